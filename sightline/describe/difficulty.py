@@ -145,7 +145,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def boundary_mask(points: Tensor, label: Tensor, offsets: Tensor, *, num_neighbours: int = _NUM_NEIGHBOURS) -> Tensor:
-    """Boundary mask (P,) bool: points with another label among their nearest neighbours in the same cloud.
+    """Compute the boundary mask (P,) bool: points with another label among the nearest neighbours in their cloud.
 
     `points` (P, 3), `label` (P,) and `offsets` (S+1,) are those of concatenated (packed) clouds.
     """

@@ -226,8 +226,8 @@ class _Column:
         page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), size=10.5, ink=_MUTED)
         page.text(edge - 10, top + 15, _shorten_text(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
 
-    def draw_box(self, page: _Page, place: int, box: FigureBox, num_samples: int) -> None:
-        top, height = self.tops[place], self.heights[place]
+    def draw_box(self, page: _Page, index: int, box: FigureBox, num_samples: int) -> None:
+        top, height = self.tops[index], self.heights[index]
         fill, line = _LOOKS[_choose_look(box)]
         node = box.node
         if node.kind != "call":

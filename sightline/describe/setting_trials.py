@@ -22,7 +22,7 @@ from sightline.engine.precision import seed_everything, set_backends
 from sightline.errors import RunError, UserError
 from sightline.schema import suggest
 
-__all__ = ["Setting", "SettingTrial", "errors_named", "parse_settings", "try_settings"]
+__all__ = ["Setting", "SettingTrial", "name_setting_in_errors", "parse_settings", "try_settings"]
 
 _NAMED_SETTINGS = {
     **{name: f"train.precision={name}" for name in ("bf16", "fp16", "float32", "float64")},
@@ -125,14 +125,14 @@ def _apply_setting(trial: SettingTrial) -> Iterator[None]:
     trial.built.job.step = 0
     try:
         torch.set_num_threads(trial.setting.threads or threads)
-        with errors_named(trial.setting):
+        with name_setting_in_errors(trial.setting):
             yield
     finally:
         torch.set_num_threads(threads)
 
 
 @contextmanager
-def errors_named(setting: Setting) -> Iterator[None]:
+def name_setting_in_errors(setting: Setting) -> Iterator[None]:
     """Context that adds the setting's name to errors."""
     try:
         yield

@@ -58,7 +58,7 @@ def build_subject(opened: OpenRun) -> DescribedRun:
                 data = _make_placeholder_data(config, info)
             built = build(config, world, is_resumed=True, data=data)
             reason = " ".join(str(error).split())
-            origin = f"random samples as {source} promises them, because the data is not there ({reason})"
+            origin = f"random samples as {source} declares them, because the data is missing ({reason})"
             return DescribedRun(built, origin, is_promised=True)
 
 

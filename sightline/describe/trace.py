@@ -102,7 +102,9 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
         try:
             forward(copied)
         except Exception as error:
-            raise RunError(f"{tracer.describe_location()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise RunError(
+                f"{tracer.describe_location()}: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
     assert tracer.nodes, "the model was not called"
     tracer.count_parameters()
     sizes = weight_sizes(model)

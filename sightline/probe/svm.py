@@ -19,7 +19,7 @@ from sightline.probe.folds import stratified_folds
 from sightline.probe.outcome import Outcome, Table, assert_fits
 from sightline.probe.threads import map_in_threads
 
-__all__ = ["SVM", "SVMPredictions", "choice_in_words"]
+__all__ = ["SVM", "SVMPredictions", "describe_choice"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
@@ -47,7 +47,7 @@ class SVMPredictions:
     has_converged: bool
 
 
-def choice_in_words(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
+def describe_choice(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
     """Describe how C is chosen; without arguments, for the metric at the end of training."""
     if len(costs) == 1:
         return f"{costs[0]:g}, given"
@@ -89,7 +89,7 @@ class SVM:
     @property
     def choice(self) -> str:
         """Description of how C is chosen."""
-        return choice_in_words(self.costs, self.num_folds)
+        return describe_choice(self.costs, self.num_folds)
 
     def __call__(self, train: Features, test: Features) -> Outcome:
         """Compute the test accuracy with the chosen C, and a table of all C."""

@@ -27,7 +27,7 @@ from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
 from sightline.studies.fine_tuning import init_override, scratch_overrides
 from sightline.studies.probe_scale import check_input_scale
 from sightline.studies.probe_table import OWN_PARTS, PARTS, comparison_rows, probe_markdown, probe_protocol, probe_rows
-from sightline.studies.published_results import ResultRow, foreign_in_words, published_names
+from sightline.studies.published_results import ResultRow, describe_foreign_data, published_names
 from sightline.studies.study_runs import StudyRun, StudySettings, UnfinishedError, train_or_read_metrics
 from sightline.training.run_configs import read_with_plugins, reread
 from sightline.training.train_run import Reporter
@@ -259,7 +259,7 @@ class ProbeSuite:
         for probed in self._opened:
             data, reason = probed.data.config.data, None
             if data.name in published_names():
-                reason = foreign_in_words(data, probed.data.test.dataset.info)
+                reason = describe_foreign_data(data, probed.data.test.dataset.info)
             if reason is not None and data.name not in names:
                 self._reporter.note(f"the data differ from the '{data.name}' of the published results: {reason}")
                 names.add(data.name)

@@ -15,12 +15,12 @@ from sightline.runs.inputs import read_inputs
 from sightline.studies.published_results import (
     Difference,
     ResultRow,
-    checkpoint_in_words,
+    describe_checkpoint,
     format_figure,
+    format_protocol_value,
     pretraining_protocol,
     protocol_differences,
     published_rows,
-    value_in_words,
 )
 
 __all__ = [
@@ -90,7 +90,7 @@ def probe_protocol(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]
         "points in the probe": probed.data.num_points,
         "neighbours in the probe": None if graph is None else graph.neighbours,
         "C": next((probe.choice for probe in probes.values() if isinstance(probe, SVM)), None),
-        "checkpoint": checkpoint_in_words(which, is_test_selected=probed.is_test_selected),
+        "checkpoint": describe_checkpoint(which, is_test_selected=probed.is_test_selected),
         "few-shot queries": next(
             (probe.queries_description for probe in probes.values() if isinstance(probe, FewShot)), None
         ),
@@ -116,7 +116,7 @@ def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> st
     lines += ["", "## Protocols", ""]
     lines += _table(
         ["", "data", *facts],
-        ([row.who, row.data, *(value_in_words(row.protocol.get(name)) for name in facts)] for row in rows),
+        ([row.who, row.data, *(format_protocol_value(row.protocol.get(name)) for name in facts)] for row in rows),
     )
     chances = [f"{row.who}, {row.data}: {_chance_in_words(row)}" for row in rows if row.chance]
     lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []

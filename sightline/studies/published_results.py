@@ -21,16 +21,16 @@ from sightline.types import ComponentConfig, DataInfo
 __all__ = [
     "Difference",
     "ResultRow",
-    "beside_published",
-    "checkpoint_in_words",
-    "foreign_in_words",
+    "compare_with_published",
+    "describe_checkpoint",
+    "describe_foreign_data",
     "format_figure",
+    "format_protocol_value",
     "pretraining_protocol",
     "protocol_differences",
     "published_names",
     "published_rows",
     "run_rows",
-    "value_in_words",
 ]
 
 _COMMAND_LINE_ENTRIES = ("arguments", "overrides", "parts config")
@@ -77,7 +77,7 @@ class Difference:
     there: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {value_in_words(self.here)} here, {value_in_words(self.there)} there"
+        return f"{self.name}: {format_protocol_value(self.here)} here, {format_protocol_value(self.there)} there"
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def published_rows(names: Iterable[str]) -> list[ResultRow]:
     ]
 
 
-def foreign_in_words(data: ComponentConfig, info: DataInfo) -> str | None:
+def describe_foreign_data(data: ComponentConfig, info: DataInfo) -> str | None:
     """Describe why a data set differs from the published one of its name; None if nothing shows a difference.
 
     Own photos may have the layout of COCO, and scans of any sensor that of SemanticKITTI: the classes, the sensor and
@@ -152,7 +152,7 @@ def format_figure(metrics: Mapping[str, float], name: str) -> str:
     return f"{unit * metrics[name]:.2f}{spread}" + ("" if end is None else f" to {unit * end:.2f}")
 
 
-def value_in_words(value: Any) -> str:
+def format_protocol_value(value: Any) -> str:
     """Format a value of a protocol; None is "not stated"."""
     return _UNSTATED if value is None else str(value)
 
@@ -164,7 +164,7 @@ def _read_table() -> Any:
 # --- a run of ours --------------------------------------------------------------------------------------------------
 
 
-def beside_published(
+def compare_with_published(
     config: RunConfig,
     part: DataSubset,
     metrics: Mapping[str, float],
@@ -178,10 +178,10 @@ def beside_published(
     Each has `who`, `source`, `metrics` (a range has two, the second with the suffix `_to`), `here` (the same metrics of
     the run), `remarks`, `protocol` and `differences`, a list of `name`, `here` and `there`. A row is compared with the
     plain, the voted or the checkpoint-averaged metrics of the run, by the nearest protocol. `tested` names the folds
-    that several runs test together. Empty for a user's own data (`foreign_in_words`).
+    that several runs test together. Empty for a user's own data (`describe_foreign_data`).
     """
     info, published = part.dataset.info, [_convert_parts_row(row) for row in published_rows([config.data.name])]
-    if published and foreign_in_words(config.data, info) is not None:
+    if published and describe_foreign_data(config.data, info) is not None:
         return []
     plain = _protocol(config, info, which=which, lineage=lineage, tested=tested)
     ours = run_rows(config, plain, metrics)
@@ -240,7 +240,7 @@ def pretraining_protocol(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     }
 
 
-def checkpoint_in_words(which: str, *, is_test_selected: bool) -> str:
+def describe_checkpoint(which: str, *, is_test_selected: bool) -> str:
     """Describe the checkpoint of metrics, and whether it was selected on the test split."""
     return f"{which}, test-selected" if is_test_selected else f"{which}, chosen without the test part"
 
@@ -250,11 +250,11 @@ def _protocol(
 ) -> dict[str, Any]:
     is_test_selected = which != "last" and config.evaluate.select == "test"
     points = preprocessing_signature(config, info)["num_points"]
-    checkpoint = {"checkpoint": checkpoint_in_words(which, is_test_selected=is_test_selected)}
+    checkpoint = {"checkpoint": describe_checkpoint(which, is_test_selected=is_test_selected)}
     if config.task.name == "contrast":
-        from sightline.probe.svm import choice_in_words  # probes are imported only for contrastive runs
+        from sightline.probe.svm import describe_choice  # probes are imported only for contrastive runs
 
-        probe = {"points in the probe": points, "C": choice_in_words()}
+        probe = {"points in the probe": points, "C": describe_choice()}
         return pretraining_protocol(config, info) | probe | checkpoint
     _, *inner = (block.name for _, block in iterate_blocks("models", config.model))
     graph = None if points is None else find_neighbour_graph(config.model, points)

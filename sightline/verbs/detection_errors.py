@@ -14,7 +14,7 @@ from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey
 from sightline.verbs.output import print_note, show_table
-from sightline.view.box_errors import best_score, draw_errors, encode_errors, worst_images
+from sightline.view.box_errors import draw_errors, encode_errors, find_best_score, find_worst_images
 
 __all__ = ["bind_error_metric", "show_errors"]
 
@@ -54,10 +54,10 @@ def show_errors(
     not_found = [(name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]]
     show_table("labels that were not found", ("labels", *names[:-1], "of"), not_found)
     errors = classify_errors(result.state, len(metric.class_names), metric.most)
-    score = best_score(errors)
+    score = find_best_score(errors)
     images = box_images(part)
     pictures = []
-    for image in worst_images(errors, score, most=_MAX_IMAGES):
+    for image in find_worst_images(errors, score, most=_MAX_IMAGES):
         index = image if order is None else int(order[image])
         pixels = part.dataset[SampleKey(index, 0, 0)]["image"].numpy()
         pictures.append(draw_errors(pixels, image, errors, score, name=images.image(index).name))

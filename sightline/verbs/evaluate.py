@@ -36,7 +36,7 @@ from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.final_probe import probe_metrics
-from sightline.studies.published_results import beside_published, foreign_in_words, published_names
+from sightline.studies.published_results import compare_with_published, describe_foreign_data, published_names
 from sightline.tasks.detect import Detect
 from sightline.types import ComponentConfig
 from sightline.verbs.common import assert_writable, write_document
@@ -190,13 +190,13 @@ def _published_rows(
     first, name = trials[0], trials[0].config.data.name
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
-    rows = beside_published(
+    rows = compare_with_published(
         first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
     )
     names = published_names()
     if name not in names:
         print_note(f"--against published: there are no published results on '{name}'; the table has {', '.join(names)}")
-    elif reason := foreign_in_words(first.config.data, first.part.dataset.info):
+    elif reason := describe_foreign_data(first.config.data, first.part.dataset.info):
         print_note(f"--against published: these data differ from the '{name}' of the published results: {reason}")
     elif not rows:
         print_note(
@@ -316,7 +316,7 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
 
 
 def _show_class_difficulty(trial: EvaluatedRun) -> dict[str, Any]:
-    """For a segmentation, print why its classes are hard, and return it as part of the document."""
+    """Print why classes of a segmentation are hard, and return this part of the document; else empty."""
     difficulty = class_difficulty(trial.evaluation, trial.part, trial.data)
     if difficulty is None:
         return {}

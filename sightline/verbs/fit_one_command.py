@@ -45,7 +45,7 @@ def fit_one(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Over-fit one sample or a few, to see if this recipe can learn at all, and find the cause if it cannot.
+    """Overfit one sample or a few, to see if this recipe can learn at all, and find the cause if it cannot.
 
     Tries the recipe's own optimiser and others, each at learning rates over four decades, in float32 and float64;
     augmentation, dropout and weight decay are off. If the recipe fails, its loss, optimiser, precision, output range

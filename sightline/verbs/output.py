@@ -105,7 +105,7 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
 
 
 def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print published rows next to a run, as `beside_published` makes them.
+    """Print published rows next to a run, as `compare_with_published` makes them.
 
     Rows of the run's own model are followed by the differences of both protocols.
     """

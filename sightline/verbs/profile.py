@@ -13,7 +13,13 @@ from sightline.config import RunConfig
 from sightline.describe.drawing import short_number
 from sightline.describe.profile_report import profile_document, sum_rows
 from sightline.describe.profiling import NUM_WARM, profile_steps, run_steps
-from sightline.describe.setting_trials import Setting, SettingTrial, errors_named, parse_settings, try_settings
+from sightline.describe.setting_trials import (
+    Setting,
+    SettingTrial,
+    name_setting_in_errors,
+    parse_settings,
+    try_settings,
+)
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
@@ -49,7 +55,7 @@ def profile(options: ProfileOptions) -> int:
     config, _ = load_config(options.config, options.overrides, options.plugins)
     configs = []
     for setting in settings:
-        with errors_named(setting):
+        with name_setting_in_errors(setting):
             configs.append(reread(options.config, _combine_overrides(options.overrides, setting)))
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         if world.size > 1:
@@ -62,7 +68,7 @@ def profile(options: ProfileOptions) -> int:
             else []
         )
         for setting, trial_config in zip(settings, configs, strict=True):
-            with errors_named(setting):
+            with name_setting_in_errors(setting):
                 trials.append(SettingTrial(setting, _build(trial_config, world, options.steps, base=built)))
         plain = run_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
         built.job.step = 0

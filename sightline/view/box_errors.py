@@ -18,7 +18,7 @@ from sightline.metrics.box_errors import KINDS, DetectionErrors
 from sightline.pictures import Picture, encode_png
 from sightline.tasks.detection_pictures import COLORS
 
-__all__ = ["best_score", "draw_errors", "encode_errors", "worst_images"]
+__all__ = ["draw_errors", "encode_errors", "find_best_score", "find_worst_images"]
 
 _COLORS: Mapping[str, Color] = {
     "found": COLORS["found"],
@@ -33,7 +33,7 @@ _COLORS: Mapping[str, Color] = {
 }
 
 
-def best_score(errors: DetectionErrors) -> float:
+def find_best_score(errors: DetectionErrors) -> float:
     """Return the score threshold with the largest F1 score; 0 if no detection is correct."""
     counts = ~errors.is_ignored
     scores, is_found = errors.groups.boxes[counts, 5], errors.is_found[counts]
@@ -43,7 +43,7 @@ def best_score(errors: DetectionErrors) -> float:
     return float(scores[order][f1.argmax()]) if num_found.any() else 0.0
 
 
-def worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
+def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
     """List the images with the most errors (wrong detections from this score on, labels not found), worst first."""
     is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
     images = np.concatenate([errors.groups.boxes[_wrong(errors, score), 0], errors.groups.labels[is_lost, 0]])

@@ -21,13 +21,13 @@ from sightline.tasks.pose import decode_joints
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.joint_figures import (
     describe_errors,
-    describe_placing,
+    describe_placement,
     describe_round_trip,
     describe_target,
-    errors_of_joints,
+    measure_joint_errors,
+    measure_placement,
+    measure_target,
     median_nearest_distance,
-    placed_figures,
-    target_figures,
     without_rounding,
 )
 from sightline.view.panels import Window, depth_panel, slices_panel, volume_panels
@@ -81,7 +81,7 @@ class DepthStages:
         """Build the stage of the predicted heat maps and joints next to the true ones, with the joint errors in mm."""
         sample = {name: batch[name][0].cpu() for name in (*self.needs, "placement")}
         joints_mm = predictions["joints_mm"][0].double().cpu()
-        figures = errors_of_joints(joints_mm, self._joints, self._visible, self._names)
+        figures = measure_joint_errors(joints_mm, self._joints, self._visible, self._names)
         placement = CubePlacement.from_rows(sample["placement"][None])
         maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
         true_figure, predicted_figure = (
@@ -125,7 +125,7 @@ class DepthStages:
         depth, camera = self._image(sample)
         points = _to_voxels(depth_points(depth, camera), placement)
         is_inside = ((points >= 0) & (points < placement.size)).all(axis=1)
-        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
         figures |= {"num_points_inside": int(is_inside.sum())}
         image = np.zeros(depth.shape, dtype=bool)
         image[depth > 0] = is_inside
@@ -134,7 +134,7 @@ class DepthStages:
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
         inside_points = points[is_inside]
         colors = (RgbColoring.from_values("depth", inside_points[:, 2]),)
-        description = f"{describe_placing(placement)}; {describe_round_trip(figures)}"
+        description = f"{describe_placement(placement)}; {describe_round_trip(figures)}"
         cloud = Stage(
             stage, inside_points, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures
         )
@@ -145,7 +145,7 @@ class DepthStages:
         values = permute_axes(sample["volume"][0].float(), placement.axes).numpy()
         volume = Volume.from_voxels(values, is_y_up=self._y_is_up)
         middles, _ = volume.cell_centres_above(_MIN_DRAWN)
-        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
         skeleton = self._in_grid(self._true_figure(sample["joints"].double()), placement)
         joint_distance = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
         figures |= {
@@ -169,7 +169,7 @@ class DepthStages:
 
     def _target_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
-        figures = target_figures(sample["heatmaps"], placement, self._joints, self._visible)
+        figures = measure_target(sample["heatmaps"], placement, self._joints, self._visible)
         joints_mm = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
         skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
         maps = self._maps(sample["heatmaps"].float(), placement)

@@ -66,7 +66,7 @@ class RawReads:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         digests = {
             str(epoch): [first, again] for epoch, first, again in zip(self.epochs, self.first, self.again, strict=True)
         }

@@ -50,7 +50,7 @@ def view_file(path: Path, *, name: str, columns: Sequence[str] | None = None, up
 
 
 def _label_colorings(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
-    """Colourings of the shown points of a scan by its label files. Raises DataError for a wrong number of labels."""
+    """Iterate over colourings of a scan by its label files. Raises DataError for a wrong number of labels."""
     num_points, num_shown = len(is_shown), int(is_shown.sum())
     sequence = path.parent.parent
     candidates = {
@@ -73,7 +73,7 @@ def _label_colorings(path: Path, is_shown: np.ndarray) -> Iterator[Coloring]:
 
 
 def _channel_colorings(channels: dict[str, np.ndarray]) -> Iterator[Coloring]:
-    """Colourings by channels, each used once: colours first, then labels, then every other channel."""
+    """Iterate over colourings by channels, each used once: colours, then labels, then all others."""
     for names in _COLORS:
         if set(names) <= channels.keys():
             yield RgbColoring("colours", _to_uint8(np.stack([channels.pop(name) for name in names], axis=1)))

@@ -15,13 +15,13 @@ from sightline.tasks.pose import decode_joints
 
 __all__ = [
     "describe_errors",
-    "describe_placing",
+    "describe_placement",
     "describe_round_trip",
     "describe_target",
-    "errors_of_joints",
+    "measure_joint_errors",
+    "measure_placement",
+    "measure_target",
     "median_nearest_distance",
-    "placed_figures",
-    "target_figures",
     "without_rounding",
 ]
 
@@ -46,7 +46,7 @@ def median_nearest_distance(joints: np.ndarray, points: np.ndarray) -> float | N
     return float(np.median([np.sqrt(((points - joint) ** 2).sum(axis=1).min()) for joint in joints]))
 
 
-def placed_figures(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+def measure_placement(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """Count the joints (J, 3) inside the cube and measure their round-trip error in mm, compared with the raw joints.
 
     Joints that are not visible are left out.
@@ -64,7 +64,7 @@ def placed_figures(placement: CubePlacement, joints: Tensor, raw: Tensor, visibl
     }
 
 
-def target_figures(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
     """Measure the error of joints decoded from heat maps (J, V, V, V) against the raw joints (J, 3), in mm and cells.
 
     Decoded by argmax, which is at most half a cell off along each axis of the grid, and by a parabola around the
@@ -98,7 +98,7 @@ def target_figures(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visi
     return figures | dict(zip(names, values, strict=True))
 
 
-def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
     """Compute the distance in mm of each decoded joint (J, 3) from the true one, by name, with mean and maximum."""
     error_mm = (found - true).norm(dim=1)
     errors_by_name = {
@@ -118,7 +118,7 @@ def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequen
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def describe_placing(placement: CubePlacement) -> str:
+def describe_placement(placement: CubePlacement) -> str:
     """Describe the position of the cube and its augmentation."""
     middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
     neutral = (placement.grid_size - placement.size) / 2

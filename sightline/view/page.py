@@ -16,7 +16,7 @@ from sightline.view.sheet import subsample
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 from sightline.view.volumes import Volume
 
-__all__ = ["MAX_PAGE_BYTES", "MAX_SHOWN", "encode_page", "shown_per_cloud"]
+__all__ = ["MAX_PAGE_BYTES", "MAX_SHOWN", "encode_page", "max_points_per_cloud"]
 
 MAX_SHOWN = 200_000
 """Default maximum of points per cloud: as many as a browser rotates smoothly without a graphics card."""
@@ -45,7 +45,7 @@ def encode_page(
     evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
     """
-    count = shown_per_cloud(subjects, most=most)
+    count = max_points_per_cloud(subjects, most=most)
     data = {
         "title": title,
         "notes": list(notes),
@@ -66,7 +66,7 @@ def encode_page(
     return page
 
 
-def shown_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
+def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
     """Return the largest number of points per cloud, up to `most`, so that all fit into `MAX_PAGE_BYTES` of base64."""
     clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 

@@ -142,7 +142,7 @@ def test_times_of_a_gpu_are_those_of_its_kernels() -> None:
 
 
 def test_a_trace_without_a_step_is_refused() -> None:
-    with pytest.raises(RunError, match="no whole step"):
+    with pytest.raises(RunError, match="no complete step"):
         compute_step_costs(ONE_STEP[1:])
 
 

@@ -114,7 +114,7 @@ def test_episodes_of_other_data_and_files_without_any_are_refused(tmp_path: Path
 
 def test_a_file_of_episodes_goes_with_nothing_else(tmp_path: Path) -> None:
     for given in ({"ways": (3,)}, {"shots": (1,)}, {"queries": 5}, {"runs": 2}, {"convention": "test"}, {"seed": 1}):
-        with pytest.raises(ConfigError, match=f"^episodes: .*, and {next(iter(given))} would change nothing"):
+        with pytest.raises(ConfigError, match=f"^episodes: .*, and {next(iter(given))} would have no effect"):
             FewShot(episodes=str(tmp_path / "any.json"), **given)  # type: ignore[arg-type]
 
 

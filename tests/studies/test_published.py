@@ -19,8 +19,8 @@ from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.models.published.published_models import MODELS
 from sightline.studies import published_results
 from sightline.studies.published_results import (
-    beside_published,
-    foreign_in_words,
+    compare_with_published,
+    describe_foreign_data,
     format_figure,
     published_names,
     published_rows,
@@ -64,7 +64,7 @@ def beside(
     clouds = None if points is None else CloudInputSpec(num_points=points, unit_sphere="promised")
     part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds, clouds=clouds)))
     read = read_config(CONFIGS / config, overrides)
-    return beside_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
+    return compare_with_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
 
 
 def named(entry: Any) -> dict[str, tuple[Any, Any]]:
@@ -170,8 +170,8 @@ def test_a_set_of_ones_own_in_a_published_layout_gets_no_rows(config: str, info:
     read = read_config(CONFIGS / f"{path}.yaml")
     figures = {"miou": 0.5, "ap": 0.3, "mr2": 0.6}
     part: Any = SimpleNamespace(dataset=SimpleNamespace(info=info))
-    found = beside_published(read, part, figures, which="last", lineage=None)
-    told = foreign_in_words(read.data, info)
+    found = compare_with_published(read, part, figures, which="last", lineage=None)
+    told = describe_foreign_data(read.data, info)
     if reason is None:
         assert (told, len(found) > 5) == (None, True)
     else:
