@@ -34,7 +34,7 @@ def built_of(name: str, *overrides: str) -> TrainingSetup:
 
 
 class Laps:
-    def lap(self, name: str) -> None:
+    def end_phase(self, name: str) -> None:
         """Not of interest here."""
 
 
@@ -182,10 +182,10 @@ CHILD = """
 import gc, json, sys
 from pathlib import Path
 from tests.describe.test_memory import Laps, built_of, held
-from sightline.pytree import leaves
-from sightline.describe.memory import bytes_of, estimate_memory, first_samples
+from sightline.pytree import tree_leaves
+from sightline.describe.memory import storage_bytes, estimate_memory, first_samples
 from sightline.engine.distributed import World
-from sightline.engine.train import optimise_once
+from sightline.engine.train import train_step
 
 def told(key):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
@@ -193,14 +193,15 @@ def told(key):
 built = built_of("pointnet", "data.num_points=512", "train.batch_size=32")
 job = built.job
 small, batch = (job.stream.reader(first_samples(job, count)) for count in (3, 32))
-optimise_once(job, job.model, [small], World(), Laps())
+train_step(job, job.model, [small], World(), Laps())
 job.optimizer.zero_grad(set_to_none=True)
 gc.collect()
 before = told("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-optimise_once(job, job.model, [batch], World(), Laps())
+train_step(job, job.model, [batch], World(), Laps())
 grown = told("VmHWM") - before
-print(json.dumps([grown + bytes_of([*held(built), *(t for _, t in leaves(batch))]), estimate_memory(built).peak_bytes]))
+resident = storage_bytes([*held(built), *(t for _, t in tree_leaves(batch))])
+print(json.dumps([grown + resident, estimate_memory(built).peak_bytes]))
 """
 
 
