@@ -207,7 +207,7 @@ class _Tracer:
             if node.parent is not None:
                 self._has_inner.add(node.parent)
             for _, tensor in tensors:
-                self._flow.set(tensor, self._from_inside(index, self._flow.get_sources(tensor)))
+                self._flow.set(tensor, self._inner_sources(index, self._flow.get_sources(tensor)))
         if node.parent is None:
             for name, tensor in tensors:
                 self._connect(
@@ -237,7 +237,7 @@ class _Tracer:
         self._connect([tensor for tensor, _ in operands], index)
         return index
 
-    def _from_inside(self, index: int, sources: Sources) -> Sources:
+    def _inner_sources(self, index: int, sources: Sources) -> Sources:
         """Return the sources of an output inside this call, and the call itself for tensors passed through."""
         if index not in self._has_inner:
             return {index: ()}

@@ -116,7 +116,7 @@ def open_data(config: RunConfig) -> ProbedData:
     normalising_transforms = _keep_normalising(config.transforms.evaluate)
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=transforms))
     if not any("image" in read_fields(transform) for transform in transforms):
-        config = dataclasses.replace(config, data=_without_views(config.data))
+        config = dataclasses.replace(config, data=_remove_views(config.data))
     train = build_part(config, "train")
     clouds = train.dataset.info.clouds
     if normalising_transforms and (clouds is None or clouds.unit_sphere == "none"):
@@ -242,7 +242,7 @@ def _makes_unit_sphere(component: ComponentConfig) -> bool:
     return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(component).builder)
 
 
-def _without_views(component: ComponentConfig) -> ComponentConfig:
+def _remove_views(component: ComponentConfig) -> ComponentConfig:
     """Remove from a data set's block the pictures that it would read or render for each cloud.
 
     Unchanged if pictures are required, or decide which clouds belong to the data set.

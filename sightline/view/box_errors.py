@@ -46,7 +46,7 @@ def find_best_score(errors: DetectionErrors) -> float:
 def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
     """List the images with the most errors (wrong detections from this score on, labels not found), worst first."""
     is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
-    images = np.concatenate([errors.groups.boxes[_wrong(errors, score), 0], errors.groups.labels[is_lost, 0]])
+    images = np.concatenate([errors.groups.boxes[_error_mask(errors, score), 0], errors.groups.labels[is_lost, 0]])
     numbers, counts = np.unique(images.astype(int), return_counts=True)
     return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
 
@@ -68,7 +68,7 @@ def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: 
     for row in lost:
         kind = "suppressed" if errors.is_suppressed[row] else "missed"
         boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
-    caption = f"{name}: {len(lost)} not found, {int(_wrong(errors, score)[rows].sum())} wrong"
+    caption = f"{name}: {len(lost)} not found, {int(_error_mask(errors, score)[rows].sum())} wrong"
     return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
 
 
@@ -111,7 +111,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     return re.sub(f"%({'|'.join(content)})%", lambda match: content[match[1]], page)
 
 
-def _wrong(errors: DetectionErrors, score: float) -> np.ndarray:
+def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:
     return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
 
 

@@ -138,7 +138,7 @@ class DepthStages:
         cloud = Stage(
             stage, inside_points, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures
         )
-        return replace(cloud, skeletons=(self._in_grid(skeleton, placement),))
+        return replace(cloud, skeletons=(self._to_grid(skeleton, placement),))
 
     def _voxel_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
@@ -146,7 +146,7 @@ class DepthStages:
         volume = Volume.from_voxels(values, is_y_up=self._y_is_up)
         middles, _ = volume.cell_centres_above(_MIN_DRAWN)
         figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
-        skeleton = self._in_grid(self._true_figure(sample["joints"].double()), placement)
+        skeleton = self._to_grid(self._true_figure(sample["joints"].double()), placement)
         joint_distance = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
         figures |= {
             "num_voxels": len(middles),
@@ -194,7 +194,7 @@ class DepthStages:
         if behind is not None:
             shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
         middles, owners = volume.cell_centres_above(_MIN_DRAWN)
-        grid_skeletons = [self._in_grid(skeleton, placement) for skeleton in skeletons]
+        grid_skeletons = [self._to_grid(skeleton, placement) for skeleton in skeletons]
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
         return Stage(
             stage,
@@ -218,7 +218,7 @@ class DepthStages:
     def _decoded_figure(self, name: str, joints: Tensor) -> JointFigure:
         return JointFigure(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
 
-    def _in_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
+    def _to_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
         return skeleton.with_joints(_to_voxels(skeleton.joints, placement))
 
 

@@ -219,7 +219,7 @@ def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: Any) -> None:
-    assert probed_data._without_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
+    assert probed_data._remove_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
 
 
 def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:
