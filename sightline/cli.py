@@ -142,9 +142,10 @@ def evaluate(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Reproduce the final metrics of a run, evaluate it on other data, or pool the runs of all folds of a data set.
+    """Evaluate a trained run.
 
-    With --data CONFIG --predictions PATH and no run, score any labels or boxes on the data and metrics of the config.
+    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set. With
+    --data CONFIG --predictions PATH and no run, scores any labels or boxes on the data and metrics of the config.
     """
     with gc_paused():
         from sightline.verbs import evaluate as verb
@@ -180,7 +181,10 @@ def check(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look for silent bugs in config, data, model and one training step, or in the files of a finished run."""
+    """Look for silent bugs in a config or run.
+
+    Checks config, data, model and one training step before a run, and the files of a finished run.
+    """
     with gc_paused():
         from sightline.verbs import check as verb
 
@@ -217,10 +221,11 @@ def describe(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Show the model of a config: modules in order of execution, shapes, parameters, cost and peak memory.
+    """Show the model of a config.
 
-    One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained. If
-    the data is missing, samples are made up from the fields of its data set, and the first line states this.
+    Prints modules in order of execution, shapes, parameters, cost and peak memory. One forward pass of a few samples is
+    traced, and two training steps on copies are measured: nothing is trained. If the data is missing, samples are made
+    up from the fields of its data set, and the first line states this.
     """
     with gc_paused():
         from sightline.verbs import describe as verb
@@ -291,10 +296,11 @@ def view(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Show samples as the data set returns them, after each transform, and with a run's predictions.
+    """Show samples after each transform.
 
-    Shows clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured
-    PLY files, VTK files of volumes, and view.html, a self-contained page in which clouds can be rotated.
+    Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
+    voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
+    view.html, a self-contained page in which clouds can be rotated.
     """
     with gc_paused():
         from sightline.verbs import view as verb
@@ -338,10 +344,11 @@ def bench(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Time implementations of the same computation against a baseline: ratios of CPU time, and peak memory.
+    """Time implementations against a baseline.
 
-    Their results are compared first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds,
-    in which all implementations take turns. An interrupted run keeps its finished rows.
+    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
+    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
+    implementations take turns. An interrupted run keeps its finished rows.
     """
     with gc_paused():
         from sightline.verbs import bench as verb
@@ -357,7 +364,10 @@ def curves(
     svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="output file [RUN/curves.svg]")] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Draw losses (with their chance level if recorded) and metrics of runs over the training steps."""
+    """Draw losses and metrics of runs as SVG.
+
+    A loss is drawn with its chance level, if the run records it.
+    """
     from sightline.verbs.output import print_note
     from sightline.view.curves import draw_runs
 
@@ -390,7 +400,10 @@ def list_components(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """List components with their arguments, defaults and sources, or the configs that come with the package."""
+    """List components, or the configs of the package.
+
+    Components are listed with their arguments, defaults and sources.
+    """
     with gc_paused():
         from sightline.verbs import show as verb
 
@@ -408,7 +421,10 @@ def copy_config(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Copy a config of the package, with the configs that it extends and the plugins that it uses."""
+    """Copy a config of the package.
+
+    The configs that it extends and the plugins that it uses are copied, too.
+    """
     from sightline.verbs.configs import copy
 
     return copy(name, to, json=json)

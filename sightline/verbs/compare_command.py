@@ -61,11 +61,12 @@ def compare(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Find the first layer in which two variants of a network differ by more than rounding explains.
+    """Find the first layer in which two variants diverge.
 
-    Weights and inputs are the same, and one thing differs. A training step is run in one variant, and every layer is
-    compared with float64 on exactly its inputs: forward, in the loss, and backward; then some optimiser steps are
-    compared. Exit code 0 if rounding explains all differences, 1 if the variants diverge.
+    That is the first layer in which they differ by more than rounding explains. Weights and inputs are the same, and
+    one thing differs. A training step is run in one variant, and every layer is compared with float64 on exactly its
+    inputs: forward, in the loss, and backward; then some optimiser steps are compared. Exit code 0 if rounding explains
+    all differences, 1 if the variants diverge.
     """
     with gc_paused():
         from sightline.verbs import compare as verb

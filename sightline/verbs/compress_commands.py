@@ -146,9 +146,10 @@ def run(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Search, fine-tune and pack: write a run directory whose weights, model.slq, fit the budget to the byte.
+    """Search, fine-tune and pack a run.
 
-    Repeat the command to resume it. The reported metrics exclude the samples that policies were evaluated on.
+    Writes a run directory whose weights, model.slq, fit the budget to the byte. Repeat the command to resume it. The
+    reported metrics exclude the samples that policies were evaluated on.
     """
     arguments, verb = dict(locals()), _import_verb()
     budget = _from_arguments(verb.Budget, arguments)
@@ -186,7 +187,10 @@ def search(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Search the bits of each layer within a budget: write policy.json, and print a table of the methods."""
+    """Search the bits of each layer within a budget.
+
+    Writes policy.json, and prints a table of the methods.
+    """
     arguments, verb = dict(locals()), _import_verb()
     budget = _from_arguments(verb.Budget, arguments)
     return verb.search(_target(arguments), budget, methods=method, out=out, json=json)
@@ -222,9 +226,9 @@ def finetune(
     device: Device = "auto",
     traceback: Traceback = False,
 ) -> int:
-    """Train a run further with the weights quantised by a policy; 'compress pack' packs the result.
+    """Train a run further with quantised weights.
 
-    Repeat the command to resume it.
+    'compress pack' packs the result. Repeat the command to resume it.
     """
     arguments, verb = dict(locals()), _import_verb()
     return verb.finetune(_target(arguments), policy, _from_arguments(verb.FineTuneOptions, arguments), out=out)
@@ -257,7 +261,10 @@ def size(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Print the size of a run's packed file without writing it, for a policy or for 1 to 8 bits in all layers."""
+    """Print the size of a run's packed file.
+
+    The file is not written. Without --policy, the sizes for 1 to 8 bits in all layers are printed.
+    """
     arguments, verb = dict(locals()), _import_verb()
     return verb.size(_target(arguments), policy, json=json)
 
@@ -285,10 +292,11 @@ def report(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Write a table of compression steps, from the float run to mixed bits, fine-tuned and distilled.
+    """Write a table of compression steps.
 
-    For comparison, the float run is trained for as long. Mix: 4 bits in all layers, 8 in the first and the last. Repeat
-    the command to resume it. Writes compression.json and compression.md into --out after every row.
+    The rows lead from the float run to mixed bits, fine-tuned and distilled. For comparison, the float run is trained
+    for as long. Mix: 4 bits in all layers, 8 in the first and the last. Repeat the command to resume it. Writes
+    compression.json and compression.md into --out after every row.
     """
     arguments, verb = dict(locals()), _import_verb()
     arguments["ratio"] = 0.1 if ratio is None and num_bytes is None else ratio

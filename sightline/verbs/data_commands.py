@@ -45,7 +45,10 @@ def prepare(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Recognise a public data set's layout, verify it, and write it in a format that is fast to read."""
+    """Prepare a public data set.
+
+    Recognises its layout, verifies it, and writes it in a format that is fast to read.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -81,10 +84,11 @@ def render(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Render views of every object into a folder that data sets read images from (data.views=DIR).
+    """Render views of every object.
 
-    Cameras are evenly spaced around the up axis; clouds become surfaces. Neither a graphics library nor a GPU is used.
-    The result has the same bits for any number of processes; repeat the command to resume it.
+    They are written to a folder that data sets read images from (data.views=DIR). Cameras are evenly spaced around the
+    up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The result has the same bits for any
+    number of processes; repeat the command to resume it.
     """
     with gc_paused():
         from sightline.verbs import data as verb
@@ -113,10 +117,11 @@ def import_views(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Import rendered pictures of other sources into a folder that data sets read images from (data.views=DIR).
+    """Import rendered pictures of other sources.
 
-    Pictures with the same name belong to the same shape, regardless of the folder of their camera set-up. Shapes
-    without pictures or without a cloud are listed.
+    They are written to a folder that data sets read images from (data.views=DIR). Pictures with the same name belong to
+    the same shape, regardless of the folder of their camera set-up. Shapes without pictures or without a cloud are
+    listed.
     """
     with gc_paused():
         from sightline.verbs import data as verb
@@ -141,7 +146,10 @@ def info(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Describe a data set (layouts, download page, licence) or a prepared folder (counts, sizes, ranges)."""
+    """Describe a data set or a prepared folder.
+
+    Prints layouts, download page and licence, or counts, points per sample and ranges.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -154,7 +162,10 @@ def verify(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Compare every file of a prepared folder with the hash that was stored when it was written."""
+    """Verify the files of a prepared folder.
+
+    Each is compared with the hash that was stored when it was written.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -181,11 +192,11 @@ def centres(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Write the reference points of all frames, predicted by a refiner, for reference: {name: file, path: FILE}.
+    """Predict the reference points of all frames.
 
-    The file has one line 'x y z' in mm, or 'invalid', for each frame of the data set's files, in their order. A refiner
-    is trained like any run. One that was trained on frames which the config tests is refused: its points would depend
-    on the tested frames.
+    Writes a file for reference: {name: file, path: FILE}, predicted by a trained refiner. The file has one line 'x y z'
+    in mm, or 'invalid', for each frame of the data set's files, in their order. A refiner is trained like any run. One
+    that was trained on frames which the config tests is refused: its points would depend on the tested frames.
     """
     with gc_paused():
         from sightline.verbs import centres as verb
@@ -211,10 +222,10 @@ def convert(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Convert box labels to another layout; labels that it cannot express are dropped, counted and printed.
+    """Convert box labels to another layout.
 
-    Images are linked to the folder that the layout requires. `conversion.json`, next to the labels, lists what was
-    dropped.
+    Labels that it cannot express are dropped, counted and printed. Images are linked to the folder that the layout
+    requires. `conversion.json`, next to the labels, lists what was dropped.
     """
     with gc_paused():
         from sightline.verbs import data as verb
@@ -251,10 +262,11 @@ def convert_weights(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Convert published weights to a run directory; no code in the file is executed.
+    """Convert published weights to a run directory.
 
-    The sizes of the model are read from the tensors. Arguments that tensors do not show (neighbours, dropout) are taken
-    from the publication and printed; key=value overrides them: model.num_neighbours=40, data.root=PATH.
+    No code in the file is executed. The sizes of the model are read from the tensors. Arguments that tensors do not
+    show (neighbours, dropout) are taken from the publication and printed; key=value overrides them:
+    model.num_neighbours=40, data.root=PATH.
     """
     with gc_paused():
         from sightline.verbs import data as verb

@@ -45,11 +45,12 @@ def fit_one(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Overfit one sample or a few, to see if this recipe can learn at all, and find the cause if it cannot.
+    """Overfit a few samples, to see if a recipe can learn.
 
-    Tries the recipe's own optimiser and others, each at learning rates over four decades, in float32 and float64;
-    augmentation, dropout and weight decay are off. If the recipe fails, its loss, optimiser, precision, output range
-    and head are tested, and one cause is named. Exit code 0 if the samples were fitted, 1 if not.
+    If it cannot, the cause is found. Tries the recipe's own optimiser and others, each at learning rates over four
+    decades, in float32 and float64; augmentation, dropout and weight decay are off. If the recipe fails, its loss,
+    optimiser, precision, output range and head are tested, and one cause is named. Exit code 0 if the samples were
+    fitted, 1 if not.
     """
     with gc_paused():
         from sightline.verbs import fit_one as verb

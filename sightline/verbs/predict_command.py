@@ -77,16 +77,16 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Predict a class per file, a class per point, joints or boxes, depending on the run's task.
+    """Predict files with a trained run.
 
-    Files are prepared like the run's training data (a mesh is sampled as by 'data prepare') and pass the run's
-    evaluation transforms once, without votes. A file that is damaged, or does not match the training data (channels,
-    scale, number of points), is refused by name, and the others are predicted. A run that classifies points reports
-    the share of each class, and writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into
-    --out; one that segments parts needs the category of the objects. A pose run predicts the joints in depth images of
-    any camera with the intrinsics camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up.
-    A detector draws its boxes on the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the
-    work failed.
+    Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
+    the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
+    without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
+    refused by name, and the others are predicted. A run that classifies points reports the share of each class, and
+    writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
+    needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
+    camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
+    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed.
     """
     with gc_paused():
         from sightline.verbs import predict as verb

@@ -54,10 +54,11 @@ def probe(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Probe a run's encoder: train a simple method on its frozen features, and compare with random weights and chance.
+    """Probe the frozen features of a run's encoder.
 
-    Features of the training and test split are extracted once, with the evaluation transforms, and cached in the run.
-    'sightline list probes' shows the arguments of the methods.
+    Trains a simple method on the features, and compares with random weights and chance. Features of the training and
+    test split are extracted once, with the evaluation transforms, and cached in the run. 'sightline list probes' shows
+    the arguments of the methods.
     """
     with gc_paused():
         from sightline.verbs import probe as verb

@@ -44,10 +44,11 @@ def profile(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Profile time and memory of training steps: data, transfer, forward, backward, optimiser, and every module.
+    """Profile time and memory of training steps.
 
-    Runs real training steps on the run's data, from new weights; no run directory is written or changed. With --try,
-    the same steps are measured under other settings.
+    Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
+    run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
+    other settings.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of blocks from before the profiler started
     with gc_paused():

@@ -40,12 +40,13 @@ def label_efficiency(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Compare training from scratch with a pre-trained run at several fractions of the labels: runs, table and plot.
+    """Compare scratch with pre-trained at label fractions.
 
-    The config fine-tunes: its init defines what is loaded from the pre-trained run. A run from scratch is the same
-    without init, frozen modules and layer decay. All labels of a fraction are used for training and nothing is
-    selected: the last weights are evaluated on the test split, once. Repeat the command to resume it; finished runs are
-    not repeated. Writes label_efficiency.json and label_efficiency.svg into --out after every run.
+    Trains all runs, and writes a table and a plot. The config fine-tunes: its init defines what is loaded from the
+    pre-trained run. A run from scratch is the same without init, frozen modules and layer decay. All labels of a
+    fraction are used for training and nothing is selected: the last weights are evaluated on the test split, once.
+    Repeat the command to resume it; finished runs are not repeated. Writes label_efficiency.json and
+    label_efficiency.svg into --out after every run.
     """
     with gc_paused():
         from sightline.verbs.studies import label_efficiency as verb

@@ -41,11 +41,12 @@ def study(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Train a grid of runs: mean and spread over seeds, paired differences with their interval, and a plot.
+    """Train and compare a grid of runs.
 
-    Runs of one seed are paired: they share initial weights and the order of samples, unless a varied setting changes
-    these. The metric is that of the last weights on the test split. Repeat the command to resume it; finished runs are
-    not repeated. Writes study.json and study.svg into --out after every run.
+    Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
+    they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
+    the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
+    study.json and study.svg into --out after every run.
     """
     with gc_paused():
         from sightline.verbs.studies import study as verb
