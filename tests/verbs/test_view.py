@@ -172,7 +172,7 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["{config}", "--columns", "x,y,z"], "view: --columns are about files"),
+        (["{config}", "--columns", "x,y,z"], "view: --columns can be used only with files"),
         (["{config}", "--checkpoint", "best"], "can be used only with a run; a config has no weights"),
         (["{config}", "--score", "0.5"], "view: --score can be used only with a run; a config has no weights"),
         (
