@@ -1,4 +1,4 @@
-"""The Python face of the package: runs that are trained or loaded from their folders, and models by their names."""
+"""Python API of the package: train runs, load them from their folders, and build models by name."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 class LoadedRun(TrainedRun):
-    """A trained run that predicts the user's own files."""
+    """Trained run that predicts the user's own files."""
 
     def predict(
         self, paths: Sequence[str | Path], *, device: str = "cpu", batch_size: int | None = None, **options: Any
     ) -> Predictions[Any]:
-        """Predictions for files, or for folders of them, as `sightline predict` makes them.
+        """Predict files, or the files of folders, as `sightline predict` does.
 
-        Files that cannot be predicted are in `refused` with their reason, all others in `predicted`, all of which are
-        held in memory: a `Prediction` each where the run classes clouds, a `SegmentPrediction` where it classes points,
-        a `JointPrediction` where it finds joints, and what its predictor makes for a task of a plugin. `options` are
-        those of the predictor: `columns` names the columns of files of clouds without names, `to_sphere` normalises
-        every cloud; for runs on points, `category` is what all files are, where the run classes parts, and
+        Files that cannot be predicted are in `refused` with their reason, all others in `predicted`, in memory: a
+        `Prediction` per file if the run classifies clouds, a `SegmentPrediction` if it classifies points, a
+        `JointPrediction` if it predicts joints; for the task of a plugin, what its predictor returns. `options` are
+        those of the predictor: `columns` names the columns of cloud files that have no names, `to_sphere` normalises
+        every cloud; for runs on points, `category` is the category of all files if the run segments parts, and
         `with_probabilities` keeps the probabilities of every class; for depth images, `frames` (an `OwnFrames`) states
-        how they are read and where in them the figure is looked for.
+        how they are read, and the region of the image in which joints are predicted.
         Raises UserError for a device that this machine lacks, ConfigError for an option that the predictor lacks.
         """
         with start_world(device=device) as world:
@@ -44,10 +44,10 @@ class LoadedRun(TrainedRun):
 
 
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:
-    """A trained run from its directory; its data set is not needed.
+    """Load a trained run from its directory; its data set is not needed.
 
-    `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
-    the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
+    `checkpoint` is `last`, `best` or a path; if the run averaged its weights (EMA), the average is loaded. `plugins`
+    are the plugin files of the run. Global random states do not change. Raises UserError for a directory that
     is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
     run = open_trained(path, checkpoint=checkpoint, plugins=plugins)
@@ -65,14 +65,14 @@ def train_run(
     device: str = "auto",
     reporter: Reporter | None = None,
 ) -> TrainResult:
-    """Train what a config file describes, or resume its run, as `sightline train` does in one process; prints nothing.
+    """Train what a config file describes, or resume its run, as `sightline train` does in one process; print nothing.
 
-    `overrides` are laid over the config ("train.epochs=10"). `out` is the run's folder, without it a new one below
-    `runs/`; `resume` is `auto`, a run directory or a checkpoint. Findings of the checks are in the result, and no run
-    is started where one is an error; `reporter` receives them, and all that the command prints, as it comes. SIGTERM
-    and SIGINT save the state and end the run, in the main thread. Global random states and torch's backends are set as
-    the run needs them. Raises ConfigError, DataError, CheckpointError or UserError for what cannot start, RunError for
-    what fails.
+    `overrides` change values of the config ("train.epochs=10"). `out` is the run's folder, by default a new one below
+    `runs/`; `resume` is `auto`, a run directory or a checkpoint. The result contains the findings of the checks; the
+    run is not started if one is an error. `reporter` receives them, and everything else that the command prints, at
+    once. SIGTERM and SIGINT save the state and end the run, in the main thread. Global random states and torch's
+    backends are set as the run needs them. Raises ConfigError, DataError, CheckpointError or UserError if the run
+    cannot start, RunError if it fails.
     """
     from sightline.training.run_configs import read_with_plugins
     from sightline.training.train_run import train_run as train

@@ -72,7 +72,8 @@ def train(
     ] = None,
     processes: Processes = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="auto|PATH", help="go on where a run stopped")
+        str | None,
+        typer.Option("--resume", metavar="auto|PATH", help="resume a run from its last checkpoint or this one"),
     ] = None,
     no_check: Annotated[bool, typer.Option("--no-check", help="skip the checks before training (recorded)")] = False,
     plugin: Plugins = None,
@@ -96,35 +97,44 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="RUN... [KEY=VALUE]...",
-            help="a run directory, or the runs of all folds of a set; then how to evaluate: evaluate.votes=10",
+            help="a run directory, or the runs of all folds of a data set; then overrides: evaluate.votes=10",
         ),
     ] = None,
     checkpoint: Checkpoint = "last",
-    data: Annotated[Path | None, typer.Option("--data", metavar="CONFIG", help="another config's data")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="CONFIG", help="evaluate on the data of this config")
+    ] = None,
     save_predictions: Annotated[
-        bool, typer.Option("--save-predictions", help="keep the labels or boxes that were scored")
+        bool, typer.Option("--save-predictions", help="save the predicted labels or boxes")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             metavar="DIR",
-            help="where --save-predictions and --errors write [RUN/predictions/<split>, RUN/errors/<split>]",
+            help="folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="PATH", help="score these files instead of a run, on the data of --data"),
+        typer.Option(
+            "--predictions", metavar="PATH", help="score these prediction files instead of a run, on the data of --data"
+        ),
     ] = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="of boxes: the kinds of errors, what each costs, and the worst images")
+        bool,
+        typer.Option("--errors", help="for boxes: kinds of errors, the AP50 that each costs, and the worst images"),
     ] = False,
     ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints that the run keeps")
+        bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints of the run")
     ] = False,
     against: Annotated[
         str | None,
-        typer.Option("--against", metavar="published", help="papers' figures on this data set, and what differs"),
+        typer.Option(
+            "--against",
+            metavar="published",
+            help="compare with published results on this data set, and list the differences",
+        ),
     ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
@@ -132,18 +142,19 @@ def evaluate(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Repeat the final metrics of a run exactly, evaluate it on other data, or pool the runs of all folds of a set.
+    """Evaluate a trained run.
 
-    With --data CONFIG --predictions PATH and no run, score anyone's labels or boxes by the config's data and metrics.
+    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set. With
+    --data CONFIG --predictions PATH and no run, scores any labels or boxes on the data and metrics of the config.
     """
     with gc_paused():
         from sightline.verbs import evaluate as verb
 
     runs, overrides = split_words(words or [])
     plugins = tuple(plugin or ())
-    kept = (save_predictions, out, ensemble, predictions, errors, against)
+    more_options = (save_predictions, out, ensemble, predictions, errors, against)
     return verb.evaluate(
-        verb.EvaluateOptions(runs, overrides, checkpoint, data, processes, plugins, device, json, *kept)
+        verb.EvaluateOptions(runs, overrides, checkpoint, data, processes, plugins, device, json, *more_options)
     )
 
 
@@ -160,15 +171,20 @@ app.command("fit-one")(fit_one)
 def check(
     config: Config,
     overrides: Overrides = None,
-    deep: Annotated[bool, typer.Option("--deep", help="hold every layer and loss against an oracle")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="warnings count as errors")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="show notes in full as well")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="compare every layer and loss with a reference implementation")
+    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="treat warnings as errors")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="print notes in full as well")] = False,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look for silent bugs before a run: in config, data, model and one step of training; of a run, in what it left."""
+    """Look for silent bugs in a config or run.
+
+    Checks config, data, model and one training step before a run, and the files of a finished run.
+    """
     with gc_paused():
         from sightline.verbs import check as verb
 
@@ -193,21 +209,23 @@ def describe(
         typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="write a drawing of the model"),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="estimate the memory for [train.batch_size]")
+        int | None,
+        typer.Option("--batch-size", metavar="N", min=1, help="batch size of the memory estimate [train.batch_size]"),
     ] = None,
     depth: Annotated[
         int | None,
-        typer.Option("--depth", metavar="N", min=1, help="calls inside calls, down to this many [all; drawing: few]"),
+        typer.Option("--depth", metavar="N", min=1, help="levels of nested modules to show [all; in the drawing: few]"),
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Show the model of a config: modules in the order in which they run, shapes, parameters, cost and peak memory.
+    """Show the model of a config.
 
-    One forward pass of a few samples is traced, and two training steps on copies are measured: nothing is trained.
-    Where the data is not there, samples are made up by the fields of its data set, and the first line states it.
+    Prints modules in order of execution, shapes, parameters, cost and peak memory. One forward pass of a few samples is
+    traced, and two training steps on copies are measured: nothing is trained. If the data is missing, samples are made
+    up from the fields of its data set, and the first line states this.
     """
     with gc_paused():
         from sightline.verbs import describe as verb
@@ -230,59 +248,66 @@ def view(
         list[str],
         typer.Argument(
             metavar="CONFIG|RUN|FILE... [KEY=VALUE]...",
-            help="a config, a run, or clouds of your own in files or folders",
+            help="a config, a run, or files or folders of your own clouds",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where pictures, clouds and the page go")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for pictures, clouds and the page")],
     split: Annotated[
-        str | None, typer.Option("--split", metavar="train|validation|test", help="which part [train; of a run: test]")
+        str | None,
+        typer.Option("--split", metavar="train|validation|test", help="split to show [train; for a run: test]"),
     ] = None,
     samples: Annotated[
-        str | None, typer.Option("--samples", metavar="0,5,NAME,...", help="which samples, by number or name")
+        str | None, typer.Option("--samples", metavar="0,5,NAME,...", help="samples to show, by number or name")
     ] = None,
-    num: Annotated[int | None, typer.Option("--num", metavar="N", min=1, help="how many, spread evenly [4]")] = None,
+    num: Annotated[
+        int | None, typer.Option("--num", metavar="N", min=1, help="number of samples, evenly spaced [4]")
+    ] = None,
     epoch: Annotated[
         int | None,
         typer.Option(
             "--epoch",
             metavar="E",
             min=0,
-            help="training samples of this epoch, and whether raw items change until then [0]",
+            help="show training samples of this epoch, and check if raw items change up to it [0]",
         ),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights of a run [last]")
+        str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="weights of the run to load [last]")
     ] = None,
     columns: Annotated[
         str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
     ] = None,
     up: Annotated[str | None, typer.Option("--up", metavar="x|y|z", help="the axis that is up in files [z]")] = None,
     hide: Annotated[
-        str | None, typer.Option("--hide", metavar="CLASS,...", help="leave these out of pictures: ceiling,wall")
+        str | None, typer.Option("--hide", metavar="CLASS,...", help="classes to leave out of pictures: ceiling,wall")
     ] = None,
     max_points: Annotated[
-        int | None, typer.Option("--max-points", metavar="N", min=1, help="of a cloud in the page [200000]")
+        int | None,
+        typer.Option("--max-points", metavar="N", min=1, help="maximum of points per cloud in the page [200000]"),
     ] = None,
     score: Annotated[
         float | None,
-        typer.Option("--score", metavar="S", min=0.0, max=1.0, help="of detections that are drawn, the least [0.3]"),
+        typer.Option(
+            "--score", metavar="S", min=0.0, max=1.0, help="minimum score of the detections that are drawn [0.3]"
+        ),
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Look at samples: as the data set gives them, after each transform, and with a run's predictions.
+    """Show samples after each transform.
 
-    Clouds, depth frames with their cubes, voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY
-    files, VTK files of volumes, and view.html, a page that turns the clouds and needs nothing else.
+    Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
+    voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
+    view.html, a self-contained page in which clouds can be rotated.
     """
     with gc_paused():
         from sightline.verbs import view as verb
 
     paths, overrides = split_words(words)
-    asked = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points, score)
-    return verb.view(verb.ViewOptions(paths, overrides, out, *asked, tuple(plugin or ()), device, json))
+    more_options = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points, score)
+    return verb.view(verb.ViewOptions(paths, overrides, out, *more_options, tuple(plugin or ()), device, json))
 
 
 @app.command()
@@ -292,30 +317,38 @@ def bench(
         typer.Argument(metavar="[SUITE]...", help="geometry, models, data, metrics, train, compress or all [all]"),
     ] = None,
     case: Annotated[
-        str | None, typer.Option("--case", metavar="PATTERN", help="only cases of this name: knn_*, models/*step*")
+        str | None,
+        typer.Option("--case", metavar="PATTERN", help="run only cases whose name matches: knn_*, models/*step*"),
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="rounds, all forms in each")] = 5,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="threads of every form")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="tiny sizes: that it runs, not how fast")] = False,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="rounds; each round times all implementations")
+    ] = 5,
+    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="threads of every implementation")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="use tiny sizes, to test that the cases run")] = False,
     grow: Annotated[
         str | None,
-        typer.Option("--grow", metavar="points|neighbours|batch|all", help="how time and memory grow, geometry models"),
+        typer.Option(
+            "--grow",
+            metavar="points|neighbours|batch|all",
+            help="measure how time and memory grow, for geometry and models",
+        ),
     ] = None,
     svg: Annotated[
         Path | None,
-        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="draw what --grow measures"),
+        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="draw the measurements of --grow"),
     ] = None,
     keep_memory: Annotated[
         bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
     ] = False,
-    lists: Annotated[bool, typer.Option("--list", help="list the cases, and run none")] = False,
+    lists: Annotated[bool, typer.Option("--list", help="list the cases without running them")] = False,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Time forms of one computation in turn, after seeing that they give the same numbers; ratios and peak memory.
+    """Time implementations against a baseline.
 
-    Ratios are of CPU time, medians of the rounds. Exit code 1 where a form gave other numbers than its baseline. An
-    interrupted run keeps the rows that it has.
+    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
+    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
+    implementations take turns. An interrupted run keeps its finished rows.
     """
     with gc_paused():
         from sightline.verbs import bench as verb
@@ -328,10 +361,13 @@ def bench(
 @app.command()
 def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories")],
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="where to draw [RUN/curves.svg]")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="output file [RUN/curves.svg]")] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Draw the losses, with the level of chance where a run records it, and the metrics of runs over their steps."""
+    """Draw losses and metrics of runs as SVG.
+
+    A loss is drawn with its chance level, if the run records it.
+    """
     from sightline.verbs.output import print_note
     from sightline.view.curves import draw_runs
 
@@ -347,7 +383,7 @@ def show(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Print the resolved config, with where every value came from."""
+    """Print the resolved config with the origin of every value."""
     with gc_paused():
         from sightline.verbs import show as verb
 
@@ -364,7 +400,10 @@ def list_components(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """List components with their arguments, defaults and sources, or the configs that come with the package."""
+    """List components, or the configs of the package.
+
+    Components are listed with their arguments, defaults and sources.
+    """
     with gc_paused():
         from sightline.verbs import show as verb
 
@@ -373,25 +412,34 @@ def list_components(
 
 @app.command("copy")
 def copy_config(
-    name: Annotated[str, typer.Argument(metavar="CONFIG", help="as 'list configs' prints it, or configs or examples")],
-    to: Annotated[Path, typer.Argument(metavar="[TO]", help="a folder, in which it has the same path [.]")] = Path(),
+    name: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a path that 'list configs' prints, or configs or examples")
+    ],
+    to: Annotated[
+        Path, typer.Argument(metavar="[TO]", help="target folder, in which it gets the same path [.]")
+    ] = Path(),
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Copy a config that comes with the package, with the configs that it builds on and the plugins that it names."""
+    """Copy a config of the package.
+
+    The configs that it extends and the plugins that it uses are copied, too.
+    """
     from sightline.verbs.configs import copy
 
     return copy(name, to, json=json)
 
 
 def main() -> None:
-    """Run the command line; users' mistakes end in one line and exit code 2, failed work in 1."""
+    """Run the command line; errors of the user exit with one line and code 2, failed work with code 1."""
     guard_streams()
-    # Read when torch is first imported: threads that wait sleep instead of spinning, which on a busy machine is a
-    # matter of a factor of two to four and on a quiet one of nothing (docs/decisions.md).
+    # Read when torch is first imported: waiting threads sleep instead of spinning, which is 2 to 4 times faster on a
+    # busy machine and makes no difference on an idle one (docs/decisions.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "RANK" in os.environ or "SLURM_PROCID" in os.environ:  # torch reads the level when it is imported
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we report a process that ends, in one line
+        os.environ.setdefault(
+            "TORCH_CPP_LOG_LEVEL", "ERROR"
+        )  # the package itself reports, in one line, a process that ends
     launcher = os.environ.get("SIGHTLINE_LAUNCHED")
     if launcher and "RANK" in os.environ:
         from sightline.engine.launcher import exit_with_parent
@@ -406,7 +454,7 @@ def main() -> None:
         from sightline.engine.failure import exit_process
         from sightline.engine.launcher import launched_world_size
 
-        with contextlib.suppress(UserError):  # variables that mean nothing were reported
+        with contextlib.suppress(UserError):  # invalid variables were reported already
             if (launched_world_size() or 1) > 1:
                 exit_process(code)
     sys.exit(code)

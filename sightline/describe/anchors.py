@@ -1,4 +1,4 @@
-"""How well the anchors of a detector cover the boxes of its training images, beside sizes fitted to these boxes."""
+"""Coverage of training boxes by a detector's anchors, compared with anchor sizes fitted to these boxes."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from sightline.types import SampleKey
 
 __all__ = ["anchor_coverage"]
 
-_MOST_IMAGES = 256
+_MAX_IMAGES = 256
 
 
 def anchor_coverage(built: TrainingSetup) -> dict[str, Any] | None:
-    """Coverage of boxes in images as training sees them, ignored ones left out; None for a run without anchors.
+    """Compute the coverage of boxes in training images, without ignored ones; None for a run without anchors.
 
-    `placed` counts the best IoU with an anchor where both lie, `sizes` that of sizes alone, around one centre; both of
-    the config's anchors and as many `fitted` ones (None of fewer different boxes), level by level `fitted_sizes`.
-    `spanned` is whether the anchors' centres reach every side of the canvas. Source: Redmon and Farhadi 2017.
+    `placed` is the best IoU with anchors at their positions, `sizes` that of sizes only, with equal centres; both for
+    the config's anchors and for as many `fitted` ones (None if there are fewer distinct boxes), whose `fitted_sizes`
+    are by level. `spanned`: the anchors' centres reach every side of the canvas. Source: Redmon and Farhadi 2017.
     """
     task, part = unwrap_distillation(built.job.task), built.data.train
     if not isinstance(task, Detect):
         return None
     images: list[tuple[Priors, Tensor]] = []
-    for index in part.evenly_spaced_indices(_MOST_IMAGES):
+    for index in part.evenly_spaced_indices(_MAX_IMAGES):
         batch = part.reader([SampleKey(int(index), 0, built.config.seed)])
         priors = task.get_priors(batch["image"])
         if priors.kind != "anchors":
             return None
         images.append((priors, batch["boxes"][~batch["is_ignored"]].to(priors.coordinates)))
-    boxes = torch.cat([own for _, own in images])
-    sizes, shapes = box_sizes(boxes), _sizes_of(priors)
+    boxes = torch.cat([image_boxes for _, image_boxes in images])
+    sizes, shapes = box_sizes(boxes), _anchor_sizes(priors)
     figures = {
         "num_images": len(images),
         "placed": prior_coverage(torch.cat([best_iou_of_boxes(*image) for image in images]), boxes),
-        "sizes": prior_coverage(_best(sizes, shapes), boxes),
+        "sizes": prior_coverage(_best_iou(sizes, shapes), boxes),
         "spanned": prior_extent(priors, height=batch["image"].shape[2], width=batch["image"].shape[3]),
         "fitted_placed": None,
         "fitted": None,
@@ -58,19 +58,20 @@ def anchor_coverage(built: TrainingSetup) -> dict[str, Any] | None:
         fitted = fit_anchor_shapes(sizes, shapes[..., 0].numel()).view_as(shapes)
         levels = [[(round(width, 1), round(height, 1)) for width, height in level] for level in fitted.tolist()]
         placed = [
-            best_iou_of_boxes(make_anchors(own.maps, own.strides, levels, grid=own.grid), at) for own, at in images
+            best_iou_of_boxes(make_anchors(p.maps, p.strides, levels, grid=p.grid), image_boxes)
+            for p, image_boxes in images
         ]
         figures["fitted_placed"] = prior_coverage(torch.cat(placed), boxes)
-        figures |= {"fitted": prior_coverage(_best(sizes, fitted), boxes), "fitted_sizes": levels}
+        figures |= {"fitted": prior_coverage(_best_iou(sizes, fitted), boxes), "fitted_sizes": levels}
     return figures
 
 
-def _sizes_of(priors: Priors) -> Tensor:
-    """Width and height (L, A, 2) of the anchors of a cell on each level."""
+def _anchor_sizes(priors: Priors) -> Tensor:
+    """Compute width and height (L, A, 2) of the anchors of one cell on each level."""
     counts = zip(priors.level_slices, priors.priors_per_cell, strict=True)
     return torch.stack([box_sizes(priors.coordinates[level][:count]) for level, count in counts])
 
 
-def _best(sizes: Tensor, shapes: Tensor) -> Tensor:
-    """The highest IoU (M,) of boxes with one of these sizes (L, A, 2)."""
+def _best_iou(sizes: Tensor, shapes: Tensor) -> Tensor:
+    """Compute the best IoU (M,) of box sizes (M, 2) with anchor sizes (L, A, 2) at equal centres."""
     return shape_overlaps(sizes, shapes.flatten(0, 1)).amax(dim=1)

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of operators, from the shapes that they were called with."""
+"""Multiply-accumulates (MACs) of operators, from the shapes of their arguments."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CountMacs", "macs_of"]
+__all__ = ["CountMacs", "count_macs"]
 
 Rule = Callable[[Sequence[Any], Any], int]
-"""From an operator's arguments and its result to multiply-accumulates."""
+"""Rule that computes multiply-accumulates from an operator's arguments and result."""
 
 
-def macs_of(operator: Any, arguments: Sequence[Any], result: Any) -> int:
-    """Multiply-accumulates of one call of an ATen operator (`torch.ops.aten.mm`); 0 for one that is not counted.
+def count_macs(operator: Any, arguments: Sequence[Any], result: Any) -> int:
+    """Count the multiply-accumulates of a call of an ATen operator (`torch.ops.aten.mm`); 0 if not counted.
 
     Counted are matrix products (einsum arrives as `bmm`, a linear layer as `addmm`), convolutions with groups and
     their transposes, and fused attention: two products of (L, E) with (E, S) and (L, S) with (S, V) per head. A bias,
@@ -28,10 +28,10 @@ def macs_of(operator: Any, arguments: Sequence[Any], result: Any) -> int:
 
 
 class CountMacs(TorchDispatchMode):
-    """Calls `add(macs)` for every counted operator that runs inside, whatever module or function it runs in.
+    """Mode that calls `add(macs)` for every counted operator that runs inside, in any module or function.
 
-    What a kernel outside of torch computes (numba, NumPy, an extension) is invisible: of a custom autograd function
-    only the matrix products of torch within it count.
+    Kernels outside torch (numba, NumPy, an extension) are not counted: of a custom autograd function only the matrix
+    products by torch are.
     """
 
     def __init__(self, add: Callable[[int], None]) -> None:
@@ -42,14 +42,14 @@ class CountMacs(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        macs = macs_of(func, args, result)
+        macs = count_macs(func, args, result)
         if macs:
             self._add(macs)
         return result
 
 
 def _product(first: int, second: int) -> Rule:
-    """A product of the arguments at these places: all entries of the first, times the columns of the second."""
+    """Make the rule of a product of two arguments, by index: entries of the first times columns of the second."""
 
     def rule(arguments: Sequence[Any], result: Any) -> int:
         left, right = arguments[first], arguments[second]
@@ -59,14 +59,14 @@ def _product(first: int, second: int) -> Rule:
 
 
 def _convolution(arguments: Sequence[Any], result: Tensor) -> int:
-    """Every entry of the weight of one filter once per output entry; transposed, once per input entry."""
+    """Count a convolution: the weights of one filter per output entry or, if transposed, per input entry."""
     values, weight, is_transposed = arguments[0], arguments[1], bool(arguments[6])
     per_entry = math.prod(weight.shape[1:])  # the weight's second axis is channels / groups in both forms
     return int((values if is_transposed else result).numel() * per_entry)
 
 
 def _attention(arguments: Sequence[Any], result: Any) -> int:
-    """(B, H, L, E) with (B, H, S, E), and the weights with (B, H, S, V)."""
+    """Count attention: products of (B, H, L, E) with (B, H, S, E), and of the weights with (B, H, S, V)."""
     query, key, value = arguments[:3]
     num_rows = math.prod(query.shape[:-1])
     return int(num_rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))

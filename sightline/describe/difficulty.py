@@ -1,5 +1,4 @@
-"""Why is a class hard? Its IoU beside how much of it was trained on, how much of it lies at boundaries, and what it is
-taken for."""
+"""Class difficulty of a segmentation: IoU, amount of training data, share at boundaries, and confusions."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from sightline.types import SampleKey
 
 __all__ = ["ClassRow", "Difficulty", "boundary_mask", "class_difficulty", "rank_correlation"]
 
-_MOST_SAMPLES = 256
+_MAX_SAMPLES = 256
 _NUM_NEIGHBOURS = 8
 _NUM_HARDEST = 5
 _NUM_CONFUSIONS = 3
@@ -28,10 +27,10 @@ _NUM_CONFUSIONS = 3
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class of scenes, or one category of objects; `trained_on` counts points, or objects.
+    """Row of one class of scenes (`trained_on` in points) or one category of objects (`trained_on` in objects).
 
-    `boundary_share` is the share of its points that have one of another label among their nearest; `confusions` are
-    the most frequent wrong predictions: label, prediction, share of the label's points.
+    `boundary_share` is the share of its points with a point of another label among their nearest neighbours;
+    `confusions` are the most frequent wrong predictions: label, prediction, share of the label's points.
     """
 
     name: str
@@ -44,10 +43,10 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What `sightline evaluate` prints of the classes of a segmentation.
+    """Difficulty of the classes of a segmentation, as `sightline evaluate` prints it.
 
     Correlations are Spearman's, of the IoU with a column, over the classes that have both; NaN below three classes.
-    `hardest` are samples with the lowest IoU; boundaries were sought in `num_surveyed` samples.
+    `hardest` are the samples with the lowest IoU; boundaries were searched in `num_surveyed` samples.
     """
 
     rows: tuple[ClassRow, ...]
@@ -58,21 +57,21 @@ class Difficulty:
     num_surveyed: int
 
     def summary(self) -> str:
-        """The correlations, in a line; empty where there are none."""
+        """Format the correlations as one line; empty if there are none."""
         count = sum(not np.isnan(row.iou) for row in self.rows)
-        found = {f"training {self.unit}": self.with_trained_on, "share at boundaries": self.with_boundary_share}
-        parts = [f"{value:+.2f} with {name}" for name, value in found.items() if not np.isnan(value)]
+        correlations = {f"training {self.unit}": self.with_trained_on, "share at boundaries": self.with_boundary_share}
+        parts = [f"{value:+.2f} with {name}" for name, value in correlations.items() if not np.isnan(value)]
         return f"rank correlation of IoU over {count} classes: {', '.join(parts)}" if parts else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; what is not a number is None."""
+        """Return plain values for JSON; NaN becomes None."""
         return {
             "classes": {
                 row.name: {
-                    "iou": _or_none(row.iou),
+                    "iou": _none_if_nan(row.iou),
                     "num_points": row.num_points,
                     "trained_on": row.trained_on,
-                    "boundary_share": _or_none(row.boundary_share),
+                    "boundary_share": _none_if_nan(row.boundary_share),
                     "confusions": [{"label": a, "answer": b, "share": share} for a, b, share in row.confusions],
                 }
                 for row in self.rows
@@ -80,33 +79,33 @@ class Difficulty:
             "trained_on_unit": self.unit,
             "hardest": [{"sample": name, "iou": iou} for name, iou in self.hardest],
             "rank_correlation_of_iou": {
-                "trained_on": _or_none(self.with_trained_on),
-                "boundary_share": _or_none(self.with_boundary_share),
+                "trained_on": _none_if_nan(self.with_trained_on),
+                "boundary_share": _none_if_nan(self.with_boundary_share),
             },
             "num_samples_surveyed": self.num_surveyed,
         }
 
 
 def class_difficulty(evaluation: Evaluation, part: DataSubset, data: Data) -> Difficulty | None:
-    """Of an evaluation of `part`; None where the metrics are not those of a segmentation.
+    """Compute the difficulty from an evaluation of `part`; None if its metrics are not those of a segmentation.
 
-    Reads up to 256 samples of the part once more, and of the training part for its points.
+    Reads up to 256 samples of the subset again and, to count points, of the training split.
     """
-    measured = next(
+    result = next(
         (m for m in evaluation.results if not m.suffix and MetricMembers.per_sample.get(m.metric.metric)), None
     )
     facts = part.dataset.info.facts
-    per_class_of = None if measured is None else MetricMembers.per_class.get(measured.metric.metric)
-    if measured is None or per_class_of is None or "class_names" not in facts:
+    compute_per_class = None if result is None else MetricMembers.per_class.get(result.metric.metric)
+    if result is None or compute_per_class is None or "class_names" not in facts:
         return None
     members = facts.get("parts_of_category")
     names = tuple(facts["category_names"] if members else facts["class_names"])
     groups = [list(parts) for parts in members] if members else [[index] for index in range(len(names))]
-    confusion = measured.state["confusion"]
-    at, of, num_surveyed = _boundaries(part, len(confusion))
-    per_class = per_class_of(measured.state)
+    confusion = result.state["confusion"]
+    boundary_counts, point_counts, num_surveyed = _count_boundaries(part, len(confusion))
+    per_class = compute_per_class(result.state)
     unit = "objects" if members else "points"
-    trained_on = _objects(data.train, len(names)) if members else _points(data.train, len(names))
+    trained_on = _count_objects(data.train, len(names)) if members else _count_points(data.train, len(names))
     class_names = tuple(facts["class_names"])
     rows = tuple(
         ClassRow(
@@ -114,15 +113,15 @@ def class_difficulty(evaluation: Evaluation, part: DataSubset, data: Data) -> Di
             iou=per_class[name]["miou" if members else "iou"],
             num_points=int(confusion[group].sum()),
             trained_on=int(trained_on[index]),
-            boundary_share=_share(at[group].sum(), of[group].sum()),
-            confusions=_confusions(confusion, group, class_names),
+            boundary_share=_divide(boundary_counts[group].sum(), point_counts[group].sum()),
+            confusions=_list_confusions(confusion, group, class_names),
         )
         for index, (name, group) in enumerate(zip(names, groups, strict=True))
     )
     ious = [row.iou for row in rows]
     return Difficulty(
         rows=rows,
-        hardest=_hardest(measured, part),
+        hardest=_find_hardest(result, part),
         with_trained_on=rank_correlation(ious, [row.trained_on for row in rows]),
         with_boundary_share=rank_correlation(ious, [row.boundary_share for row in rows]),
         unit=unit,
@@ -131,7 +130,7 @@ def class_difficulty(evaluation: Evaluation, part: DataSubset, data: Data) -> Di
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's correlation of the pairs that are numbers; NaN for fewer than three, or where one side is constant.
+    """Compute Spearman's rank correlation of the finite pairs; NaN for fewer than three or a constant side.
 
     Equal values share the mean of their ranks. Source: Spearman 1904.
     """
@@ -139,93 +138,98 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
     if pairs.shape[1] < 3:
         return float("nan")
-    ranks = np.stack([_ranks(row) for row in pairs])
+    ranks = np.stack([_compute_ranks(row) for row in pairs])
     centred = ranks - ranks.mean(axis=1, keepdims=True)
     lengths = np.linalg.norm(centred, axis=1)
     return float(centred[0] @ centred[1] / lengths.prod()) if lengths.all() else float("nan")
 
 
 def boundary_mask(points: Tensor, label: Tensor, offsets: Tensor, *, num_neighbours: int = _NUM_NEIGHBOURS) -> Tensor:
-    """Which points (P,) have a point of another label among their nearest in their own cloud: bool (P,).
+    """Compute the boundary mask (P,) bool: points with another label among the nearest neighbours in their cloud.
 
-    `points` (P, 3), `label` (P,) and `offsets` (S+1,) of clouds one after another.
+    `points` (P, 3), `label` (P,) and `offsets` (S+1,) are those of concatenated (packed) clouds.
     """
-    near = packed_nearest_neighbours(points, offsets=offsets, num_neighbours=num_neighbours)
-    return ((label[near.index] != label[:, None]) & near.is_valid).any(dim=1)
+    neighbours = packed_nearest_neighbours(points, offsets=offsets, num_neighbours=num_neighbours)
+    return ((label[neighbours.index] != label[:, None]) & neighbours.is_valid).any(dim=1)
 
 
-def _boundaries(part: DataSubset, num_classes: int) -> tuple[Tensor, Tensor, int]:
-    """Points at boundaries and points in all, per class, of samples spread over the part; and how many samples."""
-    at, of = torch.zeros(num_classes, dtype=torch.int64), torch.zeros(num_classes, dtype=torch.int64)
+def _count_boundaries(part: DataSubset, num_classes: int) -> tuple[Tensor, Tensor, int]:
+    """Count boundary points and all points per class over evenly spaced samples, and these samples."""
+    boundary_counts, point_counts = (
+        torch.zeros(num_classes, dtype=torch.int64),
+        torch.zeros(num_classes, dtype=torch.int64),
+    )
     num_surveyed = 0
-    for key in _spread(part):
+    for key in _spaced_keys(part):
         batch = part.reader([key])
         points, _, offsets = as_packed(batch["points"], None, batch.get("offsets"))
         has_pixels = batch["label"].numel() != len(points) and "whole_label" in batch
         label = batch["whole_label" if has_pixels else "label"].flatten()
-        is_class = (label >= 0) & (label < num_classes)  # not what is ignored
-        is_at = boundary_mask(points, label, offsets) & is_class
-        at += torch.bincount(label[is_at], minlength=num_classes)
-        of += torch.bincount(label[is_class], minlength=num_classes)
+        is_class = (label >= 0) & (label < num_classes)  # ignored points are excluded
+        is_boundary = boundary_mask(points, label, offsets) & is_class
+        boundary_counts += torch.bincount(label[is_boundary], minlength=num_classes)
+        point_counts += torch.bincount(label[is_class], minlength=num_classes)
         num_surveyed += 1
-    return at, of, num_surveyed
+    return boundary_counts, point_counts, num_surveyed
 
 
-def _objects(train: DataSubset, num_categories: int) -> np.ndarray:
-    """Training objects of each category."""
+def _count_objects(train: DataSubset, num_categories: int) -> np.ndarray:
+    """Count the training objects of each category."""
     strata = DataMembers.strata.get(train.dataset)
     if strata is None:
-        strata = np.array([int(train.dataset[key]["category"]) for key in _spread(train)])
+        strata = np.array([int(train.dataset[key]["category"]) for key in _spaced_keys(train)])
         return np.bincount(strata, minlength=num_categories)
     return np.bincount(np.asarray(strata)[train.indices], minlength=num_categories)
 
 
-def _points(train: DataSubset, num_classes: int) -> np.ndarray:
-    """Training points of each class, as the data set states them, else of samples spread over the part."""
+def _count_points(train: DataSubset, num_classes: int) -> np.ndarray:
+    """Count the training points of each class: from the data set's facts, else over evenly spaced samples."""
     stated = train.dataset.info.facts.get("class_counts")
     if stated is not None:
         return np.array(stated)
     counts = np.zeros(num_classes, dtype=np.int64)
-    for key in _spread(train):
+    for key in _spaced_keys(train):
         label = np.asarray(train.dataset[key]["label"]).ravel()
         counts += np.bincount(label[(label >= 0) & (label < num_classes)], minlength=num_classes)
     return counts
 
 
-def _spread(part: DataSubset) -> Iterator[SampleKey]:
-    for index in part.evenly_spaced_indices(_MOST_SAMPLES):
+def _spaced_keys(part: DataSubset) -> Iterator[SampleKey]:
+    for index in part.evenly_spaced_indices(_MAX_SAMPLES):
         yield SampleKey(int(index), 0, 0)
 
 
-def _confusions(confusion: Tensor, group: Sequence[int], names: Sequence[str]) -> tuple[tuple[str, str, float], ...]:
-    """The most frequent wrong predictions for the labels of a group."""
-    found = []
+def _list_confusions(
+    confusion: Tensor, group: Sequence[int], names: Sequence[str]
+) -> tuple[tuple[str, str, float], ...]:
+    """List the most frequent wrong predictions for the labels of a group."""
+    confusions = []
     for label in group:
         total = int(confusion[label].sum())
-        for answer, count in enumerate(confusion[label].tolist()):
-            if count and answer != label:
-                found.append((count, names[label], names[answer], count / total))
-    found.sort(key=lambda item: (-item[0], item[1], item[2]))
-    return tuple(item[1:] for item in found[:_NUM_CONFUSIONS])
+        for prediction, count in enumerate(confusion[label].tolist()):
+            if count and prediction != label:
+                confusions.append((count, names[label], names[prediction], count / total))
+    confusions.sort(key=lambda item: (-item[0], item[1], item[2]))
+    return tuple(item[1:] for item in confusions[:_NUM_CONFUSIONS])
 
 
-def _hardest(measured: MetricResult, part: DataSubset) -> tuple[tuple[str, float], ...]:
-    """The samples with the lowest IoU, the lowest first, by name where the data set has names."""
+def _find_hardest(measured: MetricResult, part: DataSubset) -> tuple[tuple[str, float], ...]:
+    """List the samples with the lowest IoU in ascending order, by name."""
     ious = measured.metric.metric.per_sample(measured.state).numpy()  # type: ignore[attr-defined]
     order = np.argsort(ious, kind="stable")  # NaN last
     worst = [int(index) for index in order[:_NUM_HARDEST] if not np.isnan(ious[index])]
     return tuple((part.sample_name(index), float(ious[index])) for index in worst)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+def _compute_ranks(values: np.ndarray) -> np.ndarray:
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum()
-    return (last - (counts - 1) / 2)[place]
+    return (last - (counts - 1) / 2)[index]
 
 
-def _share(part: Tensor, whole: Tensor) -> float:
-    return float(part / whole) if whole else float("nan")
+def _divide(part: Tensor, total: Tensor) -> float:
+    return float(part / total) if total else float("nan")
 
 
-def _or_none(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""A figure as SVG: boxes in one column in the order of execution, arrows down it, longer ways in lanes beside it."""
+"""SVG drawing of a figure: boxes in a column in order of execution, arrows, and lanes for skip connections."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LOOKS = {
     "dropout": ("#f3f4f6", "#9aa3ad"),
     "pooling": ("#f0eaf8", "#8e6cc0"),
 }
-_LOOK_OF_FAMILY = {
+_LOOKS_BY_FAMILY = {
     **dict.fromkeys(("linear", "conv", "sparse", "rnn"), "linear"),
     **dict.fromkeys(("batchnorm", "normalization", "instancenorm"), "norm"),
     **dict.fromkeys(("pooling", "adaptive", "upsampling"), "pooling"),
@@ -38,7 +38,7 @@ _LANE_INKS = ("#3b82c4", "#e07b2e", "#3fa66b", "#8e6cc0", "#b0568a", "#2a9aa0", 
 
 
 def draw(figure: Figure, *, title: str, subtitle: str, num_samples: int) -> str:
-    """The drawing, one SVG document that needs no other file; the same figure gives the same text.
+    """Draw a figure as a self-contained SVG document; the same figure gives the same text.
 
     A leading axis of `num_samples`, or a multiple of it, is written with B.
     """
@@ -52,21 +52,21 @@ def draw(figure: Figure, *, title: str, subtitle: str, num_samples: int) -> str:
             column.draw_down(page, arrow, num_samples)
     for number, source in enumerate(lanes.sources):
         column.draw_lane(page, lanes, source, _LANE_INKS[number % len(_LANE_INKS)], num_samples)
-    for place, box in enumerate(figure.boxes):
-        column.draw_box(page, place, box, num_samples)
+    for index, box in enumerate(figure.boxes):
+        column.draw_box(page, index, box, num_samples)
     width = column.right + (_STUB + lanes.count * _LANE if lanes.count else 0) + _MARGIN
     return page.document(max(width, 420), column.bottom + 40, title, subtitle)
 
 
 def show_shape(shape: Shape, num_samples: int) -> str:
-    """`B x 1024 x 64`: a leading axis that is the batch, or counts something of all its samples, in terms of B."""
+    """Format a shape as `B x 1024 x 64`; a leading axis that is a multiple of `num_samples` is written with B."""
     if not shape:
         return "one number"
-    words = [str(length) for length in shape]
+    lengths = [str(length) for length in shape]
     if num_samples > 1 and shape[0] and shape[0] % num_samples == 0:
         times = shape[0] // num_samples
-        words[0] = "B" if times == 1 else f"{times}·B"
-    return " × ".join(words)
+        lengths[0] = "B" if times == 1 else f"{times}·B"
+    return " × ".join(lengths)
 
 
 def _show_shapes(shapes: Sequence[Shape], num_samples: int) -> str:
@@ -74,7 +74,7 @@ def _show_shapes(shapes: Sequence[Shape], num_samples: int) -> str:
 
 
 def short_number(number: float) -> str:
-    """Three digits and a unit: 1.81 M."""
+    """Format a number with three digits and a unit prefix: 1.81 M."""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"
@@ -83,7 +83,7 @@ def short_number(number: float) -> str:
 
 @dataclass
 class _Page:
-    """Pieces of SVG in the order in which they are painted."""
+    """SVG elements in drawing order."""
 
     pieces: list[str] = field(default_factory=list)
 
@@ -114,13 +114,13 @@ class _Page:
         )
 
     def path(self, points: Sequence[tuple[float, float]], *, ink: str, has_head: bool) -> None:
-        """A line through these points with rounded corners, and an arrow head where it ends."""
-        words = [f"M{points[0][0]:g} {points[0][1]:g}"]
-        for before, corner, after in zip(points, points[1:], points[2:], strict=False):
-            start, end = _near(corner, before), _near(corner, after)
-            words.append(f"L{start[0]:g} {start[1]:g} Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
-        words.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
-        self.pieces.append(f"<path d='{' '.join(words)}' fill='none' stroke='{ink}' stroke-width='1.3'/>")
+        """Draw a line through these points with rounded corners and, with `has_head`, an arrow head at its end."""
+        commands = [f"M{points[0][0]:g} {points[0][1]:g}"]
+        for previous, corner, following in zip(points, points[1:], points[2:], strict=False):
+            start, end = _round_corner(corner, previous), _round_corner(corner, following)
+            commands.append(f"L{start[0]:g} {start[1]:g} Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
+        commands.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
+        self.pieces.append(f"<path d='{' '.join(commands)}' fill='none' stroke='{ink}' stroke-width='1.3'/>")
         if has_head:
             self._head(points[-2], points[-1], ink)
 
@@ -136,9 +136,9 @@ class _Page:
             f"<rect width='100%' height='100%' fill='#ffffff'/>\n{body}\n</svg>\n"
         )
 
-    def _head(self, before: tuple[float, float], tip: tuple[float, float], ink: str) -> None:
+    def _head(self, previous: tuple[float, float], tip: tuple[float, float], ink: str) -> None:
         x, y = tip
-        if before[0] == x:
+        if previous[0] == x:
             corners = f"{x:g},{y:g} {x - 3.6:g},{y - 7:g} {x + 3.6:g},{y - 7:g}"
         else:
             corners = f"{x:g},{y:g} {x + 7:g},{y - 3.2:g} {x + 7:g},{y + 3.2:g}"
@@ -149,31 +149,31 @@ _LEGEND = "B: samples in a batch. In a box, right: parameters, multiply-accumula
 
 
 class _Lanes:
-    """Which vertical lane each source with far targets has: no two that overlap share one, short ways are inside."""
+    """Assignment of vertical lanes to sources with far targets: overlapping ones differ, short ones are inside."""
 
     def __init__(self, arrows: Sequence[Arrow]) -> None:
         far = [arrow for arrow in arrows if arrow.target != arrow.source + 1]
-        self.arrows_of: dict[int, list[Arrow]] = {}
+        self.arrows_by_source: dict[int, list[Arrow]] = {}
         for arrow in far:
-            self.arrows_of.setdefault(arrow.source, []).append(arrow)
-        self.sources = sorted(self.arrows_of)
-        self.lane_of: dict[int, int] = {}
-        taken: list[list[tuple[int, int]]] = []
+            self.arrows_by_source.setdefault(arrow.source, []).append(arrow)
+        self.sources = sorted(self.arrows_by_source)
+        self.lane_by_source: dict[int, int] = {}
+        lanes: list[list[tuple[int, int]]] = []
         for source in sorted(self.sources, key=lambda source: (self._end(source) - source, source)):
             span = (source, self._end(source))
-            lane = next((n for n, spans in enumerate(taken) if not any(_overlap(span, s) for s in spans)), len(taken))
-            if lane == len(taken):
-                taken.append([])
-            taken[lane].append(span)
-            self.lane_of[source] = lane
-        self.count = len(taken)
+            lane = next((n for n, spans in enumerate(lanes) if not any(_overlap(span, s) for s in spans)), len(lanes))
+            if lane == len(lanes):
+                lanes.append([])
+            lanes[lane].append(span)
+            self.lane_by_source[source] = lane
+        self.count = len(lanes)
 
     def _end(self, source: int) -> int:
-        return max(arrow.target for arrow in self.arrows_of[source])
+        return max(arrow.target for arrow in self.arrows_by_source[source])
 
 
 class _Column:
-    """Where everything stands."""
+    """Layout of the column: positions of boxes and frames."""
 
     def __init__(self, figure: Figure) -> None:
         self.figure = figure
@@ -183,52 +183,52 @@ class _Column:
                 self.entering.setdefault(arrow.target, []).append(arrow.source)
         for sources in self.entering.values():
             sources.sort(reverse=True)
-        self._most_frames = max((len(box.frames) for box in figure.boxes), default=0)
-        self.left = _MARGIN + self._most_frames * _INSET
+        self._max_frames = max((len(box.frames) for box in figure.boxes), default=0)
+        self.left = _MARGIN + self._max_frames * _INSET
         self.middle = self.left + _WIDTH / 2
-        self.right = self.left + _WIDTH + self._most_frames * _INSET
+        self.right = self.left + _WIDTH + self._max_frames * _INSET
         self.tops: list[float] = []
-        self.heights = [self._height(place, box) for place, box in enumerate(figure.boxes)]
+        self.heights = [self._height(index, box) for index, box in enumerate(figure.boxes)]
         self._frame_top: dict[int, float] = {}
         self._frame_bottom: dict[int, float] = {}
-        self._place()
+        self._compute_positions()
 
-    def _place(self) -> None:
-        y, around = float(_HEAD), tuple[int, ...]()
+    def _compute_positions(self) -> None:
+        y, open_frames = float(_HEAD), tuple[int, ...]()
         joined = {(arrow.source, arrow.target) for arrow in self.figure.arrows}
-        for place, box in enumerate(self.figure.boxes):
-            for frame in reversed([frame for frame in around if frame not in box.frames]):
+        for index, box in enumerate(self.figure.boxes):
+            for frame in reversed([frame for frame in open_frames if frame not in box.frames]):
                 y += _FRAME_END
                 self._frame_bottom[frame] = y
-            if place:
-                y += _GAP if (place - 1, place) in joined else _GAP / 2
-            for frame in [frame for frame in box.frames if frame not in around]:
+            if index:
+                y += _GAP if (index - 1, index) in joined else _GAP / 2
+            for frame in [frame for frame in box.frames if frame not in open_frames]:
                 self._frame_top[frame] = y
                 y += _TITLE_PX
             self.tops.append(y)
-            y += self.heights[place]
-            around = box.frames
-        for frame in reversed(around):
+            y += self.heights[index]
+            open_frames = box.frames
+        for frame in reversed(open_frames):
             y += _FRAME_END
             self._frame_bottom[frame] = y
         self.bottom = y
 
     def draw_frame(self, page: _Page, frame: int, node: Node) -> None:
-        around = next(box.frames for box in self.figure.boxes if frame in box.frames)
-        level = around.index(frame)
-        spread = (self._most_frames - level) * _INSET
+        frames = next(box.frames for box in self.figure.boxes if frame in box.frames)
+        level = frames.index(frame)
+        spread = (self._max_frames - level) * _INSET
         top = self._frame_top[frame]
         height = self._frame_bottom[frame] - top
         page.rectangle(
             self.left - spread, top, _WIDTH + 2 * spread, height, radius=10, fill="#fafbfd", line=_FRAME, dash="4 3"
         )
-        path, edge = self._path(node, around[:level]), self.left + _WIDTH + spread
-        page.text(self.left - spread + 10, top + 15, _cut(path, 28), size=10.5, ink=_MUTED)
-        page.text(edge - 10, top + 15, _cut(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
+        path, edge = self._path(node, frames[:level]), self.left + _WIDTH + spread
+        page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), size=10.5, ink=_MUTED)
+        page.text(edge - 10, top + 15, _shorten_text(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
 
-    def draw_box(self, page: _Page, place: int, box: FigureBox, num_samples: int) -> None:
-        top, height = self.tops[place], self.heights[place]
-        fill, line = _LOOKS[_look(box)]
+    def draw_box(self, page: _Page, index: int, box: FigureBox, num_samples: int) -> None:
+        top, height = self.tops[index], self.heights[index]
+        fill, line = _LOOKS[_choose_look(box)]
         node = box.node
         if node.kind != "call":
             width = self._width(box)
@@ -244,22 +244,22 @@ class _Column:
 
     def _write(self, page: _Page, box: FigureBox, top: float, height: float, num_samples: int) -> None:
         node, left, right = box.node, self.left + 12, self.left + _WIDTH - 12
-        name = _cut(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
+        name = _shorten_text(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
         path = self._path(node, box.frames)
         if box.times > 1:
             path += f" … {self._short(box.last_path, box.frames)}"
         if not _is_tall(box):
             page.text(left, top + height / 2 + 4, name, size=12)
-            page.text(right, top + height / 2 + 4, _cut(path, 24), size=10, ink=_MUTED, anchor="end")
+            page.text(right, top + height / 2 + 4, _shorten_text(path, 24), size=10, ink=_MUTED, anchor="end")
             return
-        middle, each = top + height / 2, " each" if box.times > 1 else ""
+        middle, suffix = top + height / 2, " each" if box.times > 1 else ""
         page.text(left, middle - 3, name, size=13, bold=True)
-        page.text(left, middle + 13, _cut(path, 32), size=10.5, ink=_MUTED)
+        page.text(left, middle + 13, _shorten_text(path, 32), size=10.5, ink=_MUTED)
         if box.parameters or node.shared:
             counted = short_number(box.parameters) if box.parameters else "shared"
-            page.text(right, middle - 3, counted + each, size=11, anchor="end")
+            page.text(right, middle - 3, counted + suffix, size=11, anchor="end")
         if box.macs:
-            macs = f"{short_number(box.macs / num_samples)} MAC{each}"
+            macs = f"{short_number(box.macs / num_samples)} MAC{suffix}"
             page.text(right, middle + 13, macs, size=10, ink=_MUTED, anchor="end")
 
     def draw_down(self, page: _Page, arrow: Arrow, num_samples: int) -> None:
@@ -267,7 +267,7 @@ class _Column:
         end -= 6 if self.figure.boxes[arrow.target].times > 1 else 0
         page.path([(self.middle, start), (self.middle, end)], ink=_LINE, has_head=True)
         if self.figure.boxes[arrow.source].node.kind == "input" and not arrow.through:
-            return  # its shape stands in the box
+            return  # its shape is in the box
         closed = sum(f not in self.figure.boxes[arrow.target].frames for f in self.figure.boxes[arrow.source].frames)
         text = _show_shapes(arrow.shapes, num_samples)
         if arrow.through:
@@ -275,12 +275,12 @@ class _Column:
         page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, size=10.5, ink=_MUTED)
 
     def draw_lane(self, page: _Page, lanes: _Lanes, source: int, ink: str, num_samples: int) -> None:
-        """One way out of the source, down its lane, and into every far target."""
-        x = self.right + _STUB - 10 + lanes.lane_of[source] * _LANE
+        """Draw the arrows from a source through its lane to all its far targets."""
+        x = self.right + _STUB - 10 + lanes.lane_by_source[source] * _LANE
         box = self.figure.boxes[source]
         start_y = self.tops[source] + self.heights[source] - 8
         start_x = self.middle + self._width(box) / 2
-        arrows = sorted(lanes.arrows_of[source], key=lambda arrow: arrow.target)
+        arrows = sorted(lanes.arrows_by_source[source], key=lambda arrow: arrow.target)
         for arrow in arrows:
             entries = self.entering[arrow.target]
             step = self.heights[arrow.target] / (len(entries) + 1)
@@ -298,16 +298,16 @@ class _Column:
         return f"{short} (call {node.call})" if node.call > 1 else short
 
     def _short(self, path: str, frames: tuple[int, ...]) -> str:
-        """A path without what the innermost frame around it shows already, but for a number's own name: `head.0`."""
+        """Shorten a path relative to its innermost frame; a leading index keeps its parent's name: `head.0`."""
         if not frames:
             return path
-        around = self.figure.frames[frames[-1]].path
-        short = path.removeprefix(f"{around}.")
-        return f"{around.rpartition('.')[2]}.{short}" if short != path and short[0].isdigit() else short
+        frame_path = self.figure.frames[frames[-1]].path
+        short = path.removeprefix(f"{frame_path}.")
+        return f"{frame_path.rpartition('.')[2]}.{short}" if short != path and short[0].isdigit() else short
 
-    def _height(self, place: int, box: FigureBox) -> float:
-        least = 46 if box.node.kind == "call" and _is_tall(box) else 27
-        return max(least, 10 * (len(self.entering.get(place, ())) + 1))
+    def _height(self, index: int, box: FigureBox) -> float:
+        min_height = 46 if box.node.kind == "call" and _is_tall(box) else 27
+        return max(min_height, 10 * (len(self.entering.get(index, ())) + 1))
 
     def _width(self, box: FigureBox) -> float:
         if box.node.kind == "call":
@@ -318,26 +318,26 @@ class _Column:
 
 
 def _is_tall(box: FigureBox) -> bool:
-    return bool(box.parameters or box.macs or box.node.shared or box.times > 1) or _look(box) == "block"
+    return bool(box.parameters or box.macs or box.node.shared or box.times > 1) or _choose_look(box) == "block"
 
 
-def _look(box: FigureBox) -> str:
+def _choose_look(box: FigureBox) -> str:
     if box.node.kind != "call":
         return box.node.kind
-    look = _LOOK_OF_FAMILY.get(box.node.family, "block")
-    return "block" if look == "activation" and box.macs else look  # attention stands among the activations of torch
+    look = _LOOKS_BY_FAMILY.get(box.node.family, "block")
+    return "block" if look == "activation" and box.macs else look  # torch files attention under activations
 
 
-def _cut(text: str, length: int) -> str:
+def _shorten_text(text: str, length: int) -> str:
     return text if len(text) <= length else f"…{text[1 - length :]}"
 
 
-def _near(corner: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
-    """The point up to 6 px from a corner towards another point, on a line along an axis."""
-    away = (other[0] - corner[0], other[1] - corner[1])
-    length = max(abs(away[0]), abs(away[1]), 1e-9)
+def _round_corner(corner: tuple[float, float], towards: tuple[float, float]) -> tuple[float, float]:
+    """Return the point up to 6 px from a corner towards another point on the same axis."""
+    direction = (towards[0] - corner[0], towards[1] - corner[1])
+    length = max(abs(direction[0]), abs(direction[1]), 1e-9)
     reach = min(6.0, length / 2)
-    return corner[0] + away[0] / length * reach, corner[1] + away[1] / length * reach
+    return corner[0] + direction[0] / length * reach, corner[1] + direction[1] / length * reach
 
 
 def _overlap(first: tuple[int, int], second: tuple[int, int]) -> bool:

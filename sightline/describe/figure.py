@@ -1,4 +1,4 @@
-"""What a drawing of a trace shows: which calls as boxes, which as frames around others, and the arrows between them."""
+"""Figure of a trace: module calls as boxes or as frames around others, and arrows between boxes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 from sightline.describe.trace import Edge, Node, Shape, Trace
 
-__all__ = ["Arrow", "Figure", "FigureBox", "figure_of"]
+__all__ = ["Arrow", "Figure", "FigureBox", "build_figure"]
 
-_MOST_BOXES = 24
-"""Boxes that still make one drawing, where the depth is not given."""
+_MAX_BOXES = 24
+"""Maximum number of boxes of a drawing without a given depth."""
 
-_MOST_SHAPES = 2
+_MAX_SHAPES = 2
 
 
 @dataclass(frozen=True)
 class FigureBox:
-    """One thing drawn: a call, an input, a join or an output; `frames` are the calls around it, outermost first.
+    """Box of the figure: a call, an input, a join or an output; `frames` are the calls around it, outermost first.
 
-    `times` is how many equal calls in a row it represents, `last_path` the path of the last of them. `parameters` and
-    `macs` are those of everything inside, of one of them and of one batch.
+    It represents `times` equal calls in a row, the last with the path `last_path`. `parameters` and `macs` are those of
+    everything inside one of them, for one batch.
     """
 
     node: Node
@@ -34,7 +34,7 @@ class FigureBox:
 
 @dataclass(frozen=True)
 class Arrow:
-    """Tensors from one box to another (places in `Figure.boxes`), as they arrive, and functions on the way."""
+    """Arrow between two boxes (indices into `Figure.boxes`): shapes at the target, and functions passed."""
 
     source: int
     target: int
@@ -44,45 +44,45 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Figure:
-    """Boxes in the order of execution, the arrows between them, and the calls that are frames (places in a trace)."""
+    """Figure: boxes in order of execution, arrows between them, and calls drawn as frames (by index in the trace)."""
 
     boxes: tuple[FigureBox, ...]
     arrows: tuple[Arrow, ...]
     frames: dict[int, Node]
 
 
-def figure_of(trace: Trace, *, depth: int | None = None) -> Figure:
-    """What to draw of a trace: calls down to `depth` (1 is those that the model's own forward makes).
+def build_figure(trace: Trace, *, depth: int | None = None) -> Figure:
+    """Build the figure of a trace, with calls down to `depth` (1: those of the model's own forward).
 
-    Without `depth`, calls are opened level by level while the boxes stay few. What a reader takes for one step stays
-    closed: a call around one other, and one in which a single call multiplies. Equal calls in a row, each fed by the
-    one before alone, are one box.
+    Without `depth`, calls are expanded level by level while there are few boxes. Calls that readers regard as one step
+    stay closed: those with one inner call, or with a single inner call that multiplies. Equal calls in a row, each with
+    only the previous one as input, are one box.
     """
     tree = _Tree(trace)
-    opened = tree.opened_to(depth) if depth is not None else tree.opened_by_itself()
-    places, boxes = tree.boxes(opened)
-    shown = {index: number for number, index in enumerate(places)}
+    opened = tree.expand_to_depth(depth) if depth is not None else tree.expand_automatically()
+    indices, boxes = tree.boxes(opened)
+    shown = {index: number for number, index in enumerate(indices)}
     edges: dict[tuple[int, int], list[Edge]] = {}
     for edge in trace.edges:
         source, target = tree.source_box(edge, opened, shown), tree.target_box(edge, opened, shown)
         if source is not None and target is not None and source < target:
             edges.setdefault((source, target), []).append(edge)
-    arrows = [_arrow(source, target, along) for (source, target), along in edges.items()]
-    folded_boxes, folded_arrows = _folded(boxes, arrows)
+    arrows = [_make_arrow(source, target, box_edges) for (source, target), box_edges in edges.items()]
+    folded_boxes, folded_arrows = _merge_equal_boxes(boxes, arrows)
     used = {frame for box in folded_boxes for frame in box.frames}
     return Figure(tuple(folded_boxes), tuple(folded_arrows), {index: trace.nodes[index] for index in sorted(used)})
 
 
-def _arrow(source: int, target: int, edges: list[Edge]) -> Arrow:
-    """The arrow for these edges: those into the first call that they reach, indices left out where there are values."""
+def _make_arrow(source: int, target: int, edges: list[Edge]) -> Arrow:
+    """Make the arrow of these edges, from those into their first target; without indices if there are values."""
     first = [edge for edge in edges if edge.target == edges[0].target]
     shown = [edge for edge in first if edge.is_real] or first
     shapes = tuple(dict.fromkeys(edge.shape for edge in shown))
-    return Arrow(source, target, shapes[:_MOST_SHAPES], shown[0].through)
+    return Arrow(source, target, shapes[:_MAX_SHAPES], shown[0].through)
 
 
 class _Tree:
-    """A trace as a tree of calls."""
+    """Tree of the calls of a trace."""
 
     def __init__(self, trace: Trace) -> None:
         self.nodes = trace.nodes
@@ -100,10 +100,10 @@ class _Tree:
                 totals[parent] += totals[index]
         self.roots = [index for index, node in enumerate(self.nodes) if node.parent is None]
 
-    def opened_to(self, depth: int) -> set[int]:
+    def expand_to_depth(self, depth: int) -> set[int]:
         return {i for i, node in enumerate(self.nodes) if node.depth < depth and self._has_calls(i)}
 
-    def opened_by_itself(self) -> set[int]:
+    def expand_automatically(self) -> set[int]:
         opened = {index for index in self.roots if self._has_calls(index)}
         while True:
             level = {
@@ -112,12 +112,12 @@ class _Tree:
                 for child in self.children[index]
                 if child not in opened and self.layers[child] > 1 and self._is_worth_opening(child)
             }
-            if not level or len(self.visible(opened | level)) > _MOST_BOXES:
+            if not level or len(self.visible(opened | level)) > _MAX_BOXES:
                 return opened
             opened |= level
 
     def visible(self, opened: set[int]) -> list[int]:
-        """The nodes that are boxes, in order."""
+        """List the nodes that are boxes, in order."""
 
         def walk(index: int) -> list[int]:
             if index not in opened:
@@ -127,21 +127,21 @@ class _Tree:
         return [inner for root in self.roots for inner in walk(root)]
 
     def boxes(self, opened: set[int]) -> tuple[list[int], list[FigureBox]]:
-        places = self.visible(opened)
+        indices = self.visible(opened)
         boxes = [
             FigureBox(
                 self.nodes[index],
-                tuple(frame for frame in self._around(index) if self.nodes[frame].parent is not None),
+                tuple(frame for frame in self._parents(index) if self.nodes[frame].parent is not None),
                 self.parameters[index],
                 self.macs[index],
                 tuple(shape for _, shape in self.nodes[index].outputs),
             )
-            for index in places
+            for index in indices
         ]
-        return places, boxes
+        return indices, boxes
 
     def source_box(self, edge: Edge, opened: set[int], shown: dict[int, int]) -> int | None:
-        """The box that an arrow leaves; of an open call through which a tensor merely passes, the last box in it."""
+        """Find the source box of an edge; for a tensor passed through an expanded call, the last box in it."""
         index: int = edge.source
         while index in opened:
             if not self.children[index]:
@@ -150,7 +150,7 @@ class _Tree:
         return self._box(index, shown)
 
     def target_box(self, edge: Edge, opened: set[int], shown: dict[int, int]) -> int | None:
-        """The box that an arrow enters; none for an open call, since the boxes inside it have arrows of their own."""
+        """Find the target box of an edge; None for an expanded call, whose inner boxes have their own arrows."""
         return None if edge.target in opened else self._box(edge.target, shown)
 
     def _box(self, index: int | None, shown: dict[int, int]) -> int | None:
@@ -158,16 +158,16 @@ class _Tree:
             index = self.nodes[index].parent
         return None if index is None else shown[index]
 
-    def _around(self, index: int) -> list[int]:
-        around: list[int] = []
+    def _parents(self, index: int) -> list[int]:
+        parents: list[int] = []
         parent = self.nodes[index].parent
         while parent is not None:
-            around.insert(0, parent)
+            parents.insert(0, parent)
             parent = self.nodes[parent].parent
-        return around
+        return parents
 
     def _is_worth_opening(self, index: int) -> bool:
-        """Several calls inside, or any where this one is all that its caller calls."""
+        """Return True for several inner calls, or for any if this is its caller's only call."""
         parent = self.nodes[index].parent
         is_only_one = parent is not None and len(self._calls(parent)) == 1
         return len(self._calls(index)) >= (1 if is_only_one else 2)
@@ -179,31 +179,31 @@ class _Tree:
         return [child for child in self.children[index] if self.nodes[child].kind == "call"]
 
 
-def _folded(boxes: Sequence[FigureBox], arrows: Sequence[Arrow]) -> tuple[list[FigureBox], list[Arrow]]:
-    """Runs of equal boxes as one each."""
+def _merge_equal_boxes(boxes: Sequence[FigureBox], arrows: Sequence[Arrow]) -> tuple[list[FigureBox], list[Arrow]]:
+    """Merge runs of equal boxes into one box each."""
     leaving: dict[int, list[int]] = {}
     entering: dict[int, list[int]] = {}
     for arrow in arrows:
         leaving.setdefault(arrow.source, []).append(arrow.target)
         entering.setdefault(arrow.target, []).append(arrow.source)
-    kept: list[FigureBox] = []
-    place_of: list[int] = []
-    for place, box in enumerate(boxes):
-        is_chained = place > 0 and leaving.get(place - 1) == [place] and entering.get(place) == [place - 1]
-        if is_chained and _is_alike(boxes[place - 1], box):
-            kept[-1] = replace(kept[-1], times=kept[-1].times + 1, last_path=box.node.path)
+    merged: list[FigureBox] = []
+    merged_index: list[int] = []
+    for index, box in enumerate(boxes):
+        is_chained = index > 0 and leaving.get(index - 1) == [index] and entering.get(index) == [index - 1]
+        if is_chained and _is_alike(boxes[index - 1], box):
+            merged[-1] = replace(merged[-1], times=merged[-1].times + 1, last_path=box.node.path)
         else:
-            kept.append(box)
-        place_of.append(len(kept) - 1)
-    moved = [replace(a, source=place_of[a.source], target=place_of[a.target]) for a in arrows]
-    return kept, [arrow for arrow in moved if arrow.source != arrow.target]
+            merged.append(box)
+        merged_index.append(len(merged) - 1)
+    merged_arrows = [replace(a, source=merged_index[a.source], target=merged_index[a.target]) for a in arrows]
+    return merged, [arrow for arrow in merged_arrows if arrow.source != arrow.target]
 
 
 def _is_alike(first: FigureBox, second: FigureBox) -> bool:
-    return first.node.kind == "call" and _looks(first) == _looks(second)
+    return first.node.kind == "call" and _appearance(first) == _appearance(second)
 
 
-def _looks(box: FigureBox) -> tuple[object, ...]:
+def _appearance(box: FigureBox) -> tuple[object, ...]:
     node = box.node
     shapes = tuple(shape for _, shape in node.inputs)
     return (node.kind, node.class_name, shapes, box.outputs, box.parameters, box.macs, box.frames, node.shared)

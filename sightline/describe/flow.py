@@ -1,4 +1,4 @@
-"""Where tensors come from: which module calls, inputs and joins a tensor was made of, through any functions."""
+"""Tensor provenance: the module calls, inputs and joins that produced each tensor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sightline.pytree import tree_leaves
 __all__ = ["FunctionRecorder", "Sources", "TensorProvenance"]
 
 Sources = dict[int, tuple[str, ...]]
-"""The nodes that a tensor comes from, and for each the functions on the way that a reader would name."""
+"""Source nodes of a tensor, and for each the notable functions that were applied since."""
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 _JOINS = {
     **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack"), "concat"),
     **dict.fromkeys(("add", "radd", "iadd"), "+"),
@@ -27,69 +27,69 @@ _JOINS = {
     **dict.fromkeys(("stack", "maximum", "minimum", "where", "lerp"), ""),
     "scaled_dot_product_attention": "attention",
 }
-"""Functions that make one tensor of several; the word or sign for each, or nothing where its own name is."""
+"""Functions that join several tensors, with their label; empty: the function's own name."""
 _NAMED = frozenset(
     "max amax min amin mean sum softmax log_softmax relu leaky_relu gelu silu elu tanh sigmoid normalize topk "
     "interpolate dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool1d "
     "adaptive_avg_pool1d adaptive_max_pool2d adaptive_avg_pool2d segment_reduce scatter_reduce cumsum norm".split()
 )
-"""Functions of one tensor that are named beside an arrow; reshapes, casts and the like are not."""
+"""Functions of one tensor that are named at an arrow, unlike reshapes, casts and the like."""
 
 
 class TensorProvenance:
-    """The sources of every tensor that lives. `join(name, operands)` makes a node and returns its number.
+    """Sources of all live tensors. `join(name, operands)` makes a node and returns its index.
 
-    A tensor that comes out of a kernel outside of torch is found through the autograd graph where it needs a gradient.
+    Results of kernels outside torch are traced through the autograd graph, if they require gradients.
     """
 
     def __init__(self, join: Callable[[str, list[tuple[Tensor, Sources]]], int]) -> None:
         self._sources: Any = WeakTensorKeyDictionary()
-        self._of_gradient: dict[Any, Sources] = {}
+        self._by_gradient: dict[Any, Sources] = {}
         self._join = join
 
     def get_sources(self, tensor: Tensor) -> Sources:
-        """The sources of a tensor; empty for parameters, constants and what torch did not see being made."""
-        known = self._sources.get(tensor)
-        if known is not None:
-            return dict(known)
-        return self._of_history(tensor.grad_fn)
+        """Return the sources of a tensor; empty for parameters, constants and tensors that were made unseen."""
+        sources = self._sources.get(tensor)
+        if sources is not None:
+            return dict(sources)
+        return self._search_graph(tensor.grad_fn)
 
     def set(self, tensor: Tensor, sources: Sources) -> None:
         self._sources[tensor] = sources
         if tensor.grad_fn is not None:
-            self._of_gradient[tensor.grad_fn] = sources
+            self._by_gradient[tensor.grad_fn] = sources
 
-    def passed(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
-        """A function made `results` of `operands`."""
-        given = [(tensor, sources) for tensor in operands if tensor.numel() and (sources := self.get_sources(tensor))]
-        if not given or not results:
+    def add_call(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
+        """Record that a function computed `results` from `operands`."""
+        sourced = [(tensor, sources) for tensor in operands if tensor.numel() and (sources := self.get_sources(tensor))]
+        if not sourced or not results:
             return
-        merged = _merged([sources for _, sources in given])
+        merged = _merge_sources([sources for _, sources in sourced])
         joined = _JOINS.get(name)
-        if joined is not None and len({frozenset(sources) for _, sources in given}) > 1:
-            merged = {self._join(joined or name, given): ()}
+        if joined is not None and len({frozenset(sources) for _, sources in sourced}) > 1:
+            merged = {self._join(joined or name, sourced): ()}
         elif name in _NAMED:
-            merged = {source: _extended(words, name) for source, words in merged.items()}
+            merged = {source: _append_function(functions, name) for source, functions in merged.items()}
         for tensor in results:
             self.set(tensor, merged)
 
-    def _of_history(self, node: Any) -> Sources:
-        found: list[Sources] = []
+    def _search_graph(self, node: Any) -> Sources:
+        histories: list[Sources] = []
         waiting, visited = [node], set()
         while waiting:
             node = waiting.pop()
             if node is None or node in visited:
                 continue
             visited.add(node)
-            if node in self._of_gradient:
-                found.append(self._of_gradient[node])
+            if node in self._by_gradient:
+                histories.append(self._by_gradient[node])
             else:
-                waiting += [before for before, _ in node.next_functions]
-        return _merged(found)
+                waiting += [previous for previous, _ in node.next_functions]
+        return _merge_sources(histories)
 
 
 class FunctionRecorder(TorchFunctionMode):
-    """Reports to a `Flow` every function of torch that is called from Python while `is_on()`."""
+    """Mode that reports every torch function called from Python while `is_on()` to a TensorProvenance."""
 
     def __init__(self, flow: TensorProvenance, is_on: Callable[[], bool]) -> None:
         super().__init__()
@@ -107,17 +107,17 @@ class FunctionRecorder(TorchFunctionMode):
         results = [tensor for _, tensor in tree_leaves(changed)]
         if results:
             operands = [tensor for _, tensor in tree_leaves((args, kwargs or {}))]
-            self._flow.passed(name.strip("_"), operands, results)
+            self._flow.add_call(name.strip("_"), operands, results)
         return result
 
 
-def _merged(parts: list[Sources]) -> Sources:
+def _merge_sources(parts: list[Sources]) -> Sources:
     merged: Sources = {}
     for part in parts:
-        for source, words in part.items():
-            merged[source] = tuple(dict.fromkeys((*merged.get(source, ()), *words)))[-_MOST_NAMED:]
+        for source, functions in part.items():
+            merged[source] = tuple(dict.fromkeys((*merged.get(source, ()), *functions)))[-_MAX_NAMED:]
     return merged
 
 
-def _extended(words: tuple[str, ...], name: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*words, name)))[-_MOST_NAMED:]
+def _append_function(functions: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*functions, name)))[-_MAX_NAMED:]

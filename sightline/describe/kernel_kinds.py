@@ -1,4 +1,4 @@
-"""The kinds of work that operators and kernels do, by the names that torch's profiler has for them."""
+"""Kinds of work of operators and kernels, by their names in torch's profiler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 __all__ = ["HOST", "classify_kernel"]
 
 HOST = "Python, autograd, dispatch"
-"""Everything between kernels: the interpreter, the bookkeeping of gradients, the choice of a kernel."""
+"""Kind of the time between kernels: Python interpreter, autograd bookkeeping, dispatch."""
 
 _KINDS = {
     "matrix products, convolutions": r"aten::(_?(add|sparse_)?(b|bad)?mm|addmv|mv|dot|vdot|linear|matmul|einsum|"
@@ -31,8 +31,8 @@ _PATTERNS = [(kind, re.compile(pattern)) for kind, pattern in _KINDS.items()]
 
 
 def classify_kernel(name: str) -> str:
-    """The kind of an operator (`aten::addmm`), of one of our kernels (`numba::geometry.trees._build`), or `HOST`.
+    """Return the kind of an operator (`aten::addmm`) or of our kernels (`numba::geometry.trees._build`), else `HOST`.
 
-    The first kind fits whose pattern matches the whole name. An operator that only calls another is of its own kind.
+    It is the first kind whose pattern matches the whole name. An operator that only calls another has its own kind.
     """
     return next((kind for kind, pattern in _PATTERNS if pattern.fullmatch(name)), HOST)

@@ -1,4 +1,4 @@
-"""The error of a prediction that uses no image: the mean pose of the training part about the reference point."""
+"""Baseline error of a prediction without images: the mean training pose around the reference point."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from sightline.types import Batch, SampleKey
 
 __all__ = ["mean_pose_error_mm", "pose_baselines"]
 
-_MOST_SAMPLES = 1000
-_CHUNK = 16
-_NEEDED = frozenset({"joints", "visible", "reference"})
+_MAX_SAMPLES = 1000
+_CHUNK_SIZE = 16
+_REQUIRED_FIELDS = frozenset({"joints", "visible", "reference"})
 
 
 def mean_pose_error_mm(part: DataSubset, data: Data) -> float | None:
-    """The mean distance, in mm, of the joints of `part` from the mean pose about their reference points.
+    """Compute the mean distance in mm of the joints of `part` from the mean pose around their reference points.
 
-    The pose is that of up to 1,000 frames of the training part, the error that of as many of `part`, evenly spread.
+    The mean pose is computed on up to 1,000 evenly spaced frames of the training split, the error on as many of `part`.
     None for a data set without joints and reference points.
     """
-    if not set(part.dataset.info.fields) >= _NEEDED:
+    if not set(part.dataset.info.fields) >= _REQUIRED_FIELDS:
         return None
     total, count = 0.0, 0.0
-    for batch in _read(data.train):
+    for batch in _read_batches(data.train):
         shown = batch["visible"].double()[..., None]
         total = total + ((batch["joints"].double() - _reference(batch)) * shown).sum(dim=0)
         count = count + shown.sum(dim=0)
     pose = total / torch.as_tensor(count).clamp_min(1)
     errors = [
         (batch["joints"].double() - _reference(batch) - pose).norm(dim=-1)[batch["visible"].bool()]
-        for batch in _read(part)
+        for batch in _read_batches(part)
     ]
     return float(torch.cat(errors).mean())
 
 
 def pose_baselines(part: DataSubset, data: Data) -> dict[str, Any]:
-    """`yardsticks` for the document of an evaluation: what the mean pose reaches; empty where there are no joints."""
+    """Return `yardsticks` for an evaluation's document: the error of the mean pose; empty without joints."""
     error_mm = mean_pose_error_mm(part, data)
     if error_mm is None:
         return {}
@@ -52,14 +52,14 @@ def _reference(batch: Batch) -> Tensor:
     return batch["reference"].double()[:, None]
 
 
-def _read(part: DataSubset) -> Iterator[Batch]:
-    """Samples of a part as the data set gives them, evenly spread over it."""
-    chosen = part.evenly_spaced_indices(_MOST_SAMPLES)
-    for start in range(0, len(chosen), _CHUNK):
-        keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK]]
+def _read_batches(part: DataSubset) -> Iterator[Batch]:
+    """Iterate over batches of evenly spaced raw samples of a subset."""
+    chosen = part.evenly_spaced_indices(_MAX_SAMPLES)
+    for start in range(0, len(chosen), _CHUNK_SIZE):
+        keys = [SampleKey(int(index), 0, 0) for index in chosen[start : start + _CHUNK_SIZE]]
         get_batch = DataMembers.get_batch.get(part.dataset)
         if get_batch is not None:
             yield get_batch(keys)
             continue
         samples = [part.dataset[key] for key in keys]
-        yield {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _NEEDED}
+        yield {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _REQUIRED_FIELDS}

@@ -1,4 +1,4 @@
-"""A profile as one document: parts of the step, kinds of work, modules; each table adds up to the step."""
+"""Document of a profile: tables by part of the step, kind of work and module, each summing to the step."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 from sightline.describe.profiler_trace import Cost, Key
 from sightline.describe.profiling import Profile
 
-__all__ = ["profile_document", "sum_of"]
+__all__ = ["profile_document", "sum_rows"]
 
 Costs = list[tuple[Key, Cost]]
 
 
 def profile_document(profile: Profile) -> dict[str, Any]:
-    """Seconds of a step and bytes at its peak: `parts`, `kinds` and `modules` with `outside` each add up to the whole.
+    """Build the document: seconds and peak bytes; `parts`, `kinds`, and `modules` with `outside` each sum to the step.
 
-    Rows of `modules` hold what ran in the module itself; `seconds_with_inner` adds the modules within it.
+    Rows of `modules` are the costs of the module itself; `seconds_with_inner` adds those of inner modules.
     """
     costs = profile.costs
-    parts, kinds, modules = (_grouped(costs.costs, place) for place in (0, 2, 1))
+    parts, kinds, modules = (_group_costs(costs.costs, key_index) for key_index in (0, 2, 1))
     outside = modules.pop(None, [])
     inner = {
-        path: sum(cost.seconds for name, rows in modules.items() if _is_in(name, path) for _, cost in rows)
+        path: sum(cost.seconds for name, rows in modules.items() if _is_inside(name, path) for _, cost in rows)
         for path in costs.calls
     }
     return {
@@ -47,21 +47,21 @@ def profile_document(profile: Profile) -> dict[str, Any]:
     }
 
 
-def sum_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The columns that add up, of several rows together."""
+def sum_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum the additive columns of several rows."""
     rows = list(rows)
     return {name: sum(row[name] for row in rows) for name in ("seconds", "seconds_backward", "bytes_at_peak")}
 
 
-def _grouped(costs: Mapping[Key, Cost], place: int) -> dict[Any, Costs]:
+def _group_costs(costs: Mapping[Key, Cost], key_index: int) -> dict[Any, Costs]:
     groups: dict[Any, Costs] = {}
     for key, cost in costs.items():
-        groups.setdefault(key[place], []).append((key, cost))
+        groups.setdefault(key[key_index], []).append((key, cost))
     return groups
 
 
 def _row(rows: Costs) -> dict[str, Any]:
-    return sum_of(
+    return sum_rows(
         {
             "seconds": cost.seconds,
             "seconds_backward": cost.seconds if key[0] == "backward" else 0.0,
@@ -71,5 +71,5 @@ def _row(rows: Costs) -> dict[str, Any]:
     )
 
 
-def _is_in(name: str, path: str) -> bool:
+def _is_inside(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")

@@ -1,4 +1,4 @@
-"""A few real training steps under torch's profiler: the engine's own loop, nothing in it replaced."""
+"""Profiling of a few real training steps by torch's profiler, in the engine's own unchanged loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from sightline.describe.memory import persistent_bytes, storage_bytes
-from sightline.describe.profiler_trace import MODULE, StepCosts, costs_of
+from sightline.describe.profiler_trace import MODULE, StepCosts, compute_step_costs
 from sightline.describe.trace import source_location
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
@@ -30,28 +30,28 @@ from sightline.runs.output_files import write_file
 __all__ = ["NUM_WARM", "Profile", "format_source_location", "profile_steps", "run_steps"]
 
 NUM_WARM = 2
-"""Steps before those that are measured: they compile kernels, fill pools, make the optimiser's state."""
+"""Number of warm-up steps: they compile kernels, fill memory pools, make the optimiser's state."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What steps showed: their costs, and the loop's records of them, those of the `NUM_WARM` steps before first."""
+    """Profile of training steps: their costs, and the loop's records including the `NUM_WARM` steps before."""
 
     costs: StepCosts
     records: tuple[StepRecord, ...]
     places: dict[str, tuple[str, str]]
-    """By the path of each module its class, and the file and line of that."""
+    """Class, and its file and line, for the path of each module."""
 
 
 def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path | None = None) -> Profile:
-    """Train `NUM_WARM` and `num_steps` further steps and trace the latter, for viewers into the file `trace` (gzip).
+    """Train `NUM_WARM` and `num_steps` further steps and profile the latter; write the trace to `trace` (gzip).
 
-    The run computes the same numbers as without. A model that `train.compile` compiles is traced as one piece.
+    The computed numbers do not change. A model compiled by `train.compile` is traced as one piece.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]
-    when = schedule(wait=NUM_WARM - 1, warmup=1, active=num_steps, repeat=1)
+    profiler_schedule = schedule(wait=NUM_WARM - 1, warmup=1, active=num_steps, repeat=1)
     paths = {} if job.compile else {module: path for path, module in job.model.named_modules()}
-    profiler = profile(activities=activities, schedule=when, profile_memory=True)
+    profiler = profile(activities=activities, schedule=profiler_schedule, profile_memory=True)
     resident: list[int] = []
 
     def after(record: StepRecord) -> None:
@@ -62,21 +62,21 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     with _without_native_lines():
         profiler.start()
     try:
-        with _calls_named(paths):
+        with _record_calls(paths):
             records = run_steps(job, world, NUM_WARM + num_steps, after)
     finally:
         with _without_native_lines():
             profiler.stop()
-    costs = costs_of(_exported(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
+    costs = compute_step_costs(_export_trace(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
     kinds = {path: type(module) for path, module in job.model.named_modules()}
-    places = {kind: format_source_location(kind) for kind in set(kinds.values())}
-    return Profile(costs, tuple(records), {path: (kind.__name__, places[kind]) for path, kind in kinds.items()})
+    locations = {kind: format_source_location(kind) for kind in set(kinds.values())}
+    return Profile(costs, tuple(records), {path: (kind.__name__, locations[kind]) for path, kind in kinds.items()})
 
 
 def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRecord], None]) -> list[StepRecord]:
-    """Run the loop from `job.step` for so many steps; `after` is called behind each. Returns the loop's records.
+    """Run the loop from `job.step` for `count` steps, call `after` after each, and return the loop's records.
 
-    Raises RunError where a step fails.
+    Raises RunError if a step fails.
     """
     records: list[StepRecord] = []
 
@@ -97,17 +97,17 @@ def run_steps(job: TrainState, world: World, count: int, after: Callable[[StepRe
 
 
 def format_source_location(kind: type) -> str:
-    """The file and line that define a class: below its package where it has one, else the whole path."""
+    """Format the file and line of a class: relative to its package if it has one, else the full path."""
     file, line = source_location(kind)
     if not file:
         return ""
-    own = "/".join(kind.__module__.split(".")) + ".py"
-    return f"{own if file.endswith('/' + own) else file}:{line}"
+    module_file = "/".join(kind.__module__.split(".")) + ".py"
+    return f"{module_file if file.endswith('/' + module_file) else file}:{line}"
 
 
 @contextmanager
-def _calls_named(paths: Mapping[nn.Module, str]) -> Iterator[None]:
-    """Calls of these modules are spans in a trace, under their paths."""
+def _record_calls(paths: Mapping[nn.Module, str]) -> Iterator[None]:
+    """Context in which calls of these modules are recorded as spans with their paths."""
     spans: list[record_function] = []
 
     def enter(module: nn.Module, *_: Any) -> None:
@@ -121,15 +121,15 @@ def _calls_named(paths: Mapping[nn.Module, str]) -> Iterator[None]:
         yield
 
 
-def _exported(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
-    """The events of a trace, from the file in which it is kept, or from one that is not."""
+def _export_trace(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
+    """Export the trace to `path` if it is given, and return its events."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
         try:
             text = file.read_bytes()
             events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
-        except (OSError, ValueError) as error:  # torch reports no fault of the disk
+        except (OSError, ValueError) as error:  # torch does not report disk errors
             raise RunError(
                 f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
                 "with room"
@@ -140,13 +140,13 @@ def _exported(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
 
 @contextmanager
 def _without_native_lines() -> Iterator[None]:
-    """What libraries write to standard error by themselves is dropped: the profiler reports its start there."""
+    """Context that drops native libraries' output to standard error, such as the profiler's start message."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved_descriptor, null_descriptor = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null_descriptor, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved_descriptor, 2)
+        os.close(saved_descriptor)
+        os.close(null_descriptor)

@@ -1,4 +1,4 @@
-"""The range images of a run: what they show of its scans, and what a network that is right in every pixel reaches."""
+"""Range images of a run: coverage of its scans, and the upper bound of the mIoU over points."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sightline.types import ComponentConfig, SampleKey
 
 __all__ = ["projection_summary", "projection_view"]
 
-_MOST_SCANS = 8
+_MAX_SCANS = 8
 
 
 def projection_view(stages: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> RangeView | None:
-    """What the transform `project` among these projects to; None without one."""
-    found = [each.apply for each in build_transforms([s for s in stages if s.name == "project"], facts)]
-    return found[-1].view if found and isinstance(found[-1], Project) else None
+    """Return the view of the transform `project` among these, or None without one."""
+    transforms = [transform.apply for transform in build_transforms([s for s in stages if s.name == "project"], facts)]
+    return transforms[-1].view if transforms and isinstance(transforms[-1], Project) else None
 
 
 def projection_summary(built: TrainingSetup) -> dict[str, Any] | None:
-    """The figures of a few evaluated scans, as `ProjectionSummary` has them; None for a run without range images."""
+    """Compute the ProjectionSummary of a few evaluated scans; None for a run without range images."""
     part = built.data.selection
     facts = part.dataset.info.facts
     view = projection_view(built.config.transforms.evaluate, facts)
     if view is None:
         return None
     summary = ProjectionSummary(view, facts["num_classes"], facts.get("ignore_index"))
-    keys = [SampleKey(int(index), 0, built.config.seed) for index in part.evenly_spaced_indices(_MOST_SCANS)]
+    keys = [SampleKey(int(index), 0, built.config.seed) for index in part.evenly_spaced_indices(_MAX_SCANS)]
     for key in keys:
         batch = part.reader([key])
         offsets, ring = batch["whole_offsets"], batch.get("ring")

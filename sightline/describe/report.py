@@ -1,4 +1,4 @@
-"""What is known of a model as one document: modules in order, totals, memory, and how the batch was made."""
+"""Description of a model as one document: modules in order, totals, memory, and origin of the batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sightline.errors import RunError
 __all__ = ["description_document", "learnt_losses", "trace_run"]
 
 NUM_SAMPLES = 3
-"""Traced: few, more than batch norm needs, and a number that seldom is another axis of a batch."""
+"""Number of traced samples: few, enough for batch norm, and rarely the length of another axis."""
 
 
 def trace_run(built: TrainingSetup) -> Trace:
-    """The forward pass of a training step on three samples. Raises RunError, naming the module, where it fails."""
+    """Trace the forward pass of a training step on three samples. Raises RunError naming a module that fails."""
     job = built.job
     num_samples = min(NUM_SAMPLES, built.config.train.batch_size)
     batch = job.stream.reader(first_samples(job, num_samples))
@@ -40,7 +40,7 @@ def trace_run(built: TrainingSetup) -> Trace:
 
 
 def learnt_losses(built: TrainingSetup) -> list[dict[str, Any]]:
-    """The losses that learn, as `optimizer.groups` calls them: class, where it begins, and numbers of parameters."""
+    """List the losses with parameters by their names in `optimizer.groups`: class, location, numbers of parameters."""
     rows = []
     for name, loss in zip(built.job.losses.module_names, built.job.losses.losses.values(), strict=True):
         kind: Any = type(loss)
@@ -54,7 +54,7 @@ def learnt_losses(built: TrainingSetup) -> list[dict[str, Any]]:
 def description_document(
     subject: DescribedRun, traced: Trace, memory: Memory, of_data: Mapping[str, Mapping[str, Any] | None]
 ) -> dict[str, Any]:
-    """What `describe --json` writes; `of_data` are further tables by their names, of which those that are None go."""
+    """Build the document of `describe --json`; `of_data` are further tables by name, None ones are left out."""
     return {
         "model": subject.built.config.model.name,
         "modules": [_row(node, traced.num_samples) for node in traced.calls],
@@ -77,8 +77,8 @@ def _row(node: Node, num_samples: int) -> dict[str, Any]:
         "line": node.defined_in[1],
         "call": node.call,
         "depth": node.depth,
-        "inputs": _shapes(node.inputs),
-        "outputs": _shapes(node.outputs),
+        "inputs": _list_shapes(node.inputs),
+        "outputs": _list_shapes(node.outputs),
         "output_names": [name for name, _ in node.outputs],
         "parameters": node.parameters,
         "shared_parameters": node.shared,
@@ -86,10 +86,10 @@ def _row(node: Node, num_samples: int) -> dict[str, Any]:
     }
 
 
-def _shapes(named: list[tuple[str, Shape]]) -> list[list[int]]:
+def _list_shapes(named: list[tuple[str, Shape]]) -> list[list[int]]:
     return [list(shape) for _, shape in named]
 
 
 def _per_sample(macs: int, num_samples: int) -> int | float:
-    """A whole number where it is one; what is computed once for the whole batch gives a fraction."""
+    """Divide MACs by samples, as an integer if exact; computations done once per batch give a fraction."""
     return macs // num_samples if macs % num_samples == 0 else macs / num_samples

@@ -1,4 +1,4 @@
-"""The same training steps under other settings of run and machine, in turn, so that a slow minute slows all of them."""
+"""Comparison of training steps under several settings, interleaved so that slow minutes affect all of them."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from sightline.engine.precision import seed_everything, set_backends
 from sightline.errors import RunError, UserError
 from sightline.schema import suggest
 
-__all__ = ["Setting", "SettingTrial", "errors_named", "parse_settings", "try_settings"]
+__all__ = ["Setting", "SettingTrial", "name_setting_in_errors", "parse_settings", "try_settings"]
 
-_WORDS = {
+_NAMED_SETTINGS = {
     **{name: f"train.precision={name}" for name in ("bf16", "fp16", "float32", "float64")},
     "channels_last": "model.channels_last=true",
     "compile": "train.compile=true",
 }
 _KEYS = frozenset(field.name for field in dataclasses.fields(RunConfig))
-_MOST_THREADS = 1024
-_COUNTS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
+_MAX_THREADS = 1024
+_COUNT_SETTINGS = {"workers": "loader.workers", "prefetch": "loader.prefetch", "micro_batches": "train.micro_batches"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Overrides of the config, and the threads of torch and of our kernels where other than the process's."""
+    """Setting to try: overrides of the config, and the number of threads if it differs from the process's."""
 
     name: str
     overrides: tuple[str, ...] = ()
@@ -44,19 +44,19 @@ class Setting:
 
 
 class SettingTrial(NamedTuple):
-    """A setting and the run under it."""
+    """Setting with the run built under it."""
 
     setting: Setting
     built: TrainingSetup
 
 
 def parse_settings(texts: Sequence[str]) -> list[Setting]:
-    """The settings of `--try bf16,workers=0+threads=2`: commas between settings, plus signs within one.
+    """Parse the settings of `--try bf16,workers=0+threads=2`: commas between settings, plus signs within one.
 
-    Raises UserError for a word that is not a setting.
+    Raises UserError for unknown settings.
     """
     names = [name for text in texts for name in split_values(text)]
-    settings = [_setting(name) for name in names]
+    settings = [_parse_setting(name) for name in names]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"--try: a setting is given twice: {', '.join(twice)}")
     return settings
@@ -65,40 +65,46 @@ def parse_settings(texts: Sequence[str]) -> list[Setting]:
 def try_settings(
     trials: Sequence[SettingTrial], world: World, *, num_steps: int, num_rounds: int, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Take the same steps under every setting, in rounds A B C, C B A; a row for each, compared with the first.
+    """Run the same steps under every setting, in rounds A B C, C B A; return a row each, compared with the first.
 
-    `seconds` of a row are the medians of its rounds, `step_s` their median, `ratio` how many times faster than the
-    first setting beside it in the same round (`low` to `high`), `data_share` the share of waiting for data, `loss` that
-    of the last step. A round's first step, in which workers start, does not count. `peak_bytes` is of a traced step.
-    Raises RunError where a step fails, naming the setting.
+    `seconds` of a row are the medians of its rounds, `step_s` their median, `ratio` the speed-up over the first setting
+    in the same round (`low` to `high`), `data_share` the share of time waiting for data, `loss` that of the last step.
+    The first step of a round, in which workers start, is not counted. `peak_bytes` is that of a traced step. Raises
+    RunError naming the setting if a step fails.
     """
     rows: dict[str, dict[str, Any]] = {}
     for trial in trials:
-        with _applied(trial):
+        with _apply_setting(trial):
             peak = profile_steps(trial.built.job, world, num_steps=1).costs.peak_bytes
-        known = {"name": trial.setting.name, "batch_size": trial.built.config.train.batch_size, "peak_bytes": peak}
-        rows[trial.setting.name] = {**known, "seconds": [], "shares": []}
+        constant_entries = {
+            "name": trial.setting.name,
+            "batch_size": trial.built.config.train.batch_size,
+            "peak_bytes": peak,
+        }
+        rows[trial.setting.name] = {**constant_entries, "seconds": [], "shares": []}
     for number in range(num_rounds):
         note(f"round {number + 1} of {num_rounds}")
         for trial in trials if number % 2 == 0 else reversed(trials):
-            with _applied(trial):
+            with _apply_setting(trial):
                 records = run_steps(trial.built.job, world, 1 + num_steps, lambda record: None)
-            times = [after.wall_s - before.wall_s for before, after in itertools.pairwise(records)]
+            times = [later.wall_s - earlier.wall_s for earlier, later in itertools.pairwise(records)]
             row = rows[trial.setting.name]
             row["seconds"].append(statistics.median(times))
             row["shares"].append(sum(record.seconds["data"] for record in records[1:]) / sum(times))
             row["loss"] = records[-1].losses["total"]
     first = rows[trials[0].setting.name]
-    return [row | _compared(first, row, row.pop("shares")) for row in rows.values()]
+    return [row | _compare_rounds(first, row, row.pop("shares")) for row in rows.values()]
 
 
-def _compared(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Any]:
-    """The rounds of a setting compared with those of the first: a direction only where at least three all agree on it.
+def _compare_rounds(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence[float]) -> dict[str, Any]:
+    """Compare the rounds of a setting with those of the first; a verdict needs at least three rounds that all agree.
 
-    Of another number of samples a step the time of a sample is compared.
+    If the batch size differs, the time per sample is compared.
     """
     seconds, samples = row["seconds"], row["batch_size"] / first["batch_size"]
-    ratios = sorted(samples * before / after for before, after in zip(first["seconds"], seconds, strict=True))
+    ratios = sorted(
+        samples * baseline_s / setting_s for baseline_s, setting_s in zip(first["seconds"], seconds, strict=True)
+    )
     verdict = "faster" if ratios[0] > 1.0 else "slower" if ratios[-1] < 1.0 else ""
     return {
         "step_s": statistics.median(seconds),
@@ -111,23 +117,23 @@ def _compared(first: Mapping[str, Any], row: Mapping[str, Any], shares: Sequence
 
 
 @contextmanager
-def _applied(trial: SettingTrial) -> Iterator[None]:
-    """The trial's job is at its first step, and the process set as it asks; afterwards threads are what they were."""
+def _apply_setting(trial: SettingTrial) -> Iterator[None]:
+    """Context in which a trial's settings are applied and its job is at step 0; restores the number of threads."""
     threads, config = torch.get_num_threads(), trial.built.config
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     seed_everything(config.seed, 1)  # all settings draw the same numbers
     trial.built.job.step = 0
     try:
         torch.set_num_threads(trial.setting.threads or threads)
-        with errors_named(trial.setting):
+        with name_setting_in_errors(trial.setting):
             yield
     finally:
         torch.set_num_threads(threads)
 
 
 @contextmanager
-def errors_named(setting: Setting) -> Iterator[None]:
-    """Errors inside name the setting."""
+def name_setting_in_errors(setting: Setting) -> Iterator[None]:
+    """Context that adds the setting's name to errors."""
     try:
         yield
     except (UserError, RunError) as error:
@@ -135,23 +141,23 @@ def errors_named(setting: Setting) -> Iterator[None]:
         raise
 
 
-def _setting(name: str) -> Setting:
+def _parse_setting(name: str) -> Setting:
     overrides: list[str] = []
     threads = None
     for part in re.split(r"\+(?=[A-Za-z])", name):
         key, equals, value = (word.strip() for word in part.partition("="))
         if key == "threads" and equals:
-            if not (value.isascii() and value.isdecimal() and len(value) <= 4 and 1 <= int(value) <= _MOST_THREADS):
-                raise UserError(f"--try {name}: found {part!r}, allowed is threads=N, N from 1 to {_MOST_THREADS}")
+            if not (value.isascii() and value.isdecimal() and len(value) <= 4 and 1 <= int(value) <= _MAX_THREADS):
+                raise UserError(f"--try {name}: found {part!r}, allowed is threads=N, N from 1 to {_MAX_THREADS}")
             threads = int(value)
-        elif (key in _COUNTS or "." in key or key in _KEYS) and equals:
-            overrides.append(f"{_COUNTS.get(key, key)}={value}")
-        elif part.strip() in _WORDS:
-            overrides.append(_WORDS[key])
+        elif (key in _COUNT_SETTINGS or "." in key or key in _KEYS) and equals:
+            overrides.append(f"{_COUNT_SETTINGS.get(key, key)}={value}")
+        elif part.strip() in _NAMED_SETTINGS:
+            overrides.append(_NAMED_SETTINGS[key])
         else:
-            known = [*_WORDS, *_COUNTS, "threads"]
-            allowed = ", ".join(word if word in _WORDS else f"{word}=N" for word in known)
-            hint = suggest(key, known, otherwise="")
+            valid_names = [*_NAMED_SETTINGS, *_COUNT_SETTINGS, "threads"]
+            allowed = ", ".join(word if word in _NAMED_SETTINGS else f"{word}=N" for word in valid_names)
+            hint = suggest(key, valid_names, otherwise="")
             raise UserError(f"--try {name}: found {part!r}, allowed are {allowed} and KEY=VALUE of the config{hint}")
     keys = [override.partition("=")[0] for override in overrides]
     if len(set(keys)) < len(keys):

@@ -1,4 +1,4 @@
-"""The run that is described: built on its data, or, where that is absent, on samples that keep the data's promises."""
+"""Run to describe, built on its data or, if that is missing, on random samples of the expected fields."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from sightline.types import DataInfo, Field, Sample, SampleKey
 __all__ = ["DescribedRun", "PlaceholderDataset", "build_subject"]
 
 _NUM_SAMPLES = 64
-_LENGTH = 1024
-"""Of an axis that a field names and nothing gives a length: the points of a cloud in the classification papers."""
+_DEFAULT_LENGTH = 1024
+"""Default length of a named axis: the points per cloud in classification papers."""
 
 
 class DescribedRun(NamedTuple):
-    """A run to describe, in words what its batch is made of, and whether that is promised samples, not the data."""
+    """Run to describe, the origin of its batch as text, and whether samples were made up (`is_promised`)."""
 
     built: TrainingSetup
     batch: str
@@ -40,10 +40,10 @@ class DescribedRun(NamedTuple):
 
 
 def build_subject(opened: OpenRun) -> DescribedRun:
-    """Build a run on its own data. Where that cannot be read, on samples made from what the set, or the run, promises.
+    """Build a run on its own data or, if that is missing, on random samples of the fields expected of the data.
 
-    Weights that the run would be initialised with are not read. Global random states stay as they are. Raises
-    DataError where neither data nor promise is there.
+    The expected fields are those that the run recorded or its data set declares. Initial weights of the config are not
+    loaded. Global random states do not change. Raises DataError if neither data nor expected fields are available.
     """
     config, world = opened.config, opened.world
     with preserve_all_rng_states():
@@ -53,20 +53,19 @@ def build_subject(opened: OpenRun) -> DescribedRun:
                 built, f"the first samples of data set '{config.data.name}', with its training transforms"
             )
         except MissingDataError as error:
-            info, source = _promise(config, opened.directory, error)
+            info, source = _find_expected_info(config, opened.directory, error)
             with locate_errors(config.origins):
-                data = _promised_data(config, info)
+                data = _make_placeholder_data(config, info)
             built = build(config, world, is_resumed=True, data=data)
             reason = " ".join(str(error).split())
-            words = f"random samples as {source} promises them, because the data is not there ({reason})"
-            return DescribedRun(built, words, is_promised=True)
+            origin = f"random samples as {source} declares them, because the data is missing ({reason})"
+            return DescribedRun(built, origin, is_promised=True)
 
 
 class PlaceholderDataset:
-    """A data set of random samples with the shapes, types and bounds that the fields of `info` promise.
+    """Data set of random samples with the shapes, dtypes and bounds of the fields of `info`.
 
-    A named axis of a shape has the length that `lengths` gives it ("points": 1024), 1,024 without. The same key gives
-    the same sample.
+    `lengths` maps named axes to their length ("points": 1024), 1,024 by default. The same key gives the same sample.
     """
 
     def __init__(self, *, info: DataInfo, lengths: Mapping[str, int]) -> None:
@@ -81,7 +80,9 @@ class PlaceholderDataset:
         return {name: self._value(field, draws.stream(name)) for name, field in self.info.fields.items()}
 
     def _value(self, field: Field, draws: Draws) -> Tensor:
-        shape = [int(word) if word.isdigit() else self._lengths.get(word, _LENGTH) for word in field.shape.split()]
+        shape = [
+            int(word) if word.isdigit() else self._lengths.get(word, _DEFAULT_LENGTH) for word in field.shape.split()
+        ]
         low = field.low if field.low is not None else 0.0
         high = field.high if field.high is not None else low + 1.0
         unit = draws.uniform(*shape)[0]
@@ -91,20 +92,20 @@ class PlaceholderDataset:
         return (low + (unit * (high - low + 1)).floor()).clamp(max=high).to(dtype)
 
 
-def _promise(config: RunConfig, run: Path | None, error: DataError) -> tuple[DataInfo, str]:
-    """What is promised of the data, and by whom; the error itself where nobody promises anything."""
+def _find_expected_info(config: RunConfig, run: Path | None, error: DataError) -> tuple[DataInfo, str]:
+    """Return the expected DataInfo and who declares it; raises `error` if nobody does."""
     if run is not None and (run / INPUTS_FILE).is_file():
         return read_inputs(run, config), f"the run {run}"
     builder = registry.data.entry(config.data).builder
     promise = DataMembers.expected_info.get(builder)
     if promise is None:
         raise error
-    wanted = signature_parameters(promise)
-    given = {name: value for name, value in config.data.arguments.items() if name in wanted}
-    return promise(**given), f"data set '{config.data.name}'"
+    parameters = signature_parameters(promise)
+    arguments = {name: value for name, value in config.data.arguments.items() if name in parameters}
+    return promise(**arguments), f"data set '{config.data.name}'"
 
 
-def _promised_data(config: RunConfig, info: DataInfo) -> Data:
+def _make_placeholder_data(config: RunConfig, info: DataInfo) -> Data:
     dataset = PlaceholderDataset(info=info, lengths=_lengths(config, info))
     parts = [
         DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset, build_transforms(blocks, info.facts)), split)
@@ -114,11 +115,11 @@ def _promised_data(config: RunConfig, info: DataInfo) -> Data:
 
 
 def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
-    """The lengths of named axes: those in the data's arguments (`num_points` of "points"), else how clouds are kept.
+    """Find the lengths of named axes: from the data's arguments (`num_points` of "points"), else from stored clouds.
 
-    Where neither states one, clouds have as many points as the transforms ask for.
+    If neither defines it, clouds have as many points as the transforms select.
     """
-    lengths = {"points": max([_LENGTH, *_asked_for(config)])}
+    lengths = {"points": max([_DEFAULT_LENGTH, *_selected_points(config)])}
     if info.clouds is not None and info.clouds.stored_points is not None:
         lengths["points"] = info.clouds.stored_points
     for name, value in config.data.arguments.items():
@@ -128,7 +129,7 @@ def _lengths(config: RunConfig, info: DataInfo) -> dict[str, int]:
     return lengths
 
 
-def _asked_for(config: RunConfig) -> list[int]:
-    """The numbers of points that transforms choose."""
+def _selected_points(config: RunConfig) -> list[int]:
+    """List the numbers of points that transforms select."""
     blocks = (*config.transforms.train, *config.transforms.evaluate)
     return [count for block in blocks if isinstance(count := block.arguments.get("num_points"), int)]

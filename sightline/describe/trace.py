@@ -1,4 +1,4 @@
-"""One forward pass, written down: module calls in order, shapes, parameters, cost, and what feeds what."""
+"""Trace of a forward pass: module calls in order, shapes, parameters, cost, and the flow of tensors."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Kind = Literal["input", "call", "join", "output"]
 
 @dataclass
 class Node:
-    """A step of a forward pass: an input, the call of a module, a function that joins several tensors, or an output.
+    """Node of a trace: an input, the call of a module, a function that joins several tensors, or an output.
 
     `path` is the module's, empty for the model itself; of an input or output it is the key, of a join the function.
     `call` counts the calls of this module from 1, `depth` the calls around this one. `parameters` counts those of the
     module itself, and of modules in it that are never called, that no earlier row counted; `shared` those that one did.
     `macs` are those of the traced batch that ran in this call and in no call inside it. `family` is the module of
-    `torch.nn.modules` that the class is of: `linear`, `conv`, `batchnorm`; `module` for a class of one's own.
+    `torch.nn.modules` of the class: `linear`, `conv`, `batchnorm`; `module` for a user's own class.
     `defined_in` are the file and the line where the module's class begins; an empty text for one without a file.
     """
 
@@ -57,9 +57,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Edge:
-    """A tensor on its way: the nodes, as places in `Trace.nodes`, its shape as it arrives, functions on the way.
+    """Edge of a trace: source and target (indices into `Trace.nodes`), shape at the target, functions passed.
 
-    `is_real` is false for integers and truth values: indices and masks.
+    `is_real` is False for integers and booleans, such as indices and masks.
     """
 
     source: int
@@ -71,7 +71,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass of `num_samples` samples showed; nodes stand in the order in which they began."""
+    """Trace of one forward pass of `num_samples` samples, with nodes in order of execution."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
@@ -81,20 +81,20 @@ class Trace:
 
     @property
     def calls(self) -> list[Node]:
-        """The calls of modules, in order."""
+        """Module calls, in order."""
         return [node for node in self.nodes if node.kind == "call"]
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the whole batch."""
+        """Multiply-accumulates (MACs) of the whole batch."""
         return sum(node.macs for node in self.nodes)
 
 
 def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_samples: int) -> Trace:
-    """Trace `forward(copy of the model)`, in the mode that the model is in; what runs outside of the model is left out.
+    """Trace `forward(copy of the model)` in the model's current mode; functions outside the model are left out.
 
-    The model, its buffers and the global random states stay as they are. Raises RunError where the forward pass fails,
-    naming the module and the shapes that it was given.
+    The model, its buffers and the global random states do not change. Raises RunError if the forward pass fails, naming
+    the module and the shapes of its inputs.
     """
     copied = copy.deepcopy(model)
     tracer = _Tracer(copied)
@@ -102,7 +102,9 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
         try:
             forward(copied)
         except Exception as error:
-            raise RunError(f"{tracer.place()}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise RunError(
+                f"{tracer.describe_location()}: {type(error).__name__}: {' '.join(str(error).split())}"
+            ) from error
     assert tracer.nodes, "the model was not called"
     tracer.count_parameters()
     sizes = weight_sizes(model)
@@ -117,14 +119,14 @@ def trace(model: nn.Module, forward: Callable[[nn.Module], object], *, num_sampl
 
 @contextmanager
 def preserve_all_rng_states() -> Iterator[None]:
-    """The global random states of Python, NumPy and torch, those of CUDA devices among them, are put back."""
+    """Context that restores the global random states of Python, NumPy and torch, including CUDA devices."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with preserve_rng_state(), torch.random.fork_rng(devices):
         yield
 
 
 class _Tracer:
-    """Hooks on a model, and the modes that see functions and operators between them."""
+    """Tracer: hooks on the modules of a model, and modes that record functions and operators between them."""
 
     def __init__(self, model: nn.Module) -> None:
         self.nodes: list[Node] = []
@@ -140,11 +142,11 @@ class _Tracer:
     @contextmanager
     def watching(self) -> Iterator[None]:
         watched = module_hooks(self._paths, self._enter, self._leave)
-        with watched, FunctionRecorder(self._flow, lambda: bool(self._stack)), CountMacs(self._add_macs):
+        with watched, FunctionRecorder(self._flow, lambda: bool(self._stack)), CountMacs(self._count_macs):
             yield
 
-    def place(self) -> str:
-        """Where the pass was when it failed."""
+    def describe_location(self) -> str:
+        """Describe the module in which the forward pass failed, and its inputs."""
         if not self._stack:
             return "outside of the model"
         node = self.nodes[self._stack[-1]]
@@ -154,27 +156,27 @@ class _Tracer:
         return f"the forward pass failed in {path} ({node.class_name}{number}), given {shapes}"
 
     def count_parameters(self) -> None:
-        """Give every parameter to the first call that owns it: of its module, or of the nearest one that is called."""
+        """Count every parameter at the first call of its module, or of the nearest parent that is called."""
         called = set(self._modules.values())
         owned: dict[nn.Module, list[nn.Parameter]] = {module: [] for module in self._paths}
         for module, path in self._paths.items():
-            owner, above = module, path
-            while owner not in called and above:
-                above = above.rpartition(".")[0]
-                owner = self._at[above]
+            owner, parent_path = module, path
+            while owner not in called and parent_path:
+                parent_path = parent_path.rpartition(".")[0]
+                owner = self._at[parent_path]
             owned[owner] += [parameter for parameter in module._parameters.values() if parameter is not None]
-        sizes, seen = weight_sizes(self._at[""]), set[nn.Parameter]()
+        sizes, counted = weight_sizes(self._at[""]), set[nn.Parameter]()
         for index, module in self._modules.items():
             for parameter in dict.fromkeys(owned[module]):
-                if parameter in seen:
+                if parameter in counted:
                     self.nodes[index].shared += sizes[parameter]
                 else:
                     self.nodes[index].parameters += sizes[parameter]
-            seen.update(owned[module])
+            counted.update(owned[module])
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._num_calls[module] = self._num_calls.get(module, 0) + 1
-        tensors = list(tree_leaves({**{str(place): value for place, value in enumerate(args)}, **kwargs}))
+        tensors = list(tree_leaves({**{str(index): value for index, value in enumerate(args)}, **kwargs}))
         if not self._stack:
             self._add_inputs(tensors)
         kind: Any = type(module)
@@ -199,13 +201,13 @@ class _Tracer:
         node = self.nodes[index]
         tensors = list(tree_leaves(outputs))
         node.outputs = [(name, tuple(tensor.shape)) for name, tensor in tensors]
-        given = {id(tensor) for _, tensor in tree_leaves((args, kwargs))}
-        node.is_transparent = index not in self._has_inner and all(id(tensor) in given for _, tensor in tensors)
+        input_ids = {id(tensor) for _, tensor in tree_leaves((args, kwargs))}
+        node.is_transparent = index not in self._has_inner and all(id(tensor) in input_ids for _, tensor in tensors)
         if not node.is_transparent:
             if node.parent is not None:
                 self._has_inner.add(node.parent)
             for _, tensor in tensors:
-                self._flow.set(tensor, self._from_inside(index, self._flow.get_sources(tensor)))
+                self._flow.set(tensor, self._inner_sources(index, self._flow.get_sources(tensor)))
         if node.parent is None:
             for name, tensor in tensors:
                 self._connect(
@@ -221,25 +223,25 @@ class _Tracer:
             shape = tuple(tensor.shape)
             self._flow.set(tensor, {self._add(Node("input", name, outputs=[(name, shape)])): ()})
 
-    def _add_macs(self, macs: int) -> None:
+    def _count_macs(self, macs: int) -> None:
         if self._stack:
             self.nodes[self._stack[-1]].macs += macs
 
     def _connect(self, tensors: list[Tensor], target: int) -> None:
         for tensor in tensors:
-            for source, words in self._flow.get_sources(tensor).items():
-                self.edges.append(Edge(source, target, tuple(tensor.shape), words, tensor.is_floating_point()))
+            for source, functions in self._flow.get_sources(tensor).items():
+                self.edges.append(Edge(source, target, tuple(tensor.shape), functions, tensor.is_floating_point()))
 
     def _join(self, name: str, operands: list[tuple[Tensor, Sources]]) -> int:
         index = self._add(Node("join", name, depth=len(self._stack), parent=self._stack[-1]))
         self._connect([tensor for tensor, _ in operands], index)
         return index
 
-    def _from_inside(self, index: int, sources: Sources) -> Sources:
-        """The sources of an output: those inside this call, and the call itself for whatever only passes through it."""
+    def _inner_sources(self, index: int, sources: Sources) -> Sources:
+        """Return the sources of an output inside this call, and the call itself for tensors passed through."""
         if index not in self._has_inner:
             return {index: ()}
-        inner = {source: words for source, words in sources.items() if self._is_inside(source, index)}
+        inner = {source: functions for source, functions in sources.items() if self._is_inside(source, index)}
         return inner if len(inner) == len(sources) and inner else {**inner, index: ()}
 
     def _is_inside(self, index: int | None, outer: int) -> bool:
@@ -250,7 +252,7 @@ class _Tracer:
 
 @functools.cache
 def source_location(kind: Any) -> tuple[str, int]:
-    """The file and line of a class; no file where it was typed at a prompt, or compiled."""
+    """Return file and line of a class; an empty file name if it was defined interactively or compiled."""
     try:
         return str(inspect.getsourcefile(kind) or ""), inspect.getsourcelines(kind)[1]
     except (OSError, TypeError):
@@ -258,6 +260,6 @@ def source_location(kind: Any) -> tuple[str, int]:
 
 
 def _family(module: nn.Module) -> str:
-    """The file of `torch.nn.modules` that defines the nearest base class from there."""
+    """Return the module of `torch.nn.modules` that defines the nearest base class."""
     bases = (base.__module__ for base in type(module).__mro__)
     return next(name for name in bases if name.startswith("torch.nn.")).rpartition(".")[2]

@@ -1,1 +1,1 @@
-"""What an encoder has learnt, measured on frozen features: linear machines, neighbours, few shots."""
+"""Probes of frozen features: linear SVM, logistic regression, nearest neighbours, few-shot."""

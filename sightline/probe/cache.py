@@ -1,4 +1,4 @@
-"""Features kept on disk, under everything that their bits depend on; what no longer fits is never found."""
+"""Cache of features on disk, keyed by everything that their bits depend on."""
 
 from __future__ import annotations
 
@@ -31,35 +31,35 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """A folder of features: `<split>-<digest of the key>.npz` (rows, labels) and a `.json` with key and file hash.
+    """Cache folder: `<split>-<digest of the key>.npz` (rows, labels) and a `.json` with key and file hash.
 
-    A key that differs in anything has another name, so features of other weights or data are never taken for these.
-    `assert_own` raises where the folder is in a run that is another one by now, before anything is written.
+    Different keys have different file names, so features of other weights or data are never mistaken for these.
+    `assert_own` raises before anything is written if the folder's run was replaced by another.
     """
 
     folder: Path
     assert_own: Callable[[], None] | None = None
 
     def load(self, key: Mapping[str, Any]) -> Features | None:
-        """The features kept under this key, verified by their hash; None where there are none, or damaged ones."""
+        """Load the features of this key, verified by their hash; None if missing or damaged."""
         arrays, document = self._paths(key)
         try:
-            kept = parse_json(read_regular_file(document))
-            if kept["key"] != _plain(key):
+            stored = parse_json(read_regular_file(document))
+            if stored["key"] != _to_plain(key):
                 return None
-            if compute_sha256(arrays) != kept["sha256"]:
-                logger.warning("%s: is not what was written (SHA-256); the features are computed anew", arrays)
+            if compute_sha256(arrays) != stored["sha256"]:
+                logger.warning("%s: differs from what was written (SHA-256); the features are computed again", arrays)
                 return None
             with np.load(arrays, allow_pickle=False) as archive:
                 return Features(archive["rows"], archive["labels"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s: does not read (%s); the features are computed anew", document, error)
+            logger.warning("%s: cannot be read (%s); the features are computed again", document, error)
             return None
 
     def assert_writable(self) -> None:
-        """Raises UserError where this process could keep nothing; asked before features are computed."""
+        """Raise UserError if this process cannot write to the cache; called before features are computed."""
         try:
             self._make_folder()
             with tempfile.TemporaryFile(dir=self.folder):
@@ -67,27 +67,27 @@ class FeatureCache:
         except OSError as error:
             self._assert_own_folder()
             raise UserError(
-                f"{self.folder}: features cannot be kept there ({error.strerror or error}); give another folder with "
+                f"{self.folder}: features cannot be saved there ({error.strerror or error}); give another folder with "
                 "--cache DIR"
             ) from error
 
     def save(self, key: Mapping[str, Any], features: Features) -> None:
-        """Keep features under this key, whole or not at all. Raises RunError where the disk refuses them."""
+        """Save features under this key, complete or not at all. Raises RunError if the disk cannot be written."""
         arrays, document = self._paths(key)
         try:
             self._make_folder()
             with open_atomic(arrays) as file:
                 np.savez(file, rows=features.rows, labels=features.labels)
             self._assert_own_folder()
-            kept = {"key": _plain(key), "sha256": compute_sha256(arrays), "samples": len(features)}
-            text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
+            record = {"key": _to_plain(key), "sha256": compute_sha256(arrays), "samples": len(features)}
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
             replace_atomic(document, text.encode(errors="backslashreplace"))
         except OSError as error:
             self._assert_own_folder()
             raise disk_failure(error, arrays) from error
 
     def _make_folder(self) -> None:
-        """The folder, and those around it where it is in no run that may have been moved just now."""
+        """Make the folder; parent folders only if it is not in a run, which may have been moved meanwhile."""
         self._assert_own_folder()
         self.folder.mkdir(parents=self.assert_own is None, exist_ok=True)
 
@@ -96,13 +96,13 @@ class FeatureCache:
             self.assert_own()
 
     def _paths(self, key: Mapping[str, Any]) -> tuple[Path, Path]:
-        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(_to_plain(key), sort_keys=True).encode()).hexdigest()[:16]
         stem = f"{key['split']}-{digest}"
         return self.folder / f"{stem}.npz", self.folder / f"{stem}.json"
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all tensors of a model's state."""
+    """Compute the SHA-256 of the names, dtypes, shapes and bytes of all tensors of a model's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -110,6 +110,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _plain(key: Mapping[str, Any]) -> Any:
-    """The key as JSON gives it back."""
+def _to_plain(key: Mapping[str, Any]) -> Any:
+    """Return the key as JSON reads it back."""
     return json.loads(json.dumps({"format": FORMAT_VERSION, **key}))

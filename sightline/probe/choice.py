@@ -1,4 +1,4 @@
-"""The probe that words of a command line describe, and the overrides among them."""
+"""Parsing of a probe's arguments and config overrides on the command line."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from sightline.probe.outcome import Probe
 
 __all__ = ["build_probe", "split_words"]
 
-_OF_CONFIG = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
-"""What may be laid over: keys with a dot belong to the configs, all others to the probe."""
+_CONFIG_KEYS = ("model.*", "data.*", "transforms.evaluate*", "evaluate.batch_size", "loader.*")
+"""Config keys that may be overridden; keys with a dot belong to the configs, all others to the probe."""
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides of configs, and arguments of the probe. Raises UserError for a key that would change neither."""
+    """Split into overrides of configs and arguments of the probe. Raises UserError for a key of neither."""
     overrides = [word for word in words if "." in word.partition("=")[0]]
     for word in overrides:
         key = word.partition("=")[0].strip()
-        if not any(fnmatchcase(key, pattern) for pattern in _OF_CONFIG):
-            raise UserError(f"probe: found {word!r}, allowed is key=value of the method, or {', '.join(_OF_CONFIG)}")
+        if not any(fnmatchcase(key, pattern) for pattern in _CONFIG_KEYS):
+            raise UserError(f"probe: found {word!r}, allowed is key=value of the method, or {', '.join(_CONFIG_KEYS)}")
     return overrides, [word for word in words if word not in overrides]
 
 
 def build_probe(method: str, words: Sequence[str]) -> Probe:
-    """The probe of this name with these arguments. Raises ConfigError for all that is wrong with them at once."""
+    """Build the probe of this name with these arguments. Raises ConfigError listing all errors at once."""
     built: Probe = registry.probes.build(parse_component(registry.probes, method, words), facts={})
     return built

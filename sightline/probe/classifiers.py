@@ -1,4 +1,4 @@
-"""The machines of scikit-learn that probes use, imported when one is asked for."""
+"""Classifiers of scikit-learn for probes, imported on first use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sightline.errors import assert_installed
 __all__ = ["Folds", "logistic_regression", "require_sklearn", "standardise", "support_vector_machine"]
 
 Folds = Annotated[int, Ge(2), Le(100)]
-"""Parts of a cross-validation."""
+"""Number of folds of a cross-validation."""
 
 
 def support_vector_machine(cost: float, *, kernel: Literal["linear", "precomputed"], max_iterations: int = -1) -> Any:
-    """An unfitted SVC, one against one; -1 iterates to the end. Raises MissingExtraError without scikit-learn."""
+    """Make an unfitted SVC (one against one); -1 means no limit. Raises MissingExtraError without scikit-learn."""
     require_sklearn()
     from sklearn.svm import SVC
 
@@ -25,7 +25,7 @@ def support_vector_machine(cost: float, *, kernel: Literal["linear", "precompute
 
 
 def logistic_regression(cost: float, rows: np.ndarray, labels: np.ndarray, *, max_iterations: int) -> tuple[Any, bool]:
-    """A multinomial logistic regression fitted to rows, and whether it converged."""
+    """Fit a multinomial logistic regression to rows (N, D), labels (N,); return it and whether it converged."""
     require_sklearn()
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -33,13 +33,13 @@ def logistic_regression(cost: float, rows: np.ndarray, labels: np.ndarray, *, ma
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         machine = LogisticRegression(C=cost, max_iter=max_iterations).fit(rows, labels)
-    return machine, not any(issubclass(each.category, ConvergenceWarning) for each in caught)
+    return machine, not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
 
 
 def standardise(known: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
-    """All of them with the zero mean and unit deviation of the columns of `known`; a column that never changes is 0.
+    """Standardise all arrays by the column means and deviations of `known` (N, D); constant columns become 0.
 
-    The deviation is that of the population, as scikit-learn's StandardScaler takes it.
+    The deviation is that of the population, as in scikit-learn's StandardScaler.
     """
     require_sklearn()
     from sklearn.preprocessing import StandardScaler
@@ -49,5 +49,5 @@ def standardise(known: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...
 
 
 def require_sklearn() -> None:
-    """Raises MissingExtraError without scikit-learn."""
+    """Raise MissingExtraError without scikit-learn."""
     assert_installed("sklearn", needed_by="probe")

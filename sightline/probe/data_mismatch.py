@@ -1,4 +1,4 @@
-"""Where a network is shown other clouds than it learned on: the notes of a probe before its figures."""
+"""Warnings of a probe if its clouds differ from those of training."""
 
 from __future__ import annotations
 
@@ -16,34 +16,42 @@ __all__ = ["warnings_on_data"]
 
 
 def warnings_on_data(learnt: RunConfig, info: DataInfo, model: ComponentConfig, data: ProbedData) -> list[str]:
-    """A line for each way in which the data to probe on is other than what was learnt on.
+    """List warnings on differences between the data to probe on and the data of training.
 
-    `learnt` and `info` are the config and the data that the weights learned by, `model` is the block that is probed.
-    The number of points may be another one on purpose; what it does to a graph is reported.
+    `learnt` and `info` are the config and the data set of training, `model` is the block that is probed. The number of
+    points may differ on purpose; its effect on the neighbour graph is reported.
     """
-    before, here = preprocessing_signature(learnt, info), preprocessing_signature(data.config, data.train.dataset.info)
-    here["num_points"] = here["encoder"] = None  # the model of the data's config is not the one that is probed
-    lines = signature_differences(before, here, names=("what was learnt on", "the data to probe on"))
-    return [f"warning: {line}" for line in (*_reach(before, data.num_points, model), *lines)]
-
-
-def _reach(before: Mapping[str, Any], here: int, model: ComponentConfig) -> list[str]:
-    """A line where the probed graph reaches less far, or farther, than the one that was learnt on."""
-    had, of, has = before["neighbours"], before["num_points"], find_neighbour_graph(model, here)
-    if had is None or has is None:
-        return []
-    kept = scale_num_neighbours(had, reference_num_points=of, num_points=here)
-    if has.neighbours == kept:
-        return []
-    given = (
-        kept
-        if has.expected_num_points is None
-        else scale_num_neighbours(kept, reference_num_points=here, num_points=has.expected_num_points)
+    training, probing = (
+        preprocessing_signature(learnt, info),
+        preprocessing_signature(data.config, data.train.dataset.info),
     )
-    advice = f"{has.path}.num_neighbours={given}"
-    if has.can_grow and has.expected_num_points is None and has.neighbours == had:
-        advice = f"{has.path}.neighbours_at={of}"  # PCT's second groups stay as they are
+    probing["num_points"] = probing["encoder"] = None  # the model of the data's config is not the one that is probed
+    lines = signature_differences(training, probing, names=("what was learnt on", "the data to probe on"))
+    return [f"warning: {line}" for line in (*_reach_note(training, data.num_points, model), *lines)]
+
+
+def _reach_note(training: Mapping[str, Any], num_points: int, model: ComponentConfig) -> list[str]:
+    """Return a line if the probed neighbour graph has a smaller or larger reach than that of training."""
+    num_neighbours, training_points, graph = (
+        training["neighbours"],
+        training["num_points"],
+        find_neighbour_graph(model, num_points),
+    )
+    if num_neighbours is None or graph is None:
+        return []
+    equal_reach = scale_num_neighbours(num_neighbours, reference_num_points=training_points, num_points=num_points)
+    if graph.neighbours == equal_reach:
+        return []
+    advised = (
+        equal_reach
+        if graph.expected_num_points is None
+        else scale_num_neighbours(equal_reach, reference_num_points=num_points, num_points=graph.expected_num_points)
+    )
+    advice = f"{graph.path}.num_neighbours={advised}"
+    if graph.can_grow and graph.expected_num_points is None and graph.neighbours == num_neighbours:
+        advice = f"{graph.path}.neighbours_at={training_points}"  # PCT's second groups stay as they are
     return [
-        f"the encoder learnt on clouds of {of} points with {had} neighbours each; of {here} points {has.neighbours} "
-        f"reach {'less far' if has.neighbours < kept else 'farther'}: {advice} keeps their reach"
+        f"the encoder learnt on clouds of {training_points} points with {num_neighbours} neighbours each; "
+        f"of {num_points} points {graph.neighbours} "
+        f"reach {'less far' if graph.neighbours < equal_reach else 'farther'}: {advice} keeps their reach"
     ]

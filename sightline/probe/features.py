@@ -1,4 +1,4 @@
-"""Frozen features of a part of a data set, in data-set order: what every probe starts from."""
+"""Frozen features of a data subset in data-set order, the input of every probe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["Features", "extract", "feature_statistics", "get_encode", "label_key
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """`rows` (N, D) float32 and `labels` (N,) int64, in the order of the data set."""
+    """Features `rows` (N, D) float32 and `labels` (N,) int64, in the order of the data set."""
 
     rows: np.ndarray
     labels: np.ndarray
@@ -34,12 +34,12 @@ class Features:
         return len(self.labels)
 
     def take(self, index: np.ndarray) -> Features:
-        """These samples alone, in this order."""
+        """Select samples by index (M,), in this order."""
         return Features(self.rows[index], self.labels[index])
 
 
 def label_key(part: DataSubset) -> str | None:
-    """The field with one class for each cloud: `label`, `category` where labels are of points, None without either."""
+    """Return the field with one class per cloud: `label`, else `category` (if labels are of points), else None."""
     fields = part.dataset.info.fields
     return next((name for name in ("label", "category") if name in fields and not fields[name].shape.split()), None)
 
@@ -47,11 +47,11 @@ def label_key(part: DataSubset) -> str | None:
 def extract(
     model: nn.Module, part: DataSubset, world: World, *, batch_size: int, seed: int, precision: str, workers: int = 0
 ) -> Features:
-    """The feature of every sample, by the model's `encode` in evaluation mode and without gradient.
+    """Extract the features of all samples by the model's `encode` in evaluation mode, without gradients.
 
-    Whole batches are dealt to processes in turn, and every process gets all rows: the same bits for any number of them.
-    Raises ConfigError for a model without `encode` and for data without classes, DataError for a feature that is not
-    finite; on every process where any of them meets a cloud that cannot be read.
+    Batches are distributed over the processes, and every process returns all rows: the same bits for any number of
+    processes. Raises ConfigError for a model without `encode` and for data without classes, DataError for features that
+    are not finite; if one process cannot read a cloud, all raise.
     """
     key = label_key(part)
     if key is None:
@@ -62,33 +62,33 @@ def extract(
         get_encode(model), AvailableKeys("the data set", part.reader.keys), owner=f"{type(model).__name__}.encode"
     )
     plan = evaluation_keys(part.indices, batch_size, epoch=0, seed=seed)
-    mine = range(world.rank, len(plan), world.size)
-    was_training, number = model.training, Precision(precision)
-    # What stays is allocated first: kept piece by piece among what a pass frees, it tears the heap to gigabytes.
-    num_rows = sum(len(plan[place]) for place in mine)
+    own_batches = range(world.rank, len(plan), world.size)
+    was_training, precision_context = model.training, Precision(precision)
+    # Results are allocated first: kept piece by piece between freed blocks, they fragment the heap by gigabytes.
+    num_rows = sum(len(plan[batch_index]) for batch_index in own_batches)
     width: Any = model.feature_width
     rows = torch.zeros(num_rows, int(width))
-    labels, places = torch.zeros(2, num_rows, dtype=torch.int64)
+    labels, sample_indices = torch.zeros(2, num_rows, dtype=torch.int64)
     end = 0
-    batches = read_batches(part.reader, (plan[place] for place in mine), workers)
+    batches = read_batches(part.reader, (plan[batch_index] for batch_index in own_batches), workers)
     model.eval()
     with torch.no_grad(), contextlib.closing(batches), share_errors(world):
         for batch in batches:
-            taken = to_device(encode.select(batch), world.device, float_dtype=number.parameter_dtype)
-            with number.autocast(world.device):
-                encoded: Tensor = encode.function(**taken)
+            inputs = to_device(encode.select(batch), world.device, float_dtype=precision_context.parameter_dtype)
+            with precision_context.autocast(world.device):
+                encoded: Tensor = encode.function(**inputs)
             start, end = end, end + len(encoded)
             rows[start:end] = encoded.float().cpu()
             labels[start:end] = batch[key]
-            places[start:end] = batch["sample_index"]
+            sample_indices[start:end] = batch["sample_index"]
     model.train(was_training)
-    everyone = [world.gather_rows(each, operation="features")[0] for each in (rows, labels, places)]
-    return _in_order(part, *everyone)
+    gathered = [world.gather_rows(array, operation="features")[0] for array in (rows, labels, sample_indices)]
+    return _sort_samples(part, *gathered)
 
 
 @contextlib.contextmanager
 def share_errors(world: World) -> Iterator[None]:
-    """A fault on one process inside is one on all of them: none is left waiting for the others."""
+    """Context that raises an error of one process on all of them, so that none waits for the others."""
     fault: Exception | None = None
     try:
         yield
@@ -102,7 +102,7 @@ def share_errors(world: World) -> Iterator[None]:
 
 
 def get_encode(model: nn.Module) -> Any:
-    """The model's `encode`. Raises ConfigError for a model that has none."""
+    """Get the model's `encode`. Raises ConfigError for a model without it."""
     encode = ModelMembers.encode.get(model)
     if not callable(encode) or ModelMembers.feature_width.get(model) is None:
         raise ConfigError(
@@ -113,10 +113,10 @@ def get_encode(model: nn.Module) -> Any:
 
 
 def feature_statistics(rows: np.ndarray) -> dict[str, float]:
-    """Scale and life of features: the mean norm, deviations of dimensions, the share of those that never change.
+    """Compute statistics of features (N, D): mean norm, deviations of dimensions, share of constant dimensions.
 
-    `variance` is the sum over the dimensions, the mean square distance from the mean: the scale that a machine with an
-    offset sees, wherever the features lie.
+    `variance` is the sum over dimensions, the mean squared distance from the mean: the scale that matters to a linear
+    classifier with an offset.
     """
     norms = np.linalg.norm(rows.astype(np.float64), axis=1)
     deviation = rows.std(axis=0, dtype=np.float64)
@@ -132,9 +132,9 @@ def feature_statistics(rows: np.ndarray) -> dict[str, float]:
     }
 
 
-def _in_order(part: DataSubset, rows: Tensor, labels: Tensor, places: Tensor) -> Features:
-    order = np.argsort(places.numpy(), kind="stable")
-    assert np.array_equal(places.numpy()[order], np.sort(part.indices)), "every sample is encoded exactly once"
+def _sort_samples(part: DataSubset, rows: Tensor, labels: Tensor, sample_indices: Tensor) -> Features:
+    order = np.argsort(sample_indices.numpy(), kind="stable")
+    assert np.array_equal(sample_indices.numpy()[order], np.sort(part.indices)), "every sample is encoded exactly once"
     ordered = rows.numpy()[order]
     broken = np.flatnonzero(~np.isfinite(ordered).all(axis=1))
     if len(broken):

@@ -26,7 +26,7 @@ from sightline.probe.episodes import (
 from sightline.probe.features import Features
 from sightline.probe.outcome import Outcome, Table
 
-__all__ = ["FewShot", "accuracy_of", "predict_queries"]
+__all__ = ["FewShot", "predict_queries", "score_episode"]
 
 _PARTS = {"train": "training part", "test": "test part"}
 _ORIGIN = {
@@ -37,12 +37,12 @@ _ORIGIN = {
 
 @registry.probes.add("few_shot")
 class FewShot:
-    """A linear SVM (C = 1) on `shots` samples of each of `ways` classes, scored on `queries` others of each.
+    """Few-shot probe: linear SVM (C = 1) on `shots` samples of `ways` classes, scored on `queries` per class.
 
-    Features are standardised by the support alone. Metrics are mean and population deviation over `runs` episodes:
-    `fewshot_5w10s`, `fewshot_5w10s_std`, queries from the training part; those with queries from the test part end in
-    `_test_queries`. `episodes` repeats those of a file, which states all the rest itself. Source: Afham et al. 2022,
-    section 4.1.
+    Features are standardised by the support only. Metrics are mean and population deviation over `runs` episodes:
+    `fewshot_5w10s`, `fewshot_5w10s_std` with queries from the training split; those with queries from the test split
+    end in `_test_queries`. `episodes` repeats those of a file, which defines all other arguments. Source: Afham et al.
+    2022, section 4.1.
     """
 
     most_rows: ClassVar[int | None] = None
@@ -61,12 +61,19 @@ class FewShot:
         if not ways or not shots or min(ways) < 2:
             raise ConfigError("ways: give at least one number of classes, 2 or more, and one of shots")
         require_sklearn()
-        drawn = {"ways": ways, "shots": shots, "queries": queries, "runs": runs, "convention": convention, "seed": seed}
-        given = [name for name, value in drawn.items() if value != _default_of(name)]
-        if episodes is not None and given:
+        options = {
+            "ways": ways,
+            "shots": shots,
+            "queries": queries,
+            "runs": runs,
+            "convention": convention,
+            "seed": seed,
+        }
+        changed = [name for name, value in options.items() if value != _get_default(name)]
+        if episodes is not None and changed:
             raise ConfigError(
-                f"episodes: those of {episodes} are repeated as they are, and {', '.join(given)} would change nothing; "
-                "give the file alone, or draw"
+                f"episodes: those of {episodes} are repeated unchanged, and {', '.join(changed)} would have no effect; "
+                "give only the file, or no file"
             )
         self.settings = [EpisodeSetting(w, s, queries) for w in sorted(set(ways)) for s in sorted(set(shots))]
         self.runs = runs
@@ -77,25 +84,27 @@ class FewShot:
             raise ConfigError(f"episodes: there is no file {self.file}")
 
     @property
-    def asked(self) -> str:
-        """Where the queries of the figures come from, and how many of a class, in words."""
+    def queries_description(self) -> str:
+        """Description of the queries: source split, number per class and number of points."""
         if self.file is not None:
             return f"as in {self.file}"
         return f"{_PARTS[self.conventions[0]]}, {self.settings[0].queries} of a class, the points of the probe"
 
     def __call__(self, train: Features, test: Features) -> Outcome:
-        """Mean and deviation of each setting and convention."""
+        """Compute mean accuracy and deviation of each setting and convention."""
         episodes = self._episodes(train, test)
         metrics: dict[str, float] = {}
         chance: dict[str, float] = {}
         rows = []
-        for (setting, convention), group in groupby(episodes, key=lambda each: (each.setting, each.convention)):
-            accuracies = [accuracy_of(each, train, test) for each in group]
+        for (setting, convention), group in groupby(
+            episodes, key=lambda episode: (episode.setting, episode.convention)
+        ):
+            accuracies = [score_episode(episode, train, test) for episode in group]
             name = f"fewshot_{setting.name}" + ("_test_queries" if convention == "test" else "")
             if name in metrics:
                 raise ConfigError(
-                    f"episodes: those of {setting.name} with queries of {convention} do not stand together, or "
-                    "differ in their number of queries; a file is repeated as it was written"
+                    f"episodes: those of {setting.name} with queries of {convention} are not contiguous, or "
+                    "differ in their number of queries; use the file as it was written"
                 )
             metrics |= {name: float(np.mean(accuracies)), f"{name}_std": float(np.std(accuracies))}
             chance[name] = 1.0 / setting.ways
@@ -117,27 +126,29 @@ class FewShot:
     def _episodes(self, train: Features, test: Features) -> list[Episode]:
         if self.file is not None:
             return read_episodes(self.file, train.labels, test.labels)
-        return list(self._drawn(train.labels, test.labels))
+        return list(self._draw(train.labels, test.labels))
 
-    def _drawn(self, train_labels: np.ndarray, test_labels: np.ndarray) -> Iterator[Episode]:
+    def _draw(self, train_labels: np.ndarray, test_labels: np.ndarray) -> Iterator[Episode]:
         for setting in self.settings:
             for convention in self.conventions:
                 yield from draw_episodes(setting, convention, train_labels, test_labels, runs=self.runs, seed=self.seed)
 
 
-def _default_of(name: str) -> Any:
+def _get_default(name: str) -> Any:
     return inspect.signature(FewShot).parameters[name].default
 
 
-def accuracy_of(episode: Episode, train: Features, test: Features) -> float:
-    """The share of an episode's queries that are predicted right."""
+def score_episode(episode: Episode, train: Features, test: Features) -> float:
+    """Compute the accuracy on an episode's queries."""
     support = train.take(np.array(episode.support))
     query = (train if episode.convention == "train" else test).take(np.array(episode.query))
     return float((predict_queries(support, query.rows) == query.labels).mean())
 
 
 def predict_queries(support: Features, rows: np.ndarray) -> np.ndarray:
-    """The classes of `rows` by a linear SVM with C = 1 that learns from the support, standardised by it alone."""
-    known, asked = standardise(support.rows.astype(np.float64), rows.astype(np.float64))
-    answers: np.ndarray = support_vector_machine(1.0, kernel="linear").fit(known, support.labels).predict(asked)
-    return answers
+    """Predict classes (N,) of `rows` (N, D) by a linear SVM (C = 1) on the support, standardised by the support."""
+    support_rows, query_rows = standardise(support.rows.astype(np.float64), rows.astype(np.float64))
+    predictions: np.ndarray = (
+        support_vector_machine(1.0, kernel="linear").fit(support_rows, support.labels).predict(query_rows)
+    )
+    return predictions

@@ -1,4 +1,4 @@
-"""What a run without labels reports of itself at its end: the accuracy of a linear SVM on its own data's classes."""
+"""Final metric of a run without labels: accuracy of a linear SVM probe on the classes of its own data."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from sightline.probe.threads import start
 __all__ = ["final_metrics", "fit_on_rank_zero"]
 
 _METHOD = "probe_svm_accuracy"
-_LONGEST_TURN_S = 1.0
+_MAX_TURN_S = 1.0
 
 
 def final_metrics(
     config: RunConfig, model: nn.Module, world: World, *, cache: FeatureCache | None
 ) -> tuple[dict[str, float], list[str]]:
-    """`probe_svm_accuracy`, the figure of `sightline probe --method svm` for the same weights on the config's own data.
+    """Compute `probe_svm_accuracy` as `sightline probe --method svm` does on the config's own data, and notes on it.
 
-    And notes on it, or why it is missing: data without classes, a model without `encode`, features
-    that are not finite, memory that does not suffice. A run that has trained is never lost for it. To be called on
-    every process: the first one learns, and all get the same figure.
+    The notes state why it is missing: data without classes, a model without `encode`, features that are not finite, too
+    little memory. An error never ends the run. To be called on every process: rank 0 trains the probe, and all get the
+    same value.
     """
     try:
         with share_errors(world):  # a process may lack scikit-learn, or the data
@@ -43,54 +43,54 @@ def final_metrics(
             assert_fits(probe, len(data.train.indices))
             remarks = warnings_on_data(config, data.train.dataset.info, config.model, data)
         split = extract_split(model, EncoderRecipe(config.model, config.train.precision), data, world, cache=cache)
-    except Exception as error:  # noqa: BLE001 - hours of training are not lost for a figure, whatever is wrong with it
-        return {}, [_left_out(error)]  # on all processes, though each may put it in other words
+    except Exception as error:  # noqa: BLE001 - no error may lose hours of training for one metric
+        return {}, [_describe_omission(error)]  # on all processes, possibly with different texts
     text = fit_on_rank_zero(
-        world, lambda: _learn(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
+        world, lambda: _train_probe(probe, split, data.num_classes), timeout_s=config.distributed.timeout_s
     )
     metrics, notes = json.loads(text)
     return metrics, [*remarks, *notes]
 
 
 def fit_on_rank_zero(world: World, learn: Callable[[], str], *, timeout_s: float) -> str:
-    """The result of `learn` on the first process, on every one, however long it takes.
+    """Run `learn` on rank 0 and return its result on all processes, without a time limit.
 
-    The others do not wait in one collective, which `timeout_s` would end, but meet the first again and again while it
-    learns beside; so a process that is lost is still noticed.
+    The other processes do not wait in one collective, which `timeout_s` would end, but in repeated short ones, while
+    rank 0 runs `learn` in a thread; so a lost process is still noticed.
     """
     if world.size == 1:
         return learn()
-    turn_s = min(_LONGEST_TURN_S, timeout_s / 10)
+    turn_s = min(_MAX_TURN_S, timeout_s / 10)
     learning = world.rank_zero_only(start)(learn)
     text = ""
     while not text:
-        text = world.broadcast_text(_text_within(learning, turn_s), operation="the probe's figure")
+        text = world.broadcast_text(_wait_for_text(learning, turn_s), operation="the probe's figure")
     return text
 
 
-def _text_within(learning: Future[str] | None, turn_s: float) -> str:
+def _wait_for_text(learning: Future[str] | None, turn_s: float) -> str:
     if learning is None:
         return ""
     wait([learning], timeout=turn_s)
     return learning.result() if learning.done() else ""
 
 
-def _learn(probe: SVM, split: FeatureSplit, num_classes: int) -> str:
+def _train_probe(probe: SVM, split: FeatureSplit, num_classes: int) -> str:
     try:
         outcome = probe(split.train, split.test)
     except DataError as error:  # too few samples of a class
-        return json.dumps([{}, [_left_out(error)]])
+        return json.dumps([{}, [_describe_omission(error)]])
     chance = chance_accuracy(split.train.labels, split.test.labels, num_classes)
     guessing = f"guessing gets {chance['uniform_guess']:.4f}, always the largest class {chance['largest_class']:.4f}"
     return json.dumps([dict(outcome.metrics), [f"{_METHOD}: {line}" for line in (guessing, *outcome.warnings)]])
 
 
-def _left_out(error: Exception) -> str:
+def _describe_omission(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        text = f"memory does not suffice for features; a smaller evaluate.batch_size takes less ({text})"
+        text = f"not enough memory for the features; a smaller evaluate.batch_size needs less ({text})"
     elif isinstance(error, UnprobableError):
-        text = f"{text}; sightline probe RUN --data CONFIG learns and tests on other clouds"
+        text = f"{text}; sightline probe RUN --data CONFIG trains and tests on other clouds"
     elif not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}"
     return f"{_METHOD} is left out: {text}"

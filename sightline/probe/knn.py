@@ -1,4 +1,4 @@
-"""Nearest neighbours on frozen features, by the angle between them."""
+"""k nearest neighbours (kNN) on frozen features, by cosine similarity."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from sightline.probe.outcome import Outcome, Table
 
 __all__ = ["KNN", "majority_vote", "nearest_labels"]
 
-_ROWS_AT_ONCE = 1024
+_CHUNK_SIZE = 1024
 
 
 @registry.probes.add("knn")
 class KNN:
-    """The class that most of the k training features at the smallest angle have; k by cross-validation on training.
+    """kNN classifier by cosine similarity; k is chosen by cross-validation on the training split.
 
-    Equal votes go to the class of the nearest among them. One value of `k` is taken as it is; the usual one of the
-    literature on self-supervision is 20. Source: Wu et al. 2018, section 3.4 (cosine, votes without weights here).
+    Ties go to the class of the nearest neighbour among them. A single value of `k` is used as given; the usual one in
+    the literature on self-supervision is 20. Source: Wu et al. 2018, section 3.4 (cosine, votes without weights here).
     """
 
     most_rows: ClassVar[int | None] = None
@@ -38,28 +38,32 @@ class KNN:
         self.seed = seed
 
     def __call__(self, train: Features, test: Features) -> Outcome:
-        """The accuracy on the test part with the chosen k, and the table over all of them."""
+        """Compute the test accuracy with the chosen k, and a table of all k."""
         folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
-        most = min(len(kept) for kept, _ in folds)
-        if self.numbers[-1] > most:
-            raise ConfigError(f"k: found {self.numbers[-1]}, a fold has {most} training samples; give fewer neighbours")
-        scored = np.array([self._accuracies(train.take(kept), train.take(held)) for kept, held in folds])
-        tested = self._accuracies(train, test)
-        validated = scored.mean(axis=0)
+        fold_size = min(len(remaining) for remaining, _ in folds)
+        if self.numbers[-1] > fold_size:
+            raise ConfigError(
+                f"k: found {self.numbers[-1]}, a fold has {fold_size} training samples; give fewer neighbours"
+            )
+        fold_accuracies = np.array(
+            [self._accuracies(train.take(remaining), train.take(held_out)) for remaining, held_out in folds]
+        )
+        test_accuracies = self._accuracies(train, test)
+        validated = fold_accuracies.mean(axis=0)
         chosen = int(validated.argmax())
         rows = [
-            (k, float(validated[place]), float(scored[:, place].std()), tested[place])
-            for place, k in enumerate(self.numbers)
+            (k, float(validated[index]), float(fold_accuracies[:, index].std()), test_accuracies[index])
+            for index, k in enumerate(self.numbers)
         ]
         names = ("k", "cross_validated_accuracy", "cross_validated_std", "test_accuracy_not_for_choosing")
         return Outcome(
-            metrics={"probe_knn_accuracy": tested[chosen]},
+            metrics={"probe_knn_accuracy": test_accuracies[chosen]},
             chance={},
             tables=(
                 Table(
                     "nearest neighbours by cosine; test accuracy of a k that was not chosen is for reading alone",
                     ("k", "cross-validated", "+-", "test", ""),
-                    [(*row, "chosen" if place == chosen else "") for place, row in enumerate(rows)],
+                    [(*row, "chosen" if index == chosen else "") for index, row in enumerate(rows)],
                 ),
             ),
             protocol=(
@@ -70,37 +74,37 @@ class KNN:
         )
 
     def _accuracies(self, train: Features, scored: Features) -> list[float]:
-        near = nearest_labels(train, scored.rows, num_neighbours=self.numbers[-1])
-        return [float((majority_vote(near[:, :k]) == scored.labels).mean()) for k in self.numbers]
+        labels = nearest_labels(train, scored.rows, num_neighbours=self.numbers[-1])
+        return [float((majority_vote(labels[:, :k]) == scored.labels).mean()) for k in self.numbers]
 
 
 def nearest_labels(train: Features, rows: np.ndarray, *, num_neighbours: int) -> np.ndarray:
-    """The labels (N, k) of the training features at the smallest angle to each row, nearest first.
+    """Find the labels (N, k) of the training features nearest by cosine to each row (N, D), nearest first.
 
-    Of equal angles the earlier training sample comes first; a feature of norm 0 stands at a right angle to all.
+    Ties are in the order of the training samples; a feature of norm 0 has cosine 0 to all others.
     """
-    directions = _unit(train.rows)
+    directions = _normalize_rows(train.rows)
     return np.concatenate(
-        [train.labels[_nearest(part @ directions.T, num_neighbours)] for part in _parts(_unit(rows))]
+        [train.labels[_nearest_indices(part @ directions.T, num_neighbours)] for part in _chunks(_normalize_rows(rows))]
         or [np.zeros((0, num_neighbours), dtype=np.int64)]
     )
 
 
 def majority_vote(labels: np.ndarray) -> np.ndarray:
-    """The label that most columns of each row hold, (N, k) -> (N,); of equal ones that which comes first."""
+    """Return the most frequent label of each row, (N, k) -> (N,); ties go to the label that comes first."""
     matches = (labels[:, :, None] == labels[:, None, :]).sum(axis=2)
     return labels[np.arange(len(labels)), matches.argmax(axis=1)]
 
 
-def _nearest(similarity: np.ndarray, num_neighbours: int) -> np.ndarray:
+def _nearest_indices(similarity: np.ndarray, num_neighbours: int) -> np.ndarray:
     return np.argsort(-similarity, axis=1, kind="stable")[:, :num_neighbours]
 
 
-def _parts(rows: np.ndarray) -> Iterator[np.ndarray]:
-    return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+def _chunks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + _CHUNK_SIZE] for start in range(0, len(rows), _CHUNK_SIZE))
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
+def _normalize_rows(rows: np.ndarray) -> np.ndarray:
     wide = rows.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
     return wide / np.where(norms > 0, norms, 1.0)

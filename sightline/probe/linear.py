@@ -19,9 +19,9 @@ __all__ = ["Linear"]
 
 @registry.probes.add("linear")
 class Linear:
-    """Multinomial logistic regression with an L2 penalty on features of zero mean and unit deviation.
+    """Multinomial logistic regression with an L2 penalty on standardised features.
 
-    C is chosen by stratified cross-validation on the training part; a tie takes the smaller one. A C whose fit stopped
+    C is chosen by stratified cross-validation on the training split; ties take the smaller C. A C whose fit stopped
     at `max_iterations` is marked. Source: Alain and Bengio 2016, "linear classifier probes"; scikit-learn's
     LogisticRegression.
     """
@@ -45,23 +45,31 @@ class Linear:
         self.seed = seed
 
     def __call__(self, train: Features, test: Features) -> Outcome:
-        """The accuracy on the test part with the chosen C, and the table over all of them."""
+        """Compute the test accuracy with the chosen C, and a table of all C."""
         folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
-        scored = np.array([self._accuracies(train.take(kept), train.take(held))[0] for kept, held in folds])
-        tested, converged = self._accuracies(train, test)
-        validated = scored.mean(axis=0)
+        fold_accuracies = np.array(
+            [self._accuracies(train.take(remaining), train.take(held_out))[0] for remaining, held_out in folds]
+        )
+        test_accuracies, converged = self._accuracies(train, test)
+        validated = fold_accuracies.mean(axis=0)
         chosen = int(validated.argmax())
         rows = [
-            (cost, float(validated[place]), float(scored[:, place].std()), tested[place], converged[place])
-            for place, cost in enumerate(self.costs)
+            (
+                cost,
+                float(validated[index]),
+                float(fold_accuracies[:, index].std()),
+                test_accuracies[index],
+                converged[index],
+            )
+            for index, cost in enumerate(self.costs)
         ]
         names = ("C", "cross_validated_accuracy", "cross_validated_std", "test_accuracy_not_for_choosing", "converged")
         marks = [
-            ", ".join(filter(None, ["chosen" if place == chosen else "", "" if row[-1] else "not converged"]))
-            for place, row in enumerate(rows)
+            ", ".join(filter(None, ["chosen" if index == chosen else "", "" if row[-1] else "not converged"]))
+            for index, row in enumerate(rows)
         ]
         return Outcome(
-            metrics={"probe_linear_accuracy": tested[chosen]},
+            metrics={"probe_linear_accuracy": test_accuracies[chosen]},
             chance={},
             tables=(
                 Table(
@@ -78,9 +86,10 @@ class Linear:
         )
 
     def _accuracies(self, train: Features, scored: Features) -> tuple[list[float], list[bool]]:
-        known, asked = standardise(train.rows.astype(np.float64), scored.rows.astype(np.float64))
+        train_rows, query_rows = standardise(train.rows.astype(np.float64), scored.rows.astype(np.float64))
         fitted = [
-            logistic_regression(cost, known, train.labels, max_iterations=self.max_iterations) for cost in self.costs
+            logistic_regression(cost, train_rows, train.labels, max_iterations=self.max_iterations)
+            for cost in self.costs
         ]
-        accuracies = [float((machine.predict(asked) == scored.labels).mean()) for machine, _ in fitted]
+        accuracies = [float((machine.predict(query_rows) == scored.labels).mean()) for machine, _ in fitted]
         return accuracies, [has_converged for _, has_converged in fitted]

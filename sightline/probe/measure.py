@@ -1,4 +1,4 @@
-"""A probe applied to a run's features, to those of random weights, and to none: one result beside its baselines."""
+"""Probe metrics on trained features, compared with random weights and with chance."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEST_SELECTED = "the test part chose the checkpoint (test-selected), and nothin
 
 @dataclass(frozen=True)
 class Comparison:
-    """The figures of a probe for a run, for random weights by seed, and for guessing."""
+    """Outcomes of a probe for a run and for random weights by seed, and the accuracy of guessing."""
 
     trained: Outcome
     random: Mapping[int, Outcome]
@@ -32,7 +32,7 @@ class Comparison:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The run's figures, and the mean (for several seeds also the deviation) of each with random weights."""
+        """Metrics of the run, and their mean (for several seeds also the deviation) with random weights."""
         figures = dict(self.trained.metrics)
         for name in self.figures:
             values = [outcome.metrics[name] for outcome in self.random.values()]
@@ -43,15 +43,15 @@ class Comparison:
 
     @property
     def figures(self) -> list[str]:
-        """The names of accuracies; a deviation is none."""
+        """Names of the accuracies, without deviations."""
         return [name for name in self.trained.metrics if not name.endswith("_std")]
 
-    def chance_of(self, name: str) -> float:
-        """What guessing gets of an accuracy."""
+    def get_chance(self, name: str) -> float:
+        """Return the value of an accuracy that guessing reaches."""
         return self.trained.chance.get(name, self.chance["uniform_guess"])
 
     def document(self, probed: ProbedRun) -> dict[str, Any]:
-        """All of it in plain values, with what was probed."""
+        """Return everything as plain values, with a description of the run and data."""
         return {
             "run": str(probed.run),
             "checkpoint": str(probed.checkpoint),
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def compare_with_baselines(probe: Probe, twins: FeatureComparison, num_classes: int) -> Comparison:
-    """The probe on the features of each, the same for all."""
+    """Apply the same probe to trained and to random features, and compute the baselines."""
     trained = twins.trained
     return Comparison(
         trained=probe(trained.train, trained.test),

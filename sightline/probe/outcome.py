@@ -1,4 +1,4 @@
-"""What a probe gives: figures, tables for a person, and all of it in plain values."""
+"""Interface and outcome of probes: metrics, tables for the terminal, and plain values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Outcome", "Probe", "Table", "UnprobableError", "assert_fits"]
 
 
 class UnprobableError(DataError):
-    """Data that a probe cannot learn from: without classes or a part to test on, too little of it or too much."""
+    """Raised for data that cannot be probed: no classes, no test split, or too few or too many samples."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under columns; accuracies are shares, 0 to 1."""
+    """Table with columns and rows; accuracies are fractions in [0, 1]."""
 
     title: str
     columns: tuple[str, ...]
@@ -27,9 +27,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`metrics` by name, `chance` by the same names where guessing has a level of its own, and how it was measured.
+    """Outcome of a probe: `metrics` by name, `chance` for metrics with their own chance level, and the protocol.
 
-    `warnings` are notes for a reader of the figures, `details` all the rest in plain values.
+    `warnings` are notes for readers of the metrics, `details` everything else as plain values.
     """
 
     metrics: Mapping[str, float]
@@ -41,9 +41,9 @@ class Outcome:
 
 
 class Probe(Protocol):
-    """Learns from the training features and is scored on those of the test part; the same input gives the same bits.
+    """Probe: trained on training features and scored on test features; deterministic to the bit.
 
-    `most_rows` is how many training features it takes at most, None for any number.
+    `most_rows` is the maximum number of training features, None for no limit.
     """
 
     most_rows: ClassVar[int | None]
@@ -52,9 +52,9 @@ class Probe(Protocol):
 
 
 def assert_fits(probe: Probe, num_samples: int) -> None:
-    """Raises UnprobableError where a training part is too large for a probe; known before features are computed."""
+    """Raise UnprobableError if the training split is too large for a probe, before features are computed."""
     if probe.most_rows is not None and num_samples > probe.most_rows:
         raise UnprobableError(
             f"probe: the training part has {num_samples} samples, {type(probe).__name__} takes {probe.most_rows} at "
-            "most; give data.fraction=SHARE where the set has it, or another method"
+            "most; give data.fraction=SHARE if the data set has it, or another method"
         )

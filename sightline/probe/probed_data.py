@@ -1,4 +1,4 @@
-"""What is probed: a run's weights on a config's data, beside the same network with random weights."""
+"""Data and features of a probe: a config's data, encoded by a run's weights or by random ones."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from sightline.optional_members import DataMembers, TransformMembers
 from sightline.probe.cache import FeatureCache, weights_digest
 from sightline.probe.features import Features, extract, label_key, share_errors
 from sightline.probe.outcome import UnprobableError
-from sightline.probe.source_digest import plugins_of, source_sha256
+from sightline.probe.source_digest import plugin_digests, source_sha256
 from sightline.runs.preprocessing_signature import flatten_blocks, makes_pairs, read_fields
 from sightline.types import ComponentConfig, SampleKey
 
 __all__ = ["EncoderRecipe", "FeatureSplit", "ProbedData", "extract_split", "open_data", "random_model"]
 
-_OF_PAIRS = frozenset({"image", "other_points", "draws", "self"})
-"""What only the contrast of pairs reads: a transform that takes nothing else changes no cloud."""
-_OF_VIEWS = frozenset({"views", "background", "without_views"})
-"""Arguments of a data set about pictures of its clouds; without them it has none."""
+_PAIR_FIELDS = frozenset({"image", "other_points", "draws", "self"})
+"""Fields read only by contrastive pairs: a transform with no other fields changes no cloud."""
+_VIEW_ARGUMENTS = frozenset({"views", "background", "without_views"})
+"""Arguments of a data set that add pictures of its clouds."""
 
 
 _LIBRARIES = ("sightline", "torch", "numpy", "numba")
-"""Of whose versions features may depend; numba may be absent."""
+"""Libraries whose versions features may depend on; numba may be missing."""
 
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """How clouds become features, besides weights and data: the model's block, and the number format."""
+    """Settings of an encoder other than weights and data: the model's block, and the number format."""
 
     model: ComponentConfig
     precision: str
@@ -48,7 +48,7 @@ class EncoderRecipe:
 
 @dataclass(frozen=True, eq=False)
 class FeatureSplit:
-    """Features of the two parts that every probe needs: it learns from `train` and is scored on `test`."""
+    """Features of both splits: a probe is trained on `train` and scored on `test`."""
 
     train: Features
     test: Features
@@ -56,10 +56,10 @@ class FeatureSplit:
 
 @dataclass(frozen=True)
 class ProbedData:
-    """The training and test part of a config's data, read with its evaluation transforms, without making pairs.
+    """Training and test split of a config's data, read with its evaluation transforms, but without pairs.
 
-    What brings the clouds of a pair into the unit sphere stays, where the set's own clouds do not lie in it. `left_out`
-    names the transforms that were not applied.
+    The transform that scales the clouds of a pair to the unit sphere is kept, if the data set's clouds are not in it.
+    `left_out` names the transforms that were not applied.
     """
 
     config: RunConfig
@@ -69,25 +69,25 @@ class ProbedData:
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
-        """What the training part states."""
+        """Facts of the training split (cached)."""
         return self.train.dataset.info.facts
 
     @property
     def num_classes(self) -> int:
-        """How many classes the data set names."""
+        """Number of classes of the data set."""
         names = "category_names" if label_key(self.train) == "category" else "class_names"
         return len(self.facts.get(names, ())) or int(self.facts["num_classes"])
 
     @property
     def num_points(self) -> int:
-        """How many points the first cloud has when the encoder sees it."""
+        """Number of points of the first cloud as the encoder receives it."""
         batch = self.train.reader([SampleKey(int(self.train.indices[0]), 0, self.config.seed)])
         return int(batch["points"].shape[-2])
 
     def identity(self, part: DataSubset) -> dict[str, Any] | None:
-        """Everything that the clouds of a part depend on; None where the set has no fingerprint.
+        """Return everything that the clouds of a split depend on; None if the data set has no fingerprint.
 
-        The folder of a prepared set counts by the contents of its manifest, not by where it lies.
+        The folder of a prepared data set is identified by the contents of its manifest, not by its path.
         """
         fingerprint = DataMembers.fingerprint.get(part.dataset)
         if fingerprint is None:
@@ -96,12 +96,13 @@ class ProbedData:
         return {
             "split": part.split,
             "num_samples": len(part.indices),
-            "names": _digest_of(part),
+            "names": _hash_names(part),
             "fingerprint": fingerprint,
             "data": {name: value for name, value in data.items() if name != "root"},
             "transforms": to_plain(self.config.transforms.evaluate),
-            "plugins": plugins_of(
-                ("data", self.config.data), *(("transforms", each) for each in self.config.transforms.evaluate)
+            "plugins": plugin_digests(
+                ("data", self.config.data),
+                *(("transforms", transform) for transform in self.config.transforms.evaluate),
             ),
             "batch_size": self.config.evaluate.batch_size,
             "seed": self.config.seed,
@@ -109,17 +110,19 @@ class ProbedData:
 
 
 def open_data(config: RunConfig) -> ProbedData:
-    """The parts to probe on. Raises UnprobableError for a set without a test part or without a class for each cloud."""
-    kept = tuple(each for each in config.transforms.evaluate if not _serves_pairs(each))
-    left_out = tuple(each.name for each in config.transforms.evaluate if _serves_pairs(each))
-    normalising = _with_norms(config.transforms.evaluate)
-    config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=kept))
-    if not any("image" in read_fields(each) for each in kept):
-        config = dataclasses.replace(config, data=_without_views(config.data))
+    """Open the splits to probe on. Raises UnprobableError without a test split or a class for each cloud."""
+    transforms = tuple(t for t in config.transforms.evaluate if not _is_for_pairs(t))
+    left_out = tuple(t.name for t in config.transforms.evaluate if _is_for_pairs(t))
+    normalising_transforms = _keep_normalising(config.transforms.evaluate)
+    config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=transforms))
+    if not any("image" in read_fields(transform) for transform in transforms):
+        config = dataclasses.replace(config, data=_remove_views(config.data))
     train = build_part(config, "train")
-    form = train.dataset.info.clouds
-    if normalising and (form is None or form.unit_sphere == "none"):
-        config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=normalising))
+    clouds = train.dataset.info.clouds
+    if normalising_transforms and (clouds is None or clouds.unit_sphere == "none"):
+        config = dataclasses.replace(
+            config, transforms=dataclasses.replace(config.transforms, evaluate=normalising_transforms)
+        )
         train = build_part(config, "train")
     if "test" not in train.dataset.info.split_sizes:
         raise UnprobableError(
@@ -137,20 +140,20 @@ def open_data(config: RunConfig) -> ProbedData:
 def extract_split(
     model: nn.Module, recipe: EncoderRecipe, data: ProbedData, world: World, *, cache: FeatureCache | None
 ) -> FeatureSplit:
-    """Features of both parts, from the cache where it has them; what was computed is kept there."""
+    """Extract the features of both splits; read them from the cache if possible, else store them there."""
     digest = weights_digest(model)
     return FeatureSplit(
-        *(_features(model, recipe, data, part, digest, world, cache) for part in (data.train, data.test))
+        *(_extract_features(model, recipe, data, part, digest, world, cache) for part in (data.train, data.test))
     )
 
 
 def random_model(config: RunConfig, facts: Mapping[str, Any], world: World, *, seed: int) -> nn.Module:
-    """The config's network with the weights that another seed gives. Global random states stay as they are."""
+    """Build the config's network with random weights of another seed. Global random states do not change."""
     with preserve_rng_state():
         return build_model(dataclasses.replace(config, seed=seed), facts, world)
 
 
-def _features(
+def _extract_features(
     model: nn.Module,
     recipe: EncoderRecipe,
     data: ProbedData,
@@ -166,15 +169,15 @@ def _features(
             **identity,
             "weights": digest,
             "model": to_plain(recipe.model),
-            "model_plugins": plugins_of(("models", recipe.model)),
+            "model_plugins": plugin_digests(("models", recipe.model)),
             "precision": recipe.precision,
             "device": world.device.type,
-            "versions": {name: _version(name) for name in _LIBRARIES},
+            "versions": {name: _library_version(name) for name in _LIBRARIES},
             "source": source_sha256(),
         }
-    found = _kept(cache, key, world)
-    if found is not None:
-        return found
+    cached = _load_cached(cache, key, world)
+    if cached is not None:
+        return cached
     if cache is not None and key is not None:
         with share_errors(world):
             world.rank_zero_only(cache.assert_writable)()
@@ -194,60 +197,59 @@ def _features(
     return computed
 
 
-def _kept(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: World) -> Features | None:
-    """Features from the cache, on every process or on none."""
+def _load_cached(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: World) -> Features | None:
+    """Load features from the cache, either on all processes or on none."""
     if cache is None or key is None:
         return None
-    found = cache.load(key)
-    votes = world.gather_text("" if found is None else "found", operation="kept features")
-    return found if all(votes) else None
+    cached = cache.load(key)
+    votes = world.gather_text("" if cached is None else "found", operation="kept features")
+    return cached if all(votes) else None
 
 
-def _version(library: str) -> str | None:
+def _library_version(library: str) -> str | None:
     try:
         return importlib.metadata.version(library)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _digest_of(part: DataSubset) -> str:
-    """Of the names of all samples in order: a set may choose among its shapes by more than its arguments."""
+def _hash_names(part: DataSubset) -> str:
+    """Hash the names of all samples in order: a data set may select samples by more than its arguments."""
     names = "\n".join(part.sample_name(int(index)) for index in part.indices)
-    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # of files whose names are not UTF-8, too
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # also for file names that are not UTF-8
 
 
-def _serves_pairs(component: ComponentConfig) -> bool:
-    """Whether a transform makes the pairs of contrastive learning, or changes nothing but their images."""
-    return makes_pairs(component) or set(read_fields(component)) <= _OF_PAIRS
+def _is_for_pairs(component: ComponentConfig) -> bool:
+    """Return True if a transform makes pairs for contrastive learning, or changes only their images."""
+    return makes_pairs(component) or set(read_fields(component)) <= _PAIR_FIELDS
 
 
-def _with_norms(blocks: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
-    """Transforms without making pairs, but with what brings each cloud of a pair into the unit sphere; empty where no
-    pair has that."""
-    found: list[ComponentConfig] = []
+def _keep_normalising(blocks: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
+    """Drop transforms that make pairs, but keep their scaling to the unit sphere; empty if no pair has that."""
+    transforms: list[ComponentConfig] = []
     is_needed = False
     for block in blocks:
-        if not _serves_pairs(block):
-            found.append(block)
+        if not _is_for_pairs(block):
+            transforms.append(block)
             continue
-        norms = [each for each in flatten_blocks([block]) if _brings_into_unit_sphere(each)]
-        found += norms[:1]
+        norms = [transform for transform in flatten_blocks([block]) if _makes_unit_sphere(transform)]
+        transforms += norms[:1]
         is_needed = is_needed or bool(norms)
-    return tuple(found) if is_needed else ()
+    return tuple(transforms) if is_needed else ()
 
 
-def _brings_into_unit_sphere(component: ComponentConfig) -> bool:
+def _makes_unit_sphere(component: ComponentConfig) -> bool:
     return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(component).builder)
 
 
-def _without_views(component: ComponentConfig) -> ComponentConfig:
-    """A data set's block without the pictures that it would read or render for each cloud.
+def _remove_views(component: ComponentConfig) -> ComponentConfig:
+    """Remove from a data set's block the pictures that it would read or render for each cloud.
 
-    As it was where it cannot do without them, or where they decide which clouds belong to it.
+    Unchanged if pictures are required, or decide which clouds belong to the data set.
     """
-    given = component.arguments
+    arguments = component.arguments
     views = registry.data.entry(component).arguments.get("views")
-    if views is None or views.default not in (None, 0) or given.get("without_views") == "left_out":
+    if views is None or views.default not in (None, 0) or arguments.get("without_views") == "left_out":
         return component
-    kept = {name: value for name, value in given.items() if name not in _OF_VIEWS}
-    return dataclasses.replace(component, arguments=kept)
+    remaining = {name: value for name, value in arguments.items() if name not in _VIEW_ARGUMENTS}
+    return dataclasses.replace(component, arguments=remaining)

@@ -1,4 +1,4 @@
-"""Linear support vector machines on frozen features, C chosen on the training part alone."""
+"""Linear SVM on frozen features, with C chosen on the training split only."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sightline.probe.folds import stratified_folds
 from sightline.probe.outcome import Outcome, Table, assert_fits
 from sightline.probe.threads import map_in_threads
 
-__all__ = ["SVM", "SVMPredictions", "choice_in_words"]
+__all__ = ["SVM", "SVMPredictions", "describe_choice"]
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One C: accuracy in cross-validation (mean and deviation over the folds) and on the test part.
+class _CostResult:
+    """Result of one C: accuracy in cross-validation (mean and deviation over the folds) and on the test split.
 
-    `has_converged` is whether all of its machines did.
+    `has_converged`: all of its SVMs converged.
     """
 
     cost: float
@@ -41,14 +41,14 @@ class _Row:
 
 @dataclass(frozen=True)
 class SVMPredictions:
-    """The classes that machines of one C give, and whether they came to their end."""
+    """Classes (N,) predicted by the SVM of one C, and whether it converged."""
 
     classes: np.ndarray
     has_converged: bool
 
 
-def choice_in_words(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
-    """The rule by which an SVM gets its C; without arguments that of the figure at the end of a training."""
+def describe_choice(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> str:
+    """Describe how C is chosen; without arguments, for the metric at the end of training."""
     if len(costs) == 1:
         return f"{costs[0]:g}, given"
     return f"by {num_folds}-fold cross-validation on the training part"
@@ -56,17 +56,17 @@ def choice_in_words(costs: Sequence[float] = COSTS, num_folds: int = _FOLDS) -> 
 
 @registry.probes.add("svm")
 class SVM:
-    """A linear SVM, one against one; C is chosen by stratified cross-validation on the training part.
+    """Linear SVM (one against one); C is chosen by stratified cross-validation on the training split.
 
-    The headline is that of plain features, as published; `standardise: yes` gives each dimension zero mean and unit
-    deviation first, by the rows that the machine learns from alone, in every fold anew. Equal to scikit-learn's
-    SVC(kernel="linear") in a grid search, where machines converge; a tie takes the smaller C. Where classes overlap,
-    those of a large C iterate for very long: after `max_iterations` for a pair of classes they stop, and the table says
-    so. Source: Afham et al. 2022, section 4.1 (protocol); Chang and Lin 2011, LIBSVM.
+    The main metric uses unscaled features, as published; `standardise: yes` scales each dimension to zero mean and unit
+    deviation of the training rows, in every fold separately. Equal to scikit-learn's SVC(kernel="linear") in a grid
+    search, if the SVMs converge; ties take the smaller C. If classes overlap, a large C needs very many iterations:
+    after `max_iterations` for a pair of classes the SVM stops, and the table marks it. Source: Afham et al.
+    2022, section 4.1 (protocol); Chang and Lin 2011, LIBSVM.
     """
 
     most_rows: ClassVar[int | None] = 20_000
-    """The products of all pairs of rows take 8 bytes each, here 3.2 GB."""
+    """Maximum of training rows: the products of all pairs take 8 bytes each, here 3.2 GB."""
 
     def __init__(
         self,
@@ -88,22 +88,22 @@ class SVM:
 
     @property
     def choice(self) -> str:
-        """How C comes about, in words."""
-        return choice_in_words(self.costs, self.num_folds)
+        """Description of how C is chosen."""
+        return describe_choice(self.costs, self.num_folds)
 
     def __call__(self, train: Features, test: Features) -> Outcome:
-        """The accuracy on the test part with the chosen C, and the table over all of them."""
+        """Compute the test accuracy with the chosen C, and a table of all C."""
         assert_fits(self, len(train))
         tables = {form: self._search(train, test, is_standardised=form) for form in self.forms}
         chosen = {form: max(rows, key=lambda row: row.validated) for form, rows in tables.items()}
         names = {form: "probe_svm_accuracy" + ("_standardised" if form else "") for form in self.forms}
         statistics = feature_statistics(train.rows)
-        notes = [self._edge(chosen[form], form, statistics["mean_norm"]) for form in self.forms]
-        notes += [self._unfinished(tables[form], form) for form in self.forms]
+        notes = [self._edge_note(chosen[form], form, statistics["mean_norm"]) for form in self.forms]
+        notes += [self._convergence_note(tables[form], form) for form in self.forms]
         return Outcome(
             metrics={names[form]: chosen[form].test for form in self.forms},
             chance={},
-            tables=tuple(_table(rows, chosen[form], form, statistics) for form, rows in tables.items()),
+            tables=tuple(_make_table(rows, chosen[form], form, statistics) for form, rows in tables.items()),
             protocol=(
                 f"scikit-learn SVC(kernel=linear), one against one; C {self.choice}; folds are seeded and stratified, "
                 "test accuracies of other C chose nothing",
@@ -113,113 +113,128 @@ class SVM:
             warnings=tuple(filter(None, notes)),
             details={
                 "C": {names[form]: chosen[form].cost for form in self.forms},
-                "table": [_plain(row, form, row is chosen[form]) for form, rows in tables.items() for row in rows],
+                "table": [_to_plain(row, form, row is chosen[form]) for form, rows in tables.items() for row in rows],
             },
         )
 
-    def _search(self, train: Features, test: Features, *, is_standardised: bool) -> list[_Row]:
-        """A row for each C: learnt from each fold's rest and scored on the fold, learnt from all and scored on test."""
+    def _search(self, train: Features, test: Features, *, is_standardised: bool) -> list[_CostResult]:
+        """Compute a row per C: cross-validation on the training split, and training on all of it for the test score."""
         folds = stratified_folds(train.labels, num_folds=self.num_folds, seed=self.seed)
         if is_standardised:
-            parts = [(train.take(kept), train.take(held_out)) for kept, held_out in folds]
-            answers = [self.predict_all_costs(rest, held_out.rows, is_standardised=True) for rest, held_out in parts]
+            parts = [(train.take(training), train.take(held_out)) for training, held_out in folds]
+            predictions = [
+                self.predict_all_costs(remaining, held_out.rows, is_standardised=True) for remaining, held_out in parts
+            ]
         else:
-            answers = self._shared(train, folds)
+            predictions = self._predict_folds(train, folds)
         labels = [train.labels[held_out] for _, held_out in folds]
-        scored = np.array([_accuracies(each, held) for each, held in zip(answers, labels, strict=True)])
-        last = self.predict_all_costs(train, test.rows, is_standardised=is_standardised)
-        tested = _accuracies(last, test.labels)
+        fold_accuracies = np.array(
+            [_accuracies(fold, fold_labels) for fold, fold_labels in zip(predictions, labels, strict=True)]
+        )
+        test_predictions = self.predict_all_costs(train, test.rows, is_standardised=is_standardised)
+        test_accuracies = _accuracies(test_predictions, test.labels)
         return [
-            _Row(
+            _CostResult(
                 cost,
-                float(scored[:, place].mean()),
-                float(scored[:, place].std()),
-                tested[place],
-                all(each[place].has_converged for each in (*answers, last)),
+                float(fold_accuracies[:, index].mean()),
+                float(fold_accuracies[:, index].std()),
+                test_accuracies[index],
+                all(one_fold[index].has_converged for one_fold in (*predictions, test_predictions)),
             )
-            for place, cost in enumerate(self.costs)
+            for index, cost in enumerate(self.costs)
         ]
 
     def predict_all_costs(
         self, train: Features, rows: np.ndarray, *, is_standardised: bool = False
     ) -> list[SVMPredictions]:
-        """Of `rows` for each C in ascending order; products of rows are taken once, in float64, and shared by all.
+        """Predict the classes of `rows` (N, D) for each C in ascending order.
 
-        Rows of a class stand together, so that the products of a pair of classes do in memory.
+        Products of rows are computed once, in float64, and shared by all C. Rows are sorted by class, so that the
+        products of a pair of classes are contiguous in memory.
         """
         order = np.argsort(train.labels, kind="stable")
-        known, asked = train.rows[order].astype(np.float64), rows.astype(np.float64)
+        train_rows, query_rows = train.rows[order].astype(np.float64), rows.astype(np.float64)
         if is_standardised:
-            known, asked = standardise(known, asked)
-        return self._learnt(known @ known.T, asked @ known.T, train.labels[order])
+            train_rows, query_rows = standardise(train_rows, query_rows)
+        return self._fit_and_predict(train_rows @ train_rows.T, query_rows @ train_rows.T, train.labels[order])
 
-    def _shared(self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[list[SVMPredictions]]:
-        """The predictions from plain features in every fold, from the products of all training rows, taken once."""
+    def _predict_folds(
+        self, train: Features, folds: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[list[SVMPredictions]]:
+        """Predict every fold from unscaled features; the products of all training rows are computed once."""
         order = np.argsort(train.labels, kind="stable")
-        place = np.argsort(order)
+        rank = np.argsort(order)
         rows, labels = train.rows[order].astype(np.float64), train.labels[order]
         products = rows @ rows.T
-        answers = []
-        for kept, held_out in folds:
-            known, asked = np.sort(place[kept]), place[held_out]
-            answers.append(self._learnt(products[np.ix_(known, known)], products[np.ix_(asked, known)], labels[known]))
-        return answers
+        predictions = []
+        for remaining, held_out in folds:
+            train_index, query_index = np.sort(rank[remaining]), rank[held_out]
+            predictions.append(
+                self._fit_and_predict(
+                    products[np.ix_(train_index, train_index)],
+                    products[np.ix_(query_index, train_index)],
+                    labels[train_index],
+                )
+            )
+        return predictions
 
-    def _learnt(self, between: np.ndarray, across: np.ndarray, labels: np.ndarray) -> list[SVMPredictions]:
-        """By a machine for each C, from the products of known rows, and of those asked about with them.
+    def _fit_and_predict(
+        self, train_products: np.ndarray, query_products: np.ndarray, labels: np.ndarray
+    ) -> list[SVMPredictions]:
+        """Fit an SVM per C on products of training rows, and predict from products of query and training rows.
 
-        Threads share the values of C among them.
+        The values of C are distributed over threads.
         """
 
-        def answer(cost: float) -> SVMPredictions:
+        def fit_and_predict(cost: float) -> SVMPredictions:
             machine = support_vector_machine(cost, kernel="precomputed", max_iterations=self.max_iterations)
-            machine.fit(between, labels)
-            return SVMPredictions(machine.predict(across), machine.fit_status_ == 0)
+            machine.fit(train_products, labels)
+            return SVMPredictions(machine.predict(query_products), machine.fit_status_ == 0)
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Solver terminated early")  # the table shows it, and of which C
-            return map_in_threads(answer, self.costs, num_threads=max(1, torch.get_num_threads()))
+            return map_in_threads(fit_and_predict, self.costs, num_threads=max(1, torch.get_num_threads()))
 
-    def _edge(self, row: _Row, form: bool, norm: float) -> str:
+    def _edge_note(self, row: _CostResult, form: bool, norm: float) -> str:
         if len(self.costs) < 2 or row.cost not in (self.costs[0], self.costs[-1]):
             return ""
-        which = "standardised" if form else f"plain features, mean norm {norm:.3g}"
-        return f"the chosen C={row.cost:g} is the end of the grid ({which}): a wider one may do better, C=[...]"
+        features = "standardised" if form else f"plain features, mean norm {norm:.3g}"
+        return f"the chosen C={row.cost:g} is the end of the grid ({features}): a wider grid may be better, C=[...]"
 
-    def _unfinished(self, rows: Sequence[_Row], form: bool) -> str:
+    def _convergence_note(self, rows: Sequence[_CostResult], form: bool) -> str:
         costs = ", ".join(f"{row.cost:g}" for row in rows if not row.has_converged)
         if not costs:
             return ""
-        which = "standardised" if form else "plain"
+        features = "standardised" if form else "plain"
         return (
-            f"C={costs} ({which} features): stopped at {self.max_iterations} iterations for a pair of classes, so its "
-            "figures are of machines that were not done; likely, classes overlap in these features: look at smaller C, "
-            "or give max_iterations=N"
+            f"C={costs} ({features} features): stopped at {self.max_iterations} iterations for a pair of classes, so "
+            "its accuracies are of SVMs that have not converged; likely, classes overlap in these features: "
+            "use smaller C, or give max_iterations=N"
         )
 
 
-def _accuracies(answers: Sequence[SVMPredictions], labels: np.ndarray) -> list[float]:
-    return [float((each.classes == labels).mean()) for each in answers]
+def _accuracies(predictions: Sequence[SVMPredictions], labels: np.ndarray) -> list[float]:
+    return [float((prediction.classes == labels).mean()) for prediction in predictions]
 
 
-def _table(rows: Sequence[_Row], chosen: _Row, form: bool, statistics: dict[str, float]) -> Table:
+def _make_table(rows: Sequence[_CostResult], chosen: _CostResult, form: bool, statistics: dict[str, float]) -> Table:
     variance = statistics["width"] * (1 - statistics["dead_share"]) if form else statistics["variance"]
     return Table(
         f"linear SVM, {'standardised' if form else 'plain'} features; test accuracy of a C that was not chosen is for "
         "reading alone",
         ("C", "C x variance", "cross-validated", "+-", "test", ""),
         [
-            (f"{r.cost:g}", f"{r.cost * variance:.3g}", r.validated, r.spread, r.test, _mark(r, r is chosen))
+            (f"{r.cost:g}", f"{r.cost * variance:.3g}", r.validated, r.spread, r.test, _row_mark(r, r is chosen))
             for r in rows
         ],
     )
 
 
-def _mark(row: _Row, is_chosen: bool) -> str:
+def _row_mark(row: _CostResult, is_chosen: bool) -> str:
     return ", ".join(filter(None, ["chosen" if is_chosen else "", "" if row.has_converged else "not converged"]))
 
 
-def _plain(row: _Row, form: bool, is_chosen: bool) -> dict[str, Any]:
+def _to_plain(row: _CostResult, form: bool, is_chosen: bool) -> dict[str, Any]:
     return {
         "C": row.cost,
         "standardised": form,

@@ -1,4 +1,4 @@
-"""Long calls of libraries beside the thread that waits: a signal ends the wait at once, whatever they still do."""
+"""Long library calls in background threads, so that a signal ends the wait for them at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Result = TypeVar("Result")
 
 
 def start(call: Callable[[], Result]) -> Future[Result]:
-    """Begin a call in a thread that no end of the process waits for, as those of an executor do."""
+    """Start a call in a daemon thread, which, unlike an executor's, does not delay the end of the process."""
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+        except BaseException as error:  # noqa: BLE001 - raised by future.result()
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -29,22 +29,22 @@ def start(call: Callable[[], Result]) -> Future[Result]:
 
 
 def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> list[Result]:
-    """`function` of every item, in order. Left by an exception, the items that have not been begun never are."""
+    """Map a function over items in threads, in order; after an exception, no further items are started."""
     waiting = deque(enumerate(items))
     results: dict[int, Result] = {}
 
     def work() -> None:
         while True:
             try:
-                place, item = waiting.popleft()
+                index, item = waiting.popleft()
             except IndexError:
                 return
-            results[place] = function(item)
+            results[index] = function(item)
 
-    started = [start(work) for _ in range(min(num_threads, len(items)))]
+    futures = [start(work) for _ in range(min(num_threads, len(items)))]
     try:
-        for each in started:
-            each.result()
+        for future in futures:
+            future.result()
     finally:
         waiting.clear()
-    return [results[place] for place in range(len(items))]
+    return [results[index] for index in range(len(items))]

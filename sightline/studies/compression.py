@@ -1,4 +1,4 @@
-"""A trained run made small: search of a policy, fine-tuning, packing; every step goes on where it was interrupted."""
+"""Compression of a trained run: search of a policy, fine-tuning and packing; every step can be resumed."""
 
 from __future__ import annotations
 
@@ -55,29 +55,29 @@ __all__ = [
     "assert_tunable",
     "can_distil",
     "finetuning_config",
-    "held",
+    "lock_folder",
     "run_searches",
 ]
 
 REQUEST_FILE = "asked.json"
-"""The file of a study's folder that holds what it was asked for."""
+"""File in a study's folder with the options of the study."""
 WORK = "work"
-"""The folder of a packed run that holds what it was made by: the record of the search, the policy, the fine-tuning."""
+"""Folder in a packed run with its intermediate files: record of the search, policy, fine-tuning."""
 RATE = 0.1
-"""Of the rate that a run was trained with: that of its fine-tuning."""
+"""Default learning rate of fine-tuning, as a factor of that of training."""
 TEACHER_SHARE = 0.7
-"""Of the loss of a distilled fine-tuning: the teacher's; the run's own losses have the rest."""
+"""Weight of the distillation loss; the other losses are scaled by 1 - this."""
 SHARE = 4
-"""A run is fine-tuned for one epoch in so many of its training."""
+"""Default length of fine-tuning: the epochs of training divided by this."""
 FINE_TUNE, FINE_TUNED = "finetune.yaml", "finetuned"
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How a quantised run is fine-tuned; without `epochs` for a quarter of those that it was trained for.
+    """Options of fine-tuning a quantised run; without `epochs`, a quarter of the epochs of its training.
 
-    `rate` is a factor of the run's own learning rate, which falls by a cosine. Distilled, it learns from the float
-    model's logits as well; None is where the run has a loss of logits and labels. `overrides` are laid over the config.
+    `rate` is a factor of the run's own learning rate, with a cosine schedule. `is_distilled`: also learn from the float
+    model's logits; None means if the run has a loss of logits and labels. `overrides` change values of the config.
     """
 
     epochs: int | None = None
@@ -90,7 +90,7 @@ class FineTuning:
 
 
 def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, how: FineTuning) -> RunConfig:
-    """The config of a run from the weights of `source`: quantised by `policy`, or in float where there is none."""
+    """Build the config of a fine-tuning from the weights of `source`, quantised by `policy` or in float (None)."""
     train = config.train
     steps = None if train.steps is None else math.ceil(train.steps / SHARE)
     num_epochs = how.epochs if how.epochs is not None else math.ceil(train.epochs / SHARE)
@@ -98,8 +98,8 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     if is_distilled is None:
         is_distilled = can_distil(config)
     arguments = dict(config.optimizer.arguments)
-    arguments["lr"] = how.rate * _rate_of(config.optimizer)
-    # an average of weights would hold the untrained quantised ones for most of so short a run
+    arguments["lr"] = how.rate * _learning_rate(config.optimizer)
+    # in so short a run, an average of weights would consist mostly of the untrained quantised ones
     tuned = dataclasses.replace(train, epochs=num_epochs, steps=steps if how.epochs is None else None, ema_decay=None)
     losses = tuple(component for component in config.losses if not teacher_keys(component))
     compress = None if policy is None else Compress(policy=policy_to_dict(policy))  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
         init=Init(source=str(source)),
         compress=compress,
         teacher=Teacher(source=str(source)) if is_distilled else None,
-        losses=_distilled(losses) if is_distilled else losses,
+        losses=_add_distillation(losses) if is_distilled else losses,
         train=tuned,
         optimizer=dataclasses.replace(config.optimizer, arguments=arguments),
         schedule=ComponentConfig("cosine"),
@@ -117,57 +117,57 @@ def finetuning_config(config: RunConfig, source: Path, policy: Policy | None, ho
     )
 
 
-def _distilled(losses: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
-    """The losses, and beside them that of distillation with its share."""
-    share, less = ComponentConfig("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
-    lowered = []
-    for each in losses:
-        ramp = each.weight
+def _add_distillation(losses: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
+    """Scale the weights of the losses and add the distillation loss."""
+    distillation, scale = ComponentConfig("distillation", weight=TEACHER_SHARE), 1 - TEACHER_SHARE
+    scaled = []
+    for loss in losses:
+        ramp = loss.weight
         weight = (
-            LinearRamp(ramp.start * less, ramp.end * less, ramp.epochs) if isinstance(ramp, LinearRamp) else ramp * less
+            LinearRamp(ramp.start * scale, ramp.end * scale, ramp.epochs)
+            if isinstance(ramp, LinearRamp)
+            else ramp * scale
         )
-        lowered.append(dataclasses.replace(each, weight=weight))
-    return (*lowered, share)
+        scaled.append(dataclasses.replace(loss, weight=weight))
+    return (*scaled, distillation)
 
 
-def _keys_of(loss: ComponentConfig) -> set[str]:
-    """What a loss takes of batch and outputs."""
+def _loss_keys(loss: ComponentConfig) -> set[str]:
+    """Return the batch and output keys that a loss reads."""
     forward = getattr(registry.losses.entry(loss).builder, "forward", None)
     return set() if forward is None else {*inspect.signature(forward).parameters}
 
 
-def _rate_of(optimizer: ComponentConfig) -> float:
-    taken = registry.optimizers.entry(optimizer).arguments
-    if "lr" not in taken:
-        raise UserError(
-            f"optimizer '{optimizer.name}': has no argument lr that fine-tuning could lower; use --epochs 0"
-        )
-    return float(optimizer.arguments.get("lr", taken["lr"].default))
+def _learning_rate(optimizer: ComponentConfig) -> float:
+    parameters = registry.optimizers.entry(optimizer).arguments
+    if "lr" not in parameters:
+        raise UserError(f"optimizer '{optimizer.name}': has no argument lr, which fine-tuning lowers; use --epochs 0")
+    return float(optimizer.arguments.get("lr", parameters["lr"].default))
 
 
 def run_searches(
     problem: RunProblem, methods: Mapping[str, Search], record: Path, *, report: ProgressCallback = None
 ) -> tuple[list[SearchResult], EvaluationCache]:
-    """The result of each search, which share the evaluations in the file `record`; those that it holds are not made."""
+    """Run the searches, which share the evaluations in the file `record`; recorded ones are not repeated."""
     reported, part = problem.reported, problem.part
-    _refuse(search_split(_samples(part), _samples(reported)))
-    before = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
-    known, append = open_record(record, subject=problem.subject, names=problem.names)
-    evaluations = EvaluationCache(problem.loss, known=known, record=append)
-    found = [
+    _raise_findings(search_split(_sample_keys(part), _sample_keys(reported)))
+    initial_state = {name: value.clone() for name, value in problem.simulated.model.state_dict().items()}
+    recorded, append = open_record(record, subject=problem.subject, names=problem.names)
+    evaluations = EvaluationCache(problem.loss, known=recorded, record=append)
+    results = [
         run_search(name, method, problem.problem, evaluations, base_bytes=problem.base_bytes, report=report)
         for name, method in methods.items()
     ]
-    _refuse(unreset_episode(before, problem.simulated.model.state_dict()))
-    return found, evaluations
+    _raise_findings(unreset_episode(initial_state, problem.simulated.model.state_dict()))
+    return results, evaluations
 
 
-def _samples(part: DataSubset) -> list[tuple[str, int]]:
+def _sample_keys(part: DataSubset) -> list[tuple[str, int]]:
     return [(part.split, int(index)) for index in part.indices]
 
 
-def _refuse(findings: Sequence[Finding]) -> None:
-    """Raises RunError for what a guard found."""
+def _raise_findings(findings: Sequence[Finding]) -> None:
+    """Raise RunError if a guard has findings."""
     if findings:
         raise RunError("\n".join(map(str, findings)))
 
@@ -175,30 +175,30 @@ def _refuse(findings: Sequence[Finding]) -> None:
 def assert_same_request(
     path: Path, document: Mapping[str, Any], *, is_begun: bool, may_differ: Collection[str] = ()
 ) -> None:
-    """Keep what a study was asked for in a file. Raises UserError where it is begun and was asked for something else.
+    """Write the options of a study to a file. Raises UserError if it was started with other options.
 
-    What was refused before any of it was begun binds nobody.
+    Options of a study that was refused before it started are overwritten.
     """
     document = json.loads(json.dumps(document))
-    before = load_document(path) if path.exists() and is_begun else document
-    differing = [k for k in {**before, **document} if before.get(k) != document.get(k) and k not in may_differ]
+    earlier = load_document(path) if path.exists() and is_begun else document
+    differing = [k for k in {**earlier, **document} if earlier.get(k) != document.get(k) and k not in may_differ]
     if differing:
-        listed = "; ".join(f"{key}: {before.get(key)} there, {document.get(key)} here" for key in differing)
-        raise UserError(f"--out: {path} is of other options ({listed}); give another folder")
+        listed = "; ".join(f"{key}: {earlier.get(key)} there, {document.get(key)} here" for key in differing)
+        raise UserError(f"--out: {path} was written with other options ({listed}); give another folder")
     write_document(path, document)
 
 
 def assert_no_run(out: Path) -> None:
-    """Raises UserError where a folder is a run directory, among whose files others would be written."""
+    """Raise UserError if a folder is a run directory, whose files would be mixed with others."""
     if is_run(out):
-        raise UserError(f"--out {out}: is a run directory; give a folder of its own")
+        raise UserError(f"--out {out}: is a run directory; give another folder")
 
 
 @contextlib.contextmanager
-def held(out: Path) -> Iterator[None]:
-    """Hold a folder while it is worked for; one that was made for it and is still empty then is removed.
+def lock_folder(out: Path) -> Iterator[None]:
+    """Lock a folder during the context; a new folder that is still empty afterwards is removed.
 
-    Raises UserError, naming process and host, where another process holds it.
+    Raises UserError, naming process and host, if another process has locked it.
     """
     is_new = not out.exists()
     try:
@@ -211,12 +211,12 @@ def held(out: Path) -> Iterator[None]:
 
 
 def can_distil(config: RunConfig) -> bool:
-    """Whether a run has a loss of logits and labels, which its float model's logits could join."""
-    return any({"logits", "label"} <= _keys_of(component) for component in config.losses)
+    """Return True if a run has a loss of logits and labels, so that its float model's logits can be distilled."""
+    return any({"logits", "label"} <= _loss_keys(component) for component in config.losses)
 
 
 def assert_tunable(run: OpenRun, how: FineTuning) -> None:
-    """Raises UserError for a fine-tuning that its config does not allow, before a search is made for it."""
+    """Raise UserError for a fine-tuning that its config does not allow, before any search."""
     config = finetuning_config(run.config, run.checkpoint_path.resolve(), {}, how)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / FINE_TUNE
@@ -225,20 +225,20 @@ def assert_tunable(run: OpenRun, how: FineTuning) -> None:
 
 
 class Compression:
-    """Compresses a run into the folder `out`, which then is a run directory with a packed model.
+    """Compression of a run into the folder `out`, which becomes a run directory with a packed model.
 
-    The same arguments go on where an interrupted call stopped.
+    Called with the same arguments, it resumes an interrupted call.
     """
 
     def __init__(
         self, run: OpenRun, out: Path, reporter: Reporter, *, work: Path | None = None, may_be_done: bool = False
     ) -> None:
-        """`work` is the folder of what lies between: without it `work` in `out`.
+        """`work` is the folder of intermediate files, by default `work` in `out`.
 
-        Raises UserError for a folder that cannot be written, or that holds something else.
+        Raises UserError for a folder that cannot be written or has other contents.
         """
         if (out / "final.json").exists() and is_packed(out) and not may_be_done:
-            raise UserError(f"--out {out}: holds a packed run already; give another folder")
+            raise UserError(f"--out {out}: has a packed run already; give another folder")
         if work is None:
             assert_empty(out, allowed=FILES | {WORK, LOCK})
         else:
@@ -250,11 +250,11 @@ class Compression:
         self._reporter = reporter
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the folder. Raises UserError where another call works in it, or has meanwhile packed a run there."""
-        with held(self._out):
+    def lock(self) -> Iterator[None]:
+        """Lock the folder. Raises UserError if another call has locked it, or has packed a run there meanwhile."""
+        with lock_folder(self._out):
             if (self._out / "final.json").exists() and is_packed(self._out):
-                raise UserError(f"--out {self._out}: holds a packed run already; give another folder")
+                raise UserError(f"--out {self._out}: has a packed run already; give another folder")
             yield
 
     def search(
@@ -266,10 +266,10 @@ class Compression:
         given: Mapping[str, Any],
         report: ProgressCallback = None,
     ) -> tuple[SearchResult, RunProblem]:
-        """Find the policy, and write it to the work folder; `given` are the other options of the call.
+        """Search the policy, and write it to the work folder; `given` are the other options of the call.
 
-        Raises UserError where an earlier call fine-tuned or packed in this folder with other options, or other weights
-        of the run.
+        Raises UserError if an earlier call fine-tuned or packed in this folder with other options or other weights of
+        the run.
         """
         weights = evaluated_sha256(resolve_weights(self._run.checkpoint_path))
         self._work.mkdir(parents=True, exist_ok=True)
@@ -277,14 +277,14 @@ class Compression:
         request = {"weights": weights, **dataclasses.asdict(asked), **given}
         assert_same_request(self._work / REQUEST_FILE, request, is_begun=is_begun)
         problem = RunProblem(self._run, asked)
-        (found,), _ = run_searches(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
-        write_document(self._work / "policy.json", policy_to_dict(problem.with_quantised_inputs(found.policy)))
-        return found, problem
+        (result,), _ = run_searches(problem, {name: method}, self._work / "evaluations.jsonl", report=report)
+        write_document(self._work / "policy.json", policy_to_dict(problem.with_quantised_inputs(result.policy)))
+        return result, problem
 
     def finetune(self, policy: Policy | None, how: FineTuning) -> Path:
-        """Fine-tune the run with quantised weights, or with float ones; its run directory.
+        """Fine-tune the run with quantised or, without `policy`, float weights; return its run directory.
 
-        Raises UnfinishedError where that is stopped.
+        Raises UnfinishedError if training is stopped.
         """
         source = self._run.checkpoint_path.resolve()
         config = finetuning_config(self._run.config, source, policy, how)
@@ -305,9 +305,9 @@ class Compression:
         num_batches: int,
         at_most: int | None = None,
     ) -> dict[str, Any]:
-        """Write the packed run, and evaluate its file on the test part; what compression.json and final.json hold.
+        """Write the packed run, evaluate its file on the test split, and return both documents merged.
 
-        The statistics of batch norm are estimated anew on `num_batches` training batches, 0 for none.
+        Batch norm statistics are re-estimated on `num_batches` training batches, 0 for none.
         """
         if finetuned is None:
             model = self._run.untrained_model()
@@ -323,7 +323,7 @@ class Compression:
         summary = write_packed_run(
             self._run, model.eval(), policy, self._out, about=about, halves=halves, at_most=at_most
         )
-        _refuse(
+        _raise_findings(
             size_promise(
                 self._out / PACKED_FILE,
                 promised=summary["promised_bytes"],

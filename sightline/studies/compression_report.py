@@ -1,4 +1,4 @@
-"""The table of a run's compression, from the float model to mixed bits, fine-tuned and distilled; resumable."""
+"""Table of a run's compression, from the float model to mixed bits, fine-tuned and distilled; resumable."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from sightline.training.train_run import Reporter
 __all__ = ["NAME", "CompressionReport", "ReportRow", "compression_markdown", "gzip_bytes"]
 
 NAME = "compression"
-"""Of the files of the table."""
+"""Name of the table's files, without extension."""
 MIX_BITS = 4
-"""Bits of the row without a budget."""
+"""Bits of the row `mix`, which has no budget."""
 
 
-class _Spec(NamedTuple):
-    """A row: its name, whose policy it takes, and how it is trained further."""
+class _RowSpec(NamedTuple):
+    """Specification of a row: name, kind of policy, and whether it is fine-tuned and distilled."""
 
     name: str
     policy: str | None
@@ -57,7 +57,7 @@ class _Spec(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportRow:
-    """A row of the table: figures of each seed, and of the first one bytes and ratios."""
+    """Row of the table: metrics per seed, and bytes and ratios of the first seed."""
 
     name: str
     metrics: tuple[Mapping[str, float | None], ...]
@@ -69,22 +69,23 @@ class ReportRow:
         return float(np.mean(self._values(metric)))
 
     def spread(self, metric: str) -> float | None:
-        """The standard deviation over the seeds; None of a single one."""
+        """Compute the standard deviation over the seeds; None for a single seed."""
         values = self._values(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     def _values(self, metric: str) -> list[float]:
-        """One of each seed; files hold null for a number that is not finite."""
-        found = (each[metric] for each in self.metrics)
-        return [math.nan if value is None else value for value in found]
+        """Return a metric of all seeds; null in files, for numbers that are not finite, becomes NaN."""
+        values = (seed_metrics[metric] for seed_metrics in self.metrics)
+        return [math.nan if value is None else value for value in values]
 
 
 class CompressionReport:
-    """Rows: the float model; the float model trained as long as the others; mix, all layers at 4 bits but the first and
-    the last at 8; a searched policy at `asked`; and the same with protected layers, each also fine-tuned and distilled.
+    """Table of compression steps, whose rows are computed in turn and can be resumed.
 
-    Every row with quantised weights is a packed run below `out`, and its figures are of that file. Those that are done
-    are kept for another ratio or number of bytes; the searched rows of each have folders of their own.
+    Rows: the float model; the float model trained as long as the others; mix, all layers at 4 bits but the first and
+    the last at 8; a searched policy at `asked`; and the same with protected layers, each also fine-tuned and distilled.
+    Every row with quantised weights is a packed run below `out`, and its metrics are those of that file. Finished rows
+    are reused for another ratio or number of bytes; the searched rows of each budget have folders of their own.
     """
 
     def __init__(
@@ -106,24 +107,24 @@ class CompressionReport:
         self._ends = Protect(first=1, last=1, bits=8)
         self._share = f"{asked.ratio:g} preserve" if asked.ratio else f"{asked.num_bytes:,} bytes"
         assert_tunable(run, tuning)
-        self._method_of("preserve_mix", asked.seed)
-        self.left_out = self._left_out()
+        self._build_method("preserve_mix", asked.seed)
+        self.left_out = self._find_left_out()
 
-    def specs(self) -> list[_Spec]:
-        """The rows below the float one, without those of `left_out`."""
+    def specs(self) -> list[_RowSpec]:
+        """List the rows below the float one, without those of `left_out`."""
         return [spec for spec in self._all_specs() if spec.name not in self.left_out]
 
-    def _all_specs(self) -> list[_Spec]:
+    def _all_specs(self) -> list[_RowSpec]:
         share = self._share
         tuned = [("", False, False), (" + fine-tuning", True, False), (" + fine-tuning + distillation", True, True)]
-        rows = [_Spec("float, trained as long", None, True)]
-        rows += [_Spec(f"mix{more}", "mix", *flags) for more, *flags in tuned]
-        rows += [_Spec(share, "preserve")]
-        rows += [_Spec(f"{share}, mix{more}", "preserve_mix", *flags) for more, *flags in tuned]
+        rows = [_RowSpec("float, trained as long", None, True)]
+        rows += [_RowSpec(f"mix{more}", "mix", *flags) for more, *flags in tuned]
+        rows += [_RowSpec(share, "preserve")]
+        rows += [_RowSpec(f"{share}, mix{more}", "preserve_mix", *flags) for more, *flags in tuned]
         return rows
 
     def __call__(self, reporter: Reporter, *, num_seeds: int = 1, report: ProgressCallback = None) -> dict[str, Any]:
-        """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
+        """Compute the missing rows, and write the table after each. Raises UnfinishedError for a stopped run."""
         evaluator, world = self._run.evaluator(), self._run.world
         simulated = make_simulator(self._run)
         self._assert_same()
@@ -131,11 +132,11 @@ class CompressionReport:
             reporter.note(f"row '{name}' left out: {reason}")
         seeds = range(self._asked.seed, self._asked.seed + num_seeds)
         policies = self._policies(seeds, reporter, report)
-        evaluator(self._run.model, world)  # what is compiled and read for the first time is not timed
+        evaluator(self._run.model, world)  # warm-up: compilation and first reads are not timed
         evaluation = evaluator(self._run.model, world)
         float_bytes = simulated.base_bytes()
-        one = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
-        rows = [ReportRow("float", (dict(evaluation.metrics),), float_bytes, one, evaluation.seconds)]
+        full_size = {"weights": 1.0, "codebook": 1.0, "file": 1.0}
+        rows = [ReportRow("float", (dict(evaluation.metrics),), float_bytes, full_size, evaluation.seconds)]
         document: dict[str, Any] = {}
         for spec in self.specs():
             done = []
@@ -143,16 +144,16 @@ class CompressionReport:
                 reporter.note(f"row '{spec.name}', seed {seed}")
                 done.append(self._row(spec, seed, policies, reporter))
             first = done[0]
-            sizes, size = first.get("ratios", one), first.get("file_bytes", float_bytes)
-            figures = tuple(each["metrics"] for each in done)
+            sizes, size = first.get("ratios", full_size), first.get("file_bytes", float_bytes)
+            figures = tuple(summary["metrics"] for summary in done)
             rows.append(ReportRow(spec.name, figures, size, sizes, first.get("test_seconds")))
             document = self._document(rows, policies)
             write_document(self._out / f"{NAME}.json", document)
             write_file(self._out / f"{NAME}.md", compression_markdown(document))
         return document
 
-    def _left_out(self) -> dict[str, str]:
-        """The rows that cannot be computed, and why. Raises ConfigError where no searched row can be."""
+    def _find_left_out(self) -> dict[str, str]:
+        """Return the rows that cannot be computed, with reasons. Raises ConfigError if no searched row can be."""
         simulated = make_simulator(self._run)
         reasons: dict[str, str] = {}
         untraced_problem(simulated, self._asked)
@@ -166,21 +167,21 @@ class CompressionReport:
         return reasons
 
     def _assert_same(self) -> None:
-        """Raises UserError where rows were computed with other options than a budget, or of other weights."""
+        """Raise UserError if rows were computed with other options (except the budget) or other weights."""
         tuning = {key: str(value) for key, value in dataclasses.asdict(self._tuning).items()}
-        asked = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
-        request = {"weights": evaluated_sha256(resolve_weights(self._run.checkpoint_path)), **asked, "tuning": tuning}
+        options = {**dataclasses.asdict(self._asked), "method": self._method, "num_batches": self._num_batches}
+        request = {"weights": evaluated_sha256(resolve_weights(self._run.checkpoint_path)), **options, "tuning": tuning}
         rows = self._out / "rows"
         is_begun = any(any(rows.glob(name)) for name in (f"*/{PACKED_FILE}", f"*/{WORK}/{FINE_TUNED}/config.yaml"))
         assert_same_request(self._out / REQUEST_FILE, request, is_begun=is_begun, may_differ=("ratio", "num_bytes"))
 
-    def _folder_of(self, spec: _Spec, seed: int) -> Path:
+    def _row_folder(self, spec: _RowSpec, seed: int) -> Path:
         return self._out / "rows" / f"{spec.name.replace(' ', '_').replace(',', '').replace('+_', '')}_seed_{seed}"
 
     def _row(
-        self, spec: _Spec, seed: int, policies: Mapping[tuple[str, int], Policy], reporter: Reporter
+        self, spec: _RowSpec, seed: int, policies: Mapping[tuple[str, int], Policy], reporter: Reporter
     ) -> Mapping[str, Any]:
-        folder = self._folder_of(spec, seed)
+        folder = self._row_folder(spec, seed)
         job = Compression(self._run, folder, reporter, may_be_done=True)
         tuning = replace(self._tuning, is_distilled=spec.is_distilled, seed=seed)
         if spec.policy is None:
@@ -194,16 +195,16 @@ class CompressionReport:
     def _policies(
         self, seeds: Iterable[int], reporter: Reporter, report: ProgressCallback
     ) -> dict[tuple[str, int], Policy]:
-        """The policy of each kind and seed, before any row is computed; of rows that are done it is theirs."""
+        """Return the policy of each kind and seed, before any row is computed; finished rows keep theirs."""
         names, policies = [name for name, _ in self._run.model.named_parameters()], {}
         for kind, seed in itertools.product(dict.fromkeys(spec.policy for spec in self.specs() if spec.policy), seeds):
-            folders = [self._folder_of(spec, seed) for spec in self.specs() if spec.policy == kind]
+            folders = [self._row_folder(spec, seed) for spec in self.specs() if spec.policy == kind]
             done = next((folder / SUMMARY for folder in folders if _is_done(folder)), None)
             if done is None:
                 policies[kind, seed] = self._policy(kind, seed, reporter, report)
             else:
-                found = load_document(done)["policy"]
-                policies[kind, seed] = policy_from_dict(found, names, origin=str(done), is_whole=False)
+                stored = load_document(done)["policy"]
+                policies[kind, seed] = policy_from_dict(stored, names, origin=str(done), is_whole=False)
         return policies
 
     def _policy(self, kind: str, seed: int, reporter: Reporter, report: ProgressCallback) -> Policy:
@@ -216,19 +217,19 @@ class CompressionReport:
         file = folder / WORK / "policy.json"
         if file.exists():
             return policy_from_dict(load_document(file), names, origin=str(file))
-        asked = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
-        name, method = self._method_of(kind, seed)
+        options = replace(self._asked, seed=seed, protect=self._ends if kind == "preserve_mix" else Protect())
+        name, method = self._build_method(kind, seed)
         job = Compression(self._run, folder, reporter)
-        found, problem = job.search(asked, name, method, given={}, report=report)
-        write_file(self._out / f"bits_{share}_{kind}_seed_{seed}.svg", bits_svg(found.policy, problem.layers))
-        return found.policy
+        result, problem = job.search(options, name, method, given={}, report=report)
+        write_file(self._out / f"bits_{share}_{kind}_seed_{seed}.svg", bits_svg(result.policy, problem.layers))
+        return result.policy
 
-    def _method_of(self, kind: str, seed: int) -> tuple[str, Search]:
-        name, *words = self._method
+    def _build_method(self, kind: str, seed: int) -> tuple[str, Search]:
+        name, *arguments = self._method
         name = "uniform_protected" if (name, kind) == ("uniform", "preserve_mix") else name
-        component = parse_component(registry.searches, name, words)
+        component = parse_component(registry.searches, name, arguments)
         seeded = "seed" in registry.searches.entry(component).arguments
-        component = parse_component(registry.searches, name, [*words, f"seed={seed}"] if seeded else words)
+        component = parse_component(registry.searches, name, [*arguments, f"seed={seed}"] if seeded else arguments)
         return component.name, registry.searches.build(component, facts={})
 
     def _document(self, rows: Sequence[ReportRow], policies: Mapping[tuple[str, int], Policy]) -> dict[str, Any]:
@@ -265,14 +266,14 @@ def _is_done(folder: Path) -> bool:
 
 
 def gzip_bytes(run: OpenRun) -> int:
-    """The bytes of the run's state in half precision after gzip, the size that anybody gets without a search."""
-    held, _ = unique_tensors(run.model.state_dict())
-    halves = (t.half() if t.is_floating_point() else t for t in held.values())
+    """Count the bytes of the run's state in half precision after gzip: the size without any search."""
+    tensors, _ = unique_tensors(run.model.state_dict())
+    halves = (t.half() if t.is_floating_point() else t for t in tensors.values())
     return len(gzip.compress(b"".join(t.cpu().contiguous().numpy().tobytes() for t in halves), mtime=0))
 
 
 def compression_markdown(document: Mapping[str, Any]) -> str:
-    """The table as text. What the codebooks do not do comes first."""
+    """Format the table as Markdown, after a note that codebooks do not make the model faster."""
     metrics = document["metrics"]
     seconds = [row["test_seconds"] for row in document["rows"] if row["test_seconds"] is not None]
     times = f": the test part took {seconds[0]:.1f} s in float and {seconds[-1]:.1f} s from a packed file"
@@ -296,6 +297,6 @@ def compression_markdown(document: Mapping[str, Any]) -> str:
     for name, reason in document["left_out"].items():
         reasons.setdefault(reason, []).append(name)
     lines += [line for reason, names in reasons.items() for line in ("", f"Left out: {'; '.join(names)}: {reason}.")]
-    size, whole = document["gzip_fp16_bytes"], document["rows"][0]["file_bytes"]
-    lines += ["", f"Half precision after gzip, without any search: {size:,} bytes, {size / whole:.4f} of float32."]
+    size, float_size = document["gzip_fp16_bytes"], document["rows"][0]["file_bytes"]
+    lines += ["", f"Half precision after gzip, without any search: {size:,} bytes, {size / float_size:.4f} of float32."]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The figures of a grid of runs: mean and spread over seeds, differences paired by seed with their interval, a plot."""
+"""Statistics of a grid of runs: mean and spread over seeds, paired differences with intervals, and the plot."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sightline.chart import ChartPanel, Series
 __all__ = ["grid_panel", "grid_rows", "paired_differences", "student_t"]
 
 GridResults = Mapping[tuple[str, ...], Mapping[int, float]]
-"""By a level of each factor the figures of the runs that are done, by seed; none is empty."""
+"""Values of finished runs by seed, for each combination of levels; none is empty."""
 
 
 def grid_rows(factors: Sequence[str], grid: GridResults) -> list[dict[str, Any]]:
-    """A row a combination: `levels`, `values` by seed, `mean`, `std` of the sample (NaN of one), `min`, `max`."""
+    """Return a row per combination: `levels`, `values` by seed, `mean`, sample `std` (NaN for one), `min`, `max`."""
     return [
         {
             "levels": dict(zip(factors, levels, strict=True)),
@@ -33,41 +33,41 @@ def grid_rows(factors: Sequence[str], grid: GridResults) -> list[dict[str, Any]]
 def paired_differences(
     factors: Sequence[str], firsts: Sequence[str], grid: GridResults, *, mode: Literal["max", "min"] = "max"
 ) -> list[dict[str, Any]]:
-    """A level of a factor less its first, all else equal, over the seeds that both have; factor by factor.
+    """Compute paired differences, by seed, of each level from its factor's first level, all other factors equal.
 
-    `low` and `high` bound the `mean` of the `pairs` with a confidence of 95 % (Student's t), NaN of a single pair;
-    `is_beyond_chance` is whether they leave out zero. `num_better` counts pairs in which the level is the better one.
+    `low` and `high` are the 95 % confidence interval of the `mean` of the `pairs` (Student's t), NaN for a single pair;
+    `is_beyond_chance`: the interval excludes zero. `num_better` counts the pairs in which the level is better.
     """
-    found = []
-    for place, (name, first) in enumerate(zip(factors, firsts, strict=True)):
+    differences = []
+    for factor_index, (name, first) in enumerate(zip(factors, firsts, strict=True)):
         for levels, values in grid.items():
-            base = grid.get((*levels[:place], first, *levels[place + 1 :]), {})
+            base = grid.get((*levels[:factor_index], first, *levels[factor_index + 1 :]), {})
             pairs = [values[seed] - base[seed] for seed in values if seed in base]
-            if levels[place] == first or not pairs:
+            if levels[factor_index] == first or not pairs:
                 continue
             mean = statistics.fmean(pairs)
-            reach = math.nan
+            half_width = math.nan
             if len(pairs) > 1:
-                reach = student_t(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
-            found.append(
+                half_width = student_t(len(pairs) - 1) * statistics.stdev(pairs) / math.sqrt(len(pairs))
+            differences.append(
                 {
                     "factor": name,
-                    "level": levels[place],
+                    "level": levels[factor_index],
                     "first": first,
                     "others": {n: level for n, level in zip(factors, levels, strict=True) if n != name},
                     "pairs": pairs,
                     "mean": mean,
-                    "low": mean - reach,
-                    "high": mean + reach,
-                    "is_beyond_chance": None if math.isnan(reach) else abs(mean) > reach,
+                    "low": mean - half_width,
+                    "high": mean + half_width,
+                    "is_beyond_chance": None if math.isnan(half_width) else abs(mean) > half_width,
                     "num_better": sum(pair > 0 if mode == "max" else pair < 0 for pair in pairs),
                 }
             )
-    return found
+    return differences
 
 
 def student_t(degrees: int, *, confidence: float = 0.95) -> float:
-    """The t that Student's distribution of so many degrees of freedom, 1 or more, stays within with this probability.
+    """Compute the two-sided critical value of Student's t distribution for `degrees` >= 1 degrees of freedom.
 
     Source: Abramowitz and Stegun 1964, equations 26.7.3 and 26.7.4, solved by bisection.
     """
@@ -79,30 +79,38 @@ def student_t(degrees: int, *, confidence: float = 0.95) -> float:
             total += term * math.cos(angle) ** power
             term *= (power + 1) / (power + 2)
         total *= math.sin(angle)
-        within = 2 / math.pi * (angle + total) if is_odd else total
-        low, high = (angle, high) if within < confidence else (low, angle)
+        probability = 2 / math.pi * (angle + total) if is_odd else total
+        low, high = (angle, high) if probability < confidence else (low, angle)
     return math.sqrt(degrees) * math.tan(low)
 
 
 def grid_panel(factors: Sequence[str], grid: GridResults, *, title: str) -> ChartPanel:
-    """The means over the levels of one factor, a curve for each setting of the others, with the range of the seeds.
+    """Plot the means over the levels of one factor, a curve per setting of the others, with the range over seeds.
 
-    That factor is the first whose levels are numbers above zero, or the first of all, its levels counted from 1.
+    The factor on the x axis is the first whose levels are positive numbers, else the first one, with levels counted
+    from 1.
     """
-    columns = [list(dict.fromkeys(levels[place] for levels in grid)) for place in range(len(factors))]
+    columns = [list(dict.fromkeys(levels[index] for levels in grid)) for index in range(len(factors))]
     numbers = [[_number(level) for level in levels] for levels in columns]
-    across = next((place for place, each in enumerate(numbers) if len(each) > 1 and all(x > 0 for x in each)), None)
-    at, axis = {}, ""
-    if across is not None:
-        at, axis = dict(zip(columns[across], numbers[across], strict=True)), factors[across]
+    numeric_factor = next(
+        (i for i, values in enumerate(numbers) if len(values) > 1 and all(x > 0 for x in values)), None
+    )
+    position, x_title = {}, ""
+    if numeric_factor is not None:
+        position, x_title = (
+            dict(zip(columns[numeric_factor], numbers[numeric_factor], strict=True)),
+            factors[numeric_factor],
+        )
     elif factors:
-        at = {level: float(place) for place, level in enumerate(columns[0], start=1)}
-        axis = ", ".join(f"{place:g} = {level}" for level, place in at.items())
+        position = {level: float(index) for index, level in enumerate(columns[0], start=1)}
+        x_title = ", ".join(f"{index:g} = {level}" for level, index in position.items())
     curves: dict[str, dict[float, Mapping[int, float]]] = {}
     for levels, values in grid.items():
-        own = across or 0
-        words = [f"{n}={level}" for place, (n, level) in enumerate(zip(factors, levels, strict=True)) if place != own]
-        curves.setdefault(", ".join(words) or "mean", {})[at[levels[own]] if at else 1.0] = values
+        x_factor = numeric_factor or 0
+        setting = [
+            f"{n}={level}" for index, (n, level) in enumerate(zip(factors, levels, strict=True)) if index != x_factor
+        ]
+        curves.setdefault(", ".join(setting) or "mean", {})[position[levels[x_factor]] if position else 1.0] = values
     series = [
         Series(
             name,
@@ -111,7 +119,7 @@ def grid_panel(factors: Sequence[str], grid: GridResults, *, title: str) -> Char
         )
         for name, points in curves.items()
     ]
-    return ChartPanel(title, axis, tuple(series), y_scale="linear")
+    return ChartPanel(title, x_title, tuple(series), y_scale="linear")
 
 
 def _number(text: str) -> float:

@@ -1,4 +1,4 @@
-"""Label efficiency: scratch against pre-trained at several shares of the labels, resumable run by run."""
+"""Label efficiency: training from scratch against pre-trained at several label fractions, resumable run by run."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from sightline.training.train_run import Reporter
 __all__ = ["NAME", "LabelResult", "LabelShare", "LabelStudy"]
 
 NAME = "label_efficiency"
-"""Of the files of table and plot."""
-_SET_HERE = {
+"""Name of the files of table and plot, without extension."""
+_STUDY_KEYS = {
     "seed": "give --seeds",
     "data.fraction": "give --fractions",
-    "data.fraction_seed": "a run draws its labels by its own seed",
-    "evaluate.select": "nothing of so few labels is held out",
-    "evaluate.every": "the last weights alone are scored",
+    "data.fraction_seed": "a run samples its labels by its own seed",
+    "evaluate.select": "with so few labels, nothing is held out",
+    "evaluate.every": "only the last weights are evaluated",
 }
-"""What runs are distinguished by, or all have in common."""
+"""Keys that the study sets for every run, and what to do instead."""
 
 
 @dataclass(frozen=True)
 class LabelShare:
-    """A share of the labels, how many seeds either start gets there, and for how many epochs; None for the config's."""
+    """Fraction of the labels, with the number of seeds per start and of epochs; None for those of the config."""
 
     fraction: float
     num_seeds: int = 3
@@ -47,7 +47,7 @@ class LabelShare:
 
 @dataclass(frozen=True)
 class LabelResult:
-    """What is done so far: its rows, the document, and the exit code of the run that did not come to its end, or 0."""
+    """Result of the finished runs: rows, document, and the exit code of the run that did not finish, or 0."""
 
     config: RunConfig
     rows: tuple[LabelRow, ...]
@@ -56,7 +56,7 @@ class LabelResult:
 
 
 class LabelStudy:
-    """A comparison that is planned: every config is read and found to fit. Calling it runs what is not done."""
+    """Planned label-efficiency study: all configs are read and checked. A call runs the unfinished runs."""
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class LabelStudy:
         overrides: tuple[str, ...] = (),
         source: str | None = None,
     ) -> None:
-        """`source` is the run to start from, instead of that of the config. Raises UserError for what cannot run."""
-        _assert_free(overrides)
+        """`source` is the run to start from, by default that of the config. Raises UserError for what cannot run."""
+        _assert_no_study_keys(overrides)
         self._setup = setup
         self._out = out
         self._scratch_overrides = overrides
@@ -79,52 +79,52 @@ class LabelStudy:
             raise UserError(f"label-efficiency: {setup.config} has no init; give the run to start from with --from RUN")
         if "fraction" not in registry.data.entry(config.data).arguments:
             raise UserError(
-                f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to take less of"
+                f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to reduce its labels"
             )
         self._source = config.init.source
         self._runs = [
-            self._run(config, share, start, seed)
+            self._make_run(config, share, start, seed)
             for share in shares
             for seed in range(share.num_seeds)
-            for start in reversed(STARTS)  # the pre-trained one first: what is wrong with its weights shows at once
+            for start in reversed(STARTS)  # pre-trained first, so that faulty weights are noticed at once
         ]
         for run in self._runs:
-            self._config_of(run)
+            self._read_config(run)
         self._sizes = {
-            run.fraction: len(build_part(self._config_of(run), "train").indices)
+            run.fraction: len(build_part(self._read_config(run), "train").indices)
             for run in self._runs
             if run.seed == 0 and run.start == "scratch"
         }
-        facts = build_part(self._config_of(self._runs[0]), "train").dataset.info.facts
+        facts = build_part(self._read_config(self._runs[0]), "train").dataset.info.facts
         self._config = resolve_mode(config, build_metrics(config.metrics, facts))
 
     def __call__(self, reporter: Reporter) -> LabelResult:
-        """Run every cell that is not done; after each, table and plot are written to the folder of the study."""
+        """Run all unfinished cells, and write table and plot to the folder of the study after each."""
         done: list[LabelRun] = []
         cells = [
             (run.cell, self._setup, f"{percent(run.fraction)} of the labels, {run.start}, seed {run.seed}")
             for run in self._runs
         ]
 
-        def finished(place: int, metrics: Mapping[str, Any]) -> None:
+        def record_finished(index: int, metrics: Mapping[str, Any]) -> None:
             value = metrics[self._config.evaluate.metric]
-            done.append(dataclasses.replace(self._runs[place], value=math.nan if value is None else float(value)))
+            done.append(dataclasses.replace(self._runs[index], value=math.nan if value is None else float(value)))
             self._write(done)
 
-        code = run_cells(cells, reporter, finished)
+        code = run_cells(cells, reporter, record_finished)
         return self._result(done, code)
 
-    def _run(self, config: RunConfig, share: LabelShare, start: Start, seed: int) -> LabelRun:
-        given = scratch_overrides(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)
-        given += [f"data.fraction={share.fraction!r}", f"seed={seed}", "evaluate.select=test"]
-        given += [f"train.epochs={share.num_epochs}"] if share.num_epochs is not None else []
-        given += [f"evaluate.every={share.num_epochs or config.train.epochs}"]
+    def _make_run(self, config: RunConfig, share: LabelShare, start: Start, seed: int) -> LabelRun:
+        overrides = scratch_overrides(config, self._scratch_overrides) if start == "scratch" else list(self._overrides)
+        overrides += [f"data.fraction={share.fraction!r}", f"seed={seed}", "evaluate.select=test"]
+        overrides += [f"train.epochs={share.num_epochs}"] if share.num_epochs is not None else []
+        overrides += [f"evaluate.every={share.num_epochs or config.train.epochs}"]
         if "fraction_seed" in registry.data.entry(config.data).arguments:
-            given.append(f"data.fraction_seed={seed}")
+            overrides.append(f"data.fraction_seed={seed}")
         path = self._out / f"fraction_{share.fraction:g}" / f"{start}_seed_{seed}"
-        return LabelRun(share.fraction, start, seed, StudyRun(path, tuple(given), self._source))
+        return LabelRun(share.fraction, start, seed, StudyRun(path, tuple(overrides), self._source))
 
-    def _config_of(self, run: LabelRun) -> RunConfig:
+    def _read_config(self, run: LabelRun) -> RunConfig:
         return reread(self._setup.config, run.cell.overrides)
 
     def _result(self, done: Sequence[LabelRun], code: int = 0) -> LabelResult:
@@ -156,9 +156,9 @@ class LabelStudy:
         write_file(self._out / f"{NAME}.svg", render_svg([[panel]]))
 
 
-def _assert_free(overrides: Sequence[str]) -> None:
-    """Raises UserError for an override of what the runs of the table are distinguished by."""
+def _assert_no_study_keys(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override of a key that the study sets."""
     for override in overrides:
         key = override.partition("=")[0].strip()
-        if key in _SET_HERE:
-            raise UserError(f"label-efficiency: found {override!r}; {key} is set for every run: {_SET_HERE[key]}")
+        if key in _STUDY_KEYS:
+            raise UserError(f"label-efficiency: found {override!r}; {key} is set for every run: {_STUDY_KEYS[key]}")

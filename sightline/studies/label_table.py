@@ -1,4 +1,4 @@
-"""Runs from scratch beside pre-trained ones: a row for each share of the labels, the table, the plot."""
+"""Table and plot of label efficiency: runs from scratch and pre-trained, a row per fraction of the labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class LabelRun:
-    """A cell with its key, the share of the labels, where it starts, and its seed; and its figure, once it is done."""
+    """Run of the study: fraction of the labels, start, seed and cell; and its metric once it is finished."""
 
     fraction: float
     start: Start
@@ -42,12 +42,12 @@ class LabelRun:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """A share of the labels: how many samples that is, the figures of either start by seed, and their comparison.
+    """Row of the table: a fraction of the labels, its number of samples, the metrics of both starts, and a comparison.
 
-    A spread is the largest figure less the smallest, NaN of a single run. `is_beyond` is whether the difference of
-    the means, pre-trained less scratch (the reverse where a low figure is the better one), is more than the larger of
-    both spreads; None where there is none. Two runs of one seed share labels and the order of samples, and
-    make a pair: `num_ahead` of `num_pairs` is in how many of them the pre-trained one is strictly the better.
+    A spread is the largest value minus the smallest, NaN for a single run. `is_beyond`: the improvement of the mean,
+    pre-trained minus scratch (or the reverse if lower is better), exceeds the larger of both spreads; None if there is
+    none. Two runs of one seed share labels and the order of samples, and form a pair: in `num_ahead` of `num_pairs` the
+    pre-trained run is strictly better.
     """
 
     fraction: float
@@ -80,11 +80,13 @@ class LabelRow:
 
     @property
     def num_ahead(self) -> int:
-        pairs = zip(self.scratch, self.pretrained, strict=False)  # a broken off comparison ends in half a pair
-        return sum(given < without if self.is_low_better else given > without for without, given in pairs)
+        pairs = zip(self.scratch, self.pretrained, strict=False)  # an interrupted study ends in half a pair
+        return sum(
+            pretrained < scratch if self.is_low_better else pretrained > scratch for scratch, pretrained in pairs
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; what is not known yet is null."""
+        """Return plain values; NaN or None for those that are not known yet."""
         return {
             "fraction": self.fraction,
             "num_samples": self.num_samples,
@@ -100,7 +102,7 @@ class LabelRow:
 def label_rows(
     runs: Sequence[LabelRun], num_samples: Mapping[float, int], *, mode: Literal["max", "min"] = "max"
 ) -> list[LabelRow]:
-    """A row for each share of which a run is done, in order."""
+    """Return a row per fraction with a finished run, in order."""
     values = {
         (fraction, start): tuple(
             run.value for run in runs if (run.fraction, run.start) == (fraction, start) and run.value is not None
@@ -129,13 +131,13 @@ def _statistics(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table_cells(row: LabelRow) -> list[Any]:
-    """A row of the table."""
+    """Return the cells of a row of the table."""
     sides = [_statistics(getattr(row, start)) for start in STARTS]
     figures = [side[key] for side in sides for key in ("mean", "spread")]
     verdict = {True: "beyond it", False: "within it", None: "nothing to compare"}[row.is_beyond]
     counts = [percent(row.fraction), row.num_samples, max(len(row.scratch), len(row.pretrained))]
-    known = [None if math.isnan(figure) else figure for figure in (*figures, row.difference)]
-    return [*counts, *known, verdict, f"{row.num_ahead} of {row.num_pairs}"]
+    numbers = [None if math.isnan(figure) else figure for figure in (*figures, row.difference)]
+    return [*counts, *numbers, verdict, f"{row.num_ahead} of {row.num_pairs}"]
 
 
 def percent(fraction: float) -> str:
@@ -143,7 +145,7 @@ def percent(fraction: float) -> str:
 
 
 def label_panel(rows: Sequence[LabelRow], *, title: str) -> ChartPanel:
-    """Both starts over the share of the labels: means, and from the smallest to the largest figure of the seeds."""
+    """Plot both starts over the fraction of labels: means, and the range from minimum to maximum over the seeds."""
     series = []
     for start, name in zip(STARTS, ("from scratch", "pre-trained"), strict=True):
         figures = [(row.fraction, getattr(row, start)) for row in rows if getattr(row, start)]

@@ -1,4 +1,4 @@
-"""Before a probe: are its clouds of the scale that the weights learned on? Guard G39, by `encode` instead of a task."""
+"""Check of a probe's input scale against that of training (guard G39), through `encode` instead of a task."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["check_input_scale"]
 
 
 def check_input_scale(probed: ProbedRun, world: World) -> ProbedRun:
-    """The run with a note more where what the first batch norms are given is not of the size that they have learned.
+    """Add a warning to the run if the inputs of its first batch norms differ in scale from their running statistics.
 
-    Sixteen clouds of the training part are looked at. Source: as `feature_scale`.
+    Uses sixteen clouds of the training split. Source: as `feature_scale`.
     """
     part, model = probed.data.train, probed.network(world)
     precision = Precision(probed.config.train.precision)
-    offer = AvailableKeys("the data set", part.reader.keys)
+    available_keys = AvailableKeys("the data set", part.reader.keys)
 
     def run(network: nn.Module, batch: Batch) -> Any:
-        encode = bind(get_encode(network), offer, owner=f"{type(network).__name__}.encode")
+        encode = bind(get_encode(network), available_keys, owner=f"{type(network).__name__}.encode")
         return encode.function(**encode.select(batch))
 
     with share_errors(world):
@@ -39,8 +39,8 @@ def check_input_scale(probed: ProbedRun, world: World) -> ProbedRun:
         )
         with precision.autocast(world.device):
             scales = layer_scales(model, batch, run)
-    found = other_scale(scales, where=FindingLocation(config_path="data"), source=str(probed.run))
-    if found is None:
+    finding = other_scale(scales, where=FindingLocation(config_path="data"), source=str(probed.run))
+    if finding is None:
         return probed
-    line = f"warning: {found.summary} ({found.measured}; {found.expected}): {found.action}"
+    line = f"warning: {finding.summary} ({finding.measured}; {finding.expected}): {finding.action}"
     return dataclasses.replace(probed, notes=(*probed.notes, line))

@@ -1,4 +1,4 @@
-"""A suite of probes: SVM, few-shot and fine-tuning on parts of several runs, in one table beside published figures."""
+"""Suite of probes: SVM, few-shot and part segmentation of several runs, in one table with published results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from sightline.runs.preprocessing_signature import preprocessing_signature
 from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
 from sightline.studies.fine_tuning import init_override, scratch_overrides
 from sightline.studies.probe_scale import check_input_scale
-from sightline.studies.probe_table import OWN_PARTS, PARTS, comparison_rows, probe_markdown, probe_rows, protocol_of
+from sightline.studies.probe_table import OWN_PARTS, PARTS, comparison_rows, probe_markdown, probe_protocol, probe_rows
 from sightline.studies.study_runs import StudyRun, StudySettings, UnfinishedError, train_or_read_metrics
-from sightline.training.published_results import ResultRow, foreign_in_words, published_names
+from sightline.training.published_results import ResultRow, describe_foreign_data, published_names
 from sightline.training.run_configs import read_with_plugins, reread
 from sightline.training.train_run import Reporter
 from sightline.types import ComponentConfig
@@ -36,15 +36,15 @@ from sightline.types import ComponentConfig
 __all__ = ["NAME", "ProbeSuite", "SuiteRequest"]
 
 METHODS = ("few_shot", "svm")
-"""The one that refuses too few classes or samples comes first: the other takes minutes, and parts are learnt last."""
+"""Probes in order: few-shot, which refuses too few classes or samples, comes first; the SVM takes minutes."""
 NAME = "suite"
-"""Of the files that hold the table and the document."""
+"""Name of the files of table and document, without extension."""
 _PARTS = "shapenet_part"
 
 
 @dataclass(frozen=True)
 class SuiteRequest:
-    """The runs to probe, and how; `overrides` are those of configs, `arguments` those of the methods."""
+    """Runs to probe, and options; `overrides` are those of configs, `arguments` those of the methods."""
 
     runs: tuple[Path, ...]
     out: Path
@@ -60,16 +60,16 @@ class SuiteRequest:
 
 
 @dataclass(frozen=True)
-class _Done:
-    """A run's row of the table, and the documents of its probes."""
+class _ProbedRow:
+    """Result of a probed run: its row of the table, and the documents of its probes."""
 
     row: ResultRow
     probes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """How parts are learnt: the cells' setup, the config, why weights do not fit it by run, and the protocol."""
+class _PartSettings:
+    """Fine-tuning on part segmentation: settings, config, reasons of runs whose weights do not fit, and protocol."""
 
     setup: StudySettings
     config: RunConfig
@@ -78,13 +78,13 @@ class _Parts:
 
 
 class ProbeSuite:
-    """A suite that is planned: its runs are opened, and what is asked for is known to fit. Calling it probes them."""
+    """Planned suite: its runs are opened and its options checked. A call probes the runs."""
 
     def __init__(self, request: SuiteRequest, reporter: Reporter) -> None:
-        """Raises UserError for whatever cannot be probed or learnt, before anything is computed."""
+        """Raises UserError for runs or configs that cannot be probed or fine-tuned, before anything is computed."""
         self._request = request
         self._reporter = reporter
-        self._probes = _build(request.arguments)
+        self._probes = _build_probes(request.arguments)
         self._opened = [
             open_probed(
                 run,
@@ -99,16 +99,16 @@ class ProbeSuite:
             for probe in self._probes.values():
                 assert_fits(probe, len(probed.data.train.indices))
         assert_writable(request.out / f"{NAME}.md", option="--out")
-        self._parts = None if request.finetune is None else self._parts_by(request.finetune)
-        self._done: list[_Done] = []
+        self._parts = None if request.finetune is None else self._plan_parts(request.finetune)
+        self._done: list[_ProbedRow] = []
 
     def __call__(self) -> int:
-        """Probe every run, then fine-tune each on parts where that is asked for; the table is written after each.
+        """Probe every run, then fine-tune each on parts if requested, and write the table after each.
 
-        Returns the exit code of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
+        Returns 0, or the exit code of the first unfinished fine-tuning, such as 130 after an interrupt.
         """
         for probed in self._opened:
-            self._done.append(self._probe(probed))
+            self._done.append(self._probe_run(probed))
             self._write()
         if self._parts is None:
             return 0
@@ -120,13 +120,13 @@ class ProbeSuite:
 
     @property
     def rows(self) -> list[ResultRow]:
-        """Every run that is done, then the published rows on the same data."""
-        return [*(each.row for each in self._done), *self._others()]
+        """Rows of the finished runs, then the published rows on the same data."""
+        return [*(done.row for done in self._done), *self._published_rows()]
 
     # --- probes of frozen features ------------------------------------------------------------------------------------
 
-    def _probe(self, probed: ProbedRun) -> _Done:
-        """A run's row as far as its probes go, with the reason where it will have no figure on parts."""
+    def _probe_run(self, probed: ProbedRun) -> _ProbedRow:
+        """Probe one run; its row has the reason if it will not be fine-tuned on parts."""
         request, note = self._request, self._reporter.note
         note(f"{probed.run}: features")
         set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
@@ -141,12 +141,12 @@ class ProbeSuite:
             comparison = compare_with_baselines(probe, twins, probed.data.num_classes)
             documents[name] = comparison.document(probed)
             metrics |= comparison.metrics
-            chance |= {figure: comparison.chance_of(figure) for figure in comparison.figures}
-        return _Done(self._row(probed, metrics, chance), documents)
+            chance |= {figure: comparison.get_chance(figure) for figure in comparison.figures}
+        return _ProbedRow(self._make_row(probed, metrics, chance), documents)
 
-    def _row(self, probed: ProbedRun, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:
+    def _make_row(self, probed: ProbedRun, metrics: Mapping[str, float], chance: Mapping[str, float]) -> ResultRow:
         request = self._request
-        protocol = protocol_of(probed, which=request.checkpoint, probes=self._probes)
+        protocol = probe_protocol(probed, which=request.checkpoint, probes=self._probes)
         protocol |= {"arguments": ", ".join(request.arguments)} if request.arguments else {}
         protocol |= {"overrides": ", ".join(request.overrides)} if request.overrides else {}
         misfit = "no --finetune CONFIG was given" if self._parts is None else self._parts.misfits.get(probed.run)
@@ -162,21 +162,21 @@ class ProbeSuite:
 
     # --- fine-tuning on parts -----------------------------------------------------------------------------------------
 
-    def _fine_tune(self, parts: _Parts) -> None:
-        """Learn parts from scratch and from every run that fits, and add the figures to their rows."""
-        scratch = self._fine_tuned(parts, None)
-        for place, probed in enumerate(self._opened):
+    def _fine_tune(self, parts: _PartSettings) -> None:
+        """Fine-tune on parts from scratch and from every run that fits, and add the metrics to their rows."""
+        scratch = self._train_parts(parts, None)
+        for index, probed in enumerate(self._opened):
             if probed.run in parts.misfits:
                 continue
-            row = self._done[place].row
-            figures = {**row.metrics, **self._fine_tuned(parts, probed), **scratch}
+            row = self._done[index].row
+            figures = {**row.metrics, **self._train_parts(parts, probed), **scratch}
             row = dataclasses.replace(row, metrics=figures, protocol={**row.protocol, **parts.protocol})
-            self._done[place] = dataclasses.replace(self._done[place], row=row)
+            self._done[index] = dataclasses.replace(self._done[index], row=row)
             self._write()
 
-    def _fine_tuned(self, parts: _Parts, probed: ProbedRun | None) -> dict[str, float]:
-        """Both instance mIoU on parts of the last weights, from a run or from scratch; finished runs are kept."""
-        out = self._place_of(probed)
+    def _train_parts(self, parts: _PartSettings, probed: ProbedRun | None) -> dict[str, float]:
+        """Train on parts from a run or from scratch, and return both instance mIoU; finished runs are reused."""
+        out = self._part_folder(probed)
         if probed is None:
             cell = StudyRun(out, tuple(scratch_overrides(parts.config)))
         else:
@@ -194,11 +194,10 @@ class ProbeSuite:
         names = {PARTS: "instance_miou_all_parts", OWN_PARTS: "instance_miou"}
         return {f"{name}{suffix}": float(final[figure]) for name, figure in names.items()}
 
-    def _parts_by(self, finetune: Path) -> _Parts:
-        """How parts are learnt, and which runs' weights do not fit: known before anything is computed.
+    def _plan_parts(self, finetune: Path) -> _PartSettings:
+        """Plan the fine-tuning on parts, and find the runs whose weights do not fit, before anything is computed.
 
-        Raises UserError for a config that would not start from a run, or not report what the table holds, and where the
-        weights of no run fit.
+        Raises UserError for a config without init or without the metric of the table, and if the weights of no run fit.
         """
         read = read_with_plugins(finetune, (), self._request.plugins)
         config = read.config
@@ -206,7 +205,7 @@ class ProbeSuite:
             self._reporter.note(f"warning: {line}")
         if config.init is None:
             raise UserError(
-                f"--finetune {finetune}: has no init, so nothing would be taken from a run; add "
+                f"--finetune {finetune}: has no init, so no weights would be loaded from a run; add "
                 "init: {from: RUN, modules: points, may_be_missing: [...]}"
             )
         names = [metric.name for metric in config.metrics]
@@ -233,10 +232,12 @@ class ProbeSuite:
             "parts clouds per step": config.train.batch_size,
             "parts points": preprocessing_signature(config, data.train.dataset.info)["num_points"],
         }
-        return _Parts(StudySettings(finetune, self._request.plugins, self._request.device), config, misfits, protocol)
+        return _PartSettings(
+            StudySettings(finetune, self._request.plugins, self._request.device), config, misfits, protocol
+        )
 
-    def _place_of(self, probed: ProbedRun | None) -> Path:
-        """The folder of a fine-tuning: that of other weights, or of the same of another run, is another one."""
+    def _part_folder(self, probed: ProbedRun | None) -> Path:
+        """Return the folder of a fine-tuning, which is unique for each run and its weights."""
         folder = self._request.out / "parts"
         if probed is None:
             return folder / "scratch"
@@ -245,57 +246,59 @@ class ProbeSuite:
 
     # --- the table ----------------------------------------------------------------------------------------------------
 
-    def _others(self) -> list[ResultRow]:
-        """The published rows on our data, and those of parts where parts were learnt."""
-        names = {each.row.data for each in self._done} - self._foreign
-        names |= {_PARTS} if any(each.row.protocol.get("parts data") == _PARTS for each in self._done) else set()
+    def _published_rows(self) -> list[ResultRow]:
+        """Return the published rows on our data, and those on parts if runs were fine-tuned on parts."""
+        names = {done.row.data for done in self._done} - self._foreign
+        names |= {_PARTS} if any(done.row.protocol.get("parts data") == _PARTS for done in self._done) else set()
         return probe_rows(names)
 
     @cached_property
     def _foreign(self) -> frozenset[str]:
-        """The data sets, noted once, that are not those of their names that figures are published on."""
-        found = set()
+        """Names of data sets that differ from the published ones of these names; reported once (cached)."""
+        names = set()
         for probed in self._opened:
             data, reason = probed.data.config.data, None
             if data.name in published_names():
-                reason = foreign_in_words(data, probed.data.test.dataset.info)
-            if reason is not None and data.name not in found:
-                self._reporter.note(f"the data are not the '{data.name}' that figures are published on: {reason}")
-                found.add(data.name)
-        return frozenset(found)
+                reason = describe_foreign_data(data, probed.data.test.dataset.info)
+            if reason is not None and data.name not in names:
+                self._reporter.note(f"the data differ from the '{data.name}' of the published results: {reason}")
+                names.add(data.name)
+        return frozenset(names)
 
     def _write(self) -> None:
-        rows, others, out = [each.row for each in self._done], self._others(), self._request.out
+        rows, others, out = [done.row for done in self._done], self._published_rows(), self._request.out
         write_file(out / f"{NAME}.md", probe_markdown(rows, others))
         document = {
             "runs": [
                 {
-                    "run": each.row.who,
-                    "metrics": dict(each.row.metrics),
-                    "chance": dict(each.row.chance),
-                    "probes": each.probes,
-                    "remarks": list(each.row.remarks),
-                    "protocol": dict(each.row.protocol),
+                    "run": done.row.who,
+                    "metrics": dict(done.row.metrics),
+                    "chance": dict(done.row.chance),
+                    "probes": done.probes,
+                    "remarks": list(done.row.remarks),
+                    "protocol": dict(done.row.protocol),
                 }
-                for each in self._done
+                for done in self._done
             ],
             "others": [
                 {"who": r.who, "source": r.source, "data": r.data, "protocol": r.protocol, "metrics": r.metrics}
                 for r in others
             ],
             "differences": [
-                {"run": row.who, "other": r.who, "source": r.source, "differences": list(map(str, found))}
-                for row, r, found in comparison_rows(rows, others)
+                {"run": row.who, "other": r.who, "source": r.source, "differences": list(map(str, differences))}
+                for row, r, differences in comparison_rows(rows, others)
             ],
         }
         write_document(out / f"{NAME}.json", document)
 
 
-def _build(words: Sequence[str]) -> dict[str, Probe]:
-    """Both methods, each with those of the arguments that it takes. Raises UserError for one that none takes."""
-    taken = {name: registry.probes.entry(ComponentConfig(name)).arguments for name in METHODS}
+def _build_probes(words: Sequence[str]) -> dict[str, Probe]:
+    """Build both methods, each with the arguments that it has. Raises UserError for one that neither has."""
+    arguments_by_method = {name: registry.probes.entry(ComponentConfig(name)).arguments for name in METHODS}
     keys = {word: word.partition("=")[0].strip() for word in words}
     for word, key in keys.items():
-        if not any(key in arguments for arguments in taken.values()):
+        if not any(key in arguments for arguments in arguments_by_method.values()):
             raise UserError(f"probe --suite: found {word!r}; neither {' nor '.join(METHODS)} has such an argument")
-    return {name: build_probe(name, [word for word in words if keys[word] in taken[name]]) for name in METHODS}
+    return {
+        name: build_probe(name, [word for word in words if keys[word] in arguments_by_method[name]]) for name in METHODS
+    }

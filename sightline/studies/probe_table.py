@@ -1,4 +1,4 @@
-"""One table of runs beside published figures, with every difference between their protocols named."""
+"""Table of probed runs and published results, with all differences between their protocols."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from sightline.runs.inputs import read_inputs
 from sightline.training.published_results import (
     Difference,
     ResultRow,
-    checkpoint_in_words,
+    describe_checkpoint,
     format_figure,
+    format_protocol_value,
     pretraining_protocol,
     protocol_differences,
     published_rows,
-    value_in_words,
 )
 
 __all__ = [
     "OWN_PARTS",
     "PARTS",
+    "column_heading",
     "comparison_rows",
-    "heading_of",
     "probe_markdown",
+    "probe_protocol",
     "probe_rows",
-    "protocol_of",
 ]
 
 PARTS = "part_instance_miou_all_parts"
-"""The figure of a run that was fine-tuned on parts, as published: the prediction may be any part of any category."""
+"""Metric of fine-tuning on parts, as published: the prediction may be any part of any category."""
 OWN_PARTS = "part_instance_miou"
-"""The same with predictions among the parts of the object's own category."""
+"""Metric of fine-tuning on parts, with predictions restricted to the parts of the object's category."""
 
 _WORDS: Mapping[str, str] = {
     "probe_svm_accuracy": "SVM",
@@ -44,7 +44,7 @@ _WORDS: Mapping[str, str] = {
     PARTS: "parts, instance mIoU",
     OWN_PARTS: "parts, instance mIoU among own parts",
 }
-"""Headings of metrics; those of few-shot name their setting."""
+"""Headings of metrics; those of few-shot are made from their setting."""
 _SUFFIXES: Mapping[str, str] = {
     "_random": ", random weights",
     "_scratch": ", from scratch",
@@ -61,39 +61,41 @@ _ABOUT = (
 
 
 def probe_rows(names: Iterable[str]) -> list[ResultRow]:
-    """The published rows on these data sets that have a column in the table."""
-    return [row for row in published_rows(names) if any(heading_of(name) is not None for name in row.metrics)]
+    """Return the published rows on these data sets that have a column in the table."""
+    return [row for row in published_rows(names) if any(column_heading(name) is not None for name in row.metrics)]
 
 
-def heading_of(metric: str) -> str | None:
-    """What a metric is called in the table; None for one that has no column."""
-    for suffix, words in _SUFFIXES.items():
+def column_heading(metric: str) -> str | None:
+    """Return the heading of a metric in the table, or None if it has no column."""
+    for suffix, ending in _SUFFIXES.items():
         if metric.endswith(suffix):
-            inner = heading_of(metric.removesuffix(suffix))
-            return None if inner is None else inner + words
+            inner = column_heading(metric.removesuffix(suffix))
+            return None if inner is None else inner + ending
     setting = re.fullmatch(r"fewshot_(\d+)w(\d+)s", metric)
     return f"{setting[1]}-way {setting[2]}-shot" if setting else _WORDS.get(metric)
 
 
 def _rank(metric: str) -> int:
-    """Where a metric's column stands: those of one method together."""
-    return next((place for place, method in enumerate(_ORDER) if metric.startswith(method)), len(_ORDER))
+    """Return the sort key of a metric's column, which groups columns by method."""
+    return next((index for index, method in enumerate(_ORDER) if metric.startswith(method)), len(_ORDER))
 
 
-def protocol_of(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """How a run was made and probed, under the words that published rows use; the probes describe themselves."""
-    learnt, data = probed.training_config, probed.data.config.data
+def probe_protocol(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """Build the protocol of training and probing a run, with the entry names of published rows."""
+    training_config, data = probed.training_config, probed.data.config.data
     graph = find_neighbour_graph(probed.config.model, probed.data.num_points)
     variant = get_argument("data", data, "variant")
     return {
-        **pretraining_protocol(learnt, read_inputs(probed.run, learnt)),
+        **pretraining_protocol(training_config, read_inputs(probed.run, training_config)),
         "points in the probe": probed.data.num_points,
         "neighbours in the probe": None if graph is None else graph.neighbours,
-        "C": next((each.choice for each in probes.values() if isinstance(each, SVM)), None),
-        "checkpoint": checkpoint_in_words(which, is_test_selected=probed.is_test_selected),
-        "few-shot queries": next((each.asked for each in probes.values() if isinstance(each, FewShot)), None),
+        "C": next((probe.choice for probe in probes.values() if isinstance(probe, SVM)), None),
+        "checkpoint": describe_checkpoint(which, is_test_selected=probed.is_test_selected),
+        "few-shot queries": next(
+            (probe.queries_description for probe in probes.values() if isinstance(probe, FewShot)), None
+        ),
         "few-shot runs": next(
-            (each.runs for each in probes.values() if isinstance(each, FewShot) and each.file is None), None
+            (probe.runs for probe in probes.values() if isinstance(probe, FewShot) and probe.file is None), None
         ),
         "variant": variant,
         "background": None if variant is None else get_argument("data", data, "background"),
@@ -101,10 +103,10 @@ def protocol_of(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]) -
 
 
 def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> str:
-    """The table, protocols, remarks, and for every published row how each of our runs differs from it."""
+    """Format table, protocols, remarks and, for every published row, the differences of our runs as Markdown."""
     rows = [*ours, *others]
     shown = sorted({name: None for row in rows for name in row.metrics}, key=_rank)
-    headings = {name: heading for name in shown if (heading := heading_of(name)) is not None}
+    headings = {name: heading for name in shown if (heading := column_heading(name)) is not None}
     lines = ["# Probes of frozen features", "", _ABOUT, ""]
     lines += _table(
         ["", "data", *headings.values(), "source"],
@@ -114,7 +116,7 @@ def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> st
     lines += ["", "## Protocols", ""]
     lines += _table(
         ["", "data", *facts],
-        ([row.who, row.data, *(value_in_words(row.protocol.get(name)) for name in facts)] for row in rows),
+        ([row.who, row.data, *(format_protocol_value(row.protocol.get(name)) for name in facts)] for row in rows),
     )
     chances = [f"{row.who}, {row.data}: {_chance_in_words(row)}" for row in rows if row.chance]
     lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []
@@ -122,8 +124,8 @@ def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> st
     lines += ["", "## Remarks", "", *remarks] if remarks else []
     lines += ["", "## Differences between the protocols", ""]
     lines += [
-        f"- {row.who} against {theirs.who} ({theirs.source}): {'; '.join(map(str, found)) or 'none found'}"
-        for row, theirs, found in comparison_rows(ours, others)
+        f"- {row.who} against {published.who} ({published.source}): {'; '.join(map(str, differences)) or 'none found'}"
+        for row, published, differences in comparison_rows(ours, others)
     ] or ["None of these data sets has published figures here."]
     return "\n".join(lines) + "\n"
 
@@ -131,11 +133,11 @@ def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> st
 def comparison_rows(
     ours: Sequence[ResultRow], others: Sequence[ResultRow]
 ) -> Iterator[tuple[ResultRow, ResultRow, list[Difference]]]:
-    """A row of ours, a published one of the same data or also of parts, and how they differ; all such pairs."""
-    for theirs in others:
+    """Iterate over pairs of our and published rows, on the same data or both on parts, with their differences."""
+    for published in others:
         for row in ours:
-            if row.data == theirs.data or (PARTS in theirs.metrics and PARTS in row.metrics):
-                yield row, theirs, protocol_differences(row, theirs)
+            if row.data == published.data or (PARTS in published.metrics and PARTS in row.metrics):
+                yield row, published, protocol_differences(row, published)
 
 
 def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
@@ -144,5 +146,5 @@ def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
 
 
 def _chance_in_words(row: ResultRow) -> str:
-    levels = {heading_of(name): value for name, value in row.chance.items()}
+    levels = {column_heading(name): value for name, value in row.chance.items()}
     return ", ".join(f"{heading} {100 * value:.2f}" for heading, value in levels.items() if heading is not None)

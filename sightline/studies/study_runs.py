@@ -1,4 +1,4 @@
-"""Cells of a study: training runs with a folder each, of which those that are finished are not repeated."""
+"""Cells of a study: training runs in folders of their own; finished ones are not repeated."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["StudyRun", "StudySettings", "UnfinishedError", "run_cells", "train_o
 
 
 _SIGNALS = 128
-"""Exit codes above are of runs that a signal stopped."""
+"""Exit codes above this belong to runs that a signal stopped."""
 
 
 @dataclass(frozen=True)
 class StudySettings:
-    """What all cells of a study have in common."""
+    """Settings that all cells of a study share."""
 
     config: Path
     plugins: tuple[Path, ...] = ()
@@ -33,7 +33,7 @@ class StudySettings:
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study: its folder, the overrides of its config, and the weights that it starts from, if any."""
+    """Run (cell) of a study: its folder, the overrides of its config, and its initial weights, if any."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -41,7 +41,7 @@ class StudyRun:
 
 
 class UnfinishedError(Exception):
-    """A cell was not trained to its end; `code` is the exit code of its run."""
+    """Raised when the training of a cell did not finish; `code` is the exit code of its run."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"a run ended with exit code {code}")
@@ -55,22 +55,24 @@ def run_cells(
     *,
     keeps_going: bool = False,
 ) -> int:
-    """Run every cell that is not done, in order; `finished(place, metrics)` is called after each.
+    """Run all unfinished cells in order, and call `finished(index, metrics)` after each; return an exit code.
 
-    Each cell comes with its setup and what it is, in words. The exit code of the run that did not come to its end, or
-    0. With `keeps_going` a cell whose training fails or is kept from starting is reported and left out, and the code
-    is 1; a signal ends the study all the same.
+    Each cell comes with its settings and a description. The code is 0, or that of the run that did not finish. With
+    `keeps_going` a cell whose training fails or cannot start is reported and left out, and the code is 1; a signal
+    still ends the study.
     """
     failed: list[Path] = []
-    for place, (cell, setup, words) in enumerate(cells):
+    for index, (cell, setup, description) in enumerate(cells):
         try:
-            metrics = train_or_read_metrics(cell, setup, reporter, heading=f"run {place + 1} of {len(cells)}: {words}")
+            metrics = train_or_read_metrics(
+                cell, setup, reporter, heading=f"run {index + 1} of {len(cells)}: {description}"
+            )
         except UnfinishedError as error:
             if keeps_going and error.code <= _SIGNALS:
                 reporter.note(f"error: {cell.path}: its run ended with exit code {error.code}; the other runs go on")
                 failed.append(cell.path)
                 continue
-            num_done = place - len(failed)
+            num_done = index - len(failed)
             reporter.note(f"{num_done} of {len(cells)} runs are done; the same command goes on with {cell.path}")
             return error.code
         except RunError as error:
@@ -79,7 +81,7 @@ def run_cells(
             reporter.note(f"error: {cell.path}: {error}; the other runs go on")
             failed.append(cell.path)
             continue
-        finished(place, metrics)
+        finished(index, metrics)
     if failed:
         reporter.note(f"{len(failed)} of {len(cells)} runs failed: {', '.join(map(str, failed))}")
     return 1 if failed else 0
@@ -88,10 +90,10 @@ def run_cells(
 def train_or_read_metrics(
     cell: StudyRun, setup: StudySettings, reporter: Reporter, *, heading: str
 ) -> Mapping[str, Any]:
-    """The final metrics of a cell, which is trained, resumed or, where it is finished, only read.
+    """Return the final metrics of a cell: train it, resume it or, if it is finished, only read them.
 
-    `heading` is reported before. Raises UserError where the cell was begun from weights that its source no longer
-    holds, UnfinishedError where training ends early.
+    `heading` is reported first. Raises UserError if the cell was started from weights that its source no longer has,
+    UnfinishedError if training ends early.
     """
     if cell.source is not None:
         assert_same_source(cell.path, cell.source)

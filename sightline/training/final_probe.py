@@ -1,4 +1,4 @@
-"""What `train` and `evaluate` add to the metrics of a run that learns without labels."""
+"""Probe metrics that `train` and `evaluate` add to those of a run without labels."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sightline.runs.run_directory import RunDirectory
 
 __all__ = ["probe_metrics"]
 
-source_sha256()  # now, as it is imported: a checkout may be edited while a run trains, and its digest is kept
+source_sha256()  # at import, because the source may be edited while a run trains; the digest is cached
 
 
 def probe_metrics(
     config: RunConfig, world: World, run: RunDirectory, note: Callable[[str], object], model: nn.Module
 ) -> dict[str, float]:
-    """`probe_svm_accuracy` of a contrast run, nothing of others; on the first process `note` gets remarks on it.
+    """Compute `probe_svm_accuracy` of a contrast run, nothing for others; rank 0 passes remarks to `note`.
 
-    A remark is why the figure is missing, or how to read it. Features are kept in the run, where the first process can
-    write to it, so that `evaluate` and `probe` find them.
+    A remark is the reason why the metric is missing, or how to read it. Features are cached in the run, if rank 0 can
+    write to it, so that `evaluate` and `probe` reuse them.
     """
-    if config.task.name != "contrast":  # the rooms of probes are not imported for the others
+    if config.task.name != "contrast":  # probes are imported only for contrastive runs
         return {}
     from sightline.probe.cache import FeatureCache
     from sightline.probe.final import final_metrics
@@ -37,7 +37,7 @@ def probe_metrics(
     keeps = world.broadcast_from_rank_zero(is_open, operation="whether features are kept") == "yes"
     cache = FeatureCache(run.path / CACHE, run.assert_lock_held) if keeps else None
     metrics, remarks = final_metrics(config, model, world, cache=cache)
-    remarks += ["probe_svm_accuracy: `sightline probe` sets random weights beside it"] if metrics else []
+    remarks += ["probe_svm_accuracy: `sightline probe` compares it with random weights"] if metrics else []
     for line in remarks:
         world.rank_zero_only(note)(line)
     return metrics

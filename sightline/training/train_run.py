@@ -31,7 +31,7 @@ from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import collect_environment
 from sightline.runs.run_documents import load_document
 from sightline.training.final_probe import probe_metrics
-from sightline.training.published_results import beside_published
+from sightline.training.published_results import compare_with_published
 
 if TYPE_CHECKING:
     from sightline.doctor.core.finding import Finding
@@ -311,7 +311,7 @@ class _TrainRun:
         document = evaluation_document(built.config, final, test, "last")
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
-        rows = beside_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
+        rows = compare_with_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
         document |= {"published": rows} if rows else {}
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)

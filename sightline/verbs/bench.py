@@ -1,4 +1,4 @@
-"""`sightline bench`: forms of one computation timed against each other in one run, as ratios."""
+"""`sightline bench`: time implementations of the same computation against each other, as ratios."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What the command line asked for."""
+    """Options of `sightline bench`."""
 
     suites: tuple[str, ...]
     pattern: str | None = None
@@ -43,21 +43,23 @@ class BenchOptions:
 
 
 def bench(options: BenchOptions) -> int:
-    """Run the chosen cases and show a row for each form; 1 where one gave other numbers than its baseline.
+    """Run the chosen cases and show a row per implementation; return 1 if a result differs from its baseline.
 
-    An interrupted run shows and saves the rows that it has, and ends with 130.
+    An interrupted run shows and saves the rows that it has, and returns 130.
     """
-    places = _places(options)
-    cases = [place.case for place in places] if options.grow else select_cases(options.suites, options.pattern)
+    growth = _growth_cases(options)
+    cases = (
+        [growth_case.case for growth_case in growth] if options.grow else select_cases(options.suites, options.pattern)
+    )
     if options.lists_only:
         sys.stdout.write("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases))
         return 0
     torch.set_num_threads(options.threads)
     report = BenchmarkReport()
-    is_complete = _run(cases, options, report)
+    is_complete = _run_cases(cases, options, report)
     tiny = ", at tiny sizes instead of those in the names" if options.is_quick and not options.grow else ""
-    show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_row, report.results))
-    _show_growth(places, report, options)
+    show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_format_row, report.results))
+    _show_growth(growth, report, options)
     if not is_complete:
         print_note(
             f"interrupted after {len(report.results)} rows" + (f"; they are in {options.json}" if options.json else "")
@@ -66,20 +68,20 @@ def bench(options: BenchOptions) -> int:
     return 1 if report.mismatches else 0
 
 
-def _places(options: BenchOptions) -> list[GrowthCase]:
+def _growth_cases(options: BenchOptions) -> list[GrowthCase]:
     if options.svg is not None and options.grow is None:
         raise UserError("bench: --svg draws what --grow measures; give --grow points, neighbours, batch or all")
     if options.grow is None:
         return []
     if options.pattern is not None:
-        raise UserError("bench: --case chooses among the cases of a suite; --grow has its own, leave one of them out")
+        raise UserError("bench: --case chooses cases of a suite, and --grow has its own cases; leave out one of them")
     return growth_cases(options.suites, options.grow, is_quick=options.is_quick)
 
 
-def _run(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport) -> bool:
-    """Run the cases, and whether all of them were; the document is written whatever happens, with what there is."""
+def _run_cases(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport) -> bool:
+    """Run the cases and return True if all were run; the document is written in any case, with the finished rows."""
     machine = describe_machine(num_threads=options.threads)
-    is_quick = options.is_quick and not options.grow  # small values are what --grow takes then, not other sizes
+    is_quick = options.is_quick and not options.grow  # with --grow, quick means smaller values, not other sizes
     is_complete = False
     try:
         with MemoryMeter(num_threads=options.threads) as meter:
@@ -87,47 +89,51 @@ def _run(cases: Sequence[BenchmarkCase], options: BenchOptions, report: Benchmar
             runner.run(cases, report, print_note)
         is_complete = True
     except KeyboardInterrupt:
-        pass  # what was measured until now is still true
+        pass  # the finished rows remain valid
     finally:
-        about: dict[str, Any] = {"repeats": options.repeats, "is_quick": options.is_quick, "is_complete": is_complete}
-        about |= {"keeps_memory": options.keeps_memory}
-        about |= {"mismatches": report.mismatches, "missing": report.missing}
-        about |= {"quick_sizes": {result.name: dict(result.size) for result in report.results} if is_quick else {}}
+        settings: dict[str, Any] = {
+            "repeats": options.repeats,
+            "is_quick": options.is_quick,
+            "is_complete": is_complete,
+        }
+        settings |= {"keeps_memory": options.keeps_memory}
+        settings |= {"mismatches": report.mismatches, "missing": report.missing}
+        settings |= {"quick_sizes": {result.name: dict(result.size) for result in report.results} if is_quick else {}}
         rows = [result.to_dict() for result in report.results]
-        write_document(options.json, {"cases": rows, "environment": machine | about})
+        write_document(options.json, {"cases": rows, "environment": machine | settings})
     return is_complete
 
 
-def _show_growth(places: Sequence[GrowthCase], report: BenchmarkReport, options: BenchOptions) -> None:
+def _show_growth(growth: Sequence[GrowthCase], report: BenchmarkReport, options: BenchOptions) -> None:
     if not options.grow:
         return
-    rows = panels(places, report.results)
+    rows = panels(growth, report.results)
     show_table("growth", GROWTH, describe_growth(rows))
     if options.svg is not None and any(panel for row in rows for panel in row):
         write_file(options.svg, render_svg(rows))
 
 
-def _row(result: BenchmarkResult) -> Sequence[str]:
+def _format_row(result: BenchmarkResult) -> Sequence[str]:
     ratio = result.ratio
     return (
         result.name,
         result.baseline,
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-        f"{_time(result.seconds.cpu)}, {_time(result.baseline_seconds.cpu)}",
-        f"{_time(result.seconds.wall)}, {_time(result.baseline_seconds.wall)}",
-        f"{_memory(result.peak_bytes)}, {_memory(result.baseline_peak_bytes)}",
+        f"{_format_time(result.seconds.cpu)}, {_format_time(result.baseline_seconds.cpu)}",
+        f"{_format_time(result.seconds.wall)}, {_format_time(result.baseline_seconds.wall)}",
+        f"{_format_memory(result.peak_bytes)}, {_format_memory(result.baseline_peak_bytes)}",
     )
 
 
-def _time(seconds: float) -> str:
-    """Three digits in a unit in which they are not a tiny fraction."""
+def _format_time(seconds: float) -> str:
+    """Format seconds with three digits in s, ms or µs."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
     return f"{seconds * 1e6:.3g} µs"
 
 
-def _memory(size: int | None) -> str:
+def _format_memory(size: int | None) -> str:
     if size is None:
         return "?"
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"

@@ -1,4 +1,4 @@
-"""`sightline data centres`: a file of reference points, found by a trained refiner."""
+"""`sightline data centres`: a file of reference points, predicted by a trained refiner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CentresOptions", "centres"]
 
 @dataclass(frozen=True)
 class CentresOptions:
-    """What the command line asked for."""
+    """Options of `sightline data centres`."""
 
     run: Path
     data: Path
@@ -34,22 +34,25 @@ class CentresOptions:
 
 
 def centres(options: CentresOptions) -> int:
-    """Write a line for every frame of a part of a config's data set, whole or not at all."""
+    """Write one line per frame of a split of a config's data set; the file is complete or not written."""
     refiner = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
     config, _ = load_config(options.data, options.overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
-        found = find_centres(refiner, config, split=options.split, world=world)
-    write_file(options.target, centre_lines(found))
-    _report(found.notes)
-    rows: list[tuple[str, int | float]] = [("frames", len(found.points_mm)), ("points", int(found.is_known.sum()))]
-    rows += [("centre_error_mm", found.error_mm), ("reference_error_mm", found.reference_error_mm)]
+        predicted = find_centres(refiner, config, split=options.split, world=world)
+    write_file(options.target, centre_lines(predicted))
+    _print_warnings(predicted.notes)
+    rows: list[tuple[str, int | float]] = [
+        ("frames", len(predicted.points_mm)),
+        ("points", int(predicted.is_known.sum())),
+    ]
+    rows += [("centre_error_mm", predicted.error_mm), ("reference_error_mm", predicted.reference_error_mm)]
     show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
-    about = {"file": str(options.target), "run": str(options.run), "data": config.data.name, "split": options.split}
-    write_document(options.json, {**about, **dict(rows), "notes": list(found.notes)})
+    source = {"file": str(options.target), "run": str(options.run), "data": config.data.name, "split": options.split}
+    write_document(options.json, {**source, **dict(rows), "notes": list(predicted.notes)})
     return 0
 
 
-def _report(lines: Sequence[str]) -> None:
+def _print_warnings(lines: Sequence[str]) -> None:
     for line in lines:
         print_note(escape_to_one_line(f"look at this: {line}"))

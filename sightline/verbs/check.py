@@ -1,4 +1,4 @@
-"""`sightline check`: every finding on a config's run before it begins, or on a run directory as it is left."""
+"""`sightline check`: all findings on a config's run before it starts, or on an existing run directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check(
     json: Path | None,
     verbose: bool = False,
 ) -> int:
-    """Show findings; exit code 1 where one is an error (or, under `strict`, a warning)."""
+    """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config, _ = load_config(path, overrides, plugins)
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(path, config=config, world=world)

@@ -1,4 +1,4 @@
-"""What every verb on a config or a run does first."""
+"""Loading of a config with its plugins, and writing of results, for all verbs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["assert_writable", "is_run", "load_config", "load_document", "reread"
 
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> tuple[RunConfig, list[Plugin]]:
-    """The config of a file or of a run directory, with plugins loaded and overrides laid over it; notes are printed."""
+    """Load the config of a file or run directory with plugins and overrides, and print its notes."""
     read = read_with_plugins(path, overrides, plugins)
     for line in read.notes:
         print_note(f"warning: {line}")

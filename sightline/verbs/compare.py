@@ -1,4 +1,4 @@
-"""`sightline compare`: a run's network against another variant of itself, layer by layer; a record; the matrix."""
+"""`sightline compare`: compare two variants of a network layer by layer, record a step, run the matrix."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
 
 
-_LARGE = 2**18
-"""Numbers in a sample (a volume of 64 voxels a side) beyond which one is compared, and over two steps."""
+_MAX_NUMBERS = 2**18
+"""Numbers per sample (64 x 64 x 64 voxels) above which one sample is compared, over two steps."""
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What the command line asks for; `path` is a config or a run."""
+    """Options of `sightline compare`; `path` is a config or a run."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -72,12 +72,14 @@ def compare_variants(options: CompareOptions, *, is_record: bool) -> int:
     _assert_goes_together(options, is_record=is_record)
     config, _ = load_config(options.path, options.overrides, options.plugins)
     if config.teacher is not None and config.teacher.features:
-        raise UserError("compare: follows no loss of teacher.features; leave out that loss, and teacher.features=[]")
+        raise UserError(
+            "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
+        )
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        built = _built(open_run(options.path, config=config, world=world))
+        built = _build_setup(open_run(options.path, config=config, world=world))
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
-        is_large = _size_of_sample(built) > _LARGE
+        is_large = _count_inputs(built) > _MAX_NUMBERS
         count = options.samples or min(1 if is_large else 4, config.train.batch_size)
         num_steps = options.steps if options.steps is not None else 2 if is_large else 5
         subject = ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), world.device)
@@ -91,77 +93,83 @@ def compare_variants(options: CompareOptions, *, is_record: bool) -> int:
             )
             return 0
         assert options.against is not None
-        found = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
-    return _report(found, config, built, options)
+        comparison = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
+    return _report(comparison, config, built, options)
 
 
-def _size_of_sample(built: TrainingSetup) -> int:
-    """The numbers that the model reads of one sample."""
+def _count_inputs(built: TrainingSetup) -> int:
+    """Count the numbers of one sample that the model reads."""
     batch = built.job.stream.reader(first_samples(built.job, 1))
     names = inspect.signature(built.job.model.forward).parameters
     return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in tree_leaves(value))
 
 
-def _built(opened: OpenRun) -> TrainingSetup:
-    """The run's parts with the weights that it starts from, or of a run directory, those that it came to."""
+def _build_setup(opened: OpenRun) -> TrainingSetup:
+    """Build the training setup with the initial weights, or for a run directory with the trained ones."""
     if opened.config.init is not None and opened.directory is None:
         return opened.training_setup
-    made = build_subject(opened)
-    print_note(f"batch: {made.batch}")
+    subject = build_subject(opened)
+    print_note(f"batch: {subject.batch}")
     if opened.directory is not None:
-        opened.load_into(made.built.job.model)
-    return made.built
+        opened.load_into(subject.built.job.model)
+    return subject.built
 
 
-def _report(found: VariantComparison, config: RunConfig, built: TrainingSetup, options: CompareOptions) -> int:
-    for line in found.notes:
+def _report(comparison: VariantComparison, config: RunConfig, built: TrainingSetup, options: CompareOptions) -> int:
+    for line in comparison.notes:
         print_note(line)
-    _show(found)
+    _show_comparison(comparison)
     title = f"sightline compare: {config.name}"
-    write_file(options.html, encode_comparison_page(found, title=title) if options.html is not None else "")
-    write_document(options.json, found.to_dict())
-    print_note(verdict(found))
-    for line in found.settings:
-        print_note(f"{found.guilty_rows[0].layer}: {line}")
+    write_file(options.html, encode_comparison_page(comparison, title=title) if options.html is not None else "")
+    write_document(options.json, comparison.to_dict())
+    print_note(verdict(comparison))
+    for line in comparison.settings:
+        print_note(f"{comparison.guilty_rows[0].layer}: {line}")
     if options.repro is not None:
         file = Path(str(options.against)) if str(options.against).endswith(".py") else None
-        print_note(write_repro(options.repro, found, LayerOrigin(config, built.data.facts, options.plugins, file)))
-    return 0 if found.is_equal else 1
+        print_note(write_repro(options.repro, comparison, LayerOrigin(config, built.data.facts, options.plugins, file)))
+    return 0 if comparison.is_equal else 1
 
 
-def _show(found: VariantComparison) -> None:
-    """A line for each layer in the order of execution: how many units of rounding it is off, each way."""
+def _show_comparison(comparison: VariantComparison) -> None:
+    """Print a row per layer in order of execution: its largest deviation forward and backward, in rounding units."""
     rows: dict[str, dict[str, LayerComparison]] = {}
-    for row in found.rows:
-        held = rows.setdefault(row.layer, {})
-        kind = "backward" if row.which == "backward" else "forward"
-        if kind not in held or row.deviation.ratio > held[kind].deviation.ratio:
-            held[kind] = row
+    for row in comparison.rows:
+        worst_by_pass = rows.setdefault(row.layer, {})
+        pass_name = "backward" if row.which == "backward" else "forward"
+        if pass_name not in worst_by_pass or row.deviation.ratio > worst_by_pass[pass_name].deviation.ratio:
+            worst_by_pass[pass_name] = row
     lines = []
-    for layer, held in rows.items():
-        worst = max(held.values(), key=lambda row: row.deviation.ratio)
+    for layer, worst_by_pass in rows.items():
+        worst = max(worst_by_pass.values(), key=lambda row: row.deviation.ratio)
         worst_tensor = f"{worst.what}{'  <- diverges' if worst.is_guilty else ''}"
         lines.append(
-            [layer, worst.class_name, *(_ratio(held.get(kind)) for kind in ("forward", "backward")), worst_tensor]
+            [
+                layer,
+                worst.class_name,
+                *(_format_ratio(worst_by_pass.get(pass_name)) for pass_name in ("forward", "backward")),
+                worst_tensor,
+            ]
         )
     title = (
-        f"{found.variant}, against {found.reference}: units of rounding, at most {MAX_ROUNDING_UNITS:g} are explained"
+        f"{comparison.variant}, against {comparison.reference}: "
+        f"rounding units, up to {MAX_ROUNDING_UNITS:g} are explained"
     )
     show_table(title, _COLUMNS, lines, unbroken="layer", droppable=("farthest off", "class"))
-    if found.trace is not None:
-        steps = zip(found.trace.losses, found.trace.expected, found.trace.tolerated, strict=True)
+    if comparison.trace is not None:
+        steps = zip(comparison.trace.losses, comparison.trace.expected, comparison.trace.tolerated, strict=True)
         lines = [[str(n), f"{a:.7g}", f"{b:.7g}", f"{abs(a - b):.2g}", f"{c:.2g}"] for n, (a, b, c) in enumerate(steps)]
         show_table("optimiser steps on this batch", ("step", "loss", "reference", "apart", "explained"), lines)
 
 
-def _ratio(row: LayerComparison | None) -> str:
+def _format_ratio(row: LayerComparison | None) -> str:
     if row is None:
         return ""
     return "beyond measure" if row.deviation.ratio >= INFINITE_RATIO else f"{row.deviation.ratio:.3g}"
 
 
 def _matrix(subject: ComparisonSubject, json: Path | None) -> int:
-    """Every cell in turn; those that this machine cannot run read 'not available'."""
+    """Run and print all cells of the matrix; those that this machine cannot run read 'not available'."""
     outcomes = []
     for cell in cells():
         print_note(f"{cell.precision} on {cell.device}" + (f", cuDNN {cell.cudnn}" if cell.cudnn else ""))
@@ -185,22 +193,24 @@ def _matrix_row(outcome: CellResult) -> Sequence[Any]:
 
 
 def _assert_goes_together(options: CompareOptions, *, is_record: bool) -> None:
-    """Raises UserError for options that do not apply."""
+    """Raise UserError for options that do not go together."""
     if is_record:
         if options.out is None:
-            raise UserError("compare record: give the place of the record: --out RECORD")
+            raise UserError("compare record: give the folder of the record: --out RECORD")
         if options.against or options.matrix:
-            raise UserError("compare record: keeps one variant; --against and --matrix compare")
+            raise UserError("compare record: records one variant; leave out --against and --matrix")
         for name in ("json", "html", "repro", "keys"):
             if getattr(options, name) is not None:
-                raise UserError(f"compare record: --{name} is for a comparison; leave it out")
+                raise UserError(f"compare record: --{name} belongs to a comparison; leave it out")
         return
     if options.out is not None:
-        raise UserError("--out: is for 'sightline compare record'; give --json, --html or --repro")
+        raise UserError("--out: belongs to 'sightline compare record'; give --json, --html or --repro")
     if options.repro is not None:
         assert_empty_folder(options.repro)
         if options.against in OTHER_KERNELS:
-            raise UserError(f"--repro: its script chooses no kernels or devices; --against {options.against} does")
+            raise UserError(
+                f"--repro: its script cannot choose kernels or devices, as --against {options.against} does"
+            )
     if options.matrix == (options.against is not None):
         raise UserError("compare: give either --against or --matrix")
     if options.matrix and (options.html or options.repro or options.keys or options.steps is not None):

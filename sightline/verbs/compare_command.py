@@ -1,4 +1,4 @@
-"""`sightline compare` as the command line declares it; the rooms it needs are imported when it runs."""
+"""Command line of `sightline compare`; the implementation is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[record] CONFIG|RUN [KEY=VALUE]...",
-            help="a YAML config or a run directory, and what is laid over it; after 'record', a step of it is kept",
+            help="a YAML config or a run directory, and overrides; with 'record' before it, one step is recorded",
         ),
     ],
     against: Annotated[
@@ -31,35 +31,42 @@ def compare(
         ),
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option("--keys", metavar="MAP.json", help="our names of weights and those of FILE.py")
+        Path | None,
+        typer.Option("--keys", metavar="MAP.json", help="JSON map from our names of weights to those of FILE.py"),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", metavar="K", min=0, help="optimiser steps of both [5; 2 of large samples]")
+        int | None,
+        typer.Option("--steps", metavar="K", min=0, help="optimiser steps of both variants [5; 2 for large samples]"),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", metavar="N", min=1, help="in the batch [4; 1 where samples are large]")
+        int | None, typer.Option("--samples", metavar="N", min=1, help="samples in the batch [4; 1 for large samples]")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="RECORD", help="where 'record' keeps the step")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="RECORD", help="folder that 'record' writes")] = None,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="loss, time and memory in every format, on every device, with all kernels")
+        bool,
+        typer.Option(
+            "--matrix", help="loss, time and memory in every number format, on every device, with all kernels"
+        ),
     ] = False,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", callback=check_writable("--html"), help="write a page with a plot"),
     ] = None,
     repro: Annotated[
-        Path | None, typer.Option("--repro", metavar="DIR", help="write the first guilty layer alone, as a script")
+        Path | None,
+        typer.Option("--repro", metavar="DIR", help="write a script that reproduces the first diverging layer"),
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Find the first layer in which two variants of a network differ by more than rounding explains.
+    """Find the first layer in which two variants diverge.
 
-    The same weights and inputs, one thing different: a training step is run in one variant, and every layer is held
-    against float64 from the very inputs that it had, forward, in the loss and backward; then some optimiser steps. Exit
-    code 0 where rounding explains everything, 1 where the variants diverge.
+    That is the first layer in which they differ by more than rounding explains. Weights and inputs are the same, and
+    one thing differs. A training step is run in one variant, and every layer is compared with float64 on exactly its
+    inputs: forward, in the loss, and backward; then some optimiser steps are compared. Exit code 0 if rounding explains
+    all differences, 1 if the variants diverge.
     """
     with gc_paused():
         from sightline.verbs import compare as verb
@@ -68,5 +75,5 @@ def compare(
     paths, overrides = split_words(words[1:] if is_record else words)
     if len(paths) != 1:
         raise UserError(f"compare: give one config or run, not {len(paths)}")
-    asked = (against, keys, steps, samples, out, matrix, html, repro, tuple(plugin or ()), device, json)
-    return verb.compare_variants(verb.CompareOptions(paths[0], overrides, *asked), is_record=is_record)
+    more_options = (against, keys, steps, samples, out, matrix, html, repro, tuple(plugin or ()), device, json)
+    return verb.compare_variants(verb.CompareOptions(paths[0], overrides, *more_options), is_record=is_record)

@@ -36,7 +36,7 @@ from sightline.studies.compression import (
     FineTuning,
     assert_no_run,
     assert_tunable,
-    held,
+    lock_folder,
     run_searches,
 )
 from sightline.studies.compression_report import NAME, CompressionReport, compression_markdown
@@ -59,17 +59,17 @@ __all__ = [
 ]
 
 POLICY = "policy.json"
-SHOWN = 1.2
-"""Of the budget: larger policies, most of them with one quantised layer, are not drawn."""
+MAX_DRAWN_RATIO = 1.2
+"""Largest size of a drawn policy, relative to the budget; larger ones mostly quantise a single layer."""
 RECORD = "evaluations.jsonl"
 STEPS = ("run", "search", "apply", "finetune", "pack", "size", "report")
 EVERY_S = 10.0
-"""Between two lines of a search's progress where standard error is not a terminal."""
+"""Seconds between two lines of progress if standard error is not a terminal."""
 
 
 @dataclass(frozen=True)
 class CompressTarget:
-    """The run to compress; `words` are overrides of its fine-tuning, with a dot, and arguments of the search."""
+    """Run to compress; `words` are overrides of its fine-tuning (with a dot) and arguments of the search."""
 
     runs: tuple[Path, ...]
     words: tuple[str, ...]
@@ -86,14 +86,14 @@ class CompressTarget:
         return tuple(word for word in self.words if word not in self.overrides)
 
     def assert_without(self, *, arguments: bool = False, overrides: bool = False) -> None:
-        """Raises UserError for words that a step would ignore; those of the model change the run itself."""
+        """Raise UserError for `words` that a step would ignore; `model.*` is allowed, as it changes the run itself."""
         ignored = [*(self.arguments if arguments else ())]
         ignored += [word for word in self.overrides if overrides and not word.startswith("model.")]
         if ignored:
             raise UserError(f"compress: found {ignored[0]!r}, which this step does not use; leave it out")
 
     def open(self, world: Any) -> OpenRun:
-        """The run. Raises UserError where not exactly one is given."""
+        """Open the run. Raises UserError unless exactly one is given."""
         if world.size > 1:
             raise UserError("compress: runs in one process; start it without a launcher")
         for path in self.runs if len(self.runs) > 1 else ():
@@ -104,8 +104,8 @@ class CompressTarget:
         run = open_run(self.runs[0], checkpoint=self.checkpoint, plugins=self.plugins, world=world)
         for line in run.notes:
             print_note(f"warning: {line}")
-        if of_model := [word for word in self.overrides if word.startswith("model.")]:
-            config = read_config(run.path / "config.yaml", of_model)
+        if model_overrides := [word for word in self.overrides if word.startswith("model.")]:
+            config = read_config(run.path / "config.yaml", model_overrides)
             run = open_run(self.runs[0], config=config, checkpoint=self.checkpoint, world=world)
         set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
         return run
@@ -113,7 +113,7 @@ class CompressTarget:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be used, and what a search may choose, in the words of the command line."""
+    """Budget and search space of a compression, as given on the command line."""
 
     ratio: float | None
     num_bytes: int | None
@@ -129,12 +129,12 @@ class Budget:
     activations: int | None = None
 
     def validate(self) -> CompressionOptions:
-        """Raises UserError, naming the option, for a word that is not valid."""
+        """Convert to CompressionOptions. Raises UserError naming the option if a value is invalid."""
         for option, word, valid in (("on", self.on, get_args(BudgetOn)), ("kind", self.kind, ("codebook", "linear"))):
             if word not in valid:
                 raise UserError(f"--{option} {word}: not a valid choice; options: {', '.join(valid)}")
         if (self.ratio is None) == (self.num_bytes is None):
-            raise UserError("compress: give --ratio or --bytes, one of them")
+            raise UserError("compress: give either --ratio or --bytes")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise UserError(f"--ratio {self.ratio}: give a number above 0, at most 1")
         if self.activations is not None and not 2 <= self.activations <= 8:
@@ -147,7 +147,7 @@ class Budget:
             ratio=self.ratio,
             num_bytes=self.num_bytes,
             budget_on=self.on,  # type: ignore[arg-type]
-            bits=_bits_of(self.bits, least=2 if self.kind == "linear" else 1),
+            bits=_parse_bits(self.bits, min_bits=2 if self.kind == "linear" else 1),
             kind=self.kind,  # type: ignore[arg-type]
             per_channel=self.per_channel,
             protect=protect,
@@ -159,14 +159,14 @@ class Budget:
 
 @dataclass(frozen=True)
 class FineTuneOptions:
-    """How the quantised run is trained further."""
+    """Options of fine-tuning the quantised run."""
 
     epochs: int | None
     rate: float
     is_distilled: bool | None = None
 
-    def of(self, subject: CompressTarget) -> FineTuning:
-        """Raises UserError for numbers that train nothing."""
+    def to_fine_tuning(self, subject: CompressTarget) -> FineTuning:
+        """Convert to FineTuning. Raises UserError for numbers that would train nothing."""
         if not 0 < self.rate <= 100:
             raise UserError(f"--rate {self.rate}: a factor of the run's learning rate, above 0, at most 100")
         if self.epochs == 0:
@@ -191,73 +191,77 @@ def compress(
     out: Path,
     json: Path | None,
 ) -> int:
-    """Search, fine-tune and pack; the exit code of a fine-tuning that was stopped."""
-    asked = budget.validate()
+    """Search, fine-tune and pack; return 0, or the exit code of a fine-tuning that was stopped."""
+    compression = budget.validate()
     load_plugins(subject.plugins)  # one of them may hold the search
-    ((name, built),) = _methods([method], subject.arguments, seed=budget.seed).items()
-    how = tuning.of(subject) if tuning.epochs != 0 else None
+    ((name, built),) = _build_searches([method], subject.arguments, seed=budget.seed).items()
+    fine_tuning = tuning.to_fine_tuning(subject) if tuning.epochs != 0 else None
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
         job = Compression(run, out, TerminalReporter())
-        if how is not None:
-            assert_tunable(run, how)
-        untraced_problem(make_simulator(run), asked)
-        stack.enter_context(job.held())
-        given: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
-        given |= {"tuning": dataclasses.asdict(tuning)}
-        found, problem = job.search(asked, name, built, given=given, report=_Report(name))
-        _show_found([found], problem)
-        policy = problem.with_quantised_inputs(found.policy)
+        if fine_tuning is not None:
+            assert_tunable(run, fine_tuning)
+        untraced_problem(make_simulator(run), compression)
+        stack.enter_context(job.lock())
+        provenance: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
+        provenance |= {"tuning": dataclasses.asdict(tuning)}
+        result, problem = job.search(compression, name, built, given=provenance, report=_ProgressReport(name))
+        _show_searches([result], problem)
+        policy = problem.with_quantised_inputs(result.policy)
         finetuned = None
-        if how is not None:
+        if fine_tuning is not None:
             try:
-                finetuned = job.finetune(policy, how)
+                finetuned = job.finetune(policy, fine_tuning)
             except UnfinishedError as error:
-                return _stopped(error)
-        at_most = problem.problem.budget_bytes if asked.budget_on == "file" else None
+                return _print_stopped(error)
+        max_file_bytes = problem.problem.budget_bytes if compression.budget_on == "file" else None
         write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
-        about = {"search": search_rows([found])[0], "budget_bytes": problem.problem.budget_bytes}
-        about |= problem.costs(policy)
-        document = job.pack(policy, finetuned=finetuned, about=about, num_batches=num_batches, at_most=at_most)
+        more_entries = {"search": search_rows([result])[0], "budget_bytes": problem.problem.budget_bytes}
+        more_entries |= problem.costs(policy)
+        document = job.pack(
+            policy, finetuned=finetuned, about=more_entries, num_batches=num_batches, at_most=max_file_bytes
+        )
         _finish(out, run, document, json)
     return 0
 
 
 def search(subject: CompressTarget, budget: Budget, *, methods: str, out: Path, json: Path | None) -> int:
-    """Search by one or several methods; the best policy goes to policy.json."""
+    """Search by one or several methods, and write the best policy to policy.json."""
     load_plugins(subject.plugins)  # one of them may hold a search
     names = registry.searches.names() if methods == "all" else methods.split(",")
     subject.assert_without(overrides=True)
-    built = _methods(names, subject.arguments, seed=budget.seed)
-    asked = budget.validate()
+    built = _build_searches(names, subject.arguments, seed=budget.seed)
+    compression = budget.validate()
     assert_no_run(out)
     assert_writable(out / POLICY, option="--out")
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        untraced_problem(make_simulator(run), asked)
-        stack.enter_context(held(out))
-        problem, found = RunProblem(run, asked), []
-        for name, one in built.items():
+        untraced_problem(make_simulator(run), compression)
+        stack.enter_context(lock_folder(out))
+        problem, results = RunProblem(run, compression), []
+        for name, method in built.items():
             try:
-                (result,), evaluations = run_searches(problem, {name: one}, out / RECORD, report=_Report(name))
+                (result,), evaluations = run_searches(
+                    problem, {name: method}, out / RECORD, report=_ProgressReport(name)
+                )
             except UserError as error:
                 if len(built) == 1:
                     raise
                 print_note(f"search '{name}' left out: {error}")
                 continue
             write_document(out / f"{name}.{POLICY}", policy_to_dict(problem.with_quantised_inputs(result.policy)))
-            found.append(result)
-        if not found:
+            results.append(result)
+        if not results:
             raise UserError("compress search: no method could be run on this run")
-        best = min(found, key=lambda each: (each.loss, each.bytes))
+        best = min(results, key=lambda result: (result.loss, result.bytes))
         write_document(out / POLICY, policy_to_dict(problem.with_quantised_inputs(best.policy)))
-        _show_found(found, problem)
-        points = {each.method: [(each.bytes, each.loss)] for each in found}
-        every = [(problem.problem.bytes_of(each.policy), each.loss) for each in evaluations.all]
-        near = [point for point in every if point[0] <= SHOWN * problem.problem.budget_bytes]
-        write_file(out / "search.svg", pareto_svg({"evaluated": near, **points}, counted=problem.asked.budget_on))
+        _show_searches(results, problem)
+        points = {result.method: [(result.bytes, result.loss)] for result in results}
+        evaluated = [(problem.problem.bytes_of(tried.policy), tried.loss) for tried in evaluations.all]
+        drawn = [point for point in evaluated if point[0] <= MAX_DRAWN_RATIO * problem.problem.budget_bytes]
+        write_file(out / "search.svg", pareto_svg({"evaluated": drawn, **points}, counted=problem.asked.budget_on))
         write_file(out / "bits.svg", bits_svg(best.policy, problem.layers))
-    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(found)}
+    document = {"budget_bytes": problem.problem.budget_bytes, "best": best.method, "searches": search_rows(results)}
     write_document(out / "search.json", document)
     write_document(json, document)
     print_note(f"written: {out / POLICY}, found by '{best.method}'; {out}/search.svg, {out}/bits.svg")
@@ -265,28 +269,28 @@ def search(subject: CompressTarget, budget: Budget, *, methods: str, out: Path, 
 
 
 def apply(subject: CompressTarget, policy: Path, *, num_batches: int, out: Path, json: Path | None) -> int:
-    """Quantise, pack and evaluate."""
+    """Quantise a run by a policy file, pack it and evaluate it."""
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = _policy_of_file(policy, run)
+        chosen = _read_policy(policy, run)
         job = Compression(run, out, TerminalReporter())
-        with job.held():
+        with job.lock():
             _finish(out, run, job.pack(chosen, finetuned=None, about={}, num_batches=num_batches), json)
     return 0
 
 
 def finetune(subject: CompressTarget, policy: Path, tuning: FineTuneOptions, *, out: Path) -> int:
-    """Train with quantised weights; the exit code of the training."""
+    """Train with quantised weights; return the exit code of the training."""
     subject.assert_without(arguments=True)
-    how = tuning.of(subject)
+    fine_tuning = tuning.to_fine_tuning(subject)
     with start_world(device=subject.device) as world:
         run = subject.open(world)
-        chosen = _policy_of_file(policy, run)
+        chosen = _read_policy(policy, run)
     try:
-        path = Compression(run, out, TerminalReporter(), work=out).finetune(chosen, how)
+        path = Compression(run, out, TerminalReporter(), work=out).finetune(chosen, fine_tuning)
     except UnfinishedError as error:
-        return _stopped(error)
+        return _print_stopped(error)
     print_note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
     return 0
 
@@ -300,7 +304,7 @@ def pack(subject: CompressTarget, *, num_batches: int, out: Path, json: Path | N
             raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
         policy = policy_from_dict(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
         job = Compression(run, out, TerminalReporter())
-        with job.held():
+        with job.lock():
             _finish(out, run, job.pack(policy, finetuned=run.path, about={}, num_batches=num_batches), json)
     return 0
 
@@ -310,7 +314,7 @@ def size(subject: CompressTarget, policy: Path | None, *, json: Path | None) -> 
     subject.assert_without(arguments=True, overrides=True)
     with start_world(device="cpu") as world:
         run = subject.open(world)
-        chosen = {} if policy is None else _policy_of_file(policy, run)
+        chosen = {} if policy is None else _read_policy(policy, run)
         simulated = make_simulator(run, chosen)
     if policy is None:
         policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
@@ -318,11 +322,11 @@ def size(subject: CompressTarget, policy: Path | None, *, json: Path | None) -> 
             policies[f"{bits} bits"] = dict.fromkeys(simulated.names, WeightFormat("codebook", bits))
     else:
         policies = {str(policy): chosen}
-    sizes = {name: simulated.sizes(each) for name, each in policies.items()}
-    rows = [(name, each.file_bytes, *each.ratios) for name, each in sizes.items()]
+    sizes = {name: simulated.sizes(bits_by_layer) for name, bits_by_layer in policies.items()}
+    rows = [(name, row.file_bytes, *row.ratios) for name, row in sizes.items()]
     title = f"{simulated.base_bytes():,} bytes in float32; {len(simulated.names)} layers can be quantised"
     show_table(title, ("policy", "bytes of the file", "codes", "with codebooks", "file"), rows)
-    write_document(json, {name: {"bytes": each.file_bytes, **each.ratios._asdict()} for name, each in sizes.items()})
+    write_document(json, {name: {"bytes": row.file_bytes, **row.ratios._asdict()} for name, row in sizes.items()})
     return 0
 
 
@@ -337,25 +341,27 @@ def report(
     out: Path,
     json: Path | None,
 ) -> int:
-    """Compute the rows that are not done, and print the table; the exit code of a fine-tuning that was stopped."""
-    asked, how = budget.validate(), tuning.of(subject)
+    """Compute the missing rows and print the table; return 0, or the exit code of a fine-tuning that was stopped."""
+    compression, fine_tuning = budget.validate(), tuning.to_fine_tuning(subject)
     assert_no_run(out)
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        study = CompressionReport(run, out, asked, how, method=(method, *subject.arguments), num_batches=num_batches)
-        stack.enter_context(held(out))
+        study = CompressionReport(
+            run, out, compression, fine_tuning, method=(method, *subject.arguments), num_batches=num_batches
+        )
+        stack.enter_context(lock_folder(out))
         try:
-            document = study(TerminalReporter(), num_seeds=num_seeds, report=_Report(method))
+            document = study(TerminalReporter(), num_seeds=num_seeds, report=_ProgressReport(method))
         except UnfinishedError as error:
-            return _stopped(error)
+            return _print_stopped(error)
     sys.stdout.write(compression_markdown(document))
     print_note(f"written: {out / NAME}.json, {out / NAME}.md")
     write_document(json, document)
     return 0
 
 
-def _stopped(error: UnfinishedError) -> int:
-    """Print why a fine-tuning is not finished; its exit code."""
+def _print_stopped(error: UnfinishedError) -> int:
+    """Print why a fine-tuning is not finished, and return its exit code."""
     if error.code == 1:
         print_note("fine-tuning was not started: see the errors of the checks; 'checks.skip=[CODE]' leaves one out")
     else:
@@ -363,8 +369,8 @@ def _stopped(error: UnfinishedError) -> int:
     return error.code
 
 
-def _policy_of_file(path: Path, run: OpenRun) -> dict[str, WeightFormat]:
-    """The policy of a file, which means what it means in a config: parameters that it does not name are as without it.
+def _read_policy(path: Path, run: OpenRun) -> dict[str, WeightFormat]:
+    """Read a policy file; as in a config, parameters that it does not name are not quantised.
 
     Raises UserError for a run that cannot be quantised, ConfigError for a policy of another model.
     """
@@ -372,8 +378,8 @@ def _policy_of_file(path: Path, run: OpenRun) -> dict[str, WeightFormat]:
     return read_policy(path, [name for name, _ in run.model.named_parameters()])
 
 
-def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
-    """The numbers of 2,4 or 1-8. Raises UserError for another text."""
+def _parse_bits(text: str, *, min_bits: int) -> tuple[int, ...]:
+    """Parse bits such as 2,4 or 1-8 into sorted numbers from `min_bits` on. Raises UserError for another text."""
     first, dash, last = text.partition("-")
     try:
         bits = sorted({*range(int(first), int(last) + 1)} if dash else {int(part) for part in text.split(",")})
@@ -381,26 +387,26 @@ def _bits_of(text: str, *, least: int) -> tuple[int, ...]:
         bits = []
     if not bits or bits[0] < 1 or bits[-1] > 8:
         raise UserError(f"--bits {text}: give whole numbers from 1 to 8, as 2,4 or 1-8")
-    if bits[-1] < least:
+    if bits[-1] < min_bits:
         raise UserError(f"--bits {text}: linear weights take 2 bits at least")
-    return tuple(each for each in bits if each >= least)
+    return tuple(number for number in bits if number >= min_bits)
 
 
-def _methods(names: Sequence[str], arguments: Sequence[str], *, seed: int) -> dict[str, Search]:
-    """The searches of these names; of several each takes the arguments that it has."""
+def _build_searches(names: Sequence[str], arguments: Sequence[str], *, seed: int) -> dict[str, Search]:
+    """Build the searches of these names; with several, each gets only the arguments that it has."""
     built = {}
     for name in names:
-        taken = registry.searches.entry(parse_component(registry.searches, name, ())).arguments
-        words = [each for each in arguments if len(names) == 1 or each.partition("=")[0].strip() in taken]
-        if "seed" in taken and not any(each.startswith("seed=") for each in words):
-            words.append(f"seed={seed}")
-        component = parse_component(registry.searches, name, words)
+        argument_names = registry.searches.entry(parse_component(registry.searches, name, ())).arguments
+        values = [value for value in arguments if len(names) == 1 or value.partition("=")[0].strip() in argument_names]
+        if "seed" in argument_names and not any(value.startswith("seed=") for value in values):
+            values.append(f"seed={seed}")
+        component = parse_component(registry.searches, name, values)
         built[component.name] = registry.searches.build(component, facts={})
     return built
 
 
-class _Report:
-    """Prints how far a search is: its evaluations and the time left, first after the float model's evaluation."""
+class _ProgressReport:
+    """Reporter of a search's progress: evaluations and time left, first after the float model's evaluation."""
 
     def __init__(self, method: str) -> None:
         self._method = method
@@ -422,16 +428,16 @@ class _Report:
             print_note(text)
 
 
-def _show_found(found: Sequence[SearchResult], problem: RunProblem) -> None:
-    """A row per search, and the budget; where the agent of HAQ lost to another search, that is printed."""
+def _show_searches(results: Sequence[SearchResult], problem: RunProblem) -> None:
+    """Print a row per search, the budget, and the searches that beat ddpg, the search of HAQ."""
     columns = ("method", "loss", "bytes", "evaluations", "new evaluations", "seconds", "overhead seconds")
-    rows = search_rows(found)
+    rows = search_rows(results)
     budget, on = problem.problem.budget_bytes, problem.asked.budget_on
     title = f"loss on {problem.subject}; budget {budget:,} bytes ({on}, {budget / problem.base_bytes:.4f} of float32)"
     show_table(title, columns, [[row[name] for name in columns] for row in rows])
     if problem.unused:
         print_note(
-            f"{len(problem.unused)} of {len(problem.names)} layers change nothing of the loss and get the fewest bits: "
+            f"{len(problem.unused)} of {len(problem.names)} layers do not affect the loss and get the fewest bits: "
             f"{', '.join(problem.unused)}"
         )
     names = [row["method"] for row in rows]
@@ -449,6 +455,8 @@ def _finish(out: Path, run: OpenRun, document: Mapping[str, Any], json: Path | N
         f"{out / PACKED_FILE}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
         f"{sizes['file']:.4f} (codes alone {sizes['weights']:.4f}, with codebooks {sizes['codebook']:.4f})"
     )
-    print_note("a codebook makes the file small, not the arithmetic fast: the model runs as the float one does")
+    print_note(
+        "a codebook makes the file small, not the arithmetic fast: the model runs at the speed of the float model"
+    )
     print_note(f"run directory: {out}")
     write_document(json, document)

@@ -21,15 +21,15 @@ def list_configs(*, json: Path | None) -> int:
     """Print the path of each shipped config with its first comment."""
     configs = shipped_configs()
     for config in configs:
-        about = textwrap.wrap(config.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
-        sys.stdout.write("\n".join([config.path, *about]) + "\n")
+        description_lines = textwrap.wrap(config.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        sys.stdout.write("\n".join([config.path, *description_lines]) + "\n")
     print_note("to use one elsewhere: sightline copy CONFIG [TO]")
     write_document(json, {"configs": [_to_document(config) for config in configs]})
     return 0
 
 
 def copy(name: str, to: Path, *, json: Path | None) -> int:
-    """Copy a shipped config, with all that it needs, below a folder."""
+    """Copy a shipped config, with all files that it needs, into a folder."""
     written, alike = copy_shipped(name, to)
     for path in written:
         sys.stdout.write(f"{path}\n")

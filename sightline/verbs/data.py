@@ -1,4 +1,4 @@
-"""`sightline data`: prepare public data sets, say what they hold, and whether they still hold it."""
+"""`sightline data`: prepare, render, convert, describe and verify data sets."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ __all__ = ["RenderOptions", "convert", "convert_weights", "import_views", "info"
 
 
 _WIDTH = 110
-_LONGEST = 40
-_TIED = "\u00a0"
-"""A blank at which no line is broken, while lines are made."""
-_PREPARE_ITSELF = ("source", "target", "name", "progress")
+_MAX_LISTED = 40
+_NO_BREAK = "\u00a0"
+"""Non-breaking space, used while lines are wrapped."""
+_SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
 def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Path, json: Path | None) -> int:
-    """Write the native form of a data set found in one of its layouts; `options` are `key=value` for its `prepare`."""
+    """Prepare a data set from one of its public layouts; `options` are `key=value` arguments of its `prepare`."""
     preparable = {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
-    given = read_key_values(name, _builder(name).prepare, options, command="data prepare", exclude=_PREPARE_ITSELF)
+    arguments = read_key_values(name, _builder(name).prepare, options, command="data prepare", exclude=_SET_BY_PREPARE)
     with _ProgressBar(name) as progress:
-        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **given)
+        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **arguments)
     _print_report(report, _builder(name), json)
     return 0
 
 
 class RenderOptions(NamedTuple):
-    """What `data render` was asked for; `num_jobs` None: as many processes as there are processors to use."""
+    """Options of `sightline data render`; `num_jobs` None: one process per available CPU."""
 
     source: str
     options: tuple[str, ...]
@@ -69,13 +69,13 @@ def render(options: RenderOptions) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
     from sightline.data.render.rendering import RenderSettings, render_set
 
-    elevations = _elevations(options.elevations)
-    look = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
-    look.cameras("z")  # what does not fit is refused before any object is read
-    objects = _objects(options)
+    elevations = _parse_elevations(options.elevations)
+    settings = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
+    settings.cameras("z")  # raises for invalid options before any object is read
+    objects = _find_objects(options)
     num_jobs = options.num_jobs or len(os.sched_getaffinity(0))
     with _ProgressBar("views") as progress:
-        report = render_set(objects, options.target, look=look, num_jobs=num_jobs, progress=progress)
+        report = render_set(objects, options.target, look=settings, num_jobs=num_jobs, progress=progress)
     _print_report(report, Views, options.json)
     return 0
 
@@ -90,7 +90,7 @@ def import_views(
     size_px: int | None,
     json: Path | None,
 ) -> int:
-    """Write a view store of pictures that others rendered; say which shapes lack pictures or clouds."""
+    """Import pictures rendered elsewhere into a view store; list shapes without pictures or clouds."""
     from sightline.data.render import mvcnn
 
     with _ProgressBar("views") as progress:
@@ -108,7 +108,7 @@ def import_views(
 
 
 def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) -> None:
-    """What was written, then each way in which it differs from what was to be expected."""
+    """Print what was written, and then every difference from what was expected."""
     written = {key: value for key, value in describer.describe(Path(report["root"])).items() if key != "differences"}
     _print_tree({"outcome": report["outcome"], **written})
     for line in report.get("differences", ()):
@@ -116,35 +116,40 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     write_document(json, report)
 
 
-def _objects(asked: RenderOptions) -> RenderSource:
-    """What is to be rendered: a folder, a set of the name that was prepared where it is looked for, or the shapes."""
+def _find_objects(options: RenderOptions) -> RenderSource:
+    """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
     from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, open_render_source
     from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
-    folder, names = Path(asked.source).expanduser(), registry.data.names()
-    if asked.source == "synthetic_shapes":
-        if asked.up_axis not in (None, "z"):
-            raise UserError(f"data render: --up {asked.up_axis}, but z is up in synthetic_shapes; leave it out")
-        but = ("split", "views", "normals", "target")
+    folder, names = Path(options.source).expanduser(), registry.data.names()
+    if options.source == "synthetic_shapes":
+        if options.up_axis not in (None, "z"):
+            raise UserError(f"data render: --up {options.up_axis}, but z is up in synthetic_shapes; leave it out")
+        excluded = ("split", "views", "normals", "target")
         return SyntheticObjects(
-            **read_key_values(asked.source, SyntheticShapes, asked.options, command="data render", exclude=but)
+            **read_key_values(options.source, SyntheticShapes, options.options, command="data render", exclude=excluded)
         )
-    given = read_key_values(asked.source, PreparedObjects, asked.options, command="data render")
-    if not folder.is_dir() and asked.source in names and DataMembers.prepare.get(_builder(asked.source)) is not None:
-        folder = prepared_root(None, asked.source)
+    arguments = read_key_values(options.source, PreparedObjects, options.options, command="data render")
+    if (
+        not folder.is_dir()
+        and options.source in names
+        and DataMembers.prepare.get(_builder(options.source)) is not None
+    ):
+        folder = prepared_root(None, options.source)
         if not (folder / prepared_set.MANIFEST).is_file():
             raise UserError(
-                f"data render: {folder}: is no prepared set; name the folder where it lies, or make one: "
-                f"{_builder(asked.source).card()['prepare']}"
+                f"data render: {folder}: is not a prepared data set; give the folder that contains it, or prepare one: "
+                f"{_builder(options.source).card()['prepare']}"
             )
     if not folder.is_dir():
         raise UserError(
-            f"data render: '{asked.source}' is neither a folder nor a set with clouds{suggest(asked.source, names)}"
+            f"data render: '{options.source}' is neither a folder nor a data set of clouds"
+            f"{suggest(options.source, names)}"
         )
-    return open_render_source(folder, up_axis=asked.up_axis, num_points=given.get("num_points"))
+    return open_render_source(folder, up_axis=options.up_axis, num_points=arguments.get("num_points"))
 
 
-def _elevations(text: str) -> tuple[float, ...]:
+def _parse_elevations(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.split(","))
     except ValueError:
@@ -159,18 +164,18 @@ def info(
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
-    """What is known of a data set by name, of a prepared folder, or of files of a set that are not prepared yet.
+    """Describe a data set by its name, a prepared folder, or (`source`) files that are not prepared yet.
 
-    `options` are `key=value` for the look at such files.
+    `options` are `key=value` arguments of the survey of such files.
     """
     load_plugins(plugins)
     folder = Path(name)
     if options and source is None:
-        raise UserError(f"data info: {options[0]}: options are for files, which --from PATH names")
+        raise UserError(f"data info: {options[0]}: options need --from PATH, the files to read")
     if source is not None:
-        document = _surveyed(name, options, source)
+        document = _survey(name, options, source)
     elif (folder / "manifest.json").is_file():
-        document = _describer(folder).describe(folder)
+        document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
         card = DataMembers.card.get(_builder(name))
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
@@ -183,26 +188,26 @@ def info(
     return 0
 
 
-def _surveyed(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
-    """What a look at files of a set shows. A label map that it proposes is printed as YAML, to be kept and changed."""
+def _survey(name: str, options: Sequence[str], source: Path) -> dict[str, Any]:
+    """Survey files of a data set that are not prepared. A proposed label map is printed as YAML, to be edited."""
     surveyed = {n for n in registry.data.names() if hasattr(registry.data.get_entry(n).builder, "survey")}
     if name not in surveyed:
-        raise UserError(f"data info: --from is about files of {', '.join(sorted(surveyed))}{suggest(name, surveyed)}")
-    given = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
-    document: dict[str, Any] = _builder(name).survey(source, **given)
+        raise UserError(f"data info: --from reads files of {', '.join(sorted(surveyed))}{suggest(name, surveyed)}")
+    arguments = read_key_values(name, _builder(name).survey, options, command="data info", exclude=("source",))
+    document: dict[str, Any] = _builder(name).survey(source, **arguments)
     if "label_map" in document:
         sys.stdout.write("# a label map with all ids; keep it, name and merge classes, and set data.label_map to it\n")
-        sys.stdout.write("".join(f"{key}: {_flow(table)}\n" for key, table in document["label_map"].items()))
+        sys.stdout.write("".join(f"{key}: {_format_table(table)}\n" for key, table in document["label_map"].items()))
     return document
 
 
-def _flow(table: Mapping[int, Any]) -> str:
+def _format_table(table: Mapping[int, Any]) -> str:
     entries = (f"{key}: {str(value).lower() if isinstance(value, bool) else value}" for key, value in table.items())
     return "{" + ", ".join(entries) + "}"
 
 
 def verify(folder: Path, *, json: Path | None) -> int:
-    """Read every file of a prepared folder again and compare it with what was written."""
+    """Compare every file of a prepared folder with the hash that was stored when it was written."""
     num_sound = prepared_set.verify(folder)
     sys.stdout.write(escape_to_one_line(f"{folder}: all {num_sound} files are as they were written") + "\n")
     write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
@@ -212,20 +217,22 @@ def verify(folder: Path, *, json: Path | None) -> int:
 def convert(
     options: Sequence[str], *, source: Path, layout: str, target: Path, as_layout: str, json: Path | None
 ) -> int:
-    """Write labels of images with boxes in another layout, and print what was dropped."""
+    """Convert box labels to another layout, and print what was dropped."""
     from sightline.data.boxes import convert as converting
 
     for option, name in (("--layout", layout), ("--as", as_layout)):
         if name not in converting.LAYOUTS:
             raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, converting.LAYOUTS)}")
-    but = ("source", "layout", "target", "as_layout")
-    given = read_key_values(layout, converting.convert_annotations, options, command="data convert", exclude=but)
-    report = converting.convert_annotations(source, layout, target, as_layout, **given)
+    excluded = ("source", "layout", "target", "as_layout")
+    arguments = read_key_values(
+        layout, converting.convert_annotations, options, command="data convert", exclude=excluded
+    )
+    report = converting.convert_annotations(source, layout, target, as_layout, **arguments)
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
     for line in report["differences"]:
         print_note(escape_to_one_line(f"look at this: {line}"))
-    for what, found in report["dropped"].items():
-        print_note(escape_to_one_line(f"dropped: {what}, {found['count']} times: {'; '.join(found['examples'])}"))
+    for reason, dropped in report["dropped"].items():
+        print_note(escape_to_one_line(f"dropped: {reason}, {dropped['count']} times: {'; '.join(dropped['examples'])}"))
     write_document(json, report)
     return 0
 
@@ -243,7 +250,7 @@ def convert_weights(
     plugins: Sequence[Path],
     json: Path | None,
 ) -> int:
-    """Write a third-party file of weights as a run directory, and say what was read and what was assumed."""
+    """Convert published weights to a run directory; print what was read and what was assumed."""
     from sightline.engine.conversion import convert_published_weights
 
     converted = convert_published_weights(
@@ -262,7 +269,9 @@ def convert_weights(
     _print_tree({**converted.lineage, "run": str(converted.path)})
     if converted.lineage["assumed"]:
         assumed = ", ".join(f"model.{name}" for name in converted.lineage["assumed"])
-        print_note(f"no tensor shows {assumed}: taken as published; give them by key=value where the file is another")
+        print_note(
+            f"no tensor shows {assumed}: the published values are used; if the file differs, set them by key=value"
+        )
     write_document(json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
     return 0
 
@@ -271,49 +280,49 @@ def _builder(name: str) -> Any:
     return registry.data.get_entry(name).builder
 
 
-def _describer(folder: Path) -> Any:
-    """The data set class that describes a prepared folder, by the set that its manifest names."""
+def _find_describer(folder: Path) -> Any:
+    """Find the data set class that describes a prepared folder, by the name in its manifest."""
     name = str(prepared_set.read_manifest(folder)["set"])
     if name == VIEWS_SET:
         return Views
     if name not in registry.data.names():
         raise UserError(
-            f"{folder}: holds the data set '{name}', which is not known{suggest(name, registry.data.names())}"
+            f"{folder}: contains the data set '{name}', which is unknown{suggest(name, registry.data.names())}"
         )
     return _builder(name)
 
 
 def _print_tree(tree: Any, indent: int = 0) -> None:
-    """What a document says; what it has no answer to is left out, and long lists are shortened."""
+    """Print a document as an indented tree; None and empty values are left out, long lists are shortened."""
     for key, value in tree.items():
         pad = "  " * indent
         if value is None or (isinstance(value, str | dict | list | tuple) and not value):
             continue
-        if isinstance(value, dict) and not all(type(each) is int for each in value.values()):
+        if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
             sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)
             continue
         lines = textwrap.wrap(
-            f"{pad}{escape_to_one_line(str(key))}: {_text_of(value)}",
+            f"{pad}{escape_to_one_line(str(key))}: {_format_value(value)}",
             _WIDTH,
             subsequent_indent=f"{pad}    ",
             break_long_words=False,
             break_on_hyphens=False,
         )
-        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_TIED, " "))
+        sys.stdout.write("".join(f"{line}\n" for line in lines).replace(_NO_BREAK, " "))
 
 
-def _text_of(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{escape_to_one_line(name)}{_TIED}{count}" for name, count in value.items())
+        return ", ".join(f"{escape_to_one_line(name)}{_NO_BREAK}{count}" for name, count in value.items())
     if isinstance(value, list | tuple):
-        more = f", ... ({len(value)} in all)" if len(value) > _LONGEST else ""
-        return ", ".join(map(_text_of, value[:_LONGEST])) + more
+        more = f", ... ({len(value)} in all)" if len(value) > _MAX_LISTED else ""
+        return ", ".join(map(_format_value, value[:_MAX_LISTED])) + more
     return f"{value:.4g}" if isinstance(value, float) else escape_to_one_line(str(value))
 
 
 class _ProgressBar:
-    """A progress bar on a terminal, a line now and then elsewhere; called with done, total and what is at hand."""
+    """Progress bar on a terminal, else a line per tenth; called with number done, total and current item."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -325,7 +334,7 @@ class _ProgressBar:
         self._console = Console(stderr=True)
         self._progress = Progress(console=self._console) if self._console.is_terminal else None
         self._task = None
-        self._told, self._total = -1, 0
+        self._last_printed, self._total = -1, 0
         if self._progress is not None:
             self._progress.start()
             self._task = self._progress.add_task(self.name)
@@ -334,13 +343,13 @@ class _ProgressBar:
     def __call__(self, done: int, total: int, what: str) -> None:
         from rich.markup import escape
 
-        if total != self._total:  # another stretch of work: looking at files before reading them
-            self._told, self._total = -1, total
+        if total != self._total:  # another phase, such as listing files before reading them
+            self._last_printed, self._total = -1, total
         if self._progress is not None and self._task is not None:
             description = escape(escape_to_one_line(f"{self.name} {what}"))
             self._progress.update(self._task, completed=done, total=total, description=description)
-        elif total and done * 10 // total > self._told:
-            self._told = done * 10 // total
+        elif total and done * 10 // total > self._last_printed:
+            self._last_printed = done * 10 // total
             print_note(escape_to_one_line(f"{self.name}: {done} of {total} {what}"))
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""The command line of `sightline data`: its options; the work is done in verbs/data.py and imported when it runs."""
+"""Command line of `sightline data`; the implementation, verbs/data.py, is imported when a command runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline.verbs.options import Checkpoint, Device, Json, Overrides, Plugins
 
 __all__ = ["data_app"]
 
-data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and print what they hold.")
+data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and describe their contents.")
 _LAYOUTS = (
     "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
     "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
@@ -28,24 +28,27 @@ _LAYOUTS = (
     "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
     "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes, yolox"
 )
-"""Of published weights; written out, because the room that knows them takes torch along. A test compares the two."""
+"""Layouts of published weights, as text: the module that defines them imports torch. A test compares the two."""
 
 _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
-"""Layouts of labels of images with boxes, written out for the same reason."""
+"""Layouts of box labels, as text for the same reason."""
 
 
 @data_app.command()
 def prepare(
     name: Annotated[str, typer.Argument(metavar="NAME", help="a data set: modelnet40, cloud_folder")],
-    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the data as downloaded, or your own")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the prepared form goes")],
+    source: Annotated[Path, typer.Option("--from", metavar="PATH", help="the downloaded data, or your own")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder for the prepared data")],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="how to prepare it: num_points=2048")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="options of the preparation: num_points=2048")
     ] = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Recognise a public layout, verify it, and write one fast form of it."""
+    """Prepare a public data set.
+
+    Recognises its layout, verifies it, and writes it in a format that is fast to read.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -60,37 +63,38 @@ def render(
     target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the views go")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="which objects: num_points=1024, train_size=480"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="options of the objects: num_points=1024, train_size=480"),
     ] = None,
-    views: Annotated[int, typer.Option("--views", metavar="N", min=1, max=1000, help="views of each object")] = 12,
+    views: Annotated[int, typer.Option("--views", metavar="N", min=1, max=1000, help="views per object")] = 12,
     size: Annotated[int, typer.Option("--size", metavar="PX", min=8, max=2048, help="height and width of a view")] = 96,
     style: Annotated[
-        Literal["shaded", "depth"], typer.Option("--style", help="lit, and dimmer far away; or the distance alone")
+        Literal["shaded", "depth"], typer.Option("--style", help="lit and darker with distance, or the distance only")
     ] = "shaded",
     projection: Annotated[
-        Literal["parallel", "pinhole"], typer.Option("--projection", help="a camera far away, or three radii away")
+        Literal["parallel", "pinhole"], typer.Option("--projection", help="parallel rays, or a camera three radii away")
     ] = "parallel",
     elevations: Annotated[
-        str, typer.Option("--elevations", metavar="DEG,...", help="of the rings of cameras above the horizon")
+        str, typer.Option("--elevations", metavar="DEG,...", help="elevations of the camera rings above the horizon")
     ] = "30",
     up: Annotated[
         Literal["x", "y", "z"] | None,
-        typer.Option("--up", help="the axis that is up in files; data sets state theirs"),
+        typer.Option("--up", help="up axis of files; data sets define theirs"),
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="processes [one a processor]")] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="processes [one per CPU]")] = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Render views of every object into a folder that data sets read images from (data.views=DIR).
+    """Render views of every object.
 
-    Cameras stand evenly around the up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The
-    same bits for any number of processes; a command that was stopped goes on where it was.
+    They are written to a folder that data sets read images from (data.views=DIR). Cameras are evenly spaced around the
+    up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The result has the same bits for any
+    number of processes; repeat the command to resume it.
     """
     with gc_paused():
         from sightline.verbs import data as verb
 
-    look = (views, size, style, projection, elevations)
-    return verb.render(verb.RenderOptions(source, tuple(options or ()), target, *look, up, jobs, json))
+    render_options = (views, size, style, projection, elevations)
+    return verb.render(verb.RenderOptions(source, tuple(options or ()), target, *render_options, up, jobs, json))
 
 
 @data_app.command("import-views")
@@ -98,24 +102,26 @@ def import_views(
     source: Annotated[Path, typer.Argument(metavar="DIR", help="pictures: CLASS/train/NAME.obj_whiteshaded_v0000.png")],
     target: Annotated[Path, typer.Option("--to", metavar="DIR", help="where the views go")],
     clouds: Annotated[
-        Path | None, typer.Option("--of", metavar="DIR", help="a prepared set; only shapes that it holds are kept")
+        Path | None,
+        typer.Option("--of", metavar="DIR", help="a prepared data set; pictures of other shapes are left out"),
     ] = None,
     min_views: Annotated[
-        int, typer.Option("--min-views", metavar="N", min=1, help="shapes with fewer pictures are left out, by name")
+        int, typer.Option("--min-views", metavar="N", min=1, help="shapes with fewer pictures are left out and listed")
     ] = 12,
     background: Annotated[
-        Literal["black", "white"], typer.Option("--background", help="behind transparent pixels")
+        Literal["black", "white"], typer.Option("--background", help="colour behind transparent pixels")
     ] = "black",
     size: Annotated[
-        int | None, typer.Option("--size", metavar="PX", min=8, max=2048, help="height and width [as they are]")
+        int | None, typer.Option("--size", metavar="PX", min=8, max=2048, help="height and width [unchanged]")
     ] = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Read pictures that others rendered into a folder that data sets read images from (data.views=DIR).
+    """Import rendered pictures of other sources.
 
-    Pictures of one name belong to one shape, whatever camera set-up's folder they lie in. What lacks pictures or a
-    cloud is named.
+    They are written to a folder that data sets read images from (data.views=DIR). Pictures with the same name belong to
+    the same shape, regardless of the folder of their camera set-up. Shapes without pictures or without a cloud are
+    listed.
     """
     with gc_paused():
         from sightline.verbs import data as verb
@@ -130,16 +136,20 @@ def info(
     name: Annotated[str, typer.Argument(metavar="NAME|DIR", help="a data set's name, or a prepared folder")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="with --from: how files are read, columns=[x, y, z]"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="with --from, options of reading: columns=[x, y, z]"),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", metavar="PATH", help="LiDAR scans of a set, looked at unprepared")
+        Path | None,
+        typer.Option("--from", metavar="PATH", help="inspect LiDAR scans of a data set that are not prepared"),
     ] = None,
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Layouts, where to obtain it, terms; for a prepared folder: counts, points per sample, ranges."""
+    """Describe a data set or a prepared folder.
+
+    Prints layouts, download page and licence, or counts, points per sample and ranges.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -152,7 +162,10 @@ def verify(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Read every file of a prepared folder and compare it with the hash of what was written."""
+    """Verify the files of a prepared folder.
+
+    Each is compared with the hash that was stored when it was written.
+    """
     with gc_paused():
         from sightline.verbs import data as verb
 
@@ -161,14 +174,17 @@ def verify(
 
 @data_app.command()
 def centres(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="a trained refiner, a run of the task centre")],
-    data: Annotated[Path, typer.Option("--data", metavar="CONFIG", help="whose data set the points are for")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="a trained refiner: a run of the task centre")],
+    data: Annotated[
+        Path, typer.Option("--data", metavar="CONFIG", help="config of the data set to predict points for")
+    ],
     target: Annotated[
-        Path, typer.Option("--to", metavar="FILE", callback=check_writable("--to"), help="where the points go")
+        Path, typer.Option("--to", metavar="FILE", callback=check_writable("--to"), help="file for the points")
     ],
     overrides: Overrides = None,
     split: Annotated[
-        Literal["train", "test"], typer.Option("--split", help="of the set's files: validation frames lie in train")
+        Literal["train", "test"],
+        typer.Option("--split", help="split of the data set's files; validation frames are in train"),
     ] = "test",
     checkpoint: Checkpoint = "last",
     plugin: Plugins = None,
@@ -176,10 +192,11 @@ def centres(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Write the reference point of every frame, for reference: {name: file, path: FILE}; refiners train like any run.
+    """Predict the reference points of all frames.
 
-    A line 'x y z' in mm for each frame of the set's files, in their order, or 'invalid'. A refiner that was trained on
-    a part which the config tests is refused: its points would depend on the frames that are tested.
+    Writes a file for reference: {name: file, path: FILE}, predicted by a trained refiner. The file has one line 'x y z'
+    in mm, or 'invalid', for each frame of the data set's files, in their order. A refiner is trained like any run. One
+    that was trained on frames which the config tests is refused: its points would depend on the tested frames.
     """
     with gc_paused():
         from sightline.verbs import centres as verb
@@ -192,10 +209,12 @@ def centres(
 
 @data_app.command()
 def convert(
-    source: Annotated[Path, typer.Option("--from", metavar="DIR", help="the labels, with their images or without")],
-    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"how they are written, one of {_BOXES}")],
+    source: Annotated[
+        Path, typer.Option("--from", metavar="DIR", help="folder of the labels, with or without their images")
+    ],
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"their layout, one of {_BOXES}")],
     target: Annotated[Path, typer.Option("--to", metavar="DIR", help="an empty or new folder")],
-    as_layout: Annotated[str, typer.Option("--as", metavar="NAME", help="how they are to be written")],
+    as_layout: Annotated[str, typer.Option("--as", metavar="NAME", help="layout to write")],
     options: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="box=visible, faulty=leave_out, images=leave"),
@@ -203,9 +222,10 @@ def convert(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Write labels of images with boxes in another layout; what that one cannot state is counted and printed.
+    """Convert box labels to another layout.
 
-    Images are linked to where the layout has them. `conversion.json` beside the labels lists what was dropped.
+    Labels that it cannot express are dropped, counted and printed. Images are linked to the folder that the layout
+    requires. `conversion.json`, next to the labels, lists what was dropped.
     """
     with gc_paused():
         from sightline.verbs import data as verb
@@ -219,32 +239,34 @@ def convert(
 def convert_weights(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="published weights: a .pth file and its like, or a folder of its parts"),
+        typer.Argument(metavar="FILE", help="published weights: a .pth file or similar, or a folder of its parts"),
     ],
-    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"whose code wrote it, one of {_LAYOUTS}")],
-    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="the run directory to be")],
+    layout: Annotated[str, typer.Option("--layout", metavar="NAME", help=f"the code that wrote it, one of {_LAYOUTS}")],
+    target: Annotated[Path, typer.Option("--to", metavar="DIR", help="run directory to write")],
     overrides: Overrides = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="CONFIG", help="data, transforms and training of this config")
+        Path | None,
+        typer.Option("--config", metavar="CONFIG", help="take data, transforms and training from this config"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="NAME", help="the data set they were trained on [that of the layout]"),
+        typer.Option("--data", metavar="NAME", help="data set of their training [that of the layout]"),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option("--images", metavar="FILE", help="the image branch, where a layout has two files")
+        Path | None, typer.Option("--images", metavar="FILE", help="file of the image branch, for layouts of two files")
     ] = None,
     axes: Annotated[
-        Literal["xyz", "zyx"], typer.Option("--axes", help="the order of kernels over volumes in the file")
+        Literal["xyz", "zyx"], typer.Option("--axes", help="axis order of 3D convolution kernels in the file")
     ] = "xyz",
     plugin: Plugins = None,
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Make a run directory of third-party weights; nothing in the file is run.
+    """Convert published weights to a run directory.
 
-    The model's sizes are read off the tensors. What they do not show (neighbours, dropout) is as published, and
-    is printed; key=value lays over it: model.num_neighbours=40, data.root=PATH.
+    No code in the file is executed. The sizes of the model are read from the tensors. Arguments that tensors do not
+    show (neighbours, dropout) are taken from the publication and printed; key=value overrides them:
+    model.num_neighbours=40, data.root=PATH.
     """
     with gc_paused():
         from sightline.verbs import data as verb

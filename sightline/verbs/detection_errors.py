@@ -1,4 +1,4 @@
-"""`sightline evaluate --errors`: the errors of a detector as a table, as JSON, and as a page with the worst images."""
+"""`sightline evaluate --errors`: a detector's errors as a table, as JSON, and as a page with the worst images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey
 from sightline.verbs.output import print_note, show_table
-from sightline.view.box_errors import best_score, draw_errors, encode_errors, worst_images
+from sightline.view.box_errors import draw_errors, encode_errors, find_best_score, find_worst_images
 
 __all__ = ["bind_error_metric", "show_errors"]
 
-_MOST_IMAGES = 12
-_READ = (
+_MAX_IMAGES = 12
+_READ_KEYS = (
     *("detections", "detection_offsets", "truth", "truth_visible", "truth_offsets", "file_px", "sample_index"),
     *("candidates", "candidate_offsets"),
 )
 
 
 def bind_error_metric(part: DataSubset) -> BoundMetric:
-    """A metric of errors with its defaults, which reads candidates before suppression where they are predicted."""
+    """Bind the error metric with its defaults; it reads candidates before suppression if they are predicted."""
     metric: Any = BoxErrors(class_names=tuple(part.dataset.info.facts["class_names"]))
     return BoundMetric(
-        metric, bind(metric.update, AvailableKeys("evaluation", _READ), owner="--errors", exclude=("state",))
+        metric, bind(metric.update, AvailableKeys("evaluation", _READ_KEYS), owner="--errors", exclude=("state",))
     )
 
 
@@ -43,21 +43,21 @@ def show_errors(
 ) -> None:
     """Print the tables, and write `errors.json` and `errors.html` to the folder.
 
-    `order` are the samples of the part in the order of the evaluation, where that is another.
+    `order` are the subset's sample indices in the order of the evaluation, if they differ.
     """
-    one = next(each for each in evaluation.results if isinstance(each.metric.metric, BoxErrors))
-    metric: Any = one.metric.metric
-    about, metrics = document["box_errors"], document["metrics"]
-    rows = [(kind, about["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
+    result = next(r for r in evaluation.results if isinstance(r.metric.metric, BoxErrors))
+    metric: Any = result.metric.metric
+    error_table, metrics = document["box_errors"], document["metrics"]
+    rows = [(kind, error_table["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
     show_table(f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair"), rows)
     names = ("not_found", "missed", "suppressed", "labels")
-    lost = [(name, *(row[key] for key in names)) for name, row in about["labels"].items() if row["labels"]]
-    show_table("labels that were not found", ("labels", *names[:-1], "of"), lost)
-    errors = classify_errors(one.state, len(metric.class_names), metric.most)
-    score = best_score(errors)
+    not_found = [(name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]]
+    show_table("labels that were not found", ("labels", *names[:-1], "of"), not_found)
+    errors = classify_errors(result.state, len(metric.class_names), metric.most)
+    score = find_best_score(errors)
     images = box_images(part)
     pictures = []
-    for image in worst_images(errors, score, most=_MOST_IMAGES):
+    for image in find_worst_images(errors, score, most=_MAX_IMAGES):
         index = image if order is None else int(order[image])
         pixels = part.dataset[SampleKey(index, 0, 0)]["image"].numpy()
         pictures.append(draw_errors(pixels, image, errors, score, name=images.image(index).name))
@@ -73,6 +73,8 @@ def show_errors(
     folder.mkdir(parents=True, exist_ok=True)
     target = RunDirectory(folder, is_writer=True)
     worst = [picture.caption for picture in pictures]
-    target.write_json("errors.json", {**about, "metrics": gains, **header, "data": document["data"], "worst": worst})
+    target.write_json(
+        "errors.json", {**error_table, "metrics": gains, **header, "data": document["data"], "worst": worst}
+    )
     target.write_text("errors.html", encode_errors(document, pictures, title="Errors of a detector", notes=notes))
     print_note(f"errors: {folder / 'errors.html'}")

@@ -1,4 +1,4 @@
-"""How an error becomes a message and an exit code."""
+"""Conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["fail", "format_error"]
 
 
 def format_error(error: Exception) -> int:
-    """One line for what a user or the world did wrong; the whole traceback for what we or a plugin did wrong.
+    """Print an error and return its exit code: one line for errors of users or files, a traceback for bugs.
 
-    Returns the exit code.
+    Bugs are errors of the package or of a plugin.
     """
     if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
         message = error.format_message()
@@ -27,41 +27,41 @@ def format_error(error: Exception) -> int:
             sys.stderr.write(message.rstrip() + "\n")
             return 2
         if (option := getattr(error, "option_name", None)) is not None:
-            message = _keys_of(option) or message
+            message = _suggest_override(option) or message
         if message.startswith("Missing option"):
             message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
         return fail(message, 2, error)
     if isinstance(error, UserError):
         return fail(str(error), 2, error)
     if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
-        what = "path and its permissions" if error.errno == errno.EACCES else "path"
-        return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {what}"), 2, error)
+        subject = "path and its permissions" if error.errno == errno.EACCES else "path"
+        return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {subject}"), 2, error)
     if isinstance(error, RunError):
         return fail(str(error), 1, error)
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is
         return fail(worker_exit_message(error), 1, error)
     if isinstance(error, ValueError):
-        return fail(f"{error} (--traceback shows where this arose)", 1, error, names_rank=True)
+        return fail(f"{error} (--traceback shows where it was raised)", 1, error, names_rank=True)
     return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)
 
 
-def _keys_of(option: str) -> str:
-    """What to write for a key of a config that was given as an option; empty where no key has its name."""
+def _suggest_override(option: str) -> str:
+    """Describe how to write a config key that was given as an option; empty if no key has this name."""
     name = option.lstrip("-").replace("-", "_")
     keys = [name] if name in get_type_hints(RunConfig) else []
     for block, kind in get_type_hints(RunConfig).items():
         if dataclasses.is_dataclass(kind):
-            keys += [f"{block}.{each.name}" for each in dataclasses.fields(kind) if each.name == name]
-    if any(name in optimizers.get_entry(each).arguments for each in optimizers.names()):
+            keys += [f"{block}.{field.name}" for field in dataclasses.fields(kind) if field.name == name]
+    if any(name in optimizers.get_entry(optimizer).arguments for optimizer in optimizers.names()):
         keys.append(f"optimizer.{name}")
     listed = " or ".join(f"{key}=VALUE" for key in keys)
-    return f"{option}: is not an option; a value of the config is given as {listed}" if keys else ""
+    return f"{option}: is not an option; to set a value of the config, write {listed}" if keys else ""
 
 
 def fail(message: str, exit_code: int, error: Exception | None, *, names_rank: bool = False) -> int:
-    """Print why the command ends, with the traceback where it was requested; the exit code.
+    """Print why the command ends, with the traceback if requested; return the exit code.
 
-    `names_rank` is for what may have failed in this process of a run alone.
+    `names_rank`: the error may have occurred only in this process of a run, so the message names its rank.
     """
     if error is not None and "--traceback" in sys.argv:
         traceback.print_exception(error)

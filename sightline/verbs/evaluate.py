@@ -1,4 +1,4 @@
-"""`sightline evaluate`: the metrics of a trained run, exactly as training reported them."""
+"""`sightline evaluate`: compute the metrics of a trained run, exactly as training reported them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.tasks.detect import Detect
 from sightline.training.final_probe import probe_metrics
-from sightline.training.published_results import beside_published, foreign_in_words, published_names
+from sightline.training.published_results import (
+    compare_with_published,
+    describe_foreign_data,
+    published_names,
+)
 from sightline.types import ComponentConfig
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.detection_errors import bind_error_metric, show_errors
@@ -47,7 +51,7 @@ from sightline.verbs.score import score_files
 __all__ = ["EvaluateOptions", "assert_about_evaluation", "evaluate"]
 
 
-_MAY_CHANGE = (
+_EVALUATION_KEYS = (
     "evaluate.*",
     "transforms.evaluate*",
     "transforms.vote*",
@@ -63,7 +67,7 @@ _MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What the command line asked for."""
+    """Options of `sightline evaluate`."""
 
     runs: tuple[Path, ...]
     overrides: tuple[str, ...] = ()
@@ -81,21 +85,29 @@ class EvaluateOptions:
     against: str | None = None
 
     def arguments(self) -> list[str]:
-        """The command line for each launched process."""
-        words = ["evaluate", *map(str, self.runs), *self.overrides, "--checkpoint", self.which, "--device", self.device]
-        words += ["--data", str(self.data)] if self.data else []
-        words += ["--json", str(self.json)] if self.json else []
-        words += ["--save-predictions"] if self.save_predictions else []
-        words += ["--out", str(self.out)] if self.out else []
-        words += ["--ensemble"] if self.ensemble else []
-        words += ["--errors"] if self.errors else []
-        words += ["--against", self.against] if self.against else []
-        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
+        """Return the command line of each launched process."""
+        arguments = [
+            "evaluate",
+            *map(str, self.runs),
+            *self.overrides,
+            "--checkpoint",
+            self.which,
+            "--device",
+            self.device,
+        ]
+        arguments += ["--data", str(self.data)] if self.data else []
+        arguments += ["--json", str(self.json)] if self.json else []
+        arguments += ["--save-predictions"] if self.save_predictions else []
+        arguments += ["--out", str(self.out)] if self.out else []
+        arguments += ["--ensemble"] if self.ensemble else []
+        arguments += ["--errors"] if self.errors else []
+        arguments += ["--against", self.against] if self.against else []
+        return [*arguments, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run, its checkpoint's evaluation, and the part of the data that it is of."""
+    """Evaluation of a run's checkpoint on one subset of the data."""
 
     run: Path
     checkpoint: Path
@@ -106,17 +118,17 @@ class EvaluatedRun:
 
 
 def evaluate(options: EvaluateOptions) -> int:
-    """Evaluate a checkpoint of a run on its test part, or on another config's; several runs as folds of one set."""
+    """Evaluate a checkpoint of a run on its test split or another config's; several runs as folds of one data set."""
     if options.against not in (None, "published"):
         raise UserError(f"--against {options.against}: must be published")
     if options.predictions is not None:
-        return _score(options.predictions, options)
+        return _score_files(options.predictions, options)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
-    _assert_place(options)
+    _assert_output(options)
     if len(options.runs) > 1 and options.data is not None:
-        raise UserError("evaluate: --data stands for the test part of one run; several runs are pooled over their own")
-    configs = [_read(run, options) for run in options.runs]
+        raise UserError("evaluate: --data works with one run; several runs are pooled over their own test splits")
+    configs = [_read_configs(run, options) for run in options.runs]
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
@@ -128,7 +140,7 @@ def evaluate(options: EvaluateOptions) -> int:
         trials = []
         for run, (trained, config, _) in zip(options.runs, configs, strict=True):
             opened = open_run(run, config=config, checkpoint=options.which, world=world)
-            trial = _try(opened, trained, options)
+            trial = _evaluate_run(opened, trained, options)
             if trial is None:
                 return 1
             trials.append(trial)
@@ -136,15 +148,17 @@ def evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
-def _score(predictions: Path, options: EvaluateOptions) -> int:
-    """Score files without a run. Raises UserError for what is about runs."""
+def _score_files(predictions: Path, options: EvaluateOptions) -> int:
+    """Score prediction files without a run. Raises UserError for options that need a run."""
     is_out_wrong = (options.out is None) == options.errors
     if options.errors and is_out_wrong:
-        raise UserError("--errors: of --predictions go beside no run; say where with --out DIR")
+        raise UserError("--errors: with --predictions there is no run folder to write to; give --out DIR")
     if options.runs or options.save_predictions or options.ensemble or options.against or is_out_wrong:
-        raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out what is about a run")
+        raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out the options of runs")
     if options.data is None:
-        raise UserError("--predictions: of which data? give --data CONFIG, a file with the sections data and metrics")
+        raise UserError(
+            "--predictions: the data is missing; give --data CONFIG, a file with the sections data and metrics"
+        )
     return score_files(
         *(options.data, predictions),
         overrides=options.overrides,
@@ -155,10 +169,10 @@ def _score(predictions: Path, options: EvaluateOptions) -> int:
 
 
 def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
-    """Print the figures, and write them to the file of `--json`."""
+    """Print the metrics, and write them to the file of `--json`."""
     document = _document(trials, options)
     if options.against:
-        document["published"] = _published(trials, document["metrics"], options)
+        document["published"] = _published_rows(trials, document["metrics"], options)
     if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
         document |= pose_baselines(trials[0].part, trials[0].data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
@@ -166,127 +180,127 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
         print_note(
             f"time: {trials[0].evaluation.seconds:.1f} s ({describe_shares(trials[0].evaluation.phase_seconds)})"
         )
-        document |= _explained(trials[0])
+        document |= _show_class_difficulty(trials[0])
         if options.errors:
             folder = options.out or trials[0].run / "errors" / trials[0].part.split
             show_errors(trials[0].evaluation, trials[0].part, document, folder)
     write_document(options.json, document)
 
 
-def _published(
+def _published_rows(
     trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
 ) -> list[dict[str, Any]]:
-    """The published rows that fit; a line where none does."""
+    """Return the published rows of this data set and these metrics; print the reason if there are none."""
     first, name = trials[0], trials[0].config.data.name
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
-    rows = beside_published(
+    rows = compare_with_published(
         first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
     )
-    known = published_names()
-    if name not in known:
-        print_note(f"--against published: no figure is published on '{name}'; the table has {', '.join(known)}")
-    elif reason := foreign_in_words(first.config.data, first.part.dataset.info):
-        print_note(f"--against published: the data are not the '{name}' that figures are published on: {reason}")
+    names = published_names()
+    if name not in names:
+        print_note(f"--against published: there are no published results on '{name}'; the table has {', '.join(names)}")
+    elif reason := describe_foreign_data(first.config.data, first.part.dataset.info):
+        print_note(f"--against published: these data differ from the '{name}' of the published results: {reason}")
     elif not rows:
         print_note(
-            f"--against published: the figures published on '{name}' are of other metrics than {', '.join(metrics)}"
+            f"--against published: the published results on '{name}' have other metrics than {', '.join(metrics)}"
         )
     return rows
 
 
-def _read(run: Path, options: EvaluateOptions) -> tuple[RunConfig, RunConfig, list[str]]:
-    """The config that a run was trained with, the one to evaluate it by, and notes on its plugins."""
+def _read_configs(run: Path, options: EvaluateOptions) -> tuple[RunConfig, RunConfig, list[str]]:
+    """Read the config of a run's training, the config to evaluate it by, and notes on its plugins."""
     trained, notes = read_run(run, options.plugins)
     assert_about_evaluation(options.overrides, trained.task, verb="evaluate", also=("metrics",))
     path = config_path_of_run(run if options.data is None else options.data)
     return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
 
 
-def _try(run: OpenRun, trained: RunConfig, options: EvaluateOptions) -> EvaluatedRun | None:
-    """The evaluation of one run; None where other data are too unlike those that it was trained on."""
+def _evaluate_run(run: OpenRun, trained: RunConfig, options: EvaluateOptions) -> EvaluatedRun | None:
+    """Evaluate one run; return None if the other data (`--data`) differ too much from its training data."""
     config, world, path = run.config, run.world, run.path
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     part = run.data.test if options.data is None else build_part(config, "test")
-    if config.data != trained.data and not _is_alike(run, trained, part):
+    if config.data != trained.data and not _is_comparable(run, trained, part):
         return None
     evaluator = run.evaluator(part)
     if options.errors:
-        evaluator = _with_errors(evaluator, run, part)
+        evaluator = _add_error_metric(evaluator, run, part)
     if options.ensemble:
-        evaluator = dataclasses.replace(evaluator, ensemble_models=_members(run))
-    folder: LabelWriter | DetectionWriter | None = None
+        evaluator = dataclasses.replace(evaluator, ensemble_models=_ensemble_models(run))
+    writer: LabelWriter | DetectionWriter | None = None
     if options.save_predictions:
-        folder = _folder(part, options.out or path / "predictions" / part.split, run)
-    evaluation = evaluator(run.model, world, on_batch=folder)
+        writer = _make_writer(part, options.out or path / "predictions" / part.split, run)
+    evaluation = evaluator(run.model, world, on_batch=writer)
     more = probe_metrics(config, world, world.run_directory(path), print_note, run.model)
     evaluation = dataclasses.replace(evaluation, metrics={**evaluation.metrics, **more})
-    if folder is not None:
+    if writer is not None:
         checkpoint = str(run.checkpoint_path.resolve())
-        about = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
-        folder.finish(evaluation, {**about, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
-        world.rank_zero_only(print_note)(f"predictions: {folder.path}")
+        provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
+        writer.finish(evaluation, {**provenance, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
+        world.rank_zero_only(print_note)(f"predictions: {writer.path}")
     return EvaluatedRun(path, run.checkpoint_path, config, run.data, part, evaluation)
 
 
-def _with_errors(evaluator: Evaluator, run: OpenRun, part: DataSubset) -> Evaluator:
-    """An evaluator that also counts errors. Raises UserError for a task that is not about boxes."""
+def _add_error_metric(evaluator: Evaluator, run: OpenRun, part: DataSubset) -> Evaluator:
+    """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
     if not isinstance(run.task, Detect):
-        raise UserError(f"--errors: is about boxes; the task '{run.config.task.name}' does not predict any")
+        raise UserError(f"--errors: needs boxes; the task '{run.config.task.name}' does not predict any")
     run.task.keeps_candidates = True
     others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
     return dataclasses.replace(evaluator, metrics=[*others, bind_error_metric(part)])
 
 
-def _members(run: OpenRun) -> tuple[nn.Module, ...]:
-    """The models of the other checkpoints that a run keeps. Raises UserError where there is nothing to average."""
+def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
+    """Load the models of the run's other checkpoints. Raises UserError if there is nothing to average."""
     config = run.config
     if TaskMembers.vote.get(run.task) is None:
-        raise UserError(f"--ensemble: the task '{config.task.name}' does not say how answers are averaged")
+        raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
     last = run.checkpoint_path.resolve()
     others = [folder for folder in kept_checkpoints(run.path) if folder.resolve() != last]
     if not others:
         raise UserError(
-            f"--ensemble: {run.path} keeps one checkpoint; train with checkpoint.keep_last=10, the recipes of pose do"
+            f"--ensemble: {run.path} has only one checkpoint; train with checkpoint.keep_last=10, as pose configs do"
         )
     if config.evaluate.votes > 1:
-        raise UserError("--ensemble: averages checkpoints, evaluate.votes averages passes; give one of the two")
+        raise UserError("--ensemble: averages checkpoints, and evaluate.votes averages passes; give only one of them")
     members = tuple(map(run.model_at, others))
     run.world.rank_zero_only(print_note)(f"ensemble: {', '.join(folder.name for folder in others)} and {last.name}")
     return members
 
 
-def _folder(part: DataSubset, path: Path, run: OpenRun) -> LabelWriter | DetectionWriter:
-    """What keeps the predictions of a run. Raises ConfigError for a task without classes or boxes to keep."""
+def _make_writer(part: DataSubset, path: Path, run: OpenRun) -> LabelWriter | DetectionWriter:
+    """Make the writer of a run's predictions. Raises ConfigError for a task without classes or boxes."""
     predicts = TaskMembers.predicts.get(run.task)
     if "detections" in predicts:
         return DetectionWriter(path, part, run.world)
     if "probabilities" not in predicts:
         outputs = ", ".join(sorted(predicts)) or "no classes"
         raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions keeps boxes, and "
-            "classes, which it takes from probabilities"
+            f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions writes "
+            "boxes, and classes computed from probabilities"
         )
     return LabelWriter(path, part, run.world)
 
 
-def _assert_place(options: EvaluateOptions) -> None:
-    """Raises UserError where predictions cannot go to `--out`, or have no place without it."""
+def _assert_output(options: EvaluateOptions) -> None:
+    """Raise UserError if predictions or errors cannot be written to `--out`, or need it and it is missing."""
     if options.out is None:
         if options.errors and (options.data is not None or len(options.runs) > 1):
-            raise UserError("--errors: of other data (--data) go beside no run, and are of one run; give --out DIR")
+            raise UserError("--errors: works with one run, and with --data has no folder to write to; give --out DIR")
         if options.save_predictions and options.data is not None:
-            raise UserError("--save-predictions: of other data (--data) go beside no run; say where with --out DIR")
+            raise UserError("--save-predictions: with --data there is no folder to write to; give --out DIR")
         return
     if not options.save_predictions and not options.errors:
-        raise UserError("--out: says where --save-predictions and --errors write; neither is given")
+        raise UserError("--out: is the folder of --save-predictions and --errors; neither is given")
     if len(options.runs) > 1:
-        raise UserError("--out: is for one run; the predictions of several go into each run's own folder without it")
+        raise UserError("--out: works with one run; leave it out, and predictions go into each run's folder")
     assert_writable(options.out / MANIFEST, option="--out")
 
 
 def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[str, Any]:
-    """What `--json` holds: of one run, or of all of them pooled."""
+    """Build the document of `--json`: for one run, or for all runs pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
     document = evaluation_document(first.config, evaluation, first.part, options.which)
@@ -305,8 +319,8 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     return document
 
 
-def _explained(trial: EvaluatedRun) -> dict[str, Any]:
-    """For a segmentation, why its classes are hard, shown and as part of the document."""
+def _show_class_difficulty(trial: EvaluatedRun) -> dict[str, Any]:
+    """Print why classes of a segmentation are hard, and return this part of the document; else empty."""
     difficulty = class_difficulty(trial.evaluation, trial.part, trial.data)
     if difficulty is None:
         return {}
@@ -317,26 +331,26 @@ def _explained(trial: EvaluatedRun) -> dict[str, Any]:
 def _title(trials: Sequence[EvaluatedRun]) -> str:
     if len(trials) == 1:
         return f"{trials[0].checkpoint} on {trials[0].part.split}"
-    return f"{len(trials)} runs, each on the part that it was not trained on, from summed counts"
+    return f"{len(trials)} runs, each on the samples that it was not trained on, from summed counts"
 
 
-def _is_alike(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
-    """Whether other data may be evaluated; findings on how they differ are printed.
+def _is_comparable(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
+    """Return True if data of another config may be evaluated; print findings on how they differ.
 
-    Compares with the training data where it can be read, else with what the run noted of it.
+    They are compared with the training data if that can be read, else with the statistics that the run recorded.
     """
     config, on_first = run.config, run.world.rank_zero_only
     if dataset_mismatch.is_skipped(config):
         return True
     name = f"{trained.data.name}/train"
     try:
-        known = sample_clouds(build_part(trained, "train"), trained, is_training=True)
+        training_inputs = sample_clouds(build_part(trained, "train"), trained, is_training=True)
     except UserError:
-        known = CloudSample(read_inputs(run.path, trained), name)
+        training_inputs = CloudSample(read_inputs(run.path, trained), name)
         on_first(print_note)(
-            f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it"
+            f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared"
         )
-    findings = compare_sets(known, sample_clouds(part, config), place=partial(_place, config))
+    findings = compare_sets(training_inputs, sample_clouds(part, config), place=partial(_location, config))
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
@@ -344,7 +358,7 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
     return not is_refused
 
 
-def _place(config: RunConfig, path: str, **more: Any) -> FindingLocation:
+def _location(config: RunConfig, path: str, **more: Any) -> FindingLocation:
     where = config.data.origins.get("root", config.data.location)
     return FindingLocation(file=where.source, line=where.line, config_path=path, **more)
 
@@ -352,43 +366,47 @@ def _place(config: RunConfig, path: str, **more: Any) -> FindingLocation:
 def assert_about_evaluation(
     overrides: Sequence[str], task: ComponentConfig, *, verb: str, also: Sequence[str] = ()
 ) -> None:
-    """Raises UserError for a key that would make it another run, or that says how the run of a task was trained.
+    """Raise UserError for a key that does not belong to evaluation: it would define another run or its training.
 
-    `also` are keys that this verb may change beside those of evaluation.
+    `also` are keys that this verb may change in addition to those of evaluation.
     """
-    own = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
-    patterns = (*_MAY_CHANGE, *also, *(f"task.{name}" for name in sorted(own)))
+    task_arguments = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
+    patterns = (*_EVALUATION_KEYS, *also, *(f"task.{name}" for name in sorted(task_arguments)))
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key == "evaluate.select":
-            raise UserError(f"{verb}: evaluate.select is how the run chose its best weights; that cannot change now")
-        is_own = key.startswith("task.") and key.split(".")[1] in own  # also a value inside a block
-        if not is_own and not any(fnmatchcase(key, pattern) for pattern in patterns):
+            raise UserError(
+                f"{verb}: evaluate.select chose the best weights of the run during training; it cannot change now"
+            )
+        is_task_argument = (
+            key.startswith("task.") and key.split(".")[1] in task_arguments
+        )  # also a value inside a block
+        if not is_task_argument and not any(fnmatchcase(key, pattern) for pattern in patterns):
             raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
 
 
 def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, is_other: bool) -> RunConfig:
-    """The run's config with the data and transforms of the config at `path`, and of its other sections what is given.
+    """Return the run's config with data and transforms of the config at `path`, and the overrides of other sections.
 
-    `path` is what the overrides are laid over: the run's own config, or with `is_other` that of other data.
+    The overrides apply to the config at `path`: the run's own config, or with `is_other` that of other data.
     """
     if not overrides and not is_other:
         return config
-    given = read_config(path, overrides)
+    overridden = read_config(path, overrides)
     if not is_other:
-        return given
-    changed: dict[str, Any] = {"data": given.data, "transforms": given.transforms}
+        return overridden
+    changed: dict[str, Any] = {"data": overridden.data, "transforms": overridden.transforms}
     for section in ("evaluate", "loader", "log", "checks"):
         keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
-        values = {key: getattr(getattr(given, section), key) for key in keys}
+        values = {key: getattr(getattr(overridden, section), key) for key in keys}
         changed[section] = dataclasses.replace(getattr(config, section), **values)
     if any(o.partition("=")[0].strip() == "metrics" for o in overrides):
-        changed["metrics"] = given.metrics
+        changed["metrics"] = overridden.metrics
     if any(o.partition("=")[0].strip() in ("teacher", "teacher.from") for o in overrides):
-        ours, theirs = config.teacher, given.teacher
-        changed["teacher"] = ours and theirs and dataclasses.replace(ours, source=theirs.source)
-    of_task = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
-    names = {key.split(".")[1] for key in of_task}
-    own = {name: value for name, value in given.task.arguments.items() if name in names}
-    changed["task"] = dataclasses.replace(config.task, arguments={**config.task.arguments, **own})
+        teacher, other_teacher = config.teacher, overridden.teacher
+        changed["teacher"] = teacher and other_teacher and dataclasses.replace(teacher, source=other_teacher.source)
+    task_keys = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
+    names = {key.split(".")[1] for key in task_keys}
+    task_overrides = {name: value for name, value in overridden.task.arguments.items() if name in names}
+    changed["task"] = dataclasses.replace(config.task, arguments={**config.task.arguments, **task_overrides})
     return dataclasses.replace(config, **changed)

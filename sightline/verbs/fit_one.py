@@ -1,4 +1,4 @@
-"""`sightline fit-one`: a few samples over-fitted by several optimisers, the cause where that fails, and the ladder."""
+"""`sightline fit-one`: over-fit a few samples by several optimisers, and find the cause if that fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _NEGLIGIBLE = 1e-6
 
 @dataclass(frozen=True)
 class FitOneOptions:
-    """What the command line asked for."""
+    """Options of `sightline fit-one`."""
 
     config: Path
     overrides: tuple[str, ...] = ()
@@ -56,47 +56,47 @@ class FitOneOptions:
 
 
 def fit_one(options: FitOneOptions) -> int:
-    """Fit a few samples, or climb, or compare; the exit code."""
-    asked = FitOptions(options.samples, options.steps, _kept(options.keep), is_brief=options.brief)
+    """Fit a few samples, ever more samples (`--grow`), or variants (`--vary`); return the exit code."""
+    fit_options = FitOptions(options.samples, options.steps, _parse_keep(options.keep), is_brief=options.brief)
     if options.out is not None:
         assert_writable(options.out / f"{NAME}.json", option="--out")
     if options.grow is not None and (options.vary or options.trace or options.samples is not None):
-        raise UserError("--grow climbs by itself; leave --vary, --trace and --samples out")
+        raise UserError("--grow chooses the numbers of samples itself; leave out --vary, --trace and --samples")
     if options.vary and options.trace:
-        raise UserError("--trace follows one recipe; leave --vary out, and give the variant as key=value")
+        raise UserError("--trace works on one config; leave out --vary, and give the variant as key=value")
     config, _ = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         if options.vary:
-            return _vary(options, asked, world)
+            return _vary(options, fit_options, world)
         if options.grow is not None:
-            return _grow(options, config, asked, world)
-        return _fit(options, config, asked, world)
+            return _grow(options, config, fit_options, world)
+        return _fit(options, config, fit_options, world)
 
 
 # --- one fit ---------------------------------------------------------------------------------------------------------
 
 
-def _fit(options: FitOneOptions, config: RunConfig, asked: FitOptions, world: World) -> int:
+def _fit(options: FitOneOptions, config: RunConfig, fit_options: FitOptions, world: World) -> int:
     built = build(config, world)
-    result = fit(built, asked, print_note)
-    followed = None
+    result = fit(built, fit_options, print_note)
+    trace = None
     if options.trace or config.expect:
-        followed = trace_fit(built, asked) if result.probe is not None else None
+        trace = trace_fit(built, fit_options) if result.probe is not None else None
     _show(config.name, config.evaluate.metric, result)
     document = result_document(result)
     failed = 0
-    if followed is not None:
-        failed = _show_followed(followed, with_layers=options.trace)
-        document |= followed_document(followed)
+    if trace is not None:
+        failed = _show_trace(trace, with_layers=options.trace)
+        document |= followed_document(trace)
     _write(options, document, draw_verdicts([v for v in (*result.verdicts, *result.further) if v.curves]))
     return 0 if result.is_fitted and not failed else 1
 
 
 def _show(name: str, metric: str, result: FitResult) -> None:
-    """The one cause first, where there is one; then the table, and what each part of the bisection showed."""
+    """Print the cause first if there is one, then the table, and the result of each part of the bisection."""
     show_findings(result.findings[:1], is_verbose=True)
     if result.verdicts:
-        rows = [_row(verdict) for verdict in (*result.verdicts, *result.further)]
+        rows = [_optimizer_row(verdict) for verdict in (*result.verdicts, *result.further)]
         columns = (*_COLUMNS, metric, "end")
         show_table(f"{name}: {len(result.samples.indices)} samples", columns, rows, unbroken="optimiser")
     if result.parts:
@@ -106,42 +106,42 @@ def _show(name: str, metric: str, result: FitResult) -> None:
     print_note(f"{name}: {'fitted' if result.is_fitted else f'NOT FITTED, {result.cause}'}")
 
 
-def _row(verdict: OptimizerResult) -> list[Any]:
+def _optimizer_row(verdict: OptimizerResult) -> list[Any]:
     best = verdict.best
     steps = [best.steps_to(share) for share in SHARES]
     score = "" if math.isnan(best.score) else f"{best.score:.4g}"
-    tried = (verdict.optimizer, verdict.precision, _yes(verdict), f"{best.rate:g}")
-    return [*tried, *steps, _lowest(best), score, best.stop]
+    tried = (verdict.optimizer, verdict.precision, _fitted_cell(verdict), f"{best.rate:g}")
+    return [*tried, *steps, _lowest_loss(best), score, best.stop]
 
 
-def _yes(verdict: OptimizerResult) -> str:
+def _fitted_cell(verdict: OptimizerResult) -> str:
     if verdict.is_fitted:
         return "yes"
     return f"not at {verdict.curves[0].rate:g}" if verdict.best.is_fitted else "no"
 
 
-def _lowest(curve: FitCurve) -> str:
+def _lowest_loss(curve: FitCurve) -> str:
     if math.isnan(curve.lowest):
         return ""
     return "0" if abs(curve.lowest) < _NEGLIGIBLE else f"{curve.lowest:.3g}"
 
 
-def _show_followed(followed: LayerTrace, *, with_layers: bool) -> int:
-    """The layers at the first and the last step where asked for, and every expectation; how many were not met."""
+def _show_trace(trace: LayerTrace, *, with_layers: bool) -> int:
+    """Print the layers at the first and last step if requested, and every expectation; return how many were not met."""
     if with_layers:
-        _show_layers(followed.first)
-        if followed.last is not None:
-            _show_layers(followed.last)
-    for each in followed.met:
-        print_note(_met(each))
-    return sum(not each.is_met for each in followed.met)
+        _show_layers(trace.first)
+        if trace.last is not None:
+            _show_layers(trace.last)
+    for expectation in trace.met:
+        print_note(_expectation_line(expectation))
+    return sum(not expectation.is_met for expectation in trace.met)
 
 
-def _met(each: ExpectationResult) -> str:
-    return f"{'met' if each.is_met else 'NOT MET'}: {each.line}"
+def _expectation_line(expectation: ExpectationResult) -> str:
+    return f"{'met' if expectation.is_met else 'NOT MET'}: {expectation.line}"
 
 
-def _show_layers(look: ModelSnapshot) -> None:
+def _show_layers(snapshot: ModelSnapshot) -> None:
     columns = ("layer", "class", "shape", "mean", "std", "zeros", "gradient of output", "gradient of weights")
     rows = [
         [
@@ -154,54 +154,56 @@ def _show_layers(look: ModelSnapshot) -> None:
             "" if layer.output.grad_norm is None else f"{layer.output.grad_norm:.3g}",
             "" if layer.weights_grad_norm is None else f"{layer.weights_grad_norm:.3g}",
         ]
-        for layer in look.layers
+        for layer in snapshot.layers
         if layer.is_leaf
     ]
-    title = f"after {look.step} steps: loss {look.loss:.4g}, gradient {look.grad_norm:.3g}"
+    title = f"after {snapshot.step} steps: loss {snapshot.loss:.4g}, gradient {snapshot.grad_norm:.3g}"
     show_table(title, columns, rows, unbroken="layer", droppable=("class",))
 
 
 # --- the ladder and the variants -------------------------------------------------------------------------------------
 
 
-def _grow(options: FitOneOptions, config: RunConfig, asked: FitOptions, world: World) -> int:
+def _grow(options: FitOneOptions, config: RunConfig, fit_options: FitOptions, world: World) -> int:
     assert options.grow is not None
     built = build(config, world)
     rungs = parse_rungs(options.grow, len(built.data.train.indices))
     if config.expect:
-        print_note(f"expect: --grow does not look at its {len(config.expect)} entries; fit-one without --grow does")
-    climbed, findings = run_ladder(config, world, built, rungs, asked, print_note)
+        print_note(f"expect: --grow does not check its {len(config.expect)} entries; fit-one without --grow does")
+    results, findings = run_ladder(config, world, built, rungs, fit_options, print_note)
     show_findings(findings[:1], is_verbose=True)
-    rows = [[r.samples, "passed" if r.is_passed else "FAILED", r.rule, r.measured] for r in climbed]
+    rows = [[r.samples, "passed" if r.is_passed else "FAILED", r.rule, r.measured] for r in results]
     show_table(f"{config.name}: from {rungs[0]} to {rungs[-1]}", ("samples", "", "rule", "measured"), rows)
     show_findings(findings[1:], is_verbose=True)
-    is_up = len(climbed) == len(rungs) and all(rung.is_passed for rung in climbed)
+    is_passed = len(results) == len(rungs) and all(rung.is_passed for rung in results)
     document = {
-        "fitted": is_up,
+        "fitted": is_passed,
         "cause": findings[0].cause if findings else None,
-        "grow": [rung_document(rung) for rung in climbed],
+        "grow": [rung_document(rung) for rung in results],
         "findings": [finding.to_dict() for finding in findings],
     }
     _write(options, document, None)
-    return 0 if is_up else 1
+    return 0 if is_passed else 1
 
 
-def _vary(options: FitOneOptions, asked: FitOptions, world: World) -> int:
-    chosen = parse_variants(options.vary)
-    configs = [reread(options.config, [*options.overrides, *each]) for each in chosen]
-    own_rate = any(text.startswith("optimizer") for text in options.vary)
-    asked = dataclasses.replace(asked, is_brief=True, only_own_rate=own_rate)
+def _vary(options: FitOneOptions, fit_options: FitOptions, world: World) -> int:
+    variant_overrides = parse_variants(options.vary)
+    configs = [reread(options.config, [*options.overrides, *extra]) for extra in variant_overrides]
+    varies_optimizer = any(text.startswith("optimizer") for text in options.vary)
+    fit_options = dataclasses.replace(fit_options, is_brief=True, only_own_rate=varies_optimizer)
     builders = [functools.partial(build, config, world) for config in configs]
-    variants = fit_variants(list(zip(chosen, builders, strict=True)), asked, print_note)
+    variants = fit_variants(list(zip(variant_overrides, builders, strict=True)), fit_options, print_note)
     for variant in variants:
         for finding in variant.result.findings[:1]:
             print_note(f"{variant.name}: {finding.summary} [{finding.cause}]")
-        for met in variant.followed.met if variant.followed is not None else ():
-            print_note(f"{variant.name}: {_met(met)}")
+        for expectation in variant.followed.met if variant.followed is not None else ():
+            print_note(f"{variant.name}: {_expectation_line(expectation)}")
     columns = ("variant", "parameters", "first loss", "fitted", "rate", *_STEPS, "lowest")
     show_table(f"{configs[0].name}: variants", columns, map(_variant_row, variants), unbroken="variant")
     curves = {v.name: v.result.verdicts[0].trusted_curve for v in variants if v.result.verdicts}
-    _write(options, {"vary": [_variant_document(each) for each in variants]}, draw_curves(curves) if curves else None)
+    _write(
+        options, {"vary": [_variant_document(variant) for variant in variants]}, draw_curves(curves) if curves else None
+    )
     return 0 if all(variant.is_fitted for variant in variants) else 1
 
 
@@ -212,7 +214,7 @@ def _variant_row(variant: FittedVariant) -> Sequence[Any]:
     steps = [best.steps_to(share) for share in SHARES]
     first = f"{best.losses[0]:.4g}" if best.losses else ""
     is_fitted = "yes" if variant.result.is_fitted else "no"
-    return [variant.name, f"{variant.parameters:,}", first, is_fitted, f"{best.rate:g}", *steps, _lowest(best)]
+    return [variant.name, f"{variant.parameters:,}", first, is_fitted, f"{best.rate:g}", *steps, _lowest_loss(best)]
 
 
 def _variant_document(variant: FittedVariant) -> Mapping[str, Any]:
@@ -221,12 +223,12 @@ def _variant_document(variant: FittedVariant) -> Mapping[str, Any]:
     return {**named, **result_document(variant.result), **followed}
 
 
-def _kept(text: str) -> frozenset[str]:
-    words = frozenset(word.strip() for word in text.split(",") if word.strip())
-    known = typing.get_args(Kept)
-    for word in sorted(words - set(known)):
-        raise UserError(f"--keep {word}: not a valid choice{suggest(word, known)}")
-    return words
+def _parse_keep(text: str) -> frozenset[str]:
+    chosen = frozenset(word.strip() for word in text.split(",") if word.strip())
+    valid_names = typing.get_args(Kept)
+    for word in sorted(chosen - set(valid_names)):
+        raise UserError(f"--keep {word}: not a valid choice{suggest(word, valid_names)}")
+    return chosen
 
 
 def _write(options: FitOneOptions, document: Mapping[str, Any], picture: str | None) -> None:

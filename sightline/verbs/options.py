@@ -1,4 +1,4 @@
-"""Options that several verbs share, as the command line declares them; nothing heavy is imported here."""
+"""Command-line options that several verbs share; no slow imports here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def check_writable(option: str) -> Callable[[Path | None], Path | None]:
-    """Refuses a file that could not be written, before any work is done for it."""
+    """Make an option's callback that refuses a file that cannot be written, before any work is done."""
 
     def check(path: Path | None) -> Path | None:
         if path is not None:
@@ -38,25 +38,26 @@ def check_writable(option: str) -> Callable[[Path | None], Path | None]:
 
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="laid over the config: train.epochs=10")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="override values of the config: train.epochs=10")
 ]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML config, or a run directory")]
-Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="which weights")]
-StudyFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="where runs, table and plot go")]
+Checkpoint = Annotated[str, typer.Option("--checkpoint", metavar="last|best|PATH", help="weights to load")]
+StudyFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for runs, table and plot")]
 Plugins = Annotated[
-    list[Path] | None, typer.Option("--plugin", metavar="FILE.py", help="a file of your own parts; repeatable")
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE.py", help="Python file with your own components; repeatable"),
 ]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=check_writable("--json"), help="write the result as JSON"),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="where to run")]
+Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda", help="device to run on")]
 Processes = Annotated[int | None, typer.Option("--processes", metavar="N", help="processes on this machine")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="show where in the code an error arose")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="print the traceback of an error")]
 
 
 def split_words(words: list[str]) -> tuple[tuple[Path, ...], tuple[str, ...]]:
-    """Paths and key=value; a path may have an equals sign in its name, so what is there is one."""
+    """Split arguments into paths and key=value overrides; an existing file with `=` in its name is a path."""
     is_override = ["=" in word and not os.path.exists(word) for word in words]  # Path raises for long words
-    paths = tuple(Path(word) for word, is_one in zip(words, is_override, strict=True) if not is_one)
-    return paths, tuple(word for word, is_one in zip(words, is_override, strict=True) if is_one)
+    paths = tuple(Path(word) for word, is_key_value in zip(words, is_override, strict=True) if not is_key_value)
+    return paths, tuple(word for word, is_key_value in zip(words, is_override, strict=True) if is_key_value)

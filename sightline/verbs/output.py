@@ -1,4 +1,4 @@
-"""What verbs show a person: notes, tables, findings. Standard output for results, standard error for the rest."""
+"""Terminal output of verbs: notes, tables, findings. Results go to standard output, the rest to standard error."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sightline.training.published_results import Difference, format_figure
 __all__ = ["print_note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 
 
-_NARROWED = 16
-"""Of a column: characters that still hold a shape or a class."""
+_NARROW_WIDTH = 16
+"""Width in characters of a narrowed column: enough for a shape or a class name."""
 
 
 def print_note(text: str) -> None:
-    """A line for the person at the terminal, or several; what else is not printable is shown as escapes."""
+    """Print lines to standard error; characters that are not printable are escaped."""
     sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
 
@@ -35,31 +35,34 @@ def show_table(
     unbroken: str = "",
     droppable: Sequence[str] = (),
 ) -> None:
-    """A table on standard output; plain and unbroken where that is not a terminal.
+    """Print a table to standard output, 160 characters wide unless that is a terminal.
 
-    The cells of the column `unbroken` are never broken. Where a terminal is too narrow, those of `droppable` are
-    narrowed, then left out, the first of them first, and the title notes it.
+    Cells of the column `unbroken` are never wrapped. If the terminal is too narrow, the columns `droppable` are
+    narrowed, then left out in their order, and the title notes it.
     """
     console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)  # cells are data
-    cells = [[_cell(value) for value in row] for row in rows]
-    kept, dropped = list(range(len(columns))), []
+    cells = [[_format_cell(value) for value in row] for row in rows]
+    shown_columns, dropped = list(range(len(columns))), []
     for name in droppable:
-        widths = [_width([columns[at], *(row[at] for row in cells)], columns[at] in droppable) for at in kept]
+        widths = [
+            _column_width([columns[index], *(row[index] for row in cells)], columns[index] in droppable)
+            for index in shown_columns
+        ]
         if sum(widths) + 1 > console.width:
-            kept.remove(columns.index(name))
+            shown_columns.remove(columns.index(name))
             dropped.append(name)
     narrow = f" (the terminal is too narrow for: {', '.join(dropped)})" if dropped else ""
     console.print(title + narrow, highlight=False, markup=False)
     table = Table()
-    for index in kept:
+    for index in shown_columns:
         table.add_column(columns[index], overflow="fold", no_wrap=columns[index] == unbroken)
     for row in cells:
-        table.add_row(*(row[index] for index in kept))
+        table.add_row(*(row[index] for index in shown_columns))
     console.print(table)
 
 
 def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object = None) -> None:
-    """Metrics as one table, and the rows per class or joint as another; below, what simple predictions reach."""
+    """Print the metrics, the rows per class or joint, and below them the metrics of simple baselines."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
     if rows:
@@ -77,45 +80,46 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         listed = ", ".join(f"{escape_to_one_line(name)} {value:.4g}" for name, value in hard["classes"].items())
         print_note(f"hardest by {hard['figure']}: {listed}")
     data = document["data"]
-    by = ""
+    box_lines = ""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]
     for scored in headers:
         kind = f"{data.get('box_type', 'unnamed')} boxes"
-        by += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
+        box_lines += f"\n{scored['protocol']}; {kind}: {scored['num_boxes']} to find, {scored['num_ignored']} ignored"
     bins = {name: row for name, row in document.get("crowd_bins", {}).items() if row["count"]}
     if bins:
         columns = ("crowd_ap", "mr2", "recall", "count")
         show_table("by kind of label", ("labels", *columns), [(n, *(r[c] for c in columns)) for n, r in bins.items()])
-    theirs: Mapping[str, float] = document.get("pycocotools", {})
+    external: Mapping[str, float] = document.get("pycocotools", {})
     show_table(
-        f"{title}{label}, {data['num_samples']} samples{by}",
-        ["metric", "value", *(["pycocotools"] if theirs else [])],
-        [(name, value, *([theirs.get(name)] if theirs else [])) for name, value in document["metrics"].items()],
+        f"{title}{label}, {data['num_samples']} samples{box_lines}",
+        ["metric", "value", *(["pycocotools"] if external else [])],
+        [(name, value, *([external.get(name)] if external else [])) for name, value in document["metrics"].items()],
     )
-    for name, reason in {name: why for scored in headers for name, why in scored["undefined"].items()}.items():
+    for name, reason in {name: reason for scored in headers for name, reason in scored["undefined"].items()}.items():
         print_note(f"no figure ({name}): {reason}")
-    for metric, answers in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
-        listed = ", ".join(f"{value:.3f} for {answer}" for answer, value in answers.items())
+    for metric, baselines in {**DataMembers.baselines.get(dataset), **document.get("yardsticks", {})}.items():
+        listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
         _show_published(document["published"])
 
 
 def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Published rows beside a run, as `beside_published` makes them; of the run's own model with both protocols."""
+    """Print published rows next to a run, as `compare_with_published` makes them.
+
+    Rows of the run's own model are followed by the differences of both protocols.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
-    here = {name: value for row in reversed(rows) for name, value in row["here"].items()}
-    cells = [["this run", "", *(format_figure(here, name) for name in names), ""]]
+    our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
+    cells = [["this run", "", *(format_figure(our_metrics, name) for name in names), ""]]
     remarks = []
     for row in rows:
-        found = [Difference(**each) for each in row["differences"]]
-        stated, unstated = ([each for each in found if (each.there is None) == is_open] for is_open in (False, True))
-        differs = ", ".join(each.name for each in stated)
+        differences = [Difference(**values) for values in row["differences"]]
+        stated, unstated = ([d for d in differences if (d.there is None) == is_open] for is_open in (False, True))
+        differs = ", ".join(difference.name for difference in stated)
         cells.append([row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names), differs])
-        missing = [f"not stated there: {', '.join(f'{each.name} ({each.here} here)' for each in unstated)}"][
-            : len(unstated)
-        ]
-        if not any(each.name == "model" for each in stated):
+        missing = [f"not stated there: {', '.join(f'{d.name} ({d.here} here)' for d in unstated)}"][: len(unstated)]
+        if not any(difference.name == "model" for difference in stated):
             remarks.append(f"{row['who']} ({row['source']}): {'; '.join([*map(str, stated), *missing])}")
         remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
     show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)
@@ -124,7 +128,7 @@ def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_difficulty(difficulty: Any) -> None:
-    """Why classes are hard: a row each, then the hardest samples and what the columns have to do with the IoU."""
+    """Print a row per class on why it is hard, then the hardest samples and the correlations with IoU."""
     columns = ("class", "IoU", "points", f"training {difficulty.unit}", "at boundaries", "taken for")
     rows = [
         (
@@ -147,25 +151,25 @@ def show_difficulty(difficulty: Any) -> None:
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
-    """Warnings and errors in full, notes on one line each, or where `is_verbose` in full as well."""
+    """Print warnings and errors in full, notes on one line each; with `is_verbose` notes in full as well."""
     for finding in findings:
         is_short = finding.severity == "note" and not is_verbose
-        print_note(_in_one_line(finding) if is_short else str(finding))
+        print_note(_format_short(finding) if is_short else str(finding))
 
 
-def _width(column: Sequence[str], may_be_narrowed: bool) -> int:
-    """Of a column: its longest cell, or what it may be narrowed to, a space on either side, and the line after it."""
+def _column_width(column: Sequence[str], may_be_narrowed: bool) -> int:
+    """Compute the width of a column: its longest cell, narrowed if allowed, with two spaces and a border."""
     longest = max(map(cell_len, column))
-    return 3 + (min(longest, _NARROWED) if may_be_narrowed else longest)
+    return 3 + (min(longest, _NARROW_WIDTH) if may_be_narrowed else longest)
 
 
-def _in_one_line(finding: Any) -> str:
-    """Guard, code, cause, summary and place, whatever breaks of lines the summary has."""
+def _format_short(finding: Any) -> str:
+    """Format a finding as one line: guard, code, cause, summary and location."""
     text = f"[{finding.guard} {finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
     return " ".join(text.split())
 
 
-def _cell(value: Any) -> str:
+def _format_cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else escape_to_one_line(str(value))

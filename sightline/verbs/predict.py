@@ -35,7 +35,7 @@ __all__ = ["PredictOptions", "predict"]
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What the command line asked for; `flags` are those of predictors, by the names of their options."""
+    """Options of `sightline predict`; `flags` are options of predictors by their names."""
 
     run: Path
     paths: tuple[Path, ...]
@@ -51,49 +51,49 @@ class PredictOptions:
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict every file that can be; the others are named with their reason. The exit code."""
-    flags = _checked(options)
+    """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
+    flags = _parse_flags(options)
     run = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
-    given = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
+    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
-        predictor = build_predictor(run, world=world, **given)
+        predictor = build_predictor(run, world=world, **predictor_options)
         if options.out is not None and not predictor.endings:
             raise UserError(
-                f"--out {options.out}: predict of the task '{run.config.task.name}' writes no files; give --json or "
-                "--csv"
+                f"--out {options.out}: predictions of the task '{run.config.task.name}' are not written to files; give "
+                "--json or --csv"
             )
         for line in [*_notes(run), *predictor.notes()]:
             print_note(line)
         try:
-            documents, refused = _predict(run, predictor, options, world)
+            documents, refused = _predict_files(run, predictor, options, world)
         except torch.OutOfMemoryError as error:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
     for line in predictor.summary(documents):
         print_note(line)
-    # The files come first: whoever reads the table may close it.
+    # Files are written first: the reader of the table may close the pipe.
     write_document(options.json, _document(run, predictor, documents, refused))
-    write_file(options.csv, _csv(predictor, documents, refused))
-    _show(run, predictor, documents, refused)
+    write_file(options.csv, _format_csv(predictor, documents, refused))
+    _show_predictions(run, predictor, documents, refused)
     for refusal in refused:
         print_note(f"refused: {escape_to_one_line(refusal.reason)}")
     return compute_exit_code(refused)
 
 
-def _predict(
+def _predict_files(
     run: TrainedRun, predictor: Predictor[Any], options: PredictOptions, world: World
 ) -> tuple[list[dict[str, Any]], list[Refusal]]:
-    """The documents of the files that were predicted, and the others, in the order of the files.
+    """Predict files one by one; return the documents of predicted files and the refusals, in the order of the files.
 
-    The files of predictions are written as these come. Raises UserError for an output that cannot be, before anything
-    is predicted; RunError where the disk refuses one.
+    Output files are written at once. Raises UserError for an impossible output before anything is predicted, RunError
+    if the disk cannot be written.
     """
     files, refused = collect_files(options.paths, suffixes=predictor.suffixes)
     names = {} if options.out is None else predictor.output_names(files, options.out)
     documents: dict[Path, dict[str, Any]] = {}
     refusals: dict[Path, Refusal] = {}
-    found = predict_each(run, files, predictor=predictor, world=world, batch_size=options.batch_size)
-    for path, prediction in found:
+    outcomes = predict_each(run, files, predictor=predictor, world=world, batch_size=options.batch_size)
+    for path, prediction in outcomes:
         if isinstance(prediction, Refusal):
             refusals[path] = prediction
             continue
@@ -104,44 +104,44 @@ def _predict(
             continue
         documents[path] = predictor.document(prediction)
         if predictor.endings:
-            documents[path]["written"] = {kind: str(place) for kind, place in written.items()}
-        del prediction  # or it would be held while the next file is read
+            documents[path]["written"] = {kind: str(output_path) for kind, output_path in written.items()}
+        del prediction  # frees its memory before the next file is read
     ordered = [documents[path] for path in files if path in documents]
     return ordered, [*refused, *(refusals[path] for path in files if path in refusals)]
 
 
-def _checked(options: PredictOptions) -> dict[str, Any]:
-    """The flags with their values as options want them. Raises UserError for what cannot go together."""
+def _parse_flags(options: PredictOptions) -> dict[str, Any]:
+    """Return the flags with parsed values. Raises UserError for options that do not go together."""
     flags = dict(options.flags)
     if "columns" in flags:
         flags["columns"] = check_columns(flags["columns"].split(","))
     if not options.paths:
         raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
-        raise UserError(f"--csv {options.csv}: is the file of --json too; give another")
+        raise UserError(f"--csv {options.csv}: is also the file of --json; give another")
     if "probabilities" in flags and options.out is None:
-        raise UserError("--probabilities: is written into the folder of --out; give --out DIR")
+        raise UserError("--probabilities: are written into the folder of --out; give --out DIR")
     return flags
 
 
 def _notes(run: TrainedRun) -> list[str]:
-    """What a reader of any run's predictions should know."""
+    """List notes on a run's predictions: its lineage, up axis and votes."""
     lineage = read_lineage(run.path)
     notes = [] if lineage is None else [describe_lineage(lineage)]
     if up_axis := run.facts.get("up_axis"):
-        notes.append(f"the run was trained on clouds with {up_axis} up; files must have it up too")
+        notes.append(f"the run was trained on clouds with {up_axis} up; files must have the same up axis")
     if run.config.evaluate.votes > 1:
         notes.append(f"one pass a file: evaluate.votes ({run.config.evaluate.votes}) is not applied")
     return notes
 
 
-def _show(
+def _show_predictions(
     run: TrainedRun, predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]
 ) -> None:
-    """The table of what was predicted, under the checkpoint's path as one would type it; none where nothing was."""
+    """Print the table of predictions under the checkpoint's relative path; only a line if nothing was predicted."""
     checkpoint = run.checkpoint
-    here = Path.cwd()
-    path = checkpoint.relative_to(here) if checkpoint.is_relative_to(here) else checkpoint
+    working_directory = Path.cwd()
+    path = checkpoint.relative_to(working_directory) if checkpoint.is_relative_to(working_directory) else checkpoint
     title = f"{path}: {len(documents)} of {len(documents) + len(refused)} files"
     if not documents:
         print_note(title)
@@ -163,19 +163,19 @@ def _document(
     }
 
 
-def _csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
-    """Every file on a line, line breaks in its name as escapes; those that were refused have only their reason."""
+def _format_csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
+    """Format the CSV text: a row per file, line breaks in its name escaped; refused files have only their reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*predictor.csv_columns, "refused"))
     rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
     rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
-    writer.writerows([[_csv_cell(cell) for cell in row] for row in rows])
+    writer.writerows([[_format_csv_cell(cell) for cell in row] for row in rows])
     return text.getvalue()
 
 
-def _csv_cell(cell: Any) -> Any:
-    """Text in one line, a number with all its digits."""
+def _format_csv_cell(cell: Any) -> Any:
+    """Format a cell: text on one line, a float with all its digits."""
     if isinstance(cell, float):
         return repr(float(cell))
     return escape_to_one_line(cell) if isinstance(cell, str) else cell

@@ -1,4 +1,4 @@
-"""`sightline predict` as the command line declares it; the rooms it needs are imported when it runs."""
+"""Command line of `sightline predict`; the implementation is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ def predict(
     ],
     checkpoint: Checkpoint = "last",
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", metavar="N", min=1, help="files at once [evaluate.batch_size]")
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="files per batch [evaluate.batch_size]")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
+        str | None,
+        typer.Option(
+            "--columns", metavar="x,y,z,...", help="names of the columns of files without a header, _ to skip one"
+        ),
     ] = None,
     unit_sphere: Annotated[
         bool, typer.Option("--unit-sphere", help="move every cloud to its mean and scale it to radius 1")
@@ -40,23 +43,30 @@ def predict(
     ] = None,
     probabilities: Annotated[
         Literal["float16", "float32"] | None,
-        typer.Option("--probabilities", help="write every class's probability of every point, too"),
+        typer.Option("--probabilities", help="also write the probabilities of all classes for every point"),
     ] = None,
     category: Annotated[
-        str | None, typer.Option("--category", metavar="NAME", help="of all files, for parts [their folders' names]")
+        str | None,
+        typer.Option(
+            "--category", metavar="NAME", help="category of all files, for part segmentation [name of their folder]"
+        ),
     ] = None,
     score: Annotated[
-        float | None, typer.Option("--score", metavar="S", help="the least score of a box [0.3]", min=0.0, max=1.0)
+        float | None, typer.Option("--score", metavar="S", help="minimum score of a box [0.3]", min=0.0, max=1.0)
     ] = None,
     reference: Annotated[
         Literal["centre_of_mass", "previous"] | None,
-        typer.Option("--reference", help="where joints are looked for; previous: near those of the frame before"),
+        typer.Option(
+            "--reference", help="reference point of the crop; previous: from the joints of the previous frame"
+        ),
     ] = None,
     centres: Annotated[
-        Path | None, typer.Option("--centres", metavar="FILE", help="or about these points, a line x y z a frame, mm")
+        Path | None,
+        typer.Option("--centres", metavar="FILE", help="file of reference points, a line x y z in mm per frame"),
     ] = None,
     refiner: Annotated[
-        Path | None, typer.Option("--refiner", metavar="RUN", help="a run that moves the point to where it should be")
+        Path | None,
+        typer.Option("--refiner", metavar="RUN", help="run of a refiner, which corrects the reference points"),
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
@@ -67,22 +77,22 @@ def predict(
     ] = None,
     traceback: Traceback = False,
 ) -> int:
-    """Predict a class per file, a class per point, joints or boxes, depending on the run's task.
+    """Predict files with a trained run.
 
-    Files are prepared as the run's own data was (a mesh is drawn as 'data prepare' draws it) and go through the run's
-    evaluation transforms once, without votes. A file that is damaged, or outside what the run was trained on
-    (channels, scale, number of points), is refused by name, and the others are predicted all the same. A run that
-    classes points reports the share of each class, and writes labels in the order of the file (.labels.npy) and a
-    coloured cloud (.ply) into --out; one that classes parts needs the category of the objects. A run of poses finds
-    the joints in depth images of any camera, whose intrinsics are camera.fx= fy= u0= v0= [those of the run's set]; fy
-    is negative where Y is to point up. A detector draws its boxes on the images. Exit code 0 where every file was
-    predicted, 2 where one was refused, 1 where the work failed.
+    Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
+    the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
+    without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
+    refused by name, and the others are predicted. A run that classifies points reports the share of each class, and
+    writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
+    needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
+    camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
+    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed.
     """
     with gc_paused():
         from sightline.verbs import predict as verb
 
     paths, overrides = split_words(words)
-    asked = {
+    predictor_flags = {
         "columns": columns,
         "to_sphere": unit_sphere or None,
         "category": category,
@@ -92,7 +102,7 @@ def predict(
         "centres": centres,
         "refiner": refiner,
     }
-    flags = {name: value for name, value in asked.items() if value is not None}
+    flags = {name: value for name, value in predictor_flags.items() if value is not None}
     plugins = tuple(plugin or ())
     return verb.predict(
         verb.PredictOptions(run, paths, checkpoint, plugins, batch_size, out, device, json, csv, flags, overrides)

@@ -1,4 +1,4 @@
-"""`sightline probe`: what a run's frozen features are worth, beside chance and random weights; the suite of several."""
+"""`sightline probe`: evaluate a run's frozen features against chance and random weights; a suite of several runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["ProbeOptions", "probe", "suite"]
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What the command line asked for."""
+    """Options of `sightline probe`."""
 
     runs: tuple[Path, ...]
     words: tuple[str, ...] = ()
@@ -46,34 +46,42 @@ class ProbeOptions:
     json: Path | None = None
 
     @property
-    def chosen(self) -> str:
-        """The method that was named, or the usual one."""
+    def method_name(self) -> str:
+        """Name of the given method, or of the default."""
         return self.method or "svm"
 
     def arguments(self) -> list[str]:
-        """The command line for each launched process."""
-        words = ["probe", *map(str, self.runs), *self.words, "--method", self.chosen, "--checkpoint", self.which]
-        words += ["--random", str(self.num_random), "--device", self.device]
+        """Return the command line of each launched process."""
+        arguments = [
+            "probe",
+            *map(str, self.runs),
+            *self.words,
+            "--method",
+            self.method_name,
+            "--checkpoint",
+            self.which,
+        ]
+        arguments += ["--random", str(self.num_random), "--device", self.device]
         for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
-            words += [name, str(value)] if value is not None else []
-        return [*words, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
+            arguments += [name, str(value)] if value is not None else []
+        return [*arguments, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
 def probe(options: ProbeOptions) -> int:
-    """Extract features once, learn from those of the training part, score on those of the test part."""
+    """Extract features once, train a probe on those of the training split, and score it on the test split."""
     if options.finetune is not None:
-        raise UserError("--finetune: is a part of --suite, which is not given")
+        raise UserError("--finetune: belongs to --suite, which is not given")
     if len(options.runs) != 1:
         raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
     overrides, arguments = split_words(options.words)
     load_plugins(options.plugins)  # one of them may hold the method
-    method = build_probe(options.chosen, arguments)
+    method = build_probe(options.method_name, arguments)
     probed = open_probed(
         options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
     )
     assert_fits(method, len(probed.data.train.indices))
     if options.out is not None:
-        assert_writable(options.out / f"{options.chosen}.json", option="--out")
+        assert_writable(options.out / f"{options.method_name}.json", option="--out")
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.arguments(), num_processes)
@@ -84,14 +92,14 @@ def probe(options: ProbeOptions) -> int:
             world.rank_zero_only(print_note)(line)
         twins = extract_with_random_baselines(probed, world, num_random=options.num_random, cache=options.cache)
         report = world.rank_zero_only(_report)
-    report(options, method, probed, twins)  # minutes on one process, which the others do not wait for
+    report(options, method, probed, twins)  # takes minutes in one process; the others do not wait
     return 0
 
 
 def suite(options: ProbeOptions) -> int:
-    """Probe every run, fine-tune each on parts where a config is given, and write one table; the exit code.
+    """Probe every run, fine-tune each on part segmentation if a config is given, and write one table.
 
-    That of the first fine-tuning that did not come to its end, such as 130 after an interrupt.
+    Returns 0, or the exit code of the first unfinished fine-tuning, such as 130 after an interrupt.
     """
     out = _assert_for_suite(options)
     overrides, arguments = split_words(options.words)
@@ -111,17 +119,17 @@ def suite(options: ProbeOptions) -> int:
     planned = ProbeSuite(request, TerminalReporter())
     code = planned()
     if code == 0:
-        for each in planned.rows:
-            figures = {name: value for name, value in each.metrics.items() if not name.endswith("_std")}
-            rows = [[name, value, each.metrics.get(f"{name}_std")] for name, value in figures.items()]
-            show_table(f"{each.who}, {each.data} ({each.source})", ("metric", "value", "std"), rows)
+        for row in planned.rows:
+            figures = {name: value for name, value in row.metrics.items() if not name.endswith("_std")}
+            rows = [[name, value, row.metrics.get(f"{name}_std")] for name, value in figures.items()]
+            show_table(f"{row.who}, {row.data} ({row.source})", ("metric", "value", "std"), rows)
         print_note(f"table, protocols and their differences: {out / NAME}.md, {out / NAME}.json")
         write_document(options.json, load_document(out / f"{NAME}.json"))
     return code
 
 
 def _assert_for_suite(options: ProbeOptions) -> Path:
-    """The folder of the suite. Raises UserError for options that do not go with it."""
+    """Return the folder of the suite. Raises UserError for options that do not go with it."""
     if not options.runs:
         raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
     if (options.processes or 1) > 1:
@@ -139,20 +147,20 @@ def _assert_for_suite(options: ProbeOptions) -> Path:
 
 
 def _report(options: ProbeOptions, method: Probe, probed: ProbedRun, twins: FeatureComparison) -> None:
-    """Learn from the features, print the figures and write them down."""
+    """Train the probes on the features, print their metrics and write them to files."""
     comparison = compare_with_baselines(method, twins, probed.data.num_classes)
     show(probed, comparison)
-    document = {"method": options.chosen, "overrides": list(options.words), **comparison.document(probed)}
+    document = {"method": options.method_name, "overrides": list(options.words), **comparison.document(probed)}
     write_document(options.json, document)
     if options.out is not None:
-        write_document(options.out / f"{options.chosen}.json", document)
-    _keep_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
+        write_document(options.out / f"{options.method_name}.json", document)
+    _save_episodes(probed.run / CACHE if options.cache is None else options.cache, comparison)
 
 
-def _keep_episodes(folder: Path, comparison: Comparison) -> None:
-    """Few-shot's episodes beside the features that they are places of, under a name of their content.
+def _save_episodes(folder: Path, comparison: Comparison) -> None:
+    """Write few-shot episodes next to the features that they index, in a file named by the hash of its content.
 
-    A folder that takes no writes keeps none, with a note: the figures are there, and `--json` holds episodes too.
+    A read-only folder is not an error but a note: `--json` contains the episodes, too.
     """
     episodes = comparison.trained.details.get("few_shot")
     if episodes is None:
@@ -163,14 +171,14 @@ def _keep_episodes(folder: Path, comparison: Comparison) -> None:
         write_file(path, text)
     except (OSError, UserError):
         print_note(
-            f"episodes: not kept, {folder} takes no writes; --json FILE holds them, --cache DIR is another folder"
+            f"episodes: not saved, {folder} cannot be written; --json FILE contains them, --cache DIR is another folder"
         )
     else:
         print_note(f"episodes: {path}; episodes={path} repeats them")
 
 
 def show(probed: ProbedRun, comparison: Comparison) -> None:
-    """Tables on standard output: the method's own, then each figure beside its baselines; the protocol as notes."""
+    """Print the method's tables, each metric with its baselines, and the protocol as notes."""
     for table in comparison.trained.tables:
         show_table(table.title, table.columns, table.rows)
     data, features = probed.data, comparison.statistics
@@ -193,16 +201,16 @@ def show(probed: ProbedRun, comparison: Comparison) -> None:
             comparison.trained.metrics.get(f"{name}_std"),
             metrics[f"{name}_random"],
             metrics.get(f"{name}_random_std"),
-            comparison.chance_of(name),
+            comparison.get_chance(name),
         ]
         for name in comparison.figures
     ]
-    sizes = f"{len(data.train.indices)} to learn from, {len(data.test.indices)} to test"
+    sizes = f"{len(data.train.indices)} to train on, {len(data.test.indices)} to test"
     title = f"{probed.run}: {data.config.data.name}, {sizes}"
     show_table(title, ("metric", "value", "std", f"random (seed {seeds})", "std", "chance"), rows)
-    print_note(f"always the largest class of training: {comparison.chance['largest_class']:.4f}")
+    print_note(f"always predicting the largest class of the training split: {comparison.chance['largest_class']:.4f}")
 
 
 def _mean_norm(comparison: Comparison) -> float:
-    norms = [each["mean_norm"] for each in comparison.random_statistics.values()]
+    norms = [statistics["mean_norm"] for statistics in comparison.random_statistics.values()]
     return sum(norms) / len(norms)

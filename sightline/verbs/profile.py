@@ -1,4 +1,4 @@
-"""`sightline profile`: where the time and the memory of a training step go, and what other settings change."""
+"""`sightline profile`: profile time and memory of a training step, and compare other settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.describe.drawing import short_number
-from sightline.describe.profile_report import profile_document, sum_of
+from sightline.describe.profile_report import profile_document, sum_rows
 from sightline.describe.profiling import NUM_WARM, profile_steps, run_steps
-from sightline.describe.setting_trials import Setting, SettingTrial, errors_named, parse_settings, try_settings
+from sightline.describe.setting_trials import (
+    Setting,
+    SettingTrial,
+    name_setting_in_errors,
+    parse_settings,
+    try_settings,
+)
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
@@ -26,7 +32,7 @@ __all__ = ["ProfileOptions", "profile"]
 
 @dataclass(frozen=True)
 class ProfileOptions:
-    """What the command line asked for."""
+    """Options of `sightline profile`."""
 
     config: Path
     overrides: tuple[str, ...]
@@ -41,7 +47,7 @@ class ProfileOptions:
 
 
 def profile(options: ProfileOptions) -> int:
-    """Take a few steps without and with the profiler, show where they went, then try the settings asked for."""
+    """Run a few steps without and with the profiler, show their cost, then try the requested settings."""
     settings = parse_settings(options.tries)
     trace = None if options.out is None else options.out / "trace.json.gz"
     if trace is not None:
@@ -49,21 +55,21 @@ def profile(options: ProfileOptions) -> int:
     config, _ = load_config(options.config, options.overrides, options.plugins)
     configs = []
     for setting in settings:
-        with errors_named(setting):
-            configs.append(reread(options.config, _laid_over(options.overrides, setting)))
+        with name_setting_in_errors(setting):
+            configs.append(reread(options.config, _combine_overrides(options.overrides, setting)))
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         if world.size > 1:
             raise UserError("profile: runs in one process; start it without a launcher")
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-        built = _built(config, world, options.steps)
+        built = _build(config, world, options.steps)
         trials = (
-            [SettingTrial(Setting("as configured"), _built(config, world, options.steps, base=built))]
+            [SettingTrial(Setting("as configured"), _build(config, world, options.steps, base=built))]
             if settings
             else []
         )
-        for setting, other in zip(settings, configs, strict=True):
-            with errors_named(setting):
-                trials.append(SettingTrial(setting, _built(other, world, options.steps, base=built)))
+        for setting, trial_config in zip(settings, configs, strict=True):
+            with name_setting_in_errors(setting):
+                trials.append(SettingTrial(setting, _build(trial_config, world, options.steps, base=built)))
         plain = run_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
         built.job.step = 0
         document = {
@@ -74,12 +80,12 @@ def profile(options: ProfileOptions) -> int:
             "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
             **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
         }
-        _show(document, options.top)
-        _write(document, options)  # a step that fails below takes nothing of this along
+        _show_profile(document, options.top)
+        _write(document, options)  # so that it is kept if a step fails below
         if settings:
             tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=print_note)
             document["tried"] = tried
-            _show_tried(tried)
+            _show_settings(tried)
             _write(document, options)
     if trace is not None:
         print_note(
@@ -93,9 +99,9 @@ def _write(document: Mapping[str, Any], options: ProfileOptions) -> None:
         write_document(path, document)
 
 
-def _built(config: RunConfig, world: World, num_steps: int, *, base: TrainingSetup | None = None) -> TrainingSetup:
-    """The run with new weights, on the data of `base` where it reads the same. Raises UserError for too few steps."""
-    data = base.data if base is not None and _reads(config) == _reads(base.config) else None
+def _build(config: RunConfig, world: World, num_steps: int, *, base: TrainingSetup | None = None) -> TrainingSetup:
+    """Build the run with new weights, sharing the data of `base` if equal. Raises UserError for too few steps."""
+    data = base.data if base is not None and _data_settings(config) == _data_settings(base.config) else None
     built = build(config, world, is_resumed=True, data=data)
     needed = NUM_WARM + num_steps
     if built.job.num_steps < needed:
@@ -109,53 +115,71 @@ def _built(config: RunConfig, world: World, num_steps: int, *, base: TrainingSet
     return built
 
 
-def _reads(config: RunConfig) -> tuple[object, ...]:
-    """What the data of a run depend on."""
+def _data_settings(config: RunConfig) -> tuple[object, ...]:
+    """Return the settings that a run's data depend on."""
     return config.data, config.transforms, config.seed, config.evaluate.select, config.train.epochs
 
 
-def _laid_over(overrides: Sequence[str], setting: Setting) -> list[str]:
-    """The overrides of the command line, but those of a key that the setting has a value for."""
+def _combine_overrides(overrides: Sequence[str], setting: Setting) -> list[str]:
+    """Combine the overrides of the command line with those of a setting, which take precedence."""
     keys = {text.partition("=")[0] for text in setting.overrides}
     return [*(text for text in overrides if text.partition("=")[0].strip() not in keys), *setting.overrides]
 
 
-def _show(document: Mapping[str, Any], top: int) -> None:
-    """Parts, kinds of work and the slowest modules, the others as one row: every table adds up to the step."""
-    step, peak, held = document["step_s"], _bytes(document["peak_bytes"]), _bytes(document["resident_bytes"])
+def _show_profile(document: Mapping[str, Any], top: int) -> None:
+    """Print tables by part, kind of work and module (the slowest, others in one row); each adds up to the step."""
+    step, peak, resident = (
+        document["step_s"],
+        _format_bytes(document["peak_bytes"]),
+        _format_bytes(document["resident_bytes"]),
+    )
     title = (
         f"a step of {document['batch_size']} samples on {document['device']}, {document['threads']} thread(s): "
-        f"{_ms(document['untraced_step_s'])} ms; traced, as below, {_ms(step)} ms (mean of {document['num_steps']})"
+        f"{_format_ms(document['untraced_step_s'])} ms; "
+        f"traced, as below, {_format_ms(step)} ms (mean of {document['num_steps']})"
     )
-    rows = [[r["part"], _ms(r["seconds"]), _share(r, step), _ms(r["seconds_in_modules"])] for r in document["parts"]]
-    show_table(title, ("part", "ms", "share", "of it in modules"), [*rows, ["step", _ms(step), "100 %", ""]])
+    rows = [
+        [r["part"], _format_ms(r["seconds"]), _format_share(r, step), _format_ms(r["seconds_in_modules"])]
+        for r in document["parts"]
+    ]
+    show_table(title, ("part", "ms", "share", "of it in modules"), [*rows, ["step", _format_ms(step), "100 %", ""]])
 
     def figures(row: Mapping[str, Any]) -> list[str]:
-        return [_ms(row["seconds"]), _ms(row["seconds_backward"]), _share(row, step), _bytes(row["bytes_at_peak"])]
+        return [
+            _format_ms(row["seconds"]),
+            _format_ms(row["seconds_backward"]),
+            _format_share(row, step),
+            _format_bytes(row["bytes_at_peak"]),
+        ]
 
     columns = ("ms", "backward", "share", "made of peak")
-    below = [["held before", "", "", "", held], ["step", _ms(step), "", "100 %", peak]]
-    rows = [[row["kind"], *figures(row), _bytes(row["peak_bytes"])] for row in _slowest(document["kinds"])]
+    below = [["held before", "", "", "", resident], ["step", _format_ms(step), "", "100 %", peak]]
+    rows = [[row["kind"], *figures(row), _format_bytes(row["peak_bytes"])] for row in _sort_slowest(document["kinds"])]
     show_table("by kind of work", ("kind", *columns, "peak"), [*rows, *([*row, ""] for row in below)])
-    ranked = _slowest(document["modules"])
+    ranked = _sort_slowest(document["modules"])
     rows = [
         [row["path"] or "(model)", *figures(row), *inner, f"{row['calls']:g}", row["class"], row["place"]]
         for row in ranked[:top]
-        for inner in [(_ms(row["seconds_with_inner"]), _bytes(row["peak_bytes"]))]
+        for inner in [(_format_ms(row["seconds_with_inner"]), _format_bytes(row["peak_bytes"]))]
     ]
-    others = [[f"{len(ranked[top:])} others", *figures(sum_of(ranked[top:]))]] if ranked[top:] else []
+    others = [[f"{len(ranked[top:])} others", *figures(sum_rows(ranked[top:]))]] if ranked[top:] else []
     below = [*others, ["outside of modules", *figures(document["outside"])], *below]
     names = ("module", *columns, "with inner", "peak", "calls", "class", "defined at")
     rows += [[*row, "", "", "", "", ""] for row in below]
     show_table("by module itself", names, rows, unbroken="module", droppable=("defined at", "class", "calls"))
 
 
-def _show_tried(tried: Sequence[Mapping[str, Any]]) -> None:
+def _show_settings(tried: Sequence[Mapping[str, Any]]) -> None:
     rows = [
         (
-            *(row["name"], _ms(row["step_s"]), f"{row['batch_size'] / row['step_s']:.1f}", f"{row['data_share']:.0%}"),
+            *(
+                row["name"],
+                _format_ms(row["step_s"]),
+                f"{row['batch_size'] / row['step_s']:.1f}",
+                f"{row['data_share']:.0%}",
+            ),
             f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
-            *("" if row is tried[0] else row["verdict"], _bytes(row["peak_bytes"]), f"{row['loss']:.5g}"),
+            *("" if row is tried[0] else row["verdict"], _format_bytes(row["peak_bytes"]), f"{row['loss']:.5g}"),
         )
         for row in tried
     ]
@@ -163,19 +187,19 @@ def _show_tried(tried: Sequence[Mapping[str, Any]]) -> None:
     show_table("the same steps under other settings, in turn", columns, rows)
 
 
-def _slowest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _sort_slowest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(rows, key=lambda row: -row["seconds"])
 
 
-def _share(row: Mapping[str, Any], step: float) -> str:
+def _format_share(row: Mapping[str, Any], step: float) -> str:
     return f"{row['seconds'] / step:.1%}"
 
 
-def _ms(seconds: float) -> str:
+def _format_ms(seconds: float) -> str:
     return f"{1000 * seconds:.2f}"
 
 
-def _bytes(count: int | None) -> str:
+def _format_bytes(count: int | None) -> str:
     if count is None:
         return ""
     return ("-" if count < 0 else "") + short_number(abs(count)) + ("B" if abs(count) >= 1000 else " B")

@@ -1,4 +1,4 @@
-"""`sightline profile` as the command line declares it; the rooms it needs are imported when it runs."""
+"""Command line of `sightline profile`; the implementation is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ __all__ = ["profile"]
 def profile(
     config: Config,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", min=1, help="measured, after two that are not")] = 5,
+    steps: Annotated[
+        int, typer.Option("--steps", metavar="N", min=1, help="number of measured steps, after two warm-up steps")
+    ] = 5,
     tries: Annotated[
         list[str] | None,
         typer.Option(
@@ -28,26 +30,30 @@ def profile(
         ),
     ] = None,
     rounds: Annotated[
-        int, typer.Option("--rounds", metavar="N", min=1, help="of --try, all settings in turn in each")
+        int, typer.Option("--rounds", metavar="N", min=1, help="rounds of --try; each round runs all settings in turn")
     ] = 5,
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="modules to print, the slowest ones")] = 20,
+    top: Annotated[
+        int, typer.Option("--top", metavar="N", min=1, help="number of modules to print, slowest first")
+    ] = 20,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="write profile.json, and trace.json.gz for a viewer")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="folder for profile.json, and trace.json.gz for a viewer"),
     ] = None,
     plugin: Plugins = None,
     device: Device = "auto",
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Where the time and the memory of a training step go: data, transfer, forward, backward, optimiser; by module.
+    """Profile time and memory of training steps.
 
-    Real steps of the run's own loop, on its data, from new weights; no run directory is written and none is changed.
-    What another setting would change is measured by taking the same steps under it.
+    Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
+    run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
+    other settings.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch warns of blocks from before the profiler started
     with gc_paused():
         from sightline.verbs import profile as verb
 
     plugins = tuple(plugin or ())
-    asked = (steps, tuple(tries or ()), rounds, top, out, plugins, device, json)
-    return verb.profile(verb.ProfileOptions(config, tuple(overrides or ()), *asked))
+    more_options = (steps, tuple(tries or ()), rounds, top, out, plugins, device, json)
+    return verb.profile(verb.ProfileOptions(config, tuple(overrides or ()), *more_options))

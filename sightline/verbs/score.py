@@ -1,4 +1,4 @@
-"""`sightline evaluate --data CONFIG --predictions PATH`: the score of predictions in files, without a run."""
+"""`sightline evaluate --data CONFIG --predictions PATH`: scoring of prediction files, without a run."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def score_files(
     json: Path | None,
     errors: Path | None = None,
 ) -> int:
-    """Score files against the test part of a config's data by its metrics; of the config nothing else is read.
+    """Score files on the test split of a config's data by its metrics; nothing else of the config is read.
 
-    `errors` is a folder for the errors of boxes, where they are asked for.
+    `errors` is the folder for `--errors` (errors of boxes), or None.
     """
     load_plugins(plugins)
     sections = read_sections(config_path_of_run(config), ("data", "metrics"), overrides)
@@ -51,11 +51,11 @@ def score_files(
     part = DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     is_boxes = "truth" in dataset.info.fields
     if is_boxes:
-        evaluation, others = _of_boxes(part, sections["metrics"], predictions, with_errors=errors is not None)
+        evaluation, others = _score_boxes(part, sections["metrics"], predictions, with_errors=errors is not None)
     elif errors is not None:
         raise UserError(f"--errors: is about boxes; {sections['data'].name} has none")
     else:
-        evaluation, others = _of_points(part, sections["metrics"], predictions)
+        evaluation, others = _score_point_labels(part, sections["metrics"], predictions)
     if others:
         print_note(f"not computed from {'boxes' if is_boxes else 'labels of points'}: {', '.join(others)}")
     document = {
@@ -66,10 +66,12 @@ def score_files(
         "predictions": str(predictions),
         "selection": "given",
     }
-    for one in evaluation.results:
-        if isinstance(one.metric.metric, BoxAp):
-            theirs = pycocotools_figures(one.metric.metric, one.state, torch.arange(evaluation.num_samples))
-            document |= {} if theirs is None else {"pycocotools": theirs}
+    for result in evaluation.results:
+        if isinstance(result.metric.metric, BoxAp):
+            external_metrics = pycocotools_figures(
+                result.metric.metric, result.state, torch.arange(evaluation.num_samples)
+            )
+            document |= {} if external_metrics is None else {"pycocotools": external_metrics}
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
     if errors is not None:
         show_errors(evaluation, part, document, errors, order=scoring_order(box_images(part)).tolist())
@@ -77,31 +79,36 @@ def score_files(
     return 0
 
 
-def _of_points(part: DataSubset, metrics: Sequence[ComponentConfig], path: Path) -> tuple[Evaluation, list[str]]:
-    given = ExternalPredictions(path, part)
-    if given.surplus:
-        some = ", ".join(map(str, given.surplus[:3]))
-        print_note(f"not scored: {len(given.surplus)} files of samples outside the test part, such as {some}")
-    return score_labels(part, metrics, given)
+def _score_point_labels(
+    part: DataSubset, metrics: Sequence[ComponentConfig], path: Path
+) -> tuple[Evaluation, list[str]]:
+    predictions = ExternalPredictions(path, part)
+    if predictions.surplus:
+        examples = ", ".join(map(str, predictions.surplus[:3]))
+        print_note(f"not scored: {len(predictions.surplus)} files of samples outside the test part, such as {examples}")
+    return score_labels(part, metrics, predictions)
 
 
-def _of_boxes(
+def _score_boxes(
     part: DataSubset, metrics: Sequence[ComponentConfig], path: Path, *, with_errors: bool
 ) -> tuple[Evaluation, list[str]]:
     if with_errors:
-        metrics = [each for each in metrics if each.name != "box_errors"]
-    evaluation, others, given = score_boxes(part, metrics, path, more=[bind_error_metric(part)] if with_errors else [])
-    for count, what in (
-        (given.num_other_images, "images outside the test part"),
-        (given.num_other_classes, "classes that the config does not choose"),
+        metrics = [metric for metric in metrics if metric.name != "box_errors"]
+    evaluation, others, predictions = score_boxes(
+        part, metrics, path, more=[bind_error_metric(part)] if with_errors else []
+    )
+    for count, kind in (
+        (predictions.num_other_images, "images outside the test part"),
+        (predictions.num_other_classes, "classes that the config does not choose"),
     ):
         if count:
-            print_note(f"not scored: {count} boxes of {what}")
+            print_note(f"not scored: {count} boxes of {kind}")
     images = box_images(part)
-    most = min(
-        (one.metric.metric.most for one in evaluation.results if isinstance(one.metric.metric, BoxAp)), default=NO_LIMIT
+    max_detections = min(
+        (result.metric.metric.most for result in evaluation.results if isinstance(result.metric.metric, BoxAp)),
+        default=NO_LIMIT,
     )
     truths = [ground_truth_rows(images.record(index)) for index in range(len(images))]
-    for fault in results_faults(given.detections, truths, images.classes.names, most=most):
+    for fault in results_faults(predictions.detections, truths, images.classes.names, most=max_detections):
         print_note(f"warning: {path}: {fault}")
     return evaluation, others

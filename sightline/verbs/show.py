@@ -1,4 +1,4 @@
-"""`sightline show` and `sightline list`: what a config resolves to, and what there is to configure."""
+"""`sightline show` and `sightline list`: print the resolved config, and all components with their arguments."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ WIDTH = 110
 
 
 def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json: Path | None) -> int:
-    """Print the resolved config; fed back in, it gives an equal run."""
+    """Print the resolved config, which as a config file gives an equal run."""
     config, _ = load_config(path, overrides, plugins)
-    config = _with_origin_of_mode(config)
+    config = _add_origin_of_mode(config)
     sys.stdout.write(render_config(config, origins=True))
-    origins = {place: str(where) for place, where in config.origins.items()}
+    origins = {path_in_config: str(origin) for path_in_config, origin in config.origins.items()}
     document = {"config": to_plain(config), "origins": origins}
     lineage = read_lineage(path if path.is_dir() else path.parent)
     if lineage is not None:
         print_note(describe_lineage(lineage))
         document["lineage"] = lineage
-    rates = _rates(config, path)
+    rates = _find_rates(config, path)
     for line in format_module_rates(rates):
         print_note(line)
     if rates:
@@ -53,22 +53,25 @@ def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json:
     return 0
 
 
-def _with_origin_of_mode(config: RunConfig) -> RunConfig:
-    """The config whose origin of a missing `evaluate.mode` is the metric whose class states the direction."""
+def _add_origin_of_mode(config: RunConfig) -> RunConfig:
+    """Return the config with the origin of a default `evaluate.mode`: the metric whose class defines the direction."""
     figure = config.evaluate.metric
-    stated = {c.name: is_higher_better(metrics.entry(c).builder, figure) for c in config.metrics}
-    known = {better for better in stated.values() if better is not None}
-    if config.evaluate.mode is not None or len(known) != 1:
+    direction_by_metric = {c.name: is_higher_better(metrics.entry(c).builder, figure) for c in config.metrics}
+    directions = {better for better in direction_by_metric.values() if better is not None}
+    if config.evaluate.mode is not None or len(directions) != 1:
         return config
-    (better,), names = known, " or ".join(f"'{name}'" for name, each in stated.items() if each is not None)
-    where = SourceLocation(f"{'max' if better else 'min'}, by the metric {names}", path="evaluate.mode")
-    return dataclasses.replace(config, origins={**config.origins, "evaluate.mode": where})
+    (better,), names = (
+        directions,
+        " or ".join(f"'{name}'" for name, direction in direction_by_metric.items() if direction is not None),
+    )
+    origin = SourceLocation(f"{'max' if better else 'min'}, by the metric {names}", path="evaluate.mode")
+    return dataclasses.replace(config, origins={**config.origins, "evaluate.mode": origin})
 
 
-def _rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
-    """The learning rate of each module where modules differ; nothing, and a note, where it cannot be found.
+def _find_rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
+    """Return the learning rate of each module if modules differ; if unknown, print a note and return nothing.
 
-    That takes the data set's facts and the model: `check` and `train` report what is wrong with these.
+    This needs the data set's facts and the model, whose errors `check` and `train` report.
     """
     recipe: OptimizerSpec = optimizers.build(config.optimizer, facts={})
     if not recipe.has_module_rates:
@@ -87,7 +90,7 @@ def _rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
 
 
 def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:
-    """Print the components of one kind, or of all kinds; for `configs` the shipped configs."""
+    """Print the components of one kind or of all kinds, or the shipped `configs`."""
     if kind == "configs":
         return list_configs(json=json)
     load_plugins(plugins)
@@ -96,7 +99,7 @@ def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | N
     registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
     document = {name: _describe_all(registry) for name, registry in registries.items()}
     for name, components in document.items():
-        sys.stdout.write(f"{name}\n" + "".join(map(_render, components)) + "\n")
+        sys.stdout.write(f"{name}\n" + "".join(map(_format_component, components)) + "\n")
     write_document(json, document)
     return 0
 
@@ -128,34 +131,34 @@ def _describe(entry: RegistryEntry) -> dict[str, Any]:
     }
 
 
-def _render(component: dict[str, Any]) -> str:
-    """A component as a paragraph: what it is, where it is from, what a config may give, what it is given."""
-    lines = [f"  {component['name']}", *_wrapped(component["summary"])]
+def _format_component(component: dict[str, Any]) -> str:
+    """Format a component as a paragraph: summary, plugin, source, arguments, and facts that it receives."""
+    lines = [f"  {component['name']}", *_wrap(component["summary"])]
     if component["plugin"]:
         lines.append(f"      from {component['plugin']}")
     if component["source"]:
-        lines += _wrapped(f"Source: {component['source']}")
-    heads = {a["name"]: _head(a) for a in component["arguments"]}
+        lines += _wrap(f"Source: {component['source']}")
+    heads = {a["name"]: _format_argument(a) for a in component["arguments"]}
     column = max(map(len, heads.values()), default=0)
     for argument in component["arguments"]:
-        lines += _beside(f"      {heads[argument['name']]:<{column}}  ", argument["allowed"])
+        lines += _wrap_after(f"      {heads[argument['name']]:<{column}}  ", argument["allowed"])
     for giver in ("data set", "run", "block before it"):
-        given = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
-        if given:
-            lines += _wrapped(f"(the {giver} gives {', '.join(given)})")
+        names = [fact["name"] for fact in component["facts"] if fact["given_by"] == giver]
+        if names:
+            lines += _wrap(f"(the {giver} gives {', '.join(names)})")
     return "\n".join(lines) + "\n"
 
 
-def _head(argument: dict[str, Any]) -> str:
-    """How the argument would stand in a config: with its default, or as one that must be given."""
-    given = "(required)" if argument["required"] else format_inline(argument["default"])
-    return f"{argument['name']}: {given}"
+def _format_argument(argument: dict[str, Any]) -> str:
+    """Format an argument as in a config: with its default value, or as required."""
+    value = "(required)" if argument["required"] else format_inline(argument["default"])
+    return f"{argument['name']}: {value}"
 
 
-def _beside(head: str, text: str) -> list[str]:
-    """The text after a head, its further lines below its first."""
+def _wrap_after(head: str, text: str) -> list[str]:
+    """Wrap text after a head; further lines are indented to the head's width."""
     return textwrap.wrap(text, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")

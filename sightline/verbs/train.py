@@ -1,4 +1,4 @@
-"""`sightline train`: a training run that reports to the terminal."""
+"""`sightline train`: a training run with a reporter for the terminal."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ __all__ = ["TerminalReporter", "TrainRequest", "train"]
 
 
 class TerminalReporter(Reporter):
-    """Prints what a run reports, and writes its figures to `json` where that is asked for."""
+    """Reporter that prints to the terminal and writes the final figures to `json` if it is given."""
 
     def __init__(self, json: Path | None = None) -> None:
         self._json = json
 
     def note(self, text: str) -> None:
-        """A line on standard error."""
+        """Print a line to standard error."""
         print_note(text)
 
     def findings(self, findings: Sequence[Finding]) -> None:
-        """Warnings and errors in full; notes are in findings.json."""
+        """Print warnings and errors in full; notes are in findings.json."""
         show_findings([finding for finding in findings if finding.severity != "note"])
 
     def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
-        """Tables on standard output."""
+        """Print the tables to standard output."""
         show_evaluation(document, title=title, dataset=dataset)
 
     def finished(self, document: Mapping[str, Any]) -> None:
-        """The file of `--json`."""
+        """Write the file of `--json`."""
         write_document(self._json, document)
 
 
 def train(request: TrainRequest) -> int:
-    """Train what a config describes; the exit code. A signal is heeded to the end of the process."""
+    """Train what a config describes and return the exit code; signals are handled until the process ends."""
     return launch_run.launch_training(request, TerminalReporter(request.json), stop=StopRequest())

@@ -1,4 +1,4 @@
-"""The stages of a sample that is a cloud, and the predictions of a model for its points or for the whole."""
+"""Stages of a point cloud sample, with the predictions of a model for its points or for the whole cloud."""
 
 from __future__ import annotations
 
@@ -23,43 +23,44 @@ __all__ = ["TRUTH", "CloudStages"]
 TRUTH = "ground truth"
 """The name of the colouring by the labels of the data."""
 _CLASSES_OF = {"label": (TRUTH, "class_names"), "part": ("part", "part_names"), "instance": ("instance", "")}
-"""Fields with a class a point: what their colouring is called, and the fact that names the classes."""
+"""Fields with one class per point: the name of their colouring, and the fact that names the classes."""
 
 
 class CloudStages:
-    """The stages of samples with `points`."""
+    """Stages of samples with `points`."""
 
     needs = frozenset({"points"})
 
     def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
         self.facts = facts
         self.frame: Frame = facts.get("up_axis", "z")
-        self.whole = _whole_labels(raw, facts)
+        self.whole = _sample_labels(raw, facts)
         self._unit = _unit(info)
 
     def raw_stage(self, sample: Sample) -> Stage:
-        """The cloud as the data set gives it."""
+        """Build the stage of the cloud as the data set returns it."""
         return self._cloud("raw", sample, unit=self._unit)
 
     def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
-        """The cloud after a transform.
+        """Build the stages of the cloud after a transform.
 
-        Where a sample has two views of its object, both are shown, by height alone: other fields are not of their rows.
+        If a sample has two views of its object, both are shown, coloured by height only: the rows of other fields do
+        not match theirs.
         """
         if "other_points" in sample:
             for view, name in (("points", "first"), ("other_points", "second")):
                 yield self._cloud(f"{stage}, {name}", {"points": sample[view]})
         elif "range_image" in sample and "range_image" not in before:
-            whole = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
+            full_scan = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
             panels = image_panels(sample, self.facts)
-            yield replace(self._cloud(stage, whole), panels=panels, description=describe_image(sample))
+            yield replace(self._cloud(stage, full_scan), panels=panels, description=describe_image(sample))
         else:
             yield self._cloud(stage, sample)
 
     def prediction_stages(
         self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
     ) -> tuple[Stage, dict[str, Any]]:
-        """The cloud of the predictions, coloured by them, and the figures that go with them.
+        """Build the stage of the cloud coloured by its predictions, and the figures that go with it.
 
         `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
         probability per class.
@@ -68,7 +69,9 @@ class CloudStages:
             raise ConfigError(
                 f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
             )
-        cloud, figures = _of_points(clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions))
+        cloud, figures = _prediction_stage(
+            clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions)
+        )
         if "range_image" in batch and "seen" in predictions:
             scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
             seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
@@ -85,53 +88,53 @@ class CloudStages:
 
 
 def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
-    """Every way to colour a cloud that its sample has something for; own colours first, height last."""
+    """Iterate over the colourings that the fields of a sample allow: its own colours first, height last."""
     colours, normals = sample.get("colours"), sample.get("normals")
     if colours is not None and colours.shape == points.shape:
-        yield RgbColoring("colours", _bytes_of(_array(colours)))
+        yield RgbColoring("colours", _to_uint8(_array(colours)))
     for field, (name, fact) in _CLASSES_OF.items():
         values = sample.get(field)
         if isinstance(values, Tensor) and values.shape == points.shape[:1] and not values.is_floating_point():
             ignored = facts.get("ignore_index") if field == "label" else None
             yield ClassColoring.from_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
     if normals is not None and normals.shape == points.shape:
-        yield RgbColoring("normals", _bytes_of((_array(normals) + 1) / 2))
+        yield RgbColoring("normals", _to_uint8((_array(normals) + 1) / 2))
     yield height_coloring(pad_to_3d(points), facts.get("up_axis", "z"))
 
 
-def _bytes_of(shares: np.ndarray) -> np.ndarray:
-    """Colours from 0 to 1 as uint8; what a transform took beyond is cut off."""
+def _to_uint8(shares: np.ndarray) -> np.ndarray:
+    """Convert colours from [0, 1] to uint8; values outside are clipped."""
     return (np.nan_to_num(shares).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def _array(values: Tensor) -> np.ndarray:
-    """float64 as it is, every other type as float32."""
+    """Convert a tensor to an array: float64 stays float64, every other dtype becomes float32."""
     return (values if values.dtype == torch.float64 else values.float()).numpy()
 
 
 def _unit(info: DataInfo) -> str:
-    """The unit that the data set states of its points; transforms may leave another, which nobody states."""
+    """Return the unit that the data set states for its raw points; after transforms the unit is unknown."""
     return info.fields["points"].unit if "points" in info.fields else ""
 
 
-def _whole_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:
-    """The class of the whole sample, or the category of an object with parts."""
-    found = {}
+def _sample_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class of the whole sample, or the category of an object with parts, by name."""
+    labels = {}
     for field, key, fact in (("label", "class", "class_names"), ("category", "category", "category_names")):
         value = sample.get(field)
         if value is not None and np.ndim(value) == 0:
-            found[key] = _named(int(value), facts.get(fact, ()))
-    return found
+            labels[key] = _class_name(int(value), facts.get(fact, ()))
+    return labels
 
 
-def _named(label: int, names: Sequence[str]) -> str:
+def _class_name(label: int, names: Sequence[str]) -> str:
     return names[label] if 0 <= label < len(names) else str(label)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------
 
 
-def _of_points(
+def _prediction_stage(
     clouds: Sequence[Stage],
     batch: Batch,
     predictions: Mapping[str, Any],
@@ -141,10 +144,10 @@ def _of_points(
 ) -> tuple[Stage, dict[str, Any]]:
     prediction = predict_labels(batch, predictions, facts)[0].cpu()
     if prediction.ndim == 0:
-        return _predicted_whole(clouds[-1], int(prediction), batch, predictions, facts)
+        return _whole_prediction_stage(clouds[-1], int(prediction), batch, predictions, facts)
     target = predictions.get("target")
     labels = None if target is None else target.cpu().numpy()
-    cloud = _cloud_of_predictions(clouds, len(prediction), labels)
+    cloud = _find_predicted_cloud(clouds, len(prediction), labels)
     names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
     labels_predicted = prediction.numpy()
     colorings: list[Coloring] = [ClassColoring.from_labels("prediction", labels_predicted, names)]
@@ -161,39 +164,39 @@ def _of_points(
     if iou is not None and np.isfinite(iou):
         figures["iou"] = iou
         description += f", IoU {iou:.3f}"
-    kept = [each for each in cloud.colorings if each.name != TRUTH]
-    return Stage("prediction", cloud.points, (*colorings, *kept), cloud.unit, description), figures
+    others = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
+    return Stage("prediction", cloud.points, (*colorings, *others), cloud.unit, description), figures
 
 
-def _predicted_whole(
+def _whole_prediction_stage(
     cloud: Stage, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[Stage, dict[str, Any]]:
-    """The cloud that the model read, with the class that it predicted."""
+    """Build the stage of the cloud that the model read, with the class that it predicted."""
     names = facts.get("class_names", ())
     probability = float(predictions["probabilities"][0, prediction])
-    figures: dict[str, Any] = {"class": _named(prediction, names), "probability": probability}
+    figures: dict[str, Any] = {"class": _class_name(prediction, names), "probability": probability}
     description, is_right = f"predicted {figures['class']} ({probability:.2f})", None
     if "label" in batch:
         label = int(batch["label"][0])
         is_right = label == prediction
-        figures |= {"true_class": _named(label, names), "is_right": is_right}
+        figures |= {"true_class": _class_name(label, names), "is_right": is_right}
         description += ", right" if is_right else f", is {figures['true_class']}"
     return Stage("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
 
 
-def _cloud_of_predictions(clouds: Sequence[Stage], num_points: int, labels: np.ndarray | None) -> Stage:
-    """The last stage with a point for every prediction, and the label of every target: later ones were thinned."""
+def _find_predicted_cloud(clouds: Sequence[Stage], num_points: int, labels: np.ndarray | None) -> Stage:
+    """Find the last stage with one point per prediction and the labels of the targets: later ones were thinned."""
     for cloud in reversed(clouds):
         truth = cloud.coloring(TRUTH)
         if len(cloud.points) != num_points:
             continue
-        if labels is None or not isinstance(truth, ClassColoring) or _are_alike(truth, labels):
+        if labels is None or not isinstance(truth, ClassColoring) or _has_labels(truth, labels):
             return cloud
-    held = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
-    raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {held}")
+    stage_sizes = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
+    raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {stage_sizes}")
 
 
-def _are_alike(truth: ClassColoring, labels: np.ndarray) -> bool:
-    """Whether labels are those of a colouring, points without a class aside."""
+def _has_labels(truth: ClassColoring, labels: np.ndarray) -> bool:
+    """Return True if `labels` equal those of a colouring, except at points without a class."""
     shown = truth.labels()
     return bool(((shown == labels) | (shown < 0)).all())

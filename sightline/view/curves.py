@@ -1,4 +1,4 @@
-"""What a run's numbers did over its steps: losses with the level of chance, metrics, and the learning rate."""
+"""Curves of a run over its steps: losses with their chance level, metrics, and the learning rate."""
 
 from __future__ import annotations
 
@@ -12,37 +12,39 @@ from sightline.runs.output_files import assert_writable
 from sightline.runs.run_documents import read_lines
 from sightline.tasks.contrast import CHANCE_SUFFIX
 
-__all__ = ["curves_of", "draw_runs"]
+__all__ = ["draw_runs", "encode_curves"]
 
-_OWN = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
-"""Keys without a curve of their own: what a line is about, and what only ever grows or stays."""
+_NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
+"""Keys without a curve: those that identify a line, and those that only grow or never change."""
 _COLUMNS = 3
 
 Line = Mapping[str, Any]
 
 
 def draw_runs(runs: Sequence[Path], *, svg: Path | None) -> Path:
-    """Draw the losses and metrics of runs into `svg`, without it into the first run; the file that was written."""
+    """Draw the losses and metrics of runs as SVG to `svg`, by default into the first run; return the path."""
     target = svg if svg is not None else runs[0] / "curves.svg"
     assert_writable(target, option="--svg")
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
-        raise UserError("curves: a run is given twice; name each once")
+        raise UserError("curves: a run is given twice; name every run once")
     lines = [read_lines(run / "metrics.jsonl") for run in runs]
-    text = curves_of({name if len(runs) > 1 else "": each for name, each in zip(names, lines, strict=True)})
+    text = encode_curves(
+        {name if len(runs) > 1 else "": run_lines for name, run_lines in zip(names, lines, strict=True)}
+    )
     target.write_text(text, encoding="utf-8")
     return target
 
 
-def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
-    """An SVG with a panel for each loss and each metric, with a curve for each run and split.
+def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:
+    """Draw an SVG with one panel per loss and metric, and one curve per run and split.
 
-    A training loss stands against its level of chance where the run states it, and its share of that against 1; that of
-    an evaluation, whose batches are of another size, is another. A number that is null is left out.
+    A training loss is drawn with its chance level if the run states one, and its ratio to chance with the line 1. The
+    chance level of an evaluation differs, as its batches have another size, and is not drawn. Null values are left out.
     """
-    lines = [line for each in runs.values() for line in each]
+    lines = [line for run_lines in runs.values() for line in run_lines]
     names = list(dict.fromkeys(name for line in lines for name in line if _is_curve(name)))
     losses = [name for name in names if name.startswith("loss/")]
     panels = [_panel(name, runs) for name in [*losses, *(name for name in names if name not in losses)]]
@@ -51,7 +53,7 @@ def curves_of(runs: Mapping[str, Sequence[Line]]) -> str:
 
 
 def _is_curve(name: str) -> bool:
-    return name not in _OWN and name != "chance" and not name.startswith("time_s/")
+    return name not in _NO_CURVE and name != "chance" and not name.startswith("time_s/")
 
 
 def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> ChartPanel:
@@ -64,7 +66,9 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> ChartPanel:
             series.append(_series(chance, "chance", lines))
         elif name.endswith(CHANCE_SUFFIX):
             series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
-    return ChartPanel(name, "step", tuple(each for each in series if each.points), x_scale="linear", y_scale="linear")
+    return ChartPanel(
+        name, "step", tuple(curve for curve in series if curve.points), x_scale="linear", y_scale="linear"
+    )
 
 
 def _series(label: str, name: str, lines: Iterable[Line]) -> Series:

@@ -1,7 +1,7 @@
-"""What there is to see of a depth frame with joints: its cube, its voxels, its heat maps, and the joints that are read.
+"""Stages of a depth frame with joints: the placed cube, its voxels, heat maps, and the decoded joints.
 
-After the raw stage everything lies in the grid of the placed cube, in voxels: what the network sees. What a target
-shows is brought back to mm by the inverse placement and compared with the raw joints, which no transform has touched.
+After the raw stage, coordinates are voxels of the placed cube's grid, as the network sees them. Joints decoded from a
+target are transformed back to mm by the inverse placement and compared with the raw joints, which no transform changed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sightline.tasks.pose import decode_joints
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.joint_figures import (
     describe_errors,
-    describe_placing,
+    describe_placement,
     describe_round_trip,
     describe_target,
-    errors_of_joints,
+    measure_joint_errors,
+    measure_placement,
+    measure_target,
     median_nearest_distance,
-    placed_figures,
-    target_figures,
     without_rounding,
 )
 from sightline.view.panels import Window, depth_panel, slices_panel, volume_panels
@@ -38,9 +38,9 @@ from sightline.view.volumes import Volume
 
 __all__ = ["DepthStages"]
 
-_ADDED = ("heatmaps", "volume", "placement")
-"""What transforms add, and which of them a stage is about where it adds several."""
-_HOT = 0.5
+_ADDED_FIELDS = ("heatmaps", "volume", "placement")
+"""Fields that transforms add; a stage is drawn by the first of these that its transform added."""
+_MIN_DRAWN = 0.5
 _CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
 _EDGES = tuple((a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1)
 _CUBE = np.array([120, 128, 140], dtype=np.uint8)
@@ -48,13 +48,13 @@ _MARGIN_PX = 4
 
 
 class DepthStages:
-    """The stages of samples with a `depth` image, its `camera`, `joints` and which of them are `visible`."""
+    """Stages of samples with a `depth` image, its `camera`, `joints` and which of them are `visible`."""
 
     needs = frozenset({"depth", "camera", "joints", "visible"})
 
     def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
         self.whole: dict[str, str] = {}
-        self._joints = raw["joints"].double().clone()  # whatever a transform does, these stay the raw ones
+        self._joints = raw["joints"].double().clone()  # a copy, which no transform can change
         self._visible = raw["visible"].bool().clone()
         self._y_is_up = float(raw["camera"][1]) < 0
         self.frame: Frame = "camera_y_up" if self._y_is_up else "camera_y_down"
@@ -66,40 +66,49 @@ class DepthStages:
     # --- stages -------------------------------------------------------------------------------------------------------
 
     def raw_stage(self, sample: Sample) -> Stage:
-        """The measured points and the joints in the camera's frame, and the image with the joints over it."""
-        return self._frame("raw", sample)
+        """Build the stage of the measured points and joints in the camera frame, with the joints over the image."""
+        return self._frame_stage("raw", sample)
 
     def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
-        """What a transform added: the placed cube, voxels or heat maps; else the frame as it left it."""
-        new = [name for name in _ADDED if name in sample and not _is_same(before.get(name), sample[name])]
-        draw = {"heatmaps": self._target, "volume": self._voxels, "placement": self._placed}
-        yield draw[new[0]](stage, sample) if new else self._frame(stage, sample)
+        """Build the stage of what a transform added (placed cube, voxels or heat maps), else of the changed frame."""
+        new = [name for name in _ADDED_FIELDS if name in sample and not _is_same(before.get(name), sample[name])]
+        draw = {"heatmaps": self._target_stage, "volume": self._voxel_stage, "placement": self._cube_stage}
+        yield draw[new[0]](stage, sample) if new else self._frame_stage(stage, sample)
 
     def prediction_stages(
         self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
     ) -> tuple[Stage, dict[str, Any]]:
-        """The predicted heat maps, the predicted joints beside the true ones, and how far they are off."""
+        """Build the stage of the predicted heat maps and joints next to the true ones, with the joint errors in mm."""
         sample = {name: batch[name][0].cpu() for name in (*self.needs, "placement")}
-        found = predictions["joints_mm"][0].double().cpu()
-        figures = errors_of_joints(found, self._joints, self._visible, self._names)
+        joints_mm = predictions["joints_mm"][0].double().cpu()
+        figures = measure_joint_errors(joints_mm, self._joints, self._visible, self._names)
         placement = CubePlacement.from_rows(sample["placement"][None])
         maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
-        true, read = self._true(self._joints), self._read("predicted joints", found)
+        true_figure, predicted_figure = (
+            self._true_figure(self._joints),
+            self._decoded_figure("predicted joints", joints_mm),
+        )
         depth, camera = self._image(sample)
-        _, window = _cube_of(placement, camera, depth)
-        over = depth_panel("predicted and true", depth, camera, [true, read], window=window)
-        cloud = self._of_heatmaps("prediction", maps, placement, [true, read], behind=batch["volume"][0, 0].cpu())
+        _, window = _project_cube(placement, camera, depth)
+        depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
+        cloud = self._heatmap_stage(
+            "prediction", maps, placement, [true_figure, predicted_figure], behind=batch["volume"][0, 0].cpu()
+        )
         return replace(
-            cloud, description=describe_errors(figures), panels=(over, *cloud.panels[:3]), figures=figures
+            cloud, description=describe_errors(figures), panels=(depth_picture, *cloud.panels[:3]), figures=figures
         ), figures
 
-    def _frame(self, stage: str, sample: Sample) -> Stage:
+    def _frame_stage(self, stage: str, sample: Sample) -> Stage:
         depth, camera = self._image(sample)
         points = depth_points(depth, camera)
         joints = sample["joints"].double()
-        near = median_nearest_distance(joints[self._visible].numpy(), points)
-        description = "" if near is None else f"joints {near:.1f} {self._unit} from the nearest measured point (median)"
-        skeleton = self._true(joints)
+        joint_distance = median_nearest_distance(joints[self._visible].numpy(), points)
+        description = (
+            ""
+            if joint_distance is None
+            else f"joints {joint_distance:.1f} {self._unit} from the nearest measured point (median)"
+        )
+        skeleton = self._true_figure(joints)
         return Stage(
             stage,
             points,
@@ -108,43 +117,49 @@ class DepthStages:
             description,
             skeletons=(skeleton,),
             panels=(depth_panel("depth and joints", depth, camera, [skeleton]),),
-            figures={"joint_to_surface_mm": near},
+            figures={"joint_to_surface_mm": joint_distance},
         )
 
-    def _placed(self, stage: str, sample: Sample) -> Stage:
+    def _cube_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
         depth, camera = self._image(sample)
-        points = _in_voxels(depth_points(depth, camera), placement)
+        points = _to_voxels(depth_points(depth, camera), placement)
         is_inside = ((points >= 0) & (points < placement.size)).all(axis=1)
-        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
         figures |= {"num_points_inside": int(is_inside.sum())}
         image = np.zeros(depth.shape, dtype=bool)
         image[depth > 0] = is_inside
-        cube, window = _cube_of(placement, camera, depth)
-        skeleton = self._true(sample["joints"].double())
+        cube, window = _project_cube(placement, camera, depth)
+        skeleton = self._true_figure(sample["joints"].double())
         crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
-        kept = points[is_inside]
-        colors = (RgbColoring.from_values("depth", kept[:, 2]),)
-        description = f"{describe_placing(placement)}; {describe_round_trip(figures)}"
-        cloud = Stage(stage, kept, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures)
-        return replace(cloud, skeletons=(self._in_grid(skeleton, placement),))
+        inside_points = points[is_inside]
+        colors = (RgbColoring.from_values("depth", inside_points[:, 2]),)
+        description = f"{describe_placement(placement)}; {describe_round_trip(figures)}"
+        cloud = Stage(
+            stage, inside_points, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures
+        )
+        return replace(cloud, skeletons=(self._to_grid(skeleton, placement),))
 
-    def _voxels(self, stage: str, sample: Sample) -> Stage:
+    def _voxel_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
         values = permute_axes(sample["volume"][0].float(), placement.axes).numpy()
         volume = Volume.from_voxels(values, is_y_up=self._y_is_up)
-        middles, _ = volume.cell_centres_above(_HOT)
-        figures = placed_figures(placement, sample["joints"], self._joints, self._visible)
-        skeleton = self._in_grid(self._true(sample["joints"].double()), placement)
-        near = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
-        figures |= {"num_voxels": len(middles), "share": len(middles) / values.size, "joint_to_surface_voxels": near}
-        beside = "" if near is None else f", joints {near:.1f} from the nearest (median)"
+        middles, _ = volume.cell_centres_above(_MIN_DRAWN)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
+        skeleton = self._to_grid(self._true_figure(sample["joints"].double()), placement)
+        joint_distance = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
+        figures |= {
+            "num_voxels": len(middles),
+            "share": len(middles) / values.size,
+            "joint_to_surface_voxels": joint_distance,
+        }
+        distance_note = "" if joint_distance is None else f", joints {joint_distance:.1f} from the nearest (median)"
         return Stage(
             stage,
             middles,
             (RgbColoring.from_values("depth", middles[:, 2]),),
             "voxels",
-            f"{figures['share']:.2%} of the voxels{beside}; {describe_round_trip(figures)}",
+            f"{figures['share']:.2%} of the voxels{distance_note}; {describe_round_trip(figures)}",
             figures["is_sound"],
             skeletons=(skeleton,),
             panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),
@@ -152,19 +167,19 @@ class DepthStages:
             figures=figures,
         )
 
-    def _target(self, stage: str, sample: Sample) -> Stage:
+    def _target_stage(self, stage: str, sample: Sample) -> Stage:
         placement = CubePlacement.from_rows(sample["placement"][None])
-        figures = target_figures(sample["heatmaps"], placement, self._joints, self._visible)
-        read = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
-        skeletons = [self._true(self._joints), self._read("joints read from the target", read)]
+        figures = measure_target(sample["heatmaps"], placement, self._joints, self._visible)
+        joints_mm = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
+        skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
         maps = self._maps(sample["heatmaps"].float(), placement)
         behind = sample["volume"][0] if "volume" in sample else None
-        cloud = self._of_heatmaps(stage, maps, placement, skeletons, behind=behind)
+        cloud = self._heatmap_stage(stage, maps, placement, skeletons, behind=behind)
         return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
 
     # --- parts --------------------------------------------------------------------------------------------------------
 
-    def _of_heatmaps(
+    def _heatmap_stage(
         self,
         stage: str,
         maps: np.ndarray,
@@ -173,21 +188,21 @@ class DepthStages:
         *,
         behind: Tensor | None,
     ) -> Stage:
-        """The cells above a half, each in the colour of its joint; maps (J, V, V, V) in the order x, y, z."""
+        """Build the stage of the cells above 0.5, coloured by joint; maps (J, V, V, V) are indexed x, y, z."""
         volume = Volume.from_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
         shade = None
         if behind is not None:
             shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
-        middles, owners = volume.cell_centres_above(_HOT)
-        placed = [self._in_grid(each, placement) for each in skeletons]
+        middles, owners = volume.cell_centres_above(_MIN_DRAWN)
+        grid_skeletons = [self._to_grid(skeleton, placement) for skeleton in skeletons]
         palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
         return Stage(
             stage,
             middles,
             (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
             "voxels",
-            skeletons=tuple(placed),
-            panels=(*volume_panels(volume, placed, behind=shade), slices_panel(volume)),
+            skeletons=tuple(grid_skeletons),
+            panels=(*volume_panels(volume, grid_skeletons, behind=shade), slices_panel(volume)),
             volume=volume,
         )
 
@@ -197,38 +212,38 @@ class DepthStages:
     def _image(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return sample["depth"].float().numpy(), sample["camera"].double().numpy()
 
-    def _true(self, joints: Tensor) -> JointFigure:
+    def _true_figure(self, joints: Tensor) -> JointFigure:
         return JointFigure("true joints", joints.numpy(), self._visible.numpy(), self._bones, TRUE)
 
-    def _read(self, name: str, joints: Tensor) -> JointFigure:
+    def _decoded_figure(self, name: str, joints: Tensor) -> JointFigure:
         return JointFigure(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
 
-    def _in_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
-        return skeleton.moved(_in_voxels(skeleton.joints, placement))
+    def _to_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
+        return skeleton.with_joints(_to_voxels(skeleton.joints, placement))
 
 
 def _is_same(before: Any, after: Tensor) -> bool:
-    """Whether a transform handed on the tensor that it was given, under whatever shape."""
+    """Return True if both are the same memory in the same shape: a transform passed its tensor on."""
     return isinstance(before, Tensor) and before.data_ptr() == after.data_ptr() and before.shape == after.shape
 
 
-def _in_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
-    """Continuous voxel coordinates (P, 3) float64 of camera coordinates."""
+def _to_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
+    """Convert camera coordinates (P, 3) in mm to continuous voxel coordinates (P, 3) float64."""
     return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
 
 
-def _cube_of(placement: CubePlacement, camera: np.ndarray, depth: np.ndarray) -> tuple[JointFigure | None, Window]:
-    """The edges of the placed cube in the camera's frame, and the part of the image that shows it.
+def _project_cube(placement: CubePlacement, camera: np.ndarray, depth: np.ndarray) -> tuple[JointFigure | None, Window]:
+    """Return the edges of the placed cube in the camera frame, and the window of the image that shows the cube.
 
-    No edges, and the whole image, where it reaches behind the camera or lies out of the picture.
+    If the cube reaches behind the camera or lies outside the image: None, and the whole image.
     """
     height, width = depth.shape
     corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], without_rounding(placement))[0].numpy()
     if corners[:, 2].min() < 1:
         return None, (0, 0, width, height)
-    places = project_points(corners, camera)[:, :2]
-    left, top = np.floor(places.min(axis=0)).astype(int) - _MARGIN_PX
-    right, bottom = np.ceil(places.max(axis=0)).astype(int) + _MARGIN_PX + 1
+    pixels = project_points(corners, camera)[:, :2]
+    left, top = np.floor(pixels.min(axis=0)).astype(int) - _MARGIN_PX
+    right, bottom = np.ceil(pixels.max(axis=0)).astype(int) + _MARGIN_PX + 1
     window = (max(0, int(left)), max(0, int(top)), min(width, int(right)), min(height, int(bottom)))
     if window[0] >= window[2] or window[1] >= window[3]:
         return None, (0, 0, width, height)

@@ -1,4 +1,4 @@
-"""What there is to see of a sample that is an image, and the pictures that its task draws of a prediction."""
+"""Stages of an image sample, and the pictures that its task draws of a prediction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
 @dataclass(frozen=True)
 class _Scale:
-    """The values that are drawn black and white, of each channel (3,) float64."""
+    """Values that are drawn black (`low`) and white (`high`), per channel (3,) float64."""
 
     low: np.ndarray
     high: np.ndarray
@@ -37,23 +37,23 @@ class _Scale:
         return cls(np.full(3, low), np.full(3, high))
 
     def pixels(self, rows_of_colors: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8; what lies beyond is cut off."""
+        """Convert values (H, W, 3) to uint8; values beyond the scale are clipped."""
         span = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
         return ((rows_of_colors - self.low) / span * 255).clip(0, 255).round().astype(np.uint8)
 
     def fits(self, rows_of_colors: np.ndarray) -> bool:
-        """Whether values lie in the scale and take up some of it, so that they may be in its unit."""
+        """Return True if values lie within the scale and span part of it, so that they may be in its unit."""
         low, high = rows_of_colors.min(), rows_of_colors.max()
         span = self.high.max() - self.low.min()
         is_within = low >= self.low.min() - _SLACK * span and high <= self.high.max() + _SLACK * span
         return bool(is_within and (high - low >= _SLACK * span or high == low))
 
-    def normalized(self, before: np.ndarray, after: np.ndarray) -> _Scale | None:
-        """The scale of `after`, where each of its channels is a factor times that of `before` and a shift."""
+    def match_normalized(self, before: np.ndarray, after: np.ndarray) -> _Scale | None:
+        """Return the scale of `after` if each channel is an affine map of that of `before`, else None."""
         x, y = before.reshape(-1, 3).astype(np.float64), after.reshape(-1, 3).astype(np.float64)
         spread = x - x.mean(axis=0)
         square = (spread**2).sum(axis=0)
-        is_flat = square < np.finfo(np.float32).eps  # of one value, which any factor leads to its own
+        is_flat = square < np.finfo(np.float32).eps  # a constant channel: any factor fits
         factor = np.where(is_flat, 1.0, (spread * y).sum(axis=0) / np.where(is_flat, 1.0, square))
         shift = y.mean(axis=0) - factor * x.mean(axis=0)
         if (factor <= 0).any() or np.abs(x * factor + shift - y).max() > 1e-3 * max(float(np.ptp(y)), 1e-6):
@@ -65,11 +65,11 @@ _SLACK = 0.02
 
 
 class ImageStages:
-    """The stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn in the brightness that they have.
+    """Stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn in their true brightness.
 
-    All stages share a scale: that of the field where it is bounded, else the lowest and highest value of the raw image;
+    All stages share a scale: the bounds of the field if it has any, else the lowest and highest value of the raw image;
     a normalisation is undone. A stage in another unit is drawn from its own lowest to its own highest value. Boxes are
-    drawn on it; each stage is drawn as it is, so that a box that did not move with its pixels is seen.
+    drawn on each stage as it is, so that a box that did not move with its pixels is seen.
     """
 
     needs = frozenset({"image"})
@@ -87,14 +87,14 @@ class ImageStages:
         self._raw_scale = _Scale.between(low, high)
         self._last: tuple[Tensor, _Scale] = (raw["image"], self._raw_scale)
         self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
-        """Those of the stage that was drawn last (H, W, 3) uint8, without boxes."""
+        """Pixels (H, W, 3) uint8 of the stage that was drawn last, without boxes."""
 
     def raw_stage(self, sample: Sample) -> Stage:
-        """The image as the data set gives it."""
+        """Build the stage of the image as the data set returns it."""
         return self._stage("raw", sample, self._raw_scale)
 
     def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
-        """The image after a transform."""
+        """Build the stage of the image after a transform."""
         image, scale = self._last
         if before["image"] is not image:  # another branch begins with the raw sample
             scale = self._raw_scale
@@ -103,25 +103,25 @@ class ImageStages:
     def prediction_stages(
         self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
     ) -> tuple[Stage, dict[str, Any]]:
-        """The pictures that the task draws of the prediction, and its numbers."""
+        """Build the stage of the pictures that the task draws of the prediction, and return its numbers."""
         show = TaskMembers.show.get(predictor.task)
-        more = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
-        pictures = [] if show is None else show(batch, predictions, **_taken(show, more))
+        optional_arguments = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
+        pictures = [] if show is None else show(batch, predictions, **_select_arguments(show, optional_arguments))
         figures = {
             name: predictions[name][0].double().cpu().tolist()
             for name in sorted(TaskMembers.predicts.get(predictor.task))
             if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
-        panels = tuple(ImagePanel(each.name, each.pixels) for each in pictures)
-        return _flat("prediction", text, panels), figures
+        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        return _picture_stage("prediction", text, panels), figures
 
     def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
         earlier, later = _rows_of_colors(before), _rows_of_colors(after)
-        is_changed = before.shape != after.shape or not scale.fits(later)  # channels come first, or another unit
-        made = scale.normalized(earlier, later) if is_changed and earlier.shape == later.shape else None
-        if made is not None or scale.fits(later):
-            return made or scale
+        is_changed = before.shape != after.shape or not scale.fits(later)  # channels moved first, or another unit
+        normalised = scale.match_normalized(earlier, later) if is_changed and earlier.shape == later.shape else None
+        if normalised is not None or scale.fits(later):
+            return normalised or scale
         return _Scale.between(float(later.min()), float(later.max()))
 
     def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Stage:
@@ -131,55 +131,60 @@ class ImageStages:
         pixels = self.pixels
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
-            pixels, size = draw_boxes(pixels, _boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
-        return _flat(stage, size, (ImagePanel(stage, pixels),))
+            pixels, size = draw_boxes(pixels, _sample_boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
+        return _picture_stage(stage, size, (ImagePanel(stage, pixels),))
 
 
 def _rows_of_colors(image: Tensor) -> np.ndarray:
-    """An image (1 or 3, H, W) or (H, W, 3) as (H, W, 3) float32."""
+    """Convert an image (1 or 3, H, W) or (H, W, 3) to (H, W, 3) float32."""
     values = image.float()
     return (values if values.shape[0] not in (1, 3) else values.expand(3, -1, -1).permute(1, 2, 0)).numpy()
 
 
-def _taken(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that a function names."""
+def _select_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the arguments that a function's signature names."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in arguments.items() if name in names}
 
 
-def _boxes(sample: Sample) -> list[DrawnBox]:
-    """The boxes of a sample: green, and hatched grey where they are ignored."""
+def _sample_boxes(sample: Sample) -> list[DrawnBox]:
+    """Build the drawn boxes of a sample: green, and hatched grey if they are ignored."""
     ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
     truth, hidden = DrawnBox((), COLORS["truth"]), DrawnBox((), COLORS["ignored"], style="hatched")
     corners = map(tuple, sample["boxes"].tolist())
-    found = [replace(hidden if each else truth, corners=own) for own, each in zip(corners, ignored, strict=True)]
-    return sorted(found, key=lambda box: box.style)
+    boxes = [
+        replace(hidden if is_ignored else truth, corners=box_corners)
+        for box_corners, is_ignored in zip(corners, ignored, strict=True)
+    ]
+    return sorted(boxes, key=lambda box: box.style)
 
 
 def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Stage]:
-    """What a task works out of a batch before the forward pass, where it draws that, on `pixels` (H, W, 3) uint8."""
+    """Build the stages of a task's targets (such as an assignment) if it draws them, on `pixels` (H, W, 3) uint8."""
     show_targets = TaskMembers.show_targets.get(task)
     if show_targets is None:
         return
-    more = {} if pixels is None else _taken(show_targets, {"pixels": pixels})
-    for stage, (pictures, figures) in show_targets(batch, **more).items():
-        panels = tuple(ImagePanel(each.name, each.pixels) for each in pictures)
-        text = "; ".join(f"{each.name}: {each.caption}" for each in pictures)
-        yield _flat(stage, text, panels, figures)
+    optional_arguments = {} if pixels is None else _select_arguments(show_targets, {"pixels": pixels})
+    for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
+        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
+        yield _picture_stage(stage, text, panels, figures)
 
 
 def draws_pictures(task: Task) -> bool:
-    """Whether a task draws pictures of its predictions."""
+    """Return True if a task draws pictures of its predictions."""
     return TaskMembers.show.get(task) is not None
 
 
 def takes_score(task: Task) -> bool:
-    """Whether the least score of what a task draws can be given."""
+    """Return True if a task can draw only detections above a given score."""
     show = TaskMembers.show.get(task)
     return show is not None and "score" in inspect.signature(show).parameters
 
 
-def _flat(stage: str, text: str, panels: tuple[ImagePanel, ...], figures: Mapping[str, Any] | None = None) -> Stage:
-    """A stage of pictures alone."""
+def _picture_stage(
+    stage: str, text: str, panels: tuple[ImagePanel, ...], figures: Mapping[str, Any] | None = None
+) -> Stage:
+    """Build a stage that has pictures only."""
     none = RgbColoring("image", np.zeros((0, 3), dtype=np.uint8))
     return Stage(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})

@@ -1,4 +1,4 @@
-"""How far joints are from where they should be, in numbers and in words: in the cube, in the target, as predicted."""
+"""Errors of joints as numbers and as text: in the placed cube, in the target, and as predicted."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from sightline.tasks.pose import decode_joints
 
 __all__ = [
     "describe_errors",
-    "describe_placing",
+    "describe_placement",
     "describe_round_trip",
     "describe_target",
-    "errors_of_joints",
+    "measure_joint_errors",
+    "measure_placement",
+    "measure_target",
     "median_nearest_distance",
-    "placed_figures",
-    "target_figures",
     "without_rounding",
 ]
 
 _ROUND_TRIP_MM = 1e-9
-"""Coordinates of some thousand mm in float64, through a dozen operations."""
+"""Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""
 _HALF_A_CELL = 0.5 + 1e-3
-"""Beside a cell's border float32 cannot decide which of two cells is larger."""
+"""Largest error of argmax decoding: next to a cell's border, float32 cannot decide which of two cells is larger."""
 
 
 def without_rounding(placement: CubePlacement) -> CubePlacement:
-    """The same cube without the roundings of the authors' release: where things are, and not where they are put."""
+    """Return the placement without the roundings of the authors' release, for exact positions."""
     return replace(placement, compat="none")
 
 
 def median_nearest_distance(joints: np.ndarray, points: np.ndarray) -> float | None:
-    """The median over joints (J, 3) of the distance to the nearest of the points (N, 3); None without either.
+    """Compute the median over joints (J, 3) of the distance to the nearest point (N, 3); None if there are none.
 
-    A joint lies a finger's radius below the skin: a distance much above that means that joints and image disagree.
+    A joint is a finger's radius below the skin: a distance much above that means that joints and image disagree.
     """
     if not len(joints) or not len(points):
         return None
     return float(np.median([np.sqrt(((points - joint) ** 2).sum(axis=1).min()) for joint in joints]))
 
 
-def placed_figures(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
-    """How many joints (J, 3) lie in the cube, and how far they are from the raw ones when they are brought back to mm.
+def measure_placement(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """Count the joints (J, 3) inside the cube and measure their round-trip error in mm, compared with the raw joints.
 
     Joints that are not visible are left out.
     """
     exact = without_rounding(placement)
     voxels = to_voxels(joints.double()[None], exact)
-    off = (to_camera(voxels, exact)[0] - raw).norm(dim=1)[visible]
+    error_mm = (to_camera(voxels, exact)[0] - raw).norm(dim=1)[visible]
     inside = ((voxels[0] >= 0) & (voxels[0] < placement.size)).all(dim=1) & visible
-    furthest = float(off.max()) if len(off) else None
+    furthest = float(error_mm.max()) if len(error_mm) else None
     return {
         "num_joints": int(visible.sum()),
         "num_joints_inside": int(inside.sum()),
@@ -64,16 +64,16 @@ def placed_figures(placement: CubePlacement, joints: Tensor, raw: Tensor, visibl
     }
 
 
-def target_figures(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
-    """How far the joints of heat maps (J, V, V, V) are from the raw ones (J, 3), in mm and in cells.
+def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """Measure the error of joints decoded from heat maps (J, V, V, V) against the raw joints (J, 3), in mm and cells.
 
-    Read from the largest cell, which may be half a cell off along each axis of the grid and no more, and by the
-    parabola around it. Only visible joints inside of the cube count: the map of another has no peak.
+    Decoded by argmax, which is at most half a cell off along each axis of the grid, and by a parabola around the
+    maximum. Only visible joints inside the cube count: the heat maps of the others have no peak.
     """
     cell_voxels = placement.size / heatmaps.shape[-1]
     exact = without_rounding(placement)
-    wanted = to_voxels(raw[None], exact) / cell_voxels
-    is_inside = ((wanted[0] >= 0) & (wanted[0] < heatmaps.shape[-1])).all(dim=1)
+    expected = to_voxels(raw[None], exact) / cell_voxels
+    is_inside = ((expected[0] >= 0) & (expected[0] < heatmaps.shape[-1])).all(dim=1)
     counted = is_inside & visible
     figures: dict[str, Any] = {
         "cell_mm": placement.voxel_mm * cell_voxels / float(placement.scale[0]),
@@ -83,35 +83,43 @@ def target_figures(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visi
     names = ("target_off_cells", "target_off_mm", "target_off_max_mm", "parabola_off_max_mm", "is_sound")
     if not bool(counted.any()):
         return figures | dict.fromkeys(names)
-    found = decode_joints(heatmaps[None], placement, decoding="argmax")
-    cells = float(((to_voxels(found, exact) / cell_voxels) - wanted)[0, counted].abs().max())
-    off = (found[0] - raw).norm(dim=1)[counted]
+    decoded = decode_joints(heatmaps[None], placement, decoding="argmax")
+    max_error_cells = float(((to_voxels(decoded, exact) / cell_voxels) - expected)[0, counted].abs().max())
+    error_mm = (decoded[0] - raw).norm(dim=1)[counted]
     smooth = decode_joints(heatmaps[None], placement, decoding="parabola")[0]
-    finest = float((smooth - raw).norm(dim=1)[counted].max())
-    values = (cells, float(off.mean()), float(off.max()), finest, cells <= _HALF_A_CELL)
+    parabola_max_mm = float((smooth - raw).norm(dim=1)[counted].max())
+    values = (
+        max_error_cells,
+        float(error_mm.mean()),
+        float(error_mm.max()),
+        parabola_max_mm,
+        max_error_cells <= _HALF_A_CELL,
+    )
     return figures | dict(zip(names, values, strict=True))
 
 
-def errors_of_joints(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """The distance in mm of each found joint (J, 3) from the true one, by name, with their mean and the largest."""
-    off = (found - true).norm(dim=1)
-    each = {name: float(mm) if seen else None for name, mm, seen in zip(names, off, visible, strict=True)}
+def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Compute the distance in mm of each decoded joint (J, 3) from the true one, by name, with mean and maximum."""
+    error_mm = (found - true).norm(dim=1)
+    errors_by_name = {
+        name: float(mm) if is_visible else None for name, mm, is_visible in zip(names, error_mm, visible, strict=True)
+    }
     if not bool(visible.any()):
-        return {"mean_error_mm": None, "max_error_mm": None, "worst_joint": None, "error_mm": each}
-    worst = int(torch.where(visible, off, -1.0).argmax())
+        return {"mean_error_mm": None, "max_error_mm": None, "worst_joint": None, "error_mm": errors_by_name}
+    worst = int(torch.where(visible, error_mm, -1.0).argmax())
     return {
-        "mean_error_mm": float(off[visible].mean()),
-        "max_error_mm": float(off[worst]),
+        "mean_error_mm": float(error_mm[visible].mean()),
+        "max_error_mm": float(error_mm[worst]),
         "worst_joint": names[worst],
-        "error_mm": each,
+        "error_mm": errors_by_name,
     }
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
 
 
-def describe_placing(placement: CubePlacement) -> str:
-    """Where the cube lies, and how it is varied."""
+def describe_placement(placement: CubePlacement) -> str:
+    """Describe the position of the cube and its augmentation."""
     middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
     neutral = (placement.grid_size - placement.size) / 2
     shift = (placement.shift[0] - neutral).tolist()
@@ -124,7 +132,7 @@ def describe_placing(placement: CubePlacement) -> str:
 
 
 def describe_round_trip(figures: Mapping[str, Any]) -> str:
-    """How many joints the cube holds, and what becomes of them on the way to the grid and back."""
+    """Describe how many joints are inside the cube, and their error from mm to the grid and back."""
     if figures["round_trip_mm"] is None:
         return "no joint is labelled"
     text = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
@@ -134,21 +142,21 @@ def describe_round_trip(figures: Mapping[str, Any]) -> str:
 
 
 def describe_target(figures: Mapping[str, Any]) -> str:
-    """The joints as read back from the target."""
+    """Describe the errors of the joints decoded from the target."""
     if figures["is_sound"] is None:
         return "no labelled joint lies in the cube"
-    left = figures["num_joints"] - figures["num_joints_inside"]
+    num_outside = figures["num_joints"] - figures["num_joints_inside"]
     text = (
         f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "
         f"({figures['target_off_max_mm']:.1f} at most), {figures['target_off_cells']:.2f} of a cell of "
         f"{figures['cell_mm']:.1f} mm along an axis; by the parabola {figures['parabola_off_max_mm']:.2g} mm"
     )
-    text += f"; {left} joints outside of the cube" if left else ""
+    text += f"; {num_outside} joints outside of the cube" if num_outside else ""
     return text if figures["is_sound"] else f"MORE THAN HALF A CELL: {text}; target and raw joints disagree"
 
 
 def describe_errors(figures: Mapping[str, Any]) -> str:
-    """How far predicted joints are off."""
+    """Describe the errors of the predicted joints."""
     if figures["mean_error_mm"] is None:
         return "no joint is labelled"
     worst = f"{figures['worst_joint']} {figures['max_error_mm']:.1f} mm"

@@ -1,4 +1,4 @@
-"""One HTML page that shows stages and turns their clouds: everything in it, nothing from a network, for any browser."""
+"""Self-contained HTML page that shows stages and rotates their clouds, in any browser and without a network."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sightline.view.sheet import subsample
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 from sightline.view.volumes import Volume
 
-__all__ = ["MOST_BYTES", "MOST_SHOWN", "encode_page", "shown_per_cloud"]
+__all__ = ["MAX_PAGE_BYTES", "MAX_SHOWN", "encode_page", "max_points_per_cloud"]
 
-MOST_SHOWN = 200_000
-"""Points of a cloud in a page, unless asked for otherwise: what a browser turns smoothly without a graphics card."""
-MOST_BYTES = 12_000_000
-"""Of the points of a page: more clouds get fewer points each, so that a page stays one that can be mailed."""
-_STRIP_RATIO = 3
-"""Width over height."""
+MAX_SHOWN = 200_000
+"""Default maximum of points per cloud: as many as a browser rotates smoothly without a graphics card."""
+MAX_PAGE_BYTES = 12_000_000
+"""Maximum size of all points of a page (base64): more clouds get fewer points each, so that it can be mailed."""
+_MIN_STRIP_RATIO = 3
+"""Minimum width / height of a picture that is shown as a strip."""
 _STEPS = 65_535
-"""A coordinate is kept as one of so many steps from the cloud's lowest to its highest."""
+"""Quantisation of coordinates: number of steps from the cloud's lowest to its highest."""
 
 
 def encode_page(
@@ -34,39 +34,40 @@ def encode_page(
     title: str,
     notes: Sequence[str] = (),
     hidden: Sequence[str] = (),
-    most: int = MOST_SHOWN,
+    most: int = MAX_SHOWN,
 ) -> str:
-    """The page of these samples: a switch between them, their stages and colourings, a legend that hides classes.
+    """Encode the page of these samples: selection of sample, stage and colouring, and a legend that hides classes.
 
-    Below a cloud stand the flat pictures of its stage, and the slices of its volume; pictures alone fill the page.
+    The flat pictures of a stage and the slices of its volume are shown below its cloud; a stage of pictures only fills
+    the page.
 
-    Of every cloud at most `most` finite points are in it, fewer where the whole would exceed `MOST_BYTES`, chosen
+    The page contains at most `most` finite points of every cloud, fewer if all would exceed `MAX_PAGE_BYTES`, chosen
     evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
     """
-    count = shown_per_cloud(subjects, most=most)
+    count = max_points_per_cloud(subjects, most=most)
     data = {
         "title": title,
         "notes": list(notes),
         "hidden": list(hidden),
-        "subjects": [_subject(subject, count) for subject in subjects],
+        "subjects": [_encode_subject(subject, count) for subject in subjects],
     }
     text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    page = _part("page.html")
-    for mark, content in (  # from the bottom up, so that nothing inserted is taken for a mark
-        ("SCRIPT", _part("page.js") + _part("page_flat.js")),
-        ("DATA", text.replace("<", "\\u003c")),  # no name of a class can end the element that holds it
-        ("STYLE", _part("page.css")),
+    page = _read_part("page.html")
+    for mark, content in (  # from the bottom up, so that no inserted text is taken for a mark
+        ("SCRIPT", _read_part("page.js") + _read_part("page_flat.js")),
+        ("DATA", text.replace("<", "\\u003c")),  # no class name can end the element that contains the data
+        ("STYLE", _read_part("page.css")),
         ("TITLE", html.escape(title)),
     ):
-        before, found, after = page.partition(f"%{mark}%")
-        assert found, f"page.html has lost its place for {mark}"
-        page = before + content + after
+        head, separator, tail = page.partition(f"%{mark}%")
+        assert separator, f"page.html lacks the mark {mark}"
+        page = head + content + tail
     return page
 
 
-def shown_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
-    """The largest number of points per cloud, up to `most`, with which all clouds fit into `MOST_BYTES` of base64."""
+def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
+    """Return the largest number of points per cloud, up to `most`, so that all fit into `MAX_PAGE_BYTES` of base64."""
     clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 
     def num_bytes(count: int) -> float:
@@ -75,26 +76,26 @@ def shown_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
     low, high = 1, max(1, most)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if num_bytes(middle) <= MOST_BYTES else (low, middle - 1)
+        low, high = (middle, high) if num_bytes(middle) <= MAX_PAGE_BYTES else (low, middle - 1)
     return low
 
 
 def _bytes_per_point(cloud: Stage) -> int:
     widths = {ClassColoring: 2, RgbColoring: 3}
-    return 6 + sum(widths.get(type(each), 0) for each in cloud.colorings)
+    return 6 + sum(widths.get(type(coloring), 0) for coloring in cloud.colorings)
 
 
-def _subject(subject: ViewedSample, count: int) -> dict[str, Any]:
-    whole = [f"{key}: {subject.facts[key]}" for key in ("class", "category") if key in subject.facts]
+def _encode_subject(subject: ViewedSample, count: int) -> dict[str, Any]:
+    class_lines = [f"{key}: {subject.facts[key]}" for key in ("class", "category") if key in subject.facts]
     return {
         "name": subject.name,
-        "facts": whole,
+        "facts": class_lines,
         "up": subject.up_axis,
-        "clouds": [_cloud(cloud, count) for cloud in subject.stages],
+        "clouds": [_encode_cloud(cloud, count) for cloud in subject.stages],
     }
 
 
-def _cloud(cloud: Stage, count: int) -> dict[str, Any]:
+def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
     finite = np.flatnonzero(np.isfinite(cloud.points).all(axis=1))
     rows = subsample(finite, count)
     points = cloud.points[rows].astype(np.float64)
@@ -112,52 +113,52 @@ def _cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "low": low.tolist(),
         "span": span.tolist(),
         "points": _base64(steps),
-        "colorings": [_coloring(each, rows) for each in cloud.colorings],
-        "skeletons": [each.to_dict() for each in cloud.skeletons],
+        "colorings": [_encode_coloring(coloring, rows) for coloring in cloud.colorings],
+        "skeletons": [skeleton.to_dict() for skeleton in cloud.skeletons],
         "isFlat": cloud.is_flat,
-        "isStrips": all(_is_strip(each.pixels) for each in cloud.panels),
-        "panels": [{"name": each.name, "png": _picture(each.pixels)} for each in cloud.panels],
-        "volume": None if cloud.volume is None else _volume(cloud.volume),
+        "isStrips": all(_is_strip(panel.pixels) for panel in cloud.panels),
+        "panels": [{"name": panel.name, "png": _encode_picture(panel.pixels)} for panel in cloud.panels],
+        "volume": None if cloud.volume is None else _encode_volume(cloud.volume),
     }
 
 
-def _coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:
-    """Codes that count the rows of its legend, colours, or for heights nothing: the page finds them itself."""
+def _encode_coloring(coloring: Coloring, rows: np.ndarray) -> dict[str, Any]:
+    """Encode a colouring: indices into its legend, colours, or for heights nothing, as the page computes them."""
     if isinstance(coloring, RgbColoring):
         return {"name": coloring.name, "kind": "colors", "values": _base64(coloring.rgb[rows])}
     if not isinstance(coloring, ClassColoring):
         return {"name": coloring.name, "kind": "height"}
     legend = coloring.legend()
-    place_of = {name: place for place, (name, _, _) in enumerate(legend)}
-    places = np.array([place_of.get(name, 0) for name in (*coloring.class_names, "unlabelled")], dtype="<u2")
+    index_by_name = {name: index for index, (name, _, _) in enumerate(legend)}
+    indices = np.array([index_by_name.get(name, 0) for name in (*coloring.class_names, "unlabelled")], dtype="<u2")
     return {
         "name": coloring.name,
         "kind": "classes",
-        "values": _base64(places[np.maximum(coloring.codes[rows], -1)]),
+        "values": _base64(indices[np.maximum(coloring.codes[rows], -1)]),
         "classes": [{"name": name, "color": color.tolist(), "count": count} for name, color, count in legend],
     }
 
 
-def _volume(volume: Volume) -> dict[str, Any]:
-    """Its filled cells alone, numbered with z running fastest, with their values in 255 steps and their owners."""
+def _encode_volume(volume: Volume) -> dict[str, Any]:
+    """Encode the filled cells of a volume: flat index (z fastest), value in 255 steps, and owner."""
     steps = (volume.values * 255).round().astype(np.uint8).ravel()
-    places = np.flatnonzero(steps)
+    indices = np.flatnonzero(steps)
     return {
         "size": list(volume.values.shape),
         "cell": volume.cell,
         "palette": volume.palette.tolist(),
-        "places": _base64(places.astype("<u4")),
-        "values": _base64(steps[places]),
-        "owners": _base64(volume.owners.ravel()[places].astype("<u2")),
+        "places": _base64(indices.astype("<u4")),
+        "values": _base64(steps[indices]),
+        "owners": _base64(volume.owners.ravel()[indices].astype("<u2")),
     }
 
 
 def _is_strip(pixels: np.ndarray) -> bool:
-    """Whether a picture, such as a range image, is so wide that it takes the whole width of the page."""
-    return pixels.shape[1] >= _STRIP_RATIO * pixels.shape[0]
+    """Return True if a picture, such as a range image, is wide enough to take the full width of the page."""
+    return pixels.shape[1] >= _MIN_STRIP_RATIO * pixels.shape[0]
 
 
-def _picture(pixels: np.ndarray) -> str:
+def _encode_picture(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
 
 
@@ -165,5 +166,5 @@ def _base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
 
 
-def _part(name: str) -> str:
+def _read_part(name: str) -> str:
     return resources.files("sightline.view").joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Flat pictures of a stage: a depth image, a volume from three sides, its slices, with the joints drawn over them."""
+"""Flat pictures of a stage with the joints drawn over them: depth image, volume from three sides, slices."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _NUM_SLICES = 16
 _NAMES: dict[Plane, str] = {"xy": "xy, front", "xz": "xz, from above", "yz": "yz, side"}
 
 Window = tuple[int, int, int, int]
-"""Left, top, right, bottom of a part of an image, in pixels; the last two are excluded."""
+"""Left, top, right, bottom of a crop of an image, in pixels; right and bottom are excluded."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePanel:
-    """A picture (H, W, 3) uint8 and what it is called."""
+    """Picture (H, W, 3) uint8 with its name."""
 
     name: str
     pixels: np.ndarray
@@ -41,7 +41,7 @@ def depth_panel(
     is_inside: np.ndarray | None = None,
     cube: JointFigure | None = None,
 ) -> ImagePanel:
-    """A depth image (H, W), dark where near, with figures in the camera's frame over it.
+    """Draw a depth image (H, W), near pixels dark, with joint figures given in the camera frame.
 
     Only its `window` is shown; measured pixels that are not inside are grey; `cube` is drawn in thin lines.
     """
@@ -53,39 +53,41 @@ def depth_panel(
     if (inside > 0).any():
         measured = inside[inside > 0]
         pixels[inside > 0] = apply_colormap(measured.clip(*np.percentile(measured, (2, 98))))
-    times = _times(shown.shape)
+    scale = _pixels_per_cell(shown.shape)
 
-    def places(points: np.ndarray) -> np.ndarray:  # the middle of a pixel lies at a whole number
-        return (project_points(points, camera)[:, :2] - (left, top) + 0.5) * times
+    def to_picture(points: np.ndarray) -> np.ndarray:  # pixel centres are at integers
+        return (project_points(points, camera)[:, :2] - (left, top) + 0.5) * scale
 
-    figures = [each.moved(places(each.joints)) for each in ([cube] if cube else []) + list(skeletons)]
-    return ImagePanel(name, _drawn_over(_enlarged(pixels, times), figures, num_thin=1 if cube else 0))
+    figures = [figure.with_joints(to_picture(figure.joints)) for figure in ([cube] if cube else []) + list(skeletons)]
+    return ImagePanel(name, _draw_figures(_enlarge(pixels, scale), figures, num_thin=1 if cube else 0))
 
 
 def volume_panels(
     volume: Volume, skeletons: Sequence[JointFigure], *, behind: Volume | None = None
 ) -> list[ImagePanel]:
-    """The volume's largest values from three sides, with figures in its cloud's frame over them.
+    """Draw the maximum projections of a volume along its three axes, with joint figures in its cloud's frame.
 
-    `behind` it lies the shade of another volume of the same space.
+    `behind` is another volume of the same space, drawn as a grey shade behind it.
     """
     panels = []
     for plane in PLANES:
         values, owners = volume.projection(plane)
-        times = _times(values.shape)
-        pixels = _enlarged(volume.colors(values, owners), times)
+        scale = _pixels_per_cell(values.shape)
+        pixels = _enlarge(volume.colors(values, owners), scale)
         if behind is not None:
-            pixels = _on_shade(pixels, behind.projection(plane)[0])
-        figures = [each.moved(volume.to_pixels(each.joints, plane) * times) for each in skeletons]
-        panels.append(ImagePanel(_NAMES[plane], _drawn_over(pixels, figures)))
+            pixels = _shade_behind(pixels, behind.projection(plane)[0])
+        figures = [skeleton.with_joints(volume.to_pixels(skeleton.joints, plane) * scale) for skeleton in skeletons]
+        panels.append(ImagePanel(_NAMES[plane], _draw_figures(pixels, figures)))
     return panels
 
 
 def slices_panel(volume: Volume) -> ImagePanel:
-    """Sixteen slices along z on one picture, the nearest at the upper left, evenly from the first that holds something
-    to the last."""
-    held = np.flatnonzero((volume.values > 0.02).any(axis=(0, 1)))
-    first, last = (int(held[0]), int(held[-1])) if len(held) else (0, volume.values.shape[2] - 1)
+    """Draw sixteen slices along z on one picture, evenly spaced between the first and the last that are not empty.
+
+    The nearest slice is at the upper left.
+    """
+    filled = np.flatnonzero((volume.values > 0.02).any(axis=(0, 1)))
+    first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, volume.values.shape[2] - 1)
     numbers = np.linspace(first, last, _NUM_SLICES).round().astype(np.int64).tolist()
     cards = [
         np.pad(volume.colors(*volume.slice(number)), ((1, 1), (1, 1), (0, 0)), constant_values=200)
@@ -95,24 +97,24 @@ def slices_panel(volume: Volume) -> ImagePanel:
     return ImagePanel(f"slices, z {first} to {last}", np.concatenate(rows))
 
 
-def _times(shape: Sequence[int]) -> int:
-    """How many pixels wide a cell is drawn, so that the longer side comes near to that of all pictures."""
+def _pixels_per_cell(shape: Sequence[int]) -> int:
+    """Return the number of pixels per cell with which the longer side comes close to `_SIDE_PX`."""
     return max(1, _SIDE_PX // max(1, *shape[:2]))
 
 
-def _enlarged(pixels: np.ndarray, times: int) -> np.ndarray:
+def _enlarge(pixels: np.ndarray, times: int) -> np.ndarray:
     return pixels.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _on_shade(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """Paper becomes a shade of grey where something lies behind it."""
+def _shade_behind(pixels: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """Darken the picture to grey where the volume behind it is filled."""
     rows, columns = (np.arange(n) * m // n for n, m in zip(pixels.shape, behind.shape, strict=False))
     darkness = behind[np.ix_(rows, columns)][..., None] * (1 - np.array(_SHADE) / _PAPER[0])
     return (pixels * (1 - darkness)).round().astype(np.uint8)
 
 
-def _drawn_over(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:
-    """Figures whose joints are places (J, 2) of a picture: bones in their own colour, joints in the palette's.
+def _draw_figures(pixels: np.ndarray, figures: Sequence[JointFigure], *, num_thin: int = 0) -> np.ndarray:
+    """Draw figures with joints (J, 2) in pixels: bones in the figure's colour, joints in the palette's.
 
     The first `num_thin` figures are thin lines without joints.
     """

@@ -1,4 +1,4 @@
-"""A trained model that predicts the samples that are shown."""
+"""Predictor of a trained model for the samples that are shown."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sightline.types import Batch, SampleKey
 __all__ = ["SHOWN", "SamplePredictor"]
 
 SHOWN = {"probabilities": "classes", "joints_mm": "joints"}
-"""Of what a task predicts, what can be drawn."""
+"""Predictions of a task that can be drawn, and what they are called."""
 
 
 @dataclass(frozen=True)
 class SamplePredictor:
-    """A trained model, ready to predict a sample by a run's own evaluation transforms.
+    """Trained model that predicts a sample with the evaluation transforms of its run.
 
-    `score` is the least one of the detections that are drawn, that of the task where it is None.
+    `score` is the minimum score of the detections that are drawn; None means the task's own.
     """
 
     model: nn.Module
@@ -40,7 +40,7 @@ class SamplePredictor:
     score: float | None = None
 
     def __call__(self, key: SampleKey) -> tuple[Batch, Mapping[str, Any]]:
-        """The batch of one sample and what the task predicts of it; one pass, no votes."""
+        """Return the batch of one sample and the task's predictions for it, from a single pass without voting."""
         batch = to_device(self.reader([key]), self.device, float_dtype=self.precision.parameter_dtype)
         self.model.eval()
         with torch.no_grad(), self.precision.autocast(self.device):
@@ -48,7 +48,7 @@ class SamplePredictor:
         return batch, predictions
 
     def iou(self, batch: Batch, predictions: Mapping[str, Any]) -> float | None:
-        """The sample's IoU, where a metric of the run computes it."""
+        """Compute the sample's IoU if a metric of the run does, else return None."""
         for meter in self.meters:
             per_sample = MetricMembers.per_sample.get(meter.metric)
             if per_sample is not None:

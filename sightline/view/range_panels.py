@@ -1,4 +1,4 @@
-"""Flat pictures of a range image: distances, labels, predictions and errors, a row for each beam."""
+"""Flat pictures of a range image: distances, labels, predictions and errors, one row per beam."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 
 
 def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
-    """The distances of a `range_image` (H, W), dark where near, and its labels where it has any; empty pixels black."""
+    """Draw the distances of a `range_image` (H, W), near pixels dark and empty ones black, and its labels if any."""
     distance = sample["range_image"].float().numpy()
     is_empty = distance < 0
     pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
@@ -26,14 +26,14 @@ def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, 
         pixels[~is_empty] = apply_colormap(np.log1p(distance[~is_empty]))
     panels = [ImagePanel("range", pixels)]
     if "label" in sample and sample["label"].shape == distance.shape:
-        panels.append(ImagePanel("labels", _of_classes(sample["label"].numpy(), is_empty, facts)))
+        panels.append(ImagePanel("labels", _class_pixels(sample["label"].numpy(), is_empty, facts)))
     return tuple(panels)
 
 
 def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
-    """The predicted classes (H, W) of a range image, and where they are wrong, in red."""
+    """Draw the predicted classes (H, W) of a range image, and the wrong pixels in red."""
     is_empty = sample["range_image"].float().cpu().numpy() < 0
-    panels = [ImagePanel("predicted pixels", _of_classes(seen, is_empty, {}))]
+    panels = [ImagePanel("predicted pixels", _class_pixels(seen, is_empty, {}))]
     if "label" in sample and sample["label"].shape == seen.shape:
         label = sample["label"].cpu().numpy()
         is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
@@ -43,7 +43,7 @@ def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mappin
 
 
 def describe_image(sample: Sample) -> str:
-    """The shares of pixels that are filled, and of points that a pixel shows."""
+    """Describe the share of filled pixels, and of points that are shown by a pixel."""
     distance = sample["range_image"]
     num_filled = int((distance >= 0).sum())
     height, width = distance.shape
@@ -53,7 +53,7 @@ def describe_image(sample: Sample) -> str:
     return f"{height} x {width} pixels, {num_filled / distance.numel():.1%} filled, {share:.1%} of the points shown"
 
 
-def _of_classes(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+def _class_pixels(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
     codes = np.where(labels == facts.get("ignore_index"), -1, labels)
     pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, label_colors(codes)).astype(np.uint8)
     return pixels

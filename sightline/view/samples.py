@@ -1,4 +1,4 @@
-"""Samples of a data set at every stage on their way to the model, and the predictions of a model for them."""
+"""Samples of a data set after each transform on their way to the model, and a model's predictions for them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sightline.view.stages import Stage, ViewedSample
 
 __all__ = ["Branch", "can_draw_predictions", "view_sample"]
 
-_SEEN = {"train": "model input in training", "evaluate": "model input in evaluation"}
+_MODEL_INPUT = {"train": "model input in training", "evaluate": "model input in evaluation"}
 
 
 @dataclass(frozen=True)
 class Branch:
-    """One way from the data set to the model; `reader` applies its transforms, in `epoch`."""
+    """Branch from the data set to the model (training or evaluation); `reader` applies its transforms, in `epoch`."""
 
     name: Literal["train", "evaluate"]
     reader: BatchReader
@@ -34,9 +34,9 @@ class Branch:
 
 
 class StageBuilder(Protocol):
-    """The stages of samples of one kind: the raw one, the result of each transform, the prediction.
+    """Builder of the stages of one kind of sample: raw, after each transform, and prediction.
 
-    `whole` are facts of the sample as a whole, `frame` is the frame of its stages.
+    `whole` are facts about the whole sample, `frame` is the coordinate frame of its stages.
     """
 
     whole: dict[str, str]
@@ -62,12 +62,12 @@ def view_sample(
     predictor: SamplePredictor | None = None,
     raw_epochs: Sequence[int] = (),
 ) -> ViewedSample:
-    """A sample as its data set gives it, after each transform of each branch and, with a predictor, as predicted.
+    """Build the stages of a sample: raw, after each transform of each branch and, with a predictor, as predicted.
 
-    The stages hold the very bits that training in the branch's epoch, or evaluation, sees; with a predictor the last
-    branch is evaluation. In `raw_epochs` the sample is read and transformed by the first branch before all else, to
-    show whether its raw item changes. What `task` works out before the forward pass, such as an assignment, follows the
-    first branch. Raises ConfigError for a data set that cannot be drawn.
+    The stages contain exactly the bits that training in the branch's epoch, or evaluation, reads; with a predictor the
+    last branch is evaluation. First the sample is read and transformed by the first branch in `raw_epochs`, to show
+    whether its raw item changes. What `task` computes before the forward pass, such as an assignment, follows the first
+    branch. Raises ConfigError for a data set that cannot be drawn.
     """
     description: dict[str, Any] = {"index": index}
     reads = RawReads.read(branches[0].reader, index=index, seed=seed, epochs=raw_epochs) if raw_epochs else None
@@ -77,18 +77,22 @@ def view_sample(
         stages = branch.reader.sample_stages(SampleKey(index, branch.epoch, seed))
         _, sample = next(stages)
         if kind is None:
-            kind = _kind_of(sample, branch.reader.dataset.info, facts)
+            kind = _choose_builder(sample, branch.reader.dataset.info, facts)
             clouds.append(
-                _described(kind.raw_stage(sample), reads.line if reads else "", _description_of_raw(branches))
+                _add_description(kind.raw_stage(sample), reads.line if reads else "", _describe_raw(branches))
             )
-        changed: list[Stage] = []
-        last = len(clouds)
-        for place, (transform, after) in enumerate(stages, start=1):
-            last = len(clouds) + len(changed)
-            changed += kind.after_transform(f"{branch.name} {place}: {transform}", sample, after)
-            sample = after
-        clouds += changed
-        clouds[last:] = [_described(cloud, _SEEN[branch.name]) for cloud in clouds[last:]]
+        transformed_stages: list[Stage] = []
+        first_of_last_stage = len(clouds)
+        for transform_index, (transform, transformed) in enumerate(stages, start=1):
+            first_of_last_stage = len(clouds) + len(transformed_stages)
+            transformed_stages += kind.after_transform(
+                f"{branch.name} {transform_index}: {transform}", sample, transformed
+            )
+            sample = transformed
+        clouds += transformed_stages
+        clouds[first_of_last_stage:] = [
+            _add_description(cloud, _MODEL_INPUT[branch.name]) for cloud in clouds[first_of_last_stage:]
+        ]
         if task is not None and branch is branches[0]:
             pixels = kind.pixels if isinstance(kind, ImageStages) else None
             clouds += target_stages(task, branch.reader([SampleKey(index, branch.epoch, seed)]), pixels=pixels)
@@ -99,7 +103,7 @@ def view_sample(
     if predictor is not None:  # the last branch is the one that evaluates
         batch, predictions = predictor(SampleKey(index, 0, seed))
         predicted, description["prediction"] = kind.prediction_stages(
-            [clouds[0], *changed], batch, predictions, predictor
+            [clouds[0], *transformed_stages], batch, predictions, predictor
         )
         clouds.append(predicted)
     return ViewedSample(name, tuple(clouds), kind.frame, description)
@@ -110,27 +114,27 @@ _KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
     "depth frames": DepthStages,
     "images": ImageStages,
 }
-"""In this order: a sample is of the first kind whose needs it meets."""
+"""Builders by kind, in this order: a sample is of the first kind whose needed fields it has."""
 
 
 def can_draw_predictions(task: Task, info: DataInfo) -> bool:
-    """Whether predictions of a task can be drawn over the samples of a set."""
-    kind = next((each for each in _KINDS.values() if each.needs <= info.fields.keys()), None)
-    return draws_pictures(task) if kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.get(task))
+    """Return True if predictions of a task can be drawn over the samples of a set."""
+    first_kind = next((builder for builder in _KINDS.values() if builder.needs <= info.fields.keys()), None)
+    return draws_pictures(task) if first_kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.get(task))
 
 
-def _kind_of(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> StageBuilder:
+def _choose_builder(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> StageBuilder:
     for kind in _KINDS.values():
         if kind.needs <= sample.keys():
             return kind(sample, info, facts)
     kinds = ", ".join(f"{name} ({', '.join(sorted(kind.needs))})" for name, kind in _KINDS.items())
-    raise ConfigError(f"view: the data set gives {', '.join(sorted(sample))}; view shows {kinds}")
+    raise ConfigError(f"view: the data set has the fields {', '.join(sorted(sample))}; view shows {kinds}")
 
 
-def _description_of_raw(branches: Sequence[Branch]) -> str:
-    return ", ".join(_SEEN[branch.name] for branch in branches if not branch.reader.has_transforms)
+def _describe_raw(branches: Sequence[Branch]) -> str:
+    return ", ".join(_MODEL_INPUT[branch.name] for branch in branches if not branch.reader.has_transforms)
 
 
-def _described(cloud: Stage, *more: str) -> Stage:
-    """The stage with a longer description."""
+def _add_description(cloud: Stage, *more: str) -> Stage:
+    """Return the stage with a longer description."""
     return replace(cloud, description="; ".join(line for line in (cloud.description, *more) if line))

@@ -1,4 +1,4 @@
-"""What there is to look at: a sample at its stages, ways to colour its points, and the numbers that go with them."""
+"""Viewed samples: the stages of a sample, colourings of its points, and the numbers that go with them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _UP: dict[Axis, int] = {"x": 0, "y": 1, "z": 2}
 
 @dataclass(frozen=True, eq=False)
 class ClassColoring:
-    """A colour for each class: `codes` (N,) int64 count its classes, negative for points without one.
+    """Colouring by class: `codes` (N,) int64 are indices into its classes, negative for points without one.
 
-    `numbers` (C,) int64 are the labels that the classes have in the data, `palette` (C, 3) uint8 their colours.
+    `numbers` (C,) int64 are the labels of the classes in the data, `palette` (C, 3) uint8 their colours.
     """
 
     name: str
@@ -46,7 +46,7 @@ class ClassColoring:
     def from_labels(
         cls, name: str, labels: np.ndarray, class_names: Sequence[str], *, ignore_index: int | None = None
     ) -> ClassColoring:
-        """Labels in the fixed palette: those without a name go by their number, negative ones are not a class."""
+        """Colour labels (N,) by the fixed palette: unnamed ones are shown as numbers, negative ones are unlabelled."""
         labels = labels.astype(np.int64)
         if ignore_index is not None:
             labels = np.where(labels == ignore_index, -1, labels)
@@ -57,15 +57,15 @@ class ClassColoring:
         return cls(name, codes, (*class_names, *map(str, nameless.tolist())), numbers, label_colors(numbers))
 
     def labels(self) -> np.ndarray:
-        """The label of each point in the data, (N,) int64; -1 for points without a class."""
+        """Return the label of each point in the data, (N,) int64; -1 for points without a class."""
         return np.append(self.numbers, -1)[np.maximum(self.codes, -1)]
 
     def colors(self) -> np.ndarray:
-        """(N, 3) uint8."""
+        """Return the colours (N, 3) uint8."""
         return np.concatenate([self.palette, UNLABELLED[None]])[np.maximum(self.codes, -1)]
 
     def legend(self) -> list[tuple[str, np.ndarray, int]]:
-        """Name, colour (3,) uint8 and number of points of each class that there is; `unlabelled` points come last."""
+        """List name, colour (3,) uint8 and number of points of each class that occurs; `unlabelled` last."""
         present, counts = np.unique(self.codes[self.codes >= 0], return_counts=True)
         rows = [
             (self.class_names[code], self.palette[code], count)
@@ -75,36 +75,36 @@ class ClassColoring:
         return [*rows, ("unlabelled", UNLABELLED, num_unlabelled)] if num_unlabelled else rows
 
     def counts(self) -> dict[str, int]:
-        """Points of each class that there is."""
+        """Count the points of each class that occurs, by name."""
         return {name: count for name, _, count in self.legend()}
 
 
 @dataclass(frozen=True, eq=False)
 class RgbColoring:
-    """The points' own colours, `rgb` (N, 3) uint8, or numbers shown as colours."""
+    """Colouring by `rgb` (N, 3) uint8: the points' own colours, or values shown by a colour map."""
 
     name: str
     rgb: np.ndarray
 
     def colors(self) -> np.ndarray:
-        """(N, 3) uint8."""
+        """Return the colours (N, 3) uint8."""
         return self.rgb
 
     @classmethod
     def from_values(cls, name: str, values: np.ndarray) -> RgbColoring:
-        """One number a point, from the lowest to the highest along a ramp."""
+        """Colour values (N,) by a colour map, from the lowest to the highest."""
         return cls(name, apply_colormap(values))
 
 
 @dataclass(frozen=True, eq=False)
 class HeightColoring:
-    """Low points dark, high points light, along the up axis; for clouds without anything else to show."""
+    """Colouring by height along the up axis, low points dark, for clouds without other fields."""
 
     heights: np.ndarray
     name: str = "height"
 
     def colors(self) -> np.ndarray:
-        """(N, 3) uint8."""
+        """Return the colours (N, 3) uint8."""
         return apply_colormap(self.heights)
 
 
@@ -113,11 +113,11 @@ Coloring = ClassColoring | RgbColoring | HeightColoring
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A stage: `points` (N, 3), float32 or float64, and ways to colour them, the first of them first.
+    """Stage of a sample: `points` (N, 3), float32 or float64, and their colourings, the default one first.
 
-    `description` is a further line of text, `figures` the same in numbers; `is_right` whether a prediction for
-    the whole of it is, or what can be proved of it holds. `skeletons` lie in the frame of the points; so does `volume`,
-    of which the points may be the filled cells. `panels` are flat pictures of the stage.
+    `description` is a further line of text, `figures` the same in numbers. `is_right`: the prediction for the whole
+    sample is correct, or an exact property of the stage was verified. `skeletons` are in the frame of the points; so is
+    `volume`, whose filled cells the points may be. `panels` are flat pictures of the stage.
     """
 
     stage: str
@@ -132,21 +132,21 @@ class Stage:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def coloring(self, name: str) -> Coloring | None:
-        """The colouring of a name, if the cloud has it."""
-        return next((each for each in self.colorings if each.name == name), None)
+        """Return the colouring of this name, or None."""
+        return next((coloring for coloring in self.colorings if coloring.name == name), None)
 
     @property
     def is_flat(self) -> bool:
-        """Whether the stage has pictures alone."""
+        """True if the stage has pictures only."""
         return bool(self.panels) and not len(self.points) and self.volume is None
 
     def extent(self) -> tuple[list[float], list[float]] | None:
-        """Lowest and highest coordinate of each axis over the finite points; None where there is none."""
+        """Return the lowest and highest coordinate per axis over the finite points; None if there are none."""
         finite = self.points[np.isfinite(self.points).all(axis=1)]
         return (finite.min(axis=0).tolist(), finite.max(axis=0).tolist()) if len(finite) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers that a picture's caption shows, as plain values."""
+        """Return the numbers of a picture's caption as plain values."""
         extent = self.extent()
         return {
             "stage": self.stage,
@@ -155,12 +155,12 @@ class Stage:
             "extent": None if extent is None else {"min": extent[0], "max": extent[1]},
             "unit": self.unit,
             "description": self.description,
-            "classes": {each.name: each.counts() for each in self.colorings if isinstance(each, ClassColoring)},
+            "classes": {c.name: c.counts() for c in self.colorings if isinstance(c, ClassColoring)},
             **({"figures": dict(self.figures)} if self.figures else {}),
         }
 
     def lines(self) -> list[str]:
-        """The same in words: points, extent along the axes, and the description."""
+        """Return the caption as lines: points, extent along the axes, and the description."""
         if self.is_flat:
             return [self.description] if self.description else []
         numbers = self.to_dict()
@@ -175,7 +175,7 @@ class Stage:
 
 @dataclass(frozen=True, eq=False)
 class ViewedSample:
-    """A sample or a file: its stages from the raw one on, and `facts` that its caption and the JSON give."""
+    """Sample or file to view: its stages, the raw one first, and `facts` for its caption and the JSON."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -183,17 +183,17 @@ class ViewedSample:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {"name": self.name, **self.facts, "stages": [cloud.to_dict() for cloud in self.stages]}
+        """Return plain values for JSON."""
+        return {"name": self.name, **self.facts, "stages": [stage.to_dict() for stage in self.stages]}
 
 
 def error_coloring(prediction: np.ndarray, target: np.ndarray, num_classes: int) -> ClassColoring:
-    """Where predictions (N,) are right, in grey, and wrong, in red; points whose label is not a class do not count."""
+    """Colour correct predictions (N,) grey and wrong ones red; points whose label is not a class are unlabelled."""
     is_counted = (target >= 0) & (target < num_classes)
     codes = np.where(is_counted, (prediction != target).astype(np.int64), -1)
     return ClassColoring("error", codes, ("right", "wrong"), np.arange(2), np.stack([_RIGHT, WRONG]))
 
 
 def height_coloring(points: np.ndarray, up_axis: Axis) -> HeightColoring:
-    """The points (N, 3) by their height."""
+    """Colour points (N, 3) by their height along the up axis."""
     return HeightColoring(points[:, _UP[up_axis]])

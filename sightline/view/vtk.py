@@ -1,4 +1,4 @@
-"""Volumes as legacy VTK files, which ParaView, 3D Slicer and the like open.
+"""Legacy VTK files of volumes, for ParaView, 3D Slicer and others.
 
 Source: VTK File Formats, version 4.2, "Simple Legacy Formats": structured points, binary, big endian.
 """
@@ -11,7 +11,7 @@ __all__ = ["encode_vtk"]
 
 
 def encode_vtk(volume: Volume, *, title: str) -> bytes:
-    """The file of a volume: its values as one float a cell, at the cell's middle, x running fastest.
+    """Encode a volume as a VTK file: one float per cell, at the cell's centre, x fastest.
 
     Coordinates are those of the stage that the volume belongs to.
     """

@@ -56,7 +56,7 @@ def test_the_list_names_cases_and_their_forms() -> None:
         (["--grow", "colour"], "--grow: found 'colour', allowed are points, neighbours, batch, all"),
         (["train", "--grow", "batch"], "--grow is for geometry, models; found train"),
         (["--svg", "a.svg"], "--svg draws what --grow measures"),
-        (["--grow", "batch", "--case", "knn*"], "leave one of them out"),
+        (["--grow", "batch", "--case", "knn*"], "leave out one of them"),
         (["--repeats", "0"], "--repeats"),
         (["--threads", "0"], "--threads"),
     ],
@@ -72,12 +72,12 @@ def test_a_slip_gets_one_line(words: list[str], expected: str, tmp_path: Path, m
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs")])
 def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
-    assert bench._time(seconds) == told
+    assert bench._format_time(seconds) == told
 
 
 @pytest.mark.parametrize(("size", "told"), [(None, "?"), (52_224, "51.0 KiB"), (3 * 2**20, "3.0 MiB")])
 def test_peaks_are_told_in_a_unit_that_fits(size: int | None, told: str) -> None:
-    assert bench._memory(size) == told
+    assert bench._format_memory(size) == told
 
 
 @pytest.mark.processes

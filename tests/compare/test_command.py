@@ -220,7 +220,7 @@ def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
             "--keys map.json: needs a reference of another implementation",
         ),
         (("--against", "float64", "--matrix"), "compare: give either --against or --matrix"),
-        (("--against", "float64", "--out", "x"), "--out: is for 'sightline compare record'"),
+        (("--against", "float64", "--out", "x"), "--out: belongs to 'sightline compare record'"),
         ((), "compare: give either --against or --matrix"),
         (("--matrix", "--steps", "3"), "--matrix: goes with --json and --samples; its steps are 0, 1, 10, 50"),
     ],
@@ -252,7 +252,7 @@ def test_a_record_takes_no_option_of_a_comparison(tmp_path: Path) -> None:
     words = ("--out", tmp_path / "record", "--html", tmp_path / "page.html")
     outcome = run_here("compare", "record", CONFIG, *SMALL, *words)
     assert outcome.code == 2
-    assert "compare record: --html is for a comparison" in outcome.err
+    assert "compare record: --html belongs to a comparison" in outcome.err
     assert not (tmp_path / "record").exists()
 
 

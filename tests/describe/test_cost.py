@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sightline
-from sightline.describe.cost import CountMacs, macs_of
+from sightline.describe.cost import CountMacs, count_macs
 
 
 def counted(work: Callable[[], Any]) -> int:
@@ -86,7 +86,7 @@ class OnlyTorchs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket in flop_registry:
-            self.macs += macs_of(func, args, result)
+            self.macs += count_macs(func, args, result)
         return result
 
 

@@ -152,7 +152,9 @@ def test_without_its_data_a_set_keeps_its_promise(tmp_path: Path) -> None:
     state = torch.get_rng_state()
     subject = build_subject(open_run(CONFIGS / "modelnet40_pointnet.yaml", config=config))
     assert torch.equal(torch.get_rng_state(), state)
-    assert subject.batch.startswith("random samples as data set 'modelnet40' promises them, because the data is not")
+    assert subject.batch.startswith(
+        "random samples as data set 'modelnet40' declares them, because the data is missing"
+    )
     assert str(tmp_path / "none") in subject.batch
     job = subject.built.job
     batch = job.stream.reader([SampleKey(0, 0, 1), SampleKey(5, 0, 1)])
@@ -178,7 +180,7 @@ def test_a_run_without_its_data_keeps_what_it_noted(tmp_path: Path) -> None:
     config = read_config(CONFIGS / "modelnet40_pointnet.yaml", words)
     (tmp_path / "config.yaml").write_text(render_config(config, origins=False))
     subject = build_subject(open_run(tmp_path, config=config))
-    assert f"as the run {tmp_path} promises them" in subject.batch
+    assert f"as the run {tmp_path} declares them" in subject.batch
     assert subject.built.data.facts["in_channels"] == 4
     batch = subject.built.job.stream.reader([SampleKey(0, 0, 1)])
     assert batch["features"].shape == (1, 32, 1)

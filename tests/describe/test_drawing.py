@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.describe.drawing import draw, short_number, show_shape
-from sightline.describe.figure import Figure, figure_of
+from sightline.describe.figure import Figure, build_figure
 from sightline.describe.trace import Trace, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -64,7 +64,7 @@ def texts(svg: str) -> list[str]:
 
 
 def test_equal_blocks_in_a_row_are_one_box() -> None:
-    figure = figure_of(traced(Stack(reads_second=False), 8), depth=1)
+    figure = build_figure(traced(Stack(reads_second=False), 8), depth=1)
     assert names(figure) == ["points", "blocks.0 x4", "head", "logits"]
     assert [(a.source, a.target, a.shapes) for a in figure.arrows] == [
         (0, 1, ((3, 8),)),
@@ -75,13 +75,13 @@ def test_equal_blocks_in_a_row_are_one_box() -> None:
 
 
 def test_a_block_that_others_read_is_not_folded_away() -> None:
-    figure = figure_of(traced(Stack(reads_second=True), 8), depth=1)
+    figure = build_figure(traced(Stack(reads_second=True), 8), depth=1)
     assert names(figure) == ["points", "blocks.0 x2", "blocks.2 x2", "×", "head", "logits"]
     assert (1, 3) in {(arrow.source, arrow.target) for arrow in figure.arrows}
 
 
 def test_depth_opens_calls_into_frames() -> None:
-    figure = figure_of(traced(Stack(reads_second=False), 8), depth=2)
+    figure = build_figure(traced(Stack(reads_second=False), 8), depth=2)
     inside = [f"blocks.{number}.{name}" for number in range(4) for name in ("up", "down")]
     assert [name for name in names(figure) if name.startswith("blocks")] == inside
     assert [node.path for node in figure.frames.values()] == [f"blocks.{number}" for number in range(4)]
@@ -102,13 +102,13 @@ def test_a_model_in_wrappers_is_opened_to_its_layers() -> None:
 
     layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     found = traced(Wrapper(Wrapper(layers)), 4)
-    assert names(figure_of(found)) == ["points", "inner.inner.0", "inner.inner.1", "inner.inner.2", "output"]
+    assert names(build_figure(found)) == ["points", "inner.inner.0", "inner.inner.1", "inner.inner.2", "output"]
 
 
 def test_dgcnn_is_drawn_as_in_its_paper() -> None:
     """Wang et al. 2019, figure 3: four edge convolutions in a chain, each also joined for the embedding."""
     model = sightline.build_model("dgcnn", num_classes=10, in_channels=3, num_neighbours=4)
-    figure = figure_of(traced(model, 16, 3))
+    figure = build_figure(traced(model, 16, 3))
     chain = ["points", "edges.0", "edges.1", "edges.2", "edges.3", "concat", "embed"]
     assert names(figure)[:7] == chain
     into_join = {arrow.source for arrow in figure.arrows if arrow.target == 5}
@@ -121,7 +121,7 @@ def test_drawings_are_whole(name: str) -> None:
     """Well-formed, of themselves alone, the same again; nothing over an edge or over another box."""
     small: dict[str, Any] = {"pct": {"num_centres": (16, 8), "num_neighbours": 4}, "dgcnn": {"num_neighbours": 4}}
     model = sightline.build_model(name, num_classes=10, in_channels=3, **small.get(name, {}))
-    figure = figure_of(traced(model, 32, 3))
+    figure = build_figure(traced(model, 32, 3))
     assert 5 <= len(figure.boxes) <= 24
     svg = drawn(figure, name)
     assert svg == drawn(figure, name)
@@ -141,7 +141,7 @@ def test_drawings_are_whole(name: str) -> None:
 
 
 def test_names_are_escaped() -> None:
-    figure = figure_of(traced(Stack(reads_second=False), 8))
+    figure = build_figure(traced(Stack(reads_second=False), 8))
     assert "a<b & 'c'" in texts(drawn(figure, "a<b & 'c'"))
 
 
@@ -154,7 +154,7 @@ def test_a_shared_module_is_marked() -> None:
         def forward(self, *, points: Tensor) -> Tensor:
             return self.layer(self.layer(points).relu())
 
-    told = texts(drawn(figure_of(traced(Net(), 4))))
+    told = texts(drawn(build_figure(traced(Net(), 4))))
     assert {"layer", "layer (call 2)", "20", "shared", "relu  →  B × 4"} <= set(told)
 
 

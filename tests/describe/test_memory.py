@@ -183,7 +183,7 @@ import gc, json, sys
 from pathlib import Path
 from tests.describe.test_memory import Laps, built_of, held
 from sightline.pytree import tree_leaves
-from sightline.describe.memory import estimate_memory, storage_bytes, first_samples
+from sightline.describe.memory import storage_bytes, estimate_memory, first_samples
 from sightline.engine.distributed import World
 from sightline.engine.train import train_step
 
@@ -200,8 +200,8 @@ before = told("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
 train_step(job, job.model, [batch], World(), Laps())
 grown = told("VmHWM") - before
-own = [*held(built), *(tensor for _, tensor in tree_leaves(batch))]
-print(json.dumps([grown + storage_bytes(own), estimate_memory(built).peak_bytes]))
+resident = storage_bytes([*held(built), *(t for _, t in tree_leaves(batch))])
+print(json.dumps([grown + resident, estimate_memory(built).peak_bytes]))
 """
 
 

@@ -16,7 +16,7 @@ from sightline.config import read_config
 from sightline.describe.memory import estimate_memory
 from sightline.describe.profile_report import profile_document
 from sightline.describe.profiling import NUM_WARM, format_source_location, profile_steps, run_steps
-from sightline.describe.setting_trials import Setting, SettingTrial, _compared, parse_settings, try_settings
+from sightline.describe.setting_trials import Setting, SettingTrial, _compare_rounds, parse_settings, try_settings
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import RunError, UserError
@@ -186,7 +186,7 @@ def test_settings_take_the_same_steps_in_turn() -> None:
 
 def test_ratios_are_of_rounds_beside_each_other() -> None:
     def compared(first: list[float], row: list[float], shares: list[float], *, batch_size: int = 4) -> dict[str, Any]:
-        return _compared({"seconds": first, "batch_size": 4}, {"seconds": row, "batch_size": batch_size}, shares)
+        return _compare_rounds({"seconds": first, "batch_size": 4}, {"seconds": row, "batch_size": batch_size}, shares)
 
     found = compared([2.0, 6.0, 6.0], [1.0, 2.0, 4.0], [0.5, 0.1, 0.3])
     assert found == {

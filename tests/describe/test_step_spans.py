@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sightline.describe.kernel_kinds import HOST, classify_kernel
-from sightline.describe.profiler_trace import MODULE, WAITING, StepCosts, costs_of
+from sightline.describe.profiler_trace import MODULE, WAITING, StepCosts, compute_step_costs
 from sightline.errors import RunError
 
 PRODUCTS = "matrix products, convolutions"
@@ -59,7 +59,7 @@ def seconds(costs: StepCosts, part: str | None = None, path: str | None = "*", k
 
 
 def test_times_of_a_step_on_the_cpu() -> None:
-    costs = costs_of(ONE_STEP)
+    costs = compute_step_costs(ONE_STEP)
     assert costs.step_s == pytest.approx(1000e-6)
     assert seconds(costs) == pytest.approx(1000)
     parts = {part: seconds(costs, part) for part in ("data", "forward", "backward", "optimise", "between steps")}
@@ -80,7 +80,7 @@ def test_times_of_a_step_on_the_cpu() -> None:
 def test_times_are_means_over_steps() -> None:
     second = [{**event, "ts": event["ts"] + 1000} for event in ONE_STEP]
     second[0] = span("ProfilerStep#2", 1000, 2200)  # ends 200 later
-    costs = costs_of([*ONE_STEP, *second])
+    costs = compute_step_costs([*ONE_STEP, *second])
     assert costs.num_steps == 2
     assert costs.step_s == pytest.approx(1100e-6)
     assert seconds(costs) == pytest.approx(1100)
@@ -99,7 +99,7 @@ def test_memory_by_who_made_what_lived_at_the_peak() -> None:
         memory(545, -500, 3),
         memory(690, 200, 6),  # the optimiser's, below the peak
     ]
-    costs = costs_of([*ONE_STEP, *changes], resident_bytes=1000)
+    costs = compute_step_costs([*ONE_STEP, *changes], resident_bytes=1000)
     made = {key[:2]: cost.bytes_at_peak for key, cost in costs.costs.items() if cost.bytes_at_peak}
     assert costs.peak_bytes == 1000 + 100 + 500 + 70 + 300
     assert made == {("data", None): 100, ("forward", "a"): 500, ("forward", "b"): 70, ("backward", "a"): 300}
@@ -131,7 +131,7 @@ def test_times_of_a_gpu_are_those_of_its_kernels() -> None:
         memory(225, 32, 2, device=1, total=1096, tid=2),
         memory(145, 999, 3),  # the host's
     ]
-    costs = costs_of(events, resident_bytes=5)
+    costs = compute_step_costs(events, resident_bytes=5)
     assert seconds(costs) == pytest.approx(1000)
     assert seconds(costs, "data") == pytest.approx(100)
     assert seconds(costs, "transfer") == pytest.approx(20)
@@ -142,8 +142,8 @@ def test_times_of_a_gpu_are_those_of_its_kernels() -> None:
 
 
 def test_a_trace_without_a_step_is_refused() -> None:
-    with pytest.raises(RunError, match="no whole step"):
-        costs_of(ONE_STEP[1:])
+    with pytest.raises(RunError, match="no complete step"):
+        compute_step_costs(ONE_STEP[1:])
 
 
 @pytest.mark.parametrize(

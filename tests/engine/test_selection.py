@@ -22,7 +22,7 @@ from sightline.errors import ConfigError
 from sightline.registry import RegistryEntry
 from sightline.runs.run_directory import RunDirectory
 from sightline.schema import signature_parameters
-from sightline.verbs.show import _with_origin_of_mode
+from sightline.verbs.show import _add_origin_of_mode
 from tests.doctor.planting import CONFIG, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +183,7 @@ def test_every_shipped_config_selects_in_its_figures_direction(path: Path) -> No
     config = read_config(path)
     assert config.evaluate.mode is None
     wanted = "min" if any(word in config.evaluate.metric for word in LOWER) else "max"
-    origin = _with_origin_of_mode(config).origins["evaluate.mode"].source
+    origin = _add_origin_of_mode(config).origins["evaluate.mode"].source
     assert origin.startswith(f"{wanted}, by the metric '"), origin
 
 

@@ -17,7 +17,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.step import divide_by_count
 from sightline.engine.train import NonFiniteGradientError, train, update_ema
 from sightline.runs.run_directory import RunDirectory
-from sightline.view.curves import curves_of
+from sightline.view.curves import encode_curves
 from tests.runs.small import small_run
 
 
@@ -188,4 +188,4 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     log.on_end("done")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line[f"gradient/{path}"] > 0 for line in lines] == [True] * 3
-    assert f"gradient/{path}" in curves_of({"": lines})
+    assert f"gradient/{path}" in encode_curves({"": lines})

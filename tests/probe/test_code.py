@@ -15,7 +15,7 @@ import pytest
 from sightline import registry
 from sightline.plugins import load_plugins
 from sightline.probe import source_digest
-from sightline.probe.source_digest import iterate_blocks, plugins_of
+from sightline.probe.source_digest import iterate_blocks, plugin_digests
 from sightline.training import final_probe
 from sightline.types import ComponentConfig
 from tests.command import run_here
@@ -104,8 +104,8 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
     plugin.write_text("# something else\n")
     block = ComponentConfig("intrapoint", {"points": {"name": "held_dgcnn"}})
     assert [each.name for _, each in iterate_blocks("models", block)] == ["intrapoint", "held_dgcnn"]
-    assert plugins_of(("models", block)) == {"held_encoder.py": digest}
-    assert plugins_of(("models", ComponentConfig("intrapoint", {"points": {"name": "dgcnn"}}))) == {}
+    assert plugin_digests(("models", block)) == {"held_encoder.py": digest}
+    assert plugin_digests(("models", ComponentConfig("intrapoint", {"points": {"name": "dgcnn"}}))) == {}
 
 
 def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

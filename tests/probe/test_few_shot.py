@@ -102,11 +102,11 @@ def test_episodes_of_other_data_and_files_without_any_are_refused(tmp_path: Path
     file = tmp_path / "episodes.json"
     file.write_text(json.dumps(plain_episodes(episodes, train.labels, test.labels)))
     assert read_episodes(file, train.labels, test.labels) == episodes
-    with pytest.raises(DataError, match="are of other data"):
+    with pytest.raises(DataError, match="belongs to other data"):
         read_episodes(file, train.labels[1:], test.labels)
     for text in ("{}", "[1]", "no json"):
         file.write_text(text)
-        with pytest.raises(ConfigError, match="holds no episodes"):
+        with pytest.raises(ConfigError, match="contains no episodes"):
             read_episodes(file, train.labels, test.labels)
     with pytest.raises(ConfigError, match="there is no file"):
         read_episodes(tmp_path / "none.json", train.labels, test.labels)
@@ -114,7 +114,7 @@ def test_episodes_of_other_data_and_files_without_any_are_refused(tmp_path: Path
 
 def test_a_file_of_episodes_goes_with_nothing_else(tmp_path: Path) -> None:
     for given in ({"ways": (3,)}, {"shots": (1,)}, {"queries": 5}, {"runs": 2}, {"convention": "test"}, {"seed": 1}):
-        with pytest.raises(ConfigError, match=f"^episodes: .*, and {next(iter(given))} would change nothing"):
+        with pytest.raises(ConfigError, match=f"^episodes: .*, and {next(iter(given))} would have no effect"):
             FewShot(episodes=str(tmp_path / "any.json"), **given)  # type: ignore[arg-type]
 
 
@@ -124,7 +124,7 @@ def test_a_file_of_episodes_goes_with_nothing_else(tmp_path: Path) -> None:
         ("support", [0, 600], "support: found 600, allowed is 0 to 599"),
         ("support", [0, -1], "support: found -1, allowed is 0 to 599"),
         ("query", [0, 300], "query: found 300, allowed is 0 to 299"),
-        ("query", [0], "query: found 1 places, 2 classes of 1 are 2"),
+        ("query", [0], "query: found 1 indices, 2 classes of 1 are 2"),
     ],
 )
 def test_edited_episodes_are_refused(name: str, places: list[int], told: str, tmp_path: Path) -> None:
@@ -141,9 +141,13 @@ def test_edited_episodes_are_refused(name: str, places: list[int], told: str, tm
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        ("query", lambda each: each["support"][:1] + each["query"][1:], "query: place [0-9]+ is in the support too"),
-        ("support", lambda each: each["support"][:1] * 2 + each["support"][2:], "support: a place stands there twice"),
-        ("support", lambda each: each["support"][::-1], "support: its places are not 2 samples of each of the classes"),
+        ("query", lambda each: each["support"][:1] + each["query"][1:], "query: index [0-9]+ is also in the support"),
+        ("support", lambda each: each["support"][:1] * 2 + each["support"][2:], "support: an index occurs twice"),
+        (
+            "support",
+            lambda each: each["support"][::-1],
+            "support: its indices are not 2 samples of each of the classes",
+        ),
         ("classes", lambda each: each["classes"][:1] * 2, "classes: found .*, expected 2 different ones"),
     ],
     ids=["overlap", "twice", "other classes", "one class"],

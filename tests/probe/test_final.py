@@ -79,7 +79,7 @@ def unbindable(self: nn.Module, *, voxels: Tensor) -> Tensor:
         (None, "IntraPoint: has no `encode` and `feature_width`"),
         (not_finite, "its feature is not finite (72 such)"),
         (unbindable, "needs 'voxels'"),
-        (out_of_memory, "a smaller evaluate.batch_size takes less (tried to allocate 4 GiB)"),
+        (out_of_memory, "a smaller evaluate.batch_size needs less (tried to allocate 4 GiB)"),
         (too_few_points, "ValueError: 40 neighbours asked for in clouds of 32 points"),
     ],
     ids=["none", "not finite", "unbindable", "out of memory", "too few points"],
@@ -104,7 +104,7 @@ def test_the_figure_stands_beside_what_guessing_gets(tmp_path: Path, monkeypatch
     train_thin(tmp_path)
     assert "probe_svm_accuracy: guessing gets 0.0833, always the largest class 0.0833" in said
     remarks = [line for line in said if line.startswith("probe_svm_accuracy")]
-    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` sets random weights beside it"
+    assert remarks[-1] == "probe_svm_accuracy: `sightline probe` compares it with random weights"
 
 
 def test_a_cloud_that_one_process_cannot_read_is_a_fault_on_all() -> None:

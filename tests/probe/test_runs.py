@@ -175,7 +175,7 @@ def test_a_damaged_file_is_computed_anew(copy: Path, caplog: pytest.LogCaptureFi
         file.write_bytes(bytes(data))
     after = twins(copy)
     assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
-    assert caplog.text.count("is not what was written (SHA-256)") == 4
+    assert caplog.text.count("differs from what was written (SHA-256)") == 4
 
 
 def test_a_set_that_does_not_say_what_it_holds_is_not_kept(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +191,7 @@ def test_a_folder_that_takes_no_features_is_told_before_any_are_computed(
     monkeypatch.setattr(probed_data, "extract", None)
     code, _, err = run_here("probe", copy, "--device", "cpu")
     assert code == 2
-    assert f"{copy}/features: features cannot be kept there" in err
+    assert f"{copy}/features: features cannot be saved there" in err
     assert "give another folder with --cache DIR" in err
 
 
@@ -219,7 +219,7 @@ def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: Any) -> None:
-    assert probed_data._without_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
+    assert probed_data._remove_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
 
 
 def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:
@@ -304,9 +304,9 @@ def test_where_no_episodes_can_be_kept_it_is_told(tmp_path: Path, monkeypatch: p
     said: list[str] = []
     monkeypatch.setattr(verb, "print_note", said.append)
     outcome = probe_outcome.Outcome(metrics={}, chance={}, details={"few_shot": {"labels": "", "episodes": []}})
-    verb._keep_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
+    verb._save_episodes(tmp_path / "features", Comparison(outcome, {}, {}, {}, {}))
     (line,) = said
-    assert line.startswith(f"episodes: not kept, {tmp_path / 'features'} takes no writes; --json FILE holds them")
+    assert line.startswith(f"episodes: not saved, {tmp_path / 'features'} cannot be written; --json FILE contains them")
 
 
 def test_out_writes_the_document(copy: Path) -> None:

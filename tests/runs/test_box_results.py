@@ -308,8 +308,11 @@ def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path)
 
 def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
     for words, message in (
-        (("--data", made / "data.yaml", "--predictions", made / "found.json", "--errors"), "say where with --out DIR"),
-        ((run, "--out", made / "x"), "where --save-predictions and --errors write; neither is given"),
+        (
+            ("--data", made / "data.yaml", "--predictions", made / "found.json", "--errors"),
+            "there is no run folder to write to; give --out DIR",
+        ),
+        ((run, "--out", made / "x"), "is the folder of --save-predictions and --errors; neither is given"),
         ((run, "--errors", "--data", CONFIG), "give --out DIR"),
     ):
         done = run_here("evaluate", *words)

@@ -247,7 +247,7 @@ def test_layers_are_not_compared_past_a_loss_of_features(teacher: Path) -> None:
     words = (f"teacher={{from: {teacher}, features: [head]}}", "losses=[{name: feature_distillation}]")
     done = run_here("compare", CONFIG, *SMALL, *words, "--against", "float64")
     assert done.code == 2
-    assert "leave out that loss, and teacher.features=[]" in done.err
+    assert "leave out that loss, and set teacher.features=[]" in done.err
 
 
 def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:

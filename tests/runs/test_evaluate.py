@@ -58,7 +58,7 @@ def test_with_other_data_overrides_are_laid_over_its_config(run: Path, tmp_path:
         ("data.test_size=3", "data.root"),
         ("evaluate={votes: 3}", "evaluate.*"),
         ("seed=1", "seed=1"),
-        ("evaluate.select=test", "evaluate.select is how the run chose its best weights"),
+        ("evaluate.select=test", "evaluate.select chose the best weights of the run during training"),
         ("evaluate.vots=3", "did you mean 'votes'"),
     ],
 )

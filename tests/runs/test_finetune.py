@@ -295,7 +295,7 @@ def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path,
         (["model.name=dgcn"], "dgcn"),
         (["--from", "nowhere"], "init.from: nowhere: no checkpoint is here"),
         (["seed=5"], "found 'seed=5'; seed is set for every run: give --seeds"),
-        (["evaluate.select=test"], "evaluate.select is set for every run: nothing of so few labels is held out"),
+        (["evaluate.select=test"], "evaluate.select is set for every run: with so few labels, nothing is held out"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(

@@ -157,7 +157,7 @@ def test_a_set_without_folds_is_refused(folder: Path) -> None:
 def test_data_of_another_config_are_not_pooled(folder: Path) -> None:
     done = run_here("evaluate", folder / "north", folder / "south", "--data", folder / "areas.yaml")
     assert done.code == 2
-    assert "--data stands for the test part of one run" in done.err
+    assert "--data works with one run" in done.err
 
 
 def test_overrides_alone_are_no_run() -> None:

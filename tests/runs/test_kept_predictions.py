@@ -160,9 +160,9 @@ def test_files_of_an_earlier_evaluation_go_and_others_stay(parts: Path, tmp_path
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--out", "there"], "--out: says where --save-predictions and --errors write; neither is given"),
-        (["--save-predictions", "--data", "other.yaml"], "say where with --out DIR"),
-        (["--save-predictions", "--out", "there", "again"], "--out: is for one run"),
+        (["--out", "there"], "--out: is the folder of --save-predictions and --errors; neither is given"),
+        (["--save-predictions", "--data", "other.yaml"], "there is no folder to write to; give --out DIR"),
+        (["--save-predictions", "--out", "there", "again"], "--out: works with one run"),
     ],
 )
 def test_refused_before_any_work(words: list[str], expected: str, parts: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_run_whose_data_is_gone_is_compared_by_what_it_noted(place: Path, monk
         told = run("evaluate", "runs/own", "data.root=copy", "--json", "copy.json")
     finally:
         (place / "away").rename(place / "prepared")
-    assert "cannot be read; compared is what the run noted of it" in told.err
+    assert "cannot be read; the recorded statistics of the run are compared" in told.err
     assert (
         json.loads(Path("copy.json").read_text())["metrics"] == json.loads(Path("scores.json").read_text())["metrics"]
     )

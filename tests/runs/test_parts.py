@@ -223,7 +223,7 @@ def test_a_recipe_is_described_before_its_data_is_there(folder: Path) -> None:
     words = ("describe", folder / "parts.yaml", f"data.root={folder / 'none'}", many, "train.batch_size=2")
     done = run_here(*words, "--plugin", folder / "plugin.py", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "random samples as data set 'shapenet_part' promises them" in done.out + done.err
+    assert "random samples as data set 'shapenet_part' declares them" in done.out + done.err
     assert "2 × 2048 × 19" in done.out  # xyz, and a place for each category
 
 

@@ -77,7 +77,7 @@ def test_votes_vary_the_cube_and_average_what_comes_back(run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("evaluate.votes=2", "transforms.vote=[{name: voxelize}]"), "give one of the two"),
+        (("evaluate.votes=2", "transforms.vote=[{name: voxelize}]"), "give only one of them"),
         (("--checkpoint", "nowhere"), "nowhere"),
     ],
 )
@@ -94,4 +94,4 @@ def test_one_checkpoint_is_no_ensemble(tmp_path: Path) -> None:
     assert run_here("train", config, "--no-check", "train.epochs=1", "--out", tmp_path / "run").code == 0
     outcome = run_here("evaluate", tmp_path / "run", "--ensemble")
     assert outcome.code == 2
-    assert "keeps one checkpoint" in outcome.err
+    assert "has only one checkpoint" in outcome.err

@@ -270,7 +270,7 @@ def test_categories_come_from_folders_or_by_name_or_are_asked_for(
     ("words", "told"),
     [
         (("--category", "mug"), "--category mug: the set that the run was trained on has no categories"),
-        (("--probabilities", "float16"), "--probabilities: is written into the folder of --out"),
+        (("--probabilities", "float16"), "--probabilities: are written into the folder of --out"),
         (("--out", "{folder}/in/a.ply"), "a.ply: is a file; give a folder"),
         (("--out", "{folder}/in"), "a.ply is a file to predict and would be overwritten"),
     ],

@@ -62,7 +62,7 @@ def packed(floats: Path) -> Path:
     words = ("--bytes", "6500", "--out", out, "--epochs", "1", "--batch-norm", "2")
     done = run_here("compress", floats, *PLUGIN, *words, *SEARCH)
     assert done.code == 0, done.err
-    assert "1 of 4 layers change nothing of the loss and get the fewest bits: spare.weight" in done.err
+    assert "1 of 4 layers do not affect the loss and get the fewest bits: spare.weight" in done.err
     return out
 
 

@@ -131,7 +131,7 @@ def test_every_config_is_looked_at_before_the_first_run(tmp_path: Path) -> None:
 
 
 def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_mode_of", lambda *_: "max")  # opens the data, which is not there
+    monkeypatch.setattr(grid, "_resolve_mode", lambda *_: "max")  # opens the data, which is not there
     config = CONFIG.with_name("modelnet40_pct_cpu.yaml")
     for overrides, expected in (((), [0, 1]), (("data.fraction_seed=7",), [7, 7])):
         factors = parse_factors([config], ["data.fraction=0.1"], [])
@@ -209,15 +209,15 @@ def test_a_broken_off_study_goes_on_and_repeats_nothing(
     assert again["rows"] == before["rows"], "the same figures to the bit"
     code, _, err = study(out, seeds=3, vary="optimizer.lr=1e-3")
     assert code == 2
-    assert "holds a study of other settings (optimizer.lr: 1e-3, 3e-2; 2 seeds)" in err
+    assert "has a study of other settings (optimizer.lr: 1e-3, 3e-2; 2 seeds)" in err
 
 
 @pytest.mark.parametrize(
     ("words", "vary", "seeds", "expected"),
     [
-        ((), "optimizer.lr=1e-3", 2, "holds a study of other settings"),
-        ((), "optimizer.weight_decay=0,1", 2, "holds a study of other settings"),
-        ((), "optimizer.lr=1e-3,3e-2", 1, "holds a study of other settings"),
+        ((), "optimizer.lr=1e-3", 2, "has a study of other settings"),
+        ((), "optimizer.weight_decay=0,1", 2, "has a study of other settings"),
+        ((), "optimizer.lr=1e-3,3e-2", 1, "has a study of other settings"),
         (
             ("model.dropout=0.25",),
             "optimizer.lr=1e-3,3e-2",

@@ -20,7 +20,14 @@ from sightline.probe.probed_run import open_probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import get_argument
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
-from sightline.studies.probe_table import PARTS, comparison_rows, heading_of, probe_markdown, probe_rows, protocol_of
+from sightline.studies.probe_table import (
+    PARTS,
+    column_heading,
+    comparison_rows,
+    probe_markdown,
+    probe_protocol,
+    probe_rows,
+)
 from sightline.training import published_results
 from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
@@ -70,10 +77,10 @@ def test_data_of_ones_own_have_no_published_rows(
     entry["metrics"] = {"probe_svm_accuracy": 0.75}
     for samples, expected in (({}, ["Others"]), ({"synthetic_shapes": {"test": 9999}}, [])):
         table = {"protocols": {}, "rows": [entry], "samples": samples}
-        monkeypatch.setattr(published_results, "_table", lambda table=table: table)
+        monkeypatch.setattr(published_results, "_read_table", lambda table=table: table)
         document, _, err = suite(runs[:1], tmp_path / f"{len(samples)}")
         assert [row["who"] for row in document["others"]] == expected
-        assert err.count("that figures are published on: test samples are") == len(samples)
+        assert err.count("of the published results: test samples are") == len(samples)
 
 
 def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_points_of_pre_training_are_those_that_its_views_have(tmp_path: Path) ->
     grown = "model.points.neighbours_at=32"
     run = train_thin(tmp_path, f"transforms.train={views}", f"transforms.evaluate={views}", grown)
     probed = open_probed(run, checkpoint="last", data=None)
-    protocol = protocol_of(probed, which="last", probes={})
+    protocol = probe_protocol(probed, which="last", probes={})
     assert protocol["points in pre-training"] == 32
     assert protocol["points in the probe"] == 64
     assert protocol["neighbours"] == 8
@@ -242,7 +249,7 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
         (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
         (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
         (["--suite", "--out", "{out}", "--method", "svm"], "the suite runs svm and few-shot"),
-        (["--finetune", "parts.yaml"], "--finetune: is a part of --suite"),
+        (["--finetune", "parts.yaml"], "--finetune: belongs to --suite"),
     ],
 )
 def test_a_slip_gets_one_line(runs: list[Path], words: list[str], expected: str, tmp_path: Path) -> None:
@@ -294,7 +301,7 @@ def test_published_rows_are_shares_of_known_metrics() -> None:
         assert each.source
         assert each.protocol
         for name, value in each.metrics.items():
-            assert heading_of(name.removesuffix("_std")) is not None
+            assert column_heading(name.removesuffix("_std")) is not None
             assert 0 < value < 1
     (paper,) = [r for r in rows if r.who.startswith("CrossPoint, DGCNN (paper)") and r.data == "scanobjectnn"]
     assert paper.metrics["probe_svm_accuracy"] == 0.817
@@ -318,10 +325,10 @@ def test_the_table_shows_percent_and_compares_with_rows_of_the_same_data() -> No
 
 
 def test_headings_say_setting_baseline_and_queries() -> None:
-    assert heading_of("probe_svm_accuracy_standardised_random") == "SVM, standardised, random weights"
-    assert heading_of("fewshot_10w20s_test_queries") == "10-way 20-shot, queries of the test part"
-    assert heading_of("fewshot_3w2s_random") == "3-way 2-shot, random weights"
-    assert heading_of("fewshot_3w2s_std") is None
+    assert column_heading("probe_svm_accuracy_standardised_random") == "SVM, standardised, random weights"
+    assert column_heading("fewshot_10w20s_test_queries") == "10-way 20-shot, queries of the test part"
+    assert column_heading("fewshot_3w2s_random") == "3-way 2-shot, random weights"
+    assert column_heading("fewshot_3w2s_std") is None
 
 
 def test_chance_stands_in_the_table() -> None:
@@ -332,9 +339,11 @@ def test_chance_stands_in_the_table() -> None:
 def test_probes_tell_their_protocol() -> None:
     assert SVM(folds=3).choice == "by 3-fold cross-validation on the training part"
     assert SVM(C=(0.1,)).choice == "0.1, given"
-    assert FewShot().asked == "training part, 20 of a class, the points of the probe"
-    assert FewShot(convention="test", queries=5).asked == "test part, 5 of a class, the points of the probe"
-    assert FewShot(episodes=__file__).asked == f"as in {__file__}"
+    assert FewShot().queries_description == "training part, 20 of a class, the points of the probe"
+    assert (
+        FewShot(convention="test", queries=5).queries_description == "test part, 5 of a class, the points of the probe"
+    )
+    assert FewShot(episodes=__file__).queries_description == f"as in {__file__}"
 
 
 def test_arguments_are_found_inside_blocks_and_as_defaults() -> None:

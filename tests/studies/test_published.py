@@ -19,8 +19,8 @@ from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.models.published.published_models import MODELS
 from sightline.training import published_results
 from sightline.training.published_results import (
-    beside_published,
-    foreign_in_words,
+    compare_with_published,
+    describe_foreign_data,
     format_figure,
     published_names,
     published_rows,
@@ -64,7 +64,7 @@ def beside(
     clouds = None if points is None else CloudInputSpec(num_points=points, unit_sphere="promised")
     part = SimpleNamespace(dataset=SimpleNamespace(info=DataInfo({}, {}, folds=folds, clouds=clouds)))
     read = read_config(CONFIGS / config, overrides)
-    return beside_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
+    return compare_with_published(read, part, metrics, **{"which": "last", "lineage": None, **more})  # type: ignore[arg-type]
 
 
 def named(entry: Any) -> dict[str, tuple[Any, Any]]:
@@ -170,8 +170,8 @@ def test_a_set_of_ones_own_in_a_published_layout_gets_no_rows(config: str, info:
     read = read_config(CONFIGS / f"{path}.yaml")
     figures = {"miou": 0.5, "ap": 0.3, "mr2": 0.6}
     part: Any = SimpleNamespace(dataset=SimpleNamespace(info=info))
-    found = beside_published(read, part, figures, which="last", lineage=None)
-    told = foreign_in_words(read.data, info)
+    found = compare_with_published(read, part, figures, which="last", lineage=None)
+    told = describe_foreign_data(read.data, info)
     if reason is None:
         assert (told, len(found) > 5) == (None, True)
     else:
@@ -242,7 +242,7 @@ def test_weights_of_others_are_not_a_training_of_ours() -> None:
 
 
 def test_layouts_of_pre_training_exist() -> None:
-    assert set(published_results._table()["pretrained"]) <= set(MODELS)
+    assert set(published_results._read_table()["pretrained"]) <= set(MODELS)
 
 
 def test_pooled_folds_stand_beside_the_figures_of_six_areas() -> None:
@@ -310,7 +310,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
     assert "published figures" not in out
     (line,) = [line for line in err.splitlines() if "published" in line]
     assert line.startswith(
-        "--against published: no figure is published on 'synthetic_shapes'; the table has citypersons"
+        "--against published: there are no published results on 'synthetic_shapes'; the table has citypersons"
     )
     assert json.loads((tmp_path / "a.json").read_text())["published"] == []
 
@@ -318,7 +318,7 @@ def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tm
 def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"who": "Others", "source": "a paper", "data": "synthetic_shapes", "metrics": {"overall_accuracy": 0.75}}
     row |= {"protocol": {"model": read_config(run / "config.yaml").model.name, "epochs": 77}, "unverified": "all of it"}
-    monkeypatch.setattr(published_results, "_table", lambda: {"protocols": {}, "rows": [row]})
+    monkeypatch.setattr(published_results, "_read_table", lambda: {"protocols": {}, "rows": [row]})
     asked = (
         ["evaluate", run, "--against", "published"],
         ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],

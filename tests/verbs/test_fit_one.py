@@ -115,7 +115,7 @@ def test_every_variant_is_held_to_what_is_expected(tmp_path: Path) -> None:
 def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
     code, _, err = run_here("fit-one", CONFIG, "model.embedding=8", "--steps", "30", "--grow", "1", EXPECTED)
     assert code == 0
-    assert "expect: --grow does not look at its 2 entries" in err
+    assert "expect: --grow does not check its 2 entries" in err
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
         (("--samples", "5000"), "the training part has 48 samples"),
         (("--keep", "dropuot"), "did you mean 'dropout'"),
         (("--grow", "8,1"), "rungs must increase"),
-        (("--grow", "1", "--trace"), "--grow climbs by itself"),
+        (("--grow", "1", "--trace"), "--grow chooses the numbers of samples itself"),
         (("--vary", "model.embedding"), "give key=value,value"),
         (("--vary", "model.embeding=4,8"), "did you mean 'embedding'"),
         (("expect=[{quantity: loss, step: 3}]",), "has no bound"),

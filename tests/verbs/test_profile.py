@@ -46,7 +46,7 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (["--try", "bf16+float32"], "--try bf16+float32: train.precision is given twice; put a comma between"),
         (["--out", CONFIG], "is not a folder"),
         (["train.epochss=1"], "did you mean 'epochs'?"),
-        (["--epochs", "1"], "given as train.epochs=VALUE"),
+        (["--epochs", "1"], "write train.epochs=VALUE"),
     ],
 )
 def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:

@@ -172,23 +172,26 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["{config}", "--columns", "x,y,z"], "view: --columns are about files"),
-        (["{config}", "--checkpoint", "best"], "is about a run; a config has no weights"),
-        (["{config}", "--score", "0.5"], "view: --score is about a run; a config has no weights"),
-        (["{run}", "--score", "0.5"], "view: --score is about detections; the task 'segment' draws none; leave it out"),
-        (["{file}", "--score", "0.5"], "view: --score are about a data set; files have none"),
+        (["{config}", "--columns", "x,y,z"], "view: --columns can be used only with files"),
+        (["{config}", "--checkpoint", "best"], "can be used only with a run; a config has no weights"),
+        (["{config}", "--score", "0.5"], "view: --score can be used only with a run; a config has no weights"),
+        (
+            ["{run}", "--score", "0.5"],
+            "view: --score applies to detections, and the task 'segment' draws none; leave it out",
+        ),
+        (["{file}", "--score", "0.5"], "view: --score can be used only with a data set; files have none"),
         (["{config}", "--split", "tset"], "--split: found 'tset', allowed are train, validation, test"),
-        (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training draws anew in every epoch"),
+        (["{config}", "--split", "test", "--epoch", "3"], "--epoch: only training samples change with the epoch"),
         (["{config}", "--samples", "999"], "--samples: found '999', which is not a sample of the train part; it has"),
         (["{config}", "--samples", "nobody"], "found 'nobody', which is not a sample of the train part"),
-        (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, --samples lists them"),
+        (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, and --samples lists them"),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
-        (["{config}", "{file}"], "is a config or a run; give it alone, or cloud files alone"),
+        (["{config}", "{file}"], "is a config or a run; give only it, or only cloud files"),
         (["{config}", "data.num_points=0"], "data.num_points"),
         (["{run}", "model.width=3"], "view: found 'model.width=3', allowed is key=value with evaluate.*"),
         (["{run}", "--checkpoint", "bets"], "checkpoint bets: there is no bets"),
-        (["{file}", "--split", "train"], "view: --split are about a data set; files have none"),
-        (["{file}", "data.num_points=3"], "key=value is laid over a config, files have none"),
+        (["{file}", "--split", "train"], "view: --split can be used only with a data set; files have none"),
+        (["{file}", "data.num_points=3"], "key=value changes a config, and files have none"),
         (["{file}", "--up", "w"], "--up: found 'w', allowed are x, y, z"),
         (["{folder}/none.ply"], "none.ply: there is no such file, folder or run"),
         (["{folder}/no_run", "--num", "3"], "no_run: there is no such file, folder or run"),
@@ -325,7 +328,7 @@ def test_a_set_without_clouds_frames_or_images_is_refused_in_one_line(pose: Path
     )
     code, out, err = run_here("view", config, "--plugin", plugin, "--out", tmp_path / "out")
     assert (code, out, err.count("\n")) == (2, "", 1), err
-    assert "view: the data set gives number" in err
+    assert "view: the data set has the fields number" in err
     assert "view shows clouds (points), depth frames (camera, depth, joints, visible), images (image)" in err
 
 

@@ -10,7 +10,7 @@ import pytest
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import DataError, UserError
 from sightline.runs.run_documents import read_lines
-from sightline.view.curves import curves_of, draw_runs
+from sightline.view.curves import draw_runs, encode_curves
 from tests.command import run_here
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,7 +55,7 @@ def legend(svg: str) -> list[str]:
 
 
 def test_losses_come_first_and_stand_against_chance() -> None:
-    svg = curves_of({"": LINES})
+    svg = encode_curves({"": LINES})
     assert titles(svg) == ["loss/intra", "loss/total", "lr", "intra_of_chance", "alignment"]
     assert legend(svg) == ["train", "train, chance", "validation"]
 
@@ -76,7 +76,7 @@ def heights(svg: str, title: str) -> list[list[float]]:
 
 def test_the_line_of_chance_lies_at_its_level() -> None:
     """3.4 beside the losses 3 and 1; 1 beside their shares 0.9 and 0.3."""
-    svg = curves_of({"": LINES})
+    svg = encode_curves({"": LINES})
     train, chance = heights(svg, "loss/intra")
     assert (train, chance) == (pytest.approx([3.0, 1.0], abs=0.01), pytest.approx([3.4, 3.4], abs=0.01))
     train, chance = heights(svg, "intra_of_chance")
@@ -84,7 +84,7 @@ def test_the_line_of_chance_lies_at_its_level() -> None:
 
 
 def test_runs_are_told_apart_by_name() -> None:
-    svg = curves_of({"a": LINES, "b": LINES[:1]})
+    svg = encode_curves({"a": LINES, "b": LINES[:1]})
     assert {"a train", "b train", "a train, chance", "b train, chance", "a validation"} == set(legend(svg))
 
 

@@ -88,5 +88,5 @@ def test_a_raw_scan_shows_the_labels_beside_it(tmp_path: Path) -> None:
     assert np.array_equal(truth.labels(), LABELS)
     assert np.array_equal(predicted.labels(), LABELS[::-1])
     np.save(scan.with_name("000000.labels.npy"), LABELS[:5])
-    with pytest.raises(DataError, match=r"holds \(5,\) labels, 000000\.bin has 20 points"):
+    with pytest.raises(DataError, match=r"has labels of shape \(5,\), but 000000\.bin has 20 points"):
         view_file(scan, name="a", columns=("x", "y", "z", "remission"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sightline.pictures import PALETTE
-from sightline.view.page import MOST_BYTES, encode_page, shown_per_cloud
+from sightline.view.page import MAX_PAGE_BYTES, encode_page, max_points_per_cloud
 from sightline.view.panels import ImagePanel
 from sightline.view.skeletons import TRUE, JointFigure
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
@@ -88,7 +88,7 @@ def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out
     assert len(page) < 15_000_000
     for given, shown in zip(clouds, data_of(page)["subjects"][0]["clouds"], strict=True):
         assert shown["total"] == 352_256
-        assert shown["shown"] == shown_per_cloud([ViewedSample("room", clouds)], most=200_000) > 100_000
+        assert shown["shown"] == max_points_per_cloud([ViewedSample("room", clouds)], most=200_000) > 100_000
         # Evenly chosen: of every class its share, to four standard deviations of a draw of so many.
         codes = decoded(shown["colorings"][1]["values"], "<u2", -1)
         counts = [each["count"] for each in shown["colorings"][1]["classes"]]
@@ -100,11 +100,11 @@ def test_a_whole_room_makes_a_page_of_a_few_megabytes_that_says_what_is_left_out
 
 def test_many_small_clouds_share_the_bytes() -> None:
     subjects = [ViewedSample(str(i), (cloud_of(2000, seed=i),)) for i in range(3)]
-    assert shown_per_cloud(subjects, most=200_000) == 200_000  # nothing is cut
-    assert shown_per_cloud(subjects, most=100) == 100
-    # 3 clouds of 352,256 points at 6 + 2 + 3 bytes: MOST_BYTES / (3 * 11 * 4 / 3) points each.
+    assert max_points_per_cloud(subjects, most=200_000) == 200_000  # nothing is cut
+    assert max_points_per_cloud(subjects, most=100) == 100
+    # 3 clouds of 352,256 points at 6 + 2 + 3 bytes: MAX_PAGE_BYTES / (3 * 11 * 4 / 3) points each.
     rooms = [ViewedSample(str(i), (cloud_of(352_256),)) for i in range(3)]
-    assert shown_per_cloud(rooms, most=10**9) == MOST_BYTES // 44
+    assert max_points_per_cloud(rooms, most=10**9) == MAX_PAGE_BYTES // 44
 
 
 def test_nothing_is_asked_of_a_network() -> None:

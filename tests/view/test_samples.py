@@ -198,7 +198,7 @@ def test_what_is_neither_cloud_nor_frame_nor_image_or_no_classes_is_refused() ->
             return {"joints": torch.zeros(1, 21, 3)}
 
     with pytest.raises(
-        ConfigError, match=r"gives words; view shows clouds \(points\), depth frames \(.*\), images \(image\)"
+        ConfigError, match=r"has the fields words; view shows clouds \(points\), depth frames \(.*\), images \(image\)"
     ):
         subject_of(Words(), Branch("evaluate", BatchReader(Words())))
     reader = BatchReader(Rooms())

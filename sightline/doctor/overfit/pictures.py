@@ -9,7 +9,7 @@ from typing import Any
 from sightline.chart import ChartPanel, Series, render_svg
 from sightline.doctor.overfit.fit_attempt import FitCurve
 from sightline.doctor.overfit.optimizer_grid import OptimizerResult
-from sightline.view.curves import curves_of
+from sightline.view.curves import encode_curves
 
 __all__ = ["draw_curves", "draw_verdicts"]
 
@@ -19,7 +19,7 @@ _MIN_SHARE = 1e-4
 
 def draw_curves(curves: Mapping[str, FitCurve]) -> str:
     """Draw every loss of several attempts over their steps, one curve for each name."""
-    return curves_of({name: _curve_lines(curve) for name, curve in curves.items()})
+    return encode_curves({name: _curve_lines(curve) for name, curve in curves.items()})
 
 
 def draw_verdicts(verdicts: Sequence[OptimizerResult]) -> str:

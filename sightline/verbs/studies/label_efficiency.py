@@ -1,4 +1,4 @@
-"""`sightline label-efficiency`: scratch against pre-trained at several shares of the labels."""
+"""`sightline label-efficiency`: compare training from scratch with a pre-trained run at several label fractions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class LabelEfficiencyOptions:
-    """What the command line asked for."""
+    """Options of `sightline label-efficiency`."""
 
     config: Path
     overrides: tuple[str, ...]
@@ -38,10 +38,10 @@ class LabelEfficiencyOptions:
 
 
 def label_efficiency(options: LabelEfficiencyOptions) -> int:
-    """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
+    """Train all runs that are not done, and compare; return 0, or the exit code of the first unfinished run."""
     assert_writable(options.out / f"{NAME}.json", option="--out")
     setup = StudySettings(options.config, options.plugins, options.device, options.processes)
-    study = LabelStudy(setup, _shares(options), options.out, overrides=options.overrides, source=options.source)
+    study = LabelStudy(setup, _parse_shares(options), options.out, overrides=options.overrides, source=options.source)
     for line in study.notes:
         print_note(f"warning: {line}")
     result = study(TerminalReporter())
@@ -54,30 +54,34 @@ def label_efficiency(options: LabelEfficiencyOptions) -> int:
     return result.code
 
 
-def _shares(options: LabelEfficiencyOptions) -> list[LabelShare]:
-    """The shares of the labels with their seeds and epochs. Raises UserError for texts that name none."""
-    fractions = _numbers(options.fractions, "--fractions", float)
-    if list(fractions) != sorted(set(fractions)) or not all(0 < each <= 1 for each in fractions):
+def _parse_shares(options: LabelEfficiencyOptions) -> list[LabelShare]:
+    """Parse the label fractions with their seeds and epochs. Raises UserError for invalid ones."""
+    fractions = _parse_numbers(options.fractions, "--fractions", float)
+    if list(fractions) != sorted(set(fractions)) or not all(0 < fraction <= 1 for fraction in fractions):
         raise UserError(
-            f"--fractions {options.fractions}: give shares above 0, at most 1, each once and in rising order"
+            f"--fractions {options.fractions}: give fractions above 0, at most 1, in ascending order without duplicates"
         )
     for override in options.overrides:
         if override.partition("=")[0].strip() == "train.epochs" and options.epochs is not None:
             raise UserError(f"label-efficiency: found {override!r} and --epochs {options.epochs}; give one of them")
-    seeds = _one_each(options.seeds, "--seeds", fractions)
-    epochs = [None] * len(fractions) if options.epochs is None else _one_each(options.epochs, "--epochs", fractions)
-    return [LabelShare(*each) for each in zip(fractions, seeds, epochs, strict=True)]
+    seeds = _parse_per_fraction(options.seeds, "--seeds", fractions)
+    epochs = (
+        [None] * len(fractions)
+        if options.epochs is None
+        else _parse_per_fraction(options.epochs, "--epochs", fractions)
+    )
+    return [LabelShare(*row) for row in zip(fractions, seeds, epochs, strict=True)]
 
 
-def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:
+def _parse_numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} {text}: give numbers with commas between them") from None
 
 
-def _one_each(text: str, option: str, fractions: Sequence[float]) -> list[int]:
-    numbers = _numbers(text, option, int)
+def _parse_per_fraction(text: str, option: str, fractions: Sequence[float]) -> list[int]:
+    numbers = _parse_numbers(text, option, int)
     if len(numbers) not in (1, len(fractions)) or min(numbers) < 1:
         raise UserError(f"{option} {text}: give one whole number from 1, or one for each of {len(fractions)} fractions")
     return numbers * len(fractions) if len(numbers) == 1 else numbers

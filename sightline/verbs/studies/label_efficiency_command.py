@@ -1,4 +1,4 @@
-"""`sightline label-efficiency` as the command line declares it; the rooms it needs are imported when it runs."""
+"""Command line of `sightline label-efficiency`; the implementation is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ def label_efficiency(
         str | None, typer.Option("--from", metavar="RUN", help="the pre-trained run [init.from of the config]")
     ] = None,
     fractions: Annotated[
-        str, typer.Option("--fractions", metavar="F,F,...", help="shares of the labels, above 0, at most 1")
+        str, typer.Option("--fractions", metavar="F,F,...", help="fractions of the labels, above 0, at most 1")
     ] = "0.01,0.05,0.1,1",
     seeds: Annotated[
-        str, typer.Option("--seeds", metavar="N[,N...]", help="runs of each start; one number, or one a fraction")
+        str,
+        typer.Option(
+            "--seeds", metavar="N[,N...]", help="runs from scratch and pre-trained; one number, or one per fraction"
+        ),
     ] = "3",
     epochs: Annotated[
         str | None,
-        typer.Option("--epochs", metavar="N[,N...]", help="of a run; one number, or one a fraction [train.epochs]"),
+        typer.Option(
+            "--epochs", metavar="N[,N...]", help="epochs per run; one number, or one per fraction [train.epochs]"
+        ),
     ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
@@ -35,15 +40,16 @@ def label_efficiency(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Scratch against pre-trained at several shares of the labels: every run, a table and a plot.
+    """Compare scratch with pre-trained at label fractions.
 
-    The config fine-tunes: its init names what of the pre-trained run is taken. A run from scratch is the same without
-    init, without frozen modules and without layer decay. All labels of a share train and nothing is selected: the last
-    weights are scored on the test part, once. The same command again goes on where it stopped; runs that are done are
-    not repeated. Writes label_efficiency.json and label_efficiency.svg into --out after every run.
+    Trains all runs, and writes a table and a plot. The config fine-tunes: its init defines what is loaded from the
+    pre-trained run. A run from scratch is the same without init, frozen modules and layer decay. All labels of a
+    fraction are used for training and nothing is selected: the last weights are evaluated on the test split, once.
+    Repeat the command to resume it; finished runs are not repeated. Writes label_efficiency.json and
+    label_efficiency.svg into --out after every run.
     """
     with gc_paused():
         from sightline.verbs.studies import label_efficiency as verb
 
-    asked = (source, fractions, seeds, epochs, processes, tuple(plugin or ()), device, json)
-    return verb.label_efficiency(verb.LabelEfficiencyOptions(config, tuple(overrides or ()), out, *asked))
+    more_options = (source, fractions, seeds, epochs, processes, tuple(plugin or ()), device, json)
+    return verb.label_efficiency(verb.LabelEfficiencyOptions(config, tuple(overrides or ()), out, *more_options))

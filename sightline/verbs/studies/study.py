@@ -1,4 +1,4 @@
-"""`sightline study`: a grid of runs of any config, compared."""
+"""`sightline study`: train and compare a grid of runs of any config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["StudyOptions", "study"]
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What the command line asked for."""
+    """Options of `sightline study`."""
 
     configs: tuple[Path, ...]
     overrides: tuple[str, ...]
@@ -36,7 +36,7 @@ class StudyOptions:
 
 
 def study(options: StudyOptions) -> int:
-    """Run every cell that is not done, and compare; the exit code of the first run that did not come to its end."""
+    """Train all runs that are not done, and compare; return 0, or the exit code of the first unfinished run."""
     if not options.configs:
         raise UserError("study: give a config, and what to vary")
     assert_writable(options.out / f"{NAME}.json", option="--out")
@@ -57,7 +57,7 @@ def study(options: StudyOptions) -> int:
 
 def _show(document: Mapping[str, Any]) -> None:
     rows = [
-        [*row["levels"].values(), len(row["values"]), row["mean"], _known(row["std"]), row["min"], row["max"]]
+        [*row["levels"].values(), len(row["values"]), row["mean"], _none_if_nan(row["std"]), row["min"], row["max"]]
         for row in document["rows"]
     ]
     title = f"{document['metric']} of the last weights on the test part ({document['mode']} is better)"
@@ -65,19 +65,19 @@ def _show(document: Mapping[str, Any]) -> None:
     verdict = {True: "beyond chance", False: "within chance", None: "one pair"}
     compared = [
         [
-            f"{each['factor']}: {each['level']} less {each['first']}",
-            ", ".join(f"{name}={level}" for name, level in each["others"].items()),
-            each["mean"],
-            "" if math.isnan(each["low"]) else f"{each['low']:.4f} to {each['high']:.4f}",
-            verdict[each["is_beyond_chance"]],
-            f"{each['num_better']} of {len(each['pairs'])}",
+            f"{difference['factor']}: {difference['level']} less {difference['first']}",
+            ", ".join(f"{name}={level}" for name, level in difference["others"].items()),
+            difference["mean"],
+            "" if math.isnan(difference["low"]) else f"{difference['low']:.4f} to {difference['high']:.4f}",
+            verdict[difference["is_beyond_chance"]],
+            f"{difference['num_better']} of {len(difference['pairs'])}",
         ]
-        for each in document["differences"]
+        for difference in document["differences"]
     ]
     if compared:
         columns = ("difference", "at", "mean", "95 % interval", "it is", "better")
         show_table("paired by seed", columns, compared)
 
 
-def _known(figure: float) -> float | None:
+def _none_if_nan(figure: float) -> float | None:
     return None if math.isnan(figure) else figure

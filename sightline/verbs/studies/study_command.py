@@ -1,4 +1,4 @@
-"""`sightline study` as the command line declares it; the rooms it needs are imported when it runs."""
+"""Command line of `sightline study`; the implementation is imported when the command runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def study(
         list[str],
         typer.Argument(
             metavar="CONFIG... [KEY=VALUE]...",
-            help="YAML configs or run directories, several to compare them, and what is laid over all of them",
+            help="YAML configs or run directories, several to compare them, and overrides for all of them",
         ),
     ],
     out: StudyFolder,
@@ -27,11 +27,13 @@ def study(
     ] = None,
     arm: Annotated[
         list[str] | None,
-        typer.Option("--arm", metavar="NAME='KEY=A KEY=B'", help="or with these overrides together; repeatable"),
+        typer.Option("--arm", metavar="NAME='KEY=A KEY=B'", help="run with these overrides together; repeatable"),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", metavar="N", min=1, help="runs of each, with seeds 0 to N - 1")] = 3,
+    seeds: Annotated[
+        int, typer.Option("--seeds", metavar="N", min=1, help="runs per setting, with seeds 0 to N - 1")
+    ] = 3,
     metric: Annotated[
-        str | None, typer.Option("--metric", metavar="NAME", help="the figure compared [evaluate.metric]")
+        str | None, typer.Option("--metric", metavar="NAME", help="metric to compare [evaluate.metric]")
     ] = None,
     processes: Processes = None,
     plugin: Plugins = None,
@@ -39,15 +41,16 @@ def study(
     json: Json = None,
     traceback: Traceback = False,
 ) -> int:
-    """Train a grid of runs: mean and spread over seeds, paired differences with their interval, and a plot.
+    """Train and compare a grid of runs.
 
-    Runs of one seed share initial weights and the order of samples where what is varied leaves these alone, and make a
-    pair. The figure is that of the last weights on the test part. The same command again goes on where it stopped; runs
-    that are done are not repeated. Writes study.json and study.svg into --out after every run.
+    Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
+    they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
+    the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
+    study.json and study.svg into --out after every run.
     """
     with gc_paused():
         from sightline.verbs.studies import study as verb
 
     configs, overrides = split_words(words)
-    asked = (tuple(vary or ()), tuple(arm or ()), seeds, metric, processes, tuple(plugin or ()), device, json)
-    return verb.study(verb.StudyOptions(configs, overrides, out, *asked))
+    more_options = (tuple(vary or ()), tuple(arm or ()), seeds, metric, processes, tuple(plugin or ()), device, json)
+    return verb.study(verb.StudyOptions(configs, overrides, out, *more_options))

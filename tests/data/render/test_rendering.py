@@ -343,8 +343,8 @@ def test_the_command_renders_a_set_by_name(tmp_path: Path, prepared: Path, monke
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["modelnet4"], "'modelnet4' is neither a folder nor a set with clouds; did you mean 'modelnet40'?"),
-        (["modelnet40"], "or make one: sightline data prepare modelnet40 --from PATH --to"),
+        (["modelnet4"], "'modelnet4' is neither a folder nor a data set of clouds; did you mean 'modelnet40'?"),
+        (["modelnet40"], "or prepare one: sightline data prepare modelnet40 --from PATH --to"),
         (["synthetic_shapes", "--views", "7", "--elevations", "0,30"], "7 views on 2 elevations"),
         (["synthetic_shapes", "--elevations", "low"], "--elevations low: degrees are needed, such as 30 or 10,30,50"),
         (["synthetic_shapes", "--up", "y"], "--up y, but z is up in synthetic_shapes"),

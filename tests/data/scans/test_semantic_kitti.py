@@ -311,7 +311,7 @@ def test_a_look_names_what_is_unlike_the_expected_sensor(tree: Path) -> None:
     assert any("outside the field of view from 3 to -25 degrees" in line for line in unlike)
     assert any("remissions run to" in line for line in unlike)
     assert any("the mean remission is" in line for line in unlike)
-    with pytest.raises(UserError, match=r"--from is about files of .*semantic_kitti"):
+    with pytest.raises(UserError, match=r"--from reads files of .*semantic_kitti"):
         data.info("s3dis", source=tree, plugins=(), json=None)
 
 
