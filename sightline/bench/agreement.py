@@ -1,4 +1,4 @@
-"""When two answers are the same numbers: exactly, up to equal distances, or within a stated tolerance."""
+"""Comparison rules of results: exact, up to equal distances, or within a tolerance."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from sightline.bench.case import Comparator
 __all__ = ["allclose", "equal", "farthest_each_time", "same_neighbours"]
 
 ROUNDINGS = 10 * 2.0**-24
-"""Of a squared distance in three channels, in float32: five each on both sides of a comparison, relative."""
+"""Relative rounding of two compared squared distances of three channels in float32: five roundings each."""
 
 
 def equal(inputs: Any, expected: Tensor, actual: Tensor) -> str | None:
-    """Index for index."""
+    """Compare two tensors exactly; return a description of the differences, or None."""
     if expected.shape != actual.shape:
         return f"shape {tuple(actual.shape)}, the baseline's is {tuple(expected.shape)}"
     differs = expected != actual
     if not differs.any():
         return None
-    place = tuple(differs.nonzero()[0].tolist())
+    index = tuple(differs.nonzero()[0].tolist())
     return (
-        f"{int(differs.sum())} of {actual.numel()} entries differ, first {place}: {actual[place]}, not "
-        f"{expected[place]}"
+        f"{int(differs.sum())} of {actual.numel()} entries differ, first {index}: {actual[index]}, not "
+        f"{expected[index]}"
     )
 
 
 def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
-    """Index for index, except among neighbours at exactly equal distances, of which a form may take any.
+    """Compare neighbour indices exactly, except among neighbours at exactly equal distances.
 
-    `inputs["points"]` (B, N, C); answers (B, N, K), nearest first. The clouds of this room are rounded so that float32
-    holds every squared distance exactly, in the expanded form too; so no tolerance is needed.
+    `inputs["points"]` (B, N, C); results (B, N, K), nearest first. The clouds of this room are rounded so that every
+    squared distance is exact in float32, in the expanded form too; so no tolerance is needed.
     """
     if expected.shape != found.shape:
         return f"shape {tuple(found.shape)}, the baseline's is {tuple(expected.shape)}"
@@ -56,40 +56,41 @@ def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> 
 
 
 def farthest_each_time(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
-    """Every point after the first is the farthest from those before it, to the roundings of float32; no more is asked.
+    """Check that every point after the first is the farthest from all earlier ones, up to float32 rounding.
 
-    `inputs["points"]` (B, N, 3); answers (B, M). Distances are taken in float64 along the answer itself, so that one
-    tie decided otherwise, or another first point, does not make all that follows wrong.
+    `inputs["points"]` (B, N, 3); results (B, M). Distances are computed in float64 along the result itself, so that
+    another decision of a tie, or another first point, does not make all later points wrong.
     """
     if expected.shape != found.shape:
         return f"shape {tuple(found.shape)}, the baseline's is {tuple(expected.shape)}"
-    for cloud, (points, chosen) in enumerate(zip(inputs["points"].double(), found, strict=True)):
+    for cloud, (points, samples) in enumerate(zip(inputs["points"].double(), found, strict=True)):
         channels = points.T.contiguous()
         nearest = channels.new_full((len(points),), float("inf"))
-        for place, index in enumerate(chosen.tolist()):
-            if place > 0 and not nearest[index] >= nearest.max() * (1 - ROUNDINGS):
-                return f"cloud {cloud}, place {place}: point {index} is not the farthest from those before it"
+        for position, index in enumerate(samples.tolist()):
+            if position > 0 and not nearest[index] >= nearest.max() * (1 - ROUNDINGS):
+                return f"cloud {cloud}, place {position}: point {index} is not the farthest from those before it"
             nearest = nearest.minimum((channels - channels[:, index, None]).square().sum(dim=0))
     return None
 
 
 def allclose(tolerance: float) -> Comparator:
-    """No number of a tensor, or of a mapping of them, is off by more than `tolerance` times the tensor's largest."""
+    """Make a rule: no error in a tensor, or a mapping of tensors, exceeds `tolerance` times its largest value."""
 
-    def rule(inputs: Any, expected: Any, found: Any) -> str | None:
+    def rule(inputs: Any, expected: Any, actual: Any) -> str | None:
         if not isinstance(expected, dict):
-            expected, found = {"answer": expected}, {"answer": found}
-        if expected.keys() != found.keys():
-            return f"it gives {sorted(found)}, the baseline {sorted(expected)}"
-        for name, before in expected.items():
-            after = found[name]
-            if before.shape != after.shape:
-                return f"{name}: shape {tuple(after.shape)}, the baseline's is {tuple(before.shape)}"
-            off = float((after.double() - before.double()).abs().max())
-            scale = float(before.double().abs().max())
-            if not off <= tolerance * scale:
+            expected, actual = {"answer": expected}, {"answer": actual}
+        if expected.keys() != actual.keys():
+            return f"it gives {sorted(actual)}, the baseline {sorted(expected)}"
+        for name, expected_tensor in expected.items():
+            actual_tensor = actual[name]
+            if expected_tensor.shape != actual_tensor.shape:
+                return f"{name}: shape {tuple(actual_tensor.shape)}, the baseline's is {tuple(expected_tensor.shape)}"
+            error = float((actual_tensor.double() - expected_tensor.double()).abs().max())
+            scale = float(expected_tensor.double().abs().max())
+            if not error <= tolerance * scale:
                 return (
-                    f"{name}: off by {off:.2e} where the largest number is {scale:.2e}; allowed is {tolerance:g} of it"
+                    f"{name}: off by {error:.2e} where the largest number is {scale:.2e}; "
+                    f"allowed is {tolerance:g} of it"
                 )
         return None
 

@@ -1,4 +1,4 @@
-"""A timed comparison as an object: what is fed in, the forms that answer, and when two answers are the same numbers."""
+"""Benchmark cases: inputs, implementations of one computation, and rules to compare their results."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 __all__ = ["BenchmarkCase", "Comparator", "ExactComparison", "Implementation", "Run", "implementation"]
 
 Run = Callable[[], Any]
-"""What is timed: no arguments, and the answer that is compared."""
+"""Function that is timed: takes no arguments and returns the result that is compared."""
 Comparator = Callable[[Any, Any, Any], str | None]
-"""(inputs, the baseline's answer, the answer found) -> in what they differ, None where they are the same numbers."""
+"""Function (inputs, baseline's result, actual result) -> description of the difference, None if they agree."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One form of a computation.
+    """Implementation of a computation.
 
-    `open(inputs)` does what is not timed (layouts, models, processes) and gives the run; leaving it ends what it began.
-    `needs` names the optional package without which the form is not there.
+    `open(inputs)` is a context manager: it does the untimed work (layouts, models, processes), yields the function to
+    time, and cleans up. `needs` names the optional package that the implementation requires.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Implementation:
 
 @dataclass(frozen=True)
 class ExactComparison:
-    """A stricter comparison made first: `narrow` turns the inputs into ones on which rounding decides nothing."""
+    """Stricter comparison that runs first, on inputs that `narrow` makes insensitive to rounding."""
 
     narrow: Callable[[Any], Any]
     agrees: Comparator
@@ -46,9 +46,9 @@ class ExactComparison:
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """Forms of one computation on the same seeded inputs; the first of them is what the others are compared with.
+    """Benchmark case: a baseline and variants of one computation on the same seeded inputs.
 
-    `label` is filled in from `size`, which `make` takes as keyword arguments; `quick` holds the sizes of a smoke test.
+    `label` is formatted with `size`, the keyword arguments of `make`; `quick` are the sizes of a smoke test.
     """
 
     suite: str
@@ -72,12 +72,12 @@ class BenchmarkCase:
         return self.make(**self.size)
 
     def smaller(self) -> BenchmarkCase:
-        """The same comparison at the sizes of a smoke test."""
+        """Return the case with the sizes of a smoke test."""
         return dataclasses.replace(self, size={**self.size, **self.quick})
 
 
 def implementation(
     name: str, function: Callable[[Any], Any], agrees: Comparator, *, needs: str | None = None
 ) -> Implementation:
-    """A form that is a function of the inputs and has nothing to prepare."""
+    """Make an implementation from a function of the inputs, without preparation."""
     return Implementation(name, lambda inputs: nullcontext(partial(function, inputs)), agrees, needs)

@@ -1,4 +1,4 @@
-"""Clusters of weights against Lloyd's iterations as textbooks write them, and bits packed against a matrix of bits."""
+"""Benchmarks of weight clustering against textbook Lloyd iterations, and of bit packing against a bit matrix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sightline.runs.packed_bits import pack_bits
 __all__ = ["cases"]
 
 _NUM_ITERATIONS = 50
-"""HAQ's for the final model; not enough to converge on a million weights."""
+"""Number of iterations of HAQ's final model; not enough to converge on a million weights."""
 
 
 def cases() -> list[BenchmarkCase]:
@@ -25,8 +25,8 @@ def cases() -> list[BenchmarkCase]:
             label="kmeans_{weights}_to_{centres}",
             size={"weights": 1_000_000, "centres": 16},
             quick={"weights": 3000},
-            make=_weights,
-            baseline=implementation("textbook", _lloyd, _is_no_worse),
+            make=_make_weights,
+            baseline=implementation("textbook", _cluster_lloyd, _is_no_worse),
             variants=(implementation("sightline", _cluster, _is_no_worse),),
         ),
         *(
@@ -35,8 +35,8 @@ def cases() -> list[BenchmarkCase]:
                 label="pack_{weights}x{bits}",
                 size={"weights": 1_000_000, "bits": bits},
                 quick={"weights": 3001},
-                make=_codes,
-                baseline=implementation("packbits", _pack_plainly, _are_same_bytes),
+                make=_make_codes,
+                baseline=implementation("packbits", _pack_reference, _are_same_bytes),
                 variants=(implementation("sightline", _pack, _are_same_bytes),),
             )
             for bits in (3, 4)
@@ -44,15 +44,15 @@ def cases() -> list[BenchmarkCase]:
     ]
 
 
-def _weights(*, weights: int, centres: int) -> dict[str, Any]:
+def _make_weights(*, weights: int, centres: int) -> dict[str, Any]:
     return {"weights": torch.randn(weights, generator=torch.Generator().manual_seed(0)), "centres": centres}
 
 
-def _lloyd(inputs: dict[str, Any]) -> Tensor:
-    """The cluster of each weight, from quantiles on: all distances, the nearest, the means."""
+def _cluster_lloyd(inputs: dict[str, Any]) -> Tensor:
+    """Cluster weights (N,) by Lloyd's iterations from quantiles: all distances, the nearest, the means."""
     weights, number = inputs["weights"], inputs["centres"]
-    places = (torch.arange(number) + 0.5) * len(weights) / number
-    centres = weights.sort().values[places.long()]
+    quantile_index = (torch.arange(number) + 0.5) * len(weights) / number
+    centres = weights.sort().values[quantile_index.long()]
     for _ in range(_NUM_ITERATIONS):
         labels = (weights[:, None] - centres).square().argmin(dim=1)
         counts = torch.bincount(labels, minlength=number)
@@ -66,9 +66,11 @@ def _cluster(inputs: dict[str, Any]) -> Tensor:
     return cluster_weight(inputs["weights"], bits=bits, name="weights").labels
 
 
-def _is_no_worse(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
-    least, spread = (_inertia(inputs["weights"].double(), labels.long()) for labels in (expected, found))
-    return None if spread <= least * (1 + 1e-9) else f"inertia {spread:.9g}, {least:.9g} is needed"
+def _is_no_worse(inputs: dict[str, Any], expected: Tensor, actual: Tensor) -> str | None:
+    expected_inertia, inertia = (_inertia(inputs["weights"].double(), labels.long()) for labels in (expected, actual))
+    return (
+        None if inertia <= expected_inertia * (1 + 1e-9) else f"inertia {inertia:.9g}, {expected_inertia:.9g} is needed"
+    )
 
 
 def _inertia(weights: Tensor, labels: Tensor) -> float:
@@ -77,7 +79,7 @@ def _inertia(weights: Tensor, labels: Tensor) -> float:
     return float((weights - means[labels]).square().sum())
 
 
-def _codes(*, weights: int, bits: int) -> dict[str, Any]:
+def _make_codes(*, weights: int, bits: int) -> dict[str, Any]:
     codes = np.random.default_rng(0).integers(0, 2**bits, weights)
     return {"codes": torch.from_numpy(codes.astype(np.uint8)), "bits": bits}
 
@@ -86,11 +88,11 @@ def _pack(inputs: dict[str, Any]) -> bytes:
     return pack_bits(inputs["codes"].numpy(), inputs["bits"])
 
 
-def _pack_plainly(inputs: dict[str, Any]) -> bytes:
-    """The definition: a row of bits for each code, eight of them at a time."""
+def _pack_reference(inputs: dict[str, Any]) -> bytes:
+    """Pack codes by definition: a row of bits per code, eight bits per byte."""
     rows = inputs["codes"].numpy()[:, None] >> np.arange(inputs["bits"], dtype=np.uint8)
     return np.packbits(rows & 1, bitorder="little").tobytes()
 
 
-def _are_same_bytes(inputs: dict[str, Any], expected: bytes, found: bytes) -> str | None:
-    return None if found == expected else f"{len(found)} other bytes than {len(expected)}"
+def _are_same_bytes(inputs: dict[str, Any], expected: bytes, actual: bytes) -> str | None:
+    return None if actual == expected else f"{len(actual)} other bytes than {len(expected)}"

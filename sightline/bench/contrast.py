@@ -1,4 +1,4 @@
-"""A contrastive training step, two clouds and a view of every object, against the textbook form of its point branch."""
+"""Benchmark of a contrastive training step (two clouds and one view per object) against its textbook form."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def cases() -> list[BenchmarkCase]:
             label="contrast_step_{batch}x{points}_{pixels}px",
             size={"batch": 16, "points": 1024, "pixels": 64},
             quick={"batch": 4, "points": 256, "pixels": 32},
-            make=_objects,
-            baseline=Implementation("textbook", _step(_textbook, _textbook_losses), close_in_float32),
-            variants=(Implementation("sightline", _step(copy.deepcopy, _losses), close_in_float32),),
+            make=_make_objects,
+            baseline=Implementation("textbook", _make_step(_make_textbook, _textbook_losses), close_in_float32),
+            variants=(Implementation("sightline", _make_step(copy.deepcopy, _compute_losses), close_in_float32),),
             exactly=ExactComparison(_in_float64, same_numbers),
         )
     ]
 
 
-def _objects(*, batch: int, points: int, pixels: int) -> dict[str, Any]:
-    """Two halves of the points of solids, and noise for images: what they show costs nothing."""
+def _make_objects(*, batch: int, points: int, pixels: int) -> dict[str, Any]:
+    """Make clouds from two halves of the points of solids, and noise images: their content does not affect time."""
     shapes = SyntheticShapes(split="train", train_size=batch, num_points=2 * points)
     first, second = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])["points"].split(points, dim=1)
     with torch.random.fork_rng(devices=[]):
@@ -54,13 +54,13 @@ def _objects(*, batch: int, points: int, pixels: int) -> dict[str, Any]:
     return {"model": model, "points": first.contiguous(), "other_points": second.contiguous(), "image": image}
 
 
-def _step(
+def _make_step(
     build: Callable[[Any], nn.Module], losses: Callable[[dict[str, Tensor]], Tensor]
 ) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
-    """Forward, both losses, backward and SGD; the answer holds the embeddings and the gradient of all weights."""
+    """Make a step: forward, both losses, backward and SGD; returns the embeddings and all gradients."""
 
     @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+    def open_step(inputs: dict[str, Any]) -> Iterator[Run]:
         model = build(inputs["model"]).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
@@ -70,20 +70,20 @@ def _step(
             losses(outputs).backward()
             optimizer.step()
             embedded = torch.cat([outputs["first"], outputs["second"], outputs["pictured"]]).detach()
-            return {"logits": embedded, "gradients": [each.grad for each in model.parameters()]}
+            return {"logits": embedded, "gradients": [parameter.grad for parameter in model.parameters()]}
 
         yield run
 
-    return opened
+    return open_step
 
 
-def _losses(outputs: dict[str, Tensor]) -> Tensor:
+def _compute_losses(outputs: dict[str, Tensor]) -> Tensor:
     intra = IntraModal(temperature=_TEMPERATURE)(first=outputs["first"], second=outputs["second"])
     return (intra + CrossModal(temperature=_TEMPERATURE)(**outputs)).mean()
 
 
-def _textbook(ours: CrossPoint) -> CrossPoint:
-    """The same network with the point branch that users know: every edge feature written out."""
+def _make_textbook(ours: CrossPoint) -> CrossPoint:
+    """Copy the network with the textbook point branch, which materialises every edge feature."""
     plain = copy.deepcopy(ours)
     plain.points = TextbookDGCNNEncoder(ours.points)
     return plain
@@ -95,18 +95,18 @@ def _textbook_losses(outputs: dict[str, Tensor]) -> Tensor:
 
 
 def _textbook_nt_xent(first: Tensor, second: Tensor) -> Tensor:
-    """As users write it: each side's logits against both, the own row masked. Source: Chen et al. 2020, eq. 1."""
+    """Compute NT-Xent in its usual form, with the own row masked. Source: Chen et al. 2020, eq. 1."""
     first, second = F.normalize(first, dim=1), F.normalize(second, dim=1)
     count = len(first)
-    own, label = torch.eye(count) * 1e9, torch.arange(count)
-    sides = []
+    diagonal, label = torch.eye(count) * 1e9, torch.arange(count)
+    losses = []
     for a, b in ((first, second), (second, first)):
-        logits = torch.cat([a @ b.T / _TEMPERATURE, a @ a.T / _TEMPERATURE - own.to(a)], dim=1)
-        sides.append(F.cross_entropy(logits, label))
-    return torch.stack(sides).mean()
+        logits = torch.cat([a @ b.T / _TEMPERATURE, a @ a.T / _TEMPERATURE - diagonal.to(a)], dim=1)
+        losses.append(F.cross_entropy(logits, label))
+    return torch.stack(losses).mean()
 
 
 def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Four of the objects, and the same weights."""
+    """Return four of the objects, and the same weights, in float64."""
     small = {name: inputs[name][:4].double() for name in ("points", "other_points", "image")}
     return {"model": copy.deepcopy(inputs["model"]).double(), **small}

@@ -1,4 +1,4 @@
-"""Batches from memory, augmented as a whole, against the usual loader that makes one item at a time."""
+"""Benchmark of in-memory batches, augmented together, against the usual loader of single items."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["cases"]
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2
-"""The recipe of PointNet's and DGCNN's code for ModelNet40; `Scale` and `Translate` have it as their defaults."""
+"""Augmentation of PointNet's and DGCNN's code for ModelNet40; the defaults of `Scale` and `Translate`."""
 
 
 def cases() -> list[BenchmarkCase]:
@@ -34,9 +34,9 @@ def cases() -> list[BenchmarkCase]:
             label="batches_{clouds}x{points}",
             size={"clouds": 2048, "points": 1024},
             quick={"clouds": 64, "points": 128},
-            make=_clouds,
-            baseline=Implementation("per_item_loader", _per_item, _same_augmentation),
-            variants=(Implementation("sightline", _from_memory, _same_augmentation),),
+            make=_make_clouds,
+            baseline=Implementation("per_item_loader", _open_loader, _check_augmentation),
+            variants=(Implementation("sightline", _open_reader, _check_augmentation),),
         ),
         *rooms.cases(),
         *rendering.cases(),
@@ -45,9 +45,9 @@ def cases() -> list[BenchmarkCase]:
 
 
 class PerItem(Dataset[tuple[np.ndarray, int]]):
-    """The usual form: one cloud at a time, augmented in NumPy, its points taken in the order of a permutation.
+    """Usual dataset: one cloud at a time, augmented in NumPy, its points permuted.
 
-    `np.random.shuffle`, which swaps rows one by one, would make it several times as slow.
+    `np.random.shuffle`, which swaps rows one by one, would make it several times slower.
     """
 
     def __init__(self, clouds: np.ndarray, labels: np.ndarray) -> None:
@@ -63,8 +63,8 @@ class PerItem(Dataset[tuple[np.ndarray, int]]):
         return cloud[np.random.permutation(len(cloud))], int(self.labels[index])
 
 
-class _PointsAlone:
-    """What `PerItem` reads, points and labels, as a data set in memory that gives whole batches."""
+class _PointDataset:
+    """In-memory data set with the fields of `PerItem`, points and labels, that returns whole batches."""
 
     def __init__(self, inputs: dict[str, Any]) -> None:
         fields = {name: inputs["shapes"].info.fields[name] for name in ("points", "label")}
@@ -82,8 +82,8 @@ class _PointsAlone:
         return {"points": self._points[index], "label": self._label[index], "sample_index": index}
 
 
-def _clouds(*, clouds: int, points: int) -> dict[str, Any]:
-    """A data set in memory, all of it made, and the order in which it is read."""
+def _make_clouds(*, clouds: int, points: int) -> dict[str, Any]:
+    """Make a data set in memory, and the order in which it is read."""
     shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
     everything = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
     order = torch.randperm(clouds, generator=torch.Generator().manual_seed(0)).tolist()
@@ -91,7 +91,7 @@ def _clouds(*, clouds: int, points: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _per_item(inputs: dict[str, Any]) -> Iterator[Run]:
+def _open_loader(inputs: dict[str, Any]) -> Iterator[Run]:
     items = PerItem(inputs["points"].numpy(), inputs["label"].numpy())
     loader = DataLoader(items, batch_size=BATCH, sampler=inputs["order"])
 
@@ -104,10 +104,10 @@ def _per_item(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _from_memory(inputs: dict[str, Any]) -> Iterator[Run]:
+def _open_reader(inputs: dict[str, Any]) -> Iterator[Run]:
     parts: dict[str, Any] = {"scale": Scale(), "translate": Translate(), "shuffle_points": ShufflePoints()}
     transforms = [NamedTransform(name, transform) for name, transform in parts.items()]
-    reader = BatchReader(_PointsAlone(inputs), transforms)
+    reader = BatchReader(_PointDataset(inputs), transforms)
     order = inputs["order"]
 
     def run() -> dict[str, Tensor]:
@@ -118,15 +118,15 @@ def _from_memory(inputs: dict[str, Any]) -> Iterator[Run]:
     yield run
 
 
-def _same_augmentation(inputs: dict[str, Any], expected: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
-    """The last batch: the same clouds, each scaled and shifted along its axes by drawn numbers, its points shuffled.
+def _check_augmentation(inputs: dict[str, Any], expected: dict[str, Tensor], actual: dict[str, Tensor]) -> str | None:
+    """Check the last batch: the same clouds, scaled and shifted along the axes by random numbers, points shuffled.
 
-    Draws differ, so they are found again: along an axis, sorted coordinates are a straight line of the sorted
-    originals. Allowed are 1e-5 about the line, and the numbers of the recipe with 1e-4 to spare.
+    The random numbers differ, so they are recovered: along an axis, sorted coordinates are a linear function of the
+    sorted originals. Tolerances: 1e-5 around the line, and 1e-4 around the recipe's ranges.
     """
     last = inputs["order"][(len(inputs["order"]) - 1) // BATCH * BATCH :]
     originals = inputs["points"][last].double().sort(dim=1).values
-    for name, answer in (("the baseline", expected), ("it", found)):
+    for name, answer in (("the baseline", expected), ("it", actual)):
         if not torch.equal(answer["label"], inputs["label"][last]):
             return f"{name} gives other labels"
         if answer["points"].shape != originals.shape:

@@ -1,4 +1,4 @@
-"""A detector's training step, what targets, losses and photos add to it, and the precision of its boxes."""
+"""Benchmarks of a detector's training step (targets, losses, photos) and of box average precision."""
 
 from __future__ import annotations
 
@@ -45,40 +45,40 @@ optimizer: {{name: sgd, lr: 1e-4}}
 train: {{epochs: 1000, batch_size: {images}}}
 evaluate: {{metric: ap50}}
 """
-"""A narrow head, as in the recipe of coco128: beside a wider one, targets, losses and photos cost a smaller share."""
+"""Config with a narrow head, as in the recipe of coco128: with a wider one, targets and photos cost less."""
 _NAMES = "ap ap50 ap75 ap_small ap_medium ap_large ar1 ar10 ar ar_small ar_medium ar_large".split()
-"""Our names of pycocotools' twelve numbers, in its order."""
+"""Our names of the twelve metrics of pycocotools, in its order."""
 
 
 def train_cases() -> list[BenchmarkCase]:
-    """The share of a step that is not targets and losses, and of steps that is not reading photos."""
-    step = Implementation("sightline", _opened(_plain), allclose(1e-5))
-    photos = Implementation("sightline", _opened(_from_photos, "loader.workers=2"), allclose(1e-5))
+    """Make the cases: a step without targets and losses, and steps without reading photos, as baselines."""
+    step = Implementation("sightline", _make_opener(_plain), allclose(1e-5))
+    photos = Implementation("sightline", _make_opener(_from_photos, "loader.workers=2"), allclose(1e-5))
     return [
-        _case("train", "detection_targets", _network, step),
-        _case("train", "detection_photos", _ready_batches, photos),
+        _make_case("train", "detection_targets", _network, step),
+        _make_case("train", "detection_photos", _ready_batches, photos),
     ]
 
 
-def _case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Implementation) -> BenchmarkCase:
+def _make_case(suite: str, name: str, plain: Callable[[TrainState], Run], form: Implementation) -> BenchmarkCase:
     size, quick = {"images": 4, "size": 320}, {"images": 1, "size": 128}
-    baseline = Implementation(plain.__name__.lstrip("_"), _opened(plain), form.compare)
+    baseline = Implementation(plain.__name__.lstrip("_"), _make_opener(plain), form.compare)
     return BenchmarkCase(suite, f"{name}_{{images}}x{{size}}", size, quick, dict, baseline, (form,))
 
 
 def metric_cases() -> list[BenchmarkCase]:
-    """The twelve numbers of COCO; pycocotools' time is that of evaluating, after its structures are made."""
+    """Make the case of COCO's twelve metrics; pycocotools' time excludes building its data structures."""
     size, quick = {"images": 5000, "detections": 100}, {"images": 20, "detections": 10}
-    theirs = Implementation("pycocotools", _by_pycocotools, allclose(1e-9), needs="pycocotools")
-    form = implementation("sightline", _by_sightline, allclose(1e-9))
-    return [BenchmarkCase("metrics", "box_ap_{images}x{detections}", size, quick, _boxes, theirs, (form,))]
+    pycocotools = Implementation("pycocotools", _open_pycocotools, allclose(1e-9), needs="pycocotools")
+    form = implementation("sightline", _compute_by_sightline, allclose(1e-9))
+    return [BenchmarkCase("metrics", "box_ap_{images}x{detections}", size, quick, _make_boxes, pycocotools, (form,))]
 
 
-def _opened(make: Callable[[TrainState], Run], *overrides: str) -> Callable[[Any], AbstractContextManager[Run]]:
-    """A form that begins with a new network, and photos in files of a prepared set."""
+def _make_opener(make: Callable[[TrainState], Run], *overrides: str) -> Callable[[Any], AbstractContextManager[Run]]:
+    """Make an implementation with a new network, and photos in files of a prepared set."""
 
     @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+    def open_run(inputs: dict[str, Any]) -> Iterator[Run]:
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             folder = Path(name)
             _write_photos(folder / "photos", 2 * inputs["images"])
@@ -87,57 +87,57 @@ def _opened(make: Callable[[TrainState], Run], *overrides: str) -> Callable[[Any
             path.write_text(CONFIG.format(root=folder / "set", **inputs))
             yield make(build(read_config(path, list(overrides)), World()).job)
 
-    return opened
+    return open_run
 
 
 def _write_photos(folder: Path, count: int) -> None:
-    """JPEG files of 640 x 480 pixels with the bytes of COCO's, some 170 kB: coloured patches with grain, 20 boxes."""
+    """Write JPEG files of 640 x 480 px and about 170 kB, as in COCO: noisy coloured patches with 20 boxes."""
     generator = np.random.default_rng(0)
     for number in range(count + 2):
         split = ("test", "val", "train")[min(number, 2)]
         patches = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((640, 480))
         pixels = (np.asarray(patches) + generator.normal(0, 8, (480, 640, 3))).clip(0, 255).astype(np.uint8)
-        places = generator.uniform(0.2, 0.8, (20, 2)), generator.uniform(0.02, 0.4, (20, 2))
-        rows = np.column_stack((generator.integers(0, NUM_CLASSES, 20), *places))
+        box_columns = generator.uniform(0.2, 0.8, (20, 2)), generator.uniform(0.02, 0.4, (20, 2))
+        rows = np.column_stack((generator.integers(0, NUM_CLASSES, 20), *box_columns))
         (folder / split).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / split / f"{number}.jpg", quality=95)
         np.savetxt(folder / split / f"{number}.txt", rows, fmt="%d %.6f %.6f %.6f %.6f")
     (folder / "classes.txt").write_text("\n".join(map(str, range(NUM_CLASSES))))
 
 
-class _NoLaps:
+class _NoClock:
     def end_phase(self, name: str) -> None:
         pass
 
 
-def _batch(job: TrainState, step: int) -> dict[str, Any]:
+def _read_batch(job: TrainState, step: int) -> dict[str, Any]:
     return job.stream.reader(job.stream.plan.step_keys(step)[0][0])
 
 
 def _train_on(job: TrainState, batch: dict[str, Any]) -> Tensor:
-    """One step of the engine; its losses and the norm of its gradient."""
-    found = train_step(job, job.model, [batch], World(), _NoLaps())
-    return torch.tensor([found[name] for name in (*job.loss_weights, "grad_norm")])
+    """Take one step of the engine; return its losses and gradient norm."""
+    values = train_step(job, job.model, [batch], World(), _NoClock())
+    return torch.tensor([values[name] for name in (*job.loss_weights, "grad_norm")])
 
 
 def _plain(job: TrainState) -> Run:
-    """A step of the engine on a batch that is there."""
-    return partial(_train_on, job, _batch(job, 0))
+    """Make a step of the engine on a batch in memory."""
+    return partial(_train_on, job, _read_batch(job, 0))
 
 
 def _network(job: TrainState) -> Run:
-    """The same step from the gradient of the outputs on: no assignment, no losses."""
-    batch = _batch(job, 0)
-    kept: dict[str, Tensor] = {}
+    """Make the same step from given gradients of the outputs: no assignment, no losses."""
+    batch = _read_batch(job, 0)
+    outputs: dict[str, Tensor] = {}
     step = prepare_step(job.task, job.model.train(), [batch], World())
-    with job.model.register_forward_hook(lambda module, given, made: kept.update(made)):
+    with job.model.register_forward_hook(lambda module, args, result: outputs.update(result)):
         means = step.loss_means(step.loss_sums(job.model))
-    gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [kept["logits"], kept["codes"]])
+    gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [outputs["logits"], outputs["codes"]])
 
     def run() -> Tensor:
         job.optimizer.zero_grad(set_to_none=True)
-        made = job.model(image=batch["image"])
-        torch.autograd.backward([made["logits"], made["codes"]], gradients)
+        result = job.model(image=batch["image"])
+        torch.autograd.backward([result["logits"], result["codes"]], gradients)
         norm = nn.utils.clip_grad_norm_(job.model.parameters(), torch.inf)
         job.optimizer.step()
         return torch.stack([*means.values(), norm]).detach()
@@ -146,18 +146,18 @@ def _network(job: TrainState) -> Run:
 
 
 def _ready_batches(job: TrainState) -> Run:
-    """Steps on batches that are there; the answer is the losses of each."""
-    batches = [_batch(job, step) for step in range(NUM_STEPS)]
+    """Make steps on batches in memory; returns the losses of each."""
+    batches = [_read_batch(job, step) for step in range(NUM_STEPS)]
     return lambda: torch.stack([_train_on(job, batch) for batch in batches])
 
 
 def _from_photos(job: TrainState) -> Run:
-    """The same steps on batches that worker processes read from the files; they begin and end with the run."""
+    """Make the same steps on batches that worker processes, started by the run, read from the files."""
     return lambda: torch.stack([_train_on(job, *batches) for batches in job.stream.iterate(0, NUM_STEPS)])
 
 
-def _boxes(*, images: int, detections: int) -> dict[str, np.ndarray]:
-    """Eight labels an image, of 80 classes; three of five detections have theirs. Image, box, score and class."""
+def _make_boxes(*, images: int, detections: int) -> dict[str, np.ndarray]:
+    """Draw 8 labels per image, of 80 classes, and detections, 60 % with the right class: image, box, score, class."""
     generator = np.random.default_rng(0)
     index, order, shape = np.arange(images)[:, None], np.arange(detections) % 8, (images, detections)
     corners, sizes = 500 * generator.random((images, 8, 2)), np.exp(generator.uniform(2, 5.5, (images, 8, 2)))
@@ -166,22 +166,22 @@ def _boxes(*, images: int, detections: int) -> dict[str, np.ndarray]:
     last = first + sizes[:, order] * generator.uniform(0.8, 1.25, first.shape)
     guess = np.where(generator.random(shape) < 0.6, label[:, order], generator.integers(0, NUM_CLASSES, shape))
     truth = (0 * label + index, *corners.transpose(2, 0, 1), *(corners + sizes).transpose(2, 0, 1), 0 * label, label)
-    found = (0 * guess + index, *first.transpose(2, 0, 1), *last.transpose(2, 0, 1), generator.random(shape), guess)
-    return {"truth": np.stack(truth, axis=2), "detections": np.stack(found, axis=2)}
+    detected = (0 * guess + index, *first.transpose(2, 0, 1), *last.transpose(2, 0, 1), generator.random(shape), guess)
+    return {"truth": np.stack(truth, axis=2), "detections": np.stack(detected, axis=2)}
 
 
-def _by_sightline(inputs: dict[str, np.ndarray]) -> Tensor:
-    """In batches of 16 images, as they come in an evaluation."""
+def _compute_by_sightline(inputs: dict[str, np.ndarray]) -> Tensor:
+    """Compute the metrics by `BoxAp` in batches of 16 images, as in an evaluation."""
     metric = BoxAp(class_names=tuple(map(str, range(NUM_CLASSES))))
     state = metric.new_state()
-    truth, found = map(torch.from_numpy, inputs.values())
+    truth, detections = map(torch.from_numpy, inputs.values())
     area = (truth[..., 3:5] - truth[..., 1:3]).prod(dim=2, keepdim=True)
     truth = torch.cat([truth[..., 1:5], truth[..., 6:], area, torch.zeros_like(area)], dim=2)
     for index in torch.arange(len(truth)).split(16):
         metric.update(
             state,
-            detections=found[index, :, 1:].flatten(0, 1),
-            detection_offsets=torch.arange(len(index) + 1) * found.shape[1],
+            detections=detections[index, :, 1:].flatten(0, 1),
+            detection_offsets=torch.arange(len(index) + 1) * detections.shape[1],
             truth=truth[index].flatten(0, 1),
             truth_offsets=torch.arange(len(index) + 1) * truth.shape[1],
             sample_index=index,
@@ -190,7 +190,7 @@ def _by_sightline(inputs: dict[str, np.ndarray]) -> Tensor:
 
 
 @contextmanager
-def _by_pycocotools(inputs: dict[str, np.ndarray]) -> Iterator[Run]:
+def _open_pycocotools(inputs: dict[str, np.ndarray]) -> Iterator[Run]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -200,13 +200,13 @@ def _by_pycocotools(inputs: dict[str, np.ndarray]) -> Iterator[Run]:
 
     def run() -> Tensor:
         with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = COCOeval(truth, found, "bbox")
+            evaluation = COCOeval(truth, detections, "bbox")
             for stage in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
                 stage()
         return torch.from_numpy(evaluation.stats)
 
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-        tables = (table.reshape(-1, 7) for table in inputs.values())
-        truth, found = (coco.loadRes(each - np.pad(each[:, 1:3], ((0, 0), (3, 2)))) for each in tables)
+        tables = (rows.reshape(-1, 7) for rows in inputs.values())
+        truth, detections = (coco.loadRes(table - np.pad(table[:, 1:3], ((0, 0), (3, 2)))) for table in tables)
     yield run

@@ -1,4 +1,4 @@
-"""How time and memory grow with the points of a cloud, with neighbours, and with the batch: one size at a time."""
+"""Growth of time and memory with points, neighbours and batch size, one size at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AXES = ("points", "neighbours", "batch")
 
 @dataclass(frozen=True)
 class Family:
-    """One computation, and the case of it at each value along an axis."""
+    """Computation with a case for each value along an axis."""
 
     title: str
     suite: str
@@ -29,41 +29,41 @@ class Family:
     case: Callable[[str, int], BenchmarkCase]
 
 
-def _family(
+def _make_family(
     title: str, suite: str, base: dict[str, int], values: dict[str, tuple[int, ...]], make: Callable[..., BenchmarkCase]
 ) -> Family:
     return Family(title, suite, values, lambda axis, value: _without_peers(make(**(base | {axis: value}))))
 
 
 def _without_peers(case: BenchmarkCase) -> BenchmarkCase:
-    kept = tuple(form for form in case.variants if form.name == "sightline")
-    return dataclasses.replace(case, variants=kept)
+    variants = tuple(form for form in case.variants if form.name == "sightline")
+    return dataclasses.replace(case, variants=variants)
 
 
 POWERS = (512, 1024, 2048, 4096, 8192, 16_384)
 FAMILIES = (
-    _family(
+    _make_family(
         "nearest neighbours",
         "geometry",
         {"batch": 4, "points": 1024, "channels": 3, "neighbours": 20},
         {"points": POWERS[:-1], "neighbours": (5, 10, 20, 40, 80), "batch": (1, 2, 4, 8, 16, 32)},
         neighbour_case,
     ),
-    _family(
+    _make_family(
         "farthest-point sampling, a quarter",
         "geometry",
         {"batch": 4, "points": 1024},
         {"points": POWERS, "batch": (1, 2, 4, 8, 16, 32)},
         lambda *, batch, points: sampling_case(batch=batch, points=points, samples=points // 4),
     ),
-    _family(
+    _make_family(
         "ball query, 256 centres",
         "geometry",
         {"batch": 4, "points": 1024, "centres": 256, "neighbours": 32},
         {"points": POWERS, "neighbours": (8, 16, 32, 64, 128), "batch": (1, 2, 4, 8, 16, 32)},
         ball_case,
     ),
-    _family(
+    _make_family(
         "DGCNN training step",
         "models",
         {"batch": 4, "points": 512, "neighbours": 20},
@@ -75,7 +75,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class GrowthCase:
-    """A case, and where it stands: its family, the axis, and the value along it."""
+    """Benchmark case of a family at one value along an axis."""
 
     family: str
     axis: str
@@ -84,56 +84,58 @@ class GrowthCase:
 
 
 def growth_cases(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[GrowthCase]:
-    """The cases along an axis, or along `all`; of each line the two smallest where `is_quick`.
+    """List the cases along an axis, or along `all` axes; with `is_quick` only the two smallest values of each.
 
-    Raises UserError for an unknown axis and for a suite that has nothing that grows.
+    Raises UserError for an unknown axis, and for a suite without such cases.
     """
     if axis not in (*AXES, "all"):
         raise UserError(f"bench: --grow: found '{axis}', allowed are {', '.join(AXES)}, all")
-    there = {family.suite for family in FAMILIES}
-    wanted = there if not suites or "all" in suites else set(suites)
-    if not wanted <= there:
-        raise UserError(f"bench: --grow is for {', '.join(sorted(there))}; found {', '.join(sorted(wanted - there))}")
+    available = {family.suite for family in FAMILIES}
+    selected = available if not suites or "all" in suites else set(suites)
+    if not selected <= available:
+        raise UserError(
+            f"bench: --grow is for {', '.join(sorted(available))}; found {', '.join(sorted(selected - available))}"
+        )
     return [
-        GrowthCase(family.title, each, value, family.case(each, value))
+        GrowthCase(family.title, case_axis, value, family.case(case_axis, value))
         for family in FAMILIES
-        if family.suite in wanted
-        for each in (AXES if axis == "all" else (axis,))
-        for value in family.values.get(each, ())[: 2 if is_quick else None]
+        if family.suite in selected
+        for case_axis in (AXES if axis == "all" else (axis,))
+        for value in family.values.get(case_axis, ())[: 2 if is_quick else None]
     ]
 
 
 def all_cases() -> list[BenchmarkCase]:
-    return [each.case for each in growth_cases((), "all", is_quick=False)]
+    return [growth_case.case for growth_case in growth_cases((), "all", is_quick=False)]
 
 
 def fit_exponent(series: Series) -> float:
-    """p of the power law c x^p that fits best: 1 where twice as much takes twice as long. NaN for a single point.
+    """Fit the exponent p of the power law c x^p: 1 if a double size takes double time. NaN for a single point.
 
     Source: least squares on logarithms.
     """
     if len(series.points) < 2:
         return math.nan
     xs, ys = zip(*((math.log(x), math.log(y)) for x, y in series.points), strict=True)
-    middle_x, middle_y = sum(xs) / len(xs), sum(ys) / len(ys)
-    spread = sum((x - middle_x) ** 2 for x in xs)
-    return sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys, strict=True)) / spread
+    mean_x, mean_y = sum(xs) / len(xs), sum(ys) / len(ys)
+    spread = sum((x - mean_x) ** 2 for x in xs)
+    return sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, ys, strict=True)) / spread
 
 
 def panels(places: Sequence[GrowthCase], results: Sequence[BenchmarkResult]) -> list[list[ChartPanel | None]]:
-    """A row of panels for the time and one for the memory of each family, a column for each axis."""
-    found = {result.name.rpartition("/")[0]: result for result in results}
-    families = list(dict.fromkeys(place.family for place in places))
-    axes = [axis for axis in AXES if any(place.axis == axis for place in places)]
+    """Make the panels: per family a row for time and a row for memory, with a column for each axis."""
+    results_by_name = {result.name.rpartition("/")[0]: result for result in results}
+    families = list(dict.fromkeys(growth_case.family for growth_case in places))
+    axes = [axis for axis in AXES if any(growth_case.axis == axis for growth_case in places)]
     rows: list[list[ChartPanel | None]] = []
     for family in families:
         for title, read in (("CPU seconds", _seconds), ("peak MiB", _mebibytes)):
-            rows.append([_panel(places, found, family, axis, title, read) for axis in axes])
+            rows.append([_make_panel(places, results_by_name, family, axis, title, read) for axis in axes])
     return rows
 
 
 def describe_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> list[tuple[str, ...]]:
-    """A line for each curve: what, along which axis, which form, first and last value, and the exponent."""
+    """Describe each curve: quantity, axis, implementation, first and last value, and exponent."""
     return [
         (
             panel.title,
@@ -151,21 +153,21 @@ def describe_growth(rows: Sequence[Sequence[ChartPanel | None]]) -> list[tuple[s
     ]
 
 
-def _panel(
-    places: Sequence[GrowthCase],
-    found: dict[str, BenchmarkResult],
+def _make_panel(
+    family_cases: Sequence[GrowthCase],
+    results: dict[str, BenchmarkResult],
     family: str,
     axis: str,
     title: str,
     read: Callable[[BenchmarkResult], tuple[float | None, float | None]],
 ) -> ChartPanel | None:
     lines: dict[str, list[tuple[float, float]]] = {"textbook": [], "sightline": []}
-    for place in places:
-        if (place.family, place.axis) != (family, axis) or place.case.name not in found:
+    for growth_case in family_cases:
+        if (growth_case.family, growth_case.axis) != (family, axis) or growth_case.case.name not in results:
             continue
-        for name, value in zip(lines, read(found[place.case.name]), strict=True):
+        for name, value in zip(lines, read(results[growth_case.case.name]), strict=True):
             if value:  # a peak that was not measured, or too small to be seen, has no place on a logarithmic axis
-                lines[name].append((place.value, value))
+                lines[name].append((growth_case.value, value))
     series = tuple(Series(name, tuple(points)) for name, points in lines.items())
     return ChartPanel(f"{family}: {title}", axis, series) if any(line.points for line in series) else None
 
@@ -176,5 +178,5 @@ def _seconds(result: BenchmarkResult) -> tuple[float, float]:
 
 def _mebibytes(result: BenchmarkResult) -> tuple[float | None, float | None]:
     sizes = (result.baseline_peak_bytes, result.peak_bytes)
-    before, after = (None if size is None else size / 2**20 for size in sizes)
-    return before, after
+    baseline, variant = (None if size is None else size / 2**20 for size in sizes)
+    return baseline, variant

@@ -1,11 +1,11 @@
-"""The peak of the memory that a form takes, each in a process of its own that has done nothing else.
+"""Peak memory of an implementation, measured in a separate process that has done nothing else.
 
-A server (`memory_server.py`) imports everything once and forks a child for every question, so that no child inherits
-what another form has freed. The child runs the form at the sizes of a smoke test (kernels are compiled or read, pools
-are made), makes the inputs, gives freed memory back, notes its resident set, resets the kernel's high-water mark, and
-runs the form once: the peak is the mark less what it noted. So imports, inputs and weights do not count; gradients, the
-state of an optimiser and the answer do. torch keeps no memory of its own on the CPU, and malloc is left as it is by
-default.
+A server (`memory_server.py`) imports everything once and forks a child for every measurement, so that no child inherits
+memory that another implementation has freed. The child runs the implementation at the sizes of a smoke test (kernels
+are compiled or read, pools are made), makes the inputs, returns freed memory to the system, reads its resident set,
+resets the kernel's high-water mark, and runs the implementation once: the peak is the mark minus the resident set. So
+imports, inputs and weights do not count; gradients, the state of an optimiser and the result do. Torch caches no memory
+on the CPU, and malloc keeps its default settings.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class MemoryMeter:
-    """Asks a server for peaks; on systems other than Linux there is no such mark to reset, and the answer is None."""
+    """Client of the server that measures peaks; None on systems other than Linux, which have no such mark."""
 
     def __init__(self, *, num_threads: int) -> None:
         self.is_possible = _CLEAR.exists()
@@ -45,10 +45,10 @@ class MemoryMeter:
             self._server.communicate()
 
     def peak_bytes(self, case: str, variant: str, *, is_quick: bool) -> int | None:
-        """The peak of one form of a case by name. Raises RunError where the form fails in its process."""
+        """Return the peak of one implementation of a case. Raises RunError if it fails in its process."""
         if not self.is_possible:
             return None
-        server = self._running()
+        server = self._get_server()
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(json.dumps([case, variant, is_quick]) + "\n")
@@ -61,7 +61,7 @@ class MemoryMeter:
             raise RunError(f"{case}/{variant}: its memory could not be measured: {fault}")
         return peak
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _get_server(self) -> subprocess.Popen[str]:
         if self._server is None:
             threads = dict.fromkeys(
                 ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._num_threads)
@@ -78,17 +78,17 @@ class MemoryMeter:
 
 
 def peak_of_run(run: Any) -> int:
-    """Bytes by which the resident set rises, at most, while `run` is called once. Linux only."""
+    """Measure the largest increase of the resident set, in bytes, during one call of `run`. Linux only."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
+    initial = _read_status("VmRSS")
     _CLEAR.write_text("5")
     answer = run()
-    peak = _status("VmHWM") - before
+    peak = _read_status("VmHWM") - initial
     del answer
     return max(peak, 0)
 
 
-def _status(name: str) -> int:
+def _read_status(name: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])

@@ -1,4 +1,4 @@
-"""The process that `MemoryMeter` asks: a line of JSON with case, form and size in, a line with peak or fault out."""
+"""Server process of `MemoryMeter`: reads JSON lines (case, implementation, size), writes JSON lines (peak, fault)."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _serve() -> None:
 
 
 def _answer_and_leave(writing: int, question: list[Any]) -> None:
-    os.dup2(2, 1)  # a package that prints must not answer for us
+    os.dup2(2, 1)  # the output of a package must not mix with the answer
     try:
         answer: list[Any] = [_measure(*question), None]
-    except Exception as error:  # noqa: BLE001 - whatever it is, the parent says it
+    except Exception as error:  # noqa: BLE001 - the parent reports any error
         answer = [None, f"{type(error).__name__}: {error}"]
     os.write(writing, json.dumps(answer).encode())
     os._exit(0)

@@ -1,6 +1,6 @@
-"""Training steps and forward passes of whole networks against their textbook forms, with the same weights.
+"""Benchmarks of training steps and forward passes of networks against textbook forms with the same weights.
 
-A step is forward, cross-entropy, backward and SGD. Dropout is off, so that both do the same; it costs next to nothing.
+A step is forward, cross-entropy, backward and SGD. Dropout is off, so that both compute the same; its cost is small.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ NUM_CLASSES = 40
 
 
 def cases() -> list[BenchmarkCase]:
-    dgcnn, *others = [step_case(name, batch=32, points=1024) for name in MODELS]
-    return [dgcnn, _half_case(), *others, *(_forward_case(name) for name in MODELS)]
+    dgcnn, *other_steps = [step_case(name, batch=32, points=1024) for name in MODELS]
+    return [dgcnn, _make_half_case(), *other_steps, *(_make_forward_case(name) for name in MODELS)]
 
 
 def step_case(name: str, *, batch: int, points: int) -> BenchmarkCase:
-    """One training step in float32; for DGCNN, whose fused form is written for it, a row in bfloat16 too."""
-    ours, theirs = MODELS[name]
-    halves = (Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),)
+    """Make a case of one float32 training step; DGCNN, whose fused form supports it, also has a bfloat16 row."""
+    ours, textbook = MODELS[name]
+    halves = (Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _is_close_as_textbook),)
     return BenchmarkCase(
         suite="models",
         label=name + "_step_{batch}x{points}",
         size={"batch": batch, "points": points},
         quick=QUICK,
         make=make_inputs(ours),
-        baseline=Implementation("textbook", step_form(theirs), close_in_float32),
+        baseline=Implementation("textbook", step_form(textbook), close_in_float32),
         variants=(
             Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
             *(halves if name == "dgcnn" else ()),
@@ -70,7 +70,7 @@ def step_case(name: str, *, batch: int, points: int) -> BenchmarkCase:
 
 
 def dgcnn_case(*, batch: int, points: int, neighbours: int) -> BenchmarkCase:
-    """One training step of DGCNN in float32, with as many neighbours as asked for."""
+    """Make a case of one float32 training step of DGCNN with a given number of neighbours."""
     return dataclasses.replace(
         step_case("dgcnn", batch=batch, points=points),
         label="dgcnn_step_{batch}x{points}_k{neighbours}",
@@ -78,30 +78,30 @@ def dgcnn_case(*, batch: int, points: int, neighbours: int) -> BenchmarkCase:
     )
 
 
-def _half_case() -> BenchmarkCase:
-    """The step in bfloat16 against the textbook's in bfloat16."""
+def _make_half_case() -> BenchmarkCase:
+    """Make a case of a bfloat16 step against the textbook's in bfloat16."""
     return BenchmarkCase(
         suite="models",
         label="dgcnn_step_bf16_{batch}x{points}",
         size={"batch": 32, "points": 1024},
         quick=QUICK,
         make=make_inputs(DGCNN),
-        baseline=Implementation("textbook_bf16", step_form(TextbookDGCNN, is_half=True), _near_as_textbook),
-        variants=(Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _near_as_textbook),),
+        baseline=Implementation("textbook_bf16", step_form(TextbookDGCNN, is_half=True), _is_close_as_textbook),
+        variants=(Implementation("sightline_bf16", step_form(copy.deepcopy, is_half=True), _is_close_as_textbook),),
         exactly=IN_FLOAT64,
     )
 
 
-def _forward_case(name: str) -> BenchmarkCase:
-    """Logits of a batch in evaluation mode."""
-    ours, theirs = MODELS[name]
+def _make_forward_case(name: str) -> BenchmarkCase:
+    """Make a case of a batch's logits in evaluation mode."""
+    ours, textbook = MODELS[name]
     return BenchmarkCase(
         suite="models",
         label=name + "_forward_{batch}x{points}",
         size={"batch": 32, "points": 1024},
         quick=QUICK,
         make=make_inputs(ours),
-        baseline=Implementation("textbook", forward_form(theirs), close_in_float32),
+        baseline=Implementation("textbook", forward_form(textbook), close_in_float32),
         variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
         exactly=IN_FLOAT64,
     )
@@ -111,16 +111,16 @@ def _forward_case(name: str) -> BenchmarkCase:
 
 
 def make_inputs(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
-    """Solids of every class, and a model with seeded weights.
+    """Return a function that makes solids of every class, and a model with seeded weights.
 
-    Clouds that all look alike would not do: batch norm in the head divides by how much they differ.
+    Similar clouds would not do: batch norm in the head divides by their standard deviation.
     """
 
     def make(*, batch: int, points: int, neighbours: int | None = None) -> dict[str, Any]:
-        wanted = {} if neighbours is None else {"num_neighbours": neighbours}
+        arguments = {} if neighbours is None else {"num_neighbours": neighbours}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = kind(num_classes=NUM_CLASSES, in_channels=3, dropout=0.0, **wanted)
+            model = kind(num_classes=NUM_CLASSES, in_channels=3, dropout=0.0, **arguments)
             spread_norms(model)
         shapes = SyntheticShapes(split="train", train_size=batch, num_points=points)
         batch_of_shapes = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
@@ -134,7 +134,7 @@ def make_inputs(kind: type[nn.Module]) -> Callable[..., dict[str, Any]]:
 
 
 def spread_norms(model: nn.Module) -> None:
-    """Weights of batch norms off their start, some negative: a form that takes them to be positive fails."""
+    """Draw the weights of batch norms, some negative, so that an implementation that assumes positive ones fails."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.normal_(module.weight, mean=0.8, std=0.4)
@@ -146,10 +146,10 @@ def spread_norms(model: nn.Module) -> None:
 def step_form(
     build: Callable[[Any], nn.Module], *, is_half: bool = False
 ) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
-    """Steps that go on from one another; the answer holds the logits and the gradient of all weights as one vector."""
+    """Make successive training steps; each returns the logits and the gradients of all weights."""
 
     @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+    def open_step(inputs: dict[str, Any]) -> Iterator[Run]:
         model = build(inputs["model"]).train()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
@@ -162,17 +162,17 @@ def step_form(
             optimizer.step()
             return {
                 "logits": logits.detach().to(inputs["points"].dtype),
-                "gradients": [each.grad for each in model.parameters()],
+                "gradients": [parameter.grad for parameter in model.parameters()],
             }
 
         yield run
 
-    return opened
+    return open_step
 
 
 def forward_form(build: Callable[[Any], nn.Module]) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
     @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+    def open_forward(inputs: dict[str, Any]) -> Iterator[Run]:
         model = build(inputs["model"]).eval()
 
         def run() -> dict[str, Any]:
@@ -181,14 +181,14 @@ def forward_form(build: Callable[[Any], nn.Module]) -> Callable[[dict[str, Any]]
 
         yield run
 
-    return opened
+    return open_forward
 
 
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 
 def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Four of the clouds, and the same weights."""
+    """Return four of the clouds, and the same weights, in float64."""
     return {
         "model": copy.deepcopy(inputs["model"]).double(),
         "points": inputs["points"][:4].double(),
@@ -197,34 +197,36 @@ def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_numbers(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Logits to 1e-9 of the largest, and the gradient of all weights, where there is one, to 1e-9 of its length."""
+    """Compare logits to 1e-9 of the largest, and the gradient of all weights, if any, to 1e-9 of its norm."""
     fault = allclose(1e-9)(inputs, expected["logits"], found["logits"])
     if fault is not None or "gradients" not in expected:
         return fault
-    before, after = (torch.cat([g.flatten() for g in each["gradients"]]) for each in (expected, found))
-    off = float((after - before).norm() / before.norm())
-    return None if off <= 1e-9 else f"the gradient is off by {off:.2e} of its length; allowed is 1e-9"
+    expected_gradient, actual_gradient = (
+        torch.cat([g.flatten() for g in result["gradients"]]) for result in (expected, found)
+    )
+    error = float((actual_gradient - expected_gradient).norm() / expected_gradient.norm())
+    return None if error <= 1e-9 else f"the gradient is off by {error:.2e} of its length; allowed is 1e-9"
 
 
 def close_in_float32(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Logits in float32 to a tenth of the largest; that both do the same was seen in float64.
+    """Compare float32 logits to 0.1 of the largest; equality is established in float64.
 
-    Graphs among features differ in the few neighbours that all but tie, a maximum passes that on whole, and the batch
-    norms of the head enlarge it.
+    Feature graphs differ in the few neighbours that almost tie, a maximum passes the difference on, and the batch norms
+    of the head amplify it.
     """
     return allclose(0.1)(inputs, expected["logits"], found["logits"])
 
 
-def _near_as_textbook(inputs: Any, expected: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Logits in bfloat16 no farther from float32 than 1.5 times the textbook's in bfloat16.
+def _is_close_as_textbook(inputs: Any, expected: dict[str, Any], actual: dict[str, Any]) -> str | None:
+    """Check that bfloat16 logits are at most 1.5 times as far from float32 as the textbook's in bfloat16.
 
-    Where weights were never trained, eight bits decide over neighbours: two right forms do not agree in digits.
+    With untrained weights, eight bits decide about neighbours: two correct implementations do not agree in digits.
     """
     with step_form(TextbookDGCNN)(inputs) as exact, step_form(TextbookDGCNN, is_half=True)(inputs) as rounded:
         logits = exact()["logits"]
         allowed = 1.5 * float((rounded()["logits"] - logits).norm())
-    off = float((found["logits"] - logits).norm())
-    return None if off <= allowed else f"logits are {off:.3g} from float32, allowed is {allowed:.3g}"
+    distance = float((actual["logits"] - logits).norm())
+    return None if distance <= allowed else f"logits are {distance:.3g} from float32, allowed is {allowed:.3g}"
 
 
 IN_FLOAT64 = ExactComparison(_in_float64, same_numbers)

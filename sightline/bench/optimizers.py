@@ -1,4 +1,4 @@
-"""An optimiser's step over a network of many tensors: ours beside the forms that torch has."""
+"""Benchmark of an optimiser step over many tensors: ours against torch's implementations."""
 
 from __future__ import annotations
 
@@ -28,39 +28,39 @@ def cases() -> list[BenchmarkCase]:
             label="adam_step_crosspoint_{embedding}",
             size={"embedding": 1024},
             quick={"embedding": 8},
-            make=_network,
-            baseline=Implementation("torch_default", _steps(_torch_adam), _same_steps),
+            make=_make_network,
+            baseline=Implementation("torch_default", _make_steps(_build_torch_adam), _compare_steps),
             variants=(
-                Implementation("torch_foreach", _steps(partial(_torch_adam, foreach=True)), _same_steps),
-                Implementation("sightline", _steps(Adam(**_ARGUMENTS).build), _same_steps),
+                Implementation("torch_foreach", _make_steps(partial(_build_torch_adam, foreach=True)), _compare_steps),
+                Implementation("sightline", _make_steps(Adam(**_ARGUMENTS).build), _compare_steps),
             ),
         )
     ]
 
 
-def _network(*, embedding: int) -> list[Tensor]:
-    """The tensors of CrossPoint with DGCNN and ResNet-18, and no more: a step looks at nothing else."""
+def _make_network(*, embedding: int) -> list[Tensor]:
+    """Return the parameters of CrossPoint with DGCNN and ResNet-18, all that an optimiser step needs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = CrossPoint(points=DGCNNEncoder(in_channels=3, embedding=embedding), images=ResNet18Encoder())
     return [parameter.detach() for parameter in model.parameters()]
 
 
-def _torch_adam(model: nn.Module, **form: Any) -> torch.optim.Optimizer:
+def _build_torch_adam(model: nn.Module, **form: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), **_ARGUMENTS, **form)
 
 
-def _steps(
+def _make_steps(
     build: Callable[[nn.Module], torch.optim.Optimizer],
 ) -> Callable[[Sequence[Tensor]], AbstractContextManager[Run]]:
-    """Steps along the same gradients; the answer is the tensors after them."""
+    """Make optimiser steps with constant gradients; each returns the updated tensors."""
 
     @contextmanager
-    def opened(inputs: Sequence[Tensor]) -> Iterator[Run]:
+    def open_steps(inputs: Sequence[Tensor]) -> Iterator[Run]:
         model = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in inputs])
-        draws = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
         for parameter in model:
-            parameter.grad = torch.randn(parameter.shape, generator=draws)
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
         optimizer = build(model)
 
         def run() -> list[Tensor]:
@@ -69,12 +69,12 @@ def _steps(
 
         yield run
 
-    return opened
+    return open_steps
 
 
-def _same_steps(inputs: Sequence[Tensor], expected: Sequence[Tensor], found: Sequence[Tensor]) -> str | None:
-    """Every number to 1e-5 of the learning rate and 1e-6 of itself."""
-    for place, (wanted, given) in enumerate(zip(expected, found, strict=True)):
-        if not torch.allclose(wanted, given, rtol=1e-6, atol=1e-5 * _ARGUMENTS["lr"]):
-            return f"tensor {place} differs by up to {float((wanted - given).abs().max()):.3g}"
+def _compare_steps(inputs: Sequence[Tensor], expected: Sequence[Tensor], actual: Sequence[Tensor]) -> str | None:
+    """Compare every number to 1e-5 of the learning rate plus 1e-6 of itself."""
+    for index, (expected_tensor, actual_tensor) in enumerate(zip(expected, actual, strict=True)):
+        if not torch.allclose(expected_tensor, actual_tensor, rtol=1e-6, atol=1e-5 * _ARGUMENTS["lr"]):
+            return f"tensor {index} differs by up to {float((expected_tensor - actual_tensor).abs().max()):.3g}"
     return None

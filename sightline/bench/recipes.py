@@ -1,6 +1,6 @@
-"""Training steps of shipped recipes in 16 bits, with channels together in memory, against float32 as shipped.
+"""Benchmarks of shipped recipes' training steps in bfloat16 and channels-last, against float32 as shipped.
 
-A step is the engine's, on a batch that is there already: preparation, forward, losses, backward, optimiser.
+A step is the engine's, on a batch in memory: preparation, forward, losses, backward, optimiser.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from sightline.engine.train import train_step
 
 __all__ = ["cases"]
 
-_NEAR_IN_16_BITS = 0.05
-"""Of the largest loss. What single outputs are off by, the tests of each network bound."""
+_HALF_TOLERANCE = 0.05
+"""Tolerance as a share of the largest loss; the tests of each network bound the errors of single outputs."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A shipped recipe, its samples a step, what is changed of it; `quick` samples in a smoke test."""
+    """Shipped recipe with its batch size and overrides; `quick` is the batch size of a smoke test."""
 
     config: str
     batch: int
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
     has_channels_last: bool = False
     quick: int = 2
 
@@ -59,42 +59,54 @@ RECIPES: Mapping[str, Recipe] = {
 
 
 def cases() -> list[BenchmarkCase]:
-    return [_case(name, recipe) for name, recipe in RECIPES.items()]
+    return [_make_case(name, recipe) for name, recipe in RECIPES.items()]
 
 
-def _case(name: str, recipe: Recipe) -> BenchmarkCase:
-    apart, together = ([f"model.channels_last={value}"] * recipe.has_channels_last for value in ("false", "true"))
-    variants = [Implementation("sightline_bf16", _step(recipe, "bf16", *together), allclose(_NEAR_IN_16_BITS))]
-    if together:
-        variants.insert(0, Implementation("channels_last", _step(recipe, "float32", *together), allclose(1e-3)))
-    plain = Implementation("float32", _step(recipe, "float32", *apart), allclose(_NEAR_IN_16_BITS))
+def _make_case(name: str, recipe: Recipe) -> BenchmarkCase:
+    channels_first, channels_last = (
+        [f"model.channels_last={value}"] * recipe.has_channels_last for value in ("false", "true")
+    )
+    variants = [Implementation("sightline_bf16", _make_step(recipe, "bf16", *channels_last), allclose(_HALF_TOLERANCE))]
+    if channels_last:
+        variants.insert(
+            0, Implementation("channels_last", _make_step(recipe, "float32", *channels_last), allclose(1e-3))
+        )
+    plain = Implementation("float32", _make_step(recipe, "float32", *channels_first), allclose(_HALF_TOLERANCE))
     sizes = {"batch": recipe.batch}, {"batch": recipe.quick}
     return BenchmarkCase("models", f"recipe_{name}_step_{{batch}}", *sizes, dict, plain, tuple(variants))
 
 
-def _step(recipe: Recipe, precision: str, *words: str) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
-    """Steps that go on from one another; the answer is the sum of the weighted losses of the first."""
+def _make_step(
+    recipe: Recipe, precision: str, *overrides: str
+) -> Callable[[dict[str, Any]], AbstractContextManager[Run]]:
+    """Make successive steps of a recipe in a number format; each returns its losses, (num_losses,)."""
 
     @contextmanager
-    def opened(inputs: dict[str, Any]) -> Iterator[Run]:
+    def open_step(inputs: dict[str, Any]) -> Iterator[Run]:
         batch = inputs["batch"]
         small = [f"train.batch_size={batch}", f"data.train_size={max(16, batch)}", "data.test_size=16"]
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             copy_shipped(recipe.config, Path(name))
-            overrides = [*recipe.words, *words, *small, f"train.precision={precision}", "evaluate.select=test"]
-            config = read_config(Path(name) / "configs" / f"{recipe.config}.yaml", overrides)
+            all_overrides = [
+                *recipe.overrides,
+                *overrides,
+                *small,
+                f"train.precision={precision}",
+                "evaluate.select=test",
+            ]
+            config = read_config(Path(name) / "configs" / f"{recipe.config}.yaml", all_overrides)
             job = build(config, World()).job
         samples = job.stream.reader(job.stream.plan.step_keys(0)[0][0])
 
         def run() -> Tensor:
-            found = train_step(job, job.model, [samples], World(), _NoLaps())
-            return torch.tensor([found[loss] for loss in job.loss_weights])
+            losses = train_step(job, job.model, [samples], World(), _NoClock())
+            return torch.tensor([losses[loss] for loss in job.loss_weights])
 
         yield run
 
-    return opened
+    return open_step
 
 
-class _NoLaps:
+class _NoClock:
     def end_phase(self, name: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Views of clouds and depth maps of hands: the compiled forms against NumPy, one disc or capsule at a time."""
+"""Benchmarks of rendering clouds and hands: compiled code against NumPy, one disc or capsule at a time."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ def cases() -> list[BenchmarkCase]:
             label="render_{clouds}x{points}_{views}x{size_px}px",
             size={"clouds": 4, "points": 1024, "views": 12, "size_px": 96},
             quick={"clouds": 1, "points": 64, "views": 2, "size_px": 24},
-            make=_clouds,
-            baseline=implementation("plain", _plainly, equal),
-            variants=(implementation("sightline", _fast, equal),),
+            make=_make_clouds,
+            baseline=implementation("plain", _render_reference, equal),
+            variants=(implementation("sightline", _render, equal),),
         ),
         BenchmarkCase(
             suite="data",
             label="capsules_{frames}x24_320x240px",
             size={"frames": 8},
             quick={"frames": 1},
-            make=_hands,
-            baseline=implementation("plain", partial(_depths, render_capsules_plainly), equal),
-            variants=(implementation("sightline", partial(_depths, render_capsules), equal),),
+            make=_make_hands,
+            baseline=implementation("plain", partial(_render_depths, render_capsules_plainly), equal),
+            variants=(implementation("sightline", partial(_render_depths, render_capsules), equal),),
         ),
     ]
 
 
-def _clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
+def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
     shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
-    made = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
-    return {"points": made["points"], "cameras": ring_cameras(views, size_px=size_px)}
+    batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
+    return {"points": batch["points"], "cameras": ring_cameras(views, size_px=size_px)}
 
 
-def _plainly(inputs: dict[str, Any]) -> Tensor:
+def _render_reference(inputs: dict[str, Any]) -> Tensor:
     views = [render_cloud_reference(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
-    return torch.stack([torch.from_numpy(each) for each in views])
+    return torch.stack([torch.from_numpy(view) for view in views])
 
 
-def _fast(inputs: dict[str, Any]) -> Tensor:
+def _render(inputs: dict[str, Any]) -> Tensor:
     views = [render_cloud(cloud.numpy(), inputs["cameras"]) for cloud in inputs["points"]]
-    return torch.stack([torch.from_numpy(each) for each in views])
+    return torch.stack([torch.from_numpy(view) for view in views])
 
 
-def _hands(*, frames: int) -> dict[str, Any]:
+def _make_hands(*, frames: int) -> dict[str, Any]:
     hands = SyntheticHands(split="train", forearm=1.0).figures(range(frames))
     return {"capsules": torch.from_numpy(hands.capsules)}
 
 
-def _depths(render: Callable[..., CapsuleDepth], inputs: dict[str, Any]) -> Tensor:
+def _render_depths(render: Callable[..., CapsuleDepth], inputs: dict[str, Any]) -> Tensor:
     capsules, size = inputs["capsules"].numpy(), {"height_px": HAND_CAMERA.height_px, "width_px": HAND_CAMERA.width_px}
-    seen = render(capsules, HAND_CAMERA.intrinsics, **size)
-    return torch.from_numpy(np.stack((seen.depth, seen.owner)))
+    rendered = render(capsules, HAND_CAMERA.intrinsics, **size)
+    return torch.from_numpy(np.stack((rendered.depth, rendered.owner)))

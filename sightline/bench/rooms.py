@@ -1,4 +1,4 @@
-"""Rooms of S3DIS from raw text, against the usual reading by `numpy.loadtxt`."""
+"""Benchmark of reading S3DIS rooms from raw text, against `numpy.loadtxt`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHARES = (0.38, 0.28, 0.18, 0.1, 0.04, 0.02)
 
 
 class RoomParts(NamedTuple):
-    """What a room's files hold, one after another: coordinates less `origin`, and colours, (N, 3) each."""
+    """Concatenated points of a room's files: coordinates minus `origin`, and colours, (N, 3) each."""
 
     points: np.ndarray
     colours: np.ndarray
@@ -31,26 +31,26 @@ class RoomParts(NamedTuple):
 
 
 def cases() -> list[BenchmarkCase]:
-    """Rooms read; and an area of rooms of the release's mean size prepared, down to hashed files on the disk."""
+    """Make the cases: reading a room, and preparing an area of rooms of mean size, including hashed files."""
     return [
         BenchmarkCase(
             suite="data",
             label=f"s3dis_{what}_{{rooms}}x{{points}}",
             size={"rooms": rooms, "points": points},
             quick={"rooms": rooms, "points": 2_000},
-            make=_texts,
-            baseline=Implementation("loadtxt", _by_loadtxt, _same_numbers),
-            variants=(Implementation("sightline", form, _same_numbers),),
+            make=_make_texts,
+            baseline=Implementation("loadtxt", _open_loadtxt, _compare_rooms),
+            variants=(Implementation("sightline", form, _compare_rooms),),
         )
         for what, form, rooms, points in (
-            ("reading", _by_sightline, 1, 600_000),
-            ("preparing", _prepared, 3, 1_000_000),
+            ("reading", _open_reader, 1, 600_000),
+            ("preparing", _open_preparation, 3, 1_000_000),
         )
     ]
 
 
-def _texts(*, rooms: int, points: int) -> dict[str, Any]:
-    """The points of a room, and its annotation files as the release writes them; every room has the same."""
+def _make_texts(*, rooms: int, points: int) -> dict[str, Any]:
+    """Make the points of a room, and its annotation files in the release's format; all rooms are equal."""
     generator = np.random.default_rng(0)
     tables, texts = [], []
     for share in _SHARES:
@@ -64,7 +64,7 @@ def _texts(*, rooms: int, points: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _on_disk(inputs: dict[str, Any]) -> Iterator[Path]:
+def _write_rooms(inputs: dict[str, Any]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
         for number in range(inputs["rooms"]):
             annotations = Path(folder) / "raw" / "Area_1" / f"office_{number + 1}" / "Annotations"
@@ -75,8 +75,8 @@ def _on_disk(inputs: dict[str, Any]) -> Iterator[Path]:
 
 
 @contextmanager
-def _by_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
-    with _on_disk(inputs) as folder:
+def _open_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _write_rooms(inputs) as folder:
         paths = [path for room in list_rooms(folder / "raw") for path, _ in room.files]
 
         def run() -> RoomParts:
@@ -87,25 +87,25 @@ def _by_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _by_sightline(inputs: dict[str, Any]) -> Iterator[Run]:
-    with _on_disk(inputs) as folder:
+def _open_reader(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _write_rooms(inputs) as folder:
         (room,) = list_rooms(folder / "raw")
 
         def run() -> RoomParts:
-            found = read_room(room)
-            return RoomParts(found.points, found.colours)
+            table = read_room(room)
+            return RoomParts(table.points, table.colours)
 
         yield run
 
 
 @contextmanager
-def _prepared(inputs: dict[str, Any]) -> Iterator[Run]:
-    """The whole way: read, checked, written, hashed and in place; the answer is read back from there."""
-    with _on_disk(inputs) as folder:
+def _open_preparation(inputs: dict[str, Any]) -> Iterator[Run]:
+    """Prepare the set completely (read, check, write, hash, move), and read the result back."""
+    with _write_rooms(inputs) as folder:
         target = folder / "set"
 
         def run() -> RoomParts:
-            # the set before is taken away: else every run would be charged for memory that no run has touched yet
+            # the previous set is deleted: else every run would pay for memory that no run has touched yet
             shutil.rmtree(target, ignore_errors=True)
             S3dis.prepare(source=folder / "raw", target=target, name="s3dis", progress=lambda done, total, what: None)
             points, colours, origins = (
@@ -116,9 +116,9 @@ def _prepared(inputs: dict[str, Any]) -> Iterator[Run]:
         yield run
 
 
-def _same_numbers(inputs: Any, expected: RoomParts, found: RoomParts) -> str | None:
-    """The same rows in the same order, coordinates to a float32 of a room's size."""
-    if found.points.shape != expected.points.shape or not np.array_equal(found.colours, expected.colours):
-        return f"{found.points.shape} numbers and their colours, {expected.points.shape} are needed"
-    off = float(np.abs(found.points + found.origin - expected.points).max())
-    return None if off <= 2e-6 else f"off by {off:.1e}"
+def _compare_rooms(inputs: Any, expected: RoomParts, actual: RoomParts) -> str | None:
+    """Compare rows in order: colours exactly, coordinates to the float32 rounding of a room's size."""
+    if actual.points.shape != expected.points.shape or not np.array_equal(actual.colours, expected.colours):
+        return f"{actual.points.shape} numbers and their colours, {expected.points.shape} are needed"
+    error = float(np.abs(actual.points + actual.origin - expected.points).max())
+    return None if error <= 2e-6 else f"off by {error:.1e}"

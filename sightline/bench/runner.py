@@ -1,4 +1,4 @@
-"""Cases run one after the other: first that the forms agree, then their times in turn, then the memory of each."""
+"""Runner of benchmark cases: agreement of the implementations, interleaved times, then peak memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["BenchmarkReport", "BenchmarkResult", "Runner", "describe_machine"]
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One form against the baseline of its case. Times are medians per call, ratios those of CPU time.
+    """Result of one variant compared with its case's baseline: median seconds per call, ratios of CPU time.
 
-    `name` is that of `bench --list`, `size` what was run: in a smoke test not the size that the name speaks of.
+    `name` is that of `bench --list`; `size` is the actual size, which in a smoke test is smaller than in the name.
     """
 
     name: str
@@ -36,7 +36,7 @@ class BenchmarkResult:
     size: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row of the JSON document."""
+        """Convert to a row of the JSON document."""
         return {
             "name": self.name,
             "baseline": self.baseline,
@@ -52,7 +52,7 @@ class BenchmarkResult:
 
 @dataclass
 class BenchmarkReport:
-    """What was found until now: results, forms that gave other numbers, and packages that are not there."""
+    """Report of a benchmark: results so far, variants with other numbers, and missing packages."""
 
     results: list[BenchmarkResult] = dataclasses.field(default_factory=list)
     mismatches: list[str] = dataclasses.field(default_factory=list)
@@ -60,10 +60,10 @@ class BenchmarkReport:
 
 
 class Runner:
-    """Runs cases and tells each result as it comes. `repeats` rounds, on the threads that torch has.
+    """Runner of cases with `repeats` rounds, on torch's number of threads.
 
-    With `keeps_memory` malloc keeps what is freed, for the rest of the process, as in a training run: large forms then
-    pay for fewer page faults.
+    With `keeps_memory` malloc keeps freed memory for the rest of the process, as in a training run: large computations
+    then have fewer page faults.
     """
 
     def __init__(self, *, repeats: int, is_quick: bool, meter: MemoryMeter, keeps_memory: bool = False) -> None:
@@ -73,22 +73,22 @@ class Runner:
         self.keeps_memory = keeps_memory
 
     def run(self, cases: Sequence[BenchmarkCase], report: BenchmarkReport, note: Callable[[str], None]) -> None:
-        """Adds to the report, form by form, so that an interrupted run keeps what it has."""
+        """Run the cases and add each result to the report, so that an interrupted run keeps its results."""
         if self.keeps_memory:
             keep_freed_memory()
         for case in cases:
             note(case.name)
-            present = self._present(case, report, note)
+            present = self._list_present(case, report, note)
             for result in self._compare(case, present, report, note) if present else ():
                 report.results.append(result)
 
-    def _present(
+    def _list_present(
         self, case: BenchmarkCase, report: BenchmarkReport, note: Callable[[str], None]
     ) -> list[Implementation]:
         for form in case.forms:
             if form.needs is not None and not form.is_present:
-                what = case.name if form is case.baseline else f"the row '{form.name}'"
-                line = str(MissingExtraError(form.needs, needed_by=what))
+                subject = case.name if form is case.baseline else f"the row '{form.name}'"
+                line = str(MissingExtraError(form.needs, needed_by=subject))
                 if line not in report.missing:
                     report.missing.append(line)
                     note(line)
@@ -104,10 +104,10 @@ class Runner:
         sized = case.smaller() if self.is_quick else case
         with ExitStack() as stack:
             inputs = sized.inputs()
-            faults = _exact_disagreements(sized, present, inputs)
+            faults = _find_exact_disagreements(sized, present, inputs)
             agreeing = [form for form in present if form.name not in faults]
             runs = {form.name: stack.enter_context(form.open(inputs)) for form in (case.baseline, *agreeing)}
-            faults |= _disagreements(case, agreeing, inputs, runs)
+            faults |= _find_disagreements(case, agreeing, inputs, runs)
             for name, fault in faults.items():
                 runs.pop(name, None)
                 line = f"{case.name}/{name}: other numbers than {case.baseline.name}: {fault}"
@@ -123,8 +123,8 @@ class Runner:
                 name=f"{case.name}/{name}",
                 baseline=base,
                 ratio=ratios(seconds[base], seconds[name]),
-                seconds=_median(seconds[name]),
-                baseline_seconds=_median(seconds[base]),
+                seconds=_median_seconds(seconds[name]),
+                baseline_seconds=_median_seconds(seconds[base]),
                 peak_bytes=peaks[name],
                 baseline_peak_bytes=peaks[base],
                 size=sized.size,
@@ -132,18 +132,18 @@ class Runner:
 
 
 def describe_machine(*, num_threads: int) -> dict[str, Any]:
-    """What a figure needs beside it: versions, CPU, threads, commit, and how busy the machine is (load average)."""
-    found = collect_environment()
-    kept = ("time", "versions", "platform", "cpu", "num_cores", "num_usable_cores", "memory_bytes", "git")
-    return {name: found[name] for name in kept} | {
-        "versions": found["versions"] | _peer_versions(),
+    """Describe the machine of a measurement: versions, CPU, threads, commit and load average."""
+    environment = collect_environment()
+    keys = ("time", "versions", "platform", "cpu", "num_cores", "num_usable_cores", "memory_bytes", "git")
+    return {name: environment[name] for name in keys} | {
+        "versions": environment["versions"] | _peer_versions(),
         "num_threads": num_threads,
         "load_average": list(os.getloadavg()),
     }
 
 
-def _exact_disagreements(case: BenchmarkCase, present: Sequence[Implementation], inputs: Any) -> dict[str, str]:
-    """In what forms differ on the inputs on which they may not differ by rounding either, where a case has such."""
+def _find_exact_disagreements(case: BenchmarkCase, present: Sequence[Implementation], inputs: Any) -> dict[str, str]:
+    """Describe how variants differ on inputs that are insensitive to rounding, if the case has them; by name."""
     if case.exactly is None:
         return {}
     narrow = case.exactly.narrow(inputs)
@@ -156,19 +156,19 @@ def _exact_disagreements(case: BenchmarkCase, present: Sequence[Implementation],
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def _disagreements(
+def _find_disagreements(
     case: BenchmarkCase, present: Sequence[Implementation], inputs: Any, runs: dict[str, Run]
 ) -> dict[str, str]:
-    """In what each form differs from the baseline, for those that do. Each is called once, which warms it up too."""
+    """Describe how variants differ from the baseline, by name. Calls each once, which also warms it up."""
     expected = runs[case.baseline.name]()
     faults = {form.name: form.compare(inputs, expected, runs[form.name]()) for form in present}
     return {name: fault for name, fault in faults.items() if fault is not None}
 
 
-def _median(found: Sequence[Seconds]) -> Seconds:
+def _median_seconds(seconds: Sequence[Seconds]) -> Seconds:
     return Seconds(
-        Quartiles.from_values([each.cpu for each in found]).median,
-        Quartiles.from_values([each.wall for each in found]).median,
+        Quartiles.from_values([item.cpu for item in seconds]).median,
+        Quartiles.from_values([item.wall for item in seconds]).median,
     )
 
 

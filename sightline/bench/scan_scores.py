@@ -1,4 +1,4 @@
-"""Scores of LiDAR scans from predictions in files, against reading the same files."""
+"""Benchmark of scoring LiDAR predictions in files, against only reading the same files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BY_DISTANCE = ComponentConfig("iou_by_distance", {"absent": "zero"})
 
 
 class Scores(NamedTuple):
-    """The points with a label, and the mean IoU of 19 classes; None where only files were read."""
+    """Number of labelled points, and the mean IoU of 19 classes; None if the files were only read."""
 
     num_labelled: int
     miou: float | None = None
@@ -40,18 +40,18 @@ def cases() -> list[BenchmarkCase]:
             label=f"{what}_{{scans}}x{{points}}",
             size={"scans": 100, "points": 120_000},
             quick={"scans": 2, "points": 500},
-            make=_scans,
-            baseline=Implementation("reading", _read, _same_scores),
-            variants=(Implementation("sightline", partial(_scored, metrics=metrics), _same_scores),),
+            make=_make_scans,
+            baseline=Implementation("reading", _open_reading, _compare_scores),
+            variants=(Implementation("sightline", partial(_open_scoring, metrics=metrics), _compare_scores),),
         )
         for what, metrics in (("scan_scores", (_IOU,)), ("scan_scores_by_distance", (_IOU, _BY_DISTANCE)))
     ]
 
 
-def _scans(*, scans: int, points: int) -> dict[str, Any]:
-    """One scan with labels and predictions that are right at four points of five, and the mean IoU of these.
+def _make_scans(*, scans: int, points: int) -> dict[str, Any]:
+    """Make a scan with labels, predictions that are right at four of five points, and their mean IoU.
 
-    All files hold the same but for the turn of their labels: only their number matters.
+    All files have the same content with rolled labels: only their number matters.
     """
     generator = np.random.default_rng(0)
     cloud = np.concatenate((generator.normal(0, 20, (points, 3)), generator.random((points, 1))), axis=1)
@@ -59,23 +59,23 @@ def _scans(*, scans: int, points: int) -> dict[str, Any]:
     guess = np.where(generator.random(points) < 0.8, label, generator.integers(0, 20, points))
     table = np.zeros((20, 20), dtype=np.int64)
     np.add.at(table, (label[label > 0], guess[label > 0]), 1)
-    right = np.diag(table)[1:]
-    ious = right / (table.sum(axis=0) + table.sum(axis=1) - np.diag(table))[1:]
+    correct = np.diag(table)[1:]
+    ious = correct / (table.sum(axis=0) + table.sum(axis=1) - np.diag(table))[1:]
     return {"cloud": cloud.astype("<f4"), "label": label, "guess": guess, "scans": scans, "miou": ious.mean()}
 
 
 @contextmanager
-def _on_disk(inputs: dict[str, Any]) -> Iterator[tuple[DataSubset, Path]]:
-    """A prepared set of these scans as its test part, and the folder of predictions."""
+def _write_scans(inputs: dict[str, Any]) -> Iterator[tuple[DataSubset, Path]]:
+    """Prepare a set with these scans as its test split; yield the split and the folder of predictions."""
     label_map = read_label_map("single", LABEL_MAPS)
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         folder = Path(name)
         (folder / "kitti/sequences/08/velodyne").mkdir(parents=True)
         for number in range(inputs["scans"]):
             inputs["cloud"].tofile(folder / f"kitti/sequences/08/velodyne/{number:06d}.bin")
-            for place, labels in (("kitti/sequences/08/labels", "label"), ("sequences/08/predictions", "guess")):
+            for subfolder, labels in (("kitti/sequences/08/labels", "label"), ("sequences/08/predictions", "guess")):
                 ids = label_map.ids(np.roll(inputs[labels], number))
-                write_label_ids(folder / place / f"{number:06d}.label", ids)
+                write_label_ids(folder / subfolder / f"{number:06d}.label", ids)
         SemanticKitti.prepare(
             source=folder / "kitti", target=folder / "set", name="semantic_kitti", progress=lambda *_: None
         )
@@ -84,15 +84,15 @@ def _on_disk(inputs: dict[str, Any]) -> Iterator[tuple[DataSubset, Path]]:
 
 
 @contextmanager
-def _read(inputs: dict[str, Any]) -> Iterator[Run]:
-    """Every scan, its labels and its predictions, read and mapped to classes."""
-    with _on_disk(inputs) as (part, folder):
+def _open_reading(inputs: dict[str, Any]) -> Iterator[Run]:
+    """Read the labels and predictions of every scan, mapped to classes."""
+    with _write_scans(inputs) as (part, folder):
 
         def run() -> Scores:
-            given, count = ExternalPredictions(folder, part), 0
+            predictions, count = ExternalPredictions(folder, part), 0
             for index in part.indices.tolist():
                 label = part.dataset[SampleKey(index, 0, 0)]["label"]
-                given.labels_for(index, num_points=len(label))
+                predictions.labels_for(index, num_points=len(label))
                 count += int((label > 0).sum())
             return Scores(count)
 
@@ -100,8 +100,8 @@ def _read(inputs: dict[str, Any]) -> Iterator[Run]:
 
 
 @contextmanager
-def _scored(inputs: dict[str, Any], *, metrics: tuple[ComponentConfig, ...]) -> Iterator[Run]:
-    with _on_disk(inputs) as (part, folder):
+def _open_scoring(inputs: dict[str, Any], *, metrics: tuple[ComponentConfig, ...]) -> Iterator[Run]:
+    with _write_scans(inputs) as (part, folder):
 
         def run() -> Scores:
             evaluation, _ = score_labels(part, metrics, ExternalPredictions(folder, part))
@@ -111,8 +111,8 @@ def _scored(inputs: dict[str, Any], *, metrics: tuple[ComponentConfig, ...]) -> 
         yield run
 
 
-def _same_scores(inputs: dict[str, Any], expected: Scores, found: Scores) -> str | None:
-    if found.num_labelled != expected.num_labelled:
-        return f"{found.num_labelled} labelled points, {expected.num_labelled} are needed"
-    off = 0.0 if found.miou is None else abs(found.miou - inputs["miou"])
-    return None if off <= 1e-12 else f"mean IoU off by {off:.1e}"
+def _compare_scores(inputs: dict[str, Any], expected: Scores, actual: Scores) -> str | None:
+    if actual.num_labelled != expected.num_labelled:
+        return f"{actual.num_labelled} labelled points, {expected.num_labelled} are needed"
+    error = 0.0 if actual.miou is None else abs(actual.miou - inputs["miou"])
+    return None if error <= 1e-12 else f"mean IoU off by {error:.1e}"

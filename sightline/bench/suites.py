@@ -1,4 +1,4 @@
-"""The suites by name, and their cases by pattern."""
+"""Benchmark suites by name, and their cases by pattern."""
 
 from __future__ import annotations
 
@@ -62,25 +62,25 @@ def all_cases() -> list[BenchmarkCase]:
 
 
 def find_case(name: str) -> BenchmarkCase:
-    """The case of that name."""
+    """Return the case of that name."""
     return next(case for case in [*all_cases(), *growth.all_cases()] if case.name == name)
 
 
 def select_cases(suites: Sequence[str], pattern: str | None) -> list[BenchmarkCase]:
-    """The cases of the named suites (`all`, or none named: of every suite) whose name or its last part fits.
+    """Select the cases of the named suites (of all for `all` or no name) whose name or last part matches.
 
-    Raises UserError for an unknown suite, and where no case fits.
+    Raises UserError for an unknown suite, and if no case matches.
     """
     for name in suites:
         if name not in SUITES and name != "all":
             raise UserError(f"bench: there is no suite '{name}'{suggest(name, [*SUITES, 'all'])}")
-    wanted = list(SUITES) if not suites or "all" in suites else list(dict.fromkeys(suites))
-    cases = [case for name in wanted for case in SUITES[name]()]
-    fitting = [case for case in cases if pattern is None or _fits(case.name, pattern)]
-    if not fitting:
-        raise UserError(f"bench: no case of {', '.join(wanted)} fits --case {pattern}; --list shows their names")
-    return fitting
+    selected = list(SUITES) if not suites or "all" in suites else list(dict.fromkeys(suites))
+    cases = [case for name in selected for case in SUITES[name]()]
+    matching = [case for case in cases if pattern is None or _matches_pattern(case.name, pattern)]
+    if not matching:
+        raise UserError(f"bench: no case of {', '.join(selected)} fits --case {pattern}; --list shows their names")
+    return matching
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _matches_pattern(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.partition("/")[2], pattern)

@@ -1,6 +1,6 @@
-"""The usual forms of the geometry of point networks, as their papers' code has them: what a user would write or copy.
+"""Textbook geometry of point networks, as in the papers' code: what a user would write or copy.
 
-They are what the package is timed against, and nothing else uses them. Shapes are those of the package.
+The package is timed against these functions, and nothing else uses them. Shapes are those of the package.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = [
     "neighbours_by_topk_in_blocks",
 ]
 
-_QUERIES_AT_ONCE = 1024
+_CHUNK_SIZE = 1024
 
 
 def expanded_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """Squared distances (B, M, N) as -2ab + a^2 + b^2. Source: the formula both papers' code uses."""
+    """Compute squared distances (B, M, N) as -2ab + a^2 + b^2. Source: the formula of both papers' code."""
     distances = -2 * torch.matmul(queries, points.transpose(1, 2))
     distances += (queries**2).sum(dim=-1)[:, :, None]
     distances += (points**2).sum(dim=-1)[:, None, :]
@@ -29,7 +29,7 @@ def expanded_distances(queries: Tensor, points: Tensor) -> Tensor:
 
 
 def neighbours_by_topk(values_BCN: Tensor, num_neighbours: int) -> Tensor:
-    """(B, N, K): all negated distances of channels-first clouds at once, then `topk`.
+    """Find neighbours (B, N, K) of clouds (B, C, N): all negated distances at once, then `topk`.
 
     Source: Wang et al. 2019, section 3.1, as in the authors' code.
     """
@@ -40,36 +40,36 @@ def neighbours_by_topk(values_BCN: Tensor, num_neighbours: int) -> Tensor:
 
 
 def neighbours_by_topk_in_blocks(points: Tensor, num_neighbours: int) -> Tensor:
-    """The same in blocks of queries, for clouds whose distances would not fit into memory."""
+    """Find neighbours (B, N, K) in blocks of queries, for clouds whose distances do not fit into memory."""
     index = torch.empty((*points.shape[:2], num_neighbours), dtype=torch.int64)
-    for start in range(0, points.shape[1], _QUERIES_AT_ONCE):
-        block = slice(start, start + _QUERIES_AT_ONCE)
+    for start in range(0, points.shape[1], _CHUNK_SIZE):
+        block = slice(start, start + _CHUNK_SIZE)
         index[:, block] = expanded_distances(points[:, block], points).topk(num_neighbours, largest=False).indices
     return index
 
 
 def masked_farthest_points(points: Tensor, num_samples: int, start: int) -> Tensor:
-    """(B, num_samples): one pass over the cloud for each chosen point, nearest distances kept under a boolean mask.
+    """Sample farthest points (B, num_samples): one pass over the cloud per sample, with a boolean mask.
 
     Source: Qi et al. 2017 (PointNet++), section 3.2, as in its PyTorch ports.
     """
     num_clouds, num_points, num_channels = points.shape
-    chosen = torch.zeros(num_clouds, num_samples, dtype=torch.long)
+    samples = torch.zeros(num_clouds, num_samples, dtype=torch.long)
     distance = torch.full((num_clouds, num_points), 1e10, dtype=points.dtype)
     farthest = torch.full((num_clouds,), start, dtype=torch.long)
     clouds = torch.arange(num_clouds, dtype=torch.long)
-    for place in range(num_samples):
-        chosen[:, place] = farthest
+    for sample in range(num_samples):
+        samples[:, sample] = farthest
         centre = points[clouds, farthest, :].view(num_clouds, 1, num_channels)
-        to_centre = torch.sum((points - centre) ** 2, -1)
-        mask = to_centre < distance
-        distance[mask] = to_centre[mask]
+        centre_distance = torch.sum((points - centre) ** 2, -1)
+        mask = centre_distance < distance
+        distance[mask] = centre_distance[mask]
         farthest = torch.max(distance, -1)[1]
-    return chosen
+    return samples
 
 
 def first_in_ball(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
-    """(B, M, K): places outside the ball become N, a sort brings the inside ones forward, the first fills the rest.
+    """Find points in balls (B, M, K): indices outside become N, are sorted to the end, and replaced by the first.
 
     Source: Qi et al. 2017 (PointNet++), section 3.2, as in its PyTorch ports.
     """
@@ -84,7 +84,7 @@ def first_in_ball(points: Tensor, centres: Tensor, radius: float, num_neighbours
 
 
 def interpolate_three(features: Tensor, points: Tensor, queries: Tensor) -> Tensor:
-    """(B, M, F): all distances sorted, the three nearest weighted by 1 / (d^2 + 1e-8).
+    """Interpolate features (B, M, F): all distances sorted, the three nearest weighted by 1 / (d^2 + 1e-8).
 
     Source: Qi et al. 2017 (PointNet++), equation 2, as in its PyTorch ports.
     """

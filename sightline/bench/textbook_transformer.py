@@ -1,7 +1,7 @@
-"""The usual form of a Point Transformer, with the weights of ours: what a user would write or copy.
+"""Textbook form of a Point Transformer, with the weights of ours: what a user would write or copy.
 
 As in the authors' code every layer searches its own neighbours, for keys and again for values, and every edge is
-written out. Geometry is that of `textbook`.
+materialised. Geometry is that of `textbook`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["TextbookPointTransformer"]
 
 
 class TextbookPointTransformer(nn.Module):
-    """`forward(points=(B, N, 3))["logits"]` (B, N, num_classes) of a Point Transformer of ours, parameters as there.
+    """Textbook Point Transformer: points (B, N, 3) -> logits (B, N, num_classes), with our model's parameters.
 
     Source: Zhao et al. 2021 (Point Transformer), figure 3.
     """
 
     def __init__(self, ours: PointTransformer) -> None:
         super().__init__()
-        # Modules of torch's own alone: the fused layers are of it, and their forward is not called.
+        # Only torch's own modules inside the layers are called, not the forward methods of fused layers.
         layers: Any = copy.deepcopy(ours)
         self.stages, self.decoder, self.head = layers.stages, layers.decoder, layers.head
         self.strides, self.num_neighbours = ours.strides, ours.num_neighbours
@@ -38,77 +38,77 @@ class TextbookPointTransformer(nn.Module):
             if stride == 1:
                 values = stage.down.edge(values)
             else:
-                points, values = _down(stage.down.edge, points, values, points.shape[1] // stride, count)
+                points, values = _downsample(stage.down.edge, points, values, points.shape[1] // stride, count)
                 clouds.append(points)
             for block in stage.blocks:
-                values = _block(block, points, values, count)
+                values = _apply_block(block, points, values, count)
             levels.append(values)
         context = self.decoder.context
-        of_cloud = context.mean(values.mean(dim=1)).relu()
-        values = context.mix(torch.cat([values, of_cloud[:, None].repeat(1, values.shape[1], 1)], dim=-1))
-        values = _block(self.decoder.blocks[-1], points, values, self.num_neighbours[-1])
-        for place in reversed(range(len(self.decoder.ups))):
-            up = self.decoder.ups[place]
-            carried = _interpolate(up.coarse(values), clouds[place + 1], clouds[place])
-            values = up.skip(levels[place]) + carried
-            values = _block(self.decoder.blocks[place], clouds[place], values, self.num_neighbours[place])
+        cloud_context = context.mean(values.mean(dim=1)).relu()
+        values = context.mix(torch.cat([values, cloud_context[:, None].repeat(1, values.shape[1], 1)], dim=-1))
+        values = _apply_block(self.decoder.blocks[-1], points, values, self.num_neighbours[-1])
+        for level in reversed(range(len(self.decoder.ups))):
+            up = self.decoder.ups[level]
+            interpolated = _interpolate(up.coarse(values), clouds[level + 1], clouds[level])
+            values = up.skip(levels[level]) + interpolated
+            values = _apply_block(self.decoder.blocks[level], clouds[level], values, self.num_neighbours[level])
         return {"logits": self.head(values)}
 
 
-def _block(block: Any, points: Tensor, values: Tensor, num_neighbours: int) -> Tensor:
-    attended = _attention(block.attention, points, block.before(values), num_neighbours)
-    attended = _normed(block.norm, attended).relu()
+def _apply_block(block: Any, points: Tensor, values: Tensor, num_neighbours: int) -> Tensor:
+    attended = _attend(block.attention, points, block.before(values), num_neighbours)
+    attended = _normalize(block.norm, attended).relu()
     return (values + block.after(attended)).relu()
 
 
-def _attention(layer: Any, points: Tensor, values: Tensor, num_neighbours: int) -> Tensor:
+def _attend(layer: Any, points: Tensor, values: Tensor, num_neighbours: int) -> Tensor:
     query, key, value = layer.query(values), layer.key(values), layer.value(values)
-    place, key = _grouped(points, key, num_neighbours)
-    _, value = _grouped(points, value, num_neighbours)  # searched a second time, as in that code
-    code = layer.code(layer.position(place))
+    position, key = _group_neighbours(points, key, num_neighbours)
+    _, value = _group_neighbours(points, value, num_neighbours)  # searched a second time, as in that code
+    code = layer.code(layer.position(position))
     relation = key - query[:, :, None] + code
-    weight = torch.softmax(layer.score(layer.reduce(_normed(layer.norm, relation).relu())), dim=2)
+    weight = torch.softmax(layer.score(layer.reduce(_normalize(layer.norm, relation).relu())), dim=2)
     messages = value + code
     shared = messages.view(*messages.shape[:3], -1, weight.shape[-1]) * weight.unsqueeze(3)
     return shared.sum(dim=2).view(values.shape)
 
 
-def _grouped(points: Tensor, values: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
-    """Of every point's neighbours: where they are, relative to it, and what they carry."""
-    index = _nearest(points, points, num_neighbours)
-    return _rows(points, index) - points[:, :, None], _rows(values, index)
+def _group_neighbours(points: Tensor, values: Tensor, num_neighbours: int) -> tuple[Tensor, Tensor]:
+    """Gather relative positions (B, N, K, 3) and values (B, N, K, C) of every point's neighbours."""
+    index = _find_nearest(points, points, num_neighbours)
+    return _gather_rows(points, index) - points[:, :, None], _gather_rows(values, index)
 
 
-def _down(
+def _downsample(
     edge: LinearNorm, points: Tensor, values: Tensor, num_samples: int, num_neighbours: int
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        chosen = textbook.masked_farthest_points(points, num_samples, 0)
-    centres = _rows(points, chosen)
-    index = _nearest(points, centres, num_neighbours)
-    members = torch.cat([_rows(points, index) - centres[:, :, None], _rows(values, index)], dim=-1)
+        samples = textbook.masked_farthest_points(points, num_samples, 0)
+    centres = _gather_rows(points, samples)
+    index = _find_nearest(points, centres, num_neighbours)
+    members = torch.cat([_gather_rows(points, index) - centres[:, :, None], _gather_rows(values, index)], dim=-1)
     return centres, edge(members).max(dim=2)[0]
 
 
 def _interpolate(values: Tensor, points: Tensor, queries: Tensor) -> Tensor:
-    index = _nearest(points, queries, 3)
-    weights = 1.0 / ((_rows(points, index) - queries[:, :, None]).norm(dim=-1) + 1e-8)
+    index = _find_nearest(points, queries, 3)
+    weights = 1.0 / ((_gather_rows(points, index) - queries[:, :, None]).norm(dim=-1) + 1e-8)
     weights = weights / weights.sum(dim=2, keepdim=True)
-    return (_rows(values, index) * weights[..., None]).sum(dim=2)
+    return (_gather_rows(values, index) * weights[..., None]).sum(dim=2)
 
 
-def _nearest(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+def _find_nearest(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
     with torch.no_grad():
         distances = textbook.expanded_distances(queries, points)
         return distances.topk(min(num_neighbours, points.shape[1]), dim=-1, largest=False)[1]
 
 
-def _normed(norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
-    normed: Tensor = norm(values.flatten(0, -2))
-    return normed.view(values.shape)
+def _normalize(norm: nn.BatchNorm1d, values: Tensor) -> Tensor:
+    normalized: Tensor = norm(values.flatten(0, -2))
+    return normalized.view(values.shape)
 
 
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows by advanced indexing: `values` (B, N, C), `index` (B, ...) -> (B, ..., C)."""
+def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
+    """Gather rows by advanced indexing: `values` (B, N, C), `index` (B, ...) -> (B, ..., C)."""
     clouds = torch.arange(len(values)).view(-1, *(1,) * (index.ndim - 1))
     return values[clouds, index]

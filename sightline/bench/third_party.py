@@ -1,6 +1,6 @@
-"""Packages a user could install instead, as further rows: SciPy, scikit-learn, faiss, fpsample. All on torch's threads.
+"""Other packages as further rows: SciPy, scikit-learn, faiss and fpsample, on torch's number of threads.
 
-They come with the extra `peers`, and are imported only when they are run.
+They come with the extra `peers`, and are imported only when they run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["neighbour_peers", "sampling_peers"]
 
 
 def neighbour_peers(channels: int) -> tuple[Implementation, ...]:
-    """Trees where there are few channels, and faiss, which compares everything with everything, always."""
+    """List the neighbour searches: k-d trees for few channels, and the exhaustive search of faiss."""
     trees = (
         implementation("scipy_ckdtree", _scipy_neighbours, same_neighbours, needs="scipy"),
         implementation("sklearn_kdtree", _sklearn_neighbours, same_neighbours, needs="sklearn"),
@@ -32,9 +32,9 @@ def neighbour_peers(channels: int) -> tuple[Implementation, ...]:
 
 
 def sampling_peers() -> tuple[Implementation, ...]:
-    """fpsample's plain loop, and its buckets, which begin where they like whatever start they are given.
+    """List fpsample's plain loop and its buckets, which ignore the given start.
 
-    Its machine code fuses products with sums, so that points which all but tie may change places.
+    Its machine code uses fused multiply-add, so that points that almost tie may be exchanged.
     """
     return (
         implementation("fpsample", _fpsample_plain, farthest_each_time, needs="fpsample"),
@@ -46,13 +46,13 @@ def _scipy_neighbours(inputs: dict[str, Any]) -> Tensor:
     from scipy.spatial import cKDTree
 
     workers = torch.get_num_threads()
-    return _cloud_by_cloud(inputs, lambda cloud, count: cKDTree(cloud).query(cloud, k=count, workers=workers)[1])
+    return _search_by_cloud(inputs, lambda cloud, count: cKDTree(cloud).query(cloud, k=count, workers=workers)[1])
 
 
 def _sklearn_neighbours(inputs: dict[str, Any]) -> Tensor:
     from sklearn.neighbors import KDTree
 
-    return _cloud_by_cloud(inputs, lambda cloud, count: KDTree(cloud).query(cloud, k=count, return_distance=False))
+    return _search_by_cloud(inputs, lambda cloud, count: KDTree(cloud).query(cloud, k=count, return_distance=False))
 
 
 @contextmanager
@@ -66,25 +66,25 @@ def _faiss_neighbours(inputs: dict[str, Any]) -> Iterator[Run]:
         index.add(cloud)
         return index.search(cloud, count)[1]
 
-    yield lambda: _cloud_by_cloud(inputs, search)
+    yield lambda: _search_by_cloud(inputs, search)
 
 
-def _cloud_by_cloud(inputs: dict[str, Any], search: Any) -> Tensor:
-    found = [search(cloud, inputs["num_neighbours"]) for cloud in inputs["points"].numpy()]
-    return torch.from_numpy(np.stack(found).astype(np.int64))
+def _search_by_cloud(inputs: dict[str, Any], search: Any) -> Tensor:
+    indices = [search(cloud, inputs["num_neighbours"]) for cloud in inputs["points"].numpy()]
+    return torch.from_numpy(np.stack(indices).astype(np.int64))
 
 
 def _fpsample_plain(inputs: dict[str, Any]) -> Tensor:
     import fpsample
 
-    return _samples_by_cloud(inputs, fpsample.fps_sampling)
+    return _sample_by_cloud(inputs, fpsample.fps_sampling)
 
 
 def _fpsample_buckets(inputs: dict[str, Any]) -> Tensor:
     import fpsample
 
     height = 5 if inputs["points"].shape[1] < 2**15 else 7  # as its authors advise for small and large clouds
-    return _samples_by_cloud(
+    return _sample_by_cloud(
         inputs,
         lambda cloud, count, start_idx: fpsample.bucket_fps_kdline_sampling(
             cloud, count, h=height, start_idx=start_idx
@@ -92,6 +92,6 @@ def _fpsample_buckets(inputs: dict[str, Any]) -> Tensor:
     )
 
 
-def _samples_by_cloud(inputs: dict[str, Any], sample: Any) -> Tensor:
-    found = [sample(cloud, inputs["num_samples"], start_idx=inputs["start"]) for cloud in inputs["points"].numpy()]
-    return torch.from_numpy(np.stack(found).astype(np.int64))
+def _sample_by_cloud(inputs: dict[str, Any], sample: Any) -> Tensor:
+    indices = [sample(cloud, inputs["num_samples"], start_idx=inputs["start"]) for cloud in inputs["points"].numpy()]
+    return torch.from_numpy(np.stack(indices).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Forms timed in turn within one run, and what their times say: medians, and the ratio of neighbours in time."""
+"""Interleaved timing of implementations: quartiles, and ratios of neighbouring measurements."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sightline.bench.case import Run
 __all__ = ["Quartiles", "Seconds", "interleave", "ratios", "read_clocks"]
 
 ENOUGH_S = 0.02
-"""A shorter call is repeated until one measurement takes as long: ten thousand ticks of the clock and more."""
+"""Minimum duration of a measurement (shorter calls are repeated): more than ten thousand clock ticks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """CPU time of the process, its threads and the processes it started that ended, and time on the wall, per call."""
+    """CPU time (process, threads and finished child processes) and wall time, in seconds per call."""
 
     cpu: float
     wall: float
@@ -27,7 +27,7 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Quartiles:
-    """Median, and first and third quartile."""
+    """Median, first and third quartile."""
 
     median: float
     low: float
@@ -35,7 +35,7 @@ class Quartiles:
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> Quartiles:
-        """Quartiles of the values themselves, interpolated between neighbours; a single value is all three.
+        """Compute quartiles, interpolated between neighbouring values; a single value is all three.
 
         Source: Hyndman and Fan 1996, definition 7.
         """
@@ -46,40 +46,45 @@ class Quartiles:
 
 
 def read_clocks() -> Seconds:
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)  # in microseconds; `os.times` counts hundredths of a second
-    return Seconds(time.process_time() + ended.ru_utime + ended.ru_stime, time.perf_counter())
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)  # in microseconds; `os.times` counts hundredths of a second
+    return Seconds(time.process_time() + children.ru_utime + children.ru_stime, time.perf_counter())
 
 
 def interleave(
     runs: Mapping[str, Run], *, repeats: int, clocks: Callable[[], Seconds] = read_clocks
 ) -> dict[str, list[Seconds]]:
-    """Seconds per call of each run: A B C, then C B A, and so on for `repeats` rounds, after a call of each unmeasured.
+    """Measure seconds per call of each run in the order A B C, C B A, ... for `repeats` rounds, after a warm-up.
 
-    A machine that slows down for a while so slows all of them, and none is always the one that finds the caches cold.
+    So a machine that slows down for a while slows all runs, and no run always meets cold caches.
     """
-    calls = {name: _calls_needed(run, clocks) for name, run in runs.items()}
-    found: dict[str, list[Seconds]] = {name: [] for name in runs}
+    calls = {name: _count_calls(run, clocks) for name, run in runs.items()}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in runs}
     order = list(runs)
     for _ in range(repeats):
         for name in order:
-            found[name].append(_measure(runs[name], calls[name], clocks))
+            seconds[name].append(_measure(runs[name], calls[name], clocks))
         order.reverse()
-    return found
+    return seconds
 
 
 def ratios(baseline: Sequence[Seconds], found: Sequence[Seconds]) -> Quartiles:
-    """How many times less CPU time than the baseline, round by round."""
-    return Quartiles.from_values([before.cpu / after.cpu for before, after in zip(baseline, found, strict=True)])
+    """Compute the speed-up over the baseline per round: CPU time of the baseline / CPU time."""
+    return Quartiles.from_values(
+        [
+            baseline_seconds.cpu / variant_seconds.cpu
+            for baseline_seconds, variant_seconds in zip(baseline, found, strict=True)
+        ]
+    )
 
 
-def _calls_needed(run: Run, clocks: Callable[[], Seconds]) -> int:
+def _count_calls(run: Run, clocks: Callable[[], Seconds]) -> int:
     once = _measure(run, 1, clocks).cpu
     return max(1, math.ceil(ENOUGH_S / max(once, 1e-6)))
 
 
 def _measure(run: Run, calls: int, clocks: Callable[[], Seconds]) -> Seconds:
-    before = clocks()
+    start = clocks()
     for _ in range(calls):
         run()
-    after = clocks()
-    return Seconds((after.cpu - before.cpu) / calls, (after.wall - before.wall) / calls)
+    end = clocks()
+    return Seconds((end.cpu - start.cpu) / calls, (end.wall - start.wall) / calls)

@@ -1,4 +1,4 @@
-"""What the engine adds to a training step: reading, records, metrics and logs around a bare step of the same model."""
+"""Benchmark of the engine's overhead per training step: reading, records, metrics and logs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ evaluate: {{every: 1000, metric: overall_accuracy}}
 checkpoint: {{every: 1000}}
 log: {{tensorboard: false}}
 """
-"""The shipped PointNet recipes without augmentation, whose cost the suite `data` tells, and without extras."""
+"""Config of the shipped PointNet recipes without augmentation (measured by the suite `data`) and extras."""
 
 
 def cases() -> list[BenchmarkCase]:
@@ -47,19 +47,19 @@ def cases() -> list[BenchmarkCase]:
 
 
 def _overhead_case(points: int) -> BenchmarkCase:
-    """Six steps of the engine; a ratio of 0.98 says that it adds two percent."""
+    """Make a case of six steps of the engine; a ratio of 0.98 means an overhead of two percent."""
     return BenchmarkCase(
         suite="train",
         label="engine_{batch}x{points}",
         size={"batch": 32, "points": points},
         quick={"batch": 4, "points": 64},
-        make=_config,
-        baseline=Implementation("bare_steps", _bare, allclose(1e-4)),
-        variants=(Implementation("sightline", _engine, allclose(1e-4)),),
+        make=_make_config,
+        baseline=Implementation("bare_steps", _open_bare_loop, allclose(1e-4)),
+        variants=(Implementation("sightline", _open_engine, allclose(1e-4)),),
     )
 
 
-def _config(*, batch: int, points: int) -> RunConfig:
+def _make_config(*, batch: int, points: int) -> RunConfig:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.yaml"
         path.write_text(CONFIG.format(batch=batch, points=points))
@@ -67,14 +67,14 @@ def _config(*, batch: int, points: int) -> RunConfig:
 
 
 @contextmanager
-def _bare(config: RunConfig) -> Iterator[Run]:
-    """What a user's own loop would hold: batches that are there already, losses as means, no schedule, no records.
+def _open_bare_loop(config: RunConfig) -> Iterator[Run]:
+    """Run a user's own loop: batches in memory, losses as means, no schedule, no records.
 
-    The answer is the loss of each step. It is the engine's but for rounding, to 1e-4.
+    Returns the loss of each step, equal to the engine's up to rounding (1e-4).
     """
     job = build(config, World()).job
-    parts = [job.stream.plan.step_keys(step)[0][0] for step in range(NUM_STEPS)]
-    batches = [job.stream.reader(part) for part in parts]
+    keys_by_step = [job.stream.plan.step_keys(step)[0][0] for step in range(NUM_STEPS)]
+    batches = [job.stream.reader(keys) for keys in keys_by_step]
 
     def run() -> Tensor:
         losses = []
@@ -93,8 +93,8 @@ def _bare(config: RunConfig) -> Iterator[Run]:
 
 
 @contextmanager
-def _engine(config: RunConfig) -> Iterator[Run]:
-    """The whole engine with its default observers, in a folder of its own."""
+def _open_engine(config: RunConfig) -> Iterator[Run]:
+    """Run the whole engine with its default observers, in a temporary folder."""
     world = World()
     with tempfile.TemporaryDirectory() as folder:
         built = build(config, world)

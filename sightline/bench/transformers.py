@@ -1,7 +1,7 @@
-"""A training step of the Point Transformer against the textbook form, and a whole scene through it.
+"""Benchmarks of the Point Transformer: a training step against the textbook form, and a whole scene.
 
-Three forms: the textbook's, in which every layer searches its neighbours; ours with plain layers (`plain`), for which
-they are searched once; and ours.
+Three implementations: the textbook's, in which every layer searches its neighbours; ours with unfused layers (`plain`),
+which search neighbours once; and ours.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def cases() -> list[BenchmarkCase]:
         label="point_transformer_step_{batch}x{points}",
         size={"batch": 16, "points": 1024},
         quick=_QUICK,
-        make=_parts,
+        make=_make_parts,
         baseline=Implementation("textbook", step_form(TextbookPointTransformer), close_in_float32),
         variants=(
-            Implementation("plain", step_form(_plain), close_in_float32),
+            Implementation("plain", step_form(_build_plain), close_in_float32),
             Implementation("sightline", step_form(copy.deepcopy), close_in_float32),
         ),
         exactly=IN_FLOAT64,
@@ -45,14 +45,14 @@ def cases() -> list[BenchmarkCase]:
         label="point_transformer_scene_forward_{points}",
         size={"batch": 1, "points": 80_000},
         quick={"points": 2048},
-        baseline=Implementation("plain", forward_form(_plain), close_in_float32),
+        baseline=Implementation("plain", forward_form(_build_plain), close_in_float32),
         variants=(Implementation("sightline", forward_form(copy.deepcopy), close_in_float32),),
     )
     return [step, scene]
 
 
-def _parts(*, batch: int, points: int) -> dict[str, Any]:
-    """Solids and the parts of their points, and a model with seeded weights."""
+def _make_parts(*, batch: int, points: int) -> dict[str, Any]:
+    """Make solids with part labels of their points, and a model with seeded weights."""
     shapes = SyntheticShapes(split="train", train_size=max(batch, 12), num_points=points, target="parts")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -60,14 +60,14 @@ def _parts(*, batch: int, points: int) -> dict[str, Any]:
         spread_norms(model)
         for module in model.modules():
             # Where all points of a cloud are neighbours, the place of a point relative to itself is the mean of all:
-            # with a bias of zero it would stand at the corner of the rectifier, and rounding would choose its gradient.
+            # with a bias of zero it would be exactly at the kink of the ReLU, and rounding would decide its gradient.
             if isinstance(module, nn.BatchNorm1d):
                 nn.init.normal_(module.bias, std=0.1)
-    of_shapes = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
-    return {"model": model, "points": of_shapes["points"], "label": of_shapes["label"]}
+    clouds = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
+    return {"model": model, "points": clouds["points"], "label": clouds["label"]}
 
 
-def _plain(ours: PointTransformer) -> PointTransformer:
+def _build_plain(ours: PointTransformer) -> PointTransformer:
     plain = PointTransformer(num_classes=ours.num_classes, in_channels=ours.in_channels, fused=False)
     plain.to(next(ours.parameters()).dtype).load_state_dict(ours.state_dict())
     return plain

@@ -1,4 +1,4 @@
-"""Depth frames into voxels, targets of joints, and a training step of V2V, against the forms that users know."""
+"""Benchmarks of voxelisation and joint heatmaps of depth frames, against the usual forms."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ def data_cases() -> list[BenchmarkCase]:
             label="voxelize_{frames}x{size}",
             size={"frames": 1, "size": 88},
             quick={"frames": 1, "size": 24},
-            make=_frames,
+            make=_make_frames,
             baseline=implementation("add_at", _count_points, equal),
-            variants=(implementation("sightline", _voxels, equal),),
+            variants=(implementation("sightline", _voxelise, equal),),
         ),
         BenchmarkCase(
             suite="data",
             label="heatmaps_{frames}x21x{size}",
             size={"frames": 4, "size": 88},
             quick={"frames": 1, "size": 24},
-            make=_frames,
-            baseline=implementation("dense", _dense_targets, allclose(1e-6)),
-            variants=(implementation("sightline", _targets, allclose(1e-6)),),
+            make=_make_frames,
+            baseline=implementation("dense", _make_dense_heatmaps, allclose(1e-6)),
+            variants=(implementation("sightline", _make_heatmaps, allclose(1e-6)),),
         ),
     ]
 
 
-def _frames(*, frames: int, size: int) -> dict[str, Any]:
-    """Hands in cubes that are varied as in training."""
+def _make_frames(*, frames: int, size: int) -> dict[str, Any]:
+    """Make hands in cubes that vary as in training."""
     hands = SyntheticHands(split="train", train_size=frames, test_size=1)
     keys = [SampleKey(index, 0, 0) for index in range(frames)]
     batch = hands.get_batch(keys)
-    place = PlaceCube(cube_mm=_CUBE_MM, size=size, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=4.0)
-    rows = place(Draws.for_samples(keys), reference=batch["reference"])["placement"]
+    place_cube = PlaceCube(cube_mm=_CUBE_MM, size=size, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=4.0)
+    rows = place_cube(Draws.for_samples(keys), reference=batch["reference"])["placement"]
     placement = CubePlacement.from_rows(rows)
     return {**batch, "placement": placement, "cells": to_voxels(batch["joints"].double(), placement) / 2}
 
 
 def _count_points(inputs: dict[str, Any]) -> Tensor:
-    """Every pixel a point, every point a voxel, counted and cut off at one; as users write it in NumPy."""
+    """Voxelise in NumPy as users do: every pixel to a point, every point to a voxel, counted and clipped to 1."""
     placement: CubePlacement = inputs["placement"]
     size = placement.size
     volumes = np.zeros((len(placement), 1, size, size, size), dtype=np.float32)
@@ -66,32 +66,32 @@ def _count_points(inputs: dict[str, Any]) -> Tensor:
         rows, columns = np.indices(depth.shape)
         z = depth.astype(np.float64)
         points = np.stack([(columns - u0) * z / fx, (rows - v0) * z / fy, z], axis=-1)[z > 0]
-        place = np.floor(_placed(points, placement, sample))
-        inside = place[((place >= 0) & (place < size)).all(axis=1)].astype(np.int64)
+        voxels = np.floor(_to_voxel_coordinates(points, placement, sample))
+        inside = voxels[((voxels >= 0) & (voxels < size)).all(axis=1)].astype(np.int64)
         np.add.at(volumes[sample, 0], tuple(inside.T), 1)
         np.minimum(volumes[sample], 1, out=volumes[sample])
     return torch.from_numpy(volumes)
 
 
-def _placed(points: np.ndarray, placement: CubePlacement, sample: int) -> np.ndarray:
-    """Voxel coordinates (P, 3) of points (P, 3) of one sample: the formulas one after another."""
-    middle, border = placement.grid_size / 2, (placement.grid_size - placement.size) / 2
+def _to_voxel_coordinates(points: np.ndarray, placement: CubePlacement, sample: int) -> np.ndarray:
+    """Compute voxel coordinates (P, 3) of points (P, 3) of one sample, formula by formula."""
+    centre, border = placement.grid_size / 2, (placement.grid_size - placement.size) / 2
     unit = (points - placement.reference_mm[sample].numpy()) / (placement.cube_mm / 2)
     grid = (unit + 1) * (placement.size / 2) + border
-    grid = (grid - middle) * float(placement.scale[sample]) + middle
-    x, y = grid[:, 0] - middle, grid[:, 1] - middle
+    grid = (grid - centre) * float(placement.scale[sample]) + centre
+    x, y = grid[:, 0] - centre, grid[:, 1] - centre
     cosine, sine = float(placement.angle_rad[sample].cos()), float(placement.angle_rad[sample].sin())
-    grid[:, 0], grid[:, 1] = x * cosine - y * sine + middle, x * sine + y * cosine + middle
+    grid[:, 0], grid[:, 1] = x * cosine - y * sine + centre, x * sine + y * cosine + centre
     return grid - placement.shift[sample].numpy()
 
 
-def _voxels(inputs: dict[str, Any]) -> Tensor:
+def _voxelise(inputs: dict[str, Any]) -> Tensor:
     return occupancy(inputs["depth"], inputs["camera"], inputs["placement"])
 
 
-def _dense_targets(inputs: dict[str, Any]) -> Tensor:
+def _make_dense_heatmaps(inputs: dict[str, Any]) -> Tensor:
     return gaussian_heatmaps_plainly(inputs["cells"], cells=inputs["placement"].size // 2).float()
 
 
-def _targets(inputs: dict[str, Any]) -> Tensor:
+def _make_heatmaps(inputs: dict[str, Any]) -> Tensor:
     return gaussian_heatmaps(inputs["cells"], cells=inputs["placement"].size // 2)

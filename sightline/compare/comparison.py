@@ -1,4 +1,4 @@
-"""Two variants of one network compared: which is run, which is asked, and what came of it."""
+"""Comparison of two variants of one network: the runs, their layers and their losses."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _DIGITS = {"float64": 53, "float32": 24, "fp16": 11, "bf16": 8}
 
 @dataclass(frozen=True)
 class ComparisonSubject:
-    """What is compared: a run's parts, its recipe, and the samples of one step, by their keys."""
+    """Subject of a comparison: a run's training setup, its optimizer recipe, and the sample keys of one step."""
 
     built: TrainingSetup
     recipe: OptimizerSpec
@@ -61,9 +61,9 @@ class ComparisonSubject:
 
 @dataclass(frozen=True)
 class VariantComparison:
-    """What came of it: rows in the order of execution, the losses over some steps, and remarks.
+    """Result of a comparison: rows in the order of execution, losses over some steps, and notes.
 
-    `variant` was run as it is, `reference` is what its layers were held against, in float64.
+    `variant` ran unchanged; `reference`, in float64, is what its layers were compared with.
     """
 
     variant: str
@@ -74,16 +74,16 @@ class VariantComparison:
     models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
 
     @property
-    def unexplained(self) -> list[LayerComparison]:
+    def guilty_rows(self) -> list[LayerComparison]:
         """The rows that rounding does not explain, in the order of execution."""
         return [row for row in self.rows if row.is_guilty]
 
     @property
     def settings(self) -> list[str]:
-        """What is set otherwise in the first guilty layer of the two."""
-        if not self.unexplained or self.models is None:
+        """Attributes that differ between the variant and the reference in the first guilty layer."""
+        if not self.guilty_rows or self.models is None:
             return []
-        first, second = (find_module(model, self.unexplained[0]) for model in self.models)
+        first, second = (find_module(model, self.guilty_rows[0]) for model in self.models)
         return [] if first is None or second is None else differing_settings(first, second)
 
     @property
@@ -93,18 +93,18 @@ class VariantComparison:
 
     @property
     def is_equal(self) -> bool:
-        """Whether rounding explains everything; nothing is where losses are not finite in both variants."""
+        """True if rounding explains every row and loss; False if a step's losses are not finite in both variants."""
         is_number = self.trace is None or self.trace.is_none_from is None
-        return not self.unexplained and self.parts_at_step is None and is_number
+        return not self.guilty_rows and self.parts_at_step is None and is_number
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        guilty = self.unexplained
+        """Convert to plain values for JSON."""
+        guilty = self.guilty_rows
         return {
             "equal": self.is_equal,
-            "first": _plain(guilty[0]) if guilty else None,
-            "guilty": [_plain(row) for row in guilty],
-            "layers": [_plain(row) for row in self.rows],
+            "first": _row_to_dict(guilty[0]) if guilty else None,
+            "guilty": [_row_to_dict(row) for row in guilty],
+            "layers": [_row_to_dict(row) for row in self.rows],
             "parts_at_step": self.parts_at_step,
             "steps": None if self.trace is None else self.trace.to_dict(),
             "variant": self.variant,
@@ -119,24 +119,24 @@ def compare_networks(
 ) -> VariantComparison:
     """Compare a run's network with another variant of itself, a reference in a file, or a record.
 
-    Raises UserError for a variant that there is not, or that this machine cannot run.
+    Raises UserError for an unknown variant, or one that this machine cannot run.
     """
     path = Path(against)
     if keys is not None and path.suffix != ".py":
-        raise UserError(f"--keys {keys}: goes with a reference of another make, --against FILE.py")
+        raise UserError(f"--keys {keys}: needs a reference of another implementation, --against FILE.py")
     if against in AGAINST:
-        return _against_form(subject, against, num_steps)
+        return _compare_with_form(subject, against, num_steps)
     if path.suffix == ".py":
-        return _against_file(subject, path, _key_map(keys), num_steps)
+        return _compare_with_file(subject, path, _read_key_map(keys), num_steps)
     if is_record(path):
         return compare_record(subject, read_record(path), name=str(path))
-    known = ", ".join(AGAINST)
-    raise UserError(f"--against {against}: must be one of {known}, a Python file (FILE.py) or a record")
+    valid_names = ", ".join(AGAINST)
+    raise UserError(f"--against {against}: must be one of {valid_names}, a Python file (FILE.py) or a record")
 
 
 def make_record(subject: ComparisonSubject, *, num_steps: int = 0) -> Record:
-    """A step of the run's network in its own precision, with all that it takes to compare it elsewhere."""
-    variant = _own(subject)
+    """Record one step of the run's network in its own precision, with all that another machine needs to compare it."""
+    variant = _own_variant(subject)
     batch = variant.batch(subject.batch)
     built = subject.built
     losses = losses_over_steps(variant, built.job, subject.recipe, batch, num_steps=num_steps)
@@ -147,7 +147,7 @@ def make_record(subject: ComparisonSubject, *, num_steps: int = 0) -> Record:
         "device": variant.device.type,
         "torch": torch.__version__,
         "samples": [list(dataclasses.astuple(key)) for key in subject.keys],
-        "recipe": _recipe_of(built, num_steps),
+        "recipe": _describe_recipe(built, num_steps),
     }
     return Record(
         record_step(built.job, variant, batch),
@@ -160,26 +160,26 @@ def make_record(subject: ComparisonSubject, *, num_steps: int = 0) -> Record:
 
 
 def compare_record(subject: ComparisonSubject, had: Record, *, name: str) -> VariantComparison:
-    """A record from elsewhere, held against the run's own layers, with the record's weights and batch."""
+    """Compare a record from another machine with the run's own layers, on the record's weights and batch."""
     built = subject.built
     samples = [SampleKey(*numbers) for numbers in had.about.get("samples", [])]
     rows = compare_stages(had.stages, record_stages(built.data.train.reader, samples)) if had.stages else []
     model = copy.deepcopy(built.job.model)
-    found = match_keys(had.weights, model.state_dict(), None)
-    load_matched_weights(model, had.weights, found.pairs)
-    reference = _reference(subject, model, torch.device("cpu"))
+    mapping = match_keys(had.weights, model.state_dict(), None)
+    load_matched_weights(model, had.weights, mapping.pairs)
+    reference = _make_reference(subject, model, torch.device("cpu"))
     batch = reference.batch(had.batch)
     rows += compare_layerwise(had.recording, reference, built.job, batch)
     steps = None
     if had.trace:
         steps = trace_losses(had.trace, reference, had.recording.format, built.job, subject.recipe, batch)
     about = f"recorded of {had.about.get('run')} in {had.about.get('precision')} with torch {had.about.get('torch')}"
-    notes = [*_differing_recipes(had, built), *(f"guess: {guess}" for guess in found.guesses)]
+    notes = [*_differing_recipes(had, built), *(f"guess: {guess}" for guess in mapping.guesses)]
     return VariantComparison(f"{name} ({about})", "float64", tuple(rows), steps, tuple(notes))
 
 
-def _recipe_of(built: TrainingSetup, num_steps: int) -> dict[str, Any]:
-    """What decides optimiser steps beside the gradients: plain values, the schedule as its factor at each step."""
+def _describe_recipe(built: TrainingSetup, num_steps: int) -> dict[str, Any]:
+    """Describe the recipe of optimiser steps: plain values, and the schedule's factor at each step."""
     config = built.config
     return {
         "optimizer": to_plain(config.optimizer),
@@ -189,71 +189,73 @@ def _recipe_of(built: TrainingSetup, num_steps: int) -> dict[str, Any]:
     }
 
 
-def _differing_recipes(had: Record, built: TrainingSetup) -> list[str]:
-    """Why losses part though no layer is at fault: the steps of the record were others. Nothing for older records."""
-    recorded = had.about.get("recipe")
-    if not had.trace or not isinstance(recorded, dict):
+def _differing_recipes(record: Record, built: TrainingSetup) -> list[str]:
+    """Describe recipe differences that alone may separate the losses; empty for older records."""
+    recorded = record.about.get("recipe")
+    if not record.trace or not isinstance(recorded, dict):
         return []
-    here = _recipe_of(built, len(had.trace))
-    if recorded.get("factor of the learning rate") == here["factor of the learning rate"]:
-        here.pop("schedule")  # other words for the same steps
+    current = _describe_recipe(built, len(record.trace))
+    if recorded.get("factor of the learning rate") == current["factor of the learning rate"]:
+        current.pop("schedule")  # other words for the same steps
     return [
-        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may part the losses over the steps"
-        for key, value in here.items()
+        f"{key} differs: {recorded.get(key)} in the record, {value} here: this alone may explain different losses"
+        for key, value in current.items()
         if recorded.get(key) != value
     ]
 
 
-def _against_form(subject: ComparisonSubject, against: str, num_steps: int) -> VariantComparison:
-    """The same layers in another format, on another device, with other kernels, or compiled."""
-    own = _own(subject)
-    _assert_runs(against, subject)
+def _compare_with_form(subject: ComparisonSubject, against: str, num_steps: int) -> VariantComparison:
+    """Compare the run's layers in another number format, on another device, with other kernels, or compiled."""
+    own_variant = _own_variant(subject)
+    _assert_available(against, subject)
     device = torch.device("cpu") if against == "cuda" else subject.device
-    reference = _reference(subject, subject.built.job.model, device)
-    variant = own
+    reference = _make_reference(subject, subject.built.job.model, device)
+    variant = own_variant
     if against in ("float64", "float32", "bfloat16"):
-        named = "bf16" if against == "bfloat16" else against
-        coarse = min((own.precision.name, named), key=lambda name: _DIGITS[name])
-        variant = _variant(subject, Precision(coarse), subject.device)
+        compared_name = "bf16" if against == "bfloat16" else against
+        coarse = min((own_variant.precision.name, compared_name), key=lambda name: _DIGITS[name])
+        variant = _make_variant(subject, Precision(coarse), subject.device)
     elif against == "cuda":
-        variant = _variant(subject, own.precision, torch.device("cuda"))
+        variant = _make_variant(subject, own_variant.precision, torch.device("cuda"))
     elif against == "no-cudnn":
         reference = ModelVariant(reference.name, reference.model, reference.precision, device, "off")
     elif against == "native-batch-norm":
         disable_cudnn_batch_norm(reference.model)
     if against == "compiled":
         rows, notes = compare_compiled(subject.built.job, variant, reference, subject.batch)
-        return _whole(subject, variant, reference, rows, num_steps, notes)
-    rows = _walked(subject, variant, reference)
-    return _whole(subject, variant, reference, rows, num_steps, [])
+        return _build_comparison(subject, variant, reference, rows, num_steps, notes)
+    rows = _compare_layers(subject, variant, reference)
+    return _build_comparison(subject, variant, reference, rows, num_steps, [])
 
 
-def _against_file(
+def _compare_with_file(
     subject: ComparisonSubject, path: Path, keys: Mapping[str, str | None] | None, num_steps: int
 ) -> VariantComparison:
-    """Our layers in the run's precision, held against those that a file of the user's builds."""
-    own, job, exact = _own(subject), subject.built.job, Precision("float64")
-    theirs = deterministic_copy(build_reference(path), dtype=torch.float64, device=own.device)
-    batch = own.batch(subject.batch)
-    recording = record_step(job, own, batch)
+    """Compare our layers, in the run's precision, with the network that a user's file builds."""
+    variant, job, exact = _own_variant(subject), subject.built.job, Precision("float64")
+    theirs = deterministic_copy(build_reference(path), dtype=torch.float64, device=variant.device)
+    batch = variant.batch(subject.batch)
+    recording = record_step(job, variant, batch)
     notes: list[str] = []
-    if keys is None and has_same_structure(own.model, theirs):
-        load_matched_weights(theirs, own.model.state_dict(), {name: name for name in own.model.state_dict()})
-        reference = trained = ModelVariant(str(path), theirs, exact, own.device)
+    if keys is None and has_same_structure(variant.model, theirs):
+        load_matched_weights(theirs, variant.model.state_dict(), {name: name for name in variant.model.state_dict()})
+        reference = trained = ModelVariant(str(path), theirs, exact, variant.device)
     else:
         if job.frozen:
             raise UserError(f"optimizer.frozen: {path} names its modules otherwise; compare with optimizer.frozen=[]")
-        foreign, found = prepare_foreign(own.model, theirs, keys, recording)
-        recording, about = translate_recording(recording, foreign, found)
-        notes = [*(f"guess: {each}" for each in found.guesses), *about]
-        reference = ModelVariant(str(path), foreign, exact, own.device)
-        ours = deterministic_copy(job.model, dtype=torch.float64, device=own.device)
-        trained = ModelVariant(str(path), ours, exact, own.device, on=lambda model: Bridge(model, foreign, found.pairs))
+        foreign, mapping = prepare_foreign(variant.model, theirs, keys, recording)
+        recording, alignment_notes = translate_recording(recording, foreign, mapping)
+        notes = [*(f"guess: {guess}" for guess in mapping.guesses), *alignment_notes]
+        reference = ModelVariant(str(path), foreign, exact, variant.device)
+        ours = deterministic_copy(job.model, dtype=torch.float64, device=variant.device)
+        trained = ModelVariant(
+            str(path), ours, exact, variant.device, on=lambda model: Bridge(model, foreign, mapping.pairs)
+        )
     rows = compare_layerwise(recording, reference, job, reference.batch(batch))
-    return _whole(subject, own, trained, rows, num_steps, notes, models=(own.model, theirs))
+    return _build_comparison(subject, variant, trained, rows, num_steps, notes, models=(variant.model, theirs))
 
 
-def _whole(
+def _build_comparison(
     subject: ComparisonSubject,
     variant: ModelVariant,
     reference: ModelVariant,
@@ -262,33 +264,41 @@ def _whole(
     notes: Sequence[str],
     models: tuple[nn.Module, nn.Module] | None = None,
 ) -> VariantComparison:
-    steps = _steps(subject, variant, reference, num_steps) if num_steps else None
-    off = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in subject.built.job.model.modules())
-    quiet = ["dropout and stochastic depth are off in both variants: they draw"] if off else []
+    steps = _compare_losses(subject, variant, reference, num_steps) if num_steps else None
+    has_dropout = any(
+        isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in subject.built.job.model.modules()
+    )
+    dropout_notes = (
+        ["dropout and stochastic depth are off in both variants: they draw random numbers"] if has_dropout else []
+    )
     return VariantComparison(
         variant.name,
         reference.name,
         tuple(rows),
         steps,
-        (*quiet, *notes),
+        (*dropout_notes, *notes),
         models or (variant.model, reference.model),
     )
 
 
-def _walked(subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant) -> list[LayerComparison]:
+def _compare_layers(
+    subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant
+) -> list[LayerComparison]:
     job, batch = subject.built.job, variant.batch(subject.batch)
     recording = record_step(job, variant, batch)
     return compare_layerwise(recording, reference, job, reference.batch(batch))
 
 
-def _steps(subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant, num_steps: int) -> LossTrace:
+def _compare_losses(
+    subject: ComparisonSubject, variant: ModelVariant, reference: ModelVariant, num_steps: int
+) -> LossTrace:
     job, recipe, batch = subject.built.job, subject.recipe, variant.batch(subject.batch)
     losses = losses_over_steps(variant, job, recipe, batch, num_steps=num_steps)
-    return trace_losses(losses, reference, _lowest(variant), job, recipe, reference.batch(batch))
+    return trace_losses(losses, reference, _coarsest_format(variant), job, recipe, reference.batch(batch))
 
 
-def _lowest(variant: ModelVariant) -> Format:
-    """The coarsest format that a variant computes in."""
+def _coarsest_format(variant: ModelVariant) -> Format:
+    """Return the coarsest number format that a variant computes in."""
     lowered = {"bf16": FORMATS[torch.bfloat16], "fp16": FORMATS[torch.float16]}.get(variant.precision.name)
     if lowered is None and variant.device.type == "cuda" and variant.format.name == "float32":
         switches = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
@@ -296,33 +306,33 @@ def _lowest(variant: ModelVariant) -> Format:
     return lowered or variant.format
 
 
-def _own(subject: ComparisonSubject) -> ModelVariant:
-    return _variant(subject, Precision(subject.built.config.train.precision), subject.device)
+def _own_variant(subject: ComparisonSubject) -> ModelVariant:
+    return _make_variant(subject, Precision(subject.built.config.train.precision), subject.device)
 
 
-def _variant(subject: ComparisonSubject, precision: Precision, device: torch.device) -> ModelVariant:
+def _make_variant(subject: ComparisonSubject, precision: Precision, device: torch.device) -> ModelVariant:
     config = subject.built.config
     model = deterministic_copy(subject.built.job.model, dtype=precision.parameter_dtype, device=device)
     name = f"{precision.name} on {device.type}"
     return ModelVariant(name, model, precision, device, "off" if config.train.cudnn == "off" else "on")
 
 
-def _reference(subject: ComparisonSubject, model: nn.Module, device: torch.device) -> ModelVariant:
+def _make_reference(subject: ComparisonSubject, model: nn.Module, device: torch.device) -> ModelVariant:
     exact = Precision("float64")
     return ModelVariant(
         f"float64 on {device.type}", deterministic_copy(model, dtype=torch.float64, device=device), exact, device
     )
 
 
-def _assert_runs(against: str, subject: ComparisonSubject) -> None:
+def _assert_available(against: str, subject: ComparisonSubject) -> None:
     if against == "cuda" and not torch.cuda.is_available():
         raise UserError("--against cuda: this machine has no CUDA device; not available")
     if against in ("no-cudnn", "native-batch-norm") and subject.device.type != "cuda":
         raise UserError(f"--against {against}: differs only on a GPU with cuDNN; not available on this device")
 
 
-def _key_map(path: Path | None) -> dict[str, str | None] | None:
-    """The user's map of names. Raises UserError where the file is none."""
+def _read_key_map(path: Path | None) -> dict[str, str | None] | None:
+    """Read the user's map of names. Raises UserError if the file is not one."""
     if path is None:
         return None
     try:
@@ -335,7 +345,7 @@ def _key_map(path: Path | None) -> dict[str, str | None] | None:
     return document
 
 
-def _plain(row: LayerComparison) -> dict[str, Any]:
+def _row_to_dict(row: LayerComparison) -> dict[str, Any]:
     deviation = row.deviation
     return {
         "layer": row.layer,
@@ -344,8 +354,8 @@ def _plain(row: LayerComparison) -> dict[str, Any]:
         "what": row.what,
         "inside": row.inside,
         "ratio": deviation.ratio,
-        "measured": deviation.measured,
-        "tolerated": deviation.tolerated,
+        "measured": deviation.relative_error,
+        "tolerated": deviation.relative_bound,
         "format": row.format,
         "entries": deviation.entries,
         "undefined": deviation.undefined,

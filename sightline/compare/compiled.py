@@ -1,4 +1,4 @@
-"""A compiled network against the same one as it is written: as a whole, and where that differs, halved."""
+"""Comparison of a compiled network with the eager one: as a whole, and by bisection if it differs."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ __all__ = ["bisect_layers", "compare_compiled"]
 def compare_compiled(
     job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch
 ) -> tuple[list[LayerComparison], list[str]]:
-    """The rows of the whole network, compiled; where these are guilty, the name of the first layer that must not be.
+    """Compare the compiled network as a whole; if rows are guilty, find the layer whose compiling causes it.
 
-    A compiled network has no layers to look at. So layers are taken out of the compiled part, the first half of those
-    that still may be at fault, until one is left whose compiling makes the difference.
+    Returns the rows, and notes. A compiled network has no layers to inspect. So layers are taken out of the compiled
+    part, the first half of the candidates each time, until one layer remains whose compiling makes the difference.
     """
     order = [call.path for call in record_step(job, variant, variant.batch(batch)).calls if call.path]
     layers = [path for path in dict.fromkeys(order) if not any(other.startswith(f"{path}.") for other in order)]
 
     def rows_with(eager: Sequence[str]) -> list[LayerComparison]:
-        return _rows(job, variant, reference, batch, eager)
+        return _compare_with_eager(job, variant, reference, batch, eager)
 
     rows = rows_with([])
     if not any(row.is_guilty for row in rows):
         return rows, ["the compiled network was compared as a whole"]
     first = bisect_layers(layers, lambda eager: any(row.is_guilty for row in rows_with(eager)))
     notes = [f"uncompiled up to {first}, the network agrees; with {first} compiled it does not"] if first else []
-    named = [row if first is None else _named(row, first) for row in rows]
-    return named, notes
+    named_rows = [row if first is None else _with_layer(row, first) for row in rows]
+    return named_rows, notes
 
 
 def bisect_layers(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
-    """The last of the first layers that have to be as the reference's for the whole to agree; None where none helps.
+    """Find the last layer of the shortest eager prefix with which the network agrees; None if no prefix helps.
 
-    `is_guilty(first)` is whether it still deviates where these are the reference's. Source: bisection.
+    `is_guilty(prefix)` returns True if the network still deviates with these layers eager. Source: bisection.
     """
     if not layers or is_guilty(layers):
         return None
@@ -55,39 +55,39 @@ def bisect_layers(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bo
     return layers[high - 1]
 
 
-def _rows(
+def _compare_with_eager(
     job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch, eager: Sequence[str]
 ) -> list[LayerComparison]:
     model = deterministic_copy(variant.model, dtype=variant.precision.parameter_dtype, device=variant.device)
     modules = dict(model.named_modules())
     for path in eager:
         modules[path].forward = torch.compiler.disable(modules[path].forward)
-    whole = ModelVariant(
+    compiled = ModelVariant(
         "compiled", _Whole(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
     )
-    recording = record_step(job, whole, whole.batch(batch), hooked=[""])
-    calls = [_renamed(call) for call in recording.calls]
+    recording = record_step(job, compiled, compiled.batch(batch), hooked=[""])
+    calls = [_rename_buffers(call) for call in recording.calls]
     gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}
     plain = StepRecording(calls, recording.losses, gradients, recording.format, prepared=recording.prepared)
     torch.compiler.reset()
-    return compare_layerwise(plain, reference, job, reference.batch(whole.batch(batch)))
+    return compare_layerwise(plain, reference, job, reference.batch(compiled.batch(batch)))
 
 
 class _Whole(nn.Module):
-    """A compiled network that is called as the model is."""
+    """Compiled network with the model's call signature."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.network = torch.compile(model)
 
-    def forward(self, **given: Any) -> Any:
-        return self.network(**given)
+    def forward(self, **inputs: Any) -> Any:
+        return self.network(**inputs)
 
 
-def _renamed(call: ModuleCall) -> ModuleCall:
-    call.buffers = {name.removeprefix("network._orig_mod."): both for name, both in call.buffers.items()}
+def _rename_buffers(call: ModuleCall) -> ModuleCall:
+    call.buffers = {name.removeprefix("network._orig_mod."): values for name, values in call.buffers.items()}
     return call
 
 
-def _named(row: LayerComparison, layer: str) -> LayerComparison:
+def _with_layer(row: LayerComparison, layer: str) -> LayerComparison:
     return replace(row, layer=layer) if row.is_guilty else row

@@ -1,7 +1,7 @@
-"""The reference's answer to what a variant's module was given: in float64, forward and backward.
+"""Float64 reference of one module call: forward and backward pass on the recorded inputs and gradients.
 
-A module that calls others is run with those calls answered by the variant: its own code alone is then judged, by what
-it gives to the modules inside and by what it makes of their results. So an error cannot travel on to another row.
+If a module calls others, these calls return the variant's recorded outputs. So only the module's own code is judged: by
+the inputs that it passes to its submodules and by its result. An error cannot propagate to another row.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ __all__ = [
     "PRODUCTS",
     "LayerUnit",
     "MisalignedError",
-    "MovedOperations",
     "Perturbation",
+    "PerturbedOperations",
     "ReferenceResult",
-    "actual",
+    "collect_recorded",
     "computes_as",
-    "moving",
+    "perturb_with_gradient",
     "run_reference",
 ]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCTS = (nn.Linear, *CONVOLUTIONS)
-_SILENT = frozenset("__doc__ __init__ __module__ __repr__ extra_repr reset_parameters".split())
+_IRRELEVANT_METHODS = frozenset("__doc__ __init__ __module__ __repr__ extra_repr reset_parameters".split())
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
-    """Whether a module computes exactly what one of these classes computes, not only derives from it.
+    """Return True if a module computes exactly what one of these classes computes, not only derives from it.
 
-    Nothing that the class has is defined anew, in a class that derives from it or on the module itself, but for what
-    builds and prints it; and no hook is on the module. Torch's own kernels without cuDNN are torch's.
+    No method of the class is overridden, in a derived class or on the module itself, except those that build or print
+    it; and the module has no hooks. Torch's own kernels without cuDNN count as torch's.
     """
     classes = type(module).__mro__
-    kind = next((each for each in classes if each in kinds), None)
+    kind = next((item for item in classes if item in kinds), None)
     if kind is None or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
-    derived = [each for each in classes[: classes.index(kind)] if each is not Native]
+    derived = [item for item in classes[: classes.index(kind)] if item is not Native]
     return not any(
-        name not in _SILENT and callable(getattr(kind, name, None))
-        for each in (module, *derived)
-        for name in vars(each)
+        name not in _IRRELEVANT_METHODS and callable(getattr(kind, name, None))
+        for item in (module, *derived)
+        for name in vars(item)
     )
 
 
 class MisalignedError(Exception):
-    """The reference calls other modules than the variant did, or with other tensors."""
+    """The reference calls other modules than the variant, or calls them with other tensors."""
 
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How inputs are moved: by `units` in the last place of `format`, the directions by `seed`.
+    """Perturbation of inputs by `units` in the last place of `format`, with random directions from `seed`.
 
-    With `inside` the result of every operation of torch is moved as well, forward and backward, by one unit: what a
-    network of many operations does where each of them is rounded. Source: Parker 1997, Monte Carlo Arithmetic.
+    With `inside` the result of every torch operation is perturbed as well, forward and backward, by one unit: as in a
+    network whose every operation is rounded. Source: Parker 1997, Monte Carlo Arithmetic.
     """
 
     format: Format
@@ -81,12 +81,13 @@ class Perturbation:
 
 @dataclass(frozen=True)
 class LayerUnit:
-    """What is judged at once: a call, with the calls inside that are answered by the variant.
+    """Unit of judgement: one call, with the nested calls that return the variant's recorded outputs.
 
-    `run(*args, **kwargs)` computes it in the reference; `modules` are, for `inner`, the modules that are answered for,
-    and `owner` holds the parameters and buffers that it may use, under names that begin with `prefix`. Where nothing is
-    answered for, a nudge moves what modules inside make as well; `is_whole` marks that the variant did call some.
-    `is_partial` marks that the reference calls more than `inner`, some of it by the same modules.
+    `run(*args, **kwargs)` computes the call in the reference. `modules` are the modules of the calls in `inner`, whose
+    outputs are replaced. `owner` has the parameters and buffers that the call may use, under names that begin with
+    `prefix`. If no output is replaced, a perturbation changes the outputs of submodules as well; `is_whole` marks that
+    the variant did call some. `is_partial` marks that the reference makes more calls than `inner`, some of them of the
+    same modules.
     """
 
     call: ModuleCall
@@ -100,15 +101,15 @@ class LayerUnit:
     is_partial: bool = False
 
     def num_added(self, name: str) -> int:
-        """How many values are added, one after another at worst, for each entry of a tensor, by its name in an answer.
+        """Return the largest number of terms summed sequentially for one entry of the result `name`.
 
-        A gradient of a parameter is a sum over the rows of the largest tensor around. Products of matrices add up
-        blocks of `_BLOCK`, whatever the length. Nothing is known of the inside of other modules.
+        A parameter gradient is a sum over the rows of the largest tensor of the call. Matrix products sum blocks of
+        `_BLOCK`, regardless of the length. For the inside of other modules nothing is known: 1.
         """
         if name.startswith("to parameter."):
-            around = (self.call.given, self.call.made, [(inner.given, inner.made) for inner in self.inner])
-            sizes = [tensor.numel() for _, tensor in tree_leaves(around)]
-            shapes = {each: p.shape for each, p in self.owner.named_parameters(prefix=self.prefix)}
+            tensors = (self.call.given, self.call.made, [(inner.given, inner.made) for inner in self.inner])
+            sizes = [tensor.numel() for _, tensor in tree_leaves(tensors)]
+            shapes = {parameter_name: p.shape for parameter_name, p in self.owner.named_parameters(prefix=self.prefix)}
             return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
         weight = getattr(self.owner, "weight", None)
         is_product = computes_as(self.owner, PRODUCTS)
@@ -118,124 +119,133 @@ class LayerUnit:
 
 
 _BLOCK = 384
-"""Terms of a sum that kernels of matrix products keep in registers, about: OpenBLAS and oneDNN take 256 to 384."""
+"""Approximate block length of sums in kernels of matrix products: OpenBLAS and oneDNN take 256 to 384."""
 
 
 @dataclass
 class ReferenceResult:
-    """Values by name, and gradients by name: `out.<place>`, `<n>.given.<place>` and `buffer.<name>` of the forward
-    pass, `given.<place>`, `<n>.made.<place>` and `parameter.<name>` of the backward pass; n counts the calls inside.
-    `coarsest` is the coarsest format of what its operations made, where nothing was moved."""
+    """Values and gradients of one unit by name; `coarsest` is the coarsest format of unperturbed results inside.
+
+    Forward pass: `out.<path>`, `<n>.given.<path>` and `buffer.<name>`; backward pass: `given.<path>`, `<n>.made.<path>`
+    and `parameter.<name>`; n counts the nested calls.
+    """
 
     values: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     coarsest: Format = FORMATS[torch.float64]
 
     def items(self) -> dict[str, Tensor]:
-        """All of them, gradients under names that begin with `to `."""
+        """Return values and gradients in one dict, gradients under names that begin with `to `."""
         return {**self.values, **{f"to {name}": value for name, value in self.gradients.items()}}
 
 
-def actual(unit: LayerUnit) -> dict[str, Tensor]:
-    """What the variant had under the names of `Answer.items`, but for parameters: theirs are of the whole step."""
+def collect_recorded(unit: LayerUnit) -> dict[str, Tensor]:
+    """Return the recorded tensors of a unit under the names of `ReferenceResult.items`, without parameter gradients.
+
+    The variant's parameter gradients are sums over the whole step.
+    """
     call = unit.call
-    found = {f"out.{place}": tensor for place, tensor in tree_leaves(call.made)}
-    found |= {f"to given.{place}": tensor for place, tensor in call.to_given.items()}
-    found |= {f"buffer.{name}": after for name, (_, after) in call.buffers.items()}
+    tensors = {f"out.{path}": tensor for path, tensor in tree_leaves(call.made)}
+    tensors |= {f"to given.{path}": tensor for path, tensor in call.to_given.items()}
+    tensors |= {f"buffer.{name}": final for name, (_, final) in call.buffers.items()}
     for number, inner in enumerate(unit.inner):
-        found |= {f"{number}.given.{place}": tensor for place, tensor in tree_leaves(inner.given)}
-        found |= {f"to {number}.made.{place}": tensor for place, tensor in inner.to_made.items()}
-    return found
+        tensors |= {f"{number}.given.{path}": tensor for path, tensor in tree_leaves(inner.given)}
+        tensors |= {f"to {number}.made.{path}": tensor for path, tensor in inner.to_made.items()}
+    return tensors
 
 
 def run_reference(
     unit: LayerUnit, nudge: Perturbation | None = None, *, dtype: torch.dtype = torch.float64
 ) -> ReferenceResult:
-    """Run the reference on what the variant's call was given, moved by `nudge`, and on the gradients that it got."""
-    mover = _Mover(nudge, unit.device, dtype)
+    """Run the reference on the recorded inputs and output gradients of a call, perturbed by `nudge` if given."""
+    convert = _Converter(nudge, unit.device, dtype)
     sources: dict[str, Tensor] = {}
-    forced = _Forced(unit, mover, sources)
-    given = tree_map(unit.call.given, _as_source(mover, "given", unit.call.to_given, sources))
-    noise, draws, seen = _noisy(unit, mover, nudge), _drawing(unit.call), [FORMATS[torch.float64]]
-    watch = contextlib.nullcontext() if nudge is not None else Formats(seen.append)
-    same = contextlib.nullcontext() if unit.call.format.name == "float64" else Float32Draws()
+    forced = _ReplacedCalls(unit, convert, sources)
+    inputs = tree_map(unit.call.given, _make_source(convert, "given", unit.call.to_given, sources))
+    noisy_submodules, random_state, result_formats = (
+        _perturb_submodules(unit, convert, nudge),
+        _restore_random_state(unit.call),
+        [FORMATS[torch.float64]],
+    )
+    format_watch = contextlib.nullcontext() if nudge is not None else Formats(result_formats.append)
+    float32_draws = contextlib.nullcontext() if unit.call.format.name == "float64" else Float32Draws()
     with (
-        _buffers_kept(unit) as changed,
-        noise,
-        draws,
-        same,
+        _preserve_buffers(unit) as changed,
+        noisy_submodules,
+        random_state,
+        float32_draws,
         torch.enable_grad(),
-        mover.inside(),
-        watch,
+        convert.inside(),
+        format_watch,
         Float64Convolutions(),
     ):
-        with forced.answering():
-            args, kwargs = given
-            made = unit.run(*args, **kwargs)
+        with forced.replacing():
+            args, kwargs = inputs
+            outputs = unit.run(*args, **kwargs)
         forced.assert_done()
-        values = {f"out.{place}": tensor for place, tensor in tree_leaves(made)} | forced.given
-        found = _gradients(unit, values, _arriving(unit), sources, mover)
-    kept = {name: tensor.detach() for name, tensor in values.items()}
-    kept |= {f"buffer.{name}": after for name, after in changed.items()}
-    return ReferenceResult(kept, found, reduce(coarser, seen))
+        values = {f"out.{path}": tensor for path, tensor in tree_leaves(outputs)} | forced.given
+        gradients = _compute_gradients(unit, values, _output_gradients(unit), sources, convert)
+    results = {name: tensor.detach() for name, tensor in values.items()}
+    results |= {f"buffer.{name}": final for name, final in changed.items()}
+    return ReferenceResult(results, gradients, reduce(coarser, result_formats))
 
 
-def _arriving(unit: LayerUnit) -> dict[str, Tensor]:
-    """The gradients that the variant had for what the unit makes, and for what it gives to the calls inside."""
-    arriving = {f"out.{place}": gradient for place, gradient in unit.call.to_made.items()}
+def _output_gradients(unit: LayerUnit) -> dict[str, Tensor]:
+    """Return the variant's gradients of the unit's outputs and of the inputs of its nested calls."""
+    gradients = {f"out.{path}": gradient for path, gradient in unit.call.to_made.items()}
     for number, inner in enumerate(unit.inner):
-        arriving |= {f"{number}.given.{place}": gradient for place, gradient in inner.to_given.items()}
-    return arriving
+        gradients |= {f"{number}.given.{path}": gradient for path, gradient in inner.to_given.items()}
+    return gradients
 
 
-def _gradients(
+def _compute_gradients(
     unit: LayerUnit,
     values: Mapping[str, Tensor],
     arriving: Mapping[str, Tensor],
     sources: Mapping[str, Tensor],
-    mover: _Mover,
+    convert: _Converter,
 ) -> dict[str, Tensor]:
-    """The gradients of inputs, of what was answered, and of parameters that had a part."""
-    ends = [
+    """Compute the gradients of inputs, of the replaced outputs, and of the parameters that were used."""
+    output_names = [
         name
         for name, gradient in arriving.items()
         if name in values and values[name].requires_grad and values[name].shape == gradient.shape
     ]
-    if not ends:
+    if not output_names:
         return {}
     parameters = {
         f"parameter.{name}": p for name, p in unit.owner.named_parameters(prefix=unit.prefix) if p.requires_grad
     }
-    wanted = {**sources, **parameters}
-    if not wanted:
+    leaves = {**sources, **parameters}
+    if not leaves:
         return {}
     gradients = torch.autograd.grad(
-        [values[name] for name in ends],
-        list(wanted.values()),
-        [mover(arriving[name]) for name in ends],
+        [values[name] for name in output_names],
+        list(leaves.values()),
+        [convert(arriving[name]) for name in output_names],
         allow_unused=True,
     )
-    found = dict(zip(wanted, gradients, strict=True))
-    # Of a parameter without a part nothing is known; an input without a part has a gradient, which is zero.
+    gradient_by_name = dict(zip(leaves, gradients, strict=True))
+    # An unused parameter has no gradient; the gradient of an unused input is zero.
     return {
-        name: torch.zeros_like(wanted[name]) if gradient is None else gradient.detach()
-        for name, gradient in found.items()
+        name: torch.zeros_like(leaves[name]) if gradient is None else gradient.detach()
+        for name, gradient in gradient_by_name.items()
         if gradient is not None or name in sources
     }
 
 
-class _Mover:
-    """Tensors in float64 on the reference's device, moved by a nudge; integers stay as they are."""
+class _Converter:
+    """Converter of tensors to float64 on the reference's device, perturbed if asked; integers keep their values."""
 
     def __init__(self, nudge: Perturbation | None, device: torch.device, dtype: torch.dtype) -> None:
         self._nudge, self._device, self._dtype = nudge, device, dtype
         self._generator = None if nudge is None else torch.Generator().manual_seed(nudge.seed)
         self._operations = (
-            MovedOperations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
+            PerturbedOperations(nudge.format, self._generator) if nudge is not None and nudge.inside else None
         )
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        with _resting(self._operations):
+        with _suspend_perturbation(self._operations):
             if not tensor.is_floating_point():
                 return tensor.to(self._device)
             wide = tensor.to(self._device, self._dtype)
@@ -244,36 +254,36 @@ class _Mover:
             return self._nudge.format.perturb(wide, self._generator, units=self._nudge.units)
 
     def inside(self) -> contextlib.AbstractContextManager[Any]:
-        """Where the results of operations are moved as well, if they are to be."""
+        """Return the context in which results of operations are perturbed, if the perturbation includes them."""
         return contextlib.nullcontext() if self._operations is None else self._operations
 
 
-class MovedOperations(TorchDispatchMode):
-    """Moves what every operation of torch makes in float64 by one unit, but for those that only move or choose data."""
+class PerturbedOperations(TorchDispatchMode):
+    """Mode that perturbs each float64 result of torch by one unit, except of operations that only copy or select."""
 
     def __init__(self, format_: Format, generator: Any) -> None:
         super().__init__()
-        self.is_resting = False
+        self.is_suspended = False
         self._format, self._generator = format_, generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if self.is_resting or name.rstrip("_") in _EXACT:
+        if self.is_suspended or name.rstrip("_") in _EXACT_OPERATIONS:
             return result
         storages = {tensor.untyped_storage()._cdata for _, tensor in tree_leaves((args, kwargs or {}))}
         if name.endswith("_") and isinstance(result, Tensor) and result.dtype == torch.float64:
             return result.copy_(self._format.perturb(result, self._generator))
 
-        def move(place: str, tensor: Tensor) -> Tensor:
+        def perturb(path: str, tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64 or tensor.untyped_storage()._cdata in storages:
                 return tensor
             return self._format.perturb(tensor, self._generator)
 
-        return tree_map(result, move)
+        return tree_map(result, perturb)
 
 
-_EXACT = frozenset(
+_EXACT_OPERATIONS = frozenset(
     "abs alias amax amin arange cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy detach diag embedding "
     "empty empty_like empty_strided expand eye fill flip floor frexp full full_like gather hardtanh index "
     "index_fill index_select ldexp masked_fill masked_select max max_pool2d_with_indices max_pool3d_with_indices "
@@ -282,57 +292,57 @@ _EXACT = frozenset(
     "squeeze stack threshold_backward topk transpose tril triu unfold unfold_backward where zero zeros zeros_like "
     "_to_copy _unsafe_view index_copy value_selecting_reduction_backward".split()
 )
-"""Operations without rounding: what they make are values that were there before, or their opposites."""
+"""Operations without rounding: their results are values of their inputs, or the negated values."""
 
 
 @contextlib.contextmanager
-def _resting(operations: MovedOperations | None) -> Iterator[None]:
-    """Inside, results are left alone: this is our own arithmetic, not the unit's."""
-    if operations is None or operations.is_resting:
+def _suspend_perturbation(operations: PerturbedOperations | None) -> Iterator[None]:
+    """Suspend the perturbation of results for our own arithmetic, which is not the unit's."""
+    if operations is None or operations.is_suspended:
         yield
         return
-    operations.is_resting = True
+    operations.is_suspended = True
     try:
         yield
     finally:
-        operations.is_resting = False
+        operations.is_suspended = False
 
 
-def _as_source(
-    mover: _Mover, prefix: str, wanted: Mapping[str, Tensor], sources: dict[str, Tensor]
+def _make_source(
+    convert: _Converter, prefix: str, gradients: Mapping[str, Tensor], sources: dict[str, Tensor]
 ) -> Callable[[str, Tensor], Tensor]:
-    """Makes of each recorded tensor one of the reference's, which asks for a gradient where the variant's got one."""
+    """Return a converter of recorded tensors; it requires grad where the variant's tensor received a gradient."""
 
-    def make(place: str, tensor: Tensor) -> Tensor:
-        wide = mover(tensor)
-        if place not in wanted:
+    def make_source(path: str, tensor: Tensor) -> Tensor:
+        wide = convert(tensor)
+        if path not in gradients:
             return wide.clone() if wide.data_ptr() == tensor.data_ptr() else wide
         source = wide.detach().clone() if wide.data_ptr() == tensor.data_ptr() else wide.detach()
-        sources[f"{prefix}.{place}"] = source.requires_grad_()
+        sources[f"{prefix}.{path}"] = source.requires_grad_()
         return source.clone()
 
-    return make
+    return make_source
 
 
-class _Forced:
-    """Answers the calls inside a unit, in order, with what the variant made there; notes what they are given."""
+class _ReplacedCalls:
+    """Replacement of nested calls, in order, by the variant's recorded outputs; `given` collects their inputs."""
 
-    def __init__(self, unit: LayerUnit, mover: _Mover, sources: dict[str, Tensor]) -> None:
+    def __init__(self, unit: LayerUnit, convert: _Converter, sources: dict[str, Tensor]) -> None:
         self.given: dict[str, Tensor] = {}
-        self._unit, self._mover, self._sources = unit, mover, sources
+        self._unit, self._convert, self._sources = unit, convert, sources
         self._next = 0
         self._counts: Counter[nn.Module] = Counter()
-        self._turns: dict[tuple[nn.Module, int], int] = {}
-        seen: Counter[nn.Module] = Counter()
+        self._index_by_call: dict[tuple[nn.Module, int], int] = {}
+        num_calls: Counter[nn.Module] = Counter()
         for number, (call, module) in enumerate(zip(unit.inner, unit.modules, strict=True)):
-            seen[module] += 1
-            self._turns[module, call.number if unit.is_partial else seen[module]] = number
+            num_calls[module] += 1
+            self._index_by_call[module, call.number if unit.is_partial else num_calls[module]] = number
 
     @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
+    def replacing(self) -> Iterator[None]:
         modules = list(dict.fromkeys(self._unit.modules))
         for module in modules:
-            module.forward = self._answers_for(module)  # an attribute of the instance hides the method
+            module.forward = self._replaced_forward(module)  # an attribute of the instance hides the method
         try:
             yield
         finally:
@@ -343,60 +353,60 @@ class _Forced:
         if self._next != len(self._unit.inner):
             raise MisalignedError(f"{self._unit.inner[self._next].name} was not called")
 
-    def _answers_for(self, module: nn.Module) -> Callable[..., Any]:
-        computed = module.forward
+    def _replaced_forward(self, module: nn.Module) -> Callable[..., Any]:
+        original_forward = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             self._counts[module] += 1
-            number = self._turns.get((module, self._counts[module]))
+            number = self._index_by_call.get((module, self._counts[module]))
             if number is None and self._unit.is_partial:
-                return computed(*args, **kwargs)
+                return original_forward(*args, **kwargs)
             if number is None or number != self._next:
                 raise MisalignedError(f"{type(module).__name__} was called out of turn")
             call = self._unit.inner[number]
-            found = dict(tree_leaves((args, kwargs)))
-            if _shapes(found) != _shapes(dict(tree_leaves(call.given))):
+            inputs = dict(tree_leaves((args, kwargs)))
+            if _shapes(inputs) != _shapes(dict(tree_leaves(call.given))):
                 raise MisalignedError(f"{call.name} was called with other tensors")
-            self.given |= {f"{number}.given.{place}": tensor for place, tensor in found.items()}
+            self.given |= {f"{number}.given.{path}": tensor for path, tensor in inputs.items()}
             self._next += 1
-            return tree_map(call.made, _as_source(self._mover, f"{number}.made", call.to_made, self._sources))
+            return tree_map(call.made, _make_source(self._convert, f"{number}.made", call.to_made, self._sources))
 
         return forward
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {place: tensor.shape for place, tensor in tensors.items()}
+    return {path: tensor.shape for path, tensor in tensors.items()}
 
 
 @contextlib.contextmanager
-def _buffers_kept(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
-    """Buffers begin as they were before the variant's call; those that change inside are given, and put back."""
-    held = dict(unit.owner.named_buffers(prefix=unit.prefix))
+def _preserve_buffers(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
+    """Set buffers as before the variant's call; yield those that change inside, and restore them afterwards."""
+    buffers = dict(unit.owner.named_buffers(prefix=unit.prefix))
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, (before, _) in unit.call.buffers.items():
-            if name in held:
-                held[name].copy_(before)
-    kept = {name: buffer.detach().clone() for name, buffer in held.items()}
+        for name, (initial, _) in unit.call.buffers.items():
+            if name in buffers:
+                buffers[name].copy_(initial)
+    snapshot = {name: buffer.detach().clone() for name, buffer in buffers.items()}
     try:
         yield changed
     finally:
         with torch.no_grad():
-            for name, buffer in held.items():
-                if not torch.equal(buffer, kept[name]):
+            for name, buffer in buffers.items():
+                if not torch.equal(buffer, snapshot[name]):
                     changed[name] = buffer.detach().clone()
-                    buffer.copy_(kept[name])
+                    buffer.copy_(snapshot[name])
 
 
 @contextlib.contextmanager
-def _noisy(unit: LayerUnit, mover: _Mover, nudge: Perturbation | None) -> Iterator[None]:
-    """What modules inside make, and the gradients that come to it, are moved too."""
+def _perturb_submodules(unit: LayerUnit, convert: _Converter, nudge: Perturbation | None) -> Iterator[None]:
+    """Perturb the outputs of submodules and their gradients as well."""
 
-    def move(module: nn.Module, args: Any, made: Any) -> Any:
-        return tree_map(made, lambda _, tensor: moving(tensor, mover))
+    def perturb(module: nn.Module, args: Any, outputs: Any) -> Any:
+        return tree_map(outputs, lambda _, tensor: perturb_with_gradient(tensor, convert))
 
-    inside = [] if nudge is None or unit.inner else list(unit.owner.modules())[1:]
-    handles = [module.register_forward_hook(move) for module in inside]
+    submodules = [] if nudge is None or unit.inner else list(unit.owner.modules())[1:]
+    handles = [module.register_forward_hook(perturb) for module in submodules]
     try:
         yield
     finally:
@@ -404,19 +414,19 @@ def _noisy(unit: LayerUnit, mover: _Mover, nudge: Perturbation | None) -> Iterat
             handle.remove()
 
 
-def moving(tensor: Tensor, mover: Callable[[Tensor], Tensor]) -> Tensor:
-    """A floating tensor moved, whose gradient is moved as well; another one as it is."""
+def perturb_with_gradient(tensor: Tensor, mover: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `mover` to a floating tensor and to its gradient; return other tensors unchanged."""
     if not tensor.is_floating_point():
         return tensor
-    moved = tensor + (mover(tensor.detach()) - tensor.detach())
-    if moved.requires_grad:
-        moved.register_hook(mover)
-    return moved
+    perturbed = tensor + (mover(tensor.detach()) - tensor.detach())
+    if perturbed.requires_grad:
+        perturbed.register_hook(mover)
+    return perturbed
 
 
 @contextlib.contextmanager
-def _drawing(call: ModuleCall) -> Iterator[None]:
-    """The random state that the variant's call began with."""
+def _restore_random_state(call: ModuleCall) -> Iterator[None]:
+    """Restore the random state with which the variant's call began."""
     if call.random_state is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Number formats: how fine each is, one unit in the last place of a value, and values moved by some of these units."""
+"""Number formats: digits of the mantissa, unit in the last place (ulp), and perturbation by ulps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline.pytree import tree_leaves, tree_map
 
-__all__ = ["FORMATS", "Float32Draws", "Format", "coarser", "format_of"]
+__all__ = ["FORMATS", "Float32Draws", "Format", "coarser", "get_format"]
 
 
 @dataclass(frozen=True)
@@ -23,21 +23,21 @@ class Format:
     digits: int
 
     def unit_of_largest(self, values: Tensor) -> float:
-        """One unit in the last place of the largest finite value; of zero, that of the smallest normal float32."""
+        """Return the ulp of the largest finite value; for zero, that of the smallest normal float32."""
         if not values.numel():
             return 0.0
         finite = values.nan_to_num(0.0, 0.0, 0.0) if values.is_floating_point() else values.double()
         return self.ulp(float(finite.abs().max()))
 
     def ulp(self, value: float) -> float:
-        """One unit in the last place of a finite value; of zero, that of the smallest normal float32."""
+        """Return the unit in the last place of a finite value; for zero, that of the smallest normal float32."""
         magnitude = max(abs(value), torch.finfo(torch.float32).tiny)
         return 2.0 ** (math.frexp(magnitude)[1] - self.digits)
 
     def perturb(self, values: Tensor, generator: torch.Generator, *, units: int = 1) -> Tensor:
-        """Float64 values, each moved by so many units in its last place, up or down by chance; zero stays zero.
+        """Perturb each float64 value by `units` ulps, up or down at random; zero stays zero.
 
-        Zero is exact in every format: what is masked, padded or rectified away stays so.
+        Zero is exact in every format: masked, padded and rectified entries stay zero.
         """
         powers = (values.contiguous().view(torch.int64) & _EXPONENT).view(torch.float64)  # 2**exponent of each
         signs = torch.randint(0, 2, values.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
@@ -54,20 +54,20 @@ FORMATS = {
     torch.bfloat16: Format("bfloat16", 8),
 }
 TF32 = Format("TF32", 11)
-"""What an NVIDIA GPU rounds the factors of float32 products to where it is allowed to."""
+"""Format to which an NVIDIA GPU may round the factors of float32 products."""
 
 
-def format_of(dtype: torch.dtype) -> Format:
-    """The format of a floating type."""
+def get_format(dtype: torch.dtype) -> Format:
+    """Return the format of a floating-point dtype."""
     return FORMATS[dtype]
 
 
 def coarser(first: Format, second: Format) -> Format:
-    """The one with fewer digits."""
+    """Return the format with fewer digits."""
     return first if first.digits <= second.digits else second
 
 
-_DRAWS = frozenset(
+_RANDOM_OPERATIONS = frozenset(
     "bernoulli binomial cauchy exponential geometric log_normal multinomial native_dropout normal poisson rand "
     "rand_like randn randn_like random rrelu_with_noise uniform _sample_dirichlet _standard_gamma".split()
 )
@@ -75,26 +75,28 @@ _DRAWS = frozenset(
 
 
 class Float32Draws(TorchDispatchMode):
-    """Inside, the random numbers drawn in float64 are those that the same generator gives in float32."""
+    """Mode that draws float64 random numbers in float32, so that they equal those of a float32 model."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = args, kwargs or {}
-        is_wide = given[1].get("dtype") == torch.float64 or any(t.dtype == torch.float64 for _, t in tree_leaves(given))
-        if func.overloadpacket.__name__.rstrip("_") not in _DRAWS or not is_wide:
-            return func(*given[0], **given[1])
+        inputs = args, kwargs or {}
+        is_wide = inputs[1].get("dtype") == torch.float64 or any(
+            t.dtype == torch.float64 for _, t in tree_leaves(inputs)
+        )
+        if func.overloadpacket.__name__.rstrip("_") not in _RANDOM_OPERATIONS or not is_wide:
+            return func(*inputs[0], **inputs[1])
         narrow: list[tuple[Tensor, Tensor]] = []
 
-        def lower(place: str, tensor: Tensor) -> Tensor:
+        def lower(path: str, tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64:
                 return tensor
             narrow.append((tensor, tensor.float()))
             return narrow[-1][1]
 
-        lowered_args, lowered = tree_map(given, lower)
+        lowered_args, lowered = tree_map(inputs, lower)
         if lowered.get("dtype") == torch.float64:
             lowered["dtype"] = torch.float32
-        drawn = func(*lowered_args, **lowered)
-        for tensor, small in narrow if func._schema.is_mutable else ():
-            tensor.copy_(small)
-        places = {id(small): tensor for tensor, small in narrow}
-        return tree_map(drawn, lambda _, t: places.get(id(t), t.double() if t.dtype == torch.float32 else t))
+        result = func(*lowered_args, **lowered)
+        for tensor, lowered_tensor in narrow if func._schema.is_mutable else ():
+            tensor.copy_(lowered_tensor)
+        wide_by_id = {id(lowered_tensor): tensor for tensor, lowered_tensor in narrow}
+        return tree_map(result, lambda _, t: wide_by_id.get(id(t), t.double() if t.dtype == torch.float32 else t))

@@ -1,4 +1,4 @@
-"""One recipe in every number format, on every device, with every kernel that this machine has: loss, time, memory."""
+"""Matrix of one recipe over number formats, devices and kernels: loss, time and memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Peak = Callable[[Callable[[], Any]], int]
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A number format, a device, and on a GPU its kernels and whether float32 products may be rounded to TF32."""
+    """Cell of the matrix: number format, device, and on a GPU its kernels and the TF32 switch."""
 
     precision: str
     device: str
@@ -37,7 +37,7 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell came to: the losses before steps 0, 1, 10 and 50, seconds a step, bytes; or why there is nothing."""
+    """Result of a cell: losses before steps 0, 1, 10 and 50, seconds per step, peak bytes; or why it did not run."""
 
     cell: MatrixCell
     losses: dict[int, float] | None = None
@@ -46,7 +46,7 @@ class CellResult:
     why_not: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; `status` is `ran` or `not available`, never `passed`."""
+        """Convert to plain values for JSON; `status` is `ran` or `not available`, never `passed`."""
         cell = self.cell
         return {
             "precision": cell.precision,
@@ -62,7 +62,7 @@ class CellResult:
 
 
 def cells() -> Iterator[MatrixCell]:
-    """Every cell there could be, on this machine or another."""
+    """Iterate over all cells, available on this machine or not."""
     for precision in ("float64", "float32", "bf16"):
         yield MatrixCell(precision, "cpu")
     for precision in ("float64", "float32", "bf16"):
@@ -75,9 +75,9 @@ def cells() -> Iterator[MatrixCell]:
 def run_cell(
     subject: ComparisonSubject, cell: MatrixCell, *, peak: Peak | None, num_steps: int = STEPS[-1] + 1
 ) -> CellResult:
-    """Train on the subject's one batch in the variant of the cell, from the run's own weights.
+    """Train on the subject's single batch in the cell's variant, from the run's weights.
 
-    `peak(run)` measures the memory of a run on a CPU; without it, none is reported.
+    `peak(run)` measures the peak memory of a run on a CPU; without it, no memory is reported.
     """
     if cell.device == "cuda" and not torch.cuda.is_available():
         return CellResult(cell, why_not="no CUDA device")
@@ -93,17 +93,17 @@ def run_cell(
     def train() -> None:
         losses.extend(losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=num_steps))
 
-    with _tf32(cell.tf32):
-        losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=1)  # what is made once, is made
+    with _set_tf32(cell.tf32):
+        losses_over_steps(variant, subject.built.job, subject.recipe, batch, num_steps=1)  # one-time allocations
         started = time.perf_counter()
-        peak_bytes = _measured(train, device, peak)
+        peak_bytes = _measure_peak(train, device, peak)
         seconds = time.perf_counter() - started
-    at = {step: losses[step] for step in STEPS if step < len(losses)}
-    num_run = max(1, sum(map(math.isfinite, losses)))  # from a gradient that is not finite on nothing ran
-    return CellResult(cell, at, seconds / num_run, peak_bytes)
+    selected_losses = {step: losses[step] for step in STEPS if step < len(losses)}
+    num_run = max(1, sum(map(math.isfinite, losses)))  # training stops at a gradient that is not finite
+    return CellResult(cell, selected_losses, seconds / num_run, peak_bytes)
 
 
-def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) -> int | None:
+def _measure_peak(run: Callable[[], None], device: torch.device, peak: Peak | None) -> int | None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run()
@@ -116,12 +116,12 @@ def _measured(run: Callable[[], None], device: torch.device, peak: Peak | None) 
 
 
 @contextlib.contextmanager
-def _tf32(is_on: bool | None) -> Iterator[None]:
-    """Float32 products as in the cell, and afterwards as they were."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+def _set_tf32(is_on: bool | None) -> Iterator[None]:
+    """Set the TF32 switches, and restore them afterwards; None leaves them unchanged."""
+    previous = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     if is_on is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = previous

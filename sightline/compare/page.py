@@ -1,4 +1,4 @@
-"""A comparison as one HTML page: everything in it, nothing from a network."""
+"""HTML page of a comparison: one self-contained file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 
 __all__ = ["comparison_svg", "describe_row", "encode_comparison_page", "verdict"]
 
-_LEAST = 1e-3
-"""Units of rounding below which a dot of the plot does not go: zero has no place on a logarithmic axis."""
-_MOST_DRAWN = 1e12
+_MIN_RATIO = 1e-3
+"""Smallest ratio drawn, in units of rounding: a logarithmic axis has no zero."""
+_MAX_RATIO = 1e12
 
 
 def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
-    """The page: the verdict, a plot of the ratio of every layer in order, the losses over steps, and the table."""
+    """Encode the page: verdict, plot of every layer's ratio in order, losses over steps, and table."""
     rows = "".join(_table_row(row) for row in comparison.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
     page = resources.files("sightline.compare").joinpath("page.html").read_text(encoding="utf-8")
@@ -36,55 +36,60 @@ def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
     for mark in content:
         assert f"%{mark}%" in page, f"page.html has lost its place for {mark}"
     # in one pass, so that nothing inserted is taken for a mark
-    return re.sub(f"%({'|'.join(content)})%", lambda found: content[found[1]], page)
+    return re.sub(f"%({'|'.join(content)})%", lambda match: content[match[1]], page)
 
 
 def verdict(comparison: VariantComparison) -> str:
-    """What came of it, in a line."""
+    """Summarise a comparison in one line."""
     step = comparison.parts_at_step
-    parted = "" if step is None else f"; the losses part at step {step}"
+    parted = "" if step is None else f"; the losses diverge at step {step}"
     trace = comparison.trace
     if trace is not None and trace.is_none_from is not None:
         parted += f"; from step {trace.is_none_from} on both have losses or gradients that are NaN or infinite"
-    if comparison.unexplained:
-        return f"they diverge first at {describe_row(comparison.unexplained[0])}{parted}"
+    if comparison.guilty_rows:
+        return f"they diverge first at {describe_row(comparison.guilty_rows[0])}{parted}"
     return f"every layer agrees{parted}" if parted else "equal: rounding explains every difference"
 
 
 def describe_row(row: LayerComparison) -> str:
-    """A row in words: the layer, the pass, the tensor, and how far it is off."""
+    """Describe a row: layer, pass, tensor and deviation."""
     deviation = row.deviation
     where = f", in the code of {row.inside} after it" if row.inside else ""
     kind = f" ({row.class_name})" if row.class_name else ""
     if deviation.note:
-        how = deviation.note
+        description = deviation.note
     else:
-        how = f"off by {deviation.measured:.2g} of its largest value, rounding explains {deviation.tolerated:.2g}"
-    return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {how}"
+        description = (
+            f"off by {deviation.relative_error:.2g} of its largest value, "
+            f"rounding explains {deviation.relative_bound:.2g}"
+        )
+    return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {description}"
 
 
 def comparison_svg(comparison: VariantComparison) -> str:
-    """An SVG: units of rounding of every row in the order of execution beside the bound; the losses over the steps."""
+    """Render an SVG: every row's units of rounding with the bound, in order of execution, and losses over steps."""
     panels: list[ChartPanel | None] = []
     for which in ("forward", "backward"):
         rows = [row for row in comparison.rows if row.which == which]
         if rows:
-            panels.append(_ratios(which, rows))
+            panels.append(_ratio_panel(which, rows))
     trace = comparison.trace
     if trace is not None and len(trace.losses) > 1:
         steps = range(len(trace.losses))
-        apart = [_drawn(abs(a - b)) for a, b in zip(trace.losses, trace.expected, strict=True)]
-        bound = [_drawn(each) for each in trace.tolerated]
+        differences = [_clamp_for_axis(abs(a - b)) for a, b in zip(trace.losses, trace.expected, strict=True)]
+        bound = [_clamp_for_axis(tolerance) for tolerance in trace.tolerated]
         series = (
-            Series("difference of the losses", tuple(zip(map(float, steps), apart, strict=True))),
+            Series("difference of the losses", tuple(zip(map(float, steps), differences, strict=True))),
             Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
         )
         panels.append(ChartPanel("losses over optimiser steps", "step", series, x_scale="linear"))
     return render_svg([panels]) if panels else ""
 
 
-def _ratios(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
-    ratios = tuple((float(place), min(max(row.deviation.ratio, _LEAST), _MOST_DRAWN)) for place, row in enumerate(rows))
+def _ratio_panel(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
+    ratios = tuple(
+        (float(index), min(max(row.deviation.ratio, _MIN_RATIO), _MAX_RATIO)) for index, row in enumerate(rows)
+    )
     line = ((0.0, MAX_ROUNDING_UNITS), (float(max(1, len(rows) - 1)), MAX_ROUNDING_UNITS))
     series = (Series("units of rounding", ratios), Series("bound", line))
     return ChartPanel(f"{which} pass", "layers in the order of execution", series, x_scale="linear")
@@ -93,8 +98,8 @@ def _ratios(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
 def _table_row(row: LayerComparison) -> str:
     deviation = row.deviation
     ratio = "beyond measure" if deviation.ratio >= INFINITE_RATIO else f"{deviation.ratio:.3g}"
-    cells = [row.layer, row.class_name, row.which, row.what, ratio, f"{deviation.measured:.2e}"]
-    cells += [f"{deviation.tolerated:.2e}", _remark(row)]
+    cells = [row.layer, row.class_name, row.which, row.what, ratio, f"{deviation.relative_error:.2e}"]
+    cells += [f"{deviation.relative_bound:.2e}", _remark(row)]
     marked = ' class="wrong"' if row.is_guilty else ""
     return f"<tr{marked}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
 
@@ -102,10 +107,12 @@ def _table_row(row: LayerComparison) -> str:
 def _remark(row: LayerComparison) -> str:
     parts = [row.deviation.note, f"in the code of {row.inside}" if row.inside else ""]
     if row.deviation.undefined:
-        parts.append(f"{row.deviation.undefined} of {row.deviation.entries} entries hang on decisions of rounding")
+        parts.append(
+            f"{row.deviation.undefined} of {row.deviation.entries} entries depend on decisions that rounding changes"
+        )
     return "; ".join(filter(None, parts))
 
 
-def _drawn(value: float) -> float:
-    """Within what a logarithmic axis shows; what is not finite lies at its upper end."""
+def _clamp_for_axis(value: float) -> float:
+    """Clamp a value to the range of the logarithmic axis; NaN and infinity to its upper end."""
     return 1e30 if math.isnan(value) else max(min(value, 1e30), 1e-12)

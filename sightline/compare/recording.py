@@ -1,8 +1,8 @@
-"""What flowed through a network in one training step: of every call of a module what went in, came out and came back.
+"""Recording of one training step: inputs, outputs and their gradients of every module call.
 
-A module that is called gets and gives tensors through a view of their own (a tap), so that the gradient seen there is
-that of this call alone, whatever else reads the same tensor. Buffers that a call changes (batch statistics) are noted
-before and after. Tensors are held as they are, not copied, unless something writes over one of them.
+A module reads and returns tensors through views of their own (taps), so that the recorded gradient is that of this call
+alone, even if other modules read the same tensor. Buffers that a call changes (batch statistics) are recorded before
+and after. Tensors are recorded without copies, unless something overwrites one of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compare.formats import TF32, Format, coarser, format_of
+from sightline.compare.formats import TF32, Format, coarser, get_format
 from sightline.errors import RunError
 from sightline.module_hooks import module_hooks
 from sightline.pytree import tree_map
@@ -26,12 +26,12 @@ __all__ = ["Formats", "ModuleCall", "OverwrittenError", "Recorder", "StepRecordi
 
 @dataclass
 class ModuleCall:
-    """One call of a module: `number` counts those of this module from 1, `parent` is the call around it.
+    """One call of a module: `number` counts the calls of this module from 1, `parent` is the enclosing call.
 
-    `given` is `(args, kwargs)`, `made` the result; `to_given` and `to_made` are the gradients that came to their
-    tensors, by place, from this call alone. `began` and `ended` are ticks of one clock over all calls. `buffers` holds
-    what the call changed, before and after. `format` is the coarsest number format inside. `shown` is the name to print
-    where the path is that of another network's module.
+    `given` is `(args, kwargs)`, `made` the result; `to_given` and `to_made` are the gradients of their tensors, by
+    path, from this call alone. `began` and `ended` are ticks of one clock over all calls. `buffers` are the changed
+    buffers, before and after. `format` is the coarsest number format inside. `shown` is the name to print if `path`
+    belongs to another network's module.
     """
 
     path: str
@@ -51,7 +51,7 @@ class ModuleCall:
 
     @property
     def name(self) -> str:
-        """The path, and which call it was where it was not the first."""
+        """The path, with the number of the call if it is not the first."""
         if self.shown:
             return self.shown
         path = self.path or "(model)"
@@ -60,11 +60,12 @@ class ModuleCall:
 
 @dataclass
 class StepRecording:
-    """A training step of one variant, in the order in which its calls began; `gradients` are those of parameters.
+    """Recorded training step of one variant: calls in the order of their start, losses, parameter gradients.
 
     `losses` are the terms and `total`, their weighted sum, computed in `format`; calls without a parent are the model's
-    own. `is_partial` marks that calls were left out, which another network does not have. `prepared` is what the task
-    had worked out of the batch before the forward pass: counts, and contexts such as which prior belongs to which box.
+    own. `is_partial` marks that calls are missing because another network does not have them. `prepared` are the values
+    that the task computed from the batch before the forward pass: counts, and contexts such as which prior belongs to
+    which box.
     """
 
     calls: list[ModuleCall]
@@ -76,14 +77,14 @@ class StepRecording:
 
 
 class OverwrittenError(RunError):
-    """A tensor was written over after it was recorded: the step has to be recorded with copies."""
+    """A tensor was overwritten after it was recorded: the step has to be recorded with copies."""
 
 
 class Recorder:
-    """Hooks on a model, or on those of its modules that are `hooked`, while it runs.
+    """Recorder of module calls by hooks on a model, or only on its modules `hooked`.
 
-    `copies` keeps copies of all tensors, for models that write over their own. `outside` is the coarsest format of what
-    runs around the model: of the losses.
+    `copies` copies all tensors, for models that overwrite their own. `outside` is the coarsest format outside the
+    model: that of the losses.
     """
 
     def __init__(
@@ -104,14 +105,14 @@ class Recorder:
         self._stack: list[int] = []
         self._ticks = 0
         self._is_on = False
-        self._held: list[tuple[Tensor, int]] = []
+        self._recorded: list[tuple[Tensor, int]] = []
         self._buffers = {path: (b, b.detach().clone()) for path, b in model.named_buffers()}
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Calls made inside are recorded. Gradients are, too, in a backward pass after it."""
+        """Record the calls made in this context, and their gradients in a backward pass after it."""
         self._is_on = True
-        formats = Formats(self._see) if self._watches else contextlib.nullcontext()
+        formats = Formats(self._note_format) if self._watches else contextlib.nullcontext()
         try:
             with module_hooks(self._paths, self._enter, self._leave), formats:
                 yield
@@ -119,9 +120,9 @@ class Recorder:
             self._is_on = False
 
     def assert_whole(self) -> None:
-        """Raises OverwrittenError where a tensor is no longer what it was when it was recorded."""
-        if any(tensor._version != version for tensor, version in self._held):
-            raise OverwrittenError("a tensor was written over after it was recorded")
+        """Raise OverwrittenError if a tensor was overwritten since it was recorded."""
+        if any(tensor._version != version for tensor, version in self._recorded):
+            raise OverwrittenError("a tensor was overwritten after it was recorded")
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._is_on:
@@ -132,76 +133,76 @@ class Recorder:
             self._numbers[module],
             type(module).__name__,
             self._stack[-1] if self._stack else None,
-            tree_map((args, kwargs), self._keep),
+            tree_map((args, kwargs), self._record_tensor),
             self._base,
             random_state=torch.get_rng_state(),
             began=self._tick(),
         )
         self._stack.append(len(self.calls))
         self.calls.append(call)
-        return tree_map((args, kwargs), _tap(call.to_given))
+        return tree_map((args, kwargs), _make_tap(call.to_given))
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> Any:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
         if not self._is_on:
             return None
         call = self.calls[self._stack.pop()]
-        call.made = tree_map(made, self._keep)
+        call.made = tree_map(outputs, self._record_tensor)
         call.ended = self._tick()
         self._note_buffers(call, module)
-        return tree_map(made, _tap(call.to_made))
+        return tree_map(outputs, _make_tap(call.to_made))
 
     def _tick(self) -> int:
         self._ticks += 1
         return self._ticks
 
-    def _keep(self, place: str, tensor: Tensor) -> Tensor:
-        kept = tensor.detach()
+    def _record_tensor(self, path: str, tensor: Tensor) -> Tensor:
+        detached = tensor.detach()
         if self._copies:
-            return kept.clone()
-        self._held.append((kept, kept._version))
-        return kept
+            return detached.clone()
+        self._recorded.append((detached, detached._version))
+        return detached
 
     def _note_buffers(self, call: ModuleCall, module: nn.Module) -> None:
         path = self._paths[module]
         for name, _ in module.named_buffers():
-            full = f"{path}.{name}" if path else name
-            buffer, before = self._buffers[full]
-            if not torch.equal(buffer, before):  # torch's batch norm writes without counting a version
-                after = buffer.detach().clone()
-                call.buffers[full] = (before, after)
-                self._buffers[full] = (buffer, after)
+            full_name = f"{path}.{name}" if path else name
+            buffer, previous = self._buffers[full_name]
+            if not torch.equal(buffer, previous):  # torch's batch norm writes without counting a version
+                current = buffer.detach().clone()
+                call.buffers[full_name] = (previous, current)
+                self._buffers[full_name] = (buffer, current)
 
-    def _see(self, found: Format) -> None:
+    def _note_format(self, format_: Format) -> None:
         for index in self._stack:
-            self.calls[index].format = coarser(self.calls[index].format, found)
+            self.calls[index].format = coarser(self.calls[index].format, format_)
         if not self._stack:
-            self.outside = coarser(self.outside, found)
+            self.outside = coarser(self.outside, format_)
 
 
-def _tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """A view of a tensor that asks for a gradient, which notes the gradient that comes to it."""
+def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """Return a function that replaces a tensor by a view and stores the view's gradient in `gradients`, by path."""
 
-    def tap(place: str, tensor: Tensor) -> Tensor:
+    def tap(path: str, tensor: Tensor) -> Tensor:
         if not tensor.requires_grad or not torch.is_grad_enabled():
             return tensor
         view = tensor.view_as(tensor)
-        view.register_hook(lambda gradient: gradients.__setitem__(place, gradient.detach()))
+        view.register_hook(lambda gradient: gradients.__setitem__(path, gradient.detach()))
         return view
 
     return tap
 
 
 class Formats(TorchDispatchMode):
-    """Reports the coarsest format that an operator reads or writes; products on a GPU may round factors to TF32."""
+    """Mode that reports the format of every operator's result, and TF32 for products that may round to it."""
 
-    def __init__(self, see: Callable[[Format], None]) -> None:
+    def __init__(self, report: Callable[[Format], None]) -> None:
         super().__init__()
-        self._report = see
+        self._report = report
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.is_floating_point():
-            self._report(format_of(result.dtype))
+            self._report(get_format(result.dtype))
             if result.is_cuda and result.dtype == torch.float32 and _may_be_tf32(func):
                 self._report(TF32)
         return result

@@ -1,4 +1,4 @@
-"""A recorded step on disk: a folder with `record.json` and `tensors.safetensors`; no program is in either."""
+"""Recorded steps on disk: a folder with `record.json` and `tensors.safetensors`, without executable code."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["Record", "Writer", "is_record", "read_record", "write_record"]
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
 _VERSION = 2
 _NESTS = {"Edges": levels.Edges, "Level": levels.PyramidLevel, "Spread": levels.InterpolationWeights}
-"""Name in a record -> dataclass that modules of ours hand on; no other class is made from a record."""
+"""Name in a record -> dataclass that our modules pass on; no other class is created from a record."""
 _NAMES = {kind: name for name, kind in _NESTS.items()}
 _KEYS = {"neighbours": "near", "downsampling": "down", "interpolation": "up", "fine_points": "finer"}
-"""Fields of these dataclasses that a record calls otherwise."""
-_FORMATS = {each.name: each for each in (*FORMATS.values(), TF32)}
+"""Fields of these dataclasses that have another key in a record."""
+_FORMATS = {format_.name: format_ for format_ in (*FORMATS.values(), TF32)}
 
 
 @dataclass(frozen=True)
 class Record:
-    """A step, and all that it takes to run it elsewhere: weights, the batch, and the batch at every stage of the data.
+    """Recorded step with everything needed to repeat it elsewhere: weights, batch and data stages.
 
-    `stages` are (name, fields) in order, the raw samples first, under no name. `trace` are losses over some optimiser
-    steps. `about` names what was recorded, and with what.
+    `stages` are (name, fields) in order; the raw samples come first, with an empty name. `trace` are losses over some
+    optimiser steps. `about` describes the recorded run and its environment.
     """
 
     recording: StepRecording
@@ -50,12 +50,12 @@ class Record:
 
 
 def is_record(path: Path) -> bool:
-    """Whether a path is the folder of a record."""
+    """Return True if a path is the folder of a record."""
     return (path / _DOCUMENT).is_file()
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record into a folder. Raises UserError where something is already there, or cannot be kept."""
+    """Write a record into a folder. Raises UserError if the folder is not empty or a value cannot be stored."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"--out {path}: is not an empty folder; give another")
     writer = Writer()
@@ -78,7 +78,7 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """A record from its folder. Raises UserError for one that is damaged or of another version."""
+    """Read a record from its folder. Raises UserError if it is damaged or of another version."""
     try:
         document = parse_json(read_regular_file(path / _DOCUMENT))
         tensors = load_file(path / _TENSORS)
@@ -95,13 +95,15 @@ def read_record(path: Path) -> Record:
     try:
         return _read(document, tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: is not a whole record ({type(error).__name__}: {error}); record it again") from None
+        raise UserError(
+            f"{path}: is not a complete record ({type(error).__name__}: {error}); record it again"
+        ) from None
 
 
 def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
     read = _Reader(tensors)
     recording = StepRecording(
-        [read.call(each) for each in document["calls"]],
+        [read.call(call) for call in document["calls"]],
         read.nest(document["losses"]),
         read.nest(document["gradients"]),
         _FORMATS[document["format"]],
@@ -113,7 +115,7 @@ def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Record:
 
 
 class Writer:
-    """Nests as JSON; `tensors` holds each tensor once, under its number."""
+    """Encoder of trees as JSON; `tensors` has each tensor once, under its number."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -127,9 +129,9 @@ class Writer:
         return plain | nests
 
     def nest(self, value: Any) -> Any:
-        """Tensors as {"tensor": number}; dicts, lists, tuples and known dataclasses as what they are."""
+        """Encode a tree: tensors as {"tensor": number}; dicts, lists, tuples and known dataclasses by their kind."""
         if isinstance(value, Tensor):
-            return {"tensor": self._number(value)}
+            return {"tensor": self._register(value)}
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": {key: self.nest(item) for key, item in value.items()}}
         if isinstance(value, Mapping) and all(isinstance(key, bool | int | float | str | None) for key in value):
@@ -137,20 +139,26 @@ class Writer:
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
             return {"list" if isinstance(value, list) else "tuple": [self.nest(item) for item in value]}
         if type(value) in _NAMES:
-            names = [each.name for each in dataclasses.fields(value)]
+            names = [field_.name for field_ in dataclasses.fields(value)]
             fields = {_KEYS.get(name, name): self.nest(getattr(value, name)) for name in names}
             return {"class": _NAMES[type(value)], "fields": fields}
         if value is None or isinstance(value, bool | int | float | str):
             return {"value": value}
-        raise UserError(f"a {type(value).__name__} goes into or out of a module, and cannot be kept in a record")
+        raise UserError(f"a {type(value).__name__} is an input or output of a module, and cannot be stored in a record")
 
-    def _number(self, tensor: Tensor) -> str:
-        place = (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-        if place not in self._numbers:
-            self._numbers[place] = str(len(self._numbers))
-            self._alive.append(tensor)  # or its storage's number could be another tensor's
-            self.tensors[self._numbers[place]] = tensor.detach().cpu().contiguous().clone()
-        return self._numbers[place]
+    def _register(self, tensor: Tensor) -> str:
+        identity = (
+            tensor.untyped_storage()._cdata,
+            tensor.storage_offset(),
+            tensor.shape,
+            tensor.stride(),
+            tensor.dtype,
+        )
+        if identity not in self._numbers:
+            self._numbers[identity] = str(len(self._numbers))
+            self._alive.append(tensor)  # else another tensor could get its storage's number
+            self.tensors[self._numbers[identity]] = tensor.detach().cpu().contiguous().clone()
+        return self._numbers[identity]
 
 
 class _Reader:
@@ -158,22 +166,22 @@ class _Reader:
         self._tensors = tensors
 
     def call(self, plain: Mapping[str, Any]) -> ModuleCall:
-        given = {key: self.nest(plain[key]) for key in ("given", "made", "to_given", "to_made", "buffers")}
-        kept = {key: plain[key] for key in ("path", "number", "class_name", "parent", "began", "ended")}
-        return ModuleCall(**kept, **given, format=_FORMATS[plain["format"]])
+        trees = {key: self.nest(plain[key]) for key in ("given", "made", "to_given", "to_made", "buffers")}
+        attributes = {key: plain[key] for key in ("path", "number", "class_name", "parent", "began", "ended")}
+        return ModuleCall(**attributes, **trees, format=_FORMATS[plain["format"]])
 
     def nest(self, value: Any) -> Any:
-        ((kind, held),) = list(value.items())[:1]
+        ((kind, content),) = list(value.items())[:1]
         if kind == "tensor":
-            return self._tensors[held]
+            return self._tensors[content]
         if kind == "dict":
-            return {key: self.nest(item) for key, item in held.items()}
+            return {key: self.nest(item) for key, item in content.items()}
         if kind == "pairs":
-            return {key: self.nest(item) for key, item in held}
+            return {key: self.nest(item) for key, item in content}
         if kind in ("list", "tuple"):
-            items: Sequence[Any] = [self.nest(item) for item in held]
+            items: Sequence[Any] = [self.nest(item) for item in content]
             return items if kind == "list" else tuple(items)
         if kind == "class":
             names = {key: name for name, key in _KEYS.items()}
-            return _NESTS[held](**{names.get(key, key): self.nest(item) for key, item in value["fields"].items()})
-        return held
+            return _NESTS[content](**{names.get(key, key): self.nest(item) for key, item in value["fields"].items()})
+        return content

@@ -1,4 +1,4 @@
-"""A guilty layer alone: a script, its tensors and what it is, for those who maintain the layer."""
+"""Reproduction of a guilty layer: a script, its tensors and a description, for the layer's maintainers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["LayerOrigin", "assert_empty_folder", "write_repro"]
 
 @dataclass(frozen=True)
 class LayerOrigin:
-    """Where layers that are not torch's own come from: the run's config and facts, its plugins, the user's file."""
+    """Sources of layers that are not torch's own: the run's config and facts, its plugins, the user's file."""
 
     config: RunConfig
     facts: Mapping[str, Any]
@@ -39,27 +39,34 @@ class LayerOrigin:
 
 
 def write_repro(folder: Path, comparison: VariantComparison, origin: LayerOrigin) -> str:
-    """Write the first guilty layer into a folder; what was written, in words.
+    """Write the first guilty layer into a folder, and return a sentence about what was written.
 
-    Raises UserError where the folder is not empty.
+    Raises UserError if the folder is not empty.
     """
     assert_empty_folder(folder)
-    row = next((each for each in comparison.unexplained if each.unit is not None and each.unit.call.path != LOSS), None)
+    row = next(
+        (
+            candidate
+            for candidate in comparison.guilty_rows
+            if candidate.unit is not None and candidate.unit.call.path != LOSS
+        ),
+        None,
+    )
     if row is None or row.unit is None:
         return "nothing to reproduce: no layer deviates by itself"
     if comparison.models is None:
-        return f"nothing to reproduce: a record keeps what {row.layer} made, and no layer to build it from"
+        return f"nothing to reproduce: a record contains the output of {row.layer}, but not the layer itself"
     if origin.file is not None and row.unit.inner:
-        return f"nothing to reproduce: {row.layer} calls layers of its own, and {origin.file} names them otherwise"
+        return f"nothing to reproduce: {row.layer} calls submodules, and {origin.file} has other names for them"
     variant, reference = (find_module(model, row) or model for model in comparison.models)
     writer = Writer()
     layers = [
-        _layer(module, weights, row.unit.call.path, writer, own)
-        for module, weights, own in ((variant, "variant", None), (reference, "reference", origin.file))
+        _describe_layer(module, weights, row.unit.call.path, writer, file)
+        for module, weights, file in ((variant, "variant", None), (reference, "reference", origin.file))
     ]
     folder.mkdir(parents=True, exist_ok=True)
-    _write_origins(folder, layers, origin)
-    document = _document(row, writer) | {"variant": layers[0], "reference": layers[1]}
+    _copy_origins(folder, layers, origin)
+    document = _describe_call(row, writer) | {"variant": layers[0], "reference": layers[1]}
     document["is_training"] = variant.training
     save_file(writer.tensors, folder / "tensors.safetensors")
     (folder / "repro.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -68,34 +75,34 @@ def write_repro(folder: Path, comparison: VariantComparison, origin: LayerOrigin
 
 
 def assert_empty_folder(folder: Path) -> None:
-    """Raises UserError for a folder that holds something already."""
+    """Raise UserError if a folder is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--repro {folder}: is not an empty folder; give another")
 
 
-def _layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Path | None) -> dict[str, Any]:
-    """What a script needs to build the layer; its weights go to the tensors."""
+def _describe_layer(module: nn.Module, weights: str, path: str, writer: Writer, file: Path | None) -> dict[str, Any]:
+    """Describe how a script builds the layer, and add its weights to the writer's tensors."""
     for name, tensor in module.state_dict().items():
         writer.tensors[f"{weights}.{name}"] = tensor.detach().cpu().contiguous().clone()
     about: dict[str, Any] = {"weights": weights}
     if type(module).__module__.startswith("torch.nn.") and not list(module.children()):
         call = ast.parse(f"f({module.extra_repr()})", mode="eval").body
         assert isinstance(call, ast.Call)
-        arguments = [_plain(each) for each in call.args]
-        named = {each.arg: _plain(each.value) for each in call.keywords}
-        return about | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": named}
+        arguments = [_parse_argument(argument) for argument in call.args]
+        keywords = {argument.arg: _parse_argument(argument.value) for argument in call.keywords}
+        return about | {"kind": "torch", "class": type(module).__name__, "args": arguments, "kwargs": keywords}
     if file is not None:
         return about | {"kind": "file", "file": "reference.py", "path": path.removeprefix("network.")}
     return about | {"kind": "sightline", "path": path.removeprefix("network."), "plugins": []}
 
 
-def _plain(written: ast.expr) -> Any:
-    """An argument as `extra_repr` writes it; words such as `padding=same` stand there without quotes."""
+def _parse_argument(written: ast.expr) -> Any:
+    """Parse an argument as `extra_repr` prints it; text such as `padding=same` has no quotes there."""
     return written.id if isinstance(written, ast.Name) else ast.literal_eval(written)
 
 
-def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: LayerOrigin) -> None:
-    """The files that layers are built from, beside the script."""
+def _copy_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: LayerOrigin) -> None:
+    """Copy the files from which the layers are built into the folder of the script."""
     for layer in layers:
         if layer["kind"] == "file" and origin.file is not None:
             shutil.copyfile(origin.file, folder / layer["file"])
@@ -107,18 +114,22 @@ def _write_origins(folder: Path, layers: Sequence[dict[str, Any]], origin: Layer
                 layer["plugins"].append(plugin.name)
 
 
-def _document(row: LayerComparison, writer: Writer) -> dict[str, Any]:
-    """The call: what was given, what calls inside made, and the gradients that arrived."""
+def _describe_call(row: LayerComparison, writer: Writer) -> dict[str, Any]:
+    """Describe the call: inputs, outputs of nested calls, and gradients of the outputs."""
     unit = row.unit
     assert unit is not None
-    dtype = next((dtype for dtype, each in FORMATS.items() if each == unit.call.format), torch.float32)
+    dtype = next((dtype for dtype, inner_call in FORMATS.items() if inner_call == unit.call.format), torch.float32)
     prefix = f"{unit.call.path}." if unit.call.path else ""
-    inner = [
-        {"path": each.path.removeprefix(prefix), "made": writer.nest(each.made), "learns": bool(each.to_made)}
-        for each in unit.inner
+    nested = [
+        {
+            "path": inner_call.path.removeprefix(prefix),
+            "made": writer.nest(inner_call.made),
+            "learns": bool(inner_call.to_made),
+        }
+        for inner_call in unit.inner
     ]
-    places = {place for place, _ in tree_leaves(unit.call.made)}
-    arriving: dict[str, Tensor] = {place: g for place, g in unit.call.to_made.items() if place in places}
+    paths = {path for path, _ in tree_leaves(unit.call.made)}
+    gradients: dict[str, Tensor] = {path: g for path, g in unit.call.to_made.items() if path in paths}
     return {
         "layer": row.layer,
         "pass": row.which,
@@ -126,6 +137,6 @@ def _document(row: LayerComparison, writer: Writer) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "given": writer.nest(unit.call.given),
-        "inner": inner,
-        "arriving": {place: writer.nest(gradient)["tensor"] for place, gradient in arriving.items()},
+        "inner": nested,
+        "arriving": {path: writer.nest(gradient)["tensor"] for path, gradient in gradients.items()},
     }

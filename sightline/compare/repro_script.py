@@ -1,8 +1,8 @@
-"""Runs one layer in two variants on the same tensors, and prints by how much they differ. Needs torch and safetensors.
+"""Script that runs one layer in two variants on the same tensors and prints the differences.
 
-`sightline compare --repro` copies this file, as it is, beside `repro.json`, which describes the layers, and
-`tensors.safetensors`. A layer that is not torch's own is built by sightline, or by the file that was compared with.
-Exit code 1 where the deviation is there, 0 where it is not.
+It needs torch and safetensors. `sightline compare --repro` copies this file unchanged into a folder with `repro.json`,
+which describes the layers, and `tensors.safetensors`. A layer that is not torch's own is built by sightline, or by the
+user's file that was the reference. The exit code is 1 if the layers deviate, else 0.
 """
 
 import json
@@ -19,34 +19,36 @@ BOUND = 16.0
 
 
 def main() -> int:
-    """Run both, and compare what they make, what layers inside are given, buffers and gradients."""
+    """Run both variants, and compare results, inputs of nested layers, buffers and gradients."""
     record = json.loads((HERE / "repro.json").read_text())
     tensors = load_file(HERE / "tensors.safetensors")
     variant = run(record, record["variant"], tensors, getattr(torch, record["dtype"]))
     reference = run(record, record["reference"], tensors, torch.float64)
-    worst, where = 0.0, ""
+    worst, worst_name = 0.0, ""
     for name, exact in reference.items():
         if name not in variant:
             say(f"{name}: in the reference alone, so it is not compared")
             continue
-        had = variant[name]
-        if had.shape != exact.shape:
-            say(f"{name}: shape {tuple(had.shape)} where the reference has {tuple(exact.shape)}")
+        actual = variant[name]
+        if actual.shape != exact.shape:
+            say(f"{name}: shape {tuple(actual.shape)} where the reference has {tuple(exact.shape)}")
             return 1
-        same = (had == exact) | (had.isnan() & exact.isnan())
-        error = float(torch.where(same, 0.0, (had.double() - exact.double()).abs()).nan_to_num(nan=torch.inf).max())
+        is_equal = (actual == exact) | (actual.isnan() & exact.isnan())
+        error = float(
+            torch.where(is_equal, 0.0, (actual.double() - exact.double()).abs()).nan_to_num(nan=torch.inf).max()
+        )
         largest = float(exact.double().abs().nan_to_num(0.0, 0.0, 0.0).max())
         unit = torch.finfo(getattr(torch, record["dtype"])).eps * largest
         ratio = error / unit if unit else 0.0 if error == 0 else float("inf")
-        worst, where = max((worst, where), (ratio, name))
+        worst, worst_name = max((worst, worst_name), (ratio, name))
         say(f"{name}: largest error {error:.3g} of {largest:.3g}, {ratio:.3g} units in the last place of it")
-    verdict = f"deviates, most in {where}" if worst > BOUND else "agrees"
+    verdict = f"deviates, most in {worst_name}" if worst > BOUND else "agrees"
     say(f"{record['layer']}: {verdict} (torch {torch.__version__})")
     return int(worst > BOUND)
 
 
 def run(record: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What a layer makes and gives to layers inside, its buffers, and gradients of what it was given and of weights."""
+    """Run a layer, and return its results, inputs of nested layers, buffers, and gradients of inputs and weights."""
     module = build(layer).to(dtype).train(record["is_training"])
     state = module.state_dict()
     for name in state:
@@ -54,39 +56,43 @@ def run(record: dict[str, Any], layer: dict[str, Any], tensors: Any, dtype: torc
             state[name] = tensors[f"{layer['weights']}.{name}"].to(state[name].dtype)
     module.load_state_dict(state)
     sources: dict[str, torch.Tensor] = {}
-    forced = iter(record["inner"])
-    seen: dict[str, torch.Tensor] = {}
+    inner_calls = iter(record["inner"])
+    inner_inputs: dict[str, torch.Tensor] = {}
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        each = next(forced)
-        seen.update({f"what {each['path']} is given {n}".strip(): t for n, t in leaves([list(args), kwargs])})
-        return nest(each["made"], tensors, dtype, sources if each["learns"] else None)
+        inner_call = next(inner_calls)
+        inner_inputs.update(
+            {f"what {inner_call['path']} is given {n}".strip(): t for n, t in leaves([list(args), kwargs])}
+        )
+        return nest(inner_call["made"], tensors, dtype, sources if inner_call["learns"] else None)
 
-    for path in dict.fromkeys(each["path"] for each in record["inner"]):
+    for path in dict.fromkeys(inner_call["path"] for inner_call in record["inner"]):
         inner = module.get_submodule(path)
         inner.forward = answer
     args, kwargs = nest(record["given"], tensors, dtype, sources)
-    made = dict(leaves(module(*args, **kwargs)))
-    ended = made | seen
-    results = {f"result {name}".strip(): value.detach() for name, value in ended.items() if value.is_floating_point()}
+    outputs = dict(leaves(module(*args, **kwargs)))
+    tensors_made = outputs | inner_inputs
+    results = {
+        f"result {name}".strip(): value.detach() for name, value in tensors_made.items() if value.is_floating_point()
+    }
     results |= {f"buffer {name}": b.detach().clone() for name, b in module.named_buffers() if b.is_floating_point()}
-    wanted = {f"input {n}": t for n, t in sources.items()}
-    wanted |= {n: p for n, p in module.named_parameters() if p.requires_grad}
-    ends = [name for name in record["arriving"] if name in made and made[name].requires_grad]
-    if ends and wanted:
+    leaves_by_name = {f"input {n}": t for n, t in sources.items()}
+    leaves_by_name |= {n: p for n, p in module.named_parameters() if p.requires_grad}
+    output_names = [name for name in record["arriving"] if name in outputs and outputs[name].requires_grad]
+    if output_names and leaves_by_name:
         gradients = torch.autograd.grad(
-            [made[name] for name in ends],
-            list(wanted.values()),
-            [tensors[record["arriving"][name]].to(dtype) for name in ends],
+            [outputs[name] for name in output_names],
+            list(leaves_by_name.values()),
+            [tensors[record["arriving"][name]].to(dtype) for name in output_names],
             allow_unused=True,
         )
-        found = zip(wanted, gradients, strict=True)
-        results |= {f"gradient of {name}": value for name, value in found if value is not None}
+        named_gradients = zip(leaves_by_name, gradients, strict=True)
+        results |= {f"gradient of {name}": value for name, value in named_gradients if value is not None}
     return results
 
 
 def build(layer: dict[str, Any]) -> Any:
-    """The layer: torch's own by its arguments, another as a part of the model that it belongs to."""
+    """Build the layer: torch's own from its arguments, others as a submodule of their model."""
     if layer["kind"] == "torch":
         return getattr(torch.nn, layer["class"])(*layer["args"], **layer["kwargs"])
     if layer["kind"] == "file":
@@ -102,7 +108,7 @@ def build(layer: dict[str, Any]) -> Any:
 
 
 def nest(value: Any, tensors: Any, dtype: torch.dtype, sources: Any) -> Any:
-    """What was given or made, in the layer's format; floating tensors ask for a gradient where `sources` is given."""
+    """Decode a tree in the layer's dtype; floating tensors require grad and join `sources`, unless it is None."""
     if "tensor" in value:
         tensor = tensors[value["tensor"]]
         if not tensor.is_floating_point():
@@ -129,7 +135,7 @@ def nest(value: Any, tensors: Any, dtype: torch.dtype, sources: Any) -> Any:
 
 
 def leaves(value: Any, path: str = "") -> Any:
-    """The tensors in a nest, each with its place."""
+    """Iterate over the tensors of a tree as (path, tensor)."""
     if isinstance(value, torch.Tensor):
         yield path, value
         return
@@ -139,7 +145,7 @@ def leaves(value: Any, path: str = "") -> Any:
 
 
 def say(text: str) -> None:
-    """A line for the reader."""
+    """Print a line."""
     sys.stdout.write(text + "\n")
 
 

@@ -1,18 +1,19 @@
-"""Some optimiser steps of two variants, and the step at which their losses part further than rounding drives them.
+"""Losses of two variants over some optimiser steps, and the first step that rounding does not explain.
 
-A training run is unstable: a difference in the last place grows from step to step, in the healthiest of runs, and how
-fast is a matter of the network and the rate. So the bound is measured: the reference trains in float64 once as it is,
-and some times with every layer's result and gradient, and every weight after every step, moved by one unit in the last
-place of the variant's format. What these runs differ by is what rounding does; `BOUND` times that, or units of the
-loss, is not explained. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
+Training is unstable: in every run a difference in the last place grows from step to step, and how fast depends on the
+network and the rate. So the bound is measured: the reference trains in float64 once unchanged, and several times with
+every layer's result and gradient, and every weight after every step, perturbed by one unit in the last place of the
+variant's format. The spread of these runs is rounding; `MAX_ROUNDING_UNITS` times the spread, or units of the loss, is
+the bound. Source: Parker 1997, Monte Carlo Arithmetic, layer by layer.
 
-What a task decides of a batch before the forward pass, such as which prior belongs to which box, it decides here in the
-variant's format: `walk.py` judges that by itself. Where the first two moved runs leave something to explain, it is
-decided in float64, with batches and every operation moved: of two priors that overlap a box equally either may do.
+The task's decisions before the forward pass, such as which prior belongs to which box, are computed here in the
+variant's format: `layerwise.py` judges them separately. If the first two perturbed runs do not explain everything, the
+decisions are computed in float64, with perturbed batches and operations: of two priors that overlap a box equally
+either is right.
 
-Moving values shows nothing of long sums: torch's float32 batch norm on a CPU adds row by row where channels come last,
-and over 340,000 rows, layer below layer, the first gradient of a V2V network is 1 % off. So the later runs of these
-compute their batch norms that way (`sums.py`), where the earlier ones leave something to explain.
+Perturbed values do not show the error of long sums: torch's float32 batch norm on a CPU adds row by row if channels
+come last, and over 340,000 rows, layer after layer, the first gradient of a V2V network deviates by 1 %. So the later
+runs compute their batch norms that way (`accumulation.py`), if the earlier ones do not explain everything.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compare.accumulation import sum_in_order
+from sightline.compare.accumulation import use_sequential_batch_norm
 from sightline.compare.convolution import Float64Convolutions
-from sightline.compare.float64_reference import MovedOperations, moving
-from sightline.compare.formats import Float32Draws, Format, format_of
+from sightline.compare.float64_reference import PerturbedOperations, perturb_with_gradient
+from sightline.compare.formats import Float32Draws, Format, get_format
 from sightline.compare.measure import MAX_ROUNDING_UNITS
-from sightline.compare.variants import ModelVariant, backend_settings, decided_in
+from sightline.compare.variants import ModelVariant, backend_settings, prepare_in_format
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.step import with_prepare
@@ -43,12 +44,12 @@ from sightline.types import Batch
 
 __all__ = ["LossTrace", "losses_over_steps", "trace_losses"]
 
-_FIRST_DRAWS, _MOST_DRAWS, _FAR_DRAWS = 2, 4, 8
+_NUM_FIRST_DRAWS, _NUM_NEAR_DRAWS, _NUM_FAR_DRAWS = 2, 4, 8
 
 
 @dataclass(frozen=True)
 class LossTrace:
-    """The losses of both variants at each step, and how far apart rounding may drive them by then."""
+    """Losses of the variant and the reference at each step, and the difference that rounding explains."""
 
     losses: tuple[float, ...]
     expected: tuple[float, ...]
@@ -58,16 +59,18 @@ class LossTrace:
     def first_diverging_step(self) -> int | None:
         """The first step, counted from 0, whose losses rounding does not explain."""
         pairs = zip(self.losses, self.expected, self.tolerated, strict=True)
-        return next((step for step, (had, wanted, bound) in enumerate(pairs) if _is_beyond(had - wanted, bound)), None)
+        return next(
+            (step for step, (loss, expected, bound) in enumerate(pairs) if _is_beyond(loss - expected, bound)), None
+        )
 
     @property
     def is_none_from(self) -> int | None:
-        """The first step, counted from 0, at which neither variant has a loss that is a number."""
+        """The first step, counted from 0, at which neither variant has a finite loss."""
         pairs = enumerate(zip(self.losses, self.expected, strict=True))
         return next((step for step, pair in pairs if not any(map(math.isfinite, pair))), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Convert to plain values for JSON."""
         return {
             "losses": list(self.losses),
             "expected": list(self.expected),
@@ -84,47 +87,50 @@ def trace_losses(
     recipe: OptimizerSpec,
     batch: Batch,
 ) -> LossTrace:
-    """The losses of a variant that computes in `format_` beside those of the reference.
+    """Compare the losses of a variant that computes in `format_` with those of the reference.
 
-    Moved runs are added until nothing is left to explain: four at most, and then eight that are moved `BOUND` times as
-    far, for decisions that rounding may turn.
+    Perturbed runs are added until everything is explained: at most four, and then eight that are perturbed
+    `MAX_ROUNDING_UNITS` times as far, for decisions that rounding may change.
     """
     count = len(losses)
-    decided = decided_in(job, format_)
+    decided = prepare_in_format(job, format_)
     expected = losses_over_steps(reference, decided, recipe, batch, num_steps=count)
     spread = [format_.unit_of_largest(torch.tensor(loss, dtype=torch.float64)) for loss in expected]
     far = [0.0] * count
-    found = LossTrace(losses, expected, tuple(MAX_ROUNDING_UNITS * each for each in spread))
-    for draw in range(_MOST_DRAWS + _FAR_DRAWS):
-        noise = _noise_of(format_, draw)
-        own = job if noise.decides else decided
-        moved = losses_over_steps(reference, own, recipe, batch, num_steps=count, noise=noise)
-        _widen(spread if noise.units == 1 else far, moved, expected)
-        found = LossTrace(losses, expected, tuple(map(_tolerated, spread, far)))
-        if found.first_diverging_step is None:
+    trace = LossTrace(losses, expected, tuple(MAX_ROUNDING_UNITS * value for value in spread))
+    for draw in range(_NUM_NEAR_DRAWS + _NUM_FAR_DRAWS):
+        noise = _make_noise(format_, draw)
+        noisy_job = job if noise.decides else decided
+        perturbed_losses = losses_over_steps(reference, noisy_job, recipe, batch, num_steps=count, noise=noise)
+        _widen(spread if noise.units == 1 else far, perturbed_losses, expected)
+        trace = LossTrace(losses, expected, tuple(map(_tolerated_difference, spread, far)))
+        if trace.first_diverging_step is None:
             break
-    return found
+    return trace
 
 
-def _noise_of(format_: Format, draw: int) -> _Noise:
-    weights = format_of(torch.float32) if format_.digits < 24 else format_
-    is_far = draw >= _MOST_DRAWS
-    sums_in_order = weights.name == "float32" and _FIRST_DRAWS <= draw < _MOST_DRAWS
-    units, decides = int(MAX_ROUNDING_UNITS) if is_far else 1, draw >= _FIRST_DRAWS
+def _make_noise(format_: Format, draw: int) -> _Noise:
+    weights = get_format(torch.float32) if format_.digits < 24 else format_
+    is_far = draw >= _NUM_NEAR_DRAWS
+    sums_in_order = weights.name == "float32" and _NUM_FIRST_DRAWS <= draw < _NUM_NEAR_DRAWS
+    units, decides = int(MAX_ROUNDING_UNITS) if is_far else 1, draw >= _NUM_FIRST_DRAWS
     return _Noise(format_, weights, draw, units=units, sums_in_order=sums_in_order, decides=decides)
 
 
-def _widen(spread: list[float], moved: tuple[float, ...], expected: tuple[float, ...]) -> None:
-    """By what a moved run differs; what it was once apart it may be apart at any later step."""
+def _widen(spread: list[float], perturbed: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    """Widen the spread in place by the difference of a perturbed run; the spread never shrinks over the steps."""
     largest = 0.0
-    for step, (one, other) in enumerate(zip(moved, expected, strict=True)):
-        largest = max(largest, abs(one - other) if math.isfinite(one - other) else math.inf)
+    for step, (loss, expected_loss) in enumerate(zip(perturbed, expected, strict=True)):
+        largest = max(largest, abs(loss - expected_loss) if math.isfinite(loss - expected_loss) else math.inf)
         spread[step] = max(spread[step], largest)
 
 
-def _tolerated(spread: float, far: float) -> float:
-    """`BOUND` times the spread. What `BOUND` units move twice as far as that has jumped, as where a graph of neighbours
-    has others: then `BOUND` times the jump, since none of the draws need have turned the decision that matters most."""
+def _tolerated_difference(spread: float, far: float) -> float:
+    """Return the tolerated difference: `MAX_ROUNDING_UNITS` times the spread, or times `far` after a jump.
+
+    A jump is a run perturbed by `MAX_ROUNDING_UNITS` units that differs more than twice as far as the smooth bound, for
+    example by other neighbours in a graph. No draw need have changed the decision that matters most.
+    """
     smooth = MAX_ROUNDING_UNITS * spread
     return MAX_ROUNDING_UNITS * far if far > 2 * smooth else smooth
 
@@ -138,18 +144,17 @@ def losses_over_steps(
     num_steps: int,
     noise: _Noise | None = None,
 ) -> tuple[float, ...]:
-    """The weighted loss before each of some steps of the run's own loop, on one batch, over and over.
+    """Compute the weighted loss before each of `num_steps` steps of the run's own loop, always on one batch.
 
-    The variant's own weights are left as they are. From a gradient that is not finite on, where training ends, the
-    losses are NaN.
+    The variant's weights are not changed. Training ends at a gradient that is not finite; later losses are NaN.
     """
     model = copy.deepcopy(variant.model)
     replica = model if variant.on is None else variant.on(model)
     if noise is not None and noise.sums_in_order:
-        sum_in_order(getattr(replica, "network", model))
-    own = dataclasses.replace(
+        use_sequential_batch_norm(getattr(replica, "network", model))
+    replica_job = dataclasses.replace(
         job,
-        task=noise.deciding(job.task) if noise is not None and noise.decides else job.task,
+        task=noise.perturb_preparation(job.task) if noise is not None and noise.decides else job.task,
         model=model,
         optimizer=recipe.build(model, job.losses),
         precision=variant.precision,
@@ -166,51 +171,55 @@ def losses_over_steps(
         job.losses.kept(),
         Float32Draws(),
         Float64Convolutions(),
-        _noisy(getattr(replica, "network", model), noise),
+        _perturb_outputs(getattr(replica, "network", model), noise),
     ):
         for step in range(num_steps):
-            own.step = job.step + step
+            replica_job.step = job.step + step
             try:
-                means = train_step(own, replica, [batch], world, _NoClock())
+                means = train_step(replica_job, replica, [batch], world, _NoClock())
             except NonFiniteGradientError:
                 losses += [math.nan] * (num_steps - step)
                 break
-            losses.append(sum(weight * means[name] for name, weight in own.loss_weights_at(own.step).items()))
+            losses.append(
+                sum(weight * means[name] for name, weight in replica_job.loss_weights_at(replica_job.step).items())
+            )
             if noise is not None:
                 noise.move_weights(model)
     return tuple(losses)
 
 
 class _Noise:
-    """Moves what layers make by units of `made`, weights by units of `weights`; directions by `seed`.
+    """Perturbation of layer outputs by units of `output_format`, and of weights by units of `weights`.
 
-    With `decides` it moves batches, too, and what is computed of them before the forward pass.
+    `seed` gives the directions. With `decides` it also perturbs batches and the operations before the forward pass.
     """
 
     def __init__(
-        self, made: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool, decides: bool
+        self, output_format: Format, weights: Format, seed: int, *, units: int, sums_in_order: bool, decides: bool
     ) -> None:
-        self._made, self._weights, self.units = made, weights, units
+        self._output_format, self._weights, self.units = output_format, weights, units
         self.sums_in_order, self.decides = sums_in_order, decides
         self._generator = torch.Generator().manual_seed(seed)
 
-    def move(self, place: str, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the batch, moved: what a task decides by it, such as which box is nearer, may turn."""
+    def move(self, path: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Perturb a tensor of the batch: the task's decisions, such as which box is nearer, may change."""
         if not tensor.is_floating_point():
             return tensor
-        return self._made.perturb(tensor, self._generator, units=self.units)
+        return self._output_format.perturb(tensor, self._generator, units=self.units)
 
-    def deciding(self, task: Any) -> Any:
-        """The task, whose operations before the forward pass are moved: two priors may overlap a box equally."""
+    def perturb_preparation(self, task: Any) -> Any:
+        """Return the task with perturbed operations before the forward pass: two priors may overlap a box equally."""
 
-        def prepare(own: Callable[..., Any], *given: Any) -> Any:
-            with MovedOperations(self._made, self._generator):
-                return own(*given)
+        def prepare(original: Callable[..., Any], *arguments: Any) -> Any:
+            with PerturbedOperations(self._output_format, self._generator):
+                return original(*arguments)
 
         return with_prepare(task, prepare)
 
-    def made(self, tensor: torch.Tensor) -> torch.Tensor:
-        return moving(tensor, lambda values: self._made.perturb(values, self._generator, units=self.units))
+    def perturb_output(self, tensor: torch.Tensor) -> torch.Tensor:
+        return perturb_with_gradient(
+            tensor, lambda values: self._output_format.perturb(values, self._generator, units=self.units)
+        )
 
     @torch.no_grad()
     def move_weights(self, model: nn.Module) -> None:
@@ -219,17 +228,17 @@ class _Noise:
 
 
 class _NoClock:
-    """Ignores how long the parts of a step take."""
+    """Clock that ignores the phases of a step."""
 
     def end_phase(self, name: str) -> None:
         return
 
 
 @contextmanager
-def _noisy(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
-    def move(module: nn.Module, args: Any, made: Any) -> Any:
+def _perturb_outputs(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
+    def move(module: nn.Module, args: Any, outputs: Any) -> Any:
         assert noise is not None
-        return tree_map(made, lambda _, tensor: noise.made(tensor))
+        return tree_map(outputs, lambda _, tensor: noise.perturb_output(tensor))
 
     innermost = [module for module in model.modules() if module is model or not list(module.children())]
     handles = [] if noise is None else [module.register_forward_hook(move) for module in innermost]

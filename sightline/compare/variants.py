@@ -1,4 +1,4 @@
-"""A network in one form: its own copy in a number format, on a device, under switches of the backend."""
+"""Variants of a network: a copy in a number format, on a device, with switches of the backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.formats import Format, format_of
+from sightline.compare.formats import Format, get_format
 from sightline.compare.recording import OverwrittenError, Recorder, StepRecording
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
@@ -26,9 +26,9 @@ from sightline.types import Batch
 __all__ = [
     "ModelVariant",
     "backend_settings",
-    "decided_in",
     "deterministic_copy",
     "mean_losses",
+    "prepare_in_format",
     "prepared_values",
     "record_step",
     "variant_step",
@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """A network as it runs: `model` is a copy of its own. `on` makes what is called for it, if not itself."""
+    """Variant of a network; `model` is its own copy, and `on(model)`, if set, is called in its place."""
 
     name: str
     model: nn.Module
@@ -48,28 +48,28 @@ class ModelVariant:
     inner: str = ""
 
     @cached_property
-    def called(self) -> Any:
-        """What computes: the model, or its replacement."""
+    def replica(self) -> Any:
+        """The callable that computes: the model, or its replacement (cached)."""
         return self.model if self.on is None else self.on(self.model)
 
     @property
     def format(self) -> Format:
-        """Of weights and of what autocast leaves as it is."""
-        return format_of(self.precision.parameter_dtype)
+        """Number format of the weights, and of operations that autocast does not lower."""
+        return get_format(self.precision.parameter_dtype)
 
     @property
     def is_lowered(self) -> bool:
-        """Whether formats differ from operation to operation."""
+        """True if number formats may differ between operations."""
         return self.precision.name in ("bf16", "fp16") or self.device.type == "cuda"
 
     def batch(self, batch: Batch) -> Batch:
-        """A batch as this variant reads it."""
-        moved: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
-        return moved
+        """Convert a batch to this variant's device and format."""
+        converted: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
+        return converted
 
 
 def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """A copy that draws nothing, writes over nothing and computes nothing twice: the same numbers otherwise.
+    """Copy a model without dropout, in-place operations and recomputation; its results are otherwise equal.
 
     Dropout and stochastic depth would draw other numbers in another variant: they are off.
     """
@@ -86,22 +86,22 @@ def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.de
 
 
 def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
-    """The mean of each loss over the batch and `total`, their weighted sum, as the training loop takes them.
+    """Compute the mean of each loss over the batch and `total`, their weighted sum, as in the training loop.
 
-    The model is in training mode, but for what is frozen.
+    The model is in training mode, except its frozen modules.
     """
     step = step or variant_step(job, variant, batch)
-    means = step.loss_means(step.loss_sums(variant.called))
+    means = step.loss_means(step.loss_sums(variant.replica))
     return {**means, "total": weighted_sum(means, job.loss_weights_at(job.step))}
 
 
 def record_step(
     job: TrainState, variant: ModelVariant, batch: Batch, *, hooked: Sequence[str] | None = None
 ) -> StepRecording:
-    """One training step of a variant, forward and backward, written down; nothing is updated.
+    """Record one training step of a variant, forward and backward, without an update.
 
-    Calls of the modules `hooked` alone are seen, where given. Global random states stay as they are. Where the model
-    writes over its own tensors the step is run again, and copies are kept.
+    If `hooked` is given, only calls of these modules are recorded. Global random states are preserved. If the model
+    overwrites its own tensors, the step runs again with copies.
     """
     try:
         return _record(job, variant, batch, hooked, copies=False)
@@ -112,7 +112,7 @@ def record_step(
 def _record(
     job: TrainState, variant: ModelVariant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool
 ) -> StepRecording:
-    before = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
+    initial = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
     variant.model.zero_grad(set_to_none=True)
     recorder = Recorder(
         variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
@@ -120,7 +120,7 @@ def _record(
     try:
         with backend_settings(variant):
             step = variant_step(job, variant, batch)
-            had = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
+            prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
             with recorder.recording():
                 losses = mean_losses(job, variant, batch, step=step)
             recorder.assert_whole()
@@ -129,29 +129,29 @@ def _record(
             recorder.assert_whole()
     finally:
         for name, buffer in variant.model.named_buffers():
-            buffer.copy_(before[name])
+            buffer.copy_(initial[name])
     gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
     variant.model.zero_grad(set_to_none=True)
     values = {name: value.detach() for name, value in losses.items()}
-    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared=had)
+    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared=prepared)
 
 
 @contextlib.contextmanager
 def backend_settings(variant: ModelVariant) -> Iterator[None]:
-    """The backend as the variant wants it; random states are put back."""
+    """Set the backend switches of the variant; random states are restored afterwards."""
     devices = [variant.device] if variant.device.type == "cuda" else []
     with preserve_rng_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
         yield
 
 
-def decided_in(job: TrainState, format_: Format) -> TrainState:
-    """The job, whose task prepares steps in a variant's format, and gives what it prepared in float64."""
+def prepare_in_format(job: TrainState, format_: Format) -> TrainState:
+    """Return the job with a task that prepares steps in a variant's format and returns the results in float64."""
 
-    def prepare(own: Callable[..., Any], model: Any, micro_batches: Sequence[Batch], world: Any) -> Any:
+    def prepare(original: Callable[..., Any], model: Any, micro_batches: Sequence[Batch], world: Any) -> Any:
         floats = torch.float64 if format_.name == "float64" else torch.float32
         narrow = [to_device(batch, world.device, float_dtype=floats) for batch in micro_batches]
-        made = own(model, narrow, world)
-        return tree_map(made, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        prepared = original(model, narrow, world)
+        return tree_map(prepared, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
     decided = copy.copy(job)
     decided.task = with_prepare(job.task, prepare)
@@ -159,12 +159,12 @@ def decided_in(job: TrainState, format_: Format) -> TrainState:
 
 
 def prepared_values(step: Step) -> tuple[dict[str, Tensor], list[Any]]:
-    """What the task worked out of a step: counts, and the context of each micro-batch."""
+    """Return the values that the task prepared for a step: counts, and the context of each micro-batch."""
     return dict(step.counts), list(step.contexts)
 
 
 def variant_step(job: TrainState, variant: ModelVariant, batch: Batch) -> Step:
-    """The batch as a step of the variant, in training mode."""
+    """Prepare a batch as a step of the variant, in training mode."""
     variant.model.train()
     apply_freezing(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
-    return single_batch_step(job.task, variant.called, batch, variant.device, variant.precision)
+    return single_batch_step(job.task, variant.replica, batch, variant.device, variant.precision)

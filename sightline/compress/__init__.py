@@ -1,1 +1,1 @@
-"""Compression of a trained model: policies of bits per layer, their cost, and searches for them."""
+"""Compression of a trained model: policies of bits per layer, their costs, and searches for them."""

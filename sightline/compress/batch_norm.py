@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, estimated anew for weights that changed."""
+"""Re-estimation of batch norm statistics for changed weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["reestimate_batch_norm"]
 
 
 def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -> int:
-    """Replace the running statistics by the means over training batches, drawn anew; how many batches were read.
+    """Re-estimate running statistics as means over random training batches; return the number of batches.
 
-    Batches are whole, but for the only one of a smaller part. Forward passes in training mode, without gradient.
+    All batches are complete, unless the split is smaller than one. Forward passes in training mode, without gradients.
     Source: Yu and Huang 2019 (slimmable networks), section 3.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
@@ -30,9 +30,9 @@ def reestimate_batch_norm(model: nn.Module, run: OpenRun, *, num_batches: int) -
         return 0
     config, part = run.config, run.data.train
     size = config.train.batch_size
-    drawn = np.random.Generator(np.random.PCG64(config.seed)).permutation(part.indices)  # sets are sorted by class
-    num_whole = min(num_batches, max(1, len(drawn) // size))
-    keys = evaluation_keys(drawn[: num_whole * size], size, epoch=0, seed=config.seed)
+    indices = np.random.Generator(np.random.PCG64(config.seed)).permutation(part.indices)  # sets are sorted by class
+    num_complete = min(num_batches, max(1, len(indices) // size))
+    keys = evaluation_keys(indices[: num_complete * size], size, epoch=0, seed=config.seed)
     precision = Precision(config.train.precision)
     momenta = [module.momentum for module in norms]
     batches = read_batches(part.reader, iter(keys), 0)

@@ -1,4 +1,4 @@
-"""Searches side by side: rows of a table, the policies that none beats in both loss and bytes, and their volume."""
+"""Comparison of searches: table rows, the Pareto front of loss and bytes, and its hypervolume."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from sightline.compress.search.base import SearchResult
 __all__ = ["hyper_volume", "pareto_front", "search_rows"]
 
 Point = tuple[float, float]
-"""Bytes and loss: less of either is better."""
+"""Point (bytes, loss); lower is better for both."""
 
 
 def search_rows(found: Iterable[SearchResult]) -> list[dict[str, Any]]:
-    """A row per search, least loss first; `overhead_seconds` is what a search took beside its evaluations."""
+    """Build one row per search, lowest loss first; `overhead seconds` excludes the evaluations."""
     return [
         {
-            "method": each.method,
-            "loss": each.loss,
-            "bytes": each.bytes,
-            "evaluations": each.num_evaluated,
-            "new evaluations": each.num_new,
-            "seconds": each.seconds,
-            "overhead seconds": each.seconds - each.evaluation_seconds,
-            "raisable layers": len(each.untried_raises),
+            "method": result.method,
+            "loss": result.loss,
+            "bytes": result.bytes,
+            "evaluations": result.num_evaluated,
+            "new evaluations": result.num_new,
+            "seconds": result.seconds,
+            "overhead seconds": result.seconds - result.evaluation_seconds,
+            "raisable layers": len(result.untried_raises),
         }
-        for each in sorted(found, key=lambda each: (each.loss, each.bytes))
+        for result in sorted(found, key=lambda result: (result.loss, result.bytes))
     ]
 
 
 def pareto_front(points: Iterable[Point]) -> list[Point]:
-    """The points that no other is at most equal to in both numbers, by bytes; equal ones once."""
+    """Return the Pareto front: the points that no other point dominates, sorted by bytes, without duplicates."""
     front: list[Point] = []
     for size, loss in sorted(points):
         if not front or loss < front[-1][1]:
@@ -41,7 +41,7 @@ def pareto_front(points: Iterable[Point]) -> list[Point]:
 
 
 def hyper_volume(points: Iterable[Point], *, reference: Point) -> float:
-    """The area between the front and a reference that is worse in both numbers; points beyond it count nothing.
+    """Compute the area between the front and a reference that is worse in both numbers; points beyond it are ignored.
 
     Source: Zitzler and Thiele 1999.
     """

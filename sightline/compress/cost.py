@@ -1,4 +1,4 @@
-"""Layers of a traced model as searches see them: shapes, multiply-accumulates, and operations by bits."""
+"""Costs of the layers of a traced model: shapes, multiply-accumulates (MACs), and bit operations."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["LayerCost", "bit_operations", "layer_costs", "state_vectors"]
 
 
 class LayerCost(NamedTuple):
-    """A quantisable tensor: its shape, and what one sample costs in it.
+    """Quantisable tensor: its shape, and its cost per sample.
 
-    `positions` are the points or pixels that enter; `stride` is 0 and `kernel` 1 for anything but a convolution.
+    `positions` is the number of input points or pixels; `stride` is 0 and `kernel` 1 except for convolutions.
     """
 
     name: str
@@ -34,17 +34,17 @@ class LayerCost(NamedTuple):
 
 
 def layer_costs(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[LayerCost, ...]:
-    """The layers of the parameters `names`, in this order, with the cost per sample that a trace of `model` shows.
+    """List the costs of the parameters `names`, in this order, per sample of the trace of `model`.
 
-    A tensor whose module is never called, as in fused layers, gets its share, by the number of weights, of what ran in
-    the nearest call around it: exact where all such tensors there multiply equally many rows. Kernels outside of torch
-    count 0, as in the trace: `fused: false` shows them.
+    A tensor whose module is never called, as in fused layers, gets its share, by the number of weights, of the nearest
+    enclosing call: exact if all such tensors multiply the same number of rows. Kernels outside torch count 0, as in the
+    trace: `fused: false` shows them.
     """
     calls: dict[str, list[Node]] = {}
     for node in traced.calls:
         calls.setdefault(node.path, []).append(node)
     parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
-    owners = {name: _owner(name, parameters[name], calls) for name in names}
+    owners = {name: _find_owner(name, parameters[name], calls) for name in names}
     sharing: dict[str, int] = {}
     for name, owner in owners.items():
         sharing[owner] = sharing.get(owner, 0) + parameters[name].numel()
@@ -52,7 +52,7 @@ def layer_costs(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[
     for name, owner in owners.items():
         num_weights, module = parameters[name].numel(), modules[name.rpartition(".")[0]]
         macs = sum(node.macs for node in calls.get(owner, ())) * num_weights / sharing[owner] / traced.num_samples
-        layer = _layer(name, parameters[name], module)._replace(macs=macs)
+        layer = _make_layer_cost(name, parameters[name], module)._replace(macs=macs)
         shapes = [node.inputs[0][1] for node in calls.get(owner, ())[:1] if node.inputs]
         if owner == name.rpartition(".")[0] and shapes and isinstance(module, _ConvNd | nn.Linear):
             positions = math.prod(shapes[0]) / layer.in_channels / traced.num_samples
@@ -62,15 +62,15 @@ def layer_costs(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[
     return tuple(layers)
 
 
-def _owner(name: str, parameter: Tensor, calls: Mapping[str, object]) -> str:
-    """The path of the nearest module around a parameter that is called."""
+def _find_owner(name: str, parameter: Tensor, calls: Mapping[str, object]) -> str:
+    """Find the nearest enclosing module of a parameter that is called; return its path."""
     path = name.rpartition(".")[0]
     while path and path not in calls:
         path = path.rpartition(".")[0]
     return path
 
 
-def _layer(name: str, weight: Tensor, module: nn.Module) -> LayerCost:
+def _make_layer_cost(name: str, weight: Tensor, module: nn.Module) -> LayerCost:
     if isinstance(module, _ConvNd):
         is_depthwise = module.groups == module.in_channels > 1
         kernel, stride = module.kernel_size[0], module.stride[0]
@@ -81,25 +81,33 @@ def _layer(name: str, weight: Tensor, module: nn.Module) -> LayerCost:
 
 
 def bit_operations(layers: Sequence[LayerCost], policy: Policy, *, activation_bits: int = 32) -> float:
-    """Multiply-accumulates times the bits of weight and activation, summed over the layers, per sample.
+    """Sum MACs times weight bits times activation bits over the layers, per sample.
 
-    `activation_bits` are those of inputs that the policy does not quantise. Codebooks are looked up and multiplied in
-    floating point: their count states storage, and no gain in speed.
+    `activation_bits` is used for inputs that the policy does not quantise. Codebook entries are multiplied in floating
+    point: for them the number describes storage, not speed.
     """
     choices = [policy[layer.name] for layer in layers]
-    inputs = [activation_bits if each.activation is None else each.activation.bits for each in choices]
-    return sum(each.macs * choice.bits * bits for each, choice, bits in zip(layers, choices, inputs, strict=True))
+    inputs = [activation_bits if item.activation is None else item.activation.bits for item in choices]
+    return sum(item.macs * choice.bits * bits for item, choice, bits in zip(layers, choices, inputs, strict=True))
 
 
 def state_vectors(layers: Sequence[LayerCost]) -> np.ndarray:
-    """The state (L, 8) of each layer: depth-wise, channels in and out, stride, kernel, weights, positions, place.
+    """Compute the HAQ states (L, 8): depthwise, in and out channels, stride, kernel, weights, positions, index.
 
-    Each column runs from 0 to 1 over the layers; one that never changes is 0 (the authors leave its raw value).
+    Each column is scaled to 0..1 over the layers; a constant column is 0 (the authors keep its raw value).
     Source: Wang et al. 2019 (HAQ), section 3, in the order of the authors' code.
     """
     rows = [
-        (one.is_depthwise, one.in_channels, one.out_channels, one.stride, one.kernel, one.num_weights, one.positions)
-        for one in layers
+        (
+            layer.is_depthwise,
+            layer.in_channels,
+            layer.out_channels,
+            layer.stride,
+            layer.kernel,
+            layer.num_weights,
+            layer.positions,
+        )
+        for layer in layers
     ]
     table = np.column_stack([np.asarray(rows, dtype=np.float64), np.arange(len(layers))])
     low, high = table.min(axis=0), table.max(axis=0)

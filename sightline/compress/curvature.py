@@ -1,4 +1,4 @@
-"""The curvature of a model's own loss, for searches by the Hessian."""
+"""Curvature of a model's own loss, for searches by the Hessian."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ _REMEDY = "build the model with `fused: false`, or take another search"
 
 
 def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> Curvature:
-    """The curvature of the weighted losses of a prepared step of calibration samples, at the float weights.
+    """Build the curvature of the weighted losses of a prepared step, at the float weights.
 
     The model is in evaluation mode, so that batch norms are constant; its quantisable weights require gradients from
-    now on. Memory grows with the samples of the step: its graph is held whole, twice.
+    now on. Memory grows with the samples of the step, whose graph is kept twice.
     Raises UserError for a model whose loss cannot be differentiated twice, as with fused functions, and for curvature
     that is not finite.
     """
-    parameters = {name: each for name, each in simulated.model.named_parameters() if name in set(simulated.names)}
+    parameters = {name: item for name, item in simulated.model.named_parameters() if name in set(simulated.names)}
 
-    def loss_of() -> Tensor:
+    def compute_loss() -> Tensor:
         model = simulated.restore().eval()
         for parameter in parameters.values():
             parameter.requires_grad_()
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fast forms of attention have one gradient
             sums = [step.loss_means(step.loss_sums(model, index)) for index in range(len(step.micro_batches))]
-            return torch.stack([weighted_sum(each, weights) for each in sums]).sum()
+            return torch.stack([weighted_sum(item, weights) for item in sums]).sum()
 
-    loss = loss_of()
-    if once := sorted(_once_differentiable(loss)):
-        raise UserError(f"second gradients: {', '.join(once)} can be differentiated only once; {_REMEDY}")
+    loss = compute_loss()
+    if once_differentiable := sorted(_find_once_differentiable(loss)):
+        raise UserError(
+            f"second gradients: {', '.join(once_differentiable)} can be differentiated only once; {_REMEDY}"
+        )
     try:
         products = hessian_product(loss, list(parameters.values()), [torch.ones_like(p) for p in parameters.values()])
     except RuntimeError as error:
@@ -50,24 +52,24 @@ def build_curvature(simulated: PolicySimulator, step: Step, weights: Mapping[str
     for name, product in zip(parameters, products, strict=True):
         if not torch.isfinite(product).all():
             raise UserError(f"{name}: the curvature of the loss is not finite there; take another search")
-    return Curvature(loss_of, parameters, simulated.squared_error)
+    return Curvature(compute_loss, parameters, simulated.squared_error)
 
 
-def _once_differentiable(loss: Tensor) -> set[str]:
-    """Names of the functions behind a loss that are declared differentiable once.
+def _find_once_differentiable(loss: Tensor) -> set[str]:
+    """Find the autograd functions of a loss that are declared once differentiable, by name.
 
-    Torch raises for these only where a gradient reaches them that itself depends on weights; else their share of the
-    curvature is lost in silence, as under a loss that is linear in their output.
+    Torch raises an error only if the gradient that reaches them depends on weights; else their share of the curvature
+    is lost silently, for example under a loss that is linear in their output.
     """
-    found, seen, waiting = set(), set(), [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
+    names, visited, pending = set(), set(), [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         function: Any = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
         if getattr(getattr(backward, "__code__", None), "co_filename", "") == torch.autograd.function.__file__:
-            found.add(function.__name__.lstrip("_"))
-        waiting += [each for each, _ in node.next_functions]
-    return found
+            names.add(function.__name__.lstrip("_"))
+        pending += [next_node for next_node, _ in node.next_functions]
+    return names

@@ -1,4 +1,4 @@
-"""Pictures of compression as SVG: what searches found, and the bits of each layer."""
+"""SVG pictures of compression: results of searches, and the bits of each layer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from sightline.compress.policy import Policy
 __all__ = ["bits_svg", "pareto_svg"]
 
 _FRONT = "Pareto front"
-_WIDE_SPREAD = 20.0
-"""Between the largest and the least loss: their axis is then logarithmic."""
+_MIN_LOG_RATIO = 20.0
+"""Ratio of the largest to the smallest loss above which their axis is logarithmic."""
 _ROW, _HEAD, _BARS, _END = 16, 44, 300, 130
 _LETTER = 6.2
-"""Width of a letter, about, in 11 pixels."""
+"""Approximate width of a letter, at a font size of 11 pixels."""
 _COLOR_OF = {"codebook": COLORS[1], "linear": COLORS[3], "fp16": COLORS[0], "fp32": COLORS[0]}
 _INPUT = COLORS[2]
 
 
 def pareto_svg(found: Mapping[str, Sequence[Point]], *, counted: str) -> str:
-    """Loss over kilobytes of what is `counted`: a mark for each (bytes, loss) of a method, a line through the front."""
-    points = [point for each in found.values() for point in each]
+    """Draw loss over kilobytes of `counted`: a mark per (bytes, loss) of each method, and the Pareto front."""
+    points = [point for method_points in found.values() for point in method_points]
     series = [Series(_FRONT, _in_kilobytes(pareto_front(points)))]
-    series += [Series(name, _in_kilobytes(each), has_line=False) for name, each in found.items()]
+    series += [Series(name, _in_kilobytes(method_points), has_line=False) for name, method_points in found.items()]
     losses = [loss for _, loss in points]
-    scale: Scale = "logarithmic" if min(losses) > 0 and max(losses) > _WIDE_SPREAD * min(losses) else "linear"
+    scale: Scale = "logarithmic" if min(losses) > 0 and max(losses) > _MIN_LOG_RATIO * min(losses) else "linear"
     panel = ChartPanel("loss", f"kilobytes of the {counted}", tuple(series), x_scale="linear", y_scale=scale)
     return render_svg([[panel]], panel_width=560, panel_height=300)
 
@@ -38,11 +38,11 @@ def _in_kilobytes(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
-    """A bar per layer, in the order of the model: the bits of its weights, and below, thin, those of its input."""
-    left = round(20 + _LETTER * max(len(layer.name) for layer in layers))
-    width, height = left + _BARS + _END, _HEAD + _ROW * len(layers) + 10
+    """Draw a bar per layer, in the model's order: bits of its weights, and a thin bar for those of its input."""
+    x_bars = round(20 + _LETTER * max(len(layer.name) for layer in layers))
+    width, height = x_bars + _BARS + _END, _HEAD + _ROW * len(layers) + 10
     kinds = dict.fromkeys(policy[layer.name].kind for layer in layers)
-    most = max(8, *(policy[layer.name].bits for layer in layers))
+    max_bits = max(8, *(policy[layer.name].bits for layer in layers))
     legend: list[tuple[str, str]] = [(kind, _COLOR_OF[kind]) for kind in kinds]
     if any(policy[layer.name].activation for layer in layers):
         legend.append(("input", _INPUT))
@@ -51,24 +51,24 @@ def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
         f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">',
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
     ]
-    for place, (name, color) in enumerate(legend):
-        parts.append(f'<rect x="{left + 90 * place}" y="9" width="14" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{left + 90 * place + 19}" y="18">{name}</text>')
-    for bits in range(0, most + 1, most // 8):
-        x = left + _BARS * bits / most
+    for index, (name, color) in enumerate(legend):
+        parts.append(f'<rect x="{x_bars + 90 * index}" y="9" width="14" height="10" fill="{color}"/>')
+        parts.append(f'<text x="{x_bars + 90 * index + 19}" y="18">{name}</text>')
+    for bits in range(0, max_bits + 1, max_bits // 8):
+        x = x_bars + _BARS * bits / max_bits
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_HEAD - 4}" y2="{height - 8}" stroke="{FAINT}"/>')
         parts.append(f'<text x="{x:.1f}" y="{_HEAD - 8}" text-anchor="middle" font-size="10">{bits}</text>')
-    for place, layer in enumerate(layers):
-        choice, top = policy[layer.name], _HEAD + _ROW * place
-        length = _BARS * choice.bits / most
-        parts.append(f'<text x="{left - 6}" y="{top + 11}" text-anchor="end">{escape(layer.name)}</text>')
+    for index, layer in enumerate(layers):
+        choice, top = policy[layer.name], _HEAD + _ROW * index
+        length = _BARS * choice.bits / max_bits
+        parts.append(f'<text x="{x_bars - 6}" y="{top + 11}" text-anchor="end">{escape(layer.name)}</text>')
         parts.append(
-            f'<rect x="{left}" y="{top + 2}" width="{length:.1f}" height="9" fill="{_COLOR_OF[choice.kind]}"/>'
+            f'<rect x="{x_bars}" y="{top + 2}" width="{length:.1f}" height="9" fill="{_COLOR_OF[choice.kind]}"/>'
         )
         if choice.activation is not None:
-            thin = _BARS * choice.activation.bits / most
-            parts.append(f'<rect x="{left}" y="{top + 11}" width="{thin:.1f}" height="3" fill="{_INPUT}"/>')
-            length = max(length, thin)
+            input_length = _BARS * choice.activation.bits / max_bits
+            parts.append(f'<rect x="{x_bars}" y="{top + 11}" width="{input_length:.1f}" height="3" fill="{_INPUT}"/>')
+            length = max(length, input_length)
         text = f"{choice.bits} · {layer.num_weights:,} weights"
-        parts.append(f'<text x="{left + length + 5:.1f}" y="{top + 11}" font-size="10">{text}</text>')
+        parts.append(f'<text x="{x_bars + length + 5:.1f}" y="{top + 11}" font-size="10">{text}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"

@@ -1,4 +1,4 @@
-"""A compressed run in a folder of its own: the files of the run that it comes from, with `model.slq` as its weights."""
+"""Packed runs: a copy of a run's folder with `model.slq` as its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from sightline.runs.trained_weights import PACKED_FILE
 __all__ = ["FILES", "SUMMARY", "packed_config", "packed_layer_sizes", "write_evaluation", "write_packed_run"]
 
 SUMMARY = "compression.json"
-"""The file of a packed run that states its policy and its sizes."""
+"""File of a packed run with its policy and its sizes."""
 FILES = frozenset(
     {
         "config.yaml",
@@ -51,11 +51,11 @@ FILES = frozenset(
         "final.json",
     }
 )
-"""What a packed run's folder holds; one without final.json was interrupted."""
+"""Files of a packed run's folder; without final.json the run was interrupted."""
 
 
 def packed_config(config: RunConfig, policy: Policy) -> RunConfig:
-    """The config of a packed run: plain weights, nothing of how they were trained, and inputs quantised as before."""
+    """Build the config of a packed run: float weights, no initial weights or teacher, inputs quantised as before."""
     inputs = policy_to_dict(activation_policy(policy))
     compress = Compress(policy=inputs) if inputs else None  # type: ignore[arg-type]
     return dataclasses.replace(config, init=None, compress=compress, teacher=None)
@@ -71,25 +71,27 @@ def write_packed_run(
     halves: Collection[str] = (),
     at_most: int | None = None,
 ) -> dict[str, Any]:
-    """Write a model that `policy` quantised as a run directory beside `run`; what compression.json holds.
+    """Write a model that `policy` quantised as the run directory `out`; return the content of compression.json.
 
-    `about` is part of that; `halves` are tensors that were rounded to half precision beside the policy. The file is
-    read back and compared. Raises RunError where it would exceed `at_most` bytes, before anything is written, and where
-    it does not hold the model's weights bit by bit.
+    `about` is added to that content; `halves` are tensors that were rounded to half precision. The file is read back
+    and compared. Raises RunError if it would exceed `at_most` bytes, before anything is written, and if it does not
+    contain the model's weights bit by bit.
     """
     assert run.directory is not None, "what is packed was trained"
     entries, tied = tensor_specs(model, halves)
     meta = packed_metadata(run)
-    promised = packed_size(entries, meta, tied=tied)
-    if at_most is not None and promised > at_most:
-        raise RunError(f"{out / PACKED_FILE}: would take {promised:,} bytes, the budget is {at_most:,}; search again")
+    expected_bytes = packed_size(entries, meta, tied=tied)
+    if at_most is not None and expected_bytes > at_most:
+        raise RunError(
+            f"{out / PACKED_FILE}: would take {expected_bytes:,} bytes, the budget is {at_most:,}; search again"
+        )
     directory = RunDirectory(out, is_writer=True)
     for name in ("facts.json", INPUTS_FILE, LINEAGE_FILE):
         if (run.directory / name).exists():
             directory.write_bytes(name, (run.directory / name).read_bytes())
     if (run.directory / "plugins").is_dir():
         shutil.copytree(run.directory / "plugins", out / "plugins", dirs_exist_ok=True)
-    written = write_packed(out / PACKED_FILE, model, meta, halves)
+    file_bytes = write_packed(out / PACKED_FILE, model, meta, halves)
     _assert_same(out / PACKED_FILE, model)
     plugins = load_document(run.directory / "environment.json").get("plugins", [])
     directory.write_json(
@@ -97,10 +99,10 @@ def write_packed_run(
     )
     layers, state = packed_layer_sizes(entries, tied, policy), dense_state_dict(model)
     sizes = {
-        "file_bytes": written,
-        "promised_bytes": promised,
+        "file_bytes": file_bytes,
+        "promised_bytes": expected_bytes,
         "float_bytes": float_bytes(state),
-        "ratios": compression_ratios(layers, file_bytes=written, state=state)._asdict(),
+        "ratios": compression_ratios(layers, file_bytes=file_bytes, state=state)._asdict(),
     }
     summary = {"source": str(run.checkpoint_path.resolve()), **sizes, **about, "policy": policy_to_dict(policy)}
     directory.write_json(SUMMARY, summary)
@@ -111,16 +113,16 @@ def write_packed_run(
 def packed_layer_sizes(
     entries: Sequence[PackedTensorSpec], tied: Mapping[str, str], policy: Policy
 ) -> list[tuple[int, int, int]]:
-    """Of each tensor of a policy its weights, bits, and bytes of codebooks, as `runs.packed.ratios` takes them.
+    """List (number of weights, bits, codebook bytes) of each tensor of a policy, for `compression_ratios`.
 
-    `tied`: of further names of a shared tensor the name in the file.
+    `tied` maps further names of a shared tensor to its name in the file.
     """
-    chosen = {tied.get(name, name): choice for name, choice in policy.items()}
-    return [(each.count, chosen[each.name].bits, each.book_bytes) for each in entries if each.name in chosen]
+    choices = {tied.get(name, name): choice for name, choice in policy.items()}
+    return [(entry.count, choices[entry.name].bits, entry.book_bytes) for entry in entries if entry.name in choices]
 
 
 def _assert_same(path: Path, model: nn.Module) -> None:
-    """Raises RunError where a packed file does not hold the numbers of the model, bit by bit."""
+    """Raise RunError if a packed file does not contain the model's numbers, bit by bit."""
     stored = read_packed(path).state
     for name, tensor in dense_state_dict(model).items():
         if not torch.equal(stored[name], tensor.detach().cpu()):
@@ -128,9 +130,9 @@ def _assert_same(path: Path, model: nn.Module) -> None:
 
 
 def write_evaluation(out: Path, run: OpenRun) -> dict[str, Any]:
-    """Evaluate a packed run on its test part, from its file, on the data that `run` has open.
+    """Evaluate a packed run on its test split, from its file, on the data that `run` has open.
 
-    What final.json holds, and compression.json then: that with the seconds that the evaluation took.
+    Writes final.json, adds the seconds of the evaluation to compression.json, and returns both contents.
     """
     packed = open_run(out, config=read_config(out / "config.yaml"), world=run.world)
     evaluation = run.evaluator()(packed.model, run.world)

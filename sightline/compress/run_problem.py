@@ -1,4 +1,4 @@
-"""A trained run as a problem of search: its layers, the size of its file, a policy's loss on calibration samples."""
+"""Search problem of a trained run: its layers, file size, and policy loss on calibration samples."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ __all__ = [
     "CompressionOptions",
     "RunProblem",
     "calibration_part",
+    "make_simulator",
     "packed_metadata",
-    "simulated_of",
     "untraced_problem",
 ]
 
 NUM_TRACED = 3
 NUM_CURVED = 32
-"""Samples whose second gradients are held at once."""
+"""Number of samples in the graph of second gradients."""
 
 
 @dataclass(frozen=True)
 class CompressionOptions:
-    """What to compress a run to. One of `ratio`, of float32, and `num_bytes`; both count what `budget_on` names."""
+    """Compression target and options; exactly one of `ratio` (of float32) and `num_bytes`, counted by `budget_on`."""
 
     ratio: float | None = None
     num_bytes: int | None = None
@@ -64,36 +64,37 @@ class CompressionOptions:
 
 
 class RunProblem:
-    """The search of a run's policy: the problem, and the loss of a policy on its calibration samples.
+    """Search problem of a run, with the loss of policies on calibration samples.
 
-    The loss is the weighted sum of the run's own losses over samples that no reported figure is of. The run's model has
+    The loss is the weighted sum of the run's own losses over samples that no reported figure uses. The run's model has
     its float weights before and after each call.
     """
 
     def __init__(self, run: OpenRun, asked: CompressionOptions) -> None:
-        """Raises ConfigError, before data are opened, for a budget that cannot hold."""
+        """Raise ConfigError for an infeasible budget, before data are opened."""
         config = run.config
         self.asked = asked
         self._run = run
-        self.simulated = simulated_of(run)
+        self.simulated = make_simulator(run)
         self.names = self.simulated.names
         problem = untraced_problem(self.simulated, asked)
         self.reported = run.data.test
         self.part = calibration_part(config, run.data, asked.calibration, seed=asked.seed)
         self.weights = {
-            each.name: each.weight.end if isinstance(each.weight, LinearRamp) else each.weight for each in config.losses
+            component.name: component.weight.end if isinstance(component.weight, LinearRamp) else component.weight
+            for component in config.losses
         }
         evaluator = run.evaluator(self.part)
         self._evaluator = dataclasses.replace(evaluator, metrics=(), votes=1, voting_reader=None)
-        self.layers = layer_costs(run.model, self._traced(), self.names)
-        self._inputs = self._calibrated(problem)
+        self.layers = layer_costs(run.model, self._trace_model(), self.names)
+        self._inputs = self._calibrate_inputs(problem)
         step = single_batch_step(
-            run.task, run.model, self._batch(NUM_TRACED), run.world.device, self._evaluator.precision
+            run.task, run.model, self._read_batch(NUM_TRACED), run.world.device, self._evaluator.precision
         )
         unused = unused_weights(self.simulated, step, self.weights, self._loss)
         self.unused = tuple(name for name in unused if name not in problem.protected)
         self.problem = dataclasses.replace(
-            problem, layers=self.layers, curvature=self._curvature, unused=frozenset(self.unused)
+            problem, layers=self.layers, curvature=self._build_curvature, unused=frozenset(self.unused)
         )
 
     @property
@@ -102,14 +103,16 @@ class RunProblem:
 
     @property
     def subject(self) -> str:
-        """What losses are of, for the record of a search."""
+        """Identity of the losses in the record of a search: weights and samples."""
         ids = np.ascontiguousarray(self.part.indices, dtype=np.int64)
         weights = evaluated_sha256(resolve_weights(self._run.checkpoint_path))[:16]
-        drawn = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
-        return f"weights {weights}, {len(ids)} samples of {self.part.split} ({drawn}), the rest in half precision"
+        indices_digest = hashlib.sha256(ids.tobytes()).hexdigest()[:8]
+        return (
+            f"weights {weights}, {len(ids)} samples of {self.part.split} ({indices_digest}), the rest in half precision"
+        )
 
     def loss(self, policy: Policy) -> float:
-        """The loss of a policy on the calibration samples, from float weights each time."""
+        """Compute the loss of a policy on the calibration samples, from the float weights each time."""
         self.simulated.apply(policy)
         try:
             return self._loss()
@@ -117,18 +120,18 @@ class RunProblem:
             self.simulated.restore()
 
     def _loss(self) -> float:
-        """The loss of the model as it is."""
+        """Compute the loss of the model with its current weights."""
         losses = self._evaluator(self._run.model, self._run.world).losses
         return math.fsum(weight * losses[name] for name, weight in self.weights.items())
 
     def with_quantised_inputs(self, policy: Policy) -> Policy:
-        """The policy that a search found; where that is asked for, with the inputs of its layers quantised, too."""
+        """Add the quantisation of layer inputs to a policy, if the options request it."""
         return {name: choice._replace(activation=self._inputs.get(name)) for name, choice in policy.items()}
 
-    def _calibrated(self, problem: Problem) -> dict[str, Activation]:
-        """Where that is asked for, of each layer that is quantised its input's range on the calibration samples.
+    def _calibrate_inputs(self, problem: Problem) -> dict[str, Activation]:
+        """Measure the input range of each quantised layer on the calibration samples; empty unless requested.
 
-        Raises UserError for layers that the model does not call, as in fused ones.
+        Raises UserError for layers that the model does not call, as in fused layers.
         """
         bits, model = self.asked.activations, self._run.model
         if bits is None:
@@ -139,21 +142,21 @@ class RunProblem:
         return {name: Activation(**entry) for name, entry in entries.items()}
 
     def costs(self, policy: Policy) -> dict[str, float]:
-        """Per sample the multiply-accumulates of the layers, and these times the bits of weights and inputs."""
+        """Compute multiply-accumulates per sample, and these times the bits of weights and inputs."""
         return {
             "macs": sum(layer.macs for layer in self.layers),
             "bit_operations": bit_operations(self.layers, policy),
             "float_bit_operations": bit_operations(self.layers, dict.fromkeys(self.names, FP32)),
         }
 
-    def _curvature(self) -> Curvature:
-        batch = self._batch(NUM_CURVED)
+    def _build_curvature(self) -> Curvature:
+        batch = self._read_batch(NUM_CURVED)
         run, precision = self._run, self._evaluator.precision
         return build_curvature(
             self.simulated, single_batch_step(run.task, run.model, batch, run.world.device, precision), self.weights
         )
 
-    def _batch(self, count: int) -> Batch:
+    def _read_batch(self, count: int) -> Batch:
         run, indices = self._run, self.part.indices[:count]
         (keys,) = evaluation_keys(indices, count, epoch=0, seed=run.config.seed)
         batch: Batch = to_device(
@@ -161,8 +164,8 @@ class RunProblem:
         )
         return batch
 
-    def _traced(self) -> Trace:
-        run, evaluator, batch = self._run, self._evaluator, self._batch(NUM_TRACED)
+    def _trace_model(self) -> Trace:
+        run, evaluator, batch = self._run, self._evaluator, self._read_batch(NUM_TRACED)
 
         def forward(model: Any) -> None:
             compute_batch_losses(run.task, model.eval(), batch, run.world.device, evaluator.precision)
@@ -171,9 +174,9 @@ class RunProblem:
 
 
 def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> Problem:
-    """The problem with the sizes of its layers alone: all that a budget is held against.
+    """Build the problem with layer sizes but no costs, which suffices to check the budget.
 
-    Raises ConfigError for a budget that cannot hold, and for faults of what is asked.
+    Raises ConfigError for an infeasible budget, and for faults of the options.
     """
     parameters = dict(simulated.model.named_parameters())
     base_bytes = simulated.base_bytes(asked.budget_on)
@@ -182,7 +185,7 @@ def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> P
     problem = Problem(
         layers=tuple(LayerCost(name, parameters[name].numel(), 1, 1) for name in simulated.names),
         choices=tuple(WeightFormat(asked.kind, bits, asked.per_channel) for bits in sorted(set(asked.bits))),
-        bytes_of=lambda policy: simulated.bytes_of(policy, asked.budget_on),
+        bytes_of=lambda policy: simulated.count_bytes(policy, asked.budget_on),
         budget_bytes=budget,
         protected=protected_choices(asked.protect, simulated.names, kind=asked.kind),
     )
@@ -190,10 +193,10 @@ def untraced_problem(simulated: PolicySimulator, asked: CompressionOptions) -> P
     return problem
 
 
-def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> PolicySimulator:
-    """The model of a float run, for policies of all its quantisable weights, and of parameters that one names besides.
+def make_simulator(run: OpenRun, policy: Collection[str] = ()) -> PolicySimulator:
+    """Build the simulator of a float run for its quantisable weights, and for other parameters that `policy` names.
 
-    Raises UserError for another run.
+    Raises UserError for a run that is not float32, is quantised already, or has weights that are not finite.
     """
     config = run.config
     if Precision(config.train.precision).parameter_dtype != torch.float32:
@@ -214,20 +217,20 @@ def simulated_of(run: OpenRun, policy: Collection[str] = ()) -> PolicySimulator:
 
 
 def calibration_part(config: RunConfig, data: Data, count: int, *, seed: int) -> DataSubset:
-    """Samples to search on: of the part that selects, or of training where figures are reported of that part.
+    """Select calibration samples of the selection split, or of training if figures are reported on that split.
 
     They are drawn by `seed` and read with the transforms of evaluation.
     """
     part = data.selection
     if part.split == "test" or part is data.test:
         part = dataclasses.replace(build_part(config, "train"), indices=data.train.indices)
-    draws = np.random.Generator(np.random.PCG64(seed))
-    chosen = draws.choice(part.indices, size=min(count, len(part.indices)), replace=False)
-    return dataclasses.replace(part, indices=np.sort(chosen))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    indices = generator.choice(part.indices, size=min(count, len(part.indices)), replace=False)
+    return dataclasses.replace(part, indices=np.sort(indices))
 
 
 def packed_metadata(run: OpenRun) -> dict[str, Any]:
-    """What a packed file states beside its tensors: the model, the facts of its data, and how samples are prepared."""
+    """Return the metadata of a packed file: model, facts of its data, and transforms of evaluation."""
     config = run.config
     return {
         "model": to_plain(config.model),

@@ -1,4 +1,4 @@
-"""Weights that the loss does not depend on, which no search need spend a bit on."""
+"""Weights that do not affect the loss, which need no bits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ __all__ = ["unused_weights"]
 def unused_weights(
     simulated: PolicySimulator, step: Step, weights: Mapping[str, float], loss_of: Callable[[], float]
 ) -> tuple[str, ...]:
-    """The named weights that may be zeros without a change of `loss_of` the model, on all of its samples, in any bit.
+    """Find the named weights that can be zeroed without changing one bit of the model's loss, `loss_of()`.
 
-    Only those without a gradient of the weighted losses of a prepared step are tried. None where all would be: then the
-    loss says nothing of the network. The model is left as it was.
+    Only weights without a gradient of the weighted losses of a prepared step are tried. Empty if all weights are
+    unused: then the loss does not depend on the network. The model is restored.
     """
-    names = _without_gradient(simulated, step, weights)
+    names = _find_without_gradient(simulated, step, weights)
     if not names:
         return ()
     parameters, expected = dict(simulated.model.named_parameters()), loss_of()
 
     def is_unused(tried: Sequence[str]) -> bool:
-        before = {name: parameters[name].detach().clone() for name in tried}
+        originals = {name: parameters[name].detach().clone() for name in tried}
         try:
             with torch.no_grad():
                 for name in tried:
@@ -34,29 +34,29 @@ def unused_weights(
             return loss_of() == expected
         finally:
             with torch.no_grad():
-                for name, value in before.items():
+                for name, value in originals.items():
                     parameters[name].copy_(value)
 
-    found = names if is_unused(names) else tuple(name for name in names if is_unused([name]))
-    return () if len(found) == len(simulated.names) else found
+    unused = names if is_unused(names) else tuple(name for name in names if is_unused([name]))
+    return () if len(unused) == len(simulated.names) else unused
 
 
-def _without_gradient(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> tuple[str, ...]:
+def _find_without_gradient(simulated: PolicySimulator, step: Step, weights: Mapping[str, float]) -> tuple[str, ...]:
     parameters = dict(simulated.model.named_parameters())
-    needed = {name: parameters[name].requires_grad for name in simulated.names}
+    required_grad = {name: parameters[name].requires_grad for name in simulated.names}
     try:
-        for name in needed:
+        for name in required_grad:
             parameters[name].requires_grad_()
         with torch.enable_grad():
             means = [
                 step.loss_means(step.loss_sums(simulated.model, index)) for index in range(len(step.micro_batches))
             ]
-            loss = torch.stack([weighted_sum(each, weights) for each in means]).sum()
+            loss = torch.stack([weighted_sum(step_means, weights) for step_means in means]).sum()
         if not loss.requires_grad:
-            return tuple(needed)
-        gradients = torch.autograd.grad(loss, [parameters[name] for name in needed], allow_unused=True)
+            return tuple(required_grad)
+        gradients = torch.autograd.grad(loss, [parameters[name] for name in required_grad], allow_unused=True)
     finally:
-        for name, was_needed in needed.items():
-            parameters[name].requires_grad_(was_needed)
-    pairs = zip(needed, gradients, strict=True)
+        for name, was_required in required_grad.items():
+            parameters[name].requires_grad_(was_required)
+    pairs = zip(required_grad, gradients, strict=True)
     return tuple(name for name, gradient in pairs if gradient is None or not gradient.any())

@@ -22,7 +22,7 @@ from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Init
 from sightline.config.yaml_writer import format_inline, to_plain
-from sightline.data.store.prepared_set import sha256_of
+from sightline.data.store.prepared_set import compute_sha256
 from sightline.engine.build import build_model, build_transforms
 from sightline.engine.distributed import World
 from sightline.engine.precision import Precision, seed_everything
@@ -162,7 +162,7 @@ def _published(layout: str) -> PublishedModel:
 def _identity(file: Path, parts: Mapping[str, str]) -> dict[str, Any]:
     """What was converted: a file, or the files of a folder."""
     if not file.is_dir():
-        return {"file": str(file.resolve()), "sha256": sha256_of(file), "bytes": file.stat().st_size}
+        return {"file": str(file.resolve()), "sha256": compute_sha256(file), "bytes": file.stat().st_size}
     files = {name: _identity(file / name, {}) for name in parts}
     digest = hashlib.sha256("".join(each["sha256"] for each in files.values()).encode()).hexdigest()
     total = sum(each["bytes"] for each in files.values())

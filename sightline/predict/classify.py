@@ -1,4 +1,4 @@
-"""One class for a whole file: its probability, and how far the next one is."""
+"""Predictor of the task `classify`: one class per file, with probability and margin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ __all__ = ["ClassPrediction", "ClassPredictor"]
 
 @dataclass(frozen=True)
 class ClassPrediction:
-    """The class of one file. `margin` is the highest probability less the next; `treatment` is in words."""
+    """Predicted class of one file.
+
+    `margin` is the highest probability minus the second; `treatment` describes what was done to the points.
+    """
 
     file: Path
     label: int
@@ -32,7 +35,7 @@ class ClassPrediction:
 
 @registry.predictors.add("classify")
 class ClassPredictor(CloudPredictor[ClassPrediction]):
-    """A `Prediction` for each cloud, from the `probabilities` (B, C) of the task. Source: made here."""
+    """Predictor of a `ClassPrediction` per cloud, from the `probabilities` (B, C) of the task. Source: made here."""
 
     reads = frozenset({"probabilities"})
     columns = ("file", "class", "probability", "margin")
@@ -42,16 +45,18 @@ class ClassPredictor(CloudPredictor[ClassPrediction]):
         super().__init__(run, columns=columns, to_sphere=to_sphere)
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[ClassPrediction | Refusal]:
-        """Raises ConfigError where the task gives no probability per class."""
+        """Build the prediction of each file. Raises ConfigError if the task predicts no class probabilities."""
         table = inference.predictions.get("probabilities")
         if table is None or table.ndim != 2:
             raise ConfigError(
                 f"{self.run.path}: the task '{self.run.config.task.name}' predicts "
                 f"{', '.join(sorted(inference.predictions))}, not one probability per class"
             )
-        return [self._of(file, row) for file, row in zip(files, table.double().cpu().tolist(), strict=True)]
+        return [
+            self._make_prediction(file, row) for file, row in zip(files, table.double().cpu().tolist(), strict=True)
+        ]
 
-    def _of(self, file: ReadFile, row: list[float]) -> ClassPrediction | Refusal:
+    def _make_prediction(self, file: ReadFile, row: list[float]) -> ClassPrediction | Refusal:
         if not all(abs(value) <= 2 for value in row):  # NaN and infinity fail this too
             return refuse_non_finite(file.path)
         label = max(range(len(row)), key=row.__getitem__)
@@ -69,7 +74,7 @@ class ClassPredictor(CloudPredictor[ClassPrediction]):
         )
 
     def document(self, prediction: ClassPrediction) -> dict[str, Any]:
-        """All fields; the class name is called `class`."""
+        """Return all fields; the class name is called `class`."""
         return {
             "file": str(prediction.file),
             "class": prediction.class_name,

@@ -1,4 +1,4 @@
-"""From a cloud or mesh in a file to the sample that a data set would have made of it, or a reason why not."""
+"""Samples from cloud and mesh files, made as the run's data set made its own, or a reason for refusal."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ __all__ = [
 ]
 
 _MAX_SHARE_FAR = 0.01
-"""Of the points of a scan or scene that may lie beyond those that the run was trained on: in another unit most do."""
+"""Maximum share of points of a scan or scene far beyond the training range; in a wrong unit most are."""
 
 _SLACK = 2**-10
-"""How far a prepared cloud may be off radius 1 or a field off its bounds: half precision, in which some are stored."""
+"""Tolerance of the radius 1 and of field bounds: the rounding of half precision, in which some are stored."""
 _TO_SPHERE = "moved to its mean, scaled to radius 1"
-_LARGEST = 1e150
-"""Beyond this a distance is no longer finite."""
+_MAX_COORDINATE = 1e150
+"""Largest absolute coordinate whose distances are still finite."""
 _UNITS = {"km": 1e6, "m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
 _UNIT_NAMES = {"km": "kilometres", "m": "metres", "cm": "centimetres", "mm": "millimetres", "um": "micrometres"}
-_LEAST_RADIUS = 0.5
-"""Below this a cloud is not a random part of one of radius 1, but on another scale."""
+_MIN_RADIUS = 0.5
+"""Minimum radius of a random part of a cloud of radius 1; a smaller cloud has another scale."""
 
 
 class PointOrigin(NamedTuple):
-    """Where the rows of a sample come from, in the file's own coordinates, so that its points can be predicted.
+    """Origin of the rows of a sample in the file's own coordinates, so that every point of the file can be predicted.
 
-    `points` (M, 3) float64, all of the file; `places` (N, 3) float64 of the rows; `rows` (N,) int64 are their indices
-    in `points`, or None where they were drawn from a mesh.
+    `points` (M, 3) float64 are all points of the file; `positions` (N, 3) float64 those of the rows; `rows` (N,) int64
+    are their indices in `points`, or None if they were sampled from a mesh.
     """
 
     points: np.ndarray
@@ -56,9 +56,9 @@ class PointOrigin(NamedTuple):
 
 
 class FileSample(NamedTuple):
-    """The fields of a sample, each (N, ...) in its promised type, and in words what was done to the file's points.
+    """Fields of a sample, each (N, ...) in its declared dtype, and a description of what was done to the file's points.
 
-    `origin` is None for a set of the user's own, whose preparing keeps no account of which points it takes.
+    `origin` is None for a set of the user's own, whose preparation does not record which points it takes.
     """
 
     fields: dict[str, np.ndarray]
@@ -79,13 +79,13 @@ def read_sample(
     any_scale: bool = False,
     draws_meshes: bool = True,
 ) -> FileSample:
-    """The sample of a file; `columns` as for `read_cloud`, the rest as for `sample_of`.
+    """Read the sample of a file; `columns` as for `read_cloud`, the other arguments as for `make_sample`.
 
-    A mesh is drawn by the name of its file, as `sightline data prepare` draws it; without `draws_meshes` its vertices
-    are the points. Raises DataError naming the file.
+    Points are sampled from a mesh with the file's name as seed, as in `sightline data prepare`; without `draws_meshes`
+    its vertices are the points. Raises DataError naming the file.
     """
     if columns is None and info.clouds is not None and info.clouds.columns is not None:
-        columns = _columns_read(info.clouds.columns, info, info.clouds)
+        columns = _mask_columns(info.clouds.columns, info, info.clouds)
     cloud = read_cloud(path, columns=columns)
     if not draws_meshes:
         cloud = dataclasses.replace(cloud, faces=None)
@@ -95,78 +95,88 @@ def read_sample(
 def make_sample(
     cloud: PointCloud, info: DataInfo, *, name: str, where: str, to_sphere: bool = False, any_scale: bool = False
 ) -> FileSample:
-    """The sample that the set behind `info` would have made of a cloud: drawn, normalised, cut to its points.
+    """Make the sample that the set behind `info` would make of a cloud: sampled, normalised, cut to its points.
 
-    A cloud that lies as the prepared ones do is taken bit for bit. `to_sphere` puts others about their mean with
-    radius 1 where the set only promises that; `any_scale` skips the bounds, for a run whose own transforms normalise.
-    The feature `colours` is made of the channels red, green and blue, or r, g and b; `place` of the points.
-    Raises DataError, led by `where`, for a missing field, too few points, and a scale outside the set's promise;
-    ConfigError for `to_sphere` where the set was prepared to keep size and place.
+    A cloud that is already normalised as the prepared ones are is taken bit for bit. `to_sphere` centres others and
+    scales them to radius 1 if the set only promises that; `any_scale` skips the bounds, for a run whose transforms
+    normalise. The feature `colours` is made of the channels red, green and blue, or r, g and b; `place` of the points.
+    Raises DataError, beginning with `where`, for a missing field, too few points, and a scale outside the set's bounds;
+    ConfigError for `to_sphere` if the set was prepared without normalisation.
     """
-    form = info.clouds or CloudInputSpec()
-    if form.preparation is not None:
-        if to_sphere and form.preparation["normalisation"] == "none":
+    spec = info.clouds or CloudInputSpec()
+    if spec.preparation is not None:
+        if to_sphere and spec.preparation["normalisation"] == "none":
             raise ConfigError(
                 "--unit-sphere: the run was trained on clouds of the size and in the place that their files have "
                 "(normalisation=none); leave it out"
             )
-        return _prepared(cloud, info, form, form.preparation, where, any_scale=any_scale)
-    if form.scene is not None:
+        return _make_prepared_sample(cloud, info, spec, spec.preparation, where, any_scale=any_scale)
+    if spec.scene is not None:
         if to_sphere:
             raise ConfigError("--unit-sphere: the run was trained on scenes, whose size means something; leave it out")
-        return _scene(cloud, info, form.scene, where, any_scale=any_scale)
-    if np.abs(cloud.points).max() > _LARGEST:
-        raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
-    given, steps, is_drawn = _drawn(cloud, info, form, name=name, where=where)
-    origin = PointOrigin(cloud.points, given["points"], None if is_drawn else np.arange(len(cloud.points)))
-    is_fair = is_drawn or _is_prepared(given["points"], form)
-    if is_drawn and form.unit_sphere != "none":  # always, as preparing does with meshes
-        given["points"], treatment = normalize_to_unit_sphere(given["points"], where=where), [_TO_SPHERE]
+        return _make_scene_sample(cloud, info, spec.scene, where, any_scale=any_scale)
+    if np.abs(cloud.points).max() > _MAX_COORDINATE:
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; the file is damaged or in another format"
+        )
+    values, notes, is_sampled = _extract_features(cloud, info, spec, name=name, where=where)
+    origin = PointOrigin(cloud.points, values["points"], None if is_sampled else np.arange(len(cloud.points)))
+    is_fair = is_sampled or _is_prepared(values["points"], spec)
+    if is_sampled and spec.unit_sphere != "none":  # always, as preparation does with meshes
+        values["points"], note = normalize_to_unit_sphere(values["points"], where=where), [_TO_SPHERE]
     else:
-        given["points"], treatment = _placed(given["points"], form, where, to_sphere=to_sphere, any_scale=any_scale)
-    steps += treatment
-    num_points = form.num_points or len(given["points"])
-    if len(given["points"]) != num_points:
-        index, treatment = _chosen(given["points"], form, num_points, name=name, where=where, is_fair=is_fair)
-        given = {key: values[index] for key, values in given.items()}
+        values["points"], note = _normalise_points(
+            values["points"], spec, where, to_sphere=to_sphere, any_scale=any_scale
+        )
+    notes += note
+    num_points = spec.num_points or len(values["points"])
+    if len(values["points"]) != num_points:
+        index, note = _choose_points(values["points"], spec, num_points, name=name, where=where, is_fair=is_fair)
+        values = {key: array[index] for key, array in values.items()}
         origin = PointOrigin(cloud.points, origin.positions[index], None if origin.rows is None else origin.rows[index])
-        steps += treatment
-    with np.errstate(over="ignore"):  # what is too large for the type becomes infinite, and is refused below
-        fields = {key: values.astype(info.fields[key].dtype) for key, values in given.items()}
-    if form.estimates_normals:
+        notes += note
+    with np.errstate(over="ignore"):  # values too large for the dtype become infinite, and are refused below
+        fields = {key: array.astype(info.fields[key].dtype) for key, array in values.items()}
+    if spec.estimates_normals:
         fields["normals"] = estimated_normals(fields["points"], where=where)
     assert_within(fields, info, where, any_scale=any_scale)
-    return FileSample(fields, ", ".join(steps) or "as it is", origin)
+    return FileSample(fields, ", ".join(notes) or "as it is", origin)
 
 
-def _columns_read(columns: Sequence[str], info: DataInfo, form: CloudInputSpec) -> list[str]:
-    """The columns of the set with `_` for those that the run does not read: no file needs to have them."""
+def _mask_columns(columns: Sequence[str], info: DataInfo, form: CloudInputSpec) -> list[str]:
+    """Return the columns of the set with `_` for those that the run does not read, so that files may lack them."""
     if form.scene is not None:
-        kept = {name for names in COLOUR_NAMES for name in names} if "colours" in info.features else set()
-        kept |= {"nx", "ny", "nz"} if "normals" in info.features else set()
+        selected = {name for names in COLOUR_NAMES for name in names} if "colours" in info.features else set()
+        selected |= {"nx", "ny", "nz"} if "normals" in info.features else set()
     elif form.preparation is not None:
-        made = _features_made(info, form, form.preparation)
-        kept = {*(("nx", "ny", "nz") if made["with_normals"] else ()), *made["channels"]}
+        arguments = _feature_arguments(info, form, form.preparation)
+        selected = {*(("nx", "ny", "nz") if arguments["with_normals"] else ()), *arguments["channels"]}
     else:
         return list(columns)
-    kept |= {"x", "y", "z"}
-    return [name if name in kept else "_" for name in columns]
+    selected |= {"x", "y", "z"}
+    return [name if name in selected else "_" for name in columns]
 
 
-def _features_made(info: DataInfo, form: CloudInputSpec, preparation: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of a file's features `prepare_cloud` is to take: those that the run reads, no more."""
+def _feature_arguments(info: DataInfo, form: CloudInputSpec, preparation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `prepare_cloud` about features: those that the run reads."""
     return {
         "with_normals": "normals" in info.features and not form.estimates_normals,
         "channels": tuple(preparation["channels"]) if "channels" in info.features else (),
     }
 
 
-def _scene(cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool) -> FileSample:
-    """The sample of a set of scenes: every point, made by the very function that made the set."""
+def _make_scene_sample(
+    cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where: str, *, any_scale: bool
+) -> FileSample:
+    """Make the sample of a set of scenes: every point, with the function that prepared the set."""
     colour_names = next((names for names in COLOUR_NAMES if set(names) <= set(cloud.channels)), None)
-    held = {"normals": cloud.normals, "colours": None if colour_names is None else cloud.points, "place": cloud.points}
-    _assert_offered(held, info.features, where)
-    made = prepare_scene(
+    available = {
+        "normals": cloud.normals,
+        "colours": None if colour_names is None else cloud.points,
+        "place": cloud.points,
+    }
+    _assert_features(available, info.features, where)
+    prepared = prepare_scene(
         cloud,
         scale=scene["scale"],
         colour_max=scene["colour_max"],
@@ -174,12 +184,12 @@ def _scene(cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where:
         with_normals="normals" in info.features,
         where=where,
     )
-    if "colours" in made:
-        made["colours"] = made["colours"] / np.float32(255)
+    if "colours" in prepared:
+        prepared["colours"] = prepared["colours"] / np.float32(255)
     if "place" in info.features:
-        with np.errstate(invalid="ignore"):  # points too large for float32 are refused as such
-            made["place"] = normalised_position(made["points"])
-    fields = {key: made[key] for key in ("points", *info.features)}
+        with np.errstate(invalid="ignore"):  # points too large for float32 are refused with their own message
+            prepared["place"] = normalised_position(prepared["points"])
+    fields = {key: prepared[key] for key in ("points", *info.features)}
     assert_within(fields, info, where, any_scale=True)
     if not any_scale:
         assert_few_far(fields["points"], info.fields["points"], where, noun="scene")
@@ -189,7 +199,7 @@ def _scene(cloud: PointCloud, info: DataInfo, scene: Mapping[str, float], where:
     return FileSample(fields, ", ".join(steps), origin)
 
 
-def _prepared(
+def _make_prepared_sample(
     cloud: PointCloud,
     info: DataInfo,
     form: CloudInputSpec,
@@ -198,43 +208,44 @@ def _prepared(
     *,
     any_scale: bool,
 ) -> FileSample:
-    """The sample of a set of the user's own: prepared by the very function that prepared the set."""
-    made = _features_made(info, form, preparation)
+    """Make the sample of a set of the user's own, with the function that prepared the set."""
+    arguments = _feature_arguments(info, form, preparation)
     is_mesh = preparation["faces"] == "sample" and cloud.faces is not None and len(cloud.faces) > 0
     if not is_mesh:
         offered = {"normals": cloud.normals, **cloud.channels}
-        _assert_offered(offered, [*(["normals"] if made["with_normals"] else []), *made["channels"]], where)
-    stored = prepare_cloud(cloud, **{**preparation, **made}, where=where)
-    steps = [] if is_mesh else _repeated(cloud, stored["points"], form, where)
+        _assert_features(offered, [*(["normals"] if arguments["with_normals"] else []), *arguments["channels"]], where)
+    stored = prepare_cloud(cloud, **{**preparation, **arguments}, where=where)
+    steps = [] if is_mesh else _describe_repetition(cloud, stored["points"], form, where)
     if form.radii is not None and not any_scale:
         _assert_of_size(cloud_radius(stored["points"]), form.radii, info.fields["points"].unit, where)
-    given = {key: values[: form.num_points] for key, values in stored.items()}
+    values = {key: array[: form.num_points] for key, array in stored.items()}
     if form.estimates_normals:
-        given["normals"] = estimated_normals(given["points"], where=where)
-    fields = {key: given[key] for key in ("points", *info.features)}
+        values["normals"] = estimated_normals(values["points"], where=where)
+    fields = {key: values[key] for key in ("points", *info.features)}
     assert_within(fields, info, where, any_scale=any_scale)
     return FileSample(fields, ", ".join([*steps, "prepared as the set was"]))
 
 
-def _repeated(cloud: PointCloud, stored: np.ndarray, form: CloudInputSpec, where: str) -> list[str]:
-    """The note on a cloud of fewer points than the run takes; one of fewer than any of the set is refused."""
+def _describe_repetition(cloud: PointCloud, stored: np.ndarray, form: CloudInputSpec, where: str) -> list[str]:
+    """Describe the repetition of points of a small cloud. Raises DataError if it has fewer than any of the set."""
     if form.fewest_points is not None and len(np.unique(stored, axis=0)) < form.fewest_points:
-        num_distinct = len(np.unique(cloud.points, axis=0))  # a choice of a dense cloud may repeat a point
+        num_distinct = len(np.unique(cloud.points, axis=0))  # a random selection from a dense cloud may repeat a point
         if num_distinct < form.fewest_points:
             raise DataError(
-                f"{where}: holds {_count_of_points(num_distinct)} that differ, every cloud of the run's set at least "
+                f"{where}: holds {_format_num_points(num_distinct)} that differ, every cloud of the run's set at least "
                 f"{form.fewest_points}; give a denser cloud"
             )
     wanted = form.num_points or len(stored)
-    return [f"{_count_of_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
+    return [f"{_format_num_points(len(cloud.points))}, repeated to {wanted}"] if len(cloud.points) < wanted else []
 
 
-def _count_of_points(count: int) -> str:
+def _format_num_points(count: int) -> str:
+    """Format a number of points."""
     return f"{count} point{'' if count == 1 else 's'}"
 
 
 def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where: str) -> None:
-    """Raises DataError for a cloud below half or above twice the sizes of the set: one in another unit."""
+    """Raise DataError for a cloud below half or above twice the sizes of the set: one in another unit."""
     low, high = radii
     if low / 2 <= radius <= 2 * high:
         return
@@ -242,7 +253,8 @@ def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where:
     comparison = "all its points coincide"
     if radius > 0:
         comparison = (
-            f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}{_likely_unit(unit, ratio)}"
+            f"about {max(ratio, 1 / ratio):.4g} times {'larger' if ratio > 1 else 'smaller'}"
+            f"{_suggest_unit(unit, ratio)}"
         )
     raise DataError(
         f"{where}: its points reach {radius:.4g} {unit} from their mean, those of the run's set {low:.4g} to "
@@ -250,41 +262,41 @@ def _assert_of_size(radius: float, radii: tuple[float, float], unit: str, where:
     )
 
 
-def _likely_unit(unit: str, ratio: float) -> str:
-    """The unit in which the file's numbers would be of the set's size, as a question; empty where none is likely."""
+def _suggest_unit(unit: str, ratio: float) -> str:
+    """Suggest, as a question, the unit in which the file would have the set's size; empty if none does."""
     if unit not in _UNITS:
         return ""
     factors = {name: _UNITS[unit] / size for name, size in _UNITS.items() if name != unit}
-    found = [name for name, factor in factors.items() if 0.5 < ratio / factor < 2]
-    return f": {_UNIT_NAMES[found[0]]} for {_UNIT_NAMES[unit]}?" if found else ""
+    candidates = [name for name, factor in factors.items() if 0.5 < ratio / factor < 2]
+    return f": {_UNIT_NAMES[candidates[0]]} for {_UNIT_NAMES[unit]}?" if candidates else ""
 
 
-def _drawn(
+def _extract_features(
     cloud: PointCloud, info: DataInfo, form: CloudInputSpec, *, name: str, where: str
 ) -> tuple[dict[str, np.ndarray], list[str], bool]:
-    """The points and every feature of the set, what was done, and whether they were drawn from the file's triangles."""
-    is_drawn = cloud.faces is not None and len(cloud.faces) > 0
+    """Build points and features of the set; return them with a description, and True if sampled from a mesh."""
+    is_sampled = cloud.faces is not None and len(cloud.faces) > 0
     steps = []
-    if cloud.faces is not None and is_drawn:
+    if cloud.faces is not None and is_sampled:
         count = max(NUM_MESH_POINTS, form.num_points or 0)
         surface = draw_points(cloud.points, cloud.faces, name=name, where=where, num_points=count)
         cloud = PointCloud(surface.points, surface.normals)
         steps = [f"{count} points drawn from the mesh"]
     offered = {"normals": cloud.normals, **cloud.channels}
     if "colours" in info.features and "colours" not in offered:
-        offered["colours"], treatment = _colours(cloud.channels)
+        offered["colours"], treatment = _stack_colours(cloud.channels)
         steps += treatment
     if "place" in info.features:
-        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused as such
+        with np.errstate(over="ignore", invalid="ignore"):  # points too large for float32 are refused later
             offered["place"] = normalised_position(cloud.points.astype(np.float32))
     features = [name for name in info.features if name != "normals" or not form.estimates_normals]
-    _assert_offered(offered, features, where)
+    _assert_features(offered, features, where)
     rows = {feature: _as_rows(np.asarray(offered[feature])) for feature in features}
-    return {"points": cloud.points, **rows}, steps, is_drawn
+    return {"points": cloud.points, **rows}, steps, is_sampled
 
 
-def _colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, list[str]]:
-    """Red, green and blue (N, 3), 0 to 1; whole numbers of which one is above 1 are taken for bytes, 0 to 255."""
+def _stack_colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, list[str]]:
+    """Stack red, green and blue to (N, 3) in 0 to 1; integers with a value above 1 are divided by 255."""
     names = next((names for names in COLOUR_NAMES if set(names) <= set(channels)), None)
     if names is None:
         return None, []
@@ -294,76 +306,80 @@ def _colours(channels: Mapping[str, np.ndarray]) -> tuple[np.ndarray | None, lis
     return colours / 255, ["colours divided by 255"]
 
 
-def _assert_offered(offered: Mapping[str, np.ndarray | None], features: Sequence[str], where: str) -> None:
+def _assert_features(offered: Mapping[str, np.ndarray | None], features: Sequence[str], where: str) -> None:
+    """Raise DataError if the file lacks a feature of the run."""
     missing = [feature for feature in features if offered.get(feature) is None]
     if missing:
-        held = ", ".join(["points", *(key for key, values in offered.items() if values is not None)])
+        available = ", ".join(["points", *(key for key, values in offered.items() if values is not None)])
         raise DataError(
-            f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {held}; add the columns, or "
-            "name them with --columns where the file has no names"
+            f"{where}: has no {', '.join(missing)}, which the run was trained with; it has {available}; add the "
+            "columns, or name them with --columns where the file has no names"
         )
 
 
 def _as_rows(values: np.ndarray) -> np.ndarray:
+    """Return values as (N, C)."""
     return values if values.ndim > 1 else values[:, None]
 
 
-def _placed(
+def _normalise_points(
     points: np.ndarray, form: CloudInputSpec, where: str, *, to_sphere: bool, any_scale: bool
 ) -> tuple[np.ndarray, list[str]]:
-    """The points where the set has them, and what was done for that."""
+    """Normalise the points as the set's are; return them with a description."""
     if form.unit_sphere == "applied" or to_sphere:
         if _is_prepared(points, form):
             return points, []
         return normalize_to_unit_sphere(points, where=where), [_TO_SPHERE]
     radius = distance_from_origin(points)
-    if form.unit_sphere == "promised" and not any_scale and not _LEAST_RADIUS <= radius <= 1 + _SLACK:
+    if form.unit_sphere == "promised" and not any_scale and not _MIN_RADIUS <= radius <= 1 + _SLACK:
         raise DataError(
             f"{where}: its points reach {radius:.4g} from the origin, those that the run was trained on reach 1; "
-            "--unit-sphere moves every such cloud to its mean and scales it"
+            "--unit-sphere centres and scales every such cloud"
         )
     offset = float(np.linalg.norm(points.mean(axis=0)))
-    if form.unit_sphere == "promised" and not any_scale and offset > _most_off_mean(len(points), form):
+    if form.unit_sphere == "promised" and not any_scale and offset > _compute_max_mean_offset(len(points), form):
         raise DataError(
-            f"{where}: the mean of its points lies {offset:.4g} from the origin, those that the run was trained on "
-            "have it there; --unit-sphere moves every such cloud to its mean and scales it"
+            f"{where}: the mean of its points lies {offset:.4g} from the origin, in the clouds that the run was "
+            "trained on it is at the origin; --unit-sphere centres and scales every such cloud"
         )
     return points, []
 
 
-def _most_off_mean(num_points: int, form: CloudInputSpec) -> float:
-    """How far the mean of so many points may lie from the origin: the sets' whole clouds have it there to 1e-4.
+def _compute_max_mean_offset(num_points: int, form: CloudInputSpec) -> float:
+    """Compute the maximum distance of a cloud's mean from the origin; whole clouds of the sets have it there to 1e-4.
 
-    The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation; of
-    clouds larger than the set's N is not known.
+    The mean of n of N points drawn at random is off by at most sqrt((1 - n/N) / n) of the radius, one deviation; for
+    clouds larger than the set's N is unknown.
     """
     share = num_points / (form.stored_points or np.inf)
     return _SLACK + 4 * float(np.sqrt((1 - share if share <= 1 else 1.0) / num_points))
 
 
 def _is_prepared(points: np.ndarray, form: CloudInputSpec) -> bool:
-    """Whether a cloud lies as a whole prepared one does, or as the points of one do that the run takes.
+    """Return True if a cloud is normalised as a whole prepared one is, or as the points of one that the run takes.
 
-    Of other sizes nothing is known: a cloud of a user's own may well lie about the origin with a radius of 0.7.
+    For other sizes nothing is known: a user's cloud may well be centred with a radius of 0.7.
     """
     if form.unit_sphere == "none":
         return False
     if len(points) < (form.stored_points or 0) and len(points) != form.num_points:
         return False
     share = len(points) / (form.stored_points or len(points))
-    # The mean of n of N points drawn by chance is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
-    off_mean = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
-    least = 1 - _SLACK if share >= 1 else _LEAST_RADIUS
-    return bool(least <= distance_from_origin(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= off_mean)
+    # The mean of n of N randomly drawn points is off by at most sqrt((1 - n/N) / n) of the radius, one deviation.
+    max_offset = _SLACK + (4 * np.sqrt((1 - share) / len(points)) if share < 1 else 0.0)
+    min_radius = 1 - _SLACK if share >= 1 else _MIN_RADIUS
+    return bool(
+        min_radius <= distance_from_origin(points) <= 1 + _SLACK and np.linalg.norm(points.mean(axis=0)) <= max_offset
+    )
 
 
-def _chosen(
+def _choose_points(
     points: np.ndarray, form: CloudInputSpec, num_points: int, *, name: str, where: str, is_fair: bool
 ) -> tuple[np.ndarray, list[str]]:
-    """Which points stay: the first ones, as the set takes them, where those are a fair choice; else by the name.
+    """Choose the indices of the points: the first ones, as the set does, if these are a fair sample; else by the name.
 
-    They are in what was drawn from a mesh, in a whole shape of the set, and in the first points of one; a scan goes
-    from one end of a thing to the other.
+    They are a fair sample of points drawn from a mesh, of a whole shape of the set, and of its first points; a scan
+    goes from one end of an object to the other.
     """
     if len(points) < num_points:
         raise DataError(f"{where}: holds {len(points)} points, the run takes {num_points}; give a denser cloud")
@@ -374,26 +390,26 @@ def _chosen(
 
 
 def is_far(points: np.ndarray, promise: Field, *, slack: float = 0.0) -> np.ndarray:
-    """Whether each of the points (N, 3) lies outside the box that the run's set promises: bool (N,)."""
+    """Return a mask (N,) of the points (N, 3) outside the box of the run's set."""
     low = -np.inf if promise.low is None else promise.low - slack
     high = np.inf if promise.high is None else promise.high + slack
-    found: np.ndarray = np.any((points < low) | (points > high), axis=1)
-    return found
+    mask: np.ndarray = np.any((points < low) | (points > high), axis=1)
+    return mask
 
 
 def describe_far(num_far: int, num_points: int) -> list[str]:
-    """The points of a file that lie beyond those of the run's set, in words; none where there is none."""
+    """Describe the number of points far beyond those of the run's set; empty if there are none."""
     return [f"{num_far} of {num_points} points far beyond those of the run's set"] if num_far else []
 
 
 def assert_few_far(points: np.ndarray, promise: Field, where: str, *, noun: str) -> None:
-    """Raises DataError, led by `where`, where more than `_MAX_SHARE_FAR` of the points lie beyond those of the set.
+    """Raise DataError, beginning with `where`, if more than `_MAX_SHARE_FAR` of the points are outside the set's range.
 
-    Points at the origin, which may stand for no return, count neither way.
+    Points at the origin, which may be missing returns, are not counted.
     """
     size = max(abs(promise.low or 0.0), abs(promise.high or 0.0))
-    found, num_points = is_far(points, promise, slack=_SLACK * size), int((points != 0).any(axis=1).sum())
-    share = int(found.sum()) / max(1, num_points)
+    far_mask, num_points = is_far(points, promise, slack=_SLACK * size), int((points != 0).any(axis=1).sum())
+    share = int(far_mask.sum()) / max(1, num_points)
     if share <= _MAX_SHARE_FAR:
         return
     reach = np.abs(points).max(axis=1)
@@ -401,14 +417,14 @@ def assert_few_far(points: np.ndarray, promise: Field, where: str, *, noun: str)
     if share > 0.5:
         advice = f"bring the file to the unit and frame of the run's set ({promise.unit or 'no unit'}; {promise.frame})"
     raise DataError(
-        f"{where}: {int(found.sum())} of {num_points} points ({100 * share:.3g} %) lie beyond {size:.4g} "
-        f"{promise.unit}, twice what the run was trained on: from {reach[found].min():.4g} to {reach.max():.4g}; up to "
-        f"{100 * _MAX_SHARE_FAR:g} % may; {advice}"
+        f"{where}: {int(far_mask.sum())} of {num_points} points ({100 * share:.3g} %) lie beyond {size:.4g} "
+        f"{promise.unit}, twice what the run was trained on: from {reach[far_mask].min():.4g} to {reach.max():.4g}; up "
+        f"to {100 * _MAX_SHARE_FAR:g} % may; {advice}"
     )
 
 
 def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, any_scale: bool) -> None:
-    """Raises DataError, led by `where`, for values beyond those of the set's fields; `any_scale`: but for points."""
+    """Raise DataError, beginning with `where`, for values outside the set's fields; `any_scale` exempts points."""
     for key, values in fields.items():
         promise = info.fields[key]
         low, high = float(values.min()), float(values.max())
@@ -421,10 +437,11 @@ def assert_within(fields: dict[str, np.ndarray], info: DataInfo, where: str, *, 
         if (is_low or is_high) and not (any_scale and key == "points"):
             raise DataError(
                 f"{where}: {key} run from {low:.4g} to {high:.4g}, those that the run was trained on from "
-                f"{_bound(promise.low)} to {_bound(promise.high)} ({promise.unit or 'no unit'}); bring the "
-                "file to that unit and frame"
+                f"{_format_bound(promise.low)} to {_format_bound(promise.high)} ({promise.unit or 'no unit'}); bring "
+                "the file to that unit and frame"
             )
 
 
-def _bound(bound: float | None) -> str:
+def _format_bound(bound: float | None) -> str:
+    """Format a bound of a field."""
     return "any" if bound is None else f"{bound:.4g}"

@@ -1,4 +1,4 @@
-"""Clouds and meshes from files as samples of a run's data set, for the predictors of tasks on clouds."""
+"""Base of the predictors of tasks on clouds: cloud and mesh files as samples of a run's data set."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Prediction = TypeVar("Prediction")
 
 
 class CloudPredictor(Predictor[Prediction]):
-    """Reads clouds as the run's data were prepared.
+    """Base class of predictors that read clouds as the run's data were prepared.
 
-    `columns` names the columns of files without names; `to_sphere` moves every cloud to its mean and scales it to
+    `columns` names the columns of files without names; `to_sphere` centres every cloud and scales it to
     radius 1. Raises ConfigError for a run that was not trained on points.
     """
 
     suffixes = CLOUD_SUFFIXES
     noun = "cloud"
     draws_meshes = True
-    """Whether points are drawn from a mesh, or its vertices taken."""
+    """True if points are sampled from a mesh, False if its vertices are the points."""
     no_return: NoReturn | None = None
     rings: Rings | None = None
 
@@ -48,7 +48,7 @@ class CloudPredictor(Predictor[Prediction]):
                 raise ConfigError("--unit-sphere: the run was trained on scans, whose size has a meaning; leave it out")
             self.noun, self.suffixes = "scan", SCAN_SUFFIXES
             self.fields = scan_inputs(self.info, run.config)
-        self._of_files = self.fields
+        self._file_fields = self.fields
         self._far: dict[Path, tuple[int, int, float]] = {}
         self.columns_of_files = columns
         self.to_sphere = to_sphere
@@ -56,7 +56,7 @@ class CloudPredictor(Predictor[Prediction]):
         self.any_scale = any(transform.name == "normalize_unit_sphere" for transform in run.transforms)
 
     def read(self, path: Path) -> ReadFile:
-        """The sample of a file, with the values of `given`; `source` is its `FileSample`."""
+        """Read the sample of a file, with the extra fields; `source` is its `FileSample`."""
         if self.info.scans is not None:
             sample = self._read_scan(path)
         else:
@@ -69,16 +69,16 @@ class CloudPredictor(Predictor[Prediction]):
                 draws_meshes=self.draws_meshes,
             )
         is_placed = self.info.scans is not None or (self.info.clouds is not None and self.info.clouds.scene is not None)
-        if is_placed and (far := is_far(sample.fields["points"], self.info.fields["points"])).any():
+        if is_placed and (far_mask := is_far(sample.fields["points"], self.info.fields["points"])).any():
             reach = float(abs(sample.fields["points"]).max())
-            self._far[path] = (int(far.sum()), len(far), reach)
-        return ReadFile(path, {**sample.fields, **self.given(path, sample)}, sample)
+            self._far[path] = (int(far_mask.sum()), len(far_mask), reach)
+        return ReadFile(path, {**sample.fields, **self.make_extra_fields(path, sample)}, sample)
 
     def close(self) -> None:
         """Warn of the scans and scenes with points far beyond those that the run was trained on."""
         if not self._far:
             return
-        path, (count, num_points, reach) = max(self._far.items(), key=lambda each: each[1][0] / each[1][1])
+        path, (count, num_points, reach) = max(self._far.items(), key=lambda entry: entry[1][0] / entry[1][1])
         promise = self.info.fields["points"]
         logger.warning(
             "%d %ss have points beyond %.4g %s, twice what the run was trained on; predicted like all others. The most "
@@ -89,19 +89,20 @@ class CloudPredictor(Predictor[Prediction]):
         self._far = {}
 
     def _read_scan(self, path: Path) -> FileSample:
+        """Read the sample of a LiDAR scan."""
         return read_scan_sample(
             path,
             self.info,
-            self._of_files,
+            self._file_fields,
             columns=self.columns_of_files,
             no_return=self.no_return,
             rings=self.rings,
         )
 
-    def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
-        """The fields that are not read from the file. Raises DataError for a file that lacks what they need."""
+    def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """Make the fields that are not read from the file. Raises DataError for a file that lacks their source."""
         return {}
 
     def sample_size(self, file: ReadFile) -> int:
-        """The number of points."""
+        """Return the number of points."""
         return int(file.source.num_points)

@@ -1,4 +1,4 @@
-"""Depth images of one's own camera: how they are read, and in which frame a run sees them."""
+"""Reader of depth images of the user's own camera, in the coordinate frame of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sightline.data.files.depth_files import SizePx, read_depth
 from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 
-__all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "camera_of"]
+__all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "load_camera"]
 
 DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 
@@ -24,13 +24,13 @@ DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 @renamed(follows="tracks_previous")
 @dataclass(frozen=True)
 class DepthFrameOptions:
-    """How depth images are read, and where in them the figure is looked for.
+    """Options for reading depth images, and for the reference point of the figure in them.
 
-    `intrinsics` are fx, fy, u0 and v0 in pixels, those of the run's own set where they are None; the sign of fy sets
-    whether the prediction's Y points down (fy > 0) or up. `size_px`, width and height, is needed for raw files alone.
-    The figure is looked for about the centre of mass, found by `centre_of_mass`, which is that of the run where it is
-    None; about the points of a file, `centres`; or, with `follows`, near the prediction for the frame before. A
-    `refiner`, a run of the task `centre`, moves the point to where its middle joint is.
+    `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
+    prediction's Y points down (fy > 0) or up. `size_px`, width and height, is only needed for raw files. The reference
+    point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); or read from a file,
+    `centres`; or, with `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task
+    `centre`, moves the point to the figure's middle joint.
     """
 
     intrinsics: tuple[float, float, float, float] | None = None
@@ -45,33 +45,35 @@ class DepthFrameOptions:
         if self.centres is not None and (self.tracks_previous or self.refiner is not None):
             other = "--refiner" if self.refiner is not None else "--reference previous"
             raise ConfigError(
-                f"--centres {self.centres}: gives the position of every figure, as does {other}; give one"
+                f"--centres {self.centres}: gives the position of every figure, as does {other}; give only one of them"
             )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics
             if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
-                listed = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
+                numbers = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
                 raise ConfigError(
-                    f"camera: fx, fy, u0, v0 are {listed}; fx must be positive, fy not 0 (negative: Y up)"
+                    f"camera: fx, fy, u0, v0 are {numbers}; fx must be positive, fy not 0 (negative: Y up)"
                 )
 
 
 class FrameReader:
-    """Reads depth images into the frame of a run: its Y points as that of the run's own set does.
+    """Reader of depth images in the coordinate frame of a run, in which Y points as in the run's own set.
 
     `camera` (4,) float64 are the intrinsics with which the run sees them.
     """
 
-    def __init__(self, run: TrainedRun, own: DepthFrameOptions) -> None:
-        self._own = own
-        self._trained = camera_of(run)
-        given = np.array(self._trained.intrinsics if own.intrinsics is None else own.intrinsics, dtype=np.float64)
-        self.own_camera = given
-        self.camera = given * [1.0, np.sign(self._trained.fy) * np.sign(given[1]), 1.0, 1.0]
+    def __init__(self, run: TrainedRun, options: DepthFrameOptions) -> None:
+        self._options = options
+        self._trained = load_camera(run)
+        intrinsics = np.array(
+            self._trained.intrinsics if options.intrinsics is None else options.intrinsics, dtype=np.float64
+        )
+        self.own_camera = intrinsics
+        self.camera = intrinsics * [1.0, np.sign(self._trained.fy) * np.sign(intrinsics[1]), 1.0, 1.0]
 
     def notes(self) -> list[str]:
-        """A line where frames get the camera of the run's set, since none is given."""
-        if self._own.intrinsics is not None:
+        """List a note if frames get the camera of the run's set, since none is given."""
+        if self._options.intrinsics is not None:
             return []
         width, height = self._trained.width_px, self._trained.height_px
         fx, fy, u0, v0 = (f"{value:g}" for value in self._trained.intrinsics)
@@ -82,32 +84,32 @@ class FrameReader:
 
     @property
     def is_turned(self) -> bool:
-        """Whether Y points the other way for the user."""
+        """True if Y points the other way in the user's frame."""
         return bool(self.camera[1] != self.own_camera[1])
 
     def read(self, path: Path) -> np.ndarray:
-        """The depths (H, W) float32 in mm. Raises DataError for a file that cannot be predicted."""
+        """Read the depths (H, W) float32 in mm. Raises DataError for a file that cannot be predicted."""
         width, height = self._trained.width_px, self._trained.height_px
-        size = self._own.size_px
+        size = self._options.size_px
         if size is None and path.suffix.lower() == ".bin" and path.is_file():
             size = (width, height) if path.stat().st_size == 4 * width * height else None
-        depth = read_depth(path, size_px=size, mm_per_unit=self._own.mm_per_unit)
-        if self._own.intrinsics is None and depth.shape != (height, width):
+        depth = read_depth(path, size_px=size, mm_per_unit=self._options.mm_per_unit)
+        if self._options.intrinsics is None and depth.shape != (height, width):
             raise DataError(
                 f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "
                 f"{width} x {height}; give this camera's own camera.fx=, camera.fy=, camera.u0= and camera.v0="
             )
         return depth
 
-    def turned(self, points_mm: np.ndarray) -> np.ndarray:
-        """Points (..., 3) of the run's frame in the user's, or the other way round."""
+    def flip_y(self, points_mm: np.ndarray) -> np.ndarray:
+        """Convert points (..., 3) from the run's frame to the user's, or back, by the sign of Y."""
         return points_mm * [1.0, -1.0, 1.0] if self.is_turned else points_mm
 
 
-def camera_of(run: TrainedRun) -> DepthCamera:
-    """The camera of the set that a run was trained on.
+def load_camera(run: TrainedRun) -> DepthCamera:
+    """Load the camera of the set that a run was trained on.
 
-    A run made before facts held it asks its set once more. Raises UserError where neither can be read.
+    A run older than the recorded camera builds its set again. Raises UserError if neither can be read.
     """
     size, intrinsics = run.facts.get("image_size_px"), run.facts.get("camera_px")
     if intrinsics is None:

@@ -1,4 +1,4 @@
-"""Boxes in image files: a table, COCO's file of results, and the images with the boxes drawn on them."""
+"""Predictor of the task `detect`: boxes in image files as a table, COCO results and drawn images."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal,
 
 __all__ = ["BoxPredictor", "ImagePrediction"]
 
-_OF_BOXES = {
+_NO_BOXES = {
     "boxes": torch.zeros(0, 4),
     "label": torch.zeros(0, dtype=torch.int64),
     "is_ignored": torch.zeros(0, dtype=torch.bool),
 }
-"""What transforms move with the pixels; a file has none of it."""
+"""Box fields that transforms move with the pixels, empty because a file has no labels."""
 
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The boxes found in one file, the surest first, and the class of each by its name; `pixels` (H, W, 3) uint8."""
+    """Detections of one file, highest-scoring first, with the class names; `pixels` (H, W, 3) uint8."""
 
     file: Path
     detections: Detections
@@ -45,17 +45,17 @@ class ImagePrediction:
 
 @registry.predictors.add("detect")
 class BoxPredictor(Predictor[ImagePrediction]):
-    """An `ImagePrediction` for each image, turned upright as its EXIF data say; boxes are in its pixels.
+    """Predictor of an `ImagePrediction` per image, made upright by its EXIF orientation; boxes are in its pixels.
 
-    `score` is the least one of what is kept: for looking at, not for scoring. `--out` has the images with their boxes,
-    JSON also rows as COCO's files of results have them; image ids count the files of a document from 1.
+    `score` is the minimum score of a detection, for viewing and not for evaluation. `--out` writes the images with
+    their boxes, JSON also has rows in the form of COCO's results; image ids count the files of a document from 1.
     Source: made here.
     """
 
     reads = frozenset({"detections", "detection_offsets"})
     suffixes = tuple(sorted(IMAGE_SUFFIXES))
     endings = (".boxes.png",)
-    hidden = frozenset({*_OF_BOXES, BOX_FIELDS["boxes"].offsets})
+    hidden = frozenset({*_NO_BOXES, BOX_FIELDS["boxes"].offsets})
     noun = "image"
     columns = ("file", "boxes", "classes", "highest score")
     csv_columns = ("file", "height", "width", "num_boxes")
@@ -63,69 +63,69 @@ class BoxPredictor(Predictor[ImagePrediction]):
     def __init__(self, *, run: TrainedRun, score: Probability = 0.3) -> None:
         super().__init__(run=run)
         self.score = score
-        self.fields = {name: each for name, each in BOX_FIELDS.items() if not name.startswith("truth")}
+        self.fields = {name: field_spec for name, field_spec in BOX_FIELDS.items() if not name.startswith("truth")}
         self.names = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self._numbers: dict[Path, int] = {}
 
     def start(self, files: Sequence[Path]) -> None:
-        """The number of each file is its image id."""
+        """Number the files from 1; the numbers are their image ids."""
         self._numbers = {file: number for number, file in enumerate(files, start=1)}
 
     def read(self, path: Path) -> ReadFile:
-        """The image at its own size, without boxes."""
+        """Read the image at its own size, without boxes."""
         pixels = read_image(path, orientation=read_header(path).orientation)
         sample = {
             "image": torch.from_numpy(pixels),
             "to_canvas": torch.eye(3, dtype=torch.float64)[:2],
             "file_px": torch.tensor(pixels.shape[:2]),
-            **_OF_BOXES,
+            **_NO_BOXES,
         }
         return ReadFile(path, sample, pixels)
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[ImagePrediction | Refusal]:
-        """The detections of each file that reach `score`."""
+        """Select the detections of each file that reach `score`."""
         rows = inference.predictions["detections"].double().cpu().numpy()
         spans = pairwise(inference.predictions["detection_offsets"].tolist())
-        return [self._of(file, rows[first:last]) for file, (first, last) in zip(files, spans, strict=True)]
+        return [self._make_prediction(file, rows[first:last]) for file, (first, last) in zip(files, spans, strict=True)]
 
-    def _of(self, file: ReadFile, rows: np.ndarray) -> ImagePrediction | Refusal:
+    def _make_prediction(self, file: ReadFile, rows: np.ndarray) -> ImagePrediction | Refusal:
         if not np.isfinite(rows).all():
             return refuse_non_finite(file.path)
-        sure = rows[rows[:, 4] >= self.score]
+        selected = rows[rows[:, 4] >= self.score]
         height, width = file.source.shape[:2]
         image = ImageRef(file.path.stem, self._numbers.get(file.path, 1), height, width)
-        found = Detections(image, sure[:, :4], sure[:, 4], sure[:, 5].astype(np.int64))
-        return ImagePrediction(file.path, found, self.names, file.source)
+        detections = Detections(image, selected[:, :4], selected[:, 4], selected[:, 5].astype(np.int64))
+        return ImagePrediction(file.path, detections, self.names, file.source)
 
     def compact(self, prediction: ImagePrediction) -> ImagePrediction:
-        """Without the pixels."""
+        """Return the prediction without the pixels."""
         return ImagePrediction(prediction.file, prediction.detections, prediction.class_names)
 
     def document(self, prediction: ImagePrediction) -> dict[str, Any]:
-        """The file, its size, and its boxes as COCO's files of results have them: left, top, width, height."""
-        found = prediction.detections
+        """Return the file, its size, and its boxes as in COCO's results: left, top, width, height."""
+        detections = prediction.detections
         return {
             "file": str(prediction.file),
-            "image_id": found.image.image_id,
-            "height": found.image.height,
-            "width": found.image.width,
-            "num_boxes": len(found.boxes),
-            "boxes": found.to_coco(range(len(self.names))),
+            "image_id": detections.image.image_id,
+            "height": detections.image.height,
+            "width": detections.image.width,
+            "num_boxes": len(detections.boxes),
+            "boxes": detections.to_coco(range(len(self.names))),
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """How many boxes there are of each class."""
+        """Return the number of boxes, in total and of each class, and the highest score."""
         labels = [box["category_id"] for box in document["boxes"]]
         counts = {self.names[label]: labels.count(label) for label in sorted({*labels})}
         highest = max((box["score"] for box in document["boxes"]), default="")
         return [document["file"], len(labels), ", ".join(f"{n} {name}" for name, n in counts.items()), highest]
 
     def write(self, prediction: ImagePrediction, name: Path) -> dict[str, Path]:
-        """The image with its boxes."""
+        """Write the image with its boxes."""
         assert prediction.pixels is not None
-        found = prediction.detections
+        detections = prediction.detections
         boxes = []
-        for corners, score, label in zip(found.boxes.tolist(), found.scores, found.label, strict=True):
+        for corners, score, label in zip(detections.boxes.tolist(), detections.scores, detections.label, strict=True):
             red, green, blue = PALETTE[label % len(PALETTE)].tolist()
             boxes.append(DrawnBox(tuple(corners), (red, green, blue), f"{self.names[label]} {score:.2f}"))
         path = name.with_name(name.name + self.endings[0])

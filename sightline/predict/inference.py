@@ -1,4 +1,4 @@
-"""A trained run on samples that are not of its data set: its evaluation transforms, its model, its task."""
+"""Inference with a trained run on samples from files: evaluation transforms, model and task."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["InferencePipeline"]
 
 
 class InferencePipeline:
-    """A run on a device, bound to the `fields` that samples offer; errors name these as `source`.
+    """Trained run on a device, bound to the `fields` of the samples; errors call their source `source`.
 
-    The keys `hidden` are kept from the model. `transforms` are the run's own where they are not given.
+    The keys `hidden` are not passed to the model. `transforms` are by default the run's own.
     """
 
     def __init__(
@@ -50,38 +50,38 @@ class InferencePipeline:
         self._precision = Precision(run.config.train.precision)
         added = TransformPipeline(self.transforms, fields, source=source).added
         self.model = run.model.to(self._device)
-        self.task = self._bound_task(batch_keys({**fields, **added}, info.features) - hidden)
+        self.task = self._build_task(batch_keys({**fields, **added}, info.features) - hidden)
 
     def make_batch(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
-        """The samples of these files as a batch, transformed; what transforms draw depends on a file's name alone."""
-        keys = [SampleKey(_index_of(path), 0, self.run.config.seed) for path in paths]
-        return BatchReader(_Once(self.info, samples), self.transforms)(keys)
+        """Make a transformed batch of the samples of these files; random draws depend on the file's name only."""
+        keys = [SampleKey(_compute_sample_index(path), 0, self.run.config.seed) for path in paths]
+        return BatchReader(_SampleStream(self.info, samples), self.transforms)(keys)
 
     def model_inputs(self, batch: Batch) -> Batch:
-        """What the model and the task see of a batch, on their device."""
-        shown = {name: value for name, value in batch.items() if name not in self.hidden}
-        return to_device(shown, self._device, float_dtype=self._precision.parameter_dtype)
+        """Return the batch keys that model and task receive, on their device."""
+        visible = {name: value for name, value in batch.items() if name not in self.hidden}
+        return to_device(visible, self._device, float_dtype=self._precision.parameter_dtype)
 
     def predict(self, inputs: Batch) -> Mapping[str, Any]:
-        """The predictions of the task."""
+        """Run model and task; return the predictions."""
         with torch.no_grad(), self._autocast():
             return self.task.predict(self.model, inputs)
 
-    def predict_in_steps(self, seen: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
-        """The predictions of the task by its own two steps; `end` is called with the name of each."""
+    def predict_in_steps(self, inputs: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
+        """Run the task in its two steps; `end` is called with the name of each finished step."""
         with torch.no_grad(), self._autocast():
-            outputs = self.task.outputs(self.model, seen)
+            outputs = self.task.outputs(self.model, inputs)
             end("network")
-            predictions: Mapping[str, Any] = self.task.postprocess(outputs, seen)
+            predictions: Mapping[str, Any] = self.task.postprocess(outputs, inputs)
         end("decode")
         return predictions
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        """The run's number format."""
+        """Return the autocast context of the run's precision."""
         return self._precision.autocast(self._device)
 
-    def _bound_task(self, keys: frozenset[str]) -> Any:
-        """The run's task without losses, bound to what a file can offer."""
+    def _build_task(self, keys: frozenset[str]) -> Any:
+        """Build the run's task without losses, bound to the keys of files."""
         owner = f"model '{self.run.config.model.name}'"
         wiring = {
             "model": self.model,
@@ -92,7 +92,7 @@ class InferencePipeline:
         return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
 
 
-class _Once:
+class _SampleStream:
     """Samples as a data set that is read once, in order."""
 
     def __init__(self, info: DataInfo, samples: Sequence[Sample]) -> None:
@@ -107,6 +107,6 @@ class _Once:
         return next(self._samples)
 
 
-def _index_of(path: Path) -> int:
-    """Replaces a sample's index where transforms draw: of the file's name alone, whatever else is predicted."""
+def _compute_sample_index(path: Path) -> int:
+    """Compute a sample index for random draws from the file's name alone, so that other files do not matter."""
     return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")

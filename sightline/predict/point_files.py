@@ -1,4 +1,4 @@
-"""The files of a prediction of points: labels, the coloured cloud and probabilities."""
+"""Files of a point prediction: labels, coloured cloud and probabilities."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline.predict.segment_prediction import SegmentPrediction
 __all__ = ["ENDINGS", "write_point_files"]
 
 ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
-"""Of each kind of file; `label` holds ids, in the format of SemanticKITTI."""
+"""Ending of each kind of file; `label` contains ids, in the format of SemanticKITTI."""
 _ROWS_AT_ONCE = 2**16
 
 
@@ -29,9 +29,9 @@ def write_point_files(
     probabilities: np.dtype | None = None,
     ids: np.ndarray | None = None,
 ) -> None:
-    """Write the files of these kinds (`ENDINGS`), the probabilities in a type, `ids` (N,) as those of the labels.
+    """Write the files of these kinds (`ENDINGS`); `probabilities` is the stored dtype, `ids` (N,) replace the labels.
 
-    Every file is whole or absent. Raises RunError where the disk refuses one, DataError for a name too long for it.
+    Every file is complete or absent. Raises RunError for a write error, DataError for a name too long for the disk.
     """
     for path in paths.values():
         with report_write_errors(path.parent):
@@ -43,7 +43,7 @@ def write_point_files(
         with report_write_errors(paths["ply"]):
             write_ply(
                 paths["ply"],
-                points=_narrowed(prediction.points),
+                points=_to_float32(prediction.points),
                 colors=label_colors(prediction.labels),
                 label=prediction.labels,
             )
@@ -58,7 +58,7 @@ def write_point_files(
 
 
 def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: np.dtype) -> None:
-    """An array (N, C), a bounded number of rows at a time."""
+    """Write an array (N, C), a bounded number of rows at a time."""
     assert prediction.table is not None, "probabilities were not asked for"
     header = {
         "descr": np.lib.format.dtype_to_descr(dtype),
@@ -70,8 +70,8 @@ def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: n
         file.write(prediction.table[prediction.table_rows[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
 
 
-def _narrowed(points: np.ndarray) -> np.ndarray:
-    """The points as float32, as viewers like them best, where that keeps every bit."""
+def _to_float32(points: np.ndarray) -> np.ndarray:
+    """Convert the points to float32, which viewers read best, if that keeps every bit."""
     with np.errstate(over="ignore"):
         narrow = points.astype(np.float32)
     return narrow if np.array_equal(narrow, points) else points

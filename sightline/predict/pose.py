@@ -1,4 +1,4 @@
-"""The joints of a figure in a depth image of the user's own camera: in mm and in pixels, with peaks and times."""
+"""Predictor of the task `pose`: joints in depth images in mm and in pixels, with peaks and times."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from sightline.predict.refiner import (
     INPUTS,
     Refiner,
     assert_depth_run,
-    centre_of_mass_of,
     frame_sample,
+    get_centre_of_mass,
     without_target_transforms,
 )
 from sightline.predict.stage_timer import StageTimer, median_times
@@ -45,21 +45,20 @@ from sightline.predict.stage_timer import StageTimer, median_times
 __all__ = ["STAGES", "JointPrediction", "PosePredictor"]
 
 STAGES = ("read", "centre", "voxelise", "network", "decode")
-"""What is timed of each frame."""
+"""Timed stages of each frame."""
 _PICTURE = ".pose.png"
 _COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
 
 
 @dataclass(frozen=True, eq=False)
 class JointPrediction:
-    """The joints in one depth image.
+    """Predicted joints of one depth image.
 
     `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
-    Y points up where fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
-    the joints' maps: 1 where a run is sure, near 0 where its map is dead. `reference` names where the point comes from
-    about which the figure was looked for, `treatment` what was done to the frame. `ms` are the milliseconds of each
-    of `STAGES`; frames that went through the network together share them evenly. `depth` (H, W) is there while
-    predictions come one by one.
+    Y points up if fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
+    the joints' heat maps: 1 for a confident prediction, near 0 for a dead map. `reference` names the source of the
+    reference point, `treatment` describes what was done to the frame. `ms` are the milliseconds of each of `STAGES`;
+    frames of one batch share them evenly. `depth` (H, W) is kept while predictions come one by one.
     """
 
     file: Path
@@ -77,17 +76,17 @@ class JointPrediction:
     depth: np.ndarray | None = None
 
     def without_depth(self) -> JointPrediction:
-        """The same prediction, so that many can be held."""
+        """Return the same prediction without its depth image, to save memory."""
         return dataclasses.replace(self, depth=None)
 
     @property
     def total_ms(self) -> float:
-        """The milliseconds of all stages."""
+        """Milliseconds of all stages."""
         return sum(self.ms.values())
 
 
 class _Source(NamedTuple):
-    """A depth image (H, W), where the figure is looked for, and the milliseconds of both."""
+    """Depth image (H, W), its reference point, and the milliseconds of both."""
 
     depth: np.ndarray
     centre: FrameCentre
@@ -96,13 +95,12 @@ class _Source(NamedTuple):
 
 @registry.predictors.add("pose")
 class PosePredictor(Predictor[JointPrediction]):
-    """A `JointPrediction` for each depth image, from the `joints_mm` and `peaks` of the task.
+    """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
 
-    `frames` states how the images are read, and where in them the figure is looked for. Where it follows a video,
-    frames go through the network one by one. Raises UserError for a run whose camera is not known and for a file of
-    reference points that does not fit; ConfigError for a run that was not trained on depth images, or whose set does
-    not name its joints, and for a refiner of another task.
-    Source: made here.
+    `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
+    predicted one by one. Raises UserError for a run whose camera is unknown and for a file of reference points that
+    does not fit; ConfigError for a run that was not trained on depth images, or whose set does not name its joints, and
+    for a refiner of another task. Source: made here.
     """
 
     reads = frozenset({"joints_mm", "peaks"})
@@ -118,42 +116,42 @@ class PosePredictor(Predictor[JointPrediction]):
         missing = [name for name in ("joint_names", "bones", "cube_mm") if name not in run.facts]
         if missing:
             raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")
-        self._own = frames or DepthFrameOptions()
+        self._options = frames or DepthFrameOptions()
         self._world = world
-        self._reader = FrameReader(run, self._own)
+        self._reader = FrameReader(run, self._options)
         self._centres: CentreFinder
         self.fields = {name: self.info.fields[name] for name in INPUTS}
-        self.is_sequential = self._own.tracks_previous
+        self.is_sequential = self._options.tracks_previous
         self._names = tuple(run.facts["joint_names"])
         self._bones = tuple((int(first), int(second)) for first, second in run.facts["bones"])
         self._cube_mm = float(run.facts["cube_mm"])
         self._camera = tuple(self._reader.own_camera.tolist())
         self._treatment = "as it is"
         if self._reader.is_turned:
-            way, trained = ("down", "up") if self._reader.own_camera[1] > 0 else ("up", "down")
-            self._treatment = f"Y points {way}, in the run {trained}: turned for the run, and back"
-        joints = (f"{name} {each}" for name in self._names for each in _COORDINATES)
+            direction, trained = ("down", "up") if self._reader.own_camera[1] > 0 else ("up", "down")
+            self._treatment = f"Y points {direction}, in the run {trained}: turned for the run, and back"
+        joints = (f"{name} {coordinate}" for name in self._names for coordinate in _COORDINATES)
         reference = ("reference x_mm", "reference y_mm", "reference z_mm")
         times = (f"{stage} ms" for stage in STAGES)
         self.csv_columns = ("file", "reference", *reference, *joints, *times, "all ms", "treatment")
 
     @classmethod
     def flags(cls) -> frozenset[str]:
-        """Where figures are looked for."""
+        """Return the options about reference points."""
         return frozenset({"reference", "centres", "refiner"})
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """`frames`, of the words `camera.*` and `reference.*` and the flags."""
-        parts: dict[str, list[str]] = {"camera": [], "reference": []}
-        for word in line.key_values:
-            part = word.partition(".")[0].strip()
-            if part not in parts:
-                raise UserError(f"predict: found {word!r}, allowed is key=value with camera.* and reference.*")
-            parts[part].append(word)
-        camera = read_key_values("camera", _camera, parts["camera"], command="predict", prefix="camera.")
+        """Parse `frames` from the arguments `camera.*` and `reference.*` and the flags."""
+        arguments: dict[str, list[str]] = {"camera": [], "reference": []}
+        for argument in line.key_values:
+            prefix = argument.partition(".")[0].strip()
+            if prefix not in arguments:
+                raise UserError(f"predict: found {argument!r}, allowed is key=value with camera.* and reference.*")
+            arguments[prefix].append(argument)
+        camera = read_key_values("camera", _camera, arguments["camera"], command="predict", prefix="camera.")
         mass = read_key_values(
-            "centre_of_mass", CentreOfMass, parts["reference"], command="predict", prefix="reference."
+            "centre_of_mass", CentreOfMass, arguments["reference"], command="predict", prefix="reference."
         )
         refiner = line.flags.get("refiner")
         frames = DepthFrameOptions(
@@ -166,20 +164,20 @@ class PosePredictor(Predictor[JointPrediction]):
         return {"frames": frames}
 
     def start(self, files: Sequence[Path]) -> None:
-        """Opens the file of reference points, which has a line for each frame."""
+        """Open the file of reference points, which has a line for each frame."""
         self._centres = self._make_centres(files)
 
     def close(self) -> None:
-        """Returns the refiner to the CPU."""
-        if self._own.refiner is not None:
-            self._own.refiner.model.cpu()  # where a loaded run promises it to be
+        """Move the refiner back to the CPU."""
+        if self._options.refiner is not None:
+            self._options.refiner.model.cpu()  # a loaded run keeps its model on the CPU
 
     def transforms(self) -> Sequence[NamedTransform]:
-        """Those of the run's evaluation but those that draw targets, which need labels."""
+        """Return the run's evaluation transforms without those that draw targets, which need labels."""
         return without_target_transforms(self.run.transforms, self.info)
 
     def read(self, path: Path) -> ReadFile:
-        """The depths, the camera and the reference point of a frame."""
+        """Read the depths, the camera and the reference point of a frame."""
         laps = StageTimer(self._world)
         depth = self._reader.read(path)
         laps.end_stage("read")
@@ -190,19 +188,22 @@ class PosePredictor(Predictor[JointPrediction]):
         )
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[JointPrediction | Refusal]:
-        """Frames that went through the network together share their time evenly."""
+        """Make the prediction of each frame; frames of one batch share their time evenly."""
         joints, peaks = (inference.predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
         shares = {{"transforms": "voxelise"}.get(stage, stage): ms / len(files) for stage, ms in inference.ms.items()}
         if self.is_sequential:
             self._centres.update(joints[0], peaks[0])
-        return [self._of(file, found, tops, shares) for file, found, tops in zip(files, joints, peaks, strict=True)]
+        return [
+            self._make_prediction(file, joints_mm, joint_peaks, shares)
+            for file, joints_mm, joint_peaks in zip(files, joints, peaks, strict=True)
+        ]
 
     def compact(self, prediction: JointPrediction) -> JointPrediction:
-        """Without its depth image."""
+        """Return the prediction without its depth image."""
         return prediction.without_depth()
 
     def document(self, prediction: JointPrediction) -> dict[str, Any]:
-        """All fields but those of the run's set, which `about` has."""
+        """Return all fields except those of the run's set, which `about` has."""
         return {
             "file": str(prediction.file),
             "joints_mm": prediction.joints_mm.tolist(),
@@ -216,19 +217,19 @@ class PosePredictor(Predictor[JointPrediction]):
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The mean of the peaks represents all joints."""
+        """Return file, reference, mean peak and times."""
         times = (f"{ms:.1f}" for ms in document["ms"].values())
         return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
 
     def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The coordinates of every joint."""
+        """Return the coordinates and peaks of every joint, with reference and times."""
         peaks = np.array(document["peaks"])[:, None]
         joints = np.concatenate([document["joints_mm"], document["joints_px"], peaks], axis=1)
         numbers = [*document["reference_mm"], *joints.ravel().tolist(), *document["ms"].values()]
         return [document["file"], document["reference"], *numbers, document["treatment"]]
 
     def write(self, prediction: JointPrediction, name: Path) -> dict[str, Path]:
-        """A picture of the joints and of the cube in which they were looked for."""
+        """Write a picture of the joints and of the crop cube."""
         assert prediction.depth is not None, "the depth is there while predictions come one by one"
         pixels = draw_pose(
             prediction.depth,
@@ -245,42 +246,44 @@ class PosePredictor(Predictor[JointPrediction]):
         return {"picture": path}
 
     def about(self) -> dict[str, Any]:
-        """The names of the joints and the bones between them."""
+        """Return the names of the joints and the bones between them."""
         return {"joint_names": list(self._names), "bones": [list(bone) for bone in self.run.facts["bones"]]}
 
     def notes(self) -> list[str]:
-        """Lines where the camera is that of the run's set, and where figures are looked for about other points than
-        those that the run was trained about.
-        """
+        """List notes if the camera is that of the run's set, or if training used other reference points."""
         camera = self._reader.notes()
         trained = str(self.run.facts.get("reference_source", ""))
-        given = "centre_of_mass" if self._own.refiner is None else "refiner"
-        if self._own.centres is not None or not trained or (trained == "centre_of_mass") == (given == "centre_of_mass"):
+        source = "centre_of_mass" if self._options.refiner is None else "refiner"
+        if (
+            self._options.centres is not None
+            or not trained
+            or (trained == "centre_of_mass") == (source == "centre_of_mass")
+        ):
             return camera
-        where = "where a refiner puts the middle joint" if given == "refiner" else "the centre of mass"
-        line = f"the run was trained about reference points of '{trained}', not {where}: its predictions may be worse"
+        point = "where a refiner puts the middle joint" if source == "refiner" else "the centre of mass"
+        line = f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
         return [*camera, line]
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The median time of each stage."""
+        """Return the median time of each stage."""
         return [median_times(documents, STAGES, noun="frame")] if documents else []
 
-    def _of(
+    def _make_prediction(
         self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
     ) -> JointPrediction | Refusal:
         if not (np.isfinite(joints).all() and np.isfinite(peaks).all()):
             return refuse_non_finite(file.path)
         source: _Source = file.source
-        own = self._reader.turned(joints)
+        joints_mm = self._reader.flip_y(joints)
         times = {**source.ms, **ms}
         return JointPrediction(
             file=file.path,
-            joints_mm=own,
-            joints_px=project_points(own, self._reader.own_camera)[:, :2],
+            joints_mm=joints_mm,
+            joints_px=project_points(joints_mm, self._reader.own_camera)[:, :2],
             peaks=peaks,
             joint_names=self._names,
             bones=self._bones,
-            reference_mm=self._reader.turned(source.centre.point_mm),
+            reference_mm=self._reader.flip_y(source.centre.point_mm),
             reference=source.centre.source,
             camera=self._camera,
             cube_mm=self._cube_mm,
@@ -290,26 +293,30 @@ class PosePredictor(Predictor[JointPrediction]):
         )
 
     def _make_centres(self, files: Sequence[Path]) -> CentreFinder:
-        """Where figures are looked for, as `frames` states it."""
-        own, reader = self._own, self._reader
-        refine = None if own.refiner is None else Refiner(own.refiner, reader, own, self._world)
-        found_by = own.refiner or self.run
-        cube_mm = float(found_by.facts["cube_mm"])
-        mass = CentreOfMassFinder(own.centre_of_mass or centre_of_mass_of(found_by), reader.camera, cube_mm=cube_mm)
-        if own.centres is not None:
+        """Make the finder of reference points that `frames` states."""
+        options, reader = self._options, self._reader
+        refine = None if options.refiner is None else Refiner(options.refiner, reader, options, self._world)
+        source_run = options.refiner or self.run
+        cube_mm = float(source_run.facts["cube_mm"])
+        mass = CentreOfMassFinder(
+            options.centre_of_mass or get_centre_of_mass(source_run), reader.camera, cube_mm=cube_mm
+        )
+        if options.centres is not None:
             return FileCentreFinder(
-                own.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, turned=reader.turned
+                options.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, flip_y=reader.flip_y
             )
-        start: CentreFinder = TrackingCentreFinder(mass) if own.tracks_previous else mass
+        start: CentreFinder = TrackingCentreFinder(mass) if options.tracks_previous else mass
         return start if refine is None else RefinedCentreFinder(start, refine)
 
 
 @registry.predictors.add("centre")
 class CentrePredictor(Predictor[Any]):
-    """Refuses a run of the task `centre`, which refines the reference points of another run. Source: made here."""
+    """Refusal of a run of the task `centre`, which refines the reference points of another run. Source: made here."""
 
     def __init__(self, *, run: TrainedRun) -> None:
-        raise UserError(f"{run.path}: refines reference points; give it by --refiner {run.path} beside a run of poses")
+        raise UserError(
+            f"{run.path}: refines reference points; give it as --refiner {run.path} to a run of the task pose"
+        )
 
 
 def _camera(
@@ -322,17 +329,17 @@ def _camera(
     height_px: Count | None = None,
     mm_per_unit: PositiveFloat = 1.0,
 ) -> dict[str, Any]:
-    """The words `camera.*` as arguments of `OwnFrames`."""
-    whole: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
+    """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
+    intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
     size = {"width_px": width_px, "height_px": height_px}
-    for group in (whole, size):
+    for group in (intrinsics, size):
         missing = [f"camera.{name}=" for name, value in group.items() if value is None]
         if missing and len(missing) < len(group):
             raise UserError(
-                f"predict: {', '.join(missing)}: is missing beside what is given of the camera; give it too"
+                f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too"
             )
     return {
-        "intrinsics": None if fx is None else tuple(whole.values()),
+        "intrinsics": None if fx is None else tuple(intrinsics.values()),
         "size_px": None if width_px is None else tuple(size.values()),
         "mm_per_unit": mm_per_unit,
     }

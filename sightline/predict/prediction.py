@@ -1,5 +1,6 @@
 """Predictions for the user's own files: read by the predictor of the run's task, batched by size, transformed as for
-evaluation."""
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +23,25 @@ from sightline.schema import signature_parameters, suggest
 
 __all__ = ["Predictions", "Refusal", "build_predictor", "predict_each", "predict_files"]
 
-_UNREAD = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
-"""What a reader raises that has overlooked something in a file: it must not end the prediction of the others."""
+_READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
+"""Exceptions of a reader that missed a fault in a file: they must not end the prediction of the others."""
 
 
 def build_predictor(run: TrainedRun, *, world: World | None = None, **options: Any) -> Predictor[Any]:
-    """The predictor for a run's task. Raises ConfigError where there is none, and for an option that it lacks."""
+    """Build the predictor for a run's task. Raises ConfigError if there is none, and for an unknown option."""
     predictor = predictor_class(run)
     parameters = signature_parameters(predictor)
-    taken = [each for each in parameters if each not in registry.FACTS]
+    option_names = [name for name in parameters if name not in registry.FACTS]
     for option in options:
-        if option not in taken:
-            takes = f"; it takes {', '.join(taken) or 'none'}"
+        if option not in option_names:
+            takes = f"; it takes {', '.join(option_names) or 'none'}"
             raise ConfigError(
                 f"{run.path}: predict of the task '{run.config.task.name}' has no option '{option}'"
-                f"{suggest(option, taken, otherwise=takes)}"
+                f"{suggest(option, option_names, otherwise=takes)}"
             )
     facts = {**run.facts, "run": run, "world": world or World()}
-    given: Predictor[Any] = predictor(**options, **{each: facts[each] for each in parameters if each in facts})
-    return given
+    instance: Predictor[Any] = predictor(**options, **{name: facts[name] for name in parameters if name in facts})
+    return instance
 
 
 def predict_files(
@@ -51,18 +52,20 @@ def predict_files(
     batch_size: int | None = None,
     **options: Any,
 ) -> Predictions[Any]:
-    """The prediction for each file, all of them in memory; `paths` may be folders.
+    """Predict all files in memory; `paths` may be folders.
 
     Arguments and errors are those of `predict_each` and `build_predictor`.
     """
     predictor = build_predictor(run, world=world, **options)
     files, refused = collect_files(paths, suffixes=predictor.suffixes)
-    found: dict[Path, Any] = {}
+    prediction_by_path: dict[Path, Any] = {}
     for path, prediction in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size):
-        found[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
-    ordered = [found[path] for path in files]
-    refused += [each for each in ordered if isinstance(each, Refusal)]
-    return Predictions(tuple(each for each in ordered if not isinstance(each, Refusal)), tuple(refused))
+        prediction_by_path[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
+    ordered = [prediction_by_path[path] for path in files]
+    refused += [prediction for prediction in ordered if isinstance(prediction, Refusal)]
+    return Predictions(
+        tuple(prediction for prediction in ordered if not isinstance(prediction, Refusal)), tuple(refused)
+    )
 
 
 def predict_each(
@@ -73,18 +76,18 @@ def predict_each(
     world: World | None = None,
     batch_size: int | None = None,
 ) -> Iterator[tuple[Path, Any | Refusal]]:
-    """Files and their predictions as they come, by the run's own evaluation transforms and weights; no votes.
+    """Yield files and predictions one by one, with the run's evaluation transforms and weights; no votes.
 
     A file's prediction does not depend on the others, unless the predictor is sequential. A file that is damaged or
-    outside what the run was trained on is refused with its reason, and the others go on. Held in memory are one large
-    file, or a few batches of small ones. `batch_size` is that of evaluation where it is None,
-    `predictor` the one of the run's task without options.
-    Raises ConfigError for a run whose transforms, model or task do not take what the files offer.
+    outside what the run was trained on is refused with its reason, and the others go on. Memory is needed for one large
+    file, or a few batches of small ones. `batch_size` is by default that of evaluation, `predictor` that of the run's
+    task without options. Raises ConfigError for a run whose transforms, model or task do not take the fields of the
+    files.
     """
     predictor = predictor or build_predictor(run, world=world)
     stages = _Stages(predictor, world or World())
     size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
-    waiting = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
+    batcher = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
     try:
         predictor.start(files)
         for path in files:
@@ -94,25 +97,28 @@ def predict_each(
                 yield path, Refusal(path, str(error))
                 continue
             except UserError:
-                raise  # of an option, not of the file
-            except _UNREAD as error:
-                reason = f"{path}: cannot be read ({type(error).__name__}: {error}); get the file again"
+                raise  # an error of an option, not of the file
+            except _READER_ERRORS as error:
+                reason = (
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
+                    "format"
+                )
                 yield path, Refusal(path, escape_to_one_line(reason))
                 continue
-            for group in waiting.add(file):
+            for group in batcher.add(file):
                 yield from stages.predict(group)
-                group.clear()  # or its files would be held beside the next one
+                group.clear()  # else its files would stay in memory with those of the next group
             del file
-        for group in waiting.flush():
+        for group in batcher.flush():
             yield from stages.predict(group)
             group.clear()
     finally:
         predictor.close()
-        run.model.cpu()  # where a loaded run promises it to be
+        run.model.cpu()  # a loaded run keeps its model on the CPU
 
 
 class _Stages:
-    """Files that were read, through the stages of inference."""
+    """Stages of inference for files that have been read."""
 
     def __init__(self, predictor: Predictor[Any], world: World) -> None:
         self._predictor = predictor
@@ -129,7 +135,7 @@ class _Stages:
         )
 
     def predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
-        """The prediction for each file; where the model refuses several at once, each goes through it alone."""
+        """Predict each file; if the model refuses several at once, each is predicted alone."""
         try:
             if not self._is_warm:  # the first pass loads and compiles
                 self._infer(files[:1])
@@ -137,17 +143,18 @@ class _Stages:
             inference = self._infer(files)
         except (UserError, ValueError, MemoryError) as error:
             if len(files) > 1:
-                return [found for file in files for found in self.predict([file])]
+                return [prediction for file in files for prediction in self.predict([file])]
             path, reason = files[0].path, " ".join(str(error).split())
-            return [(path, Refusal(path, f"{path}: the model takes no such {self._predictor.noun}: {reason}"))]
+            return [(path, Refusal(path, f"{path}: the model cannot process this {self._predictor.noun}: {reason}"))]
         return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
 
     def _infer(self, files: Sequence[ReadFile]) -> Inference:
-        laps = StageTimer(self._world)
+        """Run one batch through transforms, model and task, with times if the predictor is timed."""
+        timer = StageTimer(self._world)
         batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
-        seen = self._pipeline.model_inputs(batch)
+        inputs = self._pipeline.model_inputs(batch)
         if not self._predictor.is_timed:
-            return Inference(batch, self._pipeline.predict(seen), {})
-        laps.end_stage("transforms")
-        predictions = self._pipeline.predict_in_steps(seen, laps.end_stage)
-        return Inference(batch, predictions, laps.ms)
+            return Inference(batch, self._pipeline.predict(inputs), {})
+        timer.end_stage("transforms")
+        predictions = self._pipeline.predict_in_steps(inputs, timer.end_stage)
+        return Inference(batch, predictions, timer.ms)

@@ -1,4 +1,4 @@
-"""A predictor per task: it reads files into samples, and turns what the task predicts into rows, JSON and files."""
+"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "Predictor",
     "ReadFile",
     "Refusal",
-    "exit_code_of",
+    "compute_exit_code",
     "parse_options",
     "predictor_class",
     "refuse_non_finite",
@@ -39,7 +39,7 @@ PredictionT = TypeVar("PredictionT")
 
 @dataclass(frozen=True)
 class Refusal:
-    """A file without a prediction, and the reason; `is_input` where the file is the cause, not the model."""
+    """File without a prediction, and the reason; `is_input` is true if the file is the cause, not the model."""
 
     file: Path
     reason: str
@@ -48,31 +48,31 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Predictions(Generic[PredictionT]):
-    """Every file given, in one of the two lists, each in the order of the files."""
+    """Predictions and refusals of all given files, each in the order of the files."""
 
     predicted: tuple[PredictionT, ...]
     refused: tuple[Refusal, ...]
 
     @property
     def exit_code(self) -> int:
-        """0 where every file has a prediction, 2 where an input was refused, else 1: a prediction is not finite."""
-        return exit_code_of(self.refused)
+        """Exit code: 0 if every file has a prediction, 2 if an input was refused, else 1 (not finite)."""
+        return compute_exit_code(self.refused)
 
 
-def exit_code_of(refused: Sequence[Refusal]) -> int:
-    """0 where nothing was refused, 2 where an input was, else 1."""
+def compute_exit_code(refused: Sequence[Refusal]) -> int:
+    """Return 0 if nothing was refused, 2 if an input was, else 1."""
     if any(refusal.is_input for refusal in refused):
         return 2
     return 1 if refused else 0
 
 
 def refuse_non_finite(file: Path) -> Refusal:
-    """The refusal of a file for which the model gives NaN or infinity."""
+    """Make the refusal of a file for which the model's output is NaN or infinite."""
     return Refusal(file, f"{file}: the model's output is not finite; are its weights sound?", is_input=False)
 
 
 class ReadFile(NamedTuple):
-    """A file as a sample of the run's data set, and `source`: what else its predictor needs of the file later."""
+    """File as a sample of the run's data set, and `source`: further data of the file for its predictor."""
 
     path: Path
     sample: Sample
@@ -80,7 +80,7 @@ class ReadFile(NamedTuple):
 
 
 class Inference(NamedTuple):
-    """One pass of a batch: the batch after the transforms, what the task predicts of it, and the milliseconds taken.
+    """One pass of a batch: the batch after the transforms, the predictions of the task, and the milliseconds taken.
 
     `ms` has the stages `transforms`, `network` and `decode`; it is empty unless the predictor is timed.
     """
@@ -91,7 +91,7 @@ class Inference(NamedTuple):
 
 
 class CommandLine(NamedTuple):
-    """What `sightline predict` was given for the predictor: flags with their values, KEY=VALUE words, plugin files."""
+    """Arguments of `sightline predict` for the predictor: flags with values, KEY=VALUE arguments, plugin files."""
 
     flags: Mapping[str, Any]
     key_values: Sequence[str] = ()
@@ -100,121 +100,126 @@ class CommandLine(NamedTuple):
 
 @renamed(kind_of="batch_key", size_of="sample_size")
 class Predictor(Generic[PredictionT]):
-    """What `predict` needs of a task. A subclass is registered under the task's name: `@predictors.add("classify")`.
+    """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
 
     Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
     KEY=VALUE on the command line or as arguments of `LoadedRun.predict`; facts of the run's data set, and `world`, are
-    given to whoever names them, as to every component.
+    passed to every constructor that names them, as for every component.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    """The keys of the task's predictions that it needs. A task without a predictor of its own name is served by the one
-    that needs the most of what the task `predicts`."""
+    """Keys of the task's predictions that it needs.
+
+    A task without a predictor of its own name gets the one that needs the most of what the task `predicts`.
+    """
     suffixes: tuple[str, ...] = ()
-    """The endings of the files that are taken from folders."""
+    """Suffixes of the files that are taken from folders."""
     endings: tuple[str, ...] = ()
-    """The endings of the files that `write` makes; without any, `--out` is refused."""
+    """Endings of the files that `write` makes; without any, `--out` is refused."""
     noun: str = "sample"
-    """What a file holds, for messages."""
+    """Noun for the content of a file, for messages."""
     is_timed: bool = False
-    """Whether the stages of inference are timed; the first pass then runs twice, the first time to warm up."""
+    """True if the stages of inference are timed; the first pass then runs twice, first to warm up."""
     is_sequential: bool = False
-    """Whether a file's prediction depends on the one before; files then go through the model one by one, in order."""
+    """True if a file's prediction depends on the previous one; files are then predicted one by one, in order."""
     hidden: ClassVar[frozenset[str]] = frozenset()
-    """Keys of the batch that transforms see and the model does not."""
+    """Keys of the batch that are passed to transforms but not to the model."""
     columns: tuple[str, ...] = ("file",)
-    """The columns of the table on the screen."""
+    """Columns of the table on the screen."""
     csv_columns: tuple[str, ...] = ("file",)
-    """The columns of the CSV file."""
+    """Columns of the CSV file."""
 
     def __init__(self, *, run: TrainedRun) -> None:
         self.run = run
         self.info: DataInfo = read_inputs(run.path, run.config)
         """The data set of the run: fields and features of a sample, recorded when it was trained."""
         self.fields: dict[str, Field] = {}
-        """What a sample of a file offers: its keys, with types and the way they become a batch."""
+        """Fields of a sample from a file: batch key -> Field, with dtype and collation."""
 
     @classmethod
     def flags(cls) -> frozenset[str]:
-        """The options among `FLAGS` that it takes."""
+        """Return the options that have a flag in `FLAGS`."""
         return frozenset(FLAGS.keys() & signature_parameters(cls).keys())
 
     @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """The constructor's options from the command line. Raises ConfigError for words that do not fit."""
-        words = read_key_values(
+        """Parse the constructor's options from the command line. Raises ConfigError for arguments that do not fit."""
+        arguments = read_key_values(
             run.config.task.name, cls, line.key_values, command="predict", exclude=(*registry.FACTS, *FLAGS)
         )
-        return {**line.flags, **words}
+        return {**line.flags, **arguments}
 
     def start(self, files: Sequence[Path]) -> None:
-        """Called once with all files, before the first is read. Raises UserError for options that do not fit them."""
+        """Prepare for all files; called once, before the first is read.
+
+        Raises UserError for options that do not fit them.
+        """
 
     def close(self) -> None:
-        """Called once after the last file, also after an error."""
+        """Clean up; called once after the last file, also after an error."""
 
     def read(self, path: Path) -> ReadFile:
-        """The sample of a file. Raises DataError for a file that cannot be predicted."""
+        """Read the sample of a file. Raises DataError for a file that cannot be predicted."""
         raise NotImplementedError
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[PredictionT | Refusal]:
-        """The prediction of each file of a batch, in order."""
+        """Make the prediction of each file of a batch, in order."""
         raise NotImplementedError
 
     def transforms(self) -> Sequence[NamedTransform]:
-        """The transforms that samples of files go through: those of the run's evaluation."""
+        """Return the transforms of samples of files: those of the run's evaluation."""
         return self.run.transforms
 
     def sample_size(self, file: ReadFile) -> int:
-        """The size of a sample, of which so many go through the model at once: 2^18 in all, whatever the batch size."""
+        """Return the size of a sample; a batch has at most 2^18 in total, regardless of the batch size."""
         return 0
 
     def batch_key(self, file: ReadFile) -> Hashable:
-        """What files have in common that can share a batch: the shapes of all fields that are not concatenated."""
+        """Return the key that files of a batch share: the shapes of all fields that are not concatenated."""
         return tuple(
             np.shape(file.sample[name]) for name, field in self.fields.items() if field.collate != "concatenate"
         )
 
     def compact(self, prediction: PredictionT) -> PredictionT:
-        """The prediction as it is held in memory beside those of many other files."""
+        """Return the prediction in the form that is kept in memory with those of other files."""
         return prediction
 
     def document(self, prediction: PredictionT) -> dict[str, Any]:
-        """The prediction as plain values for JSON, with the key `file`; rows are made from it."""
+        """Return the prediction as plain values for JSON, with the key `file`; rows are made from it."""
         raise NotImplementedError
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The cells of `columns`."""
+        """Return the cells of `columns`."""
         return [document[name] for name in self.columns]
 
     def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The cells of `csv_columns`; floats are written with all their digits."""
+        """Return the cells of `csv_columns`; floats are written with all their digits."""
         return [document[name] for name in self.csv_columns]
 
     def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
-        """Where the files of each prediction go, without an ending; called once, before anything is predicted.
+        """Choose the path without ending of each prediction's files; called once, before any prediction.
 
-        Raises UserError where one cannot go there.
+        Raises UserError if a file cannot be written there.
         """
         return output_names(files, out, endings=self.endings)
 
     def write(self, prediction: PredictionT, name: Path) -> dict[str, Path]:
-        """Write the files of a prediction: `name` with one of `endings` each. What was written, by kind.
+        """Write the files of a prediction, `name` with one of `endings` each; return their paths by kind.
 
-        Raises RunError where the disk refuses a file, DataError for a name that is too long for it.
+        Raises RunError if the disk refuses a file, DataError for a name that is too long for it.
         """
         raise NotImplementedError
 
     def about(self) -> dict[str, Any]:
-        """What the JSON document has besides, for all files."""
+        """Return the further entries of the JSON document, for all files."""
         return {}
 
     def notes(self) -> list[str]:
-        """Notes for the user, before any prediction."""
+        """Return notes for the user, before any prediction."""
         return []
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """What there is to report about all predictions together."""
+        """Return lines of text about all predictions together."""
         return []
 
 
@@ -228,23 +233,23 @@ FLAGS = {
     "centres": "--centres",
     "refiner": "--refiner",
 }
-"""The options of predictors that have a flag of their own on the command line."""
+"""Options of predictors that have a flag of their own on the command line."""
 
 
 def parse_options(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-    """The constructor's options from the command line. Raises UserError for a flag that the predictor does not take."""
+    """Parse the constructor's options from the command line. Raises UserError for a flag that is not an option."""
     for flag in line.flags:
         if flag not in predictor.flags():
-            taken = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags())
+            flags = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags())
             raise UserError(
                 f"{FLAGS[flag]}: predict has no such option for the task '{run.config.task.name}'"
-                f"{f'; it takes {taken}' if taken else ''}; leave it out ({run.path})"
+                f"{f'; it takes {flags}' if flags else ''}; leave it out ({run.path})"
             )
     return predictor.options(run, line)
 
 
 def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
-    """The predictor for a run's task. Raises ConfigError where there is none."""
+    """Return the predictor class for a run's task. Raises ConfigError if there is none."""
     task, names = run.config.task, registry.predictors.names()
     classes: dict[str, type[Predictor[Any]]] = {
         name: registry.predictors.get_entry(name).builder  # type: ignore[misc]
@@ -252,14 +257,14 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
     }
     if task.name in classes:
         return classes[task.name]
-    offered = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
-    serving = [each for each in classes.values() if each.reads and each.reads <= offered]
-    if not serving:
+    predicted_keys = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
+    matches = [candidate for candidate in classes.values() if candidate.reads and candidate.reads <= predicted_keys]
+    if not matches:
         raise ConfigError(
             f"{run.path}: the task '{task.name}' has no predictor; tasks with one: {', '.join(names)}; a plugin "
             f"registers its own with predictors.add('{task.name}')"
         )
-    return max(serving, key=lambda each: len(each.reads))
+    return max(matches, key=lambda candidate: len(candidate.reads))
 
 
 __getattr__ = old_names(__name__)

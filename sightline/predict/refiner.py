@@ -1,4 +1,4 @@
-"""Depth runs applied to single frames: a refiner moves a reference point to where the middle joint of a figure is."""
+"""Refinement of reference points: a run of the task `centre` applied to single frames."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ __all__ = [
     "Refiner",
     "assert_depth_run",
     "assert_refiner",
-    "centre_of_mass_of",
     "frame_sample",
+    "get_centre_of_mass",
     "without_target_transforms",
 ]
 
 INPUTS = ("depth", "camera", "reference")
-"""The fields of a frame's sample: no labels."""
+"""Fields of a frame's sample, without labels."""
 
 
 def assert_refiner(run: TrainedRun) -> None:
-    """Raises ConfigError for a run that does not refine reference points."""
+    """Raise ConfigError for a run that does not refine reference points."""
     if "centre_mm" not in TaskMembers.predicts.get(registry.tasks.entry(run.config.task).builder):
         raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' finds no centres; give a run of the task centre"
+            f"{run.path}: the task '{run.config.task.name}' predicts no centres; give a run of the task centre"
         )
 
 
 def assert_depth_run(run: TrainedRun, info: DataInfo) -> None:
-    """Raises ConfigError for a run that was not trained on depth images."""
+    """Raise ConfigError for a run that was not trained on depth images."""
     missing = [name for name in INPUTS if name not in info.fields]
     if missing:
         raise ConfigError(
@@ -52,18 +52,18 @@ def assert_depth_run(run: TrainedRun, info: DataInfo) -> None:
         )
 
 
-def centre_of_mass_of(run: TrainedRun) -> CentreOfMass:
-    """How a run's set finds its centres of mass; the usual way where its reference points are others."""
+def get_centre_of_mass(run: TrainedRun) -> CentreOfMass:
+    """Return the centre-of-mass settings of a run's set; the defaults if it uses other reference points."""
     blocks = registry.nested_blocks(run.config.data, "reference") if "reference" in run.config.data.arguments else []
-    own = [block for block in blocks if block.name == "centre_of_mass"]
-    found: CentreOfMass = registry.references.build(own[0], facts={}) if own else CentreOfMass()
-    return found
+    matches = [block for block in blocks if block.name == "centre_of_mass"]
+    settings: CentreOfMass = registry.references.build(matches[0], facts={}) if matches else CentreOfMass()
+    return settings
 
 
 class Refiner:
-    """A run of the task `centre` on one frame at a time; points are those of the frame of another run."""
+    """Run of the task `centre` on one frame at a time; points are in the frame of another run."""
 
-    def __init__(self, run: TrainedRun, other: FrameReader, own: DepthFrameOptions, world: World) -> None:
+    def __init__(self, run: TrainedRun, other: FrameReader, options: DepthFrameOptions, world: World) -> None:
         assert_refiner(run)
         info = read_inputs(run.path, run.config)
         assert_depth_run(run, info)
@@ -76,31 +76,31 @@ class Refiner:
             source="a depth image",
             transforms=without_target_transforms(run.transforms, info),
         )
-        self._reader = FrameReader(run, dataclasses.replace(own, intrinsics=(fx, fy, u0, v0)))
+        self._reader = FrameReader(run, dataclasses.replace(options, intrinsics=(fx, fy, u0, v0)))
         self._other = other
 
     def __call__(self, path: Path, depth: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
-        here = self._reader.turned(self._other.turned(point_mm))  # by way of the user's frame
-        batch: Batch = self._pipeline.make_batch([path], [frame_sample(depth, self._reader.camera, here)])
-        found = self._pipeline.predict(self._pipeline.model_inputs(batch))["centre_mm"][0].double().cpu().numpy()
-        moved: np.ndarray = self._other.turned(self._reader.turned(found))
-        return moved
+        start = self._reader.flip_y(self._other.flip_y(point_mm))  # via the user's frame
+        batch: Batch = self._pipeline.make_batch([path], [frame_sample(depth, self._reader.camera, start)])
+        centre = self._pipeline.predict(self._pipeline.model_inputs(batch))["centre_mm"][0].double().cpu().numpy()
+        refined: np.ndarray = self._other.flip_y(self._reader.flip_y(centre))
+        return refined
 
 
 def frame_sample(depth: np.ndarray, camera: np.ndarray, point_mm: np.ndarray) -> Sample:
-    """A frame as a sample of a depth run."""
+    """Make the sample of a frame for a depth run."""
     return {"depth": depth, "camera": camera, "reference": point_mm.astype(np.float32)}
 
 
 def without_target_transforms(transforms: Sequence[NamedTransform], info: DataInfo) -> list[NamedTransform]:
-    """The transforms but those that draw targets: they need labels, and all that they give is added.
+    """Return the transforms without those that draw targets: these need labels, and only add fields.
 
-    One that needs labels and adds nothing changes what the network sees by them, and is left for the error.
+    A transform that needs labels and adds nothing changes the network's input by them, and stays, to raise an error.
     """
     labels = info.fields.keys() - set(INPUTS)
 
-    def draws_targets(each: NamedTransform) -> bool:
-        needs_labels = labels & inspect.signature(each.apply.__call__).parameters.keys()
-        return bool(needs_labels and TransformMembers.adds.get(each.apply))
+    def draws_targets(transform: NamedTransform) -> bool:
+        needs_labels = labels & inspect.signature(transform.apply.__call__).parameters.keys()
+        return bool(needs_labels and TransformMembers.adds.get(transform.apply))
 
-    return [each for each in transforms if not draws_targets(each)]
+    return [transform for transform in transforms if not draws_targets(transform)]

@@ -1,4 +1,4 @@
-"""A class for every point of a file: its own where the model saw the point, else that of the nearest point seen."""
+"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest."""
 
 from __future__ import annotations
 
@@ -33,23 +33,22 @@ from sightline.types import Field
 __all__ = ["PointPredictor", "SegmentPrediction", "nearest_predicted_row"]
 
 _FIRST_NUMBER = 2**40
-"""Points are numbered from here on: no class has such a number, so that none is taken for an ignored point."""
-_NUM_SHARES = 3
-"""So many classes are named in the table."""
+"""First point number; no class has such a number, so that no point counts as ignored."""
+_MAX_NAMED_CLASSES = 3
+"""Number of classes named in the table."""
 
 
 @registry.predictors.add("segment")
 class PointPredictor(CloudPredictor[SegmentPrediction]):
-    """A `SegmentPrediction` for each cloud, from the `probabilities` of its points and the `cloud_offsets`.
+    """Predictor of a `SegmentPrediction` per cloud, from the point `probabilities` and the `cloud_offsets`.
 
-    A sample gets its own points' numbers for labels, so that whatever a transform drops and reorders can be traced.
-    `category` is the name that all files have; without it a file's folder names it. `with_probabilities` keeps every
-    class's probabilities; `probabilities` is the number format in which `write` stores them. `files` are those that
-    `write` makes of each cloud, all kinds without it; of scans there are `.label` files too, in the ids of the set.
-    `lift` stands in for that of the run's task. Of scans, `no_return=nan` takes points that are NaN at x, y and z for
-    such without a return, and `rings=order` the ring of each point from the order of the file.
-    Raises ConfigError for a name that the run's set does not have.
-    Source: made here.
+    A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
+    the category of all files; without it, that of a file is the name of its folder. `with_probabilities` keeps every
+    class's probabilities; `probabilities` is the dtype in which `write` stores them. `files` are the kinds of files
+    that `write` makes for each cloud, by default all; for scans also `.label` files, in the ids of the set. `lift`
+    replaces that of the run's task. For scans, `no_return=nan` treats points that are NaN at x, y and z as missing
+    returns, and `rings=order` computes the ring of each point from the order of the file. Raises ConfigError for a name
+    that the run's set does not have. Source: made here.
     """
 
     reads = frozenset({"probabilities", "cloud_offsets"})
@@ -74,54 +73,56 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
             run = replace(run, config=replace(run.config, task=task))
         super().__init__(run, columns=columns, to_sphere=to_sphere)
-        info, form = self.info, self.info.clouds
+        info, cloud_spec = self.info, self.info.clouds
         self.is_timed = info.scans is not None
         self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
         self._ms: dict[Path, dict[str, float]] = {}
-        self._labels_of: Mapping[Path, Path] = {}
+        self._label_paths: Mapping[Path, Path] = {}
         self.no_return, self.rings = no_return, rings
         if info.scans is None and (no_return or rings):
-            raise ConfigError("no_return, rings: are of LiDAR scans, which the run was not trained on; leave them out")
+            raise ConfigError(
+                "no_return, rings: are options for LiDAR scans, which the run was not trained on; leave them out"
+            )
         if info.scans is None and "label" in (files or ()):
             raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
         self.kinds: list[str] = list(files or ("labels", "ply"))
         self.kinds += ["label"] if files is None and info.scans is not None else []
         self.kinds += ["probabilities"] if probabilities is not None else []
         self.endings = tuple(ENDINGS[kind] for kind in self.kinds)
-        if form is not None and form.preparation is not None:
+        if cloud_spec is not None and cloud_spec.preparation is not None:
             raise ConfigError(
                 f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
                 "needs a set that keeps all of them"
             )
         self.with_probabilities = with_probabilities or probabilities is not None
         self.stored = None if probabilities is None else np.dtype(probabilities).newbyteorder("<")
-        self.draws_meshes = form is not None and form.unit_sphere != "none"
+        self.draws_meshes = cloud_spec is not None and cloud_spec.unit_sphere != "none"
         points = info.fields["points"]
         number = Field("points", "int64", "number of the point", collate=points.collate, offsets=points.offsets)
         self.fields = {**self.fields, "label": number}
-        self.categories = _names_of(run.facts) if "category" in info.fields else []
+        self.categories = _list_categories(run.facts) if "category" in info.fields else []
         if self.categories:
             self.fields = {**self.fields, "category": info.fields["category"]}
-        self.category = None if category is None else self._asked_for(category)
+        self.category = None if category is None else self._find_category(category)
         classes = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
         self.shares = {f"share of {name}": name for name in classes}
         self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
 
     def read(self, path: Path) -> ReadFile:
-        """The sample of a file."""
+        """Read the sample of a file."""
         laps = StageTimer(World())
         file = super().read(path)
         laps.end_stage("read")
         self._ms[path] = laps.ms
         return file
 
-    def given(self, path: Path, sample: FileSample) -> dict[str, Any]:
-        """The number of every point, and the category."""
+    def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """Make the number of every point, and the category."""
         numbers = {"label": torch.arange(sample.num_points) + _FIRST_NUMBER}
-        return numbers | ({"category": torch.tensor(self._category_of(path))} if self.categories else {})
+        return numbers | ({"category": torch.tensor(self._get_category(path))} if self.categories else {})
 
     def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[SegmentPrediction | Refusal]:
-        """Raises ConfigError for a run whose transforms choose points and not their labels."""
+        """Make the prediction of each file. Raises ConfigError if transforms select points but not their labels."""
         batch, predictions = inference.batch, inference.predictions
         numbers = (batch["whole_label"] if "nearest" in batch else batch["label"]).flatten() - _FIRST_NUMBER
         bounds = list(pairwise(predictions["cloud_offsets"].tolist()))
@@ -131,21 +132,25 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
                 "points; a transform that chooses points must choose from 'label', too"
             )
         device = predictions["probabilities"].device
-        known = {"category": batch["category"].to(device)} if self.categories else {}
+        category = {"category": batch["category"].to(device)} if self.categories else {}
         laps = StageTimer(World())
-        labels = predict_labels(known, predictions, self.run.facts)
-        found = [
-            self._of(file, numbers[start:end].numpy(), predictions["probabilities"][start:end], own)
-            for file, own, (start, end) in zip(files, labels, bounds, strict=True)
+        labels = predict_labels(category, predictions, self.run.facts)
+        results = [
+            self._make_prediction(
+                file, numbers[start:end].numpy(), predictions["probabilities"][start:end], cloud_labels
+            )
+            for file, cloud_labels, (start, end) in zip(files, labels, bounds, strict=True)
         ]
         laps.end_stage("decode")
-        together = {"lift" if s == "decode" else s: ms + laps.ms.get(s, 0) for s, ms in inference.ms.items()}
+        stage_ms = {
+            "lift" if stage == "decode" else stage: ms + laps.ms.get(stage, 0) for stage, ms in inference.ms.items()
+        }
         for file in files:
-            self._ms[file.path] |= {stage: ms / len(files) for stage, ms in together.items()}
-        return found
+            self._ms[file.path] |= {stage: ms / len(files) for stage, ms in stage_ms.items()}
+        return results
 
     def document(self, prediction: SegmentPrediction) -> dict[str, Any]:
-        """The share of each class; labels and probabilities are for `write`."""
+        """Return the share of each class; labels and probabilities are written by `write`."""
         return {
             "file": str(prediction.file),
             "category": prediction.category,
@@ -157,35 +162,37 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         }
 
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """The largest shares in words."""
-        shares = _largest(document["shares"])
+        """Return file, number of points, largest shares and mean probability."""
+        shares = _format_largest(document["shares"])
         return [document["file"], document["num_points"], shares, document["mean_probability"]]
 
     def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
-        """A column for each class, 0 where no point has it."""
+        """Return a column for each class, 0 if no point has it."""
         shares = document["shares"]
         return [
             shares.get(self.shares[name], 0.0) if name in self.shares else document[name] for name in self.csv_columns
         ]
 
     def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
-        """As of any cloud; `.label` files of a SemanticKITTI tree go where its evaluator looks for them."""
+        """Choose the paths as for any cloud; `.label` files of SemanticKITTI go where its evaluator reads them."""
         if "label" in self.kinds:
-            placed: dict[Path, Path] = {}
+            file_by_path: dict[Path, Path] = {}
             for file in files:
-                place = label_path(scan_name(file))
-                if place is not None and placed.setdefault(out / place, file) != file:
-                    other = placed[out / place]
-                    raise UserError(f"--out {out}: {other} and {file} both go to {place}; predict them one by one")
-            self._labels_of = {file: place for place, file in placed.items()}
+                relative_path = label_path(scan_name(file))
+                if relative_path is not None and file_by_path.setdefault(out / relative_path, file) != file:
+                    other = file_by_path[out / relative_path]
+                    raise UserError(
+                        f"--out {out}: {other} and {file} both go to {relative_path}; predict them one by one"
+                    )
+            self._label_paths = {file: relative_path for relative_path, file in file_by_path.items()}
         return super().output_names(files, out)
 
     def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
-        """Labels, the coloured cloud, with a number format for them the probabilities, and the ids of scans."""
+        """Write labels, coloured cloud, probabilities if a dtype is set, and the ids of scans."""
         laps = StageTimer(World())
         paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
-        if prediction.file in self._labels_of:
-            paths["label"] = self._labels_of[prediction.file]
+        if prediction.file in self._label_paths:
+            paths["label"] = self._label_paths[prediction.file]
         ids = None if self._ids is None else self._ids[prediction.labels]
         write_point_files(prediction, paths, probabilities=self.stored, ids=ids)
         laps.end_stage("write")
@@ -193,14 +200,14 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         return paths
 
     def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-        """The median time of each stage, and scans a second over all of them."""
+        """Return the median time of each stage, and the number of scans per second."""
         if not self.is_timed or not documents:
             return []
-        total = sum(sum(each["ms"].values()) for each in documents)
+        total = sum(sum(document["ms"].values()) for document in documents)
         rate = f"{1e3 * len(documents) / total:.2f} scans a second"
         return [median_times(documents, list(documents[0]["ms"]), noun="scan"), rate]
 
-    def _of(
+    def _make_prediction(
         self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
     ) -> SegmentPrediction | Refusal:
         if not bool(probabilities.isfinite().all()):
@@ -208,78 +215,80 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         probability = probabilities.gather(1, labels[:, None])[:, 0]
         origin = file.source.origin
         assert origin is not None, "sets whose samples have none are refused at the start"
-        answered = nearest_predicted_row(origin, numbers)
+        rows = nearest_predicted_row(origin, numbers)
         treatment = [file.source.treatment]
-        num_others = len(answered) - len(np.unique(numbers)) if origin.rows is not None else len(answered)
+        num_others = len(rows) - len(np.unique(numbers)) if origin.rows is not None else len(rows)
         if num_others:
-            treatment.append(f"{num_others} of {len(answered)} points as the nearest of {len(numbers)}")
+            treatment.append(f"{num_others} of {len(rows)} points as the nearest of {len(numbers)}")
         return SegmentPrediction(
             file=file.path,
             points=origin.points,
-            labels=labels.cpu().numpy()[answered],
-            probability=probability.float().cpu().numpy()[answered],
+            labels=labels.cpu().numpy()[rows],
+            probability=probability.float().cpu().numpy()[rows],
             class_names=self.run.class_names,
             category=self.categories[int(file.sample["category"])] if self.categories else None,
             treatment=", ".join(treatment),
-            table_rows=answered,
+            table_rows=rows,
             table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
         )
 
-    def _asked_for(self, name: str) -> int:
+    def _find_category(self, name: str) -> int:
+        """Return the index of the category that --category names. Raises ConfigError if there is none."""
         if not self.categories:
             raise ConfigError(f"--category {name}: the set that the run was trained on has no categories; leave it out")
-        found = _number_of(name, self.categories)
-        if found is None:
+        index = _find_name(name, self.categories)
+        if index is None:
             hint = suggest(name, self.categories, otherwise="")
             raise ConfigError(f"--category {name}: is none of {', '.join(self.categories)}{hint}")
-        return found
+        return index
 
-    def _category_of(self, path: Path) -> int:
+    def _get_category(self, path: Path) -> int:
+        """Return the category index of a file, by default from its folder's name. Raises DataError if unknown."""
         if self.category is not None:
             return self.category
         folder = path.absolute().parent.name
-        found = _number_of(folder, self.categories)
-        if found is None:
+        index = _find_name(folder, self.categories)
+        if index is None:
             raise DataError(
                 f"{path}: is in the folder '{folder}', which names no category; give --category NAME, or use folders "
                 f"called {', '.join(self.categories)}"
             )
-        return found
+        return index
 
 
 def nearest_predicted_row(origin: PointOrigin, numbers: np.ndarray) -> np.ndarray:
-    """Which answer stands for each point of a file (N,) int64, where answer k is that of the sample's row `numbers[k]`.
+    """Return for each point of a file (N,) int64 its prediction row; row k predicts the sample's row `numbers[k]`.
 
-    A point that was answered for has its own answer, the first where there are several; any other, and every vertex of
-    a mesh, that of the nearest place, the first of equals, by distances in the file's own coordinates.
+    A predicted point has its own row, the first if there are several; any other, and every vertex of a mesh, that of
+    the nearest position, the first of equals, by distances in the file's own coordinates.
     """
-    answered = np.full(len(origin.points), -1)
+    prediction_rows = np.full(len(origin.points), -1)
     if origin.rows is not None:
-        answered[origin.rows[numbers[::-1]]] = np.arange(len(numbers))[::-1]
-    others = np.flatnonzero(answered < 0)
+        prediction_rows[origin.rows[numbers[::-1]]] = np.arange(len(numbers))[::-1]
+    others = np.flatnonzero(prediction_rows < 0)
     if len(others):
-        places, queries = (
+        positions, queries = (
             torch.from_numpy(origin.positions[numbers])[None],
             torch.from_numpy(origin.points[others])[None],
         )
-        answered[others] = nearest_neighbours(places, num_neighbours=1, queries=queries)[0, :, 0].numpy()
-    return answered
+        prediction_rows[others] = nearest_neighbours(positions, num_neighbours=1, queries=queries)[0, :, 0].numpy()
+    return prediction_rows
 
 
-def _largest(shares: Mapping[str, float]) -> str:
-    """The largest shares in words, and the number of the other classes."""
-    words = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_NUM_SHARES]]
-    more = len(shares) - len(words)
-    return ", ".join(words) + (f" and {more} more" if more else "")
+def _format_largest(shares: Mapping[str, float]) -> str:
+    """Format the largest shares, and the number of other classes."""
+    texts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_MAX_NAMED_CLASSES]]
+    num_others = len(shares) - len(texts)
+    return ", ".join(texts) + (f" and {num_others} more" if num_others else "")
 
 
-def _names_of(facts: Mapping[str, Any]) -> list[str]:
-    """The names of the categories, numbers where the set states only how many; none where it does not."""
+def _list_categories(facts: Mapping[str, Any]) -> list[str]:
+    """Return the names of the categories, or numbers if the set only has their count; empty without categories."""
     names = facts.get("category_names") or range(facts.get("num_categories", 0))
     return [str(name) for name in names]
 
 
-def _number_of(name: str, names: Sequence[str]) -> int | None:
-    """The place of a name, capitals or not; None where there is none."""
-    folded = [each.casefold() for each in names]
+def _find_name(name: str, names: Sequence[str]) -> int | None:
+    """Return the index of a name, ignoring case; None if it is not in the list."""
+    folded = [item.casefold() for item in names]
     return folded.index(name.casefold()) if name.casefold() in folded else None

@@ -1,4 +1,4 @@
-"""The classes of every point of a file."""
+"""Prediction of the task `segment`: the class of every point of a file."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["SegmentPrediction"]
 
 @dataclass(frozen=True, eq=False)
 class SegmentPrediction:
-    """The class of every point of one file, all N in the order of the file.
+    """Predicted class of every point of one file, all N in the order of the file.
 
     `points` (N, 3) float64 are in the file's own coordinates. `labels` (N,) int64 are the most probable classes, among
-    the parts of `category` where the run's set has categories. `probability` (N,) float32 is that of the label among
-    all classes, as the model gives it. `treatment` says in words what was done to the points.
+    the parts of `category` if the run's set has categories. `probability` (N,) float32 is that of the label among all
+    classes. `treatment` describes what was done to the points.
     """
 
     file: Path
@@ -28,9 +28,9 @@ class SegmentPrediction:
     category: str | None
     treatment: str
     table_rows: np.ndarray
-    """The row of `table` that each point (N,) has its class from."""
+    """Row of `table` for each point (N,)."""
     table: np.ndarray | None = None
-    """The model's probabilities (K, C) float32 of every class, K at most N; only where they were asked for."""
+    """Model probabilities (K, C) float32 of every class, K at most N; None unless requested."""
 
     @property
     def num_points(self) -> int:
@@ -38,17 +38,17 @@ class SegmentPrediction:
 
     @property
     def probabilities(self) -> np.ndarray | None:
-        """Every class's probability of every point (N, C) float32, made anew; None where they were not asked for."""
+        """Probabilities (N, C) float32 of every class and point, a new array; None unless requested."""
         return None if self.table is None else self.table[self.table_rows]
 
     @cached_property
     def mean_probability(self) -> float:
-        """The mean of `probability` over all points."""
+        """Mean of `probability` over all points."""
         return float(self.probability.mean(dtype=np.float64))
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """The share of the points of each class that occurs, the largest first."""
+        """Share of the points of each class that occurs, the largest first."""
         counts = np.bincount(self.labels)
         order = np.argsort(-counts, kind="stable")
         return {
@@ -56,5 +56,5 @@ class SegmentPrediction:
         }
 
     def name_of(self, label: int) -> str:
-        """The name of a class; its number where the run's set has no names."""
+        """Return the name of a class; its number if the run's set has no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)

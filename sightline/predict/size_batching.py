@@ -1,4 +1,4 @@
-"""Files that are read one by one and go through a model several at once: which of them wait for one another."""
+"""Batching of files that are read one by one: files of equal shape wait for one another."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from sightline.predict.predictor import ReadFile
 __all__ = ["SizeBatcher"]
 
 _MAX_WAITING_BATCHES = 8
-"""So many batches' worth of files of different kinds may wait for others of their kind."""
+"""Maximum number of waiting files of all kinds, in batches."""
 _MAX_SIZE = 2**18
-"""So much goes through the model at once, whatever the batch size, unless a single file is larger; twice as much may
-wait."""
+"""Maximum size of a batch, regardless of the batch size, unless a single file is larger; twice as much may wait."""
 
 
 class SizeBatcher:
@@ -27,7 +26,7 @@ class SizeBatcher:
         self._size_of = size_of
 
     def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
-        """Batches that are full with this file, or would be too large, or the largest where too many files wait."""
+        """Add a file; yield batches that are full, or would be too large, or the largest if too many files wait."""
         kind = self._kind_of(file)
         if self._size(self._groups.get(kind, [])) + self._size_of(file) > _MAX_SIZE and kind in self._groups:
             yield self._groups.pop(kind)
@@ -35,12 +34,12 @@ class SizeBatcher:
         group.append(file)
         if len(group) >= self.batch_size or self._size(group) >= _MAX_SIZE:
             yield self._groups.pop(kind)
-        waiting = [each for group in self._groups.values() for each in group]
+        waiting = [waiting_file for group in self._groups.values() for waiting_file in group]
         if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
             yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
 
     def flush(self) -> Iterator[list[ReadFile]]:
-        """Every batch, full or not."""
+        """Yield every remaining batch, full or not."""
         while self._groups:
             yield self._groups.pop(next(iter(self._groups)))
 

@@ -1,4 +1,4 @@
-"""The milliseconds that stages take which follow one another."""
+"""Timer of consecutive stages, in milliseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["StageTimer", "median_times"]
 
 
 class StageTimer:
-    """Milliseconds of stages, the GPU's work in them included."""
+    """Milliseconds of consecutive stages, including the GPU's work."""
 
     def __init__(self, world: World) -> None:
         self.ms: dict[str, float] = {}
@@ -23,7 +23,7 @@ class StageTimer:
         self._at = time.perf_counter_ns()
 
     def end_stage(self, stage: str) -> None:
-        """End a stage now."""
+        """End the current stage now."""
         if self._is_gpu:
             torch.cuda.synchronize()
         now = time.perf_counter_ns()
@@ -32,7 +32,7 @@ class StageTimer:
 
 
 def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
-    """The median time of each stage over documents that have it under `ms`, in a line."""
-    medians = (f"{stage} {statistics.median(each['ms'][stage] for each in documents):.1f}" for stage in stages)
+    """Format the median time of each stage over the documents that have it under `ms`, in one line."""
+    medians = (f"{stage} {statistics.median(document['ms'][stage] for document in documents):.1f}" for stage in stages)
     times = ", ".join(medians)
     return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"

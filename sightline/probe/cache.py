@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from sightline.data.files.atomic_write import open_atomic
-from sightline.data.store.prepared_set import sha256_of
+from sightline.data.store.prepared_set import compute_sha256
 from sightline.errors import UserError
 from sightline.probe.features import Features
 from sightline.regular_files import parse_json, read_regular_file
@@ -47,7 +47,7 @@ class FeatureCache:
             kept = parse_json(read_regular_file(document))
             if kept["key"] != _plain(key):
                 return None
-            if sha256_of(arrays) != kept["sha256"]:
+            if compute_sha256(arrays) != kept["sha256"]:
                 logger.warning("%s: is not what was written (SHA-256); the features are computed anew", arrays)
                 return None
             with np.load(arrays, allow_pickle=False) as archive:
@@ -79,7 +79,7 @@ class FeatureCache:
             with open_atomic(arrays) as file:
                 np.savez(file, rows=features.rows, labels=features.labels)
             self._assert_own_folder()
-            kept = {"key": _plain(key), "sha256": sha256_of(arrays), "samples": len(features)}
+            kept = {"key": _plain(key), "sha256": compute_sha256(arrays), "samples": len(features)}
             text = json.dumps(kept, indent=2, ensure_ascii=False) + "\n"
             replace_atomic(document, text.encode(errors="backslashreplace"))
         except OSError as error:

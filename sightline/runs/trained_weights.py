@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sightline.data.store.prepared_set import sha256_of
+from sightline.data.store.prepared_set import compute_sha256
 from sightline.errors import CheckpointError
 from sightline.runs import checkpoint
 from sightline.runs.packed import assert_whole, read_packed
@@ -63,9 +63,9 @@ def evaluated_sha256(place: Path) -> str:
     """
     if not place.is_dir():
         assert_whole(place)
-        return sha256_of(place)
+        return compute_sha256(place)
     average = place / "ema.safetensors"
-    return sha256_of(average if average.exists() else place / "model.safetensors")
+    return compute_sha256(average if average.exists() else place / "model.safetensors")
 
 
 def assert_sha256(path: Path, expected: str | None) -> str:

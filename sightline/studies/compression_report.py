@@ -17,7 +17,7 @@ from sightline import registry
 from sightline.compress.drawing import bits_svg
 from sightline.compress.packing import SUMMARY
 from sightline.compress.policy import Policy, Protect, WeightFormat, policy_from_dict, policy_to_dict, protected_choices
-from sightline.compress.run_problem import CompressionOptions, simulated_of, untraced_problem
+from sightline.compress.run_problem import CompressionOptions, make_simulator, untraced_problem
 from sightline.compress.search.base import ProgressCallback, Search
 from sightline.config.component_arguments import parse_component
 from sightline.engine.run_loading import OpenRun
@@ -125,7 +125,7 @@ class CompressionReport:
     def __call__(self, reporter: Reporter, *, num_seeds: int = 1, report: ProgressCallback = None) -> dict[str, Any]:
         """Compute what is not done; after each row the table is written. Raises UnfinishedError for a stopped run."""
         evaluator, world = self._run.evaluator(), self._run.world
-        simulated = simulated_of(self._run)
+        simulated = make_simulator(self._run)
         self._assert_same()
         for name, reason in self.left_out.items():
             reporter.note(f"row '{name}' left out: {reason}")
@@ -153,7 +153,7 @@ class CompressionReport:
 
     def _left_out(self) -> dict[str, str]:
         """The rows that cannot be computed, and why. Raises ConfigError where no searched row can be."""
-        simulated = simulated_of(self._run)
+        simulated = make_simulator(self._run)
         reasons: dict[str, str] = {}
         untraced_problem(simulated, self._asked)
         try:
@@ -207,7 +207,7 @@ class CompressionReport:
         return policies
 
     def _policy(self, kind: str, seed: int, reporter: Reporter, report: ProgressCallback) -> Policy:
-        names = simulated_of(self._run).names
+        names = make_simulator(self._run).names
         if kind == "mix":
             mixed = dict.fromkeys(names, WeightFormat(self._asked.kind, MIX_BITS, self._asked.per_channel))
             return mixed | protected_choices(self._ends, names, kind=self._asked.kind)

@@ -27,8 +27,8 @@ from sightline.runs.trained_weights import evaluated_sha256, resolve_weights
 from sightline.studies.fine_tuning import init_override, scratch_overrides
 from sightline.studies.probe_scale import check_input_scale
 from sightline.studies.probe_table import OWN_PARTS, PARTS, comparison_rows, probe_markdown, probe_rows, protocol_of
-from sightline.studies.published_results import ResultRow, foreign_in_words, published_names
 from sightline.studies.study_runs import StudyRun, StudySettings, UnfinishedError, train_or_read_metrics
+from sightline.training.published_results import ResultRow, foreign_in_words, published_names
 from sightline.training.run_configs import read_with_plugins, reread
 from sightline.training.train_run import Reporter
 from sightline.types import ComponentConfig

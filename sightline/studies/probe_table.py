@@ -12,7 +12,7 @@ from sightline.probe.probed_run import ProbedRun
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import find_neighbour_graph, get_argument
 from sightline.runs.inputs import read_inputs
-from sightline.studies.published_results import (
+from sightline.training.published_results import (
     Difference,
     ResultRow,
     checkpoint_in_words,

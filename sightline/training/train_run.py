@@ -30,8 +30,8 @@ from sightline.plugins import Plugin
 from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import collect_environment
 from sightline.runs.run_documents import load_document
-from sightline.studies.final_probe import probe_metrics
-from sightline.studies.published_results import beside_published
+from sightline.training.final_probe import probe_metrics
+from sightline.training.published_results import beside_published
 
 if TYPE_CHECKING:
     from sightline.doctor.core.finding import Finding

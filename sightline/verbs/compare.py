@@ -122,7 +122,7 @@ def _report(found: VariantComparison, config: RunConfig, built: TrainingSetup, o
     write_document(options.json, found.to_dict())
     print_note(verdict(found))
     for line in found.settings:
-        print_note(f"{found.unexplained[0].layer}: {line}")
+        print_note(f"{found.guilty_rows[0].layer}: {line}")
     if options.repro is not None:
         file = Path(str(options.against)) if str(options.against).endswith(".py") else None
         print_note(write_repro(options.repro, found, LayerOrigin(config, built.data.facts, options.plugins, file)))

@@ -18,7 +18,7 @@ from sightline.compress.comparison import search_rows
 from sightline.compress.drawing import bits_svg, pareto_svg
 from sightline.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
 from sightline.compress.policy_simulator import BudgetOn
-from sightline.compress.run_problem import CompressionOptions, RunProblem, simulated_of, untraced_problem
+from sightline.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
 from sightline.compress.search.base import Search, SearchProgress, SearchResult
 from sightline.config import read_config
 from sightline.config.component_arguments import parse_component
@@ -201,7 +201,7 @@ def compress(
         job = Compression(run, out, TerminalReporter())
         if how is not None:
             assert_tunable(run, how)
-        untraced_problem(simulated_of(run), asked)
+        untraced_problem(make_simulator(run), asked)
         stack.enter_context(job.held())
         given: dict[str, Any] = {"method": (name, *subject.arguments), "overrides": subject.overrides}
         given |= {"tuning": dataclasses.asdict(tuning)}
@@ -234,7 +234,7 @@ def search(subject: CompressTarget, budget: Budget, *, methods: str, out: Path, 
     assert_writable(out / POLICY, option="--out")
     with start_world(device=subject.device) as world, contextlib.ExitStack() as stack:
         run = subject.open(world)
-        untraced_problem(simulated_of(run), asked)
+        untraced_problem(make_simulator(run), asked)
         stack.enter_context(held(out))
         problem, found = RunProblem(run, asked), []
         for name, one in built.items():
@@ -311,7 +311,7 @@ def size(subject: CompressTarget, policy: Path | None, *, json: Path | None) -> 
     with start_world(device="cpu") as world:
         run = subject.open(world)
         chosen = {} if policy is None else _policy_of_file(policy, run)
-        simulated = simulated_of(run, chosen)
+        simulated = make_simulator(run, chosen)
     if policy is None:
         policies = {"float32": dict.fromkeys(simulated.names, FP32), "fp16": dict.fromkeys(simulated.names, FP16)}
         for bits in range(8, 0, -1):
@@ -368,7 +368,7 @@ def _policy_of_file(path: Path, run: OpenRun) -> dict[str, WeightFormat]:
 
     Raises UserError for a run that cannot be quantised, ConfigError for a policy of another model.
     """
-    simulated_of(run)
+    make_simulator(run)
     return read_policy(path, [name for name, _ in run.model.named_parameters()])
 
 

@@ -118,7 +118,7 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
 
 def _objects(asked: RenderOptions) -> RenderSource:
     """What is to be rendered: a folder, a set of the name that was prepared where it is looked for, or the shapes."""
-    from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, objects_of_folder
+    from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, open_render_source
     from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
     folder, names = Path(asked.source).expanduser(), registry.data.names()
@@ -141,7 +141,7 @@ def _objects(asked: RenderOptions) -> RenderSource:
         raise UserError(
             f"data render: '{asked.source}' is neither a folder nor a set with clouds{suggest(asked.source, names)}"
         )
-    return objects_of_folder(folder, up_axis=asked.up_axis, num_points=given.get("num_points"))
+    return open_render_source(folder, up_axis=asked.up_axis, num_points=given.get("num_points"))
 
 
 def _elevations(text: str) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from sightline import registry
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import class_difficulty
 from sightline.describe.mean_pose import pose_baselines
-from sightline.doctor.checks.data.dataset_mismatch import CloudSample, compare_sets, dataset_mismatch, inputs_of
+from sightline.doctor.checks.data.dataset_mismatch import CloudSample, compare_sets, dataset_mismatch, sample_clouds
 from sightline.doctor.core.finding import FindingLocation
 from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.distributed import start_world
@@ -35,9 +35,9 @@ from sightline.optional_members import TaskMembers
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.final_probe import probe_metrics
-from sightline.studies.published_results import beside_published, foreign_in_words, published_names
 from sightline.tasks.detect import Detect
+from sightline.training.final_probe import probe_metrics
+from sightline.training.published_results import beside_published, foreign_in_words, published_names
 from sightline.types import ComponentConfig
 from sightline.verbs.common import assert_writable, write_document
 from sightline.verbs.detection_errors import bind_error_metric, show_errors
@@ -330,13 +330,13 @@ def _is_alike(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
         return True
     name = f"{trained.data.name}/train"
     try:
-        known = inputs_of(build_part(trained, "train"), trained, is_training=True)
+        known = sample_clouds(build_part(trained, "train"), trained, is_training=True)
     except UserError:
         known = CloudSample(read_inputs(run.path, trained), name)
         on_first(print_note)(
             f"{name}, which the run was trained on, cannot be read; compared is what the run noted of it"
         )
-    findings = compare_sets(known, inputs_of(part, config), place=partial(_place, config))
+    findings = compare_sets(known, sample_clouds(part, config), place=partial(_place, config))
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:

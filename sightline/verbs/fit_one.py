@@ -200,7 +200,7 @@ def _vary(options: FitOneOptions, asked: FitOptions, world: World) -> int:
             print_note(f"{variant.name}: {_met(met)}")
     columns = ("variant", "parameters", "first loss", "fitted", "rate", *_STEPS, "lowest")
     show_table(f"{configs[0].name}: variants", columns, map(_variant_row, variants), unbroken="variant")
-    curves = {v.name: v.result.verdicts[0].trusted for v in variants if v.result.verdicts}
+    curves = {v.name: v.result.verdicts[0].trusted_curve for v in variants if v.result.verdicts}
     _write(options, {"vary": [_variant_document(each) for each in variants]}, draw_curves(curves) if curves else None)
     return 0 if all(variant.is_fitted for variant in variants) else 1
 
@@ -208,7 +208,7 @@ def _vary(options: FitOneOptions, asked: FitOptions, world: World) -> int:
 def _variant_row(variant: FittedVariant) -> Sequence[Any]:
     if not variant.result.verdicts:
         return [variant.name, f"{variant.parameters:,}", "", "no", *[""] * 5]
-    best = variant.result.verdicts[0].trusted
+    best = variant.result.verdicts[0].trusted_curve
     steps = [best.steps_to(share) for share in SHARES]
     first = f"{best.losses[0]:.4g}" if best.losses else ""
     is_fitted = "yes" if variant.result.is_fitted else "no"

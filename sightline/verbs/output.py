@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sightline.errors import escape_to_one_line
 from sightline.optional_members import DataMembers
-from sightline.studies.published_results import Difference, format_figure
+from sightline.training.published_results import Difference, format_figure
 
 __all__ = ["print_note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
 

@@ -18,7 +18,14 @@ from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import DataError, RunError, UserError, escape_to_one_line
 from sightline.predict.files import collect_files
 from sightline.predict.prediction import build_predictor, predict_each
-from sightline.predict.predictor import CommandLine, Predictor, Refusal, exit_code_of, parse_options, predictor_class
+from sightline.predict.predictor import (
+    CommandLine,
+    Predictor,
+    Refusal,
+    compute_exit_code,
+    parse_options,
+    predictor_class,
+)
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.verbs.common import write_document, write_file
 from sightline.verbs.output import print_note, show_table
@@ -70,7 +77,7 @@ def predict(options: PredictOptions) -> int:
     _show(run, predictor, documents, refused)
     for refusal in refused:
         print_note(f"refused: {escape_to_one_line(refusal.reason)}")
-    return exit_code_of(refused)
+    return compute_exit_code(refused)
 
 
 def _predict(

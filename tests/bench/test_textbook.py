@@ -31,7 +31,7 @@ def test_both_forms_of_neighbours_agree_with_scipy(clouds: torch.Tensor) -> None
 
 def test_blocks_of_queries_meet_without_a_seam(monkeypatch: pytest.MonkeyPatch, clouds: torch.Tensor) -> None:
     whole = textbook.neighbours_by_topk_in_blocks(clouds, 5)
-    monkeypatch.setattr(textbook, "_QUERIES_AT_ONCE", 37)
+    monkeypatch.setattr(textbook, "_CHUNK_SIZE", 37)
     assert torch.equal(textbook.neighbours_by_topk_in_blocks(clouds, 5), whole)
 
 
@@ -77,7 +77,7 @@ def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
 @pytest.mark.long
 def test_the_point_transformer_agrees_with_ours_in_float64() -> None:
     """Logits in training, and the gradient of every weight, parameters in the same order."""
-    inputs = models.IN_FLOAT64.narrow(transformers._parts(batch=2, points=512))
+    inputs = models.IN_FLOAT64.narrow(transformers._make_parts(batch=2, points=512))
     forms = [build(inputs["model"]).train() for build in (TextbookPointTransformer, copy.deepcopy)]
     found, expected = (form(points=inputs["points"])["logits"] for form in forms)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.detach().abs().max()))

@@ -170,7 +170,7 @@ def test_another_recipe_of_the_steps_is_named_before_the_losses_part(tmp_path: P
     assert schedule.startswith("schedule differs: {'name': 'constant'")
     assert factor.startswith("factor of the learning rate differs: [1.0, 1.0, 1.0] in the record, [1.0, 0.99")
     said = outcome.err + outcome.out
-    assert outcome.err.index(schedule) < outcome.err.index("the losses part at step"), said
+    assert outcome.err.index(schedule) < outcome.err.index("the losses diverge at step"), said
     outcome, found = compare(tmp_path, *SMALL, "schedule={name: step, every_epochs: 9}", "--against", record)
     assert (outcome.code, found["notes"][1:]) == (0, []), "the same steps in other words"
 
@@ -215,7 +215,10 @@ def test_fields_of_a_stage_that_are_no_real_numbers() -> None:
         (("--against", "cuda"), "--against cuda: this machine has no CUDA device; not available"),
         (("--against", "no-cudnn"), "--against no-cudnn: differs only on a GPU with cuDNN"),
         (("--against", "none.py"), "--against none.py: no such file"),
-        (("--against", "float64", "--keys", "map.json"), "--keys map.json: goes with a reference of another make"),
+        (
+            ("--against", "float64", "--keys", "map.json"),
+            "--keys map.json: needs a reference of another implementation",
+        ),
         (("--against", "float64", "--matrix"), "compare: give either --against or --matrix"),
         (("--against", "float64", "--out", "x"), "--out: is for 'sightline compare record'"),
         ((), "compare: give either --against or --matrix"),
@@ -268,7 +271,7 @@ def test_our_own_model_of_another_width_is_refused_in_a_line(tmp_path: Path) -> 
     )
     outcome, _ = compare(tmp_path, *SMALL, "--against", path, "--steps", 0)
     assert outcome.code == 2
-    assert "no name or shape settles what belongs together" in outcome.err.splitlines()[-1]
+    assert "no name or shape determines which tensors correspond" in outcome.err.splitlines()[-1]
 
 
 def test_a_map_is_read_though_the_reference_is_our_own_model(tmp_path: Path) -> None:
@@ -306,7 +309,7 @@ def test_nests_that_a_record_keeps_and_one_that_it_does_not() -> None:
     found = _Reader(writer.tensors).nest(told)
     assert list(found) == [0, True]
     assert torch.equal(found[0], torch.ones(2))
-    with pytest.raises(UserError, match="a Pair goes into or out of a module, and cannot be kept"):
+    with pytest.raises(UserError, match="a Pair is an input or output of a module, and cannot be stored"):
         writer.nest(Pair(torch.ones(1)))
 
 

@@ -65,8 +65,8 @@ def test_a_map_names_modules_and_tensors() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (None, "no name or shape settles what belongs together: 1.weight (4, 4)"),
-        ({"0": "a"}, "the map does not settle"),
+        (None, "no name or shape determines which tensors correspond: 1.weight (4, 4)"),
+        ({"0": "a"}, "the map does not determine"),
         ({"nothing": "a"}, "the model has no tensor or module 'nothing'"),
         ({"0": "q"}, "'0.weight' is to be 'q.weight', which the reference lacks"),
         ({"0": "b"}, "'0.weight' and 'b.weight' have the shapes (4, 3) and (4, 4), which differ"),

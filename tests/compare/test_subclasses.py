@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compare.accumulation import sum_in_order
+from sightline.compare.accumulation import use_sequential_batch_norm
 from sightline.compare.float64_reference import PRODUCTS, computes_as
 from sightline.compare.formats import FORMATS
 from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
@@ -176,7 +176,7 @@ def test_moved_runs_replace_no_norm_that_computes_otherwise() -> None:
     net = nn.Sequential(nn.BatchNorm1d(4), scaled(nn.BatchNorm1d)(4)).double()
     given = torch.randn(64, 4, dtype=torch.float64)
     expected = copy.deepcopy(net)(given).detach()
-    sum_in_order(net)
+    use_sequential_batch_norm(net)
     assert [("forward" in vars(module)) for module in net] == [True, False]
     unit = FORMATS[torch.float32].unit_of_largest(expected)
     assert float((net(given).detach() - expected).abs().max()) < 64 * unit

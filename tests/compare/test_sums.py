@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.accumulation import plain_answer
+from sightline.compare.accumulation import run_plain_form
 from sightline.compare.formats import FORMATS
 
 
@@ -17,7 +17,7 @@ def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | Non
     """The plain gradients of a convolution's parameters, by name."""
     call = SimpleNamespace(given=((given,), {}), to_made={"": arriving}, format=FORMATS[torch.float32])
     unit: Any = SimpleNamespace(owner=conv, prefix="conv", call=call)
-    found = plain_answer(unit, {"to parameter.conv.weight"})
+    found = run_plain_form(unit, {"to parameter.conv.weight"})
     return None if found is None else {n.removeprefix("parameter.conv."): g for n, g in found.gradients.items()}
 
 

@@ -110,7 +110,7 @@ def test_an_interrupted_search_resumes_to_the_same_result(name: str, tmp_path: P
     assert found.num_new == whole.num_evaluated - len(known)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == whole.num_evaluated
-    with pytest.raises(DataError, match=r"evaluations\.jsonl:1: is of 'a', this search evaluates 'b'"):
+    with pytest.raises(DataError, match=r"evaluations\.jsonl:1: contains losses of 'a', this search evaluates 'b'"):
         open_record(path, subject="b", names=names)
 
 
@@ -198,7 +198,7 @@ def test_the_hessian_search_minimises_curvature_times_error() -> None:
     found = searched("hessian", with_curvature, loss_of)
     assert found.num_evaluated <= 20
     assert found.loss <= searched("knapsack", problem, loss_of).loss * (1 + 1e-6)
-    with pytest.raises(ConfigError, match="'hessian': needs the loss as a graph"):
+    with pytest.raises(ConfigError, match="'hessian': needs a differentiable loss"):
         searched("hessian", problem, loss_of)
 
 
@@ -217,7 +217,7 @@ def test_progress_estimates_the_time_before_the_search_begins() -> None:
 def test_what_cannot_be_is_refused() -> None:
     problem, loss_of = made(0)
     smallest = problem.bytes(problem.lowest)
-    with pytest.raises(ConfigError, match=rf"beside 0 protected layers, takes {smallest:,} bytes, a ratio of"):
+    with pytest.raises(ConfigError, match=rf"and 0 protected layers, takes {smallest:,} bytes, a ratio of"):
         searched("uniform", replace(problem, budget_bytes=smallest - 1), loss_of)
     with pytest.raises(ConfigError, match="bits: found 4, 2; give each once, fewest first"):
         replace(problem, choices=(WeightFormat("codebook", 4), WeightFormat("codebook", 2)))

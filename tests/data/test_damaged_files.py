@@ -63,7 +63,7 @@ def citypersons_outside(folder: Path) -> object:
 def modelnet_outside(folder: Path) -> object:
     (folder / "modelnet40_train.txt").write_text("airplane_../../airplane_0001\n")
     (folder / "modelnet40_test.txt").write_text("airplane_0002\n")
-    return text_contents(folder, ClassSubset.of("modelnet40"))
+    return text_contents(folder, ClassSubset.from_set_name("modelnet40"))
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def modelnet_outside(folder: Path) -> object:
         (partial(poses, calib=f"Tr: {IDENTITY}\nTr: {IDENTITY}"), r"calib\.txt:2: 'Tr' is there twice, before in .*:1"),
         (partial(poses, camera="0 " * 12), r"poses\.txt:2: is not a rotation: R R\^T is 1 off the identity"),
         (partial(poses, camera=f"-{IDENTITY}"), r"poses\.txt:2: mirrors space"),
-        (partial(poses, camera="1 0 0 1e308 0 1 0 0 0 0 1 0"), r"poses\.txt:2: lies 1e\+308 m away"),
+        (partial(poses, camera="1 0 0 1e308 0 1 0 0 0 0 1 0"), r"poses\.txt:2: is 1e\+308 m away"),
         (pixel_beyond_float, r"range\.npy: pixel \(0, 0\) lies inf m away"),
         (kitti_number_without_end, r"0\.txt:1: 'Car 0 inf"),
         (odgt_outside, r"annotation_train\.odgt:1: .*'\.\./one' leads out"),

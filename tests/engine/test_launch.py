@@ -226,7 +226,7 @@ class Stuck:
 
 watchdog = Watchdog(store=Stuck(), rank=0, size=2, timeout_s=0.3)
 watchdog.start()
-with watchdog.waiting("all_reduce of losses"):
+with watchdog.watch_collective("all_reduce of losses"):
     time.sleep(30)
 """
 

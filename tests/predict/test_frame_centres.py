@@ -92,7 +92,7 @@ def test_points_of_a_file_are_those_of_its_lines(tmp_path: Path) -> None:
     (tmp_path / "c.txt").write_text("1 2 400\ninvalid 0 0 0\n")
     files = [Path("b.npy"), Path("a.npy")]
     centres = FileCentreFinder(
-        tmp_path / "c.txt", files, mass(), camera=CAMERA, cube_mm=100.0, turned=lambda points: points * [1, -1, 1]
+        tmp_path / "c.txt", files, mass(), camera=CAMERA, cube_mm=100.0, flip_y=lambda points: points * [1, -1, 1]
     )
     depth = blob((40, 30, 400.0))
     assert centres(files[0], depth).point_mm.tolist() == [1, -2, 400]

@@ -130,7 +130,7 @@ def test_what_the_model_refuses_is_told_by_file_and_the_others_go_on(tmp_path: P
     found = run.predict(paths)
     assert [prediction.file for prediction in found.predicted] == [paths[0], paths[2]]
     assert [refusal.file for refusal in found.refused] == [paths[1], paths[3]]
-    assert f"{paths[1]}: the model takes no such cloud: " in found.refused[0].reason
+    assert f"{paths[1]}: the model cannot process this cloud: " in found.refused[0].reason
     assert found.exit_code == 2
 
 

@@ -16,7 +16,7 @@ from sightline import registry
 from sightline.plugins import load_plugins
 from sightline.probe import source_digest
 from sightline.probe.source_digest import iterate_blocks, plugins_of
-from sightline.studies import final_probe
+from sightline.training import final_probe
 from sightline.types import ComponentConfig
 from tests.command import run_here
 from tests.probe.contrast import train_thin

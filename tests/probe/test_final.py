@@ -23,7 +23,7 @@ from sightline.probe.cache import FeatureCache
 from sightline.probe.features import share_errors
 from sightline.probe.threads import map_in_threads
 from sightline.runs.run_directory import RunDirectory
-from sightline.studies import final_probe
+from sightline.training import final_probe
 from sightline.verbs import train as verb
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks

@@ -105,8 +105,8 @@ def _of_config() -> list[Mistake]:
 def _of_files() -> list[Mistake]:
     points = np.arange(60.0).reshape(20, 3)
     return [
-        _file("a.ply", b"", "cut short or no PLY file"),
-        _file("a.ply", "<html>not found</html>", "starts with '<html>not ", "get it again"),
+        _file("a.ply", b"", "cut short or not a PLY file"),
+        _file("a.ply", "<html>not found</html>", "starts with '<html>not ", "download it again"),
         _file("a.npy", np.full((9, 3), np.nan), r"points\[0, 0\] is nan", "take these points out"),
         _file("a.npy", points[:, :2], "2 columns and no names", r"columns=\[x, y, z"),
         _file("a.npy", points.reshape(-1, 6), "6 columns and no names", r"columns=\[x, y, z"),
@@ -121,7 +121,9 @@ def _of_files() -> list[Mistake]:
         Mistake("within", (*PREPARE[:6], "scans/new", "up_axis=z"), ("scans/new: lies in scans", "outside of it")),
         Mistake("columns", (*PREPARE, "columns=[x, y]"), ("columns: .*lacks z", r"as in \[x, y, z")),
         Mistake("class", PREPARE, ("cone: is taken for a class", "CLASS/FILE"), lambda: Path("scans/cone").mkdir()),
-        Mistake("flat", PREPARE, ("a.ply lies in no folder of a class", "CLASS/FILE"), _write("scans/a.ply", b"ply\n")),
+        Mistake(
+            "flat", PREPARE, ("a.ply is not in the folder of a class", "CLASS/FILE"), _write("scans/a.ply", b"ply\n")
+        ),
         Mistake("link", PREPARE, (r"a\.ply", "take it out"), lambda: Path("scans/ball/a.ply").symlink_to("nowhere")),
         Mistake("pipe", PREPARE, (r"a\.ply", "take it out"), lambda: os.mkfifo("scans/ball/a.ply")),
         Mistake(

@@ -199,7 +199,7 @@ WRONG = {
         "height to the number of",
     ),
     "more rows than rings": (("transforms.train.1.height=64",), "48 of 64 rows of the image are always empty"),
-    "the other way round": (("transforms.train.0.axes=[x]",), "beside the image"),
+    "the other way round": (("transforms.train.0.axes=[x]",), "left or right of the image"),
     "a full turn": (("data.sensor.azimuth_deg=[180, -180]",), "columns of the image, side by side, are always empty"),
 }
 

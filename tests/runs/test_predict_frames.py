@@ -322,7 +322,7 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
     assert "there is no such file" in reasons["gone"]
     assert "is not a regular file" in reasons["link"]
     assert "is not a regular file" in reasons["pipe"]
-    assert "does not fit into memory, or is damaged" in reasons["signs"]
+    assert "does not fit into memory, or the file is damaged" in reasons["signs"]
     assert all("\n" not in reason for reason in reasons.values())
     assert "1 file of another kind passed over: notes.txt" in caplog.text
 
@@ -330,18 +330,21 @@ def test_files_that_cannot_be_predicted_are_refused_by_name(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("camera.fx=240", "camera.fy=240"), "camera.u0=, camera.v0=: is missing beside what is given of the camera"),
-        (("camera.width_px=320",), "camera.height_px=: is missing beside what is given of the camera"),
+        (
+            ("camera.fx=240", "camera.fy=240"),
+            "camera.u0=, camera.v0=: is missing, other values of the camera are given",
+        ),
+        (("camera.width_px=320",), "camera.height_px=: is missing, other values of the camera are given"),
         (("camera.fx=0", *CAMERA[1:]), "predict: camera.fx: found 0"),
         ((CAMERA[0], "camera.fy=0", *CAMERA[2:]), "fx must be positive, fy not 0 (negative: Y up)"),
         (("camera.focal=240",), "predict: camera.focal: is not an option"),
         (("train.epochs=2",), "found 'train.epochs=2', allowed is key=value with camera.* and reference.*"),
         (("reference.passes=-1",), "predict: reference.passes: found -1"),
         (("reference.near_mm=500", "reference.far_mm=400"), "far_mm: is 400, it must lie beyond near_mm, which is 500"),
-        (("--centres", "{centres}", "--reference", "previous"), "as does --reference previous; give one"),
+        (("--centres", "{centres}", "--reference", "previous"), "as does --reference previous; give only one of them"),
         (("--centres", "{centres}"), "centres.txt: has 2 lines, what is given has 5 frames: 3 too few"),
         (("--centres", "{run}"), "run: cannot be read (Is a directory)"),
-        (("--refiner", "{run}"), "the task 'pose' finds no centres; give a run of the task centre"),
+        (("--refiner", "{run}"), "the task 'pose' predicts no centres; give a run of the task centre"),
         (
             ("--columns", "x,y,z"),
             "for the task 'pose'; it takes --reference, --centres, --refiner; leave it out",
@@ -370,7 +373,7 @@ def test_the_mean_pose_is_no_yardstick_of_a_refiner(run: Path, refiner: Path) ->
 def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames: Path) -> None:
     done = run_here("predict", refiner, frames)
     assert done.code == 2
-    assert f"refines reference points; give it by --refiner {refiner} beside a run of poses" in done.err
+    assert f"refines reference points; give it as --refiner {refiner} to a run of the task pose" in done.err
     assert "predict: no file is given" in run_here("predict", refiner, "camera.fx=1").err
     with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):
         sightline.load_run(run).predict([frames], to_sphere=True)

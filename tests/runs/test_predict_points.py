@@ -326,7 +326,7 @@ def test_a_cloud_that_the_model_refuses_takes_no_other_along(rooms: Run, tmp_pat
     assert document["refused"] == [
         {
             "file": str(tmp_path / "b.ply"),
-            "reason": f"{tmp_path / 'b.ply'}: the model takes no such cloud: clouds of fewer than 4 points",
+            "reason": f"{tmp_path / 'b.ply'}: the model cannot process this cloud: clouds of fewer than 4 points",
         }
     ]
 

@@ -163,7 +163,7 @@ def test_files_that_do_not_fit_are_named_with_what_would(street: Path, tmp_path:
     whole = "has 14396 bytes, whole points of 4 float32 have a multiple of 16 (x, y, z, remission)"
     assert f"{whole}; they fit no number of columns from 3 to 6" in reasons["cut.bin"]
     assert "900 of 900 points (100 %) lie beyond" in reasons["mm.bin"]
-    assert "remission run from 0" in reasons["bytes.bin"]
+    assert "the remission of point 0 is 49.3418" in reasons["bytes.bin"]
     assert "remissions not negative" in reasons["five.bin"]
     assert "it was read as x, y, z, remission: --columns names others" in reasons["five.bin"]
     assert "3 columns, 4 are named" in reasons["bare.npy"]
@@ -175,7 +175,7 @@ def test_labels_of_others_are_not_overwritten(street: Path, tmp_path: Path) -> N
     shutil.copy(bin_of(street, "08/000000"), tmp_path / "own.bin")
     (tmp_path / "own.label").write_bytes(b"precious")
     done = command("predict", street / "run", tmp_path / "own.bin", "--device", "cpu", "--out", tmp_path, expect=2)
-    assert "own.label holds labels beside a file to predict and would be overwritten" in done.err
+    assert "own.label contains the labels of a file to predict and would be overwritten" in done.err
     predict(street, tmp_path / "own.bin", "--out", tmp_path / "out", "files=[label]")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["own.label"]
     shutil.copytree(street / "kitti/sequences/08", tmp_path / "again/08")

@@ -257,6 +257,6 @@ def test_what_a_config_expects_of_training_ends_all_processes(folder: Path, step
     assert done.code == 1
     error = error_of(done)
     assert error.startswith(f"error: expect.0: output.max after {step} steps is ")
-    assert error.endswith("expected at least 1e+06; the run ends, set expect otherwise, or only: fit_one for the entry")
+    assert error.endswith("expected at least 1e+06; the run ends; change expect, or set only: fit_one for the entry")
     assert "\n" not in error
     assert out.exists() == (step > 0)

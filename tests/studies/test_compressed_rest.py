@@ -254,7 +254,7 @@ def reported(floats: Path, out: Path, *words: object, **methods: Any) -> Outcome
 
 def test_a_report_refuses_a_budget_before_any_row(floats: Path, tmp_path: Path) -> None:
     done = reported(floats, tmp_path / "out", "--ratio", "0.01")
-    assert (done.code, "budget: 378 bytes cannot hold" in done.err) == (2, True), done.err
+    assert (done.code, "budget: 378 bytes are too few" in done.err) == (2, True), done.err
     assert not (tmp_path / "out").exists()
     done = reported(floats, tmp_path / "out", "--method", "uniform", "nonsense=3", "--ratio", "0.1")
     assert (done.code, "nonsense" in done.err) == (2, True), done.err
@@ -286,7 +286,7 @@ def test_a_report_leaves_out_rows_with_their_reason_and_keeps_others_at_another_
         assert done.code == 0, done.err
         document = json.loads((tmp_path / "compression.json").read_text())
         names[ratio] = [row["name"] for row in document["rows"]]
-        is_left_out = "row '0.04 preserve, mix' left out: budget: 1,515 bytes cannot hold" in done.err
+        is_left_out = "row '0.04 preserve, mix' left out: budget: 1,515 bytes are too few" in done.err
         assert is_left_out == (ratio == "0.04") == ("Left out: 0.04 preserve, mix; " in done.out)
         assert len(document["left_out"]) == (3 if ratio == "0.04" else 0)
     assert names["0.04"] == [*COMMON, "0.04 preserve"]
@@ -304,6 +304,6 @@ def test_a_weight_that_nothing_uses_may_be_protected(opened: OpenRun) -> None:
 
 def test_a_budget_that_cannot_hold_is_refused_before_data_are_opened(floats: Path) -> None:
     run = open_run(floats, plugins=PLUGIN[1:])
-    with pytest.raises(ConfigError, match=r"budget: 407 bytes cannot hold; .* a ratio of 0\.1"):
+    with pytest.raises(ConfigError, match=r"budget: 407 bytes are too few; .* a ratio of 0\.1"):
         RunProblem(run, CompressionOptions(ratio=0.01, calibration=4))
     assert "data" not in vars(run)

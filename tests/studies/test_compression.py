@@ -15,7 +15,7 @@ from sightline.compress.batch_norm import reestimate_batch_norm
 from sightline.compress.packing import packed_layer_sizes
 from sightline.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
 from sightline.compress.policy_simulator import PolicySimulator
-from sightline.compress.run_problem import CompressionOptions, RunProblem, calibration_part, simulated_of
+from sightline.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
@@ -65,7 +65,7 @@ def packed(floats: Path) -> Path:
 
 
 def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRun, tmp_path: Path) -> None:
-    simulated, draws = simulated_of(opened), np.random.Generator(np.random.PCG64(0))
+    simulated, draws = make_simulator(opened), np.random.Generator(np.random.PCG64(0))
     before = {name: value.clone() for name, value in opened.model.state_dict().items()}
     kinds = [
         FP32,
@@ -83,7 +83,7 @@ def test_every_policy_is_simulated_and_sized_as_the_file_holds_it(opened: OpenRu
         swapped = simulated.apply(policy).state_dict()
         for name, value in dense_state_dict(model).items():
             assert torch.equal(swapped[name], value), name
-        assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta, halves) == simulated.bytes_of(policy)
+        assert write_packed(tmp_path / f"{number}.slq", model, simulated._meta, halves) == simulated.count_bytes(policy)
         simulated.restore()
     after = opened.model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -93,8 +93,8 @@ def test_sizes_are_those_of_hand_worked_numbers() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.Linear(16, 20))
     simulated = PolicySimulator(model, ("0.weight", "1.weight"), {})
     policy = {"0.weight": WeightFormat("codebook", 2), "1.weight": WeightFormat("codebook", 3)}
-    assert simulated.bytes_of(policy, "weights") == (2 * 512 + 3 * 320) // 8
-    assert simulated.bytes_of(policy, "codebook") == 512 * 2 // 8 + 4 * 2 + 320 * 3 // 8 + 8 * 2
+    assert simulated.count_bytes(policy, "weights") == (2 * 512 + 3 * 320) // 8
+    assert simulated.count_bytes(policy, "codebook") == 512 * 2 // 8 + 4 * 2 + 320 * 3 // 8 + 8 * 2
     assert simulated.base_bytes("weights") == 4 * (512 + 320)
     assert simulated.base_bytes() == 4 * (512 + 320 + 16 + 20)
     assert simulated.sizes(policy).ratios.weights == pytest.approx((2 * 512 + 3 * 320) / (32 * 832))
@@ -231,7 +231,7 @@ def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed:
 
 
 def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_path: Path) -> None:
-    names = simulated_of(opened).names
+    names = make_simulator(opened).names
     evaluator = opened.evaluator(opened.data.train)
     entries = calibrate_activations(
         opened.model, lambda: evaluator(opened.model, opened.world), [names[0], names[-1]], bits=3
@@ -384,5 +384,5 @@ def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Pat
 
 
 def test_a_policy_of_the_search_is_one_that_training_reads(packed: Path, opened: OpenRun) -> None:
-    policy = read_policy(packed / "work" / "policy.json", simulated_of(opened).names)
-    assert set(policy) == set(simulated_of(opened).names)
+    policy = read_policy(packed / "work" / "policy.json", make_simulator(opened).names)
+    assert set(policy) == set(make_simulator(opened).names)

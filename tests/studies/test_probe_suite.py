@@ -20,9 +20,9 @@ from sightline.probe.probed_run import open_probed
 from sightline.probe.svm import SVM
 from sightline.runs.blocks import get_argument
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
-from sightline.studies import published_results
 from sightline.studies.probe_table import PARTS, comparison_rows, heading_of, probe_markdown, probe_rows, protocol_of
-from sightline.studies.published_results import ResultRow, protocol_differences
+from sightline.training import published_results
+from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
 from sightline.verbs.probe import ProbeOptions
 from sightline.verbs.probe import suite as run_suite

@@ -17,8 +17,8 @@ from sightline.config import read_config
 from sightline.data.boxes.coco import Coco
 from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.models.published.published_models import MODELS
-from sightline.studies import published_results
-from sightline.studies.published_results import (
+from sightline.training import published_results
+from sightline.training.published_results import (
     beside_published,
     foreign_in_words,
     format_figure,

@@ -123,7 +123,7 @@ def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
     [
         (("--samples", "5000"), "the training part has 48 samples"),
         (("--keep", "dropuot"), "did you mean 'dropout'"),
-        (("--grow", "8,1"), "rungs rise"),
+        (("--grow", "8,1"), "rungs must increase"),
         (("--grow", "1", "--trace"), "--grow climbs by itself"),
         (("--vary", "model.embedding"), "give key=value,value"),
         (("--vary", "model.embeding=4,8"), "did you mean 'embedding'"),

@@ -1,1 +1,1 @@
-"""Searches for the policy of least loss within a budget of bytes, behind one interface."""
+"""Searches for the policy with the lowest loss within a budget of bytes, behind one interface."""

@@ -1,4 +1,4 @@
-"""The agent of HAQ: deep deterministic policy gradients with a running reward as baseline, and its replay buffer."""
+"""Agent of HAQ: DDPG with a running mean reward as baseline, and its replay buffer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BASELINE_SHARE = 0.5
 
 
 class Transitions(NamedTuple):
-    """States (B, D), actions, rewards (B, 1), next states (B, D), and 1 where the episode goes on (B, 1)."""
+    """Batch of transitions: states (B, D), actions and rewards (B, 1), next states (B, D), not-done flags (B, 1)."""
 
     state: Tensor
     action: Tensor
@@ -31,7 +31,7 @@ class Transitions(NamedTuple):
 
 
 class Actor(nn.Module):
-    """From a state to an action in [0, 1]."""
+    """Actor network: states (B, D) -> actions (B, 1) in [0, 1]."""
 
     def __init__(self, num_states: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """From a state and an action to the expected reward."""
+    """Critic network: states (B, D) and actions (B, 1) -> expected rewards (B, 1)."""
 
     def __init__(self, num_states: int) -> None:
         super().__init__()
@@ -54,16 +54,16 @@ class Critic(nn.Module):
 
 
 class Agent:
-    """Actor and critic, their slowly following targets, and the updates.
+    """DDPG agent: actor and critic, their soft-updated target networks, and the updates.
 
-    The target of the critic is reward - baseline + the target critic's value of the next state, 0 after the last. The
-    baseline is a running mean of the batches' mean rewards, which begins with the first.
+    The critic's target is reward - baseline + the target critic's value of the next state, which is 0 after the last.
+    The baseline is a running mean of the batches' mean rewards, initialised with the first.
     Source: Lillicrap et al. 2016 (DDPG), algorithm 1; Wang et al. 2019 (HAQ), section 3, and the authors' code.
     """
 
     def __init__(self, num_states: int, *, seed: int, dtype: torch.dtype = torch.float32) -> None:
         generator = torch.Generator().manual_seed(seed)
-        self.actor, self.critic = (_drawn(net(num_states), generator).to(dtype) for net in (Actor, Critic))
+        self.actor, self.critic = (_initialise(net(num_states), generator).to(dtype) for net in (Actor, Critic))
         self.actor_target, self.critic_target = copy.deepcopy(self.actor), copy.deepcopy(self.critic)
         self._actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=ACTOR_RATE, fused=True)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=CRITIC_RATE, fused=True)
@@ -72,37 +72,37 @@ class Agent:
 
     @torch.no_grad()
     def action(self, state: np.ndarray) -> float:
-        """The actor's own action, without noise."""
+        """Compute the actor's action for a state (D,), without noise."""
         return self.actor(torch.from_numpy(state).to(self.dtype)).item()
 
     def update(self, batch: Transitions) -> tuple[float, float]:
-        """One step of critic, actor and targets; the losses of critic and actor before their steps."""
+        """Update critic, actor and targets; return the losses of critic and actor before their updates."""
         losses = self.update_critic(batch), self.update_actor(batch)
         self.soft_update()
         return losses
 
     def soft_update(self) -> None:
-        """Move the targets a little towards their nets."""
+        """Move the target networks towards their networks by the factor `TAU`."""
         for target, net in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
             with torch.no_grad():
                 torch._foreach_lerp_([*target.parameters()], [*net.parameters()], TAU)
 
     def update_critic(self, batch: Transitions) -> float:
-        """One step towards the targets, after the batch's rewards have moved the baseline."""
+        """Update the baseline by the batch's rewards, then the critic; return the critic's loss."""
         mean = batch.reward.mean().item()
-        before = mean if self.baseline is None else self.baseline
-        self.baseline = before + BASELINE_SHARE * (mean - before)
+        previous = mean if self.baseline is None else self.baseline
+        self.baseline = previous + BASELINE_SHARE * (mean - previous)
         with torch.no_grad():
-            following = self.critic_target(batch.next_state, self.actor_target(batch.next_state))
-            wanted = batch.reward - self.baseline + DISCOUNT * batch.not_done * following
-        loss = F.mse_loss(self.critic(batch.state, batch.action), wanted)
+            next_value = self.critic_target(batch.next_state, self.actor_target(batch.next_state))
+            target = batch.reward - self.baseline + DISCOUNT * batch.not_done * next_value
+        loss = F.mse_loss(self.critic(batch.state, batch.action), target)
         self._critic_optimizer.zero_grad()
         loss.backward()
         self._critic_optimizer.step()
         return loss.item()
 
     def update_actor(self, batch: Transitions) -> float:
-        """One step towards actions that the critic values more."""
+        """Update the actor towards actions that the critic values more; return the actor's loss."""
         loss = -self.critic(batch.state, self.actor(batch.state)).mean()
         self._actor_optimizer.zero_grad()
         loss.backward(inputs=[*self.actor.parameters()])
@@ -110,8 +110,8 @@ class Agent:
         return loss.item()
 
 
-def _drawn(net: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Torch's initial distribution of linear layers, from a generator of its own."""
+def _initialise(net: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Initialise linear layers with torch's default distribution, from a separate generator."""
     for layer in net.modules():
         if isinstance(layer, nn.Linear):
             bound = 1 / math.sqrt(layer.in_features)
@@ -121,7 +121,7 @@ def _drawn(net: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 class ReplayBuffer:
-    """A ring of the last `size` transitions; the authors' has a made-up one after each episode instead of its end."""
+    """Ring buffer of the last `size` transitions; the authors' adds an artificial one after each episode."""
 
     def __init__(self, size: int, num_states: int) -> None:
         self._rows = np.zeros((size, 2 * num_states + 3))
@@ -136,15 +136,15 @@ class ReplayBuffer:
         self._num_added += 1
 
     def at(self, places: np.ndarray, dtype: torch.dtype) -> Transitions:
-        """The transitions at these places, 0 the oldest that is kept."""
+        """Return the transitions at these indices; 0 is the oldest one stored."""
         oldest = max(0, self._num_added - len(self._rows))
         rows = torch.from_numpy(self._rows[(places + oldest) % len(self._rows)]).to(dtype)
         return Transitions(*rows.split([self._num_states, 1, 1, self._num_states, 1], dim=1))
 
 
 def truncated_normal(mean: float, deviation: float, quantile: float) -> float:
-    """The value at a quantile of the normal distribution cut to [0, 1]."""
+    """Return the value at a quantile of the normal distribution truncated to [0, 1]."""
     values = torch.tensor([(0 - mean) / deviation, (1 - mean) / deviation], dtype=torch.float64)
     low, high = torch.special.ndtr(values)
-    place = torch.special.ndtri(low + quantile * (high - low)).item()
-    return min(1.0, max(0.0, mean + deviation * place))
+    standard_value = torch.special.ndtri(low + quantile * (high - low)).item()
+    return min(1.0, max(0.0, mean + deviation * standard_value))

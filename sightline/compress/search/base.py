@@ -1,4 +1,4 @@
-"""A search method, and the one driver that runs any of them: evaluations, progress, and the result."""
+"""Base class of search methods, and the driver that runs them: evaluations, progress and result."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from sightline.errors import ConfigError
 __all__ = ["MaxEvaluations", "PolicyEvaluator", "Search", "SearchProgress", "SearchResult", "run_search"]
 
 RESERVED_EVALUATIONS = 20
-"""Evaluations of every search that are left for the float model, for the result, and for filling up the budget."""
+"""Evaluations of every search reserved for the float model, the result, and filling the budget."""
 MaxEvaluations = Annotated[int, Ge(2 * RESERVED_EVALUATIONS), Le(1_000_000)]
-"""Different policies that a search evaluates at most, those from other searches' memory among them."""
+"""Largest number of different policies that a search evaluates, including cached ones of other searches."""
 
 
 class SearchProgress(NamedTuple):
-    """How far a search is. `seconds_left` is for all evaluations that it may make, at their mean time so far."""
+    """Progress of a search; `seconds_left` assumes all allowed evaluations, at their mean time so far."""
 
     num_asked: int
     at_most: int
@@ -35,9 +35,9 @@ ProgressCallback: TypeAlias = Callable[[SearchProgress], None] | None
 
 
 class SearchResult(NamedTuple):
-    """What a search found. `num_asked` counts different policies, `num_new` those that were not known before.
+    """Result of a search: `num_evaluated` counts different policies, `num_new` those that were not in the cache.
 
-    `raisable` names layers that the budget lets be raised by one choice, which the search did not try.
+    `untried_raises` names layers that could be raised by one choice within the budget, but were not tried.
     """
 
     method: str
@@ -52,62 +52,63 @@ class SearchResult(NamedTuple):
 
 
 class PolicyEvaluator:
-    """What a search asks for losses: counts the different policies, and reports progress."""
+    """Source of losses for a search; counts the different policies and reports progress."""
 
     def __init__(
         self, problem: Problem, evaluations: EvaluationCache, *, at_most: int, report: ProgressCallback = None
     ) -> None:
         self._evaluations = evaluations
         self._report = report
-        self._asked: dict[frozenset, float] = {}
+        self._losses: dict[frozenset, float] = {}
         self.at_most = at_most
         self.reserve = RESERVED_EVALUATIONS
         self.float_loss = self.loss(problem.float_policy)
 
     def loss(self, policy: Policy) -> float:
-        """The loss of a policy, which need not hold the budget."""
+        """Return the loss of a policy, which may exceed the budget."""
         key = frozenset(policy.items())
-        if key not in self._asked:
-            self._asked[key] = self._evaluations.get(policy).loss
+        if key not in self._losses:
+            self._losses[key] = self._evaluations.get(policy).loss
             if self._report is not None:
                 seconds = max(0, self.at_most - self.num_asked) * self._evaluations.mean_seconds
                 self._report(SearchProgress(self.num_asked, self.at_most, seconds))
-        return self._asked[key]
+        return self._losses[key]
 
     def has(self, policy: Policy) -> bool:
-        """Whether this search asked for the policy before."""
-        return frozenset(policy.items()) in self._asked
+        """Return True if this search has already evaluated the policy."""
+        return frozenset(policy.items()) in self._losses
 
     @property
     def num_asked(self) -> int:
-        return len(self._asked)
+        return len(self._losses)
 
     @property
     def num_left(self) -> int:
-        """Different policies that the search may still ask for; the driver's own are set aside."""
+        """Number of different policies that the search may still evaluate, without the driver's reserve."""
         return max(0, self.at_most - self.reserve - self.num_asked)
 
 
 @renamed(at_most="max_num_evaluations", fills="fills_budget")
 class Search(ABC):
-    """A method: from a problem to a policy that holds its budget. The same arguments give the same policy.
+    """Search method: finds a policy within a problem's budget. The same arguments give the same policy.
 
-    `fills` is false of a baseline that shall stay as it is: others try what the budget leaves after them.
+    `fills_budget` is False for baselines that must not be changed: after other methods the driver tries to use the
+    remaining budget.
     """
 
     fills_budget: bool = True
     max_evaluations: int = RESERVED_EVALUATIONS
 
     def max_num_evaluations(self, problem: Problem) -> int:
-        """Different policies that a search of this problem evaluates at most, with `RESERVE` of the driver's."""
+        """Return the largest number of policies that a search evaluates, with the `RESERVED_EVALUATIONS`."""
         return self.max_evaluations
 
     def assert_fits(self, problem: Problem) -> None:  # noqa: B027
-        """Raises ConfigError for a problem that the method cannot solve, before anything is evaluated."""
+        """Raise ConfigError for a problem that the method cannot solve, before any evaluation."""
 
     @abstractmethod
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
-        """The best policy found, not the last one."""
+        """Return the best policy found, not the last one."""
 
 
 def run_search(
@@ -119,11 +120,11 @@ def run_search(
     base_bytes: int,
     report: ProgressCallback = None,
 ) -> SearchResult:
-    """Run a method. The first report, after one evaluation of the float model, estimates the time of all others.
+    """Run a search method on a problem, and return its result.
 
-    The last one has the evaluations that were made. An interrupted search comes to the same result with those of its
-    record, repeating none.
-    Raises ConfigError where the budget cannot hold, and for a method that the problem does not fit.
+    The first report, after one evaluation of the float model, estimates the time of all others; the last one has the
+    actual number of evaluations. An interrupted search repeats no evaluation of its record and returns the same result.
+    Raises ConfigError for an infeasible budget, and for a method that does not fit the problem.
     """
     problem.assert_feasible(base_bytes=base_bytes)
     method.assert_fits(problem)
@@ -132,7 +133,7 @@ def run_search(
     policy = method.run(problem, evaluator)
     evaluator.reserve = 0
     if method.fills_budget:
-        policy, raisable = _filled(problem, evaluator, policy)
+        policy, raisable = _fill_budget(problem, evaluator, policy)
     else:
         raisable = tuple(layer for layer, _ in problem.single_raises(policy))
     size, loss = problem.bytes_of(policy), evaluator.loss(policy)
@@ -145,15 +146,15 @@ def run_search(
     return SearchResult(name, policy, loss, size, evaluator.num_asked, num_new, seconds, evaluating, raisable)
 
 
-def _filled(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
-    """Raise layers by one choice while that fits and lowers the loss; and the layers that were not tried."""
+def _fill_budget(problem: Problem, evaluator: PolicyEvaluator, policy: Policy) -> tuple[Policy, tuple[str, ...]]:
+    """Raise layers by one choice while that fits and lowers the loss; return the policy and the untried layers."""
     while True:
         loss, untried = evaluator.loss(policy), []
-        for layer, one in problem.single_raises(policy):
-            if not evaluator.num_left and not evaluator.has(one):
+        for layer, raised in problem.single_raises(policy):
+            if not evaluator.num_left and not evaluator.has(raised):
                 untried.append(layer)
-            elif evaluator.loss(one) < loss:
-                policy = one
+            elif evaluator.loss(raised) < loss:
+                policy = raised
                 break
         else:
             return policy, tuple(untried)

@@ -1,4 +1,4 @@
-"""Searches without a model of the loss: the same bits everywhere, and policies drawn at random."""
+"""Baseline searches: uniform bits, and random policies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["RandomSearch", "UniformProtected", "UniformSearch"]
 
 @registry.searches.add("uniform_protected")
 class UniformProtected(Search):
-    """The most bits that all layers can have alike, beside those that are protected. Source: the baseline of HAQ."""
+    """Uniform bits: the most that all unprotected layers can have. Source: the baseline of HAQ."""
 
     fills_budget = False
     max_evaluations = 2
@@ -27,28 +27,28 @@ class UniformProtected(Search):
 
 @registry.searches.add("uniform")
 class UniformSearch(UniformProtected):
-    """The most bits that all layers can have alike; none may be protected. Source: the baseline of HAQ."""
+    """Uniform bits: the most that all layers can have; none may be protected. Source: the baseline of HAQ."""
 
     def assert_fits(self, problem: Problem) -> None:
         if problem.protected:
-            raise ConfigError("search 'uniform': gives protected layers no other bits; take uniform_protected")
+            raise ConfigError("search 'uniform': cannot give protected layers other bits; take uniform_protected")
 
 
 @registry.searches.add("random")
 class RandomSearch(Search):
-    """The best of policies that are drawn evenly and lowered to the budget. Source: Bergstra and Bengio 2012."""
+    """Random search: the best of uniformly drawn policies, lowered to the budget. Source: Bergstra and Bengio 2012."""
 
     def __init__(self, *, max_evaluations: MaxEvaluations = 200, seed: Seed = 0) -> None:
         self.max_evaluations = max_evaluations
         self.seed = seed
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
-        draws = np.random.Generator(np.random.PCG64(self.seed))
+        generator = np.random.Generator(np.random.PCG64(self.seed))
         best = problem.policy(problem.lower_to_budget([problem.uniform_level] * len(problem.searched_layers)))
-        for _ in range(4 * self.max_evaluations):  # draws repeat where few policies are left
+        for _ in range(4 * self.max_evaluations):  # draws repeat if few policies are possible
             if not evaluator.num_left:
                 break
-            levels = actions_to_levels(draws.random(len(problem.searched_layers)), problem.bits)
+            levels = actions_to_levels(generator.random(len(problem.searched_layers)), problem.bits)
             policy = problem.policy(problem.lower_to_budget(levels.tolist()))
             best = min(best, policy, key=evaluator.loss)
         return best

@@ -18,10 +18,10 @@ __all__ = ["Hybrid"]
 
 @registry.searches.add("hybrid")
 class Hybrid(Search):
-    """From the knapsack's policy: raise one layer by one choice, lower another where the budget asks for it.
+    """Hill climbing from the knapsack's policy: raise one layer by one choice, and lower another if needed.
 
-    The moves that the table favours come first; one that lowers the joint loss is kept, and the climb goes on from
-    there. Its result is never worse than the knapsack's. The table's evaluations are among `max_evaluations`.
+    The moves that the table favours come first; a move that lowers the joint loss is accepted, and the climb continues
+    from there. The result is never worse than the knapsack's. `max_evaluations` include those of the table.
     Source: hill climbing, Russell and Norvig 2010, section 4.1, on the loss of all layers together.
     """
 
@@ -40,31 +40,31 @@ class Hybrid(Search):
         levels, is_better = best_levels(problem, table), True
         while is_better:
             is_better = False
-            for one in _moves(problem, table, levels):
-                policy = problem.policy(one)
+            for move in _moves(problem, table, levels):
+                policy = problem.policy(move)
                 if not evaluator.num_left and not evaluator.has(policy):
                     continue
-                if problem.fits_budget(one) and evaluator.loss(policy) < evaluator.loss(problem.policy(levels)):
-                    levels, is_better = one, True
+                if problem.fits_budget(move) and evaluator.loss(policy) < evaluator.loss(problem.policy(levels)):
+                    levels, is_better = move, True
                     break
         return problem.policy(levels)
 
 
 def _moves(problem: Problem, table: np.ndarray, levels: Levels) -> Iterator[Levels]:
-    """One layer raised by one choice and another lowered by one, or none; by the change of the table's sum."""
-    now, rows, top = np.asarray(levels), np.arange(len(levels)), len(problem.choices) - 1
-    up, down = np.minimum(now + 1, top), np.maximum(now - 1, 0)
-    loss = np.append(table[rows, down] - table[rows, now], 0.0)
-    change = (table[rows, up] - table[rows, now])[:, None] + loss
-    change[now == top] = np.inf
-    change[:, :-1][:, now == 0] = np.inf
+    """Iterate over moves: one layer raised and another or none lowered, sorted by the change of the table's sum."""
+    current, rows, top = np.asarray(levels), np.arange(len(levels)), len(problem.choices) - 1
+    up, down = np.minimum(current + 1, top), np.maximum(current - 1, 0)
+    loss = np.append(table[rows, down] - table[rows, current], 0.0)
+    change = (table[rows, up] - table[rows, current])[:, None] + loss
+    change[current == top] = np.inf
+    change[:, :-1][:, current == 0] = np.inf
     change[rows, rows] = np.inf
     for flat in np.argsort(change, axis=None, kind="stable"):
         raised, lowered = divmod(int(flat), len(levels) + 1)
         if not np.isfinite(change[raised, lowered]):
             return
-        one = now.copy()
-        one[raised] += 1
+        move = current.copy()
+        move[raised] += 1
         if lowered < len(levels):
-            one[lowered] -= 1
-        yield tuple(one.tolist())
+            move[lowered] -= 1
+        yield tuple(move.tolist())

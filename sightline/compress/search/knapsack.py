@@ -1,4 +1,4 @@
-"""Searches that add up the rises of single layers: the exact knapsack, a greedy one, and one by the Hessian."""
+"""Searches by the sum of single layers' loss increases: exact knapsack, greedy, and Hessian-aware."""
 
 from __future__ import annotations
 
@@ -17,43 +17,44 @@ __all__ = ["GreedySearch", "HessianAware", "Knapsack", "best_levels", "solve_kna
 
 
 def solve_knapsack(costs: np.ndarray, sizes: np.ndarray, budget: float) -> Levels | None:
-    """One choice a row of least total cost whose sizes add up to at most `budget`; None where none do.
+    """Solve the multiple-choice knapsack: one choice per row, lowest total cost, total size at most `budget`.
 
-    `costs` and `sizes` (L, C), finite. Exact, by dynamic programming over the layers: of the partial sums those that
-    others dominate are dropped, and those whose Lagrangian bound exceeds the cost of a solution that is known.
+    `costs` and `sizes` (L, C), finite; returns L column indices, or None if nothing fits. Exact, by dynamic programming
+    over the layers: partial sums are dropped if others dominate them, or if their Lagrangian bound exceeds the cost of
+    a known solution.
     Source: Sinha and Zoltners 1979, the multiple-choice knapsack problem and its bound.
     """
     least_after = np.append(np.cumsum(sizes.min(axis=1)[::-1])[::-1], 0)
     if least_after[0] > budget:
         return None
-    price, known = _multiplier(costs, sizes, budget)
+    price, known_cost = _find_multiplier(costs, sizes, budget)
     bound_after = np.append(np.cumsum((costs + price * sizes).min(axis=1)[::-1])[::-1], 0.0)
-    limit = known + 1e-9 * (np.abs(costs).sum() + price * abs(budget)) + 1e-300
+    limit = known_cost + 1e-9 * (np.abs(costs).sum() + price * abs(budget)) + 1e-300
     size, cost = np.zeros(1, sizes.dtype), np.zeros(1)
     parents: list[tuple[np.ndarray, np.ndarray]] = []
-    for layer, (each_cost, each_size) in enumerate(zip(costs, sizes, strict=True)):
-        size, cost = (size[:, None] + each_size).ravel(), (cost[:, None] + each_cost).ravel()
+    for layer, (layer_costs, layer_sizes) in enumerate(zip(costs, sizes, strict=True)):
+        size, cost = (size[:, None] + layer_sizes).ravel(), (cost[:, None] + layer_costs).ravel()
         bound = cost + price * (size - budget) + bound_after[layer + 1]
-        kept = np.flatnonzero((size + least_after[layer + 1] <= budget) & (bound <= limit))
-        kept = kept[np.lexsort((cost[kept], size[kept]))]
-        best = np.minimum.accumulate(cost[kept])
-        kept = kept[np.append(True, best[1:] < best[:-1])]
-        parents.append(np.divmod(kept, len(each_cost)))
-        size, cost = size[kept], cost[kept]
-    place, levels = int(cost.argmin()), []
+        selected = np.flatnonzero((size + least_after[layer + 1] <= budget) & (bound <= limit))
+        selected = selected[np.lexsort((cost[selected], size[selected]))]
+        best = np.minimum.accumulate(cost[selected])
+        selected = selected[np.append(True, best[1:] < best[:-1])]
+        parents.append(np.divmod(selected, len(layer_costs)))
+        size, cost = size[selected], cost[selected]
+    index, levels = int(cost.argmin()), []
     for origin, level in reversed(parents):
-        levels.append(int(level[place]))
-        place = int(origin[place])
+        levels.append(int(level[index]))
+        index = int(origin[index])
     return tuple(reversed(levels))
 
 
-def _multiplier(costs: np.ndarray, sizes: np.ndarray, budget: float) -> tuple[float, float]:
-    """The price of a byte at which the cheapest choices just fit, and the cost of these."""
+def _find_multiplier(costs: np.ndarray, sizes: np.ndarray, budget: float) -> tuple[float, float]:
+    """Find the price of a byte at which the cheapest choices just fit; return it and their cost."""
     rows = np.arange(len(costs))
 
     def cheapest(price: float) -> tuple[float, float]:
-        chosen = np.lexsort((sizes, costs + price * sizes), axis=1)[:, 0]
-        return sizes[rows, chosen].sum(), costs[rows, chosen].sum()
+        columns = np.lexsort((sizes, costs + price * sizes), axis=1)[:, 0]
+        return sizes[rows, columns].sum(), costs[rows, columns].sum()
 
     if cheapest(0.0)[0] <= budget:
         return 0.0, cheapest(0.0)[1]
@@ -67,7 +68,7 @@ def _multiplier(costs: np.ndarray, sizes: np.ndarray, budget: float) -> tuple[fl
 
 
 def best_levels(problem: Problem, costs: np.ndarray) -> Levels:
-    """The levels of least total cost whose file, to the byte, holds the budget."""
+    """Find the levels of lowest total cost whose exact file size fits the budget."""
     room = problem.budget_bytes - problem.bytes(problem.lowest)
     while (levels := solve_knapsack(costs, problem.sizes, room)) is not None:
         excess = problem.bytes(levels) - problem.budget_bytes
@@ -79,7 +80,7 @@ def best_levels(problem: Problem, costs: np.ndarray) -> Levels:
 
 @registry.searches.add("knapsack")
 class Knapsack(Search):
-    """The policy whose layers alone raise the loss least in sum, exactly, within the budget.
+    """Exact knapsack: the policy within the budget with the lowest sum of its layers' single loss increases.
 
     Source: Yao et al. 2021 (HAWQ-V3), section 3, with the loss's own rises in place of the Hessian's.
     """
@@ -97,9 +98,10 @@ class Knapsack(Search):
 
 @registry.searches.add("greedy")
 class GreedySearch(Knapsack):
-    """From the highest choices, lower the layer that raises the loss least for each byte saved until the budget holds.
+    """Greedy knapsack: lower the layer with the smallest loss increase per saved byte, until the budget holds.
 
-    It takes the same table as `knapsack`. Source: the greedy rule for knapsacks, Dantzig 1957.
+    Starts from the highest choices and uses the table of `knapsack`. Source: the greedy rule for knapsacks, Dantzig
+    1957.
     """
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
@@ -115,7 +117,7 @@ class GreedySearch(Knapsack):
 
 @registry.searches.add("hessian")
 class HessianAware(Search):
-    """The knapsack of mean curvature times squared error of rounding, which needs no evaluations but second gradients.
+    """Hessian-aware knapsack (HAWQ-V2): mean curvature times squared rounding error; needs second gradients.
 
     The trace of each layer's Hessian is estimated with `draws` random vectors; one below 0 counts as 0. The model's
     layers must be differentiable twice: build it with `fused: false`. Source: Dong et al. 2020 (HAWQ-V2), section 3.
@@ -127,14 +129,16 @@ class HessianAware(Search):
 
     def assert_fits(self, problem: Problem) -> None:
         if problem.curvature is None:
-            raise ConfigError("search 'hessian': needs the loss as a graph, which this problem has not; take knapsack")
+            raise ConfigError(
+                "search 'hessian': needs a differentiable loss, which this problem does not have; take knapsack"
+            )
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
         assert problem.curvature is not None, "as assert_fits requires"
         curvature = problem.curvature()
         traces = hessian_traces(curvature.loss_of, curvature.parameters, seed=self.seed, draws=self.draws)
         errors = [
-            [curvature.error_of(layer.name, each) for each in problem.choices] for layer in problem.searched_layers
+            [curvature.error_of(layer.name, choice) for choice in problem.choices] for layer in problem.searched_layers
         ]
         curvatures = [[max(0.0, traces[layer.name]) / layer.num_weights] for layer in problem.searched_layers]
         return problem.policy(best_levels(problem, np.asarray(curvatures) * errors))

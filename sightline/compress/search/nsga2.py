@@ -16,10 +16,10 @@ __all__ = ["NSGA2"]
 
 @registry.searches.add("nsga2")
 class NSGA2(Search):
-    """The evolutionary search of two objectives, loss and bytes; every policy is lowered to the budget, as by HAQ.
+    """NSGA-II: evolutionary search of two objectives, loss and bytes; policies are lowered to the budget, as in HAQ.
 
-    The first policy has the same bits everywhere. With `storage`, a database's URL or a file, trials are shared with
-    every machine that gives the same one, and `max_evaluations` counts those of all; draws then differ from run to run.
+    The first policy has uniform bits. With `storage`, a database URL or a file, trials are shared with all machines
+    that use the same storage, and `max_evaluations` counts all of them; draws then differ from run to run.
     Source: Deb et al. 2002 (NSGA-II), in Optuna.
     """
 
@@ -38,22 +38,22 @@ class NSGA2(Search):
         self.storage = storage
 
     def run(self, problem: Problem, evaluator: PolicyEvaluator) -> Policy:
-        study = self._study(problem)
+        study = self._open_study(problem)
         highest = len(problem.choices) - 1
-        # of a shared study all trials count; without one those that repeat a policy are free, up to an end
-        most = evaluator.num_left if self.storage else 4 * self.max_evaluations
-        while evaluator.num_left and len(study.get_trials(deepcopy=False)) < most:
+        # all trials of a shared study count; without storage repeated policies are free, up to a limit
+        max_trials = evaluator.num_left if self.storage else 4 * self.max_evaluations
+        while evaluator.num_left and len(study.get_trials(deepcopy=False)) < max_trials:
             trial = study.ask()
             levels = problem.lower_to_budget(
                 [trial.suggest_int(layer.name, 0, highest) for layer in problem.searched_layers]
             )
             trial.set_user_attr("levels", levels)
             study.tell(trial, (evaluator.loss(problem.policy(levels)), float(problem.bytes(levels))))
-        done = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
-        best = min(done, key=lambda trial: (*trial.values, trial.number))
+        finished = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
+        best = min(finished, key=lambda trial: (*trial.values, trial.number))
         return problem.policy(best.user_attrs["levels"])
 
-    def _study(self, problem: Problem) -> Any:
+    def _open_study(self, problem: Problem) -> Any:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
         from sqlalchemy.exc import SQLAlchemyError  # which optuna brings along
@@ -71,6 +71,6 @@ class NSGA2(Search):
             raise UserError(f"search 'nsga2': storage: {self.storage}: {summarise_error(error)}") from None
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial({layer.name: problem.uniform_level for layer in problem.searched_layers})
-        seed = None if self.storage else self.seed  # machines that draw alike would all evaluate the same policies
+        seed = None if self.storage else self.seed  # machines with equal draws would evaluate the same policies
         study.sampler = optuna.samplers.NSGAIISampler(population_size=self.population, seed=seed)
         return study

@@ -1,4 +1,4 @@
-"""The problem that every search solves: layers, choices, protected layers, and a budget of bytes."""
+"""Search problem: layers, choices, protected layers, and a budget of bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sightline.errors import ConfigError
 __all__ = ["Curvature", "Levels", "Problem"]
 
 Levels: TypeAlias = tuple[int, ...]
-"""The place in `choices` of each layer that is not protected, in order."""
+"""Index into `choices` for each searched layer, in order."""
 
 
 class Curvature(NamedTuple):
-    """For searches by the Hessian: the loss as a graph, its parameters, and the squared error of a tensor's choice."""
+    """Curvature for searches by the Hessian: differentiable loss, parameters, and squared error of a choice."""
 
     loss_of: Callable[[], Tensor]
     parameters: Mapping[str, Tensor]
@@ -32,11 +32,10 @@ class Curvature(NamedTuple):
 @renamed(enforced="lower_to_budget", free="searched_layers")
 @dataclass(frozen=True)
 class Problem:
-    """`choices` are what a layer may become, fewest bits first; `bytes_of` is the size of a policy's file.
+    """Search problem: formats of layers (`choices`, fewest bits first) within `budget_bytes` by `bytes_of(policy)`.
 
-    The policies hold every layer, `protected` ones with the choice given there, other `unused` ones with the first.
-    Fewer bits must never be more bytes.
-    `curvature` is called by searches that need it.
+    Policies contain every layer: `protected` layers with their given format, other `unused` layers with the first
+    choice. Fewer bits must never need more bytes. `curvature` is called by searches that need it.
     """
 
     layers: tuple[LayerCost, ...]
@@ -55,12 +54,12 @@ class Problem:
             raise ConfigError("protect: protects every layer; leave at least one to the search")
 
     def assert_feasible(self, *, base_bytes: int) -> None:
-        """Raises ConfigError, naming the smallest size and ratio, where the budget is below it."""
+        """Raise ConfigError, with the smallest size and ratio, if the budget is below them."""
         smallest = self.bytes(self.lowest)
         if smallest > self.budget_bytes:
             ratio = np.ceil(1e5 * smallest / base_bytes) / 1e5
             raise ConfigError(
-                f"budget: {self.budget_bytes:,} bytes cannot hold; the smallest policy, {self.choices[0]} beside "
+                f"budget: {self.budget_bytes:,} bytes are too few; the smallest policy, {self.choices[0]} and "
                 f"{len(self.protected)} protected layers, takes {smallest:,} bytes, a ratio of {ratio:.5f}; raise the "
                 "budget, or allow fewer bits"
             )
@@ -71,7 +70,7 @@ class Problem:
 
     @cached_property
     def searched_layers(self) -> tuple[LayerCost, ...]:
-        """The layers that a search chooses for."""
+        """The layers whose format a search chooses."""
         return tuple(layer for layer in self.layers if layer.name not in {*self.protected, *self.unused})
 
     @property
@@ -84,7 +83,7 @@ class Problem:
 
     @cached_property
     def float_policy(self) -> Policy:
-        """Every layer as it was trained."""
+        """The policy of the float model: every layer in float32."""
         return {layer.name: FP32 for layer in self.layers}
 
     def policy(self, levels: Sequence[int]) -> Policy:
@@ -102,22 +101,22 @@ class Problem:
         return self.bytes(levels) <= self.budget_bytes
 
     def lower_to_budget(self, levels: Sequence[int]) -> Levels:
-        """The levels, lowered from the last layer to the first until the budget holds."""
+        """Lower the levels, from the last layer to the first, until they fit the budget."""
         return lower_to_budget(levels, self.fits_budget)
 
     def single_raises(self, policy: Policy) -> Iterator[tuple[str, Policy]]:
-        """The policy with one layer raised by one choice, and that layer, for each that the budget allows."""
+        """Iterate over (layer, policy) with that layer raised by one choice, for each raise within the budget."""
         for layer, level in zip(self.searched_layers, self.levels(policy), strict=True):
             if level + 1 < len(self.choices):
-                one = {**policy, layer.name: self.choices[level + 1]}
-                if self.bytes_of(one) <= self.budget_bytes:
-                    yield layer.name, one
+                raised = {**policy, layer.name: self.choices[level + 1]}
+                if self.bytes_of(raised) <= self.budget_bytes:
+                    yield layer.name, raised
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """The bytes (L, C) int64 that each choice of each free layer adds to the lowest.
+        """Bytes (L, C) int64 that each choice of each searched layer adds to the lowest policy.
 
-        A file's size is their sum up to the few bytes by which its header changes.
+        A file's size is their sum, except for a few bytes of its header.
         """
         low, num = self.lowest, len(self.choices)
         rows = [[self.bytes((*low[:p], level, *low[p + 1 :])) for level in range(num)] for p in range(len(low))]
@@ -125,7 +124,7 @@ class Problem:
 
     @cached_property
     def uniform_level(self) -> int:
-        """The highest level at which all free layers together hold; 0 where none do."""
+        """The highest level at which all searched layers together fit the budget; 0 if none does."""
         fitting = (
             level for level in range(len(self.choices)) if self.fits_budget((level,) * len(self.searched_layers))
         )

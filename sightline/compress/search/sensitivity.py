@@ -1,4 +1,4 @@
-"""How much each layer alone raises the loss, choice by choice: the table that additive searches share."""
+"""Sensitivity table of additive searches: the loss increase of each layer alone, for each choice."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sightline.errors import ConfigError
 __all__ = ["TableEvaluations", "num_measured", "sensitivity"]
 
 TableEvaluations = Annotated[int, Ge(2), Le(100_000)]
-"""Evaluations of a sensitivity table at most."""
-_LEAST = 1e-12
-"""Of the loss: a smaller rise counts as this in interpolation by logarithms."""
+"""Largest number of evaluations for a sensitivity table."""
+_MIN_INCREASE = 1e-12
+"""Smallest loss increase, as a share of the loss, in the logarithmic interpolation."""
 
 
 def num_measured(problem: Problem, table_evaluations: int) -> int:
-    """Choices of each layer that are evaluated. Raises ConfigError where not even one is."""
+    """Return the number of choices evaluated per layer. Raises ConfigError if there is not even one."""
     num = min(len(problem.choices), table_evaluations // len(problem.searched_layers))
     if num == 0:
         raise ConfigError(
@@ -32,25 +32,25 @@ def num_measured(problem: Problem, table_evaluations: int) -> int:
 
 
 def sensitivity(problem: Problem, evaluator: PolicyEvaluator, *, table_evaluations: int) -> np.ndarray:
-    """Rise (L, C) of the loss, at least 0, where one free layer has a choice and all others stay in float.
+    """Measure the loss increase (L, C), at least 0, of one searched layer with a choice and all others in float.
 
-    Where `table_evaluations` do not suffice for all choices, those nearest to the uniform choice of the budget are
-    evaluated; between them the logarithm is interpolated over the bits, beyond them one bit is a factor of 4, as the
-    squared error of rounding. Source: Yao et al. 2021 (HAWQ-V3), section 3, for the sum over layers.
+    If `table_evaluations` do not suffice for all choices, those nearest to the uniform choice of the budget are
+    evaluated. Between them the logarithm is interpolated over the bits; beyond them one bit is a factor of 4, as for
+    the squared error of rounding. Source: Yao et al. 2021 (HAWQ-V3), section 3, for the sum over layers.
     """
     order = sorted(range(len(problem.choices)), key=lambda level: (abs(level - problem.uniform_level), level))
-    measured = sorted(order[: num_measured(problem, table_evaluations)])
-    rises = np.zeros((len(problem.searched_layers), len(measured)))
+    measured_levels = sorted(order[: num_measured(problem, table_evaluations)])
+    rises = np.zeros((len(problem.searched_layers), len(measured_levels)))
     for row, layer in enumerate(problem.searched_layers):
-        for column, level in enumerate(measured):
+        for column, level in enumerate(measured_levels):
             policy = {**problem.float_policy, layer.name: problem.choices[level]}
             rises[row, column] = max(0.0, evaluator.loss(policy) - evaluator.float_loss)
-    if len(measured) == len(problem.choices):
+    if len(measured_levels) == len(problem.choices):
         return rises
-    bits, all_bits = np.asarray(problem.bits)[measured], np.asarray(problem.bits)
-    logs = np.log2(np.maximum(rises, _LEAST * max(1.0, abs(evaluator.float_loss))))
-    beyond = -2.0 * (np.minimum(all_bits - bits[0], 0) + np.maximum(all_bits - bits[-1], 0))
-    table = np.exp2(np.stack([np.interp(all_bits, bits, row) for row in logs]) + beyond)
-    table[:, measured] = rises
+    bits, all_bits = np.asarray(problem.bits)[measured_levels], np.asarray(problem.bits)
+    logs = np.log2(np.maximum(rises, _MIN_INCREASE * max(1.0, abs(evaluator.float_loss))))
+    extrapolation = -2.0 * (np.minimum(all_bits - bits[0], 0) + np.maximum(all_bits - bits[-1], 0))
+    table = np.exp2(np.stack([np.interp(all_bits, bits, row) for row in logs]) + extrapolation)
+    table[:, measured_levels] = rises
     table[:, [choice == FP32 for choice in problem.choices]] = 0.0
     return table

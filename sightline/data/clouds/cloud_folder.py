@@ -1,4 +1,4 @@
-"""The user's own clouds: a folder per class, or a list of files, prepared like any public set."""
+"""Data set `cloud_folder`: the user's own labelled point clouds, from a folder per class or a list of files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 
 @registry.data.add("cloud_folder")
 class CloudFolder(LabelledClouds):
-    """The user's own clouds with one class each, prepared by `sightline data prepare cloud_folder` (docs/own_data.md).
+    """Labelled point clouds of the user, prepared by `sightline data prepare cloud_folder` (docs/own_data.md).
 
     `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones,
     `channels` stored values by name, such as intensity. `fraction` trains on that share of every class, seeded by
@@ -101,21 +101,22 @@ class CloudFolder(LabelledClouds):
         return {
             **manifest["preparation"],
             "channels": list(self._channels),
-            "with_normals": "normals" in self._stored,  # a file must have what the run reads, no more
+            "with_normals": "normals" in self._stored_features,  # a file needs only the features that the run reads
         }
 
-    def _form(self) -> CloudInputSpec:
-        manifest = self._prepared.manifest  # one of an older sightline notes neither
+    def _make_input_spec(self) -> CloudInputSpec:
+        """Add the smallest number of distinct points and the range of radii, if the manifest has them."""
+        manifest = self._prepared.manifest  # manifests of older versions lack both entries
         radii = manifest.get("radii")
         return dataclasses.replace(
-            super()._form(),
+            super()._make_input_spec(),
             fewest_points=manifest.get("fewest_points"),
             radii=None if radii is None else (radii[0], radii[1]),
         )
 
     @property
     def duplicates(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of clouds of the whole set that have the same points, each cloud as `split/class/file`."""
+        """Groups of clouds of the whole set with identical points, each cloud as `split/class/file`."""
         return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
@@ -140,24 +141,24 @@ class CloudFolder(LabelledClouds):
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
     ) -> dict[str, Any]:
-        """Write the clouds of a folder or list in native form; returns the manifest with `root` and `outcome`.
+        """Write the clouds of a folder or list in native form; return the manifest with `root` and `outcome`.
 
-        `columns` names the columns of files without names, and what beyond points and normals is stored. The rest as
-        `prepare_cloud` and `split_clouds` take it; `seed` deals the parts where the source names none.
-        Raises DataError for a source that is damaged, empty or of one class, naming file and position; ConfigError
-        for options that do not fit each other. A killed run is continued by the same call.
+        `columns` names the columns of files without a header, and the values to store besides points and normals. The
+        other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
+        splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
+        ConfigError for options that do not fit each other. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
-        listed = None if names is None else list(names)  # as JSON gives it back
+        columns_list = None if names is None else list(names)  # lists, as JSON returns them
         if target.resolve().is_relative_to(source.expanduser().resolve()):
             raise ConfigError(
-                f"--to {target}: lies in {source}, whose folders are the classes; give a place outside of it"
+                f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
             )
         layout, clouds = list_clouds(source)
-        split_words = "as given" if clouds[0].split else _split_words(test_share, validation_share, seed)
+        split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
         class_names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
@@ -177,27 +178,27 @@ class CloudFolder(LabelledClouds):
             "normalisation": normalisation,
             "class_names": class_names,
             "channels": list(channels),
-            "source_columns": listed,
+            "source_columns": columns_list,
             "preparation": preparation,
-            "split": split_words,
+            "split": split_text,
         }
         plan = PreparationPlan(
             name,
             layout,
             source.expanduser().resolve(),
             _columns(preparation),
-            tuple(_parts(clouds, class_names, names, preparation)),
+            tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
             partial(
                 _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
             ),
-            {**preparation, "columns": listed, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
+            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What can be prepared, and how."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "layouts": {
@@ -213,25 +214,25 @@ class CloudFolder(LabelledClouds):
 
 @dataclass(frozen=True)
 class _Reader:
-    """From a file to the values of a row."""
+    """Reader of one cloud file that returns the values of its row."""
 
     columns: tuple[str, ...] | None
     preparation: Mapping[str, Any]
     class_names: Sequence[str]
 
     def __call__(self, cloud: ListedCloud) -> SampleRow:
-        read = read_cloud(cloud.path, columns=self.columns)
-        values = prepare_cloud(read, **self.preparation, where=str(cloud.path))
+        point_cloud = read_cloud(cloud.path, columns=self.columns)
+        values = prepare_cloud(point_cloud, **self.preparation, where=str(cloud.path))
         return SampleRow(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
 
 
-def _parts(
+def _make_shards(
     clouds: Sequence[ListedCloud],
     class_names: Sequence[str],
     columns: tuple[str, ...] | None,
     preparation: Mapping[str, Any],
 ) -> Iterator[Shard]:
-    """One part per split and class."""
+    """Yield one shard per split and class."""
     reader = _Reader(columns, preparation, class_names)
     for split in SPLITS:
         for name in class_names:
@@ -251,29 +252,30 @@ class _Rows:
 
 
 def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The columns that are neither points nor normals."""
+    """Return the names of the columns that are neither points nor normals."""
     return tuple(name for name in columns or () if name not in _GEOMETRY)
 
 
 def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
-    """Whether normals are stored: as `columns` says, else where the files have them.
+    """Return True if normals are stored: if `columns` names them, by default if the files have them.
 
-    Raises DataError where some files promise normals and others none, before any is read whole.
+    Raises DataError if some files have normals and others have none, before any file is read as a whole.
     """
     if columns is not None:
         return "nx" in columns
-    having: list[ListedCloud] = []
-    lacking: list[ListedCloud] = []
+    files_with: list[ListedCloud] = []
+    files_without: list[ListedCloud] = []
     for cloud in clouds:
-        with contextlib.suppress(DataError, OSError):  # of a file that does not read, which is reported with all others
-            (having if has_normals(cloud.path, by_faces=faces == "sample") else lacking).append(cloud)
-    if having and lacking:
+        with contextlib.suppress(DataError, OSError):  # unreadable files are reported later, all together
+            (files_with if has_normals(cloud.path, by_faces=faces == "sample") else files_without).append(cloud)
+    if files_with and files_without:
         raise DataError(
-            f"{having[0].path.parent.parent}: {_file_count(having)} normals or faces ({having[0].path.name}), "
-            f"{len(lacking)} {'has' if len(lacking) == 1 else 'have'} none ({lacking[0].path.name}); take the points "
+            f"{files_with[0].path.parent.parent}: {_file_count(files_with)} normals or faces "
+            f"({files_with[0].path.name}), {len(files_without)} {'has' if len(files_without) == 1 else 'have'} none "
+            f"({files_without[0].path.name}); take the points "
             "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
         )
-    for cloud in having:  # whose list of faces may be empty
+    for cloud in files_with:  # the list of faces may be empty
         with contextlib.suppress(DataError):
             first = read_cloud(cloud.path)
             return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
@@ -284,7 +286,7 @@ def _file_count(clouds: Sequence[ListedCloud]) -> str:
     return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
 
 
-def _split_words(test_share: float, validation_share: float, seed: int) -> str:
+def _describe_split(test_share: float, validation_share: float, seed: int) -> str:
     return (
         f"dealt by a hash of seed {seed} and the names: of every class {test_share:g} to test, {validation_share:g} to "
         "validation, rounded, at least one; the rest to training"
@@ -292,6 +294,7 @@ def _split_words(test_share: float, validation_share: float, seed: int) -> str:
 
 
 def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
+    """Return the columns of a row: points, label, and normals and channels if they are stored."""
     num_points, channels = preparation["num_points"], preparation["channels"]
     vectors = ("points", "normals") if preparation["with_normals"] else ("points",)
     return {
@@ -302,12 +305,13 @@ def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
 
 
 def _digest(clouds: Sequence[ListedCloud]) -> str:
-    listed = [[str(cloud.path), cloud.label, cloud.split] for cloud in clouds]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    """Return the SHA-256 of the listed paths, classes and splits."""
+    entries = [[str(cloud.path), cloud.label, cloud.split] for cloud in clouds]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts per class, sizes, and clouds that are there twice."""
+    """Manifest entries computed from the written arrays."""
     num_classes = len(prepared.manifest["class_names"])
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
@@ -322,7 +326,7 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
 
 
 def _sizes(prepared: PreparedSet) -> dict[str, Any]:
-    """The least number of distinct points of a stored cloud and, where size is kept, the range of their radii."""
+    """Compute the smallest number of distinct points of a cloud and, without normalisation, the range of radii (m)."""
     clouds = [cloud for split in prepared.splits for cloud in prepared.array(split, "points")]
     sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(cloud, axis=0)) for cloud in clouds)}
     if prepared.manifest["normalisation"] == "none":
@@ -332,13 +336,13 @@ def _sizes(prepared: PreparedSet) -> dict[str, Any]:
 
 
 def _duplicate_note(group: Sequence[str]) -> str:
-    """One group of equal clouds, `split/class/file` each, in words: the graver fault first."""
+    """Describe one group of identical clouds (`split/class/file` each); the most serious fault decides."""
     labels = {name.split("/")[1] for name in group}
-    parts = {name.split("/")[0] for name in group}
+    splits = {name.split("/")[0] for name in group}
     if len(labels) > 1:
-        what = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
-    elif len(parts) > 1:
-        what = f"the same cloud in the parts {', '.join(sorted(parts))}: the test is not one of unseen clouds"
+        fault = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
+    elif len(splits) > 1:
+        fault = f"the same cloud in the parts {', '.join(sorted(splits))}: the test is not one of unseen clouds"
     else:
-        what = "the same cloud more than once"
-    return f"{what} ({', '.join(group)})"
+        fault = "the same cloud more than once"
+    return f"{fault} ({', '.join(group)})"

@@ -1,4 +1,4 @@
-"""Which clouds a user's own set holds, of which class, in which part: from folders or from a list in a CSV file."""
+"""Listing of the user's clouds with class and split, from folders or from a CSV file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file wit
 
 
 class ListedCloud(NamedTuple):
-    """One file, the name of its class, and its part where the source names one."""
+    """One cloud file with the name of its class, and its split if the source names one."""
 
     path: Path
     label: str
@@ -35,16 +35,16 @@ class ListedCloud(NamedTuple):
 
 
 def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
-    """The layout (`folders`, `split_folders` or `csv`) and its clouds, in an order of their names alone.
+    """List the clouds of a source, sorted by class and path; return them after the layout.
 
-    Raises DataError for a source that is none of these, an empty class, a single class, and a list that names what is
-    not there, with the line.
+    The layout is `folders`, `split_folders` or `csv`. Raises DataError for a source in none of these layouts, an empty
+    class, a single class, and a list with paths that do not exist, with the line.
     """
     root = source.expanduser().resolve()
     if root.is_file():
-        layout, clouds = "csv", list(_from_csv(root))
+        layout, clouds = "csv", list(_read_csv(root))
     elif root.is_dir():
-        layout, clouds = _from_folders(root)
+        layout, clouds = _list_folders(root)
     else:
         raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
     names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
@@ -53,27 +53,27 @@ def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
             f"{root}: holds {f'one class, {names[0]}' if names else 'no clouds'}, at least two classes are needed; "
             f"lay it out as {_LAYOUTS}"
         )
-    parts = {cloud.split for cloud in clouds}
-    if parts != {None} and not {"train", "test"} <= parts:
-        there = ", ".join(sorted(str(part) for part in parts))
-        raise DataError(f"{root}: names the parts {there}, train and test are needed; name both, or none")
+    splits = {cloud.split for cloud in clouds}
+    if splits != {None} and not {"train", "test"} <= splits:
+        split_names = ", ".join(sorted(str(split) for split in splits))
+        raise DataError(f"{root}: names the parts {split_names}, train and test are needed; name both, or none")
     return layout, sorted(clouds, key=lambda cloud: (natural_sort_key(cloud.label), natural_sort_key(str(cloud.path))))
 
 
 def split_clouds(
     clouds: Sequence[ListedCloud], *, test_share: float, validation_share: float, seed: int
 ) -> list[ListedCloud]:
-    """The clouds with a part each: as given, else by a hash of seed and name, the same shares of every class.
+    """Assign a split to every cloud: the one of the source, else by a hash of seed and name, stratified by class.
 
-    Shares are rounded to the nearest, at least one cloud; files that are added later move few of the others.
-    Raises DataError naming a class that has none in some part.
+    Shares are rounded to the nearest number of clouds, at least one. Files that are added later move few others.
+    Raises DataError naming a class without a cloud in one of the splits.
     """
     classes = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
     if clouds[0].split is None:
         clouds = [
             cloud
             for name in classes
-            for cloud in _dealt([c for c in clouds if c.label == name], test_share, validation_share, seed)
+            for cloud in _assign_splits([c for c in clouds if c.label == name], test_share, validation_share, seed)
         ]
     counts = Counter((cloud.label, cloud.split) for cloud in clouds)
     for split in [split for split in SPLITS if any(cloud.split == split for cloud in clouds)]:
@@ -86,76 +86,86 @@ def split_clouds(
     return list(clouds)
 
 
-def _dealt(
+def _assign_splits(
     members: Sequence[ListedCloud], test_share: float, validation_share: float, seed: int
 ) -> Iterator[ListedCloud]:
-    """The clouds of one class with their parts, in the given order."""
+    """Yield the clouds of one class with their splits assigned, in the order of `members`."""
     num_test = max(1, round(test_share * len(members)))
     num_validation = max(1, round(validation_share * len(members)))
     if num_test + num_validation >= len(members):
-        held = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
+        count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
         raise DataError(
-            f"{members[0].path.parent}: class '{members[0].label}' has {held}, too few for {num_test} "
+            f"{members[0].path.parent}: class '{members[0].label}' has {count}, too few for {num_test} "
             f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
         )
     order = sorted(
         members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
     )
-    part = {cloud.path: "test" for cloud in order[:num_test]}
-    part |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
+    split_by_path = {cloud.path: "test" for cloud in order[:num_test]}
+    split_by_path |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
     for cloud in members:
-        yield cloud._replace(split=part.get(cloud.path, "train"))
+        yield cloud._replace(split=split_by_path.get(cloud.path, "train"))
 
 
-def _from_folders(root: Path) -> tuple[str, list[ListedCloud]]:
+def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
+    """List the clouds of a root with one folder per class, or per split and class."""
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the files")
-    folders = _subfolders(root)
-    parts = [folder for folder in folders if folder.name in SPLITS]
-    if not parts:
-        return "folders", [cloud for folder in folders for cloud in _of_class(folder, None)]
-    if len(parts) < len(folders):
-        other = next(folder for folder in folders if folder not in parts)
+    folders = _list_subfolders(root)
+    split_dirs = [folder for folder in folders if folder.name in SPLITS]
+    if not split_dirs:
+        return "folders", [cloud for folder in folders for cloud in _list_class_folder(folder, None)]
+    if len(split_dirs) < len(folders):
+        other = next(folder for folder in folders if folder not in split_dirs)
         raise DataError(
-            f"{root}: holds the part '{parts[0].name}' and '{other.name}', which is none; lay it out as {_LAYOUTS}"
+            f"{root}: holds the part '{split_dirs[0].name}' and '{other.name}', which is none; lay it out as {_LAYOUTS}"
         )
     return "split_folders", [
-        cloud for part in parts for folder in _subfolders(part) for cloud in _of_class(folder, part.name)
+        cloud
+        for split_dir in split_dirs
+        for folder in _list_subfolders(split_dir)
+        for cloud in _list_class_folder(folder, split_dir.name)
     ]
 
 
-def _subfolders(root: Path) -> list[Path]:
-    """The folders in a folder that is to hold nothing else of use. Raises DataError for clouds beside them."""
+def _list_subfolders(root: Path) -> list[Path]:
+    """List the visible subfolders of a folder. Raises DataError if there are none, or if clouds lie next to them."""
     stray = [path for path in root.iterdir() if is_cloud_file(path)]
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if stray or not folders:
-        found = f"{min(stray).name} lies in no folder of a class" if stray else f"it holds {summarise_folder(root)}"
-        raise DataError(f"{root}: {found}; lay it out as {_LAYOUTS}")
+        fault = f"{min(stray).name} is not in the folder of a class" if stray else f"it holds {summarise_folder(root)}"
+        raise DataError(f"{root}: {fault}; lay it out as {_LAYOUTS}")
     return folders
 
 
-def _of_class(folder: Path, split: str | None) -> list[ListedCloud]:
-    """The clouds of one folder. Raises DataError if there are none, or folders within, which would be left out."""
-    inner = next((path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None)
+def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
+    """List the clouds of one class folder. Raises DataError if it has no clouds, or subfolders."""
+    subfolder = next(
+        (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None
+    )
     paths = [path for path in folder.iterdir() if is_cloud_file(path)]
-    if inner is not None or not paths:
-        found = f"holds the folder {inner.name}" if inner else f"holds no cloud, it holds {summarise_folder(folder)}"
+    if subfolder is not None or not paths:
+        fault = (
+            f"holds the folder {subfolder.name}"
+            if subfolder
+            else f"holds no cloud, it holds {summarise_folder(folder)}"
+        )
         raise DataError(
-            f"{folder}: is taken for a class and {found}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
+            f"{folder}: is taken for a class and {fault}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
             f"{_LAYOUTS}"
         )
     return [ListedCloud(path, folder.name, split) for path in paths]
 
 
-def _from_csv(path: Path) -> Iterator[ListedCloud]:
-    """The clouds of a list; paths are relative to the folder of the list. Raises DataError with the line."""
+def _read_csv(path: Path) -> Iterator[ListedCloud]:
+    """Yield the clouds of a CSV list; paths are relative to its folder. Raises DataError with the line."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(f"{path}:{line}: is not UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
-    seen: dict[Path, int] = {}
+    line_by_path: dict[Path, int] = {}
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if header not in (["path", "label"], ["path", "label", "split"]):
@@ -166,21 +176,24 @@ def _from_csv(path: Path) -> Iterator[ListedCloud]:
                 continue
             if len(row) != len(header) or not all(value.strip() for value in row):
                 raise DataError(f"{where}: {','.join(row)[:60]!r} is not a row of {','.join(header)}; mend the line")
-            cloud = _of_row(path, dict(zip(header, map(str.strip, row), strict=True)), where)
-            if cloud.path in seen:
-                raise DataError(f"{where}: {cloud.path.name} is listed on line {seen[cloud.path]} already; keep one")
-            seen[cloud.path] = reader.line_num
+            cloud = _parse_row(path, dict(zip(header, map(str.strip, row), strict=True)), where)
+            if cloud.path in line_by_path:
+                raise DataError(
+                    f"{where}: {cloud.path.name} is listed on line {line_by_path[cloud.path]} already; keep one"
+                )
+            line_by_path[cloud.path] = reader.line_num
             yield cloud
     except csv.Error as error:
         raise DataError(f"{path}:{reader.line_num}: does not read as CSV ({error}); mend the line") from error
 
 
-def _of_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
-    place = Path(os.path.realpath(listed.parent / row["path"]))
-    if not os.path.isfile(place):  # which knows names that are too long for a disk
-        raise DataError(f"{where}: there is no file {row['path']} (looked at {place}); mend the path")
-    if place.suffix.lower() not in CLOUD_SUFFIXES:
+def _parse_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
+    """Build the cloud of one row of a CSV list. Raises DataError for a path, file type or split that is not valid."""
+    path = Path(os.path.realpath(listed.parent / row["path"]))
+    if not os.path.isfile(path):  # os.path.isfile accepts names that are too long for the disk
+        raise DataError(f"{where}: there is no file {row['path']} (looked at {path}); mend the path")
+    if path.suffix.lower() not in CLOUD_SUFFIXES:
         raise DataError(f"{where}: {row['path']} is not a cloud file; there are {', '.join(CLOUD_SUFFIXES)}")
     if row.get("split", "train") not in SPLITS:
         raise DataError(f"{where}: '{row['split']}' is not a part; there are {', '.join(SPLITS)}")
-    return ListedCloud(place, row["label"], row.get("split"))
+    return ListedCloud(path, row["label"], row.get("split"))

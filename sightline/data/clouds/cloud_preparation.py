@@ -1,4 +1,4 @@
-"""What becomes of a cloud between its file and a model: so many points, normals, channels, brought to one scale."""
+"""Point cloud preparation: sampling, normals, channel selection and normalisation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sightline.geometry.sampling import farthest_point_sample
 
 __all__ = ["prepare_cloud"]
 
-_LARGEST = 1e150
-"""Beyond this a distance is no number any more."""
-_KEPT = 1e-3
-"""The coarsest step of float32 coordinates that is let through, in sizes of the cloud."""
+_MAX_COORDINATE = 1e150
+"""Largest absolute coordinate whose distances are still finite in float64."""
+_MAX_FLOAT32_STEP = 1e-3
+"""Largest accepted step of float32 coordinates, as a fraction of the cloud's size."""
 
 
 def prepare_cloud(
@@ -34,35 +34,38 @@ def prepare_cloud(
     channels: Sequence[str] = (),
     where: str = "cloud",
 ) -> dict[str, np.ndarray]:
-    """`points`, where asked for `normals` (num_points, 3), and `channels` (num_points, C), float32; pure.
+    """Sample and scale a cloud: `points`, optional `normals` (num_points, 3), `channels` (num_points, C); float32.
 
-    Equal clouds give equal bits: the random draws come from the numbers of the cloud alone, never from its name. A
-    cloud with faces is a surface: points are drawn evenly over it, with the faces' normals. Of any other, `random`
-    takes points without repeating one, `farthest` each time the point farthest from those taken; where there are
-    fewer than `num_points`, all are taken and then some again. `unit_sphere` puts the mean of what was taken at the
-    origin and the farthest at distance 1. Normals are scaled to length 1; one of length 0 stays.
-    Raises DataError, beginning with `where`, for a cloud that lacks what is asked for or has no extent.
+    Pure. Equal clouds give equal bits: the random draws are seeded by the coordinates alone, never by the name. A cloud
+    with faces is a surface: points are sampled uniformly by area, with the normals of the faces. From any other cloud,
+    `random` samples without replacement and `farthest` by farthest point sampling; if it has fewer than `num_points`
+    points, all are taken and some are repeated. `unit_sphere` moves the mean of the sampled points to the origin and
+    scales the largest distance to 1. Normals are scaled to length 1; a normal of length 0 stays.
+    Raises DataError, beginning with `where`, if the cloud lacks required values or has no extent.
     Source: Qi et al. 2017 (PointNet), section 5.1; Eldar et al. 1997 (farthest point).
     """
-    if np.abs(cloud.points).max() > _LARGEST:
-        raise DataError(f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; get the file again")
+    if np.abs(cloud.points).max() > _MAX_COORDINATE:
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(cloud.points).max():.4g}; the file is damaged or in another format"
+        )
     if cloud.faces is None or not len(cloud.faces):
         check_strays(cloud.points, where=where)
     if faces == "sample" and cloud.faces is not None and len(cloud.faces):
-        taken = _of_surface(cloud, num_points, channels, where)
+        sampled = _sample_surface(cloud, num_points, channels, where)
     else:
-        taken = _of_points(cloud, num_points, choice, with_normals, channels, where)
-    to_scale = normalize_to_unit_sphere if normalisation == "unit_sphere" else _as_float32
-    prepared = {"points": to_scale(taken["points"], where=where)}
+        sampled = _select_points(cloud, num_points, choice, with_normals, channels, where)
+    normalise = normalize_to_unit_sphere if normalisation == "unit_sphere" else _as_float32
+    prepared = {"points": normalise(sampled["points"], where=where)}
     if with_normals:
-        lengths = np.linalg.norm(taken["normals"], axis=1, keepdims=True)
-        prepared["normals"] = (taken["normals"] / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
+        lengths = np.linalg.norm(sampled["normals"], axis=1, keepdims=True)
+        prepared["normals"] = (sampled["normals"] / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
     if channels:
-        prepared["channels"] = taken["channels"].astype(np.float32)
+        prepared["channels"] = sampled["channels"].astype(np.float32)
     return prepared
 
 
-def _of_surface(cloud: PointCloud, num_points: int, channels: Sequence[str], where: str) -> dict[str, np.ndarray]:
+def _sample_surface(cloud: PointCloud, num_points: int, channels: Sequence[str], where: str) -> dict[str, np.ndarray]:
+    """Sample points and normals (num_points, 3) from the faces of a cloud."""
     if channels:
         raise DataError(
             f"{where}: has faces, and points drawn from these have no {', '.join(channels)}; set faces=ignore to take "
@@ -73,70 +76,71 @@ def _of_surface(cloud: PointCloud, num_points: int, channels: Sequence[str], whe
     return {"points": drawn.points, "normals": drawn.normals}
 
 
-def _of_points(
+def _select_points(
     cloud: PointCloud, num_points: int, choice: str, with_normals: bool, channels: Sequence[str], where: str
 ) -> dict[str, np.ndarray]:
+    """Select `num_points` of the points of a cloud, with normals and channels."""
     missing = [name for name in channels if name not in cloud.channels]
     if missing:
-        has = ", ".join(cloud.channels) or "none"
-        raise DataError(f"{where}: has no channel {', '.join(missing)} (it has {has}); name what all files have")
+        available = ", ".join(cloud.channels) or "none"
+        raise DataError(f"{where}: has no channel {', '.join(missing)} (it has {available}); name what all files have")
     if with_normals and cloud.normals is None:
         raise DataError(
             f"{where}: has no normals; leave those of the other files out with 'columns=[x, y, z]' and set "
             "data.normals=estimated, or write nx, ny, nz into every file"
         )
-    index = _choose(cloud, num_points, choice)
-    taken = {"points": cloud.points[index]}
+    index = _choose_indices(cloud, num_points, choice)
+    selected = {"points": cloud.points[index]}
     if with_normals and cloud.normals is not None:
-        taken["normals"] = cloud.normals[index]
+        selected["normals"] = cloud.normals[index]
     if channels:
-        taken["channels"] = np.stack([cloud.channels[name][index] for name in channels], axis=1)
-    return taken
+        selected["channels"] = np.stack([cloud.channels[name][index] for name in channels], axis=1)
+    return selected
 
 
-def _choose(cloud: PointCloud, num_points: int, choice: str) -> np.ndarray:
-    """Which points are taken, in order: no one twice while there is another."""
-    num_there = len(cloud.points)
+def _choose_indices(cloud: PointCloud, num_points: int, choice: str) -> np.ndarray:
+    """Choose the indices (num_points,) of the points; repetitions start only after all points are used."""
+    num_available = len(cloud.points)
     generator = generator_from_name(_digest(cloud))
     if choice == "farthest":
-        order = _farthest_first(cloud.points, min(num_points, num_there))
+        order = _farthest_first(cloud.points, min(num_points, num_available))
     else:
-        order = generator.permutation(num_there)[:num_points]
-    return np.concatenate([order, generator.integers(num_there, size=num_points - len(order))])
+        order = generator.permutation(num_available)[:num_points]
+    return np.concatenate([order, generator.integers(num_available, size=num_points - len(order))])
 
 
 def _farthest_first(points: np.ndarray, count: int) -> np.ndarray:
-    """Farthest-point order from the first point on; where points coincide, those left over follow by their index."""
+    """Compute the farthest-point order from the first point; the duplicates of points follow by index."""
     centred = points - points.mean(axis=0)
     scaled = torch.from_numpy(centred / max(np.abs(centred).max(), np.finfo(np.float64).tiny))
     index = farthest_point_sample(scaled[None], num_samples=count)[0].numpy()
     distinct = index[np.sort(np.unique(index, return_index=True)[1])]
-    left = np.setdiff1d(np.arange(len(points)), distinct)
-    return np.concatenate([distinct, left])[:count]
+    remaining = np.setdiff1d(np.arange(len(points)), distinct)
+    return np.concatenate([distinct, remaining])[:count]
 
 
 def _as_float32(points: np.ndarray, *, where: str) -> np.ndarray:
-    """The coordinates as they are. Raises DataError where they are so far from the origin that float32 blurs them."""
+    """Convert to float32 unchanged. Raises DataError if the offset from the origin makes float32 too coarse."""
     reach, size = np.abs(points).max(), np.ptp(points, axis=0).max()
-    if 0 < _KEPT * size < reach * 2.0**-24:
+    if 0 < _MAX_FLOAT32_STEP * size < reach * 2.0**-24:
         raise DataError(
-            f"{where}: a cloud {size:.3g} across lies {reach:.3g} from the origin, where float32 has steps of "
+            f"{where}: a cloud of size {size:.3g} is {reach:.3g} from the origin, where float32 has steps of "
             f"{reach * 2.0**-23:.2g}; subtract an offset, or set normalisation=unit_sphere"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused where it is used
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which the writer refuses
         return points.astype(np.float32)
 
 
 def _digest(cloud: PointCloud) -> str:
-    """The seed of all draws: the numbers of the cloud alone, so that its name and place do not matter."""
+    """Return the SHA-256 of the coordinates, the seed of all draws; name and path do not matter."""
     return hashlib.sha256(np.ascontiguousarray(cloud.points, dtype="<f8").data).hexdigest()
 
 
 def cloud_radius(points: np.ndarray) -> float:
-    """The largest distance from the mean of the points (N, 3)."""
+    """Compute the largest distance from the mean of the points (N, 3)."""
     return distance_from_origin(points - points.mean(axis=0, dtype=np.float64))
 
 
 def distance_from_origin(points: np.ndarray) -> float:
-    """The largest distance of the points (N, 3) from the origin."""
+    """Compute the largest distance of the points (N, 3) from the origin."""
     return float(np.hypot(np.hypot(points[:, 0], points[:, 1]), points[:, 2]).max())

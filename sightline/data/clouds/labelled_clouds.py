@@ -1,4 +1,4 @@
-"""Prepared sets of clouds with one class each: what they all are, whatever they were prepared from."""
+"""Base class of prepared sets of point clouds with one label each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = ["LabelledClouds", "count_shapes_per_split", "describe_clouds", "promi
 
 
 class LabelledClouds:
-    """Clouds are mapped from the prepared files, samples are copies of them: the first `num_points` stored points.
+    """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 
-    `fraction` is the share of the training part that is used, of every class at least one shape; a smaller share is
-    part of a larger one with the same `fraction_seed`. Other parts are always whole. `views` is a folder of views of
-    these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of that name, drawn by
-    seed, epoch and index, on `background` (black where neither it nor the folder says otherwise). Shapes without views
-    are `refused`, or `left_out`.
+    `fraction` is the share of the training split that is used, at least one shape of every class; a smaller share is a
+    subset of a larger one with the same `fraction_seed`. Other splits are always complete. `views` is a folder of
+    rendered views of these shapes (`sightline data render`): a sample then has an `image`, one view of the shape of
+    that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black). Shapes without
+    views are `refused`, or `left_out`.
     """
 
     set_name: ClassVar[str]
@@ -53,36 +53,36 @@ class LabelledClouds:
         self._split = split
         store = open_views(views, background=background, without_views=without_views)
         self._only_of = store if without_views == "left_out" else None
-        self._rows, self._labels = self._part(split)
+        self._rows, self._labels = self._select_split(split)
         if store is not None and not len(self._rows):
-            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # names them: none has views
+            store.row_indices(self._names, set_name=f"{self.set_name} {split}")  # raises: none of them has views
         if split == "train" and fraction < 1:
-            kept = stratified_subset(self._labels, fraction, seed=fraction_seed)
-            self._rows, self._labels = _frozen(self._rows[kept]), _frozen(self._labels[kept])
-        self.num_points = self._checked_num_points(num_points)
-        self._features = self._checked_features(normals)
+            subset = stratified_subset(self._labels, fraction, seed=fraction_seed)
+            self._rows, self._labels = _make_read_only(self._rows[subset]), _make_read_only(self._labels[subset])
+        self.num_points = self._check_num_points(num_points)
+        self._features = self._select_features(normals)
         self._estimated: EstimatedNormals | None = None
         if normals == "estimated":
-            self._estimated = EstimatedNormals(len(self), self.num_points, self._told)
+            self._estimated = EstimatedNormals(len(self), self.num_points, self._describe_sample)
         self._pictures: StoredViews | None = None
         if store is not None:
             names = [self.name_of(index) for index in range(len(self))]
-            self._pictures = StoredViews(store, names, of=f"{self.set_name} {split}", background=background)
+            self._pictures = StoredViews(store, names, set_name=f"{self.set_name} {split}", background=background)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their labels."""
+        """Names of the classes, in the order of their labels."""
         return tuple(self._prepared.manifest["class_names"])
 
     @cached_property
     def info(self) -> DataInfo:
-        """Facts, fields and sizes; the counts per class are those of this split, as far as it is used."""
+        """Facts, fields and sizes; the class counts are those of the samples used from this split."""
         fields = {name: self._field(name) for name in ("points", *self._features)}
         pictures = {} if self._pictures is None else {IMAGE: self._pictures.field}
         counts = np.bincount(self._labels, minlength=len(self.class_names))
         sizes = count_shapes_per_split(self._prepared.manifest, self.class_names)
         if self._only_of is not None:
-            sizes = {name: len(self._part(name)[0]) for name in sizes}
+            sizes = {name: len(self._select_split(name)[0]) for name in sizes}
         return DataInfo(
             facts={
                 "num_classes": len(self.class_names),
@@ -94,17 +94,17 @@ class LabelledClouds:
             fields={**fields, "label": Field("", "int64", "class", "", 0, len(self.class_names) - 1), **pictures},
             split_sizes=sizes | {self._split: len(self)},
             features=self._features,
-            clouds=self._form(),
+            clouds=self._make_input_spec(),
         )
 
     @property
     def pictures(self) -> StoredViews | None:
-        """Where the `image` of a sample comes from; None where samples have none."""
+        """Store of the views from which the `image` of a sample is drawn; None without views."""
         return self._pictures
 
     @property
     def strata(self) -> np.ndarray:
-        """The label of every sample, int64, read-only."""
+        """Label of every sample, int64, read-only."""
         return self._labels
 
     def __len__(self) -> int:
@@ -115,11 +115,11 @@ class LabelledClouds:
         return {name: batch[name][0] for name in self.info.fields}
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """Samples by index, stacked: fresh tensors. Raises IndexError for an index that there is no sample for."""
+        """Read and stack samples by index, as new tensors. Raises IndexError for an index out of range."""
         index_B = np.array([key.index for key in keys], dtype=np.int64)
         if ((index_B < 0) | (index_B >= len(self))).any():
             raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index_B.tolist()}")
-        values = {name: self._read(name, index_B) for name in ("points", *self._stored)}
+        values = {name: self._read(name, index_B) for name in ("points", *self._stored_features)}
         if self._estimated is not None:
             values["normals"] = self._estimated.estimate(index_B, values["points"])
         pictures = {} if self._pictures is None else {IMAGE: torch.from_numpy(self._pictures.sample(keys))}
@@ -131,67 +131,68 @@ class LabelledClouds:
         }
 
     def name_of(self, index: int) -> str:
-        """The name of a shape, as its source has it."""
+        """Name of a sample in reports."""
         return self._names[self._rows[index]]
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds, from its manifest: counts, points per shape, ranges, where it came from."""
+        """Summary of a prepared folder for `data info`."""
         return describe_clouds(open_prepared(root, set_names=cls.readable_sets), root)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the manifest, which holds the hash of every file."""
+        """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
         return verify(root)
 
-    def _part(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and labels of a split before any fraction is taken; only shapes with views where others are left out."""
-        rows, labels = _choose(self._prepared, split, self.class_names)
+    def _select_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return rows and labels of a split before `fraction` applies, without the shapes that are left out."""
+        rows, labels = _select_rows(self._prepared, split, self.class_names)
         if self._only_of is None:
             return rows, labels
         names = self._prepared.names(split)
-        kept = self._only_of.has([names[row] for row in rows])
-        return _frozen(rows[kept]), _frozen(labels[kept])
+        has_views = self._only_of.has([names[row] for row in rows])
+        return _make_read_only(rows[has_views]), _make_read_only(labels[has_views])
 
     @cached_property
     def _names(self) -> list[str]:
         return self._prepared.names(self._split)
 
     @property
-    def _stored(self) -> tuple[str, ...]:
-        """The features that are read, not estimated."""
+    def _stored_features(self) -> tuple[str, ...]:
+        """Features that are read from files, not estimated."""
         return tuple(name for name in self._features if name != "normals" or self._estimated is None)
 
     def _read(self, name: str, index: np.ndarray) -> np.ndarray:
         return self._prepared.array(self._split, name)[self._rows[index], : self.num_points]
 
-    def _told(self, index: int) -> str:
+    def _describe_sample(self, index: int) -> str:
+        """Return root, split and name of a sample, for error messages."""
         return f"{self._prepared.root}: {self._split}/{self.name_of(index)}"
 
     def _width(self, name: str) -> int:
-        """How many numbers a feature has per point."""
+        """Return the number of values per point of a feature."""
         return 3
 
     def _field(self, name: str) -> Field:
-        """What is promised of a field, from the manifest; a set that says no unit is in radii of the shape."""
+        """Build the Field of a feature from the manifest; points without a unit are in radii of the shape."""
         manifest = self._prepared.manifest
         frame = f"object, {manifest['orientation']}"
         if name == "normals":
             return Field("points 3", "float32", "unit vector", frame, -1.0, 1.0)
         if name == "points" and manifest.get("unit") is None:
             return Field("points 3", "float32", "radius of the shape", frame, -1.0, 1.0)
-        # Twice what was prepared: another cloud may reach a little further, one in another unit reaches far beyond.
+        # Twice the prepared range: another cloud may be a little larger, one in another unit is far larger.
         reach = 2 * max(map(abs, manifest["ranges"][name]))
         unit = manifest["unit"] if name == "points" else ""
         return Field(f"points {self._width(name)}", "float32", unit, frame, -reach, reach)
 
-    def _form(self) -> CloudInputSpec:
-        """How a file becomes a sample: as the set was prepared, and then read."""
+    def _make_input_spec(self) -> CloudInputSpec:
+        """Return the CloudInputSpec with which `predict` must read a file for this set."""
         manifest = self._prepared.manifest
         return CloudInputSpec(
             num_points=self.num_points,
@@ -203,14 +204,14 @@ class LabelledClouds:
         )
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
-        """How the set's clouds come to have radius 1."""
+        """Return how the clouds get radius 1: `applied` by prepare, `promised` by the files, or `none`."""
         return "promised"
 
     def _preparation(self, manifest: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The arguments of `prepare_cloud`, for a set that was prepared by it."""
+        """Return the arguments of `prepare_cloud`, or None if the set was not prepared by it."""
         return None
 
-    def _checked_features(self, normals: Normals) -> tuple[str, ...]:
+    def _select_features(self, normals: Normals) -> tuple[str, ...]:
         if normals == "file" and "normals" not in self._prepared.manifest["columns"]:
             raise DataError(
                 f"{self._prepared.root}: holds no normals (layout {self._prepared.manifest['layout']}); set normals: "
@@ -218,7 +219,7 @@ class LabelledClouds:
             )
         return () if normals == "none" else ("normals",)
 
-    def _checked_num_points(self, wanted: int | None) -> int:
+    def _check_num_points(self, wanted: int | None) -> int:
         stored = self._prepared.manifest["columns"]["points"]["shape"][0]
         if wanted is not None and wanted > stored:
             raise DataError(
@@ -236,7 +237,7 @@ def promised_info(
     has_normals: bool = False,
     image: Field | None = None,
 ) -> DataInfo:
-    """What such a set in radii of the shape will state, counts and sizes left out, before it is there."""
+    """Build the expected DataInfo of a set that is not prepared yet (no counts, no sizes)."""
     features = ("normals",) if has_normals else ()
     frame = f"object, {orientation}"
     fields = {
@@ -259,7 +260,7 @@ def promised_info(
 
 
 def describe_clouds(prepared: PreparedSet, root: Path) -> dict[str, Any]:
-    """What `data info` tells of a prepared set of labelled clouds."""
+    """Summarise a prepared set of labelled clouds for `data info`."""
     manifest = prepared.manifest
     printed = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
     return {
@@ -278,7 +279,7 @@ def describe_clouds(prepared: PreparedSet, root: Path) -> dict[str, Any]:
 
 
 def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:
-    """How many shapes of these classes each split of a prepared set holds."""
+    """Count the shapes of these classes in each split of a prepared set."""
     return {
         split: sum(
             count
@@ -289,29 +290,29 @@ def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[st
     }
 
 
-def _choose(prepared: PreparedSet, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of a split belong to these classes, and their labels among them; both int64 and read-only.
+def _select_rows(prepared: PreparedSet, split: str, class_names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Select the rows of a split in these classes, and their labels among them; both int64 and read-only.
 
     Raises DataError if there is no such split.
     """
     if split not in prepared.splits:
         sizes = count_shapes_per_split(prepared.manifest, class_names)
-        held = ", ".join(f"{name} ({size})" for name, size in sizes.items())
-        raise DataError(f"{prepared.root}: has no split '{split}'; it holds {held}")
+        available = ", ".join(f"{name} ({size})" for name, size in sizes.items())
+        raise DataError(f"{prepared.root}: has no split '{split}'; it holds {available}")
     stored_names = prepared.manifest["class_names"]
     new_label = np.array([class_names.index(name) if name in class_names else -1 for name in stored_names])
     stored = prepared.array(split, "label")
-    outside = np.flatnonzero((stored < 0) | (stored >= len(new_label)))
-    if len(outside):
+    invalid = np.flatnonzero((stored < 0) | (stored >= len(new_label)))
+    if len(invalid):
         raise DataError(
-            f"{prepared.root}: the label of row {outside[0]} of '{split}' is {stored[outside[0]]}, there are "
+            f"{prepared.root}: the label of row {invalid[0]} of '{split}' is {stored[invalid[0]]}, there are "
             f"{len(new_label)} classes (0 to {len(new_label) - 1}); prepare the set again"
         )
     labels = new_label[stored]
     rows = np.flatnonzero(labels >= 0)
-    return _frozen(rows), _frozen(labels[rows])
+    return _make_read_only(rows), _make_read_only(labels[rows])
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _make_read_only(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array

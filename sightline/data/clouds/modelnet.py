@@ -21,19 +21,19 @@ from sightline.types import CloudInputSpec, DataInfo
 __all__ = ["ModelNet10", "ModelNet40"]
 
 _RADIUS_SLACK = 2**-11
-"""How far beyond 1 a radius may reach: half precision puts a coordinate, so a norm, off by 2^-11 of itself at most."""
+"""Tolerance of the radius 1: float16 changes a coordinate, and so a norm, by at most 2^-11 of itself."""
 
 _NORMALISED_BY_PREPARE = ("text", "off")
-"""Layouts whose clouds `prepare` itself puts about their mean with radius 1; the others are stored so."""
+"""Layouts whose clouds `prepare` centres and scales to radius 1; the others are stored so."""
 
 
 class _ModelNet(LabelledClouds):
-    """What both sets are."""
+    """Base class of ModelNet10 and ModelNet40."""
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of their labels."""
-        return ClassSubset.of(self.set_name).names
+        """Names of the classes, in the order of their labels."""
+        return ClassSubset.from_set_name(self.set_name).names
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
@@ -42,13 +42,13 @@ class _ModelNet(LabelledClouds):
     def expected_info(
         cls, *, num_points: int | None = None, normals: Normals = "none", views: str | None = None
     ) -> DataInfo:
-        """What `info` states, counts and sizes left out, of a set prepared from the HDF5 release, before it is there.
+        """Expected DataInfo before preparation, without counts.
 
-        The arguments are those of the set.
+        That of a set prepared from the HDF5 release. The arguments are those of the set.
         """
         layout = published_counts()["layouts"]["hdf5"]
         return promised_info(
-            ClassSubset.of(cls.set_name).names,
+            ClassSubset.from_set_name(cls.set_name).names,
             up_axis=layout["up_axis"],
             orientation=layout["orientation"],
             clouds=CloudInputSpec(num_points, layout["points"], "promised", estimates_normals=normals == "estimated"),
@@ -58,14 +58,14 @@ class _ModelNet(LabelledClouds):
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from any public layout; returns the manifest with `root` and `outcome`.
+        """Write the set in native form from any public layout; return the manifest with `root` and `outcome`.
 
-        Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that holds
-        something else. A killed run is continued by the same call.
+        Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that
+        contains something else. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         layout, root = detect_layout(source)
-        classes = ClassSubset.of(name)
+        classes = ClassSubset.from_set_name(name)
         contents = read_contents(layout, root, classes)
         facts = published_counts()["layouts"][layout]
         about = {
@@ -75,17 +75,23 @@ class _ModelNet(LabelledClouds):
             "class_names": list(classes.names),
         }
         plan = PreparationPlan(
-            name, layout, root, contents.columns, contents.parts, about, lambda found: _summary(found, layout, classes)
+            name,
+            layout,
+            root,
+            contents.columns,
+            contents.parts,
+            about,
+            lambda prepared: _summary(prepared, layout, classes),
         )
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         facts = published_counts()
         return {
             "set": cls.set_name,
-            "splits": _published_counts(ClassSubset.of(cls.set_name)),
+            "splits": _published_counts(ClassSubset.from_set_name(cls.set_name)),
             "layouts": facts["layouts"],
             "home": facts["home"],
             "terms": facts["terms"],
@@ -123,12 +129,15 @@ class ModelNet10(_ModelNet):
 
 
 def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
+    """Return the published number of shapes by split and class."""
     counts = published_counts()["counts_train_test"]
-    return {split: {name: counts[name][place] for name in classes.names} for place, split in enumerate(SPLITS)}
+    return {
+        split: {name: counts[name][split_index] for name in classes.names} for split_index, split in enumerate(SPLITS)
+    }
 
 
 def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    """Manifest entries computed from the written arrays."""
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=len(classes.names)).tolist()
         for split in prepared.splits
@@ -136,13 +145,16 @@ def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[s
     expected = _published_counts(classes)
     differences = []
     for split in SPLITS:
-        found = counts.get(split, [0] * len(classes.names))
+        split_counts = counts.get(split, [0] * len(classes.names))
         pairs = [
-            (f"{split}/{name}", count, expected[split][name]) for name, count in zip(classes.names, found, strict=True)
+            (f"{split}/{name}", count, expected[split][name])
+            for name, count in zip(classes.names, split_counts, strict=True)
         ]
-        pairs.insert(0, (split, sum(found), sum(expected[split].values())))
+        pairs.insert(0, (split, sum(split_counts), sum(expected[split].values())))
         differences += [
-            f"{what}: {count} shapes, published {wanted}" for what, count, wanted in pairs if count != wanted
+            f"{subject}: {count} shapes, published {published}"
+            for subject, count, published in pairs
+            if count != published
         ]
     note = published_counts()["published_note"].get(layout)
     radius = max(_radius(prepared.array(split, "points")) for split in prepared.splits)
@@ -158,5 +170,5 @@ def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[s
 
 
 def _radius(clouds: np.ndarray) -> float:
-    """The largest distance from the origin, a shape at a time, so that a mapped file is not held in memory."""
+    """Compute the largest distance from the origin, one shape at a time, so that a mapped file stays on disk."""
     return max(float(np.linalg.norm(cloud.astype(np.float64), axis=1).max()) for cloud in clouds)

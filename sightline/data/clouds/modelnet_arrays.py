@@ -1,4 +1,4 @@
-"""ModelNet in array files: the HDF5 release, and one NPZ archive."""
+"""ModelNet in array files: the HDF5 release, or one NPZ archive."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NPZ_KEYS = ("X_train", "X_test", "y_train", "y_test", "name_train", "name_test"
 
 
 def hdf5_contents(root: Path, classes: ClassSubset) -> SourceContents:
-    """The parts of `modelnet40_ply_hdf5_2048`, one per file, by their numbers. Raises DataError naming file and key."""
+    """List the shards of `modelnet40_ply_hdf5_2048`, one per file. Raises DataError naming file and key."""
     names_path = root / "shape_names.txt"
     if not names_path.is_file():
         raise DataError(f"{names_path}: is missing, so the labels have no names; unpack the release again")
     names = read_text(names_path).split()
-    files = [(split, path) for split in SPLITS for path in _hdf5_files(root, split)]
+    files = [(split, path) for split in SPLITS for path in _list_hdf5_files(root, split)]
     scans = [_scan_hdf5(path) for _, path in files]
     has_normals = all(scan.has_normals for scan in scans)
     parts = []
@@ -45,22 +45,22 @@ def hdf5_contents(root: Path, classes: ClassSubset) -> SourceContents:
                 "do not mix releases in one folder"
             )
         labels = map_labels(scan.labels, names, classes, where=f"{path}: label", names_where=str(names_path))
-        parts.append(_hdf5_part(split, path, labels, has_normals=has_normals))
+        parts.append(_make_hdf5_shard(split, path, labels, has_normals=has_normals))
     return SourceContents(make_columns(scans[0].num_points, has_normals=has_normals), tuple(parts))
 
 
-def _hdf5_files(root: Path, split: str) -> list[Path]:
-    """The files of a split by their numbers. Raises DataError for one that is listed, or left out of the count."""
-    there = {path.name for path in root.glob(f"ply_data_{split}*.h5")}
-    listed = root / f"{split}_files.txt"
-    if listed.is_file():
-        wanted = {Path(line).name for line in read_text(listed).split()}
+def _list_hdf5_files(root: Path, split: str) -> list[Path]:
+    """List the files of a split by number. Raises DataError for one that is listed or numbered but missing."""
+    existing = {path.name for path in root.glob(f"ply_data_{split}*.h5")}
+    list_path = root / f"{split}_files.txt"
+    if list_path.is_file():
+        wanted = {Path(line).name for line in read_text(list_path).split()}
     else:
         numbers = [
-            int(digits) for name in there if (digits := name[len(f"ply_data_{split}") : -len(".h5")]).isdecimal()
+            int(digits) for name in existing if (digits := name[len(f"ply_data_{split}") : -len(".h5")]).isdecimal()
         ]
         wanted = {f"ply_data_{split}{number}.h5" for number in range(max(numbers, default=-1) + 1)}
-    missing = sorted(wanted - there, key=natural_sort_key)
+    missing = sorted(wanted - existing, key=natural_sort_key)
     if missing:
         raise DataError(
             f"{root / missing[0]}: is missing, {len(missing)} of {len(wanted)} files are; unpack the release again"
@@ -79,6 +79,7 @@ class _Hdf5Scan(NamedTuple):
 
 
 def _scan_hdf5(path: Path) -> _Hdf5Scan:
+    """Read the number of points, the labels (num_shapes,) int64 and the presence of normals of a file."""
     with open_hdf5(path, what="a ModelNet file") as file:
         data, label = file.array("data"), file.array("label")
         if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
@@ -90,7 +91,9 @@ def _scan_hdf5(path: Path) -> _Hdf5Scan:
         return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)
 
 
-def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Shard:
+def _make_hdf5_shard(split: str, path: Path, labels: np.ndarray, *, has_normals: bool) -> Shard:
+    """Make the shard of one HDF5 file; rows with the label -1 are left out."""
+
     def rows() -> Iterator[SampleRow]:
         with open_hdf5(path) as file:
             keys = {"points": "data", **({"normals": "normal"} if has_normals else {})}
@@ -107,7 +110,7 @@ def _hdf5_part(split: str, path: Path, labels: np.ndarray, *, has_normals: bool)
 
 
 def has_npz_keys(path: Path) -> bool:
-    """Whether an archive holds the entries of a set of labelled clouds; nothing of it is read but its table."""
+    """Return True if an archive has the entries of a set of labelled clouds; only its directory is read."""
     try:
         with zipfile.ZipFile(path) as archive:
             return {f"{key}.npy" for key in _NPZ_KEYS} <= set(archive.namelist())
@@ -116,26 +119,32 @@ def has_npz_keys(path: Path) -> bool:
 
 
 def npz_contents(root: Path, classes: ClassSubset) -> SourceContents:
-    """The parts of an archive, one per split. Raises DataError naming the archive and the entry."""
-    headers = {split: _npz_header(root, f"X_{split}") for split in SPLITS}
-    names = _npz_array(root, "classes", kinds="U", ndim=1)
+    """List the shards of an archive, one per split. Raises DataError naming archive and entry."""
+    headers = {split: _read_npz_shape(root, f"X_{split}") for split in SPLITS}
+    names = _read_npz_array(root, "classes", kinds="U", ndim=1)
     num_points = headers["train"][1]
     parts = []
     for split, shape in headers.items():
         if shape[1] != num_points:
             raise DataError(f"{root}: X_{split} holds {shape[1]} points a shape, X_train {num_points}; they must agree")
-        given = _npz_array(root, f"y_{split}", kinds="iu", ndim=1, length=shape[0])
-        shape_names = _npz_array(root, f"name_{split}", kinds="U", ndim=1, length=shape[0])
+        file_labels = _read_npz_array(root, f"y_{split}", kinds="iu", ndim=1, length=shape[0])
+        shape_names = _read_npz_array(root, f"name_{split}", kinds="U", ndim=1, length=shape[0])
         labels = map_labels(
-            given.astype(np.int64), names.tolist(), classes, where=f"{root}: y_{split}", names_where=f"{root}: classes"
+            file_labels.astype(np.int64),
+            names.tolist(),
+            classes,
+            where=f"{root}: y_{split}",
+            names_where=f"{root}: classes",
         )
-        parts.append(_npz_part(split, root, labels, shape_names))
+        parts.append(_make_npz_shard(split, root, labels, shape_names))
     return SourceContents(make_columns(num_points, has_normals=False), tuple(parts))
 
 
-def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Shard:
+def _make_npz_shard(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> Shard:
+    """Make the shard of one split of an archive; rows with the label -1 are left out."""
+
     def rows() -> Iterator[SampleRow]:
-        clouds = _npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
+        clouds = _read_npz_array(path, f"X_{split}", kinds="f", ndim=3, length=len(labels))
 
         def row(index: int) -> SampleRow:
             where = f"{path}: X_{split}[{index}]"
@@ -147,16 +156,16 @@ def _npz_part(split: str, path: Path, labels: np.ndarray, names: np.ndarray) -> 
     return Shard(split, f"{path.name}: X_{split}", int((labels >= 0).sum()), (path,), rows)
 
 
-def _npz_header(path: Path, key: str) -> tuple[int, int, int]:
-    """The shape of a cloud array, from its header alone."""
+def _read_npz_shape(path: Path, key: str) -> tuple[int, int, int]:
+    """Read the shape (num_shapes, num_points, 3) of a cloud array from its header."""
     shape, dtype = npz_header(path, key, needed=", ".join(_NPZ_KEYS))
     if len(shape) != 3 or shape[2] != 3 or dtype.kind != "f" or 0 in shape:
         raise DataError(f"{path}: {key} is {dtype} {shape}, floats (shapes, points, 3) are needed")
     return shape[0], shape[1], shape[2]
 
 
-def _npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int | None = None) -> np.ndarray:
-    """One entry of the archive, checked against what a set of labelled clouds needs there."""
+def _read_npz_array(path: Path, key: str, *, kinds: str, ndim: int, length: int | None = None) -> np.ndarray:
+    """Read one entry of the archive; its kind, dimensions and length must match."""
     array = npz_array(path, key, needed=", ".join(_NPZ_KEYS))
     if array.dtype.kind not in kinds or array.ndim != ndim or (length is not None and len(array) != length):
         wanted = {"U": "text", "iu": "integers", "f": "floats"}[kinds]

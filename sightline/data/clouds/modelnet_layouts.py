@@ -1,4 +1,4 @@
-"""The public layouts of ModelNet: recognise one from a path, and read its shapes part by part."""
+"""Public layouts of ModelNet: detection of the layout, and the shards of its shapes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "Mo
 
 
 def detect_layout(source: Path) -> tuple[str, Path]:
-    """Which layout a file or folder has (hdf5, text, off or npz), and its resolved place; symbolic links are followed.
+    """Detect the layout (hdf5, text, off or npz) of a file or folder; return it with the resolved path.
 
-    Raises DataError naming what was found and what was looked for.
+    Symbolic links are followed. Raises DataError naming what was found and what was looked for.
     """
     root = source.expanduser().resolve()
     if not root.exists():
@@ -30,15 +30,15 @@ def detect_layout(source: Path) -> tuple[str, Path]:
         raise DataError(f"{root}: is not a layout by itself; give the folder that holds it, or an .npz archive")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _matches(root)
+    matches = _match_layouts(root)
     for inner in _INNER_FOLDERS if not matches else ():
         if (root / inner).is_dir():
-            matches += _matches((root / inner).resolve())
+            matches += _match_layouts((root / inner).resolve())
     if len(matches) == 1:
         return matches[0]
     if matches:
         raise DataError(
-            f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(place) for _, place in matches)}"
+            f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(path) for _, path in matches)}"
         )
     looked_for = "; ".join(
         f"{facts['title']} ({facts['looks_like']})" for facts in published_counts()["layouts"].values()
@@ -49,7 +49,7 @@ def detect_layout(source: Path) -> tuple[str, Path]:
 
 
 def read_contents(layout: str, root: Path, classes: ClassSubset) -> SourceContents:
-    """The columns and parts of a recognised layout; lists, headers and labels are checked, clouds are not yet read.
+    """Read the columns and shards of a recognised layout; check lists, headers and labels, but read no clouds.
 
     Raises DataError naming the file and the position in it.
     """
@@ -60,7 +60,8 @@ def read_contents(layout: str, root: Path, classes: ClassSubset) -> SourceConten
     return contents
 
 
-def _matches(folder: Path) -> list[tuple[str, Path]]:
+def _match_layouts(folder: Path) -> list[tuple[str, Path]]:
+    """List the layouts (name, path) that the contents of a folder match."""
     matches = [("npz", path) for path in sorted(folder.glob("*.npz")) if has_npz_keys(path)]
     if any(folder.glob("ply_data_*.h5")):
         matches.append(("hdf5", folder))

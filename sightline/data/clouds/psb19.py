@@ -1,4 +1,4 @@
-"""The Princeton Segmentation Benchmark as a set to classify: 380 shapes of 19 categories, with normals."""
+"""Princeton Segmentation Benchmark as a classification set: 380 shapes of 19 categories, with normals."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class Psb19(LabelledClouds):
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from one NPZ archive; returns the manifest with `root` and `outcome`.
+        """Write the set in native form from one NPZ archive; return the manifest with `root` and `outcome`.
 
-        Raises DataError for an archive that is damaged or holds something else, naming the entry. A killed run is
+        Raises DataError for an archive that is damaged or contains something else, naming the entry. A killed run is
         continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root = source.expanduser().resolve()
         if not root.is_file():
             raise DataError(f"{source}: there is no such file (looked at {root}); give the archive psb19_2048.npz")
-        arrays = _read(root)
-        used = np.unique(arrays["category"])
-        labels = np.searchsorted(used, arrays["category"])
+        arrays = _read_archive(root)
+        category_ids = np.unique(arrays["category"])
+        labels = np.searchsorted(category_ids, arrays["category"])
         train, test = stratified_split(len(labels), labels, share=_TEST_SHARE, seed=_SPLIT_SEED)
         num_points = arrays["xyz"].shape[1]
         vectors = {name: ColumnSpec((num_points, 3), "float32") for name in ("points", "normals")}
@@ -65,16 +65,16 @@ class Psb19(LabelledClouds):
             "up_axis": "y",
             "orientation": "y up in most categories, as the files have it",
             "normalisation": "stored in the unit sphere",
-            "class_names": [str(name) for name in arrays["categories"][used]],
+            "class_names": [str(name) for name in arrays["categories"][category_ids]],
             "split": _SPLIT,
         }
-        parts = (_part("train", root, train, labels), _part("test", root, test, labels))
+        parts = (_make_shard("train", root, train, labels), _make_shard("test", root, test, labels))
         plan = PreparationPlan(name, "npz", root, {**vectors, "label": ColumnSpec((), "int64")}, parts, about, _summary)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, what is read, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         return {
             "set": cls.set_name,
             "split": _SPLIT,
@@ -86,8 +86,8 @@ class Psb19(LabelledClouds):
         }
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The entries that are used. Raises DataError naming one of the wrong kind or size."""
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read the required entries of the archive. Raises DataError naming one of the wrong kind or size."""
     arrays = {key: npz_array(path, key, needed=", ".join(_KEYS)) for key in _KEYS}
     size = len(arrays["category"]) if arrays["category"].ndim else 0
     clouds = arrays["xyz"].shape
@@ -97,19 +97,21 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         array = arrays[key]
         if array.dtype.kind not in kinds or array.shape != shapes[key] or 0 in array.shape:
             raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; get the file again"
+                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; download the file again"
             )
     if arrays["category"].min() < 0 or arrays["category"].max() >= len(arrays["categories"]):
         raise DataError(
-            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; get "
-            "the file again"
+            f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; "
+            "download the file again"
         )
     return arrays
 
 
-def _part(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Shard:
+def _make_shard(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Shard:
+    """Make the shard of one split: the samples `rows` of the archive."""
+
     def read() -> Iterator[SampleRow]:
-        arrays = _read(path)
+        arrays = _read_archive(path)
 
         def read_row(row: int) -> SampleRow:
             name = f"{arrays['categories'][arrays['category'][row]]}_{arrays['model_id'][row]:03d}"
@@ -122,6 +124,7 @@ def _part(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) -> Shard
 
 
 def _summary(prepared: PreparedSet) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays."""
     num_classes = len(prepared.manifest["class_names"])
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits

@@ -1,4 +1,4 @@
-"""ScanObjectNN: objects cut out of scans of rooms, with or without what stands near them, in all variants."""
+"""ScanObjectNN: objects cut out of scans of rooms, with or without background points, in all variants."""
 
 from __future__ import annotations
 
@@ -70,22 +70,22 @@ class ScanObjectNN(LabelledClouds):
         fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        place = prepared_root(root, f"scanobjectnn_{variant}")
-        _assert_variant(place, variant)
+        prepared_path = prepared_root(root, f"scanobjectnn_{variant}")
+        _assert_variant(prepared_path, variant)
         self.background = background
-        estimated: Normals = normals
+        normals_source: Normals = normals
         super().__init__(
             split=split,
-            root=str(place),
+            root=str(prepared_path),
             num_points=num_points,
-            normals=estimated,
+            normals=normals_source,
             fraction=fraction,
             fraction_seed=fraction_seed,
         )
 
     @cached_property
     def info(self) -> DataInfo:
-        """As of every set of labelled clouds; with `background: tell` also `part`."""
+        """Facts and fields; `background: tell` adds the field `part`."""
         info = super().info
         if self.background != "tell":
             return info
@@ -96,13 +96,13 @@ class ScanObjectNN(LabelledClouds):
     def expected_info(
         cls, *, num_points: int | None = None, normals: Literal["none", "estimated"] = "none"
     ) -> DataInfo:
-        """What `info` states of a set in the unit sphere, counts and sizes left out, before it is there."""
+        """Expected DataInfo before preparation, without counts."""
         form = CloudInputSpec(num_points, _NUM_POINTS, "applied", estimates_normals=normals == "estimated")
         classes = published_counts()["classes"]
         return promised_info(classes, up_axis="y", orientation=_FRAME, clouds=form, has_normals=normals == "estimated")
 
     def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """As of every set of labelled clouds, and `part` (B, N) where it is asked for."""
+        """Read and stack samples by index; `background: tell` adds `part` (B, N)."""
         batch = super().get_batch(keys)
         if self.background == "tell":
             batch["part"] = torch.from_numpy(self._read("is_object", batch["sample_index"].numpy()).astype(np.int64))
@@ -115,16 +115,23 @@ class ScanObjectNN(LabelledClouds):
         clouds = self._prepared.array(self._split, "points")[rows]
         is_object = self._prepared.array(self._split, "is_object")[rows] > 0
         return np.stack(
-            [self._alone(cloud[kept], at) for cloud, kept, at in zip(clouds, is_object, index, strict=True)]
+            [
+                self._select_object_points(cloud[mask], i)
+                for cloud, mask, i in zip(clouds, is_object, index, strict=True)
+            ]
         )
 
-    def _alone(self, points: np.ndarray, index: int) -> np.ndarray:
-        """`num_points` points of an object, from the first one again where it has fewer."""
+    def _select_object_points(self, points: np.ndarray, index: int) -> np.ndarray:
+        """Select `num_points` points (num_points, 3) of an object, cyclically if it has fewer."""
         if not len(points):
-            raise DataError(f"{self._told(index)}: has no point of the object; set background: keep")
-        chosen = points[np.arange(self.num_points) % len(points)]
+            raise DataError(f"{self._describe_sample(index)}: has no point of the object; set background: keep")
+        object_points = points[np.arange(self.num_points) % len(points)]
         is_normalised = self._prepared.manifest["normalisation"] == _NORMALISED
-        return normalize_to_unit_sphere(chosen, where=self._told(index)) if is_normalised else chosen
+        return (
+            normalize_to_unit_sphere(object_points, where=self._describe_sample(index))
+            if is_normalised
+            else object_points
+        )
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied" if manifest["normalisation"] == _NORMALISED else "none"
@@ -141,10 +148,10 @@ class ScanObjectNN(LabelledClouds):
         division: Division = "main_split",
         unit_sphere: bool = True,
     ) -> dict[str, Any]:
-        """Write one variant in native form; returns the manifest with `root` and `outcome`.
+        """Write one variant in native form; return the manifest with `root` and `outcome`.
 
-        `division` is the split into training and test; `unit_sphere: false` leaves coordinates in metres. Raises
-        DataError for files that are missing or damaged, naming file, key and index, and for a target that holds
+        `division` is the split into training and test; `unit_sphere: false` keeps coordinates in metres. Raises
+        DataError for files that are missing or damaged, naming file, key and index, and for a target that contains
         something else. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
@@ -172,7 +179,7 @@ class ScanObjectNN(LabelledClouds):
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds: variant, counts, share of background, normalisation, where it came from."""
+        """Summary of a prepared folder for `data info`."""
         manifest = open_prepared(root, set_names=cls.readable_sets).manifest
         variant = manifest["options"]["variant"]
         return {
@@ -186,44 +193,48 @@ class ScanObjectNN(LabelledClouds):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, its variants, how it is laid out, where it is to be had, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         facts = published_counts()
         return {
             "set": cls.set_name,
             "classes": facts["classes"],
-            "variants": {name: each["what"] for name, each in facts["variants"].items()},
-            "published": {name: each["published"] for name, each in facts["variants"].items() if each["published"]},
+            "variants": {name: variant_facts["what"] for name, variant_facts in facts["variants"].items()},
+            "published": {
+                name: variant_facts["published"]
+                for name, variant_facts in facts["variants"].items()
+                if variant_facts["published"]
+            },
             **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
             "prepare": prepare_command(cls.set_name, "DIR", "variant=NAME"),
         }
 
 
-def _assert_variant(place: Path, variant: str) -> None:
-    """Raises DataError where the folder was prepared as another variant than the config names."""
+def _assert_variant(root: Path, variant: str) -> None:
+    """Raise DataError if the folder was prepared as another variant than the config names."""
     options = f"variant={variant}"
-    held = open_prepared(place, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
-    if held != variant:
+    stored = open_prepared(root, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
+    if stored != variant:
         raise DataError(
-            f"{place}: was prepared as the variant '{held}', the config gives '{variant}'; set variant: {held}, or "
+            f"{root}: was prepared as the variant '{stored}', the config gives '{variant}'; set variant: {stored}, or "
             f"prepare that one: {prepare_command('scanobjectnn', 'DIR', options)}"
         )
 
 
 def _summary(prepared: PreparedSet, variant: str, division: str) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    """Manifest entries computed from the written arrays."""
     facts, splits = published_counts()["variants"][variant], {}
     names, differences = published_counts()["classes"], []
     for split in SPLITS:
         counts = np.bincount(prepared.array(split, "label"), minlength=len(names)).tolist()
-        share = 1 - float(prepared.array(split, "is_object").mean())
-        splits[split] = {"num_rows": sum(counts), "class_counts": counts, "background_share": share}
-        wanted = facts["published"].get(split)
-        if division == "main_split" and wanted is not None and sum(counts) != wanted:
-            differences.append(f"{split}: {sum(counts)} objects, published {wanted}")
+        background_share = 1 - float(prepared.array(split, "is_object").mean())
+        splits[split] = {"num_rows": sum(counts), "class_counts": counts, "background_share": background_share}
+        published = facts["published"].get(split)
+        if division == "main_split" and published is not None and sum(counts) != published:
+            differences.append(f"{split}: {sum(counts)} objects, published {published}")
         differences += [f"{split}/{name}: no object" for name, count in zip(names, counts, strict=True) if not count]
-        if facts["has_background"] == (share == 0):
+        if facts["has_background"] == (background_share == 0):
             differences.append(
-                f"{split}: {share:.1%} of the points are background by the mask, '{variant}' is the variant "
+                f"{split}: {background_share:.1%} of the points are background by the mask, '{variant}' is the variant "
                 f"{'with' if facts['has_background'] else 'without'} it: is it the right folder?"
             )
     return {"splits": splits, "differences": differences, "duplicates": find_duplicates(prepared, "points")}

@@ -1,4 +1,4 @@
-"""ScanObjectNN as the HDF5 files of its release: what its variants are called, and how one is read."""
+"""HDF5 files of ScanObjectNN: their names by variant, and their rows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 SPLITS = {"train": "training", "test": "test"}
-"""Our names of the splits, and those of the release."""
+"""Our name of each split, with the word in the release's file names."""
 VariantName: TypeAlias = Literal[
     "obj_bg",
     "obj_only",
@@ -40,22 +40,22 @@ VariantName: TypeAlias = Literal[
     "pb_t50_rs",
     "pb_t50_rs_nobg",
 ]
-"""The variants by the names of the paper; `_nobg` is the same without background."""
+"""Names of the variants as in the paper; `_nobg` is the same variant without background."""
 Division: TypeAlias = Literal["main_split", "split1", "split2", "split3", "split4"]
-"""Which objects train: the split that figures are published on, or one of four others."""
+"""Division into training and test: the official one of published figures, or one of four others."""
 _INNER_FOLDER = "h5_files"
 _NAMES_FILES = ("shape_names_ext.txt", "shape_names.txt")
 _BACKGROUND = -1
-"""In `mask`, of a point that is no part of the object."""
+"""Value in `mask` of a background point."""
 
 
 def published_counts() -> dict[str, Any]:
-    """What the publication states: classes in the order of their labels, variants, counts, terms of use."""
+    """Read the published facts: classes in the order of their labels, variants, counts, terms of use."""
     return json.loads(Path(__file__).with_name("scanobjectnn.json").read_text(encoding="utf-8"))
 
 
 def make_columns(num_points: int) -> dict[str, ColumnSpec]:
-    """The columns of a row: points, whether each is of the object (1) or of the background (0), and the label."""
+    """Return the columns of a row: points, object mask (1 object, 0 background) and label."""
     return {
         "points": ColumnSpec((num_points, 3), "float32"),
         "is_object": ColumnSpec((num_points,), "uint8"),
@@ -64,9 +64,9 @@ def make_columns(num_points: int) -> dict[str, ColumnSpec]:
 
 
 def find_variant_files(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
-    """The file of each split of a variant; `source` is `h5_files` or the folder that holds it.
+    """Find the file of each split of a variant; `source` is `h5_files` or its parent folder.
 
-    Raises DataError naming the file that is missing and what the folder holds.
+    Raises DataError naming the missing file and the contents of the folder.
     """
     root = source.expanduser().resolve()
     if not root.is_dir():
@@ -84,7 +84,7 @@ def find_variant_files(source: Path, variant: VariantName, division: Division) -
             "give h5_files of the "
             "release, or another variant"
         )
-    files = {split: folder / f"{word}_{facts['stem']}.h5" for split, word in SPLITS.items()}
+    files = {split: folder / f"{file_word}_{facts['stem']}.h5" for split, file_word in SPLITS.items()}
     missing = [path for path in files.values() if not path.is_file()]
     if missing:
         raise DataError(
@@ -92,12 +92,12 @@ def find_variant_files(source: Path, variant: VariantName, division: Division) -
             "unpack the release "
             "again, or give another variant"
         )
-    _check_names(folder)
+    _check_class_order(folder)
     return files
 
 
 def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shard], int]:
-    """One part per split, and the number of points of an object. Raises DataError naming file, key and index."""
+    """Make one shard per split; return them with the points per object. Raises DataError with file and key."""
     num_classes = len(published_counts()["classes"])
     scans = {split: _scan(path, num_classes) for split, path in files.items()}
     if scans["train"].num_points != scans["test"].num_points:
@@ -112,22 +112,23 @@ def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shar
     return parts, scans["train"].num_points
 
 
-def _check_names(folder: Path) -> None:
-    """Labels are bare numbers: where the folder, or one above it, lists the classes, the list must be in our order."""
+def _check_class_order(folder: Path) -> None:
+    """Raise DataError if a list of class names in the folder, or up to two above it, has another order than ours."""
     classes = published_counts()["classes"]
-    for path in (place / name for place in (folder, *folder.parents[:2]) for name in _NAMES_FILES):
+    for path in (parent / name for parent in (folder, *folder.parents[:2]) for name in _NAMES_FILES):
         if not path.is_file():
             continue
-        found = read_text(path).split()
-        if found == classes:
+        listed_names = read_text(path).split()
+        if listed_names == classes:
             return
         line = next(
-            (i for i, (a, b) in enumerate(zip(found, classes, strict=False)) if a != b), min(len(found), len(classes))
+            (i for i, (a, b) in enumerate(zip(listed_names, classes, strict=False)) if a != b),
+            min(len(listed_names), len(classes)),
         )
-        seen = f"'{found[line]}'" if line < len(found) else "nothing"
-        wanted = f"'{classes[line]}'" if line < len(classes) else "nothing"
+        actual = f"'{listed_names[line]}'" if line < len(listed_names) else "nothing"
+        expected = f"'{classes[line]}'" if line < len(classes) else "nothing"
         raise DataError(
-            f"{path}:{line + 1}: has {seen} where the release has {wanted} (label {line}): labels in another order "
+            f"{path}:{line + 1}: has {actual} where the release has {expected} (label {line}): labels in another order "
             "would be read as other classes; get the release, or mend the list"
         )
 
@@ -138,7 +139,7 @@ class _Scan(NamedTuple):
 
 
 def _scan(path: Path, num_classes: int) -> _Scan:
-    """Sizes of a file. Raises DataError for keys that are missing or wrong, and for labels that are no class."""
+    """Read and check the sizes of a file. Raises DataError for a missing or wrong key, or a label out of range."""
     with open_hdf5(path, what="a file of ScanObjectNN") as file:
         data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
         if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
@@ -151,11 +152,11 @@ def _scan(path: Path, num_classes: int) -> _Scan:
                 f"{_BACKGROUND} for the background"
             )
         labels = label[...].reshape(-1)
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(wrong):
+        invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+        if len(invalid):
             raise DataError(
-                f"{path}: label[{wrong[0]}] is {labels[wrong[0]]}, there are {num_classes} classes (0 to "
-                f"{num_classes - 1}); get the file again"
+                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} classes (0 to "
+                f"{num_classes - 1}); download the file again"
             )
         return _Scan(len(data), data.shape[1])
 
@@ -182,7 +183,8 @@ class _Rows:
 
 
 def _assert_finite(points: np.ndarray, where: str) -> None:
+    """Raise DataError naming the first coordinate that is not finite."""
     is_finite = np.isfinite(points)
     if not is_finite.all():
         point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; get the file again")
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

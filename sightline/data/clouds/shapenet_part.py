@@ -1,4 +1,4 @@
-"""ShapeNetPart: shapes of sixteen categories with a part at every point, from either public layout."""
+"""ShapeNetPart: part segmentation of shapes of sixteen categories, from either public layout."""
 
 from __future__ import annotations
 
@@ -65,23 +65,25 @@ class ShapeNetPart:
         fraction_seed: Seed = 0,
     ) -> None:
         self._prepared = open_prepared(prepared_root(root, "shapenet_part"), set_names=("shapenet_part",))
-        self._normals = _checked(normals, self._prepared)
+        self._normals = _check_normals(normals, self._prepared)
         self._sizes = _split_sizes(self._prepared, training)
         if split not in self._sizes:
-            held = ", ".join(f"{name} ({size})" for name, size in self._sizes.items())
-            raise DataError(f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {held}")
+            available = ", ".join(f"{name} ({size})" for name, size in self._sizes.items())
+            raise DataError(
+                f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {available}"
+            )
         self._split = split
-        self._shapes = _shapes_of(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
-        self.strata = self._categories()
+        self._shapes = _list_shapes(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
+        self.strata = self._read_categories()
         if split == "train" and fraction < 1:
-            kept = stratified_subset(self.strata, fraction, seed=fraction_seed)
-            self._shapes = [self._shapes[row] for row in kept]
-            self.strata = self._categories()
+            subset = stratified_subset(self.strata, fraction, seed=fraction_seed)
+            self._shapes = [self._shapes[row] for row in subset]
+            self.strata = self._read_categories()
 
     @cached_property
     def info(self) -> DataInfo:
-        """Facts, fields and sizes; `class_counts` are the points of each part in this split, as far as it is used."""
-        info = _describe(self._normals)
+        """Facts, fields and sizes; `class_counts` counts the points of each part in the samples that are used."""
+        info = _make_info(self._normals)
         counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)
         for split, row in self._shapes:
             counts += np.bincount(self._prepared.row(split, "label", row), minlength=len(counts))
@@ -95,19 +97,19 @@ class ShapeNetPart:
 
     @classmethod
     def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there. `normals` is that of the set."""
-        return _describe(normals)
+        """Expected DataInfo before preparation, without counts."""
+        return _make_info(normals)
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the manifest, which holds the hash of every file."""
+        """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
     def __len__(self) -> int:
         return len(self._shapes)
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        """A whole shape, fresh tensors. Raises IndexError for an index that there is no shape for."""
+        """Read a whole shape as new tensors. Raises IndexError for an index out of range."""
         if not 0 <= key.index < len(self):
             raise IndexError(f"shapenet_part has the samples 0 to {len(self) - 1}, asked for {key.index}")
         split, row = self._shapes[key.index]
@@ -122,19 +124,19 @@ class ShapeNetPart:
         return {**sample, "label": torch.from_numpy(label), "category": torch.tensor(int(self.strata[key.index]))}
 
     def name_of(self, index: int) -> str:
-        """The name of a shape, as its source has it."""
+        """Name of a sample in reports."""
         split, row = self._shapes[index]
         return self._names[split][row]
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from either layout; returns the manifest with `root` and `outcome`.
+        """Write the set in native form from either layout; return the manifest with `root` and `outcome`.
 
         Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
-        holds something else. A killed run is continued by the same call.
+        contains something else. A killed run is continued by the same call.
         """
         assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
-        layout, root = _recognise(source)
+        layout, root = _detect_layout(source)
         parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
         options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
         about = {
@@ -151,7 +153,7 @@ class ShapeNetPart:
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds: shapes per category and points per part of each split, where it came from."""
+        """Summary of a prepared folder for `data info`."""
         prepared = open_prepared(root, set_names=("shapenet_part",))
         manifest = prepared.manifest
         splits = manifest["splits"]
@@ -172,17 +174,17 @@ class ShapeNetPart:
 
     @classmethod
     def verify(cls, root: Path) -> int:
-        """Read every prepared file and compare its hash; how many there are. Raises DataError naming a wrong one."""
+        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
         return verify(root)
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, the layouts that are read, where they are to be had, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         facts = published_counts()
         return {
             "set": "shapenet_part",
             "splits": facts["split_sizes"],
-            "shapes": {name: each["shapes"] for name, each in facts["categories"].items()},
+            "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
             "parts": {category.name: len(category.parts) for category in categories()},
             **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
             "prepare": prepare_command("shapenet_part", "DIR"),
@@ -195,25 +197,30 @@ class ShapeNetPart:
     def _is_joined(self, training: str) -> bool:
         return training == "trainval" and self._split == "train"
 
-    def _categories(self) -> np.ndarray:
-        found = np.array([self._prepared.row(split, "category", row) for split, row in self._shapes], dtype=np.int64)
-        found.flags.writeable = False
-        return found
+    def _read_categories(self) -> np.ndarray:
+        """Read the category of every sample (num_samples,) int64, read-only."""
+        category_ids = np.array(
+            [self._prepared.row(split, "category", row) for split, row in self._shapes], dtype=np.int64
+        )
+        category_ids.flags.writeable = False
+        return category_ids
 
 
-def _shapes_of(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str, int]]:
-    """Every shape of some stored splits: its split and its row there."""
+def _list_shapes(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str, int]]:
+    """List the stored split and the row of every shape of the given splits."""
     return [(split, row) for split in splits for row in range(prepared.manifest["splits"][split]["num_rows"])]
 
 
 def _split_sizes(prepared: PreparedSet, training: str) -> dict[str, int]:
+    """Return the number of shapes of each split; `trainval` joins validation to train."""
     sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
-    if training == "trainval":  # what trains must not choose the checkpoint
+    if training == "trainval":  # training samples must not select the checkpoint
         sizes["train"] += sizes.pop("validation")
     return sizes
 
 
-def _checked(normals: Normals, prepared: PreparedSet) -> Normals:
+def _check_normals(normals: Normals, prepared: PreparedSet) -> Normals:
+    """Return `normals` unchanged. Raises DataError for `file` if none are stored."""
     if normals == "file" and "normals" not in prepared.manifest["columns"]:
         raise DataError(
             f"{prepared.root}: holds no normals (layout {prepared.manifest['layout']}); set normals: estimated or "
@@ -222,15 +229,15 @@ def _checked(normals: Normals, prepared: PreparedSet) -> Normals:
     return normals
 
 
-def _describe(normals: Normals) -> DataInfo:
-    """What is true of the set however it was prepared."""
-    known = categories()
+def _make_info(normals: Normals) -> DataInfo:
+    """Build the DataInfo that does not depend on how the set was prepared, without counts."""
+    all_categories = categories()
     features = () if normals == "none" else ("normals",)
     fields = {
         "points": Field("points 3", "float32", "radius of the shape", _FRAME, -1.0, 1.0, "concatenate"),
         "normals": Field("points 3", "float32", "unit vector", _FRAME, -1.0, 1.0, "concatenate"),
-        "label": Field("points", "int64", "part", "", 0, known[-1].parts[-1], "concatenate"),
-        "category": Field("", "int64", "category", "", 0, len(known) - 1),
+        "label": Field("points", "int64", "part", "", 0, all_categories[-1].parts[-1], "concatenate"),
+        "category": Field("", "int64", "category", "", 0, len(all_categories) - 1),
     }
     return DataInfo(
         facts={
@@ -238,9 +245,9 @@ def _describe(normals: Normals) -> DataInfo:
             "class_names": part_names(),
             "in_channels": 3 + 3 * len(features),
             "up_axis": "y",
-            "num_categories": len(known),
-            "category_names": tuple(category.name for category in known),
-            "parts_of_category": tuple(category.parts for category in known),
+            "num_categories": len(all_categories),
+            "category_names": tuple(category.name for category in all_categories),
+            "parts_of_category": tuple(category.parts for category in all_categories),
         },
         fields={name: fields[name] for name in ("points", *features, "label", "category")},
         features=features,
@@ -248,43 +255,44 @@ def _describe(normals: Normals) -> DataInfo:
     )
 
 
-def _recognise(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
-    """Which layout a folder has, and its resolved place. Raises DataError naming what was found and looked for."""
+def _detect_layout(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
+    """Detect the layout of a folder; return it with the resolved path. Raises DataError for none or several."""
     root = source.expanduser().resolve()
     if not root.is_dir():
         raise DataError(f"{source}: there is no such folder (looked at {root}); give that of the public release")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _matches(root)
+    matches = _match_layouts(root)
     for inner in _INNER_FOLDERS if not matches else ():
-        matches += _matches((root / inner).resolve())
+        matches += _match_layouts((root / inner).resolve())
     if len(matches) == 1:
         return matches[0]
     if matches:
-        held = ", ".join(f"{place} ({layout})" for layout, place in matches)
-        raise DataError(f"{root}: holds {len(matches)} layouts, give one alone: {held}")
+        layouts = ", ".join(f"{path} ({layout})" for layout, path in matches)
+        raise DataError(f"{root}: holds {len(matches)} layouts, give the folder of one: {layouts}")
     facts = published_counts()["layouts"].values()
-    looked_for = "; ".join(f"{each['title']} ({each['looks_like']})" for each in facts)
+    looked_for = "; ".join(f"{layout_facts['title']} ({layout_facts['looks_like']})" for layout_facts in facts)
     raise DataError(
         f"{root}: holds {summarise_folder(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}"
     )
 
 
-def _matches(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
-    found: list[tuple[Literal["hdf5", "text"], Path]] = []
+def _match_layouts(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
+    """List the layouts (name, path) that the contents of a folder match."""
+    matches: list[tuple[Literal["hdf5", "text"], Path]] = []
     if any(hdf5_files(folder, split) for split in SPLITS):
-        found.append(("hdf5", folder))
+        matches.append(("hdf5", folder))
     if (folder / CATEGORIES_FILE).is_file() or (folder / LISTS_FOLDER).is_dir():
-        found.append(("text", folder))
-    return found
+        matches.append(("text", folder))
+    return matches
 
 
 def _summary(prepared: PreparedSet) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
-    known, splits = categories(), {}
+    """Manifest entries computed from the written arrays."""
+    all_categories, splits = categories(), {}
     for split in prepared.splits:
         lengths = np.diff(prepared.offsets(split))
-        counts = np.bincount(prepared.array(split, "category"), minlength=len(known))
+        counts = np.bincount(prepared.array(split, "category"), minlength=len(all_categories))
         splits[split] = {
             "num_rows": len(lengths),
             "category_counts": counts.tolist(),
@@ -299,9 +307,15 @@ def _summary(prepared: PreparedSet) -> dict[str, Any]:
 
 
 def _differences(splits: dict[str, dict[str, Any]]) -> list[str]:
+    """List the numbers of shapes that differ from the published ones."""
     facts = published_counts()
     pairs = [(split, splits.get(split, {}).get("num_rows", 0), size) for split, size in facts["split_sizes"].items()]
-    for index, (name, each) in enumerate(facts["categories"].items()):
-        counts = {split: found["category_counts"][index] for split, found in splits.items()}
-        pairs += [(name, sum(counts.values()), each["shapes"]), (f"test/{name}", counts.get("test", 0), each["test"])]
-    return [f"{what}: {count} shapes, published {wanted}" for what, count, wanted in pairs if count != wanted]
+    for index, (name, category_facts) in enumerate(facts["categories"].items()):
+        counts = {split: split_facts["category_counts"][index] for split, split_facts in splits.items()}
+        pairs += [
+            (name, sum(counts.values()), category_facts["shapes"]),
+            (f"test/{name}", counts.get("test", 0), category_facts["test"]),
+        ]
+    return [
+        f"{subject}: {count} shapes, published {published}" for subject, count, published in pairs if count != published
+    ]

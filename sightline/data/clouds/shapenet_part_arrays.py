@@ -1,4 +1,4 @@
-"""ShapeNetPart as HDF5 files of many shapes each."""
+"""HDF5 release of ShapeNetPart: files of many shapes each."""
 
 from __future__ import annotations
 
@@ -23,33 +23,35 @@ _WHAT = "a file of ShapeNetPart"
 
 
 def hdf5_files(root: Path, split: str) -> list[Path]:
-    """The files of a split by their numbers: those whose names hold the release's word for it."""
+    """List the files of a split, those with the release's word for it in their names, sorted by number."""
     return sorted(root.glob(f"*{SPLITS[split]}*.h5"), key=lambda path: natural_sort_key(path.name))
 
 
 def hdf5_parts(root: Path) -> list[Shard]:
-    """The parts of the release, one per file. Raises DataError naming file and key; shapes are not yet read."""
-    known, parts = categories(), []
+    """List the shards of the release, one per file; shapes are not read yet. Raises DataError with file and key."""
+    all_categories, parts = categories(), []
     for split in SPLITS:
         files = hdf5_files(root, split)
         if not files:
             raise DataError(f"{root}: holds no *{SPLITS[split]}*.h5, the {split} split; unpack the release again")
         _assert_no_gap(files)
         for path in files:
-            num_shapes, num_points = _scan(path, len(known))
-            parts.append(Shard(split, path.name, num_shapes, (path,), _Rows(path, known), num_shapes * num_points))
+            num_shapes, num_points = _scan(path, len(all_categories))
+            parts.append(
+                Shard(split, path.name, num_shapes, (path,), _Rows(path, all_categories), num_shapes * num_points)
+            )
     return parts
 
 
 def _assert_no_gap(files: list[Path]) -> None:
-    """Raises DataError where the numbers in the names of a split's files leave one out."""
-    numbers = [re.search(r"(\d+)\.h5$", path.name) for path in files]
-    if len(files) == 1 and numbers[0] is None:
+    """Raise DataError if the numbers in the file names of a split leave one out."""
+    matches = [re.search(r"(\d+)\.h5$", path.name) for path in files]
+    if len(files) == 1 and matches[0] is None:
         return
-    found = [int(number[1]) if number else -1 for number in numbers]
-    if found != list(range(len(files))):
-        gap = next(number for number in range(len(files)) if number not in found)
-        stem = files[0].name[: numbers[0].start(1)] if numbers[0] else files[0].stem
+    numbers = [int(number[1]) if number else -1 for number in matches]
+    if numbers != list(range(len(files))):
+        gap = next(number for number in range(len(files)) if number not in numbers)
+        stem = files[0].name[: matches[0].start(1)] if matches[0] else files[0].stem
         raise DataError(
             f"{files[0].parent / f'{stem}{gap}.h5'}: is missing, there are {', '.join(path.name for path in files)}; "
             "unpack the release again"
@@ -62,8 +64,8 @@ class _Arrays(NamedTuple):
     pid: Any
 
 
-def _checked(path: Path, file: Hdf5File) -> _Arrays:
-    """The three data sets of a file, whose shapes and types agree. Raises DataError naming the key."""
+def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
+    """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
     arrays = _Arrays(*(file.array(key) for key in _KEYS))
     data, label, pid = arrays
     if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
@@ -76,15 +78,15 @@ def _checked(path: Path, file: Hdf5File) -> _Arrays:
 
 
 def _scan(path: Path, num_categories: int) -> tuple[int, int]:
-    """Shapes and points of a file. Raises DataError for keys that are missing or wrong and labels out of range."""
+    """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
     with open_hdf5(path, what=_WHAT) as file:
-        arrays = _checked(path, file)
+        arrays = _read_arrays(path, file)
         labels = arrays.label[...].reshape(-1)
-        wrong = np.flatnonzero((labels < 0) | (labels >= num_categories))
-        if len(wrong):
+        invalid = np.flatnonzero((labels < 0) | (labels >= num_categories))
+        if len(invalid):
             raise DataError(
-                f"{path}: label[{wrong[0]}] is {labels[wrong[0]]}, there are {num_categories} categories "
-                f"(0 to {num_categories - 1}); get the file again"
+                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories (0 to "
+                f"{num_categories - 1}); download the file again"
             )
         return arrays.data.shape[:2]
 
@@ -96,7 +98,7 @@ class _Rows:
 
     def __call__(self) -> Iterator[SampleRow]:
         with open_hdf5(self.path, what=_WHAT) as file:
-            points, labels, parts = (array[...] for array in _checked(self.path, file))
+            points, labels, parts = (array[...] for array in _read_arrays(self.path, file))
 
         def row(index: int, label: int) -> SampleRow:
             where = f"{self.path}: shape {index}"
@@ -115,7 +117,8 @@ class _Rows:
 
 
 def _assert_finite(points: np.ndarray, where: str) -> None:
+    """Raise DataError naming the first coordinate that is not finite."""
     is_finite = np.isfinite(points)
     if not is_finite.all():
         point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; get the file again")
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

@@ -1,4 +1,4 @@
-"""The categories of ShapeNetPart and their parts, and what both of its layouts share."""
+"""Categories and parts of ShapeNetPart, and helpers shared by both of its layouts."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
-"""Our names of the official splits, and those of the release."""
+"""Our name of each official split, with that of the release."""
 
 
 class Category(NamedTuple):
-    """A category, its label, and its parts by their numbers among all fifty."""
+    """Category with its label, and its parts numbered from 0 to 49."""
 
     name: str
     label: int
@@ -37,33 +37,33 @@ class Category(NamedTuple):
 
 
 def published_counts() -> dict[str, Any]:
-    """What the publications state: categories with their sizes and parts, layouts, terms of use."""
+    """Read the published facts: categories with sizes and parts, layouts, terms of use."""
     return json.loads(Path(__file__).with_name("shapenet_part.json").read_text(encoding="utf-8"))
 
 
 def categories() -> tuple[Category, ...]:
-    """The sixteen categories in the order of their labels; parts are numbered through in the same order."""
-    found: list[Category] = []
+    """Return the sixteen categories in the order of their labels; parts are numbered in the same order."""
+    result: list[Category] = []
     for label, (name, facts) in enumerate(published_counts()["categories"].items()):
-        first = found[-1].parts[-1] + 1 if found else 0
-        found.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
-    return tuple(found)
+        first = result[-1].parts[-1] + 1 if result else 0
+        result.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
+    return tuple(result)
 
 
 def category_from_name(name: str) -> Category | None:
-    """The category of a name in any of its public spellings (Motorbike, motor, ...); None for an unknown one."""
+    """Return the category of a name in any public spelling (Motorbike, motor, ...), None if unknown."""
     plain = name.lower()
     plain = published_counts()["aliases"].get(plain, plain)
     return next((category for category in categories() if category.name == plain), None)
 
 
 def part_names() -> tuple[str, ...]:
-    """A name for each of the fifty parts: the releases number them, so `chair_0` is the first part of a chair."""
-    return tuple(f"{each.name}_{place}" for each in categories() for place in range(len(each.parts)))
+    """Return a name for each of the fifty parts, which releases only number: `chair_0` is a chair's first part."""
+    return tuple(f"{category.name}_{index}" for category in categories() for index in range(len(category.parts)))
 
 
 def make_columns(*, has_normals: bool) -> dict[str, ColumnSpec]:
-    """The columns of a row: points, the part of each, normals where there are any; and the category."""
+    """Return the columns of a row: points, normals if there are any, part labels, category."""
     names = ("points", "normals") if has_normals else ("points",)
     return {
         **{name: ColumnSpec((3,), "float32", is_ragged=True) for name in names},
@@ -81,17 +81,17 @@ def row_values(
     where: str,
     place_of: Callable[[int], str],
 ) -> dict[str, Any]:
-    """The values of a row from what a file holds of a shape (N, 3), (N, 3) and (N,): in the unit sphere, unit normals.
+    """Compute the values of a row from points (N, 3), normals (N, 3) and parts (N,): unit sphere, unit normals.
 
-    Raises DataError, led by `place_of` of the first point at fault, for a part that the category does not have,
-    and for a normal whose length is not finite; led by `where` for a shape whose points coincide.
+    Raises DataError, beginning with `place_of` of the first wrong point, for a part that the category does not have,
+    and for a normal whose length is not finite; beginning with `where` for a shape whose points coincide.
     """
     is_foreign = ~np.isin(parts, category.parts)
     if is_foreign.any():
         first = int(np.argmax(is_foreign))
         raise DataError(
             f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
-            f"{category.parts[-1]}); get the file again"
+            f"{category.parts[-1]}); download the file again"
         )
     values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
     if normals is not None:
@@ -99,6 +99,6 @@ def row_values(
             lengths = np.linalg.norm(normals, axis=1, keepdims=True)
         if not np.isfinite(lengths).all():
             first = int(np.argmin(np.isfinite(lengths)))
-            raise DataError(f"{place_of(first)}: the normal is too long to be one; get the file again")
+            raise DataError(f"{place_of(first)}: the normal is too long to be one; download the file again")
         values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
     return values

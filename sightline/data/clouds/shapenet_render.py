@@ -1,4 +1,4 @@
-"""ShapeNetRender: clouds of ShapeNet beside 24 pictures of each object, to be learnt from as pairs."""
+"""ShapeNetRender: clouds of ShapeNet with 24 rendered images per object, for cross-modal learning."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ class ShapeNetRender(LabelledClouds):
     ) -> None:
         super().__init__(split=split, root=root, num_points=num_points, fraction=fraction, fraction_seed=fraction_seed)
         names = [self.name_of(index) for index in range(len(self))]
-        self._pictures = StoredViews(Views(self._prepared), names, of=self.set_name, background=background)
+        self._pictures = StoredViews(Views(self._prepared), names, set_name=self.set_name, background=background)
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
         return "applied"
 
     @classmethod
     def expected_info(cls, *, num_points: int | None = None, background: Background = "black") -> DataInfo:
-        """What `info` states, counts and sizes left out, before the set is there. `background` is that of the set."""
-        names = [each["name"] for each in published_counts()["synsets"].values()]
+        """Expected DataInfo before preparation, without counts."""
+        names = [synset_facts["name"] for synset_facts in published_counts()["synsets"].values()]
         form = CloudInputSpec(num_points, _NUM_POINTS, "applied")
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
 
@@ -75,11 +75,11 @@ class ShapeNetRender(LabelledClouds):
         background: Background = "black",
         broken: Literal["refuse", "leave_out"] = "refuse",
     ) -> dict[str, Any]:
-        """Write all pairs in native form; returns the manifest with `root` and `outcome`.
+        """Write all pairs in native form; return the manifest with `root` and `outcome`.
 
-        Pictures are kept as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
-        59 GB at the 137 of the release. Raises DataError where a half is missing or nothing matches, for a file that is
-        broken (`broken: leave_out` leaves out the objects whose files are cut short), and for a target that holds
+        Pictures are stored as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
+        59 GB at the 137 of the release. Raises DataError if one of the two folders is missing or nothing matches, for a
+        broken file (`broken: leave_out` leaves out objects with truncated files), and for a target that contains
         something else. A killed run is continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
@@ -90,7 +90,7 @@ class ShapeNetRender(LabelledClouds):
             "up_axis": "y",
             "orientation": _FRAME,
             "normalisation": _NORMALISATION,
-            "class_names": [each["name"] for each in synsets.values()],
+            "class_names": [synset_facts["name"] for synset_facts in synsets.values()],
             "background": background,
             "pairs": {f"{synset} {synsets[synset]['name']}": counts for synset, counts in pairing.counts.items()},
             "left_out": pairing.describe(),
@@ -110,7 +110,7 @@ class ShapeNetRender(LabelledClouds):
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
-        """What a prepared folder holds: pairs of each synset, what was left out, pictures, where it came from."""
+        """Summary of a prepared folder for `data info`."""
         views = Views(open_prepared(root, set_names=cls.readable_sets))
         manifest = views.manifest
         facts = {
@@ -122,11 +122,11 @@ class ShapeNetRender(LabelledClouds):
 
     @classmethod
     def card(cls) -> dict[str, Any]:
-        """What the set is, how it is laid out, where it is to be had, and the terms of use."""
+        """Description, accepted layouts, download page and licence."""
         facts = published_counts()
         return {
             "set": cls.set_name,
-            "pairs": {each["name"]: each["pairs"] for each in facts["synsets"].values()},
+            "pairs": {synset_facts["name"]: synset_facts["pairs"] for synset_facts in facts["synsets"].values()},
             "views": facts["num_views"],
             **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
             "prepare": prepare_command(cls.set_name, "DIR", "[size_px=96] [background=black]"),
@@ -134,7 +134,7 @@ class ShapeNetRender(LabelledClouds):
 
 
 def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:
-    """What the manifest says beyond the plan: counts, how they differ from the published ones, duplicates."""
+    """Manifest entries computed from the written arrays."""
     synsets = published_counts()["synsets"]
     counts = np.bincount(prepared.array("train", "label"), minlength=len(synsets)).tolist()
     differences = [
@@ -142,9 +142,9 @@ def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:
         for (synset, facts), count in zip(synsets.items(), counts, strict=True)
         if count != facts["pairs"]
     ]
-    whole = sum(facts["pairs"] for facts in synsets.values())
-    if sum(counts) != whole:
-        differences.insert(0, f"{sum(counts)} pairs, published {whole}")
+    published_total = sum(facts["pairs"] for facts in synsets.values())
+    if sum(counts) != published_total:
+        differences.insert(0, f"{sum(counts)} pairs, published {published_total}")
     return {
         "splits": {"train": {"num_rows": sum(counts), "class_counts": counts}},
         "differences": [*pairing.describe(), *differences],

@@ -1,4 +1,4 @@
-"""Clouds and renders of ShapeNet in two trees: who is paired with whom, and what is missing or broken."""
+"""Clouds and renders of ShapeNet in two folder trees: pairing by name, missing halves and broken files."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from sightline.geometry.rendering import Background
 __all__ = ["CLOUDS", "IMAGES", "PairReader", "Pairing", "find_pairs", "pair_parts", "published_counts"]
 
 CLOUDS, IMAGES = "ShapeNet", "ShapeNetRendering"
-"""The two folders of the release."""
-_TOLD = 10
-_OBJECTS_OF_A_PART = 256
-"""So many are read again at most where a preparation was killed."""
+"""The two folders of the release: clouds and images."""
+_MAX_NAMED = 10
+_OBJECTS_PER_SHARD = 256
+"""Objects per shard, the most that are read again after a killed preparation."""
 
 
 def published_counts() -> dict[str, Any]:
-    """What the publications state: synsets with their names and pairs, views, terms of use."""
+    """Read the published facts: synsets with names and numbers of pairs, views, terms of use."""
     return json.loads(Path(__file__).with_name("shapenet_render.json").read_text(encoding="utf-8"))
 
 
 class _Object(NamedTuple):
-    """A cloud and the folder of its images."""
+    """Cloud of an object with the folder of its images."""
 
     label: int
     synset: str
@@ -53,9 +53,9 @@ class _Object(NamedTuple):
 
 @dataclass
 class Pairing:
-    """The objects that have both halves, in order of synset and name; counts of each synset, and all that is left out.
+    """Objects with cloud and images, sorted by synset and name; counts per synset, and everything that is left out.
 
-    Each list of what is left out holds `synset/id`.
+    Every list of objects that are left out contains `synset/id`.
     """
 
     objects: list[_Object] = field(default_factory=list)
@@ -67,7 +67,7 @@ class Pairing:
     unknown: list[str] = field(default_factory=list)
 
     def describe(self) -> list[str]:
-        """One line for each kind of what is left out: how many, and the first ten names."""
+        """Describe each kind of left-out object on one line: the number, and the first ten names."""
         kinds = (
             ("clouds have no images", self.clouds_alone),
             ("image folders have no cloud", self.images_alone),
@@ -75,59 +75,59 @@ class Pairing:
             ("objects have broken files", self.broken),
             ("folders are none of the 13 synsets", self.unknown),
         )
-        return [f"{len(names)} {what}, left out: {_first(names)}" for what, names in kinds if names]
+        return [f"{len(names)} {description}, left out: {_first(names)}" for description, names in kinds if names]
 
 
 def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> tuple[Path, Pairing]:
-    """The resolved folder, and which clouds and images belong together by synset and name.
+    """Match clouds and images by synset and name; return the resolved folder and the pairing.
 
-    The beginning and the end of every file of a pair are looked at, so that all that are cut short are known at once.
-    Raises DataError where a half is missing or nothing matches, naming folders and what they hold; and, with
+    The beginning and the end of every file of a pair are checked, so that all truncated files are reported at once.
+    Raises DataError if one of the two folders is missing or nothing matches, naming folders and contents; and, with
     `broken: refuse`, for broken files, naming the first ten and counting all.
     """
-    root = _root_of(source)
-    found, faults = Pairing(), []
+    root = _find_root(source)
+    pairing, faults = Pairing(), []
     facts = published_counts()
     for label, synset in enumerate(facts["synsets"]):
-        objects = _pair_synset(root, synset, label, facts["num_views"], found)
-        kept = []
-        for each in objects:
-            wrong = [fault for path in (each.cloud, *each.views(facts["num_views"])) if (fault := _fault(path))]
-            faults += wrong
-            if wrong:
-                found.broken.append(each.name)
+        objects = _pair_synset(root, synset, label, facts["num_views"], pairing)
+        intact = []
+        for item in objects:
+            item_faults = [fault for path in (item.cloud, *item.views(facts["num_views"])) if (fault := _fault(path))]
+            faults += item_faults
+            if item_faults:
+                pairing.broken.append(item.name)
             else:
-                kept.append(each)
-        found.counts[synset]["pairs"] = len(kept)
-        found.objects += kept
-        progress(label + 1, len(facts["synsets"]), f"synsets looked at, {len(found.objects)} pairs")
-    found.unknown = sorted((_folders(root / CLOUDS) | _folders(root / IMAGES)) - set(facts["synsets"]))
+                intact.append(item)
+        pairing.counts[synset]["pairs"] = len(intact)
+        pairing.objects += intact
+        progress(label + 1, len(facts["synsets"]), f"synsets looked at, {len(pairing.objects)} pairs")
+    pairing.unknown = sorted((_list_folders(root / CLOUDS) | _list_folders(root / IMAGES)) - set(facts["synsets"]))
     if faults and broken == "refuse":
         raise DataError(
-            f"{root}: {len(faults)} files of {len(found.broken)} objects are broken: {'; '.join(faults[:_TOLD])}"
-            f"{', ...' if len(faults) > _TOLD else ''}; get them again, or leave these objects out with "
-            "broken=leave_out"
+            f"{root}: {len(faults)} files of {len(pairing.broken)} objects are broken: "
+            f"{'; '.join(faults[:_MAX_NAMED])}{', ...' if len(faults) > _MAX_NAMED else ''}; download them again, or "
+            "leave these objects out with broken=leave_out"
         )
-    _assert_pairs(root, found)
-    return root, found
+    _assert_pairs(root, pairing)
+    return root, pairing
 
 
 def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
-    """The pairs in parts of up to 256 of one synset."""
+    """List the shards of the pairs: up to 256 objects of one synset each."""
     parts = []
     for synset in pairing.counts:
-        members = [each for each in pairing.objects if each.synset == synset]
-        for start in range(0, len(members), _OBJECTS_OF_A_PART):
-            held = tuple(members[start : start + _OBJECTS_OF_A_PART])
-            files = tuple(path for each in held for path in (each.cloud, *each.views(reader.num_views)))
-            title, num_images = f"{synset} from {start}", len(held) * reader.num_views
-            parts.append(Shard("train", title, len(held), files, _Rows(held, reader), num_images))
+        members = [item for item in pairing.objects if item.synset == synset]
+        for start in range(0, len(members), _OBJECTS_PER_SHARD):
+            shard_objects = tuple(members[start : start + _OBJECTS_PER_SHARD])
+            files = tuple(path for item in shard_objects for path in (item.cloud, *item.views(reader.num_views)))
+            title, num_images = f"{synset} from {start}", len(shard_objects) * reader.num_views
+            parts.append(Shard("train", title, len(shard_objects), files, _Rows(shard_objects, reader), num_images))
     return parts
 
 
 @dataclass(frozen=True)
 class PairReader:
-    """How an object becomes a row: as many points as the first cloud has, views in this size on this background."""
+    """Reader of a row: as many points as the first cloud has, and views of one size on one background."""
 
     num_points: int
     num_views: int
@@ -136,7 +136,7 @@ class PairReader:
 
     @classmethod
     def from_first_cloud(cls, pairing: Pairing, *, size_px: int, background: Background) -> PairReader:
-        """As the first cloud of the pairs asks for. Raises DataError if it cannot be read."""
+        """Make the reader for the number of points of the first cloud. Raises DataError if it is unreadable."""
         first = _read_cloud(pairing.objects[0].cloud)
         return cls(len(first), published_counts()["num_views"], size_px, background)
 
@@ -149,12 +149,12 @@ class PairReader:
         }
 
     def row(self, item: _Object) -> SampleRow:
-        """The cloud in the unit sphere, and all views. Raises DataError naming the file that cannot be read."""
+        """Read the cloud, scaled to the unit sphere, and all views. Raises DataError naming an unreadable file."""
         points = _read_cloud(item.cloud)
         if len(points) != self.num_points:
             raise DataError(
-                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}; get the "
-                "file again"
+                f"{item.cloud}: has {len(points)} points, the first cloud of the set has {self.num_points}; download "
+                "the file again"
             )
         views = [
             read_view(path, size_px=self.size_px, background=self.background) for path in item.views(self.num_views)
@@ -176,8 +176,8 @@ class _Rows:
         return map(self.reader.row, self.objects)
 
 
-def _root_of(source: Path) -> Path:
-    """The folder that holds both halves. Raises DataError where one is not there, or holds nothing of its kind."""
+def _find_root(source: Path) -> Path:
+    """Return the resolved folder of both halves. Raises DataError if one is missing or has no matching files."""
     root = source.expanduser().resolve()
     if not root.is_dir():
         raise DataError(
@@ -186,65 +186,66 @@ def _root_of(source: Path) -> Path:
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder with {CLOUDS} and {IMAGES}")
     counts = {
-        CLOUDS: sum(len(_clouds_of(root / CLOUDS / name)) for name in _folders(root / CLOUDS)),
-        IMAGES: sum(len(_folders(root / IMAGES / name)) for name in _folders(root / IMAGES)),
+        CLOUDS: sum(len(_list_clouds(root / CLOUDS / name)) for name in _list_folders(root / CLOUDS)),
+        IMAGES: sum(len(_list_folders(root / IMAGES / name)) for name in _list_folders(root / IMAGES)),
     }
     shapes = {CLOUDS: "<synset>/<id>.ply", IMAGES: "<synset>/<id>/rendering/00.png"}
-    words = {CLOUDS: "clouds", IMAGES: "image folders"}
+    nouns = {CLOUDS: "clouds", IMAGES: "image folders"}
     for half, other in ((CLOUDS, IMAGES), (IMAGES, CLOUDS)):
         if counts[half]:
             continue
         folder = root / half
-        found = f"holds {summarise_folder(folder)}, no {shapes[half]}" if folder.is_dir() else "is missing"
+        contents = f"holds {summarise_folder(folder)}, no {shapes[half]}" if folder.is_dir() else "is missing"
         raise DataError(
-            f"{folder}: {found}, and {root / other} has {counts[other]} {words[other]}; a pair needs both: put the "
-            f"{words[half]} there (a link will do)"
+            f"{folder}: {contents}, and {root / other} has {counts[other]} {nouns[other]}; a pair needs both: put the "
+            f"{nouns[half]} there (a link will do)"
         )
     return root
 
 
-def _pair_synset(root: Path, synset: str, label: int, num_views: int, found: Pairing) -> list[_Object]:
-    """The objects of a synset that are whole by their names; what is left out is noted."""
-    clouds, folders = _clouds_of(root / CLOUDS / synset), _folders(root / IMAGES / synset)
+def _pair_synset(root: Path, synset: str, label: int, num_views: int, pairing: Pairing) -> list[_Object]:
+    """List the objects of a synset with a cloud and all views; the others are noted in the pairing."""
+    clouds, folders = _list_clouds(root / CLOUDS / synset), _list_folders(root / IMAGES / synset)
     wanted = {f"{view:02d}.png" for view in range(num_views)}
-    whole = []
+    complete = []
     for identifier in sorted(clouds & folders):
         images = root / IMAGES / synset / identifier / "rendering"
-        held = wanted & set(os.listdir(images)) if images.is_dir() else set()
-        if held == wanted:
+        existing = wanted & set(os.listdir(images)) if images.is_dir() else set()
+        if existing == wanted:
             cloud = root / CLOUDS / synset / f"{identifier}.ply"
-            whole.append(_Object(label, synset, identifier, cloud, images))
+            complete.append(_Object(label, synset, identifier, cloud, images))
         else:
-            found.too_few_views.append(f"{synset}/{identifier} ({len(held)} of {num_views})")
-    found.clouds_alone += [f"{synset}/{identifier}" for identifier in sorted(clouds - folders)]
-    found.images_alone += [f"{synset}/{identifier}" for identifier in sorted(folders - clouds)]
-    found.counts[synset] = {"clouds": len(clouds), "image_folders": len(folders)}
-    return whole
+            pairing.too_few_views.append(f"{synset}/{identifier} ({len(existing)} of {num_views})")
+    pairing.clouds_alone += [f"{synset}/{identifier}" for identifier in sorted(clouds - folders)]
+    pairing.images_alone += [f"{synset}/{identifier}" for identifier in sorted(folders - clouds)]
+    pairing.counts[synset] = {"clouds": len(clouds), "image_folders": len(folders)}
+    return complete
 
 
-def _assert_pairs(root: Path, found: Pairing) -> None:
-    if found.objects:
+def _assert_pairs(root: Path, pairing: Pairing) -> None:
+    if pairing.objects:
         return
-    reasons = "; ".join(found.describe()) or "none of the 13 synsets is there"
+    reasons = "; ".join(pairing.describe()) or "none of the 13 synsets is there"
     raise DataError(f"{root}: not one cloud has its images: {reasons}; both halves must have the same synsets and ids")
 
 
-def _folders(folder: Path) -> set[str]:
-    """Names of the folders in a folder; none where it is missing."""
+def _list_folders(folder: Path) -> set[str]:
+    """Return the names of the folders in a folder; empty if it does not exist."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:
         return {entry.name for entry in entries if entry.is_dir()}
 
 
-def _clouds_of(folder: Path) -> set[str]:
+def _list_clouds(folder: Path) -> set[str]:
+    """Return the names, without suffix, of the clouds in a folder; empty if it does not exist."""
     if not folder.is_dir():
         return set()
     return {name.removesuffix(".ply") for name in os.listdir(folder) if name.endswith(".ply")}
 
 
 def _fault(path: Path) -> str:
-    """What the beginning and the end of a file show to be wrong with it; empty where nothing is."""
+    """Describe the fault that the beginning and the end of a file show; empty if there is none."""
     if path.suffix == ".png":
         return png_fault(path)
     with open_regular(path) as file:
@@ -253,18 +254,20 @@ def _fault(path: Path) -> str:
 
 
 def _read_cloud(path: Path) -> np.ndarray:
-    """The vertices (N, 3). Raises DataError with file and line or byte."""
+    """Read the vertices (N, 3) of a cloud. Raises DataError with file and line or byte."""
     vertex = read_ply(path).vertex
     missing = [axis for axis in "xyz" if axis not in vertex]
     if missing:
-        raise DataError(f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; get the file again")
+        raise DataError(
+            f"{path}: its vertices have no {missing[0]}, they have {', '.join(vertex)}; download the file again"
+        )
     points = np.stack([vertex[axis] for axis in "xyz"], axis=1)
     if not np.isfinite(points).all():
         row, axis = np.argwhere(~np.isfinite(points))[0]
-        raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; get the file again")
+        raise DataError(f"{path}: vertex {row}: {'xyz'[axis]} is {points[row, axis]}; download the file again")
     return points
 
 
 def _first(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more

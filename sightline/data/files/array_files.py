@@ -1,4 +1,4 @@
-"""Arrays in NPY and NPZ files: sizes are checked against the file before any memory is taken; never unpickled."""
+"""NPY and NPZ files: sizes are checked against the file before memory is allocated; pickled objects are refused."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ __all__ = [
 ]
 
 _MAX_EXPANSION = 100
-"""How often its stored size an entry may have in memory. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
+"""Maximum ratio of memory to stored size of an entry. Clouds are compressed 2 to 10 times, bombs 1,000 times."""
 _HEADER_BYTES = 2**16
 FREE_BYTES = 2**24
-"""Below this an entry is read however well it was compressed."""
+"""Size up to which an entry is read regardless of its compression."""
 
 
 def read_npy(path: Path) -> np.ndarray:
-    """The array of an NPY file. Objects are refused: reading them would run code (pickle).
+    """Read the array of an NPY file. Objects are refused: reading them would run code (pickle).
 
     Raises DataError if the header claims another size than the file has, before anything of that size is allocated.
     """
-    with _faults(path, "the array"):
-        return _array_of(read_file(path), f"{path}: the array")
+    with _convert_errors(path, "the array"):
+        return _parse_npy(read_file(path), f"{path}: the array")
 
 
 def check_npy(path: Path) -> None:
-    """Raises DataError as `read_npy`, from the header alone, for a file that is about to be mapped into memory."""
-    with _faults(path, "the array"), path.open("rb") as file:
-        head = io.BytesIO(file.read(_HEADER_BYTES))  # a header states its own length, which may be any
-        _check_claim(f"{path}: the array", _npy_header(head, f"{path}: the array"), file_size(path))
+    """Check the header of an NPY file that is about to be mapped into memory. Raises DataError as `read_npy`."""
+    with _convert_errors(path, "the array"), path.open("rb") as file:
+        head = io.BytesIO(file.read(_HEADER_BYTES))  # the stated length of a header may be arbitrarily large
+        _check_claim(f"{path}: the array", _read_npy_header(head, f"{path}: the array"), file_size(path))
 
 
 def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Every array of an NPZ archive by its name. Raises DataError naming archive and entry."""
-    with _faults(path, "the archive"), zipfile.ZipFile(path) as archive:
+    """Read every array of an NPZ archive, by name. Raises DataError naming archive and entry."""
+    with _convert_errors(path, "the archive"), zipfile.ZipFile(path) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith(".npy")]
         names = [entry.filename.removesuffix(".npy") for entry in entries]
     check_decompressed_size(f"{path}: the archive", sum(entry.file_size for entry in entries), file_size(path))
@@ -67,30 +67,30 @@ def read_npz_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def npz_header(path: Path, key: str, *, needed: str = "") -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of an entry of an NPZ archive, from its header alone. Raises DataError naming archive and entry.
+    """Read shape and dtype of an entry of an NPZ archive from its header. Raises DataError naming archive and entry.
 
-    `needed` stands in the message where the archive has no such entry.
+    `needed` is added to the message if the archive has no such entry.
     """
-    with _faults(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+    with _convert_errors(path, key, needed), zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
         entry = archive.getinfo(f"{key}.npy")
         check_decompressed_size(
             f"{path}: {key}", entry.file_size, entry.compress_size
-        )  # first: a header too can be a bomb
-        header = _npy_header(file, f"{path}: {key}")
+        )  # before reading: a header can be a bomb, too
+        header = _read_npy_header(file, f"{path}: {key}")
         _check_claim(f"{path}: {key}", header, entry.file_size)
     return header.shape, header.dtype
 
 
 def npz_array(path: Path, key: str, *, needed: str = "") -> np.ndarray:
-    """One entry of an NPZ archive, its checksum compared. Raises as `npz_header`."""
+    """Read one entry of an NPZ archive and check its checksum. Raises as `npz_header`."""
     npz_header(path, key, needed=needed)
-    with _faults(path, key, needed), zipfile.ZipFile(path) as archive:
+    with _convert_errors(path, key, needed), zipfile.ZipFile(path) as archive:
         # Read whole first: only at the end of an entry does zipfile compare its checksum.
-        return _array_of(archive.read(f"{key}.npy"), f"{path}: {key}")
+        return _parse_npy(archive.read(f"{key}.npy"), f"{path}: {key}")
 
 
 class _Header(NamedTuple):
-    """What an NPY header says, and the byte at which the numbers begin."""
+    """Content of an NPY header, and the byte at which the numbers begin."""
 
     shape: tuple[int, ...]
     order: Literal["C", "F"]
@@ -98,36 +98,38 @@ class _Header(NamedTuple):
     start: int
 
 
-def _npy_header(file: IO[bytes], where: str) -> _Header:
+def _read_npy_header(file: IO[bytes], where: str) -> _Header:
+    """Read the header of an NPY file. Raises DataError for Python objects."""
     version = np.lib.format.read_magic(file)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a header that Python 2 wrote: it is understood
+        warnings.simplefilter("ignore")  # warnings about headers written by Python 2, which are valid
         shape, is_fortran, dtype = reader(file)
     if dtype.hasobject:
         raise DataError(f"{where} holds Python objects, which would run code when read; store plain numbers")
     return _Header(shape, "F" if is_fortran else "C", dtype, file.tell())
 
 
-def _array_of(content: bytes, where: str) -> np.ndarray:
-    """The array of the bytes of an NPY file, read-only."""
-    header = _npy_header(io.BytesIO(content), where)
+def _parse_npy(content: bytes, where: str) -> np.ndarray:
+    """Parse the bytes of an NPY file to its array, read-only."""
+    header = _read_npy_header(io.BytesIO(content), where)
     _check_claim(where, header, len(content))
     return np.frombuffer(content, header.dtype, offset=header.start).reshape(header.shape, order=header.order)
 
 
 def _check_claim(where: str, header: _Header, num_bytes: int) -> None:
-    claimed, there = math.prod(header.shape) * header.dtype.itemsize, num_bytes - header.start
-    if claimed != there or any(length < 0 for length in header.shape):
-        likely = "it is cut short" if there < claimed else "its header is wrong"
+    """Raise DataError if a header claims another number of bytes than the file has."""
+    claimed, available = math.prod(header.shape) * header.dtype.itemsize, num_bytes - header.start
+    if claimed != available or any(length < 0 for length in header.shape):
+        cause = "it is cut short" if available < claimed else "its header is wrong"
         raise DataError(
-            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and {there} "
-            f"follow; {likely}: get the file again"
+            f"{where} claims to be {header.dtype} {str(header.shape)[:80]}, {str(claimed)[:40]} bytes, and "
+            f"{available} follow; {cause}: copy or download the file again"
         )
 
 
 def check_decompressed_size(where: str, claimed: int, stored: int, *, free_bytes: int = FREE_BYTES) -> None:
-    """Raises DataError where more than `free_bytes` would come of far fewer."""
+    """Raise DataError if more than `free_bytes` would be decompressed from far fewer bytes."""
     if claimed > free_bytes and claimed > _MAX_EXPANSION * stored:
         raise DataError(
             f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud or image does; if it is "
@@ -139,12 +141,12 @@ READ_ERRORS = (
     *(OSError, ValueError, TypeError, RuntimeError, EOFError, NotImplementedError, SyntaxError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
 )
-"""What the readers of NumPy, and of ZIP archives, raise for bytes that they do not understand."""
+"""Exceptions of NumPy's and ZIP readers for damaged bytes."""
 
 
 @contextmanager
-def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
-    """Turn what a damaged or foreign file raises into a DataError that names the entry."""
+def _convert_errors(path: Path, key: str, needed: str = "") -> Iterator[None]:
+    """Convert the exceptions of a damaged or foreign file into a DataError that names the entry."""
     assert_regular(path)
     try:
         yield
@@ -153,11 +155,13 @@ def _faults(path: Path, key: str, needed: str = "") -> Iterator[None]:
     except READ_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
-    except MemoryError as error:  # also of a header of ten thousand brackets, which Python's parser gives up
-        raise DataError(f"{path}: {key} does not fit into memory, or is damaged; get the file again") from error
+        raise DataError(
+            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
+    except MemoryError as error:  # also raised by Python's parser for a header of ten thousand brackets
+        raise DataError(f"{path}: {key} does not fit into memory, or the file is damaged") from error
 
 
 def summarise_error(error: Exception) -> str:
-    """What an error says, cut to a length that a line of ours has room for."""
+    """Return the message of an error, shortened to fit into one line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""One point cloud from one file, whatever it is stored in: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
+"""Point cloud reader for one file: NPY, NPZ, HDF5, PLY, PCD, LAS, OFF, or text."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ __all__ = [
 
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
-_LEFT_OUT = "_"
+_SKIPPED = "_"
 _HEAD_BYTES = 65_536
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 _STRAY_RATIO = 1e3
-_FEWEST_FOR_STRAYS = 100
-"""Of fewer points 99 % are all."""
-_NUM_LOOKED_AT = 10_000
+_MIN_POINTS_FOR_STRAYS = 100
+"""Minimum number of points of the check: of fewer, 99 % are all."""
+_SAMPLE_SIZE = 10_000
 _COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
@@ -54,11 +54,11 @@ _ARRAY_COLUMNS = {"points": _POINTS, "normals": _NORMALS, "colours": _COLOURS}
 
 @dataclass(frozen=True)
 class PointCloud:
-    """What one file holds, finite, in the file's own unit and frame.
+    """Content of one file: finite numbers in the file's own unit and frame.
 
-    Of points without a return, where these are kept, x, y and z are NaN and channels may be.
-    `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, corners of triangles among the points;
-    `channels` by name, each (N,) float64.
+    `points` (N, 3) float64; `normals` (N, 3) float64; `faces` (F, 3) int64, triangles as indices of points; `channels`
+    by name, each (N,) float64. Points without a return, if they are kept, have NaN as x, y and z, and may have as
+    channels.
     """
 
     points: np.ndarray
@@ -67,23 +67,23 @@ class PointCloud:
     channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def rows(self, chosen: np.ndarray) -> PointCloud:
-        """The cloud of the chosen points alone, (N,) bool, without faces; the cloud itself where all are chosen."""
+        """Select points by a mask (N,) bool, without faces; returns the same cloud if all are selected."""
         if chosen.all():
             return self
         normals = None if self.normals is None else self.normals[chosen]
         return PointCloud(
-            self.points[chosen], normals, None, {name: each[chosen] for name, each in self.channels.items()}
+            self.points[chosen], normals, None, {name: values[chosen] for name, values in self.channels.items()}
         )
 
 
 def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_returns: bool = False) -> PointCloud:
-    """The whole cloud of a file, by its suffix (`CLOUD_SUFFIXES`); never a part of one.
+    """Read the whole cloud of a file; the suffix decides the format (`CLOUD_SUFFIXES`).
 
-    `columns` names the columns of a file without names, in order, `_` for one to leave out; without it three columns
-    are x, y, z. Of a file with names it says which to take; without it all are taken. x, y, z are the points,
-    nx, ny, nz the normals, all others channels; capitals do not matter. With `keeps_no_returns` points whose x, y and
-    z are all NaN are taken, too; without it those of PCD, whose format has a rule for them, are left out.
-    Raises DataError with file and line, byte or entry; ConfigError for `columns` that are no cloud's.
+    `columns` names the columns of a file without names, in order, `_` for one to skip; by default three columns are x,
+    y, z. For a file with names it selects columns; by default all are taken. x, y, z are the points, nx, ny, nz the
+    normals, all others channels; case does not matter. With `keeps_no_returns` points whose x, y and z are all NaN are
+    kept; without it those of PCD, whose format defines them, are dropped. Raises DataError with file and line, byte or
+    entry; ConfigError for `columns` without a cloud.
     """
     wanted = None if columns is None else check_columns(columns)
     assert_regular(path)
@@ -93,20 +93,20 @@ def read_cloud(path: Path, *, columns: Sequence[str] | None = None, keeps_no_ret
     cloud = reader(path, wanted)
     if path.suffix.lower() == ".pcd" and not keeps_no_returns:
         cloud = cloud.rows(~is_no_return(cloud))
-    _check_sound(path, cloud, keeps_no_returns=keeps_no_returns)
+    _check_cloud(path, cloud, keeps_no_returns=keeps_no_returns)
     return cloud
 
 
 def is_no_return(cloud: PointCloud) -> np.ndarray:
-    """Whether x, y and z of each point (N,) are all NaN: the sensor had no return. False for vertices of a mesh."""
+    """Return a mask (N,) of points without a sensor return (x, y, z all NaN). Vertices of a mesh are False."""
     return np.isnan(cloud.points).all(axis=1) & (cloud.faces is None or not len(cloud.faces))
 
 
 def has_normals(path: Path, *, by_faces: bool = True) -> bool:
-    """Whether a file promises normals of its points, or faces where these count; from its first bytes or array names.
+    """Return True if the first bytes or array names of a file announce normals, or faces if these count.
 
-    Nothing else is checked: what does not read as its kind has none, and is refused when it is read.
-    Raises DataError for what is not a regular file.
+    Nothing else is checked: a file that is not of its format has none here, and is refused when it is read.
+    Raises DataError unless it is a regular file.
     """
     assert_regular(path)
     suffix = path.suffix.lower()
@@ -121,14 +121,15 @@ def has_normals(path: Path, *, by_faces: bool = True) -> bool:
         head = file.read(_HEAD_BYTES).decode("latin-1").lower()
     if suffix == ".ply":
         header = head.partition("end_header")[0].split("\n")
-        words = [line.split() for line in header]
-        return any(w[:1] == ["property"] and w[-1:] == ["nx"] for w in words) or any(
-            by_faces and w[:2] == ["element", "face"] and w[2:] != ["0"] for w in words
+        lines = [line.split() for line in header]
+        return any(fields[:1] == ["property"] and fields[-1:] == ["nx"] for fields in lines) or any(
+            by_faces and fields[:2] == ["element", "face"] and fields[2:] != ["0"] for fields in lines
         )
     return "nx" in head.replace(",", " ").replace('"', " ").split()
 
 
 def _array_names(path: Path) -> list[str]:
+    """List the array names of an NPZ or HDF5 file; empty if it is damaged."""
     try:
         if path.suffix.lower() == ".npz":
             with zipfile.ZipFile(path) as archive:
@@ -139,36 +140,36 @@ def _array_names(path: Path) -> list[str]:
 
 
 def is_cloud_file(path: Path, *, suffixes: Sequence[str] | None = None) -> bool:
-    """Whether something in a folder has the name of a cloud; broken links and pipes too, which reading refuses.
+    """Return True if a path has the name of a cloud file; so may broken links and pipes, which reading refuses.
 
-    Hidden ones are none: a disk of another system has `._a.ply` beside `a.ply`.
+    Hidden files are not: a disk of another system has `._a.ply` next to `a.ply`.
     """
     is_one = path.suffix.lower() in (CLOUD_SUFFIXES if suffixes is None else suffixes)
     return is_one and not path.name.startswith(".") and not path.is_dir()
 
 
 def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -> str:
-    """Which files in and below a folder are of other kinds than clouds, or than `suffixes`, in a line; empty for none.
+    """List in one line the files in and below a folder that are not clouds (or `suffixes`); empty if there are none.
 
-    Hidden ones, and those in hidden folders, are not meant for anybody.
+    Hidden files, and files in hidden folders, are ignored.
     """
-    known = CLOUD_SUFFIXES if suffixes is None else suffixes
-    others = (path for path in folder.rglob("*") if path.suffix.lower() not in known and path.is_file())
-    inside = (path.relative_to(folder) for path in others)
+    allowed = CLOUD_SUFFIXES if suffixes is None else suffixes
+    others = (path for path in folder.rglob("*") if path.suffix.lower() not in allowed and path.is_file())
+    inner = (path.relative_to(folder) for path in others)
     names = sorted(
-        escape_to_one_line(str(path)) for path in inside if not any(part.startswith(".") for part in path.parts)
+        escape_to_one_line(str(path)) for path in inner if not any(part.startswith(".") for part in path.parts)
     )
     if not names:
         return ""
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    what = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{what} passed over: {', '.join(names[:_MOST_LISTED])}{more}"
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
+    return f"{count} passed over: {', '.join(names[:_MAX_LISTED])}{more}"
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
-    """The names in small letters. Raises ConfigError if x, y, z or part of a normal is lacking, or one comes twice."""
+    """Return the names in lower case. Raises ConfigError for a missing coordinate or a repeated name."""
     names = tuple(name.strip().lower() for name in columns)
-    twice = sorted({name for name in names if names.count(name) > 1 and name != _LEFT_OUT})
+    twice = sorted({name for name in names if names.count(name) > 1 and name != _SKIPPED})
     missing = [name for name in _POINTS if name not in names]
     if 0 < len(set(_NORMALS) & set(names)) < 3:
         missing += [name for name in _NORMALS if name not in names]
@@ -179,65 +180,65 @@ def check_columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_strays(points: np.ndarray, *, where: str) -> None:
-    """Raises DataError, led by `where`, for a point (N, 3) that lies a thousand times as far out as 99 % of the others.
+    """Raise DataError, beginning with `where`, for a point (N, 3) a thousand times as far out as 99 % of the others.
 
-    One such point leaves the rest of a cloud no extent, and all that is compared with the extent no power.
+    One such point leaves the rest of the cloud no extent, and every check relative to the extent no power.
     """
-    sample = points[:: max(1, len(points) // _NUM_LOOKED_AT)]
-    middle = np.median(sample, axis=0)
-    spread = float(np.quantile(np.abs(sample - middle).max(axis=1), 0.99, method="lower"))
+    sample = points[:: max(1, len(points) // _SAMPLE_SIZE)]
+    median = np.median(sample, axis=0)
+    spread = float(np.quantile(np.abs(sample - median).max(axis=1), 0.99, method="lower"))
     bound = _STRAY_RATIO * spread
-    is_near = (points.min(axis=0) >= middle - bound).all() and (points.max(axis=0) <= middle + bound).all()
-    if len(points) < _FEWEST_FOR_STRAYS or spread == 0 or is_near:
+    is_near = (points.min(axis=0) >= median - bound).all() and (points.max(axis=0) <= median + bound).all()
+    if len(points) < _MIN_POINTS_FOR_STRAYS or spread == 0 or is_near:
         return
-    away = np.abs(points - middle).max(axis=1)
-    place = int(away.argmax())
+    distance = np.abs(points - median).max(axis=1)
+    farthest = int(distance.argmax())
     raise DataError(
-        f"{where}: point {place} lies {away[place]:.4g} from the middle, 99 % of the {len(points)} points within "
-        f"{spread:.4g}; take out the {int((away > bound).sum())} points that lie beyond {bound:.4g}"
+        f"{where}: point {farthest} lies {distance[farthest]:.4g} from the middle, 99 % of the {len(points)} points "
+        f"within {spread:.4g}; take out the {int((distance > bound).sum())} points that lie beyond {bound:.4g}"
     )
 
 
 def _read_npy(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _of_table(path, read_npy(path), columns)
+    return _make_from_table(path, read_npy(path), columns)
 
 
 def _read_npz(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _of_arrays(path, read_npz_arrays(path), columns)
+    return _make_from_arrays(path, read_npz_arrays(path), columns)
 
 
 def _read_hdf5(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _of_arrays(path, read_hdf5_arrays(path), columns)
+    return _make_from_arrays(path, read_hdf5_arrays(path), columns)
 
 
 def _read_off(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     mesh = read_off(path, needs_faces=False)
     faces = mesh.faces if len(mesh.faces) else None
-    return _of_named(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=faces)
+    return _make_from_columns(path, dict(zip(_POINTS, mesh.vertices.T, strict=True)), columns, faces=faces)
 
 
 def _read_ply(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     ply = read_ply(path)
-    return _of_named(path, ply.vertex, columns, faces=ply.faces)
+    return _make_from_columns(path, ply.vertex, columns, faces=ply.faces)
 
 
 def _read_pcd(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _of_named(path, read_pcd(path, keeps_no_returns=True), columns)
+    return _make_from_columns(path, read_pcd(path, keeps_no_returns=True), columns)
 
 
 def _read_las(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
-    return _of_named(path, read_las(path), columns)
+    return _make_from_columns(path, read_las(path), columns)
 
 
 def _read_text(path: Path, columns: tuple[str, ...] | None) -> PointCloud:
     names, table = read_rows(path, announces_rows=path.suffix.lower() == ".pts")
     if names is None:
-        return _of_table(path, table, columns)
-    return _of_named(path, dict(zip(names, table.T, strict=True)), columns)
+        return _make_from_table(path, table, columns)
+    return _make_from_columns(path, dict(zip(names, table.T, strict=True)), columns)
 
 
-def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> PointCloud:
-    """The cloud of a table without names."""
+def _make_from_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) -> PointCloud:
+    """Make the cloud of a table without column names."""
     if table.ndim != 2 or table.dtype.kind not in "fiu":
         raise DataError(f"{path}: holds {table.dtype} {table.shape}, numbers (points, columns) are needed")
     width = table.shape[1]
@@ -251,13 +252,13 @@ def _of_table(path: Path, table: np.ndarray, columns: tuple[str, ...] | None) ->
         raise DataError(
             f"{path}: has {width} columns, {len(names)} are named ({', '.join(names)}); name all, _ for none"
         )
-    return _of_named(path, dict(zip(names, table.T, strict=True)), tuple(n for n in names if n != _LEFT_OUT))
+    return _make_from_columns(path, dict(zip(names, table.T, strict=True)), tuple(n for n in names if n != _SKIPPED))
 
 
-def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> PointCloud:
-    """The cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, one value a point else."""
-    if len(arrays) == 1 and (only := next(iter(arrays.values()))).ndim == 2:
-        return _of_table(path, only, columns)
+def _make_from_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str, ...] | None) -> PointCloud:
+    """Make the cloud of named arrays: `points`, `normals`, `colours` (N, 3), `faces`, else one value per point."""
+    if len(arrays) == 1 and (table := next(iter(arrays.values()))).ndim == 2:
+        return _make_from_table(path, table, columns)
     named: dict[str, np.ndarray] = {}
     faces = None
     for name, array in arrays.items():
@@ -270,19 +271,19 @@ def _of_arrays(path: Path, arrays: Mapping[str, np.ndarray], columns: tuple[str,
         if role == "faces":
             faces = array
             continue
-        parts = _ARRAY_COLUMNS.get(role or "", (name.lower(),))
-        taken = [part for part in parts if part in named]
-        if taken:
-            raise DataError(f"{path}: {name} gives {taken[0]} a second time; store it once")
-        named |= dict(zip(parts, array.reshape(len(array), -1).T, strict=True))
-    return _of_named(path, named, columns, faces=faces)
+        column_names = _ARRAY_COLUMNS.get(role or "", (name.lower(),))
+        repeated = [column_name for column_name in column_names if column_name in named]
+        if repeated:
+            raise DataError(f"{path}: {name} contains {repeated[0]} a second time; store it once")
+        named |= dict(zip(column_names, array.reshape(len(array), -1).T, strict=True))
+    return _make_from_columns(path, named, columns, faces=faces)
 
 
-def _of_named(
+def _make_from_columns(
     path: Path, named: Mapping[str, np.ndarray], columns: tuple[str, ...] | None, *, faces: np.ndarray | None = None
 ) -> PointCloud:
-    """The cloud of columns by name, (N,) each."""
-    wanted = [name for name in (named if columns is None else columns) if name != _LEFT_OUT]
+    """Make the cloud of named columns, (N,) each."""
+    wanted = [name for name in (named if columns is None else columns) if name != _SKIPPED]
     missing = [name for name in (*_POINTS, *wanted) if name not in named]
     missing += [name for name in _NORMALS if set(_NORMALS) & set(wanted) and name not in named]
     if missing:
@@ -293,10 +294,10 @@ def _of_named(
     lengths = {name: len(named[name]) for name in (*_POINTS, *wanted)}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise DataError(f"{path}: columns of different lengths: {listed}; get the file again")
+        raise DataError(f"{path}: columns of different lengths: {listed}; the file is damaged or in another format")
     return PointCloud(
-        points=_stacked(named, _POINTS),
-        normals=_stacked(named, _NORMALS) if "nx" in wanted else None,
+        points=_stack_columns(named, _POINTS),
+        normals=_stack_columns(named, _NORMALS) if "nx" in wanted else None,
         faces=None if faces is None else np.asarray(faces, dtype=np.int64),
         channels={
             name: np.asarray(named[name], dtype=np.float64) for name in wanted if name not in (*_POINTS, *_NORMALS)
@@ -304,27 +305,30 @@ def _of_named(
     )
 
 
-def _stacked(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+def _stack_columns(named: Mapping[str, np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Stack columns (N,) to (N, len(names)) float64."""
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
         return np.stack([np.asarray(named[name], dtype=np.float64) for name in names], axis=1)
 
 
-def _check_sound(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> None:
-    """Raises DataError for a cloud without points, a number that is not finite, and a corner that is no point."""
+def _check_cloud(path: Path, cloud: PointCloud, *, keeps_no_returns: bool) -> None:
+    """Raise DataError for a cloud without points, a number that is not finite, or a corner that is not a point."""
     if not len(cloud.points):
         raise DataError(f"{path}: holds no points; leave the file out")
     normals = {} if cloud.normals is None else {"normals": cloud.normals}
-    is_spared = is_no_return(cloud) & keeps_no_returns
+    is_allowed = is_no_return(cloud) & keeps_no_returns
     for name, values in {"points": cloud.points, **normals, **cloud.channels}.items():
-        wrong = np.argwhere((~np.isfinite(values).T & ~is_spared).T)
-        if len(wrong):
-            place = tuple(wrong[0].tolist())
-            more = f", and so are {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise DataError(f"{path}: {name}{list(place)} is {values[place]}{more}; take these points out of the file")
+        invalid = np.argwhere((~np.isfinite(values).T & ~is_allowed).T)
+        if len(invalid):
+            position = tuple(invalid[0].tolist())
+            more = f", and so are {len(invalid) - 1} more" if len(invalid) > 1 else ""
+            raise DataError(
+                f"{path}: {name}{list(position)} is {values[position]}{more}; take these points out of the file"
+            )
     if cloud.faces is not None and len(cloud.faces) and not _is_within(cloud.faces, len(cloud.points)):
         raise DataError(
             f"{path}: a face names point {_first_outside(cloud.faces, len(cloud.points))}, there are "
-            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); get the file again"
+            f"{len(cloud.points)} (0 to {len(cloud.points) - 1}); the file is damaged or in another format"
         )
 
 
@@ -353,4 +357,4 @@ _READERS: Mapping[str, Callable[[Path, tuple[str, ...] | None], PointCloud]] = {
 }
 
 CLOUD_SUFFIXES = tuple(_READERS)
-"""The kinds of file that `read_cloud` reads."""
+"""Suffixes of the files that `read_cloud` reads."""

@@ -1,4 +1,4 @@
-"""Photographs of any kind as RGB: what their header states, whether they are whole, and their pixels."""
+"""Image files of any kind as RGB: header, integrity check and pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sightline.errors import DataError
 __all__ = ["IMAGE_SUFFIXES", "ImageHeader", "check_image", "read_header", "read_image"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-"""The files that are taken for images, in lower case."""
+"""Suffixes of image files, in lower case."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,11 +30,11 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings the stored pixels upright. Source: Exif 2.32, tag 274."""
+"""Transpositions that make the stored pixels upright. Source: Exif 2.32, tag 274."""
 
 
 class ImageHeader(NamedTuple):
-    """Height and width of the pixels as they are stored, Pillow's name of their kind, EXIF's orientation (1 to 8)."""
+    """Height and width of the pixels as stored, Pillow's mode, and the EXIF orientation (1 to 8)."""
 
     height: int
     width: int
@@ -42,41 +42,42 @@ class ImageHeader(NamedTuple):
     orientation: int
 
     def size_px(self, *, upright: bool) -> tuple[int, int]:
-        """Height and width, `upright` after turning the pixels as EXIF says."""
+        """Return height and width; if `upright`, after the rotation of the EXIF orientation."""
         return (self.width, self.height) if upright and self.orientation > 4 else (self.height, self.width)
 
 
 def read_header(path: Path) -> ImageHeader:
-    """What the header of an image states. Raises DataError for a file that is not an image, or of an absurd size."""
-    with _opened(path) as image:
+    """Read the header of an image. Raises DataError if the file is not an image, or has an absurd size."""
+    with _open_image(path) as image:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return ImageHeader(image.height, image.width, image.mode, orientation if orientation in _TURNS else 1)
 
 
 def check_image(path: Path) -> None:
-    """Raises DataError for a file that ends too early or cannot be decoded; JPEG is decoded at an eighth of its size.
+    """Raise DataError for a file that is truncated or cannot be decoded.
 
-    So a photograph takes about half the time that reading it takes.
+    JPEG is decoded at an eighth of its size, which takes about half the time of reading it.
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         image.draft(image.mode, (1, 1))
         image.load()
 
 
 def read_image(path: Path, *, orientation: int = 1) -> np.ndarray:
-    """The pixels as RGB, turned from this EXIF orientation: (H, W, 3) uint8, fresh.
+    """Read the pixels as RGB, rotated by this EXIF orientation: (H, W, 3) uint8, a new array.
 
     Grey is repeated; of 16 bits the upper 8 are taken; a palette is looked up; CMYK and YCbCr are converted by Pillow's
     formulas; opacity is dropped, so that transparent pixels show the colours stored below. Of several frames the first
-    is taken. Raises DataError for a file that is cut short, is not an image, or has other pixels (32-bit, Lab).
+    is taken. Raises DataError for a file that is truncated, is not an image, or has other pixels (32-bit, Lab).
     """
-    with _opened(path) as image:
+    with _open_image(path) as image:
         image.load()
-        turned = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-        return np.array(_in_rgb(turned, path))
+        upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        return np.array(_convert_to_rgb(upright, path))
 
 
-def _in_rgb(image: Image.Image, path: Path) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """Convert an image to RGB. Raises DataError for a mode or range that cannot be converted."""
     if image.mode in _SIXTEEN_BIT:
         values = np.asarray(image)
         if values.min() < 0 or values.max() >= 2**16:
@@ -92,11 +93,12 @@ def _in_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image; convert the exceptions of a damaged file into a DataError."""
     assert_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF data, and of sizes that are large and fit
+            warnings.simplefilter("ignore")  # warnings about damaged EXIF data, and about large images
             with BoundedFile(path) as file, Image.open(file) as image:
                 num_bytes = 4 * image.width * image.height
                 check_decompressed_size(str(path), num_bytes, file_size(path), free_bytes=FREE_IMAGE_BYTES)
@@ -104,5 +106,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except DECODE_ERRORS as error:
-        found = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
-        raise DataError(f"{path}: cannot be decoded ({found}); get the file again, or leave it out") from error
+        reason = " ".join(str(error).split()).removesuffix(f" {str(path)!r}")
+        raise DataError(
+            f"{path}: cannot be decoded ({reason}); the file is damaged or in another format: leave it out"
+        ) from error

@@ -1,4 +1,4 @@
-"""Files that a user gives: read whole, or refused by name; pipes and devices are never opened."""
+"""Reading of user-given files: regular files only, because pipes and devices would block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BoundedFile", "assert_regular", "file_size", "open_regular", "parse_
 
 
 class BoundedFile(io.BufferedReader):
-    """A file to read, of which never more is asked for than it has: Pillow asks for as much as a chunk states."""
+    """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -29,7 +29,7 @@ class BoundedFile(io.BufferedReader):
 
 
 def assert_regular(path: Path) -> None:
-    """Raises DataError unless there is a regular file, which opening and reading cannot block."""
+    """Raise DataError unless the path is a regular file, which opening and reading cannot block."""
     try:
         check_regular_file(path)
     except OSError as error:
@@ -37,12 +37,12 @@ def assert_regular(path: Path) -> None:
             raise DataError(f"{path}: there is no such file; check the path") from error
         if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP):
             raise _unreadable(path, error) from error
-        what = "a broken link, a folder, a pipe or a device"
-        raise DataError(f"{path}: is not a regular file ({what}); take it out") from error
+        kinds = "a broken link, a folder, a pipe or a device"
+        raise DataError(f"{path}: is not a regular file ({kinds}); take it out") from error
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file to read. Raises DataError if there is none, or it cannot be opened."""
+    """Open a regular file for reading. Raises DataError if it does not exist or cannot be opened."""
     assert_regular(path)
     try:
         return path.open("rb")
@@ -51,11 +51,11 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
+    """Read the bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
     num_bytes = file_size(path)
-    if not path.is_dir():  # of which the system says so itself
+    if not path.is_dir():  # for a folder the system raises a clear error
         assert_regular(path)
-    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # with holes, that costs no disk
+    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # sparse files can be larger than the disk
         raise _too_large(path, num_bytes)
     try:
         return path.read_bytes()
@@ -66,7 +66,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_json_content(content: bytes, *, where: str, advice: str) -> Any:
-    """What JSON in UTF-8 holds. Raises DataError with the place and the advice for anything else."""
+    """Parse JSON in UTF-8. Raises DataError with the location and the advice for anything else."""
     try:
         return parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
@@ -74,7 +74,7 @@ def parse_json_content(content: bytes, *, where: str, advice: str) -> Any:
 
 
 def file_size(path: Path) -> int:
-    """The size of a file in bytes. Raises DataError if there is none."""
+    """Return the size of a file in bytes. Raises DataError if it does not exist."""
     try:
         return path.stat().st_size
     except OSError as error:
@@ -82,7 +82,9 @@ def file_size(path: Path) -> int:
 
 
 def _too_large(path: Path, num_bytes: int) -> DataError:
-    return DataError(f"{path}: its {num_bytes} bytes do not fit into memory; get the file again, or split it")
+    return DataError(
+        f"{path}: its {num_bytes} bytes do not fit into memory; split the file, or use a machine with more memory"
+    )
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:

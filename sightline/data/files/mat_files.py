@@ -1,6 +1,6 @@
-"""Variables of MATLAB's .mat files, whose sizes are compared with the bytes that follow before SciPy reads them.
+"""MATLAB .mat files: the stated sizes are checked against the bytes before SciPy reads a variable.
 
-SciPy trusts the sizes in a file: a wrong one asks for any amount of memory, or ends the process.
+SciPy trusts the sizes in a file: a wrong one allocates any amount of memory, or crashes the process.
 Source: MathWorks, "MAT-File Format", level 5.
 """
 
@@ -32,9 +32,9 @@ _MAX_DIMENSIONS = 32
 
 
 def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
-    """One array of a file of MATLAB 5 to 7.2, of numbers, or of NumPy's `kinds` ("O" for cells).
+    """Read one array of a file of MATLAB 5 to 7.2, of numbers, or of NumPy's `kinds` ("O" for cells).
 
-    Raises DataError for a file without it, and for one that is broken.
+    Raises DataError for a file without it, and for a damaged file.
     """
     assert_installed("scipy", needed_by=f"{path}: reading .mat files")
     from scipy.io import loadmat  # here, because every verb that lists data sets imports the modules that use this
@@ -43,47 +43,49 @@ def read_mat(path: Path, key: str, *, kinds: str = "fiu") -> np.ndarray:
     content = read_file(path)
     try:
         _check_file(content, key, path)
-        found = loadmat(io.BytesIO(content), variable_names=[key])
+        variables = loadmat(io.BytesIO(content), variable_names=[key])
     except DataError:
         raise
     except (*READ_ERRORS, LookupError, MatReadError, MemoryError) as error:
-        raise DataError(f"{path}: {key} cannot be read ({summarise_error(error)}); get the file again") from error
-    if key not in found or found[key].dtype.kind not in kinds:
-        what = "cells" if kinds == "O" else "numbers"
-        raise DataError(f"{path}: has no array of {what} '{key}'; get the file again")
-    array: np.ndarray = found[key]
+        raise DataError(
+            f"{path}: {key} cannot be read ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
+    if key not in variables or variables[key].dtype.kind not in kinds:
+        noun = "cells" if kinds == "O" else "numbers"
+        raise DataError(f"{path}: has no array of {noun} '{key}'; the file is damaged or in another format")
+    array: np.ndarray = variables[key]
     return array
 
 
 def _check_file(content: bytes, key: str, path: Path) -> None:
-    """Raises DataError or ValueError unless the variable `key` has the size that its parts state."""
+    """Raise DataError or ValueError unless the variable `key` has the size that its elements state."""
     order = {b"IM": "<", b"MI": ">"}.get(content[_HEADER_BYTES - 2 : _HEADER_BYTES], "")
     if not order:
         raise ValueError("it has no header of MATLAB 5 to 7.2")
-    whole, at = _Part(memoryview(content), order), _HEADER_BYTES
-    while at < len(content):
-        element = whole.element(at)
-        at, part = element.stop, whole
+    file_part, position = _Part(memoryview(content), order), _HEADER_BYTES
+    while position < len(content):
+        element = file_part.element(position)
+        position, part = element.stop, file_part
         if element.kind == _COMPRESSED:
-            part = _Part(memoryview(_decompressed(content[element.start : element.stop], path)), order)
+            part = _Part(memoryview(_decompress(content[element.start : element.stop], path)), order)
             element = part.element(0)
         else:
-            at = element.next
+            position = element.next
         if element.kind != _MATRIX:
             raise ValueError(f"an element at byte {element.start} is of type {element.kind}, not a variable")
         part.check_matrix(element, only=key.encode("latin-1", "replace"))
 
 
-def _decompressed(stored: bytes, path: Path) -> bytes:
-    """Raises DataError where far more comes of some bytes than arrays compress to, before it is all in memory."""
+def _decompress(stored: bytes, path: Path) -> bytes:
+    """Decompress bytes. Raises DataError for far more output than arrays compress to, before all is in memory."""
     stream = zlib.decompressobj()
-    found = stream.decompress(stored, max(FREE_BYTES, 100 * len(stored)) + 1)
-    check_decompressed_size(str(path), len(found), len(stored))
-    return found
+    content = stream.decompress(stored, max(FREE_BYTES, 100 * len(stored)) + 1)
+    check_decompressed_size(str(path), len(content), len(stored))
+    return content
 
 
 class _Element(NamedTuple):
-    """Its type, the bytes of its content, and where the next one begins."""
+    """Type of an element, the bytes of its content, and the start of the next element."""
 
     kind: int
     start: int
@@ -92,37 +94,39 @@ class _Element(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The bytes of a file, or of what a compressed element of it holds."""
+    """Bytes of a file, or of a decompressed element."""
 
     data: memoryview
     order: str
 
     def element(self, at: int, end: int | None = None) -> _Element:
+        """Read the tag of the element at a byte. Raises ValueError if it is truncated."""
         end = len(self.data) if end is None else end
         if at + 8 > end:
             raise ValueError(f"it is cut short at byte {at}")
         kind, size = struct.unpack_from(f"{self.order}II", self.data, at)
-        start, after = at + 8, at + 8 + -(-size // 8) * 8
-        if kind >> 16:  # up to four bytes stand in the tag itself
-            kind, size, start, after = kind & 0xFFFF, kind >> 16, at + 4, at + 8
+        start, next_start = at + 8, at + 8 + -(-size // 8) * 8
+        if kind >> 16:  # up to four bytes are stored in the tag itself
+            kind, size, start, next_start = kind & 0xFFFF, kind >> 16, at + 4, at + 8
         if start + size > end or (start == at + 4 and size > 4):
             raise ValueError(f"byte {at} states {size} bytes, {end - start} follow")
-        return _Element(kind, start, start + size, min(after, end))
+        return _Element(kind, start, start + size, min(next_start, end))
 
-    def expected(self, at: int, end: int, kind: int, what: str) -> _Element:
+    def expect_element(self, at: int, end: int, kind: int, description: str) -> _Element:
+        """Read the element at a byte. Raises ValueError unless it is of the expected type."""
         element = self.element(at, end)
         if element.kind != kind:
-            raise ValueError(f"byte {at} holds an element of type {element.kind}, {what} was expected")
+            raise ValueError(f"byte {at} holds an element of type {element.kind}, {description} was expected")
         return element
 
     def check_matrix(self, matrix: _Element, *, only: bytes | None = None, depth: int = 0) -> None:
-        """Raises ValueError where an array's content has another size than its shape; `only` one of this name."""
+        """Raise ValueError if an array's content does not match its shape; `only` checks the array of this name."""
         at, end = matrix.start, matrix.stop
         if at == end and only is None:
-            return  # as an empty cell is stored
-        flags = self.expected(at, end, _UINT32, "the kind of an array")
-        shape = self.expected(flags.next, end, _INT32, "a shape")
-        name = self.expected(shape.next, end, _INT8, "a name")
+            return  # an empty cell is stored so
+        flags = self.expect_element(at, end, _UINT32, "the kind of an array")
+        shape = self.expect_element(flags.next, end, _INT32, "a shape")
+        name = self.expect_element(shape.next, end, _INT8, "a name")
         if only is not None and bytes(self.data[name.start : name.stop]).rstrip(b"\0") != only:
             return
         sides = self.integers(shape)
@@ -131,15 +135,17 @@ class _Part(NamedTuple):
         self._check_content(self.integers(flags)[0], math.prod(sides), name.next, end, depth)
 
     def integers(self, element: _Element) -> tuple[int, ...]:
+        """Read the int32 values of an element."""
         count = (element.stop - element.start) // 4
         return struct.unpack_from(f"{self.order}{count}i", self.data, element.start)
 
     def _check_content(self, flags: int, count: int, at: int, end: int, depth: int) -> None:
+        """Raise ValueError if the content of an array does not match its number of elements."""
         array_class = flags & 0xFF
         if array_class in (_CELL, _STRUCT):
             if array_class == _STRUCT:
-                length = self.expected(at, end, _INT32, "the length of names")
-                names = self.expected(length.next, end, _INT8, "names")
+                length = self.expect_element(at, end, _INT32, "the length of names")
+                names = self.expect_element(length.next, end, _INT8, "names")
                 characters = self.integers(length)
                 if len(characters) != 1 or characters[0] < 1 or (names.stop - names.start) < characters[0]:
                     raise ValueError(f"byte {at}: a structure without fields")
@@ -160,11 +166,12 @@ class _Part(NamedTuple):
             raise ValueError(f"byte {at}: an array of the kind {array_class}, which is not read")
 
     def _check_children(self, count: int, at: int, end: int, depth: int) -> None:
+        """Raise ValueError unless `count` arrays (of a cell or structure) follow."""
         if count > (end - at) // 8:
             raise ValueError(f"byte {at}: {count} arrays in {end - at} bytes")
         if depth > _MAX_DEPTH:
             raise ValueError(f"byte {at}: arrays in arrays more than {_MAX_DEPTH} deep")
         for _ in range(count):
-            child = self.expected(at, end, _MATRIX, "an array")
+            child = self.expect_element(at, end, _MATRIX, "an array")
             self.check_matrix(child, depth=depth + 1)
             at = child.next

@@ -1,4 +1,4 @@
-"""Point clouds in PCD files of the Point Cloud Library: text, binary and compressed, read by `pypcd4`."""
+"""PCD files of the Point Cloud Library: text, binary and compressed, read with `pypcd4`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ __all__ = ["read_pcd"]
 
 _HEADER_LINES = 40
 _HEADER_ENTRIES = 10
-"""More lines than these `pypcd4` takes for points."""
+"""Maximum header lines; `pypcd4` takes further lines for points."""
 _LINE_BYTES = 4096
 _KINDS = ("ascii", "binary", "binary_compressed")
-"""Any other word `pypcd4` takes for the last of them, and what follows for the sizes of its blocks."""
+"""Values of DATA; `pypcd4` takes any other word for the last, and the next bytes for block sizes."""
 _TEXT_BYTES = 2
-"""Of a number in the most thrifty text: a digit and a blank."""
+"""Minimum bytes of a number in text: a digit and a blank."""
 
 
 def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndarray]:
-    """The fields of a file by name, in small letters, (N,) float64 each; one of several numbers as `name_0000`.
+    """Read the fields of a file by name in lower case, (N,) float64 each; a field of several numbers as `name_0000`.
 
-    Points without a return, whose x, y and z are all NaN by the format's own rule, are left out, or kept.
-    Raises DataError for a damaged file or one that promises more than it holds; MissingExtraError without `pypcd4`.
+    Points without a return, whose x, y and z are all NaN by the format's definition, are dropped unless
+    `keeps_no_returns`. Raises DataError for a damaged file or one shorter than its header states; MissingExtraError
+    without `pypcd4`.
     """
     assert_regular(path)
     with path.open("rb") as file:
@@ -39,13 +40,17 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
     try:
         table = np.atleast_1d(PointCloud.from_path(path).pc_data)
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory, or is damaged; get the file again") from error
+        raise DataError(f"{path}: does not fit into memory, or the file is damaged") from error
     except (*READ_ERRORS, LookupError, ArithmeticError, AssertionError) as error:
-        raise DataError(f"{path}: does not read as PCD ({summarise_error(error)}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as PCD ({summarise_error(error)}); the file is damaged or in another format"
+        ) from error
     if len(table) != num_points:
-        raise DataError(f"{path}: promises {num_points} points and holds {len(table)}; get the file again")
+        raise DataError(
+            f"{path}: promises {num_points} points and holds {len(table)}; the file is damaged or in another format"
+        )
     names = [name for name in table.dtype.names or () if not name.startswith("_")]
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is left out or refused as any other
+    with np.errstate(invalid="ignore"):  # a signalling NaN is dropped or refused like any other NaN
         columns = {name.lower(): table[name].reshape(len(table)).astype(np.float64) for name in names}
     if keeps_no_returns or not {"x", "y", "z"} <= columns.keys():
         return columns
@@ -54,41 +59,44 @@ def read_pcd(path: Path, *, keeps_no_returns: bool = False) -> dict[str, np.ndar
 
 
 def _check_header(path: Path, file: IO[bytes]) -> int:
-    """The number of points. Raises DataError for a header that is none, or whose points cannot fit into the file."""
+    """Return the number of points. Raises DataError for a bad header, or points that cannot fit into the file."""
     entries: dict[str, list[str]] = {}
     num_entries = 0
     for _ in range(_HEADER_LINES):
-        words = file.readline(_LINE_BYTES).decode("latin-1").split()
-        if words and not words[0].startswith("#"):
-            entries[words[0].upper()] = words[1:]
+        fields = file.readline(_LINE_BYTES).decode("latin-1").split()
+        if fields and not fields[0].startswith("#"):
+            entries[fields[0].upper()] = fields[1:]
             num_entries += 1
-        if words and words[0].upper() == "DATA":
+        if fields and fields[0].upper() == "DATA":
             break
     try:
-        sizes = [int(each) for each in entries["SIZE"]]
-        counts = [int(each) for each in entries.get("COUNT", ["1"] * len(sizes))]
+        sizes = [int(token) for token in entries["SIZE"]]
+        counts = [int(token) for token in entries.get("COUNT", ["1"] * len(sizes))]
         row_bytes = sum(size * count for size, count in zip(sizes, counts, strict=True))
         num_points, kind = int(entries["POINTS"][0]), entries["DATA"][0].lower()
         is_read = kind in _KINDS and num_entries <= _HEADER_ENTRIES
-        least = min(*sizes, *counts, num_points + 1) if is_read else 0
+        minimum = min(*sizes, *counts, num_points + 1) if is_read else 0
     except (KeyError, IndexError, ValueError, TypeError):
-        least = 0
-    if least < 1:
-        raise DataError(f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); get the file again")
-    there = file_size(path) - file.tell()
-    claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
-    # The last line of text may end without a break; bytes beyond those of binary points belong to nothing.
-    if claimed > there + 1 or (kind == "binary" and claimed != there):
+        minimum = 0
+    if minimum < 1:
         raise DataError(
-            f"{path}: promises {num_points} points, at least {claimed} bytes, and {there} follow; it is cut short or "
-            "its header is wrong: get the file again"
+            f"{path}: has no header of a PCD file (FIELDS, SIZE, POINTS, DATA); the file is damaged or in another "
+            "format"
+        )
+    available = file_size(path) - file.tell()
+    claimed = num_points * {"binary": row_bytes, "ascii": _TEXT_BYTES * sum(counts) - 1}.get(kind, 0)
+    # The last line of text may end without a break; bytes after the binary points are an error.
+    if claimed > available + 1 or (kind == "binary" and claimed != available):
+        raise DataError(
+            f"{path}: promises {num_points} points, at least {claimed} bytes, and {available} follow; it is cut short "
+            "or its header is wrong: copy or download the file again"
         )
     if kind == "binary_compressed":
         stored, expanded = struct.unpack("<II", file.read(8).ljust(8, b"\0"))
-        if there < 8 + stored or expanded != num_points * row_bytes:
+        if available < 8 + stored or expanded != num_points * row_bytes:
             raise DataError(
-                f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} bytes "
-                f"that become {expanded}, and {there} follow; get the file again"
+                f"{path}: promises {num_points} points of {row_bytes} bytes, its compressed part states {stored} "
+                f"bytes that become {expanded}, and {available} follow; the file is damaged or in another format"
             )
-    check_decompressed_size(str(path), num_points * row_bytes, there)
+    check_decompressed_size(str(path), num_points * row_bytes, available)
     return num_points

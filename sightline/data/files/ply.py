@@ -1,4 +1,4 @@
-"""PLY files, ASCII and binary of either byte order: the numbers of the vertices, and the faces as triangles.
+"""PLY files, ASCII and binary of either byte order: vertex properties, and faces as triangles.
 
 Source: Turk 1994, "The PLY Polygon File Format".
 """
@@ -36,14 +36,14 @@ _MAX_HEADER_LINES = 1000
 
 
 class Ply(NamedTuple):
-    """Every scalar property of the vertices, (V,) float64 by name in small letters; triangles (F, 3) int64 or None."""
+    """Scalar properties of the vertices, (V,) float64 by name in lower case; triangles (F, 3) int64 or None."""
 
     vertex: dict[str, np.ndarray]
     faces: np.ndarray | None
 
 
 class _Property(NamedTuple):
-    """`kind` is a NumPy type without byte order; `counter` that of a list's length, empty for a scalar."""
+    """Property of an element: `kind` is a dtype without byte order, `counter` that of a list's length or empty."""
 
     name: str
     kind: str
@@ -57,12 +57,12 @@ class _Element(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        return not any(each.counter for each in self.properties)
+        return not any(item.counter for item in self.properties)
 
     @property
     def row_bytes(self) -> int:
-        """The bytes of a row whose lists are all empty: no row has fewer."""
-        return sum(np.dtype(each.counter or each.kind).itemsize for each in self.properties)
+        """Minimum bytes of a row: those of a row with empty lists."""
+        return sum(np.dtype(item.counter or item.kind).itemsize for item in self.properties)
 
 
 class _Header(NamedTuple):
@@ -73,141 +73,156 @@ class _Header(NamedTuple):
 
 
 class _Values(NamedTuple):
-    """An element as read: scalars (rows,) by name, and every list property as one array a row."""
+    """Values of an element: scalars (rows,) by name, and every list property as one array per row."""
 
     scalars: dict[str, np.ndarray]
     lists: Mapping[str, np.ndarray | Sequence[np.ndarray]]
 
 
 def read_ply(path: Path) -> Ply:
-    """The vertices and faces of a PLY file; polygons become fans of triangles around their first corner.
+    """Read the vertices and faces of a PLY file; polygons are split into triangle fans around their first corner.
 
-    Elements other than `vertex` and `face`, and lists other than a face's corners, are read and left out.
-    Raises DataError with file and line, or byte: for a header that claims more or less than the file holds, before
+    Elements other than `vertex` and `face`, and lists other than a face's corners, are read and ignored.
+    Raises DataError with file and line, or byte: for a header that claims more or less than the file contains, before
     anything of that size is allocated, and for anything else that the format does not allow.
     """
     content = read_text(path)
     header = _read_header(path, content)
     if header.order:
-        read = _read_binary(path, content.encode("latin-1"), header)
+        elements = _read_binary(path, content.encode("latin-1"), header)
     else:
-        read = _read_ascii(path, content[header.num_bytes :], header)
-    polygons = read["face"].lists if "face" in read else {}
+        elements = _read_ascii(path, content[header.num_bytes :], header)
+    polygons = elements["face"].lists if "face" in elements else {}
     corners = next((polygons[name] for name in _CORNERS if name in polygons), ())
     num_points = next(element.size for element in header.elements if element.name == "vertex")
-    return Ply(read["vertex"].scalars, _fans(path, corners, num_points) if len(corners) else None)
+    return Ply(elements["vertex"].scalars, _split_into_triangles(path, corners, num_points) if len(corners) else None)
 
 
 def _read_header(path: Path, content: str) -> _Header:
-    """Everything up to and with `end_header`. Raises DataError with the line."""
+    """Parse the header up to `end_header`. Raises DataError with the line."""
     lines: list[str] = []
     start = 0
     while not lines or lines[-1] != "end_header":
         stop = content.find("\n", start)
         if stop < 0 or len(lines) == _MAX_HEADER_LINES or (not lines and stop > 10):
-            what = "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
-            raise DataError(f"{path}:{len(lines) + 1}: {what}; it is cut short or no PLY file: get it again")
+            fault = (
+                "has no end_header" if content.startswith("ply") else f"starts with {content[:10]!r}, not with 'ply'"
+            )
+            raise DataError(
+                f"{path}:{len(lines) + 1}: {fault}; it is cut short or not a PLY file: copy or download it again"
+            )
         lines.append(content[start:stop].strip())
         start = stop + 1
     if lines[0] != "ply":
-        raise DataError(f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'; get the file again")
-    order = _byte_order(path, lines[1])
+        raise DataError(
+            f"{path}:1: starts with {lines[0][:10]!r}, not with 'ply'; the file is damaged or in another format"
+        )
+    order = _parse_byte_order(path, lines[1])
     elements: list[_Element] = []
     for number, line in enumerate(lines[2:-1], start=3):
         _add_header_line(elements, line, f"{path}:{number}")
     bare = next((element.name for element in elements if not element.properties), None)
     if bare is not None:
-        raise DataError(f"{path}: the header gives '{bare}' no properties; get the file again")
+        raise DataError(f"{path}: the header gives '{bare}' no properties; the file is damaged or in another format")
     vertex = next((element for element in elements if element.name == "vertex"), None)
     if vertex is None or not vertex.size:
         raise DataError(f"{path}: the header names no vertices; there is no cloud in it: leave the file out")
     return _Header(order, elements, start, len(lines))
 
 
-def _byte_order(path: Path, line: str) -> str:
-    words = line.split()
-    if len(words) != 3 or words[0] != "format" or words[1] not in _FORMATS or words[2] != "1.0":
+def _parse_byte_order(path: Path, line: str) -> str:
+    """Parse the `format` line to NumPy's byte order, empty for ASCII."""
+    fields = line.split()
+    if len(fields) != 3 or fields[0] != "format" or fields[1] not in _FORMATS or fields[2] != "1.0":
         raise DataError(
-            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); get the file again"
+            f"{path}:2: {line[:60]!r} is not a known format ({', '.join(_FORMATS)}, 1.0); the file is damaged or in "
+            "another format"
         )
-    return _FORMATS[words[1]]
+    return _FORMATS[fields[1]]
 
 
 def _add_header_line(elements: list[_Element], line: str, where: str) -> None:
-    """Take one line of the header in. Raises DataError for one that says nothing known."""
-    words = line.split()
-    match words:
+    """Parse one line of the header into `elements`. Raises DataError for an unknown line."""
+    fields = line.split()
+    match fields:
         case ["comment" | "obj_info", *_]:
             return
         case ["element", name, size] if (count := parse_count(size)) is not None and name not in {
-            each.name for each in elements
+            item.name for item in elements
         }:
             elements.append(_Element(name, count, []))
             return
         case ["property", kind, name] if elements and kind in _TYPES:
-            added = _Property(name.lower(), _TYPES[kind])
+            new_property = _Property(name.lower(), _TYPES[kind])
         case ["property", "list", counter, kind, name] if elements and kind in _TYPES and counter in _TYPES:
-            added = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
+            new_property = _Property(name.lower(), _TYPES[kind], _TYPES[counter])
         case _:
-            raise DataError(f"{where}: {line[:60]!r} is not a line of a PLY header; get the file again")
-    if added.counter.startswith("f") or added.name in {each.name for each in elements[-1].properties}:
-        fault = "counts a list with fractions" if added.counter.startswith("f") else f"names '{added.name}' twice"
-        raise DataError(f"{where}: {line[:60]!r} {fault}; get the file again")
-    elements[-1].properties.append(added)
+            raise DataError(
+                f"{where}: {line[:60]!r} is not a line of a PLY header; the file is damaged or in another format"
+            )
+    if new_property.counter.startswith("f") or new_property.name in {item.name for item in elements[-1].properties}:
+        fault = (
+            "counts a list with fractions"
+            if new_property.counter.startswith("f")
+            else f"names '{new_property.name}' twice"
+        )
+        raise DataError(f"{where}: {line[:60]!r} {fault}; the file is damaged or in another format")
+    elements[-1].properties.append(new_property)
 
 
 def _read_binary(path: Path, content: bytes, header: _Header) -> dict[str, _Values]:
     position = header.num_bytes
-    read = {}
+    values_by_element = {}
     for element in header.elements:
         needed = element.size * element.row_bytes
         if needed > len(content) - position:
             raise DataError(
                 f"{path}: byte {position}: {element.size} x {element.name} need {needed} bytes, "
-                f"{len(content) - position} are left; the file is cut short or its header is wrong: get it again"
+                f"{len(content) - position} are left; the file is cut short or its header is wrong: copy or download "
+                "it again"
             )
         if element.is_plain:
-            values, position = _plain_rows(content, position, element, header.order)
+            values, position = _read_plain_rows(content, position, element, header.order)
         else:
-            values, position = _uniform_rows(content, position, element, header.order) or _any_rows(
+            values, position = _read_uniform_rows(content, position, element, header.order) or _read_ragged_rows(
                 path, content, position, element, header.order
             )
-        read[element.name] = values
+        values_by_element[element.name] = values
     if position != len(content):
         raise DataError(
-            f"{path}: byte {position}: {len(content) - position} bytes more than the header announces; get the file "
-            "again or mend its header"
+            f"{path}: byte {position}: {len(content) - position} bytes more than the header announces; the file or "
+            "its header is damaged: copy or download it again"
         )
-    return read
+    return values_by_element
 
 
-def _plain_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
-    """Rows without lists, all at once."""
-    dtype = np.dtype([(each.name, order + each.kind) for each in element.properties])
+def _read_plain_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
+    """Read rows without lists, all at once."""
+    dtype = np.dtype([(item.name, order + item.kind) for item in element.properties])
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
-    scalars = {each.name: _as_float64(table[each.name]) for each in element.properties}
+    scalars = {item.name: _as_float64(table[item.name]) for item in element.properties}
     return _Values(scalars, {}), position + element.size * dtype.itemsize
 
 
 def _as_float64(values: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # a signalling NaN: it is refused as any other
+    with np.errstate(invalid="ignore"):  # a signalling NaN is refused like any other NaN
         return values.astype(np.float64)
 
 
-def _uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
-    """Rows whose lists are as long as in the first row (triangles, as a rule), all at once; None if any is not."""
+def _read_uniform_rows(content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int] | None:
+    """Read rows whose lists all have the length in the first row (triangles, usually) at once; else None."""
     if not element.size:
-        return _no_rows(element), position
-    lengths = _first_lengths(content, position, element, order)
+        return _make_no_rows(element), position
+    lengths = _read_first_lengths(content, position, element, order)
     if lengths is None:
         return None
     fields: list[tuple[str, str] | tuple[str, str, tuple[int]]] = []
-    for each in element.properties:
-        if each.counter:
-            fields.append((f"number of {each.name}", order + each.counter))
-            fields.append((each.name, order + each.kind, (lengths[each.name],)))
+    for item in element.properties:
+        if item.counter:
+            fields.append((f"number of {item.name}", order + item.counter))
+            fields.append((item.name, order + item.kind, (lengths[item.name],)))
         else:
-            fields.append((each.name, order + each.kind))
+            fields.append((item.name, order + item.kind))
     dtype = np.dtype(fields)
     stop = position + element.size * dtype.itemsize
     if stop > len(content):
@@ -215,60 +230,63 @@ def _uniform_rows(content: bytes, position: int, element: _Element, order: str) 
     table = np.frombuffer(content, dtype=dtype, count=element.size, offset=position)
     if any((table[f"number of {name}"] != length).any() for name, length in lengths.items()):
         return None
-    scalars = {each.name: _as_float64(table[each.name]) for each in element.properties if not each.counter}
+    scalars = {item.name: _as_float64(table[item.name]) for item in element.properties if not item.counter}
     return _Values(scalars, {name: table[name] for name in lengths}), stop
 
 
-def _first_lengths(content: bytes, position: int, element: _Element, order: str) -> dict[str, int] | None:
-    """The lengths of the lists of the row that begins here, by name; None if the file ends in it."""
+def _read_first_lengths(content: bytes, position: int, element: _Element, order: str) -> dict[str, int] | None:
+    """Read the lengths of the lists of the row at `position`, by name; None if the file ends in it."""
     lengths = {}
-    for each in element.properties:
+    for item in element.properties:
         length = 1
-        if each.counter:
-            count = np.dtype(order + each.counter)
+        if item.counter:
+            count = np.dtype(order + item.counter)
             if position + count.itemsize > len(content):
                 return None
             length = int(np.frombuffer(content, dtype=count, count=1, offset=position)[0])
             position += count.itemsize
-            lengths[each.name] = length
-        position += length * np.dtype(each.kind).itemsize
+            lengths[item.name] = length
+        position += length * np.dtype(item.kind).itemsize
         if length < 0 or position > len(content):
             return None
     return lengths
 
 
-def _no_rows(element: _Element) -> _Values:
+def _make_no_rows(element: _Element) -> _Values:
     return _Values(
-        {each.name: np.empty(0) for each in element.properties if not each.counter},
-        {each.name: () for each in element.properties if each.counter},
+        {item.name: np.empty(0) for item in element.properties if not item.counter},
+        {item.name: () for item in element.properties if item.counter},
     )
 
 
-def _any_rows(path: Path, content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
-    """Rows with lists of any lengths, one by one. Raises DataError with the byte where the file ends too soon."""
-    scalars = {each.name: np.empty(element.size) for each in element.properties if not each.counter}
-    lists: dict[str, list[np.ndarray]] = {each.name: [] for each in element.properties if each.counter}
+def _read_ragged_rows(path: Path, content: bytes, position: int, element: _Element, order: str) -> tuple[_Values, int]:
+    """Read rows with lists of any lengths, one by one. Raises DataError with the byte if the file is truncated."""
+    scalars = {item.name: np.empty(element.size) for item in element.properties if not item.counter}
+    lists: dict[str, list[np.ndarray]] = {item.name: [] for item in element.properties if item.counter}
     for row in range(element.size):
-        for each in element.properties:
+        for item in element.properties:
             length = 1
-            if each.counter:
-                length = int(_take(path, content, position, order + each.counter, 1, f"{element.name} {row}")[0])
-                position += np.dtype(each.counter).itemsize
-            values = _take(path, content, position, order + each.kind, length, f"{element.name} {row}")
+            if item.counter:
+                length = int(
+                    _read_numbers(path, content, position, order + item.counter, 1, f"{element.name} {row}")[0]
+                )
+                position += np.dtype(item.counter).itemsize
+            values = _read_numbers(path, content, position, order + item.kind, length, f"{element.name} {row}")
             position += values.nbytes
-            if each.counter:
-                lists[each.name].append(values)
+            if item.counter:
+                lists[item.name].append(values)
             else:
-                scalars[each.name][row] = values[0]
+                scalars[item.name][row] = values[0]
     return _Values(scalars, dict(lists)), position
 
 
-def _take(path: Path, content: bytes, position: int, kind: str, count: int, what: str) -> np.ndarray:
+def _read_numbers(path: Path, content: bytes, position: int, kind: str, count: int, subject: str) -> np.ndarray:
+    """Read `count` numbers at a byte. Raises DataError if the file is truncated."""
     needed = count * np.dtype(kind).itemsize
     if not 0 <= needed <= len(content) - position:
         raise DataError(
-            f"{path}: byte {position}: {what} needs {needed} bytes more, {len(content) - position} are left; the file "
-            "is cut short or damaged: get it again"
+            f"{path}: byte {position}: {subject} needs {needed} bytes more, {len(content) - position} are left; the "
+            "file is cut short or damaged: copy or download it again"
         )
     return np.frombuffer(content, dtype=kind, count=count, offset=position)
 
@@ -279,83 +297,85 @@ def _read_ascii(path: Path, text: str, header: _Header) -> dict[str, _Values]:
         lines.pop()
     announced = sum(element.size for element in header.elements)
     if len(lines) != announced:
-        listed = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
+        counts = ", ".join(f"{element.size} x {element.name}" for element in header.elements)
         raise DataError(
-            f"{path}:{header.num_lines + len(lines)}: {listed} are announced, {len(lines)} lines follow the header; "
-            "the file is cut short or its header is wrong: get it again"
+            f"{path}:{header.num_lines + len(lines)}: {counts} are announced, {len(lines)} lines follow the header; "
+            "the file is cut short or its header is wrong: copy or download it again"
         )
-    read = {}
+    values_by_element = {}
     start = 0
     for element in header.elements:
         rows = lines[start : start + element.size]
         numbers = range(header.num_lines + start + 1, header.num_lines + start + element.size + 1)
-        read[element.name] = _ascii_rows(path, rows, numbers, element)
+        values_by_element[element.name] = _parse_rows(path, rows, numbers, element)
         start += element.size
-    return read
+    return values_by_element
 
 
-def _ascii_rows(path: Path, rows: Sequence[str], numbers: range, element: _Element) -> _Values:
-    """The rows of one element; at once where all lists are as long as in the first row, else one by one."""
-    names = [each.name for each in element.properties]
+def _parse_rows(path: Path, rows: Sequence[str], numbers: range, element: _Element) -> _Values:
+    """Parse the rows of one element: at once without lists, else one by one."""
+    names = [item.name for item in element.properties]
     if not rows:
-        return _no_rows(element)
+        return _make_no_rows(element)
     if element.is_plain:
         table = parse_rows(rows, numbers, path=path, num_columns=len(names))
         return _Values(dict(zip(names, table.T, strict=True)), {})
-    scalars: dict[str, list[float]] = {each.name: [] for each in element.properties if not each.counter}
-    lists: dict[str, list[np.ndarray]] = {each.name: [] for each in element.properties if each.counter}
+    scalars: dict[str, list[float]] = {item.name: [] for item in element.properties if not item.counter}
+    lists: dict[str, list[np.ndarray]] = {item.name: [] for item in element.properties if item.counter}
     for number, row in zip(numbers, rows, strict=True):
-        _ascii_row(row.split(), element, scalars, lists, f"{path}:{number}")
+        _parse_row(row.split(), element, scalars, lists, f"{path}:{number}")
     return _Values({name: np.array(values) for name, values in scalars.items()}, dict(lists))
 
 
-def _ascii_row(
+def _parse_row(
     tokens: list[str],
     element: _Element,
     scalars: dict[str, list[float]],
     lists: dict[str, list[np.ndarray]],
     where: str,
 ) -> None:
-    """Take the numbers of one row in. Raises DataError for a token that is no number, and for too few or too many."""
-    place = 0
+    """Parse the numbers of one row. Raises DataError for a token that is not a number, or a wrong count."""
+    index = 0
     try:
         values = [float(token) for token in tokens]
-        for each in element.properties:
+        for item in element.properties:
             length = 1
-            if each.counter:
-                length, place = int(tokens[place]), place + 1
-            if length < 0 or place + length > len(values):
+            if item.counter:
+                length, index = int(tokens[index]), index + 1
+            if length < 0 or index + length > len(values):
                 raise IndexError
-            if each.counter:
-                lists[each.name].append(np.array(values[place : place + length]))
+            if item.counter:
+                lists[item.name].append(np.array(values[index : index + length]))
             else:
-                scalars[each.name].append(values[place])
-            place += length
-        if place != len(values):
+                scalars[item.name].append(values[index])
+            index += length
+        if index != len(values):
             raise IndexError
     except (ValueError, IndexError):
-        listed = ", ".join(f"list {each.name}" if each.counter else each.name for each in element.properties)
-        raise DataError(f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; get the file again") from None
+        listed = ", ".join(f"list {item.name}" if item.counter else item.name for item in element.properties)
+        raise DataError(
+            f"{where}: {' '.join(tokens)[:60]!r} is not a row of {listed}; the file is damaged or in another format"
+        ) from None
 
 
-def _fans(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:
-    """Triangles (F, 3) int64 of polygons given by their corners; fewer than three have no area and fan to none.
+def _split_into_triangles(path: Path, polygons: np.ndarray | Sequence[np.ndarray], num_points: int) -> np.ndarray:
+    """Split polygons of corners into triangles (F, 3) int64; fewer than three corners make no triangle.
 
-    Raises DataError for a polygon without corners, and a corner that is no vertex.
+    Raises DataError for a polygon without corners, and a corner that is not a vertex.
     """
     if isinstance(polygons, np.ndarray) and polygons.shape[1] == 3:
         corners = polygons
     else:
-        bare = next((place for place, polygon in enumerate(polygons) if not len(polygon)), None)
-        if bare is not None:
-            raise DataError(f"{path}: face {bare} has no corners; the file is damaged: get it again")
-        fans = [(each[0], b, c) for each in polygons if len(each) > 2 for b, c in pairwise(each[1:])]
+        empty = next((index for index, polygon in enumerate(polygons) if not len(polygon)), None)
+        if empty is not None:
+            raise DataError(f"{path}: face {empty} has no corners; the file is damaged: copy or download it again")
+        fans = [(polygon[0], b, c) for polygon in polygons if len(polygon) > 2 for b, c in pairwise(polygon[1:])]
         corners = np.array(fans).reshape(-1, 3)
-    wrong = np.argwhere(~((corners >= 0) & (corners < num_points) & (corners == np.floor(corners))))
-    if len(wrong):
-        place, corner = wrong[0]
+    invalid = np.argwhere(~((corners >= 0) & (corners < num_points) & (corners == np.floor(corners))))
+    if len(invalid):
+        index, corner = invalid[0]
         raise DataError(
-            f"{path}: triangle {place} names vertex {corners[place, corner]:g}, there are {num_points} "
-            f"(0 to {num_points - 1}); get the file again"
+            f"{path}: triangle {index} names vertex {corners[index, corner]:g}, there are {num_points} (0 to "
+            f"{num_points - 1}); the file is damaged or in another format"
         )
     return corners.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Coloured clouds as PLY files, for any viewer: binary, little endian.
+"""PLY writer for coloured point clouds: binary, little endian.
 
 Source: Turk 1994, "The PLY Polygon File Format".
 """
@@ -18,13 +18,13 @@ _ROWS_AT_ONCE = 2**16
 
 
 def write_ply(path: Path, *, points: np.ndarray, colors: np.ndarray, label: np.ndarray | None = None) -> None:
-    """A cloud in a PLY file with the properties x y z red green blue and, where labels are given, label.
+    """Write a cloud as a PLY file with the properties x y z red green blue and, if labels are given, label.
 
-    `points` (N, 3) float32 or float64, written as they are, bit for bit; `colors` (N, 3) uint8; `label` (N,) whole
-    numbers, written with 32 bits. The file is whole or absent; an older one of that name is replaced.
-    Raises ValueError for arrays of another form, and OSError as the disk does.
+    `points` (N, 3) float32 or float64, written bit for bit; `colors` (N, 3) uint8; `label` (N,) integers, written with
+    32 bits. The file is complete or absent; an older one of that name is replaced. Raises ValueError for arrays of
+    another form, and OSError as the disk does.
     """
-    _assert_sound(points, colors, label)
+    _check_arrays(points, colors, label)
     columns = dict(zip(("x", "y", "z"), points.T, strict=True))
     columns |= dict(zip(("red", "green", "blue"), colors.T, strict=True))
     kinds = dict.fromkeys("xyz", f"<f{points.itemsize}") | dict.fromkeys(("red", "green", "blue"), "|u1")
@@ -41,7 +41,7 @@ def write_ply(path: Path, *, points: np.ndarray, colors: np.ndarray, label: np.n
             file.write(rows.tobytes())
 
 
-def _assert_sound(points: np.ndarray, colors: np.ndarray, label: np.ndarray | None) -> None:
+def _check_arrays(points: np.ndarray, colors: np.ndarray, label: np.ndarray | None) -> None:
     is_float = points.dtype.kind == "f" and points.itemsize in (4, 8)
     if not is_float or points.ndim != 2 or points.shape[1] != 3 or not len(points):
         raise ValueError(f"points: found {points.dtype} {points.shape}, expected float32 or float64 (N, 3), N >= 1")

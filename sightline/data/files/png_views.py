@@ -1,4 +1,4 @@
-"""Rendered views in PNG files: what is wrong with one, and one as colours on a background."""
+"""PNG files of rendered views: integrity check, and composition with a background."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["DECODE_ERRORS", "PNG_END", "composite_over", "png_fault", "read_view
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for files that it does not understand, or that are of an absurd size."""
+"""Exceptions of Pillow for files that are damaged, or of an absurd size."""
 FREE_IMAGE_BYTES = 2**28
-"""Below this an image is decoded however well it was compressed: a drawing may be of one colour."""
-_LARGEST_PX = 4096
+"""Size up to which an image is decoded regardless of its compression: a drawing may have one colour."""
+_MAX_SIZE_PX = 4096
 
 
 def png_fault(path: Path) -> str:
-    """What the beginning and the end of a file show to be wrong with it, led by its path; empty where nothing is."""
+    """Describe the fault that the beginning and the end of a file show, after its path; empty if there is none."""
     with open_regular(path) as file:
         head = file.read(24)
         size = file.seek(0, 2)
@@ -38,40 +38,40 @@ def png_fault(path: Path) -> str:
     if len(head) < 24 or not head.startswith(_SIGNATURE) or head[12:16] != b"IHDR":
         return f"{path} (is not a PNG file)"
     width, height = struct.unpack(">II", head[16:24])
-    if width != height or not 0 < width <= _LARGEST_PX:
-        return f"{path} (is {width} x {height} pixels, a square of up to {_LARGEST_PX} is needed)"
+    if width != height or not 0 < width <= _MAX_SIZE_PX:
+        return f"{path} (is {width} x {height} pixels, a square of up to {_MAX_SIZE_PX} is needed)"
     return "" if tail == PNG_END else f"{path} (is cut short at byte {size})"
 
 
 def read_view(path: Path, *, size_px: int, background: Background) -> np.ndarray:
-    """The image laid on its background, as a square of this size: uint8 (size_px, size_px, 3).
+    """Read an image composed with its background, resized to a square: uint8 (size_px, size_px, 3).
 
-    Colours are mixed by the alpha of the file before the size is changed, so that no colour of what is transparent
-    comes in; a smaller image averages the pixels that it covers. Raises DataError for a file that cannot be decoded,
-    and for one without alpha, whose background cannot be chosen any more.
+    Colours are mixed by alpha before the resize, so that colours of transparent pixels have no effect; a smaller image
+    averages the pixels that it covers. Raises DataError for a file that cannot be decoded, and for one without alpha,
+    whose background cannot be chosen any more.
     """
     fault = png_fault(path)
     if fault:
-        raise DataError(f"{fault}; get the file again")
+        raise DataError(f"{fault}; the file is damaged or in another format")
     try:
         with BoundedFile(path) as file, Image.open(file) as image:
             mode, pixels = image.mode, np.asarray(image)
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot be decoded ({reason}); get the file again") from error
+        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
     if mode != "RGBA":
         raise DataError(f"{path}: is {mode}, RGBA is needed, whose transparency marks the background; get the renders")
-    found: np.ndarray = resize_images(
+    resized: np.ndarray = resize_images(
         torch.from_numpy(composite_over(pixels, background)), size=(size_px, size_px)
     ).numpy()
-    return found
+    return resized
 
 
 def composite_over(rgba: np.ndarray, background: Background) -> np.ndarray:
-    """Colours and opacity (H, W, 4) uint8 over a background: (H, W, 3) uint8, rounded.
+    """Compose colours with opacity (H, W, 4) uint8 over a background: (H, W, 3) uint8, rounded.
 
     Source: Porter and Duff 1984, "over", with colours not multiplied by opacity.
     """
     colours, opacity = rgba[..., :3].astype(np.int32), rgba[..., 3:].astype(np.int32)
-    behind = 255 if background == "white" else 0
-    return ((colours * opacity + behind * (255 - opacity) + 127) // 255).astype(np.uint8)
+    background_value = 255 if background == "white" else 0
+    return ((colours * opacity + background_value * (255 - opacity) + 127) // 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""YAML of the user's own files, such as label maps and lists of classes: read as strictly as a config."""
+"""Strict YAML reader for the user's own files, such as label maps and lists of classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MAX_NODES = 100_000
 
 
 def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
-    """The plain value of a YAML document, or of JSON: its keys are text, those that are whole numbers too.
+    """Parse a YAML (or JSON) document to plain values; its keys are text, integers too.
 
-    `name` is what it is called in errors. Raises DataError with the line for anything but plain YAML: keys given twice,
-    tags, merge keys, anchors that contain themselves or expand to more than `MAX_NODES` values, numbers beyond 64 bits.
+    `name` is its name in errors. Raises DataError with the line for anything but plain YAML: repeated keys, tags, merge
+    keys, anchors that contain themselves or expand to more than `MAX_NODES` values, numbers beyond 64 bits.
     """
     if len(content) > MAX_BYTES:
         raise DataError(f"{path}: has {len(content):,} bytes; {name} has at most {MAX_BYTES:,}")

@@ -1,4 +1,4 @@
-"""Keys to batches: whole batches from sets in memory, collated samples from others, transforms on either."""
+"""Batch reader: samples read by key, transformed and collated to batches."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _Others = Callable[[int], list[Batch]]
 
 
 class NamedTransform(NamedTuple):
-    """A transform and its name in the config, which also names its stream of random numbers."""
+    """Transform with its name in the config, which also names its stream of random numbers."""
 
     name: str
     apply: Transform
 
 
 class TransformPipeline:
-    """Transforms one after another, bound to the fields that they name; pure, whatever was transformed before.
+    """Composition of transforms; each is called with the batch keys that its signature names. Stateless.
 
-    `added` are the fields that transforms add to those of the samples, `facts` what they state of them. A transform
-    that takes `others` combines samples: it gets a function `(count) -> batches` that draws as many of the indices
-    `others` for a sample and reads them by `read`, each as a batch of one changed by the transforms before; or None,
-    from its `until_epoch` on. Raises ConfigError where a transform names a field that nobody offers, or takes others
-    where samples are not trained on.
+    `added` are the fields that transforms add to those of the samples, `facts` the facts that they state. A transform
+    with a parameter `others` combines samples: it gets a function `(count) -> batches` that draws as many of the
+    indices `others` for a sample and reads them with `read`, each as a batch of one changed by the preceding
+    transforms; or None, from its `until_epoch` on. Raises ConfigError if a transform names a field that does not exist,
+    or combines samples outside training.
     """
 
     def __init__(
@@ -54,65 +54,64 @@ class TransformPipeline:
         self.facts: dict[str, Any] = {}
         self._transforms: list[tuple[str, BoundFunction, int | None, bool]] = []
         self._read, self._indices = read, others
-        for place, (name, transform) in enumerate(transforms):
-            offer = AvailableKeys(source, {*fields, *self.added})
-            bound = bind(transform.__call__, offer, owner=f"transform '{name}'", exclude=("draws", "others"))
+        for index, (name, transform) in enumerate(transforms):
+            available = AvailableKeys(source, {*fields, *self.added})
+            bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "others"))
             takes_others = _takes_others(bound)
             if others is None and takes_others:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
             until_epoch = TransformMembers.until_epoch.get(transform)
-            self._transforms.append((f"{place}.{name}", bound, until_epoch, takes_others))
+            self._transforms.append((f"{index}.{name}", bound, until_epoch, takes_others))
             self.added |= TransformMembers.adds.get(transform)
             self.facts |= TransformMembers.facts.get(transform)
 
     def __call__(self, batch: Batch, keys: Sequence[SampleKey]) -> Batch:
-        for _, changed in self.apply_each(batch, keys):
-            batch = changed
+        for _, transformed in self.apply_each(batch, keys):
+            batch = transformed
         return batch
 
     def __len__(self) -> int:
         return len(self._transforms)
 
     def apply_each(self, batch: Batch, keys: Sequence[SampleKey]) -> Iterator[tuple[str, Batch]]:
-        """The batch after each transform in turn, with the transform's name."""
+        """Yield the name of each transform, in order, and the batch after it."""
         if not self._transforms:
             return
         draws = Draws.for_samples(keys)
-        for place, (stream, bound, until_epoch, takes_others) in enumerate(self._transforms):
-            own = draws.stream(stream)
-            further = {"others": self._others(own, keys, place, until_epoch)} if takes_others else {}
-            batch = {**batch, **bound.function(own, **further, **bound.select(batch))}
+        for index, (stream, bound, until_epoch, takes_others) in enumerate(self._transforms):
+            transform_draws = draws.stream(stream)
+            mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if takes_others else {}
+            batch = {**batch, **bound.function(transform_draws, **mixing, **bound.select(batch))}
             yield stream.partition(".")[2], batch
 
-    def _others(self, draws: Draws, keys: Sequence[SampleKey], place: int, until_epoch: int | None) -> _Others | None:
-        """What reads further samples for the transform at a place; None where it combines nothing any more."""
+    def _others(self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None) -> _Others | None:
+        """Return a reader of random training samples for a mixing transform, or None after its `until_epoch`."""
         read, indices, (key,) = self._read, self._indices, keys
         assert read is not None
         assert indices is not None
 
         def others(count: int) -> list[Batch]:
-            changed = []
-            for chosen, seed in draws.stream("others").bits(count, 2)[0].tolist():
-                # A seed of its own: elsewhere in this epoch the same sample is drawn otherwise.
-                other = SampleKey(int(indices[chosen % len(indices)]), key.epoch, seed >> 1, key.step)
-                batch = read(other)
-                changed.append(
-                    [batch, *(each for _, each in itertools.islice(self.apply_each(batch, [other]), place))][-1]
+            batches = []
+            for offset, seed in draws.stream("others").bits(count, 2)[0].tolist():
+                # A separate seed: elsewhere in this epoch the same sample gets other random numbers.
+                other_key = SampleKey(int(indices[offset % len(indices)]), key.epoch, seed >> 1, key.step)
+                batch = read(other_key)
+                batches.append(
+                    [batch, *(result for _, result in itertools.islice(self.apply_each(batch, [other_key]), index))][-1]
                 )
-            return changed
+            return batches
 
         return None if until_epoch is not None and key.epoch >= until_epoch else others
 
 
 class BatchReader:
-    """Reads batches of a data set and transforms them; the same keys give the same bits, in any process.
+    """Reader of batches of a data set with transforms; the same keys give the same bits, in any process.
 
-    Raises ConfigError where a transform names a field that the data set does not offer, or chooses points and would
-    leave a field behind that has a row for each, and DataError where the set's own `collate` leaves out a key that
-    `info.fields` promises. `others` are the indices of the part that is trained on, from which transforms that combine
-    samples draw.
+    Raises ConfigError if a transform names a field that the data set does not have, or selects points and would not
+    select the rows of another field of these points; DataError if the set's own `collate` drops a key of `info.fields`.
+    `mixing_indices` are the indices of the training split, from which transforms that combine samples draw.
     """
 
     def __init__(
@@ -122,81 +121,81 @@ class BatchReader:
         _assert_pixels_move_together(transforms, dataset.info.fields)
         self.dataset = dataset
         mixing_indices = None if DataMembers.get_batch.get(dataset) is not None else mixing_indices
-        read = None if mixing_indices is None else self._one  # a cycle of references would keep files that are let go
-        form: Any = {"source": "the data set", "read": read, "others": mixing_indices}
-        self._transform = TransformPipeline(transforms, dataset.info.fields, **form)
+        read = None if mixing_indices is None else self._read_one  # else no reference cycle, which keeps files open
+        arguments: Any = {"source": "the data set", "read": read, "others": mixing_indices}
+        self._transform = TransformPipeline(transforms, dataset.info.fields, **arguments)
         self._fields = {**dataset.info.fields, **self._transform.added}
-        for name in dataset.info.features[:1]:  # joined, they become a batch as each of them does
+        for name in dataset.info.features[:1]:  # the concatenation is collated like each feature
             self._fields["features"] = self._fields[name]
 
     @property
     def keys(self) -> frozenset[str]:
-        """The keys of every batch."""
+        """Keys of every batch."""
         return batch_keys(self._fields, self.dataset.info.features)
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The facts that transforms state in the place of the data set's."""
+        """Facts stated by the transforms, which override those of the data set."""
         return self._transform.facts
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """The fields of a sample after the transforms, with the form in which they become a batch."""
+        """Fields of a sample after the transforms, with the collation of each."""
         return self._fields
 
     @property
     def has_transforms(self) -> bool:
-        """Whether samples are changed at all on their way."""
+        """True if there are transforms."""
         return len(self._transform) > 0
 
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         get_batch, combine = DataMembers.get_batch.get(self.dataset), DataMembers.collate.get(self.dataset)
         if get_batch is not None:
-            with self._blamed(keys):
+            with self._convert_errors(keys):
                 batch = _as_tensors(get_batch(keys))
-            return self._with_features(_joined(self._transform(batch, keys), self._transform.added))
+            return self._with_features(_concatenate_added(self._transform(batch, keys), self._transform.added))
         samples = []
         for key in keys:
-            sample = self._transform(self._one(key), [key])
+            sample = self._transform(self._read_one(key), [key])
             samples.append(_lower(self._with_features(sample)))
         if combine is not None:
-            indexed = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
-            return self._checked({**indexed, **combine(samples)})
+            indices = {"sample_index": torch.tensor([key.index for key in keys], dtype=torch.int64)}
+            return self._check_keys({**indices, **combine(samples)})
         return collate(samples, keys, self._fields)
 
     def sample_stages(self, key: SampleKey) -> Iterator[tuple[str, Sample]]:
-        """One sample as the data set gives it, under no name, and after each transform in turn, under its name.
+        """Yield a sample as the data set returns it, with an empty name, and after each transform, with its name.
 
-        The last one is what batches are made of, bit for bit.
+        The last one is what batches contain, bit for bit.
         """
         if (get_batch := DataMembers.get_batch.get(self.dataset)) is not None:
-            with self._blamed([key]):
+            with self._convert_errors([key]):
                 batch = _as_tensors(get_batch([key]))
         else:
-            batch = self._one(key)
+            batch = self._read_one(key)
         yield "", _lower(batch)
-        for name, changed in self._transform.apply_each(batch, [key]):
-            yield name, _lower(changed)
+        for name, transformed in self._transform.apply_each(batch, [key]):
+            yield name, _lower(transformed)
 
-    def _one(self, key: SampleKey) -> Batch:
-        """A sample as the data set gives it, as a batch of one."""
-        with self._blamed([key]):
+    def _read_one(self, key: SampleKey) -> Batch:
+        """Read a sample of the data set as a batch of one."""
+        with self._convert_errors([key]):
             return _lift(_as_tensors(self.dataset[key]))
 
     @contextlib.contextmanager
-    def _blamed(self, keys: Sequence[SampleKey]) -> Iterator[None]:
-        """Whatever reading fails of, it is an error of the data that names the samples."""
+    def _convert_errors(self, keys: Sequence[SampleKey]) -> Iterator[None]:
+        """Convert any exception raised while reading into a DataError that names the samples."""
         try:
             yield
         except (UserError, RunError):
             raise
         except Exception as error:
-            which = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
+            samples = f"sample {keys[0].index}" if len(keys) == 1 else f"samples {keys[0].index} to {keys[-1].index}"
             reason = " ".join(str(error).split())
-            raise DataError(f"{type(self.dataset).__name__}: {which}: {type(error).__name__}: {reason}") from error
+            raise DataError(f"{type(self.dataset).__name__}: {samples}: {type(error).__name__}: {reason}") from error
 
-    def _checked(self, batch: Batch) -> Batch:
-        """The batch of a set's own collate, which must hold what models and losses were bound to."""
+    def _check_keys(self, batch: Batch) -> Batch:
+        """Check that the batch of a set's own collate has all keys to which models and losses are bound."""
         missing = sorted(self.keys - batch.keys())
         if missing:
             raise DataError(
@@ -206,76 +205,79 @@ class BatchReader:
         return batch
 
     def _with_features(self, batch: Batch) -> Batch:
+        """Add the key `features`: the feature fields, concatenated along the last dimension."""
         if not self.dataset.info.features:
             return batch
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
 
 
 def _takes_others(transform: BoundFunction) -> bool:
+    """Return True if a transform combines samples."""
     return "others" in inspect.signature(transform.function).parameters
 
 
 def _assert_points_stay_whole(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
-    """Raises ConfigError where a transform would choose points and not the rows of a field that belong to them.
+    """Raise ConfigError if a transform selects points but not the rows of a field of these points.
 
-    Nor may one follow `score_all`, whose `nearest` names rows of the points that were kept.
+    Nor may one follow `score_all`, whose `nearest` contains indices of the selected points.
     """
     scored = ""
     rows = fields["points"].shape.split()[:1] if "points" in fields else []
-    of_points = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
+    point_fields = {name for name, field in fields.items() if rows and field.shape.split()[:1] == rows}
     for name, transform in transforms:
-        taken = inspect.signature(transform.__call__).parameters
-        chooses = TransformMembers.chooses_points.get(transform)
-        if chooses and scored:
+        parameters = inspect.signature(transform.__call__).parameters
+        selects = TransformMembers.chooses_points.get(transform)
+        if selects and scored:
             raise ConfigError(
                 f"transform '{name}' chooses points and cannot follow '{scored}' with score_all: the values for each "
                 f"point of the whole cloud would be lost; put '{name}' before it, or take it out of transforms.evaluate"
             )
         scored = name if "nearest" in TransformMembers.adds.get(transform) else scored
-        left = sorted(of_points - set(taken)) if chooses else []
-        if left:
-            known = ", ".join(sorted(set(taken) - {"draws", "points"}))
+        unselected = sorted(point_fields - set(parameters)) if selects else []
+        if unselected:
+            field_names = ", ".join(sorted(set(parameters) - {"draws", "points"}))
             raise ConfigError(
-                f"transform '{name}' chooses points, and would leave '{left[0]}' of the data set behind, which has a "
-                f"row for each of them: every row would belong to another point; it takes {known}: use such a name, or "
-                "a transform of your own"
+                f"transform '{name}' chooses points, and would leave '{unselected[0]}' of the data set unchanged, "
+                "which has a row for each point: rows would belong to other points; the transform takes "
+                f"{field_names}: use such a name, or a transform of your own"
             )
 
 
 def _assert_pixels_move_together(transforms: Sequence[NamedTransform], fields: Mapping[str, Field]) -> None:
-    """Raises ConfigError where a transform would move the pixels and not a field that lies among them."""
-    lying = {name for name, field in fields.items() if field.frame == "image"}
+    """Raise ConfigError if a transform moves the pixels but not a field in image coordinates."""
+    image_fields = {name for name, field in fields.items() if field.frame == "image"}
     for name, transform in transforms:
         if not TransformMembers.moves_pixels.get(transform):
             continue
-        taken = inspect.signature(transform.__call__).parameters
-        if left := sorted(lying - set(taken)):
+        parameters = inspect.signature(transform.__call__).parameters
+        if unmoved := sorted(image_fields - set(parameters)):
             raise ConfigError(
-                f"transform '{name}' moves pixels and would leave '{left[0]}' of the data set where it "
-                "was; flip_image, fit_image, cut_image and turn_image take both, or write a transform that does"
+                f"transform '{name}' moves pixels but not '{unmoved[0]}' of the data set; flip_image, fit_image, "
+                "cut_image and turn_image take both, or write a transform that does"
             )
 
 
 def _as_tensors(value: Any) -> Any:
-    """The same structure with NumPy arrays as tensors; an array that must not be written to is copied."""
+    """Convert NumPy arrays in a nested dict to tensors; a read-only array is copied."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value if value.flags.writeable else value.copy())
     if isinstance(value, dict):
-        return {name: _as_tensors(each) for name, each in value.items()}
+        return {name: _as_tensors(item) for name, item in value.items()}
     return value
 
 
-def _joined(batch: Batch, added: Mapping[str, Field]) -> Batch:
-    """A stacked batch with those fields that transforms add to be concatenated in that form, beside their offsets."""
+def _concatenate_added(batch: Batch, added: Mapping[str, Field]) -> Batch:
+    """Concatenate the stacked fields of transforms that are declared so, and add their offsets."""
     ragged = {name: batch[name] for name, field in added.items() if field.collate == "concatenate" and name in batch}
-    even = {added[name].offsets: torch.arange(len(value) + 1) * value.shape[1] for name, value in ragged.items()}
-    return {**batch, **{name: value.flatten(0, 1) for name, value in ragged.items()}, **even}
+    offsets = {added[name].offsets: torch.arange(len(value) + 1) * value.shape[1] for name, value in ragged.items()}
+    return {**batch, **{name: value.flatten(0, 1) for name, value in ragged.items()}, **offsets}
 
 
 def _lift(sample: dict[str, Any]) -> Batch:
-    """A sample as a batch of one, so that transforms know one form only."""
+    """Add a batch dimension to a sample, so that transforms need one form only."""
     return {name: value.unsqueeze(0) if isinstance(value, Tensor) else value for name, value in sample.items()}
 
 
 def _lower(batch: Batch) -> dict[str, Any]:
+    """Remove the batch dimension of a batch of one."""
     return {name: value.squeeze(0) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""Several data sets of one kind as one."""
+"""Concatenation of several data sets of one kind."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["Concat"]
 
 @registry.data.add("concat")
 class Concat:
-    """The samples of several data sets, one set after another, each read as by itself.
+    """Concatenation of several data sets; every sample is read as from its own set.
 
-    The sets have the same splits, the same fields, and the same facts but for `class_counts`, which add up, and
-    `box_type`, which names all of them. Images with boxes have their place in the part, from 1, as id in files of
-    results. Raises ConfigError, naming the two sets and what differs, for others. Source: made here.
+    The sets have the same splits, the same fields, and the same facts except `class_counts`, which are added, and
+    `box_type`, which names all of them. Images with boxes have their index in the split, from 1, as id in files of
+    results. Raises ConfigError, naming the two sets and the difference, for others. Source: made here.
     """
 
     def __init__(self, *, sets: tuple[DataBlock, ...], split: str) -> None:
         if not sets:
             raise ConfigError("sets: is empty; give at least one data set")
         self._sets: tuple[Any, ...] = sets
-        self._ends = list(accumulate(len(each) for each in sets))
-        self.info = _joined([each.info for each in sets])
-        if any(DataMembers.collate.get(each) is not None for each in sets):
+        self._ends = list(accumulate(len(data_set) for data_set in sets))
+        self.info = _combine_infos([data_set.info for data_set in sets])
+        if any(DataMembers.collate.get(data_set) is not None for data_set in sets):
             raise ConfigError("sets: one of them combines its samples in a way of its own; train on it alone")
-        strata = [DataMembers.strata.get(each) for each in sets]
-        self.strata = None if any(each is None for each in strata) else np.concatenate(strata)
-        prints = [DataMembers.fingerprint.get(each) for each in sets]
-        self.fingerprint = None if None in prints else " + ".join(map(str, prints))
+        strata = [DataMembers.strata.get(data_set) for data_set in sets]
+        self.strata = None if any(data_set is None for data_set in strata) else np.concatenate(strata)
+        fingerprints = [DataMembers.fingerprint.get(data_set) for data_set in sets]
+        self.fingerprint = None if None in fingerprints else " + ".join(map(str, fingerprints))
         if "boxes" in self.info.fields:
             self.classes = getattr(sets[0], "classes", None)
 
@@ -46,47 +46,55 @@ class Concat:
         return self._ends[-1]
 
     def __getitem__(self, key: SampleKey) -> Sample:
-        own, index = self._place(key.index)
-        return self._sets[own][dataclasses.replace(key, index=index)]
+        set_index, index = self._locate(key.index)
+        return self._sets[set_index][dataclasses.replace(key, index=index)]
 
     def name_of(self, index: int) -> str:
-        """The number of the sample's set, from 1, and what that set calls it."""
-        own, place = self._place(index)
-        name_of = DataMembers.name_of.get(self._sets[own])
-        return f"{own + 1}/{place if name_of is None else name_of(place)}"
+        """Name of a sample in reports."""
+        set_index, local_index = self._locate(index)
+        name_of = DataMembers.name_of.get(self._sets[set_index])
+        return f"{set_index + 1}/{local_index if name_of is None else name_of(local_index)}"
 
     def record(self, index: int) -> Any:
-        """The boxes of an image, of sets of images with boxes."""
-        own, place = self._place(index)
-        return self._sets[own].record(place)
+        """Return the boxes of an image, if the sets have images with boxes."""
+        set_index, local_index = self._locate(index)
+        return self._sets[set_index].record(local_index)
 
     def image(self, index: int) -> Any:
-        """What names an image in files of results, and its size."""
-        own, place = self._place(index)
-        return self._sets[own].image(place)._replace(name=self.name_of(index), image_id=index + 1)
+        """Return name, id and size of an image for files of results."""
+        set_index, local_index = self._locate(index)
+        return self._sets[set_index].image(local_index)._replace(name=self.name_of(index), image_id=index + 1)
 
     def set_index(self) -> Any:
-        """Every image of the sets by name, and every class of them, whether of this part or not."""
-        every = [each.set_index() for each in self._sets]
-        names = (f"{own}/{key}" for own, each in enumerate(every, start=1) for key in each.images if type(key) is str)
-        return every[0]._replace(images=frozenset(names), category_ids=frozenset().union(*(e[1] for e in every)))
+        """Return the index of every image and class of the sets, in this split or not."""
+        set_indices = [data_set.set_index() for data_set in self._sets]
+        names = (
+            f"{set_number}/{key}"
+            for set_number, data_set in enumerate(set_indices, start=1)
+            for key in data_set.images
+            if type(key) is str
+        )
+        return set_indices[0]._replace(
+            images=frozenset(names), category_ids=frozenset().union(*(set_index[1] for set_index in set_indices))
+        )
 
-    def _place(self, index: int) -> tuple[int, int]:
-        """The number of a sample's set, and its index there."""
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the index of a sample's set, and the sample's index there."""
         if not 0 <= index < len(self):
             raise IndexError(f"concat: sample {index}, of {len(self)}")
-        own = int(np.searchsorted(self._ends, index, side="right"))
-        return own, index - (self._ends[own - 1] if own else 0)
+        set_index = int(np.searchsorted(self._ends, index, side="right"))
+        return set_index, index - (self._ends[set_index - 1] if set_index else 0)
 
 
-def _joined(infos: Sequence[DataInfo]) -> DataInfo:
+def _combine_infos(infos: Sequence[DataInfo]) -> DataInfo:
+    """Combine the infos of the sets. Raises ConfigError naming the first difference."""
     first = infos[0]
-    for place, info in enumerate(infos[1:], start=2):
-        _assert_same("fields", first.fields, info.fields, place)
-        _assert_same("splits", dict.fromkeys(first.split_sizes, ""), dict.fromkeys(info.split_sizes, ""), place)
-        _assert_same("facts", _common(first.facts), _common(info.facts), place)
+    for set_number, info in enumerate(infos[1:], start=2):
+        _assert_same("fields", first.fields, info.fields, set_number)
+        _assert_same("splits", dict.fromkeys(first.split_sizes, ""), dict.fromkeys(info.split_sizes, ""), set_number)
+        _assert_same("facts", _select_common_facts(first.facts), _select_common_facts(info.facts), set_number)
         if info.features != first.features:
-            raise ConfigError(f"sets: set {place} has the features {info.features}, set 1 {first.features}")
+            raise ConfigError(f"sets: set {set_number} has the features {info.features}, set 1 {first.features}")
     facts = dict(first.facts)
     if "class_counts" in facts:
         facts["class_counts"] = tuple(map(sum, zip(*(info.facts["class_counts"] for info in infos), strict=True)))
@@ -99,21 +107,24 @@ def _joined(infos: Sequence[DataInfo]) -> DataInfo:
 
 
 def _common_dealing(dealings: Sequence[Dealing | None]) -> Dealing | None:
-    """The rule by which all sets dealt their parts; None where they differ, as the config then says of each."""
-    found = [each for each in dealings if each is not None]
-    if len(found) < len(dealings) or len({(each.rule, each.seed) for each in found}) != 1:
+    """Return the rule by which all sets were split; None if they differ, as the config then states each."""
+    stated = [dealing for dealing in dealings if dealing is not None]
+    if len(stated) < len(dealings) or len({(dealing.rule, dealing.seed) for dealing in stated}) != 1:
         return None
-    parts = tuple(dict.fromkeys(part for each in found for part in each.parts))
-    return dataclasses.replace(found[0], parts=parts)
+    parts = tuple(dict.fromkeys(part for dealing in stated for part in dealing.parts))
+    return dataclasses.replace(stated[0], parts=parts)
 
 
-def _common(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that must agree; of counts and kinds of boxes only whether they are stated."""
+def _select_common_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that must agree; of counts and kinds of boxes only if they are stated."""
     return {name: "" if name in ("class_counts", "box_type") else value for name, value in facts.items()}
 
 
-def _assert_same(what: str, first: Mapping[str, Any], other: Mapping[str, Any], place: int) -> None:
+def _assert_same(subject: str, first: Mapping[str, Any], other: Mapping[str, Any], set_number: int) -> None:
+    """Raise ConfigError naming the first key of two mappings with different values."""
     for name in sorted(first.keys() | other.keys()):
-        ours, theirs = (each.get(name, "nothing") for each in (first, other))
+        ours, theirs = (facts.get(name, "nothing") for facts in (first, other))
         if ours != theirs:
-            raise ConfigError(f"sets: {what} must agree; '{name}' is {theirs} in set {place} and {ours} in set 1")
+            raise ConfigError(
+                f"sets: {subject} must agree; '{name}' is {theirs} in set {set_number} and {ours} in set 1"
+            )

@@ -1,4 +1,4 @@
-"""Views that a data set in memory renders of its own clouds, when they are first asked for."""
+"""Views rendered on demand from the clouds of a data set in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAX_CACHE_BYTES = 2**28
 
 
 class RenderedViewsConfig(TypedDict):
-    """How many views of each object, and how they look."""
+    """Number of views of each object, their size and style."""
 
     count: Count
     size_px: NotRequired[Annotated[int, Ge(8), Le(1024)]]
@@ -30,9 +30,9 @@ class RenderedViewsConfig(TypedDict):
 
 
 class RenderedViews:
-    """Views of the clouds of a set, on a ring at 30 degrees; remembered where those of the whole set are small.
+    """Views of the clouds of a set, on a ring at 30 degrees elevation; cached if those of the whole set are small.
 
-    Pickling carries none of them: a worker process renders its own, with the same bits.
+    The cache is not pickled: a worker process renders its own views, with the same bits.
     """
 
     def __init__(self, num_objects: int, views: RenderedViewsConfig, *, up_axis: Axis) -> None:
@@ -47,12 +47,13 @@ class RenderedViews:
         return self.__dict__ | {"_rendered": {}}
 
     def render(self, keys: Sequence[SampleKey], clouds: np.ndarray) -> np.ndarray:
-        """One view of each cloud (B, N, 3), drawn by seed, epoch and index of its key: (B, H, W, 3) uint8, fresh."""
+        """Render one view per cloud (B, N, 3), drawn by seed, epoch and index of its key: (B, H, W, 3) uint8, new."""
         pairs = zip(keys, clouds, strict=True)
-        levels = [self._views(key.index, cloud)[key.generator().integers(len(self._cameras))] for key, cloud in pairs]
-        return on_background(np.stack(levels), self.background)
+        images = [self._views(key.index, cloud)[key.generator().integers(len(self._cameras))] for key, cloud in pairs]
+        return on_background(np.stack(images), self.background)
 
     def _views(self, index: int, cloud: np.ndarray) -> np.ndarray:
+        """Return all views of a cloud, from the cache if it is small."""
         views = self._rendered.get(index)
         if views is None:
             views = render_cloud(cloud, self._cameras, style=self._style)
@@ -62,7 +63,7 @@ class RenderedViews:
 
 
 def make_rendered_views(views: int | RenderedViewsConfig, num_objects: int, *, up_axis: Axis) -> RenderedViews | None:
-    """What the argument `views` of a data set asks for; None for 0 of them."""
+    """Make the views that the argument `views` of a data set configures; None for 0."""
     if isinstance(views, int):
         return RenderedViews(num_objects, {"count": views}, up_axis=up_axis) if views else None
     return RenderedViews(num_objects, views, up_axis=up_axis)

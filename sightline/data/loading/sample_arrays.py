@@ -1,4 +1,4 @@
-"""The numbers of a sample, however they are nested, and their bytes."""
+"""Numeric leaves of a nested sample, and their bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["array_leaves", "as_bytes"]
 
 
 def array_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The numbers in a nest of dicts, lists, tuples and dataclasses, as tensors with their places; text is left out."""
+    """Yield the path and tensor of every number or array in nested dicts, lists, tuples and dataclasses; not text."""
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, np.ndarray):
@@ -31,7 +31,7 @@ def array_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def as_bytes(value: np.ndarray | Tensor) -> np.ndarray:
-    """The bytes of an array or of a tensor on the CPU, as one uint8 view or copy."""
+    """View or copy the bytes of an array, or of a tensor on any device, as one uint8 array."""
     if isinstance(value, Tensor):
         return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Pictures of shapes that others rendered, in the layout of MVCNN's renders, as a view store."""
+"""Import of pictures rendered by others, in the layout of MVCNN, as a view store."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = ["RenderedShape", "import_views", "list_pictures", "read_picture"]
 
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
-_PART = 64
-_MOST_LISTED = 10
+_SHAPES_PER_SHARD = 64
+_MAX_LISTED = 10
 
 
 class RenderedShape(NamedTuple):
-    """One shape: its name and part, and its pictures, those of each camera set-up (folder) together, by number."""
+    """Shape with its name and split, and its pictures, sorted by camera set-up (folder) and number."""
 
     name: str
     split: str
@@ -47,10 +47,10 @@ class RenderedShape(NamedTuple):
 
 
 def list_pictures(root: Path) -> list[RenderedShape]:
-    """The shapes below a folder, `[SET-UP/]CLASS/{train,test}/NAME.obj_whiteshaded_vNNNN.png`, by part and name.
+    """List the shapes in a folder, `[SET-UP/]CLASS/{train,test}/NAME.obj_whiteshaded_vNNNN.png`, by split and name.
 
-    Pictures of one name belong to one shape, whatever folders they lie in; files of other names are passed over.
-    Raises DataError where there is none, for one outside of train and test, and for a shape in both.
+    Pictures of one name belong to one shape, in any folder; files with other names are ignored.
+    Raises DataError if there is none, for one outside of train and test, and for a shape in both.
     Source: Su et al. 2018, "A deeper look at 3D shape classifiers"; spec of the release by towardshch/MVCNN_images.
     """
     if not root.is_dir():
@@ -58,12 +58,12 @@ def list_pictures(root: Path) -> list[RenderedShape]:
     files: defaultdict[str, list[Path]] = defaultdict(list)
     splits: dict[str, str] = {}
     for path in root.rglob("*.png"):
-        found = _FILE.fullmatch(path.name)
-        if found is None:
+        match = _FILE.fullmatch(path.name)
+        if match is None:
             continue
-        name, split = found["name"], path.parent.name
+        name, split = match["name"], path.parent.name
         if split not in _SPLITS:
-            raise DataError(f"{path}: lies in '{split}', pictures lie in CLASS/train or CLASS/test; move it there")
+            raise DataError(f"{path}: is in '{split}', pictures must be in CLASS/train or CLASS/test; move it there")
         if splits.setdefault(name, split) != split:
             raise DataError(f"{path}: '{name}' has pictures in train and in test; leave one of them out")
         files[name].append(path)
@@ -73,7 +73,7 @@ def list_pictures(root: Path) -> list[RenderedShape]:
             "in any folder below"
         )
     order = sorted(files, key=lambda name: (_SPLITS.index(splits[name]), natural_sort_key(name)))
-    return [RenderedShape(name, splits[name], tuple(sorted(files[name], key=_place(root)))) for name in order]
+    return [RenderedShape(name, splits[name], tuple(sorted(files[name], key=_make_sort_key(root)))) for name in order]
 
 
 def import_views(
@@ -86,31 +86,31 @@ def import_views(
     background: Background = "black",
     size_px: int | None = None,
 ) -> dict[str, Any]:
-    """Write a view store of rendered pictures; returns its manifest with `root` and `outcome`, as `prepare_native`.
+    """Write a view store of rendered pictures; return its manifest with `root` and `outcome`, as `write_prepared_set`.
 
-    Left out, and named in the manifest's `differences`: shapes with fewer than `min_views` pictures, and, where
-    `clouds` is a prepared set, those that have no cloud of their name there. Transparent pixels show `background`;
-    pictures become `size_px` wide and high, None: stay as they are, and must all be alike.
-    Raises DataError for pictures that do not read, are no squares or of another size, and where no shape is left.
+    Left out, and named in the manifest's `differences`: shapes with fewer than `min_views` pictures, and, if `clouds`
+    is a prepared set, shapes without a cloud of their name. Transparent pixels show `background`; pictures are resized
+    to `size_px`, or with None keep their size, which must then be equal. Raises DataError for pictures that are
+    unreadable, not square or of another size, and if no shape remains.
     """
     root = source.expanduser().resolve()
-    listed = list_pictures(root)
-    known = None if clouds is None else _names_of(clouds)
-    kept, differences = _paired(listed, min_views, known, clouds)
-    if not kept:
-        raise DataError(f"{root}: no shape is left of {len(listed)}: {'; '.join(differences)}")
-    differences += _gaps(root, listed)
-    shown_px = size_px or read_picture(kept[0].files[0], background=background).shape[0]
+    shapes = list_pictures(root)
+    cloud_names = None if clouds is None else _list_cloud_names(clouds)
+    selected, differences = _select_shapes(shapes, min_views, cloud_names, clouds)
+    if not selected:
+        raise DataError(f"{root}: none of the {len(shapes)} shapes can be used: {'; '.join(differences)}")
+    differences += _note_gaps(root, shapes)
+    picture_size_px = size_px or read_picture(selected[0].files[0], background=background).shape[0]
     plan = PreparationPlan(
         VIEWS_SET,
         "mvcnn",
         root,
-        {IMAGE: ColumnSpec((shown_px, shown_px, 3), "uint8", is_ragged=True)},
-        tuple(_parts(kept, background, shown_px, is_resized=size_px is not None)),
+        {IMAGE: ColumnSpec((picture_size_px, picture_size_px, 3), "uint8", is_ragged=True)},
+        tuple(_make_shards(selected, background, picture_size_px, is_resized=size_px is not None)),
         {
             "style": "as the pictures are",
             "background": background,
-            "of": {"set": "pictures", "shapes": len(kept), "pictures": sum(len(each.files) for each in kept)},
+            "of": {"set": "pictures", "shapes": len(selected), "pictures": sum(len(shape.files) for shape in selected)},
             "differences": differences,
         },
         lambda prepared: {},
@@ -125,93 +125,107 @@ def import_views(
 
 
 def read_picture(path: Path, *, background: Background) -> np.ndarray:
-    """A picture on a background: (H, W, 3) uint8. Raises DataError naming the file where it does not read."""
+    """Read a picture on a background: (H, W, 3) uint8. Raises DataError naming the file if it is unreadable."""
     try:
         with BoundedFile(path) as file, Image.open(file) as picture:
             return composite_over(np.asarray(picture.convert("RGBA")), background)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise DataError(f"{path}: does not read as a picture ({reason}); get the file again") from error
+        raise DataError(
+            f"{path}: does not read as a picture ({reason}); the file is damaged or in another format"
+        ) from error
 
 
-def _place(root: Path) -> Any:
-    """Set-up after set-up, the pictures of each by number."""
+def _make_sort_key(root: Path) -> Any:
+    """Make a sort key of pictures: by set-up, then by number."""
 
-    def place(path: Path) -> tuple[Any, ...]:
-        found = _FILE.fullmatch(path.name)
-        assert found is not None
-        return path.parent.relative_to(root).as_posix(), int(found["view"])
+    def sort_key(path: Path) -> tuple[Any, ...]:
+        match = _FILE.fullmatch(path.name)
+        assert match is not None
+        return path.parent.relative_to(root).as_posix(), int(match["view"])
 
-    return place
+    return sort_key
 
 
-def _names_of(clouds: Path) -> set[str]:
+def _list_cloud_names(clouds: Path) -> set[str]:
+    """List the names of the clouds of a prepared set."""
     prepared = PreparedSet(clouds, read_manifest(clouds))
     return {name for split in prepared.splits for name in prepared.names(split)}
 
 
-def _paired(
-    listed: Sequence[RenderedShape], min_views: int, known: set[str] | None, clouds: Path | None
+def _select_shapes(
+    listed: Sequence[RenderedShape], min_views: int, cloud_names: set[str] | None, clouds: Path | None
 ) -> tuple[list[RenderedShape], list[str]]:
-    """The shapes that are kept, and what is to be said of the others."""
-    few = [each for each in listed if len(each.files) < min_views]
-    enough = [each for each in listed if len(each.files) >= min_views]
+    """Select the shapes with enough pictures and a cloud; return them with notes on the others."""
+    few = [shape for shape in listed if len(shape.files) < min_views]
+    enough = [shape for shape in listed if len(shape.files) >= min_views]
     notes = []
     if few:
-        which = _some([f"{each.name} ({len(each.files)})" for each in few])
-        notes.append(f"{len(few)} shapes have fewer than {min_views} pictures and are left out: {which}")
-    if known is None:
+        names = _join_first([f"{shape.name} ({len(shape.files)})" for shape in few])
+        notes.append(f"{len(few)} shapes have fewer than {min_views} pictures and are left out: {names}")
+    if cloud_names is None:
         return enough, notes
-    unmatched = [each.name for each in enough if each.name not in known]
+    unmatched = [shape.name for shape in enough if shape.name not in cloud_names]
     if unmatched:
-        notes.append(f"{len(unmatched)} shapes have no cloud of their name in {clouds}: {_some(unmatched)}")
-    bare = sorted(known - {each.name for each in enough}, key=natural_sort_key)
-    if bare:
-        notes.append(f"{len(bare)} of {len(known)} clouds in {clouds} have no pictures: {_some(bare)}")
-    return [each for each in enough if each.name in known], notes
+        notes.append(f"{len(unmatched)} shapes have no cloud of their name in {clouds}: {_join_first(unmatched)}")
+    unpictured = sorted(cloud_names - {shape.name for shape in enough}, key=natural_sort_key)
+    if unpictured:
+        notes.append(
+            f"{len(unpictured)} of {len(cloud_names)} clouds in {clouds} have no pictures: {_join_first(unpictured)}"
+        )
+    return [shape for shape in enough if shape.name in cloud_names], notes
 
 
-def _gaps(root: Path, listed: Sequence[RenderedShape]) -> list[str]:
-    """Which shapes lack pictures that most shapes of a set-up have."""
+def _note_gaps(root: Path, listed: Sequence[RenderedShape]) -> list[str]:
+    """Note the shapes that have fewer pictures in a set-up than most."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for each in listed:
-        for file in each.files:
-            counts[file.relative_to(root).parts[0]][each.name] += 1
+    for shape in listed:
+        for file in shape.files:
+            counts[file.relative_to(root).parts[0]][shape.name] += 1
     notes = []
-    for set_up, of_shapes in sorted(counts.items()):
-        most = max(of_shapes.values())
-        short = [f"{name} ({count})" for name, count in of_shapes.items() if count < most]
-        if short:
-            notes.append(f"{set_up}: {len(short)} shapes have fewer than {most} pictures: {_some(short)}")
+    for set_up, count_by_shape in sorted(counts.items()):
+        max_count = max(count_by_shape.values())
+        incomplete = [f"{name} ({count})" for name, count in count_by_shape.items() if count < max_count]
+        if incomplete:
+            notes.append(
+                f"{set_up}: {len(incomplete)} shapes have fewer than {max_count} pictures: {_join_first(incomplete)}"
+            )
     return notes
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return ", ".join(names[:_MOST_LISTED]) + more
+def _join_first(names: Sequence[str]) -> str:
+    """Join the first names, and count the others."""
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
-def _parts(kept: Sequence[RenderedShape], background: Background, size_px: int, *, is_resized: bool) -> Iterator[Shard]:
+def _make_shards(
+    selected: Sequence[RenderedShape], background: Background, size_px: int, *, is_resized: bool
+) -> Iterator[Shard]:
+    """Yield shards of up to 64 shapes of one split."""
     for split in _SPLITS:
-        shapes = [each for each in kept if each.split == split]
-        for first in range(0, len(shapes), _PART):
-            some = shapes[first : first + _PART]
-            files = tuple(file for each in some for file in each.files)
-            rows = functools.partial(_rows, some, background, size_px, is_resized=is_resized)
-            yield Shard(split, split, len(some), files, rows, len(files))
+        shapes = [shape for shape in selected if shape.split == split]
+        for first in range(0, len(shapes), _SHAPES_PER_SHARD):
+            members = shapes[first : first + _SHAPES_PER_SHARD]
+            files = tuple(file for shape in members for file in shape.files)
+            rows = functools.partial(_read_rows, members, background, size_px, is_resized=is_resized)
+            yield Shard(split, split, len(members), files, rows, len(files))
 
 
-def _rows(
+def _read_rows(
     shapes: Sequence[RenderedShape], background: Background, size_px: int, *, is_resized: bool
 ) -> Iterator[SampleRow]:
-    def row(each: RenderedShape) -> SampleRow:
-        pictures = [_sized(file, background, size_px, is_resized=is_resized) for file in each.files]
-        return SampleRow(each.name, str(each.files[0]), {IMAGE: np.stack(pictures)})
+    """Iterate over the rows of a shard, read shape by shape."""
+
+    def row(shape: RenderedShape) -> SampleRow:
+        pictures = [_read_sized(file, background, size_px, is_resized=is_resized) for file in shape.files]
+        return SampleRow(shape.name, str(shape.files[0]), {IMAGE: np.stack(pictures)})
 
     return map(row, shapes)
 
 
-def _sized(path: Path, background: Background, size_px: int, *, is_resized: bool) -> np.ndarray:
+def _read_sized(path: Path, background: Background, size_px: int, *, is_resized: bool) -> np.ndarray:
+    """Read a picture at its final size. Raises DataError for another shape or size."""
     picture = read_picture(path, background=background)
     if picture.shape[0] != picture.shape[1]:
         raise DataError(f"{path}: is {picture.shape[1]} by {picture.shape[0]} pixels, squares are needed; crop it")

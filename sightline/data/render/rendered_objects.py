@@ -1,4 +1,4 @@
-"""What can be rendered: the clouds of a prepared set, the embedded shapes, and a folder of files."""
+"""Sources of objects to render: a prepared set of clouds, the embedded shapes, or a folder of files."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 
-__all__ = ["FileObjects", "PreparedObjects", "RenderSource", "Surface", "SyntheticObjects", "objects_of_folder"]
+__all__ = ["FileObjects", "PreparedObjects", "RenderSource", "Surface", "SyntheticObjects", "open_render_source"]
 
 
 class Surface(NamedTuple):
-    """Points (N, 3), or vertices of triangles `faces` (F, 3), in the unit sphere about the origin."""
+    """Points (N, 3), or vertices with triangles `faces` (F, 3), in the unit sphere about the origin."""
 
     points: np.ndarray
     faces: np.ndarray | None = None
 
 
 class RenderSource(Protocol):
-    """Objects with names, by split; pickles to the processes that render.
+    """Source of named objects, by split; picklable for the processes that render.
 
-    `options` are what the objects depend on beside the `files`; `about` tells people what they are.
+    `options` are what the objects depend on besides the `files`; `about` describes them in the manifest.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class RenderSource(Protocol):
 
 
 class PreparedObjects:
-    """The clouds of a prepared set, all splits, the first `num_points` stored points of each (None: all)."""
+    """Clouds of a prepared set, all splits, the first `num_points` stored points of each (None: all)."""
 
     def __init__(self, root: Path, *, num_points: int | None = None) -> None:
         manifest = read_manifest(root)
@@ -82,7 +82,7 @@ class PreparedObjects:
 
 
 class SyntheticObjects:
-    """The embedded shapes; `arguments` are those of `synthetic_shapes`, but for the split."""
+    """Embedded shapes; `arguments` are those of `synthetic_shapes` except the split."""
 
     def __init__(self, **arguments: Any) -> None:
         self._sets = {split: SyntheticShapes(split=split, **arguments) for split in ("train", "test")}
@@ -103,18 +103,18 @@ class SyntheticObjects:
 
 
 class FileObjects:
-    """Meshes and clouds in files, one object each, moved about their middle and scaled to radius 1.
+    """Meshes and clouds in files, one object each, centred and scaled to radius 1.
 
-    An object has the name of its file without the suffix (`airplane_0001`); where two files have one, all have their
-    path in the folder before it. Meshes are drawn as surfaces, clouds as points.
+    An object has the name of its file without the suffix (`airplane_0001`); if two files share one, all names are
+    relative paths. Meshes are drawn as surfaces, clouds as points.
     """
 
     def __init__(self, folder: Path, *, up_axis: str) -> None:
         self.path = folder.resolve()
         self.up_axis = up_axis
-        found = filter(is_cloud_file, self.path.rglob("*"))
+        cloud_paths = filter(is_cloud_file, self.path.rglob("*"))
         self._files = sorted(
-            path for path in found if not any(p.startswith(".") for p in path.relative_to(self.path).parts)
+            path for path in cloud_paths if not any(part.startswith(".") for part in path.relative_to(self.path).parts)
         )
         if not self._files:
             raise DataError(
@@ -138,13 +138,13 @@ class FileObjects:
         cloud = read_cloud(self._files[index])
         if cloud.faces is None:
             return Surface(normalize_to_unit_sphere(cloud.points, where=self.where(split, index)))
-        return Surface(_enclosed(cloud.points, cloud.faces, where=self.where(split, index)), cloud.faces)
+        return Surface(_normalise_mesh(cloud.points, cloud.faces, where=self.where(split, index)), cloud.faces)
 
 
-def objects_of_folder(folder: Path, *, up_axis: str | None, num_points: int | None) -> RenderSource:
-    """What a folder holds: a prepared set, which knows its up axis, or files, whose up axis must be named.
+def open_render_source(folder: Path, *, up_axis: str | None, num_points: int | None) -> RenderSource:
+    """Open a folder as a prepared set, which states its up axis, or as files, which need the argument `up_axis`.
 
-    Raises DataError or ConfigError where the two do not fit.
+    Raises DataError or ConfigError if arguments and folder do not match.
     """
     if (folder / MANIFEST).is_file():
         objects = PreparedObjects(folder, num_points=num_points)
@@ -158,12 +158,12 @@ def objects_of_folder(folder: Path, *, up_axis: str | None, num_points: int | No
     return FileObjects(folder, up_axis=up_axis)
 
 
-def _enclosed(vertices: np.ndarray, faces: np.ndarray, *, where: str) -> np.ndarray:
-    """Vertices moved and scaled so that the box about those that faces use is centred, the farthest at distance 1."""
+def _normalise_mesh(vertices: np.ndarray, faces: np.ndarray, *, where: str) -> np.ndarray:
+    """Centre the bounding box of the vertices used by faces, and scale their largest distance to 1."""
     used = vertices[np.unique(faces)]
     centre = (used.min(axis=0) + used.max(axis=0)) / 2
     radius = np.linalg.norm(used - centre, axis=1).max()
     if not (np.isfinite(radius) and radius > 0):
         raise DataError(f"{where}: its faces have no extent, so there is nothing to see; leave the file out")
-    enclosed: np.ndarray = (vertices - centre) / radius
-    return enclosed
+    normalised: np.ndarray = (vertices - centre) / radius
+    return normalised

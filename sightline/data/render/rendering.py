@@ -1,4 +1,4 @@
-"""Write a view store: every object of a set rendered, in parallel, never half-written, continued where it stopped."""
+"""Renderer of view stores: every object of a set, in parallel, atomically; a killed run is continued."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from sightline.geometry.rendering import Style, render_cloud, render_mesh
 
 __all__ = ["RenderSettings", "check_names", "render_set"]
 
-_PART = 256
-"""Objects that are rendered, and rendered again after a kill, together."""
+_OBJECTS_PER_SHARD = 256
+"""Objects of a shard, which are rendered again together after a kill."""
 _PICTURES_AT_ONCE = 4096
-"""Looked through for blank ones: 16 MB at 64 pixels."""
+"""Pictures per block of the search for blank ones: 16 MB at 64 pixels."""
 _CHUNK = 8
-"""Objects that a process is sent at once."""
+"""Objects sent to a process at once."""
 
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """How objects are looked at: what the bits of a view store depend on beside the objects."""
+    """Settings of the renderer: all that the bits of a view store depend on besides the objects."""
 
     num_views: int = 12
     size_px: int = DEFAULT_SIZE_PX
@@ -53,7 +53,7 @@ class RenderSettings:
     elevations_deg: tuple[float, ...] = (30.0,)
 
     def cameras(self, up_axis: Any) -> Cameras:
-        """Raises ConfigError where views and elevations do not fit."""
+        """Build the cameras of the views. Raises ConfigError if views and elevations do not fit."""
         try:
             return ring_cameras(
                 self.num_views,
@@ -69,11 +69,11 @@ class RenderSettings:
 def render_set(
     objects: RenderSource, target: Path, *, look: RenderSettings, num_jobs: int, progress: Progress
 ) -> dict[str, Any]:
-    """Render every object into a view store; returns its manifest with `root` and `outcome`, as `prepare_native`.
+    """Render every object into a view store; return its manifest with `root` and `outcome`, as `write_prepared_set`.
 
-    The same bits for any number of processes; a killed run is continued by the same call.
-    Raises DataError for an object that cannot be drawn, two of one name, and a target that holds something else;
-    RunError where the disk is full.
+    The bits are the same for any number of processes; a killed run is continued by the same call.
+    Raises DataError for an object that cannot be drawn, two of one name, and a target that contains something else;
+    RunError if the disk is full.
     """
     cameras = look.cameras(objects.up_axis)
     check_names(objects.names, where=str(objects.path))
@@ -105,16 +105,16 @@ def render_set(
             "rendered",
             objects.path,
             {IMAGE: ColumnSpec((look.size_px, look.size_px), "uint8", is_ragged=True)},
-            tuple(_parts(objects, renderers, look.num_views)),
+            tuple(_make_shards(objects, renderers, look.num_views)),
             about,
-            _blank_views,
+            _summarise_blank_views,
             options,
         )
         return write_prepared_set(plan, target, progress=progress)
 
 
 def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
-    """Raises DataError where two objects, of whatever splits, have one name: views are found by it."""
+    """Raise DataError if two objects, in any splits, have the same name: views are looked up by it."""
     counts = Counter(name for split in names.values() for name in split)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
@@ -124,15 +124,15 @@ def check_names(names: Mapping[str, Sequence[str]], *, where: str) -> None:
         )
 
 
-def _blank_views(prepared: PreparedSet) -> Mapping[str, Any]:
-    """What the manifest says of pictures that show nothing, as those of a flat mesh seen from its edge do."""
+def _summarise_blank_views(prepared: PreparedSet) -> Mapping[str, Any]:
+    """Manifest entries computed from the written arrays: blank pictures, as of a flat mesh seen edge-on."""
     differences = []
     for split in prepared.splits:
         pictures, offsets = prepared.array(split, IMAGE), prepared.offsets(split)
         blank = [
-            start + int(place)
+            start + int(index)
             for start in range(0, len(pictures), _PICTURES_AT_ONCE)
-            for place in np.flatnonzero(~pictures[start : start + _PICTURES_AT_ONCE].any(axis=(1, 2)))
+            for index in np.flatnonzero(~pictures[start : start + _PICTURES_AT_ONCE].any(axis=(1, 2)))
         ]
         if blank:
             first = prepared.names(split)[int(np.searchsorted(offsets, blank[0], side="right")) - 1]
@@ -142,17 +142,18 @@ def _blank_views(prepared: PreparedSet) -> Mapping[str, Any]:
     return {"differences": differences} if differences else {}
 
 
-def _parts(objects: RenderSource, renderers: _Renderers, num_views: int) -> Iterator[Shard]:
+def _make_shards(objects: RenderSource, renderers: _Renderers, num_views: int) -> Iterator[Shard]:
+    """Yield shards of up to 256 objects of one split."""
     for split, names in objects.names.items():
-        for first in range(0, len(names), _PART):
-            last = min(first + _PART, len(names))
+        for first in range(0, len(names), _OBJECTS_PER_SHARD):
+            last = min(first + _OBJECTS_PER_SHARD, len(names))
             rows = functools.partial(renderers.rows, split, first, last)
             files = objects.files(split, first, last)
             yield Shard(split, split, last - first, files, rows, (last - first) * num_views)
 
 
 class _Renderers:
-    """Processes that render objects, made when the first one is asked for; with one job, this process itself."""
+    """Pool of processes that render objects, started on first use; with one job, this process."""
 
     def __init__(self, objects: RenderSource, cameras: Cameras, style: Style, num_jobs: int) -> None:
         self._objects = objects
@@ -168,30 +169,33 @@ class _Renderers:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(self, split: str, first: int, last: int) -> Iterator[SampleRow]:
-        """The views of these objects, in order."""
+        """Yield the views of these objects, in order."""
         tasks = [(split, index) for index in range(first, last)]
         names = self._objects.names[split]
-        for (_, index), levels in zip(tasks, self._rendered(tasks), strict=True):
+        for (_, index), levels in zip(tasks, self._render_tasks(tasks), strict=True):
             yield SampleRow(names[index], self._objects.where(split, index), {IMAGE: levels})
 
-    def _rendered(self, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+    def _render_tasks(self, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+        """Render the tasks (split, index) in order, in this process or in the pool."""
         if self._num_jobs == 1:
             return map(self._work, tasks)
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._num_jobs, mp_context=get_context("spawn"), initializer=_begin)
-        return self._from_pool(self._pool, tasks)
+            self._pool = ProcessPoolExecutor(self._num_jobs, mp_context=get_context("spawn"), initializer=_start_worker)
+        return self._render_in_pool(self._pool, tasks)
 
-    def _from_pool(self, pool: ProcessPoolExecutor, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+    def _render_in_pool(self, pool: ProcessPoolExecutor, tasks: Sequence[tuple[str, int]]) -> Iterator[np.ndarray]:
+        """Render the tasks in the pool. Raises RunError if a process was killed."""
         try:
             yield from pool.map(self._work, tasks, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise RunError(
-                "data render: a process that rendered was killed, for want of memory perhaps; run the command again, "
-                "with fewer --jobs: it goes on where this one stopped"
+                "data render: a rendering process was killed, perhaps for lack of memory; run the command again, "
+                "with fewer --jobs: it continues where this one stopped"
             ) from error
 
 
 def _render(objects: RenderSource, cameras: Cameras, style: Style, task: tuple[str, int]) -> np.ndarray:
+    """Render the views of one object. Raises DataError naming it."""
     surface = objects.read(*task)
     try:
         if surface.faces is not None:
@@ -201,8 +205,8 @@ def _render(objects: RenderSource, cameras: Cameras, style: Style, task: tuple[s
         raise DataError(f"{objects.where(*task)}: {error}") from error
 
 
-def _begin() -> None:
-    """A process that renders uses one thread, and ends when its parent ends."""
+def _start_worker() -> None:
+    """Initialise a process of the pool: one thread, and an exit when its parent exits."""
     torch.set_num_threads(1)
     threading.Thread(target=_follow_parent, daemon=True).start()
 

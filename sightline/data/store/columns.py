@@ -1,7 +1,7 @@
-"""The columns of a split on their way to the disk: rows of one shape have their place, ragged rows are appended.
+"""Array files of the columns of a split while they are written: fixed rows are mapped, ragged rows are appended.
 
-A ragged column holds the elements (points) of all rows one after another; all ragged columns of a set are equally long
-in every row, and `<split>.offsets.npy` holds the start of each row.
+A ragged column contains the elements (points) of all rows, concatenated; all ragged columns of a set have the same
+number of elements in a row, and `<split>.offsets.npy` contains the start of each row.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from sightline.errors import DataError, RunError
 __all__ = ["OFFSETS", "ColumnSpec", "SampleRow", "SplitWriter"]
 
 OFFSETS = "offsets"
-"""In the place of a column's name: where the rows of the ragged columns start, and where the last one ends."""
+"""File name part, in place of a column's name, of the row starts (and the last end) of the ragged columns."""
 _BLOCK_BYTES = 2**24
 
 
 class ColumnSpec(NamedTuple):
-    """One array of the native form: the shape of a row and the type of its numbers.
+    """Specification of one array of the native form: the shape of a row and the dtype.
 
-    In a ragged column a row has any number of elements, and `shape` is that of an element; a row without any is refused
-    unless `can_be_empty`, which all ragged columns of a set have in common.
+    In a ragged column a row has any number of elements, and `shape` is that of an element; an empty row is refused
+    unless `can_be_empty`, which is the same for all ragged columns of a set.
     """
 
     shape: tuple[int, ...]
@@ -38,12 +38,12 @@ class ColumnSpec(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Of a row, or of an element where rows are ragged."""
+        """Size in bytes of a row, or of an element if rows are ragged."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 class SampleRow(NamedTuple):
-    """One sample on its way in: its name, where it was read (for errors), a value per column, files listed in place."""
+    """One sample to be written: name, location for errors, a value per column, and the files to list in place."""
 
     name: str
     where: str
@@ -52,10 +52,10 @@ class SampleRow(NamedTuple):
 
 
 class SplitWriter:
-    """Puts rows into the array files of a split, in order, over what an earlier run may have left there.
+    """Writer of the array files of a split: rows in order, over the files that an earlier run may have left.
 
-    Rows come in stretches: each is either kept as it lies in the files (`keep`), or begun and `put` row by row.
-    `lengths` and `checksums` are those of the stretch at hand. A context: leaving it closes the files.
+    Rows are written in shards: each is either kept as the files have it (`keep`), or begun and `put` row by row.
+    `lengths` and `checksums` are those of the current shard. A context manager, which closes the files.
     """
 
     def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, ColumnSpec]) -> None:
@@ -64,11 +64,11 @@ class SplitWriter:
         self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
         self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
         paths = {name: folder / f"{split}.{name}.npy" for name in columns}
-        self._ragged = {name: _Appended(paths[name], each) for name, each in columns.items() if each.is_ragged}
+        self._ragged = {name: _RaggedFile(paths[name], column) for name, column in columns.items() if column.is_ragged}
         self._fixed = {
-            name: _open_array(paths[name], (num_rows, *each.shape), each.dtype)
-            for name, each in columns.items()
-            if not each.is_ragged
+            name: _open_array(paths[name], (num_rows, *column.shape), column.dtype)
+            for name, column in columns.items()
+            if not column.is_ragged
         }
         self._start = self._row = 0
 
@@ -80,14 +80,14 @@ class SplitWriter:
             file.close()
 
     def begin(self) -> None:
-        """A stretch of rows begins at the next row."""
+        """Begin a shard at the next row."""
         self._start = self._row
         for file in self._ragged.values():
             file.cut(int(self._offsets[self._row]))
 
     def put(self, row: SampleRow) -> None:
-        """Write the next row. Raises DataError for values that do not fit or are not finite; RunError for no room."""
-        values = {name: _sound(row, name, column) for name, column in self._columns.items()}
+        """Write the next row. Raises DataError for values of another shape or not finite; RunError for a full disk."""
+        values = {name: _check_value(row, name, column) for name, column in self._columns.items()}
         lengths = {len(values[name]) for name in self._ragged}
         assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
         for name, array in self._fixed.items():
@@ -98,21 +98,21 @@ class SplitWriter:
         self._offsets[self._row] = self._offsets[self._row - 1] + max(lengths, default=0)
 
     def lengths(self) -> list[int] | None:
-        """How many elements each row of the stretch has; None where no column is ragged."""
+        """Return the number of elements of each row written since `begin()`, or None if no column is ragged."""
         return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._ragged else None
 
     def checksums(self) -> dict[str, int]:
-        """The CRC-32 of what was put into the files in this stretch, by column."""
-        return self._of_fixed(self._row) | {name: file.checksum_put() for name, file in self._ragged.items()}
+        """Return the CRC-32 of the rows of this shard, by column."""
+        return self._checksum_fixed(self._row) | {name: file.checksum_put() for name, file in self._ragged.items()}
 
     def keep(self, num_rows: int, lengths: Sequence[int] | None, checksums: Mapping[str, int]) -> bool:
-        """Whether the files hold the next rows as an earlier run noted them; if they do, those rows are passed over."""
+        """Keep the next rows if the files match the notes of an earlier run; return True if they are kept."""
         self._start = self._row
         if (lengths is not None) != bool(self._ragged) or len(lengths or []) not in (0, num_rows):
             return False
         first, count = int(self._offsets[self._row]), sum(lengths or [])
         ragged = {name: file.checksum(first, count) for name, file in self._ragged.items()}
-        if self._of_fixed(self._row + num_rows) | ragged != checksums:
+        if self._checksum_fixed(self._row + num_rows) | ragged != checksums:
             return False
         begin, end = self._row, self._row + num_rows
         if lengths is not None:
@@ -121,7 +121,7 @@ class SplitWriter:
         return True
 
     def finish(self) -> int:
-        """Seal the files, once every row is there; returns the number of elements of the ragged columns, 0 without."""
+        """Complete the files after the last row; return the number of elements of the ragged columns, 0 without any."""
         assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
         for array in self._fixed.values():
             array.flush()
@@ -131,12 +131,13 @@ class SplitWriter:
             np.save(self._offsets_path, self._offsets)
         return int(self._offsets[-1])
 
-    def _of_fixed(self, end: int) -> dict[str, int]:
+    def _checksum_fixed(self, end: int) -> dict[str, int]:
+        """Compute the CRC-32 of the rows up to `end` of this shard, by fixed column."""
         return {name: zlib.crc32(array[self._start : end].data) for name, array in self._fixed.items()}
 
 
-class _Appended:
-    """The file of a ragged column: elements are added at its end, its header counts them when it is finished."""
+class _RaggedFile:
+    """File of a ragged column: elements are appended, and the header is completed at the end."""
 
     def __init__(self, path: Path, column: ColumnSpec) -> None:
         self._path = path
@@ -148,7 +149,7 @@ class _Appended:
         self._file = path.open("r+b")
 
     def cut(self, num_elements: int) -> None:
-        """Leave the first elements, which are there, and go on behind them."""
+        """Truncate the file after its first `num_elements` elements and continue there."""
         self._file.truncate(self._place(num_elements))
         self._file.seek(self._place(num_elements))
         self._checksum_put = 0
@@ -159,18 +160,18 @@ class _Appended:
         self._checksum_put = zlib.crc32(values.data, self._checksum_put)
 
     def checksum_put(self) -> int:
-        """The CRC-32 of what was appended since the last cut. It is in the file, and not in a buffer, after this."""
+        """Return the CRC-32 of the data since the last cut, which is then flushed to the file."""
         with self._writing():
             self._file.flush()
         return self._checksum_put
 
     def checksum(self, first: int, count: int) -> int:
-        """The CRC-32 of `count` elements from the `first` on, or of as many as there are."""
+        """Compute the CRC-32 of `count` elements from the `first` on, or of fewer if the file ends."""
         self._file.seek(self._place(first))
-        left, checksum = count * self._column.num_bytes, 0
-        while left and (block := self._file.read(min(left, _BLOCK_BYTES))):
+        remaining, checksum = count * self._column.num_bytes, 0
+        while remaining and (block := self._file.read(min(remaining, _BLOCK_BYTES))):
             checksum = zlib.crc32(block, checksum)
-            left -= len(block)
+            remaining -= len(block)
         return checksum
 
     def finish(self, num_elements: int) -> None:
@@ -190,15 +191,15 @@ class _Appended:
             yield
         except OSError as error:
             raise RunError(
-                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which goes "
-                "on where this one stopped"
+                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which "
+                "continues where this one stopped"
             ) from error
 
     def _place(self, element: int) -> int:
         return self._header_bytes + element * self._column.num_bytes
 
     def _header(self, num_elements: int) -> bytes:
-        """As numpy.save writes it, with room for any number of rows: so its length does not depend on theirs."""
+        """Build the header that numpy.save writes, of the same length for any number of rows."""
         header = io.BytesIO()
         descr = np.lib.format.dtype_to_descr(np.dtype(self._column.dtype))
         shape = (num_elements, *self._column.shape)
@@ -206,16 +207,18 @@ class _Appended:
         return header.getvalue()
 
 
-def _sound(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
-    with np.errstate(over="ignore"):  # what is too large for the column becomes infinite, and is refused below
+def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
+    """Convert the value of a column to its dtype. Raises DataError for another shape or a number that is not finite."""
+    with np.errstate(over="ignore"):  # values too large for the column become infinite, and are refused below
         value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
     if column.is_ragged:
         is_empty = len(value) == 0 and not column.can_be_empty
         if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or is_empty:
             wanted = " ".join(map(str, column.shape))
-            least = "" if column.can_be_empty else " with at least one point"
+            minimum = "" if column.can_be_empty else " with at least one point"
             raise DataError(
-                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}){least} is needed"
+                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}){minimum} "
+                "is needed"
             )
     elif value.shape != column.shape:
         raise DataError(
@@ -223,13 +226,15 @@ def _sound(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
         )
     is_finite = np.isfinite(value)
     if not is_finite.all():
-        place = tuple(int(i) for i in np.argwhere(~is_finite)[0])
-        raise DataError(f"{row.where}: {name}{list(place)} is {value[place]}; mend the file or leave the shape out")
+        position = tuple(int(i) for i in np.argwhere(~is_finite)[0])
+        raise DataError(
+            f"{row.where}: {name}{list(position)} is {value[position]}; mend the file or leave the shape out"
+        )
     return value
 
 
 def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
-    """The array file, as an earlier run left it if that is sound, else new."""
+    """Open the array file of an earlier run if it matches, else create a new one."""
     try:
         array = np.lib.format.open_memmap(path, mode="r+")
         if (array.shape, array.dtype) == (shape, np.dtype(dtype)):

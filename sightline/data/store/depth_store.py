@@ -1,4 +1,4 @@
-"""Depth images as rows of bytes: without the empty margin, compressed, and the same numbers when unpacked."""
+"""Lossless compression of depth images to bytes, without their empty margin."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 __all__ = ["DEPTH_TYPES", "pack_depth", "unpack_depth"]
 
 DEPTH_TYPES = ("uint16", "float16", "float32")
-"""The types of numbers that depths come in."""
+"""Supported dtypes of depth images."""
 _WINDOW = struct.Struct("<4H")
-"""Left, top, right and bottom of what was measured, the last two excluded."""
+"""Left, top, right and bottom of the measured window, the last two exclusive."""
 _LEVEL = 1
-"""Of compression: higher ones take several times as long to save a few per cent."""
+"""Compression level of zlib; higher ones take several times as long to save a few per cent."""
 
 
 def pack_depth(depth: np.ndarray) -> np.ndarray:
-    """A depth image (H, W) of one of `DEPTH_TYPES` as bytes (N,) uint8.
+    """Pack a depth image (H, W) of one of `DEPTH_TYPES` into bytes (N,) uint8.
 
-    What is stored of integers is the difference to the pixel before: neighbours are similar, and small numbers
-    compress. The higher and the lower bytes lie apart for the same reason.
+    Integers are stored as differences to the previous pixel: neighbours are similar, and small numbers compress well.
+    High and low bytes are separated for the same reason.
     """
     assert depth.dtype.name in DEPTH_TYPES, f"depths are {depth.dtype}"
     rows, columns = np.flatnonzero(depth.any(axis=1)), np.flatnonzero(depth.any(axis=0))
@@ -37,7 +37,7 @@ def pack_depth(depth: np.ndarray) -> np.ndarray:
 
 
 def unpack_depth(packed: np.ndarray, *, dtype: str, width_px: int, height_px: int) -> np.ndarray:
-    """The depth image (H, W) that `pack_depth` was given."""
+    """Unpack the bytes (N,) of `pack_depth` to a depth image (height_px, width_px) of `dtype`."""
     kind = np.dtype(dtype).newbyteorder("<")
     stored = packed.tobytes()
     left, top, right, bottom = _WINDOW.unpack_from(stored)

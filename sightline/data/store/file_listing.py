@@ -1,4 +1,4 @@
-"""Files listed in place: a prepared set that lists where its source's files lie, instead of holding copies of them.
+"""Files listed in place: a prepared set can list the files of its source instead of copying them.
 
 The manifest names one absolute folder, the source that the user gave; `<split>.listed.json` lists the files of every
 row below it, with their size, modification time and SHA-256. No entry leads out of that folder by its name; links that
@@ -19,7 +19,7 @@ __all__ = ["FileListing", "ListedFile", "list_file"]
 
 
 class ListedFile(NamedTuple):
-    """A file below the listed folder as it was when the set was prepared; `path` is relative to the folder."""
+    """File below the listed folder as it was at preparation; `path` is relative to the folder."""
 
     path: str
     num_bytes: int
@@ -28,7 +28,7 @@ class ListedFile(NamedTuple):
 
 
 def list_file(path: Path, root: Path) -> ListedFile:
-    """The entry of a file below `root`. Raises DataError if it cannot be read, or changes while it is."""
+    """Build the entry of a file below `root`. Raises DataError if it is unreadable, or changes meanwhile."""
     content, status = read_file(path), path.stat()
     if len(content) != status.st_size:
         raise DataError(f"{path}: changed while it was read; wait until it is written, and prepare the set again")
@@ -37,7 +37,7 @@ def list_file(path: Path, root: Path) -> ListedFile:
 
 
 class FileListing:
-    """The listed files of a split, row by row, below `root`; `where` is the document that lists them.
+    """Listed files of a split by row, below `root`; `where` is the document that lists them.
 
     Raises DataError for a document of another form, and for a path that leads out of the folder.
     """
@@ -47,46 +47,46 @@ class FileListing:
         self._where = where
         try:
             self._rows = [[ListedFile(*entry) for entry in row] for row in rows]
-            strange = next((each.path for row in self._rows for each in row if not _is_below(each.path)), None)
+            outside = next((entry.path for row in self._rows for entry in row if not _is_below(entry.path)), None)
         except TypeError as error:
             raise DataError(f"{where}: is not a list of files; prepare the set again") from error
-        if strange is not None:
-            raise DataError(f"{where}: lists '{strange}', which is not below {root}; prepare the set again")
+        if outside is not None:
+            raise DataError(f"{where}: lists '{outside}', which is not below {root}; prepare the set again")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def paths(self, row: int) -> tuple[Path, ...]:
-        """The files of a row. Raises DataError naming the first that is missing, or has another size or time."""
-        return tuple(self._checked(each) for each in self._rows[row])
+        """Return the files of a row. Raises DataError naming the first that is missing or has changed."""
+        return tuple(self._check_file(entry) for entry in self._rows[row])
 
     def verify(self) -> int:
-        """Read every file and compare its SHA-256; returns how many there are. Raises DataError naming a wrong one."""
-        entries = {each.path: each for row in self._rows for each in row}
-        for each in entries.values():
-            path = self._checked(each)
-            if hashlib.sha256(read_file(path)).hexdigest() != each.sha256:
-                raise self._changed(path, "differs from what it held when the set was prepared (SHA-256)")
+        """Check the SHA-256 of every file; return the number of files. Raises DataError naming a wrong one."""
+        entries = {entry.path: entry for row in self._rows for entry in row}
+        for entry in entries.values():
+            path = self._check_file(entry)
+            if hashlib.sha256(read_file(path)).hexdigest() != entry.sha256:
+                raise self._changed_error(path, "differs from what it held when the set was prepared (SHA-256)")
         return len(entries)
 
-    def _checked(self, entry: ListedFile) -> Path:
+    def _check_file(self, entry: ListedFile) -> Path:
         path = self._root / entry.path
         try:
             status = path.stat()
         except OSError as error:
-            raise self._changed(path, f"cannot be found ({error.strerror})") from error
+            raise self._changed_error(path, f"cannot be found ({error.strerror})") from error
         if status.st_size != entry.num_bytes:
-            raise self._changed(path, f"has {status.st_size} bytes, {entry.num_bytes} when the set was prepared")
+            raise self._changed_error(path, f"has {status.st_size} bytes, {entry.num_bytes} when the set was prepared")
         if status.st_mtime_ns != entry.mtime_ns:
-            times = " instead of ".join(_time_text(each) for each in (status.st_mtime_ns, entry.mtime_ns))
-            raise self._changed(path, f"was written again after the set was prepared ({times})")
+            times = " instead of ".join(_time_text(time_ns) for time_ns in (status.st_mtime_ns, entry.mtime_ns))
+            raise self._changed_error(path, f"was written again after the set was prepared ({times})")
         return path
 
-    def _changed(self, path: Path, what: str) -> DataError:
+    def _changed_error(self, path: Path, fault: str) -> DataError:
         folder = self._where.parent
         return DataError(
-            f"{path}: {what}; {folder} lists it and has no copy: put the file back, or delete {folder} and prepare the "
-            "set again"
+            f"{path}: {fault}; {folder} lists it and has no copy: put the file back, or delete {folder} and prepare "
+            "the set again"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where prepared sets lie."""
+"""Default folder of a prepared set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["prepared_root"]
 
 
 def prepared_root(root: str | None, set_name: str) -> Path:
-    """Where a prepared set lies: at `root`, else under its name in $SIGHTLINE_DATA, by default `data`."""
+    """Return the folder of a prepared set: `root`, else `set_name` in $SIGHTLINE_DATA (default `data`)."""
     if root is not None:
         return Path(root).expanduser()
     return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name

@@ -1,9 +1,9 @@
-"""The native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
+"""Native form of a prepared data set: one array file per split and column, and a manifest that verifies them.
 
-A prepared folder holds `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; nothing in it is ever written
-again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged columns lie
-one after another, and `<split>.offsets.npy` holds the start of each of them (columns.py). A set may list files of its
-source in `<split>.listed.json` instead of copying them (listed.py).
+A prepared folder contains `<split>.<column>.npy`, `<split>.name.json` and `manifest.json`; none of them is ever
+written again. The manifest carries a digest of its own text, and the size and SHA-256 of every file. Rows of ragged
+columns are concatenated, and `<split>.offsets.npy` contains the start of each row (columns.py). A set may list files
+of its source in `<split>.listed.json` instead of copying them (file_listing.py).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = [
     "PreparedSet",
     "add_digest",
     "check_sizes",
+    "compute_sha256",
     "open_prepared",
     "prepare_command",
     "read_manifest",
-    "sha256_of",
     "summarise_folder",
     "verify",
 ]
@@ -41,14 +41,14 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 LISTED = "listed"
-"""The manifest's entry about files listed in place, and part of the names of the documents that list them."""
+"""Manifest entry about files listed in place, and part of the names of the documents that list them."""
 _ENTRIES = {"format", "set", "source", "columns", "splits", "files", "digest"}
 
 
 class PreparedSet:
-    """A prepared folder whose manifest and file sizes are sound. Arrays are mapped on first use, read-only.
+    """Prepared folder with a checked manifest and file sizes. Arrays are mapped on first use, read-only.
 
-    Pickling carries the path and the manifest alone, so that a worker process maps the files itself.
+    Pickling carries the path and the manifest only, so that a worker process maps the files itself.
     """
 
     def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
@@ -65,30 +65,30 @@ class PreparedSet:
         return list(self.manifest["splits"])
 
     def array(self, split: str, column: str) -> np.ndarray:
-        """All rows of one column of a split: (rows, *shape of the column), read-only, mapped from the file.
+        """Return all rows of a column of a split: (rows, *column shape), read-only, mapped from the file.
 
-        Of a ragged column the elements of all rows, one row after another: (elements, *shape of an element).
+        For a ragged column, the elements of all rows, concatenated: (elements, *element shape).
         Raises DataError if the file is not the one in the manifest.
         """
         promise = self.manifest["columns"][column]
         length = self._num_elements(split) if self.is_ragged(column) else self._num_rows(split)
-        return self._mapped(f"{split}.{column}.npy", (length, *promise["shape"]), promise["dtype"])
+        return self._get_array(f"{split}.{column}.npy", (length, *promise["shape"]), promise["dtype"])
 
     def is_ragged(self, column: str) -> bool:
-        """Whether the rows of a column have lengths of their own."""
+        """Return True if the rows of a column have lengths of their own."""
         return bool(self.manifest["columns"][column].get("is_ragged", False))
 
     def offsets(self, split: str) -> np.ndarray:
-        """Where each row of the ragged columns starts, and where the last one ends: (rows + 1,) int64, read-only.
+        """Return the start of each row of the ragged columns and the end of the last: (rows + 1,) int64, read-only.
 
-        Raises as `array`, and DataError if they are not the starts of rows.
+        Raises DataError as `array` does, and if the values are not the starts of rows.
         """
         file_name = f"{split}.{OFFSETS}.npy"
-        is_known = file_name in self._arrays
-        offsets = self._mapped(file_name, (self._num_rows(split) + 1,), "int64")
-        fewest = 0 if any(each.get("can_be_empty") for each in self.manifest["columns"].values()) else 1
+        is_checked = file_name in self._arrays
+        offsets = self._get_array(file_name, (self._num_rows(split) + 1,), "int64")
+        min_length = 0 if any(column.get("can_be_empty") for column in self.manifest["columns"].values()) else 1
         is_wrong = offsets[0] or offsets[-1] != self._num_elements(split)
-        if not is_known and (is_wrong or (np.diff(offsets) < fewest).any()):
+        if not is_checked and (is_wrong or (np.diff(offsets) < min_length).any()):
             del self._arrays[file_name]
             raise DataError(
                 f"{self.root / file_name}: does not rise from 0 to {self._num_elements(split)}; prepare the set again"
@@ -96,7 +96,7 @@ class PreparedSet:
         return offsets
 
     def row(self, split: str, column: str, index: int) -> np.ndarray:
-        """One row of a column, read-only, mapped from the file; of a ragged one (its elements, *shape of each)."""
+        """Return one row of a column, read-only, mapped from the file; ragged: (its elements, *element shape)."""
         array = self.array(split, column)
         if not self.is_ragged(column):
             return array[index]
@@ -104,11 +104,11 @@ class PreparedSet:
         return array[offsets[index] : offsets[index + 1]]
 
     def rows(self, split: str, column: str) -> Iterator[np.ndarray]:
-        """Every row of a column, as `row` gives it."""
+        """Iterate over the rows of a column, each as `row` returns it."""
         return (self.row(split, column, index) for index in range(self._num_rows(split)))
 
     def names(self, split: str) -> list[str]:
-        """The name of every row of a split."""
+        """Read the name of every row of a split."""
         path = self.root / f"{split}.name.json"
         names = _read_json(path)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -118,15 +118,17 @@ class PreparedSet:
         return names
 
     def listing(self, split: str) -> FileListing:
-        """The files that the rows of a split list in place. Raises DataError if the document is not what it should be.
+        """Return the files that the rows of a split list in place. Raises DataError if the document has another form.
 
-        A set that lists none has no such document.
+        A set without listed files has no such document.
         """
         if split not in self._listings:
-            where = self.root / f"{split}.{LISTED}.json"
-            listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(where), where=where)
+            document = self.root / f"{split}.{LISTED}.json"
+            listing = FileListing(Path(self.manifest[LISTED]["root"]), _read_json(document), where=document)
             if len(listing) != self._num_rows(split):
-                raise DataError(f"{where}: lists {len(listing)} rows of {self._num_rows(split)}; prepare the set again")
+                raise DataError(
+                    f"{document}: lists {len(listing)} rows of {self._num_rows(split)}; prepare the set again"
+                )
             self._listings[split] = listing
         return self._listings[split]
 
@@ -136,31 +138,32 @@ class PreparedSet:
     def _num_elements(self, split: str) -> int:
         return int(self.manifest["num_elements"][split])
 
-    def _mapped(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    def _get_array(self, file_name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Map an array file on first use; shape and dtype must match."""
         if file_name not in self._arrays:
-            self._arrays[file_name] = _map(self.root / file_name, shape, np.dtype(dtype))
+            self._arrays[file_name] = _map_array(self.root / file_name, shape, np.dtype(dtype))
         return self._arrays[file_name]
 
 
-_ELSEWHERE = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+_ELSEWHERE = "if the set is elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
 
 
 def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") -> PreparedSet:
-    """The prepared set at `root`; sizes and the manifest's digest are checked, file contents are not (`verify` does).
+    """Open the prepared set at `root`; check sizes and the manifest's digest, but not the file contents (see `verify`).
 
     Raises DataError with the command that makes such a folder (of the first of `set_names`, with `options`) if there is
-    none or it holds something else; and if a file is missing or has another size.
+    none or it contains something else; and if a file is missing or has another size.
     """
     if not root.is_dir():
         raise MissingDataError(
-            f"{root}: there is no such folder{_unfinished(root)}; {_ELSEWHERE}; to make it: "
+            f"{root}: there is no such folder{_describe_unfinished(root)}; {_ELSEWHERE}; to make it: "
             f"{prepare_command(set_names[0], str(root), options)}"
         )
     command = prepare_command(set_names[0], "DIR", options)
     if not (root / MANIFEST).is_file():
         raise MissingDataError(
-            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{_unfinished(root)}; {_ELSEWHERE}; to "
-            f"make one: {command}"
+            f"{root}: is not a prepared set, it holds {summarise_folder(root)}{_describe_unfinished(root)}; "
+            f"{_ELSEWHERE}; to make one: {command}"
         )
     manifest = read_manifest(root)
     if manifest["set"] not in set_names:
@@ -172,12 +175,12 @@ def open_prepared(root: Path, *, set_names: Sequence[str], options: str = "") ->
 
 
 def prepare_command(set_name: str, target: str, options: str = "") -> str:
-    """What a user runs to prepare a set; `options` are `key=value`."""
+    """Format the command that prepares a set; `options` are `key=value`."""
     return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
 
 
 def read_manifest(root: Path) -> dict[str, Any]:
-    """The manifest of a prepared folder. Raises DataError if it is missing, altered or of another format version."""
+    """Read the manifest of a prepared folder. Raises DataError if it is missing, altered or of another version."""
     path = root / MANIFEST
     if not path.is_file():
         raise DataError(f"{root}: is not a prepared set, there is no {MANIFEST}; sightline data prepare makes one")
@@ -203,16 +206,16 @@ def read_manifest(root: Path) -> dict[str, Any]:
 
 
 def _form_fault(manifest: Mapping[str, Any]) -> str:
-    """What a manifest lacks, or holds as another type, that every reader of a set relies on; empty for nothing."""
+    """Describe the first missing or mistyped entry that every reader of a set needs; empty if there is none."""
     if not isinstance(manifest["set"], str):
         return "its 'set' is not a name"
     for key, kinds in _FORMS.items():
         if not isinstance(manifest[key], dict):
             return f"its '{key}' is a {type(manifest[key]).__name__}, a mapping is needed"
         for name, entry in manifest[key].items():
-            for part, is_sound in kinds.items():
-                if not isinstance(entry, dict) or part not in entry or not is_sound(entry[part]):
-                    return f"the '{part}' of '{name}' in its '{key}' is missing, or not what a set is described by"
+            for field, is_sound in kinds.items():
+                if not isinstance(entry, dict) or field not in entry or not is_sound(entry[field]):
+                    return f"the '{field}' of '{name}' in its '{key}' is missing, or not what a set is described by"
     names = manifest.get("class_names", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return "its 'class_names' are not a list of names"
@@ -240,8 +243,8 @@ def _form_fault(manifest: Mapping[str, Any]) -> str:
     return ""
 
 
-def _cut(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else f"{text[:most].rpartition(', ')[0]}, ..."
+def _shorten(text: str, max_length: int = 80) -> str:
+    return text if len(text) <= max_length else f"{text[:max_length].rpartition(', ')[0]}, ..."
 
 
 def _is_count(value: Any) -> bool:
@@ -253,7 +256,7 @@ def _is_shape(value: Any) -> bool:
 
 
 def _counts_classes(value: Any, names: Sequence[str]) -> bool:
-    """`names` are empty for a set whose classes do not stand in its manifest."""
+    """Return True if `value` counts classes; `names` are empty if the manifest names no classes."""
     return isinstance(value, list) and len(value) == (len(names) or len(value)) and all(map(_is_count, value))
 
 
@@ -277,11 +280,11 @@ _TYPES: Mapping[str, type] = {
     **dict.fromkeys(("remission_high", "mm_per_unit"), float),
     **dict.fromkeys(("num_ignored", "fewest_points"), int),
 }
-"""Of entries that some sets have, where they are stated."""
+"""Type of each optional entry."""
 
 
 def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
-    """Raises DataError naming the first file that is missing or has another size than in the manifest."""
+    """Raise DataError naming the first file that is missing or has another size than in the manifest."""
     for file_name, promise in manifest["files"].items():
         path = root / file_name
         if not path.is_file():
@@ -293,14 +296,14 @@ def check_sizes(root: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def verify(root: Path) -> int:
-    """Read every file of a prepared folder and compare its SHA-256; returns how many files are sound.
+    """Check the SHA-256 of every file of a prepared folder; return the number of files.
 
     Files that the set lists in place are read too. Raises DataError naming the first file that differs.
     """
     manifest = read_manifest(root)
     check_sizes(root, manifest)
     for file_name, promise in manifest["files"].items():
-        if sha256_of(root / file_name) != promise["sha256"]:
+        if compute_sha256(root / file_name) != promise["sha256"]:
             raise DataError(f"{root / file_name}: differs from what was written (SHA-256); prepare the set again")
     prepared = PreparedSet(root, manifest)
     num_listed = sum(prepared.listing(split).verify() for split in prepared.splits) if LISTED in manifest else 0
@@ -308,31 +311,31 @@ def verify(root: Path) -> int:
 
 
 def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the digest of all its other entries."""
+    """Return the manifest with the digest of all its other entries."""
     body = {key: value for key, value in manifest.items() if key != "digest"}
     text = json.dumps(body, sort_keys=True, allow_nan=False)
     return {**body, "digest": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _is_sealed(manifest: Any) -> bool:
-    """Whether this is a manifest, with all entries that every set has, under the digest of its own text."""
+    """Return True if this is a manifest with all required entries and the digest of its own text."""
     if not isinstance(manifest, dict) or not manifest.keys() >= _ENTRIES:
         return False
     try:
         return add_digest(manifest)["digest"] == manifest["digest"]
-    except ValueError:  # a number that is not finite: no manifest was written with one
+    except ValueError:  # a number that is not finite, which no manifest contains
         return False
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+def compute_sha256(path: Path) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal."""
     check_regular_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def summarise_folder(folder: Path, limit: int = 5) -> str:
-    """What a folder holds, in words for an error: the first few names and how many more."""
+    """Summarise a folder's contents for an error: the first few names and how many more."""
     names = sorted(entry.name for entry in folder.iterdir())
     if not names:
         return "nothing"
@@ -340,10 +343,10 @@ def summarise_folder(folder: Path, limit: int = 5) -> str:
     return ", ".join(names[:limit]) + more
 
 
-def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     try:
         check_npy(path)
-        with np.errstate(over="ignore"):  # of a shape beyond all sizes, which is refused
+        with np.errstate(over="ignore"):  # an absurdly large shape overflows, and is refused
             array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
     except (*READ_ERRORS, MemoryError) as error:
         raise DataError(
@@ -356,16 +359,17 @@ def _map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return array
 
 
-def _unfinished(root: Path) -> str:
+def _describe_unfinished(root: Path) -> str:
+    """Describe the partial folder of an unfinished preparation; empty if there is none."""
     work = root.with_name(root.name + ".partial")
     return f" ({work} is unfinished; the command that made it continues it)" if work.is_dir() else ""
 
 
 class _Entries(dict[str, Any]):
-    """A mapping of a manifest: an entry that some set needs and this one lacks is an error of the data."""
+    """Mapping of a manifest that raises DataError for a missing entry."""
 
     def __missing__(self, key: str) -> Any:
-        raise DataError(f"{MANIFEST}: its entries {_cut(', '.join(self))} lack '{key}'; prepare the set again")
+        raise DataError(f"{MANIFEST}: its entries {_shorten(', '.join(self))} lack '{key}'; prepare the set again")
 
 
 def _read_json(path: Path) -> Any:

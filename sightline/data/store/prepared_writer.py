@@ -1,7 +1,7 @@
-"""Write a data set in native form: never half-written, and continued where a killed run stopped.
+"""Atomic writer of prepared data sets; a killed run is continued.
 
-Work goes on in `<target>.partial`: `set/` is the folder to be, `parts/` holds one note per finished part (names and
-hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
+The partial result is in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard
+(names and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from sightline.data.store.prepared_set import (
     PreparedSet,
     add_digest,
     check_sizes,
+    compute_sha256,
     read_manifest,
-    sha256_of,
     summarise_folder,
 )
 from sightline.data.store.unusable import FaultCollector
@@ -57,15 +57,15 @@ __all__ = [
 
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int, str], None]
-"""Called with the rows done, the rows in all, and what is being read."""
+"""Callback with the number of finished rows, the total number of rows, and the title of the current shard."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows that follow each other in a split and are read, and read again, together; `files` is what they depend on.
+    """Consecutive rows of a split that are read, and after a kill read again, together; `files` are their sources.
 
-    `about_elements` is a guess of how many elements the rows have in all where columns are ragged: so much room is
-    asked for before the work begins.
+    `estimated_elements` estimates the total number of elements if columns are ragged; free disk space is checked for so
+    many before the work begins.
     """
 
     split: str
@@ -78,10 +78,10 @@ class Shard:
 
 @dataclass(frozen=True)
 class PreparationPlan:
-    """All that is to be prepared. `about` goes into the manifest as it is; `summarise` adds what the arrays show.
+    """Plan of a preparation; `manifest_extra` is copied into the manifest, `summarise` adds entries from the arrays.
 
-    `options` are what the result depends on beyond its files. With `lists_files` the rows name files below `source`
-    that stay where they are.
+    `options` are everything that the result depends on beyond its files. With `lists_files` the rows name files below
+    `source` that are listed in place.
     """
 
     set_name: str
@@ -97,38 +97,37 @@ class PreparationPlan:
     @property
     def split_sizes(self) -> dict[str, int]:
         sizes: Counter[str] = Counter()
-        for part in self.shards:
-            sizes[part.split] += part.num_rows
+        for shard in self.shards:
+            sizes[shard.split] += shard.num_rows
         return {split: size for split, size in sizes.items() if size}
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the sorted list of source files with their sizes, and their times where they are listed."""
-        files = {file for part in self.shards for file in part.files}
+        """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
+        files = {file for shard in self.shards for file in shard.files}
         times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in files}
         return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in files))
 
 
 def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
-    """Prepare a set at `target`; returns its manifest with `root` and `outcome` (`prepared` or `already there`).
+    """Prepare a set at `target`; return its manifest with `root` and `outcome` (`prepared` or `already there`).
 
-    A run that was killed is continued: parts whose files, count and checksum still agree are kept. The result has the
-    same bits either way.
-    A partial folder of the same set and source as they were before is begun anew.
+    A killed run is continued: shards whose files, count and checksum still agree are kept, and the result has the same
+    bits. A partial folder of the same set and source in an earlier state is started again.
     Raises DataError for a faulty source, with every file that cannot be used, and for a target or a partial folder that
-    holds something else.
+    contains something else.
     """
     target = target.resolve()
     work = target.with_name(target.name + ".partial")
-    there = _already_there(plan, target)
-    if there is not None:
+    existing_manifest = _read_existing(plan, target)
+    if existing_manifest is not None:
         if _read_note(work / "origin.json") and not (work / "set").exists():  # left by a run killed after the renaming
             shutil.rmtree(work, ignore_errors=True)
-        return {**there, "root": str(target), "outcome": "already there"}
+        return {**existing_manifest, "root": str(target), "outcome": "already there"}
     _claim(work, plan)
-    with _alone(work), _room_for(work):
-        filled = _fill(work, plan, progress, FaultCollector(target))
-        manifest = _finish(work / "set", plan, filled)
+    with _lock_folder(work), _report_full_disk(work):
+        written = _fill(work, plan, progress, FaultCollector(target))
+        manifest = _finish(work / "set", plan, written)
     try:
         os.rename(work / "set", target)
     except OSError as error:
@@ -141,8 +140,8 @@ def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progres
 
 
 @contextmanager
-def _room_for(work: Path) -> Iterator[None]:
-    """Raises RunError where the disk, or the limit on a file's size, has no room for what is written."""
+def _report_full_disk(work: Path) -> Iterator[None]:
+    """Raise RunError if the disk, or the limit on a file's size, has no room for the data."""
     try:
         yield
     except OSError as error:
@@ -153,66 +152,70 @@ def _room_for(work: Path) -> Iterator[None]:
             "raise the limit on the size of a file (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
         )
         raise RunError(
-            f"{work}: cannot write: {error.strerror}; {advice} and give the same command again, which goes on there"
+            f"{work}: cannot write: {error.strerror}; {advice} and run the same command again, which continues there"
         ) from error
 
 
 def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
-    """The points (N, 3) about their mean, the farthest at distance 1; float32.
+    """Centre the points (N, 3) on their mean and scale the largest distance to 1; float32.
 
-    Raises DataError, led by `where`, if all coincide, and for coordinates so large that distances are not finite.
+    Raises DataError, beginning with `where`, if all coincide, and for coordinates so large that distances overflow.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         centred = points - points.mean(axis=0, dtype=np.float64)
         radius = np.linalg.norm(centred, axis=1).max()
     if not np.isfinite(radius):
-        raise DataError(f"{where}: a coordinate is {np.abs(points).max():.4g}; get the file again")
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
+        )
     if not radius > 0:
-        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; leave the file out")
+        raise DataError(f"{where}: all {len(points)} points coincide, so the shape has no extent; leave the file out")
     return (centred / radius).astype(np.float32)
 
 
 def assert_extent(points: np.ndarray, *, where: str) -> None:
-    """Raises DataError, led by `where`, if all points coincide: zeros where nothing was written, as a rule."""
+    """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
     if (points == points[0]).all():
-        raise DataError(f"{where}: all {len(points)} points coincide, so there is no shape; get the file again")
+        raise DataError(
+            f"{where}: all {len(points)} points coincide, so the shape has no extent; download the file again"
+        )
 
 
 def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:
-    """Groups of rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
-    seen: defaultdict[bytes, list[str]] = defaultdict(list)
+    """Group the rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
+    names_by_digest: defaultdict[bytes, list[str]] = defaultdict(list)
     for split in prepared.splits:
         for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
-            seen[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
-    return [group for group in seen.values() if len(group) > 1]
+            names_by_digest[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
+    return [group for group in names_by_digest.values() if len(group) > 1]
 
 
 def iterate_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """The items in their order, so many together; fewer at the end."""
-    left = iter(items)
-    while batch := tuple(itertools.islice(left, size)):
+    """Yield the items in their order, `size` at a time; the last batch may be smaller."""
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
         yield batch
 
 
-def _already_there(plan: PreparationPlan, target: Path) -> dict[str, Any] | None:
-    """The manifest of the same set at the target; None where there is nothing. Raises DataError for anything else."""
+def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None:
+    """Read the manifest of the same set at the target; None if it is empty. Raises DataError for anything else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
     if not (target / MANIFEST).is_file():
-        found = f"holds {summarise_folder(target)}" if target.is_dir() else "is a file"
-        raise DataError(f"{target}: {found}, nothing that sightline prepared; give another place with --to")
+        contents = f"holds {summarise_folder(target)}" if target.is_dir() else "is a file"
+        raise DataError(f"{target}: {contents}, which sightline did not prepare; give another folder with --to")
     manifest = read_manifest(target)
     if (manifest["set"], manifest["source"]["path"]) != (plan.set_name, str(plan.source)):
         raise DataError(
             f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
-            f"from {plan.source}; delete it or give another place with --to"
+            f"from {plan.source}; delete it or give another folder with --to"
         )
-    before = manifest.get("options", {})
-    other = [key for key in {**before, **plan.options} if before.get(key) != plan.options.get(key)]
-    if other:
+    stored = manifest.get("options", {})
+    changed = [key for key in {**stored, **plan.options} if stored.get(key) != plan.options.get(key)]
+    if changed:
         raise DataError(
-            f"{target}: was prepared with {other[0]} = {before.get(other[0])}, now it is {plan.options.get(other[0])}; "
-            "delete it to prepare it again, or give another place with --to"
+            f"{target}: was prepared with {changed[0]} = {stored.get(changed[0])}, now it is "
+            f"{plan.options.get(changed[0])}; delete it to prepare it again, or give another folder with --to"
         )
     if manifest["source"]["fingerprint"] != plan.fingerprint:
         raise DataError(
@@ -223,7 +226,7 @@ def _already_there(plan: PreparationPlan, target: Path) -> dict[str, Any] | None
 
 
 def _claim(work: Path, plan: PreparationPlan) -> None:
-    """Make the partial folder, or check that it is an unfinished preparation of the very same thing."""
+    """Make the partial folder, or check that it is an unfinished preparation of the very same set."""
     origin = {
         "format": FORMAT_VERSION,
         "set": plan.set_name,
@@ -241,14 +244,14 @@ def _claim(work: Path, plan: PreparationPlan) -> None:
     if work.exists():
         raise DataError(
             f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
-            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another place with --to"
+            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another folder with --to"
         )
     try:
         for folder in (work / "parts", work / "set"):
             folder.mkdir(parents=True)
     except OSError as error:
-        raise DataError(f"{work}: cannot be made ({error.strerror}); give another place with --to") from error
-    needed = _bytes_needed(plan)
+        raise DataError(f"{work}: cannot be made ({error.strerror}); give another folder with --to") from error
+    needed = _estimate_bytes(plan)
     free = shutil.disk_usage(work).free
     if needed > free:
         shutil.rmtree(work)
@@ -259,37 +262,37 @@ def _claim(work: Path, plan: PreparationPlan) -> None:
 
 
 def _forget_earlier(work: Path, plan: PreparationPlan) -> None:
-    """Remove an unfinished preparation of the same set and source, whose files or options were others then."""
-    found = _read_note(work / "origin.json")
-    if (found.get("set"), found.get("source")) == (plan.set_name, str(plan.source)):
-        with _locked(work):
+    """Remove an unfinished preparation of the same set and source with other files or options."""
+    origin = _read_note(work / "origin.json")
+    if (origin.get("set"), origin.get("source")) == (plan.set_name, str(plan.source)):
+        with _lock(work):
             shutil.rmtree(work)
 
 
 @contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Hold the partial folder, and remove it where not even one part was finished in it.
+def _lock_folder(work: Path) -> Iterator[None]:
+    """Lock the partial folder, and remove it in the end if no shard was finished in it.
 
-    Raises RunError where another process holds it, or where it was moved or deleted meanwhile.
+    Raises RunError if another process has locked it, or if it was moved or deleted meanwhile.
     """
-    with _locked(work) as held:
+    with _lock(work) as status:
         lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
         try:
             yield
         except OSError as error:
-            if not _is_there(work, held):
+            if not _is_unmoved(work, status):
                 raise lost from error
             raise
         finally:
-            if _is_there(work, held) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
+            if _is_unmoved(work, status) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
                 shutil.rmtree(work)
-        if not _is_there(work, held):
+        if not _is_unmoved(work, status):
             raise lost
 
 
 @contextlib.contextmanager
-def _locked(work: Path) -> Iterator[os.stat_result]:
-    """Hold the note of a partial folder's origin by a lock of the kernel's, which ends with the process that has it."""
+def _lock(work: Path) -> Iterator[os.stat_result]:
+    """Lock the origin note of a partial folder (flock), until the block or the process ends."""
     with (work / "origin.json").open("rb") as note:
         try:
             fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,31 +301,32 @@ def _locked(work: Path) -> Iterator[os.stat_result]:
         yield os.fstat(note.fileno())
 
 
-def _is_there(work: Path, held: os.stat_result) -> bool:
+def _is_unmoved(work: Path, status: os.stat_result) -> bool:
+    """Return True if the origin note is still the file of this status."""
     try:
-        return os.path.samestat(held, os.stat(work / "origin.json"))
+        return os.path.samestat(status, os.stat(work / "origin.json"))
     except OSError:
         return False
 
 
 class _Written(NamedTuple):
-    """The names of rows, and the files that each of them lists."""
+    """Names of written rows, and the files that each row lists."""
 
     names: list[str]
     listed: list[list[ListedFile]]
 
 
 class _Filled(NamedTuple):
-    """All rows, and the number of elements of the ragged columns, by split."""
+    """Written rows, and the number of elements of the ragged columns, by split."""
 
     rows: dict[str, _Written]
     num_elements: dict[str, int]
 
 
 def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: FaultCollector) -> _Filled:
-    """Write the rows of every unfinished part; returns what only the rows could show.
+    """Write the rows of every unfinished shard; return their names and numbers of elements.
 
-    After the first row that cannot be read the others are only read, to find all that cannot.
+    After the first unreadable row the others are only read, to find all unreadable rows.
     """
     rows = {split: _Written([], []) for split in plan.split_sizes}
     num_done, num_all = 0, sum(plan.split_sizes.values())
@@ -331,38 +335,38 @@ def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: Fault
             split: stack.enter_context(SplitWriter(work / "set", split, size, plan.columns))
             for split, size in plan.split_sizes.items()
         }
-        for index, part in enumerate(part for part in plan.shards if part.num_rows):
-            writer = writers[part.split]
+        for index, shard in enumerate(shard for shard in plan.shards if shard.num_rows):
+            writer = writers[shard.split]
             note = work / "parts" / f"{index:05d}.json"
-            kept = _kept_rows(note, part, writer)
-            if kept is None:
+            shard_rows = _load_kept_rows(note, shard, writer)
+            if shard_rows is None:
                 note.unlink(missing_ok=True)
-                advance = partial(_advance, progress, part.title, num_done, num_all)
-                kept = _write_rows(part, writer, plan.source if plan.lists_files else None, advance, unusable)
+                advance = partial(_advance, progress, shard.title, num_done, num_all)
+                shard_rows = _write_rows(shard, writer, plan.source if plan.lists_files else None, advance, unusable)
                 if unusable:
                     continue
-                listed = {LISTED: kept.listed} if plan.lists_files else {}
-                _write_json(note, {**_state(part), **_stretch(writer), "names": kept.names, **listed})
+                listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
+                _write_json(note, {**_shard_state(shard), **_shard_result(writer), "names": shard_rows.names, **listed})
             else:
-                progress(num_done + part.num_rows, num_all, f"{part.title}: kept from the run before")
-            rows[part.split].names.extend(kept.names)
-            rows[part.split].listed.extend(kept.listed)
-            num_done += part.num_rows
+                progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
+            rows[shard.split].names.extend(shard_rows.names)
+            rows[shard.split].listed.extend(shard_rows.listed)
+            num_done += shard.num_rows
         unusable.raise_any(num_all)
         return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
 
 
-def _advance(progress: Progress, title: str, before: int, num_all: int, done: int) -> None:
-    progress(before + done, num_all, title)
+def _advance(progress: Progress, title: str, num_before: int, num_all: int, done: int) -> None:
+    progress(num_before + done, num_all, title)
 
 
 def _write_rows(
-    part: Shard, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: FaultCollector
+    shard: Shard, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: FaultCollector
 ) -> _Written:
-    """Put the rows of a part; `root` is the folder below which they list files, None where they list none."""
+    """Write the rows of a shard; `root` is the folder below which they list files, None if they list none."""
     written = _Written([], [])
     writer.begin()
-    for row in unusable.skip_unusable(part.rows):
+    for row in unusable.skip_unusable(shard.rows):
         try:
             writer.put(row)
         except DataError as error:
@@ -372,33 +376,33 @@ def _write_rows(
         if root is not None:
             written.listed.append([list_file(path, root) for path in row.files])
         done(len(written.names))
-    assert unusable or len(written.names) == part.num_rows, (
-        f"{part.title}: {len(written.names)} rows, {part.num_rows} were promised"
+    assert unusable or len(written.names) == shard.num_rows, (
+        f"{shard.title}: {len(written.names)} rows, {shard.num_rows} were promised"
     )
     return written
 
 
-def _kept_rows(note: Path, part: Shard, writer: SplitWriter) -> _Written | None:
-    """The rows of a finished part if its files, its number of rows and the checksums of its columns still agree."""
-    found = _read_note(note)
-    names, lengths, checksums = found.pop("names", None), found.pop("lengths", None), found.pop("crc32", None)
-    listed = found.pop(LISTED, [])
-    is_kept = checksums and found == _state(part) and writer.keep(part.num_rows, lengths, checksums)
+def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written | None:
+    """Return the rows of a finished shard if its files, number of rows and column checksums still agree."""
+    state = _read_note(note)
+    names, lengths, checksums = state.pop("names", None), state.pop("lengths", None), state.pop("crc32", None)
+    listed = state.pop(LISTED, [])
+    is_kept = checksums and state == _shard_state(shard) and writer.keep(shard.num_rows, lengths, checksums)
     return _Written(names, [[ListedFile(*entry) for entry in row] for row in listed]) if is_kept else None
 
 
-def _state(part: Shard) -> dict[str, Any]:
-    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in part.files]
-    return {"files": _digest(files), "num_rows": part.num_rows}
+def _shard_state(shard: Shard) -> dict[str, Any]:
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shard.files]
+    return {"files": _digest(files), "num_rows": shard.num_rows}
 
 
-def _stretch(writer: SplitWriter) -> dict[str, Any]:
+def _shard_result(writer: SplitWriter) -> dict[str, Any]:
     lengths = writer.lengths()
     return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
 
 
 def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
-    """Write names and manifest, and force everything to the disk."""
+    """Write names and manifest, and flush everything to the disk."""
     for split in plan.split_sizes:
         _write_json(folder / f"{split}.name.json", filled.rows[split].names)
         if plan.lists_files:
@@ -410,21 +414,25 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
         "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
         "columns": _columns_json(plan),
         "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
-        **({"num_elements": filled.num_elements} if any(each.is_ragged for each in plan.columns.values()) else {}),
+        **({"num_elements": filled.num_elements} if any(array.is_ragged for array in plan.columns.values()) else {}),
         "num_nonfinite": 0,
         **({"options": dict(plan.options)} if plan.options else {}),
-        **({LISTED: _listed_files(plan, filled)} if plan.lists_files else {}),
+        **({LISTED: _summarise_listed_files(plan, filled)} if plan.lists_files else {}),
         **plan.manifest_extra,
     }
     prepared = PreparedSet(folder, draft)
     draft["ranges"] = {
         name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
         for name in plan.columns
-        if (bounds := [_range(each) for split in prepared.splits if (each := prepared.array(split, name)).size])
+        if (
+            bounds := [
+                _compute_range(array) for split in prepared.splits if (array := prepared.array(split, name)).size
+            ]
+        )
     }
     draft |= plan.summarise(prepared)
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in files}
     manifest = add_digest(draft)
     _write_json(folder / MANIFEST, manifest)
     for path in files:
@@ -434,13 +442,13 @@ def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, A
     return manifest
 
 
-def _listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
-    """Where the files lie, how many there are, and their bytes."""
-    files = {each.path: each.num_bytes for rows in filled.rows.values() for row in rows.listed for each in row}
+def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
+    """Summarise the listed files: root, number and total bytes."""
+    files = {file.path: file.num_bytes for rows in filled.rows.values() for row in rows.listed for file in row}
     return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
 
 
-def _range(array: np.ndarray) -> tuple[float, float]:
+def _compute_range(array: np.ndarray) -> tuple[float, float]:
     return float(array.min()), float(array.max())
 
 
@@ -456,10 +464,10 @@ def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
     }
 
 
-def _bytes_needed(plan: PreparationPlan) -> int:
-    num_rows, num_elements = sum(plan.split_sizes.values()), sum(part.estimated_elements for part in plan.shards)
+def _estimate_bytes(plan: PreparationPlan) -> int:
+    num_rows, num_elements = sum(plan.split_sizes.values()), sum(shard.estimated_elements for shard in plan.shards)
     columns = plan.columns.values()
-    return sum(each.num_bytes * (num_elements if each.is_ragged else num_rows) for each in columns)
+    return sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
 
 
 def _digest(value: Any) -> str:
@@ -467,7 +475,7 @@ def _digest(value: Any) -> str:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
-    """A note of an earlier run; empty where there is none that reads, or where it was cut short."""
+    """Read a note of an earlier run; empty if it is missing or damaged."""
     try:
         return parse_json(read_regular_file(path))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The files of a source that cannot be used: found in one pass, a few printed, all of them in a file."""
+"""Faulty source files of a preparation: collected in one pass, a few printed, all listed in a file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sightline.errors import DataError
 
 __all__ = ["FaultCollector"]
 
-_MOST_PRINTED = 8
-"""Faults, which with the line above them and the one below are ten lines."""
-_MOST_FOUND = 10_000
+_MAX_PRINTED = 8
+"""Maximum number of printed faults; with the line before and the line after them ten lines."""
+_MAX_FAULTS = 10_000
 
 
 class FaultCollector:
-    """Collects what reading a set's rows raises; `report` is the file that lists all of it where it is much."""
+    """Collector of the errors of reading a set's rows; `report` is the file that lists all if there are many."""
 
     def __init__(self, target: Path) -> None:
         self.report = target.with_name(f"{target.name}.unusable.txt")
@@ -28,15 +28,16 @@ class FaultCollector:
         return bool(self._faults)
 
     def skip_unusable(self, begin: Callable[[], Iterator[SampleRow]]) -> Iterator[SampleRow]:
-        """The rows that can be read, of those that `begin` gives; where the iterator goes on after an error, a `map`
-        does and a generator does not, so does this.
+        """Iterate over the readable rows of `begin()` and collect the errors of the others.
+
+        Reading goes on after an error if the iterator does: a `map` does, a generator does not.
         """
         try:
             rows = begin()
         except DataError as error:
             self.add(error)
             return
-        while len(self._faults) < _MOST_FOUND:
+        while len(self._faults) < _MAX_FAULTS:
             try:
                 yield next(rows)
             except StopIteration:
@@ -45,24 +46,24 @@ class FaultCollector:
                 self.add(error)
 
     def add(self, error: DataError) -> None:
-        """One more file, or part of a set, that cannot be used."""
+        """Add the fault of one more file or shard."""
         self._faults.append(str(error))
         self._last = error
 
     def raise_any(self, num_rows: int) -> None:
-        """Raises DataError with every fault: one as it is, more below a line that counts them."""
+        """Raise DataError with every fault: a single one unchanged, several below a line that counts them."""
         self.report.unlink(missing_ok=True)
         if self._last is None:
             return
         if len(self._faults) == 1:
             raise self._last
-        listed, rest = self._faults, ""
-        if len(listed) > _MOST_PRINTED + 1:
-            listed, rest = listed[:_MOST_PRINTED], f"and {len(listed) - _MOST_PRINTED} more"
+        lines, remainder = self._faults, ""
+        if len(lines) > _MAX_PRINTED + 1:
+            lines, remainder = lines[:_MAX_PRINTED], f"and {len(lines) - _MAX_PRINTED} more"
             with contextlib.suppress(OSError):
                 self.report.write_text(
                     "".join(f"{line}\n" for line in self._faults), encoding="utf-8", errors="replace"
                 )
-                rest += f"; all are in {self.report}"
+                remainder += f"; all are in {self.report}"
         head = f"{len(self._faults)} of {num_rows} samples cannot be used; mend their files, or leave them out:"
-        raise DataError.from_lines([head, *listed, *([rest] if rest else [])])
+        raise DataError.from_lines([head, *lines, *([remainder] if remainder else [])])

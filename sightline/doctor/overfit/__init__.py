@@ -1,1 +1,1 @@
-"""Over-fit one sample or a few: can this recipe learn at all, and if not, why."""
+"""Overfitting test on one or a few samples: can this recipe learn, and if not, why."""

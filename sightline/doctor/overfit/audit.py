@@ -1,4 +1,4 @@
-"""Faults of the samples themselves: NaN or infinite numbers, empty targets, equal inputs that contradict."""
+"""Audit of the samples: NaN or infinite numbers, empty targets, equal inputs with different targets."""
 
 from __future__ import annotations
 
@@ -22,59 +22,59 @@ __all__ = ["audit_batch", "audit_first_loss", "audit_targets", "first_sample"]
 
 
 def audit_batch(bench: FitSetup, reporter: FitReporter) -> list[Finding]:
-    """Numbers of the batch that are not finite."""
-    found = []
+    """Report tensors of the batch with NaN or infinite numbers."""
+    findings = []
     for path, tensor in tree_leaves(bench.batch):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            bad = int((~tensor.isfinite()).sum())
-            found.append(
+            num_bad = int((~tensor.isfinite()).sum())
+            findings.append(
                 reporter.finding(
                     severity="error",
-                    summary=f"'{path}' of the samples holds NaN or infinite numbers",
+                    summary=f"'{path}' of the samples contains NaN or infinite numbers",
                     causes=("data.corrupt_sample", "data.normalisation"),
                     path="data",
-                    sample=_row_of(bench.batch, tensor),
-                    measured=f"{bad} of {tensor.numel()} numbers are NaN or infinite",
+                    sample=_find_bad_sample(bench.batch, tensor),
+                    measured=f"{num_bad} of {tensor.numel()} numbers are NaN or infinite",
                     expected="finite inputs and targets",
                     action="mend or leave out the sample; `sightline view` shows it at every stage",
                 )
             )
-    return found
+    return findings
 
 
 def audit_first_loss(probe: LossProbe, reporter: FitReporter) -> Finding | None:
-    """A first loss that is not finite, of finite samples: the model's outputs, or else the loss, are at fault."""
+    """Report a first loss that is not finite: the fault of the model's outputs, or else of the loss."""
     if math.isfinite(probe.start):
         return None
-    broken = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
+    bad_outputs = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
     measured = f"a loss of {probe.start:g}"
-    if broken:
-        bad, of = int((~probe.outputs[broken[0]].isfinite()).sum()), probe.outputs[broken[0]].numel()
-        measured += f"; {bad} of {of} numbers of '{broken[0]}' are NaN or infinite"
+    if bad_outputs:
+        num_bad, size = int((~probe.outputs[bad_outputs[0]].isfinite()).sum()), probe.outputs[bad_outputs[0]].numel()
+        measured += f"; {num_bad} of {size} numbers of '{bad_outputs[0]}' are NaN or infinite"
     elif probe.read:
         measured += f"; all numbers of {', '.join(probe.read)} are finite"
     return reporter.finding(
         severity="error",
-        summary=f"the model gives NaN or infinity in '{broken[0]}', before the first step"
-        if broken
+        summary=f"the model gives NaN or infinity in '{bad_outputs[0]}', before the first step"
+        if bad_outputs
         else "the loss of finite outputs is not finite, before the first step",
-        causes=("model.numerics", "model.init") if broken else ("loss.form", "model.numerics"),
-        path="model" if broken else "losses",
+        causes=("model.numerics", "model.init") if bad_outputs else ("loss.form", "model.numerics"),
+        path="model" if bad_outputs else "losses",
         measured=measured,
         expected="finite samples have finite outputs and a finite loss",
         action="--trace shows the first layer that gives them; look for a division by zero, a log or a root of it"
-        if broken
+        if bad_outputs
         else "look for a division by zero or a log of it in the loss; bound what it takes",
     )
 
 
 def audit_targets(bench: FitSetup, samples: Samples, probe: LossProbe, reporter: FitReporter) -> list[Finding]:
-    """Losses that count nothing, targets that are all one number, and equal inputs with different targets."""
-    found = [*_of_counts(bench, probe, reporter), *_of_contradiction(samples, probe, reporter)]
-    return [*found, *_of_constant(bench, probe, reporter)]
+    """Report losses with a count of 0, constant targets, and equal inputs with different targets."""
+    findings = [*_finding_counts(bench, probe, reporter), *_finding_contradiction(samples, probe, reporter)]
+    return [*findings, *_finding_constant(bench, probe, reporter)]
 
 
-def _of_counts(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+def _finding_counts(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
     job = bench.built.job
     weights = job.loss_weights_at(job.num_steps)
     for name, count in probe.counts.items():
@@ -91,8 +91,8 @@ def _of_counts(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iter
             )
 
 
-def _of_constant(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
-    """A float target of one number throughout: it can be fitted by a network that does nothing."""
+def _finding_constant(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+    """Report floating-point targets with a single value: a network that does nothing can fit them."""
     for name in probe.targets:
         value = bench.batch[name]
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
@@ -110,54 +110,56 @@ def _of_constant(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> It
                 )
 
 
-def _of_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
-    """Two samples that the model cannot distinguish, and whose targets differ, or that losses must separate."""
+def _finding_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+    """Report two samples with equal inputs, if their targets differ or a loss must separate them."""
     first: dict[bytes, tuple[int, bytes]] = {}
     for key in samples.keys:
         batch = samples.reader([key])
         is_cloud = "points" in probe.inputs
-        seen = _digest(batch, probe.inputs, is_cloud=is_cloud)
-        wanted = _digest(batch, (*probe.inputs, *probe.targets), is_cloud=is_cloud)  # a point goes with its target
-        other = first.setdefault(seen, (key.index, wanted))
-        if other[0] == key.index:
+        input_digest = _hash_fields(batch, probe.inputs, is_cloud=is_cloud)
+        target_digest = _hash_fields(
+            batch, (*probe.inputs, *probe.targets), is_cloud=is_cloud
+        )  # a point goes with its target
+        earlier = first.setdefault(input_digest, (key.index, target_digest))
+        if earlier[0] == key.index:
             continue
-        if other[1] != wanted:
-            differing = ", ".join(probe.targets)
+        if earlier[1] != target_digest:
+            target_names = ", ".join(probe.targets)
             yield reporter.finding(
                 severity="error",
-                summary=f"samples {other[0]} and {key.index} are the same to the model and have different targets",
+                summary=f"samples {earlier[0]} and {key.index} are the same to the model and have different targets",
                 causes=("data.label_mapping", "data.corrupt_sample", "data.duplicate_randomness"),
                 path="data",
                 sample=key.index,
-                measured=f"equal {', '.join(probe.inputs)}; different {differing}",
+                measured=f"equal {', '.join(probe.inputs)}; different {target_names}",
                 expected="equal inputs have equal targets: no network gives two outputs for one input",
                 action="one of the two targets is wrong; mend or leave out the sample",
-                evidence={"samples": [other[0], key.index]},
+                evidence={"samples": [earlier[0], key.index]},
             )
             return
         if not probe.targets:
             yield reporter.finding(
                 severity="error",
-                summary=f"samples {other[0]} and {key.index} are the same to the model, but the loss compares them",
+                summary=f"samples {earlier[0]} and {key.index} are the same to the model, but the loss compares them",
                 causes=("data.pairing", "data.duplicate_randomness"),
                 path="data",
                 sample=key.index,
                 measured=f"equal {', '.join(probe.inputs)}",
                 expected="different samples",
                 action="leave one of the two out of the set",
-                evidence={"samples": [other[0], key.index]},
+                evidence={"samples": [earlier[0], key.index]},
             )
             return
 
 
 def first_sample(bench: FitSetup) -> int | None:
-    """The first sample of the batch, where the batch has its index."""
+    """Return the index of the batch's first sample; None if the batch has no indices."""
     index = bench.batch.get("sample_index")
     return int(index[0]) if isinstance(index, Tensor) and len(index) else None
 
 
-def _row_of(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
-    """The sample of the first number that is none, where rows are samples."""
+def _find_bad_sample(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
+    """Return the index of the first sample with a number that is not finite; None if rows are not samples."""
     index = batch.get("sample_index")
     if not isinstance(index, Tensor) or tensor.ndim == 0 or len(tensor) != len(index):
         return None
@@ -165,8 +167,8 @@ def _row_of(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
     return int(index[int(rows.nonzero()[0])])
 
 
-def _digest(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:
-    """A hash of these fields; of a cloud, the same in whatever order its points, and all that is per point, stand."""
+def _hash_fields(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:
+    """Hash these fields; for a cloud, regardless of the order of its points and their per-point fields."""
     state = hashlib.blake2b(digest_size=16)
     fields = {path: tensor for name in names for path, tensor in tree_leaves({name: batch.get(name)})}
     points = batch.get("points")

@@ -1,4 +1,4 @@
-"""One attempt to fit a fixed batch: the engine's own step, over and over, and how far the loss came."""
+"""One attempt to fit a fixed batch with the engine's own training step, and its loss curve."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ from sightline.types import Batch
 __all__ = ["FITTED", "SHARES", "FitCurve", "FitSetup", "Make", "Stop", "fit", "forward_once", "prepare_model"]
 
 SHARES = (0.5, 0.1, 0.01)
-"""Of the way from the first loss to the floor, what is left: a half, a tenth, a hundredth."""
+"""Remaining shares of the way from the first loss to the floor: a half, a tenth, a hundredth."""
 FITTED = 0.1
-"""The share at which samples count as fitted. Source: the pass rule of an over-fitted sample, a tenth."""
+"""Share at which samples count as fitted. Source: the pass rule of an over-fitted sample, a tenth."""
 EXPLODED = 100.0
-"""A loss this many times the way above the floor ends an attempt: what it may hit later by chance is not a fit."""
-_NO_WAY = 1e-9
-"""A way from the first loss to the floor that is shorter than this share of them is none."""
+"""A loss this many times the way above the floor ends an attempt: a later low loss by chance is not a fit."""
+_MIN_WAY = 1e-9
+"""Smallest way from the first loss to the floor, as a share of these losses, that counts."""
 
 Make = Callable[[nn.Module, float], torch.optim.Optimizer]
-"""An optimiser over a model's parameters at a rate, its groups with their `base_lr`."""
+"""Function that builds an optimiser of a model at a rate; its groups have a `base_lr`."""
 Stop = Literal["reached", "steps", "not finite", "exploded", "outpaced"]
 
 
 @dataclass(frozen=True)
 class FitSetup:
-    """What all attempts share: the run whose weights they begin with, the batch, and what of the recipe is kept on.
+    """Setup that all attempts share: the run with the initial weights, the batch, and the enabled parts of the recipe.
 
-    `floor` is the lowest loss that any outputs could have; None where the loss has none. `score` is asked after an
-    attempt that fitted the samples, with its job, which it uses up, and the batch: the figure of the run's metric for
-    them.
+    `floor` is the lowest loss of any outputs; None if the loss has none. `score(job, batch)` is called after an attempt
+    that fitted the samples and returns the run's metric for them; it changes the job.
     """
 
     built: TrainingSetup
@@ -60,22 +59,22 @@ class FitSetup:
 
     @property
     def precision(self) -> str:
-        """The recipe's own number format."""
+        """Number format of the recipe."""
         return self.built.job.precision.name
 
     def batch_in(self, precision: str) -> Batch:
-        """The batch on the device, in a number format."""
+        """Move the batch to the device, in a number format."""
         batch: Batch = to_device(self.batch, self.device, float_dtype=Precision(precision).parameter_dtype)
         return batch
 
 
 @dataclass(frozen=True)
 class FitCurve:
-    """How one attempt went. `losses` holds the whole loss before each step, and after the last one; `terms` each loss.
+    """Loss curve of one attempt: the total loss before each step and after the last; `terms` are the single losses.
 
-    `stop` is the reason for its end: the goal, the smallest of `SHARES` or another, was reached, the steps were over, a
-    gradient was not finite, the loss exploded, or another rate had been faster. `score` is the run's metric on the
-    samples where they were fitted.
+    `stop` is the reason for its end: the goal (the smallest of `SHARES`, or another share) was reached, the steps were
+    over, a gradient was not finite, the loss exploded, or another rate had been faster. `score` is the run's metric on
+    the samples, if they were fitted.
     """
 
     optimizer: str
@@ -89,22 +88,22 @@ class FitCurve:
 
     @property
     def shares(self) -> list[float]:
-        """What is left of the way from the first loss to the floor, at each step; NaN where there is no way."""
+        """Remaining share of the way from the first loss to the floor, at each step; NaN if there is no way."""
         if self.floor is None or not self.losses:
             return [math.nan] * len(self.losses)
-        way = self.losses[0] - self.floor
-        is_none = not way > _NO_WAY * max(abs(self.losses[0]), abs(self.floor))
-        return [math.nan if is_none else (loss - self.floor) / way for loss in self.losses]
+        distance = self.losses[0] - self.floor
+        has_no_way = not distance > _MIN_WAY * max(abs(self.losses[0]), abs(self.floor))
+        return [math.nan if has_no_way else (loss - self.floor) / distance for loss in self.losses]
 
     @property
     def lowest(self) -> float:
-        """The smallest share; NaN where there is none."""
+        """The smallest share; NaN if there is none."""
         shares = [share for share in self.shares if not math.isnan(share)]
         return min(shares, default=math.nan)
 
     def steps_to(self, share: float) -> int | None:
-        """After how many steps a share was reached first."""
-        return next((step for step, each in enumerate(self.shares) if each <= share), None)
+        """Return the number of steps after which a share was first reached; None if never."""
+        return next((step for step, step_share in enumerate(self.shares) if step_share <= share), None)
 
     @property
     def is_fitted(self) -> bool:
@@ -112,20 +111,20 @@ class FitCurve:
 
     @property
     def is_falling(self) -> bool:
-        """Whether the last quarter still got a tenth further than all before it."""
+        """True if the last quarter still got a tenth lower than all steps before it."""
         shares = self.shares
         cut = len(shares) * 3 // 4
         return self.stop == "steps" and cut > 0 and min(shares[cut:]) < 0.9 * min(shares[:cut])
 
     @property
     def order(self) -> tuple[float, ...]:
-        """Sorts the better attempt first: by steps to the smallest share reached, then by how low it came."""
-        steps = [math.inf if (found := self.steps_to(share)) is None else found for share in reversed(SHARES)]
+        """Sort key, best attempt first: steps to the smallest share, to the larger ones, then the lowest share."""
+        steps = [math.inf if (num_steps := self.steps_to(share)) is None else num_steps for share in reversed(SHARES)]
         return (*steps, math.inf if math.isnan(self.lowest) else self.lowest)
 
 
 def prepare_model(bench: FitSetup, precision: str) -> nn.Module:
-    """A copy of the run's model as it begins, in a number format, without dropout unless it is kept."""
+    """Copy the run's initial model, in a number format, without dropout unless the setup keeps it."""
     model = isolated_copy(bench.built.job.model).to(dtype=Precision(precision).parameter_dtype)
     if "dropout" not in bench.keep:
         for module in model.modules():
@@ -134,10 +133,10 @@ def prepare_model(bench: FitSetup, precision: str) -> nn.Module:
     return model
 
 
-def _job_of(
+def _make_job(
     bench: FitSetup, model: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, clip: bool
 ) -> TrainState:
-    """The run's job with another model, at a constant rate; the weights of its losses are those after their ramps."""
+    """Copy the run's job with another model, a constant rate, and the loss weights after their ramps."""
     job = bench.built.job
     if "decay" not in bench.keep:
         for group in optimizer.param_groups:
@@ -146,7 +145,7 @@ def _job_of(
         job,
         model=model,
         optimizer=optimizer,
-        schedule=_constant,
+        schedule=_constant_schedule,
         loss_weights=job.loss_weights_at(job.num_steps),
         precision=Precision(precision),
         clip_norm=job.clip_norm if clip else None,
@@ -172,20 +171,21 @@ def fit(
     through: Callable[[nn.Module], Any] | None = None,
     watch: Callable[[int, TrainState], None] | None = None,
 ) -> FitCurve:
-    """Take the run's own steps on the batch until the share `goal` of the way is left, or the steps are over.
+    """Take the run's own training steps on the batch until the share `goal` of the way is left, or the steps are over.
 
-    `clip` bounds the gradient as the recipe does, `unfreeze` lets modules learn that the recipe holds still. `until`
-    ends
-    an attempt that did not get there in so many steps. `change` alters the copied model before its optimiser is made,
-    `through` is what the step calls in the model's place, `watch` sees the job before each step.
-    Starts from the same weights and the same random state each time.
+    `clip` clips gradients as in the recipe, `unfreeze` trains the modules that the recipe freezes. `until` ends an
+    attempt that did not reach the goal in that many steps. `change(model)` alters the copied model before its optimiser
+    is built, `through(model)` returns the callable that the step uses as the model, `watch(step, job)` is called before
+    each step. Every attempt starts from the same weights and the same random state.
     """
     with bench.built.job.losses.kept():
         seed_everything(bench.built.config.seed, 1)
         model = prepare_model(bench, precision)
         if change is not None:
             change(model)
-        job = _job_of(bench, model, make(together(model, bench.built.job.losses), rate), precision=precision, clip=clip)
+        job = _make_job(
+            bench, model, make(together(model, bench.built.job.losses), rate), precision=precision, clip=clip
+        )
         job.frozen = () if unfreeze else job.frozen
         batch = bench.batch_in(precision)
         replica = model if through is None else through(model)
@@ -215,33 +215,33 @@ def fit(
             if until is not None and step >= until:
                 stop = "outpaced"
                 break
-        kept = {term: tuple(values) for term, values in terms.items()}
-        found = FitCurve(name, rate, precision, bench.floor, tuple(losses), kept, stop)
-        if bench.score is None or not found.is_fitted or watch is not None:
-            return found
-        return dataclasses.replace(found, score=bench.score(job, batch))
+        term_curves = {term: tuple(values) for term, values in terms.items()}
+        fit_curve = FitCurve(name, rate, precision, bench.floor, tuple(losses), term_curves, stop)
+        if bench.score is None or not fit_curve.is_fitted or watch is not None:
+            return fit_curve
+        return dataclasses.replace(fit_curve, score=bench.score(job, batch))
 
 
 def forward_once(bench: FitSetup, model: nn.Module) -> Mapping[str, Any]:
-    """What a copy of the model gives in training mode, in the recipe's format, with gradients where they are on."""
+    """Run a copy of the model on the batch, in training mode and the recipe's format, and return its outputs."""
     job, batch = bench.built.job, bench.batch_in(bench.precision)
-    seen: list[Mapping[str, Any]] = []
-    handle = model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    outputs_seen: list[Mapping[str, Any]] = []
+    handle = model.register_forward_hook(lambda module, inputs, outputs: outputs_seen.append(outputs))
     model.train()
     apply_freezing(model, job.frozen, 0)
     try:
         compute_batch_losses(job.task, model, batch, bench.device, job.precision)
     finally:
         handle.remove()
-    return seen[-1]
+    return outputs_seen[-1]
 
 
-def _constant(step: int) -> float:
+def _constant_schedule(step: int) -> float:
     return 1.0
 
 
 class _NoClock:
-    """The loop reports how long its parts take; here nobody reads it."""
+    """Clock that ignores the phases of a step."""
 
     def end_phase(self, name: str) -> None:
-        """Nothing."""
+        """Do nothing."""

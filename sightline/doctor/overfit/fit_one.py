@@ -1,4 +1,4 @@
-"""Over-fit one sample or a few with the recipe's optimiser and others; where that fails, find out why."""
+"""Overfitting test on one or a few samples with several optimisers, and the cause if it fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
 from sightline.doctor.overfit.network import activation_warning, parameters_without_gradient
 from sightline.doctor.overfit.optimizer_candidates import Candidate, candidates
-from sightline.doctor.overfit.optimizer_grid import OptimizerResult, document_of_verdict, run_candidate
+from sightline.doctor.overfit.optimizer_grid import OptimizerResult, run_candidate, verdict_document
 from sightline.doctor.overfit.samples import Samples, choose_samples
 from sightline.doctor.overfit.scoring import training_score
 from sightline.engine.build import TrainingSetup
@@ -36,15 +36,15 @@ Kept = Literal["augmentation", "dropout", "decay"]
 Note = Callable[[str], None]
 
 LONGER = 4
-"""An attempt that still falls when its steps are over gets this many times as many."""
+"""Factor by which an attempt is prolonged if its loss is still falling at its last step."""
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What a user asked for: how many samples, how many steps, and what of the recipe stays on.
+    """Options of an overfitting test: number of samples and steps, and parts of the recipe that stay on.
 
-    With `is_brief` only the recipe's own optimiser is tried, in its own number format, and nothing else where it fits.
-    With `only_own_rate` no rate but the recipe's decides, else a tenth and ten times of it may as well.
+    With `is_brief` only the recipe's own optimiser and number format are tried, unless they fail. With `only_own_rate`
+    only the recipe's own rate decides; else a tenth and ten times of it may as well.
     """
 
     samples: int | None = None
@@ -56,7 +56,7 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class FitResult:
-    """What came of it. `findings` has the one cause first where the samples were not fitted; else at most warnings."""
+    """Result of an overfitting test: `findings` has the single cause first if the fit failed, else at most warnings."""
 
     samples: Samples
     probe: LossProbe | None
@@ -75,26 +75,26 @@ class FitResult:
 
     @property
     def cause(self) -> str | None:
-        """The slug of the one cause; None where the samples were fitted."""
+        """The slug of the single cause; None if the samples were fitted."""
         return None if self.is_fitted or not self.findings else self.findings[0].cause
 
 
 def make_setup(built: TrainingSetup, asked: FitOptions) -> tuple[FitSetup, Samples]:
-    """The samples that are asked for, and a bench on which to fit them, whose floor is not known yet."""
+    """Build the setup in which the requested samples are fitted (its floor is not known yet), and the samples."""
     samples = choose_samples(built, num=asked.samples, with_augmentation="augmentation" in asked.keep)
-    score = functools.partial(_score, built, samples)
+    score = functools.partial(_compute_score, built, samples)
     return FitSetup(built, samples.batch, None, asked.steps, asked.keep, score), samples
 
 
-def _score(built: TrainingSetup, samples: Samples, job: TrainState, batch: Batch) -> float:
+def _compute_score(built: TrainingSetup, samples: Samples, job: TrainState, batch: Batch) -> float:
     with missing_keys_explained(built.config, job.model):
         return training_score(built, job, batch, samples.indices)
 
 
 def fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
-    """Fit a few samples of a run, and find the cause where that fails. Run and global random states stay as they are.
+    """Fit a few samples of a run, and find the cause if that fails. Run and global random states do not change.
 
-    Raises UserError for samples that there are not.
+    Raises UserError for more samples than there are.
     """
     with preserve_all_rng_states():
         return _fit_one(built, asked, note)
@@ -104,103 +104,133 @@ def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
     bench, samples = make_setup(built, asked)
     reporter = FitReporter(built)
     note(_describe_samples(samples))
-    broken = audit_batch(bench, reporter)
-    if broken:
-        return FitResult(samples, None, (), tuple(broken))
+    batch_findings = audit_batch(bench, reporter)
+    if batch_findings:
+        return FitResult(samples, None, (), tuple(batch_findings))
     try:
         probe = probe_loss(bench)
-    except Exception as error:  # noqa: BLE001 - the check of a first step reports whatever it fails with
-        return FitResult(samples, None, (), tuple(_of_first_step(built, reporter, error)))
+    except Exception as error:  # noqa: BLE001 - the check of a first step reports any error
+        return FitResult(samples, None, (), tuple(_first_step_findings(built, reporter, error)))
     bench = dataclasses.replace(bench, floor=probe.floor)
     note(_describe_floor(probe))
-    if (nothing := audit_first_loss(probe, reporter)) is not None:
-        return FitResult(samples, probe, (), (nothing,))
-    wrong = audit_targets(bench, samples, probe, reporter)
-    errors = [finding for finding in wrong if finding.severity == "error"]
-    own, *others = candidates(built)
+    if (loss_finding := audit_first_loss(probe, reporter)) is not None:
+        return FitResult(samples, probe, (), (loss_finding,))
+    target_findings = audit_targets(bench, samples, probe, reporter)
+    errors = [finding for finding in target_findings if finding.severity == "error"]
+    recipe_candidate, *other_candidates = candidates(built)
     if asked.only_own_rate:
-        own = dataclasses.replace(own, num_trusted=1)
-    brief: dict[str, Any] = {"rates": own.trusted, "is_first_enough": asked.is_brief, "clip": True}
-    own_verdict = _extended(bench, own, run_candidate(bench, own, bench.precision, note=note, **brief), note)
+        recipe_candidate = dataclasses.replace(recipe_candidate, num_trusted=1)
+    brief_options: dict[str, Any] = {
+        "rates": recipe_candidate.trusted_rates,
+        "is_first_enough": asked.is_brief,
+        "clip": True,
+    }
+    own_verdict = _prolong_if_falling(
+        bench,
+        recipe_candidate,
+        run_candidate(bench, recipe_candidate, bench.precision, note=note, **brief_options),
+        note,
+    )
     if errors:
-        return FitResult(samples, probe, (own_verdict,), tuple([*errors, *(f for f in wrong if f not in errors)]))
+        return FitResult(
+            samples, probe, (own_verdict,), tuple([*errors, *(f for f in target_findings if f not in errors)])
+        )
     if (guilty := loss_cause(probe, reporter)) is not None:
         return FitResult(
-            samples, probe, (own_verdict,), (guilty, *wrong), (BisectionStep("loss", guilty.summary, True),)
+            samples, probe, (own_verdict,), (guilty, *target_findings), (BisectionStep("loss", guilty.summary, True),)
         )
-    wrong += inconsistent_gradients(probe, reporter, severity="warning")
+    target_findings += inconsistent_gradients(probe, reporter, severity="warning")
     if own_verdict.is_fitted:
-        verdicts = [own_verdict] if asked.is_brief else _compare(bench, own, others, own_verdict, note)
-        findings = [*wrong, *_warnings(bench, probe, own, own_verdict, reporter, note)]
+        verdicts = (
+            [own_verdict]
+            if asked.is_brief
+            else _compare_optimisers(bench, recipe_candidate, other_candidates, own_verdict, note)
+        )
+        findings = [*target_findings, *_find_warnings(bench, probe, recipe_candidate, own_verdict, reporter, note)]
         return FitResult(samples, probe, tuple(verdicts), tuple(findings))
-    verdicts = [_with_more_rates(bench, own, own_verdict, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
-    case = FailedFit(bench, probe, verdicts, (own, *others), reporter, note)
+    verdicts = [_with_more_rates(bench, recipe_candidate, own_verdict, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
+    case = FailedFit(bench, probe, verdicts, (recipe_candidate, *other_candidates), reporter, note)
     finding, parts, further = bisect(case)
-    frozen = None if finding.cause == "model.frozen_unintended" else _of_frozen(bench, reporter)
-    beside = (*(each for each in wrong if each.summary != finding.summary), *([] if frozen is None else [frozen]))
-    return FitResult(samples, probe, tuple(verdicts), (finding, *beside), tuple(parts), tuple(further))
+    frozen = None if finding.cause == "model.frozen_unintended" else _finding_frozen(bench, reporter)
+    further_findings = (
+        *(target_finding for target_finding in target_findings if target_finding.summary != finding.summary),
+        *([] if frozen is None else [frozen]),
+    )
+    return FitResult(samples, probe, tuple(verdicts), (finding, *further_findings), tuple(parts), tuple(further))
 
 
-def _extended(bench: FitSetup, own: Candidate, verdict: OptimizerResult, note: Note) -> OptimizerResult:
-    """The verdict, where the best attempt that decides was still falling as its steps ended with more of them."""
-    before = verdict.trusted
-    if verdict.is_fitted or not before.is_falling:
+def _prolong_if_falling(
+    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note
+) -> OptimizerResult:
+    """Return the verdict; if its deciding attempt was still falling, repeat that attempt with more steps."""
+    curve = verdict.trusted_curve
+    if verdict.is_fitted or not curve.is_falling:
         return verdict
     longer = dataclasses.replace(bench, steps=LONGER * bench.steps)
     again = run_candidate(
-        longer, own, bench.precision, note=note, rates=(before.rate,), where=", still falling", clip=True
+        longer, recipe_candidate, bench.precision, note=note, rates=(curve.rate,), where=", still falling", clip=True
     )
-    curves = tuple(again.curves[0] if curve is before else curve for curve in verdict.curves)
+    curves = tuple(again.curves[0] if other is curve else other for other in verdict.curves)
     return dataclasses.replace(verdict, curves=curves)
 
 
-def _compare(
-    bench: FitSetup, own: Candidate, others: list[Candidate], first: OptimizerResult, note: Note
+def _compare_optimisers(
+    bench: FitSetup, recipe_candidate: Candidate, other_candidates: list[Candidate], first: OptimizerResult, note: Note
 ) -> list[OptimizerResult]:
-    """The recipe's optimiser over all its rates and the others, then each at its best rate in another number format."""
-    verdicts = [_with_more_rates(bench, own, first, note)]
-    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in others]
+    """Run the recipe's optimiser at all its rates, the others, then each at its best rate in another format."""
+    verdicts = [_with_more_rates(bench, recipe_candidate, first, note)]
+    verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
     finer = "float32" if bench.precision == "float64" else "float64"
-    pairs = list(zip((own, *others), verdicts, strict=True))
+    pairs = list(zip((recipe_candidate, *other_candidates), verdicts, strict=True))
     verdicts += [
-        run_candidate(bench, each, finer, note=note, rates=(v.best.rate,), clip=each is own) for each, v in pairs
+        run_candidate(bench, candidate, finer, note=note, rates=(v.best.rate,), clip=candidate is recipe_candidate)
+        for candidate, v in pairs
     ]
     return verdicts
 
 
-def _with_more_rates(bench: FitSetup, own: Candidate, first: OptimizerResult, note: Note) -> OptimizerResult:
-    """The rates of the recipe's optimiser that do not decide, beside those that do."""
-    rest = own.rates[own.num_trusted :]
-    if not rest:
+def _with_more_rates(
+    bench: FitSetup, recipe_candidate: Candidate, first: OptimizerResult, note: Note
+) -> OptimizerResult:
+    """Extend the verdict of the recipe's optimiser by the rates that do not decide."""
+    other_rates = recipe_candidate.rates[recipe_candidate.num_trusted :]
+    if not other_rates:
         return first
-    more = run_candidate(bench, own, bench.precision, note=note, rates=rest, where=" at usual rates", clip=True)
-    return dataclasses.replace(first, curves=(*first.curves, *more.curves))
+    further = run_candidate(
+        bench, recipe_candidate, bench.precision, note=note, rates=other_rates, where=" at usual rates", clip=True
+    )
+    return dataclasses.replace(first, curves=(*first.curves, *further.curves))
 
 
 # --- further findings ----------------------------------------------------------------------------------------------
 
 
-def _warnings(
-    bench: FitSetup, probe: LossProbe, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
+def _find_warnings(
+    bench: FitSetup,
+    probe: LossProbe,
+    recipe_candidate: Candidate,
+    verdict: OptimizerResult,
+    reporter: FitReporter,
+    note: Note,
 ) -> list[Finding]:
-    """Of a run that fitted: what will be in its way later."""
-    found = [
-        _of_rate(verdict, reporter),
-        _of_decay(bench, own, verdict, reporter, note),
+    """List warnings for a run that fitted: faults that will matter later."""
+    results = [
+        _finding_rate(verdict, reporter),
+        _finding_decay(bench, recipe_candidate, verdict, reporter, note),
         activation_warning(bench, probe, reporter),
-        _of_frozen(bench, reporter),
+        _finding_frozen(bench, reporter),
     ]
-    given = [finding for finding in found if finding is not None]
-    return sorted(given, key=lambda finding: finding.severity == "note")
+    findings = [finding for finding in results if finding is not None]
+    return sorted(findings, key=lambda finding: finding.severity == "note")
 
 
-def _of_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | None:
-    """The recipe's own rate did not fit, one ten times larger or smaller did."""
+def _finding_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | None:
+    """Return a finding if the recipe's own rate did not fit, but one ten times larger or smaller did."""
     first = verdict.curves[0]
     if first.is_fitted:
         return None
-    best = verdict.trusted
+    best = verdict.trusted_curve
     return reporter.finding(
         severity="note",
         summary=f"the rate {first.rate:g} itself did not fit these samples, {best.rate:g} did",
@@ -208,20 +238,22 @@ def _of_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | None:
         path="optimizer.lr",
         measured=f"{first.lowest:.3g} of the way left at {first.rate:g}, {best.lowest:.3g} at {best.rate:g}",
         expected=f"at most {FITTED:g} of the way left",
-        action="nothing, where the recipe's batch is larger or its schedule warms up",
+        action="nothing, if the recipe's batch is larger or its schedule warms up",
     )
 
 
-def _of_decay(
-    bench: FitSetup, own: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
+def _finding_decay(
+    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
 ) -> Finding | None:
-    """The recipe's weight decay, which was off: it must not keep a few samples from being fitted."""
+    """Return a finding if the recipe's weight decay, off until now, keeps the samples from being fitted."""
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
     if decay == 0 or "decay" in bench.keep:
         return None
-    kept = dataclasses.replace(bench, keep=bench.keep | {"decay"}, score=None)
-    rate = verdict.trusted.rate
-    again = run_candidate(kept, own, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED)
+    decayed = dataclasses.replace(bench, keep=bench.keep | {"decay"}, score=None)
+    rate = verdict.trusted_curve.rate
+    again = run_candidate(
+        decayed, recipe_candidate, bench.precision, note=lambda _: None, rates=(rate,), clip=True, goal=FITTED
+    )
     note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
     if again.is_fitted:
         return None
@@ -230,45 +262,46 @@ def _of_decay(
         summary=f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
         causes=("optim.hyper", "optim.lr"),
         path="optimizer.weight_decay",
-        measured=f"{again.trusted.lowest:.3g} of the way left at rate {rate:g}; {verdict.trusted.lowest:.3g} without",
+        measured=f"{again.trusted_curve.lowest:.3g} of the way left at rate {rate:g}; "
+        f"{verdict.trusted_curve.lowest:.3g} without",
         expected=f"at most {FITTED:g} of the way left",
         action="take a smaller weight decay, or a decoupled one (adamw)",
     )
 
 
-def _of_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
-    """Parameters that cannot move, and that no `frozen` of the recipe names."""
+def _finding_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
+    """Return a finding for parameters that cannot learn and are not frozen by the recipe."""
     job = bench.built.job
     declared = tuple(entry["modules"] for entry in job.frozen)
-    held = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
+    optimised = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
     silent = set(parameters_without_gradient(bench))
     idle = [
         name
         for name, parameter in job.model.named_parameters()
-        if not parameter.requires_grad or id(parameter) not in held or name in silent
+        if not parameter.requires_grad or id(parameter) not in optimised or name in silent
         if not any(name == module or name.startswith(f"{module}.") for module in declared)
     ]
-    resting = [name for name in idle if name not in silent]
-    if not resting:
+    frozen = [name for name in idle if name not in silent]
+    if not frozen:
         return None
     return reporter.finding(
         severity="warning",
-        summary=f"{len(resting)} parameters do not learn, and the recipe does not freeze them: {resting[0]}",
+        summary=f"{len(frozen)} parameters do not learn, and the recipe does not freeze them: {frozen[0]}",
         causes=("model.frozen_unintended", "optim.param_coverage"),
         path="optimizer",
-        layer=resting[0].rpartition(".")[0],
-        measured=f"requires_grad is false, or no group of the optimiser holds them: {', '.join(resting[:5])}",
+        layer=frozen[0].rpartition(".")[0],
+        measured=f"requires_grad is false, or no group of the optimiser contains them: {', '.join(frozen[:5])}",
         expected="every parameter outside optimizer.frozen learns",
         action="list in optimizer.frozen the modules that must not learn; look for requires_grad_(False)",
-        evidence={"parameters": resting[:50]},
+        evidence={"parameters": frozen[:50]},
     )
 
 
-def _of_first_step(built: TrainingSetup, reporter: FitReporter, error: Exception) -> list[Finding]:
-    """The findings of the check of a first step; where it goes through there, what failed here."""
-    found = first_step(Context(built, World(device=built.job.device)))
-    if found:
-        return found
+def _first_step_findings(built: TrainingSetup, reporter: FitReporter, error: Exception) -> list[Finding]:
+    """Return the findings of the first-step check; if it passes, a finding with the error."""
+    findings = first_step(Context(built, World(device=built.job.device)))
+    if findings:
+        return findings
     return [
         reporter.finding(
             severity="error",
@@ -283,10 +316,10 @@ def _of_first_step(built: TrainingSetup, reporter: FitReporter, error: Exception
 
 
 def _describe_samples(samples: Samples) -> str:
-    given = ", ".join(map(str, samples.indices[:8])) + (", ..." if len(samples.indices) > 8 else "")
+    indices = ", ".join(map(str, samples.indices[:8])) + (", ..." if len(samples.indices) > 8 else "")
     left_out = f"; without {', '.join(samples.left_out)}" if samples.left_out else ""
     note = f" ({samples.note})" if samples.note else ""
-    return f"samples {given}{left_out}{note}"
+    return f"samples {indices}{left_out}{note}"
 
 
 def _describe_floor(probe: LossProbe) -> str:
@@ -297,7 +330,7 @@ def _describe_floor(probe: LossProbe) -> str:
 
 
 def result_document(result: FitResult) -> dict[str, Any]:
-    """What `fit-one --json` holds of one fit."""
+    """Convert a result to the JSON document of `fit-one --json`."""
     probe = result.probe
     return {
         "fitted": result.is_fitted,
@@ -309,14 +342,14 @@ def result_document(result: FitResult) -> dict[str, Any]:
             "note": result.samples.note,
         },
         "loss": None if probe is None else _loss_document(probe),
-        "combinations": [document_of_verdict(verdict) for verdict in (*result.verdicts, *result.further)],
+        "combinations": [verdict_document(verdict) for verdict in (*result.verdicts, *result.further)],
         "bisection": [part.to_dict() for part in result.parts],
         "findings": [finding.to_dict() for finding in result.findings],
     }
 
 
 def _loss_document(probe: LossProbe) -> dict[str, Any]:
-    """The first loss and the floor, null where they are not finite."""
+    """Convert the first loss and the floor to JSON, null if they are not finite."""
     numbers = {"start": probe.start, "floor": probe.floor}
     finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
     return {**finite, "counts": dict(probe.counts)}

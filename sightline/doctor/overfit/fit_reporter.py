@@ -1,4 +1,4 @@
-"""Findings of an over-fitting: what they all share, and where in the config they point."""
+"""Findings of an overfitting test: their shared fields and config paths."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _FIT_ONE = FindingBuilder(guard="G23", code="fit-one")
 
 @dataclass(frozen=True)
 class FitReporter:
-    """Makes findings of guard G23 about a run."""
+    """Builder of findings of guard G23 about a run."""
 
     built: TrainingSetup
 
     def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
-        """A finding about the training part; `path` is the place of the fault in the config."""
+        """Build a finding about the training split; `path` is the config path of the fault."""
         return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
 
     def loss_path(self, name: str) -> str:
-        """The dotted path of the losses block of this name."""
+        """Return the dotted config path of the loss of this name."""
         return self._context.loss_path(name)
 
     @property

@@ -1,4 +1,4 @@
-"""The samples followed through the network while it learns them, and what the config expects on the way."""
+"""Layer statistics while the network learns the samples, and the config's expectations of them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ from sightline.engine.train import TrainState
 from sightline.errors import ConfigError
 from sightline.schema import suggest
 
-__all__ = ["ExpectationResult", "LayerTrace", "assert_known_quantity", "followed_document", "measured_in", "trace_fit"]
+__all__ = [
+    "ExpectationResult",
+    "LayerTrace",
+    "assert_known_quantity",
+    "followed_document",
+    "measure_quantity",
+    "trace_fit",
+]
 
 
 @dataclass(frozen=True)
 class ExpectationResult:
-    """What became of an `expect` entry: the quantity as it was measured, None where there was nothing to measure."""
+    """Result of an `expect` entry: the measured quantity, None if there was nothing to measure."""
 
     place: int
     expectation: Expectation
@@ -40,11 +47,11 @@ class ExpectationResult:
 
     @property
     def line(self) -> str:
-        """The entry, its bound and what was measured, in one line."""
+        """The entry, its bound and the measured value, in one line."""
         bounds = [f"{w.replace('_', ' ')} {self.expectation[w]:g}" for w in _BOUNDS if w in self.expectation]  # type: ignore[literal-required]
-        found = "nothing" if self.measured is None else f"{self.measured:.6g}"
+        value = "nothing" if self.measured is None else f"{self.measured:.6g}"
         return (
-            f"expect.{self.place}: {self.expectation['quantity']} after {self.expectation['step']} steps is {found}, "
+            f"expect.{self.place}: {self.expectation['quantity']} after {self.expectation['step']} steps is {value}, "
             f"expected {' and '.join(bounds)}"
         )
 
@@ -54,7 +61,7 @@ _BOUNDS = ("at_least", "at_most")
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """The recipe's own optimiser at its own rate on the samples: looks at its first and last step, and what was met."""
+    """Fit by the recipe's own optimiser and rate: snapshots of the first and last step, and the expectations."""
 
     first: ModelSnapshot
     last: ModelSnapshot | None
@@ -63,106 +70,116 @@ class LayerTrace:
 
 
 def trace_fit(built: TrainingSetup, asked: FitOptions) -> LayerTrace:
-    """Fit the samples once more, by the recipe as it is, and look at layers and expectations on the way.
+    """Fit the samples again with the unchanged recipe, and measure layers and expectations on the way.
 
-    Raises ConfigError for an expectation of an output, layer or loss that there is not.
+    Raises ConfigError for an expectation of an unknown output, layer or loss.
     """
     with preserve_all_rng_states():
         bench, _ = make_setup(built, asked)
         probe = probe_loss(bench)
-        places = [place for place, each in enumerate(built.config.expect) if each.get("only", "fit_one") == "fit_one"]
-        entries = [built.config.expect[place] for place in places]
+        indices = [
+            index
+            for index, expectation in enumerate(built.config.expect)
+            if expectation.get("only", "fit_one") == "fit_one"
+        ]
+        entries = [built.config.expect[index] for index in indices]
         steps = max([asked.steps, *(entry["step"] for entry in entries)])
         bench = dataclasses.replace(bench, floor=probe.floor, steps=steps)
-        wanted = {0, steps, *(entry["step"] for entry in entries)}
-        seen: dict[int, ModelSnapshot] = {}
+        snapshot_steps = {0, steps, *(entry["step"] for entry in entries)}
+        snapshots: dict[int, ModelSnapshot] = {}
 
         def watch(step: int, job: TrainState) -> None:
-            if step in wanted:
-                seen[step] = snapshot(bench, job, step)
+            if step in snapshot_steps:
+                snapshots[step] = snapshot(bench, job, step)
                 if step == 0:
-                    assert_known_quantity(built, seen[0], probe)
+                    assert_known_quantity(built, snapshots[0], probe)
 
-        own = candidates(built)[0]
-        curve = fit(bench, own.name, own.make, own_rate(built), bench.precision, clip=True, watch=watch)
-        met = [
-            ExpectationResult(place, entry, _measured(entry, seen, curve, probe))
-            for place, entry in zip(places, entries, strict=True)
+        candidate = candidates(built)[0]
+        curve = fit(bench, candidate.name, candidate.make, own_rate(built), bench.precision, clip=True, watch=watch)
+        results = [
+            ExpectationResult(index, entry, _measure(entry, snapshots, curve, probe))
+            for index, entry in zip(indices, entries, strict=True)
         ]
-    return LayerTrace(seen[0], seen.get(steps), curve, tuple(met))
+    return LayerTrace(snapshots[0], snapshots.get(steps), curve, tuple(results))
 
 
-def _measured(entry: Expectation, seen: Mapping[int, ModelSnapshot], curve: FitCurve, probe: LossProbe) -> float | None:
-    """The quantity of an entry; None where the fit did not come to its step, or nothing was there."""
-    look, quantity = seen.get(entry["step"]), parse_quantity(entry["quantity"])
-    if look is None or quantity is None:
+def _measure(
+    entry: Expectation, snapshots: Mapping[int, ModelSnapshot], curve: FitCurve, probe: LossProbe
+) -> float | None:
+    """Return the quantity of an entry; None if the fit did not reach its step, or there was nothing to measure."""
+    step_snapshot, quantity = snapshots.get(entry["step"]), parse_quantity(entry["quantity"])
+    if step_snapshot is None or quantity is None:
         return None
     if quantity.kind == "share":
         shares = curve.shares
         return shares[entry["step"]] if entry["step"] < len(shares) else None
-    return measured_in(entry, look, probe)
+    return measure_quantity(entry, step_snapshot, probe)
 
 
-def measured_in(entry: Expectation, look: ModelSnapshot, probe: LossProbe) -> float | None:
-    """The quantity of an entry, other than `share`, by a look at the model; None where nothing was there."""
+def measure_quantity(entry: Expectation, look: ModelSnapshot, probe: LossProbe) -> float | None:
+    """Return the quantity of an entry, other than `share`, in a snapshot; None if there was nothing to measure."""
     quantity = parse_quantity(entry["quantity"])
     assert quantity is not None, "the config was checked"
     if quantity.kind == "loss":
         return look.terms[quantity.name] if quantity.name else look.loss
     if quantity.kind == "grad_norm":
         return look.grad_norm
-    return _statistic(_tensors(quantity, look, probe), quantity.statistic)
+    return _combine_statistic(_select_statistics(quantity, look, probe), quantity.statistic)
 
 
-def _tensors(quantity: Quantity, look: ModelSnapshot, probe: LossProbe) -> list[tuple[Statistics, int]]:
-    """The statistics that a quantity is about, each with how many numbers it is of."""
+def _select_statistics(
+    quantity: Quantity, step_snapshot: ModelSnapshot, probe: LossProbe
+) -> list[tuple[Statistics, int]]:
+    """Return the statistics that a quantity refers to, each with its number of elements."""
     if quantity.kind == "layer":
-        calls = [layer for layer in look.layers if layer.path == quantity.name]
+        calls = [layer for layer in step_snapshot.layers if layer.path == quantity.name]
         return [(layer.output, math.prod(layer.shape)) for layer in calls[:1]]
     names = [quantity.name] if quantity.name else list(probe.read)
-    return [(look.outputs[name], probe.outputs[name].numel() if name in probe.outputs else 1) for name in names]
+    return [
+        (step_snapshot.outputs[name], probe.outputs[name].numel() if name in probe.outputs else 1) for name in names
+    ]
 
 
-def _statistic(found: Sequence[tuple[Statistics, int]], name: str) -> float | None:
-    """A statistic of several tensors taken as one."""
+def _combine_statistic(tensors: Sequence[tuple[Statistics, int]], name: str) -> float | None:
+    """Combine a statistic of several tensors, as of their concatenation."""
     if name in ("min", "max"):
-        return (min if name == "min" else max)(getattr(each, name) for each, _ in found)
+        return (min if name == "min" else max)(getattr(statistics, name) for statistics, _ in tensors)
     if name == "grad_norm":
-        norms = [each.grad_norm for each, _ in found if each.grad_norm is not None]
+        norms = [statistics.grad_norm for statistics, _ in tensors if statistics.grad_norm is not None]
         return math.hypot(*norms) if norms else None
-    total = sum(size for _, size in found)
+    total = sum(size for _, size in tensors)
     if name in ("mean", "zeros"):
-        return math.fsum(getattr(each, name) * size for each, size in found) / total
-    middle = math.fsum(each.mean * size for each, size in found) / total
-    squares = math.fsum((each.std**2 + (each.mean - middle) ** 2) * size for each, size in found)
+        return math.fsum(getattr(statistics, name) * size for statistics, size in tensors) / total
+    mean = math.fsum(statistics.mean * size for statistics, size in tensors) / total
+    squares = math.fsum((statistics.std**2 + (statistics.mean - mean) ** 2) * size for statistics, size in tensors)
     return math.sqrt(squares / total)
 
 
 def assert_known_quantity(built: TrainingSetup, look: ModelSnapshot, probe: LossProbe) -> None:
-    """Raises ConfigError for an expectation of an output, layer or loss that there is not."""
-    known = {
+    """Raise ConfigError for an expectation of an unknown output, layer or loss."""
+    valid_names = {
         "loss": tuple(look.terms),
         "output": tuple(look.outputs),
         "layer": tuple(dict.fromkeys(layer.path for layer in look.layers if layer.path)),
     }
     faults = []
-    for place, entry in enumerate(built.config.expect):
+    for index, entry in enumerate(built.config.expect):
         quantity = parse_quantity(entry["quantity"])
-        if quantity is not None and quantity.name and quantity.name not in known[quantity.kind]:
+        if quantity is not None and quantity.name and quantity.name not in valid_names[quantity.kind]:
             where = built.config.origins.get("expect", "expect")
-            hint = suggest(quantity.name, known[quantity.kind])
-            faults.append(f"{where}: entry {place}: the run has no {quantity.kind} '{quantity.name}'{hint}")
+            hint = suggest(quantity.name, valid_names[quantity.kind])
+            faults.append(f"{where}: entry {index}: the run has no {quantity.kind} '{quantity.name}'{hint}")
     if faults:
         raise ConfigError(*faults)
 
 
 def followed_document(followed: LayerTrace) -> dict[str, Any]:
-    """The JSON of a trace, and of what was expected."""
-    looks = [look for look in (followed.first, followed.last) if look is not None]
+    """Convert a trace and its expectations to JSON."""
+    snapshots = [model_snapshot for model_snapshot in (followed.first, followed.last) if model_snapshot is not None]
     return {
-        "trace": [dataclasses.asdict(look) for look in looks],
+        "trace": [dataclasses.asdict(model_snapshot) for model_snapshot in snapshots],
         "expect": [
-            {**each.expectation, "measured": each.measured, "met": each.is_met, "entry": each.place}
-            for each in followed.met
+            {**result.expectation, "measured": result.measured, "met": result.is_met, "entry": result.place}
+            for result in followed.met
         ],
     }

@@ -1,4 +1,4 @@
-"""A step taken apart: what every layer gives for the samples, and the gradient that comes back to it."""
+"""Layers of one training step: statistics of every output and of its gradient."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["LayerSnapshot", "ModelSnapshot", "Statistics", "snapshot"]
 
 @dataclass
 class Statistics:
-    """Of a tensor's numbers: range, mean, standard deviation, the share that is 0; and the norm of its gradient.
+    """Statistics of a tensor: range, mean, standard deviation, share of zeros, and the norm of its gradient.
 
-    `grad_norm` is None where no gradient came back.
+    `grad_norm` is None if the tensor received no gradient.
     """
 
     min: float
@@ -36,7 +36,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class LayerSnapshot:
-    """The call of a module: what it gave, and the gradient of its own parameters where it has some that learn."""
+    """One call of a module: its output, and the gradient of its own trainable parameters (None without any)."""
 
     path: str
     class_name: str
@@ -50,7 +50,7 @@ class LayerSnapshot:
 
 @dataclass(frozen=True)
 class ModelSnapshot:
-    """A model after `step` updates: its losses on the samples, its layers in order, and the outputs."""
+    """Model after `step` updates: its losses on the samples, its layers in order, and its outputs."""
 
     step: int
     loss: float
@@ -61,32 +61,34 @@ class ModelSnapshot:
 
 
 def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
-    """Forward and backward passes of a copy, with every floating tensor that a module gives looked at.
+    """Run forward and backward passes of a copy, and collect statistics of every module's floating-point output.
 
-    Of a module that gives several, the first counts. The model, its buffers and the random states stay as they are.
+    If a module returns several tensors, the first counts. The model, its buffers and the random states do not change.
     """
-    seen: dict[tuple[str, int], Statistics] = {}
+    statistics: dict[tuple[str, int], Statistics] = {}
     outputs: dict[str, Statistics] = {}
-    kept: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     batch = bench.batch_in(job.precision.name)
 
     def forward(copied: nn.Module) -> None:
         counts: dict[str, int] = {}
         handles = [
-            module.register_forward_hook(_watch(path, counts, seen, outputs)) for path, module in copied.named_modules()
+            module.register_forward_hook(_make_output_hook(path, counts, statistics, outputs))
+            for path, module in copied.named_modules()
         ]
         try:
-            sums, found = forward_backward(job, copied, [batch], bench.device)
+            sums, counts_by_loss = forward_backward(job, copied, [batch], bench.device)
         finally:
             for handle in handles:
                 handle.remove()
-        kept.update(
-            model=copied, terms={name: float(divide_by_count(sums[name].detach(), found[name])) for name in sums}
+        results.update(
+            model=copied,
+            terms={name: float(divide_by_count(sums[name].detach(), counts_by_loss[name])) for name in sums},
         )
 
     traced = trace(isolated_copy(job.model), forward, num_samples=len(batch["sample_index"]))
-    own = {path: _own_gradient(module) for path, module in kept["model"].named_modules()}
-    around = {node.parent for node in traced.nodes if node.kind == "call"}
+    weight_norms = {path: _parameter_grad_norm(module) for path, module in results["model"].named_modules()}
+    parents = {node.parent for node in traced.nodes if node.kind == "call"}
     layers = tuple(
         LayerSnapshot(
             path=node.path,
@@ -94,44 +96,44 @@ def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
             call=node.call,
             depth=node.depth,
             shape=node.outputs[0][1] if node.outputs else (),
-            output=seen[node.path, node.call],
-            weights_grad_norm=own[node.path],
-            is_leaf=place not in around,
+            output=statistics[node.path, node.call],
+            weights_grad_norm=weight_norms[node.path],
+            is_leaf=index not in parents,
         )
-        for place, node in enumerate(traced.nodes)
-        if node.kind == "call" and (node.path, node.call) in seen
+        for index, node in enumerate(traced.nodes)
+        if node.kind == "call" and (node.path, node.call) in statistics
     )
     weights = job.loss_weights_at(step)
-    loss = math.fsum(weights[name] * value for name, value in kept["terms"].items())
-    norms = [p.grad.norm().item() for p in kept["model"].parameters() if p.grad is not None]
-    return ModelSnapshot(step, loss, kept["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
+    loss = math.fsum(weights[name] * value for name, value in results["terms"].items())
+    norms = [p.grad.norm().item() for p in results["model"].parameters() if p.grad is not None]
+    return ModelSnapshot(step, loss, results["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
 
 
-def _watch(
-    path: str, counts: dict[str, int], seen: dict[tuple[str, int], Statistics], outputs: dict[str, Statistics]
+def _make_output_hook(
+    path: str, counts: dict[str, int], statistics: dict[tuple[str, int], Statistics], outputs: dict[str, Statistics]
 ) -> Callable[..., None]:
-    """A hook that looks at what a module gives before anything later can change it in place."""
+    """Return a hook that measures a module's output before later code can change it in place."""
 
-    def hook(module: nn.Module, args: Any, given: Any) -> None:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
         counts[path] = counts.get(path, 0) + 1
         floats = [
-            (name, tensor) for name, tensor in tree_leaves(given) if tensor.is_floating_point() and tensor.numel()
+            (name, tensor) for name, tensor in tree_leaves(output) if tensor.is_floating_point() and tensor.numel()
         ]
-        for place, (name, tensor) in enumerate(floats):
-            if place and path:
+        for index, (name, tensor) in enumerate(floats):
+            if index and path:
                 break
-            found = _statistics(tensor)
+            measured = _compute_statistics(tensor)
             if tensor.requires_grad:
-                tensor.register_hook(_keep_norm(found))
-            if not place:
-                seen[path, counts[path]] = found
+                tensor.register_hook(_make_gradient_hook(measured))
+            if not index:
+                statistics[path, counts[path]] = measured
             if not path:
-                outputs[name] = found
+                outputs[name] = measured
 
     return hook
 
 
-def _statistics(tensor: Tensor) -> Statistics:
+def _compute_statistics(tensor: Tensor) -> Statistics:
     values = tensor.detach().double()
     return Statistics(
         min=float(values.min()),
@@ -142,17 +144,17 @@ def _statistics(tensor: Tensor) -> Statistics:
     )
 
 
-def _keep_norm(found: Statistics) -> Callable[[Tensor], None]:
+def _make_gradient_hook(statistics: Statistics) -> Callable[[Tensor], None]:
     def hook(gradient: Tensor) -> None:
-        before = found.grad_norm or 0.0
-        found.grad_norm = math.hypot(before, float(gradient.double().norm()))
+        previous = statistics.grad_norm or 0.0
+        statistics.grad_norm = math.hypot(previous, float(gradient.double().norm()))
 
     return hook
 
 
-def _own_gradient(module: nn.Module) -> float | None:
-    """The norm of the gradient of a module's own parameters; None where none of them learns."""
-    own = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
-    if not own:
+def _parameter_grad_norm(module: nn.Module) -> float | None:
+    """Return the gradient norm of a module's own parameters; None if none of them is trainable."""
+    parameters = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    if not parameters:
         return None
-    return math.hypot(*(0.0 if p.grad is None else float(p.grad.double().norm()) for p in own))
+    return math.hypot(*(0.0 if p.grad is None else float(p.grad.double().norm()) for p in parameters))

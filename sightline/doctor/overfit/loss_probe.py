@@ -1,6 +1,6 @@
-"""The loss without the model: its outputs as free numbers. Their lowest loss is the floor, and exposes a faulty loss.
+"""Probe of the loss without the model: free outputs give the lowest loss (the floor) and expose a faulty loss.
 
-A gradient is right where it agrees with finite differences; a loss is bounded where following it comes to an end.
+A gradient is right if it agrees with finite differences; a loss is bounded if its minimisation converges.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ __all__ = ["GradientCheck", "LossProbe", "probe_loss"]
 _STEPS = 150
 _DIRECTIONS = 6
 _STEP = 1e-4
-"""Of finite differences, in standard deviations of an output: float64 leaves eight digits of the difference."""
-_FALLS_FREELY = 1e3
-"""A loss this many times its first size below zero, and still falling in proportion, has no floor."""
-_LEANING = 1.0
-"""In logits, to the label and away from it: little, so that smoothed targets like it, too."""
+"""Step of finite differences, in standard deviations of an output: float64 leaves eight digits of the difference."""
+_UNBOUNDED_FACTOR = 1e3
+"""A loss this many times its initial size below zero, and still falling in proportion, has no floor."""
+_LABEL_SHIFT = 1.0
+"""Change of the label's logit, up and down: small, so that it also lowers the loss of smoothed targets."""
 
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """A loss's gradient along directions against its finite differences: `ratio` is 1 where they agree.
+    """Directional derivatives of a loss compared with finite differences: `ratio` is 1 if they agree.
 
-    `ratio` is 0 for a gradient that does not reach the outputs, -1 for one of the wrong sign; NaN where neither moves.
-    `misfit` is what no ratio explains, as a share of the differences.
+    `ratio` is 0 for a gradient that does not reach the outputs, -1 for the wrong sign, and NaN if the loss is
+    constant and its gradient zero. `misfit` is the residual that no ratio explains, as a share of the differences.
     """
 
     ratio: float
@@ -51,12 +51,12 @@ class GradientCheck:
 
 @dataclass(frozen=True)
 class LossProbe:
-    """What the loss of a batch is for the model's first outputs, and what it could be.
+    """Loss of a batch for the model's first outputs, and its lowest value for any outputs.
 
-    `start` is the whole loss in float64. `floor` is the lowest that any outputs have, None where there is none: then
-    `fallen_to` is what was seen. `slopes` are per loss; `counts` what each is divided by. `truth` is the loss of
-    outputs that favour the label and of those that oppose it, where logits and labels show it. `read` are the
-    outputs that losses read, `inputs` the keys of the batch that the model takes, `targets` what losses take besides.
+    `start` is the total loss in float64. `floor` is the lowest loss of any outputs, None if there is none; `lowest` is
+    the lowest loss that was reached. `slopes` are per loss, `counts` their divisors. `truth` is the loss of outputs
+    that favour the label and of outputs that oppose it, if there are logits and labels. `read` are the outputs that
+    losses read, `inputs` the batch keys that the model reads, `targets` the other keys that losses read.
     """
 
     start: float
@@ -71,8 +71,8 @@ class LossProbe:
     targets: tuple[str, ...]
 
 
-class _Replay:
-    """Stands in for the model: gives these outputs whatever it is asked, and notes which are read."""
+class _FixedModel:
+    """Replacement of the model: returns fixed outputs for any input, and records which are read."""
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
         self.outputs = ReadTrackingDict(outputs)
@@ -82,58 +82,58 @@ class _Replay:
 
 
 def probe_loss(bench: FitSetup) -> LossProbe:
-    """Look at a run's losses on a batch, with the model's outputs as free float64 numbers."""
+    """Examine a run's losses on a batch, with the model's outputs as free float64 variables."""
     job = bench.built.job
     with torch.no_grad():
-        found = detach_nested(forward_once(bench, prepare_model(bench, bench.precision)))
+        outputs = detach_nested(forward_once(bench, prepare_model(bench, bench.precision)))
     batch = ReadTrackingDict(bench.batch_in("float64"))
     free = {
         name: value.detach().double().clone(memory_format=torch.contiguous_format)  # L-BFGS flattens gradients
-        for name, value in found.items()
+        for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
-    replay: Any = _Replay({**found, **free})
+    replay: Any = _FixedModel({**outputs, **free})
     terms, counts = compute_batch_losses(job.task, replay, batch, job.device)
     read = tuple(sorted(replay.outputs.read & free.keys()))
-    taken = set(inspect.signature(job.model.forward).parameters)
-    others = sorted(batch.read - taken - {"sample_index", "offsets"})
+    model_keys = set(inspect.signature(job.model.forward).parameters)
+    target_keys = sorted(batch.read - model_keys - {"sample_index", "offsets"})
     free = {name: free[name] for name in read}
-    total = _Total(job, found, batch)
+    total = _TotalLoss(job, outputs, batch)
     start = float(total(free).detach())
-    floor, fallen_to = _lowest(total, free, start)
+    floor, lowest = _minimise(total, free, start)
     return LossProbe(
         start=start,
         floor=floor,
-        lowest=fallen_to,
-        slopes={name: _slope(total.only(name), free) for name in terms},
+        lowest=lowest,
+        slopes={name: _check_gradient(total.only(name), free) for name in terms},
         counts={name: float(count) for name, count in counts.items()},
-        truth=_truth(total, free, batch),
+        truth=_label_losses(total, free, batch),
         outputs=free,
         read=read,
-        inputs=tuple(sorted(taken & batch.keys())),
-        targets=tuple(others),
+        inputs=tuple(sorted(model_keys & batch.keys())),
+        targets=tuple(target_keys),
     )
 
 
-class _Total:
-    """The whole loss as a function of outputs; with `only`, one of its terms."""
+class _TotalLoss:
+    """Total loss as a function of outputs; `only` selects one of its terms."""
 
     def __init__(self, job: TrainState, fixed: Mapping[str, Any], batch: Batch, term: str | None = None) -> None:
         self._job, self._fixed, self._batch, self._term = job, fixed, batch, term
         self._weights = job.loss_weights_at(job.num_steps)
 
-    def only(self, term: str) -> _Total:
-        return _Total(self._job, self._fixed, self._batch, term)
+    def only(self, term: str) -> _TotalLoss:
+        return _TotalLoss(self._job, self._fixed, self._batch, term)
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        model: Any = _Replay({**self._fixed, **outputs})
+        model: Any = _FixedModel({**self._fixed, **outputs})
         terms, counts = compute_batch_losses(self._job.task, model, self._batch, self._job.device)
         weights = self._weights if self._term is None else {self._term: 1.0}
         return weighted_sum({name: divide_by_count(terms[name], counts[name]).double() for name in weights}, weights)
 
 
-def _scales(outputs: Mapping[str, Tensor]) -> dict[str, float]:
-    """How far each output's numbers lie from one another; what is constant moves by its size, or by 1."""
+def _compute_scales(outputs: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the standard deviation of each output; for a constant output its magnitude, or 1."""
     sizes = {}
     for name, value in outputs.items():
         spread = float(value.std(correction=0)) if value.numel() > 1 else 0.0
@@ -141,12 +141,12 @@ def _scales(outputs: Mapping[str, Tensor]) -> dict[str, float]:
     return sizes
 
 
-def _noise(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Normal numbers of the outputs' spread, from a generator of their own."""
-    draws = torch.Generator().manual_seed(seed)
-    scales = _scales(outputs)
+def _draw_noise(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Draw normal noise with the outputs' scales, from a separate generator."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = _compute_scales(outputs)
     return {
-        name: torch.randn(value.shape, generator=draws, dtype=torch.float64).to(value.device) * scales[name]
+        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value.device) * scales[name]
         for name, value in outputs.items()
     }
 
@@ -154,58 +154,60 @@ def _noise(outputs: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
 # --- the gradient ----------------------------------------------------------------------------------------------------
 
 
-def _slope(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor]) -> GradientCheck:
-    """Directional derivatives by autograd and by central differences, the gradient's own direction among them."""
-    noise = _noise(outputs, 0)
-    place = {name: value + 0.1 * noise[name] for name, value in outputs.items()}
-    gradient = _gradient(total, place)
-    directions = [_noise(outputs, seed) for seed in range(1, 1 + _DIRECTIONS)]
-    scales = _scales(outputs)
+def _check_gradient(total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor]) -> GradientCheck:
+    """Compare directional derivatives by autograd and central differences, including the gradient's direction."""
+    noise = _draw_noise(outputs, 0)
+    point = {name: value + 0.1 * noise[name] for name, value in outputs.items()}
+    gradient = _compute_gradient(total, point)
+    directions = [_draw_noise(outputs, seed) for seed in range(1, 1 + _DIRECTIONS)]
+    scales = _compute_scales(outputs)
     size = math.sqrt(sum(float((g * scales[name]).square().sum()) for name, g in gradient.items()))
     if size > 0:
         directions.append({name: g * scales[name] ** 2 / size for name, g in gradient.items()})
     predicted = [sum(float((gradient[n] * d[n]).sum()) for n in d) for d in directions]
-    seen = [_difference(total, place, direction) for direction in directions]
-    squares = sum(each * each for each in seen)
-    if squares <= 1e-24 * max(1.0, float(total(place).detach()) ** 2):
+    differences = [_central_difference(total, point, direction) for direction in directions]
+    squares = sum(difference * difference for difference in differences)
+    if squares <= 1e-24 * max(1.0, float(total(point).detach()) ** 2):
         return GradientCheck(math.nan if size == 0 else math.inf, 0.0)
-    ratio = sum(a * b for a, b in zip(predicted, seen, strict=True)) / squares
-    misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(predicted, seen, strict=True)) / squares)
+    ratio = sum(a * b for a, b in zip(predicted, differences, strict=True)) / squares
+    misfit = math.sqrt(sum((a - ratio * b) ** 2 for a, b in zip(predicted, differences, strict=True)) / squares)
     return GradientCheck(ratio, misfit)
 
 
-def _gradient(total: Callable[[Mapping[str, Tensor]], Tensor], place: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    leaves = {name: value.detach().requires_grad_() for name, value in place.items()}
+def _compute_gradient(
+    total: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
     with torch.enable_grad():
         value = total(leaves)
     if not value.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+    gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
         name: torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
     }
 
 
-def _difference(
-    total: Callable[[Mapping[str, Tensor]], Tensor], place: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+def _central_difference(
+    total: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], direction: Mapping[str, Tensor]
 ) -> float:
     with torch.no_grad():
-        ends = [total({n: v + sign * _STEP * direction[n] for n, v in place.items()}) for sign in (1, -1)]
+        ends = [total({n: v + sign * _STEP * direction[n] for n, v in point.items()}) for sign in (1, -1)]
     return (float(ends[0]) - float(ends[1])) / (2 * _STEP)
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
 
 
-def _lowest(
+def _minimise(
     total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor], start: float
 ) -> tuple[float | None, float]:
-    """The lowest loss that free outputs come to, and the lowest seen; no floor where it falls for ever.
+    """Minimise the loss over free outputs; return the floor (None if unbounded) and the lowest loss seen.
 
-    The first outputs are shaken a little, or equal rows would keep their equal gradients.
+    The first outputs get a little noise, or equal rows would keep equal gradients.
     """
-    noise = _noise(outputs, 0)
+    noise = _draw_noise(outputs, 0)
     leaves = {name: (value + 0.1 * noise[name]).requires_grad_() for name, value in outputs.items()}
     optimizer = torch.optim.LBFGS(
         list(leaves.values()),
@@ -230,26 +232,26 @@ def _lowest(
     with torch.enable_grad():
         optimizer.step(closure)
     direction = {name: (leaf.detach() - outputs[name]) for name, leaf in leaves.items()}
-    far = _along(total, outputs, direction)
+    far = _losses_along(total, outputs, direction)
     size = max(1.0, abs(start))
-    if far[-1] < -_FALLS_FREELY * size and far[-1] < 2 * far[-2]:
+    if far[-1] < -_UNBOUNDED_FACTOR * size and far[-1] < 2 * far[-2]:
         return None, min(best[0], far[-1])
     return (None, best[0]) if best[0] < -1e6 * size else (best[0], best[0])
 
 
-def _along(
-    total: Callable[[Mapping[str, Tensor]], Tensor], place: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+def _losses_along(
+    total: Callable[[Mapping[str, Tensor]], Tensor], point: Mapping[str, Tensor], direction: Mapping[str, Tensor]
 ) -> list[float]:
-    """The loss ten, a hundred, ... a hundred thousand times as far as the way that lowered it."""
+    """Compute the loss at 10, 100, ... 100,000 times the displacement that lowered it."""
     with torch.no_grad():
-        values = [float(total({n: v + 10.0**power * direction[n] for n, v in place.items()})) for power in range(1, 6)]
+        values = [float(total({n: v + 10.0**power * direction[n] for n, v in point.items()})) for power in range(1, 6)]
     return [value if math.isfinite(value) else math.inf for value in values]
 
 
-def _truth(
+def _label_losses(
     total: Callable[[Mapping[str, Tensor]], Tensor], outputs: Mapping[str, Tensor], batch: Batch
 ) -> tuple[float, float] | None:
-    """The loss where logits lean to the label, and away from it, other outputs as they are."""
+    """Compute the loss of logits that favour the label, and of logits that oppose it; other outputs are unchanged."""
     logits, label = outputs.get("logits"), batch.get("label")
     if logits is None or not isinstance(label, Tensor) or label.is_floating_point():
         return None
@@ -258,7 +260,7 @@ def _truth(
         return None
     classes = logits.shape[axis]
     is_class = (label >= 0) & (label < classes)
-    right = torch.nn.functional.one_hot(torch.where(is_class, label, 0), classes).movedim(-1, axis).double()
+    one_hot = torch.nn.functional.one_hot(torch.where(is_class, label, 0), classes).movedim(-1, axis).double()
     with torch.no_grad():
-        to, away = (float(total({**outputs, "logits": sign * _LEANING * right})) for sign in (1, -1))
-    return to, away
+        favouring, opposing = (float(total({**outputs, "logits": sign * _LABEL_SHIFT * one_hot})) for sign in (1, -1))
+    return favouring, opposing

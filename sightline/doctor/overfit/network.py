@@ -1,4 +1,4 @@
-"""What of the network keeps samples from being fitted: how it ends, its head, or what reaches the head."""
+"""Faults of the network that prevent a fit: output activation, head, constant features, missing gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitSetup, fit
 from sightline.doctor.overfit.fit_reporter import FitReporter
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.optimizer_candidates import build_optimizer
-from sightline.doctor.overfit.output_activation import OutputActivation, WithoutActivation, ending_of
+from sightline.doctor.overfit.output_activation import OutputActivation, WithoutActivation, find_output_activation
 
 __all__ = [
     "activation_cause",
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 _RATES = (1e-2, 1e-3, 1e-1)
-_DEAD = 0.3
-"""A share of outputs that are exactly zero from which a rectified output counts as dying. Source: pose, section 7.3."""
+_MAX_ZERO_SHARE = 0.3
+"""Share of exactly zero outputs above which a rectified output counts as dying. Source: pose, section 7.3."""
 _HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 
 
@@ -35,57 +35,59 @@ _HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 
 
 def activation_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
-    """Outputs that end in a function which bounds them, where the samples are fitted without it or lie beyond it."""
-    ending = _ending(bench, probe)
+    """Find an output activation without which the samples are fitted, or that excludes the targets."""
+    ending = _find_activation(bench, probe)
     if ending is None:
         return None, "the outputs end in no function that bounds them"
-    beyond = _beyond(ending, bench, probe)
-    shown = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
-    if beyond is not None:
-        return _of_ending(bench, ending, f"{shown}; {beyond}", "error", reporter), f"{shown}; {beyond}"
-    curve = _best(bench, through=lambda model: WithoutActivation(model, ending.call))
+    excluded_target = _describe_excluded_target(ending, bench, probe)
+    summary = f"'{ending.output}' ends in {ending.operation}, {_format_interval(ending)}"
+    if excluded_target is not None:
+        return _finding_activation(
+            bench, ending, f"{summary}; {excluded_target}", "error", reporter
+        ), f"{summary}; {excluded_target}"
+    curve = _fit_with_adam(bench, through=lambda model: WithoutActivation(model, ending.call))
     if not curve.is_fitted:
-        return None, f"{shown}; without it the samples are not fitted either"
-    shown = f"{shown}; without it they are fitted after {curve.steps_to(FITTED)} steps"
-    return _of_ending(bench, ending, shown, "warning", reporter), shown
+        return None, f"{summary}; without it the samples are not fitted either"
+    summary = f"{summary}; without it they are fitted after {curve.steps_to(FITTED)} steps"
+    return _finding_activation(bench, ending, summary, "warning", reporter), summary
 
 
 def activation_warning(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Finding | None:
-    """Outputs that are rectified though targets lie beyond, or of which a good share is exactly zero.
+    """Warn of an output activation that excludes targets, or whose outputs are largely exactly zero.
 
-    A rectifier where targets are not below zero, and units live, is a choice.
+    A rectifier whose targets are not negative, and whose units are alive, is a legitimate choice.
     """
-    ending = _ending(bench, probe)
+    ending = _find_activation(bench, probe)
     if ending is None:
         return None
-    beyond = _beyond(ending, bench, probe)
-    is_dying = ending.operation in ("relu", "clamp", "clampmin") and ending.zeros > _DEAD
-    if beyond is None and not is_dying:
+    excluded_target = _describe_excluded_target(ending, bench, probe)
+    is_dying = ending.operation in ("relu", "clamp", "clampmin") and ending.zeros > _MAX_ZERO_SHARE
+    if excluded_target is None and not is_dying:
         return None
-    shown = f"'{ending.output}' ends in {ending.operation}, {_interval(ending)}"
-    why = beyond or f"{ending.zeros:.0%} of the first outputs are exactly 0 and pass no gradient"
-    return _of_ending(bench, ending, f"{shown}; {why}", "warning", reporter)
+    summary = f"'{ending.output}' ends in {ending.operation}, {_format_interval(ending)}"
+    reason = excluded_target or f"{ending.zeros:.0%} of the first outputs are exactly 0 and pass no gradient"
+    return _finding_activation(bench, ending, f"{summary}; {reason}", "warning", reporter)
 
 
-def _ending(bench: FitSetup, probe: LossProbe) -> OutputActivation | None:
+def _find_activation(bench: FitSetup, probe: LossProbe) -> OutputActivation | None:
     model = prepare_model(bench, bench.precision)
-    return ending_of(model, lambda copied: forward_once(bench, copied), probe.read)
+    return find_output_activation(model, lambda copied: forward_once(bench, copied), probe.read)
 
 
-def _beyond(ending: OutputActivation, bench: FitSetup, probe: LossProbe) -> str | None:
-    """Targets of the output's own shape that lie outside of what it can be."""
+def _describe_excluded_target(ending: OutputActivation, bench: FitSetup, probe: LossProbe) -> str | None:
+    """Describe a target of the output's shape that is outside its range; None if there is none."""
     low, high = ending.bounds
     shape = probe.outputs[ending.output].shape
     for name in probe.targets:
         target = bench.batch[name]
         if isinstance(target, Tensor) and target.is_floating_point() and target.shape == shape:
-            least, most = float(target.min()), float(target.max())
-            if least < low or most > high:
-                return f"the target '{name}' is {least:.4g} .. {most:.4g}"
+            lowest, highest = float(target.min()), float(target.max())
+            if lowest < low or highest > high:
+                return f"the target '{name}' is {lowest:.4g} .. {highest:.4g}"
     return None
 
 
-def _of_ending(
+def _finding_activation(
     bench: FitSetup, ending: OutputActivation, measured: str, severity: Any, reporter: FitReporter
 ) -> Finding:
     names = {component.name for component in bench.built.config.losses}
@@ -100,13 +102,13 @@ def _of_ending(
         path="model",
         layer=ending.layer,
         measured=measured,
-        expected="a last layer that is linear, or whose range holds the targets",
+        expected="a last layer that is linear, or whose range contains the targets",
         action=f"take the {ending.operation} after the last layer out",
         evidence={"zeros": ending.zeros, "low": ending.low, "high": ending.high},
     )
 
 
-def _interval(ending: OutputActivation) -> str:
+def _format_interval(ending: OutputActivation) -> str:
     low, high = ending.bounds
     if math.isinf(low) or math.isinf(high):
         return f"at least {low:g}" if math.isinf(high) else f"at most {high:g}"
@@ -117,20 +119,20 @@ def _interval(ending: OutputActivation) -> str:
 
 
 def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> tuple[Finding | None, str]:
-    """Whether a fresh last layer alone, on the features as they are, fits what the network does not.
+    """Find out if a reinitialised head on frozen features fits the samples that the network does not.
 
-    Where the network is still getting there (`is_falling`), only a head that cannot learn is at fault.
+    If the network's loss is still falling (`is_falling`), only a head that cannot learn is at fault.
     """
-    name = _head(bench)
+    name = _find_head(bench)
     if name is None:
         return None, "no linear layer or convolution is called last"
-    curve = _best(bench, unfreeze=True, change=lambda model: _freshen(model, name))
+    curve = _fit_with_adam(bench, unfreeze=True, change=lambda model: _reinitialise_head(model, name))
     if not curve.is_fitted:
         return None, f"a fresh {name} on the frozen features does not fit either"
-    shown = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
-    own = bench.built.job.model.get_submodule(name)
-    is_frozen = not any(parameter.requires_grad for parameter in own.parameters())
-    weights = torch.cat([parameter.detach().flatten() for parameter in own.parameters()]).double()
+    summary = f"a fresh {name} on the frozen features fits after {curve.steps_to(FITTED)} steps"
+    head = bench.built.job.model.get_submodule(name)
+    is_frozen = not any(parameter.requires_grad for parameter in head.parameters())
+    weights = torch.cat([parameter.detach().flatten() for parameter in head.parameters()]).double()
     size = float(weights.abs().max())
     causes: tuple[str, ...] = ("model.structure", "model.init", "model.activation")
     if is_frozen:
@@ -138,7 +140,7 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
     elif not math.isfinite(size) or size == 0 or size > 1e3:
         causes = ("model.init", "model.structure")
     elif is_falling:
-        return None, f"{shown}; the loss of the whole network is still falling"
+        return None, f"{summary}; the loss of the whole network is still falling"
     finding = reporter.finding(
         severity="warning",
         summary=f"the head '{name}' is frozen: the samples cannot be fitted"
@@ -147,30 +149,30 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
         causes=causes,
         path="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
         layer=name,
-        measured=f"{shown}; its own weights are at most {size:.3g}"
+        measured=f"{summary}; its own weights are at most {size:.3g}"
         + (", and none of them requires a gradient" if is_frozen else ""),
         expected="a head that learns with the rest",
         action=f"let '{name}' learn: look for requires_grad_(False) and optimizer.frozen"
         if is_frozen
         else f"look at how '{name}' is initialised, and at the layers between it and the loss",
     )
-    return finding, shown
+    return finding, summary
 
 
-def _head(bench: FitSetup) -> str | None:
-    """The last linear layer or convolution that a forward pass calls."""
+def _find_head(bench: FitSetup) -> str | None:
+    """Find the last linear layer or convolution that a forward pass calls."""
     model = prepare_model(bench, bench.precision)
-    called: list[str] = []
+    called_names: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, _HEADS):
-            module.register_forward_hook(lambda *_, at=name: called.append(at))
+            module.register_forward_hook(lambda *_, at=name: called_names.append(at))
     with torch.no_grad():
         forward_once(bench, model)
-    return called[-1] if called else None
+    return called_names[-1] if called_names else None
 
 
-def _freshen(model: nn.Module, name: str) -> None:
-    """Nothing learns but this layer, which starts afresh."""
+def _reinitialise_head(model: nn.Module, name: str) -> None:
+    """Freeze all other modules and reinitialise this layer, in place."""
     model.requires_grad_(False)
     head: Any = model.get_submodule(name)
     head.reset_parameters()
@@ -181,24 +183,24 @@ def _freshen(model: nn.Module, name: str) -> None:
 
 
 def constant_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
-    """Outputs that are the same for all samples from the start."""
-    alike = _alike(bench, probe)
-    if alike is None:
+    """Find an output that is equal for all samples from the start."""
+    constant_output = _find_constant_output(bench, probe)
+    if constant_output is None:
         return None, "the model distinguishes its samples"
     finding = reporter.finding(
         severity="warning",
         summary="the model gives the same output for different samples",
         causes=("model.constant_output", "model.numerics", "model.init"),
         path="model",
-        measured=f"'{alike}' is the same for all samples of the batch",
+        measured=f"'{constant_output}' is the same for all samples of the batch",
         expected="different outputs for different inputs",
         action="follow the samples through the layers by --trace: where does the last difference vanish?",
     )
-    return finding, f"'{alike}' is the same for all samples"
+    return finding, f"'{constant_output}' is the same for all samples"
 
 
 def gradient_cause(bench: FitSetup, reporter: FitReporter) -> tuple[Finding | None, str]:
-    """A gradient that reaches no parameter at all."""
+    """Find out if no parameter receives a gradient."""
     silent = parameters_without_gradient(bench)
     trainable = [name for name, parameter in bench.built.job.model.named_parameters() if parameter.requires_grad]
     if len(silent) < len(trainable):
@@ -216,7 +218,7 @@ def gradient_cause(bench: FitSetup, reporter: FitReporter) -> tuple[Finding | No
 
 
 def parameters_without_gradient(bench: FitSetup) -> list[str]:
-    """The trainable parameters that a first step gives no gradient, or one of zero."""
+    """List the trainable parameters whose gradient is missing or zero in the first step."""
     job = bench.built.job
     model = prepare_model(bench, bench.precision)
     forward_backward(job, model, [bench.batch_in(bench.precision)], bench.device)
@@ -227,8 +229,8 @@ def parameters_without_gradient(bench: FitSetup) -> list[str]:
     ]
 
 
-def _alike(bench: FitSetup, probe: LossProbe) -> str | None:
-    """An output that losses read, a row for each sample, whose rows are all equal."""
+def _find_constant_output(bench: FitSetup, probe: LossProbe) -> str | None:
+    """Find an output that losses read, with one row per sample, whose rows are all equal."""
     num = len(bench.batch["sample_index"])
     if len(set(bench.batch["sample_index"].tolist())) < 2:
         return None
@@ -239,12 +241,19 @@ def _alike(bench: FitSetup, probe: LossProbe) -> str | None:
     return None
 
 
-def _best(bench: FitSetup, **asked: Any) -> FitCurve:
-    """The best attempt of Adam at a few rates."""
+def _fit_with_adam(bench: FitSetup, **fit_options: Any) -> FitCurve:
+    """Return the best attempt of Adam at a few rates."""
     curves: list[FitCurve] = []
     for rate in _RATES:
         curves.append(
-            fit(bench, "adam", lambda model, at: build_optimizer("adam", model, at), rate, bench.precision, **asked)
+            fit(
+                bench,
+                "adam",
+                lambda model, at: build_optimizer("adam", model, at),
+                rate,
+                bench.precision,
+                **fit_options,
+            )
         )
         if curves[-1].is_fitted:
             break

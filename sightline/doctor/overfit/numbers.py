@@ -1,4 +1,4 @@
-"""Where a forward pass computes in fewer digits than its parameters have."""
+"""Detection of modules that compute in a coarser number format than their parameters."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from sightline.doctor.core.dry_run import forward_backward
 from sightline.doctor.overfit.fit_attempt import FitSetup, prepare_model
 from sightline.engine.precision import Precision
 
-__all__ = ["Lowered", "lowered_in"]
+__all__ = ["Lowered", "find_lowered"]
 
 
 class Lowered(NamedTuple):
-    """A module that makes numbers of fewer bits than its parameters, and their type."""
+    """Module whose results have fewer bits than its parameters, and their dtype."""
 
     layer: str
     dtype: str
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the first result of fewer bits than `bits`, and the module it was made in."""
+class _FormatWatch(TorchDispatchMode):
+    """Mode that records the first result with fewer than `bits` bits, and the module that computed it."""
 
     def __init__(self, model: nn.Module, bits: int) -> None:
         super().__init__()
-        self.found: Lowered | None = None
+        self.lowered: Lowered | None = None
         self._bits = bits
         self._stack: list[str] = []
         self.handles: list[Any] = []
@@ -44,23 +44,23 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.found is None:
+        if self.lowered is None:
             for _, tensor in tree_leaves(result):
                 if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
-                    self.found = Lowered(
+                    self.lowered = Lowered(
                         self._stack[-1] if self._stack else "", str(tensor.dtype).removeprefix("torch.")
                     )
         return result
 
 
-def lowered_in(bench: FitSetup, precision: str) -> Lowered | None:
-    """The first module of a training step that computes in fewer digits than its parameters; None where none does."""
+def find_lowered(bench: FitSetup, precision: str) -> Lowered | None:
+    """Find the first module of a training step that computes in a coarser format than its parameters; else None."""
     model = prepare_model(bench, precision)
-    watch = _Watch(model, torch.finfo(Precision(precision).parameter_dtype).bits)
+    watch = _FormatWatch(model, torch.finfo(Precision(precision).parameter_dtype).bits)
     try:
         with watch:
             forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)
     finally:
         for handle in watch.handles:
             handle.remove()
-    return watch.found
+    return watch.lowered

@@ -1,4 +1,4 @@
-"""The optimisers that are tried: the recipe's own as it was built, and others at rates over four decades."""
+"""Candidate optimisers: the recipe's own, and others at rates over four decades."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ RATES = {
     "rmsprop": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     "adam": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
 }
-"""Four decades each, one rate a decade, about what is usual."""
+"""Learning rates around the usual ones: four decades, one rate per decade."""
 TRUSTED = (1.0, 0.1, 10.0)
-"""Of the recipe's own rate, which was chosen for another batch and a schedule: any of these may fit."""
-_NEAR = 1.5
+"""Factors of the recipe's own rate, which was chosen for another batch and a schedule: any of these may fit."""
+_MAX_RATE_RATIO = 1.5
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An optimiser to try. `rates` come in the order of trying; the first `num_trusted` decide whether it fits."""
+    """Optimiser to try: `rates` in the order of trying; the first `num_trusted` decide if it fits."""
 
     name: str
     make: Make
@@ -38,29 +38,36 @@ class Candidate:
     num_trusted: int
 
     @property
-    def trusted(self) -> tuple[float, ...]:
+    def trusted_rates(self) -> tuple[float, ...]:
         return self.rates[: self.num_trusted]
 
 
 def candidates(built: TrainingSetup) -> list[Candidate]:
-    """The recipe's own optimiser first, then SGD with momentum, RMSprop and Adam, but for the one that it is itself."""
-    own = built.config.optimizer.name
+    """List the candidates: the recipe's own optimiser, then the others of SGD with momentum, RMSprop and Adam."""
+    own_name = built.config.optimizer.name
     rate = own_rate(built)
-    usual = _outward(RATES["sgd" if own == "sgd" else "adam"])
+    usual = _order_outward(RATES["sgd" if own_name == "sgd" else "adam"])
     trusted = tuple(dict.fromkeys(rate * factor for factor in TRUSTED))
-    others = [each for each in usual if all(not _is_near(each, one) for one in trusted)]
-    first = Candidate(f"{OWN} ({own})", lambda model, at: _own(built, model, at), (*trusted, *others), len(trusted))
-    rest = [_usual(name) for name in RATES if name != own]
-    return [first, *rest]
+    other_rates = [
+        usual_rate for usual_rate in usual if all(not _is_near(usual_rate, trusted_rate) for trusted_rate in trusted)
+    ]
+    own_candidate = Candidate(
+        f"{OWN} ({own_name})",
+        lambda model, at: _copy_own_optimizer(built, model, at),
+        (*trusted, *other_rates),
+        len(trusted),
+    )
+    usual_candidates = [_make_usual_candidate(name) for name in RATES if name != own_name]
+    return [own_candidate, *usual_candidates]
 
 
 def own_rate(built: TrainingSetup) -> float:
-    """The highest base rate of the recipe's optimiser."""
+    """Return the highest base rate of the recipe's optimiser."""
     return max((float(group["base_lr"]) for group in built.job.optimizer.param_groups), default=0.0)
 
 
-def _own(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """The run's optimiser over a copy of what it trains, every group's rate in proportion."""
+def _copy_own_optimizer(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Copy the run's optimiser for a copy of its model, with every group's rate scaled in proportion."""
     source = built.job.optimizer
     names = {id(parameter): name for name, parameter in built.job.trained.named_parameters()}
     copied = dict(model.named_parameters())
@@ -69,30 +76,30 @@ def _own(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Opt
     optimizer.param_groups = []
     highest = own_rate(built)
     for group in source.param_groups:
-        held = [copied[names[id(parameter)]] for parameter in group["params"] if id(parameter) in names]
+        parameters = [copied[names[id(parameter)]] for parameter in group["params"] if id(parameter) in names]
         base = group["base_lr"] * (rate / highest) if highest > 0 else rate
-        optimizer.param_groups.append({**group, "params": held, "base_lr": base, "lr": base})
+        optimizer.param_groups.append({**group, "params": parameters, "base_lr": base, "lr": base})
     return optimizer
 
 
-def _usual(name: str) -> Candidate:
-    rates = _outward(RATES[name])
+def _make_usual_candidate(name: str) -> Candidate:
+    rates = _order_outward(RATES[name])
     return Candidate(name, lambda model, at: build_optimizer(name, model, at), rates, len(rates))
 
 
 def build_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """One of the usual optimisers with its usual arguments."""
+    """Build a usual optimiser with its usual arguments."""
     momentum = {"momentum": 0.9} if name == "sgd" else {}
     recipe = registry.optimizers.build(ComponentConfig(name, {"lr": rate, "weight_decay": 0.0, **momentum}), facts={})
-    made: torch.optim.Optimizer = recipe.build(model)
-    return made
+    optimizer: torch.optim.Optimizer = recipe.build(model)
+    return optimizer
 
 
-def _outward(rates: tuple[float, ...]) -> tuple[float, ...]:
-    """From the middle to both ends: the likely ones first."""
+def _order_outward(rates: tuple[float, ...]) -> tuple[float, ...]:
+    """Order rates from the middle outwards: the likely ones first."""
     middle = len(rates) // 2
-    return tuple(rates[place] for place in sorted(range(len(rates)), key=lambda place: (abs(place - middle), place)))
+    return tuple(rates[index] for index in sorted(range(len(rates)), key=lambda index: (abs(index - middle), index)))
 
 
 def _is_near(rate: float, other: float) -> bool:
-    return rate > 0 and other > 0 and abs(math.log(rate / other)) < math.log(_NEAR)
+    return rate > 0 and other > 0 and abs(math.log(rate / other)) < math.log(_MAX_RATE_RATIO)

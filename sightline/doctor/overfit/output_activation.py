@@ -1,4 +1,4 @@
-"""How a model's outputs end: the last operation that bounds them, and the same model without it."""
+"""Output activation: the last operation that bounds a model's outputs, and the model without it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["OutputActivation", "WithoutActivation", "ending_of"]
+__all__ = ["OutputActivation", "WithoutActivation", "find_output_activation"]
 
-_PASSING = frozenset(
+_COPYING = frozenset(
     "View Reshape UnsafeView Permute Transpose T Squeeze Unsqueeze Expand Clone ToCopy Alias Slice Select AsStrided "
     "Copy Unfold SwapAxes".split()
 )
-"""Operations that move numbers and do not change them, as autograd names them."""
+"""Operations that copy numbers without changing them, by autograd's names."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "Relu": (0.0, math.inf),
@@ -30,7 +30,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ClampMin": (-math.inf, math.inf),
     "ClampMax": (-math.inf, math.inf),
 }
-"""The bounds of an operation's results; those of a clamp are read off the outputs themselves."""
+"""Bounds of an operation's results; those of a clamp are taken from the outputs."""
 
 _FUNCTIONS = {
     **dict.fromkeys(("relu", "relu_"), "Relu"),
@@ -48,9 +48,9 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class OutputActivation:
-    """An output's last operation: its name, the range of its results, which of all such calls it is, and its module.
+    """Last operation of an output: its name, range, index among all bounding calls, and module.
 
-    `zeros` is the share of outputs that are exactly zero, `low` and `high` their range in this pass.
+    `zeros` is the share of outputs that are exactly zero, `low` and `high` are their range in this pass.
     """
 
     output: str
@@ -63,8 +63,8 @@ class OutputActivation:
     high: float
 
 
-class _Calls(TorchFunctionMode):
-    """Counts calls of bounding functions and keeps what each gave, with the module that it ran in."""
+class _ActivationRecorder(TorchFunctionMode):
+    """Mode that records the autograd node of each bounding function's result, and the module that called it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -86,37 +86,37 @@ class _Calls(TorchFunctionMode):
 
 
 class WithoutActivation:
-    """A model whose bounding function of a certain number gives what it was given; stands in for the model."""
+    """Replacement of a model in which the bounding function number `call` is the identity."""
 
     def __init__(self, model: nn.Module, call: int) -> None:
         self._model = model
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Without(self._call):
+        with _SkipActivation(self._call):
             return self._model(*args, **kwargs)
 
 
-class _Without(TorchFunctionMode):
+class _SkipActivation(TorchFunctionMode):
     def __init__(self, call: int) -> None:
         super().__init__()
         self._call = call
-        self._seen = 0
+        self._num_calls = 0
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in _FUNCTIONS:
-            self._seen += 1
-            if self._seen - 1 == self._call:
+            self._num_calls += 1
+            if self._num_calls - 1 == self._call:
                 return args[0] if args else (kwargs or {})["input"]
         return function(*args, **(kwargs or {}))
 
 
-def ending_of(model: nn.Module, forward: Any, read: tuple[str, ...]) -> OutputActivation | None:
-    """The first of the outputs `read` that ends in a bounding operation; `forward(model)` gives the outputs.
+def find_output_activation(model: nn.Module, forward: Any, read: tuple[str, ...]) -> OutputActivation | None:
+    """Find the first of the outputs `read` that ends in a bounding operation; `forward(model)` returns the outputs.
 
-    The model is a copy to be used up; gradients must be on.
+    The model must be a copy that may be changed; gradients must be enabled.
     """
-    calls = _Calls(model)
+    calls = _ActivationRecorder(model)
     try:
         with calls:
             outputs: Mapping[str, Tensor] = forward(model)
@@ -124,28 +124,28 @@ def ending_of(model: nn.Module, forward: Any, read: tuple[str, ...]) -> OutputAc
         for handle in calls.handles:
             handle.remove()
     for name in read:
-        node = _last_change(outputs[name].grad_fn)
+        node = _last_computing_node(outputs[name].grad_fn)
         kind = _kind(node)
         if kind not in _RANGES:
             continue
-        place = next((i for i in reversed(range(len(calls.nodes))) if calls.nodes[i][0] == node), None)
-        if place is None:
+        index = next((i for i in reversed(range(len(calls.nodes))) if calls.nodes[i][0] == node), None)
+        if index is None:
             continue
         value = outputs[name].detach()
         low, high = float(value.min()), float(value.max())
         bounds = _RANGES[kind] if not kind.startswith("Clamp") else (low, high)
         zeros = float((value == 0).double().mean())
-        return OutputActivation(name, kind.lower(), bounds, place, calls.nodes[place][1] or None, zeros, low, high)
+        return OutputActivation(name, kind.lower(), bounds, index, calls.nodes[index][1] or None, zeros, low, high)
     return None
 
 
-def _last_change(node: Any) -> Any:
-    """The operation that made an output's numbers, before those that only moved them."""
-    while node is not None and _kind(node).removeprefix("Unsafe") in _PASSING and node.next_functions:
+def _last_computing_node(node: Any) -> Any:
+    """Return the operation that computed an output's numbers, before those that only copied them."""
+    while node is not None and _kind(node).removeprefix("Unsafe") in _COPYING and node.next_functions:
         node = node.next_functions[0][0]
     return node
 
 
 def _kind(node: Any) -> str:
-    """`Relu` of `ReluBackward0`."""
+    """Return the operation's name, such as `Relu` for `ReluBackward0`."""
     return "" if node is None else node.name().split("::")[-1].partition("Backward")[0].lstrip("_")

@@ -1,4 +1,4 @@
-"""The curves of attempts, as lines that `view.curves` draws and as panels over the rates."""
+"""Pictures of attempts: loss curves for `view.curves`, and panels over the learning rates."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ from sightline.view.curves import curves_of
 
 __all__ = ["draw_curves", "draw_verdicts"]
 
-_LEAST = 1e-4
-"""A smaller share is drawn here: below a hundredth an attempt has ended, wherever it landed."""
+_MIN_SHARE = 1e-4
+"""Smallest share drawn: below a hundredth an attempt has ended, and its exact share does not matter."""
 
 
 def draw_curves(curves: Mapping[str, FitCurve]) -> str:
-    """Every loss of several attempts over their steps, one curve for each name."""
-    return curves_of({name: _lines(curve) for name, curve in curves.items()})
+    """Draw every loss of several attempts over their steps, one curve for each name."""
+    return curves_of({name: _curve_lines(curve) for name, curve in curves.items()})
 
 
 def draw_verdicts(verdicts: Sequence[OptimizerResult]) -> str:
-    """The best attempt of each optimiser, a panel for each number format; below, how far each rate came."""
+    """Draw the best attempt of each optimiser, one panel per number format; below, the lowest share of each rate."""
     formats = list(dict.fromkeys(verdict.precision for verdict in verdicts))
-    above = []
+    format_panels = []
     for precision in formats:
-        series = [_share(v.optimizer, v.best) for v in verdicts if v.precision == precision]
-        drawn = tuple(each for each in series if each.points)
-        above.append(ChartPanel(f"share of the way left, {precision}", "step", drawn, x_scale="linear"))
-    below = [panel for v in verdicts if v.precision == formats[0] and (panel := _rates(v)) is not None]
-    return render_svg([[panel if panel.series else None for panel in above], below] if formats else [])
+        series = [_share_series(v.optimizer, v.best) for v in verdicts if v.precision == precision]
+        visible_series = tuple(curve for curve in series if curve.points)
+        format_panels.append(
+            ChartPanel(f"share of the way left, {precision}", "step", visible_series, x_scale="linear")
+        )
+    rate_panels = [panel for v in verdicts if v.precision == formats[0] and (panel := _rate_panel(v)) is not None]
+    return render_svg([[panel if panel.series else None for panel in format_panels], rate_panels] if formats else [])
 
 
-def _share(name: str, curve: FitCurve) -> Series:
-    points = [(float(step), max(share, _LEAST)) for step, share in enumerate(curve.shares) if not math.isnan(share)]
+def _share_series(name: str, curve: FitCurve) -> Series:
+    points = [(float(step), max(share, _MIN_SHARE)) for step, share in enumerate(curve.shares) if not math.isnan(share)]
     return Series(name, tuple(points))
 
 
-def _rates(verdict: OptimizerResult) -> ChartPanel | None:
-    points = [(c.rate, max(c.lowest, _LEAST)) for c in verdict.curves if c.rate > 0 and not math.isnan(c.lowest)]
+def _rate_panel(verdict: OptimizerResult) -> ChartPanel | None:
+    points = [(c.rate, max(c.lowest, _MIN_SHARE)) for c in verdict.curves if c.rate > 0 and not math.isnan(c.lowest)]
     if not points:
         return None
     return ChartPanel(f"{verdict.optimizer}: lowest share", "rate", (Series(verdict.optimizer, tuple(sorted(points))),))
 
 
-def _lines(curve: FitCurve) -> list[dict[str, Any]]:
+def _curve_lines(curve: FitCurve) -> list[dict[str, Any]]:
     lines = []
     for step, loss in enumerate(curve.losses):
         share = curve.shares[step]
         terms = {f"loss/{name}": values[step] for name, values in curve.terms.items()} if len(curve.terms) > 1 else {}
-        left = None if math.isnan(share) else share
-        lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": left})
+        remaining = None if math.isnan(share) else share
+        lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": remaining})
     return lines

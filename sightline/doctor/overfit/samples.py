@@ -1,4 +1,4 @@
-"""The samples to be fitted: the first of the training part, held fixed, without what augmentation does to them."""
+"""Samples to fit: the first of the training split, fixed, and without augmentation."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from sightline.types import Batch, ComponentConfig, SampleKey
 __all__ = ["Samples", "choose_samples", "loss_between_samples", "without_augmentation"]
 
 FEW = 4
-"""Where one sample would show too little: batch norm over two rows gives +-1 for any input."""
+"""Number of samples where one would show too little: batch norm over two rows gives +-1 for any input."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is fitted. `batch` is what every step is given; `repeats` is how often each sample stands in it.
+    """Samples to fit: `batch` is the input of every step, with each sample `repeats` times.
 
-    `left_out` names the training transforms that are augmentation and were not applied; `note` is what else a reader
-    should know of the choice.
+    `left_out` names the augmenting transforms that were not applied; `note` explains the choice to the reader.
     """
 
     keys: tuple[SampleKey, ...]
@@ -45,21 +44,21 @@ class Samples:
 
 
 def choose_samples(built: TrainingSetup, *, num: int | None, with_augmentation: bool) -> Samples:
-    """The first `num` samples of the first epoch; of one where None, or of four where one would show too little.
+    """Choose the first `num` samples of the first epoch; if None, one, or four where one would show too little.
 
-    Raises UserError for more samples than there are, and for one sample where losses compare samples.
+    Raises UserError for more samples than the split has, and for one sample if a loss compares samples.
     """
-    reader, left_out = (_reader(built), ()) if with_augmentation else without_augmentation(built)
-    compares = loss_between_samples(built)
+    reader, left_out = (_get_reader(built), ()) if with_augmentation else without_augmentation(built)
+    pair_loss = loss_between_samples(built)
     size = len(built.data.train.indices)
-    if compares and num == 1:
-        raise UserError(f"--samples 1: '{compares}' compares samples with one another; give 2 or more")
+    if pair_loss and num == 1:
+        raise UserError(f"--samples 1: '{pair_loss}' compares samples with one another; give 2 or more")
     if num is not None and num > size:
         raise UserError(f"--samples {num}: the training part has {size} samples; give at most as many")
-    needs_rows = not compares and num in (None, 1) and not _takes_one(built, reader)
+    needs_rows = not pair_loss and num in (None, 1) and not _accepts_one_sample(built, reader)
     note, repeats = "", 1
     if num is None:
-        reason = compares and f"'{compares}' compares samples with one another"
+        reason = pair_loss and f"'{pair_loss}' compares samples with one another"
         reason = reason or (needs_rows and "batch norm over vectors would normalise a single one to nothing") or ""
         if not reason and _has_one_target(built, reader):
             reason = "one has a single target, which a bias alone fits"
@@ -67,51 +66,50 @@ def choose_samples(built: TrainingSetup, *, num: int | None, with_augmentation: 
         note = f"{num} samples, since {reason}" if reason else ""
     elif num == 1 and needs_rows:
         repeats = 2
-        note = "the sample stands twice: batch norm needs two rows, and of equal ones it leaves only its offsets"
+        note = "the sample is used twice: batch norm needs two rows; equal rows leave only its offsets"
     keys = _first_keys(built, num)
     batch = reader([key for key in keys for _ in range(repeats)])
     return Samples(keys, reader, batch, repeats, left_out, note)
 
 
 def without_augmentation(built: TrainingSetup) -> tuple[BatchReader, tuple[str, ...]]:
-    """A reader of the training part without augmentation, and the names of what it leaves out.
+    """Build a reader of the training split without augmentation; return it and the names of omitted transforms.
 
-    A training transform that evaluation has too is taken in the form that evaluation gives it. Of the others, and where
-    the two forms do not make the same fields, those are kept that samples cannot do without: that choose points, or add
-    fields.
+    A training transform that evaluation has too is taken in its evaluation form. Of the others, and if the two forms do
+    not add the same fields, only the transforms that choose points or add fields stay.
     """
     config, part, facts = built.config, built.data.train, built.data.facts
     evaluated = {block.name: block for block in config.transforms.evaluate}
-    kept: list[ComponentConfig] = []
+    blocks: list[ComponentConfig] = []
     left_out: list[str] = []
     for block in config.transforms.train:
-        adds, chooses = _makes(block, facts)
-        other = evaluated.get(block.name)
-        if other is not None and not chooses and _makes(other, facts)[0] == adds:
-            kept.append(other)
+        adds, chooses = _describe_transform(block, facts)
+        evaluation_block = evaluated.get(block.name)
+        if evaluation_block is not None and not chooses and _describe_transform(evaluation_block, facts)[0] == adds:
+            blocks.append(evaluation_block)
         elif adds or chooses:
-            kept.append(block)
+            blocks.append(block)
         else:
             left_out.append(block.name)
-    if kept == list(config.transforms.train):
-        return _reader(built), ()
-    return BatchReader(part.dataset, build_transforms(kept, facts)), tuple(left_out)
+    if blocks == list(config.transforms.train):
+        return _get_reader(built), ()
+    return BatchReader(part.dataset, build_transforms(blocks, facts)), tuple(left_out)
 
 
-def _reader(built: TrainingSetup) -> BatchReader:
+def _get_reader(built: TrainingSetup) -> BatchReader:
     reader = built.job.stream.reader
     assert isinstance(reader, BatchReader), "a run reads its training part through a BatchReader"
     return reader
 
 
-def _makes(block: ComponentConfig, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
-    """The fields that a transform adds, and whether it chooses points."""
+def _describe_transform(block: ComponentConfig, facts: Mapping[str, Any]) -> tuple[frozenset[str], bool]:
+    """Return the fields that a transform adds, and True if it chooses points."""
     transform: Any = registry.transforms.build(block, facts=facts)
     return frozenset(TransformMembers.adds.get(transform)), TransformMembers.chooses_points.get(transform)
 
 
 def loss_between_samples(built: TrainingSetup) -> str:
-    """The name of a loss between samples; empty where there is none."""
+    """Return the name of a loss that compares samples; empty if there is none."""
     for component in built.config.losses:
         builder = registry.losses.entry(component).builder
         if isinstance(builder, type) and issubclass(builder, PairLoss):
@@ -125,22 +123,22 @@ def _first_keys(built: TrainingSetup, num: int) -> tuple[SampleKey, ...]:
 
 
 def _has_one_target(built: TrainingSetup, reader: BatchReader) -> bool:
-    """Whether no loss counts more than one thing in a sample: a label, and not a label for each of many points."""
+    """Return True if every loss counts at most one target per sample: one label, not one per point."""
     job = built.job
     batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
     counts = single_batch_step(job.task, job.model, batch, job.device).counts
     return all(float(count) <= 1 for count in counts.values())
 
 
-def _takes_one(built: TrainingSetup, reader: BatchReader) -> bool:
-    """Whether a step in training mode takes a single sample; batch norm over vectors does not.
+def _accepts_one_sample(built: TrainingSetup, reader: BatchReader) -> bool:
+    """Return True if a training step accepts a single sample; batch norm over vectors does not.
 
-    The first step itself reports what else may fail in it.
+    Other errors of the step are reported by the first step itself.
     """
     job = built.job
     try:
         batch = to_device(reader(_first_keys(built, 1)), job.device, float_dtype=job.precision.parameter_dtype)
         forward_backward(job, isolated_copy(job.model), [batch], job.device)
-    except Exception as error:  # noqa: BLE001 - any other is met again, and reported, by the first step
+    except Exception as error:  # noqa: BLE001 - the first step meets and reports any other error
         return "more than 1 value per channel" not in str(error)
     return True

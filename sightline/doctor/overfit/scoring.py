@@ -1,4 +1,4 @@
-"""The figure of the run's own metric for samples that were fitted."""
+"""Score of fitted samples by the run's own metric."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ __all__ = ["evaluation_reader", "training_score"]
 
 
 def evaluation_reader(built: TrainingSetup) -> BatchReader:
-    """The training set as evaluation would see it."""
+    """Build a reader of the training set with the transforms of evaluation."""
     part = built.data.train
     return BatchReader(part.dataset, build_transforms(built.config.transforms.evaluate, built.data.facts))
 
 
 def training_score(built: TrainingSetup, job: TrainState, batch: Batch, indices: Sequence[int]) -> float:
-    """`evaluate.metric` of training samples, read as evaluation reads them, by the model of a job that fitted them.
+    """Compute `evaluate.metric` on the fitted training samples, read as in evaluation, with the job's model.
 
-    Batch norms are first given the statistics of `batch`, which was fitted: a few steps do not bring running averages
-    there. The model is used up.
+    Batch norms first get the statistics of the fitted `batch`: running averages do not converge in a few steps. The
+    model is changed.
     """
-    _take_statistics(job, batch)
+    _set_batch_statistics(job, batch)
     evaluator = dataclasses.replace(
         built.selection_evaluator,
         reader=evaluation_reader(built),
@@ -47,8 +47,8 @@ def training_score(built: TrainingSetup, job: TrainState, batch: Batch, indices:
     return evaluator(job.model, World(device=job.device)).metrics[built.config.evaluate.metric]
 
 
-def _take_statistics(job: TrainState, batch: Batch) -> None:
-    """Batch norms keep the mean and the variance by which they normalise this batch, but for what the recipe holds."""
+def _set_batch_statistics(job: TrainState, batch: Batch) -> None:
+    """Set the running statistics of batch norms that are not frozen to those of this batch, in place."""
     job.model.train()
     apply_freezing(job.model, job.frozen, 0)
     handles = []
@@ -56,15 +56,15 @@ def _take_statistics(job: TrainState, batch: Batch) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
             module.reset_running_stats()
             module.momentum = None  # the average of one batch is that batch's
-            handles.append(module.register_forward_hook(_without_bessel))
+            handles.append(module.register_forward_hook(_remove_bessel_correction))
     with torch.no_grad():
         compute_batch_losses(job.task, job.model, batch, job.device, job.precision)
     for handle in handles:
         handle.remove()
 
 
-def _without_bessel(norm: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
-    """Running variances are estimates for n - 1 of n rows; by what the batch itself was divided, is for n."""
+def _remove_bessel_correction(norm: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
+    """Convert the unbiased running variance (n - 1) to the biased one (n), by which the batch was normalised."""
     num = inputs[0].numel() // inputs[0].shape[1]
     if norm.num_batches_tracked == 1 and num > 1:
         norm.running_var.mul_((num - 1) / num)

@@ -1,4 +1,4 @@
-"""The best prediction that uses no input: one constant for all samples, chosen by the run's own loss."""
+"""Best constant prediction: one output for all samples, fitted with the run's own loss."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _STEPS = 60
 
 
 class ConstantPredictor(nn.Module):
-    """Gives outputs of the model's shapes that are the same for all samples; `values` are what they are.
+    """Model whose outputs `values` are the same for all samples, in the shapes of the given model's outputs.
 
-    Where logits predict labels, one number a class; else one for each place of an output but its first axis.
+    Logits of labels have one number per class; other outputs one number per entry, except along the first axis.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,35 +36,35 @@ class ConstantPredictor(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         with torch.no_grad():
             outputs = self.model(*args, **kwargs)
-        given = {}
+        constants = {}
         for name, value in outputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
-                given[name] = self._constant(name, value).to(value.dtype).expand(value.shape)
+                constants[name] = self._get_constant(name, value).to(value.dtype).expand(value.shape)
             else:
-                given[name] = value
-        return given
+                constants[name] = value
+        return constants
 
-    def _constant(self, name: str, like: Tensor) -> Tensor:
+    def _get_constant(self, name: str, like: Tensor) -> Tensor:
         if name not in self.values:
-            kept = self.axes.get(name, tuple(range(1, like.ndim)))
-            shape = [size if axis in kept else 1 for axis, size in enumerate(like.shape)]
+            axes = self.axes.get(name, tuple(range(1, like.ndim)))
+            shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
             self.values[name] = like.new_zeros(shape, dtype=torch.float64).requires_grad_()
         return self.values[name]
 
 
 def fit_constant(built: TrainingSetup, batches: Sequence[Batch]) -> ConstantPredictor:
-    """The constant that has the lowest loss on these batches."""
+    """Fit the constant with the lowest loss on these batches."""
     job, device = built.job, built.job.device
     model = ConstantPredictor(isolated_copy(job.model).eval())
-    placed = [to_device(batch, device, float_dtype=job.precision.parameter_dtype) for batch in batches]
+    device_batches = [to_device(batch, device, float_dtype=job.precision.parameter_dtype) for batch in batches]
     world = World(device=device)
-    _find_axes(built, model, placed[0])
+    _find_axes(built, model, device_batches[0])
     weights = job.loss_weights_at(job.num_steps)
 
     def total() -> Tensor:
-        step = prepare_step(job.task, model, placed, world)
+        step = prepare_step(job.task, model, device_batches, world)
         sums: dict[str, Tensor] = {}
-        for index in range(len(placed)):
+        for index in range(len(device_batches)):
             for name, term in step.loss_sums(model, index).items():
                 sums[name] = sums[name] + term if name in sums else term
         return weighted_sum({name: value.double() for name, value in step.loss_means(sums).items()}, weights)
@@ -86,14 +86,14 @@ def fit_constant(built: TrainingSetup, batches: Sequence[Batch]) -> ConstantPred
 
 
 def _find_axes(built: TrainingSetup, model: ConstantPredictor, batch: Batch) -> None:
-    """Of logits, numbers differ along the axis of classes alone."""
+    """Find the class axis of logits, the only one along which their constant varies; sets `model.axes`."""
     job = built.job
-    seen: list[Mapping[str, Any]] = []
-    handle = model.model.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs))
+    outputs_seen: list[Mapping[str, Any]] = []
+    handle = model.model.register_forward_hook(lambda module, inputs, outputs: outputs_seen.append(outputs))
     with torch.no_grad():
         compute_batch_losses(job.task, model, batch, job.device)
     handle.remove()
     model.values.clear()
-    logits, label = seen[-1].get("logits"), batch.get("label")
+    logits, label = outputs_seen[-1].get("logits"), batch.get("label")
     if isinstance(logits, Tensor) and isinstance(label, Tensor) and (axis := class_axis(logits, label)) is not None:
         model.axes["logits"] = (axis,)

@@ -1,4 +1,4 @@
-"""The same samples fitted by variants of a recipe: which switch helps, and whether a small network does as well."""
+"""Fits of the same samples by variants of a recipe: which option helps, and if a small network suffices."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FittedVariant", "fit_variants", "parse_variants"]
 
 @dataclass(frozen=True)
 class FittedVariant:
-    """A recipe under some overrides, and how it fitted the samples; `followed` where its config expects anything."""
+    """Recipe with overrides and the result of its fit; `followed` is set if its config has expectations."""
 
     overrides: tuple[str, ...]
     parameters: int
@@ -27,8 +27,10 @@ class FittedVariant:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it fitted the samples, and met what its config expects on the way."""
-        return self.result.is_fitted and (self.followed is None or all(each.is_met for each in self.followed.met))
+        """True if the variant fitted the samples and met the expectations of its config."""
+        return self.result.is_fitted and (
+            self.followed is None or all(expectation.is_met for expectation in self.followed.met)
+        )
 
     @property
     def name(self) -> str:
@@ -36,21 +38,21 @@ class FittedVariant:
 
 
 def parse_variants(varied: Sequence[str]) -> list[tuple[str, ...]]:
-    """The cross product of `key=value,value`, as overrides. Commas within brackets belong to a value.
+    """Parse `key=value,value` options to the cross product of overrides. Commas in brackets belong to a value.
 
-    Raises UserError for one that names no values.
+    Raises UserError for an option without values.
     """
-    each: list[list[str]] = []
+    overrides_by_option: list[list[str]] = []
     for text in varied:
         key, equals, values = text.partition("=")
-        found = split_values(values)
-        if not equals or not key or not all(found):
+        split = split_values(values)
+        if not equals or not key or not all(split):
             raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
-        each.append([f"{key}={value}" for value in found])
+        overrides_by_option.append([f"{key}={value}" for value in split])
     keys = [text.partition("=")[0] for text in varied]
     if len(set(keys)) < len(keys):
         raise UserError(f"--vary {varied[-1]}: the key is varied twice; name all its values at once")
-    return [tuple(chosen) for chosen in itertools.product(*each)]
+    return [tuple(overrides) for overrides in itertools.product(*overrides_by_option)]
 
 
 def fit_variants(
@@ -60,18 +62,18 @@ def fit_variants(
 ) -> list[FittedVariant]:
     """Fit every variant with its own optimiser, from the same seed and on the same samples.
 
-    Raises UserError where a variant trains on other samples than the first one.
+    Raises UserError if a variant trains on other samples than the first one.
     """
-    found: list[FittedVariant] = []
+    fitted: list[FittedVariant] = []
     for overrides, build in variants:
         note(f"variant {' '.join(overrides)}")
         built = build()
         result = fit_one(built, asked, note)
-        if found and result.samples.indices != found[0].result.samples.indices:
-            if len(result.samples.indices) != len(found[0].result.samples.indices):
+        if fitted and result.samples.indices != fitted[0].result.samples.indices:
+            if len(result.samples.indices) != len(fitted[0].result.samples.indices):
                 raise UserError("--vary: variants need different numbers of samples; give --samples")
             raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
         parameters = sum(weight_sizes(built.job.model).values())
         followed = trace_fit(built, asked) if built.config.expect and result.probe is not None else None
-        found.append(FittedVariant(overrides, parameters, result, followed))
-    return found
+        fitted.append(FittedVariant(overrides, parameters, result, followed))
+    return fitted

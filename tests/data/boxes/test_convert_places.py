@@ -263,13 +263,13 @@ def test_two_writers_and_killed_ones(tmp_path: Path) -> None:
         assert "another process writes this folder; wait for it" in other.stderr
         assert not target.exists()
     assert [path.name for path in target.iterdir()] == ["one"]
-    with pytest.raises(UserError, match=r"out: is there and not empty"), whole_folder(target):
+    with pytest.raises(UserError, match=r"out: exists and is not empty"), whole_folder(target):
         pass
     assert not work.exists()
     (target / "one").unlink()
     work.mkdir()
     (work / "diary").write_text("dear")
-    with pytest.raises(UserError, match=r"out\.partial: is there, and no unfinished work"), whole_folder(target):
+    with pytest.raises(UserError, match=r"out\.partial: exists and is not unfinished work"), whole_folder(target):
         pass
     (work / ".unfinished").touch()
     (work / "folder").mkdir()

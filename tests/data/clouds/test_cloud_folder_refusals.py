@@ -82,7 +82,7 @@ FOLDERS: dict[str, tuple[dict[str, str], str]] = {
     "one class": ({f"ball/{n}.txt": "1 2 3\n4 5 6\n" for n in range(4)}, "holds one class, ball, at least two"),
     "an empty class": ({"ball/0.txt": "1 2 3", "rod/readme.md": ""}, "rod: is taken for a class and holds no cloud"),
     "a folder in a class": ({"ball/0.txt": "1 2 3", "rod/raw/0.txt": "1 2 3"}, "rod: .*holds the folder raw"),
-    "a stray cloud": ({"ball/0.txt": "1 2 3", "0.txt": "1 2 3"}, "0.txt lies in no folder of a class"),
+    "a stray cloud": ({"ball/0.txt": "1 2 3", "0.txt": "1 2 3"}, "0.txt is not in the folder of a class"),
     "parts among classes": ({"train/a/0.txt": "1 2 3", "ball/0.txt": "1 2 3"}, "the part 'train' and 'ball'"),
     "no part to test": (
         {"train/a/0.txt": "1 2 3", "train/b/0.txt": "1 2 3"},

@@ -309,7 +309,7 @@ def test_the_default_root(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(prepared.parent)
     monkeypatch.delenv("SIGHTLINE_DATA", raising=False)
     command = "sightline data prepare modelnet40 --from PATH --to data/modelnet40"
-    elsewhere = "if the set lies elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
+    elsewhere = "if the set is elsewhere, give data.root=FOLDER, or without it SIGHTLINE_DATA=FOLDER around all sets"
     with pytest.raises(
         DataError, match=f"^data/modelnet40: there is no such folder; {elsewhere}; to make it: {command}$"
     ):

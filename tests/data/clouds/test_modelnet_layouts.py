@@ -146,7 +146,7 @@ def test_missing_hdf5_files(tmp_path: Path, has_lists: bool) -> None:
 def test_hdf5_without_class_names(tmp_path: Path) -> None:
     root = write_hdf5(tmp_path / "in")
     (root / "shape_names.txt").write_text("\n".join([*CLASS_NAMES[:-1], "x_box"]))
-    _refused(root, r"shape_names\.txt: 'x_box' is none of ModelNet's 40 classes; did you mean 'xbox'\?")
+    _refused(root, r"shape_names\.txt: 'x_box' is not one of ModelNet's 40 classes; did you mean 'xbox'\?")
     (root / "shape_names.txt").unlink()
     _refused(root, r"shape_names\.txt: is missing")
 
@@ -177,7 +177,7 @@ def _with_nan(split: str, shape: int, point: int) -> np.ndarray:
         ({"X_test": np.zeros((3, NUM_POINTS, 3), np.float32)}, "y_test is int64 .* of length 3 are needed"),
         ({"y_train": np.zeros(6, np.float32)}, "y_train is float32"),
         ({"y_train": np.array([0, 0, 0, 2, 23, 41])}, r"y_train\[5\]: is 41, .* names 40 classes"),
-        ({"classes": np.array([*CLASS_NAMES[:-1], "boat"])}, "classes: 'boat' is none of ModelNet's 40 classes"),
+        ({"classes": np.array([*CLASS_NAMES[:-1], "boat"])}, "classes: 'boat' is not one of ModelNet's 40 classes"),
         ({"classes": np.arange(40)}, "classes is int64"),
         ({"X_test": _with_nan("test", 1, 4)}, r"X_test\[1\]: points\[4, 1\] is nan"),
     ],
@@ -277,7 +277,7 @@ def test_lists_that_are_missing_or_name_unknown_classes(tmp_path: Path) -> None:
     listed = root / "modelnet40_train.txt"
     names = listed.read_text()
     listed.write_text(names + "nightstand_0007\n")
-    _refused(root, r"modelnet40_train\.txt:7: 'nightstand' is none of .* did you mean 'night_stand'")
+    _refused(root, r"modelnet40_train\.txt:7: 'nightstand' is not one of .* did you mean 'night_stand'")
     listed.unlink()
     _refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
     (root / "modelnet40_test.txt").unlink()
@@ -324,7 +324,7 @@ def test_a_mesh_without_area(tmp_path: Path) -> None:
 def test_a_tree_with_an_unknown_class(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
     (root / "bed").rename(root / "boat")
-    _refused(root, "boat: 'boat' is none of ModelNet's 40 classes")
+    _refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")
 
 
 def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
@@ -334,5 +334,6 @@ def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         prepare(root, tmp_path / "set")
     assert re.fullmatch(
-        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; get the file again", str(caught.value)
+        r"/.*/bed_0001\.txt:2: 1 columns, 6 are needed; found 'x'; the file is damaged or in another format",
+        str(caught.value),
     )

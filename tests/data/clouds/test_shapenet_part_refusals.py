@@ -36,7 +36,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: shapenet_part_seg_hdf5_data \(ply_data_train0")
     both = write_text(tmp_path / "both")
     (both / "ply_data_train0.h5").touch()
-    refused(both, r"both: holds 2 layouts, give one alone: .*both \(hdf5\), .*both \(text\)")
+    refused(both, r"both: holds 2 layouts, give the folder of one: .*both \(hdf5\), .*both \(text\)")
     prepare(write_hdf5(tmp_path / "in"), tmp_path / "set")
     refused(tmp_path / "set", "set: is prepared already")
 
@@ -62,12 +62,15 @@ def with_line(line: int, text: str | None) -> Callable[[Path], None]:
         (with_line(8, "0.1 0.2 0,3 0 0 1 44"), r"04225987/b\.txt:8: '0,3' is not a number"),
         (with_line(2, "0.1 0.2 nan 0 0 1 44"), r"04225987/b\.txt:2: nan is not a finite number"),
         (with_line(2, "0.1 0.2 0.3 0 0 inf 44"), r"04225987/b\.txt:2: inf is not a finite number"),
-        (with_line(4, "1e200 0.2 0.3 0 0 1 44"), r"04225987/b\.txt: a coordinate is 1e\+200; get the file again"),
+        (
+            with_line(4, "1e200 0.2 0.3 0 0 1 44"),
+            r"04225987/b\.txt: a coordinate is 1e\+200; the file is damaged or in another format",
+        ),
         (with_line(6, "0.1 0.2 0.3 0 1e200 1 44"), r"04225987/b\.txt:6: the normal is too long to be one"),
         (with_line(5, ""), r"04225987/b\.txt:5: 0 columns, 7 are needed"),
         (
             with_line(20, "0 0 0 0 0 1 43.000000"),
-            r"04225987/b\.txt:20: part 43 is none of skateboard's \(44 to 46\); get the file again",
+            r"04225987/b\.txt:20: part 43 is none of skateboard's \(44 to 46\); download the file again",
         ),
         (with_line(1, "0 0 0 0 0 1 -1"), r"04225987/b\.txt:1: part -1 is none of skateboard's"),
         (with_line(1, "0 0 0 0 0 1 50"), r"04225987/b\.txt:1: part 50 is none of skateboard's"),
@@ -126,7 +129,7 @@ def with_entries(change: Callable[[list[str]], object]) -> Callable[[Path], None
         ),
         (
             with_entries(lambda x: x.insert(2, x[0])),
-            r"json:4: 02691156/c is listed twice, before at .*val_file_list\.json:2; get the lists again",
+            r"json:4: 02691156/c is listed twice, before at .*val_file_list\.json:2; download the lists again",
         ),
         (
             with_entries(lambda x: x.append("shape_data/02691156/a")),
@@ -151,7 +154,7 @@ def test_broken_lists(tmp_path: Path, change: Callable[[Path], None], message: s
         (with_line(3, "Cap"), r"synsetoffset2category\.txt:3: 'Cap' is not a name and a synset"),
         (
             with_line(5, "Chairs\t03001627"),
-            r"category\.txt:5: 'Chairs' is none of the 16 categories; did you mean 'chair",
+            r"category\.txt:5: 'Chairs' is not one of the 16 categories; did you mean 'chair",
         ),
         (with_line(5, "Chair\t03001628"), r"category\.txt:5: gives 03001628 for Chair, it is 03001627"),
         (with_line(5, "Cap\t02954340"), r"category\.txt:5: names Cap a second time"),

@@ -290,14 +290,20 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda root: cut(root / IMAGE, keep=0), r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\); get"),
+        (
+            lambda root: cut(root / IMAGE, keep=0),
+            r"in: 1 files of 1 objects are broken: .*11\.png \(is empty\); download",
+        ),
         (lambda root: cut(root / IMAGE, keep=0.7), r"broken: .*c2e9/rendering/11\.png \(is cut short at byte \d+\)"),
         (lambda root: (root / IMAGE).write_bytes(b"GIF89a" * 9), r"broken: .*11\.png \(is not a PNG file\)"),
         (
             lambda root: Image.fromarray(view_of("a", 0)[:8], "RGBA").save(root / IMAGE),
             r"11\.png \(is 12 x 8 pixels, a square",
         ),
-        (lambda root: corrupt(root / IMAGE), r"^\S*11\.png: cannot be decoded \(.*\); get the file again"),
+        (
+            lambda root: corrupt(root / IMAGE),
+            r"^\S*11\.png: cannot be decoded \(.*\); the file is damaged or in another format",
+        ),
         (
             lambda root: Image.fromarray(view_of("a", 0)[..., :3], "RGB").save(root / IMAGE),
             r"^\S*11\.png: is RGB, RGBA is needed, whose transparency marks the background",
@@ -311,7 +317,7 @@ CLOUD = "ShapeNet/03001627/c2e9.ply"
         ),
         (
             lambda root: write_cloud(root / CLOUD, np.where(np.eye(NUM_POINTS, 3, k=-4) > 0, np.nan, cloud_of("b"))),
-            r"^\S*c2e9\.ply: vertex 4: x is nan; get the file again",
+            r"^\S*c2e9\.ply: vertex 4: x is nan; download the file again",
         ),
         (
             lambda root: write_cloud(root / CLOUD, np.ones((NUM_POINTS, 3))),
@@ -334,7 +340,9 @@ def test_all_broken_files_are_told_at_once_and_may_be_left_out(own: Path) -> Non
     for view in range(12):
         cut(own / f"ShapeNetRendering/02691156/1a04/rendering/{view:02d}.png", keep=0.5)
     cut(own / CLOUD, keep=0)
-    refused(own, r"in: 13 files of 2 objects are broken: .*1a04/rendering/00\.png .*09\.png \(.*\), \.\.\.; get them")
+    refused(
+        own, r"in: 13 files of 2 objects are broken: .*1a04/rendering/00\.png .*09\.png \(.*\), \.\.\.; download them"
+    )
     found = prepare(own, own.parent / "set", size_px=SIZE_PX, broken="leave_out")
     assert "2 objects have broken files, left out: 02691156/1a04, 03001627/c2e9" in found["left_out"]
     assert found["pairs"]["02691156 airplane"] == {"clouds": 2, "image_folders": 2, "pairs": 1}

@@ -102,11 +102,11 @@ BROKEN: dict[Callable[[h5py.File, str, np.ndarray], object], str] = {
     no_chunk_written: r"960 bytes, and 0 are stored .* was not written to the end",
     a_chunk_missing: r"was not written to the end",
     beyond_all_sizes: r"claims to be float64 \(1099511627776, 3\)",
-    raw_storage: r"lies in other files",
+    raw_storage: r"is stored in other files",
     external_link: r"is a link out of this file",
     soft_link_outward: r"is a link out of this file",
     link_to_a_pipe: r"is a link out of this file",
-    virtual: r"lies in other files",
+    virtual: r"is stored in other files",
     group: r"is a group, an array is needed",
     unknown_filter: r"is compressed by the HDF5 filter 32015, which is not installed",
     bomb: r"which no cloud or image does",
@@ -114,12 +114,16 @@ BROKEN: dict[Callable[[h5py.File, str, np.ndarray], object], str] = {
     lambda file, key, values: file.__setitem__(key, h5py.SoftLink("/nothing")): r"or to nothing",
     lambda file, key, values: file.__setitem__(key, h5py.SoftLink(f"/{key}")): r"or to nothing",
     lambda file, key, values: file.__setitem__(key, np.dtype("f8")): r"is a type, an array is needed",
-    lambda file, key, values: file.__setitem__(key, h5py.Empty("f8")): r"no array of numbers",
-    lambda file, key, values: file.__setitem__(key, values + 1j): r"is complex128, no array of numbers",
-    lambda file, key, values: file.__setitem__(key, np.zeros(4, [("x", "f4")])): r"no array of numbers",
-    lambda file, key, values: file.create_dataset(key, (4,), h5py.string_dtype()): r"is object, no array of numbers",
-    lambda file, key, values: file.create_dataset(key, (4,), h5py.vlen_dtype("f4")): r"is object, no array of numbers",
-    lambda file, key, values: file.create_dataset(key, (4,), h5py.ref_dtype): r"is object, no array of numbers",
+    lambda file, key, values: file.__setitem__(key, h5py.Empty("f8")): r"not an array of numbers",
+    lambda file, key, values: file.__setitem__(key, values + 1j): r"is complex128, not an array of numbers",
+    lambda file, key, values: file.__setitem__(key, np.zeros(4, [("x", "f4")])): r"not an array of numbers",
+    lambda file, key, values: file.create_dataset(
+        key, (4,), h5py.string_dtype()
+    ): r"is object, not an array of numbers",
+    lambda file, key, values: file.create_dataset(
+        key, (4,), h5py.vlen_dtype("f4")
+    ): r"is object, not an array of numbers",
+    lambda file, key, values: file.create_dataset(key, (4,), h5py.ref_dtype): r"is object, not an array of numbers",
 }
 
 
@@ -189,7 +193,7 @@ def test_text_where_text_is_asked_for(tmp_path: Path) -> None:
         assert opened.array("fixed", kinds=TEXT)[...].tolist() == [b"ab", b"c"]
         assert opened.array("any", kinds=TEXT)[...].tolist() == [b"d", b"ef"]
         for key in ("numbers", "lists"):
-            with pytest.raises(DataError, match=f"{key} is .*, no array of text"):
+            with pytest.raises(DataError, match=f"{key} is .*, not an array of text"):
                 opened.array(key, kinds=TEXT)
 
 
@@ -226,7 +230,7 @@ def test_no_set_is_prepared_of_what_its_files_do_not_hold(
         with h5py.File(source / file_name, "r+") as file:
             values = file.pop(key)[...] if key in file else file["data"][...]
             make(file, key, values)
-        with pytest.raises(DataError, match=rf"{file_name}: {key} (claims|lies|is a)"):
+        with pytest.raises(DataError, match=rf"{file_name}: {key} (claims|is stored|is a)"):
             builder.prepare(source=source, target=tmp_path / "set", name=name, progress=lambda *told: None, **options)
         assert not (tmp_path / "set").exists()
         for path in tmp_path.rglob(f"{OTHER}.*"):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sightline.data.clouds.shapenet_part_categories import Category
-from sightline.data.clouds.shapenet_part_files import _part
+from sightline.data.clouds.shapenet_part_files import _make_shard
 from sightline.data.clouds.shapenet_render_files import _fault
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
 from sightline.data.files.depth_files import read_depth
@@ -204,7 +204,7 @@ def test_what_is_no_regular_file_is_named_in_sets_of_many_files(tmp_path: Path) 
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     path.symlink_to(path.name)
     with pytest.raises(DataError, match=r"view.ply: .*symbolic links"):
-        _part("train", Category("aeroplane", 0, "02691156", (0, 1)), [path])
+        _make_shard("train", Category("aeroplane", 0, "02691156", (0, 1)), [path])
 
 
 def test_a_depth_image_that_is_none_is_named_without_addresses_of_memory(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -
     run = [sys.executable, "-c", program, source, tmp_path / "set"]
     failed = subprocess.run(run, check=False, timeout=60, capture_output=True, text=True)
     assert "RunError" in failed.stderr
-    assert "make room and run the command again, which goes on" in failed.stderr
+    assert "make room and run the command again, which continues" in failed.stderr
     prepare(source, tmp_path / "set")
     assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
 

@@ -160,7 +160,7 @@ class WithIntensity:
     ids=lambda transform: type(transform).__name__,
 )
 def test_a_field_of_points_is_never_parted_from_them(transform) -> None:
-    with pytest.raises(ConfigError, match=r"'mine' chooses points, and would leave 'intensity' .* behind"):
+    with pytest.raises(ConfigError, match=r"'mine' chooses points, and would leave 'intensity' .* unchanged"):
         BatchReader(WithIntensity(), [NamedTransform("mine", transform)])
 
 

@@ -147,7 +147,7 @@ def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds nothing, no picture CLASS/train/NAME"):
         list_pictures(tmp_path / "empty")
     shutil.copytree(release / "loop/bed/train", release / "loop/bed/validation")
-    with pytest.raises(DataError, match="lies in 'validation', pictures lie in CLASS/train or CLASS/test"):
+    with pytest.raises(DataError, match="is in 'validation', pictures must be in CLASS/train or CLASS/test"):
         list_pictures(release)
     (release / "loop/bed/validation").rename(release / "loop/bed/test")
     with pytest.raises(DataError, match="'bed_0001' has pictures in train and in test"):
@@ -156,7 +156,7 @@ def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
 
 def test_no_shape_left_is_refused_with_the_reasons(release: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"no shape is left of 4: 4 shapes have fewer than 99 pictures .*bed_0001 \(5\)"
+        DataError, match=r"none of the 4 shapes can be used: 4 shapes have fewer than 99 pictures .*bed_0001 \(5\)"
     ):
         import_views(release, tmp_path / "views", progress=quiet, min_views=99)
 

@@ -127,7 +127,7 @@ def test_files_of_one_name_have_their_folders_before_them(tmp_path: Path, monkey
 
 @pytest.mark.processes
 def test_the_number_of_processes_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "_PART", 7)
+    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 7)
     monkeypatch.setattr(rendering, "_CHUNK", 2)
     for num_jobs in (1, 2):
         render(shapes_of(), tmp_path / str(num_jobs), num_jobs=num_jobs)
@@ -142,7 +142,7 @@ class Killed(BaseException):
 def test_what_was_stopped_is_continued_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
-    monkeypatch.setattr(rendering, "_PART", 5)
+    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
 
     def die(done: int, total: int, what: str) -> None:
@@ -166,7 +166,7 @@ from pathlib import Path
 from sightline.data.render import rendering
 from tests.data.render.test_rendering import render, shapes_of
 if __name__ == "__main__":
-    rendering._PART, rendering._CHUNK = 5, 1
+    rendering._OBJECTS_PER_SHARD, rendering._CHUNK = 5, 1
     {before}
     render(shapes_of(), Path(sys.argv[1]), num_jobs={jobs}, progress={progress})
 """
@@ -205,7 +205,7 @@ def test_a_kill_leaves_no_process_and_is_continued(tmp_path: Path, monkeypatch: 
         time.sleep(0.05)
     assert renderers_alive(mark) == []
     assert not (tmp_path / "views").exists()
-    monkeypatch.setattr(rendering, "_PART", 5)
+    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
     told: list[str] = []
     render(shapes_of(), tmp_path / "views", progress=lambda done, total, what: told.append(what))
@@ -222,8 +222,8 @@ def test_a_disk_that_fills_is_told_and_continued(tmp_path: Path, monkeypatch: py
     )
     failed = run(PROGRAM.format(before=before, jobs=1, progress="lambda *told: None"), tmp_path / "views")
     assert "RunError" in failed.stderr
-    assert "make room and run the command again, which goes on" in failed.stderr
-    monkeypatch.setattr(rendering, "_PART", 5)
+    assert "make room and run the command again, which continues" in failed.stderr
+    monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
     render(shapes_of(), tmp_path / "views")
     assert bytes_of(tmp_path / "views") == bytes_of(tmp_path / "whole")

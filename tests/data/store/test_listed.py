@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.data.store.prepared_set import PreparedSet, add_digest, read_manifest, sha256_of, verify
+from sightline.data.store.prepared_set import PreparedSet, add_digest, compute_sha256, read_manifest, verify
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
@@ -36,7 +36,7 @@ def rewrite(prepared: Path, listing: Any, **listed: object) -> None:
     path = prepared / "00.listed.json"
     path.write_text(json.dumps(listing))
     manifest = json.loads((prepared / "manifest.json").read_text())
-    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
     manifest["listed"] |= listed
     (prepared / "manifest.json").write_text(json.dumps(add_digest(manifest)))
 

@@ -161,9 +161,9 @@ def test_a_target_with_something_else_is_refused(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     (tmp_path / "set").mkdir()
     (tmp_path / "set/thesis.tex").write_text("precious")
-    with pytest.raises(DataError, match=r"set: holds thesis\.tex, nothing that sightline prepared"):
+    with pytest.raises(DataError, match=r"set: holds thesis\.tex, which sightline did not prepare"):
         prepare(source, tmp_path / "set")
-    with pytest.raises(DataError, match="is a file, nothing that sightline prepared"):
+    with pytest.raises(DataError, match="is a file, which sightline did not prepare"):
         prepare(source, tmp_path / "set/thesis.tex")
     assert (tmp_path / "set/thesis.tex").read_text() == "precious"
     with pytest.raises(DataError, match=r"thesis\.tex/set\.partial: cannot be made \(Not a directory\)"):

@@ -193,7 +193,7 @@ class TestExistingChecks:
         monkeypatch.setattr(SyntheticCrowds, "_stored", drifting)
         found = data_mutation(Context(make_crowds(seed=99), World()))
         assert [each.cause for each in found][:1] == ["data.item_mutation"]
-        assert "'boxes' changes by being read" in found[0].summary
+        assert "'boxes' changes when it is read" in found[0].summary
 
     def test_boxes_scaled_in_place_by_a_transform(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A set that hands out its own tensors, and a reader that writes into them."""

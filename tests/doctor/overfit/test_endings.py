@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.output_activation import WithoutActivation, ending_of
+from sightline.doctor.overfit.output_activation import WithoutActivation, find_output_activation
 
 
 class Ends(nn.Module):
@@ -47,7 +47,7 @@ ENDS = {
 def test_the_end_is_named_and_can_be_left_out(name: str) -> None:
     end, bounds = ENDS[name]
     model = Ends(end)
-    ending = ending_of(model, forward, ("out",))
+    ending = find_output_activation(model, forward, ("out",))
     assert ending is not None
     assert (ending.output, ending.bounds, ending.call) == ("out", bounds, 1)
     plain = Ends(nn.Identity())
@@ -59,4 +59,4 @@ def test_the_end_is_named_and_can_be_left_out(name: str) -> None:
     "end", [nn.Identity(), nn.LeakyReLU(), lambda x: 2 * x.relu() - 1], ids=["none", "leaky", "affine"]
 )
 def test_what_does_not_end_in_a_bound_is_left_alone(end: Callable[[Tensor], Tensor]) -> None:
-    assert ending_of(Ends(end), forward, ("out",)) is None
+    assert find_output_activation(Ends(end), forward, ("out",)) is None

@@ -43,7 +43,7 @@ def test_what_training_passes_over_is_named(tmp_path: Path) -> None:
     entries = "{quantity: share, at_most: 0.0, step: 1}, {quantity: loss, at_most: 0.0, step: 1, only: fit_one}"
     code, _, err = train(tmp_path / "run", entries)
     assert code == 0, err
-    assert "expect.0: passed over, share is of fit-one alone" in err
+    assert "expect.0: ignored, share exists only in fit-one" in err
     assert "expect.1" not in err
 
 
@@ -51,7 +51,7 @@ def test_an_entry_past_the_last_step_is_named(tmp_path: Path) -> None:
     entries = "{quantity: loss, at_most: 100.0, step: 3}, {quantity: loss, at_most: 0.0, step: 900}"
     code, _, err = train(tmp_path / "run", entries)
     assert code == 0, err
-    assert "expect.1: passed over, its step is 900 and training ends after step 3" in err
+    assert "expect.1: ignored, its step is 900 and training ends after step 3" in err
     assert "expect.0" not in err
 
 

@@ -1,4 +1,4 @@
-"""Values that break what a field declares: one finding for all checks that look at single fields, and its causes."""
+"""Findings about fields whose values break their declaration, for all checks that look at single fields."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _CAUSES = {
     "there": ("cfg.contract", "data.missing_modality"),
     "always there": ("data.missing_modality", "data.pairing"),
 }
-"""What a field should be -> the causes where it is not, the likeliest first."""
+"""Property that a field lacks -> causes of the fault, the likeliest first."""
 
 
 def broken_field(
@@ -44,11 +44,11 @@ def broken_field(
     evidence: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Finding:
-    """A finding about a field of a part of the data, with the causes of the rule that it breaks.
+    """Build the finding about a field of a part, with the causes of the broken `rule`.
 
-    Where a `sample` shows it, the sample's name is `joined` to what was `measured`, and the `detail` follows.
+    If a `sample` shows the fault, `measured` is followed by the word `joined` and the sample's name; then by `detail`.
     """
-    within = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
+    sample_text = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
     return check.finding(
         context,
         summary,
@@ -56,7 +56,7 @@ def broken_field(
         at="data",
         split=survey.part.split,
         sample=sample,
-        measured=f"{measured}{within}{detail}",
+        measured=f"{measured}{sample_text}{detail}",
         evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
         **fields,
     )

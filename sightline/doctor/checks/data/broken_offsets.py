@@ -1,4 +1,4 @@
-"""Offsets of a ragged batch that are not its clouds' sizes: not from 0, not rising, not up to all points."""
+"""Offsets of a ragged batch that are not cumulative cloud sizes: not from 0, falling, not up to all points."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ from sightline.types import Batch, Field, SampleKey
 
 __all__ = ["broken_offsets"]
 
-_MOST_SHOWN = 8
+_MAX_SHOWN = 8
 
 
 @check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), config_path="data")
 def broken_offsets(context: Context) -> list[Finding]:
-    """Offsets begin with 0, never fall, end with the number of points, and are the sizes that samples have alone."""
+    """Offsets start at 0, never fall, end with the number of points, and match the sizes of samples read alone."""
     findings = []
     for part in distinct_parts(context.built.data):
         reader = context.built.job.stream.reader if part.split == "train" else part.reader
-        finding = next(_of_part(context, part, reader), None)
+        finding = next(_part_findings(context, part, reader), None)
         findings += [finding] if finding is not None else []
     return findings
 
 
-def _of_part(context: Context, part: DataSubset, reader: BatchLoader) -> Iterator[Finding]:
-    is_own = _combines_itself(part)
+def _part_findings(context: Context, part: DataSubset, reader: BatchLoader) -> Iterator[Finding]:
+    is_own_collate = _has_own_collate(part)
     if part.split == "train":
         keys, batch = step_keys(context.built.job, step=0), context.dry_run.batch
         keys = keys[: context.dry_run.num_samples]
-    elif is_own and "offsets" in part.reader.keys:
+    elif is_own_collate and "offsets" in part.reader.keys:
         keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:NUM_SAMPLES]]
         batch = _read(reader, keys)
     else:
-        return  # the collate of this package adds up lengths
+        return  # this package's collate computes offsets from the lengths
     fields = part.reader.fields
-    for name in _names_of(fields, batch):
-        fault = next(_faults(batch, name, _lengths(fields, batch, name), len(keys)), None)
+    for name in _list_offsets_names(fields, batch):
+        fault = next(_find_faults(batch, name, _count_rows(fields, batch, name), len(keys)), None)
         sample = None
-        if fault is None and is_own:
-            fault, sample = _against_alone(reader, keys, batch[name], name)
+        if fault is None and is_own_collate:
+            fault, sample = _compare_with_single_reads(reader, keys, batch[name], name)
         if fault is not None:
-            yield _of_offsets(context, part, name, fault, sample, batch[name])
+            yield _finding_offsets(context, part, name, fault, sample, batch[name])
 
 
 def _read(reader: BatchLoader, keys: Sequence[SampleKey]) -> Batch:
@@ -60,24 +60,24 @@ def _read(reader: BatchLoader, keys: Sequence[SampleKey]) -> Batch:
         return {}
 
 
-def _combines_itself(part: DataSubset) -> bool:
-    """Whether batches are made by the data set's own code, and not by this package's collate."""
+def _has_own_collate(part: DataSubset) -> bool:
+    """Return True if the data set builds its batches itself, without this package's collate."""
     return any(member.get(part.dataset) is not None for member in (DataMembers.collate, DataMembers.get_batch))
 
 
-def _names_of(known: Mapping[str, Field], batch: Batch) -> list[str]:
-    declared = {field.offsets for field in known.values() if field.collate == "concatenate"}
-    return sorted(name for name in {"offsets", *declared} if name in batch)
+def _list_offsets_names(fields: Mapping[str, Field], batch: Batch) -> list[str]:
+    names = {field.offsets for field in fields.values() if field.collate == "concatenate"}
+    return sorted(name for name in {"offsets", *names} if name in batch)
 
 
-def _lengths(known: Mapping[str, Field], batch: Mapping[str, Any], name: str) -> dict[str, int]:
-    """How many rows the fields have that these offsets split; `points` where no field declares a split."""
-    fields = [key for key, field in known.items() if field.collate == "concatenate" and field.offsets == name]
+def _count_rows(declared: Mapping[str, Field], batch: Mapping[str, Any], name: str) -> dict[str, int]:
+    """Count the rows of each field that these offsets split; of `points` if no field declares a split."""
+    fields = [key for key, field in declared.items() if field.collate == "concatenate" and field.offsets == name]
     fields = fields or (["points"] if name == "offsets" else [])
     return {key: len(batch[key]) for key in fields if isinstance(batch.get(key), Tensor) and batch[key].ndim > 0}
 
 
-def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: int) -> Iterator[str]:
+def _find_faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: int) -> Iterator[str]:
     offsets = batch[name]
     if not isinstance(offsets, Tensor) or offsets.ndim != 1 or not len(offsets):
         yield f"'{name}' is not a list of numbers"
@@ -88,9 +88,9 @@ def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: in
     values = offsets.tolist()
     if values[0] != 0:
         yield f"'{name}' begins with {values[0]}, not with 0"
-    falling = next((place for place in range(1, len(values)) if values[place] < values[place - 1]), None)
-    if falling is not None:
-        yield f"'{name}' falls from {values[falling - 1]} to {values[falling]} at place {falling}"
+    falling_index = next((index for index in range(1, len(values)) if values[index] < values[index - 1]), None)
+    if falling_index is not None:
+        yield f"'{name}' falls from {values[falling_index - 1]} to {values[falling_index]} at index {falling_index}"
     if len(values) != num_samples + 1:
         yield f"'{name}' has {len(values)} numbers for {num_samples} samples"
     for key, length in lengths.items():
@@ -98,23 +98,25 @@ def _faults(batch: Batch, name: str, lengths: Mapping[str, int], num_samples: in
             yield f"'{name}' ends with {values[-1]}, '{key}' has {length} rows"
 
 
-def _against_alone(
+def _compare_with_single_reads(
     reader: BatchLoader, keys: Sequence[SampleKey], offsets: Tensor, name: str
 ) -> tuple[str | None, int | None]:
-    """Sizes in a batch against those of the same samples read one by one."""
+    """Compare sizes in a batch with those of samples read alone; return the first fault and its sample, or None."""
     for key, size in zip(keys, offsets.diff().tolist(), strict=True):
-        alone = _read(reader, [key]).get("points")
-        if isinstance(alone, Tensor) and alone.ndim == 2 and len(alone) != size:
-            return f"'{name}' gives sample {key.index} {size} points, alone it has {len(alone)}", key.index
+        points = _read(reader, [key]).get("points")
+        if isinstance(points, Tensor) and points.ndim == 2 and len(points) != size:
+            return f"'{name}' gives sample {key.index} {size} points, read alone it has {len(points)}", key.index
     return None, None
 
 
-def _of_offsets(context: Context, part: DataSubset, name: str, fault: str, sample: int | None, offsets: Any) -> Finding:
+def _finding_offsets(
+    context: Context, part: DataSubset, name: str, fault: str, sample: int | None, offsets: Any
+) -> Finding:
     values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
-    shown = ", ".join(map(str, values[:_MOST_SHOWN])) + (", .." if len(values) > _MOST_SHOWN else "")
+    shown = ", ".join(map(str, values[:_MAX_SHOWN])) + (", .." if len(values) > _MAX_SHOWN else "")
     return broken_offsets.finding(
         context,
-        f"offsets split a batch into its clouds wrongly: {fault}",
+        f"offsets do not split a batch into its clouds: {fault}",
         split=part.split,
         sample=sample,
         measured=f"{fault}; {name} = [{shown}]",

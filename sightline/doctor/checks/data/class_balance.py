@@ -1,4 +1,4 @@
-"""Shares of the classes in the targets of each part, and classes that occur nowhere."""
+"""Class shares in the targets of each part, and classes without a target in a part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline.doctor.core.finding import Finding
 
 __all__ = ["class_balance"]
 
-_MOST_LISTED = 3
+_MAX_LISTED = 3
 
 
 @check(
@@ -26,69 +26,69 @@ _MOST_LISTED = 3
     config_path="data",
 )
 def class_balance(context: Context) -> list[Finding]:
-    """A note with the share of each class in each part: that classes are unequal is a fact, no fault."""
-    counted = [census for census in context.class_counts if census is not None and census.targets.sum() > 0]
-    trained = next((census for census in counted if census.split == "train"), None)
-    if trained is None or len(trained.targets) == 1:
+    """Nothing must hold: a note lists each class's share in each part, as imbalance is a fact, not a fault."""
+    censuses = [census for census in context.class_counts if census is not None and census.targets.sum() > 0]
+    training = next((census for census in censuses if census.split == "train"), None)
+    if training is None or len(training.targets) == 1:
         return []
-    shares = trained.targets / trained.targets.sum()
+    shares = training.targets / training.targets.sum()
     present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]
     rare, frequent = shares[present[-1]], shares[present[0]]
     return [
         class_balance.finding(
             context,
-            f"classes hold {rare:.2%} to {frequent:.2%} of the training {_unit(trained)}, "
-            f"1 : {frequent / rare:.3g}" + _absences(context, counted),
+            f"classes have {rare:.2%} to {frequent:.2%} of the training {_name_unit(training)}, "
+            f"1 : {frequent / rare:.3g}" + _describe_absences(context, censuses),
             split="train",
-            measured=_extremes(context, trained, present),
-            expected="nothing; where rare classes matter, weigh the loss or look at their own figures",
-            action="read evidence.classes for every class (--json), and the figures per class of `sightline evaluate`",
+            measured=_describe_extremes(context, training, present),
+            expected="nothing; if rare classes matter, weight the loss or look at their metrics",
+            action="read evidence.classes for every class (--json), and the metrics per class of `sightline evaluate`",
             evidence={
-                "classes": _table(context, counted),
-                "looked_at": "; ".join(census.looked_at for census in counted),
+                "classes": _tabulate_classes(context, censuses),
+                "looked_at": "; ".join(census.looked_at for census in censuses),
             },
         )
     ]
 
 
-def _extremes(context: Context, trained: ClassCounts, present: Sequence[int]) -> str:
-    """The most frequent and the rarest classes with their counts."""
-    is_all = len(present) <= 2 * _MOST_LISTED
-    chosen = present if is_all else [*present[:_MOST_LISTED], *present[-_MOST_LISTED:]]
+def _describe_extremes(context: Context, training: ClassCounts, present: Sequence[int]) -> str:
+    """Describe the most frequent and the rarest classes with their counts."""
+    is_all = len(present) <= 2 * _MAX_LISTED
+    listed = present if is_all else [*present[:_MAX_LISTED], *present[-_MAX_LISTED:]]
     entries = []
-    for number in chosen:
-        among = "" if _unit(trained) == "samples" else f" in {trained.samples[number]} samples"
-        entries.append(f"{class_display_name(context, number)}: {trained.targets[number]}{among}")
+    for number in listed:
+        samples_text = "" if _name_unit(training) == "samples" else f" in {training.samples[number]} samples"
+        entries.append(f"{class_display_name(context, number)}: {training.targets[number]}{samples_text}")
     if not is_all:
-        entries.insert(_MOST_LISTED, "..")
+        entries.insert(_MAX_LISTED, "..")
     return ", ".join(entries)
 
 
-def _unit(census: ClassCounts) -> str:
-    """What has a class: samples, or their points."""
+def _name_unit(census: ClassCounts) -> str:
+    """Return the unit that targets count: "samples" or "points"."""
     return "samples" if (census.targets == census.samples).all() else "points"
 
 
-def _absences(context: Context, counted: Sequence[ClassCounts]) -> str:
-    """Classes that some part does not show, in words."""
-    words = ""
-    for census in counted:
+def _describe_absences(context: Context, censuses: Sequence[ClassCounts]) -> str:
+    """Describe the classes that a part lacks, and the samples with a single class."""
+    text = ""
+    for census in censuses:
         absent = np.flatnonzero(census.targets == 0).tolist()
         if absent:
-            names = ", ".join(class_display_name(context, number) for number in absent[:_MOST_LISTED])
-            more = f" and {len(absent) - _MOST_LISTED} more" if len(absent) > _MOST_LISTED else ""
-            words += f"; {census.split} shows no {names}{more}"
+            names = ", ".join(class_display_name(context, number) for number in absent[:_MAX_LISTED])
+            more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
+            text += f"; {census.split} has no {names}{more}"
         if census.num_single:
-            words += f"; {census.num_single} of {census.num_labelled} samples of {census.split} show one class alone"
-    return words
+            text += f"; {census.num_single} of {census.num_labelled} samples of {census.split} have a single class"
+    return text
 
 
-def _table(context: Context, counted: Sequence[ClassCounts]) -> dict[str, dict[str, list[int]]]:
-    """Class -> part -> [targets, samples with it]."""
-    num_classes = min(len(census.targets) for census in counted)
+def _tabulate_classes(context: Context, censuses: Sequence[ClassCounts]) -> dict[str, dict[str, list[int]]]:
+    """Build the table class -> part -> [number of targets, number of samples with the class]."""
+    num_classes = min(len(census.targets) for census in censuses)
     return {
         class_display_name(context, number): {
-            census.split: [int(census.targets[number]), int(census.samples[number])] for census in counted
+            census.split: [int(census.targets[number]), int(census.samples[number])] for census in censuses
         }
         for number in range(num_classes)
     }

@@ -1,4 +1,4 @@
-"""The same cloud under two labels, or in training and in test."""
+"""Equal clouds with different labels, or in different parts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sightline.optional_members import DataMembers
 
 __all__ = ["duplicate_clouds"]
 
-_MOST_LISTED = 3
+_MAX_LISTED = 3
 
 
 class _Kind(NamedTuple):
-    """What is the matter with groups of equal clouds of one kind, and what it comes from."""
+    """Kind of duplicates: the texts of its finding, its cause and another possible cause."""
 
     summary: str
     cause: str
@@ -36,31 +36,31 @@ _KINDS = (
         "the same cloud is in several parts",
         "data.split",
         "data.layout",
-        "every cloud in one part: a test on training clouds proves nothing about others",
-        "remove the copies, or give the parts yourself, and prepare the set again",
+        "every cloud in one part: a test on training clouds says nothing about new ones",
+        "remove the copies, or define the parts yourself, and prepare the set again",
     ),
 )
 
 
 @check("G4", "duplicate-clouds", "preflight", severity="warning", config_path="data")
 def duplicate_clouds(context: Context) -> list[Finding]:
-    """No cloud stands in two classes, and none in two parts, as preparing the set noted (`duplicates` of the data)."""
+    """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded."""
     groups = DataMembers.duplicates.get(context.built.data.train.dataset)
-    across_classes = [group for group in groups if len({_class_of(name) for name in group}) > 1]
-    rest = [group for group in groups if group not in across_classes]
-    across_parts = [group for group in rest if len({name.split("/")[0] for name in group}) > 1]
+    across_classes = [group for group in groups if len({_parse_class(name) for name in group}) > 1]
+    others = [group for group in groups if group not in across_classes]
+    across_parts = [group for group in others if len({name.split("/")[0] for name in group}) > 1]
     pairs = zip(_KINDS, (across_classes, across_parts), strict=True)
-    return [_of(context, kind, found) for kind, found in pairs if found]
+    return [_finding_duplicates(context, kind, groups_of_kind) for kind, groups_of_kind in pairs if groups_of_kind]
 
 
-def _class_of(name: str) -> str:
-    """Of `part/class/file`; a label from a list may hold a stroke of its own."""
+def _parse_class(name: str) -> str:
+    """Return the class of a name `part/class/file`; classes from a list of files may contain slashes."""
     return name.partition("/")[2].rpartition("/")[0]
 
 
-def _of(context: Context, kind: _Kind, groups: Sequence[Sequence[str]]) -> Finding:
-    listed = "; ".join(", ".join(group) for group in groups[:_MOST_LISTED])
-    more = f"; and {len(groups) - _MOST_LISTED} more" if len(groups) > _MOST_LISTED else ""
+def _finding_duplicates(context: Context, kind: _Kind, groups: Sequence[Sequence[str]]) -> Finding:
+    listed = "; ".join(", ".join(group) for group in groups[:_MAX_LISTED])
+    more = f"; and {len(groups) - _MAX_LISTED} more" if len(groups) > _MAX_LISTED else ""
     return duplicate_clouds.finding(
         context,
         f"{kind.summary}: {len(groups)} {'time' if len(groups) == 1 else 'times'}",

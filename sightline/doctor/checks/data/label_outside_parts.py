@@ -1,4 +1,4 @@
-"""Labels of points that are not parts of the object's category."""
+"""Labels of points that are not among the parts of the object's category."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["label_outside_parts"]
 
 
 class _Stray(NamedTuple):
-    """A sample with labels outside its category, and the only other category that they all fit, if there is one."""
+    """Sample with labels outside its category; `fits` is the only other category that has all of them, if any."""
 
     labelling: SampleLabelCounts
     parts: list[int]
@@ -29,51 +29,52 @@ class _Stray(NamedTuple):
 @check("G4", "label-outside-parts", "preflight", config_path="data")
 def label_outside_parts(context: Context) -> list[Finding]:
     """Each label of a part set is one of the parts of its sample's category, or the ignore index."""
-    return [finding for survey in context.statistics for finding in _of_part(context, survey)]
+    return [finding for survey in context.statistics for finding in _part_findings(context, survey)]
 
 
-def _of_part(context: Context, survey: PartStatistics) -> Iterator[Finding]:
+def _part_findings(context: Context, survey: PartStatistics) -> Iterator[Finding]:
     facts = survey.part.dataset.info.facts
     table = parts_by_category(facts)
     if table is None:
         return
     survey = context.thorough_statistics(survey)
-    known = {part for parts in table for part in parts}
+    all_parts = {part for parts in table for part in parts}
     strays = []
     for labelling in survey.labellings:
         if labelling.category is None or not 0 <= labelling.category < len(table):
             continue  # `missing-category` and `label-range` report these
-        shown = set(labelling.classes.tolist()) & known  # `label-range` reports others
-        outside = sorted(shown - set(table[labelling.category]))
+        labels = set(labelling.classes.tolist()) & all_parts  # `label-range` reports others
+        outside = sorted(labels - set(table[labelling.category]))
         if outside:
-            fitting = [number for number, parts in enumerate(table) if shown <= set(parts)]
+            fitting = [number for number, parts in enumerate(table) if labels <= set(parts)]
             strays.append(_Stray(labelling, outside, fitting[0] if len(fitting) == 1 else None))
     if strays:
-        yield _of_strays(context, survey, table, strays)
+        yield _finding_strays(context, survey, table, strays)
 
 
-def _of_strays(
+def _finding_strays(
     context: Context, survey: PartStatistics, table: Sequence[Sequence[int]], strays: Sequence[_Stray]
 ) -> Finding:
     facts = survey.part.dataset.info.facts
     first = strays[0]
     index, category = first.labelling.sample, first.labelling.category
     assert category is not None
-    alike = sum(labelling.category == category for labelling in survey.labellings)
-    broken = sum(stray.labelling.category == category for stray in strays)
-    causes, detail, action = _diagnose(facts, first, is_systematic=2 * broken > alike and alike > 1)
+    total = sum(labelling.category == category for labelling in survey.labellings)
+    num_strays = sum(stray.labelling.category == category for stray in strays)
+    causes, detail, action = _diagnose(facts, first, is_systematic=2 * num_strays > total and total > 1)
     part = first.parts[0]
     return label_outside_parts.finding(
         context,
-        f"a sample of category {_named(facts, 'category_names', category)} has the part "
-        f"{_named(facts, 'class_names', part)}, which is not one of its parts{detail}",
+        f"a sample of category {_format_class(facts, 'category_names', category)} has the part "
+        f"{_format_class(facts, 'class_names', part)}, which is not one of its parts{detail}",
         causes=causes,
         split=survey.part.split,
         sample=index,
         measured=f"{part} in "
         f"{describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
-        f"{broken} of {alike} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
-        expected=f"the parts of {_named(facts, 'category_names', category)}: {', '.join(map(str, table[category]))}",
+        f"{num_strays} of {total} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
+        expected=f"the parts of {_format_class(facts, 'category_names', category)}: "
+        f"{', '.join(map(str, table[category]))}",
         action=action,
         evidence={
             "field": "label",
@@ -86,19 +87,24 @@ def _of_strays(
 
 
 def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str, str]:
-    """Causes, the likeliest first; what the labels fit; what to do."""
-    detail = "" if first.fits is None else f"; all its parts are those of {_named(facts, 'category_names', first.fits)}"
+    """Return the causes (likeliest first), a text on the category that the labels fit, and the action."""
+    detail = (
+        ""
+        if first.fits is None
+        else f"; all its parts are those of {_format_class(facts, 'category_names', first.fits)}"
+    )
     if is_systematic:
         return (
             ("data.label_mapping", "data.pairing"),
             detail,
-            "correct the numbering of labels or categories, or the fact parts_of_category: whole categories are off",
+            "correct the numbering of labels or categories, or the fact parts_of_category: most samples "
+            "of the category are affected",
         )
     if first.fits is not None:
-        return ("data.pairing", "data.label_mapping"), detail, "give the sample the labels, or the category, of its own"
-    return ("data.corrupt_sample", "data.label_mapping"), detail, "mend the labels of this sample, or leave it out"
+        return (("data.pairing", "data.label_mapping"), detail, "pair the sample with its own labels, or category")
+    return ("data.corrupt_sample", "data.label_mapping"), detail, "repair the labels of this sample, or leave it out"
 
 
-def _named(facts: Mapping[str, object], fact: str, number: int) -> str:
+def _format_class(facts: Mapping[str, object], fact: str, number: int) -> str:
     names = facts.get(fact) or ()
     return f"{number} ({names[number]})" if number < len(names) else str(number)  # type: ignore[arg-type, index]

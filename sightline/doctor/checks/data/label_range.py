@@ -1,4 +1,4 @@
-"""Labels that are not classes: raw ids, an undeclared ignore value, numbers that are not whole."""
+"""Labels that are not classes: raw ids, an undeclared ignore value, numbers that are not integers."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from sightline.doctor.core.sample_statistics import FieldStatistics, PartStatist
 __all__ = ["COUNTED_BY", "label_range"]
 
 COUNTED_BY = {"label": "num_classes", "part": "num_parts", "category": "num_categories"}
-"""Fields that hold classes, and the facts with their counts."""
+"""Field with classes -> the fact with their number."""
 _USUAL_IGNORES = (-100, -1, 255)
 
 
 @check("G4", "label-range", "preflight")
 def label_range(context: Context) -> list[Finding]:
-    """Each label is a whole number of 0 .. classes - 1, or the declared ignore index."""
+    """Each label is an integer from 0 to num_classes - 1, or the declared ignore index."""
     findings: list[Finding] = []
     for survey in context.statistics:
         facts = survey.part.dataset.info.facts
         for field, fact in COUNTED_BY.items():
             if field in survey.fields and isinstance(facts.get(fact), int):
-                findings += _of_field(context, survey, field, facts[fact], facts.get("ignore_index"))
+                findings += _field_findings(context, survey, field, facts[fact], facts.get("ignore_index"))
     return findings
 
 
-def _of_field(
+def _field_findings(
     context: Context, survey: PartStatistics, field: str, num_classes: int, ignore_index: int | None
 ) -> Iterator[Finding]:
-    found = survey.fields[field]
-    broken = [dtype for dtype in found.dtypes if not dtype.startswith(("int", "uint"))]
-    if broken:
-        yield _of_dtype(context, survey, field, broken[0], found.dtypes[broken[0]])
+    statistics = survey.fields[field]
+    wrong_dtypes = [dtype for dtype in statistics.dtypes if not dtype.startswith(("int", "uint"))]
+    if wrong_dtypes:
+        yield _finding_dtype(context, survey, field, wrong_dtypes[0], statistics.dtypes[wrong_dtypes[0]])
         return
-    values = _values(survey, field, found)
+    values = _collect_values(survey, field, statistics)
     outside = {value: index for value, index in values.items() if value not in (*range(num_classes), ignore_index)}
     if outside:
-        yield _of_values(context, survey, field, num_classes, ignore_index, values, outside)
+        yield _finding_values(context, survey, field, num_classes, ignore_index, values, outside)
     elif ignore_index is not None and set(values) == {ignore_index}:
-        yield _all_ignored(context, survey, field, ignore_index)
+        yield _finding_all_ignored(context, survey, field, ignore_index)
 
 
-def _values(survey: PartStatistics, field: str, found: FieldStatistics) -> dict[int, int]:
-    """Every value and the first sample that has it: of the sampled ones and, where there is one per sample, of all."""
-    values = dict(found.values)
+def _collect_values(survey: PartStatistics, field: str, statistics: FieldStatistics) -> dict[int, int]:
+    """Collect every value and the first sample that has it: of the sampled, or of all if one per sample."""
+    values = dict(statistics.values)
     labels = all_labels(survey) if field == "label" else None
     if labels is not None:
         distinct, first = np.unique(labels, return_index=True)
-        for value, place in zip(distinct.tolist(), first, strict=True):
-            values.setdefault(int(value), int(survey.part.indices[place]))
+        for value, row in zip(distinct.tolist(), first, strict=True):
+            values.setdefault(int(value), int(survey.part.indices[row]))
     return values
 
 
-def _of_values(
+def _finding_values(
     context: Context,
     survey: PartStatistics,
     field: str,
@@ -78,7 +78,7 @@ def _of_values(
         survey,
         field,
         "class or ignored" if is_ignore else "class",
-        f"'{field}' holds the value {value}, which is not a class",
+        f"'{field}' has the value {value}, which is not a class",
         sample=index,
         measured=f"{value}",
         detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, {inside} within range",
@@ -89,14 +89,14 @@ def _of_values(
     )
 
 
-def _of_dtype(context: Context, survey: PartStatistics, field: str, dtype: str, index: int) -> Finding:
+def _finding_dtype(context: Context, survey: PartStatistics, field: str, dtype: str, index: int) -> Finding:
     return broken_field(
         label_range,
         context,
         survey,
         field,
         "type of classes",
-        f"'{field}' is of type {dtype}, but classes are whole numbers",
+        f"'{field}' is of type {dtype}, but classes are integers",
         sample=index,
         measured=dtype,
         expected="an integer type; losses gather by it (int64)",
@@ -104,7 +104,7 @@ def _of_dtype(context: Context, survey: PartStatistics, field: str, dtype: str, 
     )
 
 
-def _all_ignored(context: Context, survey: PartStatistics, field: str, ignore_index: int) -> Finding:
+def _finding_all_ignored(context: Context, survey: PartStatistics, field: str, ignore_index: int) -> Finding:
     return broken_field(
         label_range,
         context,

@@ -19,127 +19,132 @@ from sightline.geometry.heatmaps import decode, peaks
 from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
 from sightline.types import ComponentConfig
 
-__all__ = ["misplaced_heatmap", "width_of"]
+__all__ = ["measure_widths", "misplaced_heatmap"]
 
 _NEEDED = frozenset({"joints", "visible", "placement", "heatmaps"})
 _NUM_SAMPLES = 8
-_OFF = 0.05
-"""Cells. A Gaussian in float32 is read back to a thousandth of one."""
-_OFF_ONE_HOT = 0.51
-"""The largest of eight cells is the nearest to the joint."""
-_FEWEST = 3
-_LOWEST_PEAK = 0.3
-_BORDER = 4  # cells: nearer to a border a map is cut off, and its sum does not show its width
-_WIDTH_OFF = 0.05
-_OF_PUBLISHED = 1.5
-"""Times as wide, or as narrow, as published: maps of twice the width, cut off by their borders, are found 1.9 times."""
-_MOST = 0.9
-"""The share of the joints that must be where an explanation places them."""
+_MAX_ERROR = 0.05
+"""Distance in cells; a Gaussian in float32 is decoded to a thousandth of one."""
+_MAX_ERROR_ONE_HOT = 0.51
+"""Distance in cells; the largest cell of a one-hot map is the nearest to the joint."""
+_MIN_MAPS = 3
+_MIN_PEAK = 0.3
+_BORDER = 4  # cells: nearer to a border a map is cropped, and its sum does not give its width
+_MAX_WIDTH_ERROR = 0.05
+_MAX_PUBLISHED_RATIO = 1.5
+"""Ratio to the published width, or its inverse; maps of twice the width, cropped at their borders, measure 1.9."""
+_MIN_AGREEING = 0.9
+"""Share of the joints that must be at the positions of an explanation."""
 
 
-class _Seen(NamedTuple):
-    """Where joints are and where their maps put them, (B, J, 3) in cells; which have a map; how wide inner ones are."""
+class _Maps(NamedTuple):
+    """Expected and decoded joints (B, J, 3) in cells, a mask (B, J) of usable maps, and widths of inner maps."""
 
     expected: Tensor
-    found: Tensor
-    shown: Tensor
+    decoded: Tensor
+    is_usable: Tensor
     widths: Tensor
     bound: float
     cells: int
 
-    def agrees(self, place: Tensor) -> bool:
-        """Whether nearly all maps have these places."""
-        off = (place - self.found).abs().amax(dim=-1)[self.shown]
-        return bool((off <= self.bound).double().mean() > _MOST)
+    def agrees_with(self, positions: Tensor) -> bool:
+        """Return True if nearly all maps have their joint at these positions (B, J, 3), in cells."""
+        distances = (positions - self.decoded).abs().amax(dim=-1)[self.is_usable]
+        return bool((distances <= self.bound).double().mean() > _MIN_AGREEING)
 
 
 @check("G41", "misplaced-heatmap", "preflight")
 def misplaced_heatmap(context: Context) -> list[Finding]:
-    """Each target, read like a prediction, gives the place of its joint, and is as wide as in the recipe.
+    """Each target map, decoded like a prediction, gives its joint's position and has the width of the config.
 
-    Far from the width of Moon et al. 2018, which is the default of `draw_heatmaps`, it gets a warning.
+    A width far from that of Moon et al. 2018, the default of `draw_heatmaps`, gets a warning.
     """
     for part in parts_with(context, _NEEDED):
         batch = read_first_batch(part, _NUM_SAMPLES, context.config.seed)
         placement = CubePlacement.from_rows(batch["placement"])
         joints = batch["joints"].double()
-        seen = _read(batch["heatmaps"], joints, batch["visible"].bool(), placement)
-        if int(seen.shown.sum()) < _FEWEST:
+        maps = _decode_maps(batch["heatmaps"], joints, batch["visible"].bool(), placement)
+        if int(maps.is_usable.sum()) < _MIN_MAPS:
             continue
-        if not seen.agrees(seen.expected):
-            return [_of_place(context, part, joints, placement, seen)]
-        if not len(seen.widths):
+        if not maps.agrees_with(maps.expected):
+            return [_finding_position(context, part, joints, placement, maps)]
+        if not len(maps.widths):
             continue
-        stated, measured = _stated_width(context, part), float(seen.widths.median())
+        stated, measured = _get_stated_width(context, part), float(maps.widths.median())
         published = float(registry.transforms.entry(ComponentConfig("draw_heatmaps")).arguments["sigma"].default)
-        if stated is not None and abs(measured / stated - 1) > _WIDTH_OFF:
-            return [_of_width(context, part, measured, stated)]
-        if max(measured / published, published / measured) > _OF_PUBLISHED:
-            return [_of_published(context, part, measured, published)]
+        if stated is not None and abs(measured / stated - 1) > _MAX_WIDTH_ERROR:
+            return [_finding_width(context, part, measured, stated)]
+        if max(measured / published, published / measured) > _MAX_PUBLISHED_RATIO:
+            return [_finding_published(context, part, measured, published)]
     return []
 
 
-def width_of(heatmaps: Tensor) -> Tensor:
-    """The deviation, in cells, of Gaussians (..., V, V, V) that lie inside: (sum / peak)^(1/3) / sqrt(2 pi).
+def measure_widths(heatmaps: Tensor) -> Tensor:
+    """Compute the standard deviations (...) in cells of Gaussian maps (..., V, V, V) that are not cropped.
 
-    The peak of a Gaussian whose centre lies within a cell is that of its fitted parabola; the sum of squares needs
-    none: (sum h)^2 / (sum h^2) is 8 pi^1.5 sigma^3.
+    (sum h)^2 / (sum h^2) is 8 pi^1.5 sigma^3; unlike (sum / peak)^(1/3) / sqrt(2 pi), this does not need the peak,
+    which for a centre within a cell would have to be fitted.
     """
     flat = heatmaps.double().flatten(-3)
     return (flat.sum(dim=-1) ** 2 / (flat.square().sum(dim=-1) * 8 * torch.pi**1.5)) ** (1 / 3)
 
 
-def _read(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: CubePlacement) -> _Seen:
+def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: CubePlacement) -> _Maps:
     maps = permute_axes(heatmaps.double(), placement.axes)
     cells = maps.shape[-1]
     is_one_hot = bool(((maps.sum((2, 3, 4)) - 1).abs() < 1e-3)[visible].all())
-    found = decode(maps, decoding="argmax" if is_one_hot else "parabola")
-    shown = visible & (is_one_hot | (peaks(maps) > _LOWEST_PEAK))
-    expected = _in_cells(joints, placement, cells)
-    shown = shown & ((expected > 0) & (expected < cells)).all(dim=-1)
-    inner = shown & ((found > _BORDER) & (found < cells - _BORDER)).all(dim=-1)
-    widths = width_of(maps)[inner] if not is_one_hot else torch.empty(0)
-    return _Seen(expected, found, shown, widths, _OFF_ONE_HOT if is_one_hot else _OFF, cells)
+    decoded = decode(maps, decoding="argmax" if is_one_hot else "parabola")
+    is_usable = visible & (is_one_hot | (peaks(maps) > _MIN_PEAK))
+    expected = _convert_to_cells(joints, placement, cells)
+    is_usable = is_usable & ((expected > 0) & (expected < cells)).all(dim=-1)
+    is_inner = is_usable & ((decoded > _BORDER) & (decoded < cells - _BORDER)).all(dim=-1)
+    widths = measure_widths(maps)[is_inner] if not is_one_hot else torch.empty(0)
+    return _Maps(expected, decoded, is_usable, widths, _MAX_ERROR_ONE_HOT if is_one_hot else _MAX_ERROR, cells)
 
 
-def _in_cells(joints: Tensor, placement: CubePlacement, cells: int) -> Tensor:
-    """Where the maximum of a right map lies: the release counts cells from their middles."""
+def _convert_to_cells(joints: Tensor, placement: CubePlacement, cells: int) -> Tensor:
+    """Convert joints (B, J, 3) in mm to cells; with `compat` "release" positions count from cell centres."""
     return to_voxels(joints, placement) / (placement.size / cells) + (0.5 if placement.compat == "release" else 0.0)
 
 
-def _explanations(joints: Tensor, placement: CubePlacement, seen: _Seen) -> Iterator[tuple[str, str, Tensor]]:
-    """Possible faults: the cause, in words, and where the maps would then put the joints."""
+def _list_explanations(joints: Tensor, placement: CubePlacement, maps: _Maps) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield possible faults: the cause, a description, and the joints (B, J, 3) in cells that it would give."""
     for order in list(permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
-        yield "data.layout", f"their axes are {axes}", seen.expected[..., list(order)]
-    changed = {
-        "they do not follow the variation of the input": unaugmented_placement(placement),
+        yield "data.layout", f"their axes are {axes}", maps.expected[..., list(order)]
+    other_placements = {
+        "they do not follow the augmentation of the input": unaugmented_placement(placement),
         "they are scaled by the inverse of the input's scale": replace(placement, scale=1 / placement.scale),
-        "they are turned the other way": replace(placement, angle_rad=-placement.angle_rad),
+        "they are rotated in the opposite direction": replace(placement, angle_rad=-placement.angle_rad),
     }
-    for explanation, other in changed.items():
-        yield "data.augment_target_mismatch", explanation, _in_cells(joints, other, seen.cells)
+    for explanation, other_placement in other_placements.items():
+        yield "data.augment_target_mismatch", explanation, _convert_to_cells(joints, other_placement, maps.cells)
     for factor in (0.5, 2.0):
         yield (
             "data.augment_target_mismatch",
             f"their coordinates are {factor:g} times what they should be",
-            (seen.expected * factor),
+            (maps.expected * factor),
         )
-    off = (seen.found - seen.expected)[seen.shown].median(dim=0).values
-    offset = ", ".join(f"{value:+.2f}" for value in off.tolist())
-    is_half = bool(((off.abs() - 0.5).abs() < _OFF).all())
+    shift = (maps.decoded - maps.expected)[maps.is_usable].median(dim=0).values
+    shift_text = ", ".join(f"{value:+.2f}" for value in shift.tolist())
+    is_half = bool(((shift.abs() - 0.5).abs() < _MAX_ERROR).all())
     cause = "data.target_encoding" if is_half else "data.centre"
-    yield cause, f"they lie ({offset}) cells off", seen.expected + off
-    own = torch.stack([_middle(f - e, s) for f, e, s in zip(seen.found, seen.expected, seen.shown, strict=True)])
-    yield "data.centre", "they lie about another centre in every sample", seen.expected + own[:, None]
+    yield cause, f"they are shifted by ({shift_text}) cells", maps.expected + shift
+    shifts = torch.stack(
+        [
+            _compute_median_offset(decoded - expected, is_usable)
+            for decoded, expected, is_usable in zip(maps.decoded, maps.expected, maps.is_usable, strict=True)
+        ]
+    )
+    yield "data.centre", "they are relative to another centre in every sample", maps.expected + shifts[:, None]
 
 
-def _middle(offset: Tensor, shown: Tensor) -> Tensor:
-    return offset[shown].median(dim=0).values if bool(shown.any()) else offset.new_zeros(3)
+def _compute_median_offset(offset: Tensor, is_usable: Tensor) -> Tensor:
+    return offset[is_usable].median(dim=0).values if bool(is_usable.any()) else offset.new_zeros(3)
 
 
-def _stated_width(context: Context, part: DataSubset) -> float | None:
-    """The width that the recipe's transform was given, or has by default; None where another one draws the maps."""
+def _get_stated_width(context: Context, part: DataSubset) -> float | None:
+    """Return the width that `draw_heatmaps` was given or has by default; None if another transform draws."""
     transforms = context.config.transforms
     for component in transforms.train if part is context.built.data.train else transforms.evaluate:
         if component.name == "draw_heatmaps" and component.arguments.get("targets", "gaussian") == "gaussian":
@@ -147,14 +152,20 @@ def _stated_width(context: Context, part: DataSubset) -> float | None:
     return None
 
 
-def _of_place(context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, seen: _Seen) -> Finding:
-    fitting = ((cause, words) for cause, words, place in _explanations(joints, placement, seen) if seen.agrees(place))
+def _finding_position(
+    context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, maps: _Maps
+) -> Finding:
+    fitting = (
+        (cause, description)
+        for cause, description, positions in _list_explanations(joints, placement, maps)
+        if maps.agrees_with(positions)
+    )
     cause, explanation = next(fitting, ("data.target_encoding", "no permutation, shift or scale explains it"))
-    off = (seen.found - seen.expected).abs().amax(dim=-1)
-    worst = int(torch.where(seen.shown, off, -1.0).flatten().argmax()) // joints.shape[1]
-    pooling = placement.size / seen.cells
-    away = float((to_camera(seen.found * pooling, placement) - joints).norm(dim=-1)[seen.shown].mean())
-    largest = float(off[seen.shown].max())
+    distances = (maps.decoded - maps.expected).abs().amax(dim=-1)
+    worst = int(torch.where(maps.is_usable, distances, -1.0).flatten().argmax()) // joints.shape[1]
+    pooling = placement.size / maps.cells
+    mean_mm = float((to_camera(maps.decoded * pooling, placement) - joints).norm(dim=-1)[maps.is_usable].mean())
+    largest_cells = float(distances[maps.is_usable].max())
     return misplaced_heatmap.finding(
         context,
         f"heat maps do not show the joints: {explanation}",
@@ -162,17 +173,17 @@ def _of_place(context: Context, part: DataSubset, joints: Tensor, placement: Cub
         at="transforms",
         split=part.split,
         sample=int(part.indices[worst]),
-        measured=f"read back, targets are {away:.1f} mm from their joints, {largest:.2f} cells at most",
-        expected=f"at most {seen.bound:g} cells",
-        action="look at the transform that makes 'heatmaps' beside the one that makes 'placement'",
-        evidence={"mean_mm": away, "largest_cells": largest},
+        measured=f"decoded targets are {mean_mm:.1f} mm from their joints, {largest_cells:.2f} cells at most",
+        expected=f"at most {maps.bound:g} cells",
+        action="look at the transform that makes 'heatmaps' and at the one that makes 'placement'",
+        evidence={"mean_mm": mean_mm, "largest_cells": largest_cells},
     )
 
 
-def _of_width(context: Context, part: DataSubset, measured: float, stated: float) -> Finding:
+def _finding_width(context: Context, part: DataSubset, measured: float, stated: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
-        f"heat maps are {measured / stated:.2f} times as wide as in the recipe",
+        f"heat maps are {measured / stated:.2f} times as wide as in the config",
         causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
         at="transforms.train",
         split=part.split,
@@ -183,7 +194,7 @@ def _of_width(context: Context, part: DataSubset, measured: float, stated: float
     )
 
 
-def _of_published(context: Context, part: DataSubset, measured: float, published: float) -> Finding:
+def _finding_published(context: Context, part: DataSubset, measured: float, published: float) -> Finding:
     return misplaced_heatmap.finding(
         context,
         f"heat maps are {measured / published:.2f} times as wide as the published ones",
@@ -191,8 +202,8 @@ def _of_published(context: Context, part: DataSubset, measured: float, published
         at="transforms.train",
         split=part.split,
         measured=f"a deviation of {measured:.2f} cells",
-        expected=f"{published:g} cells (Moon et al. 2018), up to {_OF_PUBLISHED:g} times that either way",
-        action="leave out draw_heatmaps' sigma, which is in cells of two voxels; where the width is meant, add "
+        expected=f"{published:g} cells (Moon et al. 2018), up to {_MAX_PUBLISHED_RATIO:g} times that either way",
+        action="leave out draw_heatmaps' sigma, which is in cells of two voxels; if the width is intended, add "
         "checks.skip=[misplaced-heatmap]",
         evidence={"measured_cells": measured, "published_cells": published},
         severity="warning",

@@ -1,4 +1,4 @@
-"""Objects with parts whose category is missing, is always the same, or is numbered otherwise than stated."""
+"""Part sets whose category is missing, always the same, or numbered differently from the facts."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from sightline.doctor.core.sample_statistics import PartStatistics, parts_by_cat
 
 __all__ = ["missing_category"]
 
-_FEWEST = 8  # so many samples of one category by chance: 16 ^ -7 with as many shapes of each of ShapeNet's sixteen
+_MIN_SAMPLES = 8  # 8 samples of one category by chance: 16 ^ -7, with as many shapes in each of ShapeNet's 16
 
 
 @check("G6", "missing-category", "preflight", config_path="data")
 def missing_category(context: Context) -> list[Finding]:
-    """A part set has `category` in its samples, of more than one value, and one list of parts for each category."""
+    """Samples of a part set have a `category`, of more than one value, and each category a list of parts."""
     facts = context.built.data.facts
     table = parts_by_category(facts)
     if table is None:
         return []
     survey = context.statistics[0]
-    return [*_of_table(context, facts, table), *_of_samples(context, survey, len(table))]
+    return [*_table_findings(context, facts, table), *_sample_findings(context, survey, len(table))]
 
 
-def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]) -> Iterator[Finding]:
-    """The fact itself: as many lists as categories, and each class the part of exactly one."""
+def _table_findings(context: Context, facts: Mapping[str, Any], table: list[list[int]]) -> Iterator[Finding]:
+    """Find a `parts_of_category` with a wrong number of lists, or with classes that are not in exactly one."""
     for fact, count in (
         ("num_categories", facts.get("num_categories")),
         ("category_names", facts.get("category_names")),
     ):
         stated = count if isinstance(count, int) else None if count is None else len(count)
         if stated is not None and stated != len(table):
-            yield _of_facts(
+            yield _finding_facts(
                 context,
                 f"parts_of_category has {len(table)} categories, {fact} {stated}",
                 f"parts_of_category: {len(table)}; {fact}: {stated}",
@@ -45,14 +45,14 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
     for category, parts in enumerate(table):
         for part in parts:
             owners.setdefault(part, []).append(category)
-    wrong = [(part, who) for part, who in sorted(owners.items()) if len(who) > 1]
-    lost = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
-    beyond = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
-    if wrong or lost or beyond:
-        faults = [f"part {part} belongs to the categories {', '.join(map(str, who))}" for part, who in wrong[:3]]
-        faults += [f"part {part} belongs to none" for part in lost[:3]]
-        faults += [f"part {part} is not one of the {num_classes} classes" for part in beyond[:3]]
-        yield _of_facts(
+    shared = [(part, ids) for part, ids in sorted(owners.items()) if len(ids) > 1]
+    missing = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
+    unknown = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
+    if shared or missing or unknown:
+        faults = [f"part {part} belongs to the categories {', '.join(map(str, ids))}" for part, ids in shared[:3]]
+        faults += [f"part {part} belongs to none" for part in missing[:3]]
+        faults += [f"part {part} is not one of the {num_classes} classes" for part in unknown[:3]]
+        yield _finding_facts(
             context,
             f"parts_of_category does not partition the classes: {faults[0]}",
             "; ".join(faults),
@@ -60,26 +60,26 @@ def _of_table(context: Context, facts: Mapping[str, Any], table: list[list[int]]
         )
 
 
-def _of_samples(context: Context, survey: PartStatistics, num_categories: int) -> Iterator[Finding]:
-    seen = survey.fields.get("category")
-    if seen is None and survey.num_sampled:
+def _sample_findings(context: Context, survey: PartStatistics, num_categories: int) -> Iterator[Finding]:
+    field = survey.fields.get("category")
+    if field is None and survey.num_sampled:
         yield missing_category.finding(
             context,
             f"the facts state {num_categories} categories, but samples have no 'category'",
             causes=("cfg.contract", "data.missing_modality"),
             split="train",
             measured=f"samples have {', '.join(sorted(survey.fields))}",
-            expected="the key 'category', one whole number for each sample: models take its one-hot, metrics its parts",
+            expected="the key 'category', one integer for each sample: models take its one-hot, metrics its parts",
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
             evidence={"looked_at": survey.coverage_text},
         )
-    elif seen is not None and len(seen.values) == 1 and survey.num_sampled >= _FEWEST and num_categories > 1:
-        value = next(iter(seen.values))
+    elif field is not None and len(field.values) == 1 and survey.num_sampled >= _MIN_SAMPLES and num_categories > 1:
+        value = next(iter(field.values))
         names = context.built.data.facts.get("category_names") or ()
-        named = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
+        category = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
         yield missing_category.finding(
             context,
-            f"'category' is {named} in every training sample that was looked at",
+            f"'category' is {category} in every sampled training sample",
             severity="warning",
             causes=("data.sampling", "data.label_mapping", "data.ordering"),
             split="train",
@@ -90,7 +90,7 @@ def _of_samples(context: Context, survey: PartStatistics, num_categories: int) -
         )
 
 
-def _of_facts(context: Context, summary: str, measured: str, expected: str) -> Finding:
+def _finding_facts(context: Context, summary: str, measured: str, expected: str) -> Finding:
     return missing_category.finding(
         context,
         summary,

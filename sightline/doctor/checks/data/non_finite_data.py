@@ -19,15 +19,15 @@ __all__ = ["non_finite_data", "sample_of_element"]
 
 @check("G17", "non-finite-data", "preflight")
 def non_finite_data(context: Context) -> list[Finding]:
-    """Every number that was looked at is finite: in the samples, and in a training batch after the transforms."""
+    """All sampled values are finite, before the transforms and in a training batch after them."""
     findings = [
-        _of_field(context, survey, name, found.non_finite, found.num_non_finite)
+        _finding_field(context, survey, name, statistics.non_finite, statistics.num_non_finite)
         for survey in context.statistics
-        for name, found in survey.fields.items()
-        if found.non_finite is not None and not _may_be_nan(survey.part.dataset, name, found.non_finite.value)
+        for name, statistics in survey.fields.items()
+        if statistics.non_finite is not None and not _may_be_nan(survey.part.dataset, name, statistics.non_finite.value)
     ]
     reported = {finding.evidence["field"] for finding in findings}
-    return findings + [finding for finding in _of_batch(context) if finding.evidence["field"] not in reported]
+    return findings + [finding for finding in _batch_findings(context) if finding.evidence["field"] not in reported]
 
 
 def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
@@ -36,7 +36,7 @@ def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
 
 
 def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
-    """The sample index that a position of a batch's tensor belongs to: by row, or by the offsets of ragged fields."""
+    """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
     indices = batch.get("sample_index")
     if indices is None or not position:
         return None
@@ -48,30 +48,30 @@ def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -
     return None
 
 
-def _of_field(context: Context, survey: PartStatistics, name: str, fault: NonFinite, count: int) -> Finding:
-    rehearsal = context.dry_run
+def _finding_field(context: Context, survey: PartStatistics, name: str, fault: NonFinite, count: int) -> Finding:
+    dry_run = context.dry_run
     features = survey.part.dataset.info.features
-    reads = rehearsal.batch_reads | (set(features) if "features" in rehearsal.batch_reads else set())
-    is_read = name in reads or not rehearsal.batch_reads
+    reads = dry_run.batch_reads | (set(features) if "features" in dry_run.batch_reads else set())
+    is_read = name in reads or not dry_run.batch_reads
     return broken_field(
         non_finite_data,
         context,
         survey,
         name,
         "finite",
-        f"'{name}' holds {fault.value} in {count} of the samples looked at",
+        f"'{name}' has {fault.value} in {count} of the samples looked at",
         severity="error" if is_read else "note",
         sample=fault.sample,
         measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
         joined="of",
         expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
-        action="mend or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
+        action="repair or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
         evidence={"samples": count},
     )
 
 
-def _of_batch(context: Context) -> Iterator[Finding]:
-    """Faults of a training batch that its samples do not have: a transform made them."""
+def _batch_findings(context: Context) -> Iterator[Finding]:
+    """Find non-finite values in the first training batch, of which the transforms may be the cause."""
     batch = context.dry_run.batch
     for key, value in batch.items():
         for leaf, tensor in array_leaves(value, key):
@@ -81,26 +81,26 @@ def _of_batch(context: Context) -> Iterator[Finding]:
             if not bool(is_unsound.any()):
                 continue
             position = tuple(is_unsound.nonzero()[0].tolist())
-            yield _of_leaf(context, key, leaf, tensor, position)
+            yield _finding_leaf(context, key, leaf, tensor, position)
             break
 
 
-def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tuple[int, ...]) -> Finding:
+def _finding_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tuple[int, ...]) -> Finding:
     names = ", ".join(component.name for component in context.config.transforms.train) or "none"
     index = sample_of_element(context.dry_run.batch, tensor, position)
     is_stored = index is not None and _is_stored(context, index)
     causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
     return non_finite_data.finding(
         context,
-        f"'{key}' of a training batch holds {float(tensor[position])}",
+        f"'{key}' of a training batch has {float(tensor[position])}",
         causes=causes,
         at="data" if is_stored else "transforms.train",
         split="train",
         sample=index,
         measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
-        + ("holds it too" if is_stored else "is finite"),
+        + ("has it too" if is_stored else "is finite"),
         expected=f"finite numbers after the transforms ({names})",
-        action="mend or leave out the sample"
+        action="repair or leave out the sample"
         if is_stored
         else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
         evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},
@@ -108,6 +108,6 @@ def _of_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tu
 
 
 def _is_stored(context: Context, index: int) -> bool:
-    """Whether a training sample is not finite before any transform."""
+    """Return True if a training sample is not finite before any transform."""
     sample = read_samples(context.built.data.train.dataset, [SampleKey(index, 0, context.config.seed)])[0]
-    return any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in array_leaves(sample))
+    return any(tensor.is_floating_point() and not bool(tensor.isfinite().all()) for _, tensor in array_leaves(sample))

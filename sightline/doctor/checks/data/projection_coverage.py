@@ -1,4 +1,4 @@
-"""Range images of which scans fill a part: another field of view, degrees in radians, axes or rows exchanged."""
+"""Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from sightline.geometry.scans.projection import RangeView, compute_pixels
 
 __all__ = ["projection_coverage"]
 
-_MOST_CLAMPED = 0.1
-"""Points above or below the image; of real scans of KITTI up to 0.044."""
-_MOST_BESIDE = 0.1
-_MOST_EMPTY_ROWS = 0.5
-"""The camera of KITTI shows nothing of the lowest 23 of 64 rows."""
-_MOST_EMPTY_COLUMNS = 0.25
-"""Columns side by side: what the camera of KITTI does not show of 90 degrees is 0.1."""
-_LEAST_ORDER = -0.5
-"""Correlation of rows with elevations: -1 where rows have equal pitch."""
-_FEWEST = 100
-_RADIANS_DEG = 2.0
-"""No field of view in degrees is as narrow; in radians that would be all there is."""
+_MAX_CLAMPED = 0.1
+"""Share of points above or below the image; up to 0.044 for real scans of KITTI."""
+_MAX_BESIDE = 0.1
+_MAX_EMPTY_ROWS = 0.5
+"""Share of the rows; KITTI's camera leaves the lowest 23 of 64 rows empty."""
+_MAX_EMPTY_COLUMNS = 0.25
+"""Share of adjacent columns; KITTI's camera leaves 0.1 of 90 degrees empty."""
+_MAX_CORRELATION = -0.5
+"""Correlation of rows with elevations; -1 for rows of equal pitch."""
+_MIN_POINTS = 100
+_MIN_FOV_DEG = 2.0
+"""Smallest plausible field of view in degrees; a smaller number is in radians."""
 
 
 class _Fault(NamedTuple):
-    """What is wrong with a projection, what was measured, what is usual, and what to do."""
+    """Fault of a projection: the summary, measured and usual values, and the action."""
 
     summary: str
     measured: str
@@ -47,10 +47,10 @@ class _Fault(NamedTuple):
     config_path="data.sensor",
 )
 def projection_coverage(context: Context) -> list[Finding]:
-    """Points lie within the image, rows fall from the highest beam, and no half of the rows is always empty."""
+    """Points are within the image, row 0 is the highest beam, and at most half of the rows are always empty."""
     findings = []
     for images in images_by_part(context):
-        fault = next(_faults(images), None)
+        fault = next(_find_faults(images), None)
         if fault is not None:
             findings.append(
                 projection_coverage.finding(
@@ -69,97 +69,97 @@ def projection_coverage(context: Context) -> list[Finding]:
     return findings
 
 
-def _faults(images: PartImages) -> Iterator[_Fault]:
+def _find_faults(images: PartImages) -> Iterator[_Fault]:
     view = images.view
-    row, elevation, beside, clamped = _measured(images)
-    if len(row) < _FEWEST:
+    row, elevation, beside, clamped = _measure_points(images)
+    if len(row) < _MIN_POINTS:
         return
-    if clamped > _MOST_CLAMPED:
-        yield _of_clamped(view, elevation, clamped)
-    if beside > _MOST_BESIDE:
+    if clamped > _MAX_CLAMPED:
+        yield _make_clamped_fault(view, elevation, clamped)
+    if beside > _MAX_BESIDE:
         yield _Fault(
-            f"{beside:.0%} of the points are beside the image, and are still scored",
-            f"{beside:.1%} of the points outside of the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
-            f"at most {_MOST_BESIDE:.0%}",
+            f"{beside:.0%} of the points are left or right of the image, but are still scored",
+            f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
+            f"at most {_MAX_BESIDE:.0%}",
             "widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
         )
-    order = float(torch.corrcoef(torch.stack([row.double(), elevation]))[0, 1])
-    if order > _LEAST_ORDER:  # not where it is NaN, of one beam
+    correlation = float(torch.corrcoef(torch.stack([row.double(), elevation]))[0, 1])
+    if correlation > _MAX_CORRELATION:  # False if it is NaN, for a single beam
         yield _Fault(
             "rows of the image do not fall with the elevation of their points",
-            f"a correlation of {order:.2f} between row and elevation",
-            f"-1, as the highest beam is row 0; above {_LEAST_ORDER:g} rows are mixed",
+            f"a correlation of {correlation:.2f} between row and elevation",
+            f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
             "look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
             "in which they were measured",
         )
-    yield from _of_empty(images)
+    yield from _find_empty_faults(images)
 
 
-def _measured(images: PartImages) -> tuple[Tensor, Tensor, float, float]:
-    """Row and elevation (rad) of every point, and the shares of points beside and above or below the image."""
+def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float]:
+    """Compute row and elevation (rad) of each point, (N,), and the shares beside, and above or below the image."""
     rows, elevations, num_seen, num_clamped, num_points = [], [], 0, 0, 0
     for batch in images.batches:
         points, offsets = batch["points"], batch["whole_offsets"]
         if len(points) != int(offsets[-1]):
-            continue  # what follows the projection thinned them
-        found = compute_pixels(points, view=images.view, offsets=offsets, ring=batch.get("ring"))
-        is_point = found.ranges > 0
+            continue  # a later transform thinned them
+        pixels = compute_pixels(points, view=images.view, offsets=offsets, ring=batch.get("ring"))
+        is_point = pixels.ranges > 0
         rows.append((batch["nearest"] // images.view.width)[is_point].cpu())
-        elevations.append((points[is_point, 2] / found.ranges[is_point]).double().clamp(-1, 1).asin().cpu())
-        num_seen += int(found.is_seen.sum())
-        num_clamped += int(found.is_clamped.sum())
+        elevations.append((points[is_point, 2] / pixels.ranges[is_point]).double().clamp(-1, 1).asin().cpu())
+        num_seen += int(pixels.is_seen.sum())
+        num_clamped += int(pixels.is_clamped.sum())
         num_points += int(is_point.sum())
     empty = torch.empty(0)
     beside, clamped = 1 - num_seen / max(1, num_points), num_clamped / max(1, num_seen)
     return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped
 
 
-def _of_clamped(view: RangeView, elevation: Tensor, clamped: float) -> _Fault:
+def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> _Fault:
     low, high = (
-        float(each)
-        for each in torch.rad2deg(elevation.sort().values[[len(elevation) // 50, -1 - len(elevation) // 50]])
+        float(angle)
+        for angle in torch.rad2deg(elevation.sort().values[[len(elevation) // 50, -1 - len(elevation) // 50]])
     )
     up, down = view.fov_deg
-    is_radians = up - down < _RADIANS_DEG
+    is_radians = up - down < _MIN_FOV_DEG
     return _Fault(
         f"{clamped:.0%} of the points are above or below the image"
         + (", whose borders look like radians" * is_radians),
         f"borders at {up:g} and {down:g} degrees, 96 % of the points between {high:.1f} and {low:.1f}",
-        f"at most {_MOST_CLAMPED:.0%} of the points outside",
+        f"at most {_MAX_CLAMPED:.0%} of the points outside",
         "give data.sensor.fov_deg in degrees, highest first"
         + (
             ""
             if is_radians
-            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or mend the order of x, y and z (z is up)"
+            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or correct the order of x, y and z (z is up)"
         ),
     )
 
 
-def _of_empty(images: PartImages) -> Iterator[_Fault]:
+def _find_empty_faults(images: PartImages) -> Iterator[_Fault]:
     is_filled = images.range_image >= 0
     rows, columns = (is_filled.any(dim=0).any(dim=axis) for axis in (1, 0))
     empty = int((~rows).sum())
-    if empty > _MOST_EMPTY_ROWS * len(rows):
+    if empty > _MAX_EMPTY_ROWS * len(rows):
         yield _Fault(
             f"{empty} of {len(rows)} rows of the image are always empty",
             f"no point in {empty} of {len(rows)} rows",
-            f"at most {_MOST_EMPTY_ROWS:.0%} of the rows",
+            f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
             "set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
         )
-    gap = _longest_gap(columns)
-    if gap > _MOST_EMPTY_COLUMNS * len(columns):
+    gap = _find_longest_gap(columns)
+    if gap > _MAX_EMPTY_COLUMNS * len(columns):
         degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
         yield _Fault(
             f"{gap} of {len(columns)} columns of the image, side by side, are always empty",
             f"no point within {degrees:.0f} degrees",
-            f"at most {_MOST_EMPTY_COLUMNS:.0%} of the columns",
+            f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
             "set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
         )
 
 
-def _longest_gap(is_filled: Tensor) -> int:
-    """The most columns side by side that are empty, the last beside the first."""
-    places = is_filled.nonzero()[:, 0]
-    if not len(places):
+def _find_longest_gap(is_filled: Tensor) -> int:
+    """Find the largest number of adjacent empty columns; the last column is next to the first."""
+    filled_columns = is_filled.nonzero()[:, 0]
+    if not len(filled_columns):
         return len(is_filled)
-    return int(torch.cat([places.diff(), places[:1] + len(is_filled) - places[-1:]]).max()) - 1
+    return int(torch.cat([filled_columns.diff(), filled_columns[:1] + len(is_filled) - filled_columns[-1:]]).max()) - 1

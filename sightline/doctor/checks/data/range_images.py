@@ -1,4 +1,4 @@
-"""Range images of a run's parts for the checks about them: those of the rehearsals, or more where there is time."""
+"""Range images of a run's parts for checks: those of the dry runs, or more if the checks are thorough."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sightline.types import Batch
 
 __all__ = ["PartImages", "images_by_part"]
 
-_MOST_SCANS = 16
+_MAX_SCANS = 16
 
 
 class PartImages(NamedTuple):
-    """Batches of a part whose scans were projected, and the view that they were projected to."""
+    """Batches of a part with projected scans, and the view of the projection."""
 
     part: DataSubset
     view: RangeView
@@ -33,29 +33,29 @@ class PartImages(NamedTuple):
 
     @property
     def range_image(self) -> Tensor:
-        """(S, H, W) metres, -1 where empty."""
+        """Range images (S, H, W) in metres, -1 where empty."""
         return torch.cat([batch["range_image"] for batch in self.batches]).cpu()
 
 
 def images_by_part(context: Context) -> Iterator[PartImages]:
-    """The scans of each part that a transform projects: up to four, under `sightline check` up to sixteen."""
-    for part, batches in _batches(context):
+    """Yield the projected scans of each part: up to four, or up to sixteen under `sightline check`."""
+    for part, batches in _read_batches(context):
         stage = context.config.transforms.train if part.split == "train" else context.config.transforms.evaluate
         view = projection_view(stage, part.dataset.info.facts)
-        found = [batch for batch in batches if "range_image" in batch and "nearest" in batch]
-        if view is not None and found:
-            yield PartImages(part, view, found)
+        image_batches = [batch for batch in batches if "range_image" in batch and "nearest" in batch]
+        if view is not None and image_batches:
+            yield PartImages(part, view, image_batches)
 
 
-def _batches(context: Context) -> Iterator[tuple[DataSubset, list[Batch]]]:
+def _read_batches(context: Context) -> Iterator[tuple[DataSubset, list[Batch]]]:
     data = context.built.data
-    rehearsed = {} if context.is_thorough else {id(each.part): each.batch for each in context.dry_evaluations}
+    dry_batches = {} if context.is_thorough else {id(dry.part): dry.batch for dry in context.dry_evaluations}
     for part in distinct_parts(data):
         if not context.is_thorough:
-            yield part, [context.dry_run.batch if part is data.train else rehearsed.get(id(part), {})]
+            yield part, [context.dry_run.batch if part is data.train else dry_batches.get(id(part), {})]
             continue
-        keys = evenly_spaced_keys(part, epoch=0, seed=context.config.seed, most_samples=_MOST_SCANS)
+        keys = evenly_spaced_keys(part, epoch=0, seed=context.config.seed, most_samples=_MAX_SCANS)
         try:
-            yield part, [part.reader(each) for each in keys]
+            yield part, [part.reader(key) for key in keys]
         except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
             continue

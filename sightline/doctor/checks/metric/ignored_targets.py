@@ -11,8 +11,8 @@ from torch import Tensor
 from sightline.doctor.checks.metric.synthetic_predictions import (
     PredictionMaker,
     SyntheticBatch,
+    build_prediction_maker,
     can_score,
-    maker_of,
     name_of_metric,
     score_metric,
 )
@@ -25,8 +25,8 @@ from sightline.engine.step import compute_batch_losses
 
 __all__ = ["ignored_targets"]
 
-_MOST_ROWS = 8
-"""Of range images: enough for a decision, and few enough to sort."""
+_MAX_ROWS = 8
+"""Rows of range images: enough for a decision, and few enough to sort."""
 _RELATIVE = 1e-4
 
 
@@ -36,33 +36,33 @@ _RELATIVE = 1e-4
     "preflight",
     causes=("data.ignore_handling", "loss.form", "eval.protocol"),
     expected="the same whatever is predicted for targets that the data set ignores",
-    action="let it take the fact `ignore_index`, and leave out the targets that have it",
+    action="make it take the fact `ignore_index`, and leave out the targets that have it",
 )
 def ignored_targets(context: Context) -> list[Finding]:
-    """No loss over labels, and no figure, depends on what is predicted for targets with the ignore index."""
-    ignored, maker = context.built.data.facts.get("ignore_index"), maker_of(context)
+    """No loss over labels and no metric depends on the predictions for targets with the ignore index."""
+    ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
     if ignored is None or maker is None:
         return []
     meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
-    of_metrics = (finding for meter in meters for finding in _of_meter(context, maker, meter, ignored))
-    return [*_of_losses(context, ignored), *of_metrics]
+    metric_findings = (finding for meter in meters for finding in _metric_findings(context, maker, meter, ignored))
+    return [*_loss_findings(context, ignored), *metric_findings]
 
 
-def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
+def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
     outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
     logits, label = outputs["logits"].detach(), batch["label"]
     axis = class_axis(logits, label)
-    assert axis is not None, "a run without has no maker"
+    assert axis is not None, "a run without a class axis has no maker"
     if label.ndim == 3:
-        logits, label = logits.movedim(axis, -1)[:, :_MOST_ROWS].movedim(-1, axis), label[:, :_MOST_ROWS]
-    hidden, other = _hidden(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)
+        logits, label = logits.movedim(axis, -1)[:, :_MAX_ROWS].movedim(-1, axis), label[:, :_MAX_ROWS]
+    hidden, other_label = _hide_labels(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)
     try:
-        plain, moved, relabelled = (
-            _sums(context, {**outputs, "logits": each}, {**batch, "label": labels})
-            for each, labels in (
+        plain, rolled, relabelled = (
+            _compute_losses(context, {**outputs, "logits": case_logits}, {**batch, "label": case_label})
+            for case_logits, case_label in (
                 (logits, hidden),
-                (_moved(logits, axis, hidden == ignored), hidden),
-                (logits, torch.where(hidden == ignored, hidden, other)),
+                (_roll_classes(logits, axis, hidden == ignored), hidden),
+                (logits, torch.where(hidden == ignored, hidden, other_label)),
             )
         )
     except Exception as error:  # noqa: BLE001 - a loss may need labels and logits of whole batches
@@ -70,33 +70,33 @@ def _of_losses(context: Context, ignored: int) -> Iterator[Finding]:
         return
     for name, value in plain.items():
         is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
-        if is_of_labels and not torch.isclose(moved[name], value, rtol=_RELATIVE, atol=0):
+        if is_of_labels and not torch.isclose(rolled[name], value, rtol=_RELATIVE, atol=0):
             yield ignored_targets.finding(
                 context,
                 f"the loss '{name}' learns from targets that the data set ignores",
                 at=context.loss_path(name),
-                measured=f"{float(value):.6g}, and {float(moved[name]):.6g} with other logits where the label is "
+                measured=f"{float(value):.6g}, and {float(rolled[name]):.6g} with other logits where the label is "
                 f"{ignored}",
                 evidence={"field": "label"},
             )
 
 
-def _of_meter(context: Context, maker: PredictionMaker, meter: BoundMetric, ignored: int) -> Iterator[Finding]:
+def _metric_findings(context: Context, maker: PredictionMaker, meter: BoundMetric, ignored: int) -> Iterator[Finding]:
     classes = maker.choices[0]
-    made = maker.sheet(
+    synthetic = maker.make_batch(
         range(maker.num_samples),
-        lambda rank, size, category: [classes[(rank + place) % len(classes)] for place in range(size)],
-        category_of=lambda rank: 0,
+        lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
+        get_category=lambda rank: 0,
         wrong=True,
     )
-    label = _hidden(made.batch["label"], ignored)
-    batch = {**made.batch, "label": label}
-    moved = _moved(made.logits, made.logits.ndim + maker.axis, label == ignored)
+    label = _hide_labels(synthetic.batch["label"], ignored)
+    batch = {**synthetic.batch, "label": label}
+    rolled = _roll_classes(synthetic.logits, synthetic.logits.ndim + maker.axis, label == ignored)
     try:
         plain, other = (
-            score_metric(context, meter, [SyntheticBatch(batch, logits)]) for logits in (made.logits, moved)
+            score_metric(context, meter, [SyntheticBatch(batch, logits)]) for logits in (synthetic.logits, rolled)
         )
-    except Exception:  # noqa: BLE001 - `per-batch-metric` says what a metric dies of
+    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
     if changed:
@@ -112,18 +112,18 @@ def _of_meter(context: Context, maker: PredictionMaker, meter: BoundMetric, igno
         )
 
 
-def _hidden(label: Tensor, ignored: int) -> Tensor:
-    """The labels with every third one ignored."""
+def _hide_labels(label: Tensor, ignored: int) -> Tensor:
+    """Set every third label to the ignore index."""
     is_hidden = torch.arange(label.numel(), device=label.device).view(label.shape) % 3 == 0
     return label.masked_fill(is_hidden, ignored)
 
 
-def _moved(logits: Tensor, axis: int, where: Tensor) -> Tensor:
-    """The logits of these targets handed on from class to class."""
-    return torch.where(where.unsqueeze(axis), logits.roll(1, axis), logits)
+def _roll_classes(logits: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Roll the logits of the targets in `mask` by one class."""
+    return torch.where(mask.unsqueeze(axis), logits.roll(1, axis), logits)
 
 
-def _sums(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+def _compute_losses(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
     job = context.built.job
     with torch.no_grad():
         return compute_batch_losses(job.task, FixedOutputs(outputs), dict(batch), context.world.device, job.precision)[

@@ -1,6 +1,6 @@
-"""Predictions of our own making, given to a run's metrics through its task: it is known which are right.
+"""Synthetic predictions with known errors, passed to a run's metrics through its task.
 
-Labels are made as well, of the form of a training batch, so that neither data nor weights can blur what a metric does.
+Labels are synthetic as well, in the form of a training batch, so that neither data nor weights affect the result.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ __all__ = [
     "Predicted",
     "PredictionMaker",
     "SyntheticBatch",
+    "build_prediction_maker",
     "can_score",
-    "maker_of",
     "metric_values",
     "name_of_metric",
     "score_metric",
     "task_predictions",
 ]
 
-_SURE = 100.0  # e^-100 is lost beside 1 in float32: the prediction has probability 1
+_LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1
 _THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")
 
 
 class SyntheticBatch(NamedTuple):
-    """A batch with made labels, and the logits that stand in for the model's."""
+    """Batch with synthetic labels, and the logits that replace those of the model."""
 
     batch: Batch
     logits: Tensor
 
 
 class _StandIn:
-    """Returns given logits for every input."""
+    """Stand-in for a model: returns the same logits for every input."""
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -57,14 +57,14 @@ class _StandIn:
 
 
 Predicted = tuple[Batch, Mapping[str, Any]]
-"""A batch and what was predicted of it."""
-LabelOf = Callable[[int, int, int], list[int]]
-"""The labels of sample `rank` with `size` targets, of a given category: (rank, size, category) -> labels."""
+"""Batch and its predictions."""
+ChooseLabels = Callable[[int, int, int], list[int]]
+"""Function (rank, size, category) -> labels of sample `rank`, which has `size` targets and this category."""
 
 
 @dataclass(frozen=True)
 class PredictionMaker:
-    """Makes sheets in the form of a run's training batches.
+    """Maker of synthetic batches in the form of a run's training batches.
 
     `choices` are the classes that targets may have: all that are not ignored, or the parts of each category.
     """
@@ -76,68 +76,68 @@ class PredictionMaker:
     choices: tuple[tuple[int, ...], ...]
     has_category: bool
 
-    def sheet(
-        self, ranks: Sequence[int], label_of: LabelOf, *, category_of: Callable[[int], int], wrong: bool
+    def make_batch(
+        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, get_category: Callable[[int], int], wrong: bool
     ) -> SyntheticBatch:
-        """The samples of these ranks; predicted rightly, or with `wrong` in part wrongly, the same way in any batch."""
+        """Make the batch of these ranks, predicted correctly, or with `wrong` partly not; the same way in any batch."""
         device = self.context.world.device
         batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
-        labels, chosen = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
+        labels, predictions = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
         for row, rank in enumerate(ranks):
-            place = _rows(batch, row)
-            size = labels[place].numel()
-            own = label_of(rank, size, category_of(rank))
-            given = _partly_wrong(own, rank) if wrong else own
-            labels[place] = torch.tensor(own, device=device).view(labels[place].shape)
-            chosen[place] = torch.tensor(given, device=device).view(labels[place].shape)
+            rows = _find_rows(batch, row)
+            size = labels[rows].numel()
+            target_labels = choose_labels(rank, size, get_category(rank))
+            predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
+            labels[rows] = torch.tensor(target_labels, device=device).view(labels[rows].shape)
+            predictions[rows] = torch.tensor(predicted_labels, device=device).view(labels[rows].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
-            batch["category"] = torch.tensor([category_of(rank) for rank in ranks], dtype=torch.int64, device=device)
-        logits = torch.nn.functional.one_hot(chosen, self.num_classes).float() * _SURE
+            batch["category"] = torch.tensor([get_category(rank) for rank in ranks], dtype=torch.int64, device=device)
+        logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
         return SyntheticBatch(batch, logits.movedim(-1, self.axis))
 
     def _read(self, ranks: Sequence[int]) -> Batch:
-        """Training samples that lend their form; those of the rehearsal are at hand."""
-        rehearsal, job = self.context.dry_run, self.context.built.job
+        """Read the training samples that give the batch its form; those of the dry run are already read."""
+        dry_run, job = self.context.dry_run, self.context.built.job
         rows = [rank % self.num_samples for rank in ranks]
         if rows == list(range(self.num_samples)):
-            return rehearsal.batch
+            return dry_run.batch
         keys = step_keys(job, step=0)
         return read_batch(job, [keys[row] for row in rows], self.context.world.device)
 
 
-def maker_of(context: Context) -> PredictionMaker | None:
-    """A maker for this run; None where its task does not predict targets of the batch by `logits`."""
-    rehearsal, facts = context.dry_run, context.built.data.facts
-    logits, label = rehearsal.seen_outputs.get("logits"), rehearsal.batch.get("label")
+def build_prediction_maker(context: Context) -> PredictionMaker | None:
+    """Build the maker for this run; None if its task does not predict targets of the batch from `logits`."""
+    dry_run, facts = context.dry_run, context.built.data.facts
+    logits, label = dry_run.seen_outputs.get("logits"), dry_run.batch.get("label")
     if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
         return None
     axis = class_axis(logits, label)
-    if axis is None or logits.shape[axis] < 2 or not _is_by_sample(rehearsal.batch, label):
+    if axis is None or logits.shape[axis] < 2 or not _is_by_sample(dry_run.batch, label):
         return None
     num_classes = logits.shape[axis]
     table = parts_by_category(facts)
-    has_category = table is not None and "category" in rehearsal.batch
+    has_category = table is not None and "category" in dry_run.batch
     classes = tuple(number for number in range(num_classes) if number != facts.get("ignore_index"))
     choices = tuple(map(tuple, table)) if has_category and table is not None else (classes,)
     if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
         return None
     try:
-        context.built.job.task.predict(_StandIn(logits), rehearsal.batch)  # type: ignore[arg-type]
-    except Exception:  # noqa: BLE001 - a task that needs more than logits; what else it may be, `first-step` reports
+        context.built.job.task.predict(_StandIn(logits), dry_run.batch)  # type: ignore[arg-type]
+    except Exception:  # noqa: BLE001 - a task that needs more than logits; `first-step` reports other reasons
         return None
-    return PredictionMaker(context, rehearsal.num_samples, num_classes, axis - logits.ndim, choices, has_category)
+    return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
 
 
 def can_score(context: Context, meter: BoundMetric) -> bool:
-    """Whether all that a metric reads is in batches or follows from logits; further outputs of a model are not made."""
-    offered = {"logits", *context.dry_run.batch, *TaskMembers.predicts.get(context.built.job.task)}
-    return set(meter.update.names) <= offered - set(_THINNED)
+    """Return True if all that a metric reads is in batches or follows from logits; other outputs are not made."""
+    available = {"logits", *context.dry_run.batch, *TaskMembers.predicts.get(context.built.job.task)}
+    return set(meter.update.names) <= available - set(_THINNED)
 
 
 def score_metric(context: Context, meter: BoundMetric, sheets: Sequence[SyntheticBatch]) -> dict[str, float]:
-    """The numbers of a metric after these sheets, one batch after another.
+    """Compute the values of a metric after these batches, in their order.
 
     Raises whatever the metric or the task raises.
     """
@@ -145,18 +145,21 @@ def score_metric(context: Context, meter: BoundMetric, sheets: Sequence[Syntheti
 
 
 class MetricValues(NamedTuple):
-    """The numbers by the object that was updated, and by another with the same state; empty where that one fails."""
+    """Values computed by the updated object, and by a copy from the same state; empty if the copy fails."""
 
     used: dict[str, float]
     other: dict[str, float]
 
 
 def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricValues:
-    """What copies of a metric compute after these batches and their predictions. Raises whatever the metric raises."""
+    """Compute the values of copies of a metric after these batches and their predictions.
+
+    Raises whatever the metric raises.
+    """
     metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
-    highest = max(int(batch["sample_index"].max()) for batch, _ in batches)
+    max_index = max(int(batch["sample_index"].max()) for batch, _ in batches)
     device = batches[0][0]["sample_index"].device
-    state = {name: tensor.to(device) for name, tensor in make_state(metric, num_samples=highest + 1).items()}
+    state = {name: tensor.to(device) for name, tensor in make_state(metric, num_samples=max_index + 1).items()}
     with torch.no_grad():
         for batch, predictions in batches:
             metric.update(state, **meter.update.select(batch, predictions))
@@ -164,34 +167,34 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
     used = dict(metric.compute(reduced))
     try:
         return MetricValues(used, dict(other.compute(reduced)))
-    except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one, which its missing figures report
+    except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one; its missing values report that
         return MetricValues(used, {})
 
 
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
-    """Each sheet's batch and what the task makes of its logits. Raises whatever the task raises."""
+    """Return each batch with the task's predictions from its logits. Raises whatever the task raises."""
     task = context.built.job.task
-    return [(sheet.batch, task.predict(_StandIn(sheet.logits), sheet.batch)) for sheet in sheets]  # type: ignore[arg-type]
+    return [(item.batch, task.predict(_StandIn(item.logits), item.batch)) for item in sheets]  # type: ignore[arg-type]
 
 
 def name_of_metric(context: Context, meter: BoundMetric) -> tuple[str, str]:
-    """A metric's name and its place in the config."""
-    place = next(i for i, each in enumerate(context.built.selection_evaluator.metrics) if each is meter)
+    """Return a metric's name and its path in the config."""
+    index = next(index for index, metric in enumerate(context.built.selection_evaluator.metrics) if metric is meter)
     names = [component.name for component in context.config.metrics]
-    return (names[place] if place < len(names) else type(meter.metric).__name__), f"metrics.{place}"
+    return (names[index] if index < len(names) else type(meter.metric).__name__), f"metrics.{index}"
 
 
-def _partly_wrong(labels: list[int], rank: int) -> list[int]:
-    """None, a half, a half and a quarter of each four samples' targets are predicted as the sample's next class."""
+def _make_partly_wrong(labels: list[int], rank: int) -> list[int]:
+    """Replace labels by the sample's next class: none, half, half or a quarter of them, by `rank` modulo 4."""
     wrong = ((), (0, 3), (0, 2), (3,))[rank % 4]
     present = sorted(set(labels))
     others = present if len(present) > 1 else [present[0], max(present[0] - 1, 0) if present[0] else 1]
     following = dict(zip(others, [*others[1:], others[0]], strict=True))
-    return [following[label] if place % 4 in wrong else label for place, label in enumerate(labels)]
+    return [following[label] if index % 4 in wrong else label for index, label in enumerate(labels)]
 
 
-def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
-    """Where the targets of a sample stand."""
+def _find_rows(batch: Mapping[str, Any], row: int) -> slice | int:
+    """Return the rows of a sample's targets, or its row if it has a single target."""
     if len(batch["label"]) == len(batch["sample_index"]):
         return row
     start, end = batch["offsets"][row : row + 2].tolist()
@@ -199,9 +202,9 @@ def _rows(batch: Mapping[str, Any], row: int) -> slice | int:
 
 
 def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:
-    """Whether each sample's targets can be found; `broken-offsets` reports offsets that are not valid."""
+    """Return True if each sample's targets can be located; `broken-offsets` reports offsets that are not valid."""
     offsets, num_samples = batch.get("offsets"), len(batch["sample_index"])
     if label.ndim == 0 or len(label) == num_samples or not isinstance(offsets, Tensor):
         return label.ndim > 0 and len(label) == num_samples
-    is_whole = not offsets.is_floating_point() and offsets.shape == (num_samples + 1,)
-    return is_whole and bool((offsets.diff() > 0).all()) and int(offsets[-1]) == len(label)
+    is_valid = not offsets.is_floating_point() and offsets.shape == (num_samples + 1,)
+    return is_valid and bool((offsets.diff() > 0).all()) and int(offsets[-1]) == len(label)

@@ -1,4 +1,4 @@
-"""Scans of which an evaluation scores other points than the data set gives."""
+"""Scans of which an evaluation scores other points than the data set contains."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from sightline.doctor.core.sample_statistics import describe_sample, read_sample
 
 __all__ = ["unscored_points"]
 
-_MOST_SAMPLES = 2
+_MAX_SAMPLES = 2
 
 
 @check(
     "G16", "unscored-points", "preflight", causes=("eval.protocol", "data.sampling"), config_path="transforms.evaluate"
 )
 def unscored_points(context: Context) -> list[Finding]:
-    """Of range images every point of a scan is scored, by its own label, in the data set's order."""
-    found = (_of_part(context, each) for each in context.dry_evaluations if each.failure is None)
-    return [finding for finding in found if finding is not None]
+    """Evaluations of range images score every point of a scan, by its own label, in the data set's order."""
+    findings = (_finding_part(context, dry) for dry in context.dry_evaluations if dry.failure is None)
+    return [finding for finding in findings if finding is not None]
 
 
-def _of_part(context: Context, each: DryEvaluation) -> Finding | None:
-    offsets, target = each.predictions.get("cloud_offsets"), each.predictions.get("target")
-    if "range_image" not in each.batch or offsets is None or target is None:
+def _finding_part(context: Context, evaluation: DryEvaluation) -> Finding | None:
+    offsets, target = evaluation.predictions.get("cloud_offsets"), evaluation.predictions.get("target")
+    if "range_image" not in evaluation.batch or offsets is None or target is None:
         return None
-    keys = each.keys[:_MOST_SAMPLES]
+    keys = evaluation.keys[:_MAX_SAMPLES]
     scored = target.cpu().split(offsets.diff().tolist())
-    for key, sample, own in zip(keys, read_samples(each.part.dataset, keys), scored, strict=False):
+    for key, sample, scored_labels in zip(keys, read_samples(evaluation.part.dataset, keys), scored, strict=False):
         label = sample["label"].cpu()
-        num_wrong = abs(len(own) - len(label)) if len(own) != len(label) else int((own != label).sum())
+        num_wrong = (
+            abs(len(scored_labels) - len(label))
+            if len(scored_labels) != len(label)
+            else int((scored_labels != label).sum())
+        )
         if num_wrong:
             return unscored_points.finding(
                 context,
-                f"{len(own)} points are scored of a scan of {len(label)}"
-                + (", some by the labels of others" if len(own) == len(label) else ""),
-                split=each.part.split,
+                f"{len(scored_labels)} points are scored of a scan of {len(label)}"
+                + (", some by the labels of others" if len(scored_labels) == len(label) else ""),
+                split=evaluation.part.split,
                 sample=key.index,
-                measured=f"{num_wrong} points of {describe_sample(each.part.dataset, key.index)} not scored "
+                measured=f"{num_wrong} points of {describe_sample(evaluation.part.dataset, key.index)} not scored "
                 "by their label",
-                expected="every point once: figures over a part of them cannot be compared with published ones",
-                action="take what drops, repeats or reorders points out of transforms.evaluate",
+                expected="every point once: metrics over some of the points cannot be compared with published ones",
+                action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
                 evidence={"field": "target"},
             )
     return None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compare.convolution import Float64Convolutions
-from sightline.compare.formats import format_of
+from sightline.compare.formats import get_format
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.doctor.core.dry_run import NUM_SAMPLES, isolated_copy
@@ -305,7 +305,7 @@ def _perturb_batch(batch: Batch, seed: int) -> Batch:
     def perturb_tensor(path: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        perturbed = format_of(tensor.dtype).perturb(tensor.double(), generator, units=_PERTURBATION_UNITS)
+        perturbed = get_format(tensor.dtype).perturb(tensor.double(), generator, units=_PERTURBATION_UNITS)
         return perturbed.to(tensor.dtype)
 
     perturbed_batch: Batch = tree_map(batch, perturb_tensor)

@@ -56,7 +56,7 @@ def test_offsets_that_could_be_but_are_not(tmp_path: Path) -> None:
         return offsets + (torch.arange(len(offsets)) == 1).long() if len(offsets) > 2 else offsets
 
     finding = caught(make_rooms(tmp_path, spoiled(change)), "broken-offsets", "data.layout")
-    assert "points, alone it has" in finding.summary
+    assert "points, read alone it has" in finding.summary
     assert finding.where.sample is not None
 
 

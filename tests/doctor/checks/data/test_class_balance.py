@@ -101,7 +101,7 @@ def test_classes_that_no_part_shows_are_named(tmp_path: Path) -> None:
     """As a beam in a room without any: no fault, for nobody asks for it."""
     built = make_rooms(tmp_path, recoloured(3, 1))
     (finding,) = class_balance(Context(built, World()))
-    assert "train shows no 3 (chair); test shows no 3 (chair)" in finding.summary
+    assert "train has no 3 (chair); test has no 3 (chair)" in finding.summary
     assert [each for each in run_all(built, World()) if each.severity != "note"] == []
 
 

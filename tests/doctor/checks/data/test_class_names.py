@@ -40,7 +40,7 @@ def test_a_name_that_stands_twice(tmp_path: Path) -> None:
     finding = caught(
         make_rooms(tmp_path, named("floor", "wall", "ceiling", "wall")), "class-names", "data.label_mapping"
     )
-    assert "'wall' stands at 1, 3" in finding.measured
+    assert "'wall' is at the indices 1, 3" in finding.measured
 
 
 def test_parts_that_number_their_classes_differently(tmp_path: Path) -> None:
@@ -61,13 +61,13 @@ def test_names_in_another_order_than_the_labels(tmp_path: Path) -> None:
     """Both parts agree, and both are wrong: what is called ceiling lies below what is called floor."""
     finding = caught(make_rooms(tmp_path, named("ceiling", "wall", "floor", "chair")), "class-names",
                      "data.label_mapping", "warning")  # fmt: skip
-    assert "'ceiling' lies below the one called 'floor'" in finding.summary
+    assert "'ceiling' is below the one called 'floor'" in finding.summary
     assert "24 of 24 rooms, by 3 on average" in finding.measured
 
 
 def test_chairs_that_are_called_floor(tmp_path: Path) -> None:
     (finding, *_) = found(make_rooms(tmp_path, named("chair", "wall", "ceiling", "floor")))
-    assert "'chair' lies below the one called 'floor'" in finding.summary
+    assert "'chair' is below the one called 'floor'" in finding.summary
 
 
 def test_an_up_axis_that_is_another(tmp_path: Path) -> None:

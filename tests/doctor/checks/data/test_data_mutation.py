@@ -152,7 +152,7 @@ def test_a_transform_that_writes_into_views(tmp_path: Path) -> None:
 
 def test_a_counter(tmp_path: Path) -> None:
     finding = caught(with_data(make(tmp_path), Counting), "data-mutation", "data.item_mutation")
-    assert "though nothing stored does" in finding.summary
+    assert "although no stored array does" in finding.summary
     assert "data.duplicate_randomness" in finding.alternatives
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.doctor.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, inputs_of
+from sightline.doctor.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, sample_clouds
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
 from sightline.engine.build import TrainingSetup
@@ -235,8 +235,8 @@ def test_augmentation_does_not_hide_how_clouds_lie(tmp_path: Path) -> None:
 
 def test_without_clouds_what_is_declared_is_compared(tmp_path: Path) -> None:
     built = make(tmp_path)
-    ours = inputs_of(built.data.train, built.config)._replace(clouds=(), labels=(), sizes=())
-    other = inputs_of(built.data.test, built.config)
+    ours = sample_clouds(built.data.train, built.config)._replace(clouds=(), labels=(), sizes=())
+    other = sample_clouds(built.data.test, built.config)
     context = Context(built, World())
     assert compare_sets(ours, other, place=context.place) == []
     info: DataInfo = dataclasses.replace(other.info, facts={**other.info.facts, "up_axis": "x"})
@@ -276,7 +276,7 @@ def rooms_scaled(factor: float) -> Callable[[Any], Any]:
 def test_ragged_clouds_are_looked_at_one_by_one(tmp_path: Path) -> None:
     """Points and features of each cloud as it is, and no class where labels are of points."""
     built = make_rooms(tmp_path)
-    found = inputs_of(built.data.train, built.config)
+    found = sample_clouds(built.data.train, built.config)
     sizes = [len(built.data.train.dataset[SampleKey(index, 0, 0)]["points"]) for index in range(24)]
     assert sorted(len(cloud) for cloud in found.clouds) == sorted(sizes)
     assert {cloud.shape[1] for cloud in found.clouds} == {4}
@@ -285,7 +285,7 @@ def test_ragged_clouds_are_looked_at_one_by_one(tmp_path: Path) -> None:
 
 def test_clouds_with_parts_are_compared_within_their_category(tmp_path: Path) -> None:
     built = make_parts(tmp_path)
-    assert set(inputs_of(built.data.train, built.config).labels) == set(range(12))
+    assert set(sample_clouds(built.data.train, built.config).labels) == set(range(12))
     assert_healthy(built)
 
 

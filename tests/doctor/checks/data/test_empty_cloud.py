@@ -60,7 +60,7 @@ def test_a_crop_that_keeps_nothing(tmp_path: Path) -> None:
     """The stored cloud has points; the transform is named."""
     built = make_rooms(tmp_path, transforms=[NamedTransform("crop", Crop())])
     finding = caught(built, "empty-cloud", "data.sampling")
-    assert "equal neighbours at place" in finding.measured
+    assert "equal neighbours at index" in finding.measured
     assert "points before the transforms" in finding.measured
 
 

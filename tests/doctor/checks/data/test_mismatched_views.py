@@ -95,21 +95,21 @@ def test_rows_that_are_shuffled_in_the_batch(tmp_path: Path) -> None:
     finding = caught(with_data(built, lambda inner: inner, transforms), "mismatched-views", "data.pairing")
     assert "'other_points' of an object depends on what else is in its batch" in finding.summary
     # the first object's cloud, moved to the row before, stands in the last of the four rows that are read
-    assert "are those of row 3 of the batch, where the object stands in row 0" in finding.measured
+    assert "has the values of row 3 of the batch, although the object is in row 0" in finding.measured
 
 
 def test_a_generator_that_is_shared(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     transforms = [*transforms_of(built), NamedTransform("noise", _Shared())]
     (finding,) = found(with_data(built, lambda inner: inner, transforms))
-    assert "are other numbers" in finding.measured
+    assert "has other values" in finding.measured
     assert "data.duplicate_randomness" in finding.alternatives
 
 
 def test_the_next_object_as_a_partner(tmp_path: Path) -> None:
     (finding,) = found(with_partners(make_pairs(tmp_path), lambda index, size: (index + 1) % size))
     assert (finding.severity, finding.cause) == ("warning", "data.pairing")
-    assert "'other_points' do not belong to the objects" in finding.summary
+    assert "'other_points' does not show the objects" in finding.summary
     assert finding.evidence["field"] == "other_points"
     assert_complete(finding)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.misplaced_heatmap import misplaced_heatmap, width_of
+from sightline.doctor.checks.data.misplaced_heatmap import measure_widths, misplaced_heatmap
 from sightline.doctor.checks.data.misplaced_volume import misplaced_volume
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
@@ -99,7 +99,7 @@ def inverse_scale(placement: CubePlacement) -> CubePlacement:
 
 VOLUMES: dict[str, tuple[dict[str, Any], str, str]] = {
     "axes": ({"after": lambda v: v.transpose(-1, -3)}, "data.layout", "z, y, x"),
-    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "not varied"),
+    "not varied": ({"before": unvaried}, "data.augment_target_mismatch", "not augmented"),
     "inverse scale": ({"before": inverse_scale}, "data.augment_target_mismatch", "inverse"),
     "metres": ({"millimetres": 1e-3}, "data.normalisation", "metres"),
 }
@@ -204,7 +204,7 @@ def test_width_is_read_from_any_place_within_a_cell() -> None:
     joints = torch.rand(5, 3, 3, dtype=torch.float64) * 2 + 11
     for sigma in (1.2, 1.7, 2.0):
         maps = gaussian_heatmaps(joints, cells=24, sigma=sigma, dtype=torch.float64)
-        assert (width_of(maps) / sigma - 1).abs().max() < 0.01
+        assert (measure_widths(maps) / sigma - 1).abs().max() < 0.01
 
 
 # --- over seeds -------------------------------------------------------------------------------------------------------

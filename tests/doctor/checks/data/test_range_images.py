@@ -94,7 +94,7 @@ class TestProjectionCoverage:
             (None, {"fov_deg": (0.05, -0.44)}, "radians"),
             (None, {"fov_deg": (-3.0, -12.0)}, "above or below"),
             (None, {"fov_deg": (25.0, -45.0)}, "rows of the image are always empty"),
-            (None, {"azimuth_deg": (100.0, -100.0)}, "beside the image"),
+            (None, {"azimuth_deg": (100.0, -100.0)}, "left or right of the image"),
             (moved(lambda p: p[:, [0, 2, 1]]), {}, "above or below"),
             (moved(lambda p: p[:, [2, 1, 0]]), {}, "above or below"),
             (moved(lambda p: p * torch.tensor([1.0, 1.0, -1.0])), {}, "above or below"),

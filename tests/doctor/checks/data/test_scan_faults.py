@@ -91,7 +91,7 @@ def test_scans_of_one_class_are_counted(monkeypatch: pytest.MonkeyPatch) -> None
 
     (note,) = class_balance(Context(make_scans(monkeypatch, edit=edit), World()))
     assert note.severity == "note"
-    assert "4 of 11 samples of train show one class alone" in note.summary
+    assert "4 of 11 samples of train have a single class" in note.summary
 
 
 class _Joined(Edited):
@@ -131,4 +131,4 @@ def test_channels_that_a_transform_makes(monkeypatch: pytest.MonkeyPatch, stated
     monkeypatch.setattr(Project, "facts", {"in_channels": stated})
     found = channel_contract(Context(make_scans(monkeypatch), World()))
     assert [each.cause for each in found] == ([] if stated == 5 else ["cfg.contract"])
-    assert not found or "say in_channels 6, their images have 5" in found[0].summary
+    assert not found or "state in_channels 6, their images have 5" in found[0].summary

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.per_batch_metric import _sheets, per_batch_metric
-from sightline.doctor.checks.metric.synthetic_predictions import maker_of, score_metric
+from sightline.doctor.checks.metric.per_batch_metric import _make_batches, per_batch_metric
+from sightline.doctor.checks.metric.synthetic_predictions import build_prediction_maker, score_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
@@ -119,11 +119,11 @@ def test_both_figures_are_what_counting_gives(tmp_path: Path) -> None:
     built = make_rooms(tmp_path)
     context = Context(with_metric(built, MeanOfBatches(4)), World())
     (finding,) = per_batch_metric(context)
-    maker = maker_of(context)
+    maker = build_prediction_maker(context)
     assert maker is not None
     counts = built.selection_evaluator.metrics[0]
-    whole = score_metric(context, counts, _sheets(maker, [0, 1, 2, 3]))["miou"]
-    parts = [score_metric(context, counts, _sheets(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
+    whole = score_metric(context, counts, _make_batches(maker, [0, 1, 2, 3]))["miou"]
+    parts = [score_metric(context, counts, _make_batches(maker, ranks))["miou"] for ranks in ([0], [1, 2, 3])]
     assert finding.evidence["figures"]["miou"] == pytest.approx([whole, sum(parts) / 2], rel=1e-12)
     assert parts[0] == 1, "the first sample is answered rightly"
 

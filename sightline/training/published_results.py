@@ -158,7 +158,7 @@ def value_in_words(value: Any) -> str:
 
 
 def _table() -> Any:
-    return json.loads(resources.files("sightline.studies").joinpath("published.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("sightline.training").joinpath("published.json").read_text(encoding="utf-8"))
 
 
 # --- a run of ours --------------------------------------------------------------------------------------------------
