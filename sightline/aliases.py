@@ -1,7 +1,8 @@
 """Old names that plugins were written against: modules, names of modules, members and keywords.
 
 Plugins of an earlier version continue to work: `install` allows imports by old module paths, `old_names` looks up old
-names in a module, `renamed` keeps old members and keywords of a class, `renamed_keywords` old keywords of a function.
+names in a module, `keep_old_members` keeps old members and keywords of a class, `keep_old_keywords` those of a
+function.
 The package itself uses no old name.
 """
 
@@ -17,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["MODULES", "NAMES", "install", "old_names", "renamed", "renamed_keywords"]
+__all__ = ["MODULES", "NAMES", "install", "keep_old_keywords", "keep_old_members", "old_names"]
 
 T = TypeVar("T")
 
@@ -108,50 +109,52 @@ def old_names(module: str) -> Callable[[str], Any]:
 
 
 class _RenamedMember:
-    """A member under its old name: reads and writes reach the member itself."""
+    """A member of a class under its old name; subclasses that override it have both names (`keep_old_members`)."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, owner: type, name: str) -> None:
+        self._owner = owner
         self._name = name
 
     def __get__(self, instance: object, owner: type) -> Any:
-        return getattr(owner, self._name, self) if instance is None else getattr(instance, self._name)
+        if self._name in getattr(instance, "__dict__", ()):
+            return getattr(instance, self._name)
+        member = inspect.getattr_static(self._owner, self._name, self)  # of this class: `super()` asks for it, too
+        return member.__get__(instance, owner) if member is not self and hasattr(member, "__get__") else member
 
     def __set__(self, instance: object, value: object) -> None:
         setattr(instance, self._name, value)
 
 
-def renamed(**names: str) -> Callable[[T], T]:
-    """Decorate a class whose members had other names: `renamed(old="new")`.
+def keep_old_members(**names: str) -> Callable[[T], T]:
+    """Decorate a class whose members had other names: `keep_old_members(old="new")`.
 
     The old names can be read, set, overridden by subclasses, and given as keywords of the constructor.
     """
 
     def add(cls: Any) -> Any:
-        inherited = cls.__init_subclass__
-
         def adopt(subclass: Any, **keywords: Any) -> None:
-            inherited(**keywords)
+            super(cls, subclass).__init_subclass__(**keywords)
             for old, new in names.items():
-                if old in vars(subclass) and new not in vars(subclass):
-                    setattr(subclass, new, vars(subclass)[old])
-                    delattr(subclass, old)
+                for name, other in ((old, new), (new, old)):
+                    if name in vars(subclass) and other not in vars(subclass):
+                        setattr(subclass, other, vars(subclass)[name])
 
         is_tuple = issubclass(cls, tuple)
         constructor = cls.__new__ if is_tuple else cls.__init__
         keywords = {old: new for old, new in names.items() if new in inspect.signature(constructor).parameters}
         if keywords:
-            wrapped = renamed_keywords(**keywords)(constructor)
+            wrapped = keep_old_keywords(**keywords)(constructor)
             setattr(cls, "__new__" if is_tuple else "__init__", staticmethod(wrapped) if is_tuple else wrapped)
         cls.__init_subclass__ = classmethod(adopt)
         for old, new in names.items():
-            setattr(cls, old, _RenamedMember(new))
+            setattr(cls, old, _RenamedMember(cls, new))
         return cls
 
     return add
 
 
-def renamed_keywords(**names: str) -> Callable[[T], T]:
-    """Decorate a function whose parameters had other names: `renamed_keywords(old="new")`."""
+def keep_old_keywords(**names: str) -> Callable[[T], T]:
+    """Decorate a function whose parameters had other names: `keep_old_keywords(old="new")`."""
 
     def add(function: Any) -> Any:
         @functools.wraps(function)

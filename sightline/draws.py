@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.aliases import renamed
+from sightline.aliases import keep_old_members
 from sightline.types import SampleKey
 
 __all__ = ["Draws"]
@@ -19,7 +19,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-@renamed(of_step="shared_by_step")
+@keep_old_members(of_step="shared_by_step")
 class Draws:
     """Random streams, one independent one per sample, drawn for all samples of a batch at once.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 
-from sightline.aliases import old_names, renamed_keywords
+from sightline.aliases import keep_old_keywords, old_names
 
 __all__ = [
     "CheckpointError",
@@ -34,7 +34,7 @@ _SPACES = "\u00a0\u2009\u202f\u3000"
 """Characters that Python calls not printable, but that are harmless."""
 
 
-@renamed_keywords(most="max_length")
+@keep_old_keywords(most="max_length")
 def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
     """Format the type of an exception and at most `max_length` characters of its message, in one line."""
     message = " ".join(str(error).split())[:max_length]

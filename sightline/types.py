@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 
 __all__ = [
     "Batch",
@@ -177,7 +177,7 @@ class Dataset(Protocol):
     def __getitem__(self, key: SampleKey) -> Sample: ...
 
 
-@renamed(origin="source")
+@keep_old_members(origin="source")
 @dataclass(frozen=True, slots=True)
 class SourceLocation:
     """Source of a value: a line of a file, the command line, a default, or a fact of the data set."""
@@ -195,7 +195,7 @@ Value: TypeAlias = Any
 """Value of a config: bool, int, float, text, null, lists and mappings of these."""
 
 
-@renamed(at="value_at")
+@keep_old_members(at="value_at")
 @dataclass(frozen=True, slots=True)
 class LinearRamp:
     """Number that moves linearly from `start`, at a run's first step, to `end` after `epochs`, and stays there."""
@@ -212,7 +212,7 @@ class LinearRamp:
         return self.start + (self.end - self.start) * (step / num_steps)
 
 
-@renamed(where="location")
+@keep_old_members(where="location")
 @dataclass(frozen=True, slots=True)
 class ComponentConfig:
     """Component block: a registered name, its arguments, and the location of each of them.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 from sightline.geometry.boxes.overlaps import column_blocks, pairwise_ioa, promote_to_float32
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
 
@@ -18,7 +18,7 @@ _MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
 
 
-@renamed(num_claims="num_candidates")
+@keep_old_members(num_claims="num_candidates")
 class Assignment(NamedTuple):
     """Targets of the priors of an image.
 
@@ -52,7 +52,7 @@ class PriorPredictions(NamedTuple):
         return cls(*tensors)  # type: ignore[arg-type]
 
 
-@renamed(needs="needs_predictions", takes="prior_kinds")
+@keep_old_members(needs="needs_predictions", takes="prior_kinds")
 class Assigner(ABC):
     """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
 

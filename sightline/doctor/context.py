@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sightline.aliases import renamed, renamed_keywords
+from sightline.aliases import keep_old_keywords, keep_old_members
 from sightline.config import RunConfig
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.doctor.core.class_counts import ClassCounts, count_classes
@@ -50,7 +50,7 @@ _MAX_ASSIGNED = 64
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
-@renamed(rehearsal="dry_run")
+@keep_old_members(rehearsal="dry_run")
 @dataclass(frozen=True)
 class Context:
     """Model, data and cached measurements that a check may read, but not change: it must copy what it modifies.
@@ -303,7 +303,7 @@ CHECKS: dict[str, Check] = {}
 """Registered checks of all imported modules, by code."""
 
 
-@renamed_keywords(at="config_path")
+@keep_old_keywords(at="config_path")
 def check(
     guard: str,
     code: str,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline import registry
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.references import CentreOfMass
 from sightline.data.files.depth_files import SizePx, read_depth
@@ -21,7 +21,7 @@ __all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "load_camera"]
 DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 
 
-@renamed(follows="tracks_previous")
+@keep_old_members(follows="tracks_previous")
 @dataclass(frozen=True)
 class DepthFrameOptions:
     """Options for reading depth images, and for the reference point of the figure in them.

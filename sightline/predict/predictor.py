@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from sightline import registry
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 from sightline.config.key_values import read_key_values
 from sightline.data.loading.batch_reader import NamedTransform
 from sightline.engine.run_loading import TrainedRun
@@ -98,7 +98,7 @@ class CommandLine(NamedTuple):
     plugins: Sequence[Path] = ()
 
 
-@renamed(kind_of="batch_key", size_of="sample_size")
+@keep_old_members(kind_of="batch_key", size_of="sample_size")
 class Predictor(Generic[PredictionT]):
     """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
 

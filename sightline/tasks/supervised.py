@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sightline.aliases import renamed
+from sightline.aliases import keep_old_members
 from sightline.binding import AvailableKeys, BoundFunction, bind
 from sightline.losses.base import Loss, cast_forward
 from sightline.types import Batch
@@ -22,7 +22,7 @@ class AllReduce(Protocol):
     def all_reduce_sum(self, tensors: Mapping[str, Tensor], *, operation: str = ...) -> dict[str, Tensor]: ...
 
 
-@renamed(
+@keep_old_members(
     assess="losses_and_predictions",
     gauges="step_metrics",
     interpret="postprocess",

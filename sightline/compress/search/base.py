@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple, TypeAlias
 
 from annotated_types import Ge, Le
 
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 from sightline.compress.policy import Policy
 from sightline.compress.search.evaluations import EvaluationCache
 from sightline.compress.search.problem import Problem
@@ -88,7 +88,7 @@ class PolicyEvaluator:
         return max(0, self.at_most - self.reserve - self.num_asked)
 
 
-@renamed(at_most="max_num_evaluations", fills="fills_budget")
+@keep_old_members(at_most="max_num_evaluations", fills="fills_budget")
 class Search(ABC):
     """Search method: finds a policy within a problem's budget. The same arguments give the same policy.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from torch import Tensor
 
-from sightline.aliases import renamed
+from sightline.aliases import keep_old_members
 from sightline.compress.cost import LayerCost
 from sightline.compress.policy import FP32, Policy, WeightFormat, lower_to_budget
 from sightline.errors import ConfigError
@@ -29,7 +29,7 @@ class Curvature(NamedTuple):
     error_of: Callable[[str, WeightFormat], float]
 
 
-@renamed(enforced="lower_to_budget", free="searched_layers")
+@keep_old_members(enforced="lower_to_budget", free="searched_layers")
 @dataclass(frozen=True)
 class Problem:
     """Search problem: formats of layers (`choices`, fewest bits first) within `budget_bytes` by `bytes_of(policy)`.

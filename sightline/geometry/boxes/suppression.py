@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.aliases import old_names, renamed
+from sightline.aliases import keep_old_members, old_names
 from sightline.arguments import PositiveFloat, Probability
 from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_kernel
 from sightline.geometry.boxes.overlaps import iou
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-@renamed(places="indices")
+@keep_old_members(places="indices")
 class SuppressionResult(NamedTuple):
     """Kept detections: `indices` (K,) int64 into the input, and their `scores` (K,), in falling order."""
 

@@ -50,7 +50,7 @@ class KNNVote:
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.window % 2 == 0:
-            raise ValueError(f"search {self.window}: the window needs a middle pixel; take an odd number")
+            raise ValueError(f"window {self.window}: it needs a middle pixel; take an odd number")
         if not 1 <= self.num_neighbours <= self.window**2:
             raise ValueError(
                 f"num_neighbours {self.num_neighbours}: a window of {self.window} x {self.window} has 1 to "

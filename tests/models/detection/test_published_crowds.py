@@ -86,7 +86,7 @@ def test_converted_weights_of_crowddet_see_red_green_blue(shared: Path) -> None:
     assert std.flatten().tolist() == pytest.approx([255 * each for each in (0.225, 0.224, 0.229)])
     image = nn.functional.pad((golden.tensor("in.image") - mean) / std, (0, 32)).flip(1)
     with torch.no_grad():
-        theirs_of(golden, model.backbone.maps(image)[0], "eval.tap.C5.0")
+        theirs_of(golden, model.backbone.forward_features(image)[0], "eval.tap.C5.0")
 
 
 # --- NuayHL and YOLOX ------------------------------------------------------------------------------------------------
