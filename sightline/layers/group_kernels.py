@@ -1,6 +1,6 @@
 """CPU kernels of MLPs over groups of points.
 
-Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `of_points` (B, N, C) is
+Group m of a cloud has the members `index` (B, M, K); its member j carries u_j + v_m, where `point_terms` (B, N, C) is
 u and `of_centres` (B, M, C) is v. All tensors are float32 or float64, on the CPU. A cloud is one row of work, and
 sums over the batch are added cloud by cloud: the bits do not depend on the number of threads.
 """
@@ -26,22 +26,22 @@ __all__ = [
 ]
 
 
-def group_sums(of_points: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
+def group_sums(point_terms: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the sums of u_j + v_m - origin and of its square over all members of all groups.
 
     (C,) and (C,), float64.
     """
-    sums = np.zeros((2, len(index), of_points.shape[-1]))
-    run_parallel(_add_up_groups, len(index), *_arrays(of_points, of_centres, index, origin), sums)
+    sums = np.zeros((2, len(index), point_terms.shape[-1]))
+    run_parallel(_add_up_groups, len(index), *_arrays(point_terms, of_centres, index, origin), sums)
     total, total_of_squares = torch.from_numpy(sums.sum(axis=1))
     return total, total_of_squares
 
 
-def add_and_rectify(of_points: Tensor, of_centres: Tensor, index: Tensor, *, negative_slope: float = 0.0) -> Tensor:
+def add_and_rectify(point_terms: Tensor, of_centres: Tensor, index: Tensor, *, negative_slope: float = 0.0) -> Tensor:
     """Compute the leaky ReLU of u_j + v_m of every member: (B, M, K, C). NaN stays NaN."""
-    result = of_points.new_empty((*index.shape, of_points.shape[-1]))
+    result = point_terms.new_empty((*index.shape, point_terms.shape[-1]))
     leak = result.numpy().dtype.type(negative_slope)
-    run_parallel(_add_and_rectify, len(index), leak, *_arrays(of_points, of_centres, index), result.numpy())
+    run_parallel(_add_and_rectify, len(index), leak, *_arrays(point_terms, of_centres, index), result.numpy())
     return result
 
 
@@ -62,17 +62,17 @@ class GroupGradients(NamedTuple):
 def group_gradients(
     gradient: Tensor,
     rectified: Tensor,
-    of_points: Tensor,
+    point_terms: Tensor,
     of_centres: Tensor,
     index: Tensor,
     *,
     negative_slope: float = 0.0,
 ) -> GroupGradients:
     """Backward of `add_and_rectify`: `gradient` and `rectified`, its result, are (B, M, K, C)."""
-    to_points, to_centres = torch.empty_like(of_points), torch.empty_like(of_centres)
-    centre_sums, point_sums = torch.empty_like(of_points), torch.empty_like(of_centres)
-    degree = of_points.new_empty((*of_points.shape[:2], 1))
-    inputs = _arrays(gradient, rectified, of_points, of_centres, index)
+    to_points, to_centres = torch.empty_like(point_terms), torch.empty_like(of_centres)
+    centre_sums, point_sums = torch.empty_like(point_terms), torch.empty_like(of_centres)
+    degree = point_terms.new_empty((*point_terms.shape[:2], 1))
+    inputs = _arrays(gradient, rectified, point_terms, of_centres, index)
     outputs = (array.numpy() for array in (to_points, to_centres, degree, centre_sums, point_sums))
     leak = to_points.numpy().dtype.type(negative_slope)
     run_parallel(_spread_groups, len(index), leak, *inputs, *outputs)
@@ -122,12 +122,12 @@ def _arrays(*tensors: Tensor) -> list[np.ndarray]:
 
 
 @numba_kernel
-def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # type: ignore[no-untyped-def]
+def _add_up_groups(first, last, point_terms, of_centres, index, origin, sums):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
-    width = of_points.shape[2]
-    moved = np.empty(width, of_points.dtype)
-    total = np.empty(width, of_points.dtype)
-    squares = np.empty(width, of_points.dtype)
+    width = point_terms.shape[2]
+    moved = np.empty(width, point_terms.dtype)
+    total = np.empty(width, point_terms.dtype)
+    squares = np.empty(width, point_terms.dtype)
     for sample in range(first, last):
         for group in range(num_groups):
             centre = of_centres[sample, group]
@@ -136,7 +136,7 @@ def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # 
                 total[channel] = 0
                 squares[channel] = 0
             for member in range(num_members):
-                point = of_points[sample, index[sample, group, member]]
+                point = point_terms[sample, index[sample, group, member]]
                 for channel in range(width):
                     value = point[channel] + moved[channel]
                     total[channel] += value
@@ -147,16 +147,16 @@ def _add_up_groups(first, last, of_points, of_centres, index, origin, sums):  # 
 
 
 @numba_kernel
-def _add_and_rectify(first, last, leak, of_points, of_centres, index, result):  # type: ignore[no-untyped-def]
+def _add_and_rectify(first, last, leak, point_terms, of_centres, index, result):  # type: ignore[no-untyped-def]
     num_groups, num_members = index.shape[1], index.shape[2]
-    width = of_points.shape[2]
-    zero = of_points.dtype.type(0)
+    width = point_terms.shape[2]
+    zero = point_terms.dtype.type(0)
     is_leaky = leak != 0  # minus infinity times a slope of zero would be no number
     for sample in range(first, last):
         for group in range(num_groups):
             centre = of_centres[sample, group]
             for member in range(num_members):
-                point = of_points[sample, index[sample, group, member]]
+                point = point_terms[sample, index[sample, group, member]]
                 row = result[sample, group, member]
                 for channel in range(width):
                     value = point[channel] + centre[channel]
@@ -171,7 +171,7 @@ def _spread_groups(  # type: ignore[no-untyped-def]
     leak,
     gradient,
     rectified,
-    of_points,
+    point_terms,
     of_centres,
     index,
     to_points,
@@ -181,9 +181,9 @@ def _spread_groups(  # type: ignore[no-untyped-def]
     point_sums,
 ):
     num_groups, num_members = index.shape[1], index.shape[2]
-    width = of_points.shape[2]
-    own_gradient = np.empty(width, of_points.dtype)
-    own_sums = np.empty(width, of_points.dtype)
+    width = point_terms.shape[2]
+    own_gradient = np.empty(width, point_terms.dtype)
+    own_sums = np.empty(width, point_terms.dtype)
     for sample in range(first, last):
         to_points[sample] = 0
         centre_sums[sample] = 0
@@ -195,7 +195,7 @@ def _spread_groups(  # type: ignore[no-untyped-def]
             for member in range(num_members):
                 index_of_point = index[sample, group, member]
                 degree[sample, index_of_point, 0] += 1
-                point = of_points[sample, index_of_point]
+                point = point_terms[sample, index_of_point]
                 to_point = to_points[sample, index_of_point]
                 received_there = centre_sums[sample, index_of_point]
                 incoming = gradient[sample, group, member]

@@ -426,7 +426,7 @@ BUGS = {
         "rounding-gradient",
         "loss.detached",
         _forward(
-            Codebook, lambda self, c: self.as_stored(c).detach().flatten()[self._places()].view(self.labels.shape)
+            Codebook, lambda self, c: self.as_stored(c).detach().flatten()[self._flat_codes()].view(self.labels.shape)
         ),
     ),
     "a mean over no members": Bug(

@@ -20,7 +20,7 @@ from sightline.tasks.contrast import Contrast
 class Deaf(Contrast):
     """Says that it gathers and does not."""
 
-    def _everyone(self, own, world):  # type: ignore[no-untyped-def]
+    def _gather_rows(self, own, world):  # type: ignore[no-untyped-def]
         return {name: rows.detach() for name, rows in own.items()}, 0
 
 

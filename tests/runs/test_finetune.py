@@ -287,7 +287,7 @@ def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path,
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--fractions", "0.5,0.1"], "--fractions 0.5,0.1: give shares"),
+        (["--fractions", "0.5,0.1"], "--fractions 0.5,0.1: give fractions"),
         (["--fractions", "a"], "--fractions a: give numbers"),
         (["--seeds", "1,2,3"], "--seeds 1,2,3: give one whole number from 1, or one for each of 2 fractions"),
         (["--epochs", "0"], "--epochs 0"),

@@ -167,7 +167,7 @@ class _Boxed:
 
 
 def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
-    with pytest.raises(ConfigError, match="'resize_image' moves pixels and would leave 'boxes' of the data set"):
+    with pytest.raises(ConfigError, match="'resize_image' moves pixels but not 'boxes' of the data set"):
         BatchReader(_Boxed(), [NamedTransform("resize_image", ResizeImage(size_px=32))])
     batch = BatchReader(_Boxed(), [NamedTransform("flip_image", FlipImage(probability=1.0))])([SampleKey(0, 0, 0)])
     assert batch["boxes"].tolist() == [[WIDTH - 50, 10, WIDTH - 20, 30]]

@@ -16,7 +16,12 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
     """As if a run of 14 steps were long, and every loss at chance: one warning, and the exit code stays 0."""
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
     config.write_text(CONFIG)
-    for name, value in (("_FEWEST_STEPS", 1), ("_FEWEST_SLOW_STEPS", 1), ("_NEAR", -1.0), ("_FALL", 1e9)):
+    for name, value in (
+        ("_MIN_STEPS", 1),
+        ("_MIN_SLOW_STEPS", 1),
+        ("_MAX_SHARE_OF_CHANCE", -1.0),
+        ("_MIN_DECREASE", 1e9),
+    ):
         monkeypatch.setattr(loss_at_chance, name, value)
     done = run_here("train", config, "--out", run, "--device", "cpu")
     assert done.code == 0, done.err
@@ -41,7 +46,12 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
     done = run_here("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
     assert done.code == 0
     assert "at chance" not in done.err
-    for name, value in (("_FEWEST_STEPS", 1), ("_FEWEST_SLOW_STEPS", 1), ("_NEAR", -1.0), ("_FALL", 1e9)):
+    for name, value in (
+        ("_MIN_STEPS", 1),
+        ("_MIN_SLOW_STEPS", 1),
+        ("_MAX_SHARE_OF_CHANCE", -1.0),
+        ("_MIN_DECREASE", 1e9),
+    ):
         monkeypatch.setattr(loss_at_chance, name, value)
     done = run_here("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
     assert done.code == 0

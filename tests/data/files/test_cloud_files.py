@@ -324,7 +324,7 @@ def test_an_hdf5_file_with_a_damaged_name(tmp_path: Path, name: bytes) -> None:
 def test_an_hdf5_file_of_text(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["points"] = "hello"
-    refused(tmp_path / "a.h5", "no array of numbers")
+    refused(tmp_path / "a.h5", "not an array of numbers")
 
 
 @settings(max_examples=60, deadline=None)

@@ -78,7 +78,7 @@ def test_files_of_msra_that_are_not_whole(tmp_path: Path, size: tuple[int, int] 
         whole[:20]: r"has 20 bytes, the header alone has 24",
         whole[:-1]: r"has 47 bytes, its window of 3 x 2 asks for 48",
         whole + b"\0\0\0\0": r"has 52 bytes, its window of 3 x 2 asks for 48",
-        struct.pack("<6i", 3, 2, 1, 0, 4, 2) + whole[24:]: r"byte 8: the window from 1, 0 to 4, 2 does not lie in",
+        struct.pack("<6i", 3, 2, 1, 0, 4, 2) + whole[24:]: r"byte 8: the window from 1, 0 to 4, 2 is not within",
         struct.pack("<6i", -3, 2, 0, 0, 3, 2) + whole[24:]: r"byte 0: the image is -3 x 2",
         whole[:28] + struct.pack("<f", np.nan) + whole[32:]: r"the depth at byte 28 is nan",
         whole[:44] + struct.pack("<f", -5.0): r"the depth at byte 44 is -5.0",

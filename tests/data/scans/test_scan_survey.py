@@ -112,7 +112,7 @@ def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.Capt
     assert "proposed: sensor: {fov_deg: [" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="colums"):
         data.info("scan_folder", ("colums=[x, y, z]",), source=ahead, plugins=(), json=None)
-    with pytest.raises(Exception, match="--from PATH names"):
+    with pytest.raises(Exception, match="options need --from PATH"):
         data.info("scan_folder", ("columns=[x, y, z]",), plugins=(), json=None)
 
 
