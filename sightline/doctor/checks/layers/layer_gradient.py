@@ -30,13 +30,13 @@ def _contains(row: OracleResult, other: OracleResult) -> bool:
 
 def _finding_gradient(context: Context, row: OracleResult, containers: list[str]) -> Finding:
     causes = ("loss.detached", "loss.inplace", "loss.form") if row.is_loss else ("model.numerics", "loss.inplace")
-    is_first_derivative = row.gradient_error is not None and not row.gradient_error <= row.tolerance
-    suffix = "" if is_first_derivative else " (of the second derivative)"
+    is_gradient = row.gradient_error is not None and not row.gradient_error <= row.tolerance
+    suffix = "" if is_gradient else " (of the second derivative)"
     return layer_gradient.finding(
         result_location(context, row),
         f"the gradient of '{row.weakest}' in '{row.place}' is not the derivative of what it computes{suffix}",
         causes=causes,
-        measured=f"{row.kind}: off by {row.gradient_error if is_first_derivative else row.second:.3g} of its size, in float64",
+        measured=f"{row.kind}: off by {row.gradient_error if is_gradient else row.second:.3g} of its size, in float64",
         expected=f"at most {row.tolerance:g}; correct gradients are a factor of ten below",
         action="look for a custom backward, for .data, detach() and no_grad, and for in-place edits; an intended "
         "surrogate gradient is declared by @sightline.surrogate_gradient or surrogate_gradient = True",
