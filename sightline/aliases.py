@@ -118,8 +118,10 @@ class _RenamedMember:
     def __get__(self, instance: object, owner: type) -> Any:
         if self._name in getattr(instance, "__dict__", ()):
             return getattr(instance, self._name)
-        member = inspect.getattr_static(self._owner, self._name, self)  # of this class: `super()` asks for it, too
-        return member.__get__(instance, owner) if member is not self and hasattr(member, "__get__") else member
+        if instance is None and not hasattr(self._owner, self._name):
+            return self  # annotated alone
+        member = inspect.getattr_static(self._owner, self._name)  # of this class: `super()` asks for it, too
+        return member.__get__(instance, owner) if hasattr(member, "__get__") else member
 
     def __set__(self, instance: object, value: object) -> None:
         setattr(instance, self._name, value)
@@ -147,7 +149,8 @@ def keep_old_members(**names: str) -> Callable[[T], T]:
             setattr(cls, "__new__" if is_tuple else "__init__", staticmethod(wrapped) if is_tuple else wrapped)
         cls.__init_subclass__ = classmethod(adopt)
         for old, new in names.items():
-            setattr(cls, old, _RenamedMember(cls, new))
+            if hasattr(cls, new) or new in inspect.get_annotations(cls):
+                setattr(cls, old, _RenamedMember(cls, new))
         return cls
 
     return add

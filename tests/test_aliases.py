@@ -12,7 +12,7 @@ from sightline.aliases import keep_old_keywords, keep_old_members, old_names
 T = TypeVar("T")
 
 
-@keep_old_members(speak="say", loud="is_loud")
+@keep_old_members(speak="say", loud="is_loud", smell="scent")
 class Animal(Generic[T]):
     is_loud = False
 
@@ -54,6 +54,17 @@ def test_an_old_name_is_read_set_and_given() -> None:
     kept: Any = Kept(places=[1], scores=[0.5])
     assert kept.places == kept.indices == [1]
     assert kept == Kept([1], [0.5])
+
+
+def test_an_old_name_of_an_optional_member_is_there_where_a_subclass_defines_it() -> None:
+    class Skunk(Animal[int]):
+        def smell(self) -> str:
+            return "bad"
+
+    assert not hasattr(Animal(), "smell")
+    assert not hasattr(Animal(), "scent")
+    skunk: Any = Skunk()
+    assert skunk.scent() == skunk.smell() == "bad"
 
 
 def test_a_subclass_of_a_subclass_may_override_the_new_name() -> None:
