@@ -146,7 +146,7 @@ class OptimizerSpec:
             num_tensors=len(parameters),
             num_elements=sum(parameter.numel() for _, parameter in parameters),
             lr=self._learning_rate(parameters[0][0], layers),
-            weight_decay=self.arguments["weight_decay"],
+            weight_decay=self._weight_decay,
             num_decayed=sum(parameter.numel() for name, parameter in parameters if decays.get(name)),
             frozen=frozen,
         )
@@ -159,13 +159,18 @@ class OptimizerSpec:
         by_depth = next((factor for module, factor in layers.items() if is_in_module(parameter_name, module)), 1.0)
         return self.arguments["lr"] * by_depth * (factors[-1] if factors else 1.0)
 
+    @property
+    def _weight_decay(self) -> float:
+        """The weight decay of all that is decayed; 0 for an optimiser of torch that has none."""
+        return self.arguments.get("weight_decay", 0.0)
+
     def _weight_decays(self, model: nn.Module) -> dict[str, float]:
         """Return the weight decay of each parameter of the model; those of losses have none."""
         centres = {
             id(numbers) for quantiser, numbers in quantised_weights(model).values() if isinstance(quantiser, Codebook)
         }
         return {
-            name: self.arguments["weight_decay"]
+            name: self._weight_decay
             if id(parameter) not in centres and (self.decay == "all" or parameter.ndim > 1)
             else 0.0
             for name, parameter in model.named_parameters()

@@ -302,3 +302,14 @@ def _expanded() -> nn.Module:
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(1, 4).expand(6, 4))
     return model
+
+
+def test_an_optimiser_of_ones_own_needs_no_weight_decay() -> None:
+    model = nn.Linear(2, 1)
+    spec = OptimizerSpec(torch.optim.Rprop, {"lr": 0.5}, decay="all", groups=(), frozen=())
+    optimizer = spec.build(model)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0]
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert torch.equal(model.weight.detach(), before - 0.5)  # Rprop's first step is `lr` against the gradient's sign
