@@ -21,7 +21,7 @@ from typing import Any
 
 __all__ = ["break_off", "digests"]
 
-LEFT_OUT = ("seconds", "torch", "environment", "host", "started", "finished")
+LEFT_OUT = ("ms", "overhead seconds", "seconds", "torch", "environment", "host", "started", "finished")
 """Keys of JSON that hold times and facts of the host; besides them, every key that begins with `time_s`."""
 TEXTS = (
     "class_name",
