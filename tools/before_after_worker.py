@@ -21,8 +21,8 @@ from typing import Any
 
 __all__ = ["break_off", "digests"]
 
-LEFT_OUT = ("ms", "overhead seconds", "seconds", "torch", "environment", "host", "started", "finished")
-"""Keys of JSON that hold times and facts of the host; besides them, every key that begins with `time_s`."""
+LEFT_OUT = ("ms", "torch", "environment", "host", "started", "finished")
+"""Keys of JSON that hold times and facts of the host; besides them, keys that begin with `time_s` or end with `seconds`."""
 TEXTS = (
     "class_name",
     "summary",
@@ -137,10 +137,14 @@ def _numbers(value: object, texts: list[Any]) -> object:
         return [_numbers(item, texts) for item in value]
     if not isinstance(value, dict):
         return value
-    kept = {key: item for key, item in value.items() if not key.startswith("time_s") and key not in LEFT_OUT}
+    kept = {key: item for key, item in value.items() if not _is_left_out(key)}
     prose = {key: item for key, item in kept.items() if key in TEXTS and _is_prose(item)}
     texts += [prose] if prose else []
     return {key: _numbers(item, texts) for key, item in kept.items() if key not in prose}
+
+
+def _is_left_out(key: str) -> bool:
+    return key in LEFT_OUT or key.startswith("time_s") or key.endswith("seconds")
 
 
 def _is_prose(value: object) -> bool:
