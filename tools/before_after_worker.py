@@ -22,7 +22,7 @@ from typing import Any
 __all__ = ["break_off", "digests"]
 
 LEFT_OUT = ("ms", "torch", "environment", "host", "started", "finished")
-"""Keys of JSON that hold times and facts of the host; besides them, keys that begin with `time_s` or end with `seconds`."""
+"""Keys of JSON that hold times and facts of the host; so are those that begin with `time_s` or end with `seconds`."""
 TEXTS = (
     "class_name",
     "summary",
