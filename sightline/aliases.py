@@ -2,8 +2,7 @@
 
 Plugins of an earlier version continue to work: `install` allows imports by old module paths, `old_names` looks up old
 names in a module, `keep_old_members` keeps old members and keywords of a class, `keep_old_keywords` those of a
-function.
-The package itself uses no old name.
+function. The package itself uses no old name.
 """
 
 from __future__ import annotations
@@ -162,6 +161,8 @@ def keep_old_keywords(**names: str) -> Callable[[T], T]:
     def add(function: Any) -> Any:
         @functools.wraps(function)
         def call(*values: Any, **keywords: Any) -> Any:
+            if twice := [f"{old} and {new}" for old, new in names.items() if {old, new} <= keywords.keys()]:
+                raise TypeError(f"{function.__qualname__}: {twice[0]} are one argument; give it once")
             return function(*values, **{names.get(name, name): value for name, value in keywords.items()})
 
         call.__dict__["old_keywords"] = frozenset(names)
