@@ -32,14 +32,14 @@ from tests.runs.broken_off import Forked, run_forked, wait_for
 WAITING = """
 import sys, time
 from sightline.engine.distributed import start_world
-from sightline.probe.final import learnt_by_first
+from sightline.probe.final import fit_on_rank_zero
 
 def learn():
     time.sleep(7)
     return "the figure"
 
 with start_world(device="cpu", timeout_s=2.0) as world:
-    assert learnt_by_first(world, learn, timeout_s=2.0) == "the figure"
+    assert fit_on_rank_zero(world, learn, timeout_s=2.0) == "the figure"
 """
 
 

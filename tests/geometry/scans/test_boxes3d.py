@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,15 @@ def test_points_behind_the_camera_have_no_pixel() -> None:
     pixels = calibration.to_image(np.array([[1.0, 2.0, 10.0], [1.0, 2.0, -10.0], [1.0, 2.0, 0.0]]))
     assert pixels[0].tolist() == [60.0, 60.0]
     assert np.isnan(pixels[1:]).all()
+
+
+@pytest.mark.parametrize("bits", [0x7F80_0001, 0x7FC0_0000, 0x7F80_0000], ids=["signalling", "quiet", "infinite"])
+def test_points_that_are_not_finite_stay_so_without_a_warning(bits: int) -> None:
+    calibration = Calibration(np.eye(4), np.eye(3, 4))
+    points = np.ones((2, 3), dtype=np.float32)
+    points.view(np.uint32)[1, 0] = bits
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for transformed in (calibration.to_camera(points), calibration.to_velodyne(points)):
+            assert not np.isfinite(transformed[1]).all()
+            assert np.array_equal(transformed[0], [1.0, 1.0, 1.0])
