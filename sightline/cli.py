@@ -312,6 +312,7 @@ def view(
 
 @app.command()
 def bench(
+    context: typer.Context,
     suites: Annotated[
         list[str] | None,
         typer.Argument(metavar="[SUITE]...", help="geometry, models, data, metrics, train, compress or all [all]"),
@@ -355,6 +356,7 @@ def bench(
 
     return verb.bench(
         verb.BenchOptions(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
+        home=context.obj or "sightline.bench",
     )
 
 

@@ -1,4 +1,4 @@
-"""Comparison rules of results: exact, up to equal distances, or within a tolerance."""
+"""Comparison rules of neighbours and of farthest points."""
 
 from __future__ import annotations
 
@@ -6,26 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline.bench.case import Comparator
-
-__all__ = ["allclose", "equal", "farthest_each_time", "same_neighbours"]
-
 ROUNDINGS = 10 * 2.0**-24
 """Relative rounding of two compared squared distances of three channels in float32: five roundings each."""
-
-
-def equal(inputs: Any, expected: Tensor, actual: Tensor) -> str | None:
-    """Compare two tensors exactly; return a description of the differences, or None."""
-    if expected.shape != actual.shape:
-        return f"shape {tuple(actual.shape)}, the baseline's is {tuple(expected.shape)}"
-    differs = expected != actual
-    if not differs.any():
-        return None
-    index = tuple(differs.nonzero()[0].tolist())
-    return (
-        f"{int(differs.sum())} of {actual.numel()} entries differ, first {index}: {actual[index]}, not "
-        f"{expected[index]}"
-    )
 
 
 def same_neighbours(inputs: dict[str, Any], expected: Tensor, found: Tensor) -> str | None:
@@ -71,27 +53,3 @@ def farthest_each_time(inputs: dict[str, Any], expected: Tensor, found: Tensor) 
                 return f"cloud {cloud}, place {position}: point {index} is not the farthest from those before it"
             nearest = nearest.minimum((channels - channels[:, index, None]).square().sum(dim=0))
     return None
-
-
-def allclose(tolerance: float) -> Comparator:
-    """Make a rule: no error in a tensor, or a mapping of tensors, exceeds `tolerance` times its largest value."""
-
-    def rule(inputs: Any, expected: Any, actual: Any) -> str | None:
-        if not isinstance(expected, dict):
-            expected, actual = {"answer": expected}, {"answer": actual}
-        if expected.keys() != actual.keys():
-            return f"it gives {sorted(actual)}, the baseline {sorted(expected)}"
-        for name, expected_tensor in expected.items():
-            actual_tensor = actual[name]
-            if expected_tensor.shape != actual_tensor.shape:
-                return f"{name}: shape {tuple(actual_tensor.shape)}, the baseline's is {tuple(expected_tensor.shape)}"
-            error = float((actual_tensor.double() - expected_tensor.double()).abs().max())
-            scale = float(expected_tensor.double().abs().max())
-            if not error <= tolerance * scale:
-                return (
-                    f"{name}: off by {error:.2e} where the largest number is {scale:.2e}; "
-                    f"allowed is {tolerance:g} of it"
-                )
-        return None
-
-    return rule

@@ -16,8 +16,7 @@ from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.ota import OTA
 from sightline.assigners.simota import SimOTA
-from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import BenchmarkCase, Implementation, implementation
+from sightline.bench.case import BenchmarkCase, Implementation, allclose, equal, implementation
 from sightline.geometry.boxes.box_coder import encode_distances
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou, pairwise_iou
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points

@@ -9,8 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, implementation
+from sightline.bench.case import BenchmarkCase, allclose, implementation
 from sightline.metrics.base import State
 from sightline.metrics.crowd_ap import CrowdAp
 

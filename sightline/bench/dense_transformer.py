@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run, allclose
 from sightline.bench.models import same_numbers
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer_dense import DensePointTransformer

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, Implementation, Run, implementation
+from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose, implementation
 from sightline.config import read_config
 from sightline.data.boxes.yolo_txt import YoloTxt
 from sightline.engine.build import build

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sightline import geometry
 from sightline.bench import boxes, lidar, textbook
-from sightline.bench.agreement import allclose, equal, same_neighbours
-from sightline.bench.case import BenchmarkCase, Implementation, Run, implementation
+from sightline.bench.agreement import same_neighbours
+from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
 from sightline.bench.third_party import neighbour_peers, sampling_peers
 
 __all__ = ["ball_case", "cases", "interpolation_case", "neighbour_case", "sampling_case"]

@@ -7,14 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sightline.bench.case import BenchmarkCase
+from sightline.bench.case import BenchmarkCase, BenchmarkResult, GrowthCase
 from sightline.bench.geometry import ball_case, neighbour_case, sampling_case
 from sightline.bench.models import dgcnn_case
-from sightline.bench.runner import BenchmarkResult
 from sightline.chart import ChartPanel, Series
 from sightline.errors import UserError
 
-__all__ = ["AXES", "Series", "all_cases", "describe_growth", "fit_exponent", "growth_cases", "panels"]
+__all__ = ["AXES", "Series", "describe_growth", "fit_exponent", "growth_cases", "panels"]
 
 AXES = ("points", "neighbours", "batch")
 
@@ -73,16 +72,6 @@ FAMILIES = (
 )
 
 
-@dataclass(frozen=True)
-class GrowthCase:
-    """Benchmark case of a family at one value along an axis."""
-
-    family: str
-    axis: str
-    value: int
-    case: BenchmarkCase
-
-
 def growth_cases(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[GrowthCase]:
     """List the cases along an axis, or along `all` axes; with `is_quick` only the two smallest values of each.
 
@@ -103,10 +92,6 @@ def growth_cases(suites: Sequence[str], axis: str, *, is_quick: bool) -> list[Gr
         for case_axis in (AXES if axis == "all" else (axis,))
         for value in family.values.get(case_axis, ())[: 2 if is_quick else None]
     ]
-
-
-def all_cases() -> list[BenchmarkCase]:
-    return [growth_case.case for growth_case in growth_cases((), "all", is_quick=False)]
 
 
 def fit_exponent(series: Series) -> float:

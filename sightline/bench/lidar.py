@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.bench.agreement import equal
-from sightline.bench.case import BenchmarkCase, implementation
+from sightline.bench.case import BenchmarkCase, equal, implementation
 from sightline.geometry.scans.lift import KNNVote, gaussian_window, lift_knn, lift_knn_reference
 from sightline.geometry.scans.projection import (
     RangeView,

@@ -1,11 +1,11 @@
 """Peak memory of an implementation, measured in a separate process that has done nothing else.
 
-A server (`memory_server.py`) imports everything once and forks a child for every measurement, so that no child inherits
-memory that another implementation has freed. The child runs the implementation at the sizes of a smoke test (kernels
-are compiled or read, pools are made), makes the inputs, returns freed memory to the system, reads its resident set,
-resets the kernel's high-water mark, and runs the implementation once: the peak is the mark minus the resident set. So
-imports, inputs and weights do not count; gradients, the state of an optimiser and the result do. Torch caches no memory
-on the CPU, and malloc keeps its default settings.
+A server (this module as a program) imports all cases of a home once and forks a child for every measurement, so that no
+child inherits memory that another implementation has freed. The child runs the implementation at the sizes of a smoke
+test (kernels are compiled or read, pools are made), makes the inputs, returns freed memory to the system, reads its
+resident set, resets the kernel's high-water mark, and runs the implementation once: the peak is the mark minus the
+resident set. So imports, inputs and weights do not count; gradients, the state of an optimiser and the result do. Torch
+caches no memory on the CPU, and malloc keeps its default settings.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sightline.bench.case import CaseLibrary, load_library
 from sightline.errors import RunError
-
-__all__ = ["MemoryMeter", "peak_of_run"]
 
 _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 class MemoryMeter:
-    """Client of the server that measures peaks; None on systems other than Linux, which have no such mark."""
+    """Client of the server that measures peaks of the cases of a home.
 
-    def __init__(self, *, num_threads: int) -> None:
+    A peak is None on systems other than Linux, which have no such mark.
+    """
+
+    def __init__(self, *, num_threads: int, home: str = "sightline.bench") -> None:
         self.is_possible = _CLEAR.exists()
         self._num_threads = num_threads
+        self._home = home
         self._server: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> MemoryMeter:
@@ -67,7 +70,7 @@ class MemoryMeter:
                 ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(self._num_threads)
             )
             self._server = subprocess.Popen(
-                [sys.executable, "-m", "sightline.bench.memory_server"],
+                [sys.executable, "-m", "sightline.bench.memory", self._home],
                 env=os.environ | threads,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -92,3 +95,49 @@ def peak_of_run(run: Any) -> int:
 def _read_status(name: str) -> int:
     line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name + ":"))
     return 1024 * int(line.split()[1])
+
+
+# --- server ----------------------------------------------------------------------------------------------------------
+
+
+def _measure(library: CaseLibrary, case_name: str, variant_name: str, is_quick: bool) -> int:
+    case = library.find(case_name)
+    warm = case.smaller()
+    form = next(form for form in case.forms if form.name == variant_name)
+    with form.open(warm.inputs()) as run:
+        run()
+    with form.open((warm if is_quick else case).inputs()) as run:
+        return peak_of_run(run)
+
+
+def _serve(home: str) -> None:
+    """Read JSON lines (case, implementation, is_quick) and write JSON lines (peak, fault)."""
+    library = load_library(home)
+    library.all_cases()  # imports what cases need; nothing is computed, so no thread is lost in a fork
+    for line in sys.stdin:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _answer_and_leave(library, writing, json.loads(line))
+        os.close(writing)
+        with open(reading) as pipe:
+            answer = pipe.read()
+        _, status = os.waitpid(child, 0)
+        if not answer:
+            answer = json.dumps([None, f"killed by signal {os.WTERMSIG(status)}, most likely out of memory"])
+        sys.stdout.write(answer + "\n")
+        sys.stdout.flush()
+
+
+def _answer_and_leave(library: CaseLibrary, writing: int, question: list[Any]) -> None:
+    os.dup2(2, 1)  # the output of a package must not mix with the answer
+    try:
+        answer: list[Any] = [_measure(library, *question), None]
+    except Exception as error:  # noqa: BLE001 - the parent reports any error
+        answer = [None, f"{type(error).__name__}: {error}"]
+    os.write(writing, json.dumps(answer).encode())
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
+from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run, allclose
 from sightline.bench.textbook_models import TextbookDGCNN, TextbookPCT, TextbookPointNet2
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.dgcnn import DGCNN

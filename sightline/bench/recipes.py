@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, Implementation, Run
+from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose
 from sightline.config import read_config
 from sightline.config.shipped import copy_shipped
 from sightline.engine.build import build

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.bench.agreement import equal
-from sightline.bench.case import BenchmarkCase, implementation
+from sightline.bench.case import BenchmarkCase, equal, implementation
 from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.cameras import ring_cameras

@@ -3,51 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import resource
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.bench.case import BenchmarkCase, Implementation, Run
+from sightline.bench.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.timing import Quartiles, Seconds, interleave, ratios
 from sightline.engine.allocator import keep_freed_memory
 from sightline.errors import MissingExtraError
 from sightline.runs.run_directory import collect_environment
 
-__all__ = ["BenchmarkReport", "BenchmarkResult", "Runner", "describe_machine"]
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """Result of one variant compared with its case's baseline: median seconds per call, ratios of CPU time.
-
-    `name` is that of `bench --list`; `size` is the actual size, which in a smoke test is smaller than in the name.
-    """
-
-    name: str
-    baseline: str
-    ratio: Quartiles
-    seconds: Seconds
-    baseline_seconds: Seconds
-    peak_bytes: int | None
-    baseline_peak_bytes: int | None
-    size: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Convert to a row of the JSON document."""
-        return {
-            "name": self.name,
-            "baseline": self.baseline,
-            "ratio": self.ratio.median,
-            "ratio_low": self.ratio.low,
-            "ratio_high": self.ratio.high,
-            "cpu_s": self.seconds.cpu,
-            "baseline_cpu_s": self.baseline_seconds.cpu,
-            "peak_bytes": self.peak_bytes,
-            "baseline_peak_bytes": self.baseline_peak_bytes,
-        }
+ENOUGH_S = 0.02
+"""Minimum duration of a measurement (shorter calls are repeated): more than ten thousand clock ticks."""
 
 
 @dataclass
@@ -182,3 +154,51 @@ def _peer_versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return versions
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def read_clocks() -> Seconds:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)  # in microseconds; `os.times` counts hundredths of a second
+    return Seconds(time.process_time() + children.ru_utime + children.ru_stime, time.perf_counter())
+
+
+def interleave(
+    runs: Mapping[str, Run], *, repeats: int, clocks: Callable[[], Seconds] = read_clocks
+) -> dict[str, list[Seconds]]:
+    """Measure seconds per call of each run in the order A B C, C B A, ... for `repeats` rounds, after a warm-up.
+
+    So a machine that slows down for a while slows all runs, and no run always meets cold caches.
+    """
+    calls = {name: _count_calls(run, clocks) for name, run in runs.items()}
+    seconds: dict[str, list[Seconds]] = {name: [] for name in runs}
+    order = list(runs)
+    for _ in range(repeats):
+        for name in order:
+            seconds[name].append(_measure(runs[name], calls[name], clocks))
+        order.reverse()
+    return seconds
+
+
+def ratios(baseline: Sequence[Seconds], found: Sequence[Seconds]) -> Quartiles:
+    """Compute the speed-up over the baseline per round: CPU time of the baseline / CPU time."""
+    return Quartiles.from_values(
+        [
+            baseline_seconds.cpu / variant_seconds.cpu
+            for baseline_seconds, variant_seconds in zip(baseline, found, strict=True)
+        ]
+    )
+
+
+def _count_calls(run: Run, clocks: Callable[[], Seconds]) -> int:
+    once = _measure(run, 1, clocks).cpu
+    return max(1, math.ceil(ENOUGH_S / max(once, 1e-6)))
+
+
+def _measure(run: Run, calls: int, clocks: Callable[[], Seconds]) -> Seconds:
+    start = clocks()
+    for _ in range(calls):
+        run()
+    end = clocks()
+    return Seconds((end.cpu - start.cpu) / calls, (end.wall - start.wall) / calls)

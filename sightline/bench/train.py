@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.bench.agreement import allclose
-from sightline.bench.case import BenchmarkCase, Implementation, Run
+from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose
 from sightline.config import RunConfig, read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World

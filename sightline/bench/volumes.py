@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import BenchmarkCase, implementation
+from sightline.bench.case import BenchmarkCase, allclose, equal, implementation
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_reference

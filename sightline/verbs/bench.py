@@ -10,11 +10,9 @@ from typing import Any
 
 import torch
 
-from sightline.bench.case import BenchmarkCase
-from sightline.bench.growth import GrowthCase, describe_growth, growth_cases, panels
+from sightline.bench.case import BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase, load_library
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.runner import BenchmarkReport, BenchmarkResult, Runner, describe_machine
-from sightline.bench.suites import select_cases
+from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from sightline.chart import render_svg
 from sightline.errors import UserError
 from sightline.verbs.common import write_document, write_file
@@ -42,24 +40,28 @@ class BenchOptions:
     keeps_memory: bool = False
 
 
-def bench(options: BenchOptions) -> int:
-    """Run the chosen cases and show a row per implementation; return 1 if a result differs from its baseline.
+def bench(options: BenchOptions, *, home: str) -> int:
+    """Run the chosen cases of a home and show a row per implementation; return 1 if a result differs from its baseline.
 
     An interrupted run shows and saves the rows that it has, and returns 130.
     """
-    growth = _growth_cases(options)
+    library = load_library(home)
+    growth = _growth_cases(library, options)
     cases = (
-        [growth_case.case for growth_case in growth] if options.grow else select_cases(options.suites, options.pattern)
+        [growth_case.case for growth_case in growth]
+        if options.grow
+        else library.select(options.suites, options.pattern)
     )
     if options.lists_only:
         sys.stdout.write("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases))
         return 0
     torch.set_num_threads(options.threads)
     report = BenchmarkReport()
-    is_complete = _run_cases(cases, options, report)
+    is_complete = _run_cases(cases, options, report, home)
     tiny = ", at tiny sizes instead of those in the names" if options.is_quick and not options.grow else ""
     show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_format_row, report.results))
-    _show_growth(growth, report, options)
+    if options.grow:
+        _show_growth(library.growth, growth, report, options.svg)
     if not is_complete:
         print_note(
             f"interrupted after {len(report.results)} rows" + (f"; they are in {options.json}" if options.json else "")
@@ -68,23 +70,23 @@ def bench(options: BenchOptions) -> int:
     return 1 if report.mismatches else 0
 
 
-def _growth_cases(options: BenchOptions) -> list[GrowthCase]:
+def _growth_cases(library: CaseLibrary, options: BenchOptions) -> list[GrowthCase]:
     if options.svg is not None and options.grow is None:
         raise UserError("bench: --svg draws what --grow measures; give --grow points, neighbours, batch or all")
     if options.grow is None:
         return []
     if options.pattern is not None:
         raise UserError("bench: --case chooses cases of a suite, and --grow has its own cases; leave out one of them")
-    return growth_cases(options.suites, options.grow, is_quick=options.is_quick)
+    return library.growth.list_cases(options.suites, options.grow, is_quick=options.is_quick)
 
 
-def _run_cases(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport) -> bool:
+def _run_cases(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport, home: str) -> bool:
     """Run the cases and return True if all were run; the document is written in any case, with the finished rows."""
     machine = describe_machine(num_threads=options.threads)
     is_quick = options.is_quick and not options.grow  # with --grow, quick means smaller values, not other sizes
     is_complete = False
     try:
-        with MemoryMeter(num_threads=options.threads) as meter:
+        with MemoryMeter(num_threads=options.threads, home=home) as meter:
             runner = Runner(repeats=options.repeats, is_quick=is_quick, meter=meter, keeps_memory=options.keeps_memory)
             runner.run(cases, report, print_note)
         is_complete = True
@@ -104,13 +106,11 @@ def _run_cases(cases: Sequence[BenchmarkCase], options: BenchOptions, report: Be
     return is_complete
 
 
-def _show_growth(growth: Sequence[GrowthCase], report: BenchmarkReport, options: BenchOptions) -> None:
-    if not options.grow:
-        return
-    rows = panels(growth, report.results)
-    show_table("growth", GROWTH, describe_growth(rows))
-    if options.svg is not None and any(panel for row in rows for panel in row):
-        write_file(options.svg, render_svg(rows))
+def _show_growth(curves: Growth, growth: Sequence[GrowthCase], report: BenchmarkReport, svg: Path | None) -> None:
+    rows = curves.make_panels(growth, report.results)
+    show_table("growth", GROWTH, curves.describe(rows))
+    if svg is not None and any(panel for row in rows for panel in row):
+        write_file(svg, render_svg(rows))
 
 
 def _format_row(result: BenchmarkResult) -> Sequence[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sightline.bench.agreement import allclose, equal, farthest_each_time, same_neighbours
+from sightline.bench.agreement import farthest_each_time, same_neighbours
+from sightline.bench.case import allclose, equal
 
 # Distances from point 0: 0, 1, 1, 4, 9. Points 1 and 2 tie.
 CLOUD = {"points": torch.tensor([[[0.0], [1.0], [-1.0], [2.0], [3.0]]])}

@@ -13,11 +13,20 @@ import pytest
 import torch
 
 from sightline.bench import runner
-from sightline.bench.agreement import allclose, equal
-from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run, implementation
+from sightline.bench.case import (
+    BenchmarkCase,
+    BenchmarkResult,
+    ExactComparison,
+    Implementation,
+    Quartiles,
+    Run,
+    Seconds,
+    allclose,
+    equal,
+    implementation,
+)
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.runner import BenchmarkReport, BenchmarkResult, Runner, describe_machine
-from sightline.bench.timing import Quartiles, Seconds
+from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from tests.marks import long_but
 
 KEYS = {
@@ -198,8 +207,8 @@ def test_the_machine_is_described() -> None:
 def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """Two blocks one after the other are one block at a time; a page or two and the interpreter's own come on top.
 
-    In a process of its own, after a small run, as the benchmark measures: another test may have told malloc to keep what
-    is freed, and the pages of code that a first call maps are as many as the page cache happens to hold.
+    In a process of its own, after a small run, as the benchmark measures: another test may have told malloc to keep
+    what is freed, and the pages of code that a first call maps are as many as the page cache happens to hold.
     """
     code = f"""
 import torch

@@ -7,12 +7,13 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from sightline.bench import detection, growth, suites
+from sightline.bench import detection
 from sightline.bench.case import BenchmarkCase
+from sightline.bench.suites import LIBRARY
 from sightline.errors import UserError
 from tests.marks import long_but
 
-CHEAP = [case for case in suites.all_cases() if case.suite in ("geometry", "data", "compress")]
+CHEAP = [case for case in LIBRARY.all_cases() if case.suite in ("geometry", "data", "compress")]
 DETECTION = [*detection.train_cases(), *detection.metric_cases()]
 
 
@@ -50,29 +51,27 @@ def test_the_sizes_of_the_bars_are_there() -> None:
         "models/point_transformer_dense_step_2x1024",
         "models/point_transformer_step_16x1024",
         "models/point_transformer_scene_forward_80000",
-    } <= set(names(suites.all_cases()))
+    } <= set(names(LIBRARY.all_cases()))
 
 
 def test_names_are_unique_and_so_are_those_of_forms() -> None:
-    everything = names(suites.all_cases())
+    everything = names(LIBRARY.all_cases())
     assert len(set(everything)) == len(everything)
-    for case in suites.all_cases():
+    for case in LIBRARY.all_cases():
         forms = [form.name for form in case.forms]
         assert len(set(forms)) == len(forms)
         assert "sightline" in {form.split("_bf16")[0] for form in forms}
 
 
 def test_cases_are_chosen_by_suite_and_pattern() -> None:
-    assert (
-        names(suites.select_cases((), None)) == names(suites.all_cases()) == names(suites.select_cases(("all",), None))
-    )
-    assert {case.suite for case in suites.select_cases(("data", "geometry", "data"), None)} == {"geometry", "data"}
-    assert names(suites.select_cases(("all",), "knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
-    assert names(suites.select_cases((), "geometry/knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(LIBRARY.select((), None)) == names(LIBRARY.all_cases()) == names(LIBRARY.select(("all",), None))
+    assert {case.suite for case in LIBRARY.select(("data", "geometry", "data"), None)} == {"geometry", "data"}
+    assert names(LIBRARY.select(("all",), "knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
+    assert names(LIBRARY.select((), "geometry/knn_8x*")) == ["geometry/knn_8x1024x64_k20"]
     with pytest.raises(UserError, match=r"there is no suite 'geometri'.*geometry"):
-        suites.select_cases(("geometri",), None)
+        LIBRARY.select(("geometri",), None)
     with pytest.raises(UserError, match="no case of data fits --case knn_"):
-        suites.select_cases(("data",), "knn_*")
+        LIBRARY.select(("data",), "knn_*")
 
 
 KEPT = [case for case in (*CHEAP, *DETECTION) if case.name != "train/detection_photos_4x320"]
@@ -105,7 +104,7 @@ def test_a_wrong_answer_is_found(case: BenchmarkCase) -> None:
 
 
 def test_metrics_are_those_of_the_usual_loop_and_a_wrong_one_is_found() -> None:
-    case = suites.find_case("metrics/part_iou_2874x2048").smaller()
+    case = LIBRARY.find("metrics/part_iou_2874x2048").smaller()
     inputs = case.inputs()
     expected, found = (form.open(inputs) for form in case.forms)
     with expected as by_shape, found as by_counts:
@@ -136,13 +135,13 @@ def test_distances_between_rounded_points_are_exact(case: BenchmarkCase) -> None
 
 def test_no_third_point_of_interpolation_ties_with_a_fourth() -> None:
     """Where they tie, either may be taken, and the features of the two have nothing in common."""
-    inputs = suites.find_case("geometry/interpolate_32x128_to_512_c256").inputs()
+    inputs = LIBRARY.find("geometry/interpolate_32x128_to_512_c256").inputs()
     points, queries = inputs["points"].double(), inputs["queries"].double()
     distances = (queries[:, :, None] - points[:, None]).square().sum(-1).topk(4, largest=False).values
     assert (distances[..., 2] < distances[..., 3]).all()
 
 
 def test_growing_cases_are_found_by_name_and_have_no_peers() -> None:
-    for case in growth.all_cases():
+    for case in [grown.case for grown in LIBRARY.growth.list_cases((), "all", is_quick=False)]:
         assert [form.name for form in case.variants] == ["sightline"]
-        assert suites.find_case(case.name).size == case.size
+        assert LIBRARY.find(case.name).size == case.size

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sightline.bench.timing import ENOUGH_S, Quartiles, Seconds, interleave, ratios, read_clocks
+from sightline.bench.case import Quartiles, Seconds
+from sightline.bench.runner import ENOUGH_S, interleave, ratios, read_clocks
 
 
 class Clock:

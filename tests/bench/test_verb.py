@@ -13,7 +13,7 @@ import torch
 
 from sightline.bench import runner
 from sightline.bench.memory import MemoryMeter
-from sightline.bench.suites import SUITES
+from sightline.bench.suites import LIBRARY
 from sightline.errors import RunError
 from sightline.verbs import bench
 from tests.command import run_here
@@ -36,7 +36,7 @@ def _without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_help_names_every_suite() -> None:
     listed = " ".join(run_here("bench", "--help").out.split())
-    assert f"{', '.join(SUITES)} or all" in listed
+    assert f"{', '.join(LIBRARY.suites)} or all" in listed
 
 
 def test_the_list_names_cases_and_their_forms() -> None:
