@@ -14,8 +14,7 @@ import json
 import statistics
 from pathlib import Path
 
-from turns import Run, in_turn, median_and_spread
-
+from benchmarks.turns import Run, in_turn, median_and_spread
 from sightline.config import read_config
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"

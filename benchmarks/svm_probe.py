@@ -17,14 +17,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
-from turns import median_and_spread
 
+from benchmarks.turns import median_and_spread
 from sightline.probe.cache import FeatureCache
 from sightline.probe.features import Features
 from sightline.probe.folds import stratified_folds
@@ -45,7 +46,7 @@ def main() -> None:
     found: dict[str, Any] = {"train": train.rows.shape, "test": test.rows.shape}
     found["reading_again_s"] = reading_again(train, test)
     for form in ("no", "yes"):
-        seconds, outcome = timed(lambda form=form: SVM(standardise=form)(train, test))
+        seconds, outcome = timed(partial(SVM(standardise=form), train, test))
         found[f"standardise_{form}_s"] = seconds
         found |= outcome.metrics
     few = train.take(np.sort(np.random.default_rng(0).permutation(len(train))[: options.rows]))

@@ -14,7 +14,7 @@ import json
 import statistics
 from pathlib import Path
 
-from turns import Run, in_turn, median_and_spread
+from benchmarks.turns import Run, in_turn, median_and_spread
 
 CONFIG = Path(__file__).parents[1] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 

@@ -432,8 +432,11 @@ def copy_config(
     return copy(name, to, json=json)
 
 
-def main() -> None:
-    """Run the command line; errors of the user exit with one line and code 2, failed work with code 1."""
+def main(app: typer.Typer = app, *, home: str | None = None) -> None:
+    """Run a command line; errors of the user exit with one line and code 2, failed work with code 1.
+
+    `home` has the benchmark cases, by default the package.
+    """
     guard_streams()
     # Read when torch is first imported: waiting threads sleep instead of spinning, which is 2 to 4 times faster on a
     # busy machine and makes no difference on an idle one (docs/decisions.md).
@@ -447,7 +450,7 @@ def main() -> None:
         from sightline.engine.launcher import exit_with_parent
 
         exit_with_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
-    code = _run()
+    code = _run(app, home)
     if code == 0 and (reason := stdout_failure()) is not None:
         from sightline.verbs.error_messages import fail
 
@@ -462,9 +465,9 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(app: typer.Typer, home: str | None) -> int:
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=home)
     except (typer.Abort, KeyboardInterrupt):
         from sightline.verbs.error_messages import fail
 

@@ -7,6 +7,7 @@ import functools
 import io
 import signal
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
@@ -29,8 +30,8 @@ class Outcome(NamedTuple):
     err: str
 
 
-def run_here(*words: object) -> Outcome:
-    """Run `sightline <words>`; handlers of signals are afterwards what they were."""
+def run_here(*words: object, main: Callable[[], None] = cli.main) -> Outcome:
+    """Run `sightline <words>`, or another program; handlers of signals are afterwards what they were."""
     out, err = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -40,7 +41,7 @@ def run_here(*words: object) -> Outcome:
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            cli.main()
+            main()
     except SystemExit as ended:
         return Outcome(int(str(ended.code)), out.getvalue(), err.getvalue())
     finally:

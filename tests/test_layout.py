@@ -182,6 +182,15 @@ def test_the_package_uses_no_old_name(trees: dict[Path, ast.Module]) -> None:
     assert not [name for name in imported if name in old or name.rpartition(".")[0] in old]
 
 
+def test_the_package_imports_nothing_of_the_checkout(trees: dict[Path, ast.Module]) -> None:
+    """Textbook forms, tools and tests are not in a wheel."""
+    outside = {"benchmarks", "tests", "tools"}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    imported = [(path, alias.name) for path, node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    imported += [(path, node.module or "") for path, node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not [(str(path), name) for path, name in imported if name.split(".")[0] in outside]
+
+
 def test_no_files_import_each_other_in_a_circle(imports: dict[str, dict[str, int]]) -> None:
     assert list(circles(imports)) == []
 

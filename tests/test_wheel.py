@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ def ran(*words: object, cwd: Path, **variables: str) -> str:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What git holds of the package, in a folder that is called as the package: a build leaves files beside it."""
     folder = tmp_path_factory.mktemp("above") / "sightline"
-    for name in ("sightline", "configs", "examples"):
+    for name in ("sightline", "configs", "examples", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
@@ -69,6 +70,15 @@ def test_the_wheel_holds_every_file_of_the_package_the_configs_and_the_licence(w
     assert not any("__pycache__" in name for name in names)
 
 
+def test_the_wheel_holds_no_textbook_form(wheels: tuple[Path, Path]) -> None:
+    """Nor the benchmarks of a checkout; its own cases import none of the packages that are compared there."""
+    with zipfile.ZipFile(wheels[0]) as archive:
+        texts = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+    assert {name.split("/")[0] for name in texts} == {"sightline"}
+    assert not [name for name in texts if re.search("textbook|third_party|growth", name)]
+    assert not [name for name, text in texts.items() if re.search(r"(?i)\b(class|def|import) \w*textbook", text)]
+
+
 def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(installed: Path, tmp_path: Path) -> None:
     """A recipe of each task: tests/long/test_bare_wheel.py."""
     site = write_bare_site(tmp_path / "site")
@@ -77,6 +87,7 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
         return ran("-m", "sightline", *words, cwd=tmp_path, PYTHONPATH=f"{installed}{os.pathsep}{site}")
 
     assert DEMO in sightline("list", "configs").splitlines()
+    assert "train/engine_32x1024  (bare_steps, sightline)" in sightline("bench", "--list").splitlines()
     copied = sightline("copy", "classify/synthetic_shapes_pointnet").split()
     assert copied == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
     small = ("data.train_size=24", "data.test_size=12", "train.steps=1", "--no-check")

@@ -22,8 +22,10 @@ from sightline.chart import ChartPanel
 from sightline.errors import UserError
 from sightline.schema import suggest
 
-HOMES = ("sightline.bench",)
-"""Packages whose module `suites` holds a `LIBRARY`."""
+HOMES = ("sightline.bench", "benchmarks")
+"""Packages whose module `suites` holds a `LIBRARY`: this one, and that of a checkout, which has all cases."""
+CHECKOUT = "cases against textbook forms and other packages are in a checkout: python -m benchmarks"
+"""Sentence for users of an installed package."""
 Run = Callable[[], Any]
 """Function that is timed: takes no arguments and returns the result that is compared."""
 Comparator = Callable[[Any, Any, Any], str | None]
@@ -222,32 +224,43 @@ class Growth:
 
 @dataclass(frozen=True)
 class CaseLibrary:
-    """Benchmark cases by suite, and those of `--grow`."""
+    """Benchmark cases by suite, and those of `--grow`, which only a checkout has."""
 
     suites: Mapping[str, Callable[[], list[BenchmarkCase]]]
-    growth: Growth
+    growth: Growth | None = None
 
     def all_cases(self) -> list[BenchmarkCase]:
         return [case for make in self.suites.values() for case in make()]
 
+    def grown_cases(self, suites: Sequence[str], axis: str, *, is_quick: bool) -> list[GrowthCase]:
+        """List the cases along an axis. Raises UserError in a library without them."""
+        if self.growth is None:
+            raise UserError(f"bench: --grow has no cases in the package; {CHECKOUT}")
+        return self.growth.list_cases(suites, axis, is_quick=is_quick)
+
     def find(self, name: str) -> BenchmarkCase:
         """Return the case of that name."""
-        grown = [growth_case.case for growth_case in self.growth.list_cases((), "all", is_quick=False)]
-        return next(case for case in [*self.all_cases(), *grown] if case.name == name)
+        grown = self.grown_cases((), "all", is_quick=False) if self.growth else []
+        return next(case for case in [*self.all_cases(), *(item.case for item in grown)] if case.name == name)
 
     def select(self, suites: Sequence[str], pattern: str | None) -> list[BenchmarkCase]:
         """Select the cases of the named suites (of all for `all` or no name) whose name or last part matches.
 
-        Raises UserError for an unknown suite, and if no case matches.
+        Raises UserError for an unknown suite, one whose cases only a checkout has, and if no case matches.
         """
         for name in suites:
             if name not in self.suites and name != "all":
                 raise UserError(f"bench: there is no suite '{name}'{suggest(name, [*self.suites, 'all'])}")
         selected = list(self.suites) if not suites or "all" in suites else list(dict.fromkeys(suites))
-        cases = [case for name in selected for case in self.suites[name]()]
-        matching = [case for case in cases if pattern is None or _matches_pattern(case.name, pattern)]
+        cases = {name: self.suites[name]() for name in selected}
+        if empty := [name for name in suites if name in cases and not cases[name]]:
+            raise UserError(f"bench: no case of {', '.join(empty)} is in the package; {CHECKOUT}")
+        matching = [
+            case for name in selected for case in cases[name] if pattern is None or _matches_pattern(case.name, pattern)
+        ]
         if not matching:
-            raise UserError(f"bench: no case of {', '.join(selected)} fits --case {pattern}; --list shows their names")
+            where = f"--list shows their names{'' if self.growth else f'; {CHECKOUT}'}"
+            raise UserError(f"bench: no case of {', '.join(selected)} fits --case {pattern}; {where}")
         return matching
 
 

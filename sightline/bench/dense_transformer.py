@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run, allclose
-from sightline.bench.models import same_numbers
+from sightline.bench.networks import same_numbers
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.types import SampleKey

@@ -1,39 +1,28 @@
-"""Library of the benchmark cases, by suite."""
+"""Library of the benchmark cases that both sides of a wheel can run, by suite."""
 
 from __future__ import annotations
 
 from sightline.bench import (
-    compression,
-    contrast,
-    crowds,
-    data,
+    boxes,
     dense_transformer,
     detection,
-    geometry,
-    growth,
-    metrics,
-    models,
+    networks,
     optimizers,
     recipes,
+    rendering,
     scan_scores,
     train,
-    transformers,
+    volumes,
 )
-from sightline.bench.case import BenchmarkCase, CaseLibrary, Growth
+from sightline.bench.case import BenchmarkCase, CaseLibrary
 
 
 def _models() -> list[BenchmarkCase]:
-    return [
-        *models.cases(),
-        *transformers.cases(),
-        *dense_transformer.cases(),
-        *contrast.cases(),
-        *recipes.cases(),
-    ]
+    return [*networks.cases(), *dense_transformer.cases(), *recipes.cases()]
 
 
-def _metrics() -> list[BenchmarkCase]:
-    return [*metrics.cases(), *scan_scores.cases(), *detection.metric_cases(), *crowds.cases()]
+def _data() -> list[BenchmarkCase]:
+    return [*rendering.cases(), *volumes.cases()]
 
 
 def _train() -> list[BenchmarkCase]:
@@ -42,12 +31,11 @@ def _train() -> list[BenchmarkCase]:
 
 LIBRARY = CaseLibrary(
     {
-        "geometry": geometry.cases,
+        "geometry": boxes.cases,
         "models": _models,
-        "data": data.cases,
-        "metrics": _metrics,
+        "data": _data,
+        "metrics": scan_scores.cases,
         "train": _train,
-        "compress": compression.cases,
-    },
-    Growth(growth.growth_cases, growth.panels, growth.describe_growth),
+        "compress": list,
+    }
 )

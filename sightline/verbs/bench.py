@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sightline.bench.case import BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase, load_library
+from sightline.bench.case import CHECKOUT, BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase, load_library
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from sightline.chart import render_svg
@@ -54,14 +54,16 @@ def bench(options: BenchOptions, *, home: str) -> int:
     )
     if options.lists_only:
         sys.stdout.write("".join(f"{case.name}  ({', '.join(form.name for form in case.forms)})\n" for case in cases))
+        _note_checkout(library)
         return 0
     torch.set_num_threads(options.threads)
     report = BenchmarkReport()
     is_complete = _run_cases(cases, options, report, home)
     tiny = ", at tiny sizes instead of those in the names" if options.is_quick and not options.grow else ""
     show_table(f"medians of {options.repeats} rounds in turn{tiny}", COLUMNS, map(_format_row, report.results))
-    if options.grow:
+    if library.growth is not None and options.grow:
         _show_growth(library.growth, growth, report, options.svg)
+    _note_checkout(library)
     if not is_complete:
         print_note(
             f"interrupted after {len(report.results)} rows" + (f"; they are in {options.json}" if options.json else "")
@@ -77,7 +79,7 @@ def _growth_cases(library: CaseLibrary, options: BenchOptions) -> list[GrowthCas
         return []
     if options.pattern is not None:
         raise UserError("bench: --case chooses cases of a suite, and --grow has its own cases; leave out one of them")
-    return library.growth.list_cases(options.suites, options.grow, is_quick=options.is_quick)
+    return library.grown_cases(options.suites, options.grow, is_quick=options.is_quick)
 
 
 def _run_cases(cases: Sequence[BenchmarkCase], options: BenchOptions, report: BenchmarkReport, home: str) -> bool:
@@ -111,6 +113,11 @@ def _show_growth(curves: Growth, growth: Sequence[GrowthCase], report: Benchmark
     show_table("growth", GROWTH, curves.describe(rows))
     if svg is not None and any(panel for row in rows for panel in row):
         write_file(svg, render_svg(rows))
+
+
+def _note_checkout(library: CaseLibrary) -> None:
+    if library.growth is None:
+        print_note(CHECKOUT)
 
 
 def _format_row(result: BenchmarkResult) -> Sequence[str]:

@@ -7,14 +7,16 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from benchmarks import box_ap
+from benchmarks.suites import LIBRARY
 from sightline.bench import detection
+from sightline.bench import suites as installed
 from sightline.bench.case import BenchmarkCase
-from sightline.bench.suites import LIBRARY
 from sightline.errors import UserError
 from tests.marks import long_but
 
 CHEAP = [case for case in LIBRARY.all_cases() if case.suite in ("geometry", "data", "compress")]
-DETECTION = [*detection.train_cases(), *detection.metric_cases()]
+DETECTION = [*detection.train_cases(), *box_ap.cases()]
 
 
 def names(cases: list[BenchmarkCase]) -> list[str]:
@@ -61,6 +63,19 @@ def test_names_are_unique_and_so_are_those_of_forms() -> None:
         forms = [form.name for form in case.forms]
         assert len(set(forms)) == len(forms)
         assert "sightline" in {form.split("_bf16")[0] for form in forms}
+
+
+def test_a_checkout_has_all_cases_and_the_package_those_without_a_textbook() -> None:
+    everything = {case.name: case for case in LIBRARY.all_cases()}
+    assert len(everything) == 63
+    ours = installed.LIBRARY.all_cases()
+    assert len(ours) == 25
+    assert {case.name for case in ours} < everything.keys()
+    assert LIBRARY.suites.keys() == installed.LIBRARY.suites.keys()
+    for case in ours:
+        assert [form.name for form in case.forms] == [form.name for form in everything[case.name].forms]
+        assert not {form.needs for form in case.forms} - {None}
+        assert not case.baseline.name.startswith("textbook")
 
 
 def test_cases_are_chosen_by_suite_and_pattern() -> None:
@@ -142,6 +157,6 @@ def test_no_third_point_of_interpolation_ties_with_a_fourth() -> None:
 
 
 def test_growing_cases_are_found_by_name_and_have_no_peers() -> None:
-    for case in [grown.case for grown in LIBRARY.growth.list_cases((), "all", is_quick=False)]:
+    for case in [grown.case for grown in LIBRARY.grown_cases((), "all", is_quick=False)]:
         assert [form.name for form in case.variants] == ["sightline"]
         assert LIBRARY.find(case.name).size == case.size

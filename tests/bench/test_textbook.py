@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.bench import models, textbook, transformers
-from sightline.bench.textbook_transformer import TextbookPointTransformer
+from benchmarks import models, textbook
+from benchmarks.textbook_transformer import TextbookPointTransformer
+from sightline.bench.networks import IN_FLOAT64, make_parts
 from tests.marks import long_but
 
 
@@ -66,7 +67,7 @@ def test_interpolation_agrees_with_numpy(clouds: torch.Tensor) -> None:
 def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
     """Logits in training, where batch norm sees the batch; the benchmark compares gradients as well."""
     kind, theirs = models.MODELS[name]
-    inputs: dict[str, Any] = models.IN_FLOAT64.narrow(models.make_inputs(kind)(batch=2, points=points))
+    inputs: dict[str, Any] = IN_FLOAT64.narrow(models.make_inputs(kind)(batch=2, points=points))
     with torch.no_grad():
         found, expected = (
             build(inputs["model"]).train()(points=inputs["points"])["logits"] for build in (theirs, copy.deepcopy)
@@ -77,7 +78,7 @@ def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
 @pytest.mark.long
 def test_the_point_transformer_agrees_with_ours_in_float64() -> None:
     """Logits in training, and the gradient of every weight, parameters in the same order."""
-    inputs = models.IN_FLOAT64.narrow(transformers._make_parts(batch=2, points=512))
+    inputs = IN_FLOAT64.narrow(make_parts(batch=2, points=512))
     forms = [build(inputs["model"]).train() for build in (TextbookPointTransformer, copy.deepcopy)]
     found, expected = (form(points=inputs["points"])["logits"] for form in forms)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 * float(expected.detach().abs().max()))

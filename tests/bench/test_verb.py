@@ -1,4 +1,4 @@
-"""`sightline bench` as it is typed: rows, documents, refusals, an interruption; memory in processes of its own."""
+"""`python -m benchmarks` and `sightline bench` as they are typed; memory in processes of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from unittest import mock
 import pytest
 import torch
 
+from benchmarks.__main__ import main
 from sightline.bench import runner
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.suites import LIBRARY
 from sightline.errors import RunError
 from sightline.verbs import bench
-from tests.command import run_here
+from tests.command import Outcome, run_here
 
+CHECKOUT = "cases against textbook forms and other packages are in a checkout: python -m benchmarks"
 CASE = "knn_8x1024x64*"  # its only peer is faiss
+
+
+def run_bench(*words: object) -> Outcome:
+    """Run `python -m benchmarks <words>`."""
+    return run_here(*words, main=main)
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +42,12 @@ def _without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_help_names_every_suite() -> None:
-    listed = " ".join(run_here("bench", "--help").out.split())
-    assert f"{', '.join(LIBRARY.suites)} or all" in listed
+    for words in (run_bench("--help").out.split(), run_here("bench", "--help").out.split()):
+        assert f"{', '.join(LIBRARY.suites)} or all" in " ".join(words)
 
 
 def test_the_list_names_cases_and_their_forms() -> None:
-    code, out, err = run_here("bench", "geometry", "--list", "--case", "fps_32*")
+    code, out, err = run_bench("geometry", "--list", "--case", "fps_32*")
     assert (code, err) == (0, "")
     assert out == "geometry/fps_32x1024_to_512  (masked_loop, sightline, fpsample, fpsample_buckets)\n"
 
@@ -64,10 +71,33 @@ def test_the_list_names_cases_and_their_forms() -> None:
 )
 def test_a_slip_gets_one_line(words: list[str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    code, out, err = run_bench(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert expected in err
+    assert CHECKOUT not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_lists_its_cases_and_says_where_the_others_are() -> None:
+    code, out, err = run_here("bench", "--list", "--case", "*_forward_*")
+    assert (code, out) == (0, "models/point_transformer_scene_forward_80000  (plain, sightline)\n")
+    assert err == f"{CHECKOUT}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["compress", "train"], "no case of compress is in the package"),
+        (["--case", "knn_*"], "no case of geometry, models, data, metrics, train, compress fits --case knn_*; --list"),
+        (["--grow", "all"], "--grow has no cases in the package"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_what_only_a_checkout_has_is_one_line(words: list[str], expected: str) -> None:
     code, out, err = run_here("bench", *words)
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert expected in err
-    assert not list(tmp_path.iterdir())
+    assert err.endswith(f"; {CHECKOUT}\n")
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs")])
@@ -84,7 +114,7 @@ def test_peaks_are_told_in_a_unit_that_fits(size: int | None, told: str) -> None
 def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
     """Everything is real, down to the processes that memory is measured in."""
     target = tmp_path / "bench.json"
-    code, out, _ = run_here("bench", "geometry", "--case", CASE, "--quick", "--repeats", 2, "--json", target)
+    code, out, _ = run_bench("geometry", "--case", CASE, "--quick", "--repeats", 2, "--json", target)
     assert code == 0
     document = json.loads(target.read_text())
     assert document.keys() == {"cases", "environment"}
@@ -108,7 +138,7 @@ def test_a_quick_run_from_the_command_to_the_document(tmp_path: Path) -> None:
 def test_other_numbers_end_with_code_1(tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
     with mock.patch("sightline.geometry.nearest_neighbours", return_value=torch.zeros(2, 128, 20).long()):
-        code, _, err = run_here("bench", "geometry", "--case", CASE, "--quick", "--repeats", 1, "--json", target)
+        code, _, err = run_bench("geometry", "--case", CASE, "--quick", "--repeats", 1, "--json", target)
     assert code == 1
     assert "FAILED geometry/knn_8x1024x64_k20/sightline: other numbers than matmul_topk" in err
     document = json.loads(target.read_text())
@@ -128,7 +158,7 @@ def test_an_interrupted_run_saves_what_it_has(tmp_path: Path) -> None:
         return 1000
 
     with mock.patch.object(MemoryMeter, "peak_bytes", peak):
-        code, out, err = run_here("bench", "geometry", "--case", "*_to_*", "--quick", "--repeats", 1, "--json", target)
+        code, out, err = run_bench("geometry", "--case", "*_to_*", "--quick", "--repeats", 1, "--json", target)
     assert code == 130
     document = json.loads(target.read_text())
     assert {row["name"].split("/")[1] for row in document["cases"]} == {"fps_32x1024_to_512"}
@@ -142,7 +172,7 @@ def test_an_interrupted_run_saves_what_it_has(tmp_path: Path) -> None:
 def test_growth_is_told_and_drawn(tmp_path: Path) -> None:
     target, drawing = tmp_path / "bench.json", tmp_path / "made" / "growth.svg"
     words = ["--grow", "neighbours", "--quick", "--repeats", 1, "--json", target, "--svg", drawing]
-    code, out, _ = run_here("bench", "geometry", *words)
+    code, out, _ = run_bench("geometry", *words)
     assert code == 0
     names = [row["name"] for row in json.loads(target.read_text())["cases"]]
     assert [name for name in names if "knn" in name] == [f"geometry/knn_4x1024x3_k{k}/sightline" for k in (5, 10)]
@@ -155,7 +185,7 @@ def test_growth_is_told_and_drawn(tmp_path: Path) -> None:
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     """The textbook holds three matrices of all distances at once, 4 x 512 x 512 float32 each, and little more."""
     matrix = 4 * 512 * 512 * 4
-    with MemoryMeter(num_threads=1) as meter:
+    with MemoryMeter(num_threads=1, home="benchmarks") as meter:
         size = meter.peak_bytes("geometry/knn_4x512x3_k20", "matmul_topk", is_quick=False)
         again = meter.peak_bytes("geometry/knn_4x512x3_k20", "matmul_topk", is_quick=False)
         assert size is not None

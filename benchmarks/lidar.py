@@ -19,8 +19,6 @@ from sightline.geometry.scans.projection import (
     project_scans,
 )
 
-__all__ = ["cases"]
-
 _NUM_CLASSES = 20
 _VOTE = KNNVote(is_circular=False)
 

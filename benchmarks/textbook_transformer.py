@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.bench import textbook
+from benchmarks import textbook
 from sightline.layers.mlp import LinearNorm
 from sightline.models.point_transformer import PointTransformer
-
-__all__ = ["TextbookPointTransformer"]
 
 
 class TextbookPointTransformer(nn.Module):

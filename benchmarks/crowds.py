@@ -13,8 +13,6 @@ from sightline.bench.case import BenchmarkCase, allclose, implementation
 from sightline.metrics.base import State
 from sightline.metrics.crowd_ap import CrowdAp
 
-__all__ = ["cases"]
-
 PEOPLE = 22
 SIZE = (800, 1200)
 _NAMES = ("crowd_ap", "mr2", "ji")

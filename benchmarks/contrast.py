@@ -11,17 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.textbook_models import TextbookDGCNNEncoder
 from sightline.bench.case import BenchmarkCase, ExactComparison, Implementation, Run
-from sightline.bench.models import close_in_float32, same_numbers, spread_norms
-from sightline.bench.textbook_models import TextbookDGCNNEncoder
+from sightline.bench.networks import close_in_float32, same_numbers, spread_norms
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.losses.contrast import CrossModal, IntraModal
 from sightline.models.crosspoint import CrossPoint
 from sightline.models.dgcnn import DGCNNEncoder
 from sightline.models.resnet import ResNet18Encoder
 from sightline.types import SampleKey
-
-__all__ = ["cases"]
 
 _TEMPERATURE = 0.1
 

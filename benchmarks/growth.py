@@ -7,13 +7,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmarks.geometry import ball_case, neighbour_case, sampling_case
+from benchmarks.models import dgcnn_case
 from sightline.bench.case import BenchmarkCase, BenchmarkResult, GrowthCase
-from sightline.bench.geometry import ball_case, neighbour_case, sampling_case
-from sightline.bench.models import dgcnn_case
 from sightline.chart import ChartPanel, Series
 from sightline.errors import UserError
-
-__all__ = ["AXES", "Series", "describe_growth", "fit_exponent", "growth_cases", "panels"]
 
 AXES = ("points", "neighbours", "batch")
 

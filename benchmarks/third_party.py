@@ -13,10 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.bench.agreement import farthest_each_time, same_neighbours
+from benchmarks.agreement import farthest_each_time, same_neighbours
 from sightline.bench.case import Implementation, Run, implementation
-
-__all__ = ["neighbour_peers", "sampling_peers"]
 
 
 def neighbour_peers(channels: int) -> tuple[Implementation, ...]:

@@ -12,14 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sightline.bench import textbook
+from benchmarks import textbook
 from sightline.layers.mlp import LinearNorm
 from sightline.layers.offset_attention import OffsetAttention
 from sightline.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.models.pct import PCT
 from sightline.models.pointnet2 import PointNet2
-
-__all__ = ["TextbookDGCNN", "TextbookDGCNNEncoder", "TextbookPCT", "TextbookPointNet2"]
 
 
 class TextbookDGCNNEncoder(nn.Module):

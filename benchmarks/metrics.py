@@ -13,8 +13,6 @@ from sightline.bench.case import BenchmarkCase, implementation
 from sightline.data.clouds.shapenet_part import ShapeNetPart
 from sightline.metrics.part_iou import PartIoU
 
-__all__ = ["cases"]
-
 BATCH = 64
 _RULES = {"": False, "_all_parts": True}
 _TOLERANCE = 1e-12

@@ -8,15 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = [
-    "expanded_distances",
-    "first_in_ball",
-    "interpolate_three",
-    "masked_farthest_points",
-    "neighbours_by_topk",
-    "neighbours_by_topk_in_blocks",
-]
-
 _CHUNK_SIZE = 1024
 
 

@@ -12,15 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.bench import rendering, rooms, volumes
 from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.transforms.point_selection import ShufflePoints
 from sightline.transforms.points import Scale, Translate
 from sightline.types import SampleKey
-
-__all__ = ["cases"]
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2
@@ -38,9 +35,6 @@ def cases() -> list[BenchmarkCase]:
             baseline=Implementation("per_item_loader", _open_loader, _check_augmentation),
             variants=(Implementation("sightline", _open_reader, _check_augmentation),),
         ),
-        *rooms.cases(),
-        *rendering.cases(),
-        *volumes.data_cases(),
     ]
 
 

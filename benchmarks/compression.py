@@ -12,8 +12,6 @@ from sightline.bench.case import BenchmarkCase, implementation
 from sightline.layers.quantisation.clustering import cluster_weight
 from sightline.runs.packed_bits import pack_bits
 
-__all__ = ["cases"]
-
 _NUM_ITERATIONS = 50
 """Number of iterations of HAQ's final model; not enough to converge on a million weights."""
 

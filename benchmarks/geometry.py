@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import textbook
+from benchmarks.agreement import same_neighbours
+from benchmarks.third_party import neighbour_peers, sampling_peers
 from sightline import geometry
-from sightline.bench import boxes, lidar, textbook
-from sightline.bench.agreement import same_neighbours
 from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose, equal, implementation
-from sightline.bench.third_party import neighbour_peers, sampling_peers
-
-__all__ = ["ball_case", "cases", "interpolation_case", "neighbour_case", "sampling_case"]
 
 RADIUS = 0.25
 """Radius of the ball query; a power of two, so that its square is exact."""
@@ -38,8 +36,6 @@ def cases() -> list[BenchmarkCase]:
         sampling_case(batch=1, points=1_000_000, samples=2048),
         ball_case(batch=32, points=1024, centres=512, neighbours=32),
         interpolation_case(batch=32, points=128, queries=512, features=256),
-        *lidar.cases(),
-        *boxes.cases(),
     ]
 
 

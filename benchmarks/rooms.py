@@ -16,8 +16,6 @@ from sightline.bench.case import BenchmarkCase, Implementation, Run
 from sightline.data.scenes.s3dis import S3dis
 from sightline.data.scenes.s3dis_files import list_rooms, read_room
 
-__all__ = ["cases"]
-
 _FILES = ("wall_1", "floor_1", "ceiling_1", "table_1", "chair_1", "board_1")
 _SHARES = (0.38, 0.28, 0.18, 0.1, 0.04, 0.02)
 
