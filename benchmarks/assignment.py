@@ -16,8 +16,8 @@ from sightline.assigners.free_anchor import FreeAnchor
 from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.ota import OTA
 from sightline.assigners.simota import SimOTA
-from sightline.bench.boxes import HEIGHT, WIDTH, draw_people
 from sightline.bench.case import BenchmarkCase, Implementation, equal, implementation
+from sightline.bench.suites import HEIGHT, WIDTH, draw_people
 from sightline.geometry.boxes.box_coder import encode_distances
 from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.bench.case import BenchmarkCase, equal, implementation
-from sightline.bench.volumes import make_frames
+from sightline.bench.suites import make_frames
 from sightline.geometry.volumes import CubePlacement, occupancy
 
 
