@@ -1,20 +1,29 @@
-"""Benchmark of in-memory batches, augmented together, against the usual loader of single items."""
+"""Benchmarks of reading, augmenting, voxelising and compressing, each against the usual form."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.bench.case import BenchmarkCase, Implementation, Run
+from sightline.bench.case import BenchmarkCase, Implementation, Run, equal, implementation
+from sightline.bench.suites import make_frames
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.data.scenes.s3dis import S3dis
+from sightline.data.scenes.s3dis_files import list_rooms, read_room
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.geometry.volumes import CubePlacement, occupancy
+from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.runs.packed_bits import pack_bits
 from sightline.transforms.point_selection import ShufflePoints
 from sightline.transforms.points import Scale, Translate
 from sightline.types import SampleKey
@@ -22,6 +31,10 @@ from sightline.types import SampleKey
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2
 """Augmentation of PointNet's and DGCNN's code for ModelNet40; the defaults of `Scale` and `Translate`."""
+_FILES = ("wall_1", "floor_1", "ceiling_1", "table_1", "chair_1", "board_1")
+_SHARES = (0.38, 0.28, 0.18, 0.1, 0.04, 0.02)
+_NUM_ITERATIONS = 50
+"""Number of iterations of HAQ's final model; not enough to converge on a million weights."""
 
 
 def cases() -> list[BenchmarkCase]:
@@ -35,7 +48,20 @@ def cases() -> list[BenchmarkCase]:
             baseline=Implementation("per_item_loader", _open_loader, _check_augmentation),
             variants=(Implementation("sightline", _open_reader, _check_augmentation),),
         ),
+        *_list_room_cases(),
+        BenchmarkCase(
+            suite="data",
+            label="voxelize_{frames}x{size}",
+            size={"frames": 1, "size": 88},
+            quick={"frames": 1, "size": 24},
+            make=make_frames,
+            baseline=implementation("add_at", _count_points, equal),
+            variants=(implementation("sightline", _voxelise, equal),),
+        ),
     ]
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
 
 
 class PerItem(Dataset[tuple[np.ndarray, int]]):
@@ -134,3 +160,227 @@ def _check_augmentation(inputs: dict[str, Any], expected: dict[str, Tensor], act
         if scale.min() < SCALE[0] - 1e-4 or scale.max() > SCALE[1] + 1e-4 or shift.abs().max() > SHIFT + 1e-4:
             return f"{name} scales or shifts by numbers outside the recipe"
     return None
+
+
+# --- rooms -----------------------------------------------------------------------------------------------------------
+
+
+def _list_room_cases() -> list[BenchmarkCase]:
+    """Make the cases: reading a room, and preparing an area of rooms of mean size, including hashed files."""
+    return [
+        BenchmarkCase(
+            suite="data",
+            label=f"s3dis_{what}_{{rooms}}x{{points}}",
+            size={"rooms": rooms, "points": points},
+            quick={"rooms": rooms, "points": 2_000},
+            make=_make_texts,
+            baseline=Implementation("loadtxt", _open_loadtxt, _compare_rooms),
+            variants=(Implementation("sightline", form, _compare_rooms),),
+        )
+        for what, form, rooms, points in (
+            ("reading", _open_room_reader, 1, 600_000),
+            ("preparing", _open_preparation, 3, 1_000_000),
+        )
+    ]
+
+
+class RoomParts(NamedTuple):
+    """Concatenated points of a room's files: coordinates minus `origin`, and colours, (N, 3) each."""
+
+    points: np.ndarray
+    colours: np.ndarray
+    origin: np.ndarray | float = 0.0
+
+
+def _make_texts(*, rooms: int, points: int) -> dict[str, Any]:
+    """Make the points of a room, and its annotation files in the release's format; all rooms are equal."""
+    generator = np.random.default_rng(0)
+    tables, texts = [], []
+    for share in _SHARES:
+        count = max(2, int(share * points))
+        coordinates = generator.uniform(-25, 25, 3) + generator.normal(size=(count, 3))
+        table = np.column_stack((coordinates, generator.integers(20, 256, (count, 3))))
+        rows = ("%.3f %.3f %.3f %d %d %d\n" % tuple(row) for row in table.tolist())  # noqa: UP031 - twice as fast here
+        texts.append("".join(rows).encode())
+        tables.append(torch.from_numpy(coordinates))
+    return {"points": torch.cat(tables), "texts": texts, "rooms": rooms}
+
+
+@contextmanager
+def _write_rooms(inputs: dict[str, Any]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as folder:
+        for number in range(inputs["rooms"]):
+            annotations = Path(folder) / "raw" / "Area_1" / f"office_{number + 1}" / "Annotations"
+            annotations.mkdir(parents=True)
+            for name, text in zip(_FILES, inputs["texts"], strict=True):
+                (annotations / f"{name}.txt").write_bytes(text)
+        yield Path(folder)
+
+
+@contextmanager
+def _open_loadtxt(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _write_rooms(inputs) as folder:
+        paths = [path for room in list_rooms(folder / "raw") for path, _ in room.files]
+
+        def run() -> RoomParts:
+            table = np.concatenate([np.loadtxt(path) for path in paths])
+            return RoomParts(table[:, :3], table[:, 3:])
+
+        yield run
+
+
+@contextmanager
+def _open_room_reader(inputs: dict[str, Any]) -> Iterator[Run]:
+    with _write_rooms(inputs) as folder:
+        (room,) = list_rooms(folder / "raw")
+
+        def run() -> RoomParts:
+            table = read_room(room)
+            return RoomParts(table.points, table.colours)
+
+        yield run
+
+
+@contextmanager
+def _open_preparation(inputs: dict[str, Any]) -> Iterator[Run]:
+    """Prepare the set completely (read, check, write, hash, move), and read the result back."""
+    with _write_rooms(inputs) as folder:
+        target = folder / "set"
+
+        def run() -> RoomParts:
+            # the previous set is deleted: else every run would pay for memory that no run has touched yet
+            shutil.rmtree(target, ignore_errors=True)
+            S3dis.prepare(source=folder / "raw", target=target, name="s3dis", progress=lambda done, total, what: None)
+            points, colours, origins = (
+                np.load(target / f"Area_1.{column}.npy", mmap_mode="r") for column in ("points", "colours", "origin_m")
+            )
+            return RoomParts(points, colours, origins[0])  # the rooms are alike, and so are their corners
+
+        yield run
+
+
+def _compare_rooms(inputs: Any, expected: RoomParts, actual: RoomParts) -> str | None:
+    """Compare rows in order: colours exactly, coordinates to the float32 rounding of a room's size."""
+    if actual.points.shape != expected.points.shape or not np.array_equal(actual.colours, expected.colours):
+        return f"{actual.points.shape} numbers and their colours, {expected.points.shape} are needed"
+    error = float(np.abs(actual.points + actual.origin - expected.points).max())
+    return None if error <= 2e-6 else f"off by {error:.1e}"
+
+
+# --- volumes ---------------------------------------------------------------------------------------------------------
+
+
+def _count_points(inputs: dict[str, Any]) -> Tensor:
+    """Voxelise in NumPy as users do: every pixel to a point, every point to a voxel, counted and clipped to 1."""
+    placement: CubePlacement = inputs["placement"]
+    size = placement.size
+    volumes = np.zeros((len(placement), 1, size, size, size), dtype=np.float32)
+    depths, cameras = inputs["depth"].numpy(), inputs["camera"].numpy()
+    for sample, (depth, (fx, fy, u0, v0)) in enumerate(zip(depths, cameras, strict=True)):
+        rows, columns = np.indices(depth.shape)
+        z = depth.astype(np.float64)
+        points = np.stack([(columns - u0) * z / fx, (rows - v0) * z / fy, z], axis=-1)[z > 0]
+        voxels = np.floor(_to_voxel_coordinates(points, placement, sample))
+        inside = voxels[((voxels >= 0) & (voxels < size)).all(axis=1)].astype(np.int64)
+        np.add.at(volumes[sample, 0], tuple(inside.T), 1)
+        np.minimum(volumes[sample], 1, out=volumes[sample])
+    return torch.from_numpy(volumes)
+
+
+def _to_voxel_coordinates(points: np.ndarray, placement: CubePlacement, sample: int) -> np.ndarray:
+    """Compute voxel coordinates (P, 3) of points (P, 3) of one sample, formula by formula."""
+    centre, border = placement.grid_size / 2, (placement.grid_size - placement.size) / 2
+    unit = (points - placement.reference_mm[sample].numpy()) / (placement.cube_mm / 2)
+    grid = (unit + 1) * (placement.size / 2) + border
+    grid = (grid - centre) * float(placement.scale[sample]) + centre
+    x, y = grid[:, 0] - centre, grid[:, 1] - centre
+    cosine, sine = float(placement.angle_rad[sample].cos()), float(placement.angle_rad[sample].sin())
+    grid[:, 0], grid[:, 1] = x * cosine - y * sine + centre, x * sine + y * cosine + centre
+    return grid - placement.shift[sample].numpy()
+
+
+def _voxelise(inputs: dict[str, Any]) -> Tensor:
+    return occupancy(inputs["depth"], inputs["camera"], inputs["placement"])
+
+
+# --- compression -----------------------------------------------------------------------------------------------------
+
+
+def compression_cases() -> list[BenchmarkCase]:
+    return [
+        BenchmarkCase(
+            suite="compress",
+            label="kmeans_{weights}_to_{centres}",
+            size={"weights": 1_000_000, "centres": 16},
+            quick={"weights": 3000},
+            make=_make_weights,
+            baseline=implementation("textbook", _cluster_lloyd, _is_no_worse),
+            variants=(implementation("sightline", _cluster, _is_no_worse),),
+        ),
+        *(
+            BenchmarkCase(
+                suite="compress",
+                label="pack_{weights}x{bits}",
+                size={"weights": 1_000_000, "bits": bits},
+                quick={"weights": 3001},
+                make=_make_codes,
+                baseline=implementation("packbits", _pack_reference, _are_same_bytes),
+                variants=(implementation("sightline", _pack, _are_same_bytes),),
+            )
+            for bits in (3, 4)
+        ),
+    ]
+
+
+def _make_weights(*, weights: int, centres: int) -> dict[str, Any]:
+    return {"weights": torch.randn(weights, generator=torch.Generator().manual_seed(0)), "centres": centres}
+
+
+def _cluster_lloyd(inputs: dict[str, Any]) -> Tensor:
+    """Cluster weights (N,) by Lloyd's iterations from quantiles: all distances, the nearest, the means."""
+    weights, number = inputs["weights"], inputs["centres"]
+    quantile_index = (torch.arange(number) + 0.5) * len(weights) / number
+    centres = weights.sort().values[quantile_index.long()]
+    for _ in range(_NUM_ITERATIONS):
+        labels = (weights[:, None] - centres).square().argmin(dim=1)
+        counts = torch.bincount(labels, minlength=number)
+        sums = torch.zeros(number).index_add_(0, labels, weights)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return labels
+
+
+def _cluster(inputs: dict[str, Any]) -> Tensor:
+    bits = (inputs["centres"] - 1).bit_length()
+    return cluster_weight(inputs["weights"], bits=bits, name="weights").labels
+
+
+def _is_no_worse(inputs: dict[str, Any], expected: Tensor, actual: Tensor) -> str | None:
+    expected_inertia, inertia = (_inertia(inputs["weights"].double(), labels.long()) for labels in (expected, actual))
+    return (
+        None if inertia <= expected_inertia * (1 + 1e-9) else f"inertia {inertia:.9g}, {expected_inertia:.9g} is needed"
+    )
+
+
+def _inertia(weights: Tensor, labels: Tensor) -> float:
+    counts = torch.bincount(labels).clamp(min=1)
+    means = torch.zeros(len(counts), dtype=weights.dtype).index_add_(0, labels, weights) / counts
+    return float((weights - means[labels]).square().sum())
+
+
+def _make_codes(*, weights: int, bits: int) -> dict[str, Any]:
+    codes = np.random.default_rng(0).integers(0, 2**bits, weights)
+    return {"codes": torch.from_numpy(codes.astype(np.uint8)), "bits": bits}
+
+
+def _pack(inputs: dict[str, Any]) -> bytes:
+    return pack_bits(inputs["codes"].numpy(), inputs["bits"])
+
+
+def _pack_reference(inputs: dict[str, Any]) -> bytes:
+    """Pack codes by definition: a row of bits per code, eight bits per byte."""
+    rows = inputs["codes"].numpy()[:, None] >> np.arange(inputs["bits"], dtype=np.uint8)
+    return np.packbits(rows & 1, bitorder="little").tobytes()
+
+
+def _are_same_bytes(inputs: dict[str, Any], expected: bytes, actual: bytes) -> str | None:
+    return None if actual == expected else f"{len(actual)} other bytes than {len(expected)}"

@@ -93,12 +93,10 @@ def spread_norms(model: nn.Module) -> None:
 
 
 def _in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return four of the clouds, and the same weights, in float64."""
-    return {
-        "model": copy.deepcopy(inputs["model"]).double(),
-        "points": inputs["points"][:4].double(),
-        "label": inputs["label"][:4],
-    }
+    """Return four of the samples, and the same weights, in float64."""
+    samples = {name: values[:4] for name, values in inputs.items() if name != "model"}
+    samples = {name: values.double() if values.is_floating_point() else values for name, values in samples.items()}
+    return {"model": copy.deepcopy(inputs["model"]).double(), **samples}
 
 
 def _first_points_in_float64(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.agreement import farthest_each_time, same_neighbours
+from benchmarks.geometry import farthest_each_time, same_neighbours
 from sightline.bench.case import allclose, equal
 
 # Distances from point 0: 0, 1, 1, 4, 9. Points 1 and 2 tie.

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from benchmarks.growth import describe_growth, fit_exponent, growth_cases, panels
+from benchmarks.suites import describe_growth, fit_exponent, growth_cases, panels
 from sightline.bench.case import BenchmarkResult, Quartiles, Seconds
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import UserError

@@ -7,16 +7,14 @@ from contextlib import ExitStack
 import pytest
 import torch
 
-from benchmarks import box_ap
 from benchmarks.suites import LIBRARY
 from sightline.bench import suites as installed
-from sightline.bench import training
 from sightline.bench.case import BenchmarkCase
 from sightline.errors import UserError
 from tests.marks import long_but
 
 CHEAP = [case for case in LIBRARY.all_cases() if case.suite in ("geometry", "data", "compress")]
-DETECTION = [*training.cases()[-2:], *box_ap.cases()]
+DETECTION = [case for case in LIBRARY.all_cases() if case.name.startswith(("metrics/box_ap", "train/detection"))]
 
 
 def names(cases: list[BenchmarkCase]) -> list[str]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from benchmarks import models, textbook
-from benchmarks.textbook_transformer import TextbookPointTransformer
+from benchmarks import networks, textbook
+from benchmarks.textbook import TextbookPointTransformer
 from sightline.bench.networks import IN_FLOAT64, make_parts
 from tests.marks import long_but
 
@@ -66,8 +66,8 @@ def test_interpolation_agrees_with_numpy(clouds: torch.Tensor) -> None:
 )
 def test_networks_agree_with_ours_in_float64(name: str, points: int) -> None:
     """Logits in training, where batch norm sees the batch; the benchmark compares gradients as well."""
-    kind, theirs = models.MODELS[name]
-    inputs: dict[str, Any] = IN_FLOAT64.narrow(models.make_inputs(kind)(batch=2, points=points))
+    kind, theirs = networks.MODELS[name]
+    inputs: dict[str, Any] = IN_FLOAT64.narrow(networks.make_inputs(kind)(batch=2, points=points))
     with torch.no_grad():
         found, expected = (
             build(inputs["model"]).train()(points=inputs["points"])["logits"] for build in (theirs, copy.deepcopy)
@@ -91,7 +91,7 @@ def test_the_point_transformer_agrees_with_ours_in_float64() -> None:
 
 def test_parameters_stand_in_the_same_order() -> None:
     """So the gradients are compared pair by pair."""
-    for kind, theirs in models.MODELS.values():
+    for kind, theirs in networks.MODELS.values():
         ours = kind(num_classes=4, in_channels=3)
         pairs = zip(ours.parameters(), theirs(ours).parameters(), strict=True)
         assert all(torch.equal(one.flatten(), two.flatten()) for one, two in pairs)
