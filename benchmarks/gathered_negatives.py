@@ -1,4 +1,4 @@
-"""What everyone's negatives cost: a contrastive step on 2 processes with rows gathered over both, and without.
+"""Cost of everyone's negatives: a contrastive step on 2 processes with rows gathered over both, and without.
 
     .venv/bin/python benchmarks/gathered_negatives.py [--rounds 20] [--points 256] [--steps 3] [--json FILE]
 

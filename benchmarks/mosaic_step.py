@@ -1,4 +1,4 @@
-"""What mosaic and mix-up cost a training that reads with 2 workers: images/s with them over images/s without.
+"""Cost of mosaic and mix-up in a training that reads with 2 workers: images/s with them over images/s without.
 
     .venv/bin/python benchmarks/mosaic_step.py [--rounds 5] [--steps 12] [--workers 2] [--json FILE] [CONFIG]
 

@@ -1,4 +1,4 @@
-"""How the time and memory of scoring every point of a real room grow with its points, voting included.
+"""Growth of the time and memory of scoring every point of a real room with its points, voting included.
 
     .venv/bin/python benchmarks/score_room.py RUN [--votes 4] [--room FILE.npz] [--json FILE] [--svg FILE]
 
@@ -41,7 +41,7 @@ evaluate: {{select: test}}
 
 @dataclass(frozen=True)
 class Cost:
-    """What one `sightline evaluate` took, and what it found."""
+    """Cost of one `sightline evaluate`, and its mean IoU."""
 
     num_points: int
     votes: int
@@ -71,7 +71,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps([asdict(cost) for cost in costs], indent=1) + "\n", encoding="utf-8")
     if options.svg:
-        options.svg.write_text(_drawn(costs), encoding="utf-8")
+        options.svg.write_text(_draw_costs(costs), encoding="utf-8")
 
 
 def _scene(folder: Path, share: float, options: argparse.Namespace) -> Path:
@@ -115,7 +115,7 @@ def _sightline(words: list[str]) -> tuple[float, int]:
     return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def _drawn(costs: list[Cost]) -> str:
+def _draw_costs(costs: list[Cost]) -> str:
     def series(value: str, scale: float) -> tuple[Series, ...]:
         return tuple(
             Series(

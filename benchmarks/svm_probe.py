@@ -1,4 +1,4 @@
-"""What the SVM of `sightline probe` costs: reading kept features again, C by cross-validation, and scikit-learn's way.
+"""Cost of the SVM of `sightline probe`: reading kept features again, C by cross-validation, and scikit-learn's way.
 
     .venv/bin/python benchmarks/svm_probe.py [--train FILE --test FILE] [--rows 1000] [--rounds 3] [--json FILE]
 
@@ -46,11 +46,11 @@ def main() -> None:
     found: dict[str, Any] = {"train": train.rows.shape, "test": test.rows.shape}
     found["reading_again_s"] = reading_again(train, test)
     for form in ("no", "yes"):
-        seconds, outcome = timed(partial(SVM(standardise=form), train, test))
+        seconds, outcome = measure(partial(SVM(standardise=form), train, test))
         found[f"standardise_{form}_s"] = seconds
         found |= outcome.metrics
     few = train.take(np.sort(np.random.default_rng(0).permutation(len(train))[: options.rows]))
-    ratios = [round_of(few, test, ours_first=bool(number % 2)) for number in range(options.rounds)]
+    ratios = [compare_with_grid_search(few, test, ours_first=bool(number % 2)) for number in range(options.rounds)]
     found |= {"ratio": statistics.median(ratios), "ratios": ratios}
     print(f"reading again {found['reading_again_s']:.2f} s (bar: 2)")  # noqa: T201
     print(f"SVM {found['standardise_no_s']:.1f} s plain (bar: 120), {found['standardise_yes_s']:.1f} s standardised")  # noqa: T201
@@ -81,24 +81,24 @@ def reading_again(train: Features, test: Features) -> float:
         cache = FeatureCache(Path(folder))
         for split, part in (("train", train), ("test", test)):
             cache.save({"split": split}, part)
-        seconds, _ = timed(lambda: [cache.load({"split": split}) for split in ("train", "test")])
+        seconds, _ = measure(lambda: [cache.load({"split": split}) for split in ("train", "test")])
     return seconds
 
 
-def round_of(few: Features, test: Features, *, ours_first: bool) -> float:
-    """The grid search's CPU time over ours. Raises AssertionError where they validate a C differently."""
+def compare_with_grid_search(few: Features, test: Features, *, ours_first: bool) -> float:
+    """Return the grid search's CPU time over ours. Raises AssertionError where they validate a C differently."""
     folds = stratified_folds(few.labels, num_folds=5, seed=0)
     rows = few.rows.astype(np.float64)
     search = GridSearchCV(SVC(kernel="linear"), {"C": list(COSTS)}, cv=folds)
     runs = {"theirs": lambda: search.fit(rows, few.labels), "ours": lambda: SVM(standardise="no")(few, test)}
-    spent = {name: timed(runs[name]) for name in (("ours", "theirs") if ours_first else ("theirs", "ours"))}
+    spent = {name: measure(runs[name]) for name in (("ours", "theirs") if ours_first else ("theirs", "ours"))}
     validated = [row["cross_validated_accuracy"] for row in spent["ours"][1].details["table"]]
     assert np.allclose(validated, search.cv_results_["mean_test_score"], atol=1.5 / len(few)), "a C validates otherwise"
     return spent["theirs"][0] / spent["ours"][0]
 
 
-def timed(run: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU-seconds of all threads, and what came of it."""
+def measure(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Return CPU-seconds of all threads, and the result."""
     start = time.process_time()
     result = run()
     return time.process_time() - start, result

@@ -1,4 +1,4 @@
-"""What several processes gain or lose: PointNet in 2 processes of 1 thread over 1 process of 2 threads, in clouds/s.
+"""Gain or loss of several processes: PointNet in 2 processes of 1 thread over 1 process of 2 threads, in clouds/s.
 
     .venv/bin/python benchmarks/two_processes.py [--rounds 20] [--points 1024] [--steps 3] [--json FILE]
 

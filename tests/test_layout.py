@@ -18,7 +18,7 @@ from sightline.aliases import MODULES as MODULES_BY_OLD_PATH
 from sightline.aliases import NAMES
 from sightline.doctor.suite import all_checks
 from sightline.registry import REGISTRIES
-from tools import structure, walk
+from tools import structure, walk, words
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -231,6 +231,14 @@ def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -
                 if (node.end_lineno or 0) - first.lineno >= MAX_BODY_LINES:
                     large[f"{path}: {node.name}"] = (node.end_lineno or 0) - first.lineno
     assert not large
+
+
+def test_the_rules_hold_for_the_benchmarks_too() -> None:
+    """They are outside the package, as tests and tools are, and their words and files are the package's."""
+    benchmarks = words.parse_folder(PACKAGE.parent / "benchmarks")
+    offenders = [offender for name in words.LINTS for offender in words.LINTS[name](benchmarks)]
+    assert not offenders
+    assert max(path.read_text().count("\n") for path in benchmarks) <= MAX_FILE_LINES
 
 
 @pytest.mark.parametrize("kind", COMPONENTS)
