@@ -30,8 +30,8 @@ class Pair:
     """A head and an assigner: the drawn recipe that they change, for how many steps, on images of which size.
 
     FCOS and ATSS leave people without a point whose middles hold no more points than others take: of these 72 people 12
-    and 13 on images of 192 x 256 pixels, of which no detector learns to find them; 1 and 3 on images twice as large. ATSS
-    leaves 1 on images of 480 x 640 pixels, where rounding (one thread or two) does not decide whether the bar is met.
+    and 13 on images of 192 x 256 pixels, of which no detector learns to find them; 1 and 3 on images twice as large.
+    ATSS leaves 1 on images of 480 x 640 pixels, where rounding (one thread or two) does not decide about the bar.
     """
 
     config: str
