@@ -24,8 +24,12 @@ T = TypeVar("T")
 MODULES: Mapping[str, str] = {
     "sightline.data.depth_files": "sightline.data.files.depth_files",
     "sightline.data.views": "sightline.data.store.views",
+    "sightline.engine.conversion": "sightline.published.conversion",
     "sightline.engine.loading": "sightline.engine.run_loading",
     "sightline.engine.own_frames": "sightline.predict.depth_reader",
+    "sightline.models.published": "sightline.published",
+    "sightline.models.published.published": "sightline.published.translation",
+    "sightline.models.published.published_files": "sightline.published.files",
     "sightline.predict.own_frames": "sightline.predict.depth_reader",
     "sightline.studies.train_run": "sightline.training.train_run",
 }

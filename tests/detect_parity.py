@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sightline.models.published.published_images import residual_network
 from tests.golden_parity import OUTPUT_BOUND, Golden, assert_gradients_and_buffers, assert_near_largest, rule_made_state
 from tests.lidar_parity import assert_buffers, load_lidar_golden, theirs_of
+from tests.published_layouts import residual_network
 
 __all__ = [
     "anchor_major",

@@ -1,7 +1,7 @@
 """Compare a model with the numbers that a public reference implementation gave for rule-made weights.
 
 The rule and the tolerances are those of `golden/points/README.md` among the shared samples. A test makes its own model
-in float64, gives it the golden state through `sightline.models.published.published`, calls `assert_outputs` in
+in float64, gives it the golden state through `sightline.published.translation`, calls `assert_outputs` in
 `each_mode`, and after a backward pass `assert_gradients_and_buffers`.
 """
 

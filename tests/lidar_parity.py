@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sightline import registry
-from sightline.models.published.published_models import MODELS
 from sightline.optional_members import DataMembers
+from tests.published_layouts import MODELS
 from tools import before_after
 from tools.before_after_rows import LAYOUTS, SETS, rows
 from tools.before_after_worker import _run, digests

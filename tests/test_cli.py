@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sightline.models.published.published_models import MODELS
 from tests.command import run_here
+from tests.published_layouts import MODELS
 
 VERBS = (
     "train",

@@ -40,6 +40,7 @@ assigners
 tasks
 runs
 engine
+published
 evaluation
 predict
 describe view probe bench compare
@@ -61,7 +62,7 @@ MAX_FILES = 32
 """Of a folder; the aim is 25 (`verbs`, `layers`, `geometry` and `engine` are above it)."""
 
 TORCH_LOAD = r"(?<!safetensors\.)torch\.load\("
-"""Reads pickles, and a pickle is a program: `published_files.py` alone may, with `weights_only=True`."""
+"""Reads pickles, and a pickle is a program: `published/files.py` alone may, with `weights_only=True`."""
 FORBIDDEN = (
     r"\bimport pickle",
     r"yaml\.load\(",
@@ -305,7 +306,7 @@ def test_only_one_module_opens_hdf5_files() -> None:
 
 def test_nothing_forbidden() -> None:
     """No pickle, no unsafe YAML, no torchvision or timm, no device moved to by name."""
-    reader = PACKAGE / "models" / "published" / "published_files.py"
+    reader = PACKAGE / "published" / "files.py"
     found = [
         f"{path}: {forbidden}"
         for path in FILES
@@ -317,7 +318,7 @@ def test_nothing_forbidden() -> None:
 
 def test_published_weights_are_read_without_running_them() -> None:
     """The converter is the one place for third-party pickles, and it never lets torch unpickle them."""
-    text = (PACKAGE / "models" / "published" / "published_files.py").read_text()
+    text = (PACKAGE / "published" / "files.py").read_text()
     calls = re.findall(r"torch\.load\([^)]*\)", text)
     assert len(calls) == 1
     assert "weights_only=True" in calls[0]

@@ -20,13 +20,13 @@ Write = Callable[[Path], object]
 
 def write_sources(folder: Path, names: Sequence[str]) -> None:
     """Make `folder/<name>/source` for sets and layouts of these names."""
-    from sightline.models.published.published_models import MODELS
+    from sightline.published.rows import list_names
 
-    sets = _sets()
+    sets, layouts = _sets(), list_names()
     for name in names:
         place = folder / name / "source"
         place.parent.mkdir(parents=True)
-        if name in MODELS:
+        if name in layouts:
             _write_weights(place, name)
         else:
             sets[name](place)
@@ -121,16 +121,15 @@ def _write_yolo(root: Path, write_tree: Callable[[Path, str], None]) -> None:
 
 def _write_weights(place: Path, layout: str) -> None:
     """The files of a layout: one, two where images have one of their own, and Darknet's form where it is its own."""
-    from sightline.models.published.published_crosspoint import IMAGE_PREFIX, POINT_PREFIX
-    from sightline.models.published.published_darknet import DARKNET_FILES
-    from sightline.models.published.published_models import MODELS
+    from sightline.published.files import IMAGE_PREFIX, POINT_PREFIX
+    from sightline.published.rows import read_layout
 
     place.mkdir()
-    if layout in DARKNET_FILES:
+    if read_layout(layout).is_darknet:
         _write_darknet(place / "weights.pth", layout)
         return
     state = _published_state(layout)
-    if not MODELS[layout].has_image_file:
+    if not read_layout(layout).has_image_file:
         torch.save({"model_state_dict": state}, place / "weights.pth")
         return
     for name, prefix in (("weights", POINT_PREFIX), ("images", IMAGE_PREFIX)):
@@ -140,9 +139,9 @@ def _write_weights(place: Path, layout: str) -> None:
 
 def _published_state(layout: str) -> dict[str, Tensor]:
     """A tensor for every name of the layout, of the sizes of our model for the layout's data set."""
-    from sightline.models.published.published import LAYOUTS
+    from sightline.published.rows import read_layout
 
-    table, state = LAYOUTS[layout], {}
+    table, state = read_layout(layout).names, {}
     for name, value in _own_state(layout).items():
         module, _, leaf = name.rpartition(".")
         values = _rule_made(name, value)
@@ -156,24 +155,19 @@ def _published_state(layout: str) -> dict[str, Tensor]:
 
 def _own_state(layout: str) -> dict[str, Tensor]:
     from sightline import registry
-    from sightline.engine.conversion import _model_arguments, _nest_paths
-    from sightline.models.published.published_models import MODELS
     from sightline.optional_members import DataMembers
-    from sightline.types import ComponentConfig
+    from sightline.published.files import make_meta_model
+    from sightline.published.rows import read_layout
 
-    published = MODELS[layout]
+    published = read_layout(layout)
     promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
     promised = dict(promise().facts) if promise is not None else {}
     facts = {"num_classes": 12, "in_channels": 3, "num_categories": 16, "num_joints": 21, **promised}
-    if published.class_places:
-        facts["num_classes"] = max(published.class_places) + 1
+    if published.class_indices:
+        facts["num_classes"] = max(published.class_indices) + 1
     if layout.endswith("_scenes") or published.protocol.data == "semantic_kitti":
         facts["in_channels"] = 9 if layout.endswith("_scenes") else 5
-    with torch.device("meta"):
-        model = registry.models.build(
-            ComponentConfig(published.model, _nest_paths(_model_arguments(published))), facts=facts
-        )
-    return dict(model.state_dict())
+    return dict(make_meta_model(published, **facts).state_dict())
 
 
 def _rule_made(name: str, like: Tensor) -> Tensor:
@@ -187,9 +181,9 @@ def _rule_made(name: str, like: Tensor) -> Tensor:
 
 
 def _write_darknet(path: Path, layout: str) -> None:
-    from sightline.models.published.published_darknet import _tensors
+    from sightline.published.files import darknet_shapes
 
-    shapes = dict(_tensors(layout, 80))
+    shapes = dict(darknet_shapes(layout, 80))
     values = [_rule_made(f"{name}.running_var", torch.empty(shape)) for name, shape in shapes.items()]
     header = np.array([0, 2, 0, 0, 0], "<i4").tobytes()
     path.write_bytes(header + b"".join(each.numpy().astype("<f4").tobytes() for each in values))

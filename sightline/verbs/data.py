@@ -251,7 +251,7 @@ def convert_weights(
     json: Path | None,
 ) -> int:
     """Convert published weights to a run directory; print what was read and what was assumed."""
-    from sightline.engine.conversion import convert_published_weights
+    from sightline.published.conversion import convert_published_weights
 
     converted = convert_published_weights(
         file,

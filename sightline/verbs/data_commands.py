@@ -8,30 +8,15 @@ from typing import Annotated, Literal
 import typer
 
 from sightline.gc_pause import gc_paused
+from sightline.published.rows import list_names
 from sightline.verbs.options import Checkpoint, Device, Json, Overrides, Plugins, Traceback, check_writable
 
 __all__ = ["data_app"]
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepare data sets and describe their contents.")
-_LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
-    "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "crowddet_retinanet, crowddet_retinanet_emd, darknet_darknet53, darknet_yolov3, dragonbook_v2v, "
-    "lidar_bonnetal_darknet21, lidar_bonnetal_darknet53, lidar_bonnetal_squeezeseg, lidar_bonnetal_squeezeseg_crf, "
-    "lidar_bonnetal_squeezesegv2, lidar_bonnetal_squeezesegv2_crf, lulutang0608_point_bert_cls, "
-    "lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, menghaoguo_pct_parts, odtask_darknet53, "
-    "odtask_retina_resnet18, odtask_retina_resnet34, odtask_retina_resnet50, odtask_retina_resnet101, odtask_yolov3, "
-    "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
-    "qq456cvb_point_transformer_parts, salsanext, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, "
-    "timm_vit_small, timm_vit_tiny, torchvision_fcos_resnet50_fpn, torchvision_resnet18, torchvision_resnet34, "
-    "torchvision_resnet50, torchvision_resnet101, torchvision_retinanet_resnet50_fpn, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
-    "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes, yolox"
-)
-"""Layouts of published weights, as text: the module that defines them imports torch. A test compares the two."""
-
+_LAYOUTS = ", ".join(list_names())
 _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
-"""Layouts of box labels, as text for the same reason."""
+"""Layouts of box labels, as text: the module that defines them imports torch. A test compares the two."""
 
 
 @data_app.command()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import sightline
-from sightline.models.published.published import LAYOUTS
-from sightline.models.published.published_models import MODELS
+from tests.published_layouts import LAYOUTS, MODELS
 
 
 def small_state(layout: str = "wangyueft_pointnet", **facts: int) -> dict[str, Tensor]:

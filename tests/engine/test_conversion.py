@@ -17,10 +17,9 @@ import sightline
 from sightline import registry
 from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError
 from sightline.models import point_transformer
-from sightline.models.published.published_models import MODELS
+from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
 from tests.command import run_here
@@ -28,6 +27,7 @@ from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
 from tests.models.test_point_transformer import padded_as_theirs, ragged_input
+from tests.published_layouts import MODELS
 
 
 class Case(NamedTuple):

@@ -13,15 +13,15 @@ from torch import Tensor
 
 import sightline
 from sightline import registry
-from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError, UserError
-from sightline.models.published.published import LAYOUTS, published_name
-from sightline.models.published.published_models import MODELS
+from sightline.published.conversion import convert_published_weights
+from sightline.published.translation import published_name
 from sightline.runs.weights import load_weights
 from sightline.types import ComponentConfig, DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES
+from tests.published_layouts import LAYOUTS, MODELS
 
 LAYOUTS_HERE = {name for name in LAYOUTS if name.startswith(("crosspoint_", "timm_", "torchvision_resnet"))}
 IMAGES = {"vit_tiny": "timm_vit_tiny", "resnet18": "torchvision_resnet18"}

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError
 from sightline.models.point_bert import PointBERT
-from sightline.models.published.published import LAYOUTS
+from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from tests.command import run_here
+from tests.published_layouts import LAYOUTS
 
 FINE_TUNED, PRETRAINED = "lulutang0608_point_bert_cls", "lulutang0608_point_bert_pretrained"
 SHAPES = ("data.train_size=48", "data.test_size=12", "data.num_points=48")

@@ -16,13 +16,13 @@ from sightline.api import load_run
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS
 from sightline.draws import Draws
-from sightline.models.published.published_models import MODELS
 from sightline.types import DataInfo, Field
 from tests.command import Outcome, run_here
 from tests.data.scans.lidar_writers import street_scan, write_bin
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
 from tests.marks import long_but
+from tests.published_layouts import MODELS
 
 CASES = {
     "lidar_bonnetal_darknet21": "lb_darknet21",

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.engine.conversion import convert_published_weights
 from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.published.conversion import convert_published_weights
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import load_golden
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.layers.offset_attention import OffsetAttention, SelfAttention
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

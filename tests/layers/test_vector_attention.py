@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from sightline import numba_kernels
 from sightline.geometry.point_pyramid import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
-from sightline.models.published.published import translate_key
+from sightline.published.translation import translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

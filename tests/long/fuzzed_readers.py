@@ -226,7 +226,7 @@ class _Images:
 
 
 def _weights(folder: Path) -> Iterator[Reader]:
-    from sightline.models.published.published_files import read_published
+    from sightline.published.files import read_published
     from sightline.runs.packed import read_packed, write_packed
 
     path = folder / "published.pth"

@@ -17,8 +17,8 @@ from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.crosspoint import CrossPoint, IntraPoint, projection_head
 from sightline.models.dgcnn import DGCNNEncoder
 from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder
-from sightline.models.published.published import convert_state_dict, translate_key, unused_names
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.published.translation import convert_state_dict, translate_key, unused_names
 from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,

@@ -11,7 +11,7 @@ from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.dgcnn import DGCNN
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

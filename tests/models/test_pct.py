@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

@@ -18,7 +18,7 @@ from sightline.layers.stochastic_depth import StochasticDepth
 from sightline.layers.transformer import MultiHeadAttention, TransformerBlock
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT, PointBERTEncoder
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,

@@ -11,7 +11,7 @@ from torch import Tensor
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_bert import PointBERT
 from sightline.models.point_bert_parts import PointBERTParts
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (
     assert_gradients_and_buffers,

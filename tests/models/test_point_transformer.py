@@ -16,7 +16,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.point_pyramid import Edges, InterpolationWeights, PyramidLevel, build_pyramid
 from sightline.models import point_transformer
 from sightline.models.point_transformer import PointTransformer, PointTransformerBlock
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

@@ -13,7 +13,7 @@ from sightline import registry
 from sightline.errors import ConfigError
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
 from sightline.models.pointnet import PointNet, PointNetPlain, TNet
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sightline.losses.cross_entropy import CrossEntropy
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

@@ -12,7 +12,7 @@ from sightline.losses.cross_entropy import CrossEntropy
 from sightline.losses.feature_transform import FeatureTransformPenalty
 from sightline.models.pointnet import TNet
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published.published import convert_state_dict, translate_key
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

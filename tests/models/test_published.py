@@ -24,9 +24,10 @@ from sightline.models.pointnet import PointNet, PointNetPlain
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
 from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.published.published import LAYOUTS, convert_state_dict
 from sightline.models.resnet import ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
 from sightline.models.vit import ViTTinyEncoder
+from sightline.published.translation import convert_state_dict
+from tests.published_layouts import LAYOUTS
 
 
 def doubled() -> dict[str, Tensor]:

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from sightline.errors import CheckpointError
-from sightline.models.published.published import LAYOUTS
-from sightline.models.published.published_files import read_published
-from sightline.models.published.published_models import MODELS
+from sightline.published.files import read_published
+from tests.published_layouts import LAYOUTS, MODELS
 
 STATE = {"conv1.weight": torch.arange(4.0), "bn1.bias": torch.ones(2)}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from sightline.layers.volumetric import ResidualBlock3d, UpsampleBlock3d
 from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE
-from sightline.models.published.published import convert_state_dict, translate_key
 from sightline.models.v2v import V2V, V2VSmall
+from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
     assert_near_largest,

@@ -16,13 +16,13 @@ from torch import Tensor
 import sightline
 from sightline import registry
 from sightline.api import LoadedRun
-from sightline.engine.conversion import convert_published_weights
 from sightline.errors import ConfigError, escape_to_one_line
 from sightline.predict import clouds, size_batching
 from sightline.predict import prediction as module
 from sightline.predict.classify import ClassPredictor
 from sightline.predict.prediction import predict_files
 from sightline.predict.predictor import Inference, ReadFile, Refusal
+from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
 from tests.engine.published_weights import saved, small_state

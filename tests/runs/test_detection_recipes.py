@@ -12,12 +12,12 @@ from PIL import Image
 from sightline.config import read_config
 from sightline.config.yaml_writer import to_plain
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.engine.conversion import _make_config
-from sightline.models.published.published_models import MODELS
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.marks import long_but
 from tests.processes import ROOT
+from tests.published_layouts import MODELS
+from tests.published_layouts import make_config_of as _make_config
 
 FOLDER = ROOT / "configs" / "detect"
 NUM_IMAGES = {"train": 4, "val": 2}

@@ -16,7 +16,6 @@ from sightline import registry
 from sightline.config import read_config
 from sightline.data.boxes.coco import Coco
 from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.models.published.published_models import MODELS
 from sightline.training import published_results
 from sightline.training.published_results import (
     compare_with_published,
@@ -27,6 +26,7 @@ from sightline.training.published_results import (
 )
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
 from tests.command import run_here
+from tests.published_layouts import MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OLD_RUN = Path(__file__).parents[1] / "old_runs" / "classify"

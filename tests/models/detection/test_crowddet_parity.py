@@ -18,7 +18,6 @@ from sightline.geometry.boxes.box_coder import decode_deltas, encode_deltas
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, Priors
 from sightline.losses.box_functional import sigmoid_focal, smooth_l1
-from sightline.models.published.published import LAYOUTS
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
     OUTPUT_BOUND,
@@ -29,6 +28,7 @@ from tests.golden_parity import (
 )
 from tests.lidar_parity import assert_buffers, theirs_of
 from tests.models.detection.test_parity import detector
+from tests.published_layouts import LAYOUTS
 
 pytestmark = pytest.mark.shared
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import registry
-from sightline.models.published.published_yolo import darknet_names
 from sightline.types import ComponentConfig
 from tests.detect_parity import (
     anchor_major,
@@ -24,6 +23,7 @@ from tests.detect_parity import (
 from tests.golden_parity import Golden, each_mode
 from tests.lidar_parity import theirs_of
 from tests.marks import long_but
+from tests.published_layouts import darknet_names
 
 pytestmark = pytest.mark.shared
 

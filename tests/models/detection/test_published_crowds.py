@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 import sightline
 from sightline import registry
-from sightline.engine.conversion import _make_config, _model_arguments, _nest_paths
 from sightline.errors import CheckpointError
 from sightline.geometry.boxes.priors import PriorGrid, make_anchors
-from sightline.models.published.published import LAYOUTS, convert_state_dict, published_name
-from sightline.models.published.published_darknet import _tensors, read_darknet
-from sightline.models.published.published_detectors import DETECTORS
-from sightline.models.published.published_models import MODELS
+from sightline.published.files import darknet_shapes as _tensors
+from sightline.published.files import read_darknet
+from sightline.published.rows import model_arguments as _model_arguments
+from sightline.published.rows import nest_paths as _nest_paths
+from sightline.published.translation import convert_state_dict, published_name
 from sightline.types import ComponentConfig
 from tests.command import run_here
 from tests.detect_parity import load_detect_golden
@@ -29,6 +29,8 @@ from tests.golden_parity import rule_made_state
 from tests.lidar_parity import theirs_of
 from tests.marks import long_but
 from tests.models.detection.test_crowddet_parity import STRIDES, corners_of_crowddet
+from tests.published_layouts import DETECTORS, LAYOUTS, MODELS
+from tests.published_layouts import make_config_of as _make_config
 
 CROWDS = sorted(name for name in DETECTORS if not name.startswith("torchvision"))
 

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 import sightline
 from sightline import registry
-from sightline.models.published.published import convert_state_dict
-from sightline.models.published.published_models import find_layouts
+from sightline.published.translation import convert_state_dict, find_layouts
 from sightline.types import DataInfo, Field
 from tests.command import run_here
 from tests.golden_parity import rule_made_state

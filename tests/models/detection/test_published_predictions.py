@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sightline.engine.conversion import _select_classes
 from sightline.engine.run_loading import open_trained
-from sightline.models.published.published_models import MODELS
+from sightline.published.conversion import select_classes as _select_classes
 from sightline.types import DataInfo
 from tests.command import run_here
 from tests.geometry.boxes.test_priors import STRIDES, maps_of, torchvisions
 from tests.golden_parity import rule_made_state
 from tests.models.detection.test_published_detectors import FCOS, NUM_CLASSES, RETINA, entries, evaluate
 from tests.processes import ROOT
+from tests.published_layouts import MODELS
 
 CANVAS = (96, 160)
 RESIZED = (80, 107)

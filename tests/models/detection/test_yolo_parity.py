@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.models.published.published_yolo import YOLO_LAYOUTS, darknet_names, yolov3_names
 from tests.detect_parity import anchor_major, assert_training, load_detect_golden, load_theirs
 from tests.golden_parity import Golden, each_mode
 from tests.lidar_parity import theirs_of
+from tests.published_layouts import LAYOUTS as YOLO_LAYOUTS
+from tests.published_layouts import darknet_names, yolov3_names
 
 pytestmark = pytest.mark.shared
 

@@ -30,14 +30,11 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import config_path_of_run
 from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.geometry.volumes import Axes
-from sightline.models.published.published import OPTIONAL, convert_state_dict, published_name, unused_names
-from sightline.models.published.published_files import PublishedFile
-from sightline.models.published.published_model import PublishedModel
-from sightline.models.published.published_models import MODELS, find_layouts
-from sightline.models.published.published_sources import read_source
-from sightline.models.published.published_volumes import with_axes
 from sightline.optional_members import DataMembers, TransformMembers
 from sightline.plugins import Plugin
+from sightline.published.files import PublishedFile, make_meta_model, read_source
+from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
+from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names, with_axes
 from sightline.runs import checkpoint
 from sightline.runs.atomic_files import disk_failure, sync_folder
 from sightline.runs.inputs import INPUTS_FILE, inputs_document
@@ -46,8 +43,6 @@ from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
 from sightline.schema import suggest
 from sightline.types import ComponentConfig, DataInfo
-
-__all__ = ["ConversionResult", "convert_published_weights"]
 
 _MAX_LISTED = 5
 _FIRST_POINTS = {"modelnet40": 1024}
@@ -85,24 +80,24 @@ def convert_published_weights(
     contradicts the weights, and UserError for a target that is not empty.
     """
     _assert_empty_or_absent(target)
-    published = _get_published_model(layout)
-    source = read_source(file, images, layout, published)
-    weights = with_axes(_translate_weights(source, layout, published, file), axes, layout)
-    sizes = {name: size.read(weights) for name, size in published.from_shapes.items()}
+    published = _read_layout(layout)
+    source = read_source(file, images, published)
+    weights = with_axes(_translate_weights(source, published, file), axes, layout)
+    sizes = {name: size.read(weights) for name, size in published.sizes.items() if name not in FACTS}
     counts = _read_counts(published, weights)
     trains, evaluate = _set_image_size(published.trains, sizes), _set_image_size(published.evaluate, sizes)
     recipe = dataclasses.replace(published, trains=trains, evaluate=evaluate)
-    base_config = _make_config(layout, recipe, counts, config_path, data_name, overrides)
-    config, assumed = _set_model(base_config, published, sizes, target, layout)
+    base_config = make_config(recipe, counts, config_path, data_name, overrides)
+    config, assumed = _set_model(base_config, published, sizes, target)
     info, notes = _make_expected_info(config)
-    weights = _select_classes(weights, published, info)
+    weights = select_classes(weights, published, info)
     file_counts, counts = counts, _read_counts(published, weights)
     if counts != file_counts:
         selection = f"{counts['num_classes']} of '{config.data.name}'"
         notes.append(f"of the file's {file_counts['num_classes']} classes the {selection} are kept, by their names")
     if not published.keeps_head and counts.get("num_classes", 0) != info.facts.get("num_classes", 0):
-        weights = _without_module(weights, OPTIONAL[layout])
-    absent_module = _find_absent_module(weights, layout)
+        weights = _without_module(weights, published.optional)
+    absent_module = _find_absent_module(weights, published.optional)
     if absent_module is not None:
         notes.append(_describe_fresh_head(counts.pop("num_classes", None), info, config))
     up_axis = None if published.up_axis is None else _find_up_axis(config, info)
@@ -147,13 +142,12 @@ def _assert_empty_or_absent(target: Path) -> None:
         raise UserError(f"--to {target}: {state}; give another folder, or remove it first")
 
 
-def _get_published_model(layout: str) -> PublishedModel:
-    if layout not in MODELS:
-        otherwise = f"; there are {', '.join(MODELS)}"
-        raise CheckpointError(
-            f"--layout {layout}: no such layout is known{suggest(layout, MODELS, otherwise=otherwise)}"
-        )
-    return MODELS[layout]
+def _read_layout(name: str) -> PublishedLayout:
+    names = list_names()
+    if name not in names:
+        otherwise = f"; there are {', '.join(names)}"
+        raise CheckpointError(f"--layout {name}: no such layout is known{suggest(name, names, otherwise=otherwise)}")
+    return read_layout(name)
 
 
 # --- the weights ------------------------------------------------------------------------------------------------------
@@ -169,19 +163,14 @@ def _identify_file(file: Path, parts: Mapping[str, str]) -> dict[str, Any]:
     return {"file": str(file.resolve()), "sha256": digest, "bytes": total, "parts": files}
 
 
-def _read_counts(published: PublishedModel, weights: Mapping[str, Tensor]) -> dict[str, int]:
+def _read_counts(published: PublishedLayout, weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Read from the weights' shapes the facts that the layout's model needs; no `num_classes` without a head."""
-    sizes = {
-        "in_channels": published.in_channels,
-        "num_classes": published.num_classes,
-        "num_joints": published.num_joints,
-    }
-    return {name: size.read(weights) for name, size in sizes.items() if size is not None and size.name in weights}
+    return {name: size.read(weights) for name, size in published.facts.items() if size.name in weights}
 
 
-def _select_classes(weights: dict[str, Tensor], published: PublishedModel, info: DataInfo) -> dict[str, Tensor]:
+def select_classes(weights: dict[str, Tensor], published: PublishedLayout, info: DataInfo) -> dict[str, Tensor]:
     """Select the data set's classes in the head, if the published set has all of their names."""
-    size, class_indices = published.num_classes, published.class_places
+    size, class_indices = published.num_classes, published.class_indices
     if size is None or not class_indices or size.name not in weights or size.read(weights) != max(class_indices) + 1:
         return weights
     promise = DataMembers.expected_info.get(registry.data.get_entry(published.protocol.data).builder)
@@ -205,19 +194,15 @@ def _describe_fresh_head(num_classes: int | None, info: DataInfo, config: RunCon
     )
 
 
-def _translate_weights(source: PublishedFile, layout: str, published: PublishedModel, file: Path) -> dict[str, Tensor]:
+def _translate_weights(source: PublishedFile, published: PublishedLayout, file: Path) -> dict[str, Tensor]:
     """Translate the weights to our names. Raises CheckpointError naming tensors that are missing or do not fit."""
+    layout = published.name
     try:
         weights = convert_state_dict(source.state, layout)
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}{_suggest_layout(source.state, layout)}") from None
-    # The names do not depend on the sizes.
-    facts = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
-    with preserve_rng_state(), torch.device("meta"):
-        model = registry.models.build(
-            ComponentConfig(published.model, _nest_paths(_model_arguments(published))), facts=facts
-        )
-    needed = _without_module(model.state_dict(), _find_absent_module(weights, layout))
+    model = make_meta_model(published, num_classes=2, in_channels=9, num_categories=2, num_joints=2)
+    needed = _without_module(model.state_dict(), _find_absent_module(weights, published.optional))
     missing = [published_name(name, layout) for name in needed if name not in weights]
     if missing:
         raise CheckpointError(
@@ -240,9 +225,8 @@ def _translate_weights(source: PublishedFile, layout: str, published: PublishedM
     return weights
 
 
-def _find_absent_module(weights: Mapping[str, Tensor], layout: str) -> str | None:
-    """Return the optional module of the layout if the file contains none of its tensors, else None."""
-    optional = OPTIONAL.get(layout)
+def _find_absent_module(weights: Mapping[str, Tensor], optional: str | None) -> str | None:
+    """Return the optional module of a layout if the file contains none of its tensors, else None."""
     return optional if optional is not None and len(_without_module(weights, optional)) == len(weights) else None
 
 
@@ -278,46 +262,29 @@ def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], layout: str, 
 # --- the config -------------------------------------------------------------------------------------------------------
 
 
-def _model_arguments(published: PublishedModel) -> dict[str, Any]:
-    """Collect the model's encoders and the arguments that its authors chose, by dotted path."""
-    return {**{f"{name}.name": encoder for name, encoder in published.encoders.items()}, **published.assumed}
-
-
-def _nest_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert dotted paths to nested mappings."""
-    nested: dict[str, Any] = {}
-    for path, value in arguments.items():
-        *outer, last = path.split(".")
-        node = nested
-        for name in outer:
-            node = node.setdefault(name, {})
-        node[last] = value
-    return nested
-
-
-def _make_config(
-    layout: str,
-    published: PublishedModel,
+def make_config(
+    published: PublishedLayout,
     counts: Mapping[str, int],
     path: Path | None,
     data_name: str | None,
     overrides: Sequence[str],
 ) -> RunConfig:
+    """Read the config at `path`, or make that of the layout's recipe. Raises ConfigError for what does not fit it."""
     if path is not None and data_name is not None:
         raise UserError("convert-weights: --config has its own data; give --config or --data")
     if path is not None:
         return read_config(config_path_of_run(path), overrides)
     with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / f"{layout}.yaml"
+        plain = Path(folder) / f"{published.name}.yaml"
         data_name = data_name or published.protocol.data
-        plain.write_text(_format_recipe(layout, published, counts, data_name), encoding="utf-8")
+        plain.write_text(_format_recipe(published, counts, data_name), encoding="utf-8")
         try:
             return read_config(plain, overrides)
         except ConfigError as error:
-            raise ConfigError(*(f.replace(str(plain), f"recipe of {layout}") for f in error.faults)) from None
+            raise ConfigError(*(f.replace(str(plain), f"recipe of {published.name}") for f in error.faults)) from None
 
 
-def _format_recipe(layout: str, published: PublishedModel, counts: Mapping[str, int], data_name: str) -> str:
+def _format_recipe(published: PublishedLayout, counts: Mapping[str, int], data_name: str) -> str:
     """Format a config, as YAML, to evaluate as the authors did and to fine-tune with a small learning rate."""
     protocol = published.protocol
     data: dict[str, Any] = {"name": data_name}
@@ -326,11 +293,11 @@ def _format_recipe(layout: str, published: PublishedModel, counts: Mapping[str, 
     if data_name == protocol.data:
         data |= protocol.arguments.get(counts.get("in_channels", 0), {})
     sections = {
-        "name": layout,
+        "name": published.name,
         "task": {"name": protocol.task, **published.task},
         "data": data,
         "transforms": {"train": list(published.trains), "evaluate": list(published.evaluate)},
-        "model": {"name": published.model, **{name: {"name": encoder} for name, encoder in published.encoders.items()}},
+        "model": {"name": published.model, **{name: {"name": block} for name, block in published.blocks.items()}},
         "losses": list(published.losses),
         "metrics": list(protocol.metrics),
         "optimizer": {"name": "adam", "lr": 1e-4},
@@ -341,7 +308,7 @@ def _format_recipe(layout: str, published: PublishedModel, counts: Mapping[str, 
 
 
 def _set_model(
-    config: RunConfig, published: PublishedModel, sizes: Mapping[str, int], target: Path, layout: str
+    config: RunConfig, published: PublishedLayout, sizes: Mapping[str, int], target: Path
 ) -> tuple[RunConfig, dict[str, Any]]:
     """Set the layout's model and the weights' sizes in the config; return the arguments that had to be assumed, too.
 
@@ -350,15 +317,15 @@ def _set_model(
     model = config.model
     if model.name != published.model:
         raise ConfigError(
-            f"{model.location}: the config's model is '{model.name}', the layout '{layout}' is of '{published.model}'; "
-            f"set model.name={published.model}"
+            f"{model.location}: the config's model is '{model.name}', the layout '{published.name}' is of "
+            f"'{published.model}'; set model.name={published.model}"
         )
-    for name, encoder in published.encoders.items():
+    for name, expected in published.blocks.items():
         block: ComponentConfig = model.arguments[name]
-        if block.name != encoder:
+        if block.name != expected:
             raise ConfigError(
-                f"{block.location}: is '{block.name}', the layout '{layout}' is of '{encoder}'; set "
-                f"model.{name}.name={encoder}"
+                f"{block.location}: is '{block.name}', the layout '{published.name}' is of '{expected}'; set "
+                f"model.{name}.name={expected}"
             )
     for path, size in sizes.items():
         value = _get_argument(model, path)
@@ -425,7 +392,7 @@ def _transform_facts(config: RunConfig, info: DataInfo) -> dict[str, Any]:
 
 
 def _assert_same_counts(
-    counts: Mapping[str, int], facts: Mapping[str, Any], config: RunConfig, published: PublishedModel, file: Path
+    counts: Mapping[str, int], facts: Mapping[str, Any], config: RunConfig, published: PublishedLayout, file: Path
 ) -> None:
     for name, count in counts.items():
         stated = facts.get(name)

@@ -1,0 +1,172 @@
+"""State dicts of published layouts in our names and shapes, and the layouts that a file's names belong to."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.errors import CheckpointError
+from sightline.geometry.volumes import Axes
+from sightline.published.rows import list_layouts, read_layout
+
+_OUR_EPSILON = 1e-5
+
+
+def convert_state_dict(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Convert published weights to our names and shapes; the input is unchanged, most tensors are shared.
+
+    Convolutions of size 1 become matrices, except those that are convolutions here too, as all over volumes are; a
+    leading `module.` on every name, from DataParallel, is removed, and so are the layout's unused names; then its
+    changes are made. Raises CheckpointError for an unknown layout, for names that the layout does not have, and for a
+    module stored under two names with different values.
+    """
+    row = read_layout(layout)
+    used = dict(zip(_without_wrapper(state), state.values(), strict=True))
+    for key in unused_names(used, layout):
+        del used[key]
+    names = {key: translate_key(key, layout) for key in used}
+    unknown = [key for key, ours in names.items() if ours is None]
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} of {len(names)} names do not belong to the layout '{layout}': "
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}; choose the layout of the file"
+        )
+    translated: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for key, tensor in used.items():
+        ours = names[key]
+        assert ours is not None
+        is_map = tensor.ndim in (3, 4) and tensor.shape[2:].numel() == 1 and not ours.endswith(".conv.weight")
+        value = tensor.flatten(1) if is_map else tensor
+        if ours in translated and not torch.equal(translated[ours], value):
+            raise CheckpointError(
+                f"'{origin[ours]}' and '{key}' are one tensor in the layout '{layout}' but hold different values; "
+                "the file is damaged or was edited by hand"
+            )
+        translated[ours], origin[ours] = value, key
+    for change, argument in row.changes.items():
+        translated |= CHANGES[change](translated, argument)
+    return translated
+
+
+def unused_names(names: Iterable[str], layout: str) -> dict[str, str]:
+    """Return the published names that a model of this layout does not use, each with its pattern."""
+    patterns = read_layout(layout).unused
+    matches = (
+        (name, next((name_pattern for name_pattern in patterns if fnmatch.fnmatchcase(name, name_pattern)), None))
+        for name in names
+    )
+    return {name: pattern for name, pattern in matches if pattern is not None}
+
+
+def translate_key(key: str, layout: str) -> str | None:
+    """Return our name of a published name, None if the layout has none.
+
+    Raises CheckpointError for an unknown layout.
+    """
+    names = read_layout(layout).names
+    if key in names:
+        return names[key]
+    module, _, leaf = key.rpartition(".")
+    ours = names.get(module)
+    return f"{ours}.{leaf}" if ours is not None else None
+
+
+def published_name(ours: str, layout: str) -> str:
+    """Return the layout's name of one of our tensors; the first if there are several."""
+    module, _, leaf = ours.rpartition(".")
+    for theirs, name in read_layout(layout).names.items():
+        if name == ours:
+            return theirs
+        if name == module:
+            return f"{theirs}.{leaf}"
+    raise AssertionError(f"the layout '{layout}' has no name for '{ours}'")
+
+
+def find_layouts(names: Iterable[str]) -> list[str]:
+    """List the layouts with exactly these published names, except optional and unused ones."""
+    published = [str(name) for name in names]
+    return [layout.name for layout in list_layouts() if _has_layout(published, layout.name)]
+
+
+def _has_layout(names: Sequence[str], layout: str) -> bool:
+    row = read_layout(layout)
+    unused = unused_names(names, layout)
+    ours = [translate_key(name, layout) for name in names if name not in unused]
+    if not ours or None in ours:
+        return False
+    needed = {name for name in row.names.values() if row.optional is None or not name.startswith(f"{row.optional}.")}
+    modules = {name if name in needed else str(name).rpartition(".")[0] for name in ours}
+    return needed <= modules
+
+
+def with_axes(weights: Mapping[str, Tensor], axes: Axes, layout: str) -> dict[str, Tensor]:
+    """Convert kernels between the axis order `axes` and x, y, z; the conversion is its own inverse.
+
+    The converted network maps a volume to the original's output for the transposed volume. Raises CheckpointError for
+    an order other than x, y, z of a layout without volumes.
+    """
+    if axes == "xyz":
+        return dict(weights)
+    if not read_layout(layout).has_volumes:
+        raise CheckpointError(f"--axes {axes}: the layout '{layout}' has no kernels over volumes; leave it out")
+    return {name: value.transpose(-1, -3).contiguous() if value.ndim == 5 else value for name, value in weights.items()}
+
+
+def _without_wrapper(state: Mapping[str, Tensor]) -> list[str]:
+    if state and all(key.startswith("module.") for key in state):
+        return [key.removeprefix("module.") for key in state]
+    return list(state)
+
+
+# --- changes of tensors under our names, each with the argument of its row; absent tensors are skipped ----------------
+
+
+def _add_norm_counts(weights: Mapping[str, Tensor], _: bool) -> dict[str, Tensor]:
+    """Add a count of 0 to batch norms without one: frozen ones, and those of darknet."""
+    counts = {
+        f"{name.removesuffix('running_var')}num_batches_tracked" for name in weights if name.endswith(".running_var")
+    }
+    return {name: torch.tensor(0) for name in sorted(counts - weights.keys())}
+
+
+def _set_epsilon(weights: Mapping[str, Tensor], epsilon: float) -> dict[str, Tensor]:
+    """Reduce variances by as much as our batch norms add more to them than those of the file, which add `epsilon`."""
+    difference = _OUR_EPSILON - epsilon
+    return {name: value - difference for name, value in weights.items() if name.endswith(".running_var")}
+
+
+def _swap_groups(weights: Mapping[str, Tensor], groups: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Reorder rows that count n groups of m rows to m groups of n."""
+    return {
+        name: weights[name].unflatten(0, (*sizes, -1)).transpose(0, 1).flatten(0, 2)
+        for name, sizes in groups.items()
+        if name in weights
+    }
+
+
+def _reverse_colours(weights: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Convert convolutions of BGR images to RGB."""
+    return {name: weights[name].unflatten(1, (-1, 3)).flip(2).flatten(1, 2) for name in names if name in weights}
+
+
+def _roll_inputs(weights: Mapping[str, Tensor], routes: Mapping[str, str]) -> dict[str, Tensor]:
+    """Move the first input channels of a convolution to the end, as many as another convolution has outputs."""
+    return {
+        name: weights[name].roll(-len(weights[route]), dims=1)
+        for name, route in routes.items()
+        if name in weights and route in weights
+    }
+
+
+CHANGES: Mapping[str, Callable[[Mapping[str, Tensor], Any], dict[str, Tensor]]] = {
+    "add_norm_counts": _add_norm_counts,
+    "epsilon": _set_epsilon,
+    "swap_groups": _swap_groups,
+    "reverse_colours": _reverse_colours,
+    "roll_inputs": _roll_inputs,
+}
