@@ -17,7 +17,7 @@ from sightline.bench.runner import BenchmarkReport, BenchmarkResult, Runner, des
 from sightline.bench.suites import select_cases
 from sightline.chart import render_svg
 from sightline.errors import UserError
-from sightline.verbs.common import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.verbs.output import print_note, show_table
 
 __all__ = ["BenchOptions", "bench"]

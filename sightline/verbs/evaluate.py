@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from sightline import registry
+from sightline.commands.run import EvaluateOptions
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import class_difficulty
 from sightline.describe.mean_pose import pose_baselines
@@ -35,6 +36,7 @@ from sightline.optional_members import TaskMembers
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.tasks.detect import Detect
 from sightline.training.final_probe import probe_metrics
 from sightline.training.published_results import (
@@ -43,13 +45,8 @@ from sightline.training.published_results import (
     published_names,
 )
 from sightline.types import ComponentConfig
-from sightline.verbs.common import assert_writable, write_document
-from sightline.verbs.detection_errors import bind_error_metric, show_errors
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
-from sightline.verbs.score import score_files
-
-__all__ = ["EvaluateOptions", "assert_about_evaluation", "evaluate"]
-
+from sightline.verbs.score import bind_error_metric, score_files, show_errors
 
 _EVALUATION_KEYS = (
     "evaluate.*",
@@ -63,46 +60,6 @@ _EVALUATION_KEYS = (
     "teacher",
     "teacher.from",
 )
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `sightline evaluate`."""
-
-    runs: tuple[Path, ...]
-    overrides: tuple[str, ...] = ()
-    which: str = "last"
-    data: Path | None = None
-    processes: int | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
-    save_predictions: bool = False
-    out: Path | None = None
-    ensemble: bool = False
-    predictions: Path | None = None
-    errors: bool = False
-    against: str | None = None
-
-    def arguments(self) -> list[str]:
-        """Return the command line of each launched process."""
-        arguments = [
-            "evaluate",
-            *map(str, self.runs),
-            *self.overrides,
-            "--checkpoint",
-            self.which,
-            "--device",
-            self.device,
-        ]
-        arguments += ["--data", str(self.data)] if self.data else []
-        arguments += ["--json", str(self.json)] if self.json else []
-        arguments += ["--save-predictions"] if self.save_predictions else []
-        arguments += ["--out", str(self.out)] if self.out else []
-        arguments += ["--ensemble"] if self.ensemble else []
-        arguments += ["--errors"] if self.errors else []
-        arguments += ["--against", self.against] if self.against else []
-        return [*arguments, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
 
 
 @dataclass(frozen=True)
@@ -131,7 +88,7 @@ def evaluate(options: EvaluateOptions) -> int:
     configs = [_read_configs(run, options) for run in options.runs]
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
-        return launch(options.arguments(), num_processes)
+        return launch(options.command_line(), num_processes)
     with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
         for line in (line for _, _, notes in configs for line in notes):
             world.rank_zero_only(print_note)(f"warning: {line}")
@@ -139,7 +96,7 @@ def evaluate(options: EvaluateOptions) -> int:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
         for run, (trained, config, _) in zip(options.runs, configs, strict=True):
-            opened = open_run(run, config=config, checkpoint=options.which, world=world)
+            opened = open_run(run, config=config, checkpoint=options.checkpoint, world=world)
             trial = _evaluate_run(opened, trained, options)
             if trial is None:
                 return 1
@@ -195,7 +152,7 @@ def _published_rows(
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
     rows = compare_with_published(
-        first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
+        first.config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=sorted(tested)
     )
     names = published_names()
     if name not in names:
@@ -303,7 +260,7 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     """Build the document of `--json`: for one run, or for all runs pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
-    document = evaluation_document(first.config, evaluation, first.part, options.which)
+    document = evaluation_document(first.config, evaluation, first.part, options.checkpoint)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from sightline.config import RunConfig
 from sightline.errors import escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.training.published_results import Difference, format_figure
-
-__all__ = ["print_note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
-
+from sightline.training.run_configs import read_with_plugins
 
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
@@ -25,6 +25,14 @@ def print_note(text: str) -> None:
     """Print lines to standard error; characters that are not printable are escaped."""
     sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
+
+
+def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
+    """Load the config of a file or run directory with plugins and overrides, and print its notes."""
+    read = read_with_plugins(path, overrides, plugins)
+    for line in read.notes:
+        print_note(f"warning: {line}")
+    return read.config
 
 
 def show_table(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.assigners.report import compare_assigners
+from sightline.commands.look import CurvesOptions, ViewOptions
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.batch_reader import BatchReader
@@ -20,17 +20,19 @@ from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.precision import Precision, set_backends
-from sightline.engine.run_loading import OpenRun, open_run
+from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.engine.train import Task
 from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import TaskMembers
 from sightline.pictures import Axis
 from sightline.predict.files import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.runs.run_directory import RunDirectory
-from sightline.verbs.common import assert_writable, is_run, load_config, reread, write_document
+from sightline.training.run_configs import reread
 from sightline.verbs.evaluate import assert_about_evaluation
-from sightline.verbs.output import print_note, show_table
+from sightline.verbs.output import load_config, print_note, show_table
+from sightline.view.curves import draw_runs
 from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
@@ -39,33 +41,9 @@ from sightline.view.predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import Stage, ViewedSample
 
-__all__ = ["ViewOptions", "view"]
-
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
 _DESCRIPTION_WIDTH = 84
-
-
-@dataclass(frozen=True)
-class ViewOptions:
-    """Options of `sightline view`; None if not given."""
-
-    paths: tuple[Path, ...]
-    overrides: tuple[str, ...]
-    out: Path
-    split: str | None = None
-    samples: str | None = None
-    num: int | None = None
-    epoch: int | None = None
-    checkpoint: str | None = None
-    columns: str | None = None
-    up: str | None = None
-    hide: str | None = None
-    max_points: int | None = None
-    score: float | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
 
 
 def view(options: ViewOptions) -> int:
@@ -142,7 +120,7 @@ def _view_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], 
         _assert_not_given(options, ("checkpoint", "score"), "can be used only with a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training samples change with the epoch; give --split train, or leave it out")
-    config, _ = load_config(path, (), options.plugins)
+    config = load_config(path, (), options.plugins)
     if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)
@@ -311,3 +289,12 @@ def _assert_hidden_exist(hidden: Sequence[str], subjects: Sequence[ViewedSample]
         raise UserError(
             f"--hide: there is no class '{unknown[0]}'; there are {', '.join(sorted(valid_names)) or 'none'}"
         )
+
+
+# --- curves ----------------------------------------------------------------------------------------------------------
+
+
+def draw_curves(options: CurvesOptions) -> int:
+    """Draw the losses and metrics of runs."""
+    print_note(f"written: {draw_runs(options.runs, svg=options.svg)}; open it in a browser")
+    return 0

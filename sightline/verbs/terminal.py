@@ -1,19 +1,76 @@
-"""Conversion of errors to messages and exit codes."""
+"""The command line's end of a call: guarded standard streams, and errors as messages and exit codes."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import io
+import os
 import sys
 import traceback
-from typing import get_type_hints
+from typing import TextIO, get_type_hints
 
-from sightline.config import RunConfig
 from sightline.engine.failure import report_failure, worker_exit_message
 from sightline.errors import RunError, UserError, escape_to_one_line
-from sightline.registry import optimizers
 
-__all__ = ["fail", "format_error"]
+_READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
+"""Errors of a pipe that was closed, as `head` does, or of a closed terminal."""
+
+
+class _GuardedStream(io.FileIO):
+    """Raw stream whose descriptor is redirected to /dev/null at the first write that fails."""
+
+    failure: OSError | None = None
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            self.failure = error
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # also for what libraries and child processes write
+            os.close(null)
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def guard_streams() -> None:
+    """Replace the standard streams so that closed ones raise no error, and reserve descriptors 0 to 2 for them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            assert opened == descriptor, "the system gives the lowest free number"
+            os.set_inheritable(descriptor, True)
+    sys.stdout = _guard(sys.stdout, sys.__stdout__)
+    sys.stderr = _guard(sys.stderr, sys.__stderr__)
+
+
+def stdout_failure() -> str | None:
+    """Return the reason why standard output lost results, or None if it did not or its reader closed the pipe."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
+    failure = raw.failure if isinstance(raw, _GuardedStream) else None
+    return None if failure is None or failure.errno in _READER_GONE else failure.strerror
+
+
+def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
+    if stream is None:  # closed before we were started
+        return open(os.devnull, "w", encoding="utf-8")
+    if stream is not original or not isinstance(stream, io.TextIOWrapper):  # redirected inside of this process
+        return stream
+    stream.flush()
+    raw = _GuardedStream(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 def format_error(error: Exception) -> int:
@@ -47,6 +104,9 @@ def format_error(error: Exception) -> int:
 
 def _suggest_override(option: str) -> str:
     """Describe how to write a config key that was given as an option; empty if no key has this name."""
+    from sightline.config import RunConfig  # slow, as is the next; the streams above are guarded first
+    from sightline.registry import optimizers
+
     name = option.lstrip("-").replace("-", "_")
     keys = [name] if name in get_type_hints(RunConfig) else []
     for block, kind in get_type_hints(RunConfig).items():
