@@ -17,23 +17,47 @@ from typer.core import TyperGroup
 
 from sightline.commands.data import DATA_COMMANDS
 from sightline.commands.fields import Command, CommandParameter
-from sightline.commands.look import LIST_COMMANDS, LOOK_COMMANDS
+from sightline.commands.look import LOOK_COMMANDS, STUDY_COMMANDS
 from sightline.commands.prove import PROVE_COMMANDS
 from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS
 from sightline.errors import UserError
 from sightline.gc_pause import gc_paused
 from sightline.verbs.terminal import guard_streams, stdout_failure
 
+SECTIONS = {
+    "Run": (*RUN_COMMANDS, *COMPRESS_COMMANDS),
+    "Prove": PROVE_COMMANDS,
+    "Look": LOOK_COMMANDS,
+    "Study": STUDY_COMMANDS,
+    "Data": DATA_COMMANDS,
+}
+"""Commands by the sections of `sightline --help`."""
 
-class _RunByDefault(TyperGroup):
-    """Command group in which `compress RUN` means `compress run RUN`."""
+
+class _Group(TyperGroup):
+    """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        is_named = not args or args[0] in self.commands or args[0] == "--help"
+        is_named = not args or args[0] in self.commands or args[0] == "--help" or "run" not in self.commands
         return super().parse_args(ctx, args if is_named else ["run", *args])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by section; those of a group as one table, in which the group alone is called RUN."""
+        if ctx.parent is not None:
+            prefix, records = f"{self.name} ", [record for section in SECTIONS.values() for record in section]
+            named = [(r.name.removeprefix(prefix), r.summary()) for r in records if r.name.startswith(prefix)]
+            rows = [("RUN" if name == "run" else name, summary) for name, summary in named]
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+            return
+        width = max(len(record.shown_name) for section in SECTIONS.values() for record in section)
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{record.shown_name:<{width}}", record.summary()) for record in section])
 
 
 app = typer.Typer(
+    cls=_Group,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -41,9 +65,9 @@ app = typer.Typer(
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' lists options.",
 )
 _GROUPS = {
-    "data": typer.Typer(no_args_is_help=True, help="Prepare data sets and describe their contents."),
+    "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
     "compress": typer.Typer(
-        cls=_RunByDefault,
+        cls=_Group,
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Make a trained run small: 'sightline compress RUN --ratio 0.1 --out DIR' searches the bits of each "
@@ -122,63 +146,10 @@ def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
     return check
 
 
-for _record in (*RUN_COMMANDS, *PROVE_COMMANDS, *LOOK_COMMANDS, *LIST_COMMANDS, *DATA_COMMANDS, *COMPRESS_COMMANDS):
+for _record in (record for records in SECTIONS.values() for record in records):
     _add_command(_record)
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
-
-
-@app.command()
-def bench(
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SUITE]...", help="geometry, models, data, metrics, train, compress or all [all]"),
-    ] = None,
-    case: Annotated[
-        str | None,
-        typer.Option("--case", metavar="PATTERN", help="run only cases whose name matches: knn_*, models/*step*"),
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="rounds; each round times all implementations")
-    ] = 5,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="threads of every implementation")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="use tiny sizes, to test that the cases run")] = False,
-    grow: Annotated[
-        str | None,
-        typer.Option(
-            "--grow",
-            metavar="points|neighbours|batch|all",
-            help="measure how time and memory grow, for geometry and models",
-        ),
-    ] = None,
-    svg: Annotated[
-        Path | None,
-        typer.Option(
-            "--svg", metavar="FILE", callback=_check_writable("--svg"), help="draw the measurements of --grow"
-        ),
-    ] = None,
-    keep_memory: Annotated[
-        bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
-    ] = False,
-    lists: Annotated[bool, typer.Option("--list", help="list the cases without running them")] = False,
-    json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", callback=_check_writable("--json"), help="write the result as JSON"),
-    ] = None,
-    traceback: Annotated[bool, typer.Option("--traceback", help="print the traceback of an error")] = False,
-) -> int:
-    """Time implementations against a baseline.
-
-    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
-    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
-    implementations take turns. An interrupted run keeps its finished rows.
-    """
-    with gc_paused():
-        from sightline.verbs import bench as verb
-
-    return verb.bench(
-        verb.BenchOptions(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
-    )
 
 
 def main() -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
 
-from sightline.cli import app
-from sightline.commands.data import DATA_COMMANDS, RenderOptions
+from sightline.cli import SECTIONS, app
+from sightline.commands.data import RenderOptions
 from sightline.commands.fields import Command
-from sightline.commands.look import LIST_COMMANDS, LOOK_COMMANDS, ProfileOptions
-from sightline.commands.prove import PROVE_COMMANDS, FitOneOptions, ProbeOptions
-from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS, CompressOptions, EvaluateOptions, TrainOptions
-from tests.command import built_once
+from sightline.commands.look import ProfileOptions
+from sightline.commands.prove import FitOneOptions, ProbeOptions
+from sightline.commands.run import CompressOptions, EvaluateOptions, TrainOptions
+from tests.command import built_once, run_here
 
-COMMANDS = (*RUN_COMMANDS, *PROVE_COMMANDS, *LOOK_COMMANDS, *LIST_COMMANDS, *DATA_COMMANDS, *COMPRESS_COMMANDS)
+COMMANDS = [record for records in SECTIONS.values() for record in records]
 OPTIONS: tuple[Command, ...] = (
     TrainOptions(config=Path("a.yaml")),
     TrainOptions(
@@ -78,3 +79,21 @@ def test_every_parameter_is_declared_once(record: type[Command]) -> None:
     assert len(set(flags)) == len(flags)
     fields = {field.name for field in dataclasses.fields(record)}  # type: ignore[arg-type]
     assert fields >= parameters.keys() | {p.key_values for p in parameters.values() if p.key_values}
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [(), ("data",), ("compress",)], ids=" ".join)
+def test_no_summary_is_cut_at_80_columns(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run_here(*words, "--help")
+    assert max(map(len, done.out.splitlines())) <= 80
+    records = [record for record in COMMANDS if not words or record.name.startswith(words[0])]
+    lines = " ".join(done.out.split())
+    assert [record.summary() for record in records if record.summary() not in lines] == []
+
+
+def test_the_help_groups_the_commands() -> None:
+    titles = re.findall(r"^(\w+):$", run_here("--help").out, flags=re.MULTILINE)
+    assert titles == ["Options", "Run", "Prove", "Look", "Study", "Data"]

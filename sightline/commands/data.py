@@ -170,11 +170,11 @@ class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="dat
 
 
 DATA_COMMANDS = (
+    InfoOptions,
     PrepareOptions,
+    VerifyOptions,
     RenderOptions,
     ImportViewsOptions,
-    InfoOptions,
-    VerifyOptions,
     CentresOptions,
     ConvertOptions,
     ConvertWeightsOptions,

@@ -51,21 +51,29 @@ def argument(metavar: str, help: str, *, default: Any = MISSING, key_values: str
 class Command:
     """Record of a command: the options of a call are an instance, made of keywords.
 
-    `name` is typed by the user, `run` the function below `sightline.verbs` that takes the record, and `environment`
-    the variables that are set before its module is imported. The docstring of a command is its help text.
+    `name` is what the user types ("GROUP run" may be typed, and is shown, as GROUP), `run` the function below
+    `sightline.verbs` that takes the record, and `environment` the variables that are set before its module is imported.
+    The docstring of a command is its help text.
     """
 
     name: ClassVar[str] = ""
+    shown_name: ClassVar[str] = ""
     run: ClassVar[str] = ""
     environment: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, name: str = "", run: str = "", environment: Mapping[str, str] | None = None) -> None:
         cls.name, cls.run, cls.environment = name, run, environment or {}
+        cls.shown_name = name.removesuffix(" run")
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
                 metadata = {_KEY: value}
                 setattr(cls, field_name, dataclasses.field(default=value.default, metadata=metadata))
         dataclass(frozen=True, kw_only=True)(cls)
+
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the help text."""
+        return (cls.__doc__ or "").partition("\n")[0]
 
     @classmethod
     def parameters(cls) -> Iterator[tuple[str, CommandParameter]]:

@@ -15,6 +15,7 @@ from sightline.commands.fields import (
     TracedCommand,
     argument,
     option,
+    switch,
 )
 
 
@@ -103,7 +104,7 @@ class CurvesOptions(TracedCommand, name="curves", run="view.draw_curves"):
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show"):
-    """Print the resolved config with the origin of every value."""
+    """Print the resolved config, each value with its origin."""
 
     config: Path = CONFIG
     overrides: tuple[str, ...] = OVERRIDES
@@ -186,5 +187,28 @@ class LabelEfficiencyOptions(DeviceCommand, name="label-efficiency", run="study.
     processes: int | None = PROCESSES
 
 
-LOOK_COMMANDS = (LabelEfficiencyOptions, StudyOptions, ProfileOptions, DescribeOptions, ViewOptions, CurvesOptions)
-LIST_COMMANDS = (ShowOptions, ListOptions, CopyOptions)
+class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
+    """Time implementations against a baseline.
+
+    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
+    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
+    implementations take turns. An interrupted run keeps its finished rows.
+    """
+
+    suites: tuple[str, ...] = argument(
+        "[SUITE]...", "geometry, models, data, metrics, train, compress or all [all]", default=()
+    )
+    pattern: str | None = option("--case", "PATTERN", "run only cases whose name matches: knn_*, models/*step*")
+    repeats: int = option("--repeats", "N", "rounds; each round times all implementations", default=5, min=1)
+    threads: int = option("--threads", "N", "threads of every implementation", default=1, min=1)
+    is_quick: bool = switch("--quick", "use tiny sizes, to test that the cases run")
+    grow: str | None = option(
+        "--grow", "points|neighbours|batch|all", "measure how time and memory grow, for geometry and models"
+    )
+    svg: Path | None = option("--svg", "FILE", "draw the measurements of --grow", is_written=True)
+    keeps_memory: bool = switch("--keep-memory", "let malloc keep freed memory, as a training run does")
+    lists_only: bool = switch("--list", "list the cases without running them")
+
+
+LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, CurvesOptions, ShowOptions, ListOptions, CopyOptions)
+STUDY_COMMANDS = (StudyOptions, BenchOptions, LabelEfficiencyOptions)

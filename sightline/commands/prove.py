@@ -114,4 +114,4 @@ class ProbeOptions(DeviceCommand, name="probe", run="probe.probe"):
         return self.method or "svm"
 
 
-PROVE_COMMANDS = (CompareOptions, ProbeOptions, FitOneOptions, CheckOptions)
+PROVE_COMMANDS = (CheckOptions, CompareOptions, FitOneOptions, ProbeOptions)

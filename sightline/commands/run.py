@@ -232,7 +232,7 @@ class CompressSearchOptions(
 
 
 class CompressApplyOptions(CompressedOutput, CompressionStep, name="compress apply", run="compress.apply"):
-    """Quantise a run by a policy and pack it, without fine-tuning."""
+    """Quantise a run by a policy, and pack it."""
 
     policy: Path = _POLICY
     batch_norm: int = _BATCH_NORM
