@@ -16,25 +16,8 @@ from sightline.commands.fields import (
     option,
 )
 
-_LAYOUTS = (
-    "antao97_dgcnn_cls, antao97_dgcnn_parts, antao97_dgcnn_scenes, crosspoint_cls, crosspoint_cls_resnet18, "
-    "crosspoint_cls_resnet50, crosspoint_parts, crosspoint_seg, crosspoint_seg_resnet18, crosspoint_seg_resnet50, "
-    "crowddet_retinanet, crowddet_retinanet_emd, darknet_darknet53, darknet_yolov3, dragonbook_v2v, "
-    "lidar_bonnetal_darknet21, lidar_bonnetal_darknet53, lidar_bonnetal_squeezeseg, lidar_bonnetal_squeezeseg_crf, "
-    "lidar_bonnetal_squeezesegv2, lidar_bonnetal_squeezesegv2_crf, lulutang0608_point_bert_cls, "
-    "lulutang0608_point_bert_parts, lulutang0608_point_bert_pretrained, menghaoguo_pct_parts, odtask_darknet53, "
-    "odtask_retina_resnet18, odtask_retina_resnet34, odtask_retina_resnet50, odtask_retina_resnet101, odtask_yolov3, "
-    "postech_point_transformer_seg, qq456cvb_pct_cls, qq456cvb_point_transformer_cls, "
-    "qq456cvb_point_transformer_parts, salsanext, strawberry_pct_cls, strawberry_pct_cls_new, timm_vit_base, "
-    "timm_vit_small, timm_vit_tiny, torchvision_fcos_resnet50_fpn, torchvision_resnet18, torchvision_resnet34, "
-    "torchvision_resnet50, torchvision_resnet101, torchvision_retinanet_resnet50_fpn, wangyueft_dgcnn_cls, "
-    "wangyueft_pointnet, yanx27_pointnet2_msg_cls, yanx27_pointnet2_ssg_cls, yanx27_pointnet2_ssg_parts, "
-    "yanx27_pointnet2_ssg_scenes, yanx27_pointnet_cls, yanx27_pointnet_parts, yanx27_pointnet_scenes, yolox"
-)
-"""Layouts of published weights, as text: the module that defines them imports torch. A test compares the two."""
-
 _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
-"""Layouts of box labels, as text for the same reason."""
+"""Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
 
 
 class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare"):
@@ -158,7 +141,7 @@ class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="dat
     """
 
     file: Path = argument("FILE", "published weights: a .pth file or similar, or a folder of its parts")
-    layout: str = option("--layout", "NAME", f"the code that wrote it, one of {_LAYOUTS}", default=MISSING)
+    layout: str = option("--layout", "NAME", "the code that wrote it: see 'sightline list layouts'", default=MISSING)
     target: Path = option("--to", "DIR", "run directory to write", default=MISSING)
     overrides: tuple[str, ...] = OVERRIDES
     config: Path | None = option("--config", "CONFIG", "take data, transforms and training from this config")

@@ -111,12 +111,15 @@ class ShowOptions(PluginCommand, name="show", run="show.show"):
 
 
 class ListOptions(PluginCommand, name="list", run="show.list_components"):
-    """List components, or the configs of the package.
+    """List components, configs, layouts of weights.
 
-    Components are listed with their arguments, defaults and sources.
+    Prints an index of the kinds. With a kind, its entries: components with arguments, defaults and sources, the configs
+    of the package, or the layouts of published weights. With the name of a component, it alone.
     """
 
-    kind: str | None = argument("[KIND]", "models data losses metrics backbones necks heads … or configs", default=None)
+    subject: str | None = argument(
+        "[KIND|NAME]", "models data losses metrics … configs layouts, or a component: dgcnn", default=None
+    )
 
 
 class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):

@@ -20,6 +20,7 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
+from sightline.models.published.published_models import MODELS
 from sightline.plugins import find_plugin, load_plugins
 from sightline.registry import DATA_FACTS, REGISTRIES, Registry, RegistryEntry, locate_errors, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
@@ -29,6 +30,9 @@ from sightline.types import SourceLocation
 from sightline.verbs.output import load_config, print_note
 
 WIDTH = 110
+INDEX_WIDTH = 79
+OTHER_LISTS = ("configs", "layouts")
+"""Kinds of `sightline list` that are not components."""
 
 
 def show(options: ShowOptions) -> int:
@@ -88,18 +92,53 @@ def _find_rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
 
 
 def list_components(options: ListOptions) -> int:
-    """Print the components of one kind or of all kinds, or the shipped `configs`."""
-    kind = options.kind
-    if kind == "configs":
+    """Print an index of what there is, the entries of a kind, or the components of a name."""
+    subject = options.subject
+    if subject == "configs":
         return _list_configs(options.json)
+    if subject == "layouts":
+        return _list_layouts(options.json)
     load_plugins(options.plugins)
-    if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"list: there is no kind '{kind}'{suggest(kind, ('configs', *REGISTRIES))}")
-    registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
-    document = {name: _describe_all(registry) for name, registry in registries.items()}
-    for name, components in document.items():
-        sys.stdout.write(f"{name}\n" + "".join(map(_format_component, components)) + "\n")
+    if subject is None:
+        _print_index()
+        write_document(options.json, {kind: _describe_all(registry) for kind, registry in REGISTRIES.items()})
+        return 0
+    if subject in REGISTRIES:
+        document = {subject: _describe_all(REGISTRIES[subject])}
+    else:
+        holders = {kind: registry for kind, registry in REGISTRIES.items() if subject in registry.names()}
+        if not holders:
+            names = {name for registry in REGISTRIES.values() for name in registry.names()}
+            choices = (*OTHER_LISTS, *REGISTRIES, *names)
+            hint = suggest(subject, choices, otherwise="; 'sightline list' prints the kinds")
+            raise UserError(f"list: there is no kind or component '{subject}'{hint}")
+        document = {kind: [_describe(registry.get_entry(subject))] for kind, registry in holders.items()}
+    for kind, components in document.items():
+        sys.stdout.write(f"{kind}\n" + "".join(map(_format_component, components)) + "\n")
     write_document(options.json, document)
+    return 0
+
+
+def _print_index() -> None:
+    """Print the kinds, each with the number of its entries and the first of their names, on one screen."""
+    lists = {kind: registry.names() for kind, registry in REGISTRIES.items()}
+    lists |= {"configs": [config.path for config in shipped_configs()], "layouts": sorted(MODELS)}
+    width = max(map(len, lists))
+    for kind, names in lists.items():
+        line = f"{kind:<{width}} {len(names):>4}  {' '.join(names)}"
+        if len(line) > INDEX_WIDTH:
+            line = line[: INDEX_WIDTH - 3].rpartition(" ")[0] + " ..."
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("list KIND: the entries of a kind; list NAME: one component\n")
+
+
+def _list_layouts(json: Path | None) -> int:
+    """Print the layouts of published weights, with the model that each is converted to."""
+    width = max(map(len, MODELS))
+    for layout in sorted(MODELS):
+        sys.stdout.write(f"{layout:<{width}}  {MODELS[layout].model}\n")
+    print_note("to convert a file of one: sightline data convert-weights FILE --layout NAME --to DIR")
+    write_document(json, {"layouts": [{"name": name, "model": MODELS[name].model} for name in sorted(MODELS)]})
     return 0
 
 
