@@ -22,6 +22,7 @@ VERBS = (
     "view",
     "bench",
     "label-efficiency",
+    "score",
     "study",
     "profile",
     "show",
@@ -112,6 +113,21 @@ def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None
     for text in (refused.err, " ".join(run_here(*words, "--help").out.split())):
         assert "'sightline list layouts'" in text
     assert [line.split()[0] for line in run_here("list", "layouts").out.splitlines()] == sorted(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["curves", "runs/a"], "curves: is now 'sightline view RUN... --out DIR'"),
+        (
+            ["evaluate", "--data", "a.yaml", "--predictions", "b"],
+            "evaluate --predictions: is now 'sightline score PREDICTIONS --data CONFIG'",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_old_command_names_the_new_one(words: list[str], now: str) -> None:
+    assert run_here(*words) == (2, "", f"error: {now}\n")
 
 
 @pytest.mark.parametrize("words", [[], ["data"]])

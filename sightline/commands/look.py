@@ -12,7 +12,6 @@ from sightline.commands.fields import (
     DeviceCommand,
     DocumentCommand,
     PluginCommand,
-    TracedCommand,
     argument,
     option,
     switch,
@@ -63,23 +62,24 @@ class ProfileOptions(
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
-    """Show samples after each transform.
+    """Show samples, predictions and curves of runs.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
     voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
-    view.html, a self-contained page in which clouds can be rotated.
+    view.html, a self-contained page in which clouds can be rotated. Of a run, curves.svg draws losses and metrics over
+    the steps, a loss with its chance level if the run records it; of several runs, only this is drawn, in one picture.
     """
 
     paths: tuple[Path, ...] = argument(
-        "CONFIG|RUN|FILE... [KEY=VALUE]...",
-        "a config, a run, or files or folders of your own clouds",
+        "CONFIG|RUN...|FILE... [KEY=VALUE]...",
+        "a config, a run, several runs, or files or folders of your own clouds",
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
     out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
     split: str | None = option("--split", "train|validation|test", "split to show [train; for a run: test]")
     samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
-    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]", min=1)
+    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]; 0: only the curves of a run", min=0)
     epoch: int | None = option(
         "--epoch", "E", "show training samples of this epoch, and check if raw items change up to it [0]", min=0
     )
@@ -91,16 +91,6 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     score: float | None = option(
         "--score", "S", "minimum score of the detections that are drawn [0.3]", min=0.0, max=1.0
     )
-
-
-class CurvesOptions(TracedCommand, name="curves", run="view.draw_curves"):
-    """Draw losses and metrics of runs as SVG.
-
-    A loss is drawn with its chance level, if the run records it.
-    """
-
-    runs: tuple[Path, ...] = argument("RUN...", "run directories")
-    svg: Path | None = option("--svg", "FILE", "output file [RUN/curves.svg]")
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show"):
@@ -213,5 +203,5 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
     lists_only: bool = switch("--list", "list the cases without running them")
 
 
-LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, CurvesOptions, ShowOptions, ListOptions, CopyOptions)
+LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ShowOptions, ListOptions, CopyOptions)
 STUDY_COMMANDS = (StudyOptions, BenchOptions, LabelEfficiencyOptions)

@@ -37,8 +37,7 @@ class TrainOptions(DeviceCommand, name="train", run="train.train"):
 class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate"):
     """Evaluate a trained run.
 
-    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set. With
-    --data CONFIG --predictions PATH and no run, scores any labels or boxes on the data and metrics of the config.
+    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set.
     """
 
     runs: tuple[Path, ...] = argument(
@@ -54,15 +53,27 @@ class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate"):
     out: Path | None = option(
         "--out", "DIR", "folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]"
     )
-    predictions: Path | None = option(
-        "--predictions", "PATH", "score these prediction files instead of a run, on the data of --data"
-    )
     errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
     ensemble: bool = switch("--ensemble", "also average the predictions of all checkpoints of the run")
     against: str | None = option(
         "--against", "published", "compare with published results on this data set, and list the differences"
     )
     processes: int | None = PROCESSES
+
+
+class ScoreOptions(PluginCommand, name="score", run="score.score"):
+    """Score anyone's predictions on a data set.
+
+    Scores files of labels of points, or of boxes, on the test split of a config's data and by its metrics; nothing else
+    of the config is read.
+    """
+
+    predictions: Path = argument("PREDICTIONS", "a file or folder of labels or boxes")
+    overrides: tuple[str, ...] = OVERRIDES
+    data: Path = option("--data", "CONFIG", "a config or a run: its data and metrics", default=MISSING)
+    errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
+    out: Path | None = option("--out", "DIR", "folder for --errors")
+    against: str | None = option("--against", "published", "compare with published results on this data set")
 
 
 class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
@@ -289,7 +300,7 @@ class CompressReportOptions(
     batch_norm: int = _BATCH_NORM
 
 
-RUN_COMMANDS = (TrainOptions, EvaluateOptions, PredictOptions)
+RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions)
 COMPRESS_COMMANDS = (
     CompressOptions,
     CompressSearchOptions,

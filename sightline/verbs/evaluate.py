@@ -39,14 +39,10 @@ from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.output_files import assert_writable, write_document
 from sightline.tasks.detect import Detect
 from sightline.training.final_probe import probe_metrics
-from sightline.training.published_results import (
-    compare_with_published,
-    describe_foreign_data,
-    published_names,
-)
+from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.types import ComponentConfig
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
-from sightline.verbs.score import bind_error_metric, score_files, show_errors
+from sightline.verbs.score import assert_against, bind_error_metric, show_errors
 
 _EVALUATION_KEYS = (
     "evaluate.*",
@@ -76,10 +72,7 @@ class EvaluatedRun:
 
 def evaluate(options: EvaluateOptions) -> int:
     """Evaluate a checkpoint of a run on its test split or another config's; several runs as folds of one data set."""
-    if options.against not in (None, "published"):
-        raise UserError(f"--against {options.against}: must be published")
-    if options.predictions is not None:
-        return _score_files(options.predictions, options)
+    assert_against(options.against)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
     _assert_output(options)
@@ -105,26 +98,6 @@ def evaluate(options: EvaluateOptions) -> int:
     return 0
 
 
-def _score_files(predictions: Path, options: EvaluateOptions) -> int:
-    """Score prediction files without a run. Raises UserError for options that need a run."""
-    is_out_wrong = (options.out is None) == options.errors
-    if options.errors and is_out_wrong:
-        raise UserError("--errors: with --predictions there is no run folder to write to; give --out DIR")
-    if options.runs or options.save_predictions or options.ensemble or options.against or is_out_wrong:
-        raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out the options of runs")
-    if options.data is None:
-        raise UserError(
-            "--predictions: the data is missing; give --data CONFIG, a file with the sections data and metrics"
-        )
-    return score_files(
-        *(options.data, predictions),
-        overrides=options.overrides,
-        plugins=options.plugins,
-        json=options.json,
-        errors=options.out,
-    )
-
-
 def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
     """Print the metrics, and write them to the file of `--json`."""
     document = _document(trials, options)
@@ -148,21 +121,14 @@ def _published_rows(
     trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
 ) -> list[dict[str, Any]]:
     """Return the published rows of this data set and these metrics; print the reason if there are none."""
-    first, name = trials[0], trials[0].config.data.name
+    first = trials[0]
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
     rows = compare_with_published(
         first.config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=sorted(tested)
     )
-    names = published_names()
-    if name not in names:
-        print_note(f"--against published: there are no published results on '{name}'; the table has {', '.join(names)}")
-    elif reason := describe_foreign_data(first.config.data, first.part.dataset.info):
-        print_note(f"--against published: these data differ from the '{name}' of the published results: {reason}")
-    elif not rows:
-        print_note(
-            f"--against published: the published results on '{name}' have other metrics than {', '.join(metrics)}"
-        )
+    if not rows:
+        print_note(f"--against published: {explain_no_rows(first.config.data, first.part.dataset.info, metrics)}")
     return rows
 
 

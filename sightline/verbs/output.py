@@ -109,17 +109,17 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
-        _show_published(document["published"])
+        _show_published(document["published"], "these files" if "predictions" in document else "this run")
 
 
-def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
+def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
     """Print published rows next to a run, as `compare_with_published` makes them.
 
     Rows of the run's own model are followed by the differences of both protocols.
     """
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
-    cells = [["this run", "", *(format_figure(our_metrics, name) for name in names), ""]]
+    cells = [[ours, "", *(format_figure(our_metrics, name) for name in names), ""]]
     remarks = []
     for row in rows:
         differences = [Difference(**values) for values in row["differences"]]
@@ -127,7 +127,7 @@ def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
         differs = ", ".join(difference.name for difference in stated)
         cells.append([row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names), differs])
         missing = [f"not stated there: {', '.join(f'{d.name} ({d.here} here)' for d in unstated)}"][: len(unstated)]
-        if not any(difference.name == "model" for difference in stated):
+        if differences and not any(difference.name == "model" for difference in stated):
             remarks.append(f"{row['who']} ({row['source']}): {'; '.join([*map(str, stated), *missing])}")
         remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
     show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)

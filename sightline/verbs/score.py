@@ -1,4 +1,4 @@
-"""Scoring of prediction files without a run, and a detector's errors as tables, as JSON and as a page."""
+"""`sightline score`: scoring of anyone's prediction files; a detector's errors as tables, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from sightline import registry
 from sightline.binding import AvailableKeys, bind
+from sightline.commands.run import ScoreOptions
 from sightline.config import read_sections
 from sightline.data.boxes.records import ground_truth_rows
 from sightline.data.loading.batch_reader import BatchReader
@@ -29,26 +30,22 @@ from sightline.metrics.box_groups import NO_LIMIT
 from sightline.plugins import load_plugins
 from sightline.runs.output_files import write_document
 from sightline.runs.run_directory import RunDirectory
+from sightline.training.published_results import compare_figures_with_published, explain_no_rows
 from sightline.types import ComponentConfig, SampleKey
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.view.box_errors import draw_errors, encode_errors, find_best_score, find_worst_images
 
 
-def score_files(
-    config: Path,
-    predictions: Path,
-    *,
-    overrides: Sequence[str],
-    plugins: Sequence[Path],
-    json: Path | None,
-    errors: Path | None = None,
-) -> int:
-    """Score files on the test split of a config's data by its metrics; nothing else of the config is read.
-
-    `errors` is the folder for `--errors` (errors of boxes), or None.
-    """
-    load_plugins(plugins)
-    sections = read_sections(config_path_of_run(config), ("data", "metrics"), overrides)
+def score(options: ScoreOptions) -> int:
+    """Score files on the test split of a config's data by its metrics; nothing else of the config is read."""
+    assert_against(options.against)
+    if options.errors != (options.out is not None):
+        raise UserError(
+            "--errors: writes a page with the worst images; give its folder with --out DIR, which serves only this"
+        )
+    errors, predictions = options.out, options.predictions
+    load_plugins(options.plugins)
+    sections = read_sections(config_path_of_run(options.data), ("data", "metrics"), options.overrides)
     dataset = registry.data.build(sections["data"], facts={"split": "test"})
     part = DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test")
     is_boxes = "truth" in dataset.info.fields
@@ -74,11 +71,21 @@ def score_files(
                 result.metric.metric, result.state, torch.arange(evaluation.num_samples)
             )
             document |= {} if external_metrics is None else {"pycocotools": external_metrics}
+    if options.against:
+        document["published"] = compare_figures_with_published(sections["data"], dataset.info, evaluation.metrics)
+        if not document["published"]:
+            print_note(f"--against published: {explain_no_rows(sections['data'], dataset.info, evaluation.metrics)}")
     show_evaluation(document, title=f"{predictions} on test", dataset=dataset)
     if errors is not None:
         show_errors(evaluation, part, document, errors, order=scoring_order(box_images(part)).tolist())
-    write_document(json, document)
+    write_document(options.json, document)
     return 0
+
+
+def assert_against(against: str | None) -> None:
+    """Raise UserError for anything but published results to compare with."""
+    if against not in (None, "published"):
+        raise UserError(f"--against {against}: must be published")
 
 
 def _score_point_labels(

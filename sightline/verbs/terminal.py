@@ -8,7 +8,7 @@ import io
 import os
 import sys
 import traceback
-from typing import TextIO, get_type_hints
+from typing import Any, TextIO, get_type_hints
 
 from sightline.engine.failure import report_failure, worker_exit_message
 from sightline.errors import RunError, UserError, escape_to_one_line
@@ -73,6 +73,18 @@ def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
+MOVED = {
+    "curves": "view RUN... --out DIR",
+    "evaluate --predictions": "score PREDICTIONS --data CONFIG",
+}
+"""Commands and options of earlier versions, with what is typed now."""
+
+
+def describe_move(words: str) -> str:
+    """Describe the command that replaced an earlier command or option; empty for others."""
+    return f"{words}: is now 'sightline {MOVED[words]}'" if words in MOVED else ""
+
+
 def format_error(error: Exception) -> int:
     """Print an error and return its exit code: one line for errors of users or files, a traceback for bugs.
 
@@ -84,7 +96,10 @@ def format_error(error: Exception) -> int:
             sys.stderr.write(message.rstrip() + "\n")
             return 2
         if (option := getattr(error, "option_name", None)) is not None:
-            message = _suggest_override(option) or message
+            context: Any = getattr(error, "ctx", None)
+            message = (
+                describe_move(f"{getattr(context, 'info_name', '')} {option}") or _suggest_override(option) or message
+            )
         if message.startswith("Missing option"):
             message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
         return fail(message, 2, error)

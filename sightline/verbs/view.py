@@ -12,7 +12,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.assigners.report import compare_assigners
-from sightline.commands.look import CurvesOptions, ViewOptions
+from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.batch_reader import BatchReader
@@ -27,7 +27,7 @@ from sightline.optional_members import TaskMembers
 from sightline.pictures import Axis
 from sightline.predict.files import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_directory import RunDirectory
 from sightline.training.run_configs import reread
 from sightline.verbs.evaluate import assert_about_evaluation
@@ -41,6 +41,8 @@ from sightline.view.predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import Stage, ViewedSample
 
+CURVES = "curves.svg"
+METRICS = "metrics.jsonl"
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
 _DESCRIPTION_WIDTH = 84
@@ -53,9 +55,15 @@ def view(options: ViewOptions) -> int:
     for path, is_one in zip(options.paths, is_config, strict=True):
         if not is_one and not path.exists():
             raise UserError(f"view: {path}: there is no such file, folder or run; check the path")
+    if all(map(is_run, options.paths)) and (len(options.paths) > 1 or options.num == 0):
+        return _view_curves(options)
+    if options.num == 0:
+        raise UserError("--num 0: draws only the curves of runs; give a run, or another number")
     if len(options.paths) > 1 and any(is_config):
         config_path = options.paths[is_config.index(True)]
-        raise UserError(f"view: {config_path} is a config or a run; give only it, or only cloud files")
+        raise UserError(f"view: {config_path} is a config or a run; give only it, only runs, or only cloud files")
+    has_curves = is_run(options.paths[0]) and (options.paths[0] / METRICS).exists()
+    curves = draw_runs(options.paths) if has_curves else ""
     if is_config[:1] == [True]:
         subjects, title, provenance = _view_config(options.paths[0], options)
     else:
@@ -73,9 +81,33 @@ def view(options: ViewOptions) -> int:
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
     print_note(f"{options.out / 'view.html'}: open it in a browser")
+    if has_curves:
+        written += _write_curves(curves, options)
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
+
+
+def _view_curves(options: ViewOptions) -> int:
+    """Draw the losses and metrics of runs in one picture, and nothing else of them."""
+    others = ("split", "samples", "epoch", "checkpoint", "columns", "up", "hide", "max_points", "score")
+    _assert_not_given(options, others, "can be used only with the samples of one run; here, only curves are drawn")
+    if options.num:
+        raise UserError(f"--num {options.num}: samples are drawn of one run; of several, only their curves are")
+    if options.overrides:
+        raise UserError(
+            f"view: found {options.overrides[0]!r}; without samples, curves are drawn as they were recorded"
+        )
+    files = _write_curves(draw_runs(options.paths), options)
+    runs = [str(path) for path in options.paths]
+    write_document(options.json, {"runs": runs, "out": str(options.out), "files": files})
+    return 0
+
+
+def _write_curves(curves: str, options: ViewOptions) -> list[str]:
+    write_file(options.out / CURVES, curves)
+    print_note(f"curves of losses and metrics: {options.out / CURVES}")
+    return [CURVES]
 
 
 def _stage_rows(subject: ViewedSample, cloud: Stage) -> list[tuple[object, ...]]:
@@ -289,12 +321,3 @@ def _assert_hidden_exist(hidden: Sequence[str], subjects: Sequence[ViewedSample]
         raise UserError(
             f"--hide: there is no class '{unknown[0]}'; there are {', '.join(sorted(valid_names)) or 'none'}"
         )
-
-
-# --- curves ----------------------------------------------------------------------------------------------------------
-
-
-def draw_curves(options: CurvesOptions) -> int:
-    """Draw the losses and metrics of runs."""
-    print_note(f"written: {draw_runs(options.runs, svg=options.svg)}; open it in a browser")
-    return 0
