@@ -5,14 +5,15 @@ from __future__ import annotations
 import typer
 
 from sightline import cli
+from sightline.commands.look import BenchOptions
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-app.command()(cli.bench)
+app.command()(cli.make_command(BenchOptions, home="benchmarks"))
 
 
 def main() -> None:
     """Run the cases that the command line names."""
-    cli.main(app, home="benchmarks")
+    cli.main(app)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,86 @@
-"""The command line: verbs, options and exit codes; each verb imports its rooms only when it runs."""
+"""The command line: commands from their records, exit codes; a command's rooms are imported only when it runs."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
+from sightline.commands.data import DATA_COMMANDS
+from sightline.commands.fields import Command, CommandParameter
+from sightline.commands.look import LOOK_COMMANDS, STUDY_COMMANDS
+from sightline.commands.prove import PROVE_COMMANDS
+from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS
 from sightline.errors import UserError
 from sightline.gc_pause import gc_paused
-from sightline.verbs.compare_command import compare
-from sightline.verbs.compress_commands import compress_app
-from sightline.verbs.data_commands import data_app
-from sightline.verbs.fit_one_command import fit_one
-from sightline.verbs.options import (
-    Checkpoint,
-    Config,
-    Device,
-    Json,
-    Overrides,
-    Plugins,
-    Processes,
-    Traceback,
-    check_writable,
-    split_words,
-)
-from sightline.verbs.predict_command import predict
-from sightline.verbs.probe_command import probe
-from sightline.verbs.profile_command import profile
-from sightline.verbs.streams import guard_streams, stdout_failure
-from sightline.verbs.studies.label_efficiency_command import label_efficiency
-from sightline.verbs.studies.study_command import study
+from sightline.verbs.terminal import MOVED, describe_move, guard_streams, stdout_failure
+
+SECTIONS = {
+    "Run": (*RUN_COMMANDS, *COMPRESS_COMMANDS),
+    "Prove": PROVE_COMMANDS,
+    "Look": LOOK_COMMANDS,
+    "Study": STUDY_COMMANDS,
+    "Data": DATA_COMMANDS,
+}
+"""Commands by the sections of `sightline --help`."""
+
+
+class _Group(TyperGroup):
+    """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        is_named = not args or args[0] in (*self.commands, "--help") or f"{self.name} {args[0]}" in MOVED
+        is_named |= "run" not in self.commands
+        return super().parse_args(ctx, args if is_named else ["run", *args])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name. Raises UserError for one of an earlier version, naming the new one."""
+        if message := describe_move(f"{ctx.info_name} {cmd_name}" if ctx.parent is not None else cmd_name):
+            raise UserError(message)
+        return super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the commands by section; those of a group as one table, in which the group alone is called RUN."""
+        if ctx.parent is not None:
+            prefix, records = f"{self.name} ", [record for section in SECTIONS.values() for record in section]
+            named = [(r.name.removeprefix(prefix), r.summary()) for r in records if r.name.startswith(prefix)]
+            rows = [("RUN" if name == "run" else name, summary) for name, summary in named]
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+            return
+        width = max(len(record.shown_name) for section in SECTIONS.values() for record in section)
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{record.shown_name:<{width}}", record.summary()) for record in section])
+
 
 app = typer.Typer(
+    cls=_Group,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Train perception models you can trust. One YAML file describes a run; 'sightline VERB --help' lists options.",
 )
-app.add_typer(data_app, name="data")
-app.add_typer(compress_app, name="compress")
+_GROUPS = {
+    "data": typer.Typer(cls=_Group, no_args_is_help=True, help="Prepare data sets and describe their contents."),
+    "compress": typer.Typer(
+        cls=_Group,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        help="Make a trained run small: 'sightline compress RUN --ratio 0.1 --out DIR' searches the bits of each "
+        "layer, fine-tunes, and packs. The other commands are its steps.",
+    ),
+}
 
 
 def _print_version(is_asked: bool) -> None:
@@ -63,380 +100,72 @@ def main_options(
     pass
 
 
-@app.command()
-def train(
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="run directory [runs/<name>/<number>]")
-    ] = None,
-    processes: Processes = None,
-    resume: Annotated[
-        str | None,
-        typer.Option("--resume", metavar="auto|PATH", help="resume a run from its last checkpoint or this one"),
-    ] = None,
-    no_check: Annotated[bool, typer.Option("--no-check", help="skip the checks before training (recorded)")] = False,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Train what a config describes, then evaluate it."""
-    with gc_paused():
-        from sightline.verbs import train as verb
+# --- commands from their records -------------------------------------------------------------------------------------
 
-    request = verb.TrainRequest(
-        config, tuple(overrides or ()), out, processes, resume, tuple(plugin or ()), no_check, device, json
+
+def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
+    """Make the function of a command that Typer reads; `settings` are more keywords of the verb."""
+    module, function = record.run.split(".")
+
+    def call(**values: Any) -> int:
+        for variable, value in record.environment.items():
+            os.environ.setdefault(variable, value)
+        with gc_paused():
+            verb = importlib.import_module(f"sightline.verbs.{module}")
+        code: int = getattr(verb, function)(record.from_words(values), **settings)
+        return code
+
+    hints = get_type_hints(record)
+    call.__doc__ = record.__doc__
+    call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [_make_parameter(name, hints[name], parameter) for name, parameter in record.parameters()]
     )
-    return verb.train(request)
+    return call
 
 
-@app.command()
-def evaluate(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN... [KEY=VALUE]...",
-            help="a run directory, or the runs of all folds of a data set; then overrides: evaluate.votes=10",
-        ),
-    ] = None,
-    checkpoint: Checkpoint = "last",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="CONFIG", help="evaluate on the data of this config")
-    ] = None,
-    save_predictions: Annotated[
-        bool, typer.Option("--save-predictions", help="save the predicted labels or boxes")
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="DIR",
-            help="folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]",
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            "--predictions", metavar="PATH", help="score these prediction files instead of a run, on the data of --data"
-        ),
-    ] = None,
-    errors: Annotated[
-        bool,
-        typer.Option("--errors", help="for boxes: kinds of errors, the AP50 that each costs, and the worst images"),
-    ] = False,
-    ensemble: Annotated[
-        bool, typer.Option("--ensemble", help="also average the predictions of all checkpoints of the run")
-    ] = False,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            "--against",
-            metavar="published",
-            help="compare with published results on this data set, and list the differences",
-        ),
-    ] = None,
-    processes: Processes = None,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Evaluate a trained run.
-
-    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set. With
-    --data CONFIG --predictions PATH and no run, scores any labels or boxes on the data and metrics of the config.
-    """
-    with gc_paused():
-        from sightline.verbs import evaluate as verb
-
-    runs, overrides = split_words(words or [])
-    plugins = tuple(plugin or ())
-    more_options = (save_predictions, out, ensemble, predictions, errors, against)
-    return verb.evaluate(
-        verb.EvaluateOptions(runs, overrides, checkpoint, data, processes, plugins, device, json, *more_options)
-    )
+def _add_command(record: type[Command]) -> None:
+    """Add a command to its group, with the options and arguments of its record."""
+    group, _, name = record.name.rpartition(" ")
+    (_GROUPS[group] if group else app).command(name)(make_command(record))
 
 
-app.command()(predict)
-app.command()(compare)
-app.command()(probe)
-app.command("label-efficiency")(label_efficiency)
-app.command()(study)
-app.command()(profile)
-app.command("fit-one")(fit_one)
+def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspect.Parameter:
+    """Make the parameter that Typer reads; a tuple becomes a list, of text if it may hold KEY=VALUE words."""
+    default = inspect.Parameter.empty if parameter.default is MISSING else parameter.default
+    if getattr(hint, "__origin__", None) is tuple:
+        hint = list[str] if parameter.key_values else list[hint.__args__[0]]
+        if default == ():
+            hint, default = hint | None, None
+    texts: dict[str, Any] = {"metavar": parameter.metavar, "help": parameter.help}
+    if parameter.flag:
+        callback = _check_writable(parameter.flag) if parameter.is_written else None
+        info: Any = typer.Option(parameter.flag, callback=callback, min=parameter.min, max=parameter.max, **texts)
+    else:
+        info = typer.Argument(**texts)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])
 
 
-@app.command()
-def check(
-    config: Config,
-    overrides: Overrides = None,
-    deep: Annotated[
-        bool, typer.Option("--deep", help="compare every layer and loss with a reference implementation")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="treat warnings as errors")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="print notes in full as well")] = False,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Look for silent bugs in a config or run.
+def _check_writable(flag: str) -> Callable[[Path | None], Path | None]:
+    """Make an option's callback that refuses a file that cannot be written, before any work is done."""
 
-    Checks config, data, model and one training step before a run, and the files of a finished run.
-    """
-    with gc_paused():
-        from sightline.verbs import check as verb
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            from sightline.runs.output_files import assert_writable
 
-    return verb.check(
-        config,
-        tuple(overrides or ()),
-        plugins=tuple(plugin or ()),
-        strict=strict,
-        deep=deep,
-        device=device,
-        json=json,
-        verbose=verbose,
-    )
+            assert_writable(path, option=flag)
+        return path
+
+    return check
 
 
-@app.command()
-def describe(
-    config: Config,
-    overrides: Overrides = None,
-    svg: Annotated[
-        Path | None,
-        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="write a drawing of the model"),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option("--batch-size", metavar="N", min=1, help="batch size of the memory estimate [train.batch_size]"),
-    ] = None,
-    depth: Annotated[
-        int | None,
-        typer.Option("--depth", metavar="N", min=1, help="levels of nested modules to show [all; in the drawing: few]"),
-    ] = None,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Show the model of a config.
-
-    Prints modules in order of execution, shapes, parameters, cost and peak memory. One forward pass of a few samples is
-    traced, and two training steps on copies are measured: nothing is trained. If the data is missing, samples are made
-    up from the fields of its data set, and the first line states this.
-    """
-    with gc_paused():
-        from sightline.verbs import describe as verb
-
-    return verb.describe(
-        config,
-        tuple(overrides or ()),
-        plugins=tuple(plugin or ()),
-        batch_size=batch_size,
-        depth=depth,
-        device=device,
-        svg=svg,
-        json=json,
-    )
+for _record in (record for records in SECTIONS.values() for record in records):
+    _add_command(_record)
+for _name, _group in _GROUPS.items():
+    app.add_typer(_group, name=_name)
 
 
-@app.command()
-def view(
-    words: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CONFIG|RUN|FILE... [KEY=VALUE]...",
-            help="a config, a run, or files or folders of your own clouds",
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for pictures, clouds and the page")],
-    split: Annotated[
-        str | None,
-        typer.Option("--split", metavar="train|validation|test", help="split to show [train; for a run: test]"),
-    ] = None,
-    samples: Annotated[
-        str | None, typer.Option("--samples", metavar="0,5,NAME,...", help="samples to show, by number or name")
-    ] = None,
-    num: Annotated[
-        int | None, typer.Option("--num", metavar="N", min=1, help="number of samples, evenly spaced [4]")
-    ] = None,
-    epoch: Annotated[
-        int | None,
-        typer.Option(
-            "--epoch",
-            metavar="E",
-            min=0,
-            help="show training samples of this epoch, and check if raw items change up to it [0]",
-        ),
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option("--checkpoint", metavar="last|best|PATH", help="weights of the run to load [last]")
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option("--columns", metavar="x,y,z,...", help="columns of files without names, _ for none")
-    ] = None,
-    up: Annotated[str | None, typer.Option("--up", metavar="x|y|z", help="the axis that is up in files [z]")] = None,
-    hide: Annotated[
-        str | None, typer.Option("--hide", metavar="CLASS,...", help="classes to leave out of pictures: ceiling,wall")
-    ] = None,
-    max_points: Annotated[
-        int | None,
-        typer.Option("--max-points", metavar="N", min=1, help="maximum of points per cloud in the page [200000]"),
-    ] = None,
-    score: Annotated[
-        float | None,
-        typer.Option(
-            "--score", metavar="S", min=0.0, max=1.0, help="minimum score of the detections that are drawn [0.3]"
-        ),
-    ] = None,
-    plugin: Plugins = None,
-    device: Device = "auto",
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Show samples after each transform.
-
-    Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
-    voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
-    view.html, a self-contained page in which clouds can be rotated.
-    """
-    with gc_paused():
-        from sightline.verbs import view as verb
-
-    paths, overrides = split_words(words)
-    more_options = (split, samples, num, epoch, checkpoint, columns, up, hide, max_points, score)
-    return verb.view(verb.ViewOptions(paths, overrides, out, *more_options, tuple(plugin or ()), device, json))
-
-
-@app.command()
-def bench(
-    context: typer.Context,
-    suites: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[SUITE]...", help="geometry, models, data, metrics, train, compress or all [all]"),
-    ] = None,
-    case: Annotated[
-        str | None,
-        typer.Option("--case", metavar="PATTERN", help="run only cases whose name matches: knn_*, models/*step*"),
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="rounds; each round times all implementations")
-    ] = 5,
-    threads: Annotated[int, typer.Option("--threads", metavar="N", min=1, help="threads of every implementation")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="use tiny sizes, to test that the cases run")] = False,
-    grow: Annotated[
-        str | None,
-        typer.Option(
-            "--grow",
-            metavar="points|neighbours|batch|all",
-            help="measure how time and memory grow, for geometry and models",
-        ),
-    ] = None,
-    svg: Annotated[
-        Path | None,
-        typer.Option("--svg", metavar="FILE", callback=check_writable("--svg"), help="draw the measurements of --grow"),
-    ] = None,
-    keep_memory: Annotated[
-        bool, typer.Option("--keep-memory", help="let malloc keep freed memory, as a training run does")
-    ] = False,
-    lists: Annotated[bool, typer.Option("--list", help="list the cases without running them")] = False,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Time implementations against a baseline.
-
-    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
-    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
-    implementations take turns. An interrupted run keeps its finished rows.
-    """
-    with gc_paused():
-        from sightline.verbs import bench as verb
-
-    return verb.bench(
-        verb.BenchOptions(tuple(suites or ()), case, repeats, threads, quick, json, lists, grow, svg, keep_memory),
-        home=context.obj or "sightline.bench",
-    )
-
-
-@app.command()
-def curves(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run directories")],
-    svg: Annotated[Path | None, typer.Option("--svg", metavar="FILE", help="output file [RUN/curves.svg]")] = None,
-    traceback: Traceback = False,
-) -> int:
-    """Draw losses and metrics of runs as SVG.
-
-    A loss is drawn with its chance level, if the run records it.
-    """
-    from sightline.verbs.output import print_note
-    from sightline.view.curves import draw_runs
-
-    print_note(f"written: {draw_runs(runs, svg=svg)}; open it in a browser")
-    return 0
-
-
-@app.command()
-def show(
-    config: Config,
-    overrides: Overrides = None,
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Print the resolved config with the origin of every value."""
-    with gc_paused():
-        from sightline.verbs import show as verb
-
-    return verb.show(config, tuple(overrides or ()), plugins=tuple(plugin or ()), json=json)
-
-
-@app.command("list")
-def list_components(
-    kind: Annotated[
-        str | None,
-        typer.Argument(metavar="[KIND]", help="models data losses metrics backbones necks heads … or configs"),
-    ] = None,
-    plugin: Plugins = None,
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """List components, or the configs of the package.
-
-    Components are listed with their arguments, defaults and sources.
-    """
-    with gc_paused():
-        from sightline.verbs import show as verb
-
-    return verb.list_components(kind, plugins=tuple(plugin or ()), json=json)
-
-
-@app.command("copy")
-def copy_config(
-    name: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="a path that 'list configs' prints, or configs or examples")
-    ],
-    to: Annotated[
-        Path, typer.Argument(metavar="[TO]", help="target folder, in which it gets the same path [.]")
-    ] = Path(),
-    json: Json = None,
-    traceback: Traceback = False,
-) -> int:
-    """Copy a config of the package.
-
-    The configs that it extends and the plugins that it uses are copied, too.
-    """
-    from sightline.verbs.configs import copy
-
-    return copy(name, to, json=json)
-
-
-def main(app: typer.Typer = app, *, home: str | None = None) -> None:
-    """Run a command line; errors of the user exit with one line and code 2, failed work with code 1.
-
-    `home` has the benchmark cases, by default the package.
-    """
+def main(app: typer.Typer = app) -> None:
+    """Run a command line; errors of the user exit with one line and code 2, failed work with code 1."""
     guard_streams()
     # Read when torch is first imported: waiting threads sleep instead of spinning, which is 2 to 4 times faster on a
     # busy machine and makes no difference on an idle one (docs/decisions.md).
@@ -450,9 +179,9 @@ def main(app: typer.Typer = app, *, home: str | None = None) -> None:
         from sightline.engine.launcher import exit_with_parent
 
         exit_with_parent(int(launcher), folder=os.environ.get("SIGHTLINE_LAUNCH_FOLDER"))
-    code = _run(app, home)
+    code = _run(app)
     if code == 0 and (reason := stdout_failure()) is not None:
-        from sightline.verbs.error_messages import fail
+        from sightline.verbs.terminal import fail
 
         code = fail(f"standard output: cannot be written: {reason}; the results were not printed in full", 1, None)
     if code != 0:
@@ -465,15 +194,15 @@ def main(app: typer.Typer = app, *, home: str | None = None) -> None:
     sys.exit(code)
 
 
-def _run(app: typer.Typer, home: str | None) -> int:
+def _run(app: typer.Typer) -> int:
     try:
-        code = app(standalone_mode=False, obj=home)
+        code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        from sightline.verbs.error_messages import fail
+        from sightline.verbs.terminal import fail
 
         return fail("interrupted", 130, None)
     except Exception as error:  # noqa: BLE001 - the last place: every error becomes a message and an exit code
-        from sightline.verbs.error_messages import format_error
+        from sightline.verbs.terminal import format_error
 
         return format_error(error)
     return int(code or 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -23,6 +22,7 @@ VERBS = (
     "view",
     "bench",
     "label-efficiency",
+    "score",
     "study",
     "profile",
     "show",
@@ -82,7 +82,10 @@ def test_help_imports_nothing_heavy(verb: str) -> None:
         (["train", HEALTHY.parent], "is a folder, neither a config nor a run (no config.yaml in it)"),
         (["check", "epochs=3"], "epochs=3: no such file; the config comes first, key=value after it"),
         (["show", HEALTHY.with_name("_helthy.yaml")], "no such file; did you mean '_healthy.yaml'?"),
-        (["list", "modells"], "list: there is no kind 'modells'; did you mean 'models'?"),
+        (["list", "modells"], "list: there is no kind or component 'modells'; did you mean 'models'?"),
+        (["list", "dgcn"], "list: there is no kind or component 'dgcn'; did you mean 'dgcnn'?"),
+        (["copy", "modelnet40_dgcn"], "did you mean 'modelnet40_dgcnn'?"),
+        (["copy", "configs/clasify"], "did you mean 'configs/classify'?"),
         (["evaluate", HEALTHY.parent], str(HEALTHY.parent)),
         (["data", "info", "modelnet4"], "did you mean 'modelnet40'?"),
         (["data", "prepare", "modelnet40"], "--from"),
@@ -102,15 +105,29 @@ def test_a_slip_gets_one_line(words: list[object], expected: str, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_every_layout_is_named_in_the_help_and_where_none_is_given() -> None:
+def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None:
     words = ("data", "convert-weights")
-    code, told, _ = run_here(*words, "--help")
-    assert code == 0
     refused = run_here(*words, "x.pth", "--to", "there")
     assert refused.code == 2
     assert refused.err.count("\n") == 1
-    for text in (told, refused.err):
-        assert set(re.findall(r"\w+", text)) >= MODELS.keys()
+    for text in (refused.err, " ".join(run_here(*words, "--help").out.split())):
+        assert "'sightline list layouts'" in text
+    assert [line.split()[0] for line in run_here("list", "layouts").out.splitlines()] == sorted(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("words", "now"),
+    [
+        (["curves", "runs/a"], "curves: is now 'sightline view RUN... --out DIR'"),
+        (
+            ["evaluate", "--data", "a.yaml", "--predictions", "b"],
+            "evaluate --predictions: is now 'sightline score PREDICTIONS --data CONFIG'",
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_an_old_command_names_the_new_one(words: list[str], now: str) -> None:
+    assert run_here(*words) == (2, "", f"error: {now}\n")
 
 
 @pytest.mark.parametrize("words", [[], ["data"]])

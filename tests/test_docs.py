@@ -132,7 +132,7 @@ def test_commands_exist(page: Path) -> None:
             assert words[1] in targets, line
         elif words[0].split("/")[-1] == "sightline" or words[1:3] == ["-m", "benchmarks"]:
             parameters = parsed(words[1:] if words[1] != "-m" else ["bench", *words[3:]])
-            files = [parameters.get("config"), *(parameters.get("plugin") or [])]
+            files = [parameters.get("config"), *(parameters.get("plugins") or [])]
             missing = [
                 str(f) for f in files if str(f).startswith(("configs/", "examples/")) and not (ROOT / f).exists()
             ]

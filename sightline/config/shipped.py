@@ -103,8 +103,11 @@ def _select_files(root: Path, name: str) -> list[str]:
     matches = [path for path in configs if Path(path).stem in stems]
     if len(matches) == 1:
         return matches
-    stems_of_configs = [Path(path).stem for path in configs]
-    which = f"; there are {', '.join(matches)}" if matches else suggest(Path(stem).stem, stems_of_configs, otherwise="")
+    folders = {folder.as_posix() for path in configs for folder in Path(path).parents if folder.name}
+    choices = {path.removesuffix(".yaml") for path in configs} | folders if "/" in stem else set()
+    hint = suggest(Path(stem).stem, [Path(path).stem for path in configs], otherwise="")
+    hint = suggest(stem.removesuffix(".yaml"), sorted(choices), otherwise=hint)
+    which = f"; there are {', '.join(matches)}" if matches else hint
     raise UserError(f"copy: no shipped config is called '{name}'{which} ('sightline list configs' prints all)")
 
 

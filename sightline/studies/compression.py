@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline import registry
+from sightline.commands.run import TrainOptions
 from sightline.compress.batch_norm import reestimate_batch_norm
 from sightline.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.compress.policy import FP32, Policy, policy_to_dict
@@ -41,7 +42,6 @@ from sightline.studies.fine_tuning import assert_same_source
 from sightline.studies.study_runs import UnfinishedError
 from sightline.tasks.distillation import teacher_keys
 from sightline.training import launch_run
-from sightline.training.launch_run import TrainRequest
 from sightline.training.run_configs import reread
 from sightline.training.train_run import Reporter
 from sightline.types import ComponentConfig, LinearRamp
@@ -291,7 +291,15 @@ class Compression:
         file, path = self._work / FINE_TUNE, self._work / FINE_TUNED
         write_file(file, render_config(config, origins=False))
         assert_same_source(path, source)
-        request = TrainRequest(file, how.overrides, path, 1, "auto", plugins=how.plugins, device=how.device)
+        request = TrainOptions(
+            config=file,
+            overrides=how.overrides,
+            out=path,
+            processes=1,
+            resume="auto",
+            plugins=how.plugins,
+            device=how.device,
+        )
         if code := launch_run.launch_training(request, self._reporter):
             raise UnfinishedError(code)
         return path

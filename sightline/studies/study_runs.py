@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sightline.commands.run import TrainOptions
 from sightline.errors import RunError
 from sightline.runs.run_documents import load_document
 from sightline.studies.fine_tuning import assert_same_source
 from sightline.training import launch_run
-from sightline.training.launch_run import TrainRequest
 from sightline.training.train_run import Reporter
 
 __all__ = ["StudyRun", "StudySettings", "UnfinishedError", "run_cells", "train_or_read_metrics"]
@@ -98,7 +98,7 @@ def train_or_read_metrics(
     if cell.source is not None:
         assert_same_source(cell.path, cell.source)
     reporter.note(heading)
-    request = TrainRequest(
+    request = TrainOptions(
         config=setup.config,
         overrides=cell.overrides,
         out=cell.path,

@@ -21,6 +21,7 @@ from sightline.types import ComponentConfig, DataInfo
 __all__ = [
     "Difference",
     "ResultRow",
+    "compare_figures_with_published",
     "compare_with_published",
     "describe_checkpoint",
     "describe_foreign_data",
@@ -200,6 +201,33 @@ def compare_with_published(
             mine, shared = min(candidates, key=lambda pair: len(protocol_differences(pair[0], row)))
             entries.append(_comparison_entry(mine, row, shared))
     return sorted(entries, key=_sort_key)
+
+
+def compare_figures_with_published(
+    data: ComponentConfig, info: DataInfo, metrics: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """List published rows on a data set for predictions of unknown origin: entries of the protocol that data show.
+
+    The rows are as those of `compare_with_published`; entries that only the publication states are no differences.
+    """
+    published = [_convert_parts_row(row) for row in published_rows([data.name])]
+    if published and describe_foreign_data(data, info) is not None:
+        return []
+    ours = ResultRow("these predictions", "files", data.name, _non_default_arguments("data", data), metrics)
+    shared = {id(row): [name for name in row.metrics if name in metrics] for row in published}
+    entries = [_comparison_entry(ours, row, shared[id(row)]) for row in published if shared[id(row)]]
+    known = [[row for row in entry["differences"] if row["here"] is not None] for entry in entries]
+    return [entry | {"differences": rows} for entry, rows in zip(entries, known, strict=True)]
+
+
+def explain_no_rows(data: ComponentConfig, info: DataInfo, metrics: Iterable[str]) -> str:
+    """Return the reason why nothing published can be compared with these metrics."""
+    names = published_names()
+    if data.name not in names:
+        return f"there are no published results on '{data.name}'; the table has {', '.join(names)}"
+    if reason := describe_foreign_data(data, info):
+        return f"these data differ from the '{data.name}' of the published results: {reason}"
+    return f"the published results on '{data.name}' have other metrics than {', '.join(metrics)}"
 
 
 def run_rows(config: RunConfig, protocol: Mapping[str, Any], metrics: Mapping[str, float]) -> list[ResultRow]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,16 @@ from sightline.bench.case import CHECKOUT, BenchmarkCase, BenchmarkResult, CaseL
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from sightline.chart import render_svg
+from sightline.commands.look import BenchOptions
 from sightline.errors import UserError
-from sightline.verbs.common import write_document, write_file
+from sightline.runs.output_files import write_document, write_file
 from sightline.verbs.output import print_note, show_table
-
-__all__ = ["BenchOptions", "bench"]
 
 COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")
 GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """Options of `sightline bench`."""
-
-    suites: tuple[str, ...]
-    pattern: str | None = None
-    repeats: int = 5
-    threads: int = 1
-    is_quick: bool = False
-    json: Path | None = None
-    lists_only: bool = False
-    grow: str | None = None
-    svg: Path | None = None
-    keeps_memory: bool = False
-
-
-def bench(options: BenchOptions, *, home: str) -> int:
+def bench(options: BenchOptions, *, home: str = "sightline.bench") -> int:
     """Run the chosen cases of a home and show a row per implementation; return 1 if a result differs from its baseline.
 
     An interrupted run shows and saves the rows that it has, and returns 130.

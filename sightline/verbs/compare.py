@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from sightline import registry
 from sightline.bench.memory import peak_of_run
+from sightline.commands.prove import CompareOptions
 from sightline.compare.comparison import (
     OTHER_KERNELS,
     ComparisonSubject,
@@ -35,10 +35,8 @@ from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
 from sightline.pytree import tree_leaves
-from sightline.verbs.common import load_config, write_document, write_file
-from sightline.verbs.output import print_note, show_table
-
-__all__ = ["CompareOptions", "compare_variants"]
+from sightline.runs.output_files import write_document, write_file
+from sightline.verbs.output import load_config, print_note, show_table
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")
@@ -48,36 +46,22 @@ _MAX_NUMBERS = 2**18
 """Numbers per sample (64 x 64 x 64 voxels) above which one sample is compared, over two steps."""
 
 
-@dataclass(frozen=True)
-class CompareOptions:
-    """Options of `sightline compare`; `path` is a config or a run."""
-
-    path: Path
-    overrides: tuple[str, ...]
-    against: str | None
-    keys: Path | None
-    steps: int | None
-    samples: int | None
-    out: Path | None
-    matrix: bool
-    html: Path | None
-    repro: Path | None
-    plugins: tuple[Path, ...]
-    device: str
-    json: Path | None
-
-
-def compare_variants(options: CompareOptions, *, is_record: bool) -> int:
+def compare_variants(options: CompareOptions) -> int:
     """Compare, record, or run the matrix; exit code 1 where variants diverge."""
+    is_record = options.paths[:1] == (Path("record"),) and not Path("record").exists()
+    paths = options.paths[1:] if is_record else options.paths
+    if len(paths) != 1:
+        raise UserError(f"compare: give one config or run, not {len(paths)}")
+    (path,) = paths
     _assert_goes_together(options, is_record=is_record)
-    config, _ = load_config(options.path, options.overrides, options.plugins)
+    config = load_config(path, options.overrides, options.plugins)
     if config.teacher is not None and config.teacher.features:
         raise UserError(
             "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
         )
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        built = _build_setup(open_run(options.path, config=config, world=world))
+        built = _build_setup(open_run(path, config=config, world=world))
         recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
         is_large = _count_inputs(built) > _MAX_NUMBERS
         count = options.samples or min(1 if is_large else 4, config.train.batch_size)

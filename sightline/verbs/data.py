@@ -7,27 +7,31 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from sightline import registry
+from sightline.commands.data import (
+    ConvertOptions,
+    ConvertWeightsOptions,
+    ImportViewsOptions,
+    InfoOptions,
+    PrepareOptions,
+    RenderOptions,
+    VerifyOptions,
+)
 from sightline.config.key_values import read_key_values
 from sightline.data.store import prepared_set
 from sightline.data.store.location import prepared_root
 from sightline.data.store.views import VIEWS_SET, Views
 from sightline.errors import UserError, escape_to_one_line
-from sightline.geometry.volumes import Axes
 from sightline.optional_members import DataMembers
 from sightline.plugins import load_plugins
+from sightline.runs.output_files import write_document
 from sightline.schema import suggest
-from sightline.verbs.common import write_document
 from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
     from sightline.data.render.rendered_objects import RenderSource
-    from sightline.geometry.cameras import Projection
-    from sightline.geometry.rendering import Background, Style
-
-__all__ = ["RenderOptions", "convert", "convert_weights", "import_views", "info", "prepare", "render", "verify"]
 
 
 _WIDTH = 110
@@ -37,32 +41,21 @@ _NO_BREAK = "\u00a0"
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
-def prepare(name: str, options: Sequence[str] = (), *, source: Path, target: Path, json: Path | None) -> int:
+def prepare(options: PrepareOptions) -> int:
     """Prepare a data set from one of its public layouts; `options` are `key=value` arguments of its `prepare`."""
+    name = options.dataset
     preparable = {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
-    arguments = read_key_values(name, _builder(name).prepare, options, command="data prepare", exclude=_SET_BY_PREPARE)
+    arguments = read_key_values(
+        name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
+    )
     with _ProgressBar(name) as progress:
-        report = _builder(name).prepare(source=source, target=target, name=name, progress=progress, **arguments)
-    _print_report(report, _builder(name), json)
+        report = _builder(name).prepare(
+            source=options.source, target=options.target, name=name, progress=progress, **arguments
+        )
+    _print_report(report, _builder(name), options.json)
     return 0
-
-
-class RenderOptions(NamedTuple):
-    """Options of `sightline data render`; `num_jobs` None: one process per available CPU."""
-
-    source: str
-    options: tuple[str, ...]
-    target: Path
-    num_views: int
-    size_px: int
-    style: Style
-    projection: Projection
-    elevations: str
-    up_axis: str | None
-    num_jobs: int | None
-    json: Path | None
 
 
 def render(options: RenderOptions) -> int:
@@ -80,30 +73,21 @@ def render(options: RenderOptions) -> int:
     return 0
 
 
-def import_views(
-    source: Path,
-    *,
-    target: Path,
-    clouds: Path | None,
-    min_views: int,
-    background: Background,
-    size_px: int | None,
-    json: Path | None,
-) -> int:
+def import_views(options: ImportViewsOptions) -> int:
     """Import pictures rendered elsewhere into a view store; list shapes without pictures or clouds."""
     from sightline.data.render import mvcnn
 
     with _ProgressBar("views") as progress:
         report = mvcnn.import_views(
-            source,
-            target,
+            options.source,
+            options.target,
             progress=progress,
-            clouds=clouds,
-            min_views=min_views,
-            background=background,
-            size_px=size_px,
+            clouds=options.clouds,
+            min_views=options.min_views,
+            background=options.background,
+            size_px=options.size_px,
         )
-    _print_report(report, Views, json)
+    _print_report(report, Views, options.json)
     return 0
 
 
@@ -156,24 +140,18 @@ def _parse_elevations(text: str) -> tuple[float, ...]:
         raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None
 
 
-def info(
-    name: str,
-    options: Sequence[str] = (),
-    *,
-    source: Path | None = None,
-    plugins: Sequence[Path],
-    json: Path | None,
-) -> int:
+def info(options: InfoOptions) -> int:
     """Describe a data set by its name, a prepared folder, or (`source`) files that are not prepared yet.
 
     `options` are `key=value` arguments of the survey of such files.
     """
-    load_plugins(plugins)
+    load_plugins(options.plugins)
+    name, source = options.dataset, options.source
     folder = Path(name)
-    if options and source is None:
-        raise UserError(f"data info: {options[0]}: options need --from PATH, the files to read")
+    if options.options and source is None:
+        raise UserError(f"data info: {options.options[0]}: options need --from PATH, the files to read")
     if source is not None:
-        document = _survey(name, options, source)
+        document = _survey(name, options.options, source)
     elif (folder / "manifest.json").is_file():
         document = _find_describer(folder).describe(folder)
     elif name in registry.data.names():
@@ -184,7 +162,7 @@ def info(
             f"data info: '{name}' is neither a data set nor a prepared folder{suggest(name, registry.data.names())}"
         )
     _print_tree({key: value for key, value in document.items() if key != "label_map"})
-    write_document(json, document)
+    write_document(options.json, document)
     return 0
 
 
@@ -206,63 +184,51 @@ def _format_table(table: Mapping[int, Any]) -> str:
     return "{" + ", ".join(entries) + "}"
 
 
-def verify(folder: Path, *, json: Path | None) -> int:
+def verify(options: VerifyOptions) -> int:
     """Compare every file of a prepared folder with the hash that was stored when it was written."""
-    num_sound = prepared_set.verify(folder)
-    sys.stdout.write(escape_to_one_line(f"{folder}: all {num_sound} files are as they were written") + "\n")
-    write_document(json, {"root": str(folder.resolve()), "num_files": num_sound})
+    num_sound = prepared_set.verify(options.folder)
+    sys.stdout.write(escape_to_one_line(f"{options.folder}: all {num_sound} files are as they were written") + "\n")
+    write_document(options.json, {"root": str(options.folder.resolve()), "num_files": num_sound})
     return 0
 
 
-def convert(
-    options: Sequence[str], *, source: Path, layout: str, target: Path, as_layout: str, json: Path | None
-) -> int:
+def convert(options: ConvertOptions) -> int:
     """Convert box labels to another layout, and print what was dropped."""
     from sightline.data.boxes import convert as converting
 
-    for option, name in (("--layout", layout), ("--as", as_layout)):
+    for option, name in (("--layout", options.layout), ("--as", options.as_layout)):
         if name not in converting.LAYOUTS:
             raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, converting.LAYOUTS)}")
     excluded = ("source", "layout", "target", "as_layout")
     arguments = read_key_values(
-        layout, converting.convert_annotations, options, command="data convert", exclude=excluded
+        options.layout, converting.convert_annotations, options.options, command="data convert", exclude=excluded
     )
-    report = converting.convert_annotations(source, layout, target, as_layout, **arguments)
+    report = converting.convert_annotations(
+        options.source, options.layout, options.target, options.as_layout, **arguments
+    )
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
     for line in report["differences"]:
         print_note(escape_to_one_line(f"look at this: {line}"))
     for reason, dropped in report["dropped"].items():
         print_note(escape_to_one_line(f"dropped: {reason}, {dropped['count']} times: {'; '.join(dropped['examples'])}"))
-    write_document(json, report)
+    write_document(options.json, report)
     return 0
 
 
-def convert_weights(
-    file: Path,
-    overrides: Sequence[str],
-    *,
-    layout: str,
-    target: Path,
-    config: Path | None,
-    data: str | None,
-    images: Path | None,
-    axes: Axes,
-    plugins: Sequence[Path],
-    json: Path | None,
-) -> int:
+def convert_weights(options: ConvertWeightsOptions) -> int:
     """Convert published weights to a run directory; print what was read and what was assumed."""
     from sightline.published.conversion import convert_published_weights
 
     converted = convert_published_weights(
-        file,
-        layout=layout,
-        target=target,
-        config_path=config,
-        data_name=data,
-        overrides=overrides,
-        plugins=load_plugins(plugins),
-        images=images,
-        axes=axes,
+        options.file,
+        layout=options.layout,
+        target=options.target,
+        config_path=options.config,
+        data_name=options.data,
+        overrides=options.overrides,
+        plugins=load_plugins(options.plugins),
+        images=options.images,
+        axes=options.axes,
     )
     for line in converted.notes:
         print_note(line)
@@ -272,7 +238,7 @@ def convert_weights(
         print_note(
             f"no tensor shows {assumed}: the published values are used; if the file differs, set them by key=value"
         )
-    write_document(json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
+    write_document(options.json, {**converted.lineage, "run": str(converted.path), "notes": list(converted.notes)})
     return 0
 
 

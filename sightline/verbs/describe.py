@@ -1,4 +1,4 @@
-"""`sightline describe`: print a model's modules with shapes and cost, draw it, and estimate its memory."""
+"""`sightline describe` and `profile`: a model's modules, shapes, cost and memory; time and memory of its steps."""
 
 from __future__ import annotations
 
@@ -8,20 +8,33 @@ from typing import Any
 
 import torch
 
+from sightline.commands.look import DescribeOptions, ProfileOptions
+from sightline.config import RunConfig
 from sightline.describe.anchors import anchor_coverage
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import build_figure
 from sightline.describe.memory import Memory, estimate_memory
+from sightline.describe.profile_report import profile_document, sum_rows
+from sightline.describe.profiling import NUM_WARM, profile_steps, run_steps
 from sightline.describe.projection import projection_summary
 from sightline.describe.report import description_document, learnt_losses, trace_run
+from sightline.describe.setting_trials import (
+    Setting,
+    SettingTrial,
+    name_setting_in_errors,
+    parse_settings,
+    try_settings,
+)
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
-from sightline.engine.distributed import start_world
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import open_run
-from sightline.verbs.common import load_config, write_document, write_file
-from sightline.verbs.output import print_note, show_table
-
-__all__ = ["describe"]
+from sightline.errors import UserError
+from sightline.runs.output_files import assert_writable, write_document, write_file
+from sightline.training.run_configs import reread
+from sightline.verbs.output import load_config, print_note, show_table
 
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
 _DROPPABLE = ("inputs", "outputs", "class", "defined in")
@@ -40,29 +53,19 @@ _PARTS = {
 }
 
 
-def describe(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    plugins: Sequence[Path],
-    batch_size: int | None,
-    depth: int | None,
-    device: str,
-    svg: Path | None,
-    json: Path | None,
-) -> int:
+def describe(options: DescribeOptions) -> int:
     """Trace one forward pass of a config's model, and estimate the peak memory of its training step."""
-    batch_size_override = [] if batch_size is None else [f"train.batch_size={batch_size}"]
-    config, _ = load_config(path, [*overrides, *batch_size_override], plugins)
-    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
-        subject = build_subject(open_run(path, config=config, world=world))
+    batch_size_override = [] if options.batch_size is None else [f"train.batch_size={options.batch_size}"]
+    config = load_config(options.config, [*options.overrides, *batch_size_override], options.plugins)
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        subject = build_subject(open_run(options.config, config=config, world=world))
         print_note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
         readers = {} if subject.is_promised else {"projection": projection_summary, "anchors": anchor_coverage}
         data_tables = {name: read(subject.built) for name, read in readers.items()}
     document = description_document(subject, traced, memory, data_tables)
-    _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", depth)
+    _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", options.depth)
     for row in learnt_losses(subject.built):
         trainable = f", {row['trainable']:,} trainable" if row["trainable"] != row["parameters"] else ""
         location = _format_location(row["file"], row["line"])
@@ -74,14 +77,14 @@ def describe(
         _show_projection(projection)
     if (anchors := data_tables.get("anchors")) is not None:
         _show_anchors(anchors)
-    if svg is not None:
-        figure = build_figure(traced, depth=depth)
+    if options.svg is not None:
+        figure = build_figure(traced, depth=options.depth)
         cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
         subtitle = f"{traced.parameters:,} parameters, {cost}"
         drawing = draw(figure, title=config.model.name, subtitle=subtitle, num_samples=traced.num_samples)
-        write_file(svg, drawing)
-        print_note(f"drawing: {svg}")
-    write_document(json, document)
+        write_file(options.svg, drawing)
+        print_note(f"drawing: {options.svg}")
+    write_document(options.json, document)
     return 0
 
 
@@ -193,5 +196,163 @@ def _show_memory(memory: Memory) -> None:
     )
 
 
-def _format_bytes(count: int) -> str:
-    return short_number(count) + ("B" if count >= 1000 else " B")
+# --- profile ---------------------------------------------------------------------------------------------------------
+
+
+def profile(options: ProfileOptions) -> int:
+    """Run a few steps without and with the profiler, show their cost, then try the requested settings."""
+    settings = parse_settings(options.tries)
+    trace = None if options.out is None else options.out / "trace.json.gz"
+    if trace is not None:
+        assert_writable(trace, option="--out")
+    config = load_config(options.config, options.overrides, options.plugins)
+    configs = []
+    for setting in settings:
+        with name_setting_in_errors(setting):
+            configs.append(reread(options.config, _combine_overrides(options.overrides, setting)))
+    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
+        if world.size > 1:
+            raise UserError("profile: runs in one process; start it without a launcher")
+        set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+        built = _build(config, world, options.steps)
+        trials = (
+            [SettingTrial(Setting("as configured"), _build(config, world, options.steps, base=built))]
+            if settings
+            else []
+        )
+        for setting, trial_config in zip(settings, configs, strict=True):
+            with name_setting_in_errors(setting):
+                trials.append(SettingTrial(setting, _build(trial_config, world, options.steps, base=built)))
+        plain = run_steps(built.job, world, NUM_WARM + options.steps, lambda record: None)
+        built.job.step = 0
+        document = {
+            "config": str(options.config),
+            "device": str(world.device),
+            "threads": torch.get_num_threads(),
+            "batch_size": config.train.batch_size,
+            "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
+            **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
+        }
+        _show_profile(document, options.top)
+        _write(document, options)  # so that it is kept if a step fails below
+        if settings:
+            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=print_note)
+            document["tried"] = tried
+            _show_settings(tried)
+            _write(document, options)
+    if trace is not None:
+        print_note(
+            f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"
+        )
+    return 0
+
+
+def _write(document: Mapping[str, Any], options: ProfileOptions) -> None:
+    for path in (options.json, None if options.out is None else options.out / "profile.json"):
+        write_document(path, document)
+
+
+def _build(config: RunConfig, world: World, num_steps: int, *, base: TrainingSetup | None = None) -> TrainingSetup:
+    """Build the run with new weights, sharing the data of `base` if equal. Raises UserError for too few steps."""
+    data = base.data if base is not None and _data_settings(config) == _data_settings(base.config) else None
+    built = build(config, world, is_resumed=True, data=data)
+    needed = NUM_WARM + num_steps
+    if built.job.num_steps < needed:
+        epochs = -(-needed // built.job.stream.plan.steps_per_epoch)
+        longer = f"train.epochs={epochs}" if config.train.steps is None else f"train.steps={needed}"
+        fewer = f"name at most {built.job.num_steps - NUM_WARM}, or " if built.job.num_steps > NUM_WARM else ""
+        raise UserError(
+            f"--steps {num_steps}: training has {built.job.num_steps} steps, {NUM_WARM} of which warm up; "
+            f"{fewer}train for longer: {longer}"
+        )
+    return built
+
+
+def _data_settings(config: RunConfig) -> tuple[object, ...]:
+    """Return the settings that a run's data depend on."""
+    return config.data, config.transforms, config.seed, config.evaluate.select, config.train.epochs
+
+
+def _combine_overrides(overrides: Sequence[str], setting: Setting) -> list[str]:
+    """Combine the overrides of the command line with those of a setting, which take precedence."""
+    keys = {text.partition("=")[0] for text in setting.overrides}
+    return [*(text for text in overrides if text.partition("=")[0].strip() not in keys), *setting.overrides]
+
+
+def _show_profile(document: Mapping[str, Any], top: int) -> None:
+    """Print tables by part, kind of work and module (the slowest, others in one row); each adds up to the step."""
+    step, peak, resident = (
+        document["step_s"],
+        _format_bytes(document["peak_bytes"]),
+        _format_bytes(document["resident_bytes"]),
+    )
+    title = (
+        f"a step of {document['batch_size']} samples on {document['device']}, {document['threads']} thread(s): "
+        f"{_format_ms(document['untraced_step_s'])} ms; "
+        f"traced, as below, {_format_ms(step)} ms (mean of {document['num_steps']})"
+    )
+    rows = [
+        [r["part"], _format_ms(r["seconds"]), _format_share(r, step), _format_ms(r["seconds_in_modules"])]
+        for r in document["parts"]
+    ]
+    show_table(title, ("part", "ms", "share", "of it in modules"), [*rows, ["step", _format_ms(step), "100 %", ""]])
+
+    def figures(row: Mapping[str, Any]) -> list[str]:
+        return [
+            _format_ms(row["seconds"]),
+            _format_ms(row["seconds_backward"]),
+            _format_share(row, step),
+            _format_bytes(row["bytes_at_peak"]),
+        ]
+
+    columns = ("ms", "backward", "share", "made of peak")
+    below = [["held before", "", "", "", resident], ["step", _format_ms(step), "", "100 %", peak]]
+    rows = [[row["kind"], *figures(row), _format_bytes(row["peak_bytes"])] for row in _sort_slowest(document["kinds"])]
+    show_table("by kind of work", ("kind", *columns, "peak"), [*rows, *([*row, ""] for row in below)])
+    ranked = _sort_slowest(document["modules"])
+    rows = [
+        [row["path"] or "(model)", *figures(row), *inner, f"{row['calls']:g}", row["class"], row["place"]]
+        for row in ranked[:top]
+        for inner in [(_format_ms(row["seconds_with_inner"]), _format_bytes(row["peak_bytes"]))]
+    ]
+    others = [[f"{len(ranked[top:])} others", *figures(sum_rows(ranked[top:]))]] if ranked[top:] else []
+    below = [*others, ["outside of modules", *figures(document["outside"])], *below]
+    names = ("module", *columns, "with inner", "peak", "calls", "class", "defined at")
+    rows += [[*row, "", "", "", "", ""] for row in below]
+    show_table("by module itself", names, rows, unbroken="module", droppable=("defined at", "class", "calls"))
+
+
+def _show_settings(tried: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        (
+            *(
+                row["name"],
+                _format_ms(row["step_s"]),
+                f"{row['batch_size'] / row['step_s']:.1f}",
+                f"{row['data_share']:.0%}",
+            ),
+            f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+            *("" if row is tried[0] else row["verdict"], _format_bytes(row["peak_bytes"]), f"{row['loss']:.5g}"),
+        )
+        for row in tried
+    ]
+    columns = ("setting", "ms a step", "samples/s", "data", "times as fast", "verdict", "peak", "loss")
+    show_table("the same steps under other settings, in turn", columns, rows)
+
+
+def _sort_slowest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def _format_share(row: Mapping[str, Any], step: float) -> str:
+    return f"{row['seconds'] / step:.1%}"
+
+
+def _format_ms(seconds: float) -> str:
+    return f"{1000 * seconds:.2f}"
+
+
+def _format_bytes(count: int | None) -> str:
+    if count is None:
+        return ""
+    return ("-" if count < 0 else "") + short_number(abs(count)) + ("B" if abs(count) >= 1000 else " B")

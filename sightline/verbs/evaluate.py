@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from sightline import registry
+from sightline.commands.run import EvaluateOptions
 from sightline.config import RunConfig, read_config
 from sightline.describe.difficulty import class_difficulty
 from sightline.describe.mean_pose import pose_baselines
@@ -35,21 +36,13 @@ from sightline.optional_members import TaskMembers
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.inputs import read_inputs
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.output_files import assert_writable, write_document
 from sightline.tasks.detect import Detect
 from sightline.training.final_probe import probe_metrics
-from sightline.training.published_results import (
-    compare_with_published,
-    describe_foreign_data,
-    published_names,
-)
+from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.types import ComponentConfig
-from sightline.verbs.common import assert_writable, write_document
-from sightline.verbs.detection_errors import bind_error_metric, show_errors
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
-from sightline.verbs.score import score_files
-
-__all__ = ["EvaluateOptions", "assert_about_evaluation", "evaluate"]
-
+from sightline.verbs.score import assert_against, bind_error_metric, show_errors
 
 _EVALUATION_KEYS = (
     "evaluate.*",
@@ -66,46 +59,6 @@ _EVALUATION_KEYS = (
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `sightline evaluate`."""
-
-    runs: tuple[Path, ...]
-    overrides: tuple[str, ...] = ()
-    which: str = "last"
-    data: Path | None = None
-    processes: int | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
-    save_predictions: bool = False
-    out: Path | None = None
-    ensemble: bool = False
-    predictions: Path | None = None
-    errors: bool = False
-    against: str | None = None
-
-    def arguments(self) -> list[str]:
-        """Return the command line of each launched process."""
-        arguments = [
-            "evaluate",
-            *map(str, self.runs),
-            *self.overrides,
-            "--checkpoint",
-            self.which,
-            "--device",
-            self.device,
-        ]
-        arguments += ["--data", str(self.data)] if self.data else []
-        arguments += ["--json", str(self.json)] if self.json else []
-        arguments += ["--save-predictions"] if self.save_predictions else []
-        arguments += ["--out", str(self.out)] if self.out else []
-        arguments += ["--ensemble"] if self.ensemble else []
-        arguments += ["--errors"] if self.errors else []
-        arguments += ["--against", self.against] if self.against else []
-        return [*arguments, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
-
-
-@dataclass(frozen=True)
 class EvaluatedRun:
     """Evaluation of a run's checkpoint on one subset of the data."""
 
@@ -119,10 +72,7 @@ class EvaluatedRun:
 
 def evaluate(options: EvaluateOptions) -> int:
     """Evaluate a checkpoint of a run on its test split or another config's; several runs as folds of one data set."""
-    if options.against not in (None, "published"):
-        raise UserError(f"--against {options.against}: must be published")
-    if options.predictions is not None:
-        return _score_files(options.predictions, options)
+    assert_against(options.against)
     if not options.runs:
         raise UserError("evaluate: no run directory is given; sightline evaluate RUN [KEY=VALUE]...")
     _assert_output(options)
@@ -131,7 +81,7 @@ def evaluate(options: EvaluateOptions) -> int:
     configs = [_read_configs(run, options) for run in options.runs]
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
-        return launch(options.arguments(), num_processes)
+        return launch(options.command_line(), num_processes)
     with start_world(device=options.device, timeout_s=configs[0][1].distributed.timeout_s) as world:
         for line in (line for _, _, notes in configs for line in notes):
             world.rank_zero_only(print_note)(f"warning: {line}")
@@ -139,33 +89,13 @@ def evaluate(options: EvaluateOptions) -> int:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
         for run, (trained, config, _) in zip(options.runs, configs, strict=True):
-            opened = open_run(run, config=config, checkpoint=options.which, world=world)
+            opened = open_run(run, config=config, checkpoint=options.checkpoint, world=world)
             trial = _evaluate_run(opened, trained, options)
             if trial is None:
                 return 1
             trials.append(trial)
         world.rank_zero_only(_report)(trials, options)
     return 0
-
-
-def _score_files(predictions: Path, options: EvaluateOptions) -> int:
-    """Score prediction files without a run. Raises UserError for options that need a run."""
-    is_out_wrong = (options.out is None) == options.errors
-    if options.errors and is_out_wrong:
-        raise UserError("--errors: with --predictions there is no run folder to write to; give --out DIR")
-    if options.runs or options.save_predictions or options.ensemble or options.against or is_out_wrong:
-        raise UserError("--predictions: scores files, not a run; give --data CONFIG and leave out the options of runs")
-    if options.data is None:
-        raise UserError(
-            "--predictions: the data is missing; give --data CONFIG, a file with the sections data and metrics"
-        )
-    return score_files(
-        *(options.data, predictions),
-        overrides=options.overrides,
-        plugins=options.plugins,
-        json=options.json,
-        errors=options.out,
-    )
 
 
 def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
@@ -191,21 +121,14 @@ def _published_rows(
     trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
 ) -> list[dict[str, Any]]:
     """Return the published rows of this data set and these metrics; print the reason if there are none."""
-    first, name = trials[0], trials[0].config.data.name
+    first = trials[0]
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
     lineage = read_lineage(first.run)
     rows = compare_with_published(
-        first.config, first.part, metrics, which=options.which, lineage=lineage, tested=sorted(tested)
+        first.config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=sorted(tested)
     )
-    names = published_names()
-    if name not in names:
-        print_note(f"--against published: there are no published results on '{name}'; the table has {', '.join(names)}")
-    elif reason := describe_foreign_data(first.config.data, first.part.dataset.info):
-        print_note(f"--against published: these data differ from the '{name}' of the published results: {reason}")
-    elif not rows:
-        print_note(
-            f"--against published: the published results on '{name}' have other metrics than {', '.join(metrics)}"
-        )
+    if not rows:
+        print_note(f"--against published: {explain_no_rows(first.config.data, first.part.dataset.info, metrics)}")
     return rows
 
 
@@ -303,7 +226,7 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     """Build the document of `--json`: for one run, or for all runs pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
-    document = evaluation_document(first.config, evaluation, first.part, options.which)
+    document = evaluation_document(first.config, evaluation, first.part, options.checkpoint)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [

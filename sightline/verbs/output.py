@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
+from sightline.config import RunConfig
 from sightline.errors import escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.training.published_results import Difference, format_figure
-
-__all__ = ["print_note", "show_difficulty", "show_evaluation", "show_findings", "show_table"]
-
+from sightline.training.run_configs import read_with_plugins
 
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
@@ -25,6 +25,14 @@ def print_note(text: str) -> None:
     """Print lines to standard error; characters that are not printable are escaped."""
     sys.stderr.write("".join(f"{escape_to_one_line(line)}\n" for line in text.split("\n")))
     sys.stderr.flush()
+
+
+def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
+    """Load the config of a file or run directory with plugins and overrides, and print its notes."""
+    read = read_with_plugins(path, overrides, plugins)
+    for line in read.notes:
+        print_note(f"warning: {line}")
+    return read.config
 
 
 def show_table(
@@ -101,17 +109,17 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         listed = ", ".join(f"{value:.3f} for {baseline}" for baseline, value in baselines.items())
         print_note(f"to compare {metric} with: {listed}")
     if document.get("published"):
-        _show_published(document["published"])
+        _show_published(document["published"], "these files" if "predictions" in document else "this run")
 
 
-def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
+def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
     """Print published rows next to a run, as `compare_with_published` makes them.
 
     Rows of the run's own model are followed by the differences of both protocols.
     """
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
-    cells = [["this run", "", *(format_figure(our_metrics, name) for name in names), ""]]
+    cells = [[ours, "", *(format_figure(our_metrics, name) for name in names), ""]]
     remarks = []
     for row in rows:
         differences = [Difference(**values) for values in row["differences"]]
@@ -119,7 +127,7 @@ def _show_published(rows: Sequence[Mapping[str, Any]]) -> None:
         differs = ", ".join(difference.name for difference in stated)
         cells.append([row["who"], row["source"], *(format_figure(row["metrics"], name) for name in names), differs])
         missing = [f"not stated there: {', '.join(f'{d.name} ({d.here} here)' for d in unstated)}"][: len(unstated)]
-        if not any(difference.name == "model" for difference in stated):
+        if differences and not any(difference.name == "model" for difference in stated):
             remarks.append(f"{row['who']} ({row['source']}): {'; '.join([*map(str, stated), *missing])}")
         remarks += [f"{row['who']} ({row['source']}): {line}" for line in row["remarks"]]
     show_table("published figures on this data set (percent, or mm)", ["", "source", *names, "differs in"], cells)

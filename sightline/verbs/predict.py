@@ -1,21 +1,23 @@
-"""`sightline predict`: the predictions of a run for the user's own files."""
+"""`sightline predict` and `data centres`: predictions of a run for the user's files, or a file of reference points."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sightline.commands.data import CentresOptions
+from sightline.commands.run import PredictOptions
 from sightline.data.files.cloud_files import check_columns
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import DataError, RunError, UserError, escape_to_one_line
+from sightline.predict.centre_files import centre_lines, find_centres
 from sightline.predict.files import collect_files
 from sightline.predict.prediction import build_predictor, predict_each
 from sightline.predict.predictor import (
@@ -27,33 +29,19 @@ from sightline.predict.predictor import (
     predictor_class,
 )
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.verbs.common import write_document, write_file
-from sightline.verbs.output import print_note, show_table
+from sightline.runs.output_files import write_document, write_file
+from sightline.verbs.output import load_config, print_note, show_table
 
-__all__ = ["PredictOptions", "predict"]
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of `sightline predict`; `flags` are options of predictors by their names."""
-
-    run: Path
-    paths: tuple[Path, ...]
-    which: str = "last"
-    plugins: tuple[Path, ...] = ()
-    batch_size: int | None = None
-    out: Path | None = None
-    device: str = "auto"
-    json: Path | None = None
-    csv: Path | None = None
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
+_PREDICTOR_OPTIONS = (
+    *("columns", "to_sphere", "category", "probabilities", "score"),
+    *("reference", "centres", "refiner"),
+)
 
 
 def predict(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
-    run = open_trained(options.run, checkpoint=options.which, plugins=options.plugins)
+    run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
@@ -112,7 +100,8 @@ def _predict_files(
 
 def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     """Return the flags with parsed values. Raises UserError for options that do not go together."""
-    flags = dict(options.flags)
+    values = {name: getattr(options, name) for name in _PREDICTOR_OPTIONS}
+    flags = {name: value for name, value in values.items() if value is not None and value is not False}
     if "columns" in flags:
         flags["columns"] = check_columns(flags["columns"].split(","))
     if not options.paths:
@@ -179,3 +168,36 @@ def _format_csv_cell(cell: Any) -> Any:
     if isinstance(cell, float):
         return repr(float(cell))
     return escape_to_one_line(cell) if isinstance(cell, str) else cell
+
+
+# --- data centres ----------------------------------------------------------------------------------------------------
+
+
+def centres(options: CentresOptions) -> int:
+    """Write one line per frame of a split of a config's data set; the file is complete or not written."""
+    refiner = open_trained(options.refiner, checkpoint=options.checkpoint, plugins=options.plugins)
+    config = load_config(options.data, options.overrides, options.plugins)
+    set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
+    with start_world(device=options.device) as world:
+        predicted = find_centres(refiner, config, split=options.split, world=world)
+    write_file(options.target, centre_lines(predicted))
+    _print_warnings(predicted.notes)
+    rows: list[tuple[str, int | float]] = [
+        ("frames", len(predicted.points_mm)),
+        ("points", int(predicted.is_known.sum())),
+    ]
+    rows += [("centre_error_mm", predicted.error_mm), ("reference_error_mm", predicted.reference_error_mm)]
+    show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
+    source = {
+        "file": str(options.target),
+        "run": str(options.refiner),
+        "data": config.data.name,
+        "split": options.split,
+    }
+    write_document(options.json, {**source, **dict(rows), "notes": list(predicted.notes)})
+    return 0
+
+
+def _print_warnings(lines: Sequence[str]) -> None:
+    for line in lines:
+        print_note(escape_to_one_line(f"look at this: {line}"))

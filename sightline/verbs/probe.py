@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
+from sightline.commands.prove import ProbeOptions
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.precision import set_backends
@@ -23,52 +23,11 @@ from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import TerminalReporter
 
-__all__ = ["ProbeOptions", "probe", "suite"]
-
-
-@dataclass(frozen=True)
-class ProbeOptions:
-    """Options of `sightline probe`."""
-
-    runs: tuple[Path, ...]
-    words: tuple[str, ...] = ()
-    method: str | None = None
-    data: Path | None = None
-    which: str = "last"
-    num_random: int = 1
-    cache: Path | None = None
-    out: Path | None = None
-    is_suite: bool = False
-    finetune: Path | None = None
-    processes: int | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
-
-    @property
-    def method_name(self) -> str:
-        """Name of the given method, or of the default."""
-        return self.method or "svm"
-
-    def arguments(self) -> list[str]:
-        """Return the command line of each launched process."""
-        arguments = [
-            "probe",
-            *map(str, self.runs),
-            *self.words,
-            "--method",
-            self.method_name,
-            "--checkpoint",
-            self.which,
-        ]
-        arguments += ["--random", str(self.num_random), "--device", self.device]
-        for name, value in (("--data", self.data), ("--cache", self.cache), ("--out", self.out), ("--json", self.json)):
-            arguments += [name, str(value)] if value is not None else []
-        return [*arguments, *(word for plugin in self.plugins for word in ("--plugin", str(plugin)))]
-
 
 def probe(options: ProbeOptions) -> int:
     """Extract features once, train a probe on those of the training split, and score it on the test split."""
+    if options.is_suite:
+        return suite(options)
     if options.finetune is not None:
         raise UserError("--finetune: belongs to --suite, which is not given")
     if len(options.runs) != 1:
@@ -77,20 +36,20 @@ def probe(options: ProbeOptions) -> int:
     load_plugins(options.plugins)  # one of them may hold the method
     method = build_probe(options.method_name, arguments)
     probed = open_probed(
-        options.runs[0], checkpoint=options.which, data=options.data, overrides=overrides, plugins=options.plugins
+        options.runs[0], checkpoint=options.checkpoint, data=options.data, overrides=overrides, plugins=options.plugins
     )
     assert_fits(method, len(probed.data.train.indices))
     if options.out is not None:
         assert_writable(options.out / f"{options.method_name}.json", option="--out")
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
-        return launch(options.arguments(), num_processes)
+        return launch(options.command_line(), num_processes)
     set_backends(determinism=probed.config.train.determinism, cudnn=probed.config.train.cudnn)
     with start_world(device=options.device, timeout_s=probed.config.distributed.timeout_s) as world:
         probed = check_input_scale(probed, world)
         for line in probed.notes:
             world.rank_zero_only(print_note)(line)
-        twins = extract_with_random_baselines(probed, world, num_random=options.num_random, cache=options.cache)
+        twins = extract_with_random_baselines(probed, world, num_random=options.random, cache=options.cache)
         report = world.rank_zero_only(_report)
     report(options, method, probed, twins)  # takes minutes in one process; the others do not wait
     return 0
@@ -109,8 +68,8 @@ def suite(options: ProbeOptions) -> int:
         tuple(overrides),
         tuple(arguments),
         data=options.data,
-        checkpoint=options.which,
-        num_random=options.num_random,
+        checkpoint=options.checkpoint,
+        num_random=options.random,
         cache=options.cache,
         finetune=options.finetune,
         plugins=options.plugins,

@@ -1,15 +1,16 @@
-"""`sightline show` and `sightline list`: print the resolved config, and all components with their arguments."""
+"""`sightline show`, `list` and `copy`: the resolved config, components with their arguments, the package's configs."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.commands.look import CopyOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
+from sightline.config.shipped import ShippedConfig, copy_shipped, shipped_configs
 from sightline.config.yaml_writer import format_inline, to_plain
 from sightline.engine.build import build_losses
 from sightline.engine.learnt_losses import LearntLosses
@@ -20,36 +21,37 @@ from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
 from sightline.metrics.base import is_higher_better
 from sightline.plugins import find_plugin, load_plugins
+from sightline.published.rows import list_layouts, list_names
 from sightline.registry import DATA_FACTS, REGISTRIES, Registry, RegistryEntry, locate_errors, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.output_files import write_document
 from sightline.schema import describe_type, suggest
 from sightline.types import SourceLocation
-from sightline.verbs.common import load_config, write_document
-from sightline.verbs.configs import list_configs
-from sightline.verbs.output import print_note
-
-__all__ = ["list_components", "show"]
+from sightline.verbs.output import load_config, print_note
 
 WIDTH = 110
+INDEX_WIDTH = 79
+OTHER_LISTS = ("configs", "layouts")
+"""Kinds of `sightline list` that are not components."""
 
 
-def show(path: Path, overrides: Sequence[str], *, plugins: Sequence[Path], json: Path | None) -> int:
+def show(options: ShowOptions) -> int:
     """Print the resolved config, which as a config file gives an equal run."""
-    config, _ = load_config(path, overrides, plugins)
+    config = load_config(options.config, options.overrides, options.plugins)
     config = _add_origin_of_mode(config)
     sys.stdout.write(render_config(config, origins=True))
     origins = {path_in_config: str(origin) for path_in_config, origin in config.origins.items()}
     document = {"config": to_plain(config), "origins": origins}
-    lineage = read_lineage(path if path.is_dir() else path.parent)
+    lineage = read_lineage(options.config if options.config.is_dir() else options.config.parent)
     if lineage is not None:
         print_note(describe_lineage(lineage))
         document["lineage"] = lineage
-    rates = _find_rates(config, path)
+    rates = _find_rates(config, options.config)
     for line in format_module_rates(rates):
         print_note(line)
     if rates:
         document["rates"] = [rate._asdict() for rate in rates]
-    write_document(json, document)
+    write_document(options.json, document)
     return 0
 
 
@@ -89,18 +91,56 @@ def _find_rates(config: RunConfig, path: Path) -> tuple[ModuleRate, ...]:
     return recipe.module_rates(model, losses)
 
 
-def list_components(kind: str | None, *, plugins: Sequence[Path], json: Path | None) -> int:
-    """Print the components of one kind or of all kinds, or the shipped `configs`."""
-    if kind == "configs":
-        return list_configs(json=json)
-    load_plugins(plugins)
-    if kind is not None and kind not in REGISTRIES:
-        raise UserError(f"list: there is no kind '{kind}'{suggest(kind, ('configs', *REGISTRIES))}")
-    registries = {name: registry for name, registry in REGISTRIES.items() if kind in (None, name)}
-    document = {name: _describe_all(registry) for name, registry in registries.items()}
-    for name, components in document.items():
-        sys.stdout.write(f"{name}\n" + "".join(map(_format_component, components)) + "\n")
-    write_document(json, document)
+def list_components(options: ListOptions) -> int:
+    """Print an index of what there is, the entries of a kind, or the components of a name."""
+    subject = options.subject
+    if subject == "configs":
+        return _list_configs(options.json)
+    if subject == "layouts":
+        return _list_layouts(options.json)
+    load_plugins(options.plugins)
+    if subject is None:
+        _print_index()
+        write_document(options.json, {kind: _describe_all(registry) for kind, registry in REGISTRIES.items()})
+        return 0
+    if subject in REGISTRIES:
+        document = {subject: _describe_all(REGISTRIES[subject])}
+    else:
+        holders = {kind: registry for kind, registry in REGISTRIES.items() if subject in registry.names()}
+        if not holders:
+            names = {name for registry in REGISTRIES.values() for name in registry.names()}
+            choices = (*OTHER_LISTS, *REGISTRIES, *names)
+            hint = suggest(subject, choices, otherwise="; 'sightline list' prints the kinds")
+            raise UserError(f"list: there is no kind or component '{subject}'{hint}")
+        document = {kind: [_describe(registry.get_entry(subject))] for kind, registry in holders.items()}
+    for kind, components in document.items():
+        sys.stdout.write(f"{kind}\n" + "".join(map(_format_component, components)) + "\n")
+    write_document(options.json, document)
+    return 0
+
+
+def _print_index() -> None:
+    """Print the kinds, each with the number of its entries and the first of their names, on one screen."""
+    lists = {kind: registry.names() for kind, registry in REGISTRIES.items()}
+    lists |= {"configs": [config.path for config in shipped_configs()], "layouts": list_names()}
+    width = max(map(len, lists))
+    for kind, names in lists.items():
+        line = f"{kind:<{width}} {len(names):>4}  {' '.join(names)}"
+        if len(line) > INDEX_WIDTH:
+            line = line[: INDEX_WIDTH - 3].rpartition(" ")[0] + " ..."
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("list KIND: the entries of a kind; list NAME: one component\n")
+
+
+def _list_layouts(json: Path | None) -> int:
+    """Print the layouts of published weights, with what each is converted to and its source."""
+    layouts = list_layouts()
+    width = max(len(layout.name) for layout in layouts)
+    for layout in layouts:
+        sys.stdout.write(f"{layout.name:<{width}}  {layout.makes}\n")
+    print_note("to convert a file of one: sightline data convert-weights FILE --layout NAME --to DIR")
+    rows = [{"name": row.name, "model": row.model, "makes": row.makes, "url": row.url} for row in layouts]
+    write_document(json, {"layouts": rows})
     return 0
 
 
@@ -162,3 +202,35 @@ def _wrap_after(head: str, text: str) -> list[str]:
 
 def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, initial_indent="      ", subsequent_indent="      ")
+
+
+# --- the configs of the package --------------------------------------------------------------------------------------
+
+WIDTH = 110
+
+
+def _list_configs(json: Path | None) -> int:
+    """Print the path of each shipped config with its first comment."""
+    configs = shipped_configs()
+    for config in configs:
+        description_lines = textwrap.wrap(config.description, WIDTH, initial_indent="    ", subsequent_indent="    ")
+        sys.stdout.write("\n".join([config.path, *description_lines]) + "\n")
+    print_note("to use one elsewhere: sightline copy CONFIG [TO]")
+    write_document(json, {"configs": [_to_document(config) for config in configs]})
+    return 0
+
+
+def copy_config(options: CopyOptions) -> int:
+    """Copy a shipped config, with all files that it needs, into a folder."""
+    written, alike = copy_shipped(options.config, options.to)
+    for path in written:
+        sys.stdout.write(f"{path}\n")
+    if alike:
+        print_note(f"there already, and alike: {', '.join(map(str, alike))}")
+    write_document(options.json, {"written": [str(path) for path in written], "alike": [str(path) for path in alike]})
+    return 0
+
+
+def _to_document(config: ShippedConfig) -> dict[str, Any]:
+    """Convert to JSON, where the description keeps its key `about`."""
+    return {("about" if key == "description" else key): value for key, value in dataclasses.asdict(config).items()}

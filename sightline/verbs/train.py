@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.commands.run import TrainOptions
 from sightline.doctor.core.finding import Finding
 from sightline.engine.session import StopRequest
+from sightline.runs.output_files import write_document
 from sightline.training import launch_run
-from sightline.training.launch_run import TrainRequest
 from sightline.training.train_run import Reporter
-from sightline.verbs.common import write_document
 from sightline.verbs.output import print_note, show_evaluation, show_findings
-
-__all__ = ["TerminalReporter", "TrainRequest", "train"]
 
 
 class TerminalReporter(Reporter):
@@ -40,6 +38,6 @@ class TerminalReporter(Reporter):
         write_document(self._json, document)
 
 
-def train(request: TrainRequest) -> int:
+def train(options: TrainOptions) -> int:
     """Train what a config describes and return the exit code; signals are handled until the process ends."""
-    return launch_run.launch_training(request, TerminalReporter(request.json), stop=StopRequest())
+    return launch_run.launch_training(options, TerminalReporter(options.json), stop=StopRequest())

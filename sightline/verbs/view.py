@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.assigners.report import compare_assigners
+from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.batch_reader import BatchReader
@@ -20,17 +20,19 @@ from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.distributed import start_world
 from sightline.engine.precision import Precision, set_backends
-from sightline.engine.run_loading import OpenRun, open_run
+from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.engine.train import Task
 from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import TaskMembers
 from sightline.pictures import Axis
 from sightline.predict.files import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.runs.run_directory import RunDirectory
-from sightline.verbs.common import assert_writable, is_run, load_config, reread, write_document
+from sightline.training.run_configs import reread
 from sightline.verbs.evaluate import assert_about_evaluation
-from sightline.verbs.output import print_note, show_table
+from sightline.verbs.output import load_config, print_note, show_table
+from sightline.view.curves import draw_runs
 from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
 from sightline.view.output import write_views
@@ -39,33 +41,11 @@ from sightline.view.predictor import SamplePredictor
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import Stage, ViewedSample
 
-__all__ = ["ViewOptions", "view"]
-
+CURVES = "curves.svg"
+METRICS = "metrics.jsonl"
 _NUM_SAMPLES = 4
 _NUM_EPOCHS = 8
 _DESCRIPTION_WIDTH = 84
-
-
-@dataclass(frozen=True)
-class ViewOptions:
-    """Options of `sightline view`; None if not given."""
-
-    paths: tuple[Path, ...]
-    overrides: tuple[str, ...]
-    out: Path
-    split: str | None = None
-    samples: str | None = None
-    num: int | None = None
-    epoch: int | None = None
-    checkpoint: str | None = None
-    columns: str | None = None
-    up: str | None = None
-    hide: str | None = None
-    max_points: int | None = None
-    score: float | None = None
-    plugins: tuple[Path, ...] = ()
-    device: str = "auto"
-    json: Path | None = None
 
 
 def view(options: ViewOptions) -> int:
@@ -75,9 +55,15 @@ def view(options: ViewOptions) -> int:
     for path, is_one in zip(options.paths, is_config, strict=True):
         if not is_one and not path.exists():
             raise UserError(f"view: {path}: there is no such file, folder or run; check the path")
+    if all(map(is_run, options.paths)) and (len(options.paths) > 1 or options.num == 0):
+        return _view_curves(options)
+    if options.num == 0:
+        raise UserError("--num 0: draws only the curves of runs; give a run, or another number")
     if len(options.paths) > 1 and any(is_config):
         config_path = options.paths[is_config.index(True)]
-        raise UserError(f"view: {config_path} is a config or a run; give only it, or only cloud files")
+        raise UserError(f"view: {config_path} is a config or a run; give only it, only runs, or only cloud files")
+    has_curves = is_run(options.paths[0]) and (options.paths[0] / METRICS).exists()
+    curves = draw_runs(options.paths) if has_curves else ""
     if is_config[:1] == [True]:
         subjects, title, provenance = _view_config(options.paths[0], options)
     else:
@@ -95,9 +81,33 @@ def view(options: ViewOptions) -> int:
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
     print_note(f"{options.out / 'view.html'}: open it in a browser")
+    if has_curves:
+        written += _write_curves(curves, options)
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
+
+
+def _view_curves(options: ViewOptions) -> int:
+    """Draw the losses and metrics of runs in one picture, and nothing else of them."""
+    others = ("split", "samples", "epoch", "checkpoint", "columns", "up", "hide", "max_points", "score")
+    _assert_not_given(options, others, "can be used only with the samples of one run; here, only curves are drawn")
+    if options.num:
+        raise UserError(f"--num {options.num}: samples are drawn of one run; of several, only their curves are")
+    if options.overrides:
+        raise UserError(
+            f"view: found {options.overrides[0]!r}; without samples, curves are drawn as they were recorded"
+        )
+    files = _write_curves(draw_runs(options.paths), options)
+    runs = [str(path) for path in options.paths]
+    write_document(options.json, {"runs": runs, "out": str(options.out), "files": files})
+    return 0
+
+
+def _write_curves(curves: str, options: ViewOptions) -> list[str]:
+    write_file(options.out / CURVES, curves)
+    print_note(f"curves of losses and metrics: {options.out / CURVES}")
+    return [CURVES]
 
 
 def _stage_rows(subject: ViewedSample, cloud: Stage) -> list[tuple[object, ...]]:
@@ -142,7 +152,7 @@ def _view_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], 
         _assert_not_given(options, ("checkpoint", "score"), "can be used only with a run; a config has no weights")
     if options.epoch is not None and (options.split or ("test" if has_predictions else "train")) != "train":
         raise UserError("--epoch: only training samples change with the epoch; give --split train, or leave it out")
-    config, _ = load_config(path, (), options.plugins)
+    config = load_config(path, (), options.plugins)
     if has_predictions:
         assert_about_evaluation(options.overrides, config.task, verb="view")
     config = reread(path, options.overrides)

@@ -8,7 +8,6 @@ from typing import Any
 
 from sightline.chart import ChartPanel, Series, render_svg
 from sightline.errors import UserError
-from sightline.runs.output_files import assert_writable
 from sightline.runs.run_documents import read_lines
 from sightline.tasks.contrast import CHANCE_SUFFIX
 
@@ -21,21 +20,17 @@ _COLUMNS = 3
 Line = Mapping[str, Any]
 
 
-def draw_runs(runs: Sequence[Path], *, svg: Path | None) -> Path:
-    """Draw the losses and metrics of runs as SVG to `svg`, by default into the first run; return the path."""
-    target = svg if svg is not None else runs[0] / "curves.svg"
-    assert_writable(target, option="--svg")
+def draw_runs(runs: Sequence[Path]) -> str:
+    """Draw an SVG of the losses and metrics of runs, a loss with its chance level if the run records it."""
     names = [run.resolve().name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
-        raise UserError("curves: a run is given twice; name every run once")
+        raise UserError("view: a run is given twice; name every run once")
     lines = [read_lines(run / "metrics.jsonl") for run in runs]
-    text = encode_curves(
+    return encode_curves(
         {name if len(runs) > 1 else "": run_lines for name, run_lines in zip(names, lines, strict=True)}
     )
-    target.write_text(text, encoding="utf-8")
-    return target
 
 
 def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:

@@ -168,12 +168,14 @@ def test_list_prints_every_component_with_arguments_defaults_and_sources(tmp_pat
     told = json.loads(document.read_text())
     assert set(told) == set(registry.REGISTRIES)
     for kind, entries in told.items():
+        assert f"{kind} " in out
+        entire = run("list", kind)
         assert [each["name"] for each in entries] == registry.REGISTRIES[kind].names()
         for each in entries:
             assert each["summary"], f"{each['name']}: the first line of its docstring says what it is"
-            assert f"\n  {each['name']}\n" in out
+            assert f"\n  {each['name']}\n" in entire
             for argument in each["arguments"]:
-                assert f"      {argument['name']}: " in out
+                assert f"      {argument['name']}: " in entire
                 assert argument["required"] == ("default" not in argument)
     adam = next(each for each in told["optimizers"] if each["name"] == "adam")
     assert adam["source"] == "Kingma and Ba 2015, algorithm 1."
@@ -187,7 +189,14 @@ def test_list_prints_every_component_with_arguments_defaults_and_sources(tmp_pat
             "default": [0.9, 0.999],
         },
     ]
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) < 80
+    assert len(out.splitlines()) <= 24
+
+
+def test_list_of_a_name_prints_one_component() -> None:
+    out = run("list", "dgcnn")
+    assert out.startswith("models\n  dgcnn\n")
+    assert "\n  pointnet\n" not in out
 
 
 def test_list_of_one_kind_says_who_gives_what_a_config_may_not() -> None:

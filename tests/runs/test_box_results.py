@@ -93,7 +93,7 @@ def score(made: Path, rows: Any, *words: object, file: str = "found.json") -> tu
     (made / file).write_text(rows if isinstance(rows, str) else json.dumps(rows))
     (made / "out.json").unlink(missing_ok=True)
     config = made / "data.yaml"
-    done = run_here("evaluate", "--data", config, "--predictions", made / file, *words, "--json", made / "out.json")
+    done = run_here("score", made / file, "--data", config, *words, "--json", made / "out.json")
     return done, json.loads((made / "out.json").read_text()) if done.code == 0 else {}
 
 
@@ -258,8 +258,7 @@ def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> Non
     assert {row["category_id"] for row in rows} == {1}
     manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
     assert (manifest["num_images"], manifest["num_detections"]) == (6, len(rows))
-    again = ("--predictions", tmp_path / "kept", "--json", tmp_path / "again.json")
-    done = run_here("evaluate", "--data", run, *again)
+    done = run_here("score", tmp_path / "kept", "--data", run, "--json", tmp_path / "again.json")
     assert done.code == 0, done.err
     theirs, ours = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "again"))
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-12)
@@ -288,8 +287,8 @@ def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path)
     done = run_here("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
     assert done.code == 0, done.err
     assert "AP50 gained by repair" in done.out
-    again = ("--errors", "--predictions", tmp_path / "run" / "detections.json", "--out", tmp_path / "file")
-    done = run_here("evaluate", "--data", run, *again)
+    words = (tmp_path / "run" / "detections.json", "--data", run)
+    done = run_here("score", *words, "--errors", "--out", tmp_path / "file")
     assert done.code == 0, done.err
     ours, theirs = (json.loads((tmp_path / name / "errors.json").read_text()) for name in ("run", "file"))
     assert ours["labels"]["all"]["suppressed"] > 0
@@ -309,12 +308,12 @@ def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path)
 def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
     for words, message in (
         (
-            ("--data", made / "data.yaml", "--predictions", made / "found.json", "--errors"),
-            "there is no run folder to write to; give --out DIR",
+            ("score", made / "found.json", "--data", made / "data.yaml", "--errors"),
+            "give its folder with --out DIR",
         ),
-        ((run, "--out", made / "x"), "is the folder of --save-predictions and --errors; neither is given"),
-        ((run, "--errors", "--data", CONFIG), "give --out DIR"),
+        (("evaluate", run, "--out", made / "x"), "is the folder of --save-predictions and --errors; neither is given"),
+        (("evaluate", run, "--errors", "--data", CONFIG), "give --out DIR"),
     ):
-        done = run_here("evaluate", *words)
+        done = run_here(*words)
         assert done.code == 2
         assert message in done.err

@@ -51,7 +51,7 @@ def limit() -> Iterator[None]:
         (RESUME, "environment.json", "pipe device giant"),
         (EVALUATE, "facts.json", "pipe giant"),
         (PREDICT, "inputs.json", "pipe"),
-        (("curves", "RUN"), "metrics.jsonl", "pipe giant"),
+        (("view", "RUN", "--out", "OUT"), "metrics.jsonl", "pipe giant"),
         (RESUME, "metrics.jsonl", "pipe device giant"),
         (RESUME, "final.json", "pipe device giant"),
         (RESUME, "sessions.jsonl", "pipe device"),
@@ -86,7 +86,7 @@ def error_of(folder: Path, finished: Path, words: tuple[str | Path, ...], name: 
     else:
         with path.open("wb") as file:
             file.truncate(5 << 30)
-    places = {"RUN": run, "CLOUD": folder / "cloud.npy"}
+    places = {"RUN": run, "CLOUD": folder / "cloud.npy", "OUT": folder / "out"}
     ended = run_here(*(places.get(str(word), word) for word in words))
     assert ended.code == 2, ended.err
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]

@@ -91,6 +91,12 @@ def evaluate(folder: Path, *words: object) -> dict[str, Any]:
     return document
 
 
+def score(folder: Path, predictions: Path, config: Path, *words: object) -> dict[str, Any]:
+    command("score", predictions, "--data", config, *words, "--json", folder / "scored.json")
+    document: dict[str, Any] = json.loads((folder / "scored.json").read_text())
+    return document
+
+
 def test_points_without_a_return_change_nothing_but_the_length_of_files(runs: Path, tmp_path: Path) -> None:
     """Training, figures and labels are those of files without the points; every label file pairs with its scan."""
     sets = {name: ScanFolder(split="test", sensor=OWN, root=str(runs / f"{name}_set")) for name in ("nan", "cut")}
@@ -128,11 +134,11 @@ def test_one_name_for_the_labels_of_a_scan(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "earlier").mkdir()
     shutil.copy(tmp_path / "kept/000004.label", tmp_path / "earlier/000004.bin.label")
     for folder in ("answers", "earlier"):
-        found = evaluate(tmp_path, "--data", runs / "nan.yaml", "--predictions", tmp_path / folder)
+        found = score(tmp_path, tmp_path / folder, runs / "nan.yaml")
         assert found["metrics"] == expected["metrics"]
     (tmp_path / "none").mkdir()
-    words = ("--data", runs / "nan.yaml", "--predictions", tmp_path / "none")
-    assert "none/000004.label" in command("evaluate", *words, expect=2).err
+    refused = command("score", tmp_path / "none", "--data", runs / "nan.yaml", expect=2)
+    assert "none/000004.label" in refused.err
 
 
 def test_labels_of_parts_in_folders_are_found_as_predict_names_them(runs: Path, tmp_path: Path) -> None:
@@ -143,12 +149,11 @@ def test_labels_of_parts_in_folders_are_found_as_predict_names_them(runs: Path, 
                 shutil.copy(runs / f"cut/{number:06d}{end}", tmp_path / "own" / part)
     words = ("--from", tmp_path / "own", "--to", tmp_path / "set", f"columns=[{', '.join(COLUMNS)}]", "num_beams=16")
     command("data", "prepare", "scan_folder", *words)
-    data = ("--data", runs / "cut.yaml", f"data.root={tmp_path / 'set'}", "--predictions")
     found = []
     for place in (tmp_path / "own", tmp_path / "own/test"):  # the first gives train/000000, the second 000000
         out = tmp_path / f"out_{place.name}"
         command("predict", runs / "cut_run", place, "--device", "cpu", "--out", out, "files=[label]")
-        found.append(evaluate(tmp_path, *data, out)["metrics"])
+        found.append(score(tmp_path, out, runs / "cut.yaml", f"data.root={tmp_path / 'set'}")["metrics"])
     assert found[0] == found[1]
 
 

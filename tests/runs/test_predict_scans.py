@@ -191,8 +191,11 @@ def kept(street: Path) -> tuple[Path, dict[str, Any]]:
     return street / "kept", document
 
 
-def score(street: Path, predictions: Path, config: Path | None = None) -> dict[str, Any]:
-    return evaluate(street, "--data", config or street / "run.yaml", "--predictions", predictions)
+def score(street: Path, predictions: Path, config: Path | None = None, *words: object) -> dict[str, Any]:
+    out = street / "scored.json"
+    command("score", predictions, "--data", config or street / "run.yaml", *words, "--json", out)
+    document: dict[str, Any] = json.loads(out.read_text())
+    return document
 
 
 def test_kept_predictions_score_as_the_run_did(street: Path, kept: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -221,7 +224,7 @@ def test_label_files_that_do_not_fit_are_named(street: Path, kept: tuple[Path, d
     whole = first.read_bytes()
 
     def refused() -> str:
-        return command("evaluate", "--data", street / "run.yaml", "--predictions", folder, expect=2).err
+        return command("score", folder, "--data", street / "run.yaml", expect=2).err
 
     first.write_bytes(whole[:-8])
     assert f"{first}: has {len(whole) - 8} bytes, {len(whole)} are expected" in refused()
@@ -231,14 +234,13 @@ def test_label_files_that_do_not_fit_are_named(street: Path, kept: tuple[Path, d
     assert f"{first}: the label id 77 (7 points) not in the map single" in refused()
     first.write_bytes(whole)
     shutil.copy(first, folder / "sequences/08/predictions/000009.label")
-    done = command("evaluate", "--data", street / "run.yaml", "--predictions", folder)
+    done = command("score", folder, "--data", street / "run.yaml", "--against", "published")
     assert "not scored: 1 files of samples outside the test part" in done.err
+    assert "--against published: these data differ from the 'semantic_kitti' of the published results" in done.err
     second.unlink()
     assert "1 of 3 test samples have no predictions" in refused()
     assert "000001.label; of other samples there are 1" in refused()
-    done = command("evaluate", street / "run", "--predictions", folder, expect=2)
-    assert "--predictions: scores files, not a run" in done.err
-    assert "give --data CONFIG" in command("evaluate", "--predictions", folder, expect=2).err
+    assert "Missing option '--data'" in command("score", folder, expect=2).err
 
 
 @pytest.mark.shared
@@ -260,8 +262,8 @@ def test_scores_are_those_of_the_published_evaluator(shared: Path, tmp_path: Pat
     command("data", "prepare", "semantic_kitti", "--from", tmp_path / "kitti", "--to", tmp_path / "set")
     config = "".join(line for line in CONFIG.splitlines(keepends=True) if line.startswith(("data", "metrics")))
     (tmp_path / "two.yaml").write_text(config.replace("ROOT", str(tmp_path / "set")))
-    words = ("--data", tmp_path / "two.yaml", "--predictions", tmp_path / "theirs")
-    whole, parts = evaluate(tmp_path, *words), evaluate(tmp_path, *words, "data.test_sequences=[9]")
+    words = (tmp_path / "theirs", tmp_path / "two.yaml")
+    whole, parts = score(tmp_path, *words), score(tmp_path, *words, "data.test_sequences=[9]")
     expected = golden.info["evaluate_semantics"]
     assert whole["metrics"]["miou"] == pytest.approx(expected["iou_mean"], abs=1e-12)
     assert whole["metrics"]["overall_accuracy"] == pytest.approx(expected["accuracy_mean"], abs=1e-12)
@@ -290,8 +292,8 @@ def test_the_real_frame_goes_through_the_same_commands(shared: Path, street: Pat
     assert len(ids) == row["num_points"] == 50
     assert np.array_equal(MAP.classes(ids.astype(np.int64), where="the file"), labels)
     command("data", "prepare", "semantic_kitti", "--from", tree, "--to", tmp_path / "set")
-    words = ("--data", street / "run.yaml", f"data.root={tmp_path / 'set'}", "data.test_sequences=[0]")
-    found = evaluate(tmp_path, *words, "--predictions", tmp_path)
+    words = (street / "run.yaml", f"data.root={tmp_path / 'set'}", "data.test_sequences=[0]")
+    found = score(tmp_path, tmp_path, *words)
     truth = np.fromfile(tree / "sequences/00/labels/000000.label", dtype="<u4") & 0xFFFF
     target = MAP.classes(truth.astype(np.int64), where="the file")
     is_right = (target == labels) & (target > 0)
@@ -299,7 +301,7 @@ def test_the_real_frame_goes_through_the_same_commands(shared: Path, street: Pat
     theirs = tmp_path / "theirs/sequences/00/predictions/000000.label"
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(MAP.ids(target).astype("<u4").tobytes())
-    perfect = evaluate(tmp_path, *words, "--predictions", tmp_path / "theirs")["metrics"]
+    perfect = score(tmp_path, tmp_path / "theirs", *words)["metrics"]
     assert perfect["miou"] == pytest.approx(len({*target.tolist()} - {0}) / 19)
     command("view", tree / "sequences/00/velodyne/000000.bin", "--columns", "x,y,z,remission", "--out", tmp_path / "v",
             "--json", tmp_path / "view.json")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sightline import registry
+from sightline.commands.prove import ProbeOptions
 from sightline.config import read_config
 from sightline.config.yaml_writer import to_plain
 from sightline.engine.session import TrainingSession
@@ -31,7 +32,6 @@ from sightline.studies.probe_table import (
 from sightline.training import published_results
 from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
-from sightline.verbs.probe import ProbeOptions
 from sightline.verbs.probe import suite as run_suite
 from tests.command import run_here
 from tests.probe.contrast import train_thin
@@ -227,8 +227,8 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
 
     monkeypatch.setattr(TrainingSession, "run", run)
     asked = ProbeOptions(
-        tuple(parts_runs),
-        QUICK,
+        runs=tuple(parts_runs),
+        words=QUICK,
         is_suite=True,
         finetune=parts_config(tmp_path),
         out=tmp_path / "out",

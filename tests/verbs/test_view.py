@@ -186,7 +186,7 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
         (["{config}", "--samples", "nobody"], "found 'nobody', which is not a sample of the train part"),
         (["{config}", "--samples", "3", "--num", "2"], "--num: is the number of samples, and --samples lists them"),
         (["{config}", "--hide", "ceilin"], "--hide: there is no class 'ceilin'; there are"),
-        (["{config}", "{file}"], "is a config or a run; give only it, or only cloud files"),
+        (["{config}", "{file}"], "is a config or a run; give only it, only runs, or only cloud files"),
         (["{config}", "data.num_points=0"], "data.num_points"),
         (["{run}", "model.width=3"], "view: found 'model.width=3', allowed is key=value with evaluate.*"),
         (["{run}", "--checkpoint", "bets"], "checkpoint bets: there is no bets"),

@@ -116,13 +116,26 @@ def test_names_that_do_not_fit_beside_one_another_stand_below() -> None:
     assert len(set(places)) == 4
 
 
-def test_the_verb_writes_beside_the_run(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss/total": 2.0}\n')
-    drawn = run_here("curves", tmp_path)
-    assert (drawn.code, drawn.err) == (0, f"written: {tmp_path / 'curves.svg'}; open it in a browser\n")
-    assert titles((tmp_path / "curves.svg").read_text()) == ["loss/total"]
+def test_the_curves_of_several_runs_are_drawn_in_one_picture(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("")
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss/total": 2.0}\n')
+    words = ("view", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
+    drawn = run_here(*words)
+    assert (drawn.code, drawn.err) == (0, f"curves of losses and metrics: {tmp_path / 'out' / 'curves.svg'}\n")
+    assert titles((tmp_path / "out" / "curves.svg").read_text()) == ["loss/total"]
+    for more, line in (
+        (("--num", 2), "--num 2: samples are drawn of one run"),
+        (("--split", "test"), "--split can be used only with the samples of one run"),
+        (("data.root=x",), "curves are drawn as they were recorded"),
+    ):
+        refused = run_here(*words, *more)
+        assert (refused.code, line in refused.err, refused.err.count("\n")) == (2, True, 1), refused.err
+    assert run_here("view", tmp_path / "a", "--num", 0, "--out", tmp_path / "one").code == 0
+    assert (tmp_path / "one" / "curves.svg").exists()
     with pytest.raises(UserError, match="a run is given twice"):
-        draw_runs([tmp_path, tmp_path], svg=None)
+        draw_runs([tmp_path / "a", tmp_path / "a"])
 
 
 def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path: Path) -> None:

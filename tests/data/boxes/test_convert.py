@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from sightline import registry
+from sightline.commands.data import _BOXES
 from sightline.data.boxes.annotations import LabelledBox
 from sightline.data.boxes.convert import LAYOUTS, convert_annotations
 from sightline.errors import DataError, UserError
-from sightline.verbs.data_commands import _BOXES
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.test_crowdhuman import CROWD, write_set

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.commands.data import PrepareOptions
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.verbs.data import prepare as prepare_verb
 from tests.data.clouds.cloud_writers import prepare_folder, solid, write_folder, write_ply
@@ -191,4 +192,6 @@ def test_files_of_other_kinds_are_told(clouds: Path, tmp_path: Path) -> None:
 )
 def test_options_are_checked_before_any_file_is_read(tmp_path: Path, name: str, options: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        prepare_verb(name, options, source=tmp_path / "absent", target=tmp_path / "set", json=None)
+        prepare_verb(
+            PrepareOptions(dataset=name, options=tuple(options), source=tmp_path / "absent", target=tmp_path / "set")
+        )

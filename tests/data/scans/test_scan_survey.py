@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.commands.data import InfoOptions
 from sightline.data.scans.kitti_object import KittiObject
 from sightline.data.scans.scan_folder import ScanFolder
 from sightline.data.scans.semantic_kitti import SemanticKitti
@@ -107,13 +108,13 @@ def test_real_scans_have_the_measured_shares(shared: Path, tmp_path: Path) -> No
 
 
 def test_the_verb_takes_options_for_files_alone(ahead: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = data.info("scan_folder", ("columns=[x, y, z, intensity, ring]",), source=ahead, plugins=(), json=None)
+    done = data.info(InfoOptions(dataset="scan_folder", options=("columns=[x, y, z, intensity, ring]",), source=ahead))
     assert done == 0
     assert "proposed: sensor: {fov_deg: [" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="colums"):
-        data.info("scan_folder", ("colums=[x, y, z]",), source=ahead, plugins=(), json=None)
+        data.info(InfoOptions(dataset="scan_folder", options=("colums=[x, y, z]",), source=ahead))
     with pytest.raises(Exception, match="options need --from PATH"):
-        data.info("scan_folder", ("columns=[x, y, z]",), plugins=(), json=None)
+        data.info(InfoOptions(dataset="scan_folder", options=("columns=[x, y, z]",)))
 
 
 def test_scans_of_one_point_or_none(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.commands.data import InfoOptions
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS, SemanticKitti
@@ -284,7 +285,7 @@ def test_a_look_at_a_tree_proposes_a_map_with_every_id(
     label = tree / "sequences/03/labels/000001.label"
     ids = np.frombuffer(label.read_bytes(), dtype="<u4") & 0xFFFF
     write_labels(label, np.where(ids == 40, 300, ids), np.zeros(len(ids)))
-    assert data.info("semantic_kitti", source=tree, plugins=(), json=tmp_path / "told.json") == 0
+    assert data.info(InfoOptions(dataset="semantic_kitti", source=tree, json=tmp_path / "told.json")) == 0
     printed = capsys.readouterr().out
     mine = tmp_path / "mine.yaml"
     mine.write_text("".join(line for line in printed.splitlines(keepends=True) if re.match("label|learning", line)))
@@ -312,7 +313,7 @@ def test_a_look_names_what_is_unlike_the_expected_sensor(tree: Path) -> None:
     assert any("remissions run to" in line for line in unlike)
     assert any("the mean remission is" in line for line in unlike)
     with pytest.raises(UserError, match=r"--from reads files of .*semantic_kitti"):
-        data.info("s3dis", source=tree, plugins=(), json=None)
+        data.info(InfoOptions(dataset="s3dis", source=tree))
 
 
 # --- which scans an epoch trains on -----------------------------------------------------------------------------------

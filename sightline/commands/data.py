@@ -1,0 +1,164 @@
+"""Records of `sightline data`; their functions are in `sightline.verbs.data`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Literal
+
+from sightline.commands.fields import (
+    CHECKPOINT,
+    OVERRIDES,
+    DeviceCommand,
+    DocumentCommand,
+    PluginCommand,
+    argument,
+    option,
+)
+
+_BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
+"""Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
+
+
+class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare"):
+    """Prepare a public data set.
+
+    Recognises its layout, verifies it, and writes it in a format that is fast to read.
+    """
+
+    dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder")
+    source: Path = option("--from", "PATH", "the downloaded data, or your own", default=MISSING)
+    target: Path = option("--to", "DIR", "folder for the prepared data", default=MISSING)
+    options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
+
+
+class RenderOptions(DocumentCommand, name="data render", run="data.render"):
+    """Render views of every object.
+
+    They are written to a folder that data sets read images from (data.views=DIR). Cameras are evenly spaced around the
+    up axis; clouds become surfaces. Neither a graphics library nor a GPU is used. The result has the same bits for any
+    number of processes; repeat the command to resume it.
+    """
+
+    source: str = argument("SET|DIR", "a data set, its prepared folder, or a folder of meshes and clouds")
+    target: Path = option("--to", "DIR", "where the views go", default=MISSING)
+    options: tuple[str, ...] = argument(
+        "[KEY=VALUE]...", "options of the objects: num_points=1024, train_size=480", default=()
+    )
+    num_views: int = option("--views", "N", "views per object", default=12, min=1, max=1000)
+    size_px: int = option("--size", "PX", "height and width of a view", default=96, min=8, max=2048)
+    style: Literal["shaded", "depth"] = option(
+        "--style", None, "lit and darker with distance, or the distance only", default="shaded"
+    )
+    projection: Literal["parallel", "pinhole"] = option(
+        "--projection", None, "parallel rays, or a camera three radii away", default="parallel"
+    )
+    elevations: str = option(
+        "--elevations", "DEG,...", "elevations of the camera rings above the horizon", default="30"
+    )
+    up_axis: Literal["x", "y", "z"] | None = option("--up", None, "up axis of files; data sets define theirs")
+    num_jobs: int | None = option("--jobs", "N", "processes [one per CPU]", min=1)
+
+
+class ImportViewsOptions(DocumentCommand, name="data import-views", run="data.import_views"):
+    """Import rendered pictures of other sources.
+
+    They are written to a folder that data sets read images from (data.views=DIR). Pictures with the same name belong to
+    the same shape, regardless of the folder of their camera set-up. Shapes without pictures or without a cloud are
+    listed.
+    """
+
+    source: Path = argument("DIR", "pictures: CLASS/train/NAME.obj_whiteshaded_v0000.png")
+    target: Path = option("--to", "DIR", "where the views go", default=MISSING)
+    clouds: Path | None = option("--of", "DIR", "a prepared data set; pictures of other shapes are left out")
+    min_views: int = option("--min-views", "N", "shapes with fewer pictures are left out and listed", default=12, min=1)
+    background: Literal["black", "white"] = option(
+        "--background", None, "colour behind transparent pixels", default="black"
+    )
+    size_px: int | None = option("--size", "PX", "height and width [unchanged]", min=8, max=2048)
+
+
+class InfoOptions(PluginCommand, name="data info", run="data.info"):
+    """Describe a data set or a prepared folder.
+
+    Prints layouts, download page and licence, or counts, points per sample and ranges.
+    """
+
+    dataset: str = argument("NAME|DIR", "a data set's name, or a prepared folder")
+    options: tuple[str, ...] = argument(
+        "[KEY=VALUE]...", "with --from, options of reading: columns=[x, y, z]", default=()
+    )
+    source: Path | None = option("--from", "PATH", "inspect LiDAR scans of a data set that are not prepared")
+
+
+class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
+    """Verify the files of a prepared folder.
+
+    Each is compared with the hash that was stored when it was written.
+    """
+
+    folder: Path = argument("DIR", "a prepared folder")
+
+
+class CentresOptions(DeviceCommand, name="data centres", run="predict.centres"):
+    """Predict the reference points of all frames.
+
+    Writes a file for reference: {name: file, path: FILE}, predicted by a trained refiner. The file has one line 'x y z'
+    in mm, or 'invalid', for each frame of the data set's files, in their order. A refiner is trained like any run. One
+    that was trained on frames which the config tests is refused: its points would depend on the tested frames.
+    """
+
+    refiner: Path = argument("RUN", "a trained refiner: a run of the task centre")
+    data: Path = option("--data", "CONFIG", "config of the data set to predict points for", default=MISSING)
+    target: Path = option("--to", "FILE", "file for the points", default=MISSING, is_written=True)
+    overrides: tuple[str, ...] = OVERRIDES
+    split: Literal["train", "test"] = option(
+        "--split", None, "split of the data set's files; validation frames are in train", default="test"
+    )
+    checkpoint: str = CHECKPOINT
+
+
+class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
+    """Convert box labels to another layout.
+
+    Labels that it cannot express are dropped, counted and printed. Images are linked to the folder that the layout
+    requires. `conversion.json`, next to the labels, lists what was dropped.
+    """
+
+    source: Path = option("--from", "DIR", "folder of the labels, with or without their images", default=MISSING)
+    layout: str = option("--layout", "NAME", f"their layout, one of {_BOXES}", default=MISSING)
+    target: Path = option("--to", "DIR", "an empty or new folder", default=MISSING)
+    as_layout: str = option("--as", "NAME", "layout to write", default=MISSING)
+    options: tuple[str, ...] = argument("[KEY=VALUE]...", "box=visible, faulty=leave_out, images=leave", default=())
+
+
+class ConvertWeightsOptions(PluginCommand, name="data convert-weights", run="data.convert_weights"):
+    """Convert published weights to a run directory.
+
+    No code in the file is executed. The sizes of the model are read from the tensors. Arguments that tensors do not
+    show (neighbours, dropout) are taken from the publication and printed; key=value overrides them:
+    model.num_neighbours=40, data.root=PATH.
+    """
+
+    file: Path = argument("FILE", "published weights: a .pth file or similar, or a folder of its parts")
+    layout: str = option("--layout", "NAME", "the code that wrote it: see 'sightline list layouts'", default=MISSING)
+    target: Path = option("--to", "DIR", "run directory to write", default=MISSING)
+    overrides: tuple[str, ...] = OVERRIDES
+    config: Path | None = option("--config", "CONFIG", "take data, transforms and training from this config")
+    data: str | None = option("--data", "NAME", "data set of their training [that of the layout]")
+    images: Path | None = option("--images", "FILE", "file of the image branch, for layouts of two files")
+    axes: Literal["xyz", "zyx"] = option(
+        "--axes", None, "axis order of 3D convolution kernels in the file", default="xyz"
+    )
+
+
+DATA_COMMANDS = (
+    InfoOptions,
+    PrepareOptions,
+    VerifyOptions,
+    RenderOptions,
+    ImportViewsOptions,
+    CentresOptions,
+    ConvertOptions,
+    ConvertWeightsOptions,
+)

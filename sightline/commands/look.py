@@ -1,0 +1,207 @@
+"""Records of the commands that show, list, draw and study; their functions are in `sightline.verbs`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from pathlib import Path
+
+from sightline.commands.fields import (
+    CONFIG,
+    OVERRIDES,
+    PROCESSES,
+    DeviceCommand,
+    DocumentCommand,
+    PluginCommand,
+    argument,
+    option,
+    switch,
+)
+
+
+class DescribeOptions(DeviceCommand, name="describe", run="describe.describe"):
+    """Show the model of a config.
+
+    Prints modules in order of execution, shapes, parameters, cost and peak memory. One forward pass of a few samples is
+    traced, and two training steps on copies are measured: nothing is trained. If the data is missing, samples are made
+    up from the fields of its data set, and the first line states this.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    svg: Path | None = option("--svg", "FILE", "write a drawing of the model", is_written=True)
+    batch_size: int | None = option("--batch-size", "N", "batch size of the memory estimate [train.batch_size]", min=1)
+    depth: int | None = option("--depth", "N", "levels of nested modules to show [all; in the drawing: few]", min=1)
+
+
+class ProfileOptions(
+    DeviceCommand,
+    name="profile",
+    run="describe.profile",
+    environment={"TORCH_CPP_LOG_LEVEL": "ERROR"},  # torch warns of blocks from before the profiler started
+):
+    """Profile time and memory of training steps.
+
+    Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
+    run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
+    other settings.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    steps: int = option("--steps", "N", "number of measured steps, after two warm-up steps", default=5, min=1)
+    tries: tuple[str, ...] = option(
+        "--try",
+        "SETTING,...",
+        "measure the same steps under: bf16 fp16 float32 channels_last compile workers=N prefetch=N threads=N"
+        " micro_batches=N KEY=VALUE; several at once: bf16+threads=2; repeatable",
+        default=(),
+    )
+    rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
+    top: int = option("--top", "N", "number of modules to print, slowest first", default=20, min=1)
+    out: Path | None = option("--out", "DIR", "folder for profile.json, and trace.json.gz for a viewer")
+
+
+class ViewOptions(DeviceCommand, name="view", run="view.view"):
+    """Show samples, predictions and curves of runs.
+
+    Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
+    voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
+    view.html, a self-contained page in which clouds can be rotated. Of a run, curves.svg draws losses and metrics over
+    the steps, a loss with its chance level if the run records it; of several runs, only this is drawn, in one picture.
+    """
+
+    paths: tuple[Path, ...] = argument(
+        "CONFIG|RUN...|FILE... [KEY=VALUE]...",
+        "a config, a run, several runs, or files or folders of your own clouds",
+        key_values="overrides",
+    )
+    overrides: tuple[str, ...] = ()
+    out: Path = option("--out", "DIR", "folder for pictures, clouds and the page", default=MISSING)
+    split: str | None = option("--split", "train|validation|test", "split to show [train; for a run: test]")
+    samples: str | None = option("--samples", "0,5,NAME,...", "samples to show, by number or name")
+    num: int | None = option("--num", "N", "number of samples, evenly spaced [4]; 0: only the curves of a run", min=0)
+    epoch: int | None = option(
+        "--epoch", "E", "show training samples of this epoch, and check if raw items change up to it [0]", min=0
+    )
+    checkpoint: str | None = option("--checkpoint", "last|best|PATH", "weights of the run to load [last]")
+    columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
+    up: str | None = option("--up", "x|y|z", "the axis that is up in files [z]")
+    hide: str | None = option("--hide", "CLASS,...", "classes to leave out of pictures: ceiling,wall")
+    max_points: int | None = option("--max-points", "N", "maximum of points per cloud in the page [200000]", min=1)
+    score: float | None = option(
+        "--score", "S", "minimum score of the detections that are drawn [0.3]", min=0.0, max=1.0
+    )
+
+
+class ShowOptions(PluginCommand, name="show", run="show.show"):
+    """Print the resolved config, each value with its origin."""
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+
+
+class ListOptions(PluginCommand, name="list", run="show.list_components"):
+    """List components, configs, layouts of weights.
+
+    Prints an index of the kinds. With a kind, its entries: components with arguments, defaults and sources, the configs
+    of the package, or the layouts of published weights. With the name of a component, it alone.
+    """
+
+    subject: str | None = argument(
+        "[KIND|NAME]", "models data losses metrics … configs layouts, or a component: dgcnn", default=None
+    )
+
+
+class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
+    """Copy a config of the package.
+
+    The configs that it extends and the plugins that it uses are copied, too.
+    """
+
+    config: str = argument("CONFIG", "a path that 'list configs' prints, or configs or examples")
+    to: Path = argument("[TO]", "target folder, in which it gets the same path [.]", default=Path())
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+_STUDY_FOLDER = option("--out", "DIR", "folder for runs, table and plot", default=MISSING)
+
+
+class StudyOptions(DeviceCommand, name="study", run="study.study"):
+    """Train and compare a grid of runs.
+
+    Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
+    they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
+    the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
+    study.json and study.svg into --out after every run.
+    """
+
+    configs: tuple[Path, ...] = argument(
+        "CONFIG... [KEY=VALUE]...",
+        "YAML configs or run directories, several to compare them, and overrides for all of them",
+        key_values="overrides",
+    )
+    overrides: tuple[str, ...] = ()
+    out: Path = _STUDY_FOLDER
+    vary: tuple[str, ...] = option(
+        "--vary", "KEY=A,B", "run with each of these values; repeatable, all combinations", default=()
+    )
+    arms: tuple[str, ...] = option(
+        "--arm", "NAME='KEY=A KEY=B'", "run with these overrides together; repeatable", default=()
+    )
+    seeds: int = option("--seeds", "N", "runs per setting, with seeds 0 to N - 1", default=3, min=1)
+    metric: str | None = option("--metric", "NAME", "metric to compare [evaluate.metric]")
+    processes: int | None = PROCESSES
+
+
+class LabelEfficiencyOptions(DeviceCommand, name="label-efficiency", run="study.label_efficiency"):
+    """Compare scratch with pre-trained at label fractions.
+
+    Trains all runs, and writes a table and a plot. The config fine-tunes: its init defines what is loaded from the
+    pre-trained run. A run from scratch is the same without init, frozen modules and layer decay. All labels of a
+    fraction are used for training and nothing is selected: the last weights are evaluated on the test split, once.
+    Repeat the command to resume it; finished runs are not repeated. Writes label_efficiency.json and
+    label_efficiency.svg into --out after every run.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    out: Path = _STUDY_FOLDER
+    source: str | None = option("--from", "RUN", "the pre-trained run [init.from of the config]")
+    fractions: str = option(
+        "--fractions", "F,F,...", "fractions of the labels, above 0, at most 1", default="0.01,0.05,0.1,1"
+    )
+    seeds: str = option(
+        "--seeds", "N[,N...]", "runs from scratch and pre-trained; one number, or one per fraction", default="3"
+    )
+    epochs: str | None = option(
+        "--epochs", "N[,N...]", "epochs per run; one number, or one per fraction [train.epochs]"
+    )
+    processes: int | None = PROCESSES
+
+
+class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
+    """Time implementations against a baseline.
+
+    Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
+    first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
+    implementations take turns. An interrupted run keeps its finished rows.
+    """
+
+    suites: tuple[str, ...] = argument(
+        "[SUITE]...", "geometry, models, data, metrics, train, compress or all [all]", default=()
+    )
+    pattern: str | None = option("--case", "PATTERN", "run only cases whose name matches: knn_*, models/*step*")
+    repeats: int = option("--repeats", "N", "rounds; each round times all implementations", default=5, min=1)
+    threads: int = option("--threads", "N", "threads of every implementation", default=1, min=1)
+    is_quick: bool = switch("--quick", "use tiny sizes, to test that the cases run")
+    grow: str | None = option(
+        "--grow", "points|neighbours|batch|all", "measure how time and memory grow, for geometry and models"
+    )
+    svg: Path | None = option("--svg", "FILE", "draw the measurements of --grow", is_written=True)
+    keeps_memory: bool = switch("--keep-memory", "let malloc keep freed memory, as a training run does")
+    lists_only: bool = switch("--list", "list the cases without running them")
+
+
+LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ShowOptions, ListOptions, CopyOptions)
+STUDY_COMMANDS = (StudyOptions, BenchOptions, LabelEfficiencyOptions)

@@ -1,0 +1,117 @@
+"""Records of the commands that check, compare, fit and probe; their functions are in `sightline.verbs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightline.commands.fields import (
+    CHECKPOINT,
+    CONFIG,
+    OVERRIDES,
+    PROCESSES,
+    DeviceCommand,
+    argument,
+    option,
+    switch,
+)
+
+
+class CheckOptions(DeviceCommand, name="check", run="check.check"):
+    """Look for silent bugs in a config or run.
+
+    Checks config, data, model and one training step before a run, and the files of a finished run.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    deep: bool = switch("--deep", "compare every layer and loss with a reference implementation")
+    strict: bool = switch("--strict", "treat warnings as errors")
+    verbose: bool = switch("--verbose", "print notes in full as well")
+
+
+class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variants"):
+    """Find the first layer in which two variants diverge.
+
+    That is the first layer in which they differ by more than rounding explains. Weights and inputs are the same, and
+    one thing differs. A training step is run in one variant, and every layer is compared with float64 on exactly its
+    inputs: forward, in the loss, and backward; then some optimiser steps are compared. Exit code 0 if rounding explains
+    all differences, 1 if the variants diverge.
+    """
+
+    paths: tuple[Path, ...] = argument(
+        "[record] CONFIG|RUN [KEY=VALUE]...",
+        "a YAML config or a run directory, and overrides; with 'record' before it, one step is recorded",
+        key_values="overrides",
+    )
+    overrides: tuple[str, ...] = ()
+    against: str | None = option(
+        "--against",
+        "VARIANT",
+        "float64 float32 bfloat16 cuda no-cudnn native-batch-norm compiled, a FILE.py with build(), a record",
+    )
+    keys: Path | None = option("--keys", "MAP.json", "JSON map from our names of weights to those of FILE.py")
+    steps: int | None = option("--steps", "K", "optimiser steps of both variants [5; 2 for large samples]", min=0)
+    samples: int | None = option("--samples", "N", "samples in the batch [4; 1 for large samples]", min=1)
+    out: Path | None = option("--out", "RECORD", "folder that 'record' writes")
+    matrix: bool = switch("--matrix", "loss, time and memory in every number format, on every device, with all kernels")
+    html: Path | None = option("--html", "FILE", "write a page with a plot", is_written=True)
+    repro: Path | None = option("--repro", "DIR", "write a script that reproduces the first diverging layer")
+
+
+class FitOneOptions(DeviceCommand, name="fit-one", run="check.fit_one"):
+    """Overfit a few samples, to see if a recipe can learn.
+
+    If it cannot, the cause is found. Tries the recipe's own optimiser and others, each at learning rates over four
+    decades, in float32 and float64; augmentation, dropout and weight decay are off. If the recipe fails, its loss,
+    optimiser, precision, output range and head are tested, and one cause is named. Exit code 0 if the samples were
+    fitted, 1 if not.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    samples: int | None = option("--samples", "K", "number of samples [1; 4 if one is too few]", min=1)
+    steps: int = option("--steps", "N", "steps of each attempt", default=100, min=1)
+    keep: str = option("--keep", "LIST", "do not switch these off: augmentation,dropout,decay", default="")
+    grow: str | None = option("--grow", "1,8,64,all", "fit these numbers of samples in turn, up to the whole task")
+    vary: tuple[str, ...] = option(
+        "--vary", "KEY=A,B", "compare variants of the config; repeatable, all combinations", default=()
+    )
+    trace: bool = switch("--trace", "print statistics of every layer")
+    brief: bool = switch("--brief", "if the recipe's own optimiser fits, try no other optimiser or number format")
+    out: Path | None = option("--out", "DIR", "write fit_one.json and fit_one.svg there")
+
+
+class ProbeOptions(DeviceCommand, name="probe", run="probe.probe"):
+    """Probe the frozen features of a run's encoder.
+
+    Trains a simple method on the features, and compares with random weights and chance. Features of the training and
+    test split are extracted once, with the evaluation transforms, and cached in the run. 'sightline list probes' shows
+    the arguments of the methods.
+    """
+
+    runs: tuple[Path, ...] = argument(
+        "RUN... [KEY=VALUE]...",
+        "a run directory; then arguments of the method (C=0.1, folds=5) and overrides of the configs "
+        "(data.num_points=1024, model.points.num_neighbours=20)",
+        key_values="words",
+    )
+    words: tuple[str, ...] = ()
+    method: str | None = option("--method", "svm|few-shot|knn|linear", "probing method [svm]")
+    data: Path | None = option("--data", "CONFIG", "data to train and test the probe on [the run's own]")
+    checkpoint: str = CHECKPOINT
+    random: int = option("--random", "N", "number of networks with random weights to compare with", default=1, min=1)
+    cache: Path | None = option("--cache", "DIR", "folder for the cached features [RUN/features]")
+    out: Path | None = option("--out", "DIR", "folder for the result")
+    is_suite: bool = switch("--suite", "SVM and few-shot of every run, in one table with published results")
+    finetune: Path | None = option(
+        "--finetune", "CONFIG", "with --suite: fine-tune this part segmentation from each run, and from scratch"
+    )
+    processes: int | None = PROCESSES
+
+    @property
+    def method_name(self) -> str:
+        """Name of the given method, or of the default."""
+        return self.method or "svm"
+
+
+PROVE_COMMANDS = (CheckOptions, CompareOptions, FitOneOptions, ProbeOptions)

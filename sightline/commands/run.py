@@ -1,0 +1,312 @@
+"""Records of the commands that train, evaluate, predict and compress; their functions are in `sightline.verbs`."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Literal
+
+from sightline.commands.fields import (
+    CHECKPOINT,
+    CONFIG,
+    DEVICE,
+    OVERRIDES,
+    PLUGINS,
+    PROCESSES,
+    Command,
+    DeviceCommand,
+    PluginCommand,
+    TracedCommand,
+    argument,
+    option,
+    switch,
+)
+
+
+class TrainOptions(DeviceCommand, name="train", run="train.train"):
+    """Train what a config describes, then evaluate it."""
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    out: Path | None = option("--out", "DIR", "run directory [runs/<name>/<number>]")
+    processes: int | None = PROCESSES
+    resume: str | None = option("--resume", "auto|PATH", "resume a run from its last checkpoint or this one")
+    no_check: bool = switch("--no-check", "skip the checks before training (recorded)")
+
+
+class EvaluateOptions(DeviceCommand, name="evaluate", run="evaluate.evaluate"):
+    """Evaluate a trained run.
+
+    Reproduces its final metrics exactly, evaluates it on other data, or pools the runs of all folds of a data set.
+    """
+
+    runs: tuple[Path, ...] = argument(
+        "RUN... [KEY=VALUE]...",
+        "a run directory, or the runs of all folds of a data set; then overrides: evaluate.votes=10",
+        default=(),
+        key_values="overrides",
+    )
+    overrides: tuple[str, ...] = ()
+    checkpoint: str = CHECKPOINT
+    data: Path | None = option("--data", "CONFIG", "evaluate on the data of this config")
+    save_predictions: bool = switch("--save-predictions", "save the predicted labels or boxes")
+    out: Path | None = option(
+        "--out", "DIR", "folder for --save-predictions and --errors [RUN/predictions/<split>, RUN/errors/<split>]"
+    )
+    errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
+    ensemble: bool = switch("--ensemble", "also average the predictions of all checkpoints of the run")
+    against: str | None = option(
+        "--against", "published", "compare with published results on this data set, and list the differences"
+    )
+    processes: int | None = PROCESSES
+
+
+class ScoreOptions(PluginCommand, name="score", run="score.score"):
+    """Score anyone's predictions on a data set.
+
+    Scores files of labels of points, or of boxes, on the test split of a config's data and by its metrics; nothing else
+    of the config is read.
+    """
+
+    predictions: Path = argument("PREDICTIONS", "a file or folder of labels or boxes")
+    overrides: tuple[str, ...] = OVERRIDES
+    data: Path = option("--data", "CONFIG", "a config or a run: its data and metrics", default=MISSING)
+    errors: bool = switch("--errors", "for boxes: kinds of errors, the AP50 that each costs, and the worst images")
+    out: Path | None = option("--out", "DIR", "folder for --errors")
+    against: str | None = option("--against", "published", "compare with published results on this data set")
+
+
+class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
+    """Predict files with a trained run.
+
+    Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
+    the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
+    without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
+    refused by name, and the others are predicted. A run that classifies points reports the share of each class, and
+    writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
+    needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
+    camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
+    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed.
+    """
+
+    run_path: Path = argument("RUN", "a run directory")
+    paths: tuple[Path, ...] = argument(
+        "PATH... [KEY=VALUE]...",
+        "files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
+        " depth images: png npy bin; images: jpg png tif webp bmp gif",
+        key_values="words",
+    )
+    words: tuple[str, ...] = ()
+    checkpoint: str = CHECKPOINT
+    batch_size: int | None = option("--batch-size", "N", "files per batch [evaluate.batch_size]", min=1)
+    columns: str | None = option(
+        "--columns", "x,y,z,...", "names of the columns of files without a header, _ to skip one"
+    )
+    to_sphere: bool = switch("--unit-sphere", "move every cloud to its mean and scale it to radius 1")
+    out: Path | None = option("--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes")
+    probabilities: Literal["float16", "float32"] | None = option(
+        "--probabilities", None, "also write the probabilities of all classes for every point"
+    )
+    category: str | None = option(
+        "--category", "NAME", "category of all files, for part segmentation [name of their folder]"
+    )
+    score: float | None = option("--score", "S", "minimum score of a box [0.3]", min=0.0, max=1.0)
+    reference: Literal["centre_of_mass", "previous"] | None = option(
+        "--reference", None, "reference point of the crop; previous: from the joints of the previous frame"
+    )
+    centres: Path | None = option("--centres", "FILE", "file of reference points, a line x y z in mm per frame")
+    refiner: Path | None = option("--refiner", "RUN", "run of a refiner, which corrects the reference points")
+    csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
+
+
+# --- compress --------------------------------------------------------------------------------------------------------
+
+_BATCH_NORM = option("--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0)
+_POLICY = option("--policy", "FILE", "policy: the weight format of each layer", default=MISSING)
+
+
+class CompressedRun(Command):
+    """Run to compress; `words` are overrides of its fine-tuning (with a dot) and arguments of the search."""
+
+    runs: tuple[Path, ...] = argument(
+        "RUN [KEY=VALUE]...",
+        "a run directory; then arguments of the search (max_evaluations=100) and overrides of the config of "
+        "the fine-tuning (train.batch_size=32)",
+        key_values="words",
+    )
+    words: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        return tuple(word for word in self.words if "." in word.partition("=")[0])
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(word for word in self.words if word not in self.overrides)
+
+
+class CompressedOutput(CompressedRun):
+    """Run to compress, and the folder of the result."""
+
+    out: Path = option("--out", "DIR", "folder to write; it becomes a run directory", default=MISSING)
+
+
+class BudgetOptions(Command):
+    """Budget and search space of a compression."""
+
+    ratio: float | None = option("--ratio", "R", "budget, as a ratio of the bytes in float32")
+    num_bytes: int | None = option("--bytes", "N", "budget in bytes, instead of --ratio")
+    on: str = option(
+        "--on",
+        "file|codebook|weights",
+        "what the budget counts: the file, or layers with or without codebooks",
+        default="file",
+    )
+    method: str = option("--method", "NAME", "see 'sightline list searches'", default="hybrid")
+    bits: str = option("--bits", "N,N...", "bits to choose from per layer: 2,4 or 1-8", default="1-8")
+    kind: str = option("--kind", "codebook|linear", "quantisation of the weights", default="codebook")
+    per_channel: bool = switch("--per-channel", "one codebook or step size per output channel")
+    protect: tuple[str, ...] = ()
+    protect_ends: int = 0
+    protect_bits: int = 8
+    activations: int | None = None
+    calibration: int = option("--calibration", "N", "samples that policies are evaluated on", default=256, min=1)
+    seed: int = option("--seed", "N", "seed of the calibration samples and of the search", default=0, min=0)
+
+
+class ProtectedBudgetOptions(BudgetOptions):
+    """Budget of a search that may protect layers, and quantise their inputs."""
+
+    protect: tuple[str, ...] = option(
+        "--protect", "NAME", "layers to keep at --protect-bits: head.*; repeatable", default=()
+    )
+    protect_ends: int = option("--protect-ends", "N", "protect this many first and last layers", default=0, min=0)
+    protect_bits: int = option(
+        "--protect-bits", "N", "bits of protected layers: 1 to 8, 16, or 32 for float32", default=8
+    )
+    activations: int | None = option(
+        "--activations", "N", "also quantise layer inputs to these bits; needs model.fused=false"
+    )
+
+
+class FineTuneOptions(Command):
+    """Options of fine-tuning the quantised run."""
+
+    epochs: int | None = option("--epochs", "N", "epochs of fine-tuning, 0 for none [a quarter of the run's]", min=0)
+    rate: float = option("--rate", "F", "learning rate of fine-tuning, as a factor of the run's", default=0.1)
+    is_distilled: bool | None = None
+
+
+class DistilledFineTuneOptions(FineTuneOptions):
+    """Options of fine-tuning that may distil."""
+
+    is_distilled: bool | None = option(
+        "--distil/--no-distil", None, "also learn from the float model's logits [if the run has labels]"
+    )
+
+
+class CompressionStep(DeviceCommand):
+    """Base of the steps of a compression."""
+
+    checkpoint: str = CHECKPOINT
+    plugins: tuple[Path, ...] = PLUGINS
+
+
+class CompressOptions(
+    CompressedOutput,
+    ProtectedBudgetOptions,
+    DistilledFineTuneOptions,
+    CompressionStep,
+    name="compress run",
+    run="compress.compress",
+):
+    """Search, fine-tune and pack a run.
+
+    Writes a run directory whose weights, model.slq, fit the budget to the byte. Repeat the command to resume it. The
+    reported metrics exclude the samples that policies were evaluated on.
+    """
+
+    batch_norm: int = _BATCH_NORM
+
+
+class CompressSearchOptions(
+    CompressedOutput, ProtectedBudgetOptions, CompressionStep, name="compress search", run="compress.search"
+):
+    """Search the bits of each layer within a budget.
+
+    Writes policy.json, and prints a table of the methods.
+    """
+
+    method: str = option(
+        "--method", "NAME[,NAME...]", "see 'sightline list searches'; all, for each of them", default="hybrid"
+    )
+
+
+class CompressApplyOptions(CompressedOutput, CompressionStep, name="compress apply", run="compress.apply"):
+    """Quantise a run by a policy, and pack it."""
+
+    policy: Path = _POLICY
+    batch_norm: int = _BATCH_NORM
+
+
+class CompressFinetuneOptions(
+    CompressedOutput, DistilledFineTuneOptions, TracedCommand, name="compress finetune", run="compress.finetune"
+):
+    """Train a run further with quantised weights.
+
+    'compress pack' packs the result. Repeat the command to resume it.
+    """
+
+    policy: Path = _POLICY
+    checkpoint: str = CHECKPOINT
+    plugins: tuple[Path, ...] = PLUGINS
+    device: str = DEVICE
+
+
+class CompressPackOptions(CompressedOutput, CompressionStep, name="compress pack", run="compress.pack"):
+    """Pack a run that was trained with quantised weights, and evaluate the file."""
+
+    batch_norm: int = _BATCH_NORM
+
+
+class CompressSizeOptions(CompressedRun, PluginCommand, name="compress size", run="compress.size"):
+    """Print the size of a run's packed file.
+
+    The file is not written. Without --policy, the sizes for 1 to 8 bits in all layers are printed.
+    """
+
+    policy: Path | None = option("--policy", "FILE", "policy to pack by [1 to 8 bits in all layers]")
+    checkpoint: str = CHECKPOINT
+    device: str = "cpu"
+
+
+class CompressReportOptions(
+    CompressedOutput, BudgetOptions, FineTuneOptions, CompressionStep, name="compress report", run="compress.report"
+):
+    """Write a table of compression steps.
+
+    The rows lead from the float run to mixed bits, fine-tuned and distilled. For comparison, the float run is trained
+    for as long. Mix: 4 bits in all layers, 8 in the first and the last. Repeat the command to resume it. Writes
+    compression.json and compression.md into --out after every row.
+    """
+
+    on: str = option(
+        "--on",
+        "file|codebook|weights",
+        "what the budget counts: the file, or layers with or without codebooks",
+        default="weights",
+    )
+    seeds: int = option("--seeds", "N", "runs per row, for its spread", default=1, min=1)
+    batch_norm: int = _BATCH_NORM
+
+
+RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions)
+COMPRESS_COMMANDS = (
+    CompressOptions,
+    CompressSearchOptions,
+    CompressApplyOptions,
+    CompressFinetuneOptions,
+    CompressPackOptions,
+    CompressSizeOptions,
+    CompressReportOptions,
+)

@@ -1,0 +1,144 @@
+"""The command line's end of a call: guarded standard streams, and errors as messages and exit codes."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import os
+import sys
+import traceback
+from typing import Any, TextIO, get_type_hints
+
+from sightline.engine.failure import report_failure, worker_exit_message
+from sightline.errors import RunError, UserError, escape_to_one_line
+
+_READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
+"""Errors of a pipe that was closed, as `head` does, or of a closed terminal."""
+
+
+class _GuardedStream(io.FileIO):
+    """Raw stream whose descriptor is redirected to /dev/null at the first write that fails."""
+
+    failure: OSError | None = None
+
+    def write(self, data: object, /) -> int:
+        try:
+            return super().write(data)  # type: ignore[arg-type]
+        except OSError as error:
+            self.failure = error
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.fileno())  # also for what libraries and child processes write
+            os.close(null)
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def guard_streams() -> None:
+    """Replace the standard streams so that closed ones raise no error, and reserve descriptors 0 to 2 for them."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            assert opened == descriptor, "the system gives the lowest free number"
+            os.set_inheritable(descriptor, True)
+    sys.stdout = _guard(sys.stdout, sys.__stdout__)
+    sys.stderr = _guard(sys.stderr, sys.__stderr__)
+
+
+def stdout_failure() -> str | None:
+    """Return the reason why standard output lost results, or None if it did not or its reader closed the pipe."""
+    sys.stdout.flush()
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", getattr(sys.stdout, "buffer", None))
+    failure = raw.failure if isinstance(raw, _GuardedStream) else None
+    return None if failure is None or failure.errno in _READER_GONE else failure.strerror
+
+
+def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
+    if stream is None:  # closed before we were started
+        return open(os.devnull, "w", encoding="utf-8")
+    if stream is not original or not isinstance(stream, io.TextIOWrapper):  # redirected inside of this process
+        return stream
+    stream.flush()
+    raw = _GuardedStream(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        raw if stream.write_through else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+MOVED = {
+    "curves": "view RUN... --out DIR",
+    "evaluate --predictions": "score PREDICTIONS --data CONFIG",
+}
+"""Commands and options of earlier versions, with what is typed now."""
+
+
+def describe_move(words: str) -> str:
+    """Describe the command that replaced an earlier command or option; empty for others."""
+    return f"{words}: is now 'sightline {MOVED[words]}'" if words in MOVED else ""
+
+
+def format_error(error: Exception) -> int:
+    """Print an error and return its exit code: one line for errors of users or files, a traceback for bugs.
+
+    Bugs are errors of the package or of a plugin.
+    """
+    if hasattr(error, "format_message"):  # typer's own exceptions, which it keeps in a private copy of click
+        message = error.format_message()
+        if message.startswith("Usage:"):  # no command was given: print the help, not an error
+            sys.stderr.write(message.rstrip() + "\n")
+            return 2
+        if (option := getattr(error, "option_name", None)) is not None:
+            context: Any = getattr(error, "ctx", None)
+            message = (
+                describe_move(f"{getattr(context, 'info_name', '')} {option}") or _suggest_override(option) or message
+            )
+        if message.startswith("Missing option"):
+            message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
+        return fail(message, 2, error)
+    if isinstance(error, UserError):
+        return fail(str(error), 2, error)
+    if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES):
+        subject = "path and its permissions" if error.errno == errno.EACCES else "path"
+        return fail(escape_to_one_line(f"{error.filename}: {error.strerror}; check the {subject}"), 2, error)
+    if isinstance(error, RunError):
+        return fail(str(error), 1, error)
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):  # raised wherever training is
+        return fail(worker_exit_message(error), 1, error)
+    if isinstance(error, ValueError):
+        return fail(f"{error} (--traceback shows where it was raised)", 1, error, names_rank=True)
+    return fail("".join(traceback.format_exception(error)).strip(), 1, None, names_rank=True)
+
+
+def _suggest_override(option: str) -> str:
+    """Describe how to write a config key that was given as an option; empty if no key has this name."""
+    from sightline.config import RunConfig  # slow, as is the next; the streams above are guarded first
+    from sightline.registry import optimizers
+
+    name = option.lstrip("-").replace("-", "_")
+    keys = [name] if name in get_type_hints(RunConfig) else []
+    for block, kind in get_type_hints(RunConfig).items():
+        if dataclasses.is_dataclass(kind):
+            keys += [f"{block}.{field.name}" for field in dataclasses.fields(kind) if field.name == name]
+    if any(name in optimizers.get_entry(optimizer).arguments for optimizer in optimizers.names()):
+        keys.append(f"optimizer.{name}")
+    listed = " or ".join(f"{key}=VALUE" for key in keys)
+    return f"{option}: is not an option; to set a value of the config, write {listed}" if keys else ""
+
+
+def fail(message: str, exit_code: int, error: Exception | None, *, names_rank: bool = False) -> int:
+    """Print why the command ends, with the traceback if requested; return the exit code.
+
+    `names_rank`: the error may have occurred only in this process of a run, so the message names its rank.
+    """
+    if error is not None and "--traceback" in sys.argv:
+        traceback.print_exception(error)
+    report_failure(message, exit_code=exit_code, names_rank=names_rank)
+    return exit_code
