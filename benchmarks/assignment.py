@@ -9,17 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions
-from sightline.assigners.fcos import FCOS
-from sightline.assigners.free_anchor import FreeAnchor
-from sightline.assigners.max_iou import MaxIoU
-from sightline.assigners.ota import OTA
-from sightline.assigners.simota import SimOTA
+from sightline.assigners.optimal_transport import OTA, SimOTA
+from sightline.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
 from sightline.bench.case import BenchmarkCase, Implementation, equal, implementation
 from sightline.bench.suites import HEIGHT, WIDTH, draw_people
-from sightline.geometry.boxes.box_coder import encode_distances
-from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, iou
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes, encode_distances, iou
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 
 _STRIDES = (8, 16, 32, 64, 128)

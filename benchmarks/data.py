@@ -23,7 +23,7 @@ from sightline.data.scenes.s3dis_files import list_rooms, read_room
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.geometry.volumes import CubePlacement, occupancy
 from sightline.layers.quantisation.clustering import cluster_weight
-from sightline.runs.packed_bits import pack_bits
+from sightline.runs.packed import pack_bits
 from sightline.transforms.point_selection import ShufflePoints
 from sightline.transforms.points import Scale, Translate
 from sightline.types import SampleKey

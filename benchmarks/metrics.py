@@ -18,7 +18,7 @@ from sightline.bench.case import BenchmarkCase, Implementation, Run, allclose, i
 from sightline.data.clouds.shapenet_part import ShapeNetPart
 from sightline.metrics.base import State
 from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.crowd_ap import CrowdAp
+from sightline.metrics.crowds import CrowdAp
 from sightline.metrics.part_iou import PartIoU
 
 BATCH = 64

@@ -34,7 +34,7 @@ from sightline.bench.networks import (
     step_form,
 )
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.losses.embeddings import CrossModal, IntraModal
 from sightline.models.crosspoint import CrossPoint
 from sightline.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.models.pct import PCT

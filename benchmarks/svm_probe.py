@@ -26,9 +26,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
 from benchmarks.turns import median_and_spread
-from sightline.probe.cache import FeatureCache
-from sightline.probe.features import Features
-from sightline.probe.folds import stratified_folds
+from sightline.probe.classifiers import stratified_folds
+from sightline.probe.features import FeatureCache, Features
 from sightline.probe.svm import COSTS, SVM
 
 

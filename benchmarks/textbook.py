@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.offset_attention import OffsetAttention
+from sightline.layers.transformer import OffsetAttention
 from sightline.models.dgcnn import DGCNN, DGCNNEncoder
 from sightline.models.pct import PCT
 from sightline.models.point_transformer import PointTransformer

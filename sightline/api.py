@@ -74,7 +74,7 @@ def train_run(
     backends are set as the run needs them. Raises ConfigError, DataError, CheckpointError or UserError if the run
     cannot start, RunError if it fails.
     """
-    from sightline.training.run_configs import read_with_plugins
+    from sightline.training.train_run import read_with_plugins
     from sightline.training.train_run import train_run as train
 
     read = read_with_plugins(Path(config), overrides, [Path(plugin) for plugin in plugins])

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sightline.box_pictures import DrawnBox, draw_boxes
-from sightline.tasks.detection_pictures import COLORS, show_detections
+from sightline.tasks.detection_output import COLORS, show_detections
 
 RED = (250, 0, 0)
 

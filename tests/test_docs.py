@@ -15,7 +15,7 @@ import typer
 import sightline
 from sightline.cli import app
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.engine.step_averages import average_records, evaluation_scalars
+from sightline.engine.step import average_records, evaluation_scalars
 from sightline.registry import REGISTRIES
 from tests.command import built_once
 

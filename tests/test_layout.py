@@ -295,13 +295,13 @@ def test_forward_passes_are_found() -> None:
 def test_only_one_module_builds_findings() -> None:
     """Guard, code and defaults come from `@check`; `merge` reads those of other processes."""
     building = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(?<![\w.])Finding\(", p.read_text())}
-    assert building == {"doctor/context.py", "doctor/core/merge.py"}
+    assert building == {"doctor/context.py", "doctor/core/finding.py"}
 
 
 def test_only_one_module_opens_hdf5_files() -> None:
-    """HDF5 makes up zeros and reads other files on request: data/hdf5_files.py alone opens it, and refuses both."""
+    """HDF5 makes up zeros and reads other files on request: array_files.py alone opens it, and refuses both."""
     importing = {str(p.relative_to(PACKAGE)) for p in FILES if re.search(r"(import|from) h5py", p.read_text())}
-    assert importing == {"data/files/hdf5_files.py"}
+    assert importing == {"data/files/array_files.py"}
 
 
 def test_nothing_forbidden() -> None:

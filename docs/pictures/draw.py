@@ -9,19 +9,17 @@ from PIL import Image, ImageDraw
 
 from sightline.data.depth.depth_frames import DepthFrames
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticBodies, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.geometry.cameras import ring_cameras
-from sightline.geometry.pinhole import project_points
+from sightline.geometry.pinhole import project_points, ring_cameras
 from sightline.geometry.rendering import Style, on_background, render_cloud
 from sightline.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.transforms.point_selection import SamplePoints
 from sightline.transforms.points import Rotate, Scale
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
+from sightline.view.page import draw_sheet
 from sightline.view.samples import Branch, view_sample
-from sightline.view.sheet import draw_sheet
 
 CHOSEN = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 """Which solid of each class."""

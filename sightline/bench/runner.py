@@ -14,7 +14,7 @@ from typing import Any
 
 from sightline.bench.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
 from sightline.bench.memory import MemoryMeter
-from sightline.engine.allocator import keep_freed_memory
+from sightline.engine.device import keep_freed_memory
 from sightline.errors import MissingExtraError
 from sightline.runs.run_directory import collect_environment
 

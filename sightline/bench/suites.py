@@ -26,14 +26,13 @@ from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.engine.build import DataSubset
-from sightline.evaluation.external_predictions import ExternalPredictions, score_labels
+from sightline.evaluation.saved_predictions import ExternalPredictions, score_labels
 from sightline.geometry.boxes.overlaps import iou, pairwise_iou
 from sightline.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
-from sightline.geometry.cameras import ring_cameras
 from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
-from sightline.geometry.heatmaps import gaussian_heatmaps, gaussian_heatmaps_reference
+from sightline.geometry.pinhole import ring_cameras
 from sightline.geometry.rendering import render_cloud, render_cloud_reference
-from sightline.geometry.volumes import CubePlacement, to_voxels
+from sightline.geometry.volumes import CubePlacement, gaussian_heatmaps, gaussian_heatmaps_reference, to_voxels
 from sightline.transforms.volumes import PlaceCube
 from sightline.types import ComponentConfig, SampleKey
 

@@ -1,43 +1,181 @@
-"""Comparison of two variants of one network: the runs, their layers and their losses."""
+"""Comparison of two variants of one network: the runs, their layers and their losses.
+
+Comparison of a batch's data after each transform; the first stage that differs is reported.
+
+Comparison of a compiled network with the eager one: as a whole, and by bisection if it differs.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sightline.compare.compiled import compare_compiled
 from sightline.compare.external_model import (
     Bridge,
     build_reference,
     has_same_structure,
+    load_matched_weights,
+    match_keys,
     prepare_foreign,
     translate_recording,
 )
 from sightline.compare.formats import FORMATS, TF32, Format
-from sightline.compare.keys import load_matched_weights, match_keys
-from sightline.compare.layerwise import LayerComparison, compare_layerwise
-from sightline.compare.records import Record, is_record, read_record
-from sightline.compare.settings import differing_settings, find_module
-from sightline.compare.stages import compare_stages, record_stages
+from sightline.compare.layerwise import LayerComparison, compare_layerwise, differing_settings, find_module
+from sightline.compare.measure import Deviation, max_abs_difference
+from sightline.compare.recording import ModuleCall, Record, StepRecording, is_record, read_record
 from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
+from sightline.data.loading.batch_reader import BatchReader
 from sightline.engine.build import TrainingSetup
+from sightline.engine.device import Precision
 from sightline.engine.optimizers import OptimizerSpec
-from sightline.engine.precision import Precision
+from sightline.engine.train import TrainState
 from sightline.errors import UserError
-from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.pytree import tree_leaves
 from sightline.regular_files import parse_json, read_regular_file
 from sightline.types import Batch, SampleKey
 
-__all__ = ["AGAINST", "OTHER_KERNELS", "ComparisonSubject", "VariantComparison", "compare_networks", "make_record"]
+Stages = list[tuple[str, dict[str, Any]]]
+RAW = "(data set)"
+
+
+def record_stages(reader: BatchReader, keys: Sequence[SampleKey]) -> Stages:
+    """Record the raw samples and the samples after each transform; field names end in the sample's number."""
+    stages: dict[int, tuple[str, dict[str, Any]]] = {}
+    for number, key in enumerate(keys):
+        for index, (name, sample) in enumerate(reader.sample_stages(key)):
+            _, fields = stages.setdefault(index, (name, {}))
+            fields |= {f"{field}.{number}": value for field, value in sample.items() if isinstance(value, Tensor)}
+    return [stages[index] for index in sorted(stages)]
+
+
+def compare_stages(recorded: Stages, expected: Stages) -> list[LayerComparison]:
+    """Compare stage by stage, up to the first that differs: later stages only propagate the difference.
+
+    The same operations in the same order compute the data: values may differ by ulps of float32.
+    """
+    rows: list[LayerComparison] = []
+    for index in range(max(len(recorded), len(expected))):
+        names = [stages[index][0] or RAW if index < len(stages) else "nothing" for stages in (recorded, expected)]
+        if names[0] != names[1]:
+            note = f"{names[0]} where the reference has {names[1]}"
+            return [*rows, _make_row(names[0], "stage", Deviation(float("inf"), 1.0, 1.0, 1, note=note))]
+        worst = _find_worst(recorded[index][1], expected[index][1])
+        if worst is None:
+            continue
+        rows.append(_make_row(names[0], *worst))
+        if rows[-1].is_guilty:
+            break
+    return rows
+
+
+def _find_worst(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> tuple[str, Deviation] | None:
+    tensors, expected_tensors = dict(tree_leaves(dict(recorded))), dict(tree_leaves(dict(expected)))
+    missing = sorted(tensors.keys() ^ expected_tensors.keys())
+    if missing:
+        side = "only here" if missing[0] in tensors else "missing here"
+        return missing[0], Deviation(float("inf"), 1.0, 1.0, 1, note=side)
+    deviations = {name: _compute_deviation(tensors[name], expected_tensors[name]) for name in tensors}
+    return max(deviations.items(), key=lambda item: item[1].ratio) if deviations else None
+
+
+def _compute_deviation(recorded: Tensor, expected: Tensor) -> Deviation:
+    if recorded.shape != expected.shape:
+        note = f"shape {tuple(recorded.shape)}, the reference's is {tuple(expected.shape)}"
+        return Deviation(float("inf"), 1.0, 1.0, expected.numel(), note=note)
+    is_real = expected.is_floating_point()
+    unit = FORMATS[torch.float32 if is_real else torch.float64].unit_of_largest(expected)
+    scale = float(expected.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if expected.numel() else 0.0
+    return Deviation(max_abs_difference(recorded, expected), unit, scale, expected.numel())
+
+
+def _make_row(stage: str, what: str, deviation: Deviation) -> LayerComparison:
+    return LayerComparison(stage, "", "data", what, deviation, "float32")
+
+
+def compare_compiled(
+    job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch
+) -> tuple[list[LayerComparison], list[str]]:
+    """Compare the compiled network as a whole; if rows are guilty, find the layer whose compiling causes it.
+
+    Returns the rows, and notes. A compiled network has no layers to inspect. So layers are taken out of the compiled
+    part, the first half of the candidates each time, until one layer remains whose compiling makes the difference.
+    """
+    order = [call.path for call in record_step(job, variant, variant.batch(batch)).calls if call.path]
+    layers = [path for path in dict.fromkeys(order) if not any(other.startswith(f"{path}.") for other in order)]
+
+    def rows_with(eager: Sequence[str]) -> list[LayerComparison]:
+        return _compare_with_eager(job, variant, reference, batch, eager)
+
+    rows = rows_with([])
+    if not any(row.is_guilty for row in rows):
+        return rows, ["the compiled network was compared as a whole"]
+    first = bisect_layers(layers, lambda eager: any(row.is_guilty for row in rows_with(eager)))
+    notes = [f"uncompiled up to {first}, the network agrees; with {first} compiled it does not"] if first else []
+    named_rows = [row if first is None else _with_layer(row, first) for row in rows]
+    return named_rows, notes
+
+
+def bisect_layers(layers: Sequence[str], is_guilty: Callable[[Sequence[str]], bool]) -> str | None:
+    """Find the last layer of the shortest eager prefix with which the network agrees; None if no prefix helps.
+
+    `is_guilty(prefix)` returns True if the network still deviates with these layers eager. Source: bisection.
+    """
+    if not layers or is_guilty(layers):
+        return None
+    low, high = 0, len(layers)  # with the first `low` it deviates, with the first `high` it does not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if is_guilty(layers[:middle]) else (low, middle)
+    return layers[high - 1]
+
+
+def _compare_with_eager(
+    job: TrainState, variant: ModelVariant, reference: ModelVariant, batch: Batch, eager: Sequence[str]
+) -> list[LayerComparison]:
+    model = deterministic_copy(variant.model, dtype=variant.precision.parameter_dtype, device=variant.device)
+    modules = dict(model.named_modules())
+    for path in eager:
+        modules[path].forward = torch.compiler.disable(modules[path].forward)
+    compiled = ModelVariant(
+        "compiled", _Whole(model), variant.precision, variant.device, variant.cudnn, inner="network._orig_mod"
+    )
+    recording = record_step(job, compiled, compiled.batch(batch), hooked=[""])
+    calls = [_rename_buffers(call) for call in recording.calls]
+    gradients = {name.removeprefix("network._orig_mod."): g for name, g in recording.gradients.items()}
+    plain = StepRecording(calls, recording.losses, gradients, recording.format, prepared=recording.prepared)
+    torch.compiler.reset()
+    return compare_layerwise(plain, reference, job, reference.batch(compiled.batch(batch)))
+
+
+class _Whole(nn.Module):
+    """Compiled network with the model's call signature."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.network = torch.compile(model)
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.network(**inputs)
+
+
+def _rename_buffers(call: ModuleCall) -> ModuleCall:
+    call.buffers = {name.removeprefix("network._orig_mod."): values for name, values in call.buffers.items()}
+    return call
+
+
+def _with_layer(row: LayerComparison, layer: str) -> LayerComparison:
+    return replace(row, layer=layer) if row.is_guilty else row
+
 
 OTHER_KERNELS = ("cuda", "no-cudnn", "native-batch-norm", "compiled")
 AGAINST = ("float64", "float32", "bfloat16", *OTHER_KERNELS)

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compare.convolution import Float64Convolutions
-from sightline.compare.formats import FORMATS, Float32Draws, Format, coarser
+from sightline.compare.formats import FORMATS, Float32Draws, Float64Convolutions, Format, coarser
 from sightline.compare.recording import Formats, ModuleCall
-from sightline.layers.native_batch_norm import Native
+from sightline.layers.batch_norm import Native
 from sightline.pytree import tree_leaves, tree_map
 
 __all__ = [

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 import sightline.compare.repro_script as script
 from sightline.compare.comparison import VariantComparison
 from sightline.compare.formats import FORMATS
-from sightline.compare.layerwise import LOSS, LayerComparison
-from sightline.compare.records import Writer
-from sightline.compare.settings import find_module
+from sightline.compare.layerwise import LOSS, LayerComparison, find_module
+from sightline.compare.recording import Writer
 from sightline.config import RunConfig, render_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.errors import UserError
 from sightline.pytree import tree_leaves
 

@@ -13,7 +13,7 @@ either is right.
 
 Perturbed values do not show the error of long sums: torch's float32 batch norm on a CPU adds row by row if channels
 come last, and over 340,000 rows, layer after layer, the first gradient of a V2V network deviates by 1 %. So the later
-runs compute their batch norms that way (`accumulation.py`), if the earlier ones do not explain everything.
+runs compute their batch norms that way (`measure.py`), if the earlier ones do not explain everything.
 """
 
 from __future__ import annotations
@@ -29,11 +29,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.compare.accumulation import use_sequential_batch_norm
-from sightline.compare.convolution import Float64Convolutions
 from sightline.compare.float64_reference import PerturbedOperations, perturb_with_gradient
-from sightline.compare.formats import Float32Draws, Format, get_format
-from sightline.compare.measure import MAX_ROUNDING_UNITS
+from sightline.compare.formats import Float32Draws, Float64Convolutions, Format, get_format
+from sightline.compare.measure import MAX_ROUNDING_UNITS, use_sequential_batch_norm
 from sightline.compare.variants import ModelVariant, backend_settings, prepare_in_format
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import OptimizerSpec

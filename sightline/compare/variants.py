@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from sightline.compare.formats import Format, get_format
 from sightline.compare.recording import OverwrittenError, Recorder, StepRecording
-from sightline.engine.device import to_device
+from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
 from sightline.engine.optimizers import apply_freezing
-from sightline.engine.precision import Cudnn, Precision, cudnn_enabled
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState

@@ -19,8 +19,8 @@ from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
 from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import dense_state_dict
-from sightline.runs.inputs import INPUTS_FILE
-from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.checkpoint import PACKED_FILE
+from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.packed import (
     PackedTensorSpec,
     compression_ratios,
@@ -30,9 +30,7 @@ from sightline.runs.packed import (
     tensor_specs,
     write_packed,
 )
-from sightline.runs.run_directory import RunDirectory, collect_environment
-from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import PACKED_FILE
+from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 
 __all__ = ["FILES", "SUMMARY", "packed_config", "packed_layer_sizes", "write_evaluation", "write_packed_run"]
 

@@ -1,38 +1,28 @@
-"""Policies: the storage format of each quantisable tensor; their documents, protected layers and budgets."""
+"""Policies: the storage format of each quantisable tensor; their documents, protected layers and budgets.
+
+Costs of the layers of a traced model: shapes, multiply-accumulates (MACs), and bit operations.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, TypeAlias
 
 import numpy as np
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from typing_extensions import TypedDict
 
 from sightline.arguments import Index, QuantisedKind
-from sightline.config.faults import ConfigFaults
-from sightline.config.yaml_tree import LocatedValue, read_yaml
+from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_yaml
+from sightline.describe.trace import Node, Trace
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.choices import choice_faults
+from sightline.layers.quantisation.activations import choice_faults
 from sightline.schema import suggest
 from sightline.types import SourceLocation
-
-__all__ = [
-    "FP16",
-    "FP32",
-    "Activation",
-    "Policy",
-    "Protect",
-    "WeightFormat",
-    "actions_to_levels",
-    "activation_policy",
-    "lower_to_budget",
-    "policy_from_dict",
-    "policy_to_dict",
-    "protected_choices",
-    "read_policy",
-]
 
 _FLOAT_BITS: Mapping[str, int] = {"fp16": 16, "fp32": 32}
 
@@ -209,3 +199,101 @@ def lower_to_budget(
         middle = (low + high) // 2
         low, high = (low, middle) if holds(levels_after(middle)) else (middle + 1, high)
     return levels_after(low)
+
+
+class LayerCost(NamedTuple):
+    """Quantisable tensor: its shape, and its cost per sample.
+
+    `positions` is the number of input points or pixels; `stride` is 0 and `kernel` 1 except for convolutions.
+    """
+
+    name: str
+    num_weights: int
+    in_channels: int
+    out_channels: int
+    kernel: int = 1
+    stride: int = 0
+    positions: float = 1.0
+    is_depthwise: bool = False
+    macs: float = 0.0
+
+
+def layer_costs(model: nn.Module, traced: Trace, names: Sequence[str]) -> tuple[LayerCost, ...]:
+    """List the costs of the parameters `names`, in this order, per sample of the trace of `model`.
+
+    A tensor whose module is never called, as in fused layers, gets its share, by the number of weights, of the nearest
+    enclosing call: exact if all such tensors multiply the same number of rows. Kernels outside torch count 0, as in the
+    trace: `fused: false` shows them.
+    """
+    calls: dict[str, list[Node]] = {}
+    for node in traced.calls:
+        calls.setdefault(node.path, []).append(node)
+    parameters, modules = dict(model.named_parameters()), dict(model.named_modules())
+    owners = {name: _find_owner(name, parameters[name], calls) for name in names}
+    sharing: dict[str, int] = {}
+    for name, owner in owners.items():
+        sharing[owner] = sharing.get(owner, 0) + parameters[name].numel()
+    layers = []
+    for name, owner in owners.items():
+        num_weights, module = parameters[name].numel(), modules[name.rpartition(".")[0]]
+        macs = sum(node.macs for node in calls.get(owner, ())) * num_weights / sharing[owner] / traced.num_samples
+        layer = _make_layer_cost(name, parameters[name], module)._replace(macs=macs)
+        shapes = [node.inputs[0][1] for node in calls.get(owner, ())[:1] if node.inputs]
+        if owner == name.rpartition(".")[0] and shapes and isinstance(module, _ConvNd | nn.Linear):
+            positions = math.prod(shapes[0]) / layer.in_channels / traced.num_samples
+        else:
+            positions = macs / num_weights
+        layers.append(layer._replace(positions=positions))
+    return tuple(layers)
+
+
+def _find_owner(name: str, parameter: Tensor, calls: Mapping[str, object]) -> str:
+    """Find the nearest enclosing module of a parameter that is called; return its path."""
+    path = name.rpartition(".")[0]
+    while path and path not in calls:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _make_layer_cost(name: str, weight: Tensor, module: nn.Module) -> LayerCost:
+    if isinstance(module, _ConvNd):
+        is_depthwise = module.groups == module.in_channels > 1
+        kernel, stride = module.kernel_size[0], module.stride[0]
+        return LayerCost(
+            name, weight.numel(), module.in_channels, module.out_channels, kernel, stride, is_depthwise=is_depthwise
+        )
+    return LayerCost(name, weight.numel(), weight.shape[-1], weight.shape[0])
+
+
+def bit_operations(layers: Sequence[LayerCost], policy: Policy, *, activation_bits: int = 32) -> float:
+    """Sum MACs times weight bits times activation bits over the layers, per sample.
+
+    `activation_bits` is used for inputs that the policy does not quantise. Codebook entries are multiplied in floating
+    point: for them the number describes storage, not speed.
+    """
+    choices = [policy[layer.name] for layer in layers]
+    inputs = [activation_bits if item.activation is None else item.activation.bits for item in choices]
+    return sum(item.macs * choice.bits * bits for item, choice, bits in zip(layers, choices, inputs, strict=True))
+
+
+def state_vectors(layers: Sequence[LayerCost]) -> np.ndarray:
+    """Compute the HAQ states (L, 8): depthwise, in and out channels, stride, kernel, weights, positions, index.
+
+    Each column is scaled to 0..1 over the layers; a constant column is 0 (the authors keep its raw value).
+    Source: Wang et al. 2019 (HAQ), section 3, in the order of the authors' code.
+    """
+    rows = [
+        (
+            layer.is_depthwise,
+            layer.in_channels,
+            layer.out_channels,
+            layer.stride,
+            layer.kernel,
+            layer.num_weights,
+            layer.positions,
+        )
+        for layer in layers
+    ]
+    table = np.column_stack([np.asarray(rows, dtype=np.float64), np.arange(len(layers))])
+    low, high = table.min(axis=0), table.max(axis=0)
+    return (table - low) / np.where(high > low, high - low, 1.0)

@@ -1,4 +1,9 @@
-"""Config reader: YAML file, its base and command line overrides -> a frozen RunConfig; reports all faults at once."""
+"""Config reader: YAML file, its base and command line overrides -> a frozen RunConfig; reports all faults at once.
+
+Component blocks from a command line option, with key=value arguments.
+
+Old names and defaults: refused or changed in a new config, and restored for configs that a run recorded.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +21,83 @@ from typing_extensions import TypedDict
 
 from sightline import registry, schema
 from sightline.arguments import NonNegativeFloat, PositiveFloat
-from sightline.config.contradictions import check_consistency
-from sightline.config.faults import ConfigFaults
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.renames import apply_renames, is_recorded, restore_data
-from sightline.config.run_config import RunConfig
-from sightline.config.yaml_tree import DEFAULT, LocatedValue, read_yaml
+from sightline.config.run_config import RunConfig, check_consistency
+from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_value, read_yaml
 from sightline.errors import ConfigError
+from sightline.registry import Registry
 from sightline.types import ComponentConfig, LinearRamp, SourceLocation
 
-__all__ = ["read_config", "read_sections"]
+
+def parse_component(
+    registry: Registry, name: str, words: Sequence[str], *, option: str = "--method"
+) -> ComponentConfig:
+    """Parse the component `name` of `option`, with `words` like folds=5 as arguments.
+
+    Raises ConfigError for words that are not key=value, and for a name that is not registered.
+    """
+    faults = ConfigFaults()
+    arguments: dict[str, Any] = {}
+    origins = {"name": SourceLocation("command line", path=option)}
+    for word in words:
+        key, equals, text = word.partition("=")
+        key = key.strip()
+        if not equals or key in arguments:
+            raise ConfigError(f"command line: found {word!r}, allowed is key=value, each key once, as folds=5")
+        arguments[key] = read_value(text, "command line", key, faults).plain()
+        origins[key] = SourceLocation("command line", path=key)
+    faults.raise_any()
+    component = ComponentConfig(name.replace("-", "_"), location=origins["name"], origins=origins)
+    parameters = registry.entry(component).arguments
+    for key, value in arguments.items():
+        if key in parameters and typing.get_origin(parameters[key].annotation) is tuple and not isinstance(value, list):
+            arguments[key] = [value]  # C=0.1 is the list of one
+    return dataclasses.replace(component, arguments=arguments)
+
+
+RENAMED_CHECKS = {
+    "foreign-hooks": "leftover-hooks",
+    "foreign-image": "mismatched-image",
+    "half-checked": "unverified-layers",
+    "misaligned-views": "mismatched-views",
+    "set-agreement": "dataset-mismatch",
+    "stage-agreement": "pretraining-mismatch",
+}
+"""Old code of a check -> its code, for `checks.skip`."""
+DATA_BEFORE: Mapping[str, Any] = {"split_rule": "sorted"}
+"""Later arguments of data sets, with the value that reproduces the earlier behaviour."""
+
+
+def is_recorded(path: Path) -> bool:
+    """Return True if a config file is the recorded one of a run directory."""
+    return path.name == "config.yaml" and (path.parent / "facts.json").exists()
+
+
+def apply_renames(config: RunConfig) -> RunConfig:
+    """Convert a recorded config to today's names, with the defaults of its time."""
+    skip = tuple(RENAMED_CHECKS.get(code, code) for code in config.checks.skip)
+    data = restore_data(config.data, config.origins)
+    return dataclasses.replace(config, checks=dataclasses.replace(config.checks, skip=skip), data=data)
+
+
+def restore_data(data: ComponentConfig, origins: Mapping[str, SourceLocation]) -> ComponentConfig:
+    """Restore earlier defaults of a data set, and of data sets in it, for arguments that the config lacks.
+
+    A config that is recorded today has every argument.
+    """
+    arguments = {}
+    for name, value in data.arguments.items():
+        where = origins.get(f"{data.location.path}.{name}")
+        is_left_out = where is not None and where.source == DEFAULT
+        arguments[name] = DATA_BEFORE[name] if is_left_out and name in DATA_BEFORE else _restore_within(value, origins)
+    return dataclasses.replace(data, arguments=arguments)
+
+
+def _restore_within(value: Any, origins: Mapping[str, SourceLocation]) -> Any:
+    if isinstance(value, ComponentConfig):
+        return restore_data(value, origins)
+    return tuple(_restore_within(item, origins) for item in value) if isinstance(value, tuple) else value
+
 
 MAX_BASES = 8
 _KIND_OF_SECTION = {

@@ -1,31 +1,83 @@
-"""Config of a run. Field annotations are the schema; unknown keys are refused."""
+"""Config of a run. Field annotations are the schema; unknown keys are refused.
+
+YAML writer of a resolved config, which reads back equal, with the origin of every value as a comment.
+
+Settings of one config that contradict one another.
+
+Expectations of a run at a step: a quantity and its bounds. Names only, no expressions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
+import yaml
 from annotated_types import Ge, Le, Lt
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
-from sightline.arguments import Count, PositiveFloat, Seed, WeightQuantisation
-from sightline.config.expectations import Expectation
+from sightline import registry
+from sightline.arguments import Count, Index, PositiveFloat, Seed, WeightQuantisation
+from sightline.config.yaml_tree import ConfigFaults
+from sightline.errors import ConfigError
 from sightline.types import ComponentConfig, SourceLocation
 
-__all__ = [
-    "Checkpoints",
-    "Checks",
-    "Compress",
-    "Distributed",
-    "Evaluate",
-    "Init",
-    "Loader",
-    "Log",
-    "RunConfig",
-    "Teacher",
-    "Train",
-    "Transforms",
-]
+STATISTICS = ("min", "max", "mean", "std", "zeros", "grad_norm")
+"""Statistics of a tensor; `zeros` is the share of zeros, `grad_norm` the norm of its gradient."""
+_SCALAR_QUANTITIES = ("loss", "share", "grad_norm")
+_FORMS = (
+    "loss, loss.NAME, share, grad_norm, output.STATISTIC, output.NAME.STATISTIC or layer.PATH.STATISTIC; "
+    f"statistics are {', '.join(STATISTICS)}"
+)
+
+
+class Expectation(TypedDict):
+    """Bounds of a quantity after `step` optimiser steps, one or both; in both verbs, or in `only` one."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    quantity: str
+    step: Index
+    at_least: NotRequired[float]
+    at_most: NotRequired[float]
+    only: NotRequired[Literal["fit_one", "train"]]
+
+
+class Quantity(NamedTuple):
+    """Parsed quantity: its kind (`loss`, `share`, `grad_norm`, `output`, `layer`), name and statistic."""
+
+    kind: str
+    name: str = ""
+    statistic: str = ""
+
+
+def parse_quantity(text: str) -> Quantity | None:
+    """Parse a quantity like `layer.head.0.max`; None for an unknown one."""
+    kind, _, remainder = text.partition(".")
+    if text in _SCALAR_QUANTITIES:
+        return Quantity(text)
+    if kind == "loss" and remainder:
+        return Quantity(kind, remainder)
+    name, _, statistic = remainder.rpartition(".")
+    if statistic not in STATISTICS or (kind == "layer" and not name) or kind not in ("output", "layer"):
+        return None
+    return Quantity(kind, name, statistic)
+
+
+def check_expectation(expectation: Expectation) -> str:
+    """Describe the fault of an entry whose values have valid types; empty without a fault."""
+    if parse_quantity(expectation["quantity"]) is None:
+        return f"found the quantity '{expectation['quantity']}', allowed is {_FORMS}"
+    low, high = expectation.get("at_least"), expectation.get("at_most")
+    if low is None and high is None:
+        return f"'{expectation['quantity']}' has no bound; give at_least, at_most or both"
+    if low is not None and high is not None and low > high:
+        return f"'{expectation['quantity']}': at_least {low:g} is above at_most {high:g}"
+    return ""
+
 
 PrecisionName = Literal["float32", "float64", "bf16", "fp16"]
 Cudnn = Literal["on", "off", "all_but_batch_norm"]
@@ -186,3 +238,166 @@ class RunConfig:
     origins: Mapping[str, SourceLocation] = field(
         default_factory=dict, compare=False, repr=False, metadata={"key": None}
     )
+
+
+MAX_COLUMN = 56
+_PLAIN_KEY = re.compile(r"(?!(true|false|null)\b)[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class _Line(NamedTuple):
+    text: str
+    comment: str
+
+
+def render_config(config: RunConfig, *, origins: bool) -> str:
+    """Render a config as YAML; with `origins`, each value is followed by its origin."""
+    lines = list(_render_lines(to_plain(config), "", 0, config if origins else None))
+    column = min(MAX_COLUMN, max((len(line.text) for line in lines if line.comment), default=0))
+    texts = (f"{line.text:<{column}}  # {line.comment}" if line.comment else line.text for line in lines)
+    return "\n".join(texts) + "\n"
+
+
+def to_plain(value: Any) -> Any:
+    """Convert config sections and component blocks to mappings, tuples to lists."""
+    if isinstance(value, ComponentConfig):
+        weight = {"weight": to_plain(value.weight)} if value.weight != 1.0 else {}
+        return {"name": value.name, **weight, **{key: to_plain(item) for key, item in value.arguments.items()}}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if f.metadata.get("key", f.name)]
+        return {f.metadata.get("key", f.name): to_plain(getattr(value, f.name)) for f in fields}
+    if isinstance(value, tuple | list):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return value
+
+
+def format_inline(value: Any) -> str:
+    """Format a value on one line, quoted if our reader would otherwise not read it as text."""
+    if isinstance(value, str):
+        return yaml.safe_dump(value, default_style='"', width=10**6, allow_unicode=True).strip()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(format_inline(item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_format_key(key)}: {format_inline(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(value)
+
+
+def _render_lines(tree: Any, path: str, indent: int, config: RunConfig | None) -> Iterator[_Line]:
+    for key, value in tree.items():
+        path_of_key = f"{path}.{key}".lstrip(".")
+        pad = "  " * indent
+        is_open = value and (config is None or path_of_key not in config.origins)
+        if is_open and isinstance(value, dict):
+            yield _Line(f"{pad}{_format_key(key)}:", "")
+            yield from _render_lines(value, path_of_key, indent + 1, config)
+        elif is_open and isinstance(value, list) and all(isinstance(item, dict) and item for item in value):
+            yield _Line(f"{pad}{_format_key(key)}:", "")
+            for index, item in enumerate(value):
+                first, *more = _render_lines(item, f"{path_of_key}.{index}", indent + 2, config)
+                yield first._replace(text=f"{pad}  - {first.text.lstrip()}")
+                yield from more
+        else:
+            yield _Line(f"{pad}{_format_key(key)}: {format_inline(value)}", _format_origin(path_of_key, config))
+
+
+def _format_key(key: str) -> str:
+    return key if _PLAIN_KEY.fullmatch(key) else format_inline(key)
+
+
+def _format_origin(path: str, config: RunConfig | None) -> str:
+    if config is None or path not in config.origins:
+        return ""
+    where = config.origins[path]
+    return where.source if where.line is None else f"{where.source}:{where.line}"
+
+
+MAX_NAME_BYTES = 200
+_STEPS_PER_EPOCH = 10**6
+"""Steps per epoch to try out a schedule, as the real number is unknown: large, so that rounding does not matter."""
+
+
+def check_consistency(values: Mapping[str, Any], origins: Mapping[str, SourceLocation], faults: ConfigFaults) -> None:
+    """Note contradictions between settings that are valid one by one; invalid ones are None or absent."""
+
+    def add(path: str, text: str) -> None:
+        faults.add(origins.get(path, SourceLocation("default", path=path)), text)
+
+    train, evaluate, transforms = (values.get(section) for section in ("train", "evaluate", "transforms"))
+    if train is not None and _exceeds(train.micro_batches, train.batch_size):
+        actual = f"{train.micro_batches} micro-batches of a batch of {train.batch_size} samples"
+        add("train.micro_batches", f"found {actual}, allowed is at most one per sample")
+    if evaluate is not None and transforms is not None and _exceeds(evaluate.votes, 1) and transforms.vote == ():
+        actual = f"{evaluate.votes} votes, but no transforms.vote"
+        add("evaluate.votes", f"found {actual}: passes over the same input are equal; name a transform that varies it")
+    for kind in ("losses", "metrics"):
+        _check_names(kind, values.get(kind), origins, faults)
+    name = values.get("name")
+    if name is not None and not _is_folder_name(name):
+        add("name", f"found {name!r}, allowed is what can name a folder: no '/' or '\\', no dot first")
+    for index, expectation in enumerate(values.get("expect") or ()):
+        if fault := check_expectation(expectation):
+            where = dataclasses.replace(origins.get("expect", SourceLocation("default")), path=f"expect.{index}")
+            faults.add(where, fault)
+    for component in _list_components(values):
+        _try_build(component, train, faults)
+
+
+def _exceeds(number: int | None, bound: int | None) -> bool:
+    return number is not None and bound is not None and number > bound
+
+
+def _check_names(
+    kind: str,
+    components: tuple[ComponentConfig, ...] | None,
+    origins: Mapping[str, SourceLocation],
+    faults: ConfigFaults,
+) -> None:
+    if components == () and kind in origins:
+        faults.add(origins[kind], "found an empty list, allowed is at least one")
+    first: dict[str, ComponentConfig] = {}
+    for component in components or ():
+        if component.name in first:
+            where = first[component.name].location
+            first_location = where.path if where.line is None else f"{where.path} (line {where.line})"
+            faults.add(component.location, f"'{component.name}' is named twice, first as {first_location}; remove one")
+        first.setdefault(component.name, component)
+
+
+def _is_folder_name(name: str) -> bool:
+    is_plain = name.isprintable() and not set("/\\") & set(name) and name == name.strip()
+    return bool(name) and is_plain and not name.startswith(".") and len(name.encode()) <= MAX_NAME_BYTES
+
+
+def _list_components(values: Mapping[str, Any]) -> list[tuple[registry.Registry, ComponentConfig]]:
+    """List the blocks that can be built from the config alone, without data and model."""
+    transforms = values.get("transforms")
+    parts = () if transforms is None else (transforms.train, transforms.evaluate, transforms.vote)
+    blocks = [(registry.transforms, component) for part in parts for component in part or ()]
+    blocks.append((registry.optimizers, values.get("optimizer")))
+    blocks.append((registry.schedules, values.get("schedule")))
+    return [(kind, component) for kind, component in blocks if component is not None]
+
+
+def _try_build(block: tuple[registry.Registry, ComponentConfig], train: Any, faults: ConfigFaults) -> None:
+    """Build a block whose facts the config states, to report what its builder refuses before data is read."""
+    kind, component = block
+    facts: dict[str, int] = {}
+    if train is not None and train.epochs is not None:
+        facts = {"num_steps": train.epochs * _STEPS_PER_EPOCH, "steps_per_epoch": _STEPS_PER_EPOCH}
+    if kind.needed_facts(component) - facts.keys():
+        return
+    try:
+        kind.build(component, facts=facts)
+    except ConfigError as error:
+        for text in error.faults:
+            _add_located_fault(text, component, faults)
+
+
+def _add_located_fault(text: str, component: ComponentConfig, faults: ConfigFaults) -> None:
+    """Note a message that begins with its location."""
+    locations = [*component.origins.values(), component.location]
+    where = next((location for location in locations if text.startswith(f"{location}: ")), component.location)
+    faults.add(where, text.removeprefix(f"{where}: "))

@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline.engine.build import Data, DataSubset
 from sightline.engine.evaluate import Evaluation, MetricResult
 from sightline.geometry.packed import packed_nearest_neighbours
-from sightline.layers.cloud import as_packed
+from sightline.layers.mlp import as_packed
 from sightline.optional_members import DataMembers, MetricMembers
 from sightline.types import SampleKey
 

@@ -20,7 +20,7 @@ from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build
 from sightline.engine.run_loading import OpenRun
 from sightline.errors import DataError, MissingDataError
 from sightline.optional_members import DataMembers
-from sightline.runs.inputs import INPUTS_FILE, read_inputs
+from sightline.runs.lineage import INPUTS_FILE, read_inputs
 from sightline.schema import signature_parameters
 from sightline.types import DataInfo, Field, Sample, SampleKey
 

@@ -1,27 +1,228 @@
-"""Trace of a forward pass: module calls in order, shapes, parameters, cost, and the flow of tensors."""
+"""Trace of a forward pass: module calls in order, shapes, parameters, cost, and the flow of tensors.
+
+Tensor provenance: the module calls, inputs and joins that produced each tensor.
+
+Multiply-accumulates (MACs) of operators, from the shapes of their arguments.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from sightline.describe.cost import CountMacs
-from sightline.describe.flow import FunctionRecorder, Sources, TensorProvenance
 from sightline.engine.records import preserve_rng_state
 from sightline.errors import RunError
 from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.module_hooks import module_hooks
 from sightline.pytree import tree_leaves
 
-__all__ = ["Edge", "Node", "Shape", "Trace", "preserve_all_rng_states", "source_location", "trace"]
+Sources = dict[int, tuple[str, ...]]
+"""Source nodes of a tensor, and for each the notable functions that were applied since."""
+
+_MAX_NAMED = 3
+_JOINS = {
+    **dict.fromkeys(("cat", "concat", "concatenate", "hstack", "vstack"), "concat"),
+    **dict.fromkeys(("add", "radd", "iadd"), "+"),
+    **dict.fromkeys(("sub", "rsub", "isub", "subtract"), "−"),
+    **dict.fromkeys(("mul", "rmul", "imul", "multiply"), "×"),
+    **dict.fromkeys(("div", "rdiv", "truediv", "rtruediv", "divide"), "÷"),
+    **dict.fromkeys(("matmul", "rmatmul", "mm", "bmm", "baddbmm", "einsum"), "matmul"),
+    **dict.fromkeys(("stack", "maximum", "minimum", "where", "lerp"), ""),
+    "scaled_dot_product_attention": "attention",
+}
+"""Functions that join several tensors, with their label; empty: the function's own name."""
+_NAMED = frozenset(
+    "max amax min amin mean sum softmax log_softmax relu leaky_relu gelu silu elu tanh sigmoid normalize topk "
+    "interpolate dropout max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_max_pool1d "
+    "adaptive_avg_pool1d adaptive_max_pool2d adaptive_avg_pool2d segment_reduce scatter_reduce cumsum norm".split()
+)
+"""Functions of one tensor that are named at an arrow, unlike reshapes, casts and the like."""
+
+
+class TensorProvenance:
+    """Sources of all live tensors. `join(name, operands)` makes a node and returns its index.
+
+    Results of kernels outside torch are traced through the autograd graph, if they require gradients.
+    """
+
+    def __init__(self, join: Callable[[str, list[tuple[Tensor, Sources]]], int]) -> None:
+        self._sources: Any = WeakTensorKeyDictionary()
+        self._by_gradient: dict[Any, Sources] = {}
+        self._join = join
+
+    def get_sources(self, tensor: Tensor) -> Sources:
+        """Return the sources of a tensor; empty for parameters, constants and tensors that were made unseen."""
+        sources = self._sources.get(tensor)
+        if sources is not None:
+            return dict(sources)
+        return self._search_graph(tensor.grad_fn)
+
+    def set(self, tensor: Tensor, sources: Sources) -> None:
+        self._sources[tensor] = sources
+        if tensor.grad_fn is not None:
+            self._by_gradient[tensor.grad_fn] = sources
+
+    def add_call(self, name: str, operands: list[Tensor], results: list[Tensor]) -> None:
+        """Record that a function computed `results` from `operands`."""
+        sourced = [(tensor, sources) for tensor in operands if tensor.numel() and (sources := self.get_sources(tensor))]
+        if not sourced or not results:
+            return
+        merged = _merge_sources([sources for _, sources in sourced])
+        joined = _JOINS.get(name)
+        if joined is not None and len({frozenset(sources) for _, sources in sourced}) > 1:
+            merged = {self._join(joined or name, sourced): ()}
+        elif name in _NAMED:
+            merged = {source: _append_function(functions, name) for source, functions in merged.items()}
+        for tensor in results:
+            self.set(tensor, merged)
+
+    def _search_graph(self, node: Any) -> Sources:
+        histories: list[Sources] = []
+        waiting, visited = [node], set()
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in visited:
+                continue
+            visited.add(node)
+            if node in self._by_gradient:
+                histories.append(self._by_gradient[node])
+            else:
+                waiting += [previous for previous, _ in node.next_functions]
+        return _merge_sources(histories)
+
+
+class FunctionRecorder(TorchFunctionMode):
+    """Mode that reports every torch function called from Python while `is_on()` to a TensorProvenance."""
+
+    def __init__(self, flow: TensorProvenance, is_on: Callable[[], bool]) -> None:
+        super().__init__()
+        self._flow = flow
+        self._is_on = is_on
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if not self._is_on():
+            return result
+        changed = args[0] if name == "__setitem__" else result
+        results = [tensor for _, tensor in tree_leaves(changed)]
+        if results:
+            operands = [tensor for _, tensor in tree_leaves((args, kwargs or {}))]
+            self._flow.add_call(name.strip("_"), operands, results)
+        return result
+
+
+def _merge_sources(parts: list[Sources]) -> Sources:
+    merged: Sources = {}
+    for part in parts:
+        for source, functions in part.items():
+            merged[source] = tuple(dict.fromkeys((*merged.get(source, ()), *functions)))[-_MAX_NAMED:]
+    return merged
+
+
+def _append_function(functions: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*functions, name)))[-_MAX_NAMED:]
+
+
+Rule = Callable[[Sequence[Any], Any], int]
+"""Rule that computes multiply-accumulates from an operator's arguments and result."""
+
+
+def count_macs(operator: Any, arguments: Sequence[Any], result: Any) -> int:
+    """Count the multiply-accumulates of a call of an ATen operator (`torch.ops.aten.mm`); 0 if not counted.
+
+    Counted are matrix products (einsum arrives as `bmm`, a linear layer as `addmm`), convolutions with groups and
+    their transposes, and fused attention: two products of (L, E) with (E, S) and (L, S) with (S, V) per head. A bias,
+    normalisation, pooling, activations and searches among points are not.
+    """
+    rule = _RULES.get(getattr(operator, "overloadpacket", operator))
+    return 0 if rule is None else rule(arguments, result)
+
+
+class CountMacs(TorchDispatchMode):
+    """Mode that calls `add(macs)` for every counted operator that runs inside, in any module or function.
+
+    Kernels outside torch (numba, NumPy, an extension) are not counted: of a custom autograd function only the matrix
+    products by torch are.
+    """
+
+    def __init__(self, add: Callable[[int], None]) -> None:
+        super().__init__()
+        self._add = add
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        macs = count_macs(func, args, result)
+        if macs:
+            self._add(macs)
+        return result
+
+
+def _product(first: int, second: int) -> Rule:
+    """Make the rule of a product of two arguments, by index: entries of the first times columns of the second."""
+
+    def rule(arguments: Sequence[Any], result: Any) -> int:
+        left, right = arguments[first], arguments[second]
+        return int(left.numel() * (right.shape[-1] if right.ndim > 1 else 1))
+
+    return rule
+
+
+def _convolution(arguments: Sequence[Any], result: Tensor) -> int:
+    """Count a convolution: the weights of one filter per output entry or, if transposed, per input entry."""
+    values, weight, is_transposed = arguments[0], arguments[1], bool(arguments[6])
+    per_entry = math.prod(weight.shape[1:])  # the weight's second axis is channels / groups in both forms
+    return int((values if is_transposed else result).numel() * per_entry)
+
+
+def _attention(arguments: Sequence[Any], result: Any) -> int:
+    """Count attention: products of (B, H, L, E) with (B, H, S, E), and of the weights with (B, H, S, V)."""
+    query, key, value = arguments[:3]
+    num_rows = math.prod(query.shape[:-1])
+    return int(num_rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+
+
+def _linear(arguments: Sequence[Any], result: Tensor) -> int:
+    return int(result.numel() * arguments[0].shape[-1])
+
+
+_ATEN = torch.ops.aten
+_RULES: dict[Any, Rule] = {
+    **{operator: _product(0, 1) for operator in (_ATEN.mm, _ATEN.bmm, _ATEN.mv, _ATEN.dot, _ATEN.vdot)},
+    **{
+        operator: _product(1, 2)
+        for operator in (_ATEN.addmm, _ATEN.baddbmm, _ATEN.addbmm, _ATEN.addmv, _ATEN._addmm_activation)
+    },
+    _ATEN.convolution: _convolution,
+    _ATEN._convolution: _convolution,
+    _ATEN.linear: _linear,
+    **{
+        operator: _attention
+        for operator in (
+            _ATEN._scaled_dot_product_flash_attention_for_cpu,
+            _ATEN._scaled_dot_product_flash_attention,
+            _ATEN._scaled_dot_product_efficient_attention,
+            _ATEN._scaled_dot_product_cudnn_attention,
+        )
+    },
+}
+
 
 Shape = tuple[int, ...]
 Kind = Literal["input", "call", "join", "output"]

@@ -17,19 +17,20 @@ from torch import nn
 from sightline.aliases import keep_old_keywords, keep_old_members
 from sightline.config import RunConfig
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
-from sightline.doctor.core.class_counts import ClassCounts, count_classes
 from sightline.doctor.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.doctor.core.dry_run import DryRun, Outputs, dry_run, error_location, first_outputs, isolated_copy
 from sightline.doctor.core.finding import Finding, FindingLocation, Severity
 from sightline.doctor.core.sample_statistics import (
+    ClassCounts,
     PartStatistics,
     collect_statistics,
+    count_classes,
     distinct_parts,
     evenly_spaced_keys,
 )
+from sightline.doctor.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.doctor.oracles.examine import examine
 from sightline.doctor.oracles.results import OracleResult
-from sightline.doctor.oracles.squares import SquaredErrorLoss, find_squared_error
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World

@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from sightline.config import RunConfig
-from sightline.config.renames import RENAMED_CHECKS
+from sightline.config.reader import RENAMED_CHECKS
 from sightline.doctor.context import CHECKS, TO_END, Check, Context, FindingBuilder, Moment
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.merge import gather_findings, merge_findings
+from sightline.doctor.core.finding import Finding, gather_findings, merge_findings
 from sightline.doctor.core.object_graph import find_generators, preserve_generators
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World

@@ -22,8 +22,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from sightline.draws import Draws
-from sightline.engine.failure import rank_label, worker_exit_message
 from sightline.engine.launcher import exit_with_parent
+from sightline.engine.watchdog import rank_label, worker_exit_message
 from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, SampleKey
 

@@ -1,4 +1,7 @@
-"""Construction of a training run from its config: data, facts, model, losses, task, metrics, optimiser, schedule."""
+"""Construction of a training run from its config: data, facts, model, losses, task, metrics, optimiser, schedule.
+
+Changes to a built model before training: quantisation, synchronised batch norm, cuDNN.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,49 +21,64 @@ from torch import nn
 from sightline import registry, schema
 from sightline.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.config import RunConfig, locate_errors, read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.loading.splits import stratified_split
-from sightline.data.store.location import prepared_root
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform, stratified_split
+from sightline.data.store.columns import prepared_root
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.best_metric import resolve_mode
+from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.model_surgery import apply_model_changes
-from sightline.engine.optimizers import OptimizerSpec
-from sightline.engine.parameter_groups import ModuleRate
-from sightline.engine.precision import Precision, seed_everything
-from sightline.engine.records import preserve_rng_state
+from sightline.engine.optimizers import ModuleRate, OptimizerSpec
+from sightline.engine.records import preserve_rng_state, resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
 from sightline.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.losses.base import Loss, learns
 from sightline.metrics.base import Metric, find_state_fault
 from sightline.optional_members import DataMembers, TaskMembers, TransformMembers
 from sightline.plugins import check_recorded, loaded_plugins
-from sightline.runs import checkpoint, trained_weights
-from sightline.runs.checkpoint import WeightLoadReport, load_weights
+from sightline.runs import checkpoint
+from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import trace_lineage
-from sightline.runs.run_documents import load_document, read_facts
-from sightline.runs.trained_weights import assert_sha256
+from sightline.runs.run_directory import load_document, read_facts
+from sightline.runs.weights import WeightLoadReport, load_weights
 from sightline.tasks.distillation import DistillationTask, add_teacher_keys, teacher_keys
 from sightline.tasks.supervised import Supervised
 from sightline.types import ComponentConfig, Dataset, SourceLocation
 
-__all__ = [
-    "Data",
-    "DataSubset",
-    "TrainingSetup",
-    "build",
-    "build_data",
-    "build_losses",
-    "build_metrics",
-    "build_model",
-    "build_part",
-    "build_transforms",
-    "check_same_facts",
-    "log_linked_data_folder",
-]
+Change = Callable[[nn.Module], nn.Module]
+
+
+def apply_model_changes(model: nn.Module, config: RunConfig, world: World) -> nn.Module:
+    """Apply the config's changes to a model: quantisation, synchronised batch norm, cuDNN, in this order.
+
+    Its shapes follow from the config alone, so that a checkpoint fits a model whose weights were others when it was
+    changed. Raises ConfigError for a policy that the model does not allow.
+    """
+    for change in _list_changes(config, world):
+        model = change(model)
+    return model
+
+
+def _list_changes(config: RunConfig, world: World) -> Iterator[Change]:
+    if config.compress is not None:
+        yield lambda model: _quantise(model, config)
+    if config.distributed.sync_batch_norm:
+        yield world.convert_sync_batchnorm
+    if config.train.cudnn == "all_but_batch_norm":
+        yield disable_cudnn_batch_norm
+
+
+def _quantise(model: nn.Module, config: RunConfig) -> nn.Module:
+    assert config.compress is not None
+    try:
+        apply_policy(model, config.compress.policy, mean_gradient=config.compress.gradient == "mean")
+    except UserError as error:
+        raise ConfigError(f"{config.origins.get('compress.policy', 'compress')}: {error}") from None
+    return model
+
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +171,7 @@ def _load_initial_weights(model: nn.Module, config: RunConfig) -> WeightLoadRepo
     try:
         return load_weights(
             model,
-            trained_weights.load_trained_state(Path(config.init.source)),
+            checkpoint.load_trained_state(Path(config.init.source)),
             may_be_missing=config.init.may_be_missing,
             modules=config.init.modules,
             into=config.init.into,
@@ -352,7 +370,7 @@ def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> 
         check_same_facts(teacher_facts, facts, run)
         with preserve_rng_state():
             model = build_model(teacher_config, teacher_facts, World(device=world.device))
-        load_weights(model, trained_weights.load_trained_state(source, remedy="name it: teacher.from=PATH"))
+        load_weights(model, checkpoint.load_trained_state(source, remedy="name it: teacher.from=PATH"))
     except UserError as error:
         advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
         raise ConfigError(

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from sightline.binding import BoundFunction
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
-from sightline.engine.device import to_device
+from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
-from sightline.engine.precision import Precision
 from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch_step
 from sightline.errors import RunError
 from sightline.metrics.base import Metric, State, make_state, pool_states, row_states, sorted_rows

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.engine.failure import (
+from sightline.engine.watchdog import (
     LAUNCH_FOLDER,
     Failure,
     read_failure,

@@ -12,19 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig, read_config
-from sightline.config.run_config import Log
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import Log, to_plain
 from sightline.engine.distributed import World
-from sightline.engine.tensorboard import TensorBoard
-from sightline.engine.wandb import Wandb
+from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.errors import UserError
 from sightline.plugins import Plugin, check_recorded
 from sightline.runs import checkpoint
-from sightline.runs.inputs import INPUTS_FILE
-from sightline.runs.lineage import LINEAGE_FILE
-from sightline.runs.run_directory import create_numbered_folder
-from sightline.runs.run_documents import assert_own_files, load_document
-from sightline.runs.trained_weights import assert_sha256, is_packed
+from sightline.runs.checkpoint import assert_sha256, is_packed
+from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
+from sightline.runs.run_directory import assert_own_files, create_numbered_folder, load_document
 
 __all__ = ["RunLocation", "assert_empty", "assert_same_run", "create_run_folder", "resolve_run_location"]
 

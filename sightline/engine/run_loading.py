@@ -24,9 +24,9 @@ from sightline.engine.train import Task
 from sightline.errors import ConfigError, UserError
 from sightline.losses.base import Loss
 from sightline.plugins import check_recorded, load_plugins
-from sightline.runs import trained_weights
-from sightline.runs.checkpoint import load_weights
-from sightline.runs.run_documents import assert_own_files, load_document, read_facts
+from sightline.runs import checkpoint as trained_weights
+from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from sightline.runs.weights import load_weights
 from sightline.schema import check_value, suggest
 from sightline.tasks.distillation import teacher_keys
 from sightline.types import Batch, ComponentConfig, SampleKey, SourceLocation

@@ -22,24 +22,21 @@ from torch import nn
 
 from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
-from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.parameter_groups import format_module_rates
-from sightline.engine.progress import Progress
+from sightline.engine.loggers import TensorBoard, Wandb
+from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
+from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
-from sightline.engine.tensorboard import TensorBoard
 from sightline.engine.train import train
-from sightline.engine.wandb import Wandb
 from sightline.errors import CheckpointError
 from sightline.pictures import encode_png
 from sightline.runs import checkpoint
-from sightline.runs.inputs import INPUTS_FILE, inputs_document
-from sightline.runs.lineage import LINEAGE_FILE, describe_lineage, describe_stage
+from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
 from sightline.runs.run_directory import RunDirectory
-from sightline.runs.weights import plain_state
+from sightline.runs.weights import load_weights, plain_state
 
 __all__ = ["StopRequest", "StopRequestedError", "TrainingSession", "describe_data_subset", "evaluation_document"]
 
@@ -176,7 +173,7 @@ class TrainingSession:
         job, state = self.job, snapshot.state
         if snapshot.step > job.num_steps:
             raise CheckpointError(f"{path}: is of step {snapshot.step}, after the run's last step {job.num_steps}")
-        checkpoint.load_weights(job.model, snapshot.model)
+        load_weights(job.model, snapshot.model)
         job.losses.load(snapshot.losses, where=path)
         checkpoint.restore_optimizer(job.trained_module, job.optimizer, snapshot.optimizer)
         for group, saved in zip(job.optimizer.param_groups, state["groups"], strict=True):
@@ -184,7 +181,7 @@ class TrainingSession:
         if job.ema is not None:
             if snapshot.ema is None:
                 raise CheckpointError(f"{path}: contains no EMA of the weights, which train.ema_decay requires")
-            checkpoint.load_weights(job.ema, snapshot.ema)
+            load_weights(job.ema, snapshot.ema)
         if job.losses_ema is not None:
             job.losses_ema.load(snapshot.losses_ema, where=path)
         job.step = snapshot.step

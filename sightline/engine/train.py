@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.engine.batch_stream import BatchStream
-from sightline.engine.device import to_device
+from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
-from sightline.engine.gradients import module_gradient_norms
-from sightline.engine.learnt_losses import LearntLosses, combine_modules
+from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
-from sightline.engine.precision import Precision
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
 from sightline.errors import RunError

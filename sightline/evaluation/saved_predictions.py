@@ -1,31 +1,42 @@
-"""Saved predictions of an evaluation: label files of samples, and a manifest."""
+"""Saved predictions of an evaluation: label files of samples, and a manifest.
+
+Scoring of label files of any model against the labels of a data set; no run and no model is needed.
+
+Cross-validation folds: runs that each test one part of a data set, pooled to cover the whole set.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sightline.data.files.scan_files import write_label_ids
-from sightline.data.scans.submission import label_path, without_endings
-from sightline.engine.build import DataSubset
+from sightline import registry
+from sightline.binding import AvailableKeys, UnknownKeyError, bind
+from sightline.config import RunConfig
+from sightline.data.files.array_files import read_npy
+from sightline.data.files.scan_files import read_label_ids, write_label_ids
+from sightline.data.scans.labelled_scans import label_path, without_endings
+from sightline.engine.build import DataSubset, build_metrics
 from sightline.engine.distributed import World
-from sightline.engine.evaluate import Evaluation
-from sightline.errors import UserError
-from sightline.metrics.predicted_labels import predict_labels
-from sightline.optional_members import MetricMembers
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.errors import ConfigError, DataError, UserError
+from sightline.geometry.scans.projection import point_ranges
+from sightline.metrics.base import make_state
+from sightline.metrics.labels import predict_labels
+from sightline.optional_members import DataMembers, MetricMembers
 from sightline.runs.atomic_files import disk_failure
-from sightline.runs.run_documents import load_document
-from sightline.types import Batch
-
-__all__ = ["MANIFEST", "LabelWriter", "file_stems", "label_files"]
+from sightline.runs.run_directory import load_document
+from sightline.types import Batch, ComponentConfig, Folds, SampleKey
 
 MANIFEST = "manifest.json"
 """Name of the manifest, which is written last: a folder with it is complete."""
@@ -144,3 +155,184 @@ def _sample_ious(evaluation: Evaluation) -> Tensor | None:
     of_samples = [result for result in evaluation.results if MetricMembers.per_sample.get(result.metric.metric)]
     saved = [result for result in of_samples if result.suffix == evaluation.results[-1].suffix]
     return saved[0].metric.metric.per_sample(saved[0].state) if saved else None  # type: ignore[attr-defined]
+
+
+_MAX_NAMED = 3
+
+
+class ExternalPredictions:
+    """Predicted labels of a split's samples, from a folder of `evaluate --save-predictions` or of `.label` files.
+
+    `.label` files have the paths of SemanticKITTI's evaluator, `sequences/08/predictions/000000.label`, or the names of
+    the samples, as `predict` and `evaluate` write them, and contain ids of the set's label map. `surplus` are files of
+    no sample of the split.
+    Raises DataError for samples without a file, and for a folder of other classes.
+    """
+
+    def __init__(self, path: Path, part: DataSubset) -> None:
+        self._part = part
+        self._map = DataMembers.label_map.get(part.dataset)
+        names = [part.sample_name(index) for index in part.indices.tolist()]
+        if not path.is_dir():
+            raise DataError(f"--predictions {path}: there is no such folder")
+        if (path / MANIFEST).is_file():
+            files, self.surplus = _read_manifest_files(path, names, part)
+        else:
+            if self._map is None:
+                raise DataError(f"--predictions {path}: has no {MANIFEST}; .label files are of sets with a label map")
+            files = _find_label_files(path, names)
+            self.surplus = sorted({*path.rglob("*.label")} - {*files})
+        missing = [file for file in files if not file.is_file()]
+        if missing:
+            raise DataError(
+                f"--predictions {path}: {len(missing)} of {len(files)} {part.split} samples have no predictions: "
+                f"{_format_files(missing)}{_format_surplus(self.surplus)}"
+            )
+        self._files = dict(zip(part.indices.tolist(), files, strict=True))
+
+    def labels_for(self, index: int, *, num_points: int) -> np.ndarray:
+        """Read the classes (N,) int64 of a sample. Raises DataError for a wrong length, and for unknown ids."""
+        file, name = self._files[index], self._part.sample_name(index)
+        if file.suffix == ".label":
+            ids = read_label_ids(file, num_points=num_points, points_path=Path(name))
+            classes: np.ndarray = self._map.classes(ids, where=str(file))
+            return classes
+        labels = read_npy(file)
+        if labels.shape != (num_points,) or labels.dtype.kind not in "iu":
+            raise DataError(f"{file}: holds {labels.dtype} {labels.shape}, {name} has {num_points} points")
+        return labels.astype(np.int64)
+
+
+def score_labels(
+    part: DataSubset, components: Sequence[ComponentConfig], given: ExternalPredictions
+) -> tuple[Evaluation, list[str]]:
+    """Compute metrics over a split from predicted labels; also return names of metrics that need more than labels.
+
+    Every sample is read whole, without transforms: every original point counts once. Raises ConfigError where no metric
+    can be computed, DataError for predictions that do not fit.
+    """
+    started = time.perf_counter()
+    available_keys = (
+        AvailableKeys("the data set", frozenset(part.dataset.info.fields)),
+        AvailableKeys("files of predictions", _PREDICTION_KEYS),
+    )
+    results, others = [], []
+    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
+        try:
+            update = MetricMembers.update_labels.get(metric)
+            if update is None:
+                raise UnknownKeyError(f"metrics.{component.name} needs more than labels")
+            meter = BoundMetric(
+                metric, bind(update, *available_keys, owner=f"metrics.{component.name}", exclude=("state",))
+            )
+        except UnknownKeyError:
+            others.append(component.name)
+            continue
+        results.append(MetricResult(meter, "", make_state(metric, num_samples=int(part.indices.max()) + 1)))
+    if not results:
+        raise ConfigError(f"metrics: none of {', '.join(others)} is computed from labels of points; iou is")
+    needs_range = any("point_range" in result.metric.update.names for result in results)
+    for index in part.indices.tolist():
+        sample = part.dataset[SampleKey(index, 0, 0)]
+        predictions = _make_predictions(sample, index, given)
+        if needs_range:
+            predictions["point_range"] = point_ranges(sample["points"].view(-1, 3))
+        for result in results:
+            result.metric.update.function(result.state, **result.metric.update.select(sample, predictions))
+    seconds = time.perf_counter() - started
+    return make_evaluation(results, num_samples=len(part.indices), seconds=seconds), others
+
+
+_PREDICTION_KEYS = frozenset({"labels", "target", "cloud_offsets", "point_range", "sample_index"})
+
+
+def _make_predictions(sample: Mapping[str, Any], index: int, labels_of_files: ExternalPredictions) -> dict[str, Tensor]:
+    """Build the keys that metrics read of a sample, as in an evaluation."""
+    target = sample["label"].flatten()
+    return {
+        "labels": torch.from_numpy(labels_of_files.labels_for(index, num_points=len(target))),
+        "target": target,
+        "cloud_offsets": torch.tensor([0, len(target)]),
+        "sample_index": torch.tensor([index]),
+    }
+
+
+def _find_label_files(path: Path, names: Sequence[str]) -> list[Path]:
+    """Find the file of each scan, named as by `evaluate` or `predict`, in sub-folders or not."""
+    bare = without_endings(names)
+    times = Counter(PurePosixPath(name).name for name in bare)
+    earlier = file_stems(names)  # which had the endings of the scans' files
+    files = []
+    for name, first, old in zip(bare, label_files(names), earlier, strict=True):
+        last = PurePosixPath(name).name
+        others = [f"{name}.label", *([f"{last}.label"] if times[last] == 1 else []), f"{old}.label"]
+        candidates = [path / name for name in (first, *others)]
+        files.append(next((path for path in candidates if path.is_file()), candidates[0]))
+    return files
+
+
+def _read_manifest_files(path: Path, names: Sequence[str], part: DataSubset) -> tuple[list[Path], list[Path]]:
+    """Return the files of samples by their names in the manifest, and those of other samples."""
+    document = load_document(path / MANIFEST)
+    try:
+        file_by_name = {entry["name"]: path / entry["file"] for entry in document["samples"]}
+        classes = list(document["class_names"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path / MANIFEST}: names no files of labels ({error!r}); evaluate the run again") from None
+    class_names = list(part.dataset.info.facts.get("class_names", ()))
+    if classes != class_names:
+        raise DataError(
+            f"{path / MANIFEST}: is of the classes {', '.join(classes)}; the data set has {', '.join(class_names)}"
+        )
+    return [file_by_name.pop(name, path / name) for name in names], sorted(file_by_name.values())
+
+
+def _format_files(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
+    return f"{', '.join(map(str, files[:_MAX_NAMED]))}{more}"
+
+
+def _format_surplus(surplus: Sequence[Path]) -> str:
+    return f"; of other samples there are {len(surplus)}: {_format_files(surplus)}" if surplus else ""
+
+
+def tested_folds(part: DataSubset) -> tuple[str, ...]:
+    """Return the folds in a test split; empty for a set without folds."""
+    folds = part.dataset.info.folds
+    return folds.tested if folds is not None else ()
+
+
+def assert_folds(runs: Sequence[Path], configs: Sequence[RunConfig]) -> None:
+    """Raise UserError unless the runs test every fold of one data set exactly once."""
+    folds_by_run = [_read_folds(run, config) for run, config in zip(runs, configs, strict=True)]
+    for run, config, folds in zip(runs, configs, folds_by_run, strict=True):
+        if config.data.name != configs[0].data.name or folds.names != folds_by_run[0].names:
+            raise UserError(
+                f"{run}: is of data set '{config.data.name}' with {', '.join(folds.names)}, {runs[0]} of "
+                f"'{configs[0].data.name}' with {', '.join(folds_by_run[0].names)}; only folds of one set are pooled"
+            )
+        if [metric.name for metric in config.metrics] != [metric.name for metric in configs[0].metrics]:
+            raise UserError(f"{run}: has other metrics than {runs[0]}; pool runs of one recipe")
+    times = Counter(name for folds in folds_by_run for name in folds.tested)
+    for name, count in times.items():
+        if count > 1:
+            twice = ", ".join(str(run) for run, folds in zip(runs, folds_by_run, strict=True) if name in folds.tested)
+            raise UserError(f"evaluate: {name} is tested by {twice}; its points would count {count} times, give one")
+    missing = [name for name in folds_by_run[0].names if name not in times]
+    if missing:
+        raise UserError(
+            f"evaluate: no run tests {', '.join(missing)}; the figures of {len(folds_by_run)} of "
+            f"{len(folds_by_run[0].names)} folds are not those of the set; give a run for each"
+        )
+
+
+def _read_folds(run: Path, config: RunConfig) -> Folds:
+    """Return the folds of a run's test split. Raises UserError for a set without folds."""
+    dataset = registry.data.build(config.data, facts={"split": "test"})
+    folds: Folds | None = dataset.info.folds
+    if folds is None:
+        raise UserError(
+            f"{run}: data set '{config.data.name}' is not tested part by part, so that its runs cannot be pooled; "
+            "evaluate them one by one"
+        )
+    return folds

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from sightline.geometry.balls import ball_query
-from sightline.geometry.interpolation import interpolate
-from sightline.geometry.neighbours import gather_points, nearest_neighbours
-from sightline.geometry.normals import estimate_normals
+from sightline.geometry.neighbours import ball_query, gather_points, interpolate, nearest_neighbours
 from sightline.geometry.packed import (
     Neighbours,
     PackedSample,
@@ -24,7 +21,7 @@ from sightline.geometry.rotations import (
     uniform_quaternion,
 )
 from sightline.geometry.sampling import farthest_point_sample
-from sightline.geometry.surfaces import areas_and_normals, sample_surface
+from sightline.geometry.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 __all__ = [
     "Neighbours",

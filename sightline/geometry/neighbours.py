@@ -1,6 +1,15 @@
-"""Exact nearest neighbours (kNN): the reference, and the choice of a faster form that agrees with it."""
+"""Exact nearest neighbours (kNN): the reference, and the choice of a faster form that agrees with it.
+
+Nearest neighbours by matrix products in torch, for GPUs: the bits of the reference.
+
+Ball query: the points within a radius of each centre, by index, as PointNet++ groups them.
+
+Inverse-distance interpolation of features from points to queries.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,21 +19,54 @@ from sightline.geometry.distances import (
     assert_finite,
     assert_same_form,
     assert_some,
+    distance_scores,
+    paired_squared_distances,
     squared_distances,
     upcast_for_comparison,
 )
-from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.geometry.neighbour_products import neighbours_by_candidates
+from sightline.geometry.neighbour_kernels import ball_query_by_tree, neighbours_by_product, neighbours_by_tree
 from sightline.numba_kernels import can_use_numba
 
-__all__ = [
-    "assert_meant_for",
-    "assert_rows",
-    "gather_points",
-    "nearest_neighbours",
-    "nearest_neighbours_reference",
-    "scale_num_neighbours",
-]
+_SPARE = 16
+"""Candidates beyond the requested neighbours: enough that rounding rarely reaches past them."""
+
+
+def neighbours_by_candidates(
+    points: Tensor, queries: Tensor, num_neighbours: int, *, entries_at_once: int
+) -> tuple[Tensor, Tensor] | None:
+    """Find neighbours among the lowest scores: index (B, M, K) int64, and is_proven (B, M) bool.
+
+    `points` (B, N, C), `queries` (B, M, C). The points with the lowest `distance_scores` are measured as in the
+    reference; a query is proven if its last candidate is above the bound for the nearest; the others have too many
+    points at equal distances. None if there is no such bound.
+    """
+    parts = distance_scores(points, queries)
+    if parts is None:
+        return None
+    num_clouds, num_queries, _ = queries.shape
+    num_points = points.shape[1]
+    count = min(num_points, num_neighbours + _SPARE)
+    index = torch.empty((num_clouds, num_queries, num_neighbours), dtype=torch.int64, device=points.device)
+    is_proven = torch.empty((num_clouds, num_queries), dtype=torch.bool, device=points.device)
+    step = max(1, entries_at_once // max(1, num_clouds * num_points))
+    for begin in range(0, num_queries, step):
+        part = slice(begin, begin + step)
+        with torch.autocast(points.device.type, enabled=False):
+            scores = torch.baddbmm(parts.squared_norms[:, None], parts.queries[:, part], parts.points.mT, alpha=-2)
+        least = scores.topk(count, dim=-1, largest=False)
+        index[:, part] = _sort_candidates(points, queries[:, part], least.indices)[..., :num_neighbours]
+        bound = least.values[..., num_neighbours - 1] + parts.slack[:, part]
+        is_proven[:, part] = (least.values[..., -1] > bound) | (count == num_points)
+    return index, is_proven
+
+
+def _sort_candidates(points: Tensor, queries: Tensor, candidates: Tensor) -> Tensor:
+    """Sort candidates (B, M, K) by (distance, index)."""
+    candidates = candidates.sort(dim=-1).values
+    sample = torch.arange(len(points), device=points.device)[:, None, None]
+    distances = paired_squared_distances(queries[:, :, None], points[sample, candidates])
+    return candidates.gather(-1, torch.sort(distances, dim=-1, stable=True).indices)
+
 
 _CHANNELS_OF_TREES = 5
 """Highest number of channels for k-d trees.
@@ -169,3 +211,110 @@ def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
     if bool(has_tie.any()):
         chosen[has_tie] = torch.sort(distances_BMN[has_tie], dim=-1, stable=True).indices[:, :count]
     return chosen
+
+
+_BALL_ENTRIES_AT_ONCE = 2**20
+
+
+@torch.no_grad()
+def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """Return the first `num_neighbours` points, by index, whose squared distance to the centre is at most radius^2.
+
+    `points` (B, N, C), `centres` (B, M, C) -> index (B, M, num_neighbours) int64. A group with fewer points repeats
+    its first one in the places that are left. radius^2 is rounded to the points' precision (half is compared in
+    float32) before the comparison.
+    Raises ValueError for fewer than one neighbour, for a centre with no point in its ball, and for values that are not
+    finite, naming the sample.
+    Source: Qi et al. 2017 (PointNet++), section 3.2; which points and their order follow its PyTorch port by Yan.
+    """
+    assert_some(num_neighbours)
+    assert_same_form(points, centres, name="centres")
+    assert_finite(points, name="points")
+    assert_finite(centres, name="centres")
+    points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
+    search = (
+        ball_query_by_tree
+        if can_use_numba(points, centres) and points.numel() and centres.numel()
+        else ball_query_reference
+    )
+    index = search(points, centres, radius, num_neighbours)
+    index = torch.where(index == points.shape[1], index[..., :1], index)
+    if bool((index[..., 0] == points.shape[1]).any()):
+        _report_empty(points, centres, index, radius)
+    return index
+
+
+@torch.no_grad()
+def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """Reference of `ball_query`, on any device.
+
+    `points` (B, N, C), `centres` (B, M, C) -> index (B, M, K) int64, ascending.
+    Slots without a point contain N.
+    """
+    num_samples, num_points, _ = points.shape
+    points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
+    squared_radius = torch.tensor(radius * radius, dtype=points.dtype, device=points.device)
+    place_N = torch.arange(num_points, device=points.device)
+    chunk = max(1, _BALL_ENTRIES_AT_ONCE // max(1, num_samples * num_points))
+    parts = []
+    for centres_CBm in centres_CBM.split(chunk, dim=2):
+        is_inside = squared_distances(centres_CBm, points_CBN) <= squared_radius
+        place_BmN = torch.where(is_inside, place_N, num_points)
+        parts.append(place_BmN.topk(min(num_neighbours, num_points), dim=-1, largest=False, sorted=True).values)
+    index = torch.cat(parts, dim=1)
+    return torch.nn.functional.pad(index, (0, num_neighbours - index.shape[-1]), value=num_points)
+
+
+def _report_empty(points: Tensor, centres: Tensor, index: Tensor, radius: float) -> None:
+    sample, centre = (index[..., 0] == points.shape[1]).nonzero()[0].tolist()
+    difference = points[sample].double() - centres[sample, centre].double()
+    nearest = float(difference.square().sum(-1).min().sqrt())
+    raise ValueError(
+        f"centres[{sample}]: centre {centre} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
+        "take centres from the points themselves, or raise the radius"
+    )
+
+
+Weighting = Literal["inverse_square", "inverse"]
+_SOFTENING = 1e-8
+
+
+def interpolate(
+    features: Tensor,
+    *,
+    points: Tensor,
+    queries: Tensor,
+    weighting: Weighting = "inverse_square",
+    num_neighbours: int = 3,
+) -> Tensor:
+    """Interpolate features at the queries: the mean of the nearest points, weighted by 1/(d^2 + 1e-8) or 1/(d + 1e-8).
+
+    `features` (B, N, F) at `points` (B, N, C), `queries` (B, M, C) -> (B, M, F). Differentiable in `features` alone.
+    Where there are fewer than `num_neighbours` = K points, all of them are taken. Wherever the points stand, rounding
+    moves a value by at most (C + K + 6) eps times the largest feature (C + 2 roundings in a squared distance, K + 3 in
+    the weights' sum and quotient, twice, and K in the mean); of points that are equally far to rounding, either counts.
+    Raises ValueError for values that are not finite, naming the sample.
+    Source: Qi et al. 2017 (PointNet++), equation 2 with p = 2 and k = 3 (`inverse_square`); Zhao et al. 2021 (Point
+    Transformer), in their code, weigh by the distance itself (`inverse`).
+    """
+    index = nearest_neighbours(points, num_neighbours=min(num_neighbours, points.shape[1]), queries=queries)
+    weights = inverse_distance_weights(points, queries, index, weighting)
+    return (gather_points(features, index) * weights[..., None].to(features.dtype)).sum(dim=2)
+
+
+@torch.no_grad()
+def inverse_distance_weights(
+    points: Tensor, queries: Tensor, index: Tensor, weighting: Weighting, *, is_valid: Tensor | None = None
+) -> Tensor:
+    """Compute weights (B, M, K), with sum 1, of the points `index` (B, M, K) at the queries (B, M, C).
+
+    0 if not `is_valid`.
+    """
+    points, queries = upcast_for_comparison(points), upcast_for_comparison(queries)
+    distances = paired_squared_distances(queries[:, :, None], gather_points(points, index))
+    if weighting == "inverse":
+        distances = distances.sqrt()
+    weights = 1 / (distances + _SOFTENING)
+    if is_valid is not None:
+        weights = weights * is_valid
+    return weights / weights.sum(dim=-1, keepdim=True)

@@ -1,25 +1,18 @@
-"""Synchronised batch norm, with the statistics of the whole batch regardless of its split over processes."""
+"""Synchronised batch norm, with the statistics of the whole batch regardless of its split over processes.
+
+Batch norm by torch's own kernels on a GPU while other layers may use cuDNN.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-__all__ = [
-    "ShiftedSums",
-    "SynchronisedBatchNorm",
-    "all_reduce_sum",
-    "batch_statistics_gradients",
-    "convert_sync_batchnorm",
-    "normalisation_statistics",
-    "reduce_statistics",
-    "uses_batch_statistics",
-]
 
 AllReduceSum = Callable[[Tensor], Tensor]
 """Sum of a tensor over all processes; differentiable: backward sums the gradients over all processes."""
@@ -232,3 +225,32 @@ def _to_synchronised(
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
+
+
+class Native:
+    """Mixin that turns cuDNN off in the forward pass; the backward pass uses the kernels of the forward pass."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        was_enabled = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = False
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            torch.backends.cudnn.enabled = was_enabled
+
+
+def disable_cudnn_batch_norm(model: nn.Module) -> nn.Module:
+    """Make the batch norms of a model avoid cuDNN, in place: same state, same numbers up to rounding.
+
+    A workaround for versions of cuDNN with wrong batch statistics.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, Native):
+            plain: Any = type(module)
+            module.__class__ = _native(plain)
+    return model
+
+
+@cache
+def _native(norm: Any) -> Any:
+    return type(norm.__name__, (Native, norm), {"__doc__": norm.__doc__})

@@ -11,12 +11,17 @@ from torch.nn import functional
 
 from sightline import registry
 from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
-from sightline.geometry.boxes.bags import anchor_bags
-from sightline.geometry.boxes.box_coder import DeltaWeights, decode_boxes, encode_deltas
-from sightline.geometry.boxes.overlaps import column_blocks, pairwise_iou, promote_to_float32
-from sightline.geometry.boxes.priors import IGNORED
+from sightline.geometry.boxes.overlaps import (
+    DeltaWeights,
+    column_blocks,
+    decode_boxes,
+    encode_deltas,
+    pairwise_iou,
+    promote_to_float32,
+)
+from sightline.geometry.boxes.priors import IGNORED, anchor_bags
 from sightline.losses.base import Loss
-from sightline.losses.box_functional import bag_losses, sigmoid_focal
+from sightline.losses.boxes import bag_losses, sigmoid_focal
 
 __all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from sightline.metrics.accuracy import Accuracy
 from sightline.metrics.base import Metric, State
-from sightline.metrics.confusion import confusion_matrix, mean_class_accuracy, overall_accuracy
-from sightline.metrics.iou import IoU, class_ious
+from sightline.metrics.labels import Accuracy, IoU, class_ious, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.metrics.part_iou import PartIoU, category_means, shape_ious
 
 __all__ = [

@@ -11,12 +11,17 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.arguments import Count
-from sightline.metrics.average_precision import Matches, precision_and_recall
 from sightline.metrics.base import State
-from sightline.metrics.box_bins import BINS, in_bin, label_values
-from sightline.metrics.box_groups import BoxGroups, BoxRows, GroupMatches, group_boxes, iou_or_ioa
-from sightline.metrics.box_header import nan_mean, protocol_header
-from sightline.metrics.detection_curves import detection_curve
+from sightline.metrics.box_ap import BINS, detection_curve, in_bin, label_values, nan_mean, protocol_header
+from sightline.metrics.box_groups import (
+    BoxGroups,
+    BoxRows,
+    GroupMatches,
+    Matches,
+    group_boxes,
+    iou_or_ioa,
+    precision_and_recall,
+)
 
 __all__ = ["KINDS", "BoxErrors", "DetectionErrors", "classify_errors"]
 

@@ -11,10 +11,9 @@ from sightline import registry
 from sightline.arguments import Count, NonNegativeFloat, Probability
 from sightline.geometry.distances import assert_finite
 from sightline.geometry.neighbours import assert_meant_for
-from sightline.layers.cloud import concat_channels, dense_channels, one_hot_category
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
-from sightline.layers.offset_attention import AttentionStack, OffsetAttention, SelfAttention
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels, one_hot_category
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
+from sightline.layers.transformer import AttentionStack, OffsetAttention, SelfAttention
 
 __all__ = ["PCT", "NaivePCT", "PCTEncoder", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
 

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count, Probability
 from sightline.errors import ConfigError
-from sightline.geometry.packed import assert_finite_rows
-from sightline.geometry.point_pyramid import Edges, PyramidLevel, build_pyramid
+from sightline.geometry.packed import Edges, PyramidLevel, assert_finite_rows, build_pyramid
 from sightline.layers.batch_norm import SynchronisedBatchNorm
-from sightline.layers.cloud import packed_channels
-from sightline.layers.mlp import LinearNorm, Width
+from sightline.layers.mlp import LinearNorm, Width, packed_channels
 from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
 

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import Count
 from sightline.geometry import nearest_neighbours
-from sightline.layers.cloud import dense_channels, one_hot_category
-from sightline.layers.dense_transition import DenseTransitionDown, DenseTransitionUp
-from sightline.layers.dense_vector_attention import DenseVectorAttention, PlainDenseVectorAttention
-from sightline.layers.mlp import Width
+from sightline.layers.dense_vector_attention import (
+    DenseTransitionDown,
+    DenseTransitionUp,
+    DenseVectorAttention,
+    PlainDenseVectorAttention,
+)
+from sightline.layers.mlp import Width, dense_channels, one_hot_category
 
 __all__ = ["DensePointTransformer", "DensePointTransformerEncoder", "DensePointTransformerOutput"]
 

@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.clouds.cloud_normals import estimated_normals
-from sightline.data.clouds.cloud_preparation import cloud_radius, distance_from_origin, prepare_cloud
-from sightline.data.clouds.mesh_points import NUM_MESH_POINTS, draw_points, generator_from_name
+from sightline.data.clouds.cloud_preparation import (
+    NUM_MESH_POINTS,
+    cloud_radius,
+    distance_from_origin,
+    draw_points,
+    estimated_normals,
+    generator_from_name,
+    prepare_cloud,
+)
 from sightline.data.files.cloud_files import PointCloud, read_cloud
-from sightline.data.scenes.scene_preparation import COLOUR_NAMES, normalised_position, prepare_scene
+from sightline.data.scenes.labelled_scenes import COLOUR_NAMES, normalised_position, prepare_scene
 from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudInputSpec, DataInfo, Field

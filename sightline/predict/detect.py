@@ -20,8 +20,7 @@ from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header, read_image
 from sightline.engine.run_loading import TrainedRun
 from sightline.pictures import PALETTE, encode_png
-from sightline.predict.output_names import report_write_errors
-from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
+from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
 __all__ = ["BoxPredictor", "ImagePrediction"]
 

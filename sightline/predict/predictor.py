@@ -1,38 +1,131 @@
-"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files."""
+"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files.
+
+Timer of consecutive stages, in milliseconds.
+
+Names of the files with predictions, and the errors of writing them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import errno
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from sightline import registry
 from sightline.aliases import keep_old_members, old_names
-from sightline.config.key_values import read_key_values
+from sightline.config.overrides import read_key_values
 from sightline.data.loading.batch_reader import NamedTransform
+from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.errors import ConfigError, UserError
+from sightline.errors import ConfigError, DataError, UserError
 from sightline.optional_members import TaskMembers
-from sightline.predict.output_names import output_names
-from sightline.runs.inputs import read_inputs
+from sightline.runs.atomic_files import disk_failure
+from sightline.runs.lineage import read_inputs
 from sightline.schema import signature_parameters
 from sightline.types import Batch, DataInfo, Field, Sample
 
-__all__ = [
-    "CommandLine",
-    "Inference",
-    "Predictions",
-    "Predictor",
-    "ReadFile",
-    "Refusal",
-    "compute_exit_code",
-    "parse_options",
-    "predictor_class",
-    "refuse_non_finite",
-]
+
+class StageTimer:
+    """Milliseconds of consecutive stages, including the GPU's work."""
+
+    def __init__(self, world: World) -> None:
+        self.ms: dict[str, float] = {}
+        self._is_gpu = world.device.type == "cuda"
+        self._at = time.perf_counter_ns()
+
+    def end_stage(self, stage: str) -> None:
+        """End the current stage now."""
+        if self._is_gpu:
+            torch.cuda.synchronize()
+        now = time.perf_counter_ns()
+        self.ms[stage] = (now - self._at) / 1e6
+        self._at = now
+
+
+def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
+    """Format the median time of each stage over the documents that have it under `ms`, in one line."""
+    medians = (f"{stage} {statistics.median(document['ms'][stage] for document in documents):.1f}" for stage in stages)
+    times = ", ".join(medians)
+    return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"
+
+
+def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:
+    """Choose the path without ending of each prediction's files: in `out`, named by the stem of its file.
+
+    The written files have one of the `endings`. Files of one folder with the same stem keep their suffixes; if names
+    still collide, as many parent folders are added as make them unique. Raises UserError if `out` is a file, and if a
+    written file would replace one that is to be read, or its labels (.label).
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    names = {file: out / name for file, name in _make_unique_names(files).items()}
+    input_files = [*files, *(file.with_suffix(".label") for file in files)]
+    inputs = {os.path.realpath(file) for file in input_files if os.path.lexists(file)}
+    for name in names.values():
+        for ending in endings:
+            target = name.with_name(name.name + ending)
+            if os.path.realpath(target) in inputs:
+                raise UserError(
+                    f"--out {out}: {target} {_describe_input(target)} and would be overwritten; give another"
+                )
+    return names
+
+
+def _describe_input(target: Path) -> str:
+    """Describe the input file that would be overwritten."""
+    return "contains the labels of a file to predict" if target.suffix == ".label" else "is a file to predict"
+
+
+@contextmanager
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Raise RunError for a write error of the disk, DataError for a name that is too long for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{path}: this name is too long for the disk; shorten that of the file to predict"
+            ) from error
+        raise disk_failure(error, path) from error
+
+
+def _make_unique_names(files: Sequence[Path]) -> Mapping[Path, str]:
+    """Choose a unique name for each file; two spellings of one path share a name."""
+    paths = {file: Path(os.path.normpath(file.absolute())) for file in files}
+    paths_by_stem: dict[Path, set[Path]] = defaultdict(set)
+    for path in paths.values():
+        paths_by_stem[path.parent / path.stem].add(path)
+    base_names = {
+        path: path.name if len(paths_by_stem[path.parent / path.stem]) > 1 else path.stem for path in paths.values()
+    }
+    num_folders = dict.fromkeys(paths.values(), 0)
+    while True:
+        names = {path: "/".join([*_last_folders(path, count), base_names[path]]) for path, count in num_folders.items()}
+        paths_by_name: dict[str, list[Path]] = defaultdict(list)
+        for path, name in names.items():
+            paths_by_name[name].append(path)
+        clashes = [path for colliding in paths_by_name.values() if len(colliding) > 1 for path in colliding]
+        if not clashes:
+            return {file: names[path] for file, path in paths.items()}
+        for path in clashes:
+            num_folders[path] += 1
+
+
+def _last_folders(path: Path, count: int) -> tuple[str, ...]:
+    """Return the last `count` folders of a path, without its root."""
+    folders = path.parent.parts[1:]
+    return folders[max(0, len(folders) - count) :]
+
 
 PredictionT = TypeVar("PredictionT")
 

@@ -1,36 +1,159 @@
-"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest."""
+"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest.
+
+Files of a point prediction: labels, coloured cloud and probabilities.
+
+Prediction of the task `segment`: the class of every point of a file.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sightline import registry
+from sightline.data.files.atomic_write import open_atomic
+from sightline.data.files.ply import write_ply
+from sightline.data.files.scan_files import write_label_ids
+from sightline.data.scans.labelled_scans import label_path, scan_name
 from sightline.data.scans.scan_reading import NoReturn
-from sightline.data.scans.submission import label_path, scan_name
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.metrics.predicted_labels import predict_labels
+from sightline.metrics.labels import predict_labels
+from sightline.pictures import label_colors
+from sightline.predict.classify import CloudPredictor
 from sightline.predict.cloud_samples import FileSample, PointOrigin
-from sightline.predict.clouds import CloudPredictor
-from sightline.predict.point_files import ENDINGS, write_point_files
-from sightline.predict.predictor import Inference, ReadFile, Refusal, refuse_non_finite
+from sightline.predict.predictor import (
+    Inference,
+    ReadFile,
+    Refusal,
+    StageTimer,
+    median_times,
+    refuse_non_finite,
+    report_write_errors,
+)
 from sightline.predict.scan_samples import Rings
-from sightline.predict.segment_prediction import SegmentPrediction
-from sightline.predict.stage_timer import StageTimer, median_times
 from sightline.schema import suggest
 from sightline.types import Field
 
-__all__ = ["PointPredictor", "SegmentPrediction", "nearest_predicted_row"]
+
+@dataclass(frozen=True, eq=False)
+class SegmentPrediction:
+    """Predicted class of every point of one file, all N in the order of the file.
+
+    `points` (N, 3) float64 are in the file's own coordinates. `labels` (N,) int64 are the most probable classes, among
+    the parts of `category` if the run's set has categories. `probability` (N,) float32 is that of the label among all
+    classes. `treatment` describes what was done to the points.
+    """
+
+    file: Path
+    points: np.ndarray
+    labels: np.ndarray
+    probability: np.ndarray
+    class_names: tuple[str, ...]
+    category: str | None
+    treatment: str
+    table_rows: np.ndarray
+    """Row of `table` for each point (N,)."""
+    table: np.ndarray | None = None
+    """Model probabilities (K, C) float32 of every class, K at most N; None unless requested."""
+
+    @property
+    def num_points(self) -> int:
+        return len(self.labels)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """Probabilities (N, C) float32 of every class and point, a new array; None unless requested."""
+        return None if self.table is None else self.table[self.table_rows]
+
+    @cached_property
+    def mean_probability(self) -> float:
+        """Mean of `probability` over all points."""
+        return float(self.probability.mean(dtype=np.float64))
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the points of each class that occurs, the largest first."""
+        counts = np.bincount(self.labels)
+        order = np.argsort(-counts, kind="stable")
+        return {
+            self.name_of(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
+        }
+
+    def name_of(self, label: int) -> str:
+        """Return the name of a class; its number if the run's set has no names."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
+"""Ending of each kind of file; `label` contains ids, in the format of SemanticKITTI."""
+_ROWS_AT_ONCE = 2**16
+
+
+def write_point_files(
+    prediction: SegmentPrediction,
+    paths: Mapping[str, Path],
+    *,
+    probabilities: np.dtype | None = None,
+    ids: np.ndarray | None = None,
+) -> None:
+    """Write the files of these kinds (`ENDINGS`); `probabilities` is the stored dtype, `ids` (N,) replace the labels.
+
+    Every file is complete or absent. Raises RunError for a write error, DataError for a name too long for the disk.
+    """
+    for path in paths.values():
+        with report_write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if "labels" in paths:
+        with report_write_errors(paths["labels"]), open_atomic(paths["labels"]) as file:
+            np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
+    if "ply" in paths:
+        with report_write_errors(paths["ply"]):
+            write_ply(
+                paths["ply"],
+                points=_to_float32(prediction.points),
+                colors=label_colors(prediction.labels),
+                label=prediction.labels,
+            )
+    if "label" in paths:
+        assert ids is not None, "label files hold ids"
+        with report_write_errors(paths["label"]):
+            write_label_ids(paths["label"], ids)
+    if "probabilities" in paths:
+        assert probabilities is not None, "probabilities are stored in a type"
+        with report_write_errors(paths["probabilities"]), open_atomic(paths["probabilities"]) as file:
+            _write_probabilities(file, prediction, probabilities)
+
+
+def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: np.dtype) -> None:
+    """Write an array (N, C), a bounded number of rows at a time."""
+    assert prediction.table is not None, "probabilities were not asked for"
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (prediction.num_points, prediction.table.shape[1]),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, prediction.num_points, _ROWS_AT_ONCE):
+        file.write(prediction.table[prediction.table_rows[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
+
+
+def _to_float32(points: np.ndarray) -> np.ndarray:
+    """Convert the points to float32, which viewers read best, if that keeps every bit."""
+    with np.errstate(over="ignore"):
+        narrow = points.astype(np.float32)
+    return narrow if np.array_equal(narrow, points) else points
+
 
 _FIRST_NUMBER = 2**40
 """First point number; no class has such a number, so that no point counts as ignored."""

@@ -1,11 +1,17 @@
-"""Linear SVM on frozen features, with C chosen on the training split only."""
+"""Linear SVM on frozen features, with C chosen on the training split only.
+
+Long library calls in background threads, so that a signal ends the wait for them at once.
+"""
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +19,57 @@ import torch
 from sightline import registry
 from sightline.arguments import Count, PositiveFloat, Seed
 from sightline.errors import ConfigError
-from sightline.probe.classifiers import Folds, require_sklearn, standardise, support_vector_machine
+from sightline.probe.classifiers import (
+    Folds,
+    Outcome,
+    Table,
+    assert_fits,
+    require_sklearn,
+    standardise,
+    stratified_folds,
+    support_vector_machine,
+)
 from sightline.probe.features import Features, feature_statistics
-from sightline.probe.folds import stratified_folds
-from sightline.probe.outcome import Outcome, Table, assert_fits
-from sightline.probe.threads import map_in_threads
 
-__all__ = ["SVM", "SVMPredictions", "describe_choice"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def start(call: Callable[[], Result]) -> Future[Result]:
+    """Start a call in a daemon thread, which, unlike an executor's, does not delay the end of the process."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised by future.result()
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def map_in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> list[Result]:
+    """Map a function over items in threads, in order; after an exception, no further items are started."""
+    waiting = deque(enumerate(items))
+    results: dict[int, Result] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                index, item = waiting.popleft()
+            except IndexError:
+                return
+            results[index] = function(item)
+
+    futures = [start(work) for _ in range(min(num_threads, len(items)))]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        waiting.clear()
+    return [results[index] for index in range(len(items))]
+
 
 COSTS = (1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 _FOLDS = 5

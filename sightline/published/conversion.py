@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
-from sightline.config.run_config import Init
-from sightline.config.yaml_writer import format_inline, to_plain
+from sightline.config.run_config import Init, format_inline, to_plain
+from sightline.data.files.atomic_write import sync_folder
 from sightline.data.store.prepared_set import compute_sha256
 from sightline.engine.build import build_model, build_transforms
+from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
-from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import config_path_of_run
 from sightline.errors import CheckpointError, ConfigError, UserError
@@ -36,9 +36,8 @@ from sightline.published.files import PublishedFile, make_meta_model, read_sourc
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
 from sightline.published.translation import convert_state_dict, find_layouts, published_name, unused_names, with_axes
 from sightline.runs import checkpoint
-from sightline.runs.atomic_files import disk_failure, sync_folder
-from sightline.runs.inputs import INPUTS_FILE, inputs_document
-from sightline.runs.lineage import LINEAGE_FILE
+from sightline.runs.atomic_files import disk_failure
+from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
 from sightline.schema import suggest

@@ -209,7 +209,7 @@ def _find_files() -> Mapping[str, Path]:
 
 @functools.cache
 def _parse(file: Path) -> Mapping[str, Any]:
-    from sightline.data.files.yaml_files import parsed_yaml
+    from sightline.data.files.input_files import parsed_yaml
 
     rows: Mapping[str, Any] = parsed_yaml(file.read_bytes(), file, name="a file of layouts")
     return rows

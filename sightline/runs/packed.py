@@ -4,6 +4,8 @@
 of these; little-endian. The file contains no code. Kinds of tensors: `kq`, codes of a codebook in half precision
 (or float32 where half cannot hold it), of the whole tensor or of each entry of its first axis; `lq`, whole multiples of
 a float32 step; `f16`, numbers of half precision that are float32 in the model; and plain ones.
+
+Bit packing of codes of 1 to 8 bits: element i takes bits [i b, (i + 1) b) of the stream, lowest bit first.
 """
 
 from __future__ import annotations
@@ -32,23 +34,42 @@ from sightline.layers.quantisation.parametrised import (
 )
 from sightline.regular_files import check_regular_file, parse_json, read_regular_file
 from sightline.runs.atomic_files import disk_failure, replace_atomic
-from sightline.runs.packed_bits import pack_bits, packed_length, unpack_bits
 
-__all__ = [
-    "CompressionRatios",
-    "PackedModel",
-    "PackedTensorSpec",
-    "assert_whole",
-    "compression_ratios",
-    "float_bytes",
-    "packed_size",
-    "planned_tensor_spec",
-    "read_packed",
-    "tensor_spec",
-    "tensor_specs",
-    "unique_tensors",
-    "write_packed",
-]
+
+def packed_length(count: int, bits: int) -> int:
+    """Return the number of bytes of `count` codes; the last byte is padded with zeros."""
+    return -(-count * bits // 8)
+
+
+def pack_bits(codes: np.ndarray, bits: int) -> bytes:
+    """Pack codes (n,) uint8 below 2^bits: eight of them are `bits` bytes, combined in one 64-bit word."""
+    words_64 = np.zeros(-(-len(codes) // 8), np.uint64)
+    for slot in range(8):
+        column = codes[slot::8]
+        words_64[: len(column)] |= column.astype(np.uint64) << np.uint64(slot * bits)
+    stream = words_64.astype("<u8", copy=False).view(np.uint8).reshape(-1, 8)[:, :bits]
+    return stream.tobytes()[: packed_length(len(codes), bits)]
+
+
+def unpack_bits(data: bytes | memoryview, count: int, bits: int) -> np.ndarray:
+    """Unpack the codes (count,) uint8 of a stream of `packed_length(count, bits)` bytes.
+
+    Raises ValueError if the padding bits of the last byte are not zero.
+    """
+    num_words = -(-count // 8)
+    stream = np.zeros(num_words * bits, np.uint8)
+    stream[: packed_length(count, bits)] = np.frombuffer(data, np.uint8, packed_length(count, bits))
+    word_bytes = np.zeros((num_words, 8), np.uint8)
+    word_bytes[:, :bits] = stream.reshape(-1, bits)
+    words_64 = word_bytes.view("<u8")[:, 0]
+    codes = np.empty((num_words, 8), np.uint8)
+    for slot in range(8):
+        codes[:, slot] = (words_64 >> np.uint64(slot * bits)) & np.uint64(2**bits - 1)
+    flat = codes.reshape(-1)
+    if flat[count:].any():
+        raise ValueError("the bits after the last code are not zero")
+    return flat[:count]
+
 
 _MAGIC = b"SLQ1"
 _START = len(_MAGIC) + 4

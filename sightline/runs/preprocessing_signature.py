@@ -8,10 +8,10 @@ from typing import Any
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import format_inline, to_plain
+from sightline.config.run_config import format_inline, to_plain
 from sightline.geometry.neighbours import scale_num_neighbours
 from sightline.optional_members import TransformMembers
-from sightline.runs.blocks import find_neighbour_graph, find_point_encoder
+from sightline.runs.weights import find_neighbour_graph, find_point_encoder
 from sightline.types import ComponentConfig, DataInfo
 
 __all__ = [

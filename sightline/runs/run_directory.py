@@ -1,4 +1,9 @@
-"""Run directory: created once, locked while in use, with atomic writes; and the record of its environment."""
+"""Run directory: created once, locked while in use, with atomic writes; and the record of its environment.
+
+Readers of a run's JSON files.
+
+Output files that a user requests, checked before any work is done for them and written atomically.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,7 @@ import platform
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +28,8 @@ from typing import Any
 import torch
 
 from sightline.errors import DataError, LostFolderError, UserError
-from sightline.regular_files import parse_json, read_regular_file
-from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, replace_atomic
-from sightline.runs.processes import process_start_time
-
-__all__ = ["LOCK", "RunDirectory", "collect_environment", "create_numbered_folder"]
+from sightline.regular_files import find_outward_link, parse_json, read_regular_file
+from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, process_start_time, replace_atomic
 
 LOCK = ".lock"
 _MAX_LINE_BYTES = 1 << 24
@@ -405,3 +408,109 @@ def _run_git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return result.stdout.strip()
+
+
+_MAX_COUNT = 2**20
+"""Maximal number of channels, classes or joints that models are built for."""
+
+
+def assert_own_files(run: Path) -> None:
+    """Raise UserError if a link inside a run's folder leads out of it; the folder itself may be a link."""
+    for folder in (run, run / "checkpoints"):
+        names = sorted(os.listdir(folder)) if folder.is_dir() else ()
+        if (path := find_outward_link(folder, names)) is not None:
+            raise UserError(
+                f"{path}: is a link to {os.readlink(path)}, out of the run directory; put the file itself there"
+            )
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """Read the facts of a run's data set, with tuples for JSON lists. Raises UserError for a count that is not one."""
+    facts = {name: _lists_to_tuples(value) for name, value in load_document(run / "facts.json").items()}
+    for name, value in facts.items():
+        if name.startswith(("num_", "in_")) and not (type(value) is int and 0 <= value <= _MAX_COUNT):
+            raise UserError(f"{run / 'facts.json'}: {name} is {value!r:.40}, a count is needed; get the run again")
+    return facts
+
+
+def load_document(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run. Raises UserError if it is missing or does not contain a mapping."""
+    try:
+        document = parse_json(read_regular_file(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; the run directory is incomplete: get it again") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: does not hold a mapping")
+    return document
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the lines of a run's `metrics.jsonl`; a torn last one is left out.
+
+    Raises UserError if the file is missing, DataError for any other line that is not a mapping.
+    """
+    try:
+        texts = read_regular_file(path).decode("utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; training writes it; give a run directory") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {_format_reason(error)}") from None
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = parse_json(text)
+        except ValueError as error:
+            if number == len(texts):
+                break
+            raise DataError(f"{path}:{number}: is not JSON ({error}); the line was cut or edited") from None
+        if not isinstance(line, dict):
+            raise DataError(f"{path}:{number}: found {text[:40]}, allowed is a mapping of names to numbers")
+        lines.append(line)
+    return lines
+
+
+def _format_reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def assert_writable(path: Path, *, option: str = "--json") -> None:
+    """Raise UserError if `option FILE` could not be written; the attempt leaves no file."""
+    try:
+        if path.is_dir():
+            raise UserError(f"{option} {path}: is a folder; give a file in it")
+        if path.exists() and not path.is_file():
+            raise UserError(f"{option} {path}: is not a regular file; give another")
+        folder = next(above for above in path.absolute().parents if above.exists())
+        if not folder.is_dir():
+            raise UserError(f"{option} {path}: {folder} is not a folder; give another place")
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written: {error.strerror or error}; give another place") from error
+
+
+def write_document(path: Path | None, document: object) -> None:
+    """Write a JSON file unless `path` is None; numbers that are not finite become null."""
+    if path is not None:
+        _make_folder(path).write_json(path.name, document)
+
+
+def write_file(path: Path | None, content: str | bytes) -> None:
+    """Write a file unless `path` is None; text as UTF-8."""
+    if path is None:
+        return
+    if isinstance(content, str):
+        _make_folder(path).write_text(path.name, content)
+    else:
+        _make_folder(path).write_bytes(path.name, content)
+
+
+def _make_folder(path: Path) -> RunDirectory:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return RunDirectory(path.parent, is_writer=True)

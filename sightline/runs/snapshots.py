@@ -17,9 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sightline.data.files.atomic_write import sync_folder
 from sightline.errors import CheckpointError
 from sightline.regular_files import check_regular_file, parse_json
-from sightline.runs.atomic_files import create_atomic, sync_folder
+from sightline.runs.atomic_files import create_atomic
 
 __all__ = ["FORMAT_VERSION", "Snapshot", "parse_step", "read_snapshot", "read_steps", "write_snapshot"]
 

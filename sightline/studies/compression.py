@@ -16,34 +16,35 @@ from typing import Any
 
 from sightline import registry
 from sightline.commands.run import TrainOptions
-from sightline.compress.batch_norm import reestimate_batch_norm
 from sightline.compress.packing import FILES, packed_layer_sizes, write_evaluation, write_packed_run
 from sightline.compress.policy import FP32, Policy, policy_to_dict
+from sightline.compress.policy_simulator import reestimate_batch_norm
 from sightline.compress.run_problem import CompressionOptions, RunProblem
-from sightline.compress.search.base import ProgressCallback, Search, SearchResult, run_search
-from sightline.compress.search.evaluations import EvaluationCache, open_record
+from sightline.compress.search.base import (
+    EvaluationCache,
+    ProgressCallback,
+    Search,
+    SearchResult,
+    open_record,
+    run_search,
+)
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress, Init, Teacher
-from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
+from sightline.doctor.checks.compression import search_split, size_promise, unreset_episode
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.errors import RunError, UserError
-from sightline.layers.quantisation.halves import halvable, round_to_half
+from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights, dense_state_dict
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
-from sightline.runs.output_files import assert_writable, write_document, write_file
+from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import tensor_specs
-from sightline.runs.run_directory import LOCK, RunDirectory
-from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
-from sightline.studies.fine_tuning import assert_same_source
-from sightline.studies.study_runs import UnfinishedError
+from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
+from sightline.studies.study_runs import UnfinishedError, assert_same_source
 from sightline.tasks.distillation import teacher_keys
-from sightline.training import launch_run
-from sightline.training.run_configs import reread
-from sightline.training.train_run import Reporter
+from sightline.training import train_run
+from sightline.training.train_run import Reporter, reread
 from sightline.types import ComponentConfig, LinearRamp
 
 __all__ = [
@@ -300,7 +301,7 @@ class Compression:
             plugins=how.plugins,
             device=how.device,
         )
-        if code := launch_run.launch_training(request, self._reporter):
+        if code := train_run.launch_training(request, self._reporter):
             raise UnfinishedError(code)
         return path
 

@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline import registry
-from sightline.compress.drawing import bits_svg
 from sightline.compress.packing import SUMMARY
 from sightline.compress.policy import Policy, Protect, WeightFormat, policy_from_dict, policy_to_dict, protected_choices
+from sightline.compress.report import bits_svg
 from sightline.compress.run_problem import CompressionOptions, make_simulator, untraced_problem
 from sightline.compress.search.base import ProgressCallback, Search
-from sightline.config.component_arguments import parse_component
+from sightline.config.reader import parse_component
 from sightline.engine.run_loading import OpenRun
 from sightline.errors import ConfigError
-from sightline.runs.output_files import write_document, write_file
+from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import unique_tensors
-from sightline.runs.run_documents import load_document
-from sightline.runs.trained_weights import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
+from sightline.runs.run_directory import load_document, write_document, write_file
 from sightline.studies.compression import (
     FINE_TUNED,
     REQUEST_FILE,

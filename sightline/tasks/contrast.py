@@ -15,7 +15,7 @@ from sightline import registry
 from sightline.binding import AvailableKeys, bind
 from sightline.errors import ConfigError
 from sightline.losses.base import Loss, cast_forward, learns
-from sightline.losses.contrast import PairLoss, chance_level
+from sightline.losses.embeddings import PairLoss, chance_level
 from sightline.tasks.supervised import AllReduce
 from sightline.types import Batch
 

@@ -28,16 +28,23 @@ from sightline.arguments import (
 from sightline.assigners.base import PriorPredictions
 from sightline.binding import AvailableKeys, model_output_keys
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.box_coder import decode_boxes
-from sightline.geometry.boxes.overlaps import pairwise_iou
+from sightline.geometry.boxes.overlaps import decode_boxes, pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.optional_members import AssignerMembers, HeadMembers
 from sightline.pictures import Picture
-from sightline.tasks.detection_decoding import Candidates, DetectionFilter, clip_boxes, to_file_pixels
-from sightline.tasks.detection_pictures import MIN_DRAWN_SCORE, get_image_pixels, show_detections
+from sightline.tasks.detection_output import (
+    MIN_DRAWN_SCORE,
+    Candidates,
+    DetectionFilter,
+    clip_boxes,
+    get_image_pixels,
+    show_assignments,
+    show_detections,
+    show_priors,
+    to_file_pixels,
+)
 from sightline.tasks.supervised import Supervised
-from sightline.tasks.target_pictures import show_assignments, show_priors
 from sightline.types import Batch
 
 __all__ = ["AnchorBlock", "Detect", "GridBlock"]

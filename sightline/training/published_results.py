@@ -11,11 +11,11 @@ from typing import Any
 
 from sightline import registry
 from sightline.config import RunConfig
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.engine.build import DataSubset
 from sightline.optional_members import DataMembers
-from sightline.runs.blocks import find_neighbour_graph, get_argument, iterate_blocks
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
+from sightline.runs.weights import find_neighbour_graph, get_argument, iterate_blocks
 from sightline.types import ComponentConfig, DataInfo
 
 __all__ = [

@@ -1,43 +1,115 @@
-"""Training run from a config: run folder, checks, session and results; nothing is printed."""
+"""Training run from a config: run folder, checks, session and results; nothing is printed.
+
+Reading of a config, from a file or a run directory, with the user's plugins and its skipped checks verified.
+
+Launch of a training run from the options of `sightline train`: in this process, or in several.
+
+Probe metrics that `train` and `evaluate` add to those of a run without labels.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import nn
 
-from sightline.config import RunConfig
-from sightline.describe.mean_pose import pose_baselines
+from sightline.commands.run import TrainOptions
+from sightline.config import RunConfig, read_config
+from sightline.describe.report import pose_baselines
 from sightline.engine.build import Data, TrainingSetup, build
+from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluation
-from sightline.engine.failure import exit_process
-from sightline.engine.precision import describe_nondeterminism, set_backends
-from sightline.engine.resume import RunLocation, create_run_folder, resolve_run_location
+from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
+from sightline.engine.run_loading import config_path_of_run, is_run
 from sightline.engine.session import StopRequest, TrainingSession, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
+from sightline.engine.watchdog import exit_process
 from sightline.errors import RunError, UserError
 from sightline.optional_members import DataMembers
-from sightline.plugins import Plugin
+from sightline.plugins import Plugin, check_recorded, load_plugins
+from sightline.probe.features import source_sha256
 from sightline.regular_files import parse_json, read_regular_file
-from sightline.runs.run_directory import collect_environment
-from sightline.runs.run_documents import load_document
-from sightline.training.final_probe import probe_metrics
+from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.training.published_results import compare_with_published
 
 if TYPE_CHECKING:
     from sightline.doctor.core.finding import Finding
-    from sightline.doctor.overfit.expected import ExpectationObserver
+    from sightline.doctor.overfit.layer_trace import ExpectationObserver
 
-__all__ = ["Reporter", "TrainResult", "restore_signal_handlers", "train_run"]
+
+class ConfigWithPlugins(NamedTuple):
+    """A config, its loaded plugins, and notes on plugins that changed since its run was made."""
+
+    config: RunConfig
+    plugins: tuple[Plugin, ...]
+    notes: tuple[str, ...]
+
+
+def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> ConfigWithPlugins:
+    """Load the plugins, then read the config of a file or of a run directory under overrides.
+
+    Raises PluginError for a plugin that a run directory needs and that is not given, ConfigError for a faulty config.
+    """
+    loaded = load_plugins(plugins)
+    file = config_path_of_run(path)
+    record = file.parent / "environment.json"
+    notes: list[str] = []
+    if file.name == "config.yaml" and record.exists():
+        notes = check_recorded(load_document(record).get("plugins", []), loaded, run=file.parent)
+    return ConfigWithPlugins(reread(path, overrides), tuple(loaded), tuple(notes))
+
+
+def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Read the config of `read_with_plugins` again with other overrides; plugins are loaded already."""
+    config = read_config(config_path_of_run(path), overrides)
+    if config.checks.skip:
+        from sightline.doctor.suite import assert_known
+
+        assert_known(config)
+    return config
+
+
+source_sha256()  # at import, because the source may be edited while a run trains; the digest is cached
+
+
+def probe_metrics(
+    config: RunConfig, world: World, run: RunDirectory, note: Callable[[str], object], model: nn.Module
+) -> dict[str, float]:
+    """Compute `probe_svm_accuracy` of a contrast run, nothing for others; rank 0 passes remarks to `note`.
+
+    A remark is the reason why the metric is missing, or how to read it. Features are cached in the run, if rank 0 can
+    write to it, so that `evaluate` and `probe` reuse them.
+    """
+    if config.task.name != "contrast":  # probes are imported only for contrastive runs
+        return {}
+    from sightline.probe.features import FeatureCache
+    from sightline.probe.measure import final_metrics
+    from sightline.probe.probed_run import CACHE
+
+    def is_open() -> str:
+        return "yes" if os.access(run.path, os.W_OK) else "no"
+
+    keeps = world.broadcast_from_rank_zero(is_open, operation="whether features are kept") == "yes"
+    cache = FeatureCache(run.path / CACHE, run.assert_lock_held) if keeps else None
+    metrics, remarks = final_metrics(config, model, world, cache=cache)
+    remarks += ["probe_svm_accuracy: `sightline probe` compares it with random weights"] if metrics else []
+    for line in remarks:
+        world.rank_zero_only(note)(line)
+    return metrics
+
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +297,7 @@ class _TrainRun:
         """Make the observers that check the config's `expect`."""
         if not built.config.expect:
             return []
-        from sightline.doctor.overfit.expected import expectation_observers
+        from sightline.doctor.overfit.layer_trace import expectation_observers
 
         return expectation_observers(built, note=self._note)
 
@@ -275,7 +347,7 @@ class _TrainRun:
         try:
             yield
         except KeyError:
-            from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
+            from sightline.doctor.checks.model.first_step import missing_keys_explained
 
             with missing_keys_explained(session.config, session.job.model):
                 raise
@@ -344,3 +416,34 @@ def sample_counts(data: Data) -> str:
     return f"samples: {len(data.train.indices)} of training{choosing}" + (
         f", {len(test.indices)} of test" if test.split == "test" else ", no test part"
     )
+
+
+def launch_training(options: TrainOptions, reporter: Reporter, *, stop: StopRequest | None = None) -> int:
+    """Train in the optionsed number of processes; return the exit code of `sightline train`.
+
+    Several processes are commands of their own, which print; `reporter` receives the lines of a run in this process.
+    If the config is a run directory, `resume="auto"` resumes that run. Signals and `stop` are handled as in
+    `train_run`.
+    """
+    read = read_with_plugins(options.config, options.overrides, options.plugins)
+    for line in read.notes:
+        reporter.note(f"warning: {line}")
+    if options.resume == "auto" and options.out is None and is_run(options.config):
+        options = dataclasses.replace(options, out=options.config)
+    num_processes = resolve_num_processes(options.processes)
+    if num_processes > 1:
+        if options.out is not None and options.resume is None:
+            assert_empty(options.out)
+        with restore_signal_handlers() if stop is None else contextlib.nullcontext():
+            return launch(options.command_line(), num_processes)
+    return train_run(
+        read.config,
+        plugins=read.plugins,
+        out=options.out,
+        resume=options.resume,
+        checks=not options.no_check,
+        device=options.device,
+        reporter=reporter,
+        stop=stop,
+        shows_progress=True,
+    ).exit_code

@@ -3,20 +3,25 @@
 Pure and batched: `points` (B, N, 3) and `normals` (B, N, 3) come in, the fields that change go out. Each cloud draws
 from its own stream and meets only element-wise arithmetic or sums of a fixed order, so that a cloud gets the same bits
 alone and in any batch.
+
+Elastic distortion of clouds: smoothed noise on a coarse grid, interpolated at the points.
+
+Two independently augmented views of every cloud.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.arguments import NonNegativeFloat, PositiveFloat, Probability
+from sightline.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock
 from sightline.draws import Draws
-from sightline.errors import ConfigError
+from sightline.errors import ConfigError, DataError
 from sightline.geometry.rotations import (
     axis_rotation,
     euler_matrix,
@@ -24,20 +29,7 @@ from sightline.geometry.rotations import (
     rotate_points,
     uniform_quaternion,
 )
-
-__all__ = [
-    "Flip",
-    "Jitter",
-    "NormalizeUnitSphere",
-    "PerturbRotation",
-    "Rotate",
-    "Scale",
-    "Translate",
-    "bounding_box_size",
-    "clipped_noise",
-    "scale_normals",
-    "to_unit_sphere",
-]
+from sightline.types import Field, Transform
 
 
 @registry.transforms.add("normalize_unit_sphere")
@@ -263,3 +255,120 @@ def _norm(vectors: Tensor) -> Tensor:
 
 def _positive_or_one(lengths: Tensor) -> Tensor:
     return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+
+
+_MAX_NODES = 4_000_000
+
+
+@registry.transforms.add("elastic")
+class Elastic:
+    """Elastic distortion of a cloud with a probability, at several scales in turn.
+
+    At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
+    along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
+    Normals are unchanged. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
+    0.4 and 1.6 m), after Simard et al. 2003.
+    """
+
+    def __init__(
+        self,
+        *,
+        granularities: tuple[PositiveFloat, ...] = (0.2, 0.8),
+        magnitudes: tuple[NonNegativeFloat, ...] = (0.4, 1.6),
+        probability: Probability = 0.95,
+    ) -> None:
+        if len(granularities) != len(magnitudes):
+            raise ConfigError(
+                f"elastic: {len(granularities)} granularities and {len(magnitudes)} magnitudes; give one magnitude for "
+                "each granularity"
+            )
+        self.granularities = granularities
+        self.magnitudes = magnitudes
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        is_changed = draws.uniform(1, 1) < self.probability
+        bent = points
+        for level, (granularity, magnitude) in enumerate(zip(self.granularities, self.magnitudes, strict=True)):
+            # a stream of its own: how many numbers one scale takes depends on the cloud, and must not move the next
+            bent = _bend_clouds(bent, draws.stream(f"scale {level}"), granularity, magnitude)
+        return {"points": torch.where(is_changed, bent, points)}
+
+
+def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
+    low = points.amin(dim=1)
+    sizes = ((points.amax(dim=1) - low) / granularity).floor().long() + 2
+    counts = [int(nodes.prod()) for nodes in sizes]
+    if max(counts) > _MAX_NODES:
+        raise DataError(
+            f"elastic: a grid of {granularity:g} over a cloud of {max(counts)} cells is too fine; give a larger "
+            "granularity, or points in its unit"
+        )
+    noise = draws.normal(max(counts), 3).to(points.dtype)  # the first of a stream are the same, however many are drawn
+    clouds = []
+    for cloud, start, nodes, count, cloud_noise in zip(points, low, sizes.tolist(), counts, noise, strict=True):
+        grid = smooth(cloud_noise[:count].view(*nodes, 3))
+        clouds.append(cloud + bend(grid, (cloud - start) / granularity) * magnitude)
+    return torch.stack(clouds)
+
+
+def smooth(grid: Tensor) -> Tensor:
+    """Smooth `grid` (X, Y, Z, 3) by two passes of a mean over three nodes along each axis; outside there are zeros."""
+    for axis in (0, 1, 2, 0, 1, 2):
+        rows = grid.movedim(axis, 0)
+        zero = torch.zeros_like(rows[:1])
+        wide = torch.cat((zero, rows, zero))
+        grid = ((wide[:-2] + wide[1:-1] + wide[2:]) / 3).movedim(0, axis)
+    return grid
+
+
+def bend(grid: Tensor, place: Tensor) -> Tensor:
+    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `place` (N, 3), in nodes from the first: (N, 3)."""
+    node = place.floor().long()
+    share = place - node
+    total = torch.zeros_like(place)
+    last = torch.tensor(grid.shape[:3]) - 1
+    for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * 3):
+        weights = torch.where(corner.bool(), share, 1 - share)
+        weight_N1 = weights[:, 0:1] * weights[:, 1:2] * weights[:, 2:3]
+        x, y, z = torch.minimum(node + corner, last).unbind(-1)
+        total = total + weight_N1 * grid[x, y, z]
+    return total
+
+
+@registry.transforms.add("two_views")
+class TwoViews:
+    """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
+
+    The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
+    Source: Afham et al. 2022, CrossPoint, section 3.1.
+    """
+
+    adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
+
+    def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
+        for index, transform in enumerate(each):
+            needed = _list_required_fields(transform)
+            if needed != {"points"}:
+                raise ConfigError(
+                    f"two_views.each: transform {index} takes {', '.join(sorted(needed))}; only those of points alone "
+                    "can be drawn twice"
+                )
+        self.each: tuple[Transform, ...] = each
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        return {
+            "points": self._view(draws.stream("first"), points),
+            "other_points": self._view(draws.stream("second"), points),
+        }
+
+    def _view(self, draws: Draws, points: Tensor) -> Tensor:
+        for index, transform in enumerate(self.each):
+            points = transform(draws.stream(str(index)), points=points)["points"]
+        return points
+
+
+def _list_required_fields(transform: Transform) -> set[str]:
+    """Return the names of the fields that a transform requires."""
+    parameters = inspect.signature(transform.__call__).parameters.values()
+    return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}

@@ -14,13 +14,15 @@ from sightline import registry
 from sightline.arguments import Count, NonNegativeFloat, PositiveFloat
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.heatmaps import Targets, gaussian_heatmaps, one_hot_heatmaps
 from sightline.geometry.volumes import (
     PLACEMENT_WIDTH,
     Axes,
     Compat,
     CubePlacement,
+    Targets,
+    gaussian_heatmaps,
     occupancy,
+    one_hot_heatmaps,
     original_size,
     permute_axes,
     to_voxels,

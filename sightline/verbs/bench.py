@@ -15,7 +15,7 @@ from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from sightline.chart import render_svg
 from sightline.commands.look import BenchOptions
 from sightline.errors import UserError
-from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import print_note, show_table
 
 COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")

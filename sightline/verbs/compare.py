@@ -21,21 +21,20 @@ from sightline.compare.comparison import (
     make_record,
 )
 from sightline.compare.layerwise import LayerComparison
-from sightline.compare.matrix import NOT_AVAILABLE, STEPS, CellResult, cells, run_cell
 from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
-from sightline.compare.page import encode_comparison_page, verdict
-from sightline.compare.records import write_record
+from sightline.compare.recording import write_record
+from sightline.compare.report import NOT_AVAILABLE, STEPS, CellResult, cells, encode_comparison_page, run_cell, verdict
 from sightline.compare.repro import LayerOrigin, assert_empty_folder, write_repro
 from sightline.config import RunConfig
 from sightline.describe.memory import first_samples
 from sightline.describe.sources import build_subject
 from sightline.engine.build import TrainingSetup
+from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
 from sightline.pytree import tree_leaves
-from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")

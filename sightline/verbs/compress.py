@@ -24,22 +24,21 @@ from sightline.commands.run import (
     CompressSizeOptions,
     FineTuneOptions,
 )
-from sightline.compress.comparison import search_rows
-from sightline.compress.drawing import bits_svg, pareto_svg
 from sightline.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
 from sightline.compress.policy_simulator import BudgetOn
+from sightline.compress.report import bits_svg, pareto_svg, search_rows
 from sightline.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
 from sightline.compress.search.base import Search, SearchProgress, SearchResult
 from sightline.config import read_config
-from sightline.config.component_arguments import parse_component
+from sightline.config.reader import parse_component
+from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
-from sightline.engine.precision import set_backends
-from sightline.engine.progress import wants_live
+from sightline.engine.observers import wants_live
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
-from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.trained_weights import PACKED_FILE
+from sightline.runs.checkpoint import PACKED_FILE
+from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.schema import suggest
 from sightline.studies.compression import (
     WORK,

@@ -19,19 +19,19 @@ from sightline.commands.data import (
     RenderOptions,
     VerifyOptions,
 )
-from sightline.config.key_values import read_key_values
+from sightline.config.overrides import read_key_values
 from sightline.data.store import prepared_set
-from sightline.data.store.location import prepared_root
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.views import VIEWS_SET, Views
 from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.plugins import load_plugins
-from sightline.runs.output_files import write_document
+from sightline.runs.run_directory import write_document
 from sightline.schema import suggest
 from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
-    from sightline.data.render.rendered_objects import RenderSource
+    from sightline.data.render.rendering import RenderSource
 
 
 _WIDTH = 110
@@ -102,7 +102,7 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
 
 def _find_objects(options: RenderOptions) -> RenderSource:
     """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
-    from sightline.data.render.rendered_objects import PreparedObjects, SyntheticObjects, open_render_source
+    from sightline.data.render.rendering import PreparedObjects, SyntheticObjects, open_render_source
     from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
     folder, names = Path(options.source).expanduser(), registry.data.names()

@@ -10,30 +10,37 @@ import torch
 
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
-from sightline.describe.anchors import anchor_coverage
 from sightline.describe.drawing import draw, short_number, show_shape
 from sightline.describe.figure import build_figure
 from sightline.describe.memory import Memory, estimate_memory
-from sightline.describe.profile_report import profile_document, sum_rows
-from sightline.describe.profiling import NUM_WARM, profile_steps, run_steps
-from sightline.describe.projection import projection_summary
-from sightline.describe.report import description_document, learnt_losses, trace_run
-from sightline.describe.setting_trials import (
+from sightline.describe.profiling import (
+    NUM_WARM,
     Setting,
     SettingTrial,
     name_setting_in_errors,
     parse_settings,
+    profile_document,
+    profile_steps,
+    run_steps,
+    sum_rows,
     try_settings,
+)
+from sightline.describe.report import (
+    anchor_coverage,
+    description_document,
+    learnt_losses,
+    projection_summary,
+    trace_run,
 )
 from sightline.describe.sources import build_subject
 from sightline.describe.trace import Node, Trace
 from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
-from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
-from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.training.run_configs import reread
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_table
 
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")

@@ -15,7 +15,7 @@ from sightline.config import RunConfig
 from sightline.errors import escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.training.published_results import Difference, format_figure
-from sightline.training.run_configs import read_with_plugins
+from sightline.training.train_run import read_with_plugins
 
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""

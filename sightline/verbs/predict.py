@@ -13,13 +13,12 @@ import torch
 from sightline.commands.data import CentresOptions
 from sightline.commands.run import PredictOptions
 from sightline.data.files.cloud_files import check_columns
+from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
-from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.predict.centre_files import centre_lines, find_centres
-from sightline.predict.files import collect_files
-from sightline.predict.prediction import build_predictor, predict_each
+from sightline.predict.frame_centres import centre_lines, find_centres
+from sightline.predict.prediction import build_predictor, collect_files, predict_each
 from sightline.predict.predictor import (
     CommandLine,
     Predictor,
@@ -29,7 +28,7 @@ from sightline.predict.predictor import (
     predictor_class,
 )
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.output_files import write_document, write_file
+from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
 
 _PREDICTOR_OPTIONS = (

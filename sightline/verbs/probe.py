@@ -7,19 +7,16 @@ import json
 from pathlib import Path
 
 from sightline.commands.prove import ProbeOptions
+from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
-from sightline.engine.precision import set_backends
 from sightline.errors import UserError
 from sightline.plugins import load_plugins
-from sightline.probe.choice import build_probe, split_words
+from sightline.probe.classifiers import Probe, assert_fits, build_probe, split_words
 from sightline.probe.measure import Comparison, compare_with_baselines
-from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.probed_run import CACHE, FeatureComparison, ProbedRun, extract_with_random_baselines, open_probed
-from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.run_documents import load_document
-from sightline.studies.probe_scale import check_input_scale
-from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest
+from sightline.runs.run_directory import assert_writable, load_document, write_document, write_file
+from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest, check_input_scale
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import TerminalReporter
 

@@ -20,20 +20,17 @@ from sightline.engine.evaluate import BoundMetric, Evaluation
 from sightline.engine.run_loading import config_path_of_run
 from sightline.engine.session import describe_data_subset
 from sightline.errors import UserError
-from sightline.evaluation.box_results import box_images, score_boxes, scoring_order
-from sightline.evaluation.external_predictions import ExternalPredictions, score_labels
-from sightline.evaluation.pycocotools_figures import pycocotools_figures
-from sightline.evaluation.result_checks import results_faults
+from sightline.evaluation.box_results import box_images, pycocotools_figures, results_faults, score_boxes, scoring_order
+from sightline.evaluation.saved_predictions import ExternalPredictions, score_labels
 from sightline.metrics.box_ap import BoxAp
 from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.metrics.box_groups import NO_LIMIT
 from sightline.plugins import load_plugins
-from sightline.runs.output_files import write_document
-from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_directory import RunDirectory, write_document
 from sightline.training.published_results import compare_figures_with_published, explain_no_rows
 from sightline.types import ComponentConfig, SampleKey
 from sightline.verbs.output import print_note, show_evaluation, show_table
-from sightline.view.box_errors import draw_errors, encode_errors, find_best_score, find_worst_images
+from sightline.view.run_pages import draw_errors, encode_errors, find_best_score, find_worst_images
 
 
 def score(options: ScoreOptions) -> int:

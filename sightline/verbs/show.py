@@ -10,12 +10,11 @@ from typing import Any
 
 from sightline.commands.look import CopyOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
+from sightline.config.run_config import format_inline, to_plain
 from sightline.config.shipped import ShippedConfig, copy_shipped, shipped_configs
-from sightline.config.yaml_writer import format_inline, to_plain
 from sightline.engine.build import build_losses
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.engine.optimizers import OptimizerSpec
-from sightline.engine.parameter_groups import ModuleRate, format_module_rates
+from sightline.engine.optimizers import ModuleRate, OptimizerSpec, format_module_rates
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
 from sightline.errors import UserError
@@ -24,7 +23,7 @@ from sightline.plugins import find_plugin, load_plugins
 from sightline.published.rows import list_layouts, list_names
 from sightline.registry import DATA_FACTS, REGISTRIES, Registry, RegistryEntry, locate_errors, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.output_files import write_document
+from sightline.runs.run_directory import write_document
 from sightline.schema import describe_type, suggest
 from sightline.types import SourceLocation
 from sightline.verbs.output import load_config, print_note

@@ -8,12 +8,11 @@ from typing import Any, TypeVar
 
 from sightline.commands.look import LabelEfficiencyOptions, StudyOptions
 from sightline.errors import UserError
-from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.run_directory import assert_writable, write_document
 from sightline.studies.grid import NAME as GRID_NAME
 from sightline.studies.grid import GridStudy, parse_factors
+from sightline.studies.label_efficiency import COLUMNS, LabelShare, LabelStudy, table_cells
 from sightline.studies.label_efficiency import NAME as LABELS_NAME
-from sightline.studies.label_efficiency import LabelShare, LabelStudy
-from sightline.studies.label_table import COLUMNS, table_cells
 from sightline.studies.study_runs import StudySettings
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import TerminalReporter

@@ -10,7 +10,7 @@ import sys
 import traceback
 from typing import Any, TextIO, get_type_hints
 
-from sightline.engine.failure import report_failure, worker_exit_message
+from sightline.engine.watchdog import report_failure, worker_exit_message
 from sightline.errors import RunError, UserError, escape_to_one_line
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})

@@ -9,8 +9,8 @@ from typing import Any
 from sightline.commands.run import TrainOptions
 from sightline.doctor.core.finding import Finding
 from sightline.engine.session import StopRequest
-from sightline.runs.output_files import write_document
-from sightline.training import launch_run
+from sightline.runs.run_directory import write_document
+from sightline.training import train_run
 from sightline.training.train_run import Reporter
 from sightline.verbs.output import print_note, show_evaluation, show_findings
 
@@ -40,4 +40,4 @@ class TerminalReporter(Reporter):
 
 def train(options: TrainOptions) -> int:
     """Train what a config describes and return the exit code; signals are handled until the process ends."""
-    return launch_run.launch_training(options, TerminalReporter(options.json), stop=StopRequest())
+    return train_run.launch_training(options, TerminalReporter(options.json), stop=StopRequest())

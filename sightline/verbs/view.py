@@ -18,28 +18,25 @@ from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
+from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.precision import Precision, set_backends
 from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.engine.train import Task
 from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import TaskMembers
 from sightline.pictures import Axis
-from sightline.predict.files import collect_files
+from sightline.predict.prediction import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.run_directory import RunDirectory
-from sightline.training.run_configs import reread
+from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
+from sightline.training.train_run import reread
 from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table
-from sightline.view.curves import draw_runs
-from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
-from sightline.view.output import write_views
+from sightline.view.output import view_file, write_views
 from sightline.view.page import MAX_SHOWN
-from sightline.view.predictor import SamplePredictor
+from sightline.view.run_pages import draw_runs
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
-from sightline.view.stages import Stage, ViewedSample
+from sightline.view.stages import SamplePredictor, Stage, ViewedSample
 
 CURVES = "curves.svg"
 METRICS = "metrics.jsonl"

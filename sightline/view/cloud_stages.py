@@ -1,4 +1,7 @@
-"""Stages of a point cloud sample, with the predictions of a model for its points or for the whole cloud."""
+"""Stages of a point cloud sample, with the predictions of a model for its points or for the whole cloud.
+
+Flat pictures of a range image: distances, labels, predictions and errors, one row per beam.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,65 @@ import torch
 from torch import Tensor
 
 from sightline.errors import ConfigError, DataError
-from sightline.metrics.predicted_labels import predict_labels
-from sightline.pictures import Frame, pad_to_3d
+from sightline.metrics.labels import predict_labels
+from sightline.pictures import UNLABELLED, Frame, apply_colormap, label_colors, pad_to_3d
+from sightline.tasks.segment import WRONG
 from sightline.types import Batch, DataInfo, Sample
-from sightline.view.predictor import SamplePredictor
-from sightline.view.range_panels import describe_image, image_panels, prediction_panels
-from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, error_coloring, height_coloring
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import (
+    ClassColoring,
+    Coloring,
+    RgbColoring,
+    SamplePredictor,
+    Stage,
+    error_coloring,
+    height_coloring,
+)
 
-__all__ = ["TRUTH", "CloudStages"]
+_EMPTY = np.array([28, 31, 36], dtype=np.uint8)
+
+
+def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
+    """Draw the distances of a `range_image` (H, W), near pixels dark and empty ones black, and its labels if any."""
+    distance = sample["range_image"].float().numpy()
+    is_empty = distance < 0
+    pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
+    if not is_empty.all():
+        pixels[~is_empty] = apply_colormap(np.log1p(distance[~is_empty]))
+    panels = [ImagePanel("range", pixels)]
+    if "label" in sample and sample["label"].shape == distance.shape:
+        panels.append(ImagePanel("labels", _class_pixels(sample["label"].numpy(), is_empty, facts)))
+    return tuple(panels)
+
+
+def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
+    """Draw the predicted classes (H, W) of a range image, and the wrong pixels in red."""
+    is_empty = sample["range_image"].float().cpu().numpy() < 0
+    panels = [ImagePanel("predicted pixels", _class_pixels(seen, is_empty, {}))]
+    if "label" in sample and sample["label"].shape == seen.shape:
+        label = sample["label"].cpu().numpy()
+        is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
+        pixels = np.where(is_empty[..., None], _EMPTY, np.where(is_wrong[..., None], WRONG, UNLABELLED))
+        panels.append(ImagePanel("wrong pixels", pixels.astype(np.uint8)))
+    return tuple(panels)
+
+
+def describe_image(sample: Sample) -> str:
+    """Describe the share of filled pixels, and of points that are shown by a pixel."""
+    distance = sample["range_image"]
+    num_filled = int((distance >= 0).sum())
+    height, width = distance.shape
+    num_points = len(sample["points"])
+    num_returns = int((sample["point_range"] > 0).sum()) if "point_range" in sample else num_points
+    share = num_filled / max(1, num_returns)
+    return f"{height} x {width} pixels, {num_filled / distance.numel():.1%} filled, {share:.1%} of the points shown"
+
+
+def _class_pixels(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    codes = np.where(labels == facts.get("ignore_index"), -1, labels)
+    pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, label_colors(codes)).astype(np.uint8)
+    return pixels
+
 
 TRUTH = "ground truth"
 """The name of the colouring by the labels of the data."""

@@ -14,11 +14,10 @@ from sightline.box_pictures import DrawnBox, draw_boxes
 from sightline.engine.train import Task
 from sightline.optional_members import TaskMembers
 from sightline.pictures import Frame
-from sightline.tasks.detection_pictures import COLORS
+from sightline.tasks.detection_output import COLORS
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.panels import ImagePanel
-from sightline.view.predictor import SamplePredictor
-from sightline.view.stages import RgbColoring, Stage
+from sightline.view.stages import RgbColoring, SamplePredictor, Stage
 
 __all__ = ["ImageStages", "draws_pictures", "takes_score", "target_stages"]
 

@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
-from sightline.assigners.fcos import FCOS
-from sightline.assigners.free_anchor import FreeAnchor
-from sightline.assigners.max_iou import MaxIoU
-from sightline.assigners.ota import OTA
+from sightline.assigners.optimal_transport import OTA, SimOTA
 from sightline.assigners.report import assignment_report
-from sightline.assigners.simota import SimOTA
+from sightline.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
 from sightline.bench.memory import peak_of_run
 from sightline.errors import MissingExtraError
 from sightline.geometry import neighbours

@@ -11,20 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED, Assigner
-from sightline.assigners.fcos import FCOS
-from sightline.assigners.max_iou import MaxIoU
-from sightline.geometry.boxes.box_coder import (
+from sightline.assigners.static import ATSS, FCOS, MaxIoU
+from sightline.geometry.boxes.overlaps import (
+    OVERLAPS,
+    box_areas,
+    box_sizes,
     centreness,
     decode_deltas,
     decode_distances,
     encode_deltas,
     encode_distances,
+    pairwise_iou,
 )
-from sightline.geometry.boxes.overlaps import OVERLAPS, box_areas, box_sizes, pairwise_iou
 from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.box_functional import overlap_loss, sigmoid_bce, sigmoid_focal
+from sightline.losses.boxes import overlap_loss, sigmoid_bce, sigmoid_focal
 from tests.golden_parity import Golden, load_golden
 
 PLUS_ONE = torch.tensor([0, 0, 1, 1])

@@ -10,16 +10,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
-from sightline.assigners import ota
-from sightline.assigners.base import BACKGROUND, PriorPredictions
-from sightline.assigners.candidates import candidate_pairs
-from sightline.assigners.ota import OTA
-from sightline.assigners.simota import SimOTA, _Costs
-from sightline.assigners.sinkhorn import sinkhorn
-from sightline.geometry.boxes.box_coder import decode_distances
-from sightline.geometry.boxes.overlaps import iou
+from sightline.assigners import optimal_transport
+from sightline.assigners.base import BACKGROUND, PriorPredictions, candidate_pairs
+from sightline.assigners.optimal_transport import OTA, SimOTA, _Costs, sinkhorn
+from sightline.geometry.boxes.overlaps import decode_distances, iou
 from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.box_functional import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from sightline.losses.boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from tests.assigners.test_golden import assert_losses, case_of, is_class, levels
 from tests.golden_parity import Golden, load_golden
 
@@ -138,7 +134,7 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
         seen.append((cost, *margins, sinkhorn(cost, *margins, **more)))
         return seen[-1][-1].clone()
 
-    monkeypatch.setattr(ota, "sinkhorn", noted)
+    monkeypatch.setattr(optimal_transport, "sinkhorn", noted)
     predicted = PriorPredictions(stored["cls_logits"], decode_distances(points.coordinates, stored["box_ltrb"]))
     boxes, labels = stored["gt"], stored["classes"].long()
     OTA()(points, boxes, torch.zeros(len(boxes), dtype=torch.bool), labels, predicted)

@@ -9,10 +9,8 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.assigners.atss import ATSS
 from sightline.assigners.base import BACKGROUND, IGNORED
-from sightline.assigners.fcos import FCOS
-from sightline.assigners.max_iou import MaxIoU
+from sightline.assigners.static import ATSS, FCOS, MaxIoU
 from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline.compare.layerwise import LayerComparison, compare_layerwise
 from sightline.compare.recording import StepRecording
 from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
-from sightline.engine.precision import Precision
+from sightline.engine.device import Precision
 
 __all__ = ["compared", "guilty", "step_of", "variant"]
 

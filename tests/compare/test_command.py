@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sightline.compare.records import Writer, _Reader
-from sightline.compare.stages import Stages, compare_stages
+from sightline.compare.comparison import Stages, compare_stages
+from sightline.compare.recording import Writer, _Reader
 from sightline.errors import UserError
 from tests.command import Outcome, run_here
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.keys import load_matched_weights, match_keys
-from sightline.compare.layouts import layouts_between, nearest_layout
+from sightline.compare.external_model import layouts_between, load_matched_weights, match_keys, nearest_layout
 from sightline.errors import UserError
 
 POINTS = torch.randn(2, 5, 3)

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.compare.comparison import ComparisonSubject, compare_networks
-from sightline.compare.compiled import bisect_layers
-from sightline.compare.matrix import MatrixCell, cells, run_cell
+from sightline.compare.comparison import ComparisonSubject, bisect_layers, compare_networks
+from sightline.compare.report import MatrixCell, cells, run_cell
 from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.describe.memory import first_samples
-from sightline.engine.precision import Precision
+from sightline.engine.device import Precision
 from sightline.errors import UserError
 from tests.runs.small import small_run
 

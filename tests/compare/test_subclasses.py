@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compare.accumulation import use_sequential_batch_norm
 from sightline.compare.float64_reference import PRODUCTS, computes_as
 from sightline.compare.formats import FORMATS
-from sightline.layers.native_batch_norm import disable_cudnn_batch_norm
+from sightline.compare.measure import use_sequential_batch_norm
+from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.layers.pooling import LinearNormMax
 from tests.compare.steps import compared, guilty
 

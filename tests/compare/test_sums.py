@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.accumulation import run_plain_form
 from sightline.compare.formats import FORMATS
+from sightline.compare.measure import run_plain_form
 
 
 def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | None:

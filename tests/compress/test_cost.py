@@ -11,8 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compress.cost import LayerCost, bit_operations, layer_costs, state_vectors
-from sightline.compress.policy import FP32, Activation, WeightFormat
+from sightline.compress.policy import (
+    FP32,
+    Activation,
+    LayerCost,
+    WeightFormat,
+    bit_operations,
+    layer_costs,
+    state_vectors,
+)
 from sightline.describe.trace import trace
 from tests.golden_parity import Golden, load_golden
 

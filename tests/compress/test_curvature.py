@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sightline.compress.curvature import build_curvature
-from sightline.compress.hessian import hessian_product, hessian_traces
 from sightline.compress.policy import WeightFormat
 from sightline.compress.policy_simulator import PolicySimulator
-from sightline.compress.search.problem import Curvature
+from sightline.compress.run_problem import build_curvature, hessian_product, hessian_traces
+from sightline.compress.search.base import Curvature
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.step import Step, prepare_step, single_batch_step
 from sightline.errors import UserError
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
+from sightline.layers.quantisation.linear import quantisable_weights
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")

@@ -7,9 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from sightline.chart import COLORS
-from sightline.compress.cost import LayerCost
-from sightline.compress.drawing import bits_svg, pareto_svg
-from sightline.compress.policy import FP32, Activation, WeightFormat
+from sightline.compress.policy import FP32, Activation, LayerCost, WeightFormat
+from sightline.compress.report import bits_svg, pareto_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compress.hessian import hessian_product, hessian_traces
+from sightline.compress.run_problem import hessian_product, hessian_traces
 from tests.golden_parity import Golden, load_golden, rule_made_state
 
 KINDS = {"running_mean": "running_mean", "running_var": "running_var", "num_batches_tracked": "num_batches_tracked"}

@@ -13,11 +13,19 @@ import pytest
 import torch
 
 from sightline import registry
-from sightline.compress.comparison import hyper_volume, pareto_front, search_rows
 from sightline.compress.policy import FP32, Policy, WeightFormat
-from sightline.compress.search.base import Search, SearchProgress, SearchResult, run_search
-from sightline.compress.search.evaluations import EvaluationCache, PolicyEvaluation, open_record
-from sightline.compress.search.problem import Curvature, Problem
+from sightline.compress.report import hyper_volume, pareto_front, search_rows
+from sightline.compress.search.base import (
+    Curvature,
+    EvaluationCache,
+    PolicyEvaluation,
+    Problem,
+    Search,
+    SearchProgress,
+    SearchResult,
+    open_record,
+    run_search,
+)
 from sightline.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
 from sightline.types import ComponentConfig
 from tests.compress.toys import counted, made

@@ -7,13 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sightline.compress.cost import LayerCost
-from sightline.compress.policy import FP32, Policy, WeightFormat
-from sightline.compress.search.base import PolicyEvaluator
+from sightline.compress.policy import FP32, LayerCost, Policy, WeightFormat
+from sightline.compress.search.base import EvaluationCache, PolicyEvaluator, Problem
 from sightline.compress.search.ddpg import DDPG
-from sightline.compress.search.evaluations import EvaluationCache
 from sightline.compress.search.knapsack import best_levels
-from sightline.compress.search.problem import Problem
 
 HEADER_BYTES = 12
 

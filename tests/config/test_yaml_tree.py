@@ -10,9 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sightline.config.faults import ConfigFaults
 from sightline.config.reader import read_config
-from sightline.config.yaml_tree import MAX_NODES, read_value, read_yaml
+from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
 from sightline.errors import ConfigError
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
@@ -243,7 +242,7 @@ TREES = st.recursive(
 @EACH
 def test_what_show_writes_is_what_the_reader_reads(tree: object) -> None:
     """Written on one line, any value of a config comes back: kind, bits and characters."""
-    from sightline.config.yaml_writer import format_inline
+    from sightline.config.run_config import format_inline
 
     text = format_inline(tree)
     assert "\n" not in text

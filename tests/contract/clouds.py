@@ -12,14 +12,11 @@ from sightline.binding import AvailableKeys
 from sightline.data.loading.batch_reader import NamedTransform
 from sightline.layers.quantisation.parametrised import apply_policy
 from sightline.losses.base import Loss
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.distillation import Distillation
-from sightline.losses.lovasz import LovaszSoftmax
-from sightline.metrics.iou import IoU
-from sightline.tasks.classify import Classify
+from sightline.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
+from sightline.metrics.labels import IoU
 from sightline.tasks.distillation import DistillationTask, add_teacher_keys
 from sightline.tasks.segment import Segment
-from sightline.tasks.supervised import Supervised
+from sightline.tasks.supervised import Classify, Supervised
 from sightline.transforms.range_projection import Project
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
 

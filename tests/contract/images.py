@@ -21,9 +21,8 @@ from sightline.data.loading.concat import Concat
 from sightline.metrics.base import State
 from sightline.metrics.box_ap import BoxAp
 from sightline.metrics.box_errors import BoxErrors
-from sightline.metrics.crowd_ap import CrowdAp
-from sightline.metrics.miss_rate import MissRate
-from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps
+from sightline.metrics.crowds import CrowdAp, MissRate
+from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import ComponentConfig
 from tests.contract.toy import NUM_SAMPLES, Made, Toy

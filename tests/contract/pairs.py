@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sightline.binding import AvailableKeys
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.losses.contrast import CrossModal, IntraModal, PairLoss, nt_xent
+from sightline.losses.embeddings import CrossModal, IntraModal, PairLoss, nt_xent
 from sightline.metrics.pairs import CrossPairs
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast as OwnContrast

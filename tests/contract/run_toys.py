@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.device import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import AdamW
-from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
 from sightline.engine.train import TrainState, train
 from tests.contract.toy import NUM_SAMPLES, Toy, meters

@@ -86,8 +86,8 @@ def test_several_processes_are_one(
 @pytest.mark.parametrize("name", ALL)
 def test_metrics_have_the_same_bits_on_several_processes(several: Callable[[int], dict], name: str, size: int) -> None:
     """Evaluated with the very weights that several processes ended with, on one process: equal, not close."""
+    from sightline.engine.device import Precision
     from sightline.engine.evaluate import Evaluator
-    from sightline.engine.precision import Precision
     from tests.contract.toy import meters
 
     toy, theirs = ALL[name], several(size)[name]["as_made 1"]

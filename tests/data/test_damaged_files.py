@@ -12,8 +12,7 @@ import pytest
 
 from sightline.data.boxes.layout_reading import read_kitti, read_lines, read_yolo
 from sightline.data.boxes.people_files import read_citypersons
-from sightline.data.clouds.modelnet_classes import ClassSubset
-from sightline.data.clouds.modelnet_files import text_contents
+from sightline.data.clouds.modelnet_files import ClassSubset, text_contents
 from sightline.data.files.scan_files import velodyne_poses
 from sightline.data.scans.squeezeseg_npy import read_range_image
 from sightline.errors import DataError

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sightline
-from sightline.describe.cost import CountMacs, count_macs
+from sightline.describe.trace import CountMacs, count_macs
 
 
 def counted(work: Callable[[], Any]) -> int:

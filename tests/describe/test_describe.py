@@ -17,7 +17,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.errors import DataError
-from sightline.runs.inputs import INPUTS_FILE, inputs_document
+from sightline.runs.lineage import INPUTS_FILE, inputs_document
 from sightline.types import DataInfo, Field, SampleKey
 from tests.command import run_here
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.describe.mean_pose import mean_pose_error_mm, pose_baselines
+from sightline.describe.report import mean_pose_error_mm, pose_baselines
 from sightline.engine.build import DataSubset
 from sightline.types import SampleKey
 from tests.doctor.planting import make

@@ -14,9 +14,18 @@ from torch import Tensor, nn
 
 from sightline.config import read_config
 from sightline.describe.memory import estimate_memory
-from sightline.describe.profile_report import profile_document
-from sightline.describe.profiling import NUM_WARM, format_source_location, profile_steps, run_steps
-from sightline.describe.setting_trials import Setting, SettingTrial, _compare_rounds, parse_settings, try_settings
+from sightline.describe.profiling import (
+    NUM_WARM,
+    Setting,
+    SettingTrial,
+    _compare_rounds,
+    format_source_location,
+    parse_settings,
+    profile_document,
+    profile_steps,
+    run_steps,
+    try_settings,
+)
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import RunError, UserError

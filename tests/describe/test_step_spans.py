@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from sightline.describe.kernel_kinds import HOST, classify_kernel
-from sightline.describe.profiler_trace import MODULE, WAITING, StepCosts, compute_step_costs
+from sightline.describe.profiler_trace import HOST, MODULE, WAITING, StepCosts, classify_kernel, compute_step_costs
 from sightline.errors import RunError
 
 PRODUCTS = "matrix products, convolutions"

@@ -24,13 +24,13 @@ from sightline.config import read_config
 from sightline.doctor.context import CHECKS, Context
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import all_checks
-from sightline.engine import model_surgery
+from sightline.engine import build as model_surgery
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.layers.quantisation import clustering, parametrised
 from sightline.layers.quantisation.clustering import Clusters
+from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.layers.quantisation.parametrised import Codebook, HalfPrecision, UniformQuantiser, quantised_weights
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from sightline.tasks.distillation import DistillationTask
 from sightline.tasks.supervised import Supervised
 from tests.conftest import ROOT

@@ -25,13 +25,11 @@ from sightline.doctor.suite import all_checks
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.geometry.boxes.priors import Priors
-from sightline.losses.box_functional import sigmoid_focal
-from sightline.losses.boxes import SigmoidFocal
+from sightline.losses.boxes import SigmoidFocal, sigmoid_focal
 from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.crowd_ap import CrowdAp
-from sightline.models.detection import retina
-from sightline.models.detection.head import DenseHead
-from sightline.models.detection.retina import RetinaHead
+from sightline.metrics.crowds import CrowdAp
+from sightline.models.detection import heads
+from sightline.models.detection.heads import DenseHead, RetinaHead
 from sightline.tasks import detect
 from sightline.tasks.detect import Detect
 from sightline.types import Sample
@@ -223,7 +221,7 @@ def _norm_after(patch: Patch) -> None:
 
 
 def _order(flatten: Callable[[list[Tensor], int], Tensor]) -> Callable[[Patch], None]:
-    return lambda patch: patch.setattr(retina, "flatten_to_priors", flatten)
+    return lambda patch: patch.setattr(heads, "flatten_to_priors", flatten)
 
 
 def _levels(maps: list[Tensor], numbers: int, order: tuple[int, ...] = (0, 3, 4, 1, 2)) -> list[Tensor]:

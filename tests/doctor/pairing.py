@@ -15,7 +15,7 @@ from sightline.binding import AvailableKeys, declared_outputs
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.losses.contrast import CrossModal, IntraModal
+from sightline.losses.embeddings import CrossModal, IntraModal
 from sightline.models.crosspoint import CrossPointOutput
 from sightline.tasks.contrast import Contrast
 from sightline.types import ComponentConfig, Field, SampleKey

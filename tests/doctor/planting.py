@@ -18,7 +18,7 @@ from sightline.doctor.core.finding import CAUSES, Finding
 from sightline.doctor.suite import run_all
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
-from sightline.tasks.classify import Classify
+from sightline.tasks.supervised import Classify
 from sightline.types import SampleKey
 
 CONFIG = """\

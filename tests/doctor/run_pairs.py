@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sightline.config import read_config
-from sightline.doctor.checks.loss.negatives import negatives
+from sightline.doctor.checks.loss_terms import negatives
 from sightline.doctor.context import Context
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world

@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.synthetic.synthetic_bodies import SyntheticBodies
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import SyntheticBodies, SyntheticHands
+from sightline.doctor.checks.data.batches import non_finite_data
 from sightline.doctor.checks.data.channel_contract import channel_contract
-from sightline.doctor.checks.data.data_mutation import data_mutation
+from sightline.doctor.checks.data.data_mutation import data_mutation, duplicate_clouds
 from sightline.doctor.checks.data.dataset_mismatch import dataset_mismatch
-from sightline.doctor.checks.data.duplicate_clouds import duplicate_clouds
-from sightline.doctor.checks.data.non_finite_data import non_finite_data
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.data.depth.depth_trees import no_progress, write_msra

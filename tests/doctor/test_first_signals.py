@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.checks.loss.initial_squares import expected_mean_square, initial_squares
-from sightline.doctor.checks.loss.trivial_predictors import trivial_predictions, trivial_predictors
-from sightline.doctor.checks.model.final_activation import final_activation
-from sightline.doctor.checks.model.gradient_flow import gradient_flow
-from sightline.doctor.checks.model.norm_variance import input_variances, norm_variance
-from sightline.doctor.checks.weights.initial_weights import find_scheme, initial_weights
+from sightline.doctor.checks.initial_loss import expected_mean_square, initial_squares
+from sightline.doctor.checks.loss_progress import trivial_predictions, trivial_predictors
+from sightline.doctor.checks.model.gradients import gradient_flow
+from sightline.doctor.checks.model.leftover_hooks import input_variances, norm_variance
+from sightline.doctor.checks.model.outputs import final_activation
+from sightline.doctor.checks.weights import find_scheme, initial_weights
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.losses.base import Loss

@@ -15,9 +15,9 @@ from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build
+from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
-from sightline.engine.precision import Precision
 from sightline.engine.schedules import Constant
 from sightline.engine.train import TrainState
 from sightline.types import ComponentConfig

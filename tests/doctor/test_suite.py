@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from sightline import numba_kernels
 from sightline.config import read_config
-from sightline.config.renames import RENAMED_CHECKS
+from sightline.config.reader import RENAMED_CHECKS
 from sightline.doctor import suite
 from sightline.doctor.context import CHECKS, Context, FindingBuilder
 from sightline.doctor.core.dry_run import dry_run
-from sightline.doctor.core.finding import Finding, FindingLocation
-from sightline.doctor.core.merge import finding_from_dict, gather_findings, merge_findings
+from sightline.doctor.core.finding import Finding, FindingLocation, finding_from_dict, gather_findings, merge_findings
 from sightline.doctor.suite import all_checks, run_all, run_quick
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from sightline.engine.failure import Failure, exit_process, read_failure, report_failure
 from sightline.engine.launcher import (
     RankInfo,
     _report,
@@ -24,9 +23,9 @@ from sightline.engine.launcher import (
     resolve_num_processes,
 )
 from sightline.engine.session import StopRequest
-from sightline.engine.watchdog import Watchdog
+from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
 from sightline.errors import UserError
-from sightline.runs.processes import ProcessIdentity, process_start_time
+from sightline.runs.atomic_files import ProcessIdentity, process_start_time
 from tests.command import run_here
 from tests.processes import ROOT, _slurm
 
@@ -385,7 +384,7 @@ def test_a_forked_process_that_leaves_keeps_its_parents_folder() -> None:
     assert child.exitcode == 3
     assert (folder / "socket").exists()
     script = (
-        "import multiprocessing.util, sys; from sightline.engine.failure import exit_process; "
+        "import multiprocessing.util, sys; from sightline.engine.watchdog import exit_process; "
         "print(multiprocessing.util.get_temp_dir(), flush=True); exit_process(3)"
     )
     left = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

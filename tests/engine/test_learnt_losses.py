@@ -28,7 +28,7 @@ from sightline.engine.train import StepTotals, train_step
 from sightline.errors import CheckpointError, ConfigError
 from sightline.losses.base import Loss, cast_forward
 from sightline.plugins import load_plugins
-from sightline.runs import checkpoint, trained_weights
+from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from tests.command import run_here
 from tests.doctor.planting import CONFIG, make
@@ -273,7 +273,7 @@ def test_a_checkpoint_without_them_is_refused_in_one_line(tmp_path: Path, caplog
         f"{place}: contains no 'centre.centres' of the losses that learn (centre): it was saved before sightline "
         f"trained these; start a new run, from its weights by init.from={place}"
     )
-    assert trained_weights.load_losses(run) == {}
+    assert checkpoint.load_losses(run) == {}
     (run / "environment.json").write_text('{"plugins": []}')
     with caplog.at_level(logging.WARNING, logger="sightline"):
         outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
@@ -290,7 +290,7 @@ def test_an_evaluation_has_what_was_learnt(tmp_path: Path) -> None:
     outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "figures.json").read_text())["losses"] == json.loads(figures)["losses"]
-    assert trained_weights.load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
+    assert checkpoint.load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
 
 
 def test_runs_without_such_losses_have_neither_file_nor_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ PLUGIN = '''
 import numpy as np
 from torch import Tensor
 from sightline import registry
-from sightline.metrics.accuracy import Accuracy
+from sightline.metrics.labels import Accuracy
 from sightline.metrics.base import State
 from sightline.pictures import Picture
 

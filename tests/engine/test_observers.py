@@ -15,7 +15,7 @@ import pytest
 
 from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
 from sightline.engine.records import Observers
-from sightline.engine.step_averages import average_records
+from sightline.engine.step import average_records
 from tests.engine.told import Lines, evaluation, step
 
 EPS = 2.0**-52

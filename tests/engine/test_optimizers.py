@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing
-from sightline.engine.parameter_groups import format_module_rates
+from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing, format_module_rates
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.parametrised import apply_policy, quantised_weights
 

@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from sightline.engine.progress import Pace, Progress, wants_live
-from sightline.engine.step_averages import format_rate
+from sightline.engine.observers import Pace, Progress, wants_live
+from sightline.engine.step import format_rate
 from tests.engine.told import evaluation, step
 
 

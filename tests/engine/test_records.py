@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.progress import Progress
+from sightline.engine.loggers import TensorBoard
+from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLog
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, preserve_rng_state
-from sightline.engine.tensorboard import TensorBoard
 from sightline.errors import RunError
 from tests.engine.told import Lines, evaluation, random_states, step
 

@@ -171,7 +171,7 @@ def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, mo
     assert own.evaluate.mode == mode
     assert_same_run(run, own, [])
     told: list[str] = []
-    monkeypatch.setattr("sightline.engine.best_metric.logger.warning", lambda text, *words: told.append(text % words))
+    monkeypatch.setattr("sightline.engine.records.logger.warning", lambda text, *words: told.append(text % words))
     assert build(own, World(), is_resumed=True).config.evaluate.mode == mode
     assert len(told) == (mode == "max")
     assert all("evaluate.mode: found max, but the metric states min" in line for line in told)

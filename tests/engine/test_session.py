@@ -17,7 +17,7 @@ from sightline.engine.distributed import World
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
-from sightline.tasks.classify import Classify
+from sightline.tasks.supervised import Classify
 from tests.doctor.planting import make
 from tests.marks import long_but
 from tests.runs.broken_off import Bench, Forked, differences, run_forked

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.precision import Precision
 from sightline.engine.step import StepTimer, compute_batch_losses, prepare_step, single_batch_step, weighted_sum
 from sightline.types import Batch
 

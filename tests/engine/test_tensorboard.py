@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from sightline.config import read_config
+from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.engine.records import Observers
-from sightline.engine.tensorboard import TensorBoard
-from sightline.engine.wandb import Wandb
 from sightline.errors import MissingExtraError
 from sightline.training.train_run import train_run
 from tests.conftest import ROOT
@@ -55,7 +54,7 @@ def test_tensorboard_reads_back_what_was_written(tmp_path: Path) -> None:
 
 def test_tensorboard_after_a_resume_voids_the_abandoned_future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1_000_000_000, 1_000_000_100))
-    monkeypatch.setattr("sightline.engine.tensorboard.time.time", lambda: float(next(clock)))
+    monkeypatch.setattr("sightline.engine.loggers.time.time", lambda: float(next(clock)))
     killed = TensorBoard(tmp_path, every=1)
     for number in range(1, 8):
         killed.on_step(step(number))

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.engine.device import describe_nondeterminism, set_determinism
 from sightline.engine.distributed import World
 from sightline.engine.observers import MetricsLog
-from sightline.engine.precision import describe_nondeterminism, set_determinism
 from sightline.engine.records import StepRecord
 from sightline.engine.step import divide_by_count
 from sightline.engine.train import NonFiniteGradientError, train, update_ema
 from sightline.runs.run_directory import RunDirectory
-from sightline.view.curves import encode_curves
+from sightline.view.run_pages import encode_curves
 from tests.runs.small import small_run
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sightline.data.boxes.detections import Detections, ImageRef
-from sightline.evaluation.result_checks import results_faults
+from sightline.evaluation.box_results import results_faults
 
 NAMES = ("person", "rider", "car")
 Rows = list[np.ndarray]

@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.geometry import balls
-from sightline.geometry.balls import ball_query
-from sightline.geometry.neighbours import gather_points
+from sightline.geometry import neighbours
+from sightline.geometry.neighbours import ball_query, gather_points
 from sightline.geometry.sampling import farthest_point_sample
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
@@ -18,7 +17,7 @@ from tests.golden_parity import load_golden
 @pytest.fixture(params=["compiled", "plain"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "plain":
-        monkeypatch.setattr(balls, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     return request.param
 
 
@@ -48,7 +47,7 @@ def test_both_forms_agree_on_the_rim(dtype: torch.dtype, monkeypatch: pytest.Mon
     grid = torch.cartesian_prod(*[torch.arange(9, dtype=dtype)] * 3)[None] / 10
     grid = grid[:, torch.randperm(729)]
     compiled = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
-    monkeypatch.setattr(balls, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     plain = [ball_query(grid, centres=grid, radius=r / 10, num_neighbours=24) for r in (1, 2, 3)]
     assert all(torch.equal(*pair) for pair in zip(compiled, plain, strict=True))
 

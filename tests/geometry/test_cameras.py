@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sightline.geometry.cameras import Axis, Cameras, Projection, ring_cameras
+from sightline.geometry.pinhole import Axis, Cameras, Projection, ring_cameras
 
 EPS = float(np.finfo(np.float64).eps)
 

@@ -9,8 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.crops import CropPlacement, crop_depth, from_crop_coordinates, to_crop_coordinates
-from sightline.geometry.pinhole import project_points
+from sightline.geometry.pinhole import (
+    CropPlacement,
+    crop_depth,
+    from_crop_coordinates,
+    project_points,
+    to_crop_coordinates,
+)
 
 CAMERA = (241.42, -241.42, 160.0, 120.0)
 

@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.heatmaps import (
+from sightline.geometry.volumes import (
+    CubePlacement,
     decode,
     gaussian_heatmaps,
     gaussian_heatmaps_reference,
     one_hot_heatmaps,
     peaks,
     soft_cells,
+    to_camera,
+    to_voxels,
 )
-from sightline.geometry.volumes import CubePlacement, to_camera, to_voxels
 from tests.geometry.test_volumes import assert_golden_maps, of_golden
 from tests.golden_parity import load_golden
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.geometry.interpolation import Weighting, interpolate, inverse_distance_weights
-from sightline.geometry.neighbours import nearest_neighbours
+from sightline.geometry.neighbours import Weighting, interpolate, inverse_distance_weights, nearest_neighbours
 from tests.golden_parity import load_golden
 
 BOTH = pytest.mark.parametrize("weighting", ["inverse_square", "inverse"])

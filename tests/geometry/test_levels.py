@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sightline.geometry import farthest_point_sample, interpolate, packed_nearest_neighbours
-from sightline.geometry.point_pyramid import build_pyramid
+from sightline.geometry.packed import build_pyramid
 
 COUNTS = (70, 1, 0, 200, 5)
 OFFSETS = torch.tensor([0, 70, 71, 71, 271, 276])

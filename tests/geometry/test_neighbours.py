@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sightline.geometry import neighbour_kernels, neighbours
 from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.geometry.neighbour_products import neighbours_by_candidates
 from sightline.geometry.neighbours import (
     gather_points,
     nearest_neighbours,
     nearest_neighbours_reference,
+    neighbours_by_candidates,
     scale_num_neighbours,
 )
 from tests.geometry.threads import with_one_and_two_threads

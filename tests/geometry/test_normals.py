@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.normals import estimate_normals
 from sightline.geometry.rotations import euler_matrix, rotate_points
+from sightline.geometry.surfaces import estimate_normals
 
 
 def sphere(num_points: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.collate import collate
+from sightline.data.loading.batch_reader import collate
 from sightline.geometry import ball_query, farthest_point_sample, interpolate, nearest_neighbours
 from sightline.geometry.packed import (
     pack,

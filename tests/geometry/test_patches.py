@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.draws import Draws
-from sightline.geometry.parametric_surfaces import (
+from sightline.geometry.surfaces import (
     FACING,
     PatchSamples,
     cone_patch,

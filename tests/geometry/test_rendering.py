@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from sightline.geometry import rendering
-from sightline.geometry.cameras import Projection, ring_cameras
+from sightline.geometry.pinhole import Projection, ring_cameras
 from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
-from sightline.geometry.surfaces import sample_surface
-from sightline.geometry.surfels import fit_surfels
+from sightline.geometry.surfaces import fit_surfels, sample_surface
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64) / 2

@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 
 from sightline.geometry import volumes
-from sightline.geometry.heatmaps import decode, gaussian_heatmaps
-from sightline.geometry.volumes import CubePlacement, occupancy, occupancy_reference, to_camera, to_voxels
+from sightline.geometry.volumes import (
+    CubePlacement,
+    decode,
+    gaussian_heatmaps,
+    occupancy,
+    occupancy_reference,
+    to_camera,
+    to_voxels,
+)
 from tests.golden_parity import Golden, load_golden
 
 REFERENCE = torch.tensor([[0.0, 0.0, 350.0]], dtype=torch.float64)

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from sightline.geometry import gather_points, nearest_neighbours
-from sightline.layers.dense_attention_function import DenseAttentionFunction
-from sightline.layers.dense_vector_attention import DenseVectorAttention, PlainDenseVectorAttention
-from sightline.layers.edge_products import map_edges, map_gradient, map_points
+from sightline.layers.dense_vector_attention import (
+    DenseAttentionFunction,
+    DenseVectorAttention,
+    PlainDenseVectorAttention,
+)
+from sightline.layers.edge_conv import map_edges, map_gradient, map_points
 from sightline.published.translation import translate_key
 from tests.golden_parity import (
     Golden,

@@ -8,7 +8,7 @@ from torch import nn
 
 from sightline import numba_kernels
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.layers.edge_mlp import EdgeMLP, PlainEdgeMLP
+from sightline.layers.edge_conv import EdgeMLP, PlainEdgeMLP
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 KINDS = pytest.mark.parametrize("kind", [PlainEdgeMLP, EdgeMLP])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.edge_propagation import EdgePropagation
+from sightline.layers.edge_conv import EdgePropagation
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sightline.layers.feature_propagation import FeaturePropagation
+from sightline.layers.set_abstraction import FeaturePropagation
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 FORMS = pytest.mark.parametrize("fused", [True, False])

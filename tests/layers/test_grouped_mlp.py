@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sightline import numba_kernels
 from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
-from sightline.layers.grouped_mlp import GroupedMLP, PlainGroupedMLP
+from sightline.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
 
 WIDTHS = (6, 7, 5)

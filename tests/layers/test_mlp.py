@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.cloud import concat_channels, dense_channels
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 

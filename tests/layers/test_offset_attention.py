@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.layers.offset_attention import OffsetAttention, SelfAttention
+from sightline.layers.transformer import OffsetAttention, SelfAttention
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from sightline.layers.stochastic_depth import StochasticDepth
+from sightline.layers.transformer import StochasticDepth
 
 
 def test_a_sample_keeps_its_whole_branch_or_nothing_of_it() -> None:

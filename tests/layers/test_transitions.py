@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import numba_kernels
-from sightline.geometry.point_pyramid import PyramidLevel, build_pyramid
+from sightline.geometry.packed import PyramidLevel, build_pyramid
 from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
 from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import BOUND, assert_bf16_errs_no_more, assert_passes_agree, run, unsettle
@@ -107,7 +107,7 @@ def test_the_way_up_agrees_with_the_reference_where_it_has_three_points(shared: 
 
 def between(golden: Golden) -> PyramidLevel:
     """The level of given coarse points under given fine ones."""
-    from sightline.geometry.point_pyramid import Edges, _interpolation_weights
+    from sightline.geometry.packed import Edges, _interpolation_weights
 
     fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
     none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import numba_kernels
-from sightline.geometry.point_pyramid import Edges, build_pyramid
+from sightline.geometry.packed import Edges, build_pyramid
 from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
 from sightline.published.translation import translate_key
 from tests.golden_parity import (
@@ -108,7 +108,7 @@ def test_fused_form_agrees_with_the_plain_one(
 
 def test_edges_in_parts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven points at a time, and what is left over."""
-    monkeypatch.setattr("sightline.layers.fused_vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
+    monkeypatch.setattr("sightline.layers.vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
     edges = edges_of((30, 23), 6)
     plain, fused = (OnEdges(layer, edges) for layer in pair_of_layers(16))
     given, weight = {"features": torch.randn(53, 16).double()}, torch.randn(53, 16).double()

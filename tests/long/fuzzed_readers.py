@@ -42,8 +42,8 @@ def file_readers(folder: Path) -> Iterator[Reader]:
 def _clouds(folder: Path) -> Iterator[Reader]:
     from scipy.io import savemat
 
+    from sightline.data.files.array_files import read_mat
     from sightline.data.files.cloud_files import has_normals, read_cloud
-    from sightline.data.files.mat_files import read_mat
 
     points = np.random.default_rng(0).normal(size=(12, 3))
     for path in _write_clouds(folder, points):
@@ -57,7 +57,7 @@ def _clouds(folder: Path) -> Iterator[Reader]:
 def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
     import h5py
 
-    from sightline.data.files.ply_writing import write_ply
+    from sightline.data.files.ply import write_ply
 
     np.save(folder / "cloud.npy", points)
     np.savez(folder / "cloud.npz", points=points, normals=points)
@@ -113,7 +113,7 @@ def _depth(folder: Path) -> Iterator[Reader]:
 
 def _scans(folder: Path) -> Iterator[Reader]:
     from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
-    from sightline.data.scans.kitti_object_files import image_size_px, read_calibration, read_objects
+    from sightline.data.scans.kitti_object import image_size_px, read_calibration, read_objects
     from sightline.data.scans.scan_reading import read_scan
     from sightline.data.scans.squeezeseg_npy import read_range_image
     from tests.data.scans.lidar_writers import street_scan, write_kitti_object, write_semantic_kitti, write_squeezeseg
@@ -139,8 +139,7 @@ def _scans(folder: Path) -> Iterator[Reader]:
 
 
 def _images(folder: Path) -> Iterator[Reader]:
-    from sightline.data.files.image_files import check_image, read_header, read_image
-    from sightline.data.files.png_views import read_view
+    from sightline.data.files.image_files import check_image, read_header, read_image, read_view
 
     pixels = np.random.default_rng(2).integers(0, 255, (16, 16, 3)).astype(np.uint8)
     exif = Image.Exif()
@@ -165,7 +164,7 @@ def _documents(folder: Path) -> Iterator[Reader]:
     from sightline.config import read_config
     from sightline.data.boxes.detections import read_results
     from sightline.data.boxes.image_listing import CategoryIds
-    from sightline.probe.episodes import read_episodes
+    from sightline.probe.few_shot import read_episodes
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
@@ -188,7 +187,7 @@ def _documents(folder: Path) -> Iterator[Reader]:
 
 
 def _episodes(folder: Path, read: Callable[..., object]) -> Iterator[Reader]:
-    from sightline.probe.episodes import EpisodeSetting, draw_episodes, plain_episodes
+    from sightline.probe.few_shot import EpisodeSetting, draw_episodes, plain_episodes
 
     labels = np.repeat(np.arange(4), 6)
     episodes = draw_episodes(EpisodeSetting(2, 1, 2), "train", labels, labels, runs=2, seed=0)

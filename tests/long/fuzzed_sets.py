@@ -189,7 +189,7 @@ def teacher_readers(folder: Path) -> Iterator[Reader]:
     from sightline.engine.build import _load_teacher
     from sightline.engine.distributed import World
     from sightline.plugins import load_plugins
-    from sightline.runs.run_documents import read_facts
+    from sightline.runs.run_directory import read_facts
     from tests.runs.broken_off import Bench, run_forked
 
     bench = Bench(folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.box_coder import encode_deltas, encode_distances
+from sightline.geometry.boxes.overlaps import encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.boxes import (

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.crops import CropPlacement
-from sightline.losses.centres import CentreMSE
+from sightline.geometry.pinhole import CropPlacement
+from sightline.losses.pose import CentreMSE
 
 
 def placements(count: int, *, side_mm: float = 200.0) -> Tensor:

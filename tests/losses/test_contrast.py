@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.binding import AvailableKeys
-from sightline.losses.contrast import CrossModal, IntraModal, chance_level, nt_xent
+from sightline.losses.embeddings import CrossModal, IntraModal, chance_level, nt_xent
 from sightline.tasks.contrast import Contrast
 from tests.golden_parity import load_golden
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.types import ComponentConfig
 from tests.golden_parity import load_golden
 

@@ -10,8 +10,7 @@ import torch
 from scipy.special import softmax
 from scipy.stats import entropy
 
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.distillation import Distillation
+from sightline.losses.classification import CrossEntropy, Distillation
 from tests.golden_parity import load_golden
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import ortho_group
 
-from sightline.losses.feature_transform import FeatureTransformPenalty
+from sightline.losses.embeddings import FeatureTransformPenalty
 from tests.golden_parity import load_golden
 
 

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.doctor.oracles.loss_references import focal
+from sightline.doctor.oracles.losses import focal
 from sightline.errors import ConfigError
-from sightline.losses.class_weights import resolve_class_weights
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.focal import FocalCrossEntropy
+from sightline.losses.classification import CrossEntropy, FocalCrossEntropy, resolve_class_weights
 
 WEIGHTS = (0.5, 1.0, 2.0, 4.0)
 

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from sightline.assigners.base import BACKGROUND, IGNORED
-from sightline.assigners.free_anchor import FreeAnchor
-from sightline.geometry.boxes.bags import anchor_bags
-from sightline.geometry.boxes.box_coder import decode_deltas, encode_deltas
-from sightline.geometry.boxes.overlaps import iou
-from sightline.geometry.boxes.priors import Priors
-from sightline.losses.box_functional import bag_losses
+from sightline.assigners.static import FreeAnchor
+from sightline.geometry.boxes.overlaps import decode_deltas, encode_deltas, iou
+from sightline.geometry.boxes.priors import Priors, anchor_bags
+from sightline.losses.boxes import bag_losses
 from sightline.losses.free_anchor import FreeAnchorNegative, FreeAnchorPositive
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.geometry.boxes.crowds import crowd

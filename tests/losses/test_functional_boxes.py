@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.boxes.overlaps import OVERLAPS
-from sightline.losses.box_functional import (
+from sightline.losses.boxes import (
     earth_mover,
     overlap_loss,
     quality_focal,

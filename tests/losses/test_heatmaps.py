@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.heatmaps import gaussian_heatmaps
-from sightline.geometry.volumes import CubePlacement
-from sightline.losses.heatmaps import HeatmapCrossEntropy, HeatmapMSE, JointL1
+from sightline.geometry.volumes import CubePlacement, gaussian_heatmaps
+from sightline.losses.pose import HeatmapCrossEntropy, HeatmapMSE, JointL1
 from tests.golden_parity import load_golden
 
 CELLS = 6

@@ -11,8 +11,8 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from sightline.doctor.oracles.loss_references import lovasz
-from sightline.losses.lovasz import LovaszSoftmax, lovasz_of_image
+from sightline.doctor.oracles.losses import lovasz
+from sightline.losses.classification import LovaszSoftmax, lovasz_of_image
 
 CASES = [case for case in range(14) if case not in (4, 7, 9, 12)]  # those of chosen classes and of none: below
 

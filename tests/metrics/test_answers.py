@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sightline.metrics.predicted_labels import predict_labels
+from sightline.metrics.labels import predict_labels
 
 TABLE = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
 

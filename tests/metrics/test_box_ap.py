@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from sightline import numba_kernels
-from sightline.metrics.average_precision import match_predictions
 from sightline.metrics.base import State, sorted_rows
 from sightline.metrics.box_ap import BoxAp, _curves
+from sightline.metrics.box_groups import match_predictions
 
 SIZES = ("", "_small", "_medium", "_large")
 NAMES = ("ap", "ap50", "ap75", *(f"ap{size}" for size in SIZES[1:]), "ar1", "ar10", *(f"ar{size}" for size in SIZES))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.metrics.base import State, make_state
-from sightline.metrics.centre_error import CentreError
+from sightline.metrics.joints import CentreError
 
 
 def scored(found: Tensor, reference: Tensor, joints: Tensor, visible: Tensor, *, parts: int = 1) -> State:

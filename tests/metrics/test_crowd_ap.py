@@ -12,9 +12,8 @@ import torch
 
 from sightline import numba_kernels
 from sightline.metrics.base import State, append_rows, pool_states
-from sightline.metrics.box_bins import BINS
-from sightline.metrics.crowd_ap import CrowdAp, _score
-from sightline.metrics.jaccard import jaccard_counts, jaccard_index
+from sightline.metrics.box_ap import BINS
+from sightline.metrics.crowds import CrowdAp, _score, jaccard_counts, jaccard_index
 from tests.metrics.crowds import Scene, literal_figures, random_scenes, state_of, toy
 
 METRIC = CrowdAp(class_names=("person",))

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from sightline.metrics.base import State, make_state
-from sightline.metrics.joint_errors import DetectionRate, JointError
-from sightline.metrics.keypoints import Keypoints, keypoint_similarity
+from sightline.metrics.joints import DetectionRate, JointError, Keypoints, keypoint_similarity
 from tests.golden_parity import Golden, load_golden
 
 

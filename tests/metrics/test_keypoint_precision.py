@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sightline.errors import DataError
-from sightline.metrics.average_precision import match_predictions, precision_and_recall
-from sightline.metrics.keypoint_precision import MAX_DETECTIONS, PersonLabels, keypoint_average_precision, oks_matrix
+from sightline.metrics.box_groups import match_predictions, precision_and_recall
+from sightline.metrics.joints import MAX_DETECTIONS, PersonLabels, keypoint_average_precision, oks_matrix
 from tests.golden_parity import load_golden
 
 NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from sightline import numba_kernels
-from sightline.metrics.detection_curves import MISS_RATE_RULES, DetectionCurve
-from sightline.metrics.miss_rate import MissRate
+from sightline.metrics.box_ap import MISS_RATE_RULES, DetectionCurve
+from sightline.metrics.crowds import MissRate
 from tests.metrics.crowds import POINTS, Scene, box_area, shared_area, state_of, toy
 
 SET_UPS = {

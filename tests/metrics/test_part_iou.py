@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sightline.metrics import PartIoU
 from sightline.metrics.base import State, make_state
-from sightline.metrics.part_counts import count_parts, count_parts_reference
+from sightline.metrics.part_iou import count_parts, count_parts_reference
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 

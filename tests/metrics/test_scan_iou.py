@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from sightline.metrics.iou import IoU
-from sightline.metrics.scan_iou import DistanceIoU, PixelIoU
+from sightline.metrics.labels import DistanceIoU, IoU, PixelIoU
 
 BOUNDS = [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50), (50, 99)]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.models.range_image.network import RangeImageNetwork
+from sightline.models.range_image.rangenet import RangeImageNetwork
 from sightline.types import ComponentConfig
 
 __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.losses.contrast import CrossModal, IntraModal, nt_xent
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
+from sightline.losses.embeddings import CrossModal, IntraModal, nt_xent
 from sightline.models.crosspoint import CrossPoint, IntraPoint, projection_head
-from sightline.models.dgcnn import DGCNNEncoder
-from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder
+from sightline.models.dgcnn import DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.published.translation import convert_state_dict, translate_key, unused_names
 from sightline.types import ComponentConfig

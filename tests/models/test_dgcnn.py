@@ -9,7 +9,7 @@ import torch
 
 from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.dgcnn import DGCNN
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (

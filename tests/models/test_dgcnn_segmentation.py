@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sightline.errors import ConfigError
 from sightline.layers.mlp import LinearNorm
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNScenes, SpatialTransform
+from sightline.losses.classification import CrossEntropy
+from sightline.models.dgcnn import DGCNNParts, DGCNNScenes, SpatialTransform
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

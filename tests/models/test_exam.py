@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.binding import model_output_keys
-from sightline.engine.gradients import flatten_gradients, set_gradients
+from sightline.engine.learnt_losses import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
 from sightline.schema import get_block_marker, signature_parameters
 from tests.memory_order import ORDERS

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.errors import ConfigError
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.layers.patch_tokens import MiniPointNet, group_points
-from sightline.layers.stochastic_depth import StochasticDepth
-from sightline.layers.transformer import MultiHeadAttention, TransformerBlock
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.layers.transformer import (
+    MiniPointNet,
+    MultiHeadAttention,
+    StochasticDepth,
+    TransformerBlock,
+    group_points,
+)
+from sightline.losses.classification import CrossEntropy
 from sightline.models.point_bert import PointBERT, PointBERTEncoder
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.types import ComponentConfig

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.models.point_bert import PointBERT
-from sightline.models.point_bert_parts import PointBERTParts
+from sightline.losses.classification import CrossEntropy
+from sightline.models.point_bert import PointBERT, PointBERTParts
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
 from tests.golden_parity import (

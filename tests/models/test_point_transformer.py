@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.errors import ConfigError
-from sightline.geometry.point_pyramid import Edges, InterpolationWeights, PyramidLevel, build_pyramid
+from sightline.geometry.packed import Edges, InterpolationWeights, PyramidLevel, build_pyramid
 from sightline.models import point_transformer
 from sightline.models.point_transformer import PointTransformer, PointTransformerBlock
 from sightline.published.translation import convert_state_dict, translate_key

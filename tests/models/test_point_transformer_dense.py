@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.errors import ConfigError
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.point_transformer_dense import DensePointTransformer
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.types import ComponentConfig

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.feature_transform import FeatureTransformPenalty
+from sightline.losses.classification import CrossEntropy
+from sightline.losses.embeddings import FeatureTransformPenalty
 from sightline.models.pointnet import PointNet, PointNetPlain, TNet
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (

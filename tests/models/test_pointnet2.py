@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
+from sightline.losses.classification import CrossEntropy
+from sightline.models.pointnet2 import PointNet2Parts, PointNet2Scenes
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.feature_transform import FeatureTransformPenalty
-from sightline.models.pointnet import TNet
-from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
+from sightline.losses.classification import CrossEntropy
+from sightline.losses.embeddings import FeatureTransformPenalty
+from sightline.models.pointnet import PointNetParts, PointNetScenes, TNet
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

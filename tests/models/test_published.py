@@ -12,19 +12,14 @@ from torch import Tensor
 import sightline
 from sightline.errors import CheckpointError
 from sightline.models.crosspoint import CrossPoint, IntraPoint
-from sightline.models.dgcnn import DGCNN, DGCNNEncoder
-from sightline.models.dgcnn_segmentation import DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
-from sightline.models.image_classifier import ImageClassifier
+from sightline.models.dgcnn import DGCNN, DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
 from sightline.models.pct import PCT, PCTParts
-from sightline.models.point_bert import PointBERT
-from sightline.models.point_bert_parts import PointBERTParts
+from sightline.models.point_bert import PointBERT, PointBERTParts
 from sightline.models.point_transformer import PointTransformer
 from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.pointnet import PointNet, PointNetPlain
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
-from sightline.models.pointnet2_segmentation import PointNet2Parts, PointNet2Scenes
-from sightline.models.pointnet_segmentation import PointNetParts, PointNetScenes
-from sightline.models.resnet import ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
+from sightline.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
+from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.models.resnet import ImageClassifier, ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
 from sightline.models.vit import ViTTinyEncoder
 from sightline.published.translation import convert_state_dict
 from tests.published_layouts import LAYOUTS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.models.scale_net import ScaleNet
+from sightline.models.v2v import ScaleNet
 
 
 def test_size_is_the_published_one() -> None:

@@ -11,9 +11,8 @@ import pytest
 from sightline import registry
 from sightline.api import load_run
 from sightline.data.depth.msra_hands import MsraHands
-from sightline.predict.centre_files import FrameCentres, centre_lines
-from sightline.runs.inputs import read_inputs
-from sightline.runs.lineage import LINEAGE_FILE
+from sightline.predict.frame_centres import FrameCentres, centre_lines
+from sightline.runs.lineage import LINEAGE_FILE, read_inputs
 from sightline.types import ComponentConfig, Folds, SampleKey
 from tests.command import Outcome, run_here
 from tests.data.depth.depth_trees import no_progress, write_msra

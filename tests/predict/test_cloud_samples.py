@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.clouds.cloud_normals import estimated_normals
-from sightline.data.clouds.mesh_points import draw_points
+from sightline.data.clouds.cloud_preparation import draw_points, estimated_normals
 from sightline.data.clouds.modelnet import ModelNet10
 from sightline.data.files.cloud_files import PointCloud
 from sightline.data.scenes.s3dis import S3dis

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sightline.errors import UserError
-from sightline.predict.output_names import output_names
-from sightline.predict.point_files import ENDINGS
+from sightline.predict.predictor import output_names
+from sightline.predict.segment import ENDINGS
 
 
 def named(tmp_path: Path, *files: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.pictures import PALETTE
-from sightline.predict.pose_picture import draw_pose
+from sightline.predict.pose import draw_pose
 
 CAMERA = np.array([100.0, -100.0, 40.0, 30.0])
 

@@ -17,8 +17,9 @@ import sightline
 from sightline import registry
 from sightline.api import LoadedRun
 from sightline.errors import ConfigError, escape_to_one_line
-from sightline.predict import clouds, size_batching
+from sightline.predict import classify
 from sightline.predict import prediction as module
+from sightline.predict import prediction as size_batching
 from sightline.predict.classify import ClassPredictor
 from sightline.predict.prediction import predict_files
 from sightline.predict.predictor import Inference, ReadFile, Refusal
@@ -194,14 +195,14 @@ def test_what_a_reader_overlooks_is_a_refusal(
 ) -> None:
     run = run_of(tmp_path)
     paths = write(tmp_path / "clouds", [5, 6])
-    read = clouds.read_sample
+    read = classify.read_sample
 
     def faulty(path: Path, *given: Any, **options: Any) -> Any:
         if path == paths[0]:
             raise error
         return read(path, *given, **options)
 
-    monkeypatch.setattr(clouds, "read_sample", faulty)
+    monkeypatch.setattr(classify, "read_sample", faulty)
     found = run.predict(paths)
     assert [prediction.file for prediction in found.predicted] == [paths[1]]
     assert found.refused[0].reason.startswith(f"{paths[0]}: cannot be read ({type(error).__name__}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,8 @@ import pytest
 
 from sightline import registry
 from sightline.plugins import load_plugins
-from sightline.probe import source_digest
-from sightline.probe.source_digest import iterate_blocks, plugin_digests
-from sightline.training import final_probe
+from sightline.probe import features
+from sightline.probe.features import iterate_blocks, plugin_digests
 from sightline.types import ComponentConfig
 from tests.command import run_here
 from tests.probe.contrast import train_thin
@@ -110,10 +110,10 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
 
 def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte of one module or table is other source; other files are not."""
-    for room in source_digest.ROOMS:
+    for room in features.ROOMS:
         (tmp_path / room).mkdir(exist_ok=True)
-    monkeypatch.setattr(source_digest.resources, "files", lambda package: tmp_path)
-    digest_of = source_digest.source_sha256.__wrapped__
+    monkeypatch.setattr(features.resources, "files", lambda package: tmp_path)
+    digest_of = features.source_sha256.__wrapped__
     modules = (
         "layers/edge.py",
         "draws.py",
@@ -133,45 +133,46 @@ def test_features_are_void_with_the_source_that_made_them(tmp_path: Path, monkey
 
 def test_the_digest_covers_every_module_of_its_rooms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A copy of the package, in which any module is edited, renamed or moved, is other source; other rooms are not."""
-    package = Path(source_digest.__file__).parents[1]
+    package = Path(features.__file__).parents[1]
     files = sorted(file for kind in ("py", "json", "yaml") for file in package.rglob(f"*.{kind}"))
     copied = [file.relative_to(package) for file in files]
     for name in copied:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(str(name))
-    monkeypatch.setattr(source_digest.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(features.resources, "files", lambda package: tmp_path)
     read: list[Path] = []
     plain = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda self: read.append(self.relative_to(tmp_path)) or plain(self))
-    digest_of = source_digest.source_sha256.__wrapped__
+    digest_of = features.source_sha256.__wrapped__
     before = digest_of()
-    assert sorted(read) == sorted(
-        name for name in copied if len(name.parts) == 1 or name.parts[0] in source_digest.ROOMS
-    )
-    moved = tmp_path / "layers" / "range_image" / "__init__.py"
+    assert sorted(read) == sorted(name for name in copied if len(name.parts) == 1 or name.parts[0] in features.ROOMS)
+    moved = tmp_path / "models" / "range_image" / "__init__.py"
     moved.rename(moved.with_name("other.py"))
     assert digest_of() != before
 
 
 def test_rooms_that_make_features_read_no_other() -> None:
     """What a room imports is source of its features too; engine and probe also hold what makes none."""
-    package = Path(source_digest.__file__).parents[1]
-    for room in set(source_digest.ROOMS) - {".", "engine", "probe"}:
+    package = Path(features.__file__).parents[1]
+    for room in set(features.ROOMS) - {".", "engine", "probe"}:
         for file in (package / room).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 name = (node.module or "").split(".") if isinstance(node, ast.ImportFrom) else []
                 if name[:1] == ["sightline"] and len(name) > 1 and (package / name[1]).is_dir():
-                    assert name[1] in source_digest.ROOMS, f"{file.name} reads {'.'.join(name)}"
+                    assert name[1] in features.ROOMS, f"{file.name} reads {'.'.join(name)}"
 
 
 def test_the_source_is_a_part_of_the_key(tmp_path: Path) -> None:
     run = train_thin(tmp_path)
     documents = [json.loads(path.read_text()) for path in run.glob("features/*.json")]
-    assert [each["key"]["source"] for each in documents] == [source_digest.source_sha256()] * 2
+    assert [each["key"]["source"] for each in documents] == [features.source_sha256()] * 2
 
 
 def test_the_source_is_looked_at_before_training_begins() -> None:
     """A checkout may be edited while a run trains: its features are those of the source that was imported."""
-    source_digest.source_sha256.cache_clear()
-    importlib.reload(final_probe)
-    assert source_digest.source_sha256.cache_info().currsize == 1
+    code = (
+        "import sightline.training.train_run\nfrom sightline.probe import features\n"
+        "print(features.source_sha256.cache_info().currsize)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

@@ -12,9 +12,15 @@ import pytest
 
 from sightline.errors import ConfigError, DataError
 from sightline.probe.classifiers import standardise
-from sightline.probe.episodes import EpisodeSetting, draw_episodes, plain_episodes, read_episodes
 from sightline.probe.features import Features
-from sightline.probe.few_shot import FewShot, predict_queries
+from sightline.probe.few_shot import (
+    EpisodeSetting,
+    FewShot,
+    draw_episodes,
+    plain_episodes,
+    predict_queries,
+    read_episodes,
+)
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
 

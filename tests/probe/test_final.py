@@ -18,12 +18,11 @@ from sightline.config import RunConfig, read_config
 from sightline.engine.distributed import World
 from sightline.errors import DataError
 from sightline.models.crosspoint import IntraPoint
-from sightline.probe import final
-from sightline.probe.cache import FeatureCache
-from sightline.probe.features import share_errors
-from sightline.probe.threads import map_in_threads
+from sightline.probe import measure
+from sightline.probe.features import FeatureCache, share_errors
+from sightline.probe.svm import map_in_threads
 from sightline.runs.run_directory import RunDirectory
-from sightline.training import final_probe
+from sightline.training import train_run
 from sightline.verbs import train as verb
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks
@@ -32,7 +31,7 @@ from tests.runs.broken_off import Forked, run_forked, wait_for
 WAITING = """
 import sys, time
 from sightline.engine.distributed import start_world
-from sightline.probe.final import fit_on_rank_zero
+from sightline.probe.measure import fit_on_rank_zero
 
 def learn():
     time.sleep(7)
@@ -139,13 +138,13 @@ def test_the_first_process_decides_whether_features_are_kept(
         found.append(cache)
         return {}, []
 
-    monkeypatch.setattr(final, "final_metrics", take)
+    monkeypatch.setattr(measure, "final_metrics", take)
     config = tmp_path / "thin.yaml"
     config.write_text(THIN)
     for sees in (True, False):
         monkeypatch.setattr(os, "access", lambda path, mode, sees=sees: sees)
         run = RunDirectory(tmp_path, is_writer=True)
-        final_probe.probe_metrics(read_config(config), second(first), run, said.append, nn.Identity())
+        train_run.probe_metrics(read_config(config), second(first), run, said.append, nn.Identity())
     assert [each and each.folder for each in found] == [tmp_path / "features" if kept else None] * 2
 
 

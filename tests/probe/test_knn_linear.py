@@ -13,10 +13,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sightline.errors import ConfigError
+from sightline.probe.classifiers import stratified_folds
 from sightline.probe.features import Features
-from sightline.probe.folds import stratified_folds
-from sightline.probe.knn import KNN, majority_vote, nearest_labels
-from sightline.probe.linear import Linear
+from sightline.probe.linear import KNN, Linear, majority_vote, nearest_labels
 from tests.probe.blobs import blobs
 
 

@@ -16,16 +16,15 @@ from sklearn.svm import SVC
 
 from sightline.api import load_run
 from sightline.config import read_config
-from sightline.data.loading import rendered_views
+from sightline.data.loading import concat
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.engine.distributed import World
 from sightline.errors import DataError
-from sightline.probe import outcome as probe_outcome
-from sightline.probe import probed_data
-from sightline.probe.cache import FeatureCache
-from sightline.probe.features import Features
-from sightline.probe.folds import stratified_folds
+from sightline.probe import classifiers as probe_outcome
+from sightline.probe import probed_run
+from sightline.probe.classifiers import stratified_folds
+from sightline.probe.features import FeatureCache, Features
 from sightline.probe.measure import Comparison
 from sightline.probe.probed_run import FeatureComparison, extract_with_random_baselines, open_probed
 from sightline.probe.svm import COSTS, SVM
@@ -85,7 +84,7 @@ def test_random_weights_are_the_same_network_of_another_seed(run: Path) -> None:
     found = twins(run)
     assert list(found.random) == [1]
     config = read_config(run / "config.yaml")
-    again = probed_data.random_model(config, load_run(run).facts, World(), seed=1)
+    again = probed_run.random_model(config, load_run(run).facts, World(), seed=1)
     theirs = [parameter for _, parameter in again.named_parameters()]
     ours = [parameter for _, parameter in load_run(run).model.named_parameters()]
     assert [p.shape for p in ours] == [p.shape for p in theirs]
@@ -120,7 +119,7 @@ def test_the_same_bits_from_the_cache_and_from_scratch(copy: Path, monkeypatch: 
     files = sorted(copy.glob("features/*.npz"))
     assert len(files) == 4  # two parts by two sets of weights
     scratch = twins(copy, cache=copy.parent / "elsewhere")
-    monkeypatch.setattr(probed_data, "extract", None)  # whoever calls it now fails
+    monkeypatch.setattr(probed_run, "extract", None)  # whoever calls it now fails
     kept = twins(copy)
     for ours, *others in zip(*map(parts_of, (first, scratch, kept)), strict=True):
         for other in others:
@@ -188,7 +187,7 @@ def test_a_folder_that_takes_no_features_is_told_before_any_are_computed(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy / "features").write_text("a file stands in the way")
-    monkeypatch.setattr(probed_data, "extract", None)
+    monkeypatch.setattr(probed_run, "extract", None)
     code, _, err = run_here("probe", copy, "--device", "cpu")
     assert code == 2
     assert f"{copy}/features: features cannot be saved there" in err
@@ -203,7 +202,7 @@ def test_kept_features_need_no_folder_that_can_be_written_to(copy: Path, monkeyp
 
 def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And they are the same with views as without, from the same files."""
-    monkeypatch.setattr(rendered_views, "render_cloud", None)
+    monkeypatch.setattr(concat, "render_cloud", None)
     before = twins(copy)
     after = twins(copy, "data.views={count: 3, size_px: 8}")
     assert np.array_equal(before.trained.train.rows, after.trained.train.rows)
@@ -219,7 +218,7 @@ def test_no_view_is_rendered_for_features(copy: Path, monkeypatch: pytest.Monkey
     ],
 )
 def test_views_that_choose_no_cloud_are_not_opened(given: dict[str, Any], kept: Any) -> None:
-    assert probed_data._remove_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
+    assert probed_run._remove_views(ComponentConfig("modelnet40", given)).arguments.keys() == set(kept)
 
 
 def test_the_key_is_compared_and_not_only_its_digest(tmp_path: Path) -> None:
@@ -331,7 +330,7 @@ def final_of(run: Path) -> tuple[dict[str, float], str]:
 
 
 def test_data_without_classes_leaves_the_figure_out(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probed_data, "label_key", lambda part: None)
+    monkeypatch.setattr(probed_run, "label_key", lambda part: None)
     metrics, told = final_of(copy)
     assert set(metrics) == {"alignment", "uniformity", "retrieval_accuracy"}
     assert "probe_svm_accuracy is left out: " in told
@@ -349,7 +348,7 @@ def test_too_many_samples_leave_the_figure_out_before_anything_is_computed(
     copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SVM, "most_rows", 71)
-    monkeypatch.setattr(probed_data, "extract", None)
+    monkeypatch.setattr(probed_run, "extract", None)
     assert "the training part has 72 samples, SVM takes 71 at most" in final_of(copy)[1]
     code, _, err = run_here("probe", copy, "--device", "cpu")
     assert code == 2

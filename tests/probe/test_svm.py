@@ -13,9 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from sightline.errors import DataError
-from sightline.probe.classifiers import support_vector_machine
+from sightline.probe.classifiers import chance_accuracy, stratified_folds, support_vector_machine
 from sightline.probe.features import Features, feature_statistics
-from sightline.probe.folds import chance_accuracy, stratified_folds
 from sightline.probe.svm import COSTS, SVM
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs

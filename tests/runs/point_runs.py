@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.layers.cloud import as_packed
+from sightline.layers.mlp import as_packed
 from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
 
 

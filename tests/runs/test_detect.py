@@ -15,7 +15,7 @@ from PIL import Image
 
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.engine.run_loading import open_trained
-from sightline.tasks.detection_pictures import COLORS
+from sightline.tasks.detection_output import COLORS
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.processes import ROOT

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.config import read_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.types import SampleKey
 from tests.command import run_here

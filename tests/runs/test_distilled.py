@@ -14,13 +14,13 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from sightline.config import read_config, render_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run, open_trained
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
+from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey

@@ -17,7 +17,7 @@ from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.label_table import STARTS, LabelRow, LabelRun, label_rows, table_cells
+from sightline.studies.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
 from sightline.studies.study_runs import StudyRun
 from tests.command import Outcome, run_here
 

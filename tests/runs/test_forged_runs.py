@@ -13,7 +13,7 @@ from sightline.errors import CheckpointError, PluginError, UserError
 from sightline.plugins import check_recorded
 from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_documents import assert_own_files, load_document, read_facts
+from sightline.runs.run_directory import assert_own_files, load_document, read_facts
 
 LINEAGE = {
     "from": "runs/a",

@@ -18,8 +18,7 @@ import pytest
 
 from sightline.engine.session import TrainingSession
 from sightline.errors import LostFolderError
-from sightline.probe.cache import FeatureCache
-from sightline.probe.features import Features
+from sightline.probe.features import FeatureCache, Features
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.training import train_run

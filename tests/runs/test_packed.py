@@ -19,19 +19,20 @@ from torch import Tensor, nn
 
 from sightline.errors import CheckpointError, UserError
 from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict, quantised_weights
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
+from sightline.runs.checkpoint import evaluated_sha256
 from sightline.runs.packed import (
     PackedTensorSpec,
     compression_ratios,
+    pack_bits,
     packed_size,
     planned_tensor_spec,
     read_packed,
     tensor_specs,
+    unpack_bits,
     write_packed,
 )
-from sightline.runs.packed_bits import pack_bits, unpack_bits
-from sightline.runs.trained_weights import evaluated_sha256
 from tests.layers.quantisation.drawn_weights import random_layers
 from tests.models.small_models import small_model
 

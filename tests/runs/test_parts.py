@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Probability
-from sightline.layers.cloud import as_dense, as_packed, one_hot_category
+from sightline.layers.mlp import as_dense, as_packed, one_hot_category
 
 
 class Output(TypedDict):

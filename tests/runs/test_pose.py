@@ -50,7 +50,7 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
         from sightline.geometry.volumes import CubePlacement
-        from sightline.tasks.pose import decode_joints
+        from sightline.tasks.supervised import decode_joints
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]

@@ -15,7 +15,7 @@ import pytest
 import sightline
 from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.tasks.classify import Classify
+from sightline.tasks.supervised import Classify
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply

@@ -22,8 +22,7 @@ import sightline
 from sightline import registry
 from sightline.errors import ConfigError
 from sightline.predict.depth_reader import DepthFrameOptions
-from sightline.tasks.centre import CentreRefinement
-from sightline.tasks.pose import Pose
+from sightline.tasks.supervised import CentreRefinement, Pose
 from sightline.types import ComponentConfig, SampleKey
 from tests.command import Outcome, run_here
 from tests.runs.poses import NUM_HANDS, hands, train_pose, train_refiner, write_frames

@@ -361,7 +361,7 @@ def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypa
     large = {name: np.resize(values, 30_000) for name, values in room.items()}
     for number in range(6):
         write(tmp_path / f"{number}.ply", large)
-    monkeypatch.setattr("sightline.predict.size_batching._MAX_SIZE", 10_000)
+    monkeypatch.setattr("sightline.predict.prediction._MAX_SIZE", 10_000)
     run = dataclasses.replace(rooms.load(), transforms=())
     peaks = {}
     for number in (1, 1, 6):  # the first time, things are imported and compiled

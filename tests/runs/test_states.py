@@ -17,8 +17,15 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from sightline.errors import CheckpointError
-from sightline.runs.checkpoint import Snapshot, load, save
-from sightline.runs.optimizer_and_rng_state import get_rng_state, optimizer_tensors, restore_optimizer, set_rng_state
+from sightline.runs.checkpoint import (
+    Snapshot,
+    get_rng_state,
+    load,
+    optimizer_tensors,
+    restore_optimizer,
+    save,
+    set_rng_state,
+)
 
 
 class Net(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.engine.progress import Progress
+from sightline.engine.observers import Progress
 from sightline.engine.records import Observers
 from tests.engine.told import evaluation, step
 from tests.marks import long_but

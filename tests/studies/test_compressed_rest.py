@@ -19,10 +19,10 @@ from sightline.compress.policy_simulator import PolicySimulator
 from sightline.compress.run_problem import CompressionOptions, RunProblem
 from sightline.config import read_config
 from sightline.describe.trace import trace
-from sightline.doctor.checks.weights.checkpoint_match import _find_different_tensors
+from sightline.doctor.checks.weights import _find_different_tensors
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.errors import ConfigError
-from sightline.layers.quantisation.halves import halvable, round_to_half
+from sightline.layers.quantisation.linear import halvable, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
@@ -201,7 +201,7 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
     done = run_here("compress", floats, *words, "--method", "uniform_protected", "train.batch_sze=3")
     assert (done.code, "did you mean 'batch_size'" in done.err, "search " in done.err) == (2, True, False), done.err
     for word in ("train.batch_size=13", "checks.skip=[no-gradient]"):  # as advised after the first
-        with mock.patch("sightline.training.launch_run.launch_training", return_value=1):
+        with mock.patch("sightline.training.train_run.launch_training", return_value=1):
             done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
         assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
     done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")

@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.compress.batch_norm import reestimate_batch_norm
 from sightline.compress.packing import packed_layer_sizes
 from sightline.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
-from sightline.compress.policy_simulator import PolicySimulator
+from sightline.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
 from sightline.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
-from sightline.layers.quantisation.halves import halvable, round_to_half
+from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 from sightline.runs.packed import (
     compression_ratios,
     packed_size,

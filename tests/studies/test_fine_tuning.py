@@ -10,7 +10,7 @@ import pytest
 from sightline.config import read_config
 from sightline.errors import UserError
 from sightline.runs import lineage
-from sightline.studies.fine_tuning import assert_same_source, init_override, scratch_overrides
+from sightline.studies.study_runs import assert_same_source, init_override, scratch_overrides
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
 OFF = {"frozen": "[]", "layer_decay": "null"}

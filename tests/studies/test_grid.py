@@ -15,9 +15,8 @@ import scipy.stats
 
 from sightline.errors import RunError
 from sightline.studies import grid, study_runs
-from sightline.studies.grid import parse_factors
-from sightline.studies.grid_table import grid_panel, paired_differences, student_t
-from sightline.training import launch_run
+from sightline.studies.grid import grid_panel, paired_differences, parse_factors, student_t
+from sightline.training import train_run
 from tests.command import Outcome, run_here
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
@@ -192,13 +191,13 @@ def test_a_broken_off_study_goes_on_and_repeats_nothing(
     shutil.rmtree(lost)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("final.json")}
     trained: list[Path | None] = []
-    train = launch_run.train_run
+    train = train_run.train_run
 
     def counted(config: Any, **options: Any) -> Any:
         trained.append(options["out"])
         return train(config, **options)
 
-    monkeypatch.setattr(launch_run, "train_run", counted)
+    monkeypatch.setattr(train_run, "train_run", counted)
     code, _, err = study(out)
     assert code == 0, err
     assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -14,14 +14,14 @@ import pytest
 from sightline import registry
 from sightline.commands.prove import ProbeOptions
 from sightline.config import read_config
-from sightline.config.yaml_writer import to_plain
+from sightline.config.run_config import to_plain
 from sightline.engine.session import TrainingSession
 from sightline.probe.few_shot import FewShot
 from sightline.probe.probed_run import open_probed
 from sightline.probe.svm import SVM
-from sightline.runs.blocks import get_argument
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
-from sightline.studies.probe_table import (
+from sightline.runs.weights import get_argument
+from sightline.studies.probe_suite import (
     PARTS,
     column_heading,
     comparison_rows,

@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.assigners.fcos import FCOS
-from sightline.assigners.max_iou import MaxIoU
 from sightline.assigners.report import assignment_report, compare_assigners, timed_report
+from sightline.assigners.static import FCOS, MaxIoU
 from sightline.geometry.boxes.priors import PRESETS, make_anchors, make_points
-from sightline.tasks.detection_pictures import COLORS
-from sightline.tasks.target_pictures import LEVEL_COLORS, show_assignments, show_priors
+from sightline.tasks.detection_output import COLORS, LEVEL_COLORS, show_assignments, show_priors
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sightline.binding import AvailableKeys
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError
-from sightline.losses.contrast import IntraModal, nt_xent
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
+from sightline.losses.embeddings import IntraModal, nt_xent
 from sightline.tasks.contrast import Contrast
 
 

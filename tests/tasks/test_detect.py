@@ -16,11 +16,10 @@ from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.draws import Draws
 from sightline.engine.step import compute_batch_losses
 from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.box_coder import encode_deltas, encode_distances
-from sightline.geometry.boxes.overlaps import pairwise_iou
+from sightline.geometry.boxes.overlaps import encode_deltas, encode_distances, pairwise_iou
 from sightline.metrics.box_ap import BoxAp
 from sightline.tasks.detect import Detect
-from sightline.transforms.boxes import FitImage, ScaleSteps
+from sightline.transforms.combined_images import FitImage, ScaleSteps
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import ComponentConfig, SampleKey
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
-from sightline.geometry.boxes.box_coder import decode_boxes
+from sightline.geometry.boxes.overlaps import decode_boxes
 from sightline.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
 from sightline.geometry.boxes.suppression import GreedyNMS, SuppressionResult
-from sightline.tasks.detection_decoding import DetectionFilter
+from sightline.tasks.detection_output import DetectionFilter
 from sightline.types import ComponentConfig
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))

@@ -12,9 +12,9 @@ from sightline.config import read_config
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.engine.step import compute_batch_losses
-from sightline.losses.box_functional import smooth_l1
-from sightline.tasks.detection_decoding import DetectionFilter
-from sightline.transforms.boxes import CutImage, FitImage, TurnImage
+from sightline.losses.boxes import smooth_l1
+from sightline.tasks.detection_output import DetectionFilter
+from sightline.transforms.combined_images import CutImage, FitImage, TurnImage
 from sightline.transforms.images import FlipImage, NormalizeImage
 from sightline.types import SampleKey
 from tests.processes import ROOT

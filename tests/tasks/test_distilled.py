@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.binding import AvailableKeys
-from sightline.doctor.oracles.replay import FixedOutputs
+from sightline.doctor.oracles.results import FixedOutputs
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, prepare_step, single_batch_step
 from sightline.errors import ConfigError
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.distillation import Distillation, FeatureDistillation
+from sightline.losses.classification import CrossEntropy, Distillation, FeatureDistillation
 from sightline.optional_members import TaskMembers
 from sightline.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
 from sightline.tasks.segment import Segment

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
 from sightline.binding import AvailableKeys, model_output_keys
+from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.precision import Precision
 from sightline.engine.step import prepare_step
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import Priors
-from sightline.models.detection.retina import RetinaHead
+from sightline.models.detection.heads import RetinaHead
 from sightline.types import ComponentConfig
 from tests.doctor.detecting import make_crowds
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES

@@ -11,8 +11,8 @@ from torch import nn
 
 from sightline import registry
 from sightline.binding import AvailableKeys
+from sightline.engine.device import Precision
 from sightline.engine.distributed import World
-from sightline.engine.precision import Precision
 from sightline.engine.step import prepare_step
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.overlaps import pairwise_iou

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.feature_transform import FeatureTransformPenalty
+from sightline.losses.classification import CrossEntropy
+from sightline.losses.embeddings import FeatureTransformPenalty
 from sightline.tasks.segment import Segment
 
 NUM_CLASSES = 3

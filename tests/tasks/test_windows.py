@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.tasks.sliding_windows import BlockWindows, SphereWindows, column_windows, sphere_windows, split_clouds
+from sightline.tasks.segment import BlockWindows, SphereWindows, column_windows, sphere_windows, split_clouds
 
 
 def room(num_points: int, seed: int = 0) -> Tensor:

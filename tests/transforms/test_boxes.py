@@ -12,8 +12,8 @@ from torch import Tensor
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
-from sightline.geometry.boxes.affine import warp_boxes
-from sightline.transforms.boxes import CutImage, FitImage, ScaleSteps, TurnImage
+from sightline.geometry.boxes.priors import warp_boxes
+from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
 from sightline.transforms.images import FlipImage, ResizeImage
 from sightline.types import DataInfo, Field, SampleKey
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.registry import transforms
-from sightline.transforms.colours import (
+from sightline.transforms.images import (
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,

@@ -17,8 +17,7 @@ from sightline.draws import Draws
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import build_data
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.boxes import TurnImage
-from sightline.transforms.combined_images import MixUp, Mosaic
+from sightline.transforms.combined_images import MixUp, Mosaic, TurnImage
 from sightline.types import DataInfo, Sample, SampleKey
 from tests.processes import ROOT
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.crops import CropPlacement, from_crop_coordinates
-from sightline.losses.centres import CentreMSE
-from sightline.transforms.crops import CropDepth
+from sightline.geometry.pinhole import CropPlacement, from_crop_coordinates
+from sightline.losses.pose import CentreMSE
+from sightline.transforms.point_selection import CropDepth
 from sightline.types import SampleKey
 
 VARIED = {"moved_mm": 5.0, "scale": (0.9, 1.1), "max_angle_rad": math.pi}

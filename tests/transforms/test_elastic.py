@@ -9,7 +9,7 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.ndimage import convolve
 
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.elastic import Elastic, bend, smooth
+from sightline.transforms.points import Elastic, bend, smooth
 from tests.transforms.scenes import draws_of, make_scene
 
 

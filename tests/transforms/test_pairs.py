@@ -8,7 +8,7 @@ import torch
 from sightline import registry
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.transforms.two_views import TwoViews
+from sightline.transforms.points import TwoViews
 from sightline.types import ComponentConfig, SampleKey
 
 JITTER = {"name": "jitter", "std": 0.01, "clip": 0.05}

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.heatmaps import decode
-from sightline.geometry.volumes import CubePlacement, to_camera, to_voxels
-from sightline.tasks.pose import decode_joints
+from sightline.geometry.volumes import CubePlacement, decode, to_camera, to_voxels
+from sightline.tasks.supervised import decode_joints
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
 from sightline.types import SampleKey
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.checks.loss import loss_at_chance
+from sightline.doctor.checks import loss_progress
 from tests.command import run_here
 from tests.doctor.pairing import CONFIG
 
@@ -18,11 +18,12 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
     config.write_text(CONFIG)
     for name, value in (
         ("_MIN_STEPS", 1),
+        ("_MIN_CHANCE_STEPS", 1),
         ("_MIN_SLOW_STEPS", 1),
         ("_MAX_SHARE_OF_CHANCE", -1.0),
         ("_MIN_DECREASE", 1e9),
     ):
-        monkeypatch.setattr(loss_at_chance, name, value)
+        monkeypatch.setattr(loss_progress, name, value)
     done = run_here("train", config, "--out", run, "--device", "cpu")
     assert done.code == 0, done.err
     assert done.err.count("'intra_modal' ends at chance") == 1
@@ -48,11 +49,12 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
     assert "at chance" not in done.err
     for name, value in (
         ("_MIN_STEPS", 1),
+        ("_MIN_CHANCE_STEPS", 1),
         ("_MIN_SLOW_STEPS", 1),
         ("_MAX_SHARE_OF_CHANCE", -1.0),
         ("_MIN_DECREASE", 1e9),
     ):
-        monkeypatch.setattr(loss_at_chance, name, value)
+        monkeypatch.setattr(loss_progress, name, value)
     done = run_here("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
     assert done.code == 0
     assert "at chance" not in done.err

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.data.files.ply import read_ply
-from sightline.data.files.ply_writing import write_ply
+from sightline.data.files.ply import read_ply, write_ply
 from sightline.engine.build import build_data, build_part
 from sightline.pictures import PALETTE
 from sightline.types import SampleKey

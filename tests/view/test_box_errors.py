@@ -6,7 +6,7 @@ import numpy as np
 
 from sightline.metrics.box_errors import KINDS
 from sightline.pictures import Picture
-from sightline.view.box_errors import encode_errors
+from sightline.view.run_pages import encode_errors
 
 
 def test_no_name_is_taken_for_a_place_of_the_page() -> None:

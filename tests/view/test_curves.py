@@ -9,8 +9,8 @@ import pytest
 
 from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import DataError, UserError
-from sightline.runs.run_documents import read_lines
-from sightline.view.curves import draw_runs, encode_curves
+from sightline.runs.run_directory import read_lines
+from sightline.view.run_pages import draw_runs, encode_curves
 from tests.command import run_here
 
 SVG = "{http://www.w3.org/2000/svg}"

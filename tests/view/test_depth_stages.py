@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from sightline.binding import AvailableKeys
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
-from sightline.engine.precision import Precision
+from sightline.engine.device import Precision
 from sightline.pictures import PALETTE
-from sightline.tasks.pose import Pose
+from sightline.tasks.supervised import Pose
 from sightline.transforms.volumes import Voxelize
 from sightline.types import Sample, SampleKey
-from sightline.view.predictor import SamplePredictor
+from sightline.view.page import draw_sheet, make_tiles
 from sightline.view.samples import Branch, view_sample
-from sightline.view.sheet import draw_sheet, make_tiles
-from sightline.view.stages import Stage, ViewedSample
+from sightline.view.stages import SamplePredictor, Stage, ViewedSample
 from tests.view.frames import JOINTS, NAMES, SIZE, Frames, Transposed, reader, transforms
 
 STAGES = ["raw", "train 1: place_cube", "train 2: voxelize", "train 3: draw_heatmaps"]

@@ -13,7 +13,7 @@ from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.engine.batch_stream import read_batches
 from sightline.types import DataInfo, Field, Sample, SampleKey
-from sightline.view.digests import RawReads, item_digest
+from sightline.view.samples import RawReads, item_digest
 
 EPOCHS = 3
 Item = Callable[["Stored", SampleKey], Tensor]

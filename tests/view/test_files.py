@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.files.ply_writing import write_ply
+from sightline.data.files.ply import write_ply
 from sightline.errors import DataError
 from sightline.pictures import PALETTE
-from sightline.view.files import view_file
+from sightline.view.output import view_file
 from sightline.view.stages import ClassColoring
 
 POINTS = np.random.default_rng(0).normal(size=(20, 3))

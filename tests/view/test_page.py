@@ -14,10 +14,8 @@ from PIL import Image
 
 from sightline.pictures import PALETTE
 from sightline.view.page import MAX_PAGE_BYTES, encode_page, max_points_per_cloud
-from sightline.view.panels import ImagePanel
-from sightline.view.skeletons import TRUE, JointFigure
+from sightline.view.panels import TRUE, ImagePanel, JointFigure, Volume
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring
-from sightline.view.volumes import Volume
 
 NAMES = ("floor", "wall", "chair")
 

@@ -7,7 +7,7 @@ import torch
 
 from sightline.pictures import PALETTE, UNLABELLED
 from sightline.tasks.segment import WRONG
-from sightline.view.range_panels import describe_image, image_panels, prediction_panels
+from sightline.view.cloud_stages import describe_image, image_panels, prediction_panels
 
 EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 FACTS = {"ignore_index": 0}

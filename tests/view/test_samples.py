@@ -12,17 +12,15 @@ from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.engine.precision import Precision
+from sightline.engine.device import Precision
 from sightline.errors import ConfigError, DataError
 from sightline.pictures import UNLABELLED
 from sightline.tasks.segment import WRONG
 from sightline.transforms.point_selection import SamplePoints, ShufflePoints
-from sightline.transforms.points import Rotate, Scale
-from sightline.transforms.two_views import TwoViews
+from sightline.transforms.points import Rotate, Scale, TwoViews
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
-from sightline.view.predictor import SamplePredictor
 from sightline.view.samples import Branch, view_sample
-from sightline.view.stages import ClassColoring, ViewedSample
+from sightline.view.stages import ClassColoring, SamplePredictor, ViewedSample
 
 NAMES = ("low", "middle", "high")
 ERROR_GREY = (196, 201, 208)

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 from sightline.pictures import PALETTE
-from sightline.view.panels import slices_panel, volume_panels
-from sightline.view.skeletons import TRUE, JointFigure
-from sightline.view.volumes import PLANES, Plane, Volume
+from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, slices_panel, volume_panels
 
 # Voxels (x, y, z) of a volume of 2 x 3 x 4: two in one column along z, one apart.
 FILLED = [(0, 2, 0), (0, 2, 3), (1, 0, 1)]

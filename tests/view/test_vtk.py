@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.view.volumes import Volume
-from sightline.view.vtk import encode_vtk
+from sightline.view.output import encode_vtk
+from sightline.view.panels import Volume
 
 
 def test_a_volume_can_be_read_back_by_the_words_of_the_format() -> None:

@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sightline.data.boxes.annotations import LabelledBox, LabelledImage
+from sightline.data.boxes.annotations import BoxType, LabelledBox, LabelledImage
 from sightline.data.boxes.image_listing import CategoryIds, FaultPolicy, check_splits
 from sightline.data.boxes.layout_writing import LAYOUTS, Job, Layout, Placed, json_bytes
-from sightline.data.boxes.odgt import BoxType
 from sightline.data.files.atomic_write import whole_folder
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header
 from sightline.errors import DataError, UserError

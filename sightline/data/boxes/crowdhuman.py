@@ -11,8 +11,7 @@ import numpy as np
 
 from sightline import registry
 from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
-from sightline.data.boxes.annotations import BoxCorners, LabelledBox
-from sightline.data.boxes.dealing import SplitRule
+from sightline.data.boxes.annotations import BOX_KEYS, BoxCorners, BoxType, LabelledBox, is_ignored
 from sightline.data.boxes.image_listing import (
     AnnotationFaults,
     CategoryIds,
@@ -25,9 +24,8 @@ from sightline.data.boxes.image_listing import (
     survey_images,
     xywh_to_xyxy,
 )
-from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
+from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages, SplitRule
 from sightline.data.boxes.layout_reading import read_lines
-from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.store.prepared_set import PreparedSet, prepare_command
 from sightline.data.store.prepared_writer import Progress, write_prepared_set

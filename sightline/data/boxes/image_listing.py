@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.box_readings import BoxForm, ShownBoxes, box_notes
+from sightline.data.boxes.records import BoxForm, ShownBoxes, box_notes
 from sightline.data.files.image_files import ImageHeader, check_image, read_header
 from sightline.data.store.columns import ColumnSpec
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches

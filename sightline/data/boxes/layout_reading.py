@@ -9,8 +9,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
-from sightline.data.boxes.coco_files import (
+from sightline.data.boxes.annotations import (
+    BOX_KEYS,
+    BoxCorners,
+    BoxType,
+    LabelledBox,
+    LabelledImage,
+    LabelledSet,
+    is_ignored,
+    read_odgt,
+)
+from sightline.data.boxes.coco import (
     annotation_box,
     find_annotation_files,
     find_coco,
@@ -28,8 +37,7 @@ from sightline.data.boxes.image_listing import (
     is_valid_box,
     xywh_to_xyxy,
 )
-from sightline.data.boxes.odgt import BOX_KEYS, BoxType, is_ignored, read_odgt
-from sightline.data.boxes.yolo_files import find_yolo, list_images
+from sightline.data.boxes.yolo_txt import find_yolo, list_images
 from sightline.data.files.image_files import read_header
 from sightline.data.files.input_files import read_file
 from sightline.data.store.prepared_set import summarise_folder

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.annotations import BOX_KEYS, BoxCorners, BoxType, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.image_listing import CategoryIds
 from sightline.data.boxes.layout_reading import KITTI_TYPES, UNSTATED, read_coco, read_kitti, read_lines, read_yolo
-from sightline.data.boxes.odgt import BOX_KEYS, BoxType
 from sightline.data.boxes.people_files import (
     CITYPERSONS,
     ECP,

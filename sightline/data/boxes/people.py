@@ -13,8 +13,6 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.data.boxes.annotations import LabelledBox, LabelledSet
-from sightline.data.boxes.box_readings import BoxForm
-from sightline.data.boxes.dealing import SplitRule
 from sightline.data.boxes.image_listing import (
     AnnotationFaults,
     CategoryIds,
@@ -27,7 +25,7 @@ from sightline.data.boxes.image_listing import (
     survey_images,
     xywh_to_xyxy,
 )
-from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
+from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages, SplitRule
 from sightline.data.boxes.people_files import (
     CITYPERSONS,
     ECP,
@@ -38,7 +36,7 @@ from sightline.data.boxes.people_files import (
     read_ecp,
     read_widerperson,
 )
-from sightline.data.boxes.records import box_facts
+from sightline.data.boxes.records import BoxForm, box_facts
 from sightline.data.store.prepared_set import PreparedSet, prepare_command
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import ConfigError

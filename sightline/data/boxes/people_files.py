@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.data.boxes.annotations import BoxCorners, LabelledBox, LabelledImage, LabelledSet
+from sightline.data.boxes.annotations import BoxCorners, BoxType, LabelledBox, LabelledImage, LabelledSet
 from sightline.data.boxes.image_listing import AnnotationFaults, guess_split, is_valid_box, parse_number, xywh_to_xyxy
-from sightline.data.boxes.odgt import BoxType
-from sightline.data.boxes.yolo_files import list_images
+from sightline.data.boxes.yolo_txt import list_images
+from sightline.data.files.array_files import read_mat
 from sightline.data.files.input_files import parse_json_content, read_file
-from sightline.data.files.mat_files import read_mat
 from sightline.data.files.text_tables import parse_count
 from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError

@@ -17,10 +17,9 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
-from sightline.data.clouds.cloud_normals import Normals
-from sightline.data.clouds.cloud_preparation import cloud_radius, prepare_cloud
+from sightline.data.clouds.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.data.clouds.labelled_clouds import LabelledClouds
-from sightline.data.clouds.modelnet_classes import natural_sort_key
+from sightline.data.clouds.modelnet_files import natural_sort_key
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, list_skipped_files, read_cloud
 from sightline.data.store.prepared_set import PreparedSet
 from sightline.data.store.prepared_writer import (

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.data.clouds.modelnet_classes import natural_sort_key
+from sightline.data.clouds.modelnet_files import natural_sort_key
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
 from sightline.data.store.prepared_set import MANIFEST, summarise_folder
 from sightline.errors import DataError

@@ -1,21 +1,106 @@
-"""Point cloud preparation: sampling, normals, channel selection and normalisation."""
+"""Point cloud preparation: sampling, normals, channel selection and normalisation.
+
+Estimated normals of labelled clouds, cached in memory if the set is small.
+
+Points sampled from the mesh of a shape, seeded by the shape's name.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
-from sightline.data.clouds.mesh_points import draw_points, generator_from_name
 from sightline.data.files.cloud_files import PointCloud, check_strays
 from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import DataError
 from sightline.geometry.sampling import farthest_point_sample
+from sightline.geometry.surfaces import SurfacePoints, estimate_normals, sample_surface
 
-__all__ = ["prepare_cloud"]
+Normals: TypeAlias = Literal["none", "file", "estimated"]
+"""Source of the normals of a cloud: none, the stored file, or planes fitted to neighbouring points."""
+
+_NUM_NEIGHBOURS = 16
+_MAX_CACHE_BYTES = 2**28
+
+
+class EstimatedNormals:
+    """Cache of the estimated normals of `size` clouds; the same bits alone and in any batch.
+
+    `name_of` returns the name of a sample for error messages. The cache is not pickled.
+    """
+
+    def __init__(self, size: int, num_points: int, name_of: Callable[[int], str]) -> None:
+        self._shape = (size, num_points, 3)
+        self._name_of = name_of
+        self._cache: np.ndarray | None = None
+        self._is_cached = np.zeros(size, dtype=bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": None, "_is_cached": np.zeros(self._shape[0], dtype=bool)}
+
+    def estimate(self, index: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """Estimate the normals (B, N, 3) float32, a new array, of the samples `index` (B,) with `points` (B, N, 3).
+
+        Raises DataError naming the sample if a point has no normal.
+        """
+        if np.prod(self._shape) * 4 > _MAX_CACHE_BYTES:
+            return np.stack([self._estimate(int(i), cloud) for i, cloud in zip(index, points, strict=True)])
+        if self._cache is None:
+            self._cache = np.empty(self._shape, dtype=np.float32)
+        for i, cloud in zip(index, points, strict=True):
+            if not self._is_cached[i]:
+                self._cache[i] = self._estimate(int(i), cloud)
+                self._is_cached[i] = True
+        return self._cache[index]
+
+    def _estimate(self, index: int, cloud: np.ndarray) -> np.ndarray:
+        return estimated_normals(cloud, where=self._name_of(index))
+
+
+def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:
+    """Estimate the normals (N, 3) float32 of one cloud (N, 3), alone so that its bits depend on no other cloud.
+
+    Planes are fitted to distinct points, so that a cloud with repeated points has normals too.
+    Raises DataError, beginning with `where`, if a point has no normal.
+    """
+    distinct, inverse = np.unique(points, axis=0, return_inverse=True)
+    if len(distinct) < len(points):
+        return estimated_normals(distinct, where=where)[inverse]
+    try:
+        return estimate_normals(torch.from_numpy(points)[None], num_neighbours=_NUM_NEIGHBOURS)[0].numpy()
+    except ValueError as error:
+        raise DataError(
+            f"{where}: its normals cannot be estimated ({error}); set normals: none, or leave it out"
+        ) from error
+
+
+NUM_MESH_POINTS = 2048
+"""Number of points sampled from a mesh, that of the HDF5 release of ModelNet."""
+
+
+def draw_points(
+    vertices: np.ndarray, faces: np.ndarray, *, name: str, where: str, num_points: int = NUM_MESH_POINTS
+) -> SurfacePoints:
+    """Sample points uniformly by area from the mesh of the shape `name` (a file's name without its suffix).
+
+    `vertices` (V, 3), `faces` (F, 3) integer. Raises DataError, beginning with `where`, for a mesh without area.
+    """
+    try:
+        return sample_surface(vertices, faces, num_points=num_points, generator=generator_from_name(name))
+    except ValueError as error:
+        raise DataError(f"{where}: {error}, so no point can be drawn; leave the file out") from error
+
+
+def generator_from_name(name: str) -> np.random.Generator:
+    """Make a generator seeded by the name alone, so that a shape is sampled alike in any set."""
+    return np.random.default_rng(
+        int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:16], "little")
+    )
+
 
 _MAX_COORDINATE = 1e150
 """Largest absolute coordinate whose distances are still finite in float64."""

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sightline.arguments import Count, PositiveFraction, Seed
-from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
-from sightline.data.loading.splits import stratified_subset
-from sightline.data.store.location import prepared_root
+from sightline.data.clouds.cloud_preparation import EstimatedNormals, Normals
+from sightline.data.loading.batch_reader import stratified_subset
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import PreparedSet, open_prepared, verify
 from sightline.data.store.views import IMAGE, StoredViews, open_views
 from sightline.errors import DataError

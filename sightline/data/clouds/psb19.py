@@ -11,7 +11,7 @@ import numpy as np
 from sightline import registry
 from sightline.data.clouds.labelled_clouds import LabelledClouds
 from sightline.data.files.array_files import npz_array
-from sightline.data.loading.splits import stratified_split
+from sightline.data.loading.batch_reader import stratified_split
 from sightline.data.store.prepared_set import PreparedSet, prepare_command
 from sightline.data.store.prepared_writer import (
     ColumnSpec,

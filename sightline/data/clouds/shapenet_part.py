@@ -12,18 +12,22 @@ import torch
 
 from sightline import registry
 from sightline.arguments import PositiveFraction, Seed
-from sightline.data.clouds.cloud_normals import Normals, estimated_normals
-from sightline.data.clouds.shapenet_part_arrays import hdf5_files, hdf5_parts
-from sightline.data.clouds.shapenet_part_categories import (
+from sightline.data.clouds.cloud_preparation import Normals, estimated_normals
+from sightline.data.clouds.shapenet_part_files import (
+    CATEGORIES_FILE,
+    LISTS_FOLDER,
     SPLITS,
     categories,
+    hdf5_files,
+    hdf5_parts,
+    lists_digest,
     make_columns,
     part_names,
     published_counts,
+    text_parts,
 )
-from sightline.data.clouds.shapenet_part_files import CATEGORIES_FILE, LISTS_FOLDER, lists_digest, text_parts
-from sightline.data.loading.splits import stratified_subset
-from sightline.data.store.location import prepared_root
+from sightline.data.loading.batch_reader import stratified_subset
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import (
     MANIFEST,
     PreparedSet,

@@ -1,4 +1,9 @@
-"""Text release of ShapeNetPart with normals: a file per shape, and the official lists of the splits."""
+"""Text release of ShapeNetPart with normals: a file per shape, and the official lists of the splits.
+
+HDF5 release of ShapeNetPart: files of many shapes each.
+
+Categories and parts of ShapeNetPart, and helpers shared by both of its layouts.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +11,102 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sightline.data.clouds.shapenet_part_categories import SPLITS, Category, categories, category_from_name, row_values
+import numpy as np
+
+from sightline.data.clouds.modelnet_files import natural_sort_key
+from sightline.data.files.array_files import Hdf5File, open_hdf5
 from sightline.data.files.input_files import file_size, read_file
 from sightline.data.files.text_tables import read_table, read_text
-from sightline.data.store.prepared_writer import SampleRow, Shard
+from sightline.data.store.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere
 from sightline.errors import DataError
 from sightline.regular_files import parse_json
 from sightline.schema import suggest
 
-__all__ = ["CATEGORIES_FILE", "LISTS_FOLDER", "lists_digest", "text_parts"]
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+"""Our name of each official split, with that of the release."""
+
+
+class Category(NamedTuple):
+    """Category with its label, and its parts numbered from 0 to 49."""
+
+    name: str
+    label: int
+    synset: str
+    parts: tuple[int, ...]
+
+
+def published_counts() -> dict[str, Any]:
+    """Read the published facts: categories with sizes and parts, layouts, terms of use."""
+    return json.loads(Path(__file__).with_name("shapenet_part.json").read_text(encoding="utf-8"))
+
+
+def categories() -> tuple[Category, ...]:
+    """Return the sixteen categories in the order of their labels; parts are numbered in the same order."""
+    result: list[Category] = []
+    for label, (name, facts) in enumerate(published_counts()["categories"].items()):
+        first = result[-1].parts[-1] + 1 if result else 0
+        result.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
+    return tuple(result)
+
+
+def category_from_name(name: str) -> Category | None:
+    """Return the category of a name in any public spelling (Motorbike, motor, ...), None if unknown."""
+    plain = name.lower()
+    plain = published_counts()["aliases"].get(plain, plain)
+    return next((category for category in categories() if category.name == plain), None)
+
+
+def part_names() -> tuple[str, ...]:
+    """Return a name for each of the fifty parts, which releases only number: `chair_0` is a chair's first part."""
+    return tuple(f"{category.name}_{index}" for category in categories() for index in range(len(category.parts)))
+
+
+def make_columns(*, has_normals: bool) -> dict[str, ColumnSpec]:
+    """Return the columns of a row: points, normals if there are any, part labels, category."""
+    names = ("points", "normals") if has_normals else ("points",)
+    return {
+        **{name: ColumnSpec((3,), "float32", is_ragged=True) for name in names},
+        "label": ColumnSpec((), "uint8", is_ragged=True),
+        "category": ColumnSpec((), "int64"),
+    }
+
+
+def row_values(
+    category: Category,
+    *,
+    points: np.ndarray,
+    normals: np.ndarray | None,
+    parts: np.ndarray,
+    where: str,
+    place_of: Callable[[int], str],
+) -> dict[str, Any]:
+    """Compute the values of a row from points (N, 3), normals (N, 3) and parts (N,): unit sphere, unit normals.
+
+    Raises DataError, beginning with `place_of` of the first wrong point, for a part that the category does not have,
+    and for a normal whose length is not finite; beginning with `where` for a shape whose points coincide.
+    """
+    is_foreign = ~np.isin(parts, category.parts)
+    if is_foreign.any():
+        first = int(np.argmax(is_foreign))
+        raise DataError(
+            f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
+            f"{category.parts[-1]}); download the file again"
+        )
+    values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
+    if normals is not None:
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all():
+            first = int(np.argmin(np.isfinite(lengths)))
+            raise DataError(f"{place_of(first)}: the normal is too long to be one; download the file again")
+        values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
+    return values
+
 
 CATEGORIES_FILE = "synsetoffset2category.txt"
 LISTS_FOLDER = "train_test_split"
@@ -197,3 +284,109 @@ class _Rows:
             place_of=lambda row: f"{path}:{row + 1}",
         )
         return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)
+
+
+_KEYS = ("data", "label", "pid")
+_WHAT = "a file of ShapeNetPart"
+
+
+def hdf5_files(root: Path, split: str) -> list[Path]:
+    """List the files of a split, those with the release's word for it in their names, sorted by number."""
+    return sorted(root.glob(f"*{SPLITS[split]}*.h5"), key=lambda path: natural_sort_key(path.name))
+
+
+def hdf5_parts(root: Path) -> list[Shard]:
+    """List the shards of the release, one per file; shapes are not read yet. Raises DataError with file and key."""
+    all_categories, parts = categories(), []
+    for split in SPLITS:
+        files = hdf5_files(root, split)
+        if not files:
+            raise DataError(f"{root}: holds no *{SPLITS[split]}*.h5, the {split} split; unpack the release again")
+        _assert_no_gap(files)
+        for path in files:
+            num_shapes, num_points = _scan(path, len(all_categories))
+            parts.append(
+                Shard(split, path.name, num_shapes, (path,), _ArrayRows(path, all_categories), num_shapes * num_points)
+            )
+    return parts
+
+
+def _assert_no_gap(files: list[Path]) -> None:
+    """Raise DataError if the numbers in the file names of a split leave one out."""
+    matches = [re.search(r"(\d+)\.h5$", path.name) for path in files]
+    if len(files) == 1 and matches[0] is None:
+        return
+    numbers = [int(number[1]) if number else -1 for number in matches]
+    if numbers != list(range(len(files))):
+        gap = next(number for number in range(len(files)) if number not in numbers)
+        stem = files[0].name[: matches[0].start(1)] if matches[0] else files[0].stem
+        raise DataError(
+            f"{files[0].parent / f'{stem}{gap}.h5'}: is missing, there are {', '.join(path.name for path in files)}; "
+            "unpack the release again"
+        )
+
+
+class _Arrays(NamedTuple):
+    data: Any
+    label: Any
+    pid: Any
+
+
+def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
+    """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
+    arrays = _Arrays(*(file.array(key) for key in _KEYS))
+    data, label, pid = arrays
+    if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
+        raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
+    if label.shape not in {data.shape[:1], (len(data), 1)} or label.dtype.kind not in "iu":
+        raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
+    if pid.shape != data.shape[:2] or pid.dtype.kind not in "iu":
+        raise DataError(f"{path}: 'pid' is {pid.dtype} {pid.shape}, integers {data.shape[:2]} are needed")
+    return arrays
+
+
+def _scan(path: Path, num_categories: int) -> tuple[int, int]:
+    """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
+    with open_hdf5(path, what=_WHAT) as file:
+        arrays = _read_arrays(path, file)
+        labels = arrays.label[...].reshape(-1)
+        invalid = np.flatnonzero((labels < 0) | (labels >= num_categories))
+        if len(invalid):
+            raise DataError(
+                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories (0 to "
+                f"{num_categories - 1}); download the file again"
+            )
+        return arrays.data.shape[:2]
+
+
+@dataclass(frozen=True)
+class _ArrayRows:
+    path: Path
+    known: tuple[Category, ...]
+
+    def __call__(self) -> Iterator[SampleRow]:
+        with open_hdf5(self.path, what=_WHAT) as file:
+            points, labels, parts = (array[...] for array in _read_arrays(self.path, file))
+
+        def row(index: int, label: int) -> SampleRow:
+            where = f"{self.path}: shape {index}"
+            _assert_finite(points[index], where)
+            values = row_values(
+                self.known[label],
+                points=points[index],
+                normals=None,
+                parts=parts[index],
+                where=where,
+                place_of=lambda point: f"{self.path}: pid[{index}, {point}]",
+            )
+            return SampleRow(f"{self.path.stem}/{index:04d}", where, values)
+
+        return map(row, range(len(points)), labels.reshape(-1).tolist())
+
+
+def _assert_finite(points: np.ndarray, where: str) -> None:
+    """Raise DataError naming the first coordinate that is not finite."""
+    is_finite = np.isfinite(points)
+    if not is_finite.all():
+        point, axis = np.argwhere(~is_finite)[0]
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

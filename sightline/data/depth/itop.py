@@ -14,20 +14,21 @@ import numpy as np
 from sightline import registry
 from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import (
+from sightline.data.depth.depth_sets import (
     DepthPlan,
     DepthShard,
+    PreparedFrames,
     SourceFrame,
     find_source_folder,
     prepare_frames,
+    train_and_test,
 )
-from sightline.data.depth.depth_sets import PreparedFrames, train_and_test
 from sightline.data.depth.references import DepthFrame
 from sightline.data.depth.skeletons import BODY_15
-from sightline.data.files.hdf5_files import TEXT, Hdf5File, open_hdf5
+from sightline.data.files.array_files import TEXT, Hdf5File, open_hdf5
 from sightline.data.files.input_files import file_size
 from sightline.data.files.text_tables import parse_count
-from sightline.data.store.location import prepared_root
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import open_prepared, prepare_command
 from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError

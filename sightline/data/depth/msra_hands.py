@@ -13,19 +13,21 @@ from annotated_types import Ge, Le
 from sightline import registry
 from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.depth_preparation import (
+from sightline.data.depth.depth_sets import (
     DepthPlan,
     DepthShard,
+    PreparedFrames,
     SourceFrame,
+    StoredFrames,
+    choose_frames,
     find_source_folder,
     prepare_frames,
 )
-from sightline.data.depth.depth_sets import PreparedFrames, StoredFrames, choose_frames
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.files.depth_files import read_windowed_depth
 from sightline.data.files.input_files import file_size
 from sightline.data.files.text_tables import parse_count, parse_rows, read_text
-from sightline.data.store.location import prepared_root
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
 from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError

@@ -9,12 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.array_files import READ_ERRORS, read_npy, read_npz_arrays
-from sightline.data.files.hdf5_files import hdf5_names, read_hdf5_arrays
+from sightline.data.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
+from sightline.data.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
 from sightline.data.files.input_files import assert_regular
-from sightline.data.files.las import read_las
-from sightline.data.files.off import announces_faces, read_off
-from sightline.data.files.pcd import read_pcd
 from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError, escape_to_one_line

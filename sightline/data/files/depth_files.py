@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from sightline.data.files.array_files import check_decompressed_size, read_npy
+from sightline.data.files.image_files import DECODE_ERRORS, FREE_IMAGE_BYTES, PNG_END
 from sightline.data.files.input_files import assert_regular, file_size, read_file
-from sightline.data.files.png_views import DECODE_ERRORS, FREE_IMAGE_BYTES, PNG_END
 from sightline.errors import DataError
 
 __all__ = ["SizePx", "read_colour_png", "read_depth", "read_depth_png", "read_raw_depth", "read_windowed_depth"]

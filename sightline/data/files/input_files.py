@@ -1,4 +1,7 @@
-"""Reading of user-given files: regular files only, because pipes and devices would block."""
+"""Reading of user-given files: regular files only, because pipes and devices would block.
+
+Strict YAML reader for the user's own files, such as label maps and lists of classes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,9 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sightline.errors import DataError
+from sightline.config.yaml_tree import ConfigFaults, read_tables
+from sightline.errors import ConfigError, DataError
 from sightline.regular_files import check_regular_file, parse_json
-
-__all__ = ["BoundedFile", "assert_regular", "file_size", "open_regular", "parse_json_content", "read_file"]
 
 
 class BoundedFile(io.BufferedReader):
@@ -89,3 +91,27 @@ def _too_large(path: Path, num_bytes: int) -> DataError:
 
 def _unreadable(path: Path, error: OSError) -> DataError:
     return DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+
+
+MAX_BYTES = 2_000_000
+MAX_NODES = 100_000
+
+
+def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
+    """Parse a YAML (or JSON) document to plain values; its keys are text, integers too.
+
+    `name` is its name in errors. Raises DataError with the line for anything but plain YAML: repeated keys, tags, merge
+    keys, anchors that contain themselves or expand to more than `MAX_NODES` values, numbers beyond 64 bits.
+    """
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path}: has {len(content):,} bytes; {name} has at most {MAX_BYTES:,}")
+    faults = ConfigFaults()
+    try:
+        tree = read_tables(content.decode("utf-8-sig"), str(path), faults, name=name, max_nodes=MAX_NODES)
+        faults.raise_any()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except ConfigError as error:
+        more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
+        raise DataError(f"{error.faults[0]}{more}") from None
+    return tree.plain()

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sightline.data.clouds.modelnet_classes import natural_sort_key
+from sightline.data.clouds.modelnet_files import natural_sort_key
+from sightline.data.files.image_files import composite_over
 from sightline.data.files.input_files import BoundedFile
-from sightline.data.files.png_views import composite_over
 from sightline.data.store.prepared_set import PreparedSet, read_manifest, summarise_folder
 from sightline.data.store.prepared_writer import (
     ColumnSpec,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sightline.data.files.input_files import parsed_yaml
 from sightline.data.files.text_tables import parse_count
-from sightline.data.files.yaml_files import parsed_yaml
 from sightline.errors import DataError
 from sightline.regular_files import read_regular_file
 

@@ -14,7 +14,14 @@ from sightline.arguments import Count, FractionBelowOne
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.scans.label_maps import LabelMap, identity_map, read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
-from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, id_counts, read_name_lists, scan_plan
+from sightline.data.scans.scan_preparation import (
+    NO_RETURNS,
+    ListedScan,
+    id_counts,
+    read_name_lists,
+    scan_plan,
+    survey_scans,
+)
 from sightline.data.scans.scan_reading import (
     SCAN_SUFFIXES,
     NoReturn,
@@ -24,11 +31,8 @@ from sightline.data.scans.scan_reading import (
     scan_ids,
     to_raw_scan,
 )
-from sightline.data.scans.scan_samples import RawScan
-from sightline.data.scans.scan_survey import survey_scans
-from sightline.data.scans.sensors import SensorBlock, make_sensor
-from sightline.data.store.columns import ColumnSpec
-from sightline.data.store.location import prepared_root
+from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.data.store.columns import ColumnSpec, prepared_root
 from sightline.data.store.prepared_set import PreparedSet, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import make_splits

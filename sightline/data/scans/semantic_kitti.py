@@ -17,13 +17,10 @@ from sightline.data.files.cloud_files import PointCloud
 from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling, scan_facts
-from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, scan_plan
+from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, scan_plan, survey_scans
 from sightline.data.scans.scan_reading import NoReturn, to_raw_scan
-from sightline.data.scans.scan_samples import FEATURES, RawScan, scan_fields
-from sightline.data.scans.scan_survey import survey_scans
-from sightline.data.scans.sensors import SensorBlock, make_sensor
-from sightline.data.store.columns import ColumnSpec
-from sightline.data.store.location import prepared_root
+from sightline.data.scans.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
+from sightline.data.store.columns import ColumnSpec, prepared_root
 from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import SplitRows, split_off_last

@@ -16,9 +16,8 @@ from sightline.data.files.array_files import read_npy
 from sightline.data.scans.label_maps import MAX_ID, read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
-from sightline.data.scans.scan_samples import RawScan
-from sightline.data.scans.sensors import SensorBlock, make_sensor
-from sightline.data.store.location import prepared_root
+from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import make_splits

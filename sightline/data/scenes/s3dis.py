@@ -1,30 +1,44 @@
-"""S3DIS: 272 rooms of six areas in three buildings, thirteen classes, from raw text or converted files."""
+"""S3DIS: 272 rooms of six areas in three buildings, thirteen classes, from raw text or converted files.
+
+One room of S3DIS from a single archive, halved along y: one half to train on, the other to test.
+
+Reader of converted S3DIS rooms with integer labels: NPY tables, or pairs of BIN files.
+
+`Area_<a>_<room>.npy`: numbers (points, 7), x y z red green blue label. `points/Area_<a>_<room>.bin`: float32, six per
+point; `semantic_mask/Area_<a>_<room>.bin`: int64, one per point. The files do not state the meaning of the labels.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Count, FractionBelowOne, Seed
-from sightline.data.files.input_files import file_size
-from sightline.data.loading.splits import stratified_split
-from sightline.data.scenes.indoor_classes import CLASS_NAMES, ORDERS
+from sightline.data.clouds.modelnet_files import natural_sort_key
+from sightline.data.files.array_files import npz_array, read_npy
+from sightline.data.files.input_files import file_size, read_file
+from sightline.data.loading.batch_reader import stratified_split
 from sightline.data.scenes.labelled_scenes import (
     LabelledScenes,
     SceneSplit,
+    from_lowest_corner,
     scene_columns,
     scene_values,
     summarise_scenes,
 )
 from sightline.data.scenes.s3dis_files import (
     AREAS,
+    CLASS_NAMES,
+    ORDERS,
     Room,
     RoomPoints,
     list_rooms,
@@ -32,16 +46,187 @@ from sightline.data.scenes.s3dis_files import (
     read_room,
     unknown_notes,
 )
-from sightline.data.scenes.s3dis_integers import IntegerRoom, list_integer_rooms, read_integer_room
-from sightline.data.scenes.scene_preparation import from_lowest_corner
-from sightline.data.store.columns import ColumnSpec
-from sightline.data.store.location import prepared_root
+from sightline.data.store.columns import ColumnSpec, prepared_root
 from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import CloudInputSpec, DataInfo, Field, Folds
 
-__all__ = ["S3dis"]
+_KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
+_SPLIT = "points below the median y train, all others, those at it included, test; rows that come twice stay"
+
+
+@registry.data.add("s3dis_one_room")
+class S3disOneRoom(LabelledScenes):
+    """Two halves of a real room as two scenes, coordinates alone, in metres: 1 trains, 1 tests.
+
+    Both contain the same 11 of the 13 classes. No validation data is held out: most classes have one instance in a
+    half, so a held-out part would lack classes. Hence `evaluate.select: test`, and the metric of the last checkpoint,
+    which is not selected. An epoch draws `repeats` samples of the one half.
+    Source: Armeni et al. 2016, one room resampled to 8,192 points an instance (WinerDeCoder).
+    """
+
+    baselines: ClassVar[dict[str, dict[str, float]]] = {
+        "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
+    }
+    """Metrics of simple baselines on the same half, shown next to the results of a run."""
+    set_name = "s3dis_one_room"
+    readable_sets = ("s3dis_one_room",)
+
+    def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        sizes = {"train": 1, "validation": 0, "test": 1}
+        if split not in sizes:
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")
+        scenes = SceneSplit(((split, 0),) if sizes[split] else (), sizes)
+        super().__init__(prepared=prepared, split=split, scenes=scenes, repeats=repeats)
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write both halves in native form from one NPZ archive; returns the manifest with `root` and `outcome`.
+
+        Raises DataError with the entry for an archive that is damaged or has other contents.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        if not root.is_file():
+            raise DataError(f"{source}: there is no such file (looked at {root}); give the archive s3dis_one_room.npz")
+        class_names = [str(class_name) for class_name in _read_archive(root)["classes"]]
+        about = {
+            "up_axis": "z",
+            "unit": "m",
+            "orientation": "z up, the room's lowest corner at the origin",
+            "class_names": class_names,
+            "split": _SPLIT,
+        }
+        parts = tuple(Shard(split, split, 1, (root,), _HalfReader(root, split)) for split in ("train", "test"))
+        plan = PreparationPlan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return {
+            "set": cls.set_name,
+            "split": _SPLIT,
+            "layouts": {"npz": f"s3dis_one_room.npz with {', '.join(_KEYS)}: (points, 3), (points,) and the names"},
+            "home": "http://buildingparser.stanford.edu/dataset.html",
+            "terms": "academic use",
+            "cite": "Armeni et al. 2016, 3D Semantic Parsing of Large-Scale Indoor Spaces",
+            "prepare": prepare_command(cls.set_name, "DIR"),
+        }
+
+
+@dataclass(frozen=True)
+class _HalfReader:
+    """Picklable reader of the one row of a split."""
+
+    path: Path
+    split: str
+
+    def __call__(self) -> Iterator[SampleRow]:
+        arrays = _read_archive(self.path)
+        is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
+        selected = is_low if self.split == "train" else ~is_low
+        values = scene_values(arrays["label"][selected], len(arrays["classes"]))
+        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][selected], **values})
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """Read the entries of the archive. Raises DataError for a wrong dtype or shape, and for the first wrong label."""
+    arrays = {key: npz_array(path, key, needed=", ".join(_KEYS)) for key in _KEYS}
+    size = len(arrays["label"]) if arrays["label"].ndim else 0
+    shapes = {"xyz": (size, 3), "label": (size,), "classes": arrays["classes"].shape[:1]}
+    for key, kind in _KEYS.items():
+        array = arrays[key]
+        if array.dtype.kind not in kind or array.shape != shapes[key] or 0 in array.shape:
+            raise DataError(
+                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; get the file again"
+            )
+    outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
+    if len(outside):
+        raise DataError(
+            f"{path}: label[{outside[0]}] is {arrays['label'][outside[0]]}, classes names {len(arrays['classes'])}; "
+            "get the file again"
+        )
+    if not np.isfinite(arrays["xyz"]).all():
+        row = int(np.flatnonzero(~np.isfinite(arrays["xyz"]).all(axis=1))[0])
+        raise DataError(f"{path}: xyz[{row}] is {arrays['xyz'][row].tolist()}; get the file again")
+    return arrays
+
+
+_NAME_PATTERN = re.compile(r"(?P<area>Area_\d+)_(?P<room>.+)")
+_NUM_COLUMNS = 7
+
+
+class IntegerRoom(NamedTuple):
+    """Room of converted S3DIS: area, name, and files (one NPY, or the BIN files of points and labels)."""
+
+    area: str
+    room: str
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.area}/{self.room}"
+
+
+def list_integer_rooms(root: Path) -> tuple[str, list[IntegerRoom]]:
+    """Find the layout (`npy` or `bin`) and list its rooms by name; [] if the folder contains neither.
+
+    Raises DataError for a name without an area, and for points without labels.
+    """
+    layout, paths = "npy", sorted(root.glob("*.npy"), key=lambda path: natural_sort_key(path.name))
+    if not paths:
+        layout, paths = "bin", sorted((root / "points").glob("*.bin"), key=lambda path: natural_sort_key(path.name))
+    rooms = []
+    for path in paths:
+        match = _NAME_PATTERN.fullmatch(path.stem)
+        if match is None or match["area"] not in AREAS:
+            raise DataError(f"{path}: is not named Area_<1 to 6>_<room>, so its area is not known; rename it")
+        files = (path,) if layout == "npy" else (path, root / "semantic_mask" / path.name)
+        if not files[-1].is_file():
+            raise DataError(f"{files[-1]}: there is no such file, {path.name} has no labels without it; get it again")
+        rooms.append(IntegerRoom(match["area"], match["room"], files))
+    return layout, rooms
+
+
+def read_integer_room(room: IntegerRoom, *, order: str) -> RoomPoints:
+    """Read all points of a room, labels in this project's order. Raises DataError with the file and the row."""
+    path = room.files[-1]
+    points, colours, file_labels = _read_npy_room(path) if len(room.files) == 1 else _read_bin_room(*room.files)
+    is_label = (file_labels == np.floor(file_labels)) & (file_labels >= 0) & (file_labels < len(CLASS_NAMES))
+    is_colour = ((colours >= 0) & (colours <= 255)).all(axis=1)
+    for name, is_valid in (("label", is_label), ("colour", is_colour)):
+        if not is_valid.all():
+            row = int(np.flatnonzero(~is_valid)[0])
+            value = file_labels[row] if name == "label" else colours[row].tolist()
+            limit = f"0 to {len(CLASS_NAMES) - 1}" if name == "label" else "0 to 255"
+            raise DataError(f"{path}: the {name} of point {row} is {value}, {limit} is possible; get the file again")
+    labels_by_order = np.array([CLASS_NAMES.index(class_name) for class_name in ORDERS[order]], dtype=np.uint8)
+    return RoomPoints(points, np.rint(colours).astype(np.uint8), labels_by_order[file_labels.astype(np.int64)], ())
+
+
+def _read_npy_room(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    table = read_npy(path)
+    if table.ndim != 2 or table.shape[1] != _NUM_COLUMNS or table.dtype.kind not in "fiu" or not len(table):
+        raise DataError(
+            f"{path}: holds {table.dtype} {table.shape}, numbers (points, {_NUM_COLUMNS}) are needed: x y z red green "
+            "blue label"
+        )
+    return table[:, :3].astype(np.float64), table[:, 3:6], table[:, 6]
+
+
+def _read_bin_room(path: Path, label_path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    content, labels = read_file(path), read_file(label_path)
+    if not content or len(content) % 24 or len(labels) * 3 != len(content):
+        raise DataError(
+            f"{label_path}: {len(content)} bytes of points, six float32 each, and {len(labels)} of labels, an int64 "
+            "each, do not belong together; one is cut short: get both again"
+        )
+    table = np.frombuffer(content, dtype="<f4").reshape(-1, 6)
+    return table[:, :3].astype(np.float64), table[:, 3:], np.frombuffer(labels, dtype="<i8")
+
 
 AreaNumber = Annotated[int, Ge(1), Le(6)]
 """Number of one of the six areas."""

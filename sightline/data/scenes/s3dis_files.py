@@ -1,39 +1,45 @@
 """Reader of the raw text of S3DIS: areas, rooms and annotation files, with repair of stray bytes.
 
 `Area_<1..6>/<room>/Annotations/<class>_<number>.txt`, one point per line: x y z in metres, red green blue to 255.
+
+Thirteen classes of indoor scenes, and the two orders in which files number them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sightline.data.clouds.modelnet_classes import natural_sort_key
-from sightline.data.files.fast_text_parser import parse_numbers, parse_numbers_reference, read_line_blocks
+from sightline.data.clouds.modelnet_files import natural_sort_key
 from sightline.data.files.input_files import file_size
-from sightline.data.files.text_tables import parse_rows
-from sightline.data.scenes.indoor_classes import CLASS_NAMES, CLUTTER
+from sightline.data.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
-__all__ = [
-    "AREAS",
-    "ROOMS_PER_AREA",
-    "Repair",
-    "Room",
-    "RoomPoints",
-    "list_rooms",
-    "missing_notes",
-    "read_room",
-    "unknown_notes",
-]
+CLASS_NAMES = (
+    *("ceiling", "floor", "wall", "beam", "column", "window", "door"),
+    *("table", "chair", "sofa", "bookcase", "board", "clutter"),
+)
+"""Classes of Armeni et al. 2016 in the order of PointNet's release of S3DIS, which this project uses."""
+
+CLUTTER = CLASS_NAMES.index("clutter")
+
+ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "A": CLASS_NAMES,
+        "B": (*CLASS_NAMES[:7], "chair", "table", "bookcase", "sofa", "board", "clutter"),
+    }
+)
+"""Class names by label: order A of PointNet, order B of the names file of the Point Transformer code."""
+
 
 ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
 AREAS = tuple(f"Area_{number}" for number in range(1, 7))

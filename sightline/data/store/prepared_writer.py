@@ -2,6 +2,8 @@
 
 The partial result is in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard
 (names and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
+
+Faulty source files of a preparation: collected in one pass, a few printed, all listed in a file.
 """
 
 from __future__ import annotations
@@ -26,34 +28,79 @@ import numpy as np
 
 from sightline.data.files.input_files import file_size
 from sightline.data.store.columns import ColumnSpec, SampleRow, SplitWriter
-from sightline.data.store.file_listing import ListedFile, list_file
 from sightline.data.store.prepared_set import (
     FORMAT_VERSION,
     LISTED,
     MANIFEST,
+    ListedFile,
     PreparedSet,
     add_digest,
     check_sizes,
     compute_sha256,
+    list_file,
     read_manifest,
     summarise_folder,
 )
-from sightline.data.store.unusable import FaultCollector
 from sightline.errors import DataError, RunError
 from sightline.regular_files import parse_json, read_regular_file
 
-__all__ = [
-    "ColumnSpec",
-    "PreparationPlan",
-    "Progress",
-    "SampleRow",
-    "Shard",
-    "assert_extent",
-    "find_duplicates",
-    "iterate_batches",
-    "normalize_to_unit_sphere",
-    "write_prepared_set",
-]
+_MAX_PRINTED = 8
+"""Maximum number of printed faults; with the line before and the line after them ten lines."""
+_MAX_FAULTS = 10_000
+
+
+class FaultCollector:
+    """Collector of the errors of reading a set's rows; `report` is the file that lists all if there are many."""
+
+    def __init__(self, target: Path) -> None:
+        self.report = target.with_name(f"{target.name}.unusable.txt")
+        self._faults: list[str] = []
+        self._last: DataError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def skip_unusable(self, begin: Callable[[], Iterator[SampleRow]]) -> Iterator[SampleRow]:
+        """Iterate over the readable rows of `begin()` and collect the errors of the others.
+
+        Reading goes on after an error if the iterator does: a `map` does, a generator does not.
+        """
+        try:
+            rows = begin()
+        except DataError as error:
+            self.add(error)
+            return
+        while len(self._faults) < _MAX_FAULTS:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except DataError as error:
+                self.add(error)
+
+    def add(self, error: DataError) -> None:
+        """Add the fault of one more file or shard."""
+        self._faults.append(str(error))
+        self._last = error
+
+    def raise_any(self, num_rows: int) -> None:
+        """Raise DataError with every fault: a single one unchanged, several below a line that counts them."""
+        self.report.unlink(missing_ok=True)
+        if self._last is None:
+            return
+        if len(self._faults) == 1:
+            raise self._last
+        lines, remainder = self._faults, ""
+        if len(lines) > _MAX_PRINTED + 1:
+            lines, remainder = lines[:_MAX_PRINTED], f"and {len(lines) - _MAX_PRINTED} more"
+            with contextlib.suppress(OSError):
+                self.report.write_text(
+                    "".join(f"{line}\n" for line in self._faults), encoding="utf-8", errors="replace"
+                )
+                remainder += f"; all are in {self.report}"
+        head = f"{len(self._faults)} of {num_rows} samples cannot be used; mend their files, or leave them out:"
+        raise DataError.from_lines([head, *lines, *([remainder] if remainder else [])])
+
 
 T = TypeVar("T")
 Progress: TypeAlias = Callable[[int, int, str], None]

@@ -1,8 +1,13 @@
-"""Synthetic depth images of hands: articulated hands of capsules before MSRA's camera, exact joints."""
+"""Depth images of procedural hands and bodies with joints.
+
+Synthetic depth images of hands: articulated hands of capsules before MSRA's camera, exact joints.
+
+Synthetic depth images of people: articulated bodies of capsules before ITOP's camera, exact joints.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -11,13 +16,16 @@ from typing_extensions import TypedDict
 from sightline import registry
 from sightline.arguments import NonNegativeFloat, Probability, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.skeletons import HAND_21
-from sightline.data.synthetic.figure_poses import (
+from sightline.data.depth.skeletons import BODY_15, HAND_21
+from sightline.data.synthetic.synthetic_figures import (
     Angle,
     Figures,
+    Many,
     NoiseRange,
     ScaleRange,
+    SensorNoise,
     ShareRange,
+    SyntheticFigures,
     assert_in_order,
     capsule_rows,
     rotate,
@@ -26,10 +34,7 @@ from sightline.data.synthetic.figure_poses import (
     scale_symmetric,
     scale_to_range,
 )
-from sightline.data.synthetic.synthetic_figures import Many, SensorNoise, SyntheticFigures
 from sightline.draws import Draws
-
-__all__ = ["HAND_CAMERA", "HandPoses", "HandShape", "SyntheticHands", "build_hands", "default_hand"]
 
 HAND_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, width_px=320, height_px=240)
 """Camera of MSRA."""
@@ -203,3 +208,192 @@ def _bend_thumb(bend_rad: np.ndarray) -> np.ndarray:
     part = rotate_about_z(np.array([1.0, 0.0, 0.0]), bend_rad)
     bent: np.ndarray = part[..., :1] * _THUMB_ALONG + part[..., 1:2] * across
     return bent
+
+
+BODY_CAMERA = DepthCamera(1 / 0.0035, -1 / 0.0035, 160.0, 120.0, width_px=320, height_px=240)
+"""Camera of ITOP, for both views."""
+View = Literal["side", "top"]
+Swing = Annotated[float, Ge(-180.0), Le(180.0)]
+
+
+class BodyPoses(TypedDict):
+    """Ranges of uniformly drawn body poses; a missing key keeps its default, which is stated here.
+
+    `turn_deg`: yaw, pitch and roll to either side, 60, 8 and 8. `lean_deg`: of the trunk to either side, 25 forwards
+    and backwards, 15 sideways. `arm_swing_deg` forwards, -30 to 90; `arm_raise_deg` sideways, 0 to 100; `elbow_deg`, 0
+    to 120. `leg_swing_deg` forwards, -15 to 60; `leg_raise_deg` sideways, 0 to 20; `knee_deg`, 0 to 80. `scale`: 0.8 to
+    1.1. `shift_mm`: to either side, 400, 50 and 400 across, up and away from the side view's camera.
+    """
+
+    turn_deg: NotRequired[tuple[Angle, Angle, Angle]]
+    lean_deg: NotRequired[tuple[Angle, Angle]]
+    arm_swing_deg: NotRequired[tuple[Swing, Swing]]
+    arm_raise_deg: NotRequired[tuple[Swing, Swing]]
+    elbow_deg: NotRequired[tuple[Swing, Swing]]
+    leg_swing_deg: NotRequired[tuple[Swing, Swing]]
+    leg_raise_deg: NotRequired[tuple[Swing, Swing]]
+    knee_deg: NotRequired[tuple[Swing, Swing]]
+    scale: NotRequired[ScaleRange]
+    shift_mm: NotRequired[tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]]
+
+
+_SWINGS = {
+    "arm_swing_deg": (-30.0, 90.0),
+    "arm_raise_deg": (0.0, 100.0),
+    "elbow_deg": (0.0, 120.0),
+    "leg_swing_deg": (-15.0, 60.0),
+    "leg_raise_deg": (0.0, 20.0),
+    "knee_deg": (0.0, 80.0),
+}
+"""Default ranges of angles that are drawn for each side."""
+_REST_MM = 1000 * np.array(
+    [
+        *([0.0, 0.62, 0.0], [0.0, 0.42, 0.0], [-0.18, 0.38, 0.0], [0.18, 0.38, 0.0]),
+        *([-0.30, 0.12, 0.0], [0.30, 0.12, 0.0], [-0.34, -0.12, -0.05], [0.34, -0.12, -0.05]),
+        *([0.0, 0.12, 0.0], [-0.10, -0.12, 0.0], [0.10, -0.12, 0.0]),
+        *([-0.12, -0.54, 0.0], [0.12, -0.54, 0.0], [-0.12, -0.95, 0.0], [0.12, -0.95, 0.0]),
+    ]
+)
+"""Joints at rest in ITOP's order: x to the right (a person who faces the camera has the right side at negative x), y
+up, z away from the camera of the side view."""
+_HEAD, _NECK, _TORSO, _CHEST, _HIPS = 0, 1, 8, 15, 16
+_SIDES = ((2, 4, 6, 9, 11, 13, -1.0), (3, 5, 7, 10, 12, 14, 1.0))
+"""Joints of the right and left side (shoulder, elbow, hand, hip, knee, foot), and the sign of x of a raised arm."""
+_CHEST_SHARE = 0.6
+"""End of the trunk's capsule, as a share of the way from torso to neck."""
+_CAPSULES = (
+    ((_HEAD, _HEAD), 110.0),
+    ((_HEAD, _NECK), 60.0),
+    ((2, 3), 60.0),
+    ((_TORSO, _CHEST), 150.0),
+    ((_HIPS, _TORSO), 150.0),
+    *(pair for s, e, h, _, _, _, _ in _SIDES for pair in (((s, e), 50.0), ((e, h), 40.0))),
+    *(pair for _, _, _, h, k, f, _ in _SIDES for pair in (((h, k), 75.0), ((k, f), 55.0))),
+)
+"""Capsules: end points (joints, then chest and middle of the hips) and radii."""
+_DISTANCE_MM = 2800.0
+
+
+class BodyShape(NamedTuple):
+    """Pose parameters of B bodies; angles in rad, right side before left.
+
+    `lean` (B, 2) of the trunk about x and z; `swings` (B, 6, 2) in the order of `BodyPoses`, arm forwards, arm
+    sideways, elbow, leg forwards, leg sideways, knee; `turn` (B, 3) yaw, pitch and roll about the middle of the body,
+    `scale` (B,), `place_mm` (B, 3) of that middle relative to the point 2.8 m in front of the side view's camera.
+    """
+
+    lean: np.ndarray
+    swings: np.ndarray
+    turn: np.ndarray
+    scale: np.ndarray
+    place_mm: np.ndarray
+
+
+@registry.data.add("synthetic_bodies")
+class SyntheticBodies(SyntheticFigures):
+    """Depth images of people with 15 exact joints in ITOP's order, a pure function of (data_seed, split, index).
+
+    13 capsules, seen by ITOP's camera, 320 by 240 pixels, from the side or from the top, 2.8 m away; mm, z forward, y
+    up. `poses` are the ranges of poses. `noise_mm` is the range of the standard deviation of depth noise, `missing`
+    that of the share of pixels without a depth. Poses with a joint outside the cube of 2 m about the torso or the
+    centre of mass, or outside the image, are drawn again.
+    Source: made here; sightline/geometry/capsules.py.
+    """
+
+    set_name = "synthetic_bodies"
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        view: View = "side",
+        train_size: Many = 1920,
+        test_size: Many = 480,
+        poses: BodyPoses | None = None,
+        noise_mm: NoiseRange = (0.0, 10.0),
+        missing: ShareRange = (0.0, 0.05),
+        reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
+        data_seed: Seed = 0,
+    ) -> None:
+        overrides: dict[str, Any] = {**(poses or {})}
+        self._view = view
+        self._turn_deg = overrides.get("turn_deg", (60.0, 8.0, 8.0))
+        self._lean_deg = overrides.get("lean_deg", (25.0, 15.0))
+        self._swings_deg = [overrides.get(name, bounds) for name, bounds in _SWINGS.items()]
+        self._scale = overrides.get("scale", (0.8, 1.1))
+        self._shift_mm = overrides.get("shift_mm", (400.0, 50.0, 400.0))
+        for name, bounds in zip((*_SWINGS, "scale"), (*self._swings_deg, self._scale), strict=True):
+            assert_in_order(f"poses.{name}", bounds)
+        super().__init__(
+            split=split,
+            sizes={"train": train_size, "test": test_size},
+            camera=BODY_CAMERA,
+            skeleton=BODY_15,
+            reference=reference,
+            joints=joints,
+            noise=SensorNoise(noise_mm, missing),
+            data_seed=data_seed,
+            farthest_mm=2 * (_DISTANCE_MM + max(self._shift_mm)),
+        )
+
+    def _draw(self, draws: Draws, sample_draws: Draws) -> Figures:
+        shape = BodyShape(
+            lean=np.radians(scale_symmetric(draws.uniform(2), self._lean_deg)),
+            swings=np.radians(
+                np.stack([scale_to_range(draws.uniform(2), bounds) for bounds in self._swings_deg], axis=1)
+            ),
+            turn=np.radians(scale_symmetric(draws.uniform(3), self._turn_deg)),
+            scale=scale_to_range(draws.uniform(1), self._scale)[:, 0],
+            place_mm=scale_symmetric(draws.uniform(3), self._shift_mm),
+        )
+        return build_bodies(shape, view=self._view)
+
+
+def default_body(*, view: View = "side") -> Figures:
+    """Build a body at rest, arms hanging, its middle 2.8 m from the camera."""
+    no_lean = np.zeros((1, 2))
+    return build_bodies(
+        BodyShape(no_lean, np.zeros((1, 6, 2)), np.zeros((1, 3)), np.ones(1), np.zeros((1, 3))), view=view
+    )
+
+
+def build_bodies(shape: BodyShape, *, view: View) -> Figures:
+    """Build joints (B, 15, 3) in ITOP's order and capsules (B, 13, 7), in mm in the frame of the view's camera."""
+    points = rotate(_pose_points(shape) * shape.scale[:, None, None], shape.turn) + shape.place_mm[:, None]
+    if view == "top":  # a rotation: down becomes forward, away from the side view's camera becomes up
+        points = np.stack((points[..., 0], points[..., 2], -points[..., 1]), axis=-1)
+    points = points + np.array([0.0, 0.0, _DISTANCE_MM])
+    ends, radii = zip(*_CAPSULES, strict=True)
+    capsules = capsule_rows(points, ends, radii)
+    capsules[..., 6] *= shape.scale[:, None]
+    return Figures(points[:, :15], capsules)
+
+
+def _pose_points(shape: BodyShape) -> np.ndarray:
+    """Compute joints, chest and middle of the hips (B, 17, 3) of posed bodies of scale 1, before rotation."""
+    count = len(shape.lean)
+    points = np.empty((count, 17, 3))
+    points[:, :15] = _REST_MM
+    chest = _REST_MM[_TORSO] + _CHEST_SHARE * (_REST_MM[_NECK] - _REST_MM[_TORSO])
+    points[:, _HIPS] = (_REST_MM[9] + _REST_MM[10]) / 2
+    swings = np.moveaxis(shape.swings, 1, 0)  # (6, B, 2)
+
+    def lean(offset: np.ndarray) -> np.ndarray:
+        return rotate_about_z(rotate_about_x(offset, shape.lean[:, 0]), shape.lean[:, 1])
+
+    points[:, _CHEST] = points[:, _TORSO] + lean(chest - _REST_MM[_TORSO])
+    for joint in (_HEAD, _NECK, 2, 3):
+        points[:, joint] = points[:, _TORSO] + lean(_REST_MM[joint] - _REST_MM[_TORSO])
+    for side, (shoulder, elbow, hand, hip, knee, foot, outwards) in enumerate(_SIDES):
+        arm_swing, arm_raise, bend, leg_swing, leg_raise, knee_bend = swings[:, :, side]
+        for start, middle, end, swing, lift, fold in (
+            (shoulder, elbow, hand, arm_swing, arm_raise, bend),
+            (hip, knee, foot, leg_swing, leg_raise, -knee_bend),
+        ):
+            upper, lower = _REST_MM[middle] - _REST_MM[start], _REST_MM[end] - _REST_MM[middle]
+            bone = rotate_about_z(rotate_about_x(upper, swing), outwards * lift)
+            points[:, middle] = points[:, start] + (lean(bone) if start == shoulder else bone)
+            bone = rotate_about_z(rotate_about_x(lower, swing + fold), outwards * lift)
+            points[:, end] = points[:, middle] + (lean(bone) if start == shoulder else bone)
+    return points

@@ -12,14 +12,14 @@ from annotated_types import Ge, Le
 
 from sightline import registry
 from sightline.arguments import Index, NonNegativeFloat, PositiveFraction, Seed
-from sightline.data.clouds.cloud_normals import EstimatedNormals, Normals
-from sightline.data.loading.rendered_views import RenderedViewsConfig, make_rendered_views
-from sightline.data.loading.splits import stratified_subset
+from sightline.data.clouds.cloud_preparation import EstimatedNormals, Normals
+from sightline.data.loading.batch_reader import stratified_subset
+from sightline.data.loading.concat import RenderedViewsConfig, make_rendered_views
 from sightline.data.store.views import IMAGE, image_field
 from sightline.data.synthetic.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.draws import Draws
 from sightline.errors import ConfigError
-from sightline.geometry.parametric_surfaces import sample_patches
+from sightline.geometry.surfaces import sample_patches
 from sightline.transforms.points import to_unit_sphere
 from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
@@ -47,7 +47,7 @@ class SyntheticShapes:
     point's part is its `label` and the cloud's class its `category`. With `views` (a number, or `count` with `size_px`,
     `style` and `background`) a sample has an `image`, one of `views` views of its own cloud, drawn anew in every epoch;
     else epoch and seed of a key change nothing.
-    Source: made here; sightline/geometry/parametric_surfaces.py.
+    Source: made here; sightline/geometry/surfaces.py.
     """
 
     def __init__(

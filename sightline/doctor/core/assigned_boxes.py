@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.geometry.boxes.anchor_fitting import best_iou_of_boxes
-from sightline.geometry.boxes.priors import BACKGROUND, Priors
+from sightline.geometry.boxes.priors import BACKGROUND, Priors, best_iou_of_boxes
 from sightline.tasks.detect import Detect
 from sightline.types import Batch
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from sightline.doctor.core.graph import hidden_outputs, last_operation
+from sightline.doctor.core.object_graph import hidden_outputs, last_operation
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing

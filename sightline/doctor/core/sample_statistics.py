@@ -1,12 +1,16 @@
 """Statistics of samples, read once for all checks of data: values, extremes and first faults of each field.
 
 Labels are also counted per sample: the classes of a cloud, its category, and the mean position of each class.
+
+Class axis of a model's logits.
+
+Class counts of each split: over all samples if these are few or their labels are listed, else over some.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,26 +19,11 @@ import torch
 from torch import Tensor
 
 from sightline.data.boxes.records import BOX_FIELDS
-from sightline.data.loading.sample_arrays import array_leaves
+from sightline.data.loading.batch_reader import array_leaves
 from sightline.engine.build import Data, DataSubset
 from sightline.numba_kernels import compute_seconds
 from sightline.optional_members import DataMembers
 from sightline.types import Dataset, Sample, SampleKey
-
-__all__ = [
-    "FieldStatistics",
-    "NonFinite",
-    "PartStatistics",
-    "SampleLabelCounts",
-    "all_labels",
-    "collect_statistics",
-    "describe_position",
-    "describe_sample",
-    "distinct_parts",
-    "evenly_spaced_keys",
-    "parts_by_category",
-    "read_samples",
-]
 
 _MAX_SAMPLES = 256
 _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
@@ -307,3 +296,56 @@ def evenly_spaced_keys(
     num_chunks = -(-len(indices) // _CHUNK_SIZE)
     for start in range(num_chunks):
         yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]
+
+
+def class_axis(logits: Tensor, label: Tensor) -> int | None:
+    """Return the axis of `logits` without which it has the shape of `label` (the last of several); None without one."""
+    axes = [
+        axis
+        for axis in range(logits.ndim)
+        if logits.ndim == label.ndim + 1 and logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape
+    ]
+    return axes[-1] if axes else None
+
+
+class ClassCounts(NamedTuple):
+    """Counts per class of a split: `targets` (points or samples) of the class, and `samples` that contain it.
+
+    `looked_at` states how many samples were counted; `is_whole` is True if these were all samples. Of `num_labelled`
+    samples with labels of points, `num_single` contain one class only.
+    """
+
+    split: str
+    targets: np.ndarray
+    samples: np.ndarray
+    looked_at: str
+    is_whole: bool
+    num_single: int = 0
+    num_labelled: int = 0
+
+
+def count_classes(survey: PartStatistics, thoroughly: Callable[[PartStatistics], PartStatistics]) -> ClassCounts | None:
+    """Count the classes of a split; None without class labels.
+
+    If the data set does not list all labels, the statistics that `thoroughly` returns are counted.
+    """
+    num_classes = survey.part.dataset.info.facts.get("num_classes")
+    if not isinstance(num_classes, int) or not survey.labellings:
+        return None
+    split, size = survey.part.split, len(survey.part.indices)
+    labels = all_labels(survey)
+    if labels is not None:
+        counts = np.bincount(labels[(labels >= 0) & (labels < num_classes)].astype(np.int64), minlength=num_classes)
+        return ClassCounts(split, counts, counts, f"{size} of {size} samples of the {split} part", is_whole=True)
+    survey = thoroughly(survey)
+    targets, samples = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
+    ignored = survey.part.dataset.info.facts.get("ignore_index")
+    num_single = num_labelled = 0
+    for labelling in survey.labellings:
+        is_class = (labelling.classes >= 0) & (labelling.classes < num_classes) & (labelling.classes != ignored)
+        targets[labelling.classes[is_class]] += labelling.counts[is_class]
+        samples[labelling.classes[is_class]] += 1
+        if labelling.counts.sum() > 1:
+            num_single += int(is_class.sum() == 1)
+            num_labelled += 1
+    return ClassCounts(split, targets, samples, survey.coverage_text, survey.is_whole, num_single, num_labelled)

@@ -11,10 +11,9 @@ from torch import nn
 
 from sightline.config import RunConfig
 from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.oracles.known import examine_known, is_known
+from sightline.doctor.oracles.known_layers import examine_known, is_known, with_fewer_points
 from sightline.doctor.oracles.losses import examine_losses
 from sightline.doctor.oracles.recorded import examine_recorded, record_calls
-from sightline.doctor.oracles.reduced import with_fewer_points
 from sightline.doctor.oracles.results import OracleResult, class_location
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState

@@ -17,10 +17,16 @@ from torch import Tensor, nn
 from sightline.compare.formats import Float32Draws
 from sightline.doctor.core.sample_statistics import array_leaves
 from sightline.doctor.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
-from sightline.doctor.oracles.nests import clone_detached, float32, float64, tree_map, with_history
-from sightline.doctor.oracles.own_references import find_own_reference
-from sightline.doctor.oracles.references import relative_error, to_float64_array
-from sightline.doctor.oracles.results import DRIFT, OracleResult
+from sightline.doctor.oracles.references import find_own_reference, relative_error, to_float64_array
+from sightline.doctor.oracles.results import (
+    DRIFT,
+    OracleResult,
+    clone_detached,
+    float32,
+    float64,
+    tree_map,
+    with_history,
+)
 from sightline.numba_kernels import compute_seconds
 from sightline.surrogates import find_surrogates, note_surrogates
 

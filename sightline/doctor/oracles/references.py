@@ -2,29 +2,106 @@
 
 Each function takes the layer's module, for its arguments and weights, and the input, and returns the output. They are
 slow and share nothing with torch's kernels.
+
+NumPy references of pooling in float64, window by window; part of `references.py`.
+
+NumPy references, in float64, of the package's layers that have optimised forms.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.doctor.oracles.pools import adaptive_pooling, pooling
+from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm
+from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.range_image import CircularPad
+from sightline.layers.transformer import MultiHeadAttention
 
-__all__ = [
-    "REFERENCES",
-    "Reference",
-    "batch_norm",
-    "find_reference",
-    "relative_error",
-    "running_after",
-    "to_float64_array",
-]
+
+def pooling(module: Any, values: np.ndarray) -> np.ndarray:
+    """Compute max or mean pooling (B, C, ...); padding is never the maximum, and counts in means if configured."""
+    is_max = isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d)
+    axes = values.ndim - 2
+    kernel, stride, padding = (
+        _expand(value, axes) for value in (module.kernel_size, module.stride or module.kernel_size, module.padding)
+    )
+    dilation = _expand(module.dilation, axes) if is_max else (1,) * axes
+    borders = [
+        (0, 0),
+        (0, 0),
+        *((p, p + s - 1 if module.ceil_mode else p) for p, s in zip(padding, stride, strict=True)),
+    ]
+    padded = np.pad(values, borders, constant_values=math.nan)
+    sizes = [
+        _pooled_size(module, *arguments)
+        for arguments in zip(values.shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    out = np.zeros((*values.shape[:2], *sizes))
+    for n, c, *position in np.ndindex(out.shape):
+        window = tuple(
+            slice(a * s, a * s + d * (k - 1) + 1, d)
+            for a, s, k, d in zip(position, stride, kernel, dilation, strict=True)
+        )
+        window_values = padded[(n, c, *window)]
+        if is_max:
+            out[(n, c, *position)] = np.nanmax(window_values)
+        else:
+            out[(n, c, *position)] = np.nansum(window_values) / _count_averaged(
+                module, position, values.shape[2:], kernel, stride, padding
+            )
+    return out
+
+
+def adaptive_pooling(module: Any, values: np.ndarray) -> np.ndarray:
+    """Compute adaptive pooling (B, C, ...): windows floor(i n / m) to ceil((i + 1) n / m) for n inputs, m outputs."""
+    is_max = isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d | nn.AdaptiveMaxPool3d)
+    sizes = [
+        n if requested is None else requested
+        for requested, n in zip(_expand(module.output_size, values.ndim - 2), values.shape[2:], strict=True)
+    ]
+    out = np.zeros((*values.shape[:2], *sizes))
+    for n, c, *position in np.ndindex(out.shape):
+        window = tuple(
+            slice(a * size // m, -(-(a + 1) * size // m))
+            for a, m, size in zip(position, sizes, values.shape[2:], strict=True)
+        )
+        window_values = values[(n, c, *window)]
+        out[(n, c, *position)] = (
+            window_values.max() if is_max else math.fsum(window_values.ravel()) / window_values.size
+        )
+    return out
+
+
+def _expand(value: int | Sequence[int], axes: int) -> Sequence[Any]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+def _pooled_size(module: Any, size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    num_steps = size + 2 * padding - dilation * (kernel - 1) - 1
+    count = (-(-num_steps // stride) if module.ceil_mode else num_steps // stride) + 1
+    if module.ceil_mode and (count - 1) * stride >= size + padding:  # no window begins in the padding
+        count -= 1
+    return count
+
+
+def _count_averaged(module: Any, position: Sequence[int], sizes: Any, kernel: Any, stride: Any, padding: Any) -> float:
+    """Return the divisor of the mean over a window."""
+    if getattr(module, "divisor_override", None):
+        return float(module.divisor_override)
+    count = 1
+    for a, size, k, s, p in zip(position, sizes, kernel, stride, padding, strict=True):
+        start = a * s - p
+        end = min(start + k, size + p)
+        count *= end - start if module.count_include_pad else min(end, size) - max(start, 0)
+    return float(count)
+
 
 Reference = Callable[[Any, np.ndarray], np.ndarray]
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -242,3 +319,91 @@ def _channel_bias(bias: Tensor | None, out: np.ndarray) -> Any:
 
 def _reshape_channels(values: np.ndarray, out: np.ndarray) -> np.ndarray:
     return values.reshape(1, -1, *(1,) * (out.ndim - 2))
+
+
+LayerReference = Callable[..., np.ndarray]
+
+
+def find_own_reference(module: nn.Module) -> LayerReference | None:
+    """Return the reference of a layer of exactly these types, not of derived classes; None without one."""
+    return _REFERENCES.get(type(module))
+
+
+def _linear_norm(layer: Any, values: np.ndarray) -> np.ndarray:
+    rows = values.reshape(-1, values.shape[-1])
+    mapped = _apply_linear(layer.linear, rows)
+    return _apply_activation(layer.activation, batch_norm(layer.norm, mapped)).reshape(*values.shape[:-1], -1)
+
+
+def _joined_linear_norm(layer: Any, cloud_features: np.ndarray, point_features: np.ndarray) -> np.ndarray:
+    repeated = (
+        np.stack([np.tile(row, (point_features.shape[1], 1)) for row in cloud_features])
+        if cloud_features.ndim < point_features.ndim
+        else cloud_features
+    )
+    parts = (repeated, point_features) if layer.first == "whole" else (point_features, repeated)
+    return _linear_norm(layer, np.concatenate(parts, axis=-1))
+
+
+def _linear_norm_max(layer: Any, values: np.ndarray) -> np.ndarray:
+    return _linear_norm(layer, values).max(axis=1)
+
+
+def _linear_norm_pool(layer: Any, values: np.ndarray) -> np.ndarray:
+    active = _linear_norm(layer, values)
+    return np.concatenate([active.max(axis=1), active.mean(axis=1)], axis=-1)
+
+
+def _edge_conv(layer: Any, features: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """EdgeConv: maximum over each point's edges of the mapped (x_j - x_i, x_i). Source: Wang et al. 2019, eq. 7."""
+    index = index.astype(np.int64)
+    edges = np.array(
+        [
+            [np.concatenate([cloud[j] - cloud[i], cloud[i]]) for i in range(len(cloud)) for j in neighbours[i]]
+            for cloud, neighbours in zip(features, index, strict=True)
+        ]
+    )
+    active = _linear_norm(layer.edge, edges)
+    return active.reshape(*index.shape, -1).max(axis=2)
+
+
+def _attention(layer: Any, tokens: np.ndarray) -> np.ndarray:
+    """Multi-head attention: softmax(Q K^T / sqrt(head width)) V per head. Source: Vaswani et al. 2017, eq. 1."""
+    out = np.zeros_like(tokens)
+    width = tokens.shape[-1] // layer.num_heads
+    for index, sample in enumerate(tokens):
+        query, key, value = np.split(_apply_linear(layer.qkv, sample), 3, axis=-1)
+        for head in range(layer.num_heads):
+            columns = slice(head * width, (head + 1) * width)
+            scores = query[:, columns] @ key[:, columns].T / np.sqrt(width)
+            powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+            out[index][:, columns] = powers / powers.sum(axis=1, keepdims=True) @ value[:, columns]
+    return _apply_linear(layer.project, out.reshape(-1, out.shape[-1])).reshape(out.shape)
+
+
+def _circular_pad(layer: Any, values: np.ndarray) -> np.ndarray:
+    return np.pad(values, [(0, 0)] * (values.ndim - 1) + [(layer.columns, layer.columns)], mode="wrap")
+
+
+def _apply_linear(linear: Any, rows: np.ndarray) -> np.ndarray:
+    weight = to_float64_array(linear.weight)
+    mapped = np.array([weight @ row for row in rows])
+    return mapped if linear.bias is None else mapped + to_float64_array(linear.bias)
+
+
+def _apply_activation(activation: nn.Module, values: np.ndarray) -> np.ndarray:
+    match = find_reference(activation)
+    assert match is not None, f"no reference for the activation {type(activation).__name__}"
+    return match[1](activation, values)
+
+
+_REFERENCES: dict[type[nn.Module], LayerReference] = {
+    LinearNorm: _linear_norm,
+    JoinedLinearNorm: _joined_linear_norm,
+    LinearNormMax: _linear_norm_max,
+    LinearNormPool: _linear_norm_pool,
+    EdgeConv: _edge_conv,
+    PlainEdgeConv: _edge_conv,
+    MultiHeadAttention: _attention,
+    CircularPad: _circular_pad,
+}

@@ -1,13 +1,25 @@
-"""Result of the oracles for one kind of layer, or for one loss."""
+"""Result of the oracles for one kind of layer, or for one loss.
+
+Nested containers of tensors: functions applied to every tensor.
+
+Losses of a run as functions of given outputs: the task runs with a stand-in for its model.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DRIFT", "EXACT_GRADIENT", "FORWARD", "GRADIENT", "OracleResult", "class_location"]
+import torch
+from torch import Tensor, nn
+
+from sightline import pytree
+from sightline.engine.step import compute_batch_losses, single_batch_step
+from sightline.engine.train import TrainState
+from sightline.types import Batch
 
 FORWARD = 1e-10
 """Maximum error of a float64 output against its NumPy reference, relative to the largest value or 1."""
@@ -75,3 +87,56 @@ def class_location(cls: Any) -> tuple[str | None, int | None]:
     except (OSError, TypeError):
         return None, None
     return (file, line) if file and "site-packages" not in Path(file).parts else (None, None)
+
+
+def tree_map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `change` to every tensor of a nested container; other values stay unchanged."""
+    return pytree.tree_map(value, lambda _, tensor: change(tensor))
+
+
+def clone_detached(tensor: Tensor) -> Tensor:
+    """Copy a tensor without its autograd history; later in-place changes do not affect the copy."""
+    return tensor.detach().clone()
+
+
+def float64(tensor: Tensor) -> Tensor:
+    """Copy a tensor without its autograd history; floating-point tensors become float64."""
+    return clone_detached(tensor).double() if tensor.is_floating_point() else clone_detached(tensor)
+
+
+def float32(tensor: Tensor) -> Tensor:
+    """Copy a tensor without its autograd history; floating-point tensors become float32."""
+    return clone_detached(tensor).float() if tensor.is_floating_point() else clone_detached(tensor)
+
+
+def with_history(tensor: Tensor) -> Tensor:
+    """Clone a floating-point tensor with its autograd history, so that a layer may modify it in place."""
+    return tensor.clone() if tensor.is_floating_point() else tensor
+
+
+_CPU = torch.device("cpu")
+
+
+class FixedOutputs(nn.Module):
+    """Stand-in for a model that returns fixed outputs for any input."""
+
+    def __init__(self, outputs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._outputs = dict(outputs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self._outputs
+
+
+def loss_sums(job: TrainState, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Compute the sum of each loss for some outputs, differentiable."""
+    sums, _ = compute_batch_losses(job.task, FixedOutputs(outputs), batch, _CPU)
+    return dict(sums)
+
+
+def loss_counts(
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU
+) -> dict[str, float]:
+    """Compute the count of each loss, by which its sum is divided."""
+    step = single_batch_step(job.task, FixedOutputs(outputs), batch, device)
+    return {name: float(count) for name, count in step.counts.items()}

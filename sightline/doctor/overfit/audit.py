@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.describe.flow import tree_leaves
+from sightline.describe.trace import tree_leaves
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.overfit.fit_attempt import FitSetup
-from sightline.doctor.overfit.fit_reporter import FitReporter
+from sightline.doctor.overfit.fit_attempt import FitReporter, FitSetup
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.samples import Samples
 

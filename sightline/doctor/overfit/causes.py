@@ -1,24 +1,78 @@
-"""Search for the cause of a failed fit: loss, optimiser, precision, head and so on; the first guilty part."""
+"""Search for the cause of a failed fit: loss, optimiser, precision, head and so on; the first guilty part.
+
+Detection of modules that compute in a coarser number format than their parameters.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline.describe.trace import tree_leaves
+from sightline.doctor.core.dry_run import forward_backward
 from sightline.doctor.core.finding import Finding, Severity
-from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitSetup
-from sightline.doctor.overfit.fit_reporter import FitReporter
+from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitReporter, FitSetup, prepare_model
 from sightline.doctor.overfit.loss_probe import GradientCheck, LossProbe
 from sightline.doctor.overfit.network import activation_cause, constant_cause, gradient_cause, head_cause
-from sightline.doctor.overfit.numbers import find_lowered
-from sightline.doctor.overfit.optimizer_candidates import Candidate, own_rate
-from sightline.doctor.overfit.optimizer_grid import OptimizerResult, run_candidate
+from sightline.doctor.overfit.optimizer_grid import Candidate, OptimizerResult, own_rate, run_candidate
+from sightline.engine.device import Precision
 from sightline.layers.quantisation.parametrised import weight_sizes
 
-__all__ = ["BisectionStep", "FailedFit", "bisect", "inconsistent_gradients", "loss_cause"]
+
+class Lowered(NamedTuple):
+    """Module whose results have fewer bits than its parameters, and their dtype."""
+
+    layer: str
+    dtype: str
+
+
+class _FormatWatch(TorchDispatchMode):
+    """Mode that records the first result with fewer than `bits` bits, and the module that computed it."""
+
+    def __init__(self, model: nn.Module, bits: int) -> None:
+        super().__init__()
+        self.lowered: Lowered | None = None
+        self._bits = bits
+        self._stack: list[str] = []
+        self.handles: list[Any] = []
+        for name, module in model.named_modules():
+            self.handles.append(module.register_forward_pre_hook(lambda *_, at=name: self._stack.append(at)))
+            self.handles.append(module.register_forward_hook(self._leave))
+
+    def _leave(self, *_: Any) -> None:
+        self._stack.pop()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if self.lowered is None:
+            for _, tensor in tree_leaves(result):
+                if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
+                    self.lowered = Lowered(
+                        self._stack[-1] if self._stack else "", str(tensor.dtype).removeprefix("torch.")
+                    )
+        return result
+
+
+def find_lowered(bench: FitSetup, precision: str) -> Lowered | None:
+    """Find the first module of a training step that computes in a coarser format than its parameters; else None."""
+    model = prepare_model(bench, precision)
+    watch = _FormatWatch(model, torch.finfo(Precision(precision).parameter_dtype).bits)
+    try:
+        with watch:
+            forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)
+    finally:
+        for handle in watch.handles:
+            handle.remove()
+    return watch.lowered
+
 
 _MIN_GRADIENT_RATIO = 1e-3
 """Ratio of gradient to finite differences below which the gradient is zero or has the wrong sign."""

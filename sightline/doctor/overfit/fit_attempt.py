@@ -1,4 +1,7 @@
-"""One attempt to fit a fixed batch with the engine's own training step, and its loss curve."""
+"""One attempt to fit a fixed batch with the engine's own training step, and its loss curve.
+
+Findings of an overfitting test: their shared fields and config paths.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sightline.doctor.context import Context, FindingBuilder
 from sightline.doctor.core.dry_run import isolated_copy
+from sightline.doctor.core.finding import Finding
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import to_device
+from sightline.engine.device import Precision, seed_everything, to_device
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.optimizers import apply_freezing
-from sightline.engine.precision import Precision, seed_everything
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
 from sightline.types import Batch
-
-__all__ = ["FITTED", "SHARES", "FitCurve", "FitSetup", "Make", "Stop", "fit", "forward_once", "prepare_model"]
 
 SHARES = (0.5, 0.1, 0.01)
 """Remaining shares of the way from the first loss to the floor: a half, a tenth, a hundredth."""
@@ -245,3 +247,25 @@ class _NoClock:
 
     def end_phase(self, name: str) -> None:
         """Do nothing."""
+
+
+_FIT_ONE = FindingBuilder(guard="G23", code="fit-one")
+
+
+@dataclass(frozen=True)
+class FitReporter:
+    """Builder of findings of guard G23 about a run."""
+
+    built: TrainingSetup
+
+    def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
+        """Build a finding about the training split; `path` is the config path of the fault."""
+        return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
+
+    def loss_path(self, name: str) -> str:
+        """Return the dotted config path of the loss of this name."""
+        return self._context.loss_path(name)
+
+    @property
+    def _context(self) -> Context:
+        return Context(self.built, World(device=self.built.job.device))

@@ -1,36 +1,41 @@
-"""Overfitting test on one or a few samples with several optimisers, and the cause if it fails."""
+"""Overfitting test on one or a few samples with several optimisers, and the cause if it fails.
+
+Pictures of attempts: loss curves for `view.curves`, and panels over the learning rates.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sightline.chart import ChartPanel, Series, render_svg
 from sightline.describe.trace import preserve_all_rng_states
-from sightline.doctor.checks.model.first_evaluation import missing_keys_explained
-from sightline.doctor.checks.model.first_step import first_step
+from sightline.doctor.checks.model.first_step import first_step, missing_keys_explained
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.overfit.audit import audit_batch, audit_first_loss, audit_targets
 from sightline.doctor.overfit.causes import BisectionStep, FailedFit, bisect, inconsistent_gradients, loss_cause
-from sightline.doctor.overfit.fit_attempt import FITTED, FitSetup
-from sightline.doctor.overfit.fit_reporter import FitReporter
+from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitReporter, FitSetup
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
 from sightline.doctor.overfit.network import activation_warning, parameters_without_gradient
-from sightline.doctor.overfit.optimizer_candidates import Candidate, candidates
-from sightline.doctor.overfit.optimizer_grid import OptimizerResult, run_candidate, verdict_document
-from sightline.doctor.overfit.samples import Samples, choose_samples
-from sightline.doctor.overfit.scoring import training_score
+from sightline.doctor.overfit.optimizer_grid import (
+    Candidate,
+    OptimizerResult,
+    candidates,
+    run_candidate,
+    verdict_document,
+)
+from sightline.doctor.overfit.samples import Samples, choose_samples, training_score
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState
 from sightline.errors import summarise_error
 from sightline.types import Batch
-
-__all__ = ["LONGER", "FitOptions", "FitResult", "Kept", "fit_one", "make_setup", "result_document"]
+from sightline.view.run_pages import encode_curves
 
 Kept = Literal["augmentation", "dropout", "decay"]
 Note = Callable[[str], None]
@@ -353,3 +358,48 @@ def _loss_document(probe: LossProbe) -> dict[str, Any]:
     numbers = {"start": probe.start, "floor": probe.floor}
     finite = {name: value if value is not None and math.isfinite(value) else None for name, value in numbers.items()}
     return {**finite, "counts": dict(probe.counts)}
+
+
+_MIN_SHARE = 1e-4
+"""Smallest share drawn: below a hundredth an attempt has ended, and its exact share does not matter."""
+
+
+def draw_curves(curves: Mapping[str, FitCurve]) -> str:
+    """Draw every loss of several attempts over their steps, one curve for each name."""
+    return encode_curves({name: _curve_lines(curve) for name, curve in curves.items()})
+
+
+def draw_verdicts(verdicts: Sequence[OptimizerResult]) -> str:
+    """Draw the best attempt of each optimiser, one panel per number format; below, the lowest share of each rate."""
+    formats = list(dict.fromkeys(verdict.precision for verdict in verdicts))
+    format_panels = []
+    for precision in formats:
+        series = [_share_series(v.optimizer, v.best) for v in verdicts if v.precision == precision]
+        visible_series = tuple(curve for curve in series if curve.points)
+        format_panels.append(
+            ChartPanel(f"share of the way left, {precision}", "step", visible_series, x_scale="linear")
+        )
+    rate_panels = [panel for v in verdicts if v.precision == formats[0] and (panel := _rate_panel(v)) is not None]
+    return render_svg([[panel if panel.series else None for panel in format_panels], rate_panels] if formats else [])
+
+
+def _share_series(name: str, curve: FitCurve) -> Series:
+    points = [(float(step), max(share, _MIN_SHARE)) for step, share in enumerate(curve.shares) if not math.isnan(share)]
+    return Series(name, tuple(points))
+
+
+def _rate_panel(verdict: OptimizerResult) -> ChartPanel | None:
+    points = [(c.rate, max(c.lowest, _MIN_SHARE)) for c in verdict.curves if c.rate > 0 and not math.isnan(c.lowest)]
+    if not points:
+        return None
+    return ChartPanel(f"{verdict.optimizer}: lowest share", "rate", (Series(verdict.optimizer, tuple(sorted(points))),))
+
+
+def _curve_lines(curve: FitCurve) -> list[dict[str, Any]]:
+    lines = []
+    for step, loss in enumerate(curve.losses):
+        share = curve.shares[step]
+        terms = {f"loss/{name}": values[step] for name, values in curve.terms.items()} if len(curve.terms) > 1 else {}
+        remaining = None if math.isnan(share) else share
+        lines.append({"step": step, "split": "", "loss/total": loss, **terms, "share left": remaining})
+    return lines

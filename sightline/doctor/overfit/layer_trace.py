@@ -1,33 +1,174 @@
-"""Layer statistics while the network learns the samples, and the config's expectations of them."""
+"""Layer statistics while the network learns the samples, and the config's expectations of them.
+
+Layers of one training step: statistics of every output and of its gradient.
+
+Observer of a training that checks the config's expectations on the samples of `fit-one`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sightline.config.expectations import Expectation, Quantity, parse_quantity
-from sightline.describe.trace import preserve_all_rng_states
-from sightline.doctor.overfit.fit_attempt import FitCurve, fit
+from torch import Tensor, nn
+
+from sightline.config.run_config import Expectation, Quantity, parse_quantity
+from sightline.describe.trace import preserve_all_rng_states, trace, tree_leaves
+from sightline.doctor.core.dry_run import forward_backward, isolated_copy
+from sightline.doctor.overfit.fit_attempt import FitCurve, FitSetup, fit
 from sightline.doctor.overfit.fit_one import FitOptions, make_setup
-from sightline.doctor.overfit.layers import ModelSnapshot, Statistics, snapshot
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
-from sightline.doctor.overfit.optimizer_candidates import candidates, own_rate
+from sightline.doctor.overfit.optimizer_grid import candidates, own_rate
 from sightline.engine.build import TrainingSetup
+from sightline.engine.records import EvaluationRecord, StepRecord, StopRun
+from sightline.engine.step import divide_by_count
 from sightline.engine.train import TrainState
 from sightline.errors import ConfigError
 from sightline.schema import suggest
 
-__all__ = [
-    "ExpectationResult",
-    "LayerTrace",
-    "assert_known_quantity",
-    "followed_document",
-    "measure_quantity",
-    "trace_fit",
-]
+
+@dataclass
+class Statistics:
+    """Statistics of a tensor: range, mean, standard deviation, share of zeros, and the norm of its gradient.
+
+    `grad_norm` is None if the tensor received no gradient.
+    """
+
+    min: float
+    max: float
+    mean: float
+    std: float
+    zeros: float
+    grad_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerSnapshot:
+    """One call of a module: its output, and the gradient of its own trainable parameters (None without any)."""
+
+    path: str
+    class_name: str
+    call: int
+    depth: int
+    shape: tuple[int, ...]
+    output: Statistics
+    weights_grad_norm: float | None
+    is_leaf: bool
+
+
+@dataclass(frozen=True)
+class ModelSnapshot:
+    """Model after `step` updates: its losses on the samples, its layers in order, and its outputs."""
+
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    grad_norm: float
+    layers: tuple[LayerSnapshot, ...]
+    outputs: Mapping[str, Statistics] = field(default_factory=dict)
+
+
+def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
+    """Run forward and backward passes of a copy, and collect statistics of every module's floating-point output.
+
+    If a module returns several tensors, the first counts. The model, its buffers and the random states do not change.
+    """
+    statistics: dict[tuple[str, int], Statistics] = {}
+    outputs: dict[str, Statistics] = {}
+    results: dict[str, Any] = {}
+    batch = bench.batch_in(job.precision.name)
+
+    def forward(copied: nn.Module) -> None:
+        counts: dict[str, int] = {}
+        handles = [
+            module.register_forward_hook(_make_output_hook(path, counts, statistics, outputs))
+            for path, module in copied.named_modules()
+        ]
+        try:
+            sums, counts_by_loss = forward_backward(job, copied, [batch], bench.device)
+        finally:
+            for handle in handles:
+                handle.remove()
+        results.update(
+            model=copied,
+            terms={name: float(divide_by_count(sums[name].detach(), counts_by_loss[name])) for name in sums},
+        )
+
+    traced = trace(isolated_copy(job.model), forward, num_samples=len(batch["sample_index"]))
+    weight_norms = {path: _parameter_grad_norm(module) for path, module in results["model"].named_modules()}
+    parents = {node.parent for node in traced.nodes if node.kind == "call"}
+    layers = tuple(
+        LayerSnapshot(
+            path=node.path,
+            class_name=node.class_name,
+            call=node.call,
+            depth=node.depth,
+            shape=node.outputs[0][1] if node.outputs else (),
+            output=statistics[node.path, node.call],
+            weights_grad_norm=weight_norms[node.path],
+            is_leaf=index not in parents,
+        )
+        for index, node in enumerate(traced.nodes)
+        if node.kind == "call" and (node.path, node.call) in statistics
+    )
+    weights = job.loss_weights_at(step)
+    loss = math.fsum(weights[name] * value for name, value in results["terms"].items())
+    norms = [p.grad.norm().item() for p in results["model"].parameters() if p.grad is not None]
+    return ModelSnapshot(step, loss, results["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
+
+
+def _make_output_hook(
+    path: str, counts: dict[str, int], statistics: dict[tuple[str, int], Statistics], outputs: dict[str, Statistics]
+) -> Callable[..., None]:
+    """Return a hook that measures a module's output before later code can change it in place."""
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        counts[path] = counts.get(path, 0) + 1
+        floats = [
+            (name, tensor) for name, tensor in tree_leaves(output) if tensor.is_floating_point() and tensor.numel()
+        ]
+        for index, (name, tensor) in enumerate(floats):
+            if index and path:
+                break
+            measured = _compute_statistics(tensor)
+            if tensor.requires_grad:
+                tensor.register_hook(_make_gradient_hook(measured))
+            if not index:
+                statistics[path, counts[path]] = measured
+            if not path:
+                outputs[name] = measured
+
+    return hook
+
+
+def _compute_statistics(tensor: Tensor) -> Statistics:
+    values = tensor.detach().double()
+    return Statistics(
+        min=float(values.min()),
+        max=float(values.max()),
+        mean=float(values.mean()),
+        std=float(values.std(correction=0)),
+        zeros=float((values == 0).double().mean()),
+    )
+
+
+def _make_gradient_hook(statistics: Statistics) -> Callable[[Tensor], None]:
+    def hook(gradient: Tensor) -> None:
+        previous = statistics.grad_norm or 0.0
+        statistics.grad_norm = math.hypot(previous, float(gradient.double().norm()))
+
+    return hook
+
+
+def _parameter_grad_norm(module: nn.Module) -> float | None:
+    """Return the gradient norm of a module's own parameters; None if none of them is trainable."""
+    parameters = [parameter for parameter in module.parameters(recurse=False) if parameter.requires_grad]
+    if not parameters:
+        return None
+    return math.hypot(*(0.0 if p.grad is None else float(p.grad.double().norm()) for p in parameters))
 
 
 @dataclass(frozen=True)
@@ -183,3 +324,61 @@ def followed_document(followed: LayerTrace) -> dict[str, Any]:
             for result in followed.met
         ],
     }
+
+
+def expectation_observers(built: TrainingSetup, *, note: Callable[[str], object]) -> list[ExpectationObserver]:
+    """Build the observer of a run whose config has expectations of its training; else an empty list.
+
+    Before the first step every process may check: all have the same weights. Later the first process suffices. `note`
+    gets a line about entries that training ignores: those of `share`, which belongs to a complete fit, and those of
+    steps after the last. Raises ConfigError for an entry of an unknown output, layer or loss.
+    """
+    entries = [pair for pair in enumerate(built.config.expect) if pair[1].get("only", "train") == "train"]
+    checked = [(index, entry) for index, entry in entries if entry["quantity"] != "share"]
+    if ignored := [f"expect.{index}" for index, entry in entries if (index, entry) not in checked]:
+        note(f"{', '.join(ignored)}: ignored, share exists only in fit-one")
+    last = built.job.num_steps
+    for index, entry in checked:
+        if entry["step"] > last:
+            note(f"expect.{index}: ignored, its step is {entry['step']} and training ends after step {last}")
+    return [ExpectationObserver(built, checked)] if checked else []
+
+
+class ExpectationObserver:
+    """Observer that ends a run at the first unmet entry; a resumed run ignores entries of finished steps."""
+
+    may_stop = True
+
+    def __init__(self, built: TrainingSetup, entries: Sequence[tuple[int, Expectation]]) -> None:
+        self._built = built
+        self._entries = entries
+        with preserve_all_rng_states():
+            self._bench, _ = make_setup(built, FitOptions())
+            self._probe = probe_loss(self._bench)
+            assert_known_quantity(built, snapshot(self._bench, built.job, built.job.step), self._probe)
+
+    def assert_begun_well(self) -> None:
+        """Raise StopRun for an entry of step 0 that the initial weights of a new run do not meet."""
+        self._check_expectations(self._built.job.step)
+
+    def on_step(self, record: StepRecord) -> None:
+        self._check_expectations(record.step)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        pass
+
+    def on_end(self, reason: str) -> None:
+        pass
+
+    def _check_expectations(self, step: int) -> None:
+        due = [(index, entry) for index, entry in self._entries if entry["step"] == step]
+        if not due:
+            return
+        with preserve_all_rng_states():
+            model_snapshot = snapshot(self._bench, self._built.job, step)
+        results = [
+            ExpectationResult(index, entry, measure_quantity(entry, model_snapshot, self._probe))
+            for index, entry in due
+        ]
+        if unmet := [result.line for result in results if not result.is_met]:
+            raise StopRun(f"{'; '.join(unmet)}; the run ends; change expect, or set only: fit_one for the entry")

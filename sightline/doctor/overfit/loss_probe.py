@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.core.class_axes import class_axis
 from sightline.doctor.core.dry_run import ReadTrackingDict, detach_nested
+from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.overfit.fit_attempt import FitSetup, forward_once, prepare_model
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
 from sightline.engine.train import TrainState

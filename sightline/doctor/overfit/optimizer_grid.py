@@ -1,16 +1,111 @@
-"""Grid of optimisers, number formats and learning rates: which fits the samples fastest."""
+"""Grid of optimisers, number formats and learning rates: which fits the samples fastest.
+
+Candidate optimisers: the recipe's own, and others at rates over four decades.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightline.doctor.overfit.fit_attempt import SHARES, FitCurve, FitSetup, fit
-from sightline.doctor.overfit.optimizer_candidates import Candidate
+import torch
+from torch import nn
 
-__all__ = ["OptimizerResult", "curve_document", "run_candidate", "verdict_document"]
+from sightline import registry
+from sightline.doctor.overfit.fit_attempt import SHARES, FitCurve, FitSetup, Make, fit
+from sightline.engine.build import TrainingSetup
+from sightline.types import ComponentConfig
+
+OWN = "recipe"
+RATES = {
+    "sgd": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "rmsprop": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    "adam": (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+}
+"""Learning rates around the usual ones: four decades, one rate per decade."""
+TRUSTED = (1.0, 0.1, 10.0)
+"""Factors of the recipe's own rate, which was chosen for another batch and a schedule: any of these may fit."""
+_MAX_RATE_RATIO = 1.5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Optimiser to try: `rates` in the order of trying; the first `num_trusted` decide if it fits."""
+
+    name: str
+    make: Make
+    rates: tuple[float, ...]
+    num_trusted: int
+
+    @property
+    def trusted_rates(self) -> tuple[float, ...]:
+        return self.rates[: self.num_trusted]
+
+
+def candidates(built: TrainingSetup) -> list[Candidate]:
+    """List the candidates: the recipe's own optimiser, then the others of SGD with momentum, RMSprop and Adam."""
+    own_name = built.config.optimizer.name
+    rate = own_rate(built)
+    usual = _order_outward(RATES["sgd" if own_name == "sgd" else "adam"])
+    trusted = tuple(dict.fromkeys(rate * factor for factor in TRUSTED))
+    other_rates = [
+        usual_rate for usual_rate in usual if all(not _is_near(usual_rate, trusted_rate) for trusted_rate in trusted)
+    ]
+    own_candidate = Candidate(
+        f"{OWN} ({own_name})",
+        lambda model, at: _copy_own_optimizer(built, model, at),
+        (*trusted, *other_rates),
+        len(trusted),
+    )
+    usual_candidates = [_make_usual_candidate(name) for name in RATES if name != own_name]
+    return [own_candidate, *usual_candidates]
+
+
+def own_rate(built: TrainingSetup) -> float:
+    """Return the highest base rate of the recipe's optimiser."""
+    return max((float(group["base_lr"]) for group in built.job.optimizer.param_groups), default=0.0)
+
+
+def _copy_own_optimizer(built: TrainingSetup, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Copy the run's optimiser for a copy of its model, with every group's rate scaled in proportion."""
+    source = built.job.optimizer
+    names = {id(parameter): name for name, parameter in built.job.trained_module.named_parameters()}
+    copied = dict(model.named_parameters())
+    optimizer = copy.copy(source)
+    optimizer.state = type(source.state)(source.state.default_factory)
+    optimizer.param_groups = []
+    highest = own_rate(built)
+    for group in source.param_groups:
+        parameters = [copied[names[id(parameter)]] for parameter in group["params"] if id(parameter) in names]
+        base = group["base_lr"] * (rate / highest) if highest > 0 else rate
+        optimizer.param_groups.append({**group, "params": parameters, "base_lr": base, "lr": base})
+    return optimizer
+
+
+def _make_usual_candidate(name: str) -> Candidate:
+    rates = _order_outward(RATES[name])
+    return Candidate(name, lambda model, at: build_optimizer(name, model, at), rates, len(rates))
+
+
+def build_optimizer(name: str, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Build a usual optimiser with its usual arguments."""
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+    recipe = registry.optimizers.build(ComponentConfig(name, {"lr": rate, "weight_decay": 0.0, **momentum}), facts={})
+    optimizer: torch.optim.Optimizer = recipe.build(model)
+    return optimizer
+
+
+def _order_outward(rates: tuple[float, ...]) -> tuple[float, ...]:
+    """Order rates from the middle outwards: the likely ones first."""
+    middle = len(rates) // 2
+    return tuple(rates[index] for index in sorted(range(len(rates)), key=lambda index: (abs(index - middle), index)))
+
+
+def _is_near(rate: float, other: float) -> bool:
+    return rate > 0 and other > 0 and abs(math.log(rate / other)) < math.log(_MAX_RATE_RATIO)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,125 @@
-"""Ladder from one sample to the whole task: each rung has a rule, and the first failure ends the climb."""
+"""Ladder from one sample to the whole task: each rung has a rule, and the first failure ends the climb.
+
+Best constant prediction: one output for all samples, fitted with the run's own loss.
+
+Fits of the same samples by variants of a recipe: which option helps, and if a small network suffices.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from sightline.config import RunConfig
+from sightline.config.overrides import split_values
 from sightline.describe.trace import preserve_all_rng_states
+from sightline.doctor.core.dry_run import isolated_copy
 from sightline.doctor.core.finding import Finding
-from sightline.doctor.overfit.fit_attempt import FITTED
-from sightline.doctor.overfit.fit_one import LONGER, FitOptions, fit_one
-from sightline.doctor.overfit.fit_reporter import FitReporter
-from sightline.doctor.overfit.samples import loss_between_samples
-from sightline.doctor.overfit.scoring import evaluation_reader
-from sightline.doctor.overfit.trivial import fit_constant
+from sightline.doctor.core.sample_statistics import class_axis
+from sightline.doctor.overfit.fit_attempt import FITTED, FitReporter
+from sightline.doctor.overfit.fit_one import LONGER, FitOptions, FitResult, fit_one
+from sightline.doctor.overfit.layer_trace import LayerTrace, trace_fit
+from sightline.doctor.overfit.samples import evaluation_reader, loss_between_samples
 from sightline.engine.batch_stream import BatchSampler, evaluation_keys
 from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluation
 from sightline.engine.records import StepRecord
+from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, train
 from sightline.errors import UserError
+from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.types import Batch
 
-__all__ = ["ALL", "Rung", "parse_rungs", "run_ladder", "rung_document"]
+_STEPS = 60
+
+
+class ConstantPredictor(nn.Module):
+    """Model whose outputs `values` are the same for all samples, in the shapes of the given model's outputs.
+
+    Logits of labels have one number per class; other outputs one number per entry, except along the first axis.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.values: dict[str, Tensor] = {}
+        self.axes: dict[str, tuple[int, ...]] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with torch.no_grad():
+            outputs = self.model(*args, **kwargs)
+        constants = {}
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim:
+                constants[name] = self._get_constant(name, value).to(value.dtype).expand(value.shape)
+            else:
+                constants[name] = value
+        return constants
+
+    def _get_constant(self, name: str, like: Tensor) -> Tensor:
+        if name not in self.values:
+            axes = self.axes.get(name, tuple(range(1, like.ndim)))
+            shape = [size if axis in axes else 1 for axis, size in enumerate(like.shape)]
+            self.values[name] = like.new_zeros(shape, dtype=torch.float64).requires_grad_()
+        return self.values[name]
+
+
+def fit_constant(built: TrainingSetup, batches: Sequence[Batch]) -> ConstantPredictor:
+    """Fit the constant with the lowest loss on these batches."""
+    job, device = built.job, built.job.device
+    model = ConstantPredictor(isolated_copy(job.model).eval())
+    device_batches = [to_device(batch, device, float_dtype=job.precision.parameter_dtype) for batch in batches]
+    world = World(device=device)
+    _find_axes(built, model, device_batches[0])
+    weights = job.loss_weights_at(job.num_steps)
+
+    def total() -> Tensor:
+        step = prepare_step(job.task, model, device_batches, world)
+        sums: dict[str, Tensor] = {}
+        for index in range(len(device_batches)):
+            for name, term in step.loss_sums(model, index).items():
+                sums[name] = sums[name] + term if name in sums else term
+        return weighted_sum({name: value.double() for name, value in step.loss_means(sums).items()}, weights)
+
+    total()  # makes the values, in the shapes of the outputs
+    optimizer = torch.optim.LBFGS(list(model.values.values()), max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = total()
+        if value.requires_grad:
+            value.backward()
+        return value.detach()
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    model.values = {name: value.detach() for name, value in model.values.items()}
+    return model
+
+
+def _find_axes(built: TrainingSetup, model: ConstantPredictor, batch: Batch) -> None:
+    """Find the class axis of logits, the only one along which their constant varies; sets `model.axes`."""
+    job = built.job
+    outputs_seen: list[Mapping[str, Any]] = []
+    handle = model.model.register_forward_hook(lambda module, inputs, outputs: outputs_seen.append(outputs))
+    with torch.no_grad():
+        compute_batch_losses(job.task, model, batch, job.device)
+    handle.remove()
+    model.values.clear()
+    logits, label = outputs_seen[-1].get("logits"), batch.get("label")
+    if isinstance(logits, Tensor) and isinstance(label, Tensor) and (axis := class_axis(logits, label)) is not None:
+        model.axes["logits"] = (axis,)
+
 
 ALL = "all"
 LEARNING = 32
@@ -298,3 +390,66 @@ def rung_document(rung: Rung) -> dict[str, Any]:
     """Convert a rung to JSON."""
     figures = {name: None if math.isnan(value) else value for name, value in rung.figures.items()}
     return {**dataclasses.asdict(rung), "figures": figures}
+
+
+@dataclass(frozen=True)
+class FittedVariant:
+    """Recipe with overrides and the result of its fit; `followed` is set if its config has expectations."""
+
+    overrides: tuple[str, ...]
+    parameters: int
+    result: FitResult
+    followed: LayerTrace | None = None
+
+    @property
+    def is_fitted(self) -> bool:
+        """True if the variant fitted the samples and met the expectations of its config."""
+        return self.result.is_fitted and (
+            self.followed is None or all(expectation.is_met for expectation in self.followed.met)
+        )
+
+    @property
+    def name(self) -> str:
+        return " ".join(self.overrides)
+
+
+def parse_variants(varied: Sequence[str]) -> list[tuple[str, ...]]:
+    """Parse `key=value,value` options to the cross product of overrides. Commas in brackets belong to a value.
+
+    Raises UserError for an option without values.
+    """
+    overrides_by_option: list[list[str]] = []
+    for text in varied:
+        key, equals, values = text.partition("=")
+        split = split_values(values)
+        if not equals or not key or not all(split):
+            raise UserError(f"--vary {text}: give key=value,value, as --vary model.shortcuts=true,false")
+        overrides_by_option.append([f"{key}={value}" for value in split])
+    keys = [text.partition("=")[0] for text in varied]
+    if len(set(keys)) < len(keys):
+        raise UserError(f"--vary {varied[-1]}: the key is varied twice; name all its values at once")
+    return [tuple(overrides) for overrides in itertools.product(*overrides_by_option)]
+
+
+def fit_variants(
+    variants: Iterable[tuple[tuple[str, ...], Callable[[], TrainingSetup]]],
+    asked: FitOptions,
+    note: Callable[[str], None],
+) -> list[FittedVariant]:
+    """Fit every variant with its own optimiser, from the same seed and on the same samples.
+
+    Raises UserError if a variant trains on other samples than the first one.
+    """
+    fitted: list[FittedVariant] = []
+    for overrides, build_variant in variants:
+        note(f"variant {' '.join(overrides)}")
+        built = build_variant()
+        result = fit_one(built, asked, note)
+        if fitted and result.samples.indices != fitted[0].result.samples.indices:
+            if len(result.samples.indices) != len(fitted[0].result.samples.indices):
+                raise UserError("--vary: variants need different numbers of samples; give --samples")
+            raise UserError(f"--vary: {' '.join(overrides)} changes which samples are fitted; vary something else")
+        parameters = sum(weight_sizes(built.job.model).values())
+        followed = trace_fit(built, asked) if built.config.expect and result.probe is not None else None
+        fitted.append(FittedVariant(overrides, parameters, result, followed))
+    return fitted

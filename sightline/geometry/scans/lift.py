@@ -2,11 +2,16 @@
 
 Images `label` (S, H, W) int64 and `range_image` (S, H, W) metres, negative where empty; packed points of the scans
 with `offsets` (S+1,), their `pixel` (P,), row * W + column of their own image, and `point_range` (P,).
+
+CPU kernel of the kNN vote, for a block of points at a time, which fills the wide registers.
+
+Coverage of a range projection, and the upper bound of the mIoU that it allows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,19 +19,99 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sightline.geometry.scans.lift_kernels import knn_vote_kernel
-from sightline.geometry.scans.projection import Projection, gather_to_image, scan_index
-from sightline.numba_kernels import can_use_numba, run_parallel
+from sightline.geometry.scans.projection import (
+    Projection,
+    RangeView,
+    count_coverage,
+    gather_to_image,
+    project_scans,
+    scan_index,
+)
+from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
-__all__ = [
-    "KNNVote",
-    "gaussian_window",
-    "lift_knn",
-    "lift_knn_reference",
-    "lift_nearest",
-    "mean_iou",
-    "upper_bound_confusions",
-]
+_BLOCK = 64
+_NEVER = 2**63 - 1
+
+
+@numba_kernel
+def knn_vote_kernel(
+    first: int,
+    last: int,
+    point_range: np.ndarray,
+    ranges: np.ndarray,
+    label: np.ndarray,
+    middle: np.ndarray,
+    steps: np.ndarray,
+    weights: np.ndarray,
+    num_neighbours: int,
+    limit_bits: int,
+    void: int,
+    elected: np.ndarray,
+) -> None:
+    """CPU kernel of `lift.lift_knn`: writes the label of the points first to last to `elected` (P,).
+
+    All float32 or int64.
+    A neighbour is one number, the bits of its distance above the index of its pixel in the window: the lowest few of
+    them are kept in order by minima and maxima, without a branch. Bits of floats that are not negative rise with them.
+    """
+    distance = np.zeros(_BLOCK, dtype=np.float32)
+    bits = distance.view(np.int32)
+    coming = np.empty(_BLOCK, dtype=np.int64)
+    lowest = np.empty((num_neighbours, _BLOCK), dtype=np.int64)
+    labels = np.empty(num_neighbours, dtype=np.int64)
+    for start in range(first, last, _BLOCK):
+        count = min(_BLOCK, last - start)
+        own_range, pixels = point_range[start : start + count], middle[start : start + count]
+        lowest[:] = _NEVER
+        for step in range(len(steps)):
+            if step == len(steps) // 2:
+                distance[:] = 0
+            else:
+                _measure(distance, own_range, pixels, ranges, steps[step], weights[step])
+            for point in range(_BLOCK):
+                coming[point] = (np.int64(bits[point]) << 32) | step
+            for rank in range(num_neighbours):
+                _exchange(lowest[rank], coming)
+        for point in range(count):
+            num_near = 0
+            while num_near < num_neighbours and lowest[num_near, point] >> 32 <= limit_bits:
+                labels[num_near] = label[pixels[point] + steps[lowest[num_near, point] & 0xFFFFFFFF]]
+                num_near += 1
+            elected[start + point] = _elect(labels[:num_near], void, label[pixels[point]])
+
+
+@numba_kernel
+def _measure(
+    distance: np.ndarray, own_range: np.ndarray, pixels: np.ndarray, ranges: np.ndarray, step: int, weight: float
+) -> None:
+    for point in range(len(own_range)):
+        distance[point] = abs(ranges[pixels[point] + step] - own_range[point]) * weight
+
+
+@numba_kernel
+def _exchange(lowest: np.ndarray, coming: np.ndarray) -> None:
+    """Keep the smaller of each two numbers, and pass the larger on to the next rank."""
+    for point in range(_BLOCK):
+        one, other = lowest[point], coming[point]
+        lowest[point] = min(one, other)
+        coming[point] = max(one, other)
+
+
+@numba_kernel
+def _elect(labels: np.ndarray, void: int, otherwise: int) -> int:
+    """Return the most frequent label except `void`, the lowest of a tie; `otherwise` if there is none."""
+    elected, most = otherwise, 0
+    for rank in range(len(labels)):
+        if labels[rank] == void:
+            continue
+        votes = 0
+        for other in range(len(labels)):
+            votes += labels[other] == labels[rank]
+        if votes > most or (votes == most and labels[rank] < elected):
+            elected, most = labels[rank], votes
+        if 2 * votes > len(labels):
+            break
+    return elected
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,3 +309,47 @@ def mean_iou(confusion: Tensor, *, ignore_index: int | None) -> float:
 def _flat_pixels(image: Tensor, pixel: Tensor, offsets: Tensor) -> Tensor:
     """Return the index (P,) of each point's pixel among those of all images."""
     return pixel + scan_index(offsets) * (image.shape[1] * image.shape[2])
+
+
+@dataclass
+class ProjectionSummary:
+    """Counts over the added scans; `ignore_index` is a class below `num_classes`, or no class at all."""
+
+    view: RangeView
+    num_classes: int
+    ignore_index: int | None
+    counts: list[tuple[int, int, int, int]] = field(default_factory=list)
+    confusions: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, points: Tensor, *, label: Tensor | None, offsets: Tensor, ring: Tensor | None = None) -> None:
+        """Add packed scans: points (P, 3) as `project_scans` takes them, with the class (P,) of each point if known."""
+        projection = project_scans(points, view=self.view, offsets=offsets, ring=ring)
+        coverage = count_coverage(projection)
+        num_returns = int((projection.ranges > 0).sum())
+        self.counts.append((num_returns, coverage.num_drawn, coverage.num_pixels, coverage.num_clamped))
+        if label is None:
+            return
+        ignored = self.ignore_index
+        num_classes = self.num_classes + 1  # the last is for points whose index is not a class
+        label = torch.where((label < 0) | (label >= self.num_classes), self.num_classes, label)
+        void = self.num_classes if ignored is None or ignored >= self.num_classes else ignored
+        vote = KNNVote(void=void, is_circular=self.view.is_full_turn)
+        for name, table in upper_bound_confusions(
+            label, projection, offsets=offsets, num_classes=num_classes, vote=vote
+        ).items():
+            table[:, [self.num_classes, void]] = 0  # labels that are not scored
+            self.confusions[name] = self.confusions.get(name, torch.zeros_like(table)) + table
+
+    def figures(self) -> dict[str, float]:
+        """Compute the shares of points shown, of points above or below the image, and of pixels filled.
+
+        If points have labels, also the mIoU over all points of a network that labels every pixel correctly.
+        """
+        points, drawn, pixels, _ = (max(1, sum(column)) for column in zip(*self.counts, strict=True))
+        shares = {
+            "points_shown": drawn / points,
+            "points_clamped": sum(count[3] for count in self.counts) / points,
+            "pixels_filled": drawn / pixels,
+        }
+        mious = {f"ceiling_{name}": mean_iou(table, ignore_index=None) for name, table in self.confusions.items()}
+        return {name: round(value, 4) for name, value in {**shares, **mious}.items() if not math.isnan(value)}

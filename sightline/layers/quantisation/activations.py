@@ -2,6 +2,8 @@
 
 Fused layers read `linear.weight` and call no module, so that a hook on it never runs: that is an error wherever it is
 detected, and `fused: false` is the remedy.
+
+Rules for the quantisation choices of a weight, shared by all readers of policies.
 """
 
 from __future__ import annotations
@@ -15,13 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.aliases import old_names
-from sightline.arguments import QuantisedActivation
+from sightline.arguments import QuantisedActivation, WeightQuantisation
 from sightline.errors import UserError
-from sightline.layers.quantisation.linear import kl_threshold, straight_through
-from sightline.layers.quantisation.quantisable_weights import list_weights
-from sightline.schema import suggest
-
-__all__ = ["activation_range", "calibrate_activations", "quantise_inputs", "quantised_activation"]
+from sightline.layers.quantisation.linear import kl_threshold, list_weights, straight_through
+from sightline.schema import SchemaError, check_value, suggest
 
 _FEW_BITS = 5
 """Number of bits below which clipping pays, and the range is searched for (HAQ)."""
@@ -186,6 +185,29 @@ def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 def _join_names(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3])}{more}"
+
+
+_MIN_BITS = {"codebook": 1, "linear": 2}
+
+
+def choice_faults(choice: Any) -> list[SchemaError]:
+    """List everything wrong with a choice regardless of its weight, by key.
+
+    Types, ranges, bits of floats, a 1-bit grid.
+    """
+    _, misfits = check_value(WeightQuantisation, choice)
+    if misfits:
+        return misfits
+    kind, bits = choice["kind"], choice.get("bits")
+    if kind not in _MIN_BITS:
+        extra_keys = (key for key in ("bits", "per_channel") if choice.get(key))
+        return [SchemaError(key, "is not for floating point; remove it") for key in extra_keys]
+    allowed = f"give {_MIN_BITS[kind]} to 8"
+    if bits is None:
+        return [SchemaError("bits", f"is required and missing; {allowed}")]
+    return (
+        [] if bits >= _MIN_BITS[kind] else [SchemaError("bits", f"found {bits}, too few for a {kind} grid; {allowed}")]
+    )
 
 
 __getattr__ = old_names(__name__)

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sightline.errors import UserError
-from sightline.layers.quantisation.activations import quantise_inputs
-from sightline.layers.quantisation.choices import choice_faults
+from sightline.layers.quantisation.activations import choice_faults, quantise_inputs
 from sightline.layers.quantisation.clustering import Clusters, check_weight, cluster_weight
-from sightline.layers.quantisation.linear import QuantisationGrid, straight_through, weight_grid
-from sightline.layers.quantisation.quantisable_weights import list_weights
+from sightline.layers.quantisation.linear import QuantisationGrid, list_weights, straight_through, weight_grid
 from sightline.schema import suggest
 
 __all__ = [

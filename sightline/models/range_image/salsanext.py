@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.arguments import Count, FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import build_pool
-from sightline.models.range_image.network import RangeImageNetwork
+from sightline.layers.range_image import build_pool
+from sightline.models.range_image.rangenet import RangeImageNetwork
 
 __all__ = ["SalsaNext"]
 

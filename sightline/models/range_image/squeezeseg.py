@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.arguments import FractionBelowOne
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import UpsampleColumns, build_pool
-from sightline.layers.range_image.crf import Compat, RangeImageCRF
-from sightline.models.range_image.network import RangeImageNetwork
+from sightline.layers.range_image import Compat, RangeImageCRF, UpsampleColumns, build_pool
+from sightline.models.range_image.rangenet import RangeImageNetwork
 
 __all__ = ["SqueezeSeg", "SqueezeSegV2"]
 

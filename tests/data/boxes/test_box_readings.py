@@ -10,12 +10,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from sightline.data.boxes.box_readings import BoxForm, ShownBoxes, box_notes
-from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.coco import Coco, mask_to_box
 from sightline.data.boxes.convert import LAYOUTS
 from sightline.data.boxes.image_listing import AnnotationFaults
-from sightline.data.boxes.masks import mask_to_box
 from sightline.data.boxes.people import WiderPerson
+from sightline.data.boxes.records import BoxForm, ShownBoxes, box_notes
 from sightline.data.boxes.yolo_txt import YoloTxt
 from sightline.errors import DataError
 from tests.command import run_here

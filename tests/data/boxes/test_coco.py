@@ -15,14 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.data.boxes.coco import Coco
+from sightline.data.boxes.coco import Coco, mask_to_box
 from sightline.data.boxes.detections import Detections
 from sightline.data.boxes.layout_reading import read_coco
-from sightline.data.boxes.masks import mask_to_box
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
-from sightline.transforms.boxes import FitImage
+from sightline.transforms.combined_images import FitImage
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image

@@ -15,8 +15,8 @@ from sightline.data.boxes.detections import DetectionResults, Detections, ImageR
 from sightline.data.boxes.image_listing import CategoryIds
 from sightline.draws import Draws
 from sightline.errors import DataError
-from sightline.tasks.detection_decoding import to_file_pixels
-from sightline.transforms.boxes import FitImage
+from sightline.tasks.detection_output import to_file_pixels
+from sightline.transforms.combined_images import FitImage
 from sightline.types import SampleKey
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 

@@ -17,7 +17,7 @@ from sightline.data.clouds.cloud_preparation import prepare_cloud
 from sightline.data.files.cloud_files import read_cloud
 from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
-from sightline.geometry.normals import estimate_normals
+from sightline.geometry.surfaces import estimate_normals
 from sightline.predict.cloud_samples import read_sample
 from sightline.types import SampleKey
 from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply

@@ -7,7 +7,7 @@ import pytest
 
 from sightline.data.clouds.cloud_preparation import prepare_cloud
 from sightline.data.files.cloud_files import PointCloud
-from sightline.data.scenes.scene_preparation import prepare_scene
+from sightline.data.scenes.labelled_scenes import prepare_scene
 from sightline.errors import DataError
 from tests.data.clouds.cloud_writers import solid
 

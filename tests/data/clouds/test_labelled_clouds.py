@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.clouds.cloud_normals import EstimatedNormals
+from sightline.data.clouds.cloud_preparation import EstimatedNormals
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.loading.splits import stratified_subset
+from sightline.data.loading.batch_reader import stratified_subset
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import DataError
-from sightline.geometry.normals import estimate_normals
+from sightline.geometry.surfaces import estimate_normals
 from sightline.types import SampleKey
 from tests.data.clouds.modelnet_writers import prepare, write_npz, write_text
 
@@ -49,7 +49,7 @@ def test_a_set_too_large_to_remember_gives_the_same_normals(monkeypatch: pytest.
     points = SyntheticShapes(split="test", test_size=6, num_points=64).get_batch(keys(4, 1, 4))["points"].numpy()
     index = np.array([4, 1, 4])
     small = EstimatedNormals(6, 64, str).estimate(index, points)
-    monkeypatch.setattr("sightline.data.clouds.cloud_normals._MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("sightline.data.clouds.cloud_preparation._MAX_CACHE_BYTES", 0)
     np.testing.assert_array_equal(EstimatedNormals(6, 64, str).estimate(index, points), small)
     np.testing.assert_array_equal(small[1], estimate_normals(torch.from_numpy(points[1:2]))[0].numpy())
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sightline.data.clouds.modelnet import ModelNet10, ModelNet40
-from sightline.data.files.off import read_off
+from sightline.data.files.cloud_formats import read_off
 from sightline.errors import ConfigError, DataError
 from sightline.registry import data
 from sightline.types import ComponentConfig, SampleKey

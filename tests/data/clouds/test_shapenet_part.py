@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from sightline.data.clouds.shapenet_part import ShapeNetPart
-from sightline.data.loading.collate import collate
+from sightline.data.loading.batch_reader import collate
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.command import run_here

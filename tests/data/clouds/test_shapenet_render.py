@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from sightline.data.clouds.shapenet_render import ShapeNetRender
-from sightline.data.files.png_views import read_view
+from sightline.data.files.image_files import read_view
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.store.views import Views
 from sightline.errors import DataError, MissingDataError

@@ -8,9 +8,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sightline.data.synthetic.synthetic_bodies import BODY_CAMERA, SyntheticBodies, View
 from sightline.data.synthetic.synthetic_figures import render_figures
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
+from sightline.data.synthetic.synthetic_hands import BODY_CAMERA, SyntheticBodies, SyntheticHands, View
 from sightline.types import Sample, SampleKey
 from tests.data.depth.depth_trees import msra_bytes
 

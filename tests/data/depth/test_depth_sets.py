@@ -14,12 +14,10 @@ import pytest
 from scipy.io import loadmat, savemat
 
 from sightline.data.depth.depth_sets import PreparedFrames
-from sightline.data.depth.hands2017 import Hands2017
-from sightline.data.depth.icvl_hands import IcvlHands
+from sightline.data.depth.hand_sets import Hands2017, IcvlHands, NyuHands
 from sightline.data.depth.itop import Itop
-from sightline.data.depth.nyu_hands import NyuHands
 from sightline.data.depth.references import CentreOfMass, ReferencePointFile, TrueJoint
-from sightline.data.files.named_rows import LabelLines
+from sightline.data.files.text_tables import LabelLines
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 from tests.data.depth.depth_trees import (
@@ -190,7 +188,7 @@ def edit_training(root: Path, change: Callable[[str], str]) -> None:
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.data.files.named_rows.BLOCK_LINES", 3)
+    monkeypatch.setattr("sightline.data.files.text_tables.BLOCK_LINES", 3)
     (tmp_path / "labels.txt").write_text("".join(f"n{i} {i} -{i}.5\r\n" for i in range(8)))
     labels = LabelLines(tmp_path / "labels.txt", num_columns=2)
     assert labels.names == [f"n{i}" for i in range(8)]

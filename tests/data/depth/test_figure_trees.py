@@ -12,7 +12,7 @@ import torch
 from sightline.data.depth.itop import Itop
 from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.depth.references import CentreOfMass, ReferencePointFile
-from sightline.data.synthetic.synthetic_bodies import View
+from sightline.data.synthetic.synthetic_hands import View
 from sightline.types import Sample, SampleKey
 from tests.data.depth.depth_trees import no_progress
 from tests.data.depth.figure_trees import write_itop_bodies, write_msra_centres, write_msra_hands

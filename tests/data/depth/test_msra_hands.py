@@ -17,7 +17,7 @@ from sightline.data.depth.references import ReferencePointFile
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError, UserError
-from sightline.evaluation.folds import assert_folds
+from sightline.evaluation.saved_predictions import assert_folds
 from sightline.types import ComponentConfig, SampleKey
 from tests.data.depth.depth_trees import Drawn, msra_bytes, no_progress, write_msra
 

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.clouds.modelnet_arrays import has_npz_keys
+from sightline.data.clouds.modelnet_files import has_npz_keys
 from sightline.data.files.array_files import npz_header
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_skipped_files, read_cloud
-from sightline.data.files.off import read_off
+from sightline.data.files.cloud_formats import read_off
 from sightline.errors import ConfigError, DataError
 from tests.data.clouds.cloud_writers import WRITERS, solid, write_ply
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
-from sightline.data.store.depth_store import pack_depth, unpack_depth
+from sightline.data.store.columns import pack_depth, unpack_depth
 from sightline.errors import DataError
 from sightline.geometry.pinhole import unproject_pixels
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.data.files.array_files import read_mat
 from sightline.data.files.cloud_files import read_cloud
 from sightline.data.files.depth_files import read_depth, read_windowed_depth
-from sightline.data.files.image_files import read_image
-from sightline.data.files.mat_files import read_mat
-from sightline.data.files.png_views import read_view
+from sightline.data.files.image_files import read_image, read_view
 from sightline.errors import DataError
 
 PCD = "VERSION .7\nFIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nCOUNT 1 1 1\nWIDTH 2\nHEIGHT 1\nVIEWPOINT 0 0 0 1 0 0 0\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sightline import registry
-from sightline.data.files.hdf5_files import TEXT, open_hdf5, read_hdf5_arrays
+from sightline.data.files.array_files import TEXT, open_hdf5, read_hdf5_arrays
 from sightline.errors import DataError
 from tests.data.clouds.modelnet_writers import write_hdf5 as write_modelnet
 from tests.data.clouds.scanobjectnn_writers import write_variant

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.clouds.shapenet_part_categories import Category
-from sightline.data.clouds.shapenet_part_files import _make_shard
-from sightline.data.clouds.shapenet_render_files import _fault
+from sightline.data.clouds.shapenet_part_files import Category, _make_shard
+from sightline.data.clouds.shapenet_render import _fault
 from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
 from sightline.data.files.depth_files import read_depth
 from sightline.data.files.input_files import read_file

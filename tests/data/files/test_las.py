@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sightline.data.files.cloud_files import has_normals, read_cloud
-from sightline.data.files.las import read_las
+from sightline.data.files.cloud_formats import read_las
 from sightline.errors import DataError, MissingExtraError
 from tests.command import run_here
 

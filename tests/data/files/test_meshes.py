@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.data.files.cloud_files import has_normals, read_cloud
-from sightline.data.files.off import read_off
+from sightline.data.files.cloud_formats import read_off
 from sightline.errors import DataError
 
 SQUARE = [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import fast_text_parser
-from sightline.data.files.fast_text_parser import parse_numbers, parse_numbers_reference, read_line_blocks
+from sightline.data.files import text_tables
+from sightline.data.files.text_tables import parse_numbers, parse_numbers_reference, read_line_blocks
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
@@ -82,7 +82,7 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
     lines[500] = "odd"
     content = "\n".join(lines).encode()
     whole = parse_numbers(content, num_columns=3)
-    monkeypatch.setattr(fast_text_parser, "_PIECE_BYTES", 100)
+    monkeypatch.setattr(text_tables, "_PIECE_BYTES", 100)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
@@ -91,7 +91,7 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
         torch.set_num_threads(threads)
     assert np.array_equal(whole.table, cut.table, equal_nan=True)
     assert whole.unparsed_rows.tolist() == cut.unparsed_rows.tolist() == [500]
-    monkeypatch.setattr(fast_text_parser, "can_use_numba", lambda *tensors: False)
+    monkeypatch.setattr(text_tables, "can_use_numba", lambda *tensors: False)
     without_numba = parse_numbers(content, num_columns=3)
     assert np.array_equal(whole.table, without_numba.table, equal_nan=True)
 
@@ -102,7 +102,7 @@ def test_pieces_and_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_blocks_have_the_lines_of_the_whole(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = parse_numbers_reference(content, num_columns=2)
     for size in range(1, len(content) + 2):
-        monkeypatch.setattr(fast_text_parser, "_BLOCK_BYTES", size)
+        monkeypatch.setattr(text_tables, "_BLOCK_BYTES", size)
         blocks = list(read_line_blocks(io.BytesIO(content)))
         assert b"".join(blocks) == content
         for read in (parse_numbers, parse_numbers_reference):

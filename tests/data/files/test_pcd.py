@@ -9,7 +9,7 @@ import pytest
 from pypcd4 import Encoding, PointCloud
 
 from sightline.data.files.cloud_files import read_cloud
-from sightline.data.files.pcd import read_pcd
+from sightline.data.files.cloud_formats import read_pcd
 from sightline.errors import DataError
 
 HEADER = (

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.files import ply_writing
-from sightline.data.files.ply import read_ply
-from sightline.data.files.ply_writing import write_ply
+from sightline.data.files import ply
+from sightline.data.files.ply import read_ply, write_ply
 
 
 def cloud(num_points: int, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -25,7 +24,7 @@ def cloud(num_points: int, dtype: type) -> tuple[np.ndarray, np.ndarray, np.ndar
 def test_what_was_written_is_read_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, num_points: int
 ) -> None:
-    monkeypatch.setattr(ply_writing, "_ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(ply, "_ROWS_AT_ONCE", 64)
     points, colors, label = cloud(num_points, dtype)
     write_ply(tmp_path / "a.ply", points=points, colors=colors, label=label)
     read = read_ply(tmp_path / "a.ply")

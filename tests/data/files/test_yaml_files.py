@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.files.yaml_files import MAX_BYTES, MAX_NODES, parsed_yaml
+from sightline.data.files.input_files import MAX_BYTES, MAX_NODES, parsed_yaml
 from sightline.errors import DataError
 from tests.long.mutations import ALIASES, MERGES
 

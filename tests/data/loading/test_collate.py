@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.collate import batch_keys, collate
+from sightline.data.loading.batch_reader import batch_keys, collate
 from sightline.errors import DataError
 from sightline.types import Field, SampleKey
 

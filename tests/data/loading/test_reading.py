@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.loading.splits import stratified_split
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform, stratified_split
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError

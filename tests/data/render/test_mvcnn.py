@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.files.png_views import composite_over
+from sightline.data.files.image_files import composite_over
 from sightline.data.render.mvcnn import import_views, list_pictures, read_picture
 from sightline.data.store.prepared_set import verify
 from sightline.data.store.views import IMAGE, Views

@@ -15,14 +15,20 @@ import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.render import rendering
-from sightline.data.render.rendered_objects import FileObjects, PreparedObjects, RenderSource, SyntheticObjects
-from sightline.data.render.rendering import RenderSettings, render_set
+from sightline.data.render.rendering import (
+    FileObjects,
+    PreparedObjects,
+    RenderSettings,
+    RenderSource,
+    SyntheticObjects,
+    render_set,
+)
 from sightline.data.store.prepared_set import verify
 from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.data.store.views import Views
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError, RunError
-from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.pinhole import ring_cameras
 from sightline.geometry.rendering import on_background, render_cloud, render_mesh
 from sightline.types import SampleKey
 from tests.command import run_here

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.scans.kitti_object import KittiObject
-from sightline.data.scans.kitti_object_files import TYPES, read_frame, read_objects
-from sightline.data.scans.kitti_object_files import PointsInBoxRule as Boxing
+from sightline.data.scans.kitti_object import TYPES, KittiObject, read_frame, read_objects
+from sightline.data.scans.kitti_object import PointsInBoxRule as Boxing
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object

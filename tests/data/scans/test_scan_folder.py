@@ -11,7 +11,7 @@ import torch
 
 from sightline.data.scans.scan_folder import ScanFolder
 from sightline.data.scans.scan_reading import read_scan
-from sightline.data.scans.sensors import SensorBlock
+from sightline.data.scans.scan_samples import SensorBlock
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_labels, write_own

@@ -7,7 +7,7 @@ import typing
 import numpy as np
 import pytest
 
-from sightline.data.scans.sensors import SensorBlock, SensorName, make_sensor
+from sightline.data.scans.scan_samples import SensorBlock, SensorName, make_sensor
 from sightline.errors import ConfigError
 from sightline.registry import DATA_FACTS
 

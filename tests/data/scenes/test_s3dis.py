@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import fast_text_parser
+from sightline.data.files import text_tables
 from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scenes import s3dis_files, scene_preparation
-from sightline.data.scenes.indoor_classes import CLASS_NAMES
+from sightline.data.scenes import labelled_scenes, s3dis_files
 from sightline.data.scenes.s3dis import S3dis
+from sightline.data.scenes.s3dis_files import CLASS_NAMES
 from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
@@ -75,9 +75,9 @@ def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
 
 def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> None:
     """A line of text is longer than a third of such a block."""
-    monkeypatch.setattr(fast_text_parser, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 100)
     if not is_compiled:
-        for module in (fast_text_parser, s3dis_files, scene_preparation):
+        for module in (text_tables, s3dis_files, labelled_scenes):
             monkeypatch.setattr(module, "can_use_numba", lambda *tensors: False)
 
 

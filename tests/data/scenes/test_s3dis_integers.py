@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.scenes.indoor_classes import CLASS_NAMES
 from sightline.data.scenes.s3dis import S3dis
+from sightline.data.scenes.s3dis_files import CLASS_NAMES
 from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.data.scenes.scene_writers import no_progress, write_s3dis

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sightline.data.depth.hands2017 import Hands2017
+from sightline.data.depth.hand_sets import Hands2017
 from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.scans.scan_folder import ScanFolder
 from sightline.errors import DataError

@@ -19,7 +19,7 @@ from sightline.data.store.prepared_writer import ColumnSpec, PreparationPlan, Sa
 from sightline.data.store.views import IMAGE, VIEWS_SET, Views
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError, DataError, MissingDataError
-from sightline.geometry.cameras import ring_cameras
+from sightline.geometry.pinhole import ring_cameras
 from sightline.geometry.rendering import on_background, render_cloud
 from sightline.types import SampleKey
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz

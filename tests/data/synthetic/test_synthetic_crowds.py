@@ -12,7 +12,7 @@ import torch
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.errors import ConfigError
-from sightline.transforms.boxes import FitImage
+from sightline.transforms.combined_images import FitImage
 from sightline.types import SampleKey
 
 NUM_SCENES = 40

@@ -14,10 +14,15 @@ import torch
 from sightline import registry
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.references import CentreOfMass, TrueJoint
-from sightline.data.synthetic.figure_poses import Figures
-from sightline.data.synthetic.synthetic_bodies import BODY_CAMERA, SyntheticBodies, default_body
-from sightline.data.synthetic.synthetic_figures import SyntheticFigures, render_figures
-from sightline.data.synthetic.synthetic_hands import HAND_CAMERA, SyntheticHands, default_hand
+from sightline.data.synthetic.synthetic_figures import Figures, SyntheticFigures, render_figures
+from sightline.data.synthetic.synthetic_hands import (
+    BODY_CAMERA,
+    HAND_CAMERA,
+    SyntheticBodies,
+    SyntheticHands,
+    default_body,
+    default_hand,
+)
 from sightline.errors import ConfigError
 from sightline.geometry.pinhole import depth_points, project_points
 from sightline.types import Batch, ComponentConfig, SampleKey

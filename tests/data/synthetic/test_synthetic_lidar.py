@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scans.sensors import SensorBlock, make_sensor
-from sightline.data.synthetic.lidar_street import (
+from sightline.data.scans.scan_samples import SensorBlock, make_sensor
+from sightline.data.synthetic.synthetic_lidar import (
     CLASS_IDS,
+    CLASS_NAMES,
     SENSOR_HEIGHT_M,
     LidarNoise,
     Scan,
     Street,
+    SyntheticLidar,
     cast_street,
     draw_street,
 )
-from sightline.data.synthetic.synthetic_lidar import CLASS_NAMES, SyntheticLidar
 from sightline.errors import ConfigError
-from sightline.geometry.beams import GROUND, Obstacles
+from sightline.geometry.capsules import GROUND, Obstacles
 from sightline.types import SampleKey
 
 EXACT = LidarNoise(range_m=0.0, remission=0.0, lost_share=0.0)

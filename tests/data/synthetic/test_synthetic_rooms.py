@@ -11,9 +11,8 @@ import torch
 from scipy.spatial import cKDTree
 
 from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scenes.indoor_classes import CLASS_NAMES, CLUTTER, ORDERS
-from sightline.data.synthetic.synthetic_layout import furnish_room
-from sightline.data.synthetic.synthetic_rooms import SyntheticRooms
+from sightline.data.scenes.s3dis_files import CLASS_NAMES, CLUTTER, ORDERS
+from sightline.data.synthetic.synthetic_rooms import SyntheticRooms, furnish_room
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.types import Sample, SampleKey

@@ -14,7 +14,7 @@ from sightline.doctor.oracles.examine import distinct_layers, examine_layers
 from sightline.doctor.oracles.results import OracleResult
 from sightline.layers.edge_conv import EdgeConv
 from sightline.layers.mlp import LinearNorm
-from sightline.layers.range_image.columns import CircularPad
+from sightline.layers.range_image import CircularPad
 from sightline.surrogates import note_surrogates, surrogate_gradient
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.oracles.squares import expected_factor
+from sightline.doctor.oracles.derivatives import expected_factor
 from sightline.losses.base import Loss
 from tests.doctor.regressing import MeanSquare, context_of, make_maps
 

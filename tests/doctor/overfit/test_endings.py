@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.output_activation import WithoutActivation, find_output_activation
+from sightline.doctor.overfit.network import WithoutActivation, find_output_activation
 
 
 class Ends(nn.Module):

@@ -11,9 +11,7 @@ from torch.nn import functional as F
 
 from sightline.config import read_config
 from sightline.doctor.overfit.fit_one import FitOptions
-from sightline.doctor.overfit.sample_ladder import parse_rungs, run_ladder
-from sightline.doctor.overfit.trivial import fit_constant
-from sightline.doctor.overfit.variants import fit_variants, parse_variants
+from sightline.doctor.overfit.sample_ladder import fit_constant, fit_variants, parse_rungs, parse_variants, run_ladder
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.errors import UserError

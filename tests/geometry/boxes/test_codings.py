@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.box_coder import (
+from sightline.geometry.boxes.overlaps import (
+    box_centres,
+    box_sizes,
     centreness,
     decode_deltas,
     decode_distances,
     encode_deltas,
     encode_distances,
 )
-from sightline.geometry.boxes.overlaps import box_centres, box_sizes
 from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden
 

@@ -10,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.anchor_fitting import (
+from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
+from sightline.geometry.boxes.priors import (
+    PRESETS,
+    AnchorShapes,
+    PriorGrid,
     best_iou_of_boxes,
     fit_anchor_shapes,
+    make_anchors,
+    make_points,
     prior_coverage,
     prior_extent,
     shape_overlaps,
 )
-from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
-from sightline.geometry.boxes.priors import PRESETS, AnchorShapes, PriorGrid, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 

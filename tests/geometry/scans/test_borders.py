@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from sightline.geometry.scans.borders import border_mask
+from sightline.geometry.scans.projection import border_mask
 from tests.golden_parity import load_golden
 
 

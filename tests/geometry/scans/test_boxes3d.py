@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.scans.kitti_object_files import read_calibration
+from sightline.data.scans.kitti_object import read_calibration
 from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
 from tests.golden_parity import Golden, load_golden
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sightline.geometry.scans.lift import ProjectionSummary
 from sightline.geometry.scans.projection import RangeView
-from sightline.geometry.scans.projection_summary import ProjectionSummary
 
 AHEAD = RangeView(height=1, width=4, fov_deg=(10.0, -10.0), azimuth_deg=(90.0, -90.0))
 # Columns of 45 degrees: two points in the first, the nearer of class 1; one in the third; one above the image in it.

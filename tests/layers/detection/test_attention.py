@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.detection.attention import ATTENTIONS, CBAM, ECA, SimAM, SqueezeExcitation
+from sightline.layers.images import ATTENTIONS, CBAM, ECA, SimAM, SqueezeExcitation
 from tests.detect_parity import assert_training, load_detect_golden, load_theirs
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, rule_made_state
 from tests.lidar_parity import theirs_of

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.detection.norms import NORMS, FrozenBatchNorm, freeze_module, make_group_norm
-from sightline.layers.images import ConvNorm
+from sightline.layers.images import NORMS, ConvNorm, FrozenBatchNorm, freeze_module, make_group_norm
 
 
 def a_batch_norm(channels: int = 3) -> nn.BatchNorm2d:

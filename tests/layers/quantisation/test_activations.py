@@ -14,10 +14,14 @@ from torch.nn import functional as F
 
 from sightline.engine.run_loading import build_model
 from sightline.errors import UserError
-from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs, quantised_activation
-from sightline.layers.quantisation.choices import choice_faults
+from sightline.layers.quantisation.activations import (
+    calibrate_activations,
+    choice_faults,
+    quantise_inputs,
+    quantised_activation,
+)
+from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
-from sightline.layers.quantisation.quantisable_weights import quantisable_weights
 
 
 def network() -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.errors import UserError
-from sightline.layers.quantisation import cluster_kernels
+from sightline.layers.quantisation import clustering
 from sightline.layers.quantisation.clustering import Clusters, cluster_weight
 from tests.golden_parity import Golden, load_golden
 from tests.layers.quantisation.drawn_weights import drawn, random_layers
@@ -27,7 +27,7 @@ def inertia(values: np.ndarray, cuts: np.ndarray) -> float:
 
 def cuts_of(values: np.ndarray, most: int) -> np.ndarray:
     cuts = np.zeros(most + 1, np.int64)
-    return cuts[: cluster_kernels.cut_sorted(np.sort(values), most, cuts) + 1]
+    return cuts[: clustering.cut_sorted(np.sort(values), most, cuts) + 1]
 
 
 def least_inertia(values: np.ndarray, most: int) -> float:
@@ -56,8 +56,8 @@ def least_inertia_of_many(values: np.ndarray, most: int) -> float:
     ordered = np.sort(values)
     edges = np.concatenate([[0], np.flatnonzero(np.diff(ordered)) + 1, [len(ordered)]])
     table, cuts = np.zeros((len(ordered) // 16 + 1, 4)), np.zeros(most + 1, np.int64)
-    cluster_kernels._fill_sums(ordered, table)
-    cluster_kernels._best_cuts(ordered, table, edges, cuts)
+    clustering._fill_sums(ordered, table)
+    clustering._best_cuts(ordered, table, edges, cuts)
     return inertia(values, cuts)
 
 
@@ -97,7 +97,7 @@ def test_kernels_give_what_their_plain_forms_give(monkeypatch: pytest.MonkeyPatc
     bits, spare = values.view(np.uint32).copy(), np.empty(len(values), np.uint32)
     monkeypatch.setattr("sightline.numba_kernels._has_numba", lambda: False)
     assert np.array_equal(cuts_of(values, 3), compiled)
-    cluster_kernels.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
+    clustering.sort_bits(bits, spare, np.zeros((3, 2048), np.int64))
     assert np.array_equal(spare.view(np.float32), np.sort(values))
 
 

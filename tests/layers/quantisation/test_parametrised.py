@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from sightline.errors import UserError
 from sightline.layers.quantisation.clustering import Clusters, cluster_weight
+from sightline.layers.quantisation.linear import list_weights, quantisable_weights
 from sightline.layers.quantisation.parametrised import (
     Codebook,
     apply_policy,
@@ -22,7 +23,6 @@ from sightline.layers.quantisation.parametrised import (
     dense_state_dict,
     quantised_weights,
 )
-from sightline.layers.quantisation.quantisable_weights import list_weights, quantisable_weights
 from tests.golden_parity import load_golden, rule_made_state
 from tests.models.small_models import make_inputs, small_model
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sightline.layers.images import ConvBlock
-from sightline.layers.range_image.columns import CircularPad, UpsampleColumns, build_pool, column_padding
+from sightline.layers.range_image import CircularPad, UpsampleColumns, build_pool, column_padding
 
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 

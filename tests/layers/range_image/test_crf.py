@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.layers.range_image.crf import Compat, RangeImageCRF
+from sightline.layers.range_image import Compat, RangeImageCRF
 
 
 def scene(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,11 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.assigners.max_iou import MaxIoU
-from sightline.geometry.boxes.box_coder import decode_deltas, encode_deltas
-from sightline.geometry.boxes.overlaps import pairwise_iou
+from sightline.assigners.static import MaxIoU
+from sightline.geometry.boxes.overlaps import decode_deltas, encode_deltas, pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, Priors
-from sightline.losses.box_functional import sigmoid_focal, smooth_l1
+from sightline.losses.boxes import sigmoid_focal, smooth_l1
 from tests.detect_parity import load_detect_golden, load_theirs, our_name
 from tests.golden_parity import (
     OUTPUT_BOUND,

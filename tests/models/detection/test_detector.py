@@ -13,10 +13,9 @@ import sightline
 from sightline import registry
 from sightline.binding import model_output_keys
 from sightline.errors import ConfigError
-from sightline.layers.detection.attention import SqueezeExcitation
-from sightline.layers.detection.norms import FrozenBatchNorm
-from sightline.models.detection.fpn import FPN
-from sightline.models.detection.head import flatten_to_priors
+from sightline.layers.images import FrozenBatchNorm, SqueezeExcitation
+from sightline.models.detection.backbones import FPN
+from sightline.models.detection.heads import flatten_to_priors
 from sightline.types import ComponentConfig
 
 BACKBONES = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sightline
-from sightline.models.range_image.network import RangeImageNetwork
+from sightline.models.range_image.rangenet import RangeImageNetwork
 from sightline.registry import models
 
 NETWORKS: dict[str, dict[str, Any]] = {

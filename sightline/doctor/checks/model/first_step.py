@@ -1,26 +1,36 @@
-"""A first training step, or last step of an epoch, that fails, reported before the run begins."""
+"""Checks of the first step and evaluation: exceptions, shapes, collapsed features."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sightline
 from sightline import registry
+from sightline.binding import model_output_keys
+from sightline.config import RunConfig
+from sightline.doctor.checks.loss_terms import OUTPUTS
 from sightline.doctor.context import Context, check
+from sightline.doctor.core.dry_evaluation import DryEvaluation
 from sightline.doctor.core.dry_run import StepFailure, error_location, isolated_copy, read_batch
 from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.doctor.core.sample_statistics import PartStatistics
 from sightline.engine.build import DataSubset
+from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
-from sightline.errors import UserError, summarise_error
-from sightline.types import SampleKey
-
-__all__ = ["first_step"]
+from sightline.errors import ConfigError, UserError, summarise_error
+from sightline.optional_members import ModelMembers
+from sightline.tasks.contrast import Contrast
+from sightline.types import Batch, SampleKey
 
 _PACKAGE = Path(sightline.__file__).parent
 _TRANSFORMS = _PACKAGE / "transforms"
@@ -165,3 +175,228 @@ def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
     if "shape" in text or "size" in text:
         return ("cfg.contract", "data.layout", "cfg.class_count"), "make the shapes of data, model and losses match"
     return ("cfg.contract", "data.layout"), "look at the line named above"
+
+
+_NUM_SAMPLES = 64
+_MIN_ROWS = 8
+_MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
+_MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
+_MIN_VARIANCE = 1e-4  # of unit rows: all angles between them are below about one degree
+_MIN_RANK = 1.5
+
+
+class FeatureSpread(NamedTuple):
+    """Spread of unit rows: `variance` is 0 if all are equal and 1 if their mean is 0.
+
+    `rank` is the effective rank of the centred rows, exp of the entropy of their singular values: 1 on a line.
+    Source: Roy and Vetterli 2007, "The effective rank".
+    """
+
+    variance: float
+    rank: float
+    num_rows: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Evidence of a finding: variance and effective rank by name."""
+        return {"variance": self.variance, "effective_rank": self.rank}
+
+
+def measure_spread(rows: np.ndarray) -> FeatureSpread:
+    """Compute the spread of rows (N, D), each normalised to length 1 first; a row of zeros stays unchanged."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit_rows = rows / np.where(lengths > 0, lengths, 1.0)
+    centred = unit_rows - unit_rows.mean(axis=0)
+    variance = float((centred**2).sum(axis=1).mean())
+    spectrum = np.linalg.svd(centred, compute_uv=False)
+    share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
+    share = share[share > 0]
+    return FeatureSpread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
+
+
+@check(
+    "G18",
+    "collapsed-features",
+    "preflight",
+    causes=("model.constant_output", "model.init", "model.activation"),
+    config_path="model",
+)
+def collapsed_features(context: Context) -> list[Finding]:
+    """Embeddings of different objects differ at the first step, if their clouds differ.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
+    rehearsal = context.dry_run
+    if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _are_clouds_equal(rehearsal.batch):
+        return []
+    findings = []
+    for name, rows in _embeddings(rehearsal.seen_outputs):
+        spread = measure_spread(rows)
+        if len(rows) > 1 and spread.variance <= _MIN_VARIANCE_FRESH:
+            findings.append(
+                collapsed_features.finding(
+                    context,
+                    f"the model returns the same '{name}' for every object",
+                    measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
+                    expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
+                    action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
+                    evidence=spread.figures,
+                )
+            )
+    return findings[:1]
+
+
+@check(
+    "G18",
+    "collapsed-trained-features",
+    "offline",
+    severity="warning",
+    causes=("loss.collapse", "loss.negatives", "optim.lr"),
+    config_path="model",
+    action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
+)
+def collapsed_trained_features(context: Context) -> list[Finding]:
+    """Embeddings of different objects differ after training, in more than one direction.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
+    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
+        return []
+    model = context.trained_model
+    if model is None:
+        return []
+    return [
+        finding
+        for name, rows in _compute_trained_features(context, model).items()
+        if (finding := _finding_collapse(context, name, measure_spread(rows))) is not None
+    ]
+
+
+def _finding_collapse(context: Context, name: str, spread: FeatureSpread) -> Finding | None:
+    if spread.num_rows < _MIN_ROWS:
+        return None
+    if spread.variance < _MIN_VARIANCE:
+        summary, measured = f"'{name}' has collapsed: it is the same for all objects", f"variance {spread.variance:.3g}"
+        expected = f"at least {_MIN_VARIANCE:g}"
+    elif spread.rank < _MIN_RANK:
+        summary, measured = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}"
+        expected = f"at least {_MIN_RANK:g}"
+    else:
+        return None
+    return collapsed_trained_features.finding(
+        context,
+        summary,
+        measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
+        expected=expected,
+        evidence=spread.figures,
+    )
+
+
+def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
+    """Compute features and embeddings of up to 64 objects of the selection split: arrays (N, D) by name."""
+    part, job, device = context.built.data.selection, context.built.job, context.world.device
+    batch = part.reader(
+        [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)]
+    )
+    batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
+    with torch.no_grad(), job.precision.autocast(device):
+        features = dict(_embeddings(job.task.predict(model, batch)))
+        encode = ModelMembers.encode.get(model)
+        if encode is not None:
+            with contextlib.suppress(TypeError):  # an encoder of other inputs than clouds
+                features["features"] = _to_array(encode(points=batch["points"]))
+    return features
+
+
+def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for name in OUTPUTS:
+        value = outputs.get(name)
+        if isinstance(value, Tensor) and value.ndim == 2 and bool(value.isfinite().all()):
+            yield name, _to_array(value)
+
+
+def _to_array(rows: Tensor) -> np.ndarray:
+    array: np.ndarray = rows.detach().double().cpu().numpy()
+    return array
+
+
+def _are_clouds_equal(batch: Batch) -> bool:
+    points = batch.get("points")
+    return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())
+
+
+@check("G6", "first-evaluation", "preflight")
+def first_evaluation(context: Context) -> list[Finding]:
+    """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
+
+    Finds: An evaluation that fails, reported before the run begins and not after its first epoch.
+    """
+    return [
+        _finding_evaluation_failure(context, evaluation, evaluation.failure)
+        for evaluation in context.dry_evaluations
+        if evaluation.failure is not None
+    ]
+
+
+def _finding_evaluation_failure(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Finding:
+    is_of_metric = evaluation.path.startswith("metrics")
+    is_ours = failure.file is None or Path(failure.file).is_relative_to(_PACKAGE)
+    shapes = ", ".join(
+        f"{name} {tuple(value.shape)}" for name, value in evaluation.batch.items() if hasattr(value, "shape")
+    )
+    location = context.place(evaluation.path)
+    if location.file is None:  # the config does not name the task, which does not match the model
+        location = context.place("model")
+    return first_evaluation.finding(
+        FindingLocation(
+            file=location.file if is_ours else failure.file,
+            line=location.line if is_ours else failure.line,
+            layer=failure.layer,
+            dataset=f"{context.config.data.name}/{evaluation.part.split}",
+            config_path=evaluation.path,
+        ),
+        f"the {evaluation.part.split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
+        f"of {evaluation.component}",
+        causes=("eval.protocol", "cfg.contract", "eval.decode")
+        if is_of_metric
+        else ("cfg.contract", "eval.decode", "data.layout"),
+        measured=summarise_error(failure.error),
+        expected=f"{len(evaluation.keys)} samples are predicted, scored and drawn as an evaluation does it",
+        action=(evaluation.outputs and _explain_missing_key(failure.error, context.config, evaluation.outputs))
+        or f"correct {evaluation.component}: the first evaluation would end the run",
+        evidence={"field": evaluation.path, **({"batch": shapes} if shapes else {})},
+    )
+
+
+@contextmanager
+def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None]:
+    """Raise a ConfigError of one line if a task of the package reads an output that the model does not return."""
+    try:
+        yield
+    except KeyError as error:
+        outputs = model_output_keys(model, owner=f"model '{config.model.name}'")
+        line = _explain_missing_key(error, config, sorted(outputs))
+        if line is None:
+            raise
+        raise ConfigError(
+            f"{config.model.location if _is_default_task(config) else config.task.location}: {line}"
+        ) from error
+
+
+def _explain_missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
+    """Explain a key that a task of the package reads and neither batch nor outputs contain; None for other errors."""
+    file, _ = error_location(error)
+    is_of_task = file is not None and Path(file).is_relative_to(_PACKAGE / "tasks")
+    if not isinstance(error, KeyError) or not is_of_task:
+        return None
+    unset = " (the default: the config has no task)" if _is_default_task(config) else ""
+    return (
+        f"the task '{config.task.name}'{unset} reads '{error.args[0]}'; the model '{config.model.name}' returns "
+        f"{', '.join(outputs)}: rename its output, or set the task that reads it"
+    )
+
+
+def _is_default_task(config: RunConfig) -> bool:
+    """Return True if the config names no task."""
+    origin = config.origins.get("task.name")
+    return origin is not None and origin.source == "default"

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.sample_arrays import array_leaves
-from sightline.doctor.checks.data.non_finite_data import sample_of_element
+from sightline.data.loading.batch_reader import array_leaves
+from sightline.doctor.checks.data.batches import sample_of_element
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation
-from sightline.doctor.core.merge import gather_findings
+from sightline.doctor.core.finding import Finding, FindingLocation, gather_findings
 from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import combine_modules

@@ -69,9 +69,9 @@ def test_a_float_student_may_begin_as_its_teacher(tmp_path) -> None:
 
 def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.MonkeyPatch) -> None:
     """Zeros at the start (of a residual branch, of an alignment) are one cluster, and right."""
-    from sightline.engine import model_surgery
+    from sightline.engine import build
 
-    own = model_surgery.apply_policy
+    own = build.apply_policy
 
     def edited(model, *given, **more) -> None:
         weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
@@ -79,7 +79,7 @@ def test_constant_weights_and_few_values_need_few_centres(monkeypatch: pytest.Mo
         weights[1].data.sign_()
         own(model, *given, **more)
 
-    monkeypatch.setattr(model_surgery, "apply_policy", edited)
+    monkeypatch.setattr(build, "apply_policy", edited)
     built = make_quantised(
         choices=({"kind": "codebook", "bits": 4, "per_channel": True}, {"kind": "codebook", "bits": 8})
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.compression.search import search_split, size_promise, unreset_episode
+from sightline.doctor.checks.compression import search_split, size_promise, unreset_episode
 from sightline.layers.quantisation.parametrised import (
     Codebook,
     apply_policy,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.broken_offsets import broken_offsets
+from sightline.doctor.checks.data.batches import broken_offsets
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.planting import assert_healthy, caught, make

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.doctor.checks.data.class_balance import class_balance
-from sightline.doctor.checks.data.untrained_class import untrained_class
+from sightline.doctor.checks.data.classes import class_balance, untrained_class
 from sightline.doctor.context import Context
 from sightline.doctor.core.sample_statistics import collect_statistics
 from sightline.doctor.suite import run_all, run_quick

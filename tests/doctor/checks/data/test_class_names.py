@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.doctor.checks.data.class_names import class_names
+from sightline.doctor.checks.data.classes import class_names
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
 from sightline.engine.build import TrainingSetup

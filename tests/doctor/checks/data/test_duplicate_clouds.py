@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sightline.doctor.checks.data.duplicate_clouds import duplicate_clouds
+from sightline.doctor.checks.data.data_mutation import duplicate_clouds
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World

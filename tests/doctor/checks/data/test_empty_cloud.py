@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.empty_cloud import empty_cloud
+from sightline.doctor.checks.data.empty_loader import empty_cloud
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.types import Sample

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.label_outside_parts import label_outside_parts
+from sightline.doctor.checks.data.categories import label_outside_parts
 from sightline.doctor.context import Context
 from sightline.doctor.core.sample_statistics import collect_statistics
 from sightline.doctor.suite import run_all

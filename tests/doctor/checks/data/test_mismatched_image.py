@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.render.rendered_objects import PreparedObjects, Surface
-from sightline.data.render.rendering import RenderSettings, render_set
-from sightline.doctor.checks.data.mismatched_image import mismatched_image
+from sightline.data.render.rendering import PreparedObjects, RenderSettings, Surface, render_set
+from sightline.doctor.checks.data.images import mismatched_image
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World

@@ -12,7 +12,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.mismatched_views import mismatched_views, shape_statistics
+from sightline.doctor.checks.data.images import mismatched_views, shape_statistics
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World

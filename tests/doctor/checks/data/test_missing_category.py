@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sightline.doctor.checks.data.missing_category import missing_category
+from sightline.doctor.checks.data.categories import missing_category
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.non_finite_data import sample_of_element
+from sightline.doctor.checks.data.batches import sample_of_element
 from sightline.doctor.suite import run_all
 from sightline.engine.distributed import World
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.scans.kitti_object_files import PointsInBoxRule, image_size_px, read_frame
+from sightline.data.scans.kitti_object import PointsInBoxRule, image_size_px, read_frame
 from sightline.data.scans.squeezeseg_npy import read_range_image
-from sightline.doctor.checks.data.input_statistics import input_statistics
-from sightline.doctor.checks.data.mismatched_labels import mismatched_labels
+from sightline.doctor.checks.data.classes import mismatched_labels
+from sightline.doctor.checks.data.images import input_statistics
 from sightline.doctor.checks.data.projection_coverage import projection_coverage
 from sightline.doctor.context import Check, Context
 from sightline.doctor.core.finding import Finding

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.data.broken_offsets import broken_offsets
-from sightline.doctor.checks.data.channel_contract import channel_contract
-from sightline.doctor.checks.data.class_balance import class_balance
-from sightline.doctor.checks.data.input_statistics import input_statistics
-from sightline.doctor.checks.data.label_range import label_range
-from sightline.doctor.checks.loss.class_weight_length import class_weight_length
+from sightline.doctor.checks.data.batches import broken_offsets
+from sightline.doctor.checks.data.channel_contract import channel_contract, label_range
+from sightline.doctor.checks.data.classes import class_balance
+from sightline.doctor.checks.data.images import input_statistics
+from sightline.doctor.checks.loss_terms import class_weight_length
 from sightline.doctor.checks.model.first_step import first_step
 from sightline.doctor.context import Check, Context
-from sightline.doctor.core.merge import merge_findings
+from sightline.doctor.core.finding import merge_findings
 from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
 from sightline.errors import ConfigError

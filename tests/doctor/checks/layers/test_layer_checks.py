@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.layers.layer_drift import layer_drift
-from sightline.doctor.checks.layers.layer_forward import layer_forward
-from sightline.doctor.checks.layers.layer_gradient import layer_gradient
-from sightline.doctor.checks.layers.unverified_layers import unverified_layers
+from sightline.doctor.checks.layers import layer_drift, layer_forward, layer_gradient, unverified_layers
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import run_all
 from sightline.engine.build import TrainingSetup

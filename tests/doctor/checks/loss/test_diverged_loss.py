@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
-from sightline.doctor.checks.loss.diverged_loss import diverged_loss
+from sightline.doctor.checks.loss_progress import diverged_loss
 from sightline.doctor.context import Context
 from sightline.doctor.core.finding import Finding
 from sightline.engine.distributed import World

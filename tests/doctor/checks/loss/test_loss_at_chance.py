@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.checks.loss.loss_at_chance import at_chance, loss_at_chance
+from sightline.doctor.checks.loss_progress import at_chance, loss_at_chance
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.pairing import make_pairs

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.checks.loss.negatives import negatives
+from sightline.doctor.checks.loss_terms import negatives
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.losses.contrast import CrossModal, IntraModal, PairLoss
+from sightline.losses.embeddings import CrossModal, IntraModal, PairLoss
 from sightline.tasks.contrast import Contrast
 from tests.doctor.pairing import STRONG, make_pairs, make_pictured, with_task
 from tests.doctor.planting import assert_complete, assert_healthy, caught

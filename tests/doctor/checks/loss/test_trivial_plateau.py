@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.loss.trivial_plateau import stays_at, trivial_plateau
+from sightline.doctor.checks.loss_progress import stays_at, trivial_plateau
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
 from tests.doctor.planting import assert_complete

@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.absent_class_score import _falls_short, absent_class_score
+from sightline.doctor.checks.metrics import _falls_short, absent_class_score
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.metrics.accuracy import Accuracy
-from sightline.metrics.confusion import confusion_matrix
-from sightline.metrics.iou import IoU
+from sightline.metrics.labels import Accuracy, IoU, confusion_matrix
 from sightline.metrics.part_iou import PartIoU
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.checks.metric.ignored_targets import ignored_targets
-from sightline.doctor.checks.metric.unscored_points import unscored_points
+from sightline.doctor.checks.scored_targets import ignored_targets, unscored_points
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.losses.cross_entropy import CrossEntropy
-from sightline.losses.focal import FocalCrossEntropy
-from sightline.losses.lovasz import LovaszSoftmax
-from sightline.metrics.iou import IoU
+from sightline.losses.classification import CrossEntropy, FocalCrossEntropy, LovaszSoftmax
+from sightline.metrics.labels import IoU
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import make_scans
 from tests.doctor.segmenting import Edited, make_rooms

@@ -10,13 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metric.per_batch_metric import _make_batches, per_batch_metric
-from sightline.doctor.checks.metric.synthetic_predictions import build_prediction_maker, score_metric
+from sightline.doctor.checks.metrics import _make_batches, build_prediction_maker, per_batch_metric, score_metric
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.metrics.confusion import confusion_matrix
-from sightline.metrics.iou import IoU, class_ious
+from sightline.metrics.labels import IoU, class_ious, confusion_matrix
 from sightline.metrics.pairs import Pairs
 from sightline.metrics.part_iou import PartIoU
 from tests.doctor.pairing import make_pairs

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.checks.model.batch_statistics import batch_statistics
+from sightline.doctor.checks.model.cross_sample_leak import batch_statistics
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from tests.doctor.pairing import make_pairs

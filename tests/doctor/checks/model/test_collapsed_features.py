@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.model.collapsed_features import (
+from sightline.doctor.checks.model.first_step import (
     collapsed_features,
     collapsed_trained_features,
     measure_spread,

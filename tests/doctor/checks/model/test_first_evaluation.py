@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.binding import AvailableKeys, bind
 from sightline.doctor import suite
-from sightline.doctor.checks.model.first_evaluation import first_evaluation
+from sightline.doctor.checks.model.first_step import first_evaluation
 from sightline.doctor.context import Context
 from sightline.doctor.core.dry_evaluation import rehearse_evaluations
 from sightline.doctor.core.finding import Finding
@@ -24,7 +24,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.pictures import Picture
-from sightline.tasks.classify import Classify
+from sightline.tasks.supervised import Classify
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data, with_losses, with_model

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.doctor.checks.model.no_gradient import no_gradient
+from sightline.doctor.checks.model.gradients import no_gradient
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_healthy, caught, losses_of, make, with_losses, with_model

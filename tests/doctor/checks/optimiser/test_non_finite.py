@@ -19,7 +19,7 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer
 from sightline.engine.train import NonFiniteGradientError, train_step
-from sightline.losses.cross_entropy import CrossEntropy
+from sightline.losses.classification import CrossEntropy
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
 

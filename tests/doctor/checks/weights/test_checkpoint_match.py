@@ -39,7 +39,7 @@ def test_healthy_start(tmp_path: Path, source: Path) -> None:
 
 
 def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
-    from sightline.doctor.checks.weights.checkpoint_match import checkpoint_match
+    from sightline.doctor.checks.weights import checkpoint_match
     from sightline.doctor.context import Context
 
     path = tmp_path / "small.yaml"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sightline.config import read_config
-from sightline.doctor.checks.weights.feature_scale import feature_scale, layer_scales
+from sightline.doctor.checks.weights import feature_scale, layer_scales
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World

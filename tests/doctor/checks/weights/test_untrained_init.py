@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from sightline.config import read_config, render_config
-from sightline.config.yaml_writer import to_plain
-from sightline.doctor.checks.weights.untrained_init import untrained_init
+from sightline.config.run_config import to_plain
+from sightline.doctor.checks.weights import untrained_init
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World

@@ -1,0 +1,264 @@
+"""Checks of boxes: broken ones, and those that no prior is assigned to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sightline.doctor.context import Context, check
+from sightline.doctor.core.assigned_boxes import is_significantly_above
+from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.sample_statistics import PartStatistics
+from sightline.engine.device import to_device
+from sightline.geometry.boxes.overlaps import box_areas, box_sizes, ioa
+from sightline.geometry.boxes.priors import BACKGROUND
+
+_BEYOND_PX = 1.0
+_SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
+_MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
+_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES = 0.05, 0.33, 16
+"""Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
+
+Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off.
+"""
+
+
+@check("G31", "broken-boxes", "preflight", config_path="data")
+def broken_boxes(context: Context) -> list[Finding]:
+    """Corners of boxes are in order, and no other box format puts far more of the boxes into their images.
+
+    Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
+
+    Trained and scored boxes are checked; boxes may extend beyond an image, as those of partly visible people do.
+    """
+    tables = [(survey, field) for survey in context.statistics if survey.boxed for field in ("truth", "boxes")]
+    findings = [_finding_boxes(context, survey, *_collect_boxes(survey, field)) for survey, field in tables]
+    return [finding for finding in findings if finding is not None]
+
+
+def _collect_boxes(survey: PartStatistics, field: str) -> tuple[Tensor, Tensor]:
+    """Collect a part's boxes (N, 4) that are not ignored, and (W, H, W, H) of their images; float64."""
+    boxes, limits = [], []
+    for sample in survey.boxed:
+        is_ignored, size = sample["is_ignored"], sample["image_px"]
+        if field == "truth":
+            is_ignored, size = sample[field][:, 6] > 0, sample["file_px"]
+        boxes.append(sample[field][~is_ignored][:, :4].double())
+        limits.append(size.flip(0).repeat(2).expand(len(boxes[-1]), 4).double())
+    return torch.cat(boxes), torch.cat(limits)
+
+
+def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Finding | None:
+    if not len(boxes):
+        return None
+    first, last = boxes.split(2, dim=1)
+    readings = {  # possible format -> its cause, the corners of the boxes in it, the sizes of the images
+        "left, top, width, height": ("assign.box_format", (first, first + last), limit),
+        "centre, width and height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
+        "left, top, left + right, top + bottom": ("assign.box_format", (first, last - first), limit),
+        "centre, centre + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
+        "right, bottom, left, top": ("assign.box_format", (last, first), limit),
+        "top, left, bottom, right": ("cfg.axis_swap", (first.flip(1), last.flip(1)), limit),
+        "boxes of images with width and height exchanged": ("cfg.axis_swap", (first, last), limit[:, [1, 0, 3, 2]]),
+        _SHARES: ("data.normalisation", (limit[:, :2] * first, limit[:, :2] * last), limit),
+    }
+    count, num_reversed = len(boxes), int((last <= first).any(dim=1).sum())
+    num_left = {
+        reading: _count_unsound(torch.cat(corners, dim=1), sizes) for reading, (_, corners, sizes) in readings.items()
+    }
+    is_shares = count >= _MIN_BOXES and float(boxes.max()) <= _MAX_SHARES_PX
+    likely = _SHARES if is_shares else min(num_left, key=num_left.__getitem__)
+    num_unsound, max_share = _count_unsound(boxes, limit), num_left[likely] / count + _MIN_EXPLAINED
+    is_explained = is_shares or (
+        is_significantly_above(num_unsound, count, max_share) and num_left[likely] <= _MAX_LEFT * num_unsound
+    )
+    num_outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - num_reversed
+    is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
+    if not (num_reversed or is_shares or (is_outside and len(survey.boxed) >= _MIN_IMAGES)):
+        return None
+    measured = (
+        f"{num_reversed} of {count} boxes have right <= left or bottom <= top, {num_outside} others are mostly "
+        f"outside, coordinates reach {float(boxes.max()):.4g} px, in {survey.coverage_text}"
+    )
+    return broken_boxes.finding(
+        context,
+        f"boxes look like {likely}" if is_explained else "corners are in the wrong order, or outside their images",
+        split=survey.part.split,
+        severity="error" if num_reversed or is_shares else "warning",
+        causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],
+        measured=measured,
+        expected="left < right and top < bottom, in pixels of the image",
+        action="look at `sightline view`, and convert boxes where the data set reads them",
+        evidence={"field": "boxes"},
+    )
+
+
+def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
+    is_beyond = (boxes < -_BEYOND_PX) | (boxes > limit + _BEYOND_PX)
+    return int((is_beyond.any(dim=1) | (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)).sum())
+
+
+@check(
+    "G32", "swapped-canvas", "preflight", severity="warning", causes=("cfg.axis_swap",), config_path="transforms.train"
+)
+def swapped_canvas(context: Context) -> list[Finding]:
+    """Images, scaled to fit, would not fill 15 % more of a canvas with height and width exchanged.
+
+    Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
+    """
+    if context.assignments is None:
+        return []
+    height, width = context.first_outputs[0]["image"].shape[2:]
+    ratios = context.assignments.file_px[:, 1] / context.assignments.file_px[:, 0]
+    shapes = (width / height, height / width)
+    filled, filled_if_swapped = (float(torch.minimum(ratios / shape, shape / ratios).mean()) for shape in shapes)
+    if filled_if_swapped - filled <= _MAX_GAIN:
+        return []
+    return [
+        swapped_canvas.finding(
+            context,
+            "images would fill the canvas far better if its width and height were exchanged",
+            measured=f"{filled:.0%} of height {height} and width {width}, of {len(ratios)} training images",
+            expected=f"{filled_if_swapped:.0%}, with height {width} and width {height}",
+            action="exchange height and width in transforms.train and transforms.evaluate",
+        )
+    ]
+
+
+_MIN_IOU, _MAX_UNCOVERED, _MIN_ASSIGNED_BOXES = 0.3, 0.02, 5
+_MAX_AVOIDABLE = 0.03
+"""Share of boxes left unmatched although a free prior overlaps them; up to 0.019 with the shipped assigners."""
+
+
+@check(
+    "G29",
+    "anchor-coverage",
+    "preflight",
+    severity="warning",
+    causes=("assign.anchor_coverage", "cfg.axis_swap", "assign.box_format"),
+    config_path="task.anchors",
+    expected=f"at most {_MAX_UNCOVERED:.0%}",
+    action="set base_strides, scales and ratios (height over width) of task.anchors to the boxes on the canvas",
+)
+def anchor_coverage(context: Context) -> list[Finding]:
+    """No more than 2 % of the boxes lack an anchor with an IoU of 0.3; boxes smaller than a cell are not counted.
+
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
+
+    No anchors would fit such small boxes: the canvas is too small for them.
+    """
+    assignments = context.assignments
+    if assignments is None or assignments.priors.kind != "anchors":
+        return []
+    is_counted = box_areas(assignments.boxes) >= assignments.priors.strides[0] ** 2
+    missed = assignments.boxes[is_counted & (assignments.best_iou.amax(dim=1) < _MIN_IOU)]
+    share = len(missed) / max(1, int(is_counted.sum()))
+    if not is_significantly_above(len(missed), int(is_counted.sum()), _MAX_UNCOVERED):
+        return []
+    width, height = box_sizes(missed).median(dim=0).values.tolist()
+    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(assignments.priors.coordinates).sqrt().aminmax())
+    measured = (
+        f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, of median width {width:.0f} "
+        f"and height {height:.0f} px, of {assignments.looked_at}; anchors have sides of {sides} px"
+    )
+    return [anchor_coverage.finding(context, f"no anchor fits {share:.0%} of the boxes", measured=measured)]
+
+
+@check(
+    "G30",
+    "unmatched-boxes",
+    "preflight",
+    severity="warning",
+    causes=("assign.unmatched_gt", "assign.anchor_coverage", "loss.negatives"),
+    config_path="task.assigner",
+    action="look at the thresholds of the assigner, and at boxes on the canvas (`sightline view`); max_iou with "
+    "low_quality: guarantee gives every box a prior",
+)
+def unmatched_boxes(context: Context) -> Iterator[Finding]:
+    """Priors are both positive and negative, boxes with a free prior get one, levels with boxes have positives.
+
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
+
+    Boxes without a prior are only a note if no free prior overlaps them.
+    """
+    assignments = context.assignments
+    if assignments is None or not len(assignments.boxes):
+        return
+    positives, negatives = assignments.positives.sum(dim=0).tolist(), assignments.negatives.sum(dim=0).tolist()
+    levels = (
+        f"by level: positives {positives}, negatives {negatives}, boxes of its size "
+        f"{assignments.num_boxes_of_level}; {assignments.looked_at}"
+    )
+    if not sum(positives) or not sum(negatives):
+        role = "is background" if sum(positives) else "is assigned a box"
+        yield unmatched_boxes.finding(
+            context, f"no prior {role}", severity="error", measured=levels, expected="positives and negatives"
+        )
+        return
+    pairs = zip(assignments.priors.strides, assignments.num_boxes_of_level, positives, strict=True)
+    idle = [
+        str(stride)
+        for stride, num_sized, num_positives in pairs
+        if num_sized >= _MIN_ASSIGNED_BOXES and not num_positives
+    ]
+    if idle:
+        summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
+        yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of these levels")
+    unmatched = int(assignments.is_unmatched.sum())
+    avoidable = int((assignments.is_unmatched & (assignments.best_free >= _MIN_IOU)).sum())
+    is_fault = is_significantly_above(avoidable, len(assignments.boxes), _MAX_AVOIDABLE)
+    if is_fault or is_significantly_above(unmatched, len(assignments.boxes), _MAX_AVOIDABLE):
+        yield unmatched_boxes.finding(
+            context,
+            f"{unmatched / len(assignments.boxes):.0%} of the boxes are not assigned to any prior",
+            severity="warning" if is_fault else "note",
+            measured=f"{unmatched} of {assignments.looked_at}, {avoidable} with an IoU of {_MIN_IOU:g} with a free "
+            "prior",
+            expected=f"at most {_MAX_AVOIDABLE:.0%} without a prior although a free one overlaps them",
+        )
+
+
+@check(
+    "G30", "ignored-regions", "preflight", causes=("assign.ignore", "data.ignore_handling"), config_path="task.assigner"
+)
+def ignored_regions(context: Context) -> Iterator[Finding]:
+    """Priors in ignored regions are neither positive nor background; training ignores what scoring ignores.
+
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
+    """
+    if context.assignments is None:
+        return
+    task, batch = context.built.job.task, to_device(context.first_outputs[0], torch.device("cpu"))
+    count, size_px = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
+    batch |= {"boxes": torch.tensor([[0.0, 0.0, *size_px]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
+    batch |= {"label": torch.zeros(count, dtype=torch.int64), "is_ignored": torch.ones(count, dtype=torch.bool)}
+    prior_boxes = task.get_priors(batch["image"]).to_boxes(0)  # type: ignore[attr-defined]
+    is_inside = (prior_boxes >= 0).all(dim=1) & (prior_boxes < prior_boxes.new_tensor(size_px * 2)).all(dim=1)
+    target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]
+    num_learned = int(((target >= 0) | (is_inside & (target == BACKGROUND))).sum())
+    if num_learned:
+        yield ignored_regions.finding(
+            context,
+            "priors inside an ignored region are learned as background, or as its boxes",
+            measured=f"{num_learned} of {target.numel()} priors, {int((target >= 0).sum())} of them with a box, where "
+            "all of the image is one ignored region",
+            expected="the target -2, which no loss reads",
+            action="derive the assigner from Assigner and define `match` alone, which does not receive the regions",
+        )
+    for survey in context.statistics:
+        num_scored = sum(int((sample["truth"][:, 6] > 0).sum()) for sample in survey.boxed)
+        if num_scored >= _MIN_ASSIGNED_BOXES and not any(sample["is_ignored"].any() for sample in survey.boxed):
+            yield ignored_regions.finding(
+                context,
+                "scored labels have ignored boxes, training labels have none: their regions are learned as background",
+                severity="warning",
+                causes=("data.ignore_handling",),
+                at="data",
+                split=survey.part.split,
+                measured=f"{num_scored} ignored boxes in 'truth', 0 in 'boxes', of {survey.coverage_text}",
+                expected="the same ignored boxes in both",
+                action="keep ignored boxes in 'boxes', and set is_ignored for them",
+                evidence={"field": "is_ignored"},
+            )

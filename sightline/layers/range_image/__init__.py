@@ -1,1 +1,0 @@
-"""Layers of range images with circular columns, and a conditional random field (CRF) over them."""

@@ -1,0 +1,184 @@
+"""Pages of a run: curves of its training, and errors of its detections.
+
+Curves of a run over its steps: losses with their chance level, metrics, and the learning rate.
+
+HTML page of a detector's errors: a table of error kinds, labels by their kind, curves, and the worst images.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.box_pictures import Color, DrawnBox, draw_boxes
+from sightline.chart import ChartPanel, Series, render_svg
+from sightline.errors import UserError, escape_to_one_line
+from sightline.metrics.box_errors import KINDS, DetectionErrors
+from sightline.pictures import Picture, encode_png
+from sightline.runs.run_directory import read_lines
+from sightline.tasks.contrast import CHANCE_SUFFIX
+from sightline.tasks.detection_output import COLORS
+
+_NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
+"""Keys without a curve: those that identify a line, and those that only grow or never change."""
+_COLUMNS = 3
+
+Line = Mapping[str, Any]
+
+
+def draw_runs(runs: Sequence[Path]) -> str:
+    """Draw an SVG of the losses and metrics of runs, a loss with its chance level if the run records it."""
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in runs]
+    if len(set(names)) < len(names):
+        raise UserError("view: a run is given twice; name every run once")
+    lines = [read_lines(run / "metrics.jsonl") for run in runs]
+    return encode_curves(
+        {name if len(runs) > 1 else "": run_lines for name, run_lines in zip(names, lines, strict=True)}
+    )
+
+
+def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:
+    """Draw an SVG with one panel per loss and metric, and one curve per run and split.
+
+    A training loss is drawn with its chance level if the run states one, and its ratio to chance with the line 1. The
+    chance level of an evaluation differs, as its batches have another size, and is not drawn. Null values are left out.
+    """
+    lines = [line for run_lines in runs.values() for line in run_lines]
+    names = list(dict.fromkeys(name for line in lines for name in line if _is_curve(name)))
+    losses = [name for name in names if name.startswith("loss/")]
+    panels = [_panel(name, runs) for name in [*losses, *(name for name in names if name not in losses)]]
+    drawn = [panel for panel in panels if panel.series]
+    return render_svg([drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)])
+
+
+def _is_curve(name: str) -> bool:
+    return name not in _NO_CURVE and name != "chance" and not name.startswith("time_s/")
+
+
+def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> ChartPanel:
+    series = []
+    for run, lines in runs.items():
+        for split in dict.fromkeys(line["split"] for line in lines):
+            series.append(_series(f"{run} {split}".strip(), name, (line for line in lines if line["split"] == split)))
+        chance = f"{run} train, chance".strip()
+        if name.startswith("loss/") and name != "loss/total":
+            series.append(_series(chance, "chance", lines))
+        elif name.endswith(CHANCE_SUFFIX):
+            series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
+    return ChartPanel(
+        name, "step", tuple(curve for curve in series if curve.points), x_scale="linear", y_scale="linear"
+    )
+
+
+def _series(label: str, name: str, lines: Iterable[Line]) -> Series:
+    return Series(label, tuple((line["step"], line[name]) for line in lines if line.get(name) is not None))
+
+
+_COLORS: Mapping[str, Color] = {
+    "found": COLORS["found"],
+    "missed": COLORS["missed"],
+    "ignored": COLORS["ignored"],
+    "suppressed": (204, 121, 167),
+    "localisation": (230, 159, 0),
+    "classification": (0, 158, 115),
+    "both": (0, 114, 178),
+    "duplicate": (160, 100, 60),
+    "background": COLORS["made up"],
+}
+
+
+def find_best_score(errors: DetectionErrors) -> float:
+    """Return the score threshold with the largest F1 score; 0 if no detection is correct."""
+    counts = ~errors.is_ignored
+    scores, is_found = errors.groups.boxes[counts, 5], errors.is_found[counts]
+    order = np.argsort(-scores, kind="stable")
+    num_found = is_found[order].cumsum()
+    f1 = num_found / (np.arange(1, len(num_found) + 1) + (~errors.groups.is_ignored).sum())
+    return float(scores[order][f1.argmax()]) if num_found.any() else 0.0
+
+
+def find_worst_images(errors: DetectionErrors, score: float, *, most: int) -> list[int]:
+    """List the images with the most errors (wrong detections from this score on, labels not found), worst first."""
+    is_lost = ~errors.groups.is_ignored & ~errors.is_label_found
+    images = np.concatenate([errors.groups.boxes[_error_mask(errors, score), 0], errors.groups.labels[is_lost, 0]])
+    numbers, counts = np.unique(images.astype(int), return_counts=True)
+    return [int(number) for number in numbers[np.argsort(-counts, kind="stable")][:most]]
+
+
+def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: float, *, name: str) -> Picture:
+    """Draw an image (H, W, 3) uint8 with its detections of at least this score, each with its kind of error."""
+    groups, is_real = errors.groups, ~errors.groups.is_ignored
+    labels = np.flatnonzero(groups.labels[:, 0] == image)
+    rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
+    boxes = [
+        DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS["ignored"], "", "hatched") for row in labels[~is_real[labels]]
+    ]
+    for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # errors are drawn last, on top
+        error_kind = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
+        kind = error_kind or ("ignored" if errors.is_ignored[row] else "found")
+        caption = f"{error_kind[:3]} {groups.boxes[row, 5]:.2f}" if error_kind else ""
+        boxes.append(DrawnBox(tuple(groups.boxes[row, 1:5]), _COLORS[kind], caption))
+    lost = labels[(is_real & ~errors.is_label_found)[labels]]
+    for row in lost:
+        kind = "suppressed" if errors.is_suppressed[row] else "missed"
+        boxes.append(DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS[kind], "", "dashed"))
+    caption = f"{name}: {len(lost)} not found, {int(_error_mask(errors, score)[rows].sum())} wrong"
+    return Picture(name, draw_boxes(pixels, boxes, legend=_COLORS), caption)
+
+
+def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, title: str, notes: Sequence[str]) -> str:
+    """Encode the page as one self-contained HTML text. `document` has `metrics` of `box_errors` and its table."""
+    about, metrics = document["box_errors"], document["metrics"]
+    kinds = [(kind, about["counts"][kind], f"{metrics[f'gain_{kind}']:.4f}") for kind in KINDS]
+    names = ("labels", "not_found", "missed", "suppressed")
+    bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
+    curve = about["curve"]
+    miss_points = [
+        (x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1
+    ]
+    precision_points = tuple(zip(curve["recall"], curve["precision"], strict=True))
+    panels = (
+        ChartPanel("precision", "recall", (Series("all classes", precision_points),), "linear", "linear")
+        if precision_points
+        else None,
+        ChartPanel("miss rate", "false positives an image", (Series("all classes", tuple(miss_points)),))
+        if miss_points
+        else None,
+    )
+    images = "".join(
+        f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(picture.pixels)).decode()}" alt="">'
+        f"<figcaption>{html.escape(escape_to_one_line(picture.caption))}</figcaption></figure>"
+        for picture in pictures
+    )
+    page = resources.files("sightline.view").joinpath("errors.html").read_text(encoding="utf-8")
+    content = {
+        "IMAGES": images,
+        "CURVES": render_svg([panels], panel_width=420, panel_height=280),
+        "BINS": _table(("labels", "all", "not found", "missed", "suppressed"), bins),
+        "KINDS": _table(("error", "count", "AP50 gained by repair"), kinds),
+        "NOTES": "".join(f"<li>{html.escape(escape_to_one_line(line))}</li>" for line in notes),
+        "TITLE": html.escape(escape_to_one_line(title)),
+    }
+    for mark in content:
+        assert f"%{mark}%" in page, f"errors.html lacks the mark {mark}"
+    # in one pass, so that no file's name is taken for a mark
+    return re.sub(f"%({'|'.join(content)})%", lambda match: content[match[1]], page)
+
+
+def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:
+    return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [[html.escape(escape_to_one_line(str(cell))) for cell in row] for row in rows]
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in lines)
+    return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"
