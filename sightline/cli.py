@@ -331,7 +331,7 @@ def bench(
         typer.Option(
             "--grow",
             metavar="points|neighbours|batch|all",
-            help="measure how time and memory grow, for geometry and models",
+            help="measure how time and memory grow, for geometry and models; python -m benchmarks alone",
         ),
     ] = None,
     svg: Annotated[
@@ -350,6 +350,8 @@ def bench(
     Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
     first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
     implementations take turns. An interrupted run keeps its finished rows.
+
+    The package has the cases whose baseline it can run by itself; python -m benchmarks, in a checkout, has all.
     """
     with gc_paused():
         from sightline.verbs import bench as verb
