@@ -186,6 +186,8 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
     Prints ratios of CPU time, and peak memory, of implementations of the same computation. Their results are compared
     first: exit code 1 if one differs from its baseline. Ratios are medians over the rounds, in which all
     implementations take turns. An interrupted run keeps its finished rows.
+
+    The package has the cases whose baseline it can run by itself; python -m benchmarks, in a checkout, has all.
     """
 
     suites: tuple[str, ...] = argument(
@@ -196,7 +198,9 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
     threads: int = option("--threads", "N", "threads of every implementation", default=1, min=1)
     is_quick: bool = switch("--quick", "use tiny sizes, to test that the cases run")
     grow: str | None = option(
-        "--grow", "points|neighbours|batch|all", "measure how time and memory grow, for geometry and models"
+        "--grow",
+        "points|neighbours|batch|all",
+        "measure how time and memory grow, for geometry and models; python -m benchmarks alone",
     )
     svg: Path | None = option("--svg", "FILE", "draw the measurements of --grow", is_written=True)
     keeps_memory: bool = switch("--keep-memory", "let malloc keep freed memory, as a training run does")
