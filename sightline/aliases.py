@@ -17,8 +17,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
-__all__ = ["MODULES", "NAMES", "install", "keep_old_keywords", "keep_old_members", "old_names"]
-
 T = TypeVar("T")
 
 _MERGED: Mapping[str, str] = {

@@ -10,30 +10,6 @@ from typing_extensions import TypedDict
 from sightline.aliases import old_names
 from sightline.schema import Block
 
-__all__ = [
-    "AssignerBlock",
-    "Backbone",
-    "Count",
-    "DataBlock",
-    "FractionBelowOne",
-    "Head",
-    "ImageEncoder",
-    "Index",
-    "Neck",
-    "NonNegativeFloat",
-    "PointEncoder",
-    "PositiveFloat",
-    "PositiveFraction",
-    "Probability",
-    "QuantisedActivation",
-    "QuantisedKind",
-    "ReferencePoint",
-    "Seed",
-    "SuppressionBlock",
-    "TransformBlock",
-    "WeightQuantisation",
-]
-
 Count = Annotated[int, Ge(1), Le(2**31 - 1)]
 """A number of things, at least one."""
 Index = Annotated[int, Ge(0), Le(2**31 - 1)]

@@ -12,8 +12,6 @@ from sightline.aliases import old_names
 from sightline.errors import ConfigError
 from sightline.optional_members import ModelMembers
 
-__all__ = ["AvailableKeys", "BoundFunction", "UnknownKeyError", "bind", "declared_outputs", "model_output_keys"]
-
 
 class UnknownKeyError(ConfigError):
     """Error for a key that no source, or more than one, provides; `key` is the missing key."""

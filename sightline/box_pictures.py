@@ -14,8 +14,6 @@ from sightline.pictures import draw_legend
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
 
-__all__ = ["Color", "DrawnBox", "Mark", "draw_boxes"]
-
 Style = Literal["solid", "dashed", "crossed", "hatched"]
 Color = tuple[int, int, int]
 PixelPosition = tuple[int, int]

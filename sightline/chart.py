@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
-__all__ = ["ChartPanel", "Series", "render_svg"]
-
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")

@@ -12,8 +12,6 @@ from torch import Tensor
 from sightline.aliases import keep_old_members
 from sightline.types import SampleKey
 
-__all__ = ["Draws"]
-
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)

@@ -7,21 +7,6 @@ from collections.abc import Sequence
 
 from sightline.aliases import keep_old_keywords, old_names
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "LostFolderError",
-    "MissingDataError",
-    "MissingExtraError",
-    "PluginError",
-    "RunError",
-    "UserError",
-    "assert_installed",
-    "escape_to_one_line",
-    "summarise_error",
-]
-
 
 def escape_to_one_line(text: str) -> str:
     """Escape characters that are not printable (line breaks as `\\n`) and bytes that are not UTF-8."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["BLOCK_FACTS", "DATA_FACTS", "FACTS", "REMEDIES", "RUN_FACTS"]
-
 DATA_FACTS = frozenset(
     {
         "azimuth_deg",

@@ -6,8 +6,6 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["gc_paused"]
-
 _MIN_FROZEN_OBJECTS = 20_000
 """Number of new objects that shows a large import: torch and numba make hundreds of thousands."""
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["module_hooks"]
-
 ForwardPreHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 ForwardHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 

@@ -28,8 +28,6 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-__all__ = ["NumbaKernel", "can_use_numba", "compute_seconds", "cpu_autocast_dtype", "numba_kernel", "run_parallel"]
-
 
 class NumbaKernel:
     """Function that numba compiles at its first call and caches on disk; `plain` is the uncompiled one.

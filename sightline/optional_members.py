@@ -10,21 +10,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import CodeType, MappingProxyType
 from typing import Any, Generic, TypeVar
 
-__all__ = [
-    "MEMBERS",
-    "REQUIRED",
-    "AssignerMembers",
-    "DataMembers",
-    "HeadMembers",
-    "Member",
-    "MetricMembers",
-    "ModelMembers",
-    "TaskMembers",
-    "TransformMembers",
-    "find_misspelt_members",
-    "suggest_member",
-]
-
 T = TypeVar("T")
 
 _MIN_SIMILARITY = 0.85

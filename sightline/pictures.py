@@ -16,26 +16,6 @@ from sightline.errors import escape_to_one_line
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
-__all__ = [
-    "INK",
-    "PAGE",
-    "PALETTE",
-    "UNLABELLED",
-    "Axis",
-    "Frame",
-    "Lines",
-    "Picture",
-    "apply_colormap",
-    "draw_legend",
-    "encode_png",
-    "fit_text",
-    "label_colors",
-    "normalize_to_uint8",
-    "pad_to_3d",
-    "render_clouds",
-    "with_legend",
-]
-
 Axis = Literal["x", "y", "z"]
 Frame = Literal["x", "y", "z", "camera_y_up", "camera_y_down"]
 """Frame of a cloud: its up axis, or a camera frame whose z points away and whose y points up or down."""

@@ -15,8 +15,6 @@ from sightline.errors import PluginError
 from sightline.registry import REGISTRIES
 from sightline.regular_files import read_regular_file
 
-__all__ = ["Plugin", "check_recorded", "find_plugin", "load_plugins", "loaded_plugins", "loaded_sha256", "run_file"]
-
 _MODULE_PREFIX = "sightline_plugin_"
 _PLUGIN_ATTRIBUTE = "__sightline_plugin__"
 """Attribute of a plugin's module that contains its `Plugin`."""

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["join_path", "tree_children", "tree_leaves", "tree_map"]
-
 
 def tree_leaves(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Iterate over the tensors of a tree, each with its path: `logits`, `1.points`."""

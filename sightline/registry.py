@@ -27,37 +27,6 @@ from sightline.schema import (
 )
 from sightline.types import ComponentConfig, SourceLocation
 
-__all__ = [
-    "BLOCK_FACTS",
-    "DATA_FACTS",
-    "FACTS",
-    "REGISTRIES",
-    "ConfigFault",
-    "Registry",
-    "RegistryEntry",
-    "assigners",
-    "backbones",
-    "data",
-    "heads",
-    "image_encoders",
-    "locate_errors",
-    "losses",
-    "metrics",
-    "models",
-    "necks",
-    "nested_blocks",
-    "optimizers",
-    "point_encoders",
-    "predictors",
-    "probes",
-    "references",
-    "schedules",
-    "searches",
-    "suppressions",
-    "tasks",
-    "transforms",
-]
-
 MAX_ARGUMENTS = 10
 
 BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])

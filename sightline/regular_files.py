@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_regular_file", "find_outward_link", "parse_json", "read_regular_file"]
-
 MAX_BYTES = 1 << 30
 """Maximal size of a document: far above the longest that a run writes."""
 MAX_DEPTH = 200

@@ -15,18 +15,6 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
-__all__ = [
-    "Block",
-    "Parameter",
-    "SchemaError",
-    "check_value",
-    "describe_type",
-    "format_value",
-    "get_block_marker",
-    "signature_parameters",
-    "suggest",
-]
-
 _DESCRIPTIONS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",

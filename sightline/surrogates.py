@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_surrogates", "note_surrogates", "surrogate_gradient"]
-
 Declared = TypeVar("Declared", bound=Callable[..., Any])
 _MARK = "surrogate_gradient"
 _NOTED: ContextVar[set[str] | None] = ContextVar("noted_surrogates", default=None)

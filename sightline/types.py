@@ -10,23 +10,6 @@ import numpy as np
 
 from sightline.aliases import keep_old_members, old_names
 
-__all__ = [
-    "Batch",
-    "CloudInputSpec",
-    "Collate",
-    "ComponentConfig",
-    "DataInfo",
-    "Dataset",
-    "Field",
-    "Folds",
-    "LinearRamp",
-    "Sample",
-    "SampleKey",
-    "ScanInputSpec",
-    "SourceLocation",
-    "Transform",
-]
-
 Sample: TypeAlias = dict[str, Any]
 """One sample: names -> tensors, numbers, text, or nested dicts, lists, tuples and dataclasses of these."""
 Batch: TypeAlias = dict[str, Any]

@@ -14,8 +14,6 @@ from sightline.assigners.base import BACKGROUND, IGNORED, Assignment
 from sightline.geometry.boxes.overlaps import box_areas, iou
 from sightline.geometry.boxes.priors import Priors
 
-__all__ = ["assignment_report", "compare_assigners", "timed_report"]
-
 _SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
 """Bounds of box sizes (roots of areas) in the report; octaves, as the levels of a pyramid."""
 

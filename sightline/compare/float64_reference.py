@@ -22,20 +22,6 @@ from sightline.compare.recording import Formats, ModuleCall
 from sightline.layers.batch_norm import Native
 from sightline.pytree import tree_leaves, tree_map
 
-__all__ = [
-    "CONVOLUTIONS",
-    "PRODUCTS",
-    "LayerUnit",
-    "MisalignedError",
-    "Perturbation",
-    "PerturbedOperations",
-    "ReferenceResult",
-    "collect_recorded",
-    "computes_as",
-    "perturb_with_gradient",
-    "run_reference",
-]
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCTS = (nn.Linear, *CONVOLUTIONS)
 _IRRELEVANT_METHODS = frozenset("__doc__ __init__ __module__ __repr__ extra_repr reset_parameters".split())

@@ -24,8 +24,6 @@ from sightline.config.run_config import to_plain
 from sightline.errors import UserError
 from sightline.pytree import tree_leaves
 
-__all__ = ["LayerOrigin", "assert_empty_folder", "write_repro"]
-
 
 @dataclass(frozen=True)
 class LayerOrigin:

@@ -40,8 +40,6 @@ from sightline.engine.train import NonFiniteGradientError, TrainState, train_ste
 from sightline.pytree import tree_map
 from sightline.types import Batch
 
-__all__ = ["LossTrace", "losses_over_steps", "trace_losses"]
-
 _NUM_FIRST_DRAWS, _NUM_NEAR_DRAWS, _NUM_FAR_DRAWS = 2, 4, 8
 
 

@@ -22,17 +22,6 @@ from sightline.engine.train import TrainState
 from sightline.pytree import tree_map
 from sightline.types import Batch
 
-__all__ = [
-    "ModelVariant",
-    "backend_settings",
-    "deterministic_copy",
-    "mean_losses",
-    "prepare_in_format",
-    "prepared_values",
-    "record_step",
-    "variant_step",
-]
-
 
 @dataclass(frozen=True)
 class ModelVariant:

@@ -32,8 +32,6 @@ from sightline.runs.packed import (
 )
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 
-__all__ = ["FILES", "SUMMARY", "packed_config", "packed_layer_sizes", "write_evaluation", "write_packed_run"]
-
 SUMMARY = "compression.json"
 """File of a packed run with its policy and its sizes."""
 FILES = frozenset(

@@ -9,8 +9,6 @@ from pathlib import Path
 from sightline.errors import UserError
 from sightline.schema import suggest
 
-__all__ = ["ShippedConfig", "copy_shipped", "shipped_configs", "shipped_path"]
-
 _FOLDERS = ("configs", "examples")
 _BASE = re.compile(r"^base:\s*([^\s#]+)", flags=re.MULTILINE)
 _PLUGIN = re.compile(r"examples/\w+\.py")

@@ -17,8 +17,6 @@ from sightline.layers.mlp import as_packed
 from sightline.optional_members import DataMembers, MetricMembers
 from sightline.types import SampleKey
 
-__all__ = ["ClassRow", "Difficulty", "boundary_mask", "class_difficulty", "rank_correlation"]
-
 _MAX_SAMPLES = 256
 _NUM_NEIGHBOURS = 8
 _NUM_HARDEST = 5

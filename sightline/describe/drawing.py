@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from sightline.describe.figure import Arrow, Figure, FigureBox
 from sightline.describe.trace import Node, Shape
 
-__all__ = ["draw", "short_number", "show_shape"]
-
 _WIDTH, _MARGIN, _INSET = 300, 26, 14
 _GAP, _TITLE_PX, _FRAME_END = 34, 22, 10
 _STUB, _LANE = 108, 20

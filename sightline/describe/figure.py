@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 
 from sightline.describe.trace import Edge, Node, Shape, Trace
 
-__all__ = ["Arrow", "Figure", "FigureBox", "build_figure"]
-
 _MAX_BOXES = 24
 """Maximum number of boxes of a drawing without a given depth."""
 

@@ -26,8 +26,6 @@ from sightline.module_hooks import module_hooks
 from sightline.pytree import tree_leaves
 from sightline.types import Batch, SampleKey
 
-__all__ = ["Memory", "MemoryTracker", "estimate_memory", "first_samples", "persistent_bytes", "storage_bytes"]
-
 _BATCH_SIZES = (3, 6)
 """Batch sizes of the two steps: batch norm needs more than one, and the difference shows the growth per sample."""
 

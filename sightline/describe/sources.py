@@ -24,8 +24,6 @@ from sightline.runs.lineage import INPUTS_FILE, read_inputs
 from sightline.schema import signature_parameters
 from sightline.types import DataInfo, Field, Sample, SampleKey
 
-__all__ = ["DescribedRun", "PlaceholderDataset", "build_subject"]
-
 _NUM_SAMPLES = 64
 _DEFAULT_LENGTH = 1024
 """Default length of a named axis: the points per cloud in classification papers."""

@@ -40,8 +40,6 @@ from sightline.tasks.detect import Detect
 from sightline.tasks.distillation import unwrap_distillation
 from sightline.types import Batch
 
-__all__ = ["CHECKS", "TO_END", "Check", "Context", "FindingBuilder", "Moment", "check"]
-
 Moment = Literal["static", "preflight", "deep", "offline"]
 
 TO_END = "every check of this run to finish"

@@ -25,8 +25,6 @@ from sightline.engine.records import preserve_rng_state
 from sightline.errors import ConfigError
 from sightline.schema import suggest
 
-__all__ = ["all_checks", "assert_known", "run_after", "run_all", "run_quick"]
-
 logger = logging.getLogger(__name__)
 
 _SKIPPED = FindingBuilder(

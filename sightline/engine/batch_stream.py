@@ -27,8 +27,6 @@ from sightline.engine.watchdog import rank_label, worker_exit_message
 from sightline.errors import ConfigError, DataError, RunError, UserError
 from sightline.types import Batch, SampleKey
 
-__all__ = ["BatchLoader", "BatchSampler", "BatchStream", "evaluation_keys", "read_batches"]
-
 logger = logging.getLogger(__name__)
 
 BatchLoader = Callable[[Sequence[SampleKey]], Batch]

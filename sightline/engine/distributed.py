@@ -32,8 +32,6 @@ from sightline.errors import RunError, UserError
 from sightline.layers.batch_norm import convert_sync_batchnorm
 from sightline.runs.run_directory import RunDirectory
 
-__all__ = ["World", "start_world"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

@@ -25,17 +25,6 @@ from sightline.optional_members import MetricMembers, TaskMembers
 from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
-__all__ = [
-    "BatchCallback",
-    "BoundMetric",
-    "Evaluation",
-    "Evaluator",
-    "MetricResult",
-    "make_evaluation",
-    "pool_evaluations",
-]
-
-
 _NUM_HARD = 5
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]
 """Callback for each evaluated batch and its predictions."""

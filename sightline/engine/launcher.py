@@ -23,16 +23,6 @@ from sightline.engine.watchdog import (
 )
 from sightline.errors import UserError, escape_to_one_line
 
-__all__ = [
-    "RankInfo",
-    "exit_with_parent",
-    "launch",
-    "launched_world_size",
-    "rank_info_from_environment",
-    "rendezvous_address",
-    "resolve_num_processes",
-]
-
 _GRACE_S = 300
 """Seconds for processes to finish their step and save after a signal; a second signal ends them at once."""
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)

@@ -22,8 +22,6 @@ from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
 from sightline.runs.run_directory import assert_own_files, create_numbered_folder, load_document
 
-__all__ = ["RunLocation", "assert_empty", "assert_same_run", "create_run_folder", "resolve_run_location"]
-
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
 

@@ -31,17 +31,6 @@ from sightline.schema import check_value, suggest
 from sightline.tasks.distillation import teacher_keys
 from sightline.types import Batch, ComponentConfig, SampleKey, SourceLocation
 
-__all__ = [
-    "OpenRun",
-    "TrainedRun",
-    "build_model",
-    "config_path_of_run",
-    "is_run",
-    "open_run",
-    "open_trained",
-    "read_run",
-]
-
 logger = logging.getLogger(__name__)
 
 

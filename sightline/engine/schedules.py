@@ -9,8 +9,6 @@ from sightline import registry
 from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
 from sightline.errors import ConfigError
 
-__all__ = ["Constant", "Cosine", "Exponential", "OneCycle", "Schedule", "Steps"]
-
 
 class Schedule(Protocol):
     """Schedule: the factor of every group's learning rate at a step (0-based)."""

@@ -38,8 +38,6 @@ from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, 
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights, plain_state
 
-__all__ = ["StopRequest", "StopRequestedError", "TrainingSession", "describe_data_subset", "evaluation_document"]
-
 logger = logging.getLogger(__name__)
 
 _COMPARED_STEPS = 1000

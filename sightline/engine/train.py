@@ -23,8 +23,6 @@ from sightline.errors import RunError
 from sightline.optional_members import TaskMembers
 from sightline.types import Batch, LinearRamp
 
-__all__ = ["NonFiniteGradientError", "PhaseTimer", "StepCallback", "StepTotals", "TrainState", "train", "train_step"]
-
 _SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 

@@ -7,16 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "assert_finite",
-    "assert_same_form",
-    "assert_some",
-    "distance_scores",
-    "paired_squared_distances",
-    "squared_distances",
-    "upcast_for_comparison",
-]
-
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     """Compute the squared distance of every query to every point: (C, B, M), (C, B, N) -> (B, M, N).

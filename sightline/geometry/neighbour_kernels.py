@@ -12,8 +12,6 @@ from sightline.geometry.distances import distance_scores
 from sightline.geometry.trees import LEAF_SIZE, build_trees
 from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = ["ball_query_by_tree", "neighbours_by_product", "neighbours_by_tree"]
-
 _ENTRIES_AT_ONCE = 2**20
 """Scores in memory at a time: 4 MB in float32."""
 _HALVINGS = 10

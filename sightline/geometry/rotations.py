@@ -8,8 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["axis_rotation", "euler_matrix", "quaternion_matrix", "rotate_points", "uniform_quaternion"]
-
 _AXES = "xyz"
 
 

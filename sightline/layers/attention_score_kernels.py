@@ -15,8 +15,6 @@ from torch import Tensor
 
 from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = ["ScoreGradients", "attention_scores", "mapped_sums", "score_gradients"]
-
 _POINTS_AT_ONCE = 256
 """Points of one block of partial sums: fixed, regardless of the number of threads."""
 

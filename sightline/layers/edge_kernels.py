@@ -16,8 +16,6 @@ from torch import Tensor
 from sightline.geometry.neighbours import assert_rows
 from sightline.numba_kernels import can_use_numba, numba_kernel, run_parallel
 
-__all__ = ["EdgeSums", "edge_extremes_and_sums", "edge_gradients"]
-
 _POINTS_AT_ONCE = 1024
 """Points of one block of partial sums: fixed, so that the order of adding does not depend on the threads."""
 

@@ -15,16 +15,6 @@ from torch import Tensor
 
 from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = [
-    "Extremes",
-    "GroupGradients",
-    "add_and_rectify",
-    "extremes_and_sums",
-    "extremes_gradient",
-    "group_gradients",
-    "group_sums",
-]
-
 
 def group_sums(point_terms: Tensor, of_centres: Tensor, index: Tensor, *, origin: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the sums of u_j + v_m - origin and of its square over all members of all groups.

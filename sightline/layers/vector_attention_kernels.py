@@ -20,20 +20,6 @@ from torch import Tensor
 
 from sightline.numba_kernels import numba_kernel, run_parallel
 
-__all__ = [
-    "EdgeGradients",
-    "PositionMoments",
-    "edge_sums",
-    "norm_sums",
-    "place_gradient_sums",
-    "place_moments",
-    "rectified_gradients",
-    "rectified_places",
-    "relu_edges",
-    "weighted_messages",
-    "weighted_messages_backward",
-]
-
 _EDGES_OF_A_SUM = 64
 """Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
 

@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Loss", "cast_forward", "learns"]
-
 _FORMATS = frozenset({torch.float32, torch.float64})
 """Dtypes of parameters; lower formats come from autocast, which handles them itself."""
 

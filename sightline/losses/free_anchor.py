@@ -23,8 +23,6 @@ from sightline.geometry.boxes.priors import IGNORED, anchor_bags
 from sightline.losses.base import Loss
 from sightline.losses.boxes import bag_losses, sigmoid_focal
 
-__all__ = ["FreeAnchorNegative", "FreeAnchorPositive"]
-
 
 class _BoxesLoss(Loss):
     """Base of sums over bags of anchors that are divided by the number of boxes."""

@@ -12,18 +12,6 @@ from sightline.aliases import old_names
 from sightline.errors import summarise_error
 from sightline.optional_members import MetricMembers
 
-__all__ = [
-    "Metric",
-    "State",
-    "append_rows",
-    "find_state_fault",
-    "is_higher_better",
-    "make_state",
-    "pool_states",
-    "row_states",
-    "sorted_rows",
-]
-
 State = dict[str, Tensor]
 
 _NUM_TRIED = 3

@@ -23,8 +23,6 @@ from sightline.metrics.box_groups import (
     precision_and_recall,
 )
 
-__all__ = ["KINDS", "BoxErrors", "DetectionErrors", "classify_errors"]
-
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 _MATCH_IOU = 0.5
 _MIN_IOU = 0.1

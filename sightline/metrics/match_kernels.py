@@ -11,8 +11,6 @@ import numpy as np
 
 from sightline.numba_kernels import numba_kernel
 
-__all__ = ["count_pairs", "match_boxes"]
-
 
 @numba_kernel
 def box_overlap(box, label, is_crowd, epsilon):

@@ -12,8 +12,6 @@ from torch.nn import functional as F
 from sightline import registry
 from sightline.metrics.base import State
 
-__all__ = ["CrossPairs", "Pairs"]
-
 _T = 2.0
 """Scale of the Gaussian potential, and the exponent of the distance: the values of the paper."""
 

@@ -11,8 +11,6 @@ from sightline import registry
 from sightline.arguments import ImageEncoder, PointEncoder
 from sightline.layers.mlp import Width
 
-__all__ = ["CrossPoint", "CrossPointOutput", "IntraPoint", "IntraPointOutput", "projection_head"]
-
 _IMAGE_HIDDEN = 512
 
 

@@ -11,8 +11,6 @@ from sightline import registry
 from sightline.arguments import NonNegativeFloat
 from sightline.layers.images import ConvNorm, assert_images
 
-__all__ = ["DARKNET21", "DARKNET53", "Darknet", "Darknet53Encoder", "DarknetBlock"]
-
 MakeLayer = Callable[[int], nn.Module]
 """Factory of a norm, or an attention, for a number of channels."""
 

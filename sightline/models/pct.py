@@ -15,8 +15,6 @@ from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, 
 from sightline.layers.set_abstraction import PlainNeighbourGroup, SampleAndGroup
 from sightline.layers.transformer import AttentionStack, OffsetAttention, SelfAttention
 
-__all__ = ["PCT", "NaivePCT", "PCTEncoder", "PCTOutput", "PCTParts", "PCTPointsOutput", "SimplePCT"]
-
 _NUM_LAYERS = 4
 _EMBEDDING = 1024
 _CATEGORY_WIDTH = 64

@@ -16,8 +16,6 @@ from sightline.layers.mlp import LinearNorm, Width, packed_channels
 from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
 from sightline.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
 
-__all__ = ["PointTransformer", "PointTransformerBlock", "PointTransformerEncoder", "PointTransformerOutput"]
-
 _HEAD_WIDTHS = (256, 128)
 _DROPOUT_OF_CLOUDS = 0.5
 

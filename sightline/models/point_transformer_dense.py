@@ -20,8 +20,6 @@ from sightline.layers.dense_vector_attention import (
 )
 from sightline.layers.mlp import Width, dense_channels, one_hot_category
 
-__all__ = ["DensePointTransformer", "DensePointTransformerEncoder", "DensePointTransformerOutput"]
-
 _FIRST_CHANNELS = 32
 _BOTTOM_WIDTH = 512
 

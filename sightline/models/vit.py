@@ -14,8 +14,6 @@ from sightline.layers.images import assert_images
 from sightline.layers.mlp import Width
 from sightline.layers.transformer import TransformerBlock, init_trunc_normal
 
-__all__ = ["ViTBaseEncoder", "ViTEncoder", "ViTSmallEncoder", "ViTTinyEncoder"]
-
 _NORM_EPS = 1e-6
 """Epsilon of the layer norms of published vision transformers; torch's own default is ten times as much."""
 _INITIAL_STD = 0.02

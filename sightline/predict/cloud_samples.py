@@ -24,17 +24,6 @@ from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudInputSpec, DataInfo, Field
 
-__all__ = [
-    "FileSample",
-    "PointOrigin",
-    "assert_few_far",
-    "assert_within",
-    "describe_far",
-    "is_far",
-    "make_sample",
-    "read_sample",
-]
-
 _MAX_SHARE_FAR = 0.01
 """Maximum share of points of a scan or scene far beyond the training range; in a wrong unit most are."""
 

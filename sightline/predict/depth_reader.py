@@ -16,8 +16,6 @@ from sightline.data.files.depth_files import SizePx, read_depth
 from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 
-__all__ = ["DEPTH_SUFFIXES", "DepthFrameOptions", "FrameReader", "load_camera"]
-
 DEPTH_SUFFIXES = (".png", ".npy", ".bin")
 
 

@@ -22,8 +22,6 @@ from sightline.engine.run_loading import TrainedRun
 from sightline.pictures import PALETTE, encode_png
 from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
-__all__ = ["BoxPredictor", "ImagePrediction"]
-
 _NO_BOXES = {
     "boxes": torch.zeros(0, 4),
     "label": torch.zeros(0, dtype=torch.int64),

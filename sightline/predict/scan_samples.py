@@ -19,8 +19,6 @@ from sightline.geometry.scans.projection import rows_by_file_order
 from sightline.predict.cloud_samples import FileSample, PointOrigin, assert_few_far, assert_within, describe_far, is_far
 from sightline.types import DataInfo, Field, ScanInputSpec
 
-__all__ = ["Rings", "read_scan_sample", "scan_inputs"]
-
 Rings: TypeAlias = Literal["order"]
 """Source of rings other than a column: `order`, the lasers of a file are concatenated, the highest first."""
 _MIN_FALL = 0.9

@@ -14,16 +14,6 @@ from sightline.optional_members import TransformMembers
 from sightline.runs.weights import find_neighbour_graph, find_point_encoder
 from sightline.types import ComponentConfig, DataInfo
 
-__all__ = [
-    "flatten_blocks",
-    "format_setting",
-    "makes_pairs",
-    "preprocessing_signature",
-    "read_fields",
-    "signature_differences",
-    "training_differences",
-]
-
 _COMPARED_KEYS = {
     "up_axis": "the up axis",
     "num_points": "the number of points of a cloud",

@@ -22,8 +22,6 @@ from sightline.errors import CheckpointError
 from sightline.regular_files import check_regular_file, parse_json
 from sightline.runs.atomic_files import create_atomic
 
-__all__ = ["FORMAT_VERSION", "Snapshot", "parse_step", "read_snapshot", "read_steps", "write_snapshot"]
-
 FORMAT_VERSION = 1
 
 _TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}

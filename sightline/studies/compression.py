@@ -47,19 +47,6 @@ from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
 from sightline.types import ComponentConfig, LinearRamp
 
-__all__ = [
-    "WORK",
-    "Compression",
-    "FineTuning",
-    "assert_no_run",
-    "assert_same_request",
-    "assert_tunable",
-    "can_distil",
-    "finetuning_config",
-    "lock_folder",
-    "run_searches",
-]
-
 REQUEST_FILE = "asked.json"
 """File in a study's folder with the options of the study."""
 WORK = "work"

@@ -37,8 +37,6 @@ from sightline.studies.compression import (
 )
 from sightline.training.train_run import Reporter
 
-__all__ = ["NAME", "CompressionReport", "ReportRow", "compression_markdown", "gzip_bytes"]
-
 NAME = "compression"
 """Name of the table's files, without extension."""
 MIX_BITS = 4

@@ -19,8 +19,6 @@ from sightline.losses.embeddings import PairLoss, chance_level
 from sightline.tasks.supervised import AllReduce
 from sightline.types import Batch
 
-__all__ = ["CHANCE_SUFFIX", "Contrast"]
-
 CHANCE_SUFFIX = "_of_chance"
 """Suffix of a loss's name for the loss as a share of the chance level."""
 

@@ -47,8 +47,6 @@ from sightline.tasks.detection_output import (
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 
-__all__ = ["AnchorBlock", "Detect", "GridBlock"]
-
 
 class AnchorBlock(TypedDict, total=False):
     """Anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.

@@ -19,8 +19,6 @@ from sightline.errors import ConfigError
 from sightline.tasks.supervised import AllReduce, Supervised
 from sightline.types import Batch, ComponentConfig
 
-__all__ = ["DistillationTask", "add_teacher_keys", "teacher_keys", "unwrap_distillation"]
-
 _PREFIX = "teacher_"
 _FEATURES = ("student_modules", "teacher_modules")
 """Keys of mappings: name of a module -> its outputs, one for each of its calls."""

@@ -18,22 +18,6 @@ from sightline.runs.preprocessing_signature import format_setting, preprocessing
 from sightline.runs.weights import find_neighbour_graph, get_argument, iterate_blocks
 from sightline.types import ComponentConfig, DataInfo
 
-__all__ = [
-    "Difference",
-    "ResultRow",
-    "compare_figures_with_published",
-    "compare_with_published",
-    "describe_checkpoint",
-    "describe_foreign_data",
-    "format_figure",
-    "format_protocol_value",
-    "pretraining_protocol",
-    "protocol_differences",
-    "published_names",
-    "published_rows",
-    "run_rows",
-]
-
 _COMMAND_LINE_ENTRIES = ("arguments", "overrides", "parts config")
 """Protocol entries from the command line, which published rows do not have."""
 _UNSTATED = "not stated"

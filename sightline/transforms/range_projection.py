@@ -22,8 +22,6 @@ from sightline.geometry.scans.projection import (
 )
 from sightline.types import Field
 
-__all__ = ["Project", "RingFromOrder"]
-
 Channels = tuple[float, float, float, float, float]
 """One number each for range, x, y, z and remission."""
 

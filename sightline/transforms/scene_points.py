@@ -18,8 +18,6 @@ from sightline.errors import DataError
 from sightline.transforms.point_selection import PointSelection, PointSelector, full_cloud_fields
 from sightline.types import Field
 
-__all__ = ["CropPoints", "PlaceOnFloor", "SampleBlock", "VoxelGroups", "VoxelSample", "voxel_groups"]
-
 _MAX_CELLS = 2**62
 _TRIES = 64
 

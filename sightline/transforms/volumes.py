@@ -29,8 +29,6 @@ from sightline.geometry.volumes import (
 )
 from sightline.types import Field
 
-__all__ = ["DrawHeatmaps", "PlaceCube", "Voxelize"]
-
 HEATMAP_STRIDE = 2
 """Voxels along a side of a cell of a heat map."""
 

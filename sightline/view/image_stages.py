@@ -19,8 +19,6 @@ from sightline.types import Batch, DataInfo, Sample
 from sightline.view.panels import ImagePanel
 from sightline.view.stages import RgbColoring, SamplePredictor, Stage
 
-__all__ = ["ImageStages", "draws_pictures", "takes_score", "target_stages"]
-
 _NO_POINTS = np.zeros((0, 3), dtype=np.float32)
 
 

@@ -16,8 +16,6 @@ from sightline.data.files.atomic_write import whole_folder
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header
 from sightline.errors import DataError, UserError
 
-__all__ = ["LAYOUTS", "convert_annotations"]
-
 _REPORT_FILE = "conversion.json"
 _MAX_EXAMPLES = 3
 

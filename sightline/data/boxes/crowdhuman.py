@@ -32,8 +32,6 @@ from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import DataInfo
 
-__all__ = ["CrowdHuman"]
-
 _COLUMNS = {
     "full": box_column((4,), "float64"),
     "visible": box_column((4,), "float64"),

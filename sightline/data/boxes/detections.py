@@ -17,9 +17,6 @@ from sightline.data.boxes.records import BoxRecord
 from sightline.data.files.input_files import parse_json_content, read_file
 from sightline.errors import DataError
 
-__all__ = ["BoxImages", "DetectionResults", "Detections", "ImageRef", "SetIndex", "duplicate_image_ids", "read_results"]
-
-
 _parse_json = partial(parse_json_content, advice="write the results again")
 
 

@@ -20,25 +20,6 @@ from sightline.data.store.columns import ColumnSpec
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
 from sightline.errors import DataError, escape_to_one_line
 
-__all__ = [
-    "MAX_PX",
-    "AnnotationFaults",
-    "BoxCorners",
-    "CategoryIds",
-    "FaultPolicy",
-    "ListedImage",
-    "ListedImageSet",
-    "Values",
-    "box_column",
-    "check_splits",
-    "guess_split",
-    "is_valid_box",
-    "parse_number",
-    "plan_image_set",
-    "survey_images",
-    "xywh_to_xyxy",
-]
-
 FaultPolicy = Literal["refuse", "leave_out"]
 """Treatment of unusable images and boxes: an error that counts them (`refuse`), or a note (`leave_out`)."""
 BoxCorners = tuple[float, float, float, float]

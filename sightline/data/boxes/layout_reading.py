@@ -43,8 +43,6 @@ from sightline.data.files.input_files import read_file
 from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["KITTI_TYPES", "UNSTATED", "read_coco", "read_kitti", "read_lines", "read_yolo"]
-
 KITTI_TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 UNSTATED: Mapping[str, Any] = {
     "truncated": -1,

@@ -27,8 +27,6 @@ from sightline.data.boxes.people_files import (
 )
 from sightline.errors import DataError, assert_installed
 
-__all__ = ["LAYOUTS", "Job", "Layout", "Placed", "json_bytes"]
-
 _KIND_BY_CLASS = {
     "person": None,
     "pedestrian": "pedestrian",

@@ -41,9 +41,6 @@ from sightline.data.store.prepared_set import PreparedSet, prepare_command
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import ConfigError
 
-__all__ = ["CityPersons", "EuroCityPersons", "WiderPerson"]
-
-
 _UNKNOWN = -1.0
 """Stored value of an unknown visible share: prepared columns must be finite."""
 

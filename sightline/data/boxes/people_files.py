@@ -19,9 +19,6 @@ from sightline.data.files.text_tables import parse_count
 from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["CITYPERSONS", "ECP", "WIDERPERSON", "PersonCategories", "read_citypersons", "read_ecp", "read_widerperson"]
-__all__ += ["ecp_visible_share"]
-
 _BAD_BOX = "boxes that cannot be meant"
 _BAD_IMAGE = "images that are missing or damaged"
 _WIDERPERSON_FAULTY = "011765"

@@ -35,8 +35,6 @@ from sightline.errors import ConfigError, DataError
 from sightline.geometry.rendering import Background
 from sightline.types import CloudInputSpec
 
-__all__ = ["CloudFolder"]
-
 _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 
 

@@ -16,8 +16,6 @@ from sightline.data.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
 from sightline.data.store.prepared_set import MANIFEST, summarise_folder
 from sightline.errors import DataError
 
-__all__ = ["SPLITS", "ListedCloud", "list_clouds", "split_clouds"]
-
 SPLITS = ("train", "validation", "test")
 _LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
 

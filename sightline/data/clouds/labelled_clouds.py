@@ -20,8 +20,6 @@ from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["LabelledClouds", "count_shapes_per_split", "describe_clouds", "promised_info"]
-
 
 class LabelledClouds:
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.

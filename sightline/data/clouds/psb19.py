@@ -24,8 +24,6 @@ from sightline.data.store.prepared_writer import (
 )
 from sightline.errors import DataError
 
-__all__ = ["Psb19"]
-
 _KEYS = {"xyz": "f", "normal": "f", "category": "iu", "model_id": "iu", "categories": "U"}
 _TEST_SHARE = 0.3
 _SPLIT_SEED = 0

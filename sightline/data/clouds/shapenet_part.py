@@ -40,8 +40,6 @@ from sightline.data.store.prepared_writer import PreparationPlan, Progress, find
 from sightline.errors import DataError
 from sightline.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["ShapeNetPart"]
-
 _FRAME = "object, y up"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
 _INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_partanno_segmentation_benchmark_v0_normal")

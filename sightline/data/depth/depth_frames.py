@@ -15,8 +15,6 @@ from sightline.data.depth.skeletons import Skeleton
 from sightline.errors import ConfigError
 from sightline.types import Batch, DataInfo, Field, Folds, Sample, SampleKey
 
-__all__ = ["DepthCamera", "DepthFrames", "FrameSplit", "frames_info"]
-
 
 @dataclass(frozen=True)
 class DepthCamera:

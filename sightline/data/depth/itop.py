@@ -34,8 +34,6 @@ from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
 from sightline.geometry.pinhole import project_points
 
-__all__ = ["Itop"]
-
 _CAMERA = DepthCamera(1 / 0.0035, -1 / 0.0035, 160.0, 120.0, 320, 240)
 _VIEWS = ("side", "top")
 _FRAMES = {"train": 39_795, "test": 10_501}

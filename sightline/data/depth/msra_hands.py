@@ -33,8 +33,6 @@ from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
 from sightline.types import Folds
 
-__all__ = ["FAULTY", "MsraHands"]
-
 SubjectIndex = Annotated[int, Ge(0), Le(8)]
 """Index of one of the nine subjects."""
 _CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)

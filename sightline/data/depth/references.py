@@ -16,17 +16,6 @@ from sightline.data.files.text_tables import read_text
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.pinhole import depth_points
 
-__all__ = [
-    "CentreOfMass",
-    "DepthFrame",
-    "FrameOrder",
-    "Locator",
-    "NoCentreError",
-    "Reference",
-    "ReferencePointFile",
-    "TrueJoint",
-]
-
 Passes = Annotated[int, Ge(0), Le(1000)]
 """Number of refinement passes."""
 _MIN_DEPTH_MM = 20.0

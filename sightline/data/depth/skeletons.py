@@ -9,8 +9,6 @@ from typing import Any
 from sightline.errors import ConfigError
 from sightline.schema import suggest
 
-__all__ = ["BODY_15", "HAND_14", "HAND_16", "HAND_21", "HAND_21_BY_LEVEL", "Skeleton"]
-
 
 @dataclass(frozen=True)
 class Skeleton:

@@ -13,8 +13,6 @@ from typing import BinaryIO
 
 from sightline.errors import RunError, UserError
 
-__all__ = ["open_atomic", "sync_folder", "whole_folder"]
-
 _MARK = ".unfinished"
 """Marker file of an unfinished folder: a folder with it may be deleted and started again."""
 

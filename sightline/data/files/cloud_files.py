@@ -16,18 +16,6 @@ from sightline.data.files.ply import read_ply
 from sightline.data.files.text_tables import read_rows
 from sightline.errors import ConfigError, DataError, escape_to_one_line
 
-__all__ = [
-    "CLOUD_SUFFIXES",
-    "PointCloud",
-    "check_columns",
-    "check_strays",
-    "has_normals",
-    "is_cloud_file",
-    "is_no_return",
-    "list_skipped_files",
-    "read_cloud",
-]
-
 _POINTS = ("x", "y", "z")
 _NORMALS = ("nx", "ny", "nz")
 _SKIPPED = "_"

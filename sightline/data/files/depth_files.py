@@ -16,8 +16,6 @@ from sightline.data.files.image_files import DECODE_ERRORS, FREE_IMAGE_BYTES, PN
 from sightline.data.files.input_files import assert_regular, file_size, read_file
 from sightline.errors import DataError
 
-__all__ = ["SizePx", "read_colour_png", "read_depth", "read_depth_png", "read_raw_depth", "read_windowed_depth"]
-
 SizePx: TypeAlias = tuple[int, int]
 """Width and height of an image, in pixels."""
 _HEADER = struct.Struct("<6i")

@@ -11,9 +11,6 @@ from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.input_files import read_file
 from sightline.errors import DataError
 
-__all__ = ["MatrixRow", "check_pose", "read_bin", "read_label_ids", "read_matrices", "velodyne_poses"]
-__all__ += ["write_label_ids"]
-
 _MAX_SKEW = 0.01
 """Maximum deviation of an entry of R R^T from the identity; in published files it is at most 1e-5."""
 _MAX_DISTANCE_M = 1e9

@@ -30,8 +30,6 @@ from sightline.errors import DataError
 from sightline.geometry.rendering import Background
 from sightline.transforms.images import resize_images
 
-__all__ = ["RenderedShape", "import_views", "list_pictures", "read_picture"]
-
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
 _SHAPES_PER_SHARD = 64

@@ -13,8 +13,6 @@ from sightline.data.files.text_tables import parse_count
 from sightline.errors import DataError
 from sightline.regular_files import read_regular_file
 
-__all__ = ["IGNORE_INDEX", "MAX_ID", "LabelMap", "identity_map", "read_label_map"]
-
 IGNORE_INDEX = 255
 """Class of points that are neither trained on nor scored, in maps that do not ignore class 0."""
 MAX_ID = 2**16 - 1

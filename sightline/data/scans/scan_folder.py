@@ -39,8 +39,6 @@ from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
 from sightline.types import ScanInputSpec
 
-__all__ = ["ScanFolder"]
-
 _SPLITS = ("train", "validation", "test")
 
 

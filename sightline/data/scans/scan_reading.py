@@ -15,20 +15,6 @@ from sightline.data.scans.label_maps import MAX_ID
 from sightline.data.scans.scan_samples import RawScan, check_scan, count_others
 from sightline.errors import DataError
 
-__all__ = [
-    "PREDICTING",
-    "PREPARING",
-    "SCAN_SUFFIXES",
-    "Advice",
-    "NoReturn",
-    "RingOrder",
-    "has_remission",
-    "read_scan",
-    "ring_column",
-    "scan_ids",
-    "to_raw_scan",
-]
-
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
 """File suffixes that `read_scan` accepts."""
 RingOrder: TypeAlias = Literal["top_first", "bottom_first"]

@@ -27,8 +27,6 @@ from sightline.data.store.splits import SplitRows, split_off_last
 from sightline.errors import DataError
 from sightline.types import DataInfo, Folds, ScanInputSpec
 
-__all__ = ["LABEL_MAPS", "SemanticKitti"]
-
 LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
 """Published label maps: single scans (19 classes and class 0), and with classes of moving objects (25 and class 0)."""
 _MAX_REACH_M = 240.0

@@ -24,8 +24,6 @@ from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
 from sightline.types import ScanInputSpec
 
-__all__ = ["SqueezeSegNpy", "read_range_image"]
-
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
 _X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
 _NUM_CHANNELS = 6

@@ -10,8 +10,6 @@ from sightline.data.store.prepared_set import PreparedSet
 from sightline.errors import ConfigError, DataError
 from sightline.types import Folds
 
-__all__ = ["Deal", "RowRefs", "SplitRows", "check_part", "count_held", "make_splits", "split_off_last"]
-
 RowRefs = tuple[tuple[str, int], ...]
 """References to samples of a prepared set: stored split and row of each."""
 Deal = Callable[[Sequence[tuple[str, int]], float], tuple[RowRefs, RowRefs]]

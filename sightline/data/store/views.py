@@ -14,17 +14,6 @@ from sightline.errors import ConfigError, DataError, MissingDataError
 from sightline.geometry.rendering import Background, on_background
 from sightline.types import Field, SampleKey
 
-__all__ = [
-    "DEFAULT_SIZE_PX",
-    "IMAGE",
-    "VIEWS_SET",
-    "StoredViews",
-    "Views",
-    "image_field",
-    "open_views",
-    "promised_image",
-]
-
 VIEWS_SET = "views"
 """Name of the set in the manifest of a view store."""
 IMAGE = "image"

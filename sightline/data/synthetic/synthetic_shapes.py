@@ -23,8 +23,6 @@ from sightline.geometry.surfaces import sample_patches
 from sightline.transforms.points import to_unit_sphere
 from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
-__all__ = ["SyntheticShapes"]
-
 Many = Annotated[int, Ge(1), Le(1_000_000)]
 """Number of samples or points; larger numbers are refused as a mistake, before they fill the memory."""
 Ratio = Annotated[float, Ge(1.0), Le(1e6)]

@@ -15,8 +15,6 @@ from sightline.geometry.boxes.priors import BACKGROUND, Priors, best_iou_of_boxe
 from sightline.tasks.detect import Detect
 from sightline.types import Batch
 
-__all__ = ["AssignedBoxes", "assigned_boxes", "is_significantly_above"]
-
 _SIDE_STRIDES = 8
 """Side, in strides, of the square around a point prior whose IoU with a box is measured."""
 

@@ -36,8 +36,6 @@ from sightline.optional_members import MetricMembers
 from sightline.pictures import encode_png
 from sightline.types import Batch, SampleKey
 
-__all__ = ["DryEvaluation", "keys_to_evaluate", "rehearse_evaluations"]
-
 _MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
 _CORNER_PX = 8  # corner of a picture that is encoded, to test that it can be written
 

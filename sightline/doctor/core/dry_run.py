@@ -26,24 +26,6 @@ from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch, SampleKey
 
-__all__ = [
-    "NUM_SAMPLES",
-    "DryRun",
-    "ForwardWatcher",
-    "OutOfTimeError",
-    "Outputs",
-    "ReadTrackingDict",
-    "StepFailure",
-    "detach_nested",
-    "dry_run",
-    "error_location",
-    "first_outputs",
-    "forward_backward",
-    "isolated_copy",
-    "read_batch",
-    "step_keys",
-]
-
 _PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
     _PACKAGE / "doctor",

@@ -21,8 +21,6 @@ from sightline.errors import summarise_error
 from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch
 
-__all__ = ["distinct_layers", "examine", "examine_layers"]
-
 _MAX_SECONDS = 45.0  # CPU time of this thread
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _PLAIN = (bool, int, float, str, tuple, list, type(None), torch.dtype)

@@ -30,8 +30,6 @@ from sightline.doctor.oracles.results import (
 from sightline.numba_kernels import compute_seconds
 from sightline.surrogates import find_surrogates, note_surrogates
 
-__all__ = ["RecordedInput", "examine_recorded", "record_calls"]
-
 _MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
 _CORNERS = (8, 16, 32)
 _MAX_SECONDS = 4.0  # for one layer

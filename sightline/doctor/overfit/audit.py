@@ -17,8 +17,6 @@ from sightline.doctor.overfit.fit_attempt import FitReporter, FitSetup
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.samples import Samples
 
-__all__ = ["audit_batch", "audit_first_loss", "audit_targets", "first_sample"]
-
 
 def audit_batch(bench: FitSetup, reporter: FitReporter) -> list[Finding]:
     """Report tensors of the batch with NaN or infinite numbers."""

@@ -21,8 +21,6 @@ from sightline.engine.step import compute_batch_losses, divide_by_count, weighte
 from sightline.engine.train import TrainState
 from sightline.types import Batch
 
-__all__ = ["GradientCheck", "LossProbe", "probe_loss"]
-
 _STEPS = 150
 _DIRECTIONS = 6
 _STEP = 1e-4

@@ -12,8 +12,6 @@ import numpy as np
 
 from sightline.numba_kernels import numba_kernel
 
-__all__ = ["greedy_nms_kernel", "pairwise_ioa_kernel", "pairwise_iou_kernel", "soft_nms_kernel"]
-
 _BLOCK = 32
 
 

@@ -15,20 +15,6 @@ from sightline.geometry.boxes.box_kernels import greedy_nms_kernel, soft_nms_ker
 from sightline.geometry.boxes.overlaps import iou
 from sightline.numba_kernels import can_use_numba
 
-__all__ = [
-    "Adaptive",
-    "GreedyNMS",
-    "SetSuppression",
-    "SoftGaussian",
-    "SoftLinear",
-    "Suppression",
-    "SuppressionResult",
-    "greedy_nms",
-    "greedy_nms_reference",
-    "soft_nms",
-    "soft_nms_reference",
-]
-
 
 @keep_old_members(places="indices")
 class SuppressionResult(NamedTuple):

@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Calibration", "boxes_velodyne", "corners_camera", "points_in_box"]
-
 
 class Calibration(NamedTuple):
     """Calibration: `camera_of_velodyne` (4, 4), scanner to rectified camera frame.

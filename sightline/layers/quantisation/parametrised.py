@@ -20,18 +20,6 @@ from sightline.layers.quantisation.clustering import Clusters, check_weight, clu
 from sightline.layers.quantisation.linear import QuantisationGrid, list_weights, straight_through, weight_grid
 from sightline.schema import suggest
 
-__all__ = [
-    "Codebook",
-    "HalfPrecision",
-    "UniformQuantiser",
-    "apply_policy",
-    "bake_quantised_weights",
-    "dense_state_dict",
-    "quantised_weights",
-    "quantiser_for",
-    "weight_sizes",
-]
-
 
 class _Quantiser(nn.Module):
     """Base of weight quantisers; `order` is the order of the module's parameters, which `freeze` restores."""

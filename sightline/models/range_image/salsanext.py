@@ -15,8 +15,6 @@ from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import build_pool
 from sightline.models.range_image.rangenet import RangeImageNetwork
 
-__all__ = ["SalsaNext"]
-
 
 def _unit(*, in_channels: int, out_channels: int, size: int, circular: bool, dilation: int = 1) -> ConvBlock:
     """Build a convolution, a leaky ReLU and batch norm, in this order, as in the authors' code."""

@@ -15,8 +15,6 @@ from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import Compat, RangeImageCRF, UpsampleColumns, build_pool
 from sightline.models.range_image.rangenet import RangeImageNetwork
 
-__all__ = ["SqueezeSeg", "SqueezeSegV2"]
-
 _STEM = 64
 _MOMENTUM = 0.01
 _LEVELS = (((16, 64), (16, 64)), ((32, 128), (32, 128)), ((48, 192), (48, 192), (64, 256), (64, 256)))

@@ -8,8 +8,6 @@ from sightline.doctor.context import Check, Context
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.core.sample_statistics import PartStatistics, describe_sample
 
-__all__ = ["broken_field"]
-
 _CAUSES = {
     "shape": ("cfg.contract", "data.layout"),
     "order of axes": ("data.layout", "cfg.contract"),

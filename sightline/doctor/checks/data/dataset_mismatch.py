@@ -19,8 +19,6 @@ from sightline.engine.build import DataSubset, build_transforms
 from sightline.numba_kernels import compute_seconds
 from sightline.types import Batch, DataInfo, SampleKey
 
-__all__ = ["CloudSample", "compare_sets", "dataset_mismatch", "sample_clouds"]
-
 _MAX_SECONDS = 0.5  # CPU time of this thread, for each set
 _MIN_SCALE_RATIO = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
 _MIN_CLOUDS = 3

@@ -22,8 +22,6 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
 from sightline.types import Batch
 
-__all__ = ["diagnose_non_finite", "explain_fault", "non_finite"]
-
 logger = logging.getLogger(__name__)
 
 _MAX_WEIGHT = 1e3

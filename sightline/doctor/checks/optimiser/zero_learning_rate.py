@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.finding import Finding
 
-__all__ = ["zero_learning_rate"]
-
 _MAX_STEPS = 20_000
 _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
