@@ -49,7 +49,9 @@ class DataMembers:
 
     get_batch: Member[Function] = Member("`get_batch(keys)`: a whole batch at once, of a set in memory", absent=None)
     collate: Member[Function] = Member("`collate(samples)`: the batch, with every key of `info.fields`", absent=None)
-    name_of: Member[Function] = Member("`name_of(index)`: the name of a sample in reports", absent=None)
+    sample_name: Member[Function] = Member(
+        "`sample_name(index)`: the name of a sample in reports", absent=None, old_name="name_of"
+    )
     strata: Member[Any] = Member("one class per sample (an array), for stratified splits", absent=None)
     fingerprint: Member[str | None] = Member(
         "text that changes whenever the same arguments and keys may give other samples; features are cached by it",

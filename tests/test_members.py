@@ -19,8 +19,8 @@ PLANTED = {
         "strataa": "strata",
         "stata": "strata",
         "strtaa": "strata",
-        "name_off": "name_of",
-        "name_fo": "name_of",
+        "sample_nam": "sample_name",
+        "smaple_name": "sample_name",
         "get_bacth": "get_batch",
         "getBatch": "get_batch",
         "colate": "collate",
@@ -121,7 +121,7 @@ class Base:
     """What a class of the same package inherits is its own too."""
 
     @classmethod
-    def nam_of(cls) -> None: ...
+    def sample_nam(cls) -> None: ...
 
 
 class Planted(Base):
@@ -143,7 +143,7 @@ def test_members_are_found_wherever_a_class_defines_them() -> None:
     assert dict(find_misspelt_members("data", Planted)) == {
         "finger_print": "fingerprint",
         "getBatch": "get_batch",
-        "nam_of": "name_of",
+        "sample_nam": "sample_name",
         "expected_inf": "expected_info",
         "strataa": "strata",
         "baslines": "baselines",

@@ -94,8 +94,8 @@ class DataSubset:
 
     def sample_name(self, index: int) -> str:
         """Return the data set's name of a sample, or its index as text if the set names none."""
-        name_of = DataMembers.name_of.get(self.dataset)
-        return str(index) if name_of is None else str(name_of(index))
+        sample_name = DataMembers.sample_name.get(self.dataset)
+        return str(index) if sample_name is None else str(sample_name(index))
 
     def evenly_spaced_indices(self, count: int) -> np.ndarray:
         """Return at most `count` of the indices (int64), evenly spaced from the first to the last."""

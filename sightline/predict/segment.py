@@ -87,10 +87,10 @@ class SegmentPrediction:
         counts = np.bincount(self.labels)
         order = np.argsort(-counts, kind="stable")
         return {
-            self.name_of(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
+            self.label_name(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
         }
 
-    def name_of(self, label: int) -> str:
+    def label_name(self, label: int) -> str:
         """Return the name of a class; its number if the run's set has no names."""
         return self.class_names[label] if label < len(self.class_names) else str(label)
 

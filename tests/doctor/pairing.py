@@ -89,13 +89,13 @@ class Pictured:
     def __len__(self) -> int:
         return len(self.inner)
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"object_{index}"
 
     def get_batch(self, keys: Sequence[SampleKey]) -> dict[str, Any]:
         views = [int(key.generator().integers(3)) for key in keys]
         images = [
-            torch.from_numpy(self.views.image(self.name_of(key.index), view))
+            torch.from_numpy(self.views.image(self.sample_name(key.index), view))
             for key, view in zip(keys, views, strict=True)
         ]
         batch = {**self.inner.get_batch(keys), "image": torch.stack(images)}

@@ -154,7 +154,7 @@ def test_a_real_mesh_gives_the_bits_that_preparing_stored(shared: Path, tmp_path
     for split in ("train", "test"):
         shapes = ModelNet10(split=split, root=str(tmp_path / "data"), num_points=512, normals="file")
         for index in range(len(shapes)):
-            path = next(path for path in meshes if path.stem == shapes.name_of(index))
+            path = next(path for path in meshes if path.stem == shapes.sample_name(index))
             found, stored = read_sample(path, shapes.info), shapes[SampleKey(index, 0, 0)]
             for field in ("points", "normals"):
                 assert np.array_equal(found.fields[field], stored[field].numpy()), (path.name, field)
@@ -265,7 +265,7 @@ def test_a_raw_room_of_s3dis_is_the_sample_of_its_set(tmp_path: Path) -> None:
     S3dis.prepare(source=raw, target=tmp_path / "set", name="s3dis", progress=no_progress)
     rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=5, place=True)
     for index in range(len(rooms)):
-        room = rooms.name_of(index).rpartition("/")[2].removeprefix("Area_5_")
+        room = rooms.sample_name(index).rpartition("/")[2].removeprefix("Area_5_")
         found = read_sample(raw / "Area_5" / room / f"{room}.txt", rooms.info)
         sample = rooms[SampleKey(index, 0, 0)]
         for name in ("points", "colours", "place"):

@@ -53,7 +53,7 @@ class ToyRooms:
     def __len__(self) -> int:
         return self.info.split_sizes[self.split]
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"Area_1/room {index}"
 
     def __getitem__(self, key: SampleKey) -> Sample:

@@ -65,7 +65,7 @@ def test_the_answers_for_the_test_files_are_those_that_evaluate_scored(place: Pa
     with (place / "answers.csv").open(newline="") as file:
         answers = {Path(row["file"]).name: row["class"] for row in csv.DictReader(file)}
     test = CloudFolder(split="test", root=str(place / "prepared"))
-    names = [test.name_of(index) for index in range(len(test))]
+    names = [test.sample_name(index) for index in range(len(test))]
     right = [answers[Path(name).name] == name.split("/")[0] for name in names]
     scores = json.loads((place / "scores.json").read_text())
     assert scores["metrics"]["overall_accuracy"] == np.mean(right)
@@ -84,7 +84,7 @@ def test_a_file_becomes_the_sample_of_its_set_bit_for_bit(place: Path) -> None:
             logits = loaded.model(points=loaded.transform({"points": points})["points"])["logits"]
         probability = logits.double().softmax(dim=1).max().item()
         # The batch differs: sums of 1,024 float32 products in another order, so 1e-5 at most.
-        assert abs(probability - told[Path(test.name_of(index)).name]) < 1e-5
+        assert abs(probability - told[Path(test.sample_name(index)).name]) < 1e-5
 
 
 def test_evaluating_on_clouds_that_lie_otherwise_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,7 +264,7 @@ class LabelledImages:
         names = {name for split in prepared.splits for name in prepared.names(split)}
         return SetIndex(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         return self._names[index]
 

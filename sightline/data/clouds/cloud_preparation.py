@@ -30,12 +30,12 @@ _MAX_CACHE_BYTES = 2**28
 class EstimatedNormals:
     """Cache of the estimated normals of `size` clouds; the same bits alone and in any batch.
 
-    `name_of` returns the name of a sample for error messages. The cache is not pickled.
+    `sample_name` returns the name of a sample for error messages. The cache is not pickled.
     """
 
-    def __init__(self, size: int, num_points: int, name_of: Callable[[int], str]) -> None:
+    def __init__(self, size: int, num_points: int, sample_name: Callable[[int], str]) -> None:
         self._shape = (size, num_points, 3)
-        self._name_of = name_of
+        self._sample_name = sample_name
         self._cache: np.ndarray | None = None
         self._is_cached = np.zeros(size, dtype=bool)
 
@@ -58,7 +58,7 @@ class EstimatedNormals:
         return self._cache[index]
 
     def _estimate(self, index: int, cloud: np.ndarray) -> np.ndarray:
-        return estimated_normals(cloud, where=self._name_of(index))
+        return estimated_normals(cloud, where=self._sample_name(index))
 
 
 def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:

@@ -64,7 +64,7 @@ class LabelledClouds:
             self._estimated = EstimatedNormals(len(self), self.num_points, self._describe_sample)
         self._pictures: StoredViews | None = None
         if store is not None:
-            names = [self.name_of(index) for index in range(len(self))]
+            names = [self.sample_name(index) for index in range(len(self))]
             self._pictures = StoredViews(store, names, set_name=f"{self.set_name} {split}", background=background)
 
     @cached_property
@@ -128,7 +128,7 @@ class LabelledClouds:
             "sample_index": torch.from_numpy(index_B),
         }
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         return self._names[self._rows[index]]
 
@@ -170,7 +170,7 @@ class LabelledClouds:
 
     def _describe_sample(self, index: int) -> str:
         """Return root, split and name of a sample, for error messages."""
-        return f"{self._prepared.root}: {self._split}/{self.name_of(index)}"
+        return f"{self._prepared.root}: {self._split}/{self.sample_name(index)}"
 
     def _width(self, name: str) -> int:
         """Return the number of values per point of a feature."""

@@ -120,12 +120,12 @@ class ShapeNetPart:
         if self._normals == "file":
             sample["normals"] = torch.from_numpy(np.array(self._prepared.row(split, "normals", row)))
         elif self._normals == "estimated":
-            where = f"{self._prepared.root}: {split}/{self.name_of(key.index)}"
+            where = f"{self._prepared.root}: {split}/{self.sample_name(key.index)}"
             sample["normals"] = torch.from_numpy(estimated_normals(points, where=where))
         label = self._prepared.row(split, "label", row).astype(np.int64)
         return {**sample, "label": torch.from_numpy(label), "category": torch.tensor(int(self.strata[key.index]))}
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         split, row = self._shapes[index]
         return self._names[split][row]

@@ -317,7 +317,7 @@ class ShapeNetRender(LabelledClouds):
         fraction_seed: Seed = 0,
     ) -> None:
         super().__init__(split=split, root=root, num_points=num_points, fraction=fraction, fraction_seed=fraction_seed)
-        names = [self.name_of(index) for index in range(len(self))]
+        names = [self.sample_name(index) for index in range(len(self))]
         self._pictures = StoredViews(Views(self._prepared), names, set_name=self.set_name, background=background)
 
     def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:

@@ -90,7 +90,7 @@ class PreparedFrames(DepthFrames):
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         split, row = self._locate_row(int(self._frame_indices[index]))
         if split not in self._names:

@@ -54,11 +54,11 @@ class Concat:
         set_index, index = self._locate(key.index)
         return self._sets[set_index][dataclasses.replace(key, index=index)]
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         set_index, local_index = self._locate(index)
-        name_of = DataMembers.name_of.get(self._sets[set_index])
-        return f"{set_index + 1}/{local_index if name_of is None else name_of(local_index)}"
+        sample_name = DataMembers.sample_name.get(self._sets[set_index])
+        return f"{set_index + 1}/{local_index if sample_name is None else sample_name(local_index)}"
 
     def record(self, index: int) -> Any:
         """Return the boxes of an image, if the sets have images with boxes."""
@@ -68,7 +68,7 @@ class Concat:
     def image(self, index: int) -> Any:
         """Return name, id and size of an image for files of results."""
         set_index, local_index = self._locate(index)
-        return self._sets[set_index].image(local_index)._replace(name=self.name_of(index), image_id=index + 1)
+        return self._sets[set_index].image(local_index)._replace(name=self.sample_name(index), image_id=index + 1)
 
     def set_index(self) -> Any:
         """Return the index of every image and class of the sets, in this split or not."""

@@ -109,7 +109,9 @@ class SyntheticObjects:
         self._sets = {split: SyntheticShapes(split=split, **arguments) for split in ("train", "test")}
         self.path = Path("synthetic_shapes")
         self.up_axis = "z"
-        self.names = {split: [shapes.name_of(i) for i in range(len(shapes))] for split, shapes in self._sets.items()}
+        self.names = {
+            split: [shapes.sample_name(i) for i in range(len(shapes))] for split, shapes in self._sets.items()
+        }
         self.options = dict(arguments)
         self.about = {"set": "synthetic_shapes", **arguments}
 

@@ -75,7 +75,7 @@ class LabelMap:
         np.add.at(class_counts, classes[is_class], counts[is_class])
         return class_counts
 
-    def name_of(self, raw: int) -> str:
+    def label_name(self, raw: int) -> str:
         """Return the map's name of an id; `id 5` if it has none."""
         return self._names.get(raw, f"id {raw}")
 

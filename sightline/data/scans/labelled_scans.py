@@ -99,7 +99,7 @@ class LabelledScans:
         values |= {name: array for name, array in optional.items() if array is not None and name in self.info.fields}
         return {name: torch.from_numpy(np.array(array)) for name, array in values.items()}
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         stored, row = self._rows[index]
         return self._prepared.names(stored)[row]

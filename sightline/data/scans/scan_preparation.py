@@ -294,7 +294,7 @@ def survey_scans(
     document = {
         "source": str(source),
         "scans": f"{len(chosen)} of {len(readers)} looked at",
-        "points_per_id": {f"{raw} {labels.name_of(raw)}": int(statistics.ids[raw]) for raw in ids},
+        "points_per_id": {f"{raw} {labels.label_name(raw)}": int(statistics.ids[raw]) for raw in ids},
         "sensor": {
             "elevations_deg": list(statistics.fov_deg()),
             "azimuths_deg": list(statistics.azimuth_deg()),

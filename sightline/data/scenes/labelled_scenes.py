@@ -174,7 +174,7 @@ class LabelledScenes:
         values = {"points": points, **{name: self._read_feature(name, stored, row) for name in self._features}}
         return {name: torch.from_numpy(array) for name, array in {**values, "label": label}.items()}
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         stored, row = self._scenes.rows[index % len(self._scenes.rows)]
         return self._prepared.names(stored)[row]

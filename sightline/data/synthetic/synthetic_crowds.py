@@ -340,7 +340,7 @@ class SyntheticCrowds:
         """Return the state without cached images: a worker process draws its own, with the same bits."""
         return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
         return f"{self._split}_{index:05d}"
 
@@ -350,7 +350,7 @@ class SyntheticCrowds:
 
     def image(self, index: int) -> ImageRef:
         """Return the identity of an image in result files (ids count from 1), and its size."""
-        return ImageRef(self.name_of(index), index + 1, *self._size)
+        return ImageRef(self.sample_name(index), index + 1, *self._size)
 
     def set_index(self) -> SetIndex:
         """Return an empty index: ids count from 1 in every split, so other splits have no ids of their own."""

@@ -135,7 +135,7 @@ class SyntheticShapes:
         """Return the state without cached clouds: a worker process makes its own, with the same bits."""
         return self.__dict__ | {"_cache": None}
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Name of a sample in reports; also the key of its views, the same in a subset as in the whole set."""
         return f"{self._split}_{self._rows[index]:05d}"
 

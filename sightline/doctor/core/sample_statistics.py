@@ -281,8 +281,8 @@ def distinct_parts(data: Data) -> list[DataSubset]:
 
 def describe_sample(dataset: Dataset, index: int) -> str:
     """Format a sample as its index, with its name or file if the data set has one."""
-    name_of = DataMembers.name_of.get(dataset)
-    return f"sample {index}" if name_of is None else f"sample {index} ({name_of(index)})"
+    sample_name = DataMembers.sample_name.get(dataset)
+    return f"sample {index}" if sample_name is None else f"sample {index} ({sample_name(index)})"
 
 
 def evenly_spaced_keys(

@@ -349,7 +349,7 @@ def test_faulty_images_are_named_and_counted_or_left_out(tmp_path: Path, kind: s
     assert not (tmp_path / "set").exists()
     manifest = prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert manifest["statistics"]["images"] == {"all": 2}
-    assert [all_of(tmp_path / "set").name_of(index) for index in range(2)] == ["a.png", "b.png"]
+    assert [all_of(tmp_path / "set").sample_name(index) for index in range(2)] == ["a.png", "b.png"]
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -399,7 +399,7 @@ def test_names_with_accents_links_and_backslashes_are_found(tmp_path: Path) -> N
     write_coco(tmp_path / "in" / "all.json", [(1, composed, 8, 6), (2, "more\\b.png", 8, 6)], [BOX])
     prepare(tmp_path / "in", tmp_path / "set")
     images = all_of(tmp_path / "set")
-    found = {images.name_of(index): images[SampleKey(index, 0, 0)]["image"].numpy() for index in range(2)}
+    found = {images.sample_name(index): images[SampleKey(index, 0, 0)]["image"].numpy() for index in range(2)}
     assert np.array_equal(found[decomposed], pattern(6, 8))
     assert np.array_equal(found["more/b.png"], pattern(6, 8, seed=1))
 
@@ -422,9 +422,9 @@ def test_files_by_split_are_recognised(tmp_path: Path, layout: str) -> None:
     prepare(root, tmp_path / "set")
     train = Coco(split="train", root=str(tmp_path / "set"))
     assert train.info.split_sizes == {"train": 4, "validation": 1, "test": 3}  # its validation images are tested on
-    assert Path(Coco(split="test", root=str(tmp_path / "set")).name_of(0)).name == "val1.png"
-    chosen = Coco(split="test", root=str(tmp_path / "set"), tested=(train.name_of(1),))
-    assert [chosen.name_of(index) for index in range(len(chosen))] == [train.name_of(1)]
+    assert Path(Coco(split="test", root=str(tmp_path / "set")).sample_name(0)).name == "val1.png"
+    chosen = Coco(split="test", root=str(tmp_path / "set"), tested=(train.sample_name(1),))
+    assert [chosen.sample_name(index) for index in range(len(chosen))] == [train.sample_name(1)]
     with pytest.raises(DataError, match="no image's name begins with 'nobody'"):
         Coco(split="test", root=str(tmp_path / "set"), tested=("nobody",))
 

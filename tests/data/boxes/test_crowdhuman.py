@@ -63,7 +63,7 @@ def test_full_boxes_are_kept_beyond_the_image(root: Path) -> None:
     """Traps T13 and T24: negative and fractional corners are neither cut nor rounded."""
     images = opened(root)
     assert images.info.split_sizes == {"train": 3, "test": 1}
-    assert [images.name_of(index) for index in range(3)] == ["a,1", "b,2", "c,3"]
+    assert [images.sample_name(index) for index in range(3)] == ["a,1", "b,2", "c,3"]
     sample = images[SampleKey(0, 0, 0)]
     assert sample["boxes"].tolist() == [
         [-3, 2, 7, 22.5],

@@ -90,7 +90,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_of(images: Coco) -> list[str]:
-    return [images.name_of(index) for index in range(len(images))]
+    return [images.sample_name(index) for index in range(len(images))]
 
 
 def test_parts_that_files_do_not_state_are_seeded(root: Path) -> None:

@@ -104,7 +104,7 @@ def test_citypersons_has_full_and_visible_boxes(roots: dict[str, str]) -> None:
     both = CityPersons(split="test", root=roots["citypersons"], people=("pedestrian", "rider"), apart=True)
     assert both.classes == (("pedestrian", "rider"), (1, 2))
     assert both.image(0).image_id == 1
-    assert both.name_of(0) == "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
+    assert both.sample_name(0) == "leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png"
 
 
 def test_tags_of_thousands_of_digits_state_nothing() -> None:
@@ -134,7 +134,7 @@ def test_all_of_them_are_trained_on_as_one(roots: dict[str, str], tmp_path: Path
     samples = [both[SampleKey(index, 0, 0)] for index in range(len(both))]
     assert all(each.keys() == samples[0].keys() for each in samples)
     assert all(len(each["truth_visible"]) == len(each["truth"]) for each in samples)
-    assert both.name_of(0) == f"1/{sets[0].name_of(0)}"
+    assert both.sample_name(0) == f"1/{sets[0].sample_name(0)}"
     assert both.info.facts["box_type"] == "full"
     assert isinstance(both, BoxImages)
     assert [both.image(index).image_id for index in range(len(both))] == [*range(1, len(both) + 1)]

@@ -58,7 +58,7 @@ def test_a_real_sample_is_that_of_a_plain_reader(real: tuple[Path, Path]) -> Non
     source, root = real
     images = YoloTxt(split="test", root=str(root))
     for index in (0, 17, 100):
-        path = source / images.name_of(index)
+        path = source / images.sample_name(index)
         with Image.open(path) as image:
             width, height = image.size
             pixels = np.asarray(image.convert("RGB"))
@@ -140,7 +140,7 @@ def test_images_called_by_numbers_have_these_for_ids(tmp_path: Path, names: tupl
         (tmp_path / "in" / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
     prepare(tmp_path / "in", tmp_path / "set", names=("person",))
     images = all_of(tmp_path / "set")
-    assert {Path(images.name_of(index)).stem: images.image(index).image_id for index in range(len(images))} == ids
+    assert {Path(images.sample_name(index)).stem: images.image(index).image_id for index in range(len(images))} == ids
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -300,5 +300,5 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     os.symlink(tmp_path / "in", tmp_path / "in" / "loop")
     prepare(tmp_path / "in", tmp_path / "set", names=("person",))
     images = all_of(tmp_path / "set")
-    assert [images.name_of(index) for index in range(len(images))] == ["far/bild ü.png"]
+    assert [images.sample_name(index) for index in range(len(images))] == ["far/bild ü.png"]
     assert np.array_equal(images[SampleKey(0, 0, 0)]["image"], pattern(10, 20))

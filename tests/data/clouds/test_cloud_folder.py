@@ -29,7 +29,7 @@ def everything(dataset: CloudFolder) -> dict[str, Any]:
 
 def names_of(root: Path, split: str) -> list[str]:
     dataset = CloudFolder(split=split, root=str(root))
-    return [dataset.name_of(index) for index in range(len(dataset))]
+    return [dataset.sample_name(index) for index in range(len(dataset))]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_list_in_csv(clouds: Path, tmp_path: Path) -> None:
     manifest = prepare_folder(tmp_path / "split.csv", tmp_path / "split")
     assert manifest["split"] == "as given"
     dataset = CloudFolder(split="validation", root=str(tmp_path / "split"))
-    assert [dataset.name_of(i) for i in range(3)] == ["a/plate_02.ply", "b/rod_02.ply", "c/ball_02.ply"]
+    assert [dataset.sample_name(i) for i in range(3)] == ["a/plate_02.ply", "b/rod_02.ply", "c/ball_02.ply"]
     assert dataset.strata.tolist() == [0, 1, 2]
 
 
@@ -156,14 +156,14 @@ def test_a_file_is_prepared_as_its_set_was(tmp_path: Path, normals: str, channel
     assert dataset.info.fields["points"].unit == "mm"
     batch = everything(dataset)
     for index in range(len(dataset)):
-        sample = read_sample(tmp_path / "in" / dataset.name_of(index), dataset.info)
+        sample = read_sample(tmp_path / "in" / dataset.sample_name(index), dataset.info)
         assert set(sample.fields) == {"points", *dataset.info.features}
         for name, values in sample.fields.items():
             np.testing.assert_array_equal(values, batch[name][index].numpy())
     if normals == "file":
         assert (batch["normals"] == torch.tensor([0.0, 0.0, 1.0])).all()
     if channels == ("ring", "light"):
-        file = read_cloud(tmp_path / "in" / dataset.name_of(0), columns=columns)
+        file = read_cloud(tmp_path / "in" / dataset.sample_name(0), columns=columns)
         expected = prepare_cloud(file, num_points=48, choice="farthest", channels=["ring", "light"])["channels"]
         np.testing.assert_array_equal(batch["channels"][0].numpy(), expected)
 
@@ -311,7 +311,7 @@ def test_a_fraction_is_stratified_nested_and_of_the_training_part_alone(prepared
         dataset = CloudFolder(split=split, root=str(prepared), fraction=fraction, fraction_seed=seed)
         assert dataset.info.facts["class_counts"] == tuple(np.bincount(dataset.strata, minlength=3).tolist())
         assert dataset.info.split_sizes[split] == len(dataset)
-        return {dataset.name_of(index) for index in range(len(dataset))}
+        return {dataset.sample_name(index) for index in range(len(dataset))}
 
     sizes = {fraction: len(rows(fraction)) for fraction in (0.001, 0.3, 0.5, 1.0)}
     assert sizes == {0.001: 3, 0.3: 6, 0.5: 12, 1.0: 21}  # of seven: 1, 2, 4 (halves to even), 7

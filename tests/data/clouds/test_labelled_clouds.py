@@ -71,9 +71,9 @@ def test_modelnet_trains_on_a_fraction(tmp_path: Path) -> None:
     assert sorted(np.bincount(part.strata)[[0, 2, 23]].tolist()) == [1, 1, 2]
     assert part.info.facts["class_counts"] == tuple(np.bincount(part.strata, minlength=40).tolist())
     assert part.info.split_sizes == {"train": 4, "test": 2}
-    names = [whole.name_of(index) for index in range(6)]
+    names = [whole.sample_name(index) for index in range(6)]
     for index in range(4):
-        twin = whole[SampleKey(names.index(part.name_of(index)), 0, 0)]
+        twin = whole[SampleKey(names.index(part.sample_name(index)), 0, 0)]
         for name, value in part[SampleKey(index, 0, 0)].items():
             assert torch.equal(value, twin[name])
 

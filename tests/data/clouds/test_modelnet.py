@@ -63,7 +63,7 @@ def test_layouts_say_which_axis_is_up(tmp_path: Path, layout: str, up_axis: str)
 
 def test_text_is_centred_and_scaled_and_sorted_by_number(prepared: Path) -> None:
     shapes = ModelNet40(split="train", root=str(prepared), normals="file")
-    assert [shapes.name_of(index) for index in range(len(shapes))] == SHAPES["train"]
+    assert [shapes.sample_name(index) for index in range(len(shapes))] == SHAPES["train"]
     batch = shapes.get_batch(_keys(*range(6)))
     for index, name in enumerate(SHAPES["train"]):
         expected = cloud(name)
@@ -76,7 +76,7 @@ def test_text_is_centred_and_scaled_and_sorted_by_number(prepared: Path) -> None
 def test_npz_holds_the_stored_bits(tmp_path: Path) -> None:
     prepare(write_npz(tmp_path / "in.npz"), tmp_path / "set")
     shapes = ModelNet40(split="test", root=str(tmp_path / "set"))
-    assert [shapes.name_of(index) for index in range(2)] == SHAPES["test"]
+    assert [shapes.sample_name(index) for index in range(2)] == SHAPES["test"]
     stored = np.stack([cloud(name)[:, :3] for name in SHAPES["test"]]).astype(np.float16)
     np.testing.assert_array_equal(shapes.get_batch(_keys(0, 1))["points"], stored.astype(np.float32))
 
@@ -93,7 +93,7 @@ def test_hdf5_files_follow_their_numbers(tmp_path: Path, has_lists: bool) -> Non
             torch.cat([batch["points"][index], batch["normals"][index]], dim=1), cloud(f"{name}{index // 2}")
         )
         assert batch["label"][index] == label_of(name)
-    assert shapes.name_of(21) == "ply_data_train10/0001"
+    assert shapes.sample_name(21) == "ply_data_train10/0001"
     assert "train: 24 shapes, published 9843" in manifest["differences"]
     assert any("leaves out 3" in line for line in manifest["differences"])
 
@@ -354,7 +354,7 @@ def test_a_real_shape_has_the_stored_bits(forty: Path, shared: Path) -> None:
             sample = shapes[SampleKey(index, 0, 0)]
             np.testing.assert_array_equal(sample["points"], archive["X_test"][index, :512].astype(np.float32))
             assert sample["label"] == archive["y_test"][index]
-            assert shapes.name_of(index) == archive["name_test"][index]
+            assert shapes.sample_name(index) == archive["name_test"][index]
 
 
 @pytest.mark.shared
@@ -382,11 +382,11 @@ def test_real_meshes_are_the_shapes_that_others_drew(forty: Path, shared: Path, 
     assert manifest["source"]["path"].endswith("modelnet_off_samples/ModelNet10")
     assert "test: 0 shapes, published 2468" in manifest["differences"]
     ours, theirs = (ModelNet40(split="train", root=str(root)) for root in (tmp_path / "set", forty))
-    index_of = {theirs.name_of(index): index for index in range(626, 732)}
+    index_of = {theirs.sample_name(index): index for index in range(626, 732)}
     assert len(ours) == 5
     for index in range(5):
         mine = ours[SampleKey(index, 0, 0)]["points"].numpy()
-        other = theirs[SampleKey(index_of[ours.name_of(index)], 0, 0)]["points"].numpy()
+        other = theirs[SampleKey(index_of[ours.sample_name(index)], 0, 0)]["points"].numpy()
         spacing = cKDTree(other).query(other, k=2)[0][:, 1].mean()
         assert distance(mine, other) < 1.5 * spacing
         assert distance(mine[:, [0, 2, 1]] * [1, 1, -1], other) > 2 * spacing  # y-up: far off

@@ -47,12 +47,12 @@ def test_the_real_set(shared: Path, tmp_path: Path) -> None:
         assert dataset.info.facts["in_channels"] == 6
         assert dataset.info.facts["up_axis"] == "y"
         for index in range(0, len(dataset), 17):
-            row = where[dataset.name_of(index)]
+            row = where[dataset.sample_name(index)]
             sample = dataset[SampleKey(index, 0, 0)]
             assert torch.equal(sample["points"], torch.from_numpy(xyz[row, :512].astype("f4")))
             assert torch.equal(sample["normals"], torch.from_numpy(normal[row, :512].astype("f4")))
             assert dataset.class_names[int(sample["label"])] == names[category[row]]
-        seen |= {dataset.name_of(index) for index in range(len(dataset))}
+        seen |= {dataset.sample_name(index) for index in range(len(dataset))}
     assert seen == set(where)
     assert "Spring" not in dataset.class_names
 

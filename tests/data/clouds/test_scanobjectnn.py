@@ -53,7 +53,7 @@ def test_every_variant_is_read_from_its_own_files(tmp_path: Path, variant: str) 
             expected, sample = object_of(variant, word, index), dataset[SampleKey(index, 0, 0)]
             np.testing.assert_allclose(sample["points"], in_sphere(expected.points), atol=1e-6)
             assert sample["label"] == expected.label
-            assert dataset.name_of(index) == f"{word}_{FILES[variant][1]}/{index:05d}"
+            assert dataset.sample_name(index) == f"{word}_{FILES[variant][1]}/{index:05d}"
 
 
 def test_facts(obj_bg: Path) -> None:

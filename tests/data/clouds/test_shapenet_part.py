@@ -170,7 +170,7 @@ def test_a_fraction_takes_of_every_category(text_set: Path) -> None:
 
 def test_shapes_keep_the_names_of_the_release(prepared: Path, layout: str) -> None:
     expected = "02691156/b" if layout == "text" else "ply_data_train0/0001"
-    assert opened(prepared).name_of(1) == expected
+    assert opened(prepared).sample_name(1) == expected
 
 
 # --- preparing --------------------------------------------------------------------------------------------------------

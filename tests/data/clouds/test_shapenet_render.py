@@ -74,7 +74,7 @@ def on(background: int, pixels: np.ndarray) -> np.ndarray:
 
 def test_clouds_and_pictures_of_the_same_objects_in_order(prepared: Path) -> None:
     dataset = opened(prepared)
-    assert [dataset.name_of(index) for index in range(len(dataset))] == names()
+    assert [dataset.sample_name(index) for index in range(len(dataset))] == names()
     assert views_of(dataset).names == tuple(names())
     for index, name in enumerate(names()):
         sample = dataset[SampleKey(index, 0, 0)]
@@ -250,7 +250,7 @@ def test_unmatched_objects_are_counted_and_the_first_ten_named(own: Path) -> Non
     ]
     assert found["differences"][:4] == found["left_out"]
     assert found["pairs"]["02958343 car"] == {"clouds": 12, "image_folders": 0, "pairs": 0}
-    assert [opened(own.parent / "set").name_of(index) for index in range(3)] == [
+    assert [opened(own.parent / "set").sample_name(index) for index in range(3)] == [
         "02691156/10155",
         "03001627/c2e9",
         "03001627/ffa1",

@@ -63,7 +63,7 @@ def test_a_sample_holds_the_chosen_joints_in_their_order(tmp_path: Path) -> None
     frames = MsraHands(split="test", root=str(tmp_path / "msra"), joints=TIPS)
     for index in range(2):
         sample = frames[SampleKey(index, 0, 0)]
-        assert torch.equal(sample["joints"], torch.from_numpy(made[frames.name_of(index)].joints[rows]).float())
+        assert torch.equal(sample["joints"], torch.from_numpy(made[frames.sample_name(index)].joints[rows]).float())
         assert sample["visible"].tolist() == [True] * 4
     assert frames.info.fields["joints"].shape == "4 3"
     promised = MsraHands.expected_info(joints=TIPS)

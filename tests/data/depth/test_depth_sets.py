@@ -56,7 +56,7 @@ def frames_by_name(kind: Any, tmp_path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for split in ("train", "test"):
         frames = kind(split=split, root=str(tmp_path / "set"), validation_share=0.0)
-        found |= {frames.name_of(i): frames[SampleKey(i, 0, 0)] for i in range(len(frames))}
+        found |= {frames.sample_name(i): frames[SampleKey(i, 0, 0)] for i in range(len(frames))}
     return found
 
 
@@ -119,7 +119,7 @@ def test_a_recording_stays_with_its_turned_copies(tmp_path: Path) -> None:
     for seed in range(4):
         train, held = (
             {
-                frames.name_of(i).split("/")[-2]
+                frames.sample_name(i).split("/")[-2]
                 for frames in [IcvlHands(split=s, root=str(tmp_path / "set"), validation_share=0.34, split_seed=seed)]
                 for i in range(len(frames))
             }
@@ -320,10 +320,10 @@ def test_invalid_frames_of_itop_are_used_nowhere_and_keep_their_place(tmp_path: 
     (tmp_path / "points_test.txt").write_text("invalid\n0.1 0.2 2.5\n0.3 0.2 2.5\n")
     reference = ReferencePointFile(path=str(tmp_path / "points_{split}.txt"), unit="m")
     test = Itop(split="test", root=str(tmp_path / "set"), reference=reference)
-    assert [test.name_of(i) for i in range(len(test))] == ["01_00001", "01_00002"]
+    assert [test.sample_name(i) for i in range(len(test))] == ["01_00001", "01_00002"]
     assert np.allclose(test[SampleKey(1, 0, 0)]["reference"], [300, 200, 2500])
     train = Itop(split="train", root=str(tmp_path / "set"), validation_share=0.0)
-    assert [train.name_of(i) for i in range(len(train))] == ["00_00000", "03_00000", "03_00001", "07_00000"]
+    assert [train.sample_name(i) for i in range(len(train))] == ["00_00000", "03_00000", "03_00001", "07_00000"]
 
 
 def test_hidden_joints_of_itop_count_unless_left_out(tmp_path: Path) -> None:
@@ -342,12 +342,12 @@ def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -
     write_itop(tmp_path / "source", {"train": ["09_00000", "11_00000"], "test": ["12_00000"]}, view="top")
     prepare(Itop, tmp_path)
     train, held = (
-        {frames.name_of(i)[:2] for i in range(len(frames))}
+        {frames.sample_name(i)[:2] for i in range(len(frames))}
         for frames in (Itop(split=s, root=str(tmp_path / "set"), validation_share=0.3) for s in ("train", "validation"))
     )
     assert len(held) == 1
     assert train | held == {"00", "03", "07"}
-    assert Itop(split="test", root=str(tmp_path / "set"), view="top").name_of(0) == "12_00000"
+    assert Itop(split="test", root=str(tmp_path / "set"), view="top").sample_name(0) == "12_00000"
 
 
 def change_labels(root: Path, key: str, change: Callable[[Any], Any]) -> None:

@@ -27,7 +27,7 @@ def prepare(kind: Any, source: Path, target: Path) -> str:
 
 
 def by_name(frames: Any) -> dict[str, Sample]:
-    return {frames.name_of(index): frames[SampleKey(index, 0, 0)] for index in range(len(frames))}
+    return {frames.sample_name(index): frames[SampleKey(index, 0, 0)] for index in range(len(frames))}
 
 
 def test_hands_written_as_msra_come_back_bit_for_bit(tmp_path: Path) -> None:

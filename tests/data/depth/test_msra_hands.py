@@ -42,7 +42,7 @@ def root(made: dict[str, Drawn], tmp_path: Path) -> str:
 
 
 def names_of(frames: MsraHands) -> list[str]:
-    return [frames.name_of(index) for index in range(len(frames))]
+    return [frames.sample_name(index) for index in range(len(frames))]
 
 
 def test_every_frame_is_what_was_written(made: dict[str, Drawn], root: str) -> None:

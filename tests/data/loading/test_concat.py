@@ -39,7 +39,7 @@ def test_samples_are_those_of_the_sets_one_after_another() -> None:
         ours, theirs = both[SampleKey(index, 2, 5)], whose[SampleKey(place, 2, 5)]
         assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in theirs)
     assert both.strata.tolist() == [*first.strata, *second.strata]
-    assert both.name_of(12) == "2/train_00000"
+    assert both.sample_name(12) == "2/train_00000"
     for index in (-1, 32):
         with pytest.raises(IndexError, match="concat: sample"):
             both[SampleKey(index, 0, 0)]

@@ -91,7 +91,7 @@ def test_a_store_is_made_and_what_lacks_is_named(release: Path, clouds: Path, tm
 def test_clouds_and_pictures_are_of_the_same_shape(release: Path, clouds: Path, tmp_path: Path) -> None:
     import_views(release, tmp_path / "views", progress=quiet, clouds=clouds)
     shapes = ModelNet40(split="test", root=str(clouds), views=str(tmp_path / "views"), without_views="left_out")
-    assert [shapes.name_of(index) for index in range(len(shapes))] == ["airplane_0627"]
+    assert [shapes.sample_name(index) for index in range(len(shapes))] == ["airplane_0627"]
     key = SampleKey(0, 3, 1)
     expected = composite_over(pixels("airplane_0627", int(key.generator().integers(12))), "black")
     assert np.array_equal(shapes[key][IMAGE].numpy(), expected)
@@ -190,7 +190,7 @@ def test_the_real_renders_are_paired_with_their_clouds(shared: Path, tmp_path: P
     assert counts == {"airplane_0001": 34, "bed_0001": 12, "airplane_0627": 42, "bed_0516": 12}
     for split, expected in (("train", ["airplane_0001", "bed_0001"]), ("test", ["airplane_0627", "bed_0516"])):
         shapes = ModelNet40(split=split, root=str(tmp_path / "set"), views=str(target), without_views="left_out")
-        assert [shapes.name_of(index) for index in range(len(shapes))] == expected
+        assert [shapes.sample_name(index) for index in range(len(shapes))] == expected
         assert shapes.get_batch([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])[IMAGE].float().std() > 10
 
 

@@ -76,7 +76,7 @@ def test_views_are_those_of_the_clouds_of_their_names(prepared: Path, tmp_path: 
             points = clouds[SampleKey(index, 0, 0)]["points"].numpy()
             expected = render_cloud(normalize_to_unit_sphere(points, where="here"), cameras)
             for view in range(3):
-                drawn = views.image(clouds.name_of(index), view)
+                drawn = views.image(clouds.sample_name(index), view)
                 assert np.array_equal(drawn, on_background(expected[view], "black"))
     assert np.allclose(manifest["rotations"], cameras.rotations)
     assert manifest["up_axis"] == "z"
@@ -94,7 +94,7 @@ def test_the_embedded_shapes_are_rendered_by_their_arguments(tmp_path: Path) -> 
     cloud = shapes[SampleKey(5, 0, 0)]["points"].numpy()
     cameras = ring_cameras(4, size_px=16, elevations_deg=(0, 45))
     expected = render_cloud(cloud, cameras, style="depth")
-    assert np.array_equal(views.image(shapes.name_of(5), 3)[..., 0], expected[3])
+    assert np.array_equal(views.image(shapes.sample_name(5), 3)[..., 0], expected[3])
 
 
 def test_files_are_rendered_as_what_they_hold(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_real_frames_without_all_parts_are_named(real: Path) -> None:
 
 
 def test_real_frames_become_samples(real: Path) -> None:
-    whole = {part.name_of(index): part[SampleKey(index, 0, 0)]
+    whole = {part.sample_name(index): part[SampleKey(index, 0, 0)]
              for part in (opened(real, split, crop="none") for split in ("train", "validation", "test"))
              for index in range(len(part))}  # fmt: skip
     assert tuple(sorted(whole)) == WHOLE
@@ -94,7 +94,7 @@ def test_every_point_of_a_generated_box_is_found(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         part = opened(tmp_path / "set", split, crop="none")
         for index in range(len(part)):
-            street, scan = made[part.name_of(index)]
+            street, scan = made[part.sample_name(index)]
             sample = part[SampleKey(index, 0, 0)]
             is_labelled = np.isin(scan.ids, list(TYPE_OF)) & (scan.points[:, 2] > -1.73 + 0.001)
             expected = np.where(is_labelled, np.where(scan.ids == 10, 1, 2), 0)
@@ -146,7 +146,7 @@ def test_lists_and_options(tmp_path: Path) -> None:
     report = prepare(tmp_path / "kitti", tmp_path / "set")
     assert report["differences"] == ["1 scans in none of the lists of ImageSets, left out"]
     part = opened(tmp_path / "set", validation_share=0.0)
-    assert [part.name_of(0), part.name_of(1)] == ["000000", "000003"]
+    assert [part.sample_name(0), part.sample_name(1)] == ["000000", "000003"]
     with pytest.raises(DataError, match=r"was prepared with margin_m = 0\.0, now it is 0\.1"):
         prepare(tmp_path / "kitti", tmp_path / "set", margin_m=0.1)
     for path in (tmp_path / "kitti/training/image_2").iterdir():

@@ -34,8 +34,8 @@ def test_a_sensor_of_ones_own_from_files_to_samples(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         part = opened(tmp_path / "set", split)
         for index in range(len(part)):
-            sample, scan = part[SampleKey(index, 0, 0)], scans[int(part.name_of(index)[:3])]
-            names.append(part.name_of(index))
+            sample, scan = part[SampleKey(index, 0, 0)], scans[int(part.sample_name(index)[:3])]
+            names.append(part.sample_name(index))
             assert np.array_equal(sample["points"], scan.points)
             assert np.array_equal(sample["remission"][:, 0], scan.remission / np.float32(255))
             assert np.array_equal(sample["ring"], scan.ring)
@@ -118,7 +118,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     report = prepare(tmp_path / "folders", tmp_path / "set", columns=COLUMNS)
     assert report["layout"] == "split_folders"
     part = opened(tmp_path / "set", "test")
-    assert [part.name_of(index) for index in range(len(part))] == ["test/000.bin"]
+    assert [part.sample_name(index) for index in range(len(part))] == ["test/000.bin"]
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
     assert "ring" not in part.info.fields  # without num_beams rings are not read
     write_own(tmp_path / "listed", 3)
@@ -127,7 +127,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     assert prepare(tmp_path / "listed", tmp_path / "other", columns=COLUMNS)["differences"] == [
         "1 scans in none of the lists of listed, left out"
     ]
-    assert opened(tmp_path / "other", "test").name_of(0) == "000.bin"
+    assert opened(tmp_path / "other", "test").sample_name(0) == "000.bin"
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -56,8 +56,8 @@ def test_samples_are_the_written_scans(tmp_path: Path) -> None:
     for split in ("train", "validation", "test"):
         part = opened(tmp_path / "set", split)
         for index in range(len(part)):
-            sample, scan = part[SampleKey(index, 0, 0)], scans[part.name_of(index)]
-            seen.append(part.name_of(index))
+            sample, scan = part[SampleKey(index, 0, 0)], scans[part.sample_name(index)]
+            seen.append(part.sample_name(index))
             assert np.array_equal(sample["points"], scan.points)
             assert np.array_equal(sample["remission"][:, 0], scan.remission)
             assert np.array_equal(label_map.ids(sample["label"].numpy()), scan.ids)
@@ -87,7 +87,7 @@ def test_nothing_is_copied_and_links_are_followed(tree: Path, tmp_path: Path) ->
 
 
 def test_parts_are_sequences(prepared: Path) -> None:
-    names = {split: [part.name_of(i) for i in range(len(part))] for split in ("train", "validation", "test")
+    names = {split: [part.sample_name(i) for i in range(len(part))] for split in ("train", "validation", "test")
              for part in [opened(prepared, split, test_sequences=(0, 8))]}  # fmt: skip
     assert names["test"] == [f"00/{i:06d}" for i in range(5)] + ["08/000000", "08/000001"]
     assert names["train"] + names["validation"] == [f"03/{i:06d}" for i in range(4)]
@@ -161,7 +161,7 @@ def test_poses_are_those_of_the_scanner(tree: Path, tmp_path: Path) -> None:
     """By hand: the camera moves along its z a metre a scan, which is the scanner's x."""
     prepare(tree, tmp_path / "set")
     part = opened(tmp_path / "set")
-    assert part.name_of(3) == "00/000003"
+    assert part.sample_name(3) == "00/000003"
     expected = np.hstack([np.eye(3), [[3.0], [0.0], [0.0]]])
     assert np.allclose(part.get_pose(3), expected, atol=1e-12)
     (tree / "sequences/00/poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n")
@@ -325,7 +325,7 @@ def test_scans_with_few_labels_are_left_out(tree: Path, tmp_path: Path) -> None:
     write_labels(label, np.where(np.arange(count) < count // 100, 40, 0), np.zeros(count))
     prepare(tree, tmp_path / "set")
     part = opened(tmp_path / "set", min_labelled=0.05)
-    names = [part.name_of(index) for index in range(len(part))]
+    names = [part.sample_name(index) for index in range(len(part))]
     assert "00/000001" not in names
     assert part.info.split_sizes["train"] == len(part) == 6
     assert opened(tmp_path / "set", min_labelled=0.005).info.split_sizes["train"] == 7

@@ -26,7 +26,7 @@ def opened(root: Path, split: str = "train", **arguments: Any) -> SqueezeSegNpy:
 
 
 def names_of(part: SqueezeSegNpy) -> list[str]:
-    return [part.name_of(index) for index in range(len(part))]
+    return [part.sample_name(index) for index in range(len(part))]
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def root(source: Path, tmp_path: Path) -> Path:
 
 
 def names_of(dataset: S3dis) -> set[str]:
-    return {dataset.name_of(index) for index in range(len(dataset))}
+    return {dataset.sample_name(index) for index in range(len(dataset))}
 
 
 def file_of(source: Path, name: str = "Area_1/office_1/Annotations/wall_1.txt") -> Path:
@@ -56,7 +56,7 @@ def change_line(path: Path, number: int, line: bytes) -> None:
 
 def test_a_room_is_what_its_files_say(source: Path, root: Path) -> None:
     rooms = S3dis(split="test", root=str(root), test_area=1)
-    assert [rooms.name_of(i) for i in range(4)] == [
+    assert [rooms.sample_name(i) for i in range(4)] == [
         f"Area_1/{n}" for n in ("hallway_1", "office_1", "office_2", "office_10")
     ]
     sample = rooms[SampleKey(1, 0, 0)]

@@ -46,7 +46,7 @@ def test_the_real_frame(shared: Path, tmp_path: Path) -> None:
     assert manifest["layout"] == "bin"
     rooms = S3dis(split="test", root=str(tmp_path / "set"), test_area=1)
     sample = rooms[SampleKey(0, 0, 0)]
-    assert rooms.name_of(0) == "Area_1/office_2"
+    assert rooms.sample_name(0) == "Area_1/office_2"
     # read here with nothing but NumPy
     given = np.fromfile(source / "points" / "Area_1_office_2.bin", "<f4").reshape(100, 6)
     mask = np.fromfile(source / "semantic_mask" / "Area_1_office_2.bin", "<i8")

@@ -63,7 +63,7 @@ def by_name(root: Path, **arguments: Any) -> dict[str, dict[str, torch.Tensor]]:
     samples = {}
     for split in ("train", "validation", "test"):
         scenes = SceneFolder(split=split, root=str(root), **arguments)
-        samples |= {scenes.name_of(i): scenes[SampleKey(i, 0, 0)] for i in range(len(scenes))}
+        samples |= {scenes.sample_name(i): scenes[SampleKey(i, 0, 0)] for i in range(len(scenes))}
     return samples
 
 
@@ -174,7 +174,7 @@ def test_parts_are_dealt_by_names_and_seed(tmp_path: Path) -> None:
         target = tmp_path / f"set{len(parts)}"
         prepare(source, target, seed=seed)
         scenes = {split: SceneFolder(split=split, root=str(target)) for split in ("train", "validation", "test")}
-        parts.append({split: {each.name_of(i) for i in range(len(each))} for split, each in scenes.items()})
+        parts.append({split: {each.sample_name(i) for i in range(len(each))} for split, each in scenes.items()})
     assert parts[0] == parts[1] != parts[2]
     assert {split: len(names) for split, names in parts[0].items()} == {"train": 14, "validation": 2, "test": 4}
     assert len(set.union(*parts[0].values())) == 20

@@ -233,7 +233,7 @@ def test_shapes_without_views_are_refused_or_left_out(tmp_path: Path, prepared: 
     with pytest.raises(DataError, match="4 of 6 objects of modelnet40 train have no views here: airplane_0001"):
         ModelNet40(split="train", root=str(prepared), views=root)
     shapes = ModelNet40(split="train", root=str(prepared), views=root, without_views="left_out")
-    assert [shapes.name_of(index) for index in range(len(shapes))] == some["train"]
+    assert [shapes.sample_name(index) for index in range(len(shapes))] == some["train"]
     assert shapes.info.split_sizes == {"train": 2, "test": 1}
     assert shapes.strata.tolist() == [2, 23]
     owner = (shapes.get_batch(keys(0, 1))[IMAGE][:, 1, 1, 0].numpy() - 1) // 20
@@ -245,7 +245,7 @@ def test_shapes_without_views_are_refused_or_left_out(tmp_path: Path, prepared: 
 
 def test_a_fraction_needs_views_of_its_own_shapes_alone(tmp_path: Path, prepared: Path) -> None:
     half = ModelNet40(split="train", root=str(prepared), fraction=0.5)
-    names = [half.name_of(index) for index in range(len(half))]
+    names = [half.sample_name(index) for index in range(len(half))]
     root = str(write_store(tmp_path / "half", {"train": names}))
     assert len(ModelNet40(split="train", root=str(prepared), fraction=0.5, views=root)) == len(names) < 6
 

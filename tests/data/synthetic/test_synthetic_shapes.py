@@ -253,10 +253,10 @@ def test_a_fraction_holds_the_same_clouds_and_as_many_of_each_class(target: str)
 def test_a_shape_has_one_name_in_the_whole_and_in_a_part() -> None:
     whole = SyntheticShapes(split="train", train_size=48, num_points=16)
     part = SyntheticShapes(split="train", train_size=48, num_points=16, fraction=0.5)
-    clouds = {whole.name_of(i): whole[SampleKey(i, 0, 0)]["points"].numpy().tobytes() for i in range(len(whole))}
+    clouds = {whole.sample_name(i): whole[SampleKey(i, 0, 0)]["points"].numpy().tobytes() for i in range(len(whole))}
     assert len(part) == 24
     for index in range(len(part)):
-        assert clouds[part.name_of(index)] == part[SampleKey(index, 0, 0)]["points"].numpy().tobytes()
+        assert clouds[part.sample_name(index)] == part[SampleKey(index, 0, 0)]["points"].numpy().tobytes()
 
 
 def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_test_part_stays_whole() -> None:

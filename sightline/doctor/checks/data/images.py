@@ -42,7 +42,7 @@ def mismatched_image(context: Context) -> list[Finding]:
     """
     part = context.built.data.train
     pictures = DataMembers.pictures.get(part.dataset)
-    if pictures is None or "image" not in part.dataset.info.fields or DataMembers.name_of.get(part.dataset) is None:
+    if pictures is None or "image" not in part.dataset.info.fields or DataMembers.sample_name.get(part.dataset) is None:
         return []
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_MAX_SAMPLES)]
     try:

@@ -25,7 +25,7 @@ class _Next(Pictured):
 
     def get_batch(self, keys: Any) -> dict[str, Any]:
         batch = super().get_batch(keys)
-        images = [self.views.image(self.name_of((key.index + 1) % len(self)), 0) for key in keys]
+        images = [self.views.image(self.sample_name((key.index + 1) % len(self)), 0) for key in keys]
         return {**batch, "image": torch.stack([torch.from_numpy(image) for image in images])}
 
 

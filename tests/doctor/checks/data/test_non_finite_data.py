@@ -17,7 +17,7 @@ from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_da
 
 
 class Named(Wrapped):
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         return f"shape_{index:04d}.off"
 
 
