@@ -31,7 +31,15 @@ from sightline.metrics.box_ap import (
     nan_mean,
     protocol_header,
 )
-from sightline.metrics.box_groups import BoxGroups, BoxRows, GroupMatches, group_boxes
+from sightline.metrics.box_groups import (
+    BoxGroups,
+    BoxRows,
+    DetectionRow,
+    GroupMatches,
+    ImageBoxRow,
+    LabelRow,
+    group_boxes,
+)
 from sightline.metrics.match_kernels import count_pairs
 from sightline.numba_kernels import run_parallel
 
@@ -113,7 +121,7 @@ class MissRate(BoxRows):
         """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
         about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
         counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
-        has_visible = bool(state["labels"][:, 8].isfinite().any())
+        has_visible = bool(state["labels"][:, LabelRow.VISIBLE].isfinite().any())
         reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
         about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
         return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
@@ -126,7 +134,7 @@ class MissRate(BoxRows):
         rows = self._cut(state) if self.protocol == "ecp" else state
         all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
         detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
-        height = detections[:, 4] - detections[:, 2]
+        height = detections[:, DetectionRow.BOTTOM] - detections[:, DetectionRow.TOP]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
             is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
@@ -156,15 +164,16 @@ class MissRate(BoxRows):
     def _cut(self, state: State) -> State:
         """Cut labels at the border of their images."""
         images = state["images"]
-        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, 0].contiguous())
+        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, LabelRow.IMAGE].contiguous())
         far = images[row][:, [2, 1, 2, 1]]
         labels = state["labels"].clone()
-        labels[:, 1:5] = torch.minimum(labels[:, 1:5].clamp(min=0), far)
+        labels[:, LabelRow.BOX] = torch.minimum(labels[:, LabelRow.BOX].clamp(min=0), far)
         return {**state, "labels": labels}
 
 
 def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
-    height, visible = groups.labels[:, 4] - groups.labels[:, 2], groups.labels[:, 8]
+    labels = groups.labels
+    height, visible = labels[:, LabelRow.BOTTOM] - labels[:, LabelRow.TOP], labels[:, LabelRow.VISIBLE]
     is_in: np.ndarray = (
         (height >= set_up.low) & (height <= set_up.high) & (visible >= set_up.least) & (visible <= set_up.most)
     )
@@ -187,7 +196,14 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
     """
     starts = (groups.box_starts, groups.label_starts)
     group_counts = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)
-    arrays = (groups.boxes[:, 1:6], starts[0], groups.labels[:, 1:5], starts[1], groups.is_ignored, THRESHOLDS)
+    arrays = (
+        groups.boxes[:, DetectionRow.SCORED_BOX],
+        starts[0],
+        groups.labels[:, LabelRow.BOX],
+        starts[1],
+        groups.is_ignored,
+        THRESHOLDS,
+    )
     run_parallel(
         count_pairs, len(group_counts), *map(np.ascontiguousarray, arrays), _JACCARD_LEVEL, epsilon, group_counts
     )
@@ -308,12 +324,13 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     rows = {}
     for name in ("detections", "labels"):
         state_rows = state[name].clone()
-        image = torch.searchsorted(samples, state_rows[:, 0].contiguous())
+        image = torch.searchsorted(samples, state_rows[:, ImageBoxRow.IMAGE].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
-        state_rows[:, 1:3] = torch.minimum(state_rows[:, 1:3], far - 1).clamp(min=0)
-        state_rows[:, 3:5] = torch.minimum(state_rows[:, 3:5], far).clamp(min=0)
-        state_rows[:, 0] = image
+        corners = state_rows[:, ImageBoxRow.BOX]  # a view: the rows change with it
+        corners[:, :2] = torch.minimum(corners[:, :2], far - 1).clamp(min=0)
+        corners[:, 2:] = torch.minimum(corners[:, 2:], far).clamp(min=0)
+        state_rows[:, ImageBoxRow.IMAGE] = image
         rows[name] = state_rows
     groups = group_boxes(rows["detections"], rows["labels"], num_classes, last_is_first=True)
     label_ignored = groups.is_ignored[None]
@@ -321,7 +338,7 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     if bins is not None:
         values = label_values(groups)
         label_ignored = np.stack([groups.is_ignored | ~in_bin(label_bin, values) for label_bin in bins])
-        heights = {"height": groups.boxes[:, 4] - groups.boxes[:, 2]}
+        heights = {"height": groups.boxes[:, DetectionRow.BOTTOM] - groups.boxes[:, DetectionRow.TOP]}
         is_other = np.stack(
             [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]
         )

@@ -63,29 +63,37 @@ def match_boxes(
             for column in range(num_labels):
                 label = label_starts[group] + column
                 overlaps[row, column] = box_overlap(box, labels[label], label_crowd[label], epsilon)
+        columns = slice(label_starts[group], label_starts[group + 1])
         for kind in range(len(label_ignored)):
             for level in range(len(levels)):
+                threshold = min(levels[level], 1 - 1e-10)
+                is_ignored, is_taken = label_ignored[kind, columns], taken[kind, level, columns]
                 for row in range(num_boxes):
-                    best, chosen = min(levels[level], 1 - 1e-10), -1
-                    for is_second in range(2):  # labels that do not count are taken only where no other is left
-                        for column in range(num_labels):
-                            label = label_starts[group] + column
-                            if label_ignored[kind, label] != (is_second == 1):
-                                continue
-                            if taken[kind, level, label] and not (
-                                label_crowd[label] or (allows_reuse and is_second == 1)
-                            ):
-                                continue
-                            if overlaps[row, column] >= best:
-                                best, chosen = overlaps[row, column], column
-                        if chosen >= 0:
-                            break
+                    chosen = choose_label(
+                        overlaps[row], threshold, is_ignored, is_taken, label_crowd[columns], allows_reuse
+                    )
                     if chosen >= 0:
-                        taken[kind, level, label_starts[group] + chosen] = True
+                        is_taken[chosen] = True
                         found[kind, level, box_starts[group] + row] = True
-                        ignored[kind, level, box_starts[group] + row] = label_ignored[
-                            kind, label_starts[group] + chosen
-                        ]
+                        ignored[kind, level, box_starts[group] + row] = is_ignored[chosen]
+
+
+@numba_kernel
+def choose_label(overlaps, threshold, is_ignored, is_taken, is_crowd, allows_reuse):
+    """Return the column of the last label (G,) that a box overlaps most, at `threshold` at least, or -1.
+
+    Labels that do not count are chosen only if no other is left. A taken label is free again if it is a crowd, or with
+    `allows_reuse` if it does not count.
+    """
+    for is_second in (False, True):
+        best, chosen = threshold, -1
+        for column in range(len(overlaps)):
+            is_free = not is_taken[column] or is_crowd[column] or (allows_reuse and is_second)
+            if is_ignored[column] == is_second and is_free and overlaps[column] >= best:
+                best, chosen = overlaps[column], column
+        if chosen >= 0:
+            return chosen
+    return -1
 
 
 @numba_kernel
