@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sightline.aliases import keep_old_members
 from sightline.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.data.boxes.detections import ImageRef, SetIndex
 from sightline.data.boxes.image_listing import CategoryIds
@@ -160,6 +161,7 @@ class BoxColumns:
         return "annotated" if self.scored == "boxes" else self.scored
 
 
+@keep_old_members(name_of="sample_name")
 class LabelledImages:
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from sightline.aliases import keep_old_members
 from sightline.arguments import Count, PositiveFraction, Seed
 from sightline.data.clouds.cloud_preparation import EstimatedNormals, Normals
 from sightline.data.loading.batch_reader import stratified_subset
@@ -21,6 +22,7 @@ from sightline.geometry.rendering import Background
 from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
 
+@keep_old_members(name_of="sample_name")
 class LabelledClouds:
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 

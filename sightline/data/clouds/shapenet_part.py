@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sightline import registry
+from sightline.aliases import keep_old_members
 from sightline.arguments import PositiveFraction, Seed
 from sightline.data.clouds.cloud_preparation import Normals, estimated_normals
 from sightline.data.clouds.shapenet_part_files import (
@@ -46,6 +47,7 @@ _INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_part
 
 
 @registry.data.add("shapenet_part")
+@keep_old_members(name_of="sample_name")
 class ShapeNetPart:
     """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
 

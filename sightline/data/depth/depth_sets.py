@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sightline.aliases import keep_old_members
 from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit, frames_info
 from sightline.data.depth.references import DepthFrame, Reference
 from sightline.data.depth.skeletons import Skeleton
@@ -56,6 +57,7 @@ class StoredFrames:
         return np.asarray((self.column("is_valid") > 0) & (self.column("num_measured") > 0))
 
 
+@keep_old_members(name_of="sample_name")
 class PreparedFrames(DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 

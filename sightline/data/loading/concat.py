@@ -15,6 +15,7 @@ from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
 from sightline import registry
+from sightline.aliases import keep_old_members
 from sightline.arguments import Count, DataBlock
 from sightline.errors import ConfigError
 from sightline.geometry.pinhole import Axis, ring_cameras
@@ -24,6 +25,7 @@ from sightline.types import DataInfo, Dealing, Sample, SampleKey
 
 
 @registry.data.add("concat")
+@keep_old_members(name_of="sample_name")
 class Concat:
     """Concatenation of several data sets; every sample is read as from its own set.
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from sightline.aliases import keep_old_members
 from sightline.data.scans.label_maps import LabelMap
 from sightline.data.scans.scan_preparation import describe_scans, id_counts
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
@@ -37,6 +38,7 @@ class ScanSampling(NamedTuple):
     balanced: bool = False
 
 
+@keep_old_members(name_of="sample_name")
 class LabelledScans:
     """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 

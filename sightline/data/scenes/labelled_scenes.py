@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 
+from sightline.aliases import keep_old_members
 from sightline.arguments import Count
 from sightline.data.files.cloud_files import PointCloud, check_strays
 from sightline.data.store.columns import ColumnSpec
@@ -126,6 +127,7 @@ class SceneSplit(NamedTuple):
     sizes: Mapping[str, int]
 
 
+@keep_old_members(name_of="sample_name")
 class LabelledScenes:
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from sightline import registry
+from sightline.aliases import keep_old_members
 from sightline.arguments import Count, Seed
 from sightline.data.boxes.detections import ImageRef, SetIndex
 from sightline.data.boxes.image_listing import CategoryIds
@@ -279,6 +280,7 @@ _MAX_CACHE_BYTES = 2**29
 
 
 @registry.data.add("synthetic_crowds")
+@keep_old_members(name_of="sample_name")
 class SyntheticCrowds:
     """Images of 1 to 40 people with their full, visible and head boxes, a pure function of (data_seed, split, index).
 

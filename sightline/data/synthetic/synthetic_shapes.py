@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline import registry
+from sightline.aliases import keep_old_members
 from sightline.arguments import Index, NonNegativeFloat, PositiveFraction, Seed
 from sightline.data.clouds.cloud_preparation import EstimatedNormals, Normals
 from sightline.data.loading.batch_reader import stratified_subset
@@ -34,6 +35,7 @@ _MAX_CACHE_BYTES = 2**28
 
 
 @registry.data.add("synthetic_shapes")
+@keep_old_members(name_of="sample_name")
 class SyntheticShapes:
     """Clouds of upright solids from twelve classes with 30 parts, a pure function of (data_seed, split, index).
 
