@@ -22,9 +22,9 @@ from sightline.arguments import Count
 from sightline.metrics.base import State, append_rows
 from sightline.metrics.box_groups import (
     BoxGroups,
-    DetectionRow,
+    DetectionColumn,
     GroupMatches,
-    LabelRow,
+    LabelColumn,
     Matches,
     cumulative_tp_fp,
     group_boxes,
@@ -137,7 +137,7 @@ def detection_curve(
 
 def protocol_header(protocol: str, state: State) -> dict[str, Any]:
     """Return the protocol, the number of counted and ignored labels, and `undefined`: NaN figures with the reason."""
-    num_ignored = int((state["labels"][:, LabelRow.IS_IGNORED] > 0).sum())
+    num_ignored = int((state["labels"][:, LabelColumn.IS_IGNORED] > 0).sum())
     num_boxes = len(state["labels"]) - num_ignored
     undefined = {} if num_boxes else {"all": "no label counts"}
     return {"protocol": protocol, "num_boxes": num_boxes, "num_ignored": num_ignored, "undefined": undefined}
@@ -220,7 +220,7 @@ class BoxAp:
     def tables(self, state: State) -> dict[str, Any]:
         """Return `scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
         about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
-        area, is_ignored = state["labels"][:, LabelRow.AREA], state["labels"][:, LabelRow.IS_IGNORED] > 0
+        area, is_ignored = state["labels"][:, LabelColumn.AREA], state["labels"][:, LabelColumn.IS_IGNORED] > 0
         for name, (low, high) in _AREAS.items():
             if name and about["num_boxes"] and not bool((~is_ignored & (area >= low) & (area <= high)).any()):
                 reason = (
@@ -263,10 +263,10 @@ class _Curves(NamedTuple):
 def _curves(state: State, most: int, num_classes: int) -> _Curves:
     """Match every detection within its image and class, for each range of areas."""
     groups = group_boxes(state["detections"], state["labels"], num_classes)
-    area = groups.labels[:, LabelRow.AREA]
+    area = groups.labels[:, LabelColumn.AREA]
     label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
     matched = groups.match(label_ignored, most=most)
-    corners = groups.boxes[:, DetectionRow.BOX]
+    corners = groups.boxes[:, DetectionColumn.BOX]
     sizes = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
     is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
     matched = matched._replace(is_ignored=matched.is_ignored | ~matched.is_matched & is_other[:, None])
@@ -314,11 +314,11 @@ def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
     density = np.zeros(len(groups.labels))
     for _, label_rows in groups.groups():
         counted = label_rows.start + np.flatnonzero(~groups.is_ignored[label_rows])
-        overlap = iou_or_ioa(groups.labels[counted, LabelRow.BOX], groups.labels[counted, LabelRow.BOX], False)
+        overlap = iou_or_ioa(groups.labels[counted, LabelColumn.BOX], groups.labels[counted, LabelColumn.BOX], False)
         np.fill_diagonal(overlap, 0)
         density[counted] = overlap.max(axis=1, initial=0)
-    height = groups.labels[:, LabelRow.BOTTOM] - groups.labels[:, LabelRow.TOP]
-    return {"visible": groups.labels[:, LabelRow.VISIBLE], "height": height, "density": density}
+    height = groups.labels[:, LabelColumn.BOTTOM] - groups.labels[:, LabelColumn.TOP]
+    return {"visible": groups.labels[:, LabelColumn.VISIBLE], "height": height, "density": density}
 
 
 def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -16,9 +16,9 @@ from sightline.metrics.box_ap import BINS, detection_curve, in_bin, label_values
 from sightline.metrics.box_groups import (
     BoxGroups,
     BoxRows,
-    DetectionRow,
+    DetectionColumn,
     GroupMatches,
-    LabelRow,
+    LabelColumn,
     Matches,
     group_boxes,
     iou_or_ioa,
@@ -120,9 +120,9 @@ class BoxErrors(BoxRows):
                 "suppressed": None if np.isnan(errors.before).all() else int((chosen & errors.is_suppressed).sum()),
             }
         counts = {kind: int((errors.kind == kind_index).sum()) for kind_index, kind in enumerate(KINDS[:-1])}
-        rows = np.argsort(groups.boxes[:, DetectionRow.IMAGE], kind="stable")
+        rows = np.argsort(groups.boxes[:, DetectionColumn.IMAGE], kind="stable")
         curve = detection_curve(
-            *(each[rows] for each in (groups.boxes[:, DetectionRow.SCORE], errors.is_found, errors.is_ignored)),
+            *(each[rows] for each in (groups.boxes[:, DetectionColumn.SCORE], errors.is_found, errors.is_ignored)),
             num_labels=int(is_real.sum()),
             num_images=len(state["images"]),
         )
@@ -170,14 +170,14 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
     is_wrong = ~matched.is_matched[0, 0] & ~ignored
     kind, label = np.full(len(groups.boxes), -1), np.full(len(groups.boxes), -1)
     real = np.flatnonzero(~groups.is_ignored)
-    real = real[np.argsort(groups.labels[real, LabelRow.IMAGE], kind="stable")]
+    real = real[np.argsort(groups.labels[real, LabelColumn.IMAGE], kind="stable")]
     wrong = np.flatnonzero(is_wrong)
-    wrong = wrong[np.argsort(groups.boxes[wrong, DetectionRow.IMAGE], kind="stable")]
+    wrong = wrong[np.argsort(groups.boxes[wrong, DetectionColumn.IMAGE], kind="stable")]
     begins = [
-        np.searchsorted(groups.labels[real, LabelRow.IMAGE], groups.boxes[wrong, DetectionRow.IMAGE], side=side)
+        np.searchsorted(groups.labels[real, LabelColumn.IMAGE], groups.boxes[wrong, DetectionColumn.IMAGE], side=side)
         for side in ("left", "right")
     ]
-    edges = np.flatnonzero(np.diff(groups.boxes[wrong, DetectionRow.IMAGE], prepend=-1, append=np.inf))
+    edges = np.flatnonzero(np.diff(groups.boxes[wrong, DetectionColumn.IMAGE], prepend=-1, append=np.inf))
     for first, last in itertools.pairwise(edges):
         rows, label_rows = wrong[first:last], real[begins[0][first] : begins[1][first]]
         kind[rows], label[rows] = _kinds(groups.boxes[rows], groups.labels[label_rows], label_rows)
@@ -193,7 +193,7 @@ def classify_errors(state: State, num_classes: int, most: int) -> DetectionError
         ignored,
         matched.is_label_matched[0, 0],
         is_missed,
-        groups.labels[:, LabelRow.INDEX],
+        groups.labels[:, LabelColumn.INDEX],
     )
 
 
@@ -204,8 +204,8 @@ def _kinds(boxes: np.ndarray, labels: np.ndarray, label_indices: np.ndarray) -> 
     """
     if not len(labels):
         return np.full(len(boxes), KINDS.index("background")), np.full(len(boxes), -1)
-    overlap = iou_or_ioa(boxes[:, DetectionRow.BOX], labels[:, LabelRow.BOX], False)
-    is_same_class = boxes[:, DetectionRow.CLASS, None] == labels[:, LabelRow.CLASS]
+    overlap = iou_or_ioa(boxes[:, DetectionColumn.BOX], labels[:, LabelColumn.BOX], False)
+    is_same_class = boxes[:, DetectionColumn.CLASS, None] == labels[:, LabelColumn.CLASS]
     same_class_overlap, other_class_overlap = np.where(is_same_class, overlap, 0), np.where(is_same_class, 0, overlap)
     conditions = {
         "localisation": (same_class_overlap.max(axis=1) >= _MIN_IOU) & (same_class_overlap.max(axis=1) < _MATCH_IOU),
@@ -233,12 +233,12 @@ def repair_errors(state: State, errors: DetectionErrors, kind: str) -> State:
     if kind in ("classification", "localisation"):
         rows = np.flatnonzero(is_kind)
         rows = rows[~errors.is_label_found[errors.label[rows]]]
-        rows = rows[np.argsort(-boxes[rows, DetectionRow.SCORE], kind="stable")]
+        rows = rows[np.argsort(-boxes[rows, DetectionColumn.SCORE], kind="stable")]
         _, firsts = np.unique(errors.label[rows], return_index=True)
         rows = rows[firsts]
         matched_labels = labels[errors.label[rows]]
-        boxes[rows, DetectionRow.BOX] = matched_labels[:, LabelRow.BOX]
-        boxes[rows, DetectionRow.CLASS] = matched_labels[:, LabelRow.CLASS]
+        boxes[rows, DetectionColumn.BOX] = matched_labels[:, LabelColumn.BOX]
+        boxes[rows, DetectionColumn.CLASS] = matched_labels[:, LabelColumn.CLASS]
         keeps[rows] = True
     return {**state, "detections": torch.from_numpy(boxes[keeps]), "labels": torch.from_numpy(labels)}
 

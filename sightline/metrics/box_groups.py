@@ -116,21 +116,21 @@ NO_LIMIT = 2**31
 """More detections than an image has."""
 
 
-class ImageBoxRow:
+class BoxColumn:
     """Columns that rows of detections and of labels share: the sample's index, and the box in pixels."""
 
     IMAGE, LEFT, TOP, RIGHT, BOTTOM = 0, 1, 2, 3, 4
     BOX = slice(LEFT, BOTTOM + 1)
 
 
-class DetectionRow(ImageBoxRow):
+class DetectionColumn(BoxColumn):
     """Columns (7) of a metric's `detections`, and of `BoxGroups.boxes`."""
 
     SCORE, CLASS = 5, 6
-    SCORED_BOX = slice(ImageBoxRow.LEFT, SCORE + 1)
+    SCORED_BOX = slice(BoxColumn.LEFT, SCORE + 1)
 
 
-class LabelRow(ImageBoxRow):
+class LabelColumn(BoxColumn):
     """Columns (9 or 10) of a metric's `labels`: class, area in square pixels, ignored or not, visible share, index."""
 
     CLASS, AREA, IS_IGNORED, VISIBLE, INDEX = 5, 6, 7, 8, 9
@@ -202,7 +202,7 @@ class BoxGroups(NamedTuple):
         """Return the slices of a class: detections, labels."""
         detection_bounds, label_bounds = (
             np.searchsorted(column, [number, number + 1])
-            for column in (self.boxes[:, DetectionRow.CLASS], self.labels[:, LabelRow.CLASS])
+            for column in (self.boxes[:, DetectionColumn.CLASS], self.labels[:, LabelColumn.CLASS])
         )
         return slice(*detection_bounds), slice(*label_bounds)
 
@@ -231,7 +231,7 @@ class BoxGroups(NamedTuple):
         result = GroupMatches(
             is_matched, np.zeros_like(is_matched), np.zeros((*is_matched.shape[:2], len(self.labels)), dtype=bool)
         )
-        boxes, labels = self.boxes[:, DetectionRow.BOX], self.labels[:, LabelRow.BOX]
+        boxes, labels = self.boxes[:, DetectionColumn.BOX], self.labels[:, LabelColumn.BOX]
         arrays = (boxes, self.box_starts, labels, self.label_starts, label_ignored)
         arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
         if can_use_numba(torch.from_numpy(self.boxes)):
@@ -247,21 +247,21 @@ def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is
     Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
     """
     boxes, rows = (array.cpu().numpy() for array in (detections, labels))
-    has_class = rows[:, LabelRow.CLASS] >= 0
+    has_class = rows[:, LabelColumn.CLASS] >= 0
     copies = np.repeat(rows[~has_class], num_classes, axis=0)
-    copies[:, LabelRow.CLASS] = np.tile(np.arange(num_classes), int((~has_class).sum()))
+    copies[:, LabelColumn.CLASS] = np.tile(np.arange(num_classes), int((~has_class).sum()))
     rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
-    num_images = 1 + max(array[:, ImageBoxRow.IMAGE].max(initial=0) for array in (boxes, rows))
+    num_images = 1 + max(array[:, BoxColumn.IMAGE].max(initial=0) for array in (boxes, rows))
     keys = [
-        (array[:, column] * num_images + array[:, ImageBoxRow.IMAGE]).astype(np.int64)
-        for array, column in ((boxes, DetectionRow.CLASS), (rows, LabelRow.CLASS))
+        (array[:, column] * num_images + array[:, BoxColumn.IMAGE]).astype(np.int64)
+        for array, column in ((boxes, DetectionColumn.CLASS), (rows, LabelColumn.CLASS))
     ]
-    orders = np.lexsort((-boxes[:, DetectionRow.SCORE], keys[0])), np.argsort(keys[1], kind="stable")
+    orders = np.lexsort((-boxes[:, DetectionColumn.SCORE], keys[0])), np.argsort(keys[1], kind="stable")
     boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
     groups = np.unique(np.concatenate(keys))
     box_starts, label_starts = (np.append(np.searchsorted(array, groups), len(array)) for array in keys)
     of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
-    return BoxGroups(boxes, rows, rows[:, LabelRow.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
+    return BoxGroups(boxes, rows, rows[:, LabelColumn.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
 
 
 def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:

@@ -32,12 +32,12 @@ from sightline.metrics.box_ap import (
     protocol_header,
 )
 from sightline.metrics.box_groups import (
+    BoxColumn,
     BoxGroups,
     BoxRows,
-    DetectionRow,
+    DetectionColumn,
     GroupMatches,
-    ImageBoxRow,
-    LabelRow,
+    LabelColumn,
     group_boxes,
 )
 from sightline.metrics.match_kernels import count_pairs
@@ -121,7 +121,7 @@ class MissRate(BoxRows):
         """Return `scored_boxes_miss_rate`, with the number of labels in each set-up."""
         about = protocol_header(f"{_TITLES[self.protocol]}, IoU 0.5, at most {self.most} an image and class", state)
         counts = {name: sum(curve.num_labels for curve in curves) for name, curves in self._curves(state)}
-        has_visible = bool(state["labels"][:, LabelRow.VISIBLE].isfinite().any())
+        has_visible = bool(state["labels"][:, LabelColumn.VISIBLE].isfinite().any())
         reason = "no label is in this set-up" if has_visible else "the set does not state what is visible"
         about["undefined"] |= {f"mr_{name}": reason for name, count in counts.items() if not count}
         return {"scored_boxes_miss_rate": {**about, "set_ups": counts}}
@@ -134,7 +134,7 @@ class MissRate(BoxRows):
         rows = self._cut(state) if self.protocol == "ecp" else state
         all_groups = group_boxes(rows["detections"], rows["labels"], len(self.class_names))
         detections = torch.from_numpy(all_groups.boxes[all_groups.rank < self.most])
-        height = detections[:, DetectionRow.BOTTOM] - detections[:, DetectionRow.TOP]
+        height = detections[:, DetectionColumn.BOTTOM] - detections[:, DetectionColumn.TOP]
         result = []
         for name, set_up in _SET_UPS[self.protocol].items():
             is_kept = (height >= set_up.low / _WIDER) & (height < set_up.high * _WIDER)
@@ -164,16 +164,16 @@ class MissRate(BoxRows):
     def _cut(self, state: State) -> State:
         """Cut labels at the border of their images."""
         images = state["images"]
-        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, LabelRow.IMAGE].contiguous())
+        row = torch.searchsorted(images[:, 0].contiguous(), state["labels"][:, LabelColumn.IMAGE].contiguous())
         far = images[row][:, [2, 1, 2, 1]]
         labels = state["labels"].clone()
-        labels[:, LabelRow.BOX] = torch.minimum(labels[:, LabelRow.BOX].clamp(min=0), far)
+        labels[:, LabelColumn.BOX] = torch.minimum(labels[:, LabelColumn.BOX].clamp(min=0), far)
         return {**state, "labels": labels}
 
 
 def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
     labels = groups.labels
-    height, visible = labels[:, LabelRow.BOTTOM] - labels[:, LabelRow.TOP], labels[:, LabelRow.VISIBLE]
+    height, visible = labels[:, LabelColumn.BOTTOM] - labels[:, LabelColumn.TOP], labels[:, LabelColumn.VISIBLE]
     is_in: np.ndarray = (
         (height >= set_up.low) & (height <= set_up.high) & (visible >= set_up.least) & (visible <= set_up.most)
     )
@@ -197,9 +197,9 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
     starts = (groups.box_starts, groups.label_starts)
     group_counts = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)
     arrays = (
-        groups.boxes[:, DetectionRow.SCORED_BOX],
+        groups.boxes[:, DetectionColumn.SCORED_BOX],
         starts[0],
-        groups.labels[:, LabelRow.BOX],
+        groups.labels[:, LabelColumn.BOX],
         starts[1],
         groups.is_ignored,
         THRESHOLDS,
@@ -324,13 +324,13 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     rows = {}
     for name in ("detections", "labels"):
         state_rows = state[name].clone()
-        image = torch.searchsorted(samples, state_rows[:, ImageBoxRow.IMAGE].contiguous())
+        image = torch.searchsorted(samples, state_rows[:, BoxColumn.IMAGE].contiguous())
         height, width = sizes[image].unbind(1)
         far = torch.stack([width, height], dim=1)
-        corners = state_rows[:, ImageBoxRow.BOX]  # a view: the rows change with it
+        corners = state_rows[:, BoxColumn.BOX]  # a view: the rows change with it
         corners[:, :2] = torch.minimum(corners[:, :2], far - 1).clamp(min=0)
         corners[:, 2:] = torch.minimum(corners[:, 2:], far).clamp(min=0)
-        state_rows[:, ImageBoxRow.IMAGE] = image
+        state_rows[:, BoxColumn.IMAGE] = image
         rows[name] = state_rows
     groups = group_boxes(rows["detections"], rows["labels"], num_classes, last_is_first=True)
     label_ignored = groups.is_ignored[None]
@@ -338,7 +338,7 @@ def _score(state: State, num_classes: int, bins: list[Bin] | None = None) -> _Sc
     if bins is not None:
         values = label_values(groups)
         label_ignored = np.stack([groups.is_ignored | ~in_bin(label_bin, values) for label_bin in bins])
-        heights = {"height": groups.boxes[:, DetectionRow.BOTTOM] - groups.boxes[:, DetectionRow.TOP]}
+        heights = {"height": groups.boxes[:, DetectionColumn.BOTTOM] - groups.boxes[:, DetectionColumn.TOP]}
         is_other = np.stack(
             [~in_bin(e, heights) if e.quantity == "height" else np.zeros_like(is_other[0]) for e in bins]
         )

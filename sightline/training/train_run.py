@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
+from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
 from sightline.describe.report import pose_baselines
@@ -114,6 +115,7 @@ def probe_metrics(
 logger = logging.getLogger(__name__)
 
 
+@keep_old_members(finished="final_document")
 class Reporter:
     """Base class of reporters, which receive the progress of a run on the first process; it ignores all of it."""
 
@@ -126,7 +128,7 @@ class Reporter:
     def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
         """Receive the metrics of the last weights, as in `final.json`, with the baselines of the data."""
 
-    def finished(self, document: Mapping[str, Any]) -> None:
+    def final_document(self, document: Mapping[str, Any]) -> None:
         """Receive the metrics of a run that is finished, now or by an earlier session."""
 
 
@@ -279,7 +281,7 @@ class _TrainRun:
             f"sightline train {path} --resume auto train.{key}={2 * value} (now {value})"
         )
         document = load_document(final)
-        self._reporter.finished(document)
+        self._reporter.final_document(document)
         return document
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
@@ -389,7 +391,7 @@ class _TrainRun:
         reporter.evaluation(document, title=title, dataset=test.dataset)
         findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
-        reporter.finished(document)
+        reporter.final_document(document)
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 

@@ -33,7 +33,7 @@ class TerminalReporter(Reporter):
         """Print the tables to standard output."""
         show_evaluation(document, title=title, dataset=dataset)
 
-    def finished(self, document: Mapping[str, Any]) -> None:
+    def final_document(self, document: Mapping[str, Any]) -> None:
         """Write the file of `--json`."""
         write_document(self._json, document)
 
