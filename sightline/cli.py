@@ -34,10 +34,17 @@ SECTIONS = {
 """Commands by the sections of `sightline --help`."""
 
 
+_STILL_RUN = {"compress pack": ["run"], "compress size": ["run", "--stop-after", "size"]}
+"""Commands of earlier versions that still run, as tests/old_runs, which stays as it is, types them."""
+
+
 class _Group(TyperGroup):
     """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and (words := _STILL_RUN.get(f"{self.name} {args[0]}")) is not None:
+            sys.stderr.write(describe_move(f"{self.name} {args[0]}") + "\n")
+            args = [*words, *args[1:]]
         is_named = not args or args[0] in (*self.commands, "--help") or f"{self.name} {args[0]}" in MOVED
         is_named |= "run" not in self.commands
         return super().parse_args(ctx, args if is_named else ["run", *args])
@@ -78,7 +85,7 @@ _GROUPS = {
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Make a trained run small: 'sightline compress RUN --ratio 0.1 --out DIR' searches the bits of each "
-        "layer, fine-tunes, and packs. The other commands are its steps.",
+        "layer, fine-tunes, and packs.",
     ),
 }
 
@@ -105,14 +112,15 @@ def main_options(
 
 def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
     """Make the function of a command that Typer reads; `settings` are more keywords of the verb."""
-    module, function = record.run.split(".")
 
     def call(**values: Any) -> int:
+        options = record.from_words(values)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
+        module, function = options.function().split(".")
         with gc_paused():
             verb = importlib.import_module(f"sightline.verbs.{module}")
-        code: int = getattr(verb, function)(record.from_words(values), **settings)
+        code: int = getattr(verb, function)(options, **settings)
         return code
 
     hints = get_type_hints(record)
@@ -139,7 +147,9 @@ def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspec
     texts: dict[str, Any] = {"metavar": parameter.metavar, "help": parameter.help}
     if parameter.flag:
         callback = _check_writable(parameter.flag) if parameter.is_written else None
-        info: Any = typer.Option(parameter.flag, callback=callback, min=parameter.min, max=parameter.max, **texts)
+        info: Any = typer.Option(
+            parameter.flag, callback=callback, min=parameter.min, max=parameter.max, hidden=parameter.is_hidden, **texts
+        )
     else:
         info = typer.Argument(**texts)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])

@@ -9,14 +9,12 @@ from typing import Literal
 from sightline.commands.fields import (
     CHECKPOINT,
     CONFIG,
-    DEVICE,
     OVERRIDES,
     PLUGINS,
     PROCESSES,
     Command,
     DeviceCommand,
     PluginCommand,
-    TracedCommand,
     argument,
     option,
     switch,
@@ -76,53 +74,59 @@ class ScoreOptions(PluginCommand, name="score", run="score.score"):
     against: str | None = option("--against", "published", "compare with published results on this data set")
 
 
-class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
+class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_if={"data": "predict.predict_centres"}):
     """Predict files with a trained run.
 
     Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
     the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
     without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
-    refused by name, and the others are predicted. A run that classifies points reports the share of each class, and
-    writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
-    needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
-    camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
-    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed.
+    refused by name, and the others are predicted. Exit code 0 if all files were predicted, 2 if one was refused, 1 if
+    the work failed.
+
+    A run that classifies points reports the share of each class, and writes labels in the order of the file
+    (.labels.npy) and a coloured cloud (.ply) into --out; with probabilities=float16 or float32 also those of all
+    classes. One that segments parts needs the category of the objects: category=NAME, or the name of their folder.
+
+    A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
+    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; with
+    reference=previous about the joints of the previous frame; or about the points of centres=FILE, a line x y z in mm
+    per frame. refiner=RUN moves this point.
+
+    A detector draws its boxes on the images, those of score=0.3 or more.
+
+    With --data, a refiner (a run of the task centre) writes the reference point of every frame of a data set, as a file
+    for reference: {name: file, path: FILE}: one line 'x y z' in mm, or 'invalid', for each frame of the files of
+    split=test or split=train, which has the validation frames, too. A refiner that was trained on frames which the
+    config tests is refused: its points would depend on the tested frames.
     """
 
     run_path: Path = argument("RUN", "a run directory")
     paths: tuple[Path, ...] = argument(
         "PATH... [KEY=VALUE]...",
-        "files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
+        default=(),
+        help="files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
         " depth images: png npy bin; images: jpg png tif webp bmp gif",
         key_values="words",
     )
     words: tuple[str, ...] = ()
+    data: Path | None = option("--data", "CONFIG", "predict the reference points of this config's data set")
     checkpoint: str = CHECKPOINT
     batch_size: int | None = option("--batch-size", "N", "files per batch [evaluate.batch_size]", min=1)
     columns: str | None = option(
         "--columns", "x,y,z,...", "names of the columns of files without a header, _ to skip one"
     )
     to_sphere: bool = switch("--unit-sphere", "move every cloud to its mean and scale it to radius 1")
-    out: Path | None = option("--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes")
-    probabilities: Literal["float16", "float32"] | None = option(
-        "--probabilities", None, "also write the probabilities of all classes for every point"
+    out: Path | None = option(
+        "--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes; with --data, the file"
     )
-    category: str | None = option(
-        "--category", "NAME", "category of all files, for part segmentation [name of their folder]"
-    )
-    score: float | None = option("--score", "S", "minimum score of a box [0.3]", min=0.0, max=1.0)
-    reference: Literal["centre_of_mass", "previous"] | None = option(
-        "--reference", None, "reference point of the crop; previous: from the joints of the previous frame"
-    )
-    centres: Path | None = option("--centres", "FILE", "file of reference points, a line x y z in mm per frame")
-    refiner: Path | None = option("--refiner", "RUN", "run of a refiner, which corrects the reference points")
+    category: str | None = option("--category", "NAME", "category=NAME", is_hidden=True)
+    refiner: Path | None = option("--refiner", "RUN", "refiner=RUN", is_hidden=True)
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
 
 
 # --- compress --------------------------------------------------------------------------------------------------------
 
 _BATCH_NORM = option("--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0)
-_POLICY = option("--policy", "FILE", "policy: the weight format of each layer", default=MISSING)
 
 
 class CompressedRun(Command):
@@ -148,7 +152,7 @@ class CompressedRun(Command):
 class CompressedOutput(CompressedRun):
     """Run to compress, and the folder of the result."""
 
-    out: Path = option("--out", "DIR", "folder to write; it becomes a run directory", default=MISSING)
+    out: Path = option("--out", "DIR", "folder to write", default=MISSING)
 
 
 class BudgetOptions(Command):
@@ -213,7 +217,7 @@ class CompressionStep(DeviceCommand):
 
 
 class CompressOptions(
-    CompressedOutput,
+    CompressedRun,
     ProtectedBudgetOptions,
     DistilledFineTuneOptions,
     CompressionStep,
@@ -223,9 +227,17 @@ class CompressOptions(
     """Search, fine-tune and pack a run.
 
     Writes a run directory whose weights, model.slq, fit the budget to the byte. Repeat the command to resume it. The
-    reported metrics exclude the samples that policies were evaluated on.
+    reported metrics exclude the samples that policies were evaluated on. With --policy, nothing is searched; a run that
+    was trained with quantised weights is only packed. --stop-after ends after one stage: 'size' prints the size of the
+    packed file, by --policy or for 1 to 8 bits in all layers, and writes nothing; 'search' and 'finetune' leave their
+    results in DIR/work, from which the same command without --stop-after goes on.
     """
 
+    out: Path | None = option("--out", "DIR", "folder to write; it becomes a run directory")
+    stop_after: Literal["size", "search", "finetune"] | None = option(
+        "--stop-after", None, "end after this stage [pack]"
+    )
+    policy: Path | None = option("--policy", "FILE", "weight format of each layer, instead of a search")
     batch_norm: int = _BATCH_NORM
 
 
@@ -240,44 +252,6 @@ class CompressSearchOptions(
     method: str = option(
         "--method", "NAME[,NAME...]", "see 'sightline list searches'; all, for each of them", default="hybrid"
     )
-
-
-class CompressApplyOptions(CompressedOutput, CompressionStep, name="compress apply", run="compress.apply"):
-    """Quantise a run by a policy, and pack it."""
-
-    policy: Path = _POLICY
-    batch_norm: int = _BATCH_NORM
-
-
-class CompressFinetuneOptions(
-    CompressedOutput, DistilledFineTuneOptions, TracedCommand, name="compress finetune", run="compress.finetune"
-):
-    """Train a run further with quantised weights.
-
-    'compress pack' packs the result. Repeat the command to resume it.
-    """
-
-    policy: Path = _POLICY
-    checkpoint: str = CHECKPOINT
-    plugins: tuple[Path, ...] = PLUGINS
-    device: str = DEVICE
-
-
-class CompressPackOptions(CompressedOutput, CompressionStep, name="compress pack", run="compress.pack"):
-    """Pack a run that was trained with quantised weights, and evaluate the file."""
-
-    batch_norm: int = _BATCH_NORM
-
-
-class CompressSizeOptions(CompressedRun, PluginCommand, name="compress size", run="compress.size"):
-    """Print the size of a run's packed file.
-
-    The file is not written. Without --policy, the sizes for 1 to 8 bits in all layers are printed.
-    """
-
-    policy: Path | None = option("--policy", "FILE", "policy to pack by [1 to 8 bits in all layers]")
-    checkpoint: str = CHECKPOINT
-    device: str = "cpu"
 
 
 class CompressReportOptions(
@@ -301,12 +275,4 @@ class CompressReportOptions(
 
 
 RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions)
-COMPRESS_COMMANDS = (
-    CompressOptions,
-    CompressSearchOptions,
-    CompressApplyOptions,
-    CompressFinetuneOptions,
-    CompressPackOptions,
-    CompressSizeOptions,
-    CompressReportOptions,
-)
+COMPRESS_COMMANDS = (CompressOptions, CompressSearchOptions, CompressReportOptions)

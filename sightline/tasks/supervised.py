@@ -255,7 +255,7 @@ def decode_joints(likelihood: Tensor, placement: CubePlacement, *, decoding: Dec
 class CentreRefinement(Supervised):
     """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
 
-    What it finds are the reference points of another run: `sightline data centres` writes them.
+    What it finds are the reference points of another run: `sightline predict --data` writes them.
     Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1.
     """
 

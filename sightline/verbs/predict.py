@@ -1,4 +1,4 @@
-"""`sightline predict` and `data centres`: predictions of a run for the user's files, or a file of reference points."""
+"""`sightline predict`: the predictions of a run for the user's files, or the reference points of a data set."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
-from sightline.commands.data import CentresOptions
 from sightline.commands.run import PredictOptions
 from sightline.data.files.cloud_files import check_columns
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.predict.frame_centres import centre_lines, find_centres
+from sightline.predict.frame_centres import FileSplit, centre_lines, find_centres
 from sightline.predict.prediction import build_predictor, collect_files, predict_each
 from sightline.predict.predictor import (
+    FLAGS,
     CommandLine,
     Predictor,
     Refusal,
@@ -28,20 +28,20 @@ from sightline.predict.predictor import (
     predictor_class,
 )
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_directory import write_document, write_file
-from sightline.verbs.output import load_config, print_note, show_table
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.verbs.output import load_config, print_note, show_table, split_options
 
-_PREDICTOR_OPTIONS = (
-    *("columns", "to_sphere", "category", "probabilities", "score"),
-    *("reference", "centres", "refiner"),
-)
+_FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 
 
 def predict(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
+    words = [*options.words, *_moved_words(options)]
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
+    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, words, options.plugins))
+    if predictor_options.get("probabilities") is not None and options.out is None:
+        raise UserError("probabilities: are written into the folder of --out; give --out DIR")
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
         predictor = build_predictor(run, world=world, **predictor_options)
@@ -99,7 +99,7 @@ def _predict_files(
 
 def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     """Return the flags with parsed values. Raises UserError for options that do not go together."""
-    values = {name: getattr(options, name) for name in _PREDICTOR_OPTIONS}
+    values = {name: getattr(options, name) for name in FLAGS}
     flags = {name: value for name, value in values.items() if value is not None and value is not False}
     if "columns" in flags:
         flags["columns"] = check_columns(flags["columns"].split(","))
@@ -107,9 +107,16 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
         raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is also the file of --json; give another")
-    if "probabilities" in flags and options.out is None:
-        raise UserError("--probabilities: are written into the folder of --out; give --out DIR")
     return flags
+
+
+def _moved_words(options: PredictOptions) -> list[str]:
+    """Return options of an earlier version as KEY=VALUE words, and print them."""
+    given = {"category": options.category, "refiner": options.refiner}
+    words = [f"{name}={value}" for name, value in given.items() if value is not None]
+    for word in words:
+        print_note(f"--{word.partition('=')[0]}: is now {word}")
+    return words
 
 
 def _notes(run: TrainedRun) -> list[str]:
@@ -169,34 +176,36 @@ def _format_csv_cell(cell: Any) -> Any:
     return escape_to_one_line(cell) if isinstance(cell, str) else cell
 
 
-# --- data centres ----------------------------------------------------------------------------------------------------
+# --- reference points of a data set ----------------------------------------------------------------------------------
 
 
-def centres(options: CentresOptions) -> int:
+def predict_centres(options: PredictOptions) -> int:
     """Write one line per frame of a split of a config's data set; the file is complete or not written."""
-    refiner = open_trained(options.refiner, checkpoint=options.checkpoint, plugins=options.plugins)
-    config = load_config(options.data, options.overrides, options.plugins)
+    assert options.data is not None
+    unused = [*map(str, options.paths), *(f"--{n.replace('_', '-')}" for n in _FILE_OPTIONS if getattr(options, n))]
+    if unused:
+        raise UserError(f"predict: {unused[0]}: has no use with --data, which predicts the frames of a data set")
+    if options.out is None:
+        raise UserError("predict: --data: writes the reference points of a data set; give their file with --out FILE")
+    assert_writable(options.out, option="--out")
+    values, overrides = split_options(options.words, ("split",))
+    split = values.get("split", "test")
+    if split not in get_args(FileSplit):
+        raise UserError(f"split={split}: allowed are {', '.join(get_args(FileSplit))}; validation frames are in train")
+    refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
+    config = load_config(options.data, overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
-        predicted = find_centres(refiner, config, split=options.split, world=world)
-    write_file(options.target, centre_lines(predicted))
-    _print_warnings(predicted.notes)
+        predicted = find_centres(refiner, config, split=cast(FileSplit, split), world=world)
+    write_file(options.out, centre_lines(predicted))
+    for line in predicted.notes:
+        print_note(escape_to_one_line(f"look at this: {line}"))
     rows: list[tuple[str, int | float]] = [
         ("frames", len(predicted.points_mm)),
         ("points", int(predicted.is_known.sum())),
     ]
     rows += [("centre_error_mm", predicted.error_mm), ("reference_error_mm", predicted.reference_error_mm)]
-    show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
-    source = {
-        "file": str(options.target),
-        "run": str(options.refiner),
-        "data": config.data.name,
-        "split": options.split,
-    }
+    show_table(f"{options.out}: {config.data.name}, {split}", ("what", "value"), rows)
+    source = {"file": str(options.out), "run": str(options.run_path), "data": config.data.name, "split": split}
     write_document(options.json, {**source, **dict(rows), "notes": list(predicted.notes)})
     return 0
-
-
-def _print_warnings(lines: Sequence[str]) -> None:
-    for line in lines:
-        print_note(escape_to_one_line(f"look at this: {line}"))

@@ -75,6 +75,20 @@ def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
 
 MOVED = {
     "curves": "view RUN... --out DIR",
+    "compress apply": "compress RUN --policy FILE --epochs 0 --out DIR",
+    "compress finetune": "compress RUN --policy FILE --stop-after finetune --out DIR",
+    "compress pack": "compress RUN --out DIR",
+    "compress size": "compress RUN --stop-after size",
+    "data centres": "predict RUN --data CONFIG split=test --out FILE",
+    "data import-views": "data prepare views --from DIR --to DIR [clouds=DIR]",
+    "label-efficiency": "study CONFIG --preset labels --out DIR [from=RUN fractions=F,F,... seeds=N epochs=N]",
+    "probe --suite": "study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]",
+    "probe --finetune": "study RUN... --preset probes --out DIR finetune=CONFIG",
+    "predict --probabilities": "predict RUN PATH... --out DIR probabilities=float16",
+    "predict --score": "predict RUN PATH... score=S",
+    "predict --reference": "predict RUN PATH... reference=previous",
+    "predict --centres": "predict RUN PATH... centres=FILE",
+    "view --score": "view RUN --out DIR score=S",
     "evaluate --predictions": "score PREDICTIONS --data CONFIG",
 }
 """Commands and options of earlier versions, with what is typed now."""
