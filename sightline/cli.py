@@ -34,10 +34,17 @@ SECTIONS = {
 """Commands by the sections of `sightline --help`."""
 
 
+_STILL_RUN = {"compress pack": ["run"], "compress size": ["run", "--stop-after", "size"]}
+"""Commands of earlier versions that still run, as tests/old_runs, which stays as it is, types them."""
+
+
 class _Group(TyperGroup):
     """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and (words := _STILL_RUN.get(f"{self.name} {args[0]}")) is not None:
+            sys.stderr.write(describe_move(f"{self.name} {args[0]}") + "\n")
+            args = [*words, *args[1:]]
         is_named = not args or args[0] in (*self.commands, "--help") or f"{self.name} {args[0]}" in MOVED
         is_named |= "run" not in self.commands
         return super().parse_args(ctx, args if is_named else ["run", *args])

@@ -118,6 +118,10 @@ def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None
 @pytest.mark.parametrize(
     ("words", "now"),
     [
+        (
+            ["compress", "apply", "run"],
+            "compress apply: is now 'sightline compress RUN --policy FILE --epochs 0 --out DIR'",
+        ),
         (["curves", "runs/a"], "curves: is now 'sightline view RUN... --out DIR'"),
         (
             ["evaluate", "--data", "a.yaml", "--predictions", "b"],

@@ -100,6 +100,10 @@ class Command:
                 converted[name] = ()
         return cls(**converted)
 
+    def list_flags(self, group: type[Command]) -> list[str]:
+        """List the flags of the options of a group whose values differ from their defaults."""
+        return [p.flag for name, p in group.parameters() if p.flag and getattr(self, name) != p.default]
+
     def echo(self, group: type[Command]) -> dict[str, Any]:
         """Return the options of a group, as documents state them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(group)}  # type: ignore[arg-type]

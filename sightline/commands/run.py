@@ -9,14 +9,12 @@ from typing import Literal
 from sightline.commands.fields import (
     CHECKPOINT,
     CONFIG,
-    DEVICE,
     OVERRIDES,
     PLUGINS,
     PROCESSES,
     Command,
     DeviceCommand,
     PluginCommand,
-    TracedCommand,
     argument,
     option,
     switch,
@@ -122,7 +120,6 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
 # --- compress --------------------------------------------------------------------------------------------------------
 
 _BATCH_NORM = option("--batch-norm", "N", "training batches to re-estimate batch norm statistics on", default=50, min=0)
-_POLICY = option("--policy", "FILE", "policy: the weight format of each layer", default=MISSING)
 
 
 class CompressedRun(Command):
@@ -148,7 +145,7 @@ class CompressedRun(Command):
 class CompressedOutput(CompressedRun):
     """Run to compress, and the folder of the result."""
 
-    out: Path = option("--out", "DIR", "folder to write; it becomes a run directory", default=MISSING)
+    out: Path = option("--out", "DIR", "folder to write", default=MISSING)
 
 
 class BudgetOptions(Command):
@@ -213,7 +210,7 @@ class CompressionStep(DeviceCommand):
 
 
 class CompressOptions(
-    CompressedOutput,
+    CompressedRun,
     ProtectedBudgetOptions,
     DistilledFineTuneOptions,
     CompressionStep,
@@ -223,9 +220,17 @@ class CompressOptions(
     """Search, fine-tune and pack a run.
 
     Writes a run directory whose weights, model.slq, fit the budget to the byte. Repeat the command to resume it. The
-    reported metrics exclude the samples that policies were evaluated on.
+    reported metrics exclude the samples that policies were evaluated on. With --policy, nothing is searched; a run that
+    was trained with quantised weights is only packed. --stop-after ends after one stage: 'size' prints the size of the
+    packed file, by --policy or for 1 to 8 bits in all layers, and writes nothing; 'search' and 'finetune' leave their
+    results in DIR/work, from which the same command without --stop-after goes on.
     """
 
+    out: Path | None = option("--out", "DIR", "folder to write; it becomes a run directory")
+    stop_after: Literal["size", "search", "finetune"] | None = option(
+        "--stop-after", None, "end after this stage [pack]"
+    )
+    policy: Path | None = option("--policy", "FILE", "weight format of each layer, instead of a search")
     batch_norm: int = _BATCH_NORM
 
 
@@ -240,44 +245,6 @@ class CompressSearchOptions(
     method: str = option(
         "--method", "NAME[,NAME...]", "see 'sightline list searches'; all, for each of them", default="hybrid"
     )
-
-
-class CompressApplyOptions(CompressedOutput, CompressionStep, name="compress apply", run="compress.apply"):
-    """Quantise a run by a policy, and pack it."""
-
-    policy: Path = _POLICY
-    batch_norm: int = _BATCH_NORM
-
-
-class CompressFinetuneOptions(
-    CompressedOutput, DistilledFineTuneOptions, TracedCommand, name="compress finetune", run="compress.finetune"
-):
-    """Train a run further with quantised weights.
-
-    'compress pack' packs the result. Repeat the command to resume it.
-    """
-
-    policy: Path = _POLICY
-    checkpoint: str = CHECKPOINT
-    plugins: tuple[Path, ...] = PLUGINS
-    device: str = DEVICE
-
-
-class CompressPackOptions(CompressedOutput, CompressionStep, name="compress pack", run="compress.pack"):
-    """Pack a run that was trained with quantised weights, and evaluate the file."""
-
-    batch_norm: int = _BATCH_NORM
-
-
-class CompressSizeOptions(CompressedRun, PluginCommand, name="compress size", run="compress.size"):
-    """Print the size of a run's packed file.
-
-    The file is not written. Without --policy, the sizes for 1 to 8 bits in all layers are printed.
-    """
-
-    policy: Path | None = option("--policy", "FILE", "policy to pack by [1 to 8 bits in all layers]")
-    checkpoint: str = CHECKPOINT
-    device: str = "cpu"
 
 
 class CompressReportOptions(
@@ -301,12 +268,4 @@ class CompressReportOptions(
 
 
 RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions)
-COMPRESS_COMMANDS = (
-    CompressOptions,
-    CompressSearchOptions,
-    CompressApplyOptions,
-    CompressFinetuneOptions,
-    CompressPackOptions,
-    CompressSizeOptions,
-    CompressReportOptions,
-)
+COMPRESS_COMMANDS = (CompressOptions, CompressSearchOptions, CompressReportOptions)

@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sightline import registry
+from sightline.commands.fields import Command
 from sightline.commands.run import (
     BudgetOptions,
-    CompressApplyOptions,
     CompressedRun,
-    CompressFinetuneOptions,
     CompressOptions,
-    CompressPackOptions,
     CompressReportOptions,
     CompressSearchOptions,
-    CompressSizeOptions,
+    DistilledFineTuneOptions,
     FineTuneOptions,
+    ProtectedBudgetOptions,
 )
 from sightline.compress.comparison import search_rows
 from sightline.compress.drawing import bits_svg, pareto_svg
@@ -59,20 +58,12 @@ POLICY = "policy.json"
 MAX_DRAWN_RATIO = 1.2
 """Largest size of a drawn policy, relative to the budget; larger ones mostly quantise a single layer."""
 RECORD = "evaluations.jsonl"
-STEPS = ("run", "search", "apply", "finetune", "pack", "size", "report")
+STEPS = ("search", "report")
 EVERY_S = 10.0
 """Seconds between two lines of progress if standard error is not a terminal."""
 
 
-CompressStep = (
-    CompressOptions
-    | CompressSearchOptions
-    | CompressApplyOptions
-    | CompressFinetuneOptions
-    | CompressPackOptions
-    | CompressSizeOptions
-    | CompressReportOptions
-)
+CompressStep = CompressOptions | CompressSearchOptions | CompressReportOptions
 
 
 def _assert_without(options: CompressedRun, *, arguments: bool = False, overrides: bool = False) -> None:
@@ -132,12 +123,12 @@ def _parse_budget(options: BudgetOptions) -> CompressionOptions:
     )
 
 
-def _parse_fine_tuning(options: CompressOptions | CompressFinetuneOptions | CompressReportOptions) -> FineTuning:
+def _parse_fine_tuning(options: CompressOptions | CompressReportOptions) -> FineTuning:
     """Convert to FineTuning. Raises UserError for numbers that would train nothing."""
     if not 0 < options.rate <= 100:
         raise UserError(f"--rate {options.rate}: a factor of the run's learning rate, above 0, at most 100")
     if options.epochs == 0:
-        raise UserError("--epochs 0: trains nothing; 'compress apply' packs without fine-tuning")
+        raise UserError("--epochs 0: trains nothing; 'compress RUN --epochs 0' packs without fine-tuning")
     return FineTuning(
         options.epochs,
         options.rate,
@@ -149,14 +140,26 @@ def _parse_fine_tuning(options: CompressOptions | CompressFinetuneOptions | Comp
 
 
 def compress(options: CompressOptions) -> int:
-    """Search, fine-tune and pack; return 0, or the exit code of a fine-tuning that was stopped."""
+    """Search, fine-tune and pack, up to `--stop-after`; return 0, or the exit code of a stopped fine-tuning."""
+    if options.stop_after == "size":
+        return _show_sizes(options)
+    if options.out is None:
+        raise UserError("compress: writes a run directory; give its folder with --out DIR")
+    if options.ratio is not None or options.num_bytes is not None:
+        if options.policy is not None:
+            raise UserError("--policy: is used instead of a search; leave out --ratio and --bytes, the budget of one")
+        return _search_and_pack(options, options.out)
+    return _quantise_and_pack(options, options.out)
+
+
+def _search_and_pack(options: CompressOptions, out: Path) -> int:
     compression = _parse_budget(options)
     load_plugins(options.plugins)  # one of them may hold the search
     ((name, built),) = _build_searches([options.method], options.arguments, seed=options.seed).items()
-    fine_tuning = _parse_fine_tuning(options) if options.epochs != 0 else None
+    fine_tuning = _parse_fine_tuning(options) if options.epochs != 0 or options.stop_after == "finetune" else None
     with start_world(device=options.device) as world, contextlib.ExitStack() as stack:
         run = _open(options, world)
-        job = Compression(run, options.out, TerminalReporter())
+        job = Compression(run, out, TerminalReporter())
         if fine_tuning is not None:
             assert_tunable(run, fine_tuning)
         untraced_problem(make_simulator(run), compression)
@@ -166,21 +169,73 @@ def compress(options: CompressOptions) -> int:
         result, problem = job.search(compression, name, built, given=provenance, report=_ProgressReport(name))
         _show_searches([result], problem)
         policy = problem.with_quantised_inputs(result.policy)
-        finetuned = None
-        if fine_tuning is not None:
-            try:
-                finetuned = job.finetune(policy, fine_tuning)
-            except UnfinishedError as error:
-                return _print_stopped(error)
-        max_file_bytes = problem.problem.budget_bytes if compression.budget_on == "file" else None
-        write_file(options.out / WORK / "bits.svg", bits_svg(policy, problem.layers))
+        write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
+        if options.stop_after == "search":
+            print_note(f"found: {out / WORK / POLICY}; the command without --stop-after goes on from it")
+            return 0
         more_entries = {"search": search_rows([result])[0], "budget_bytes": problem.problem.budget_bytes}
         more_entries |= problem.costs(policy)
-        document = job.pack(
-            policy, finetuned=finetuned, about=more_entries, num_batches=options.batch_norm, at_most=max_file_bytes
-        )
-        _finish(options.out, run, document, options.json)
+        max_file_bytes = problem.problem.budget_bytes if compression.budget_on == "file" else None
+        return _tune_and_pack(options, job, run, policy, fine_tuning, about=more_entries, at_most=max_file_bytes)
+
+
+def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
+    """Quantise by a policy, or pack a run that was trained with quantised weights; nothing is searched."""
+    if options.stop_after == "search":
+        raise UserError("--stop-after search: needs the budget of a search; give --ratio or --bytes, and no --policy")
+    _assert_without(options, arguments=True)
+    _assert_unused(options, ProtectedBudgetOptions, "is about a search, and none is made")
+    is_tuned = options.policy is not None and (options.epochs != 0 or options.stop_after == "finetune")
+    fine_tuning = _parse_fine_tuning(options) if is_tuned else None
+    with start_world(device=options.device) as world:
+        run = _open(options, world)
+        if options.policy is not None:
+            policy, finetuned = _read_policy(options.policy, run), None
+        elif run.config.compress is None:
+            raise UserError("compress: give either --ratio or --bytes, the budget of a search, or a --policy FILE")
+        else:
+            _assert_unused(options, DistilledFineTuneOptions, f"{run.path} was trained with quantised weights already")
+            policy = policy_from_dict(
+                run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path)
+            )
+            finetuned = run.path
+        if fine_tuning is None:
+            _assert_without(options, overrides=True)
+        job = Compression(run, out, TerminalReporter())
+        with job.lock():
+            return _tune_and_pack(options, job, run, policy, fine_tuning, finetuned=finetuned)
+
+
+def _tune_and_pack(
+    options: CompressOptions,
+    job: Compression,
+    run: OpenRun,
+    policy: Mapping[str, WeightFormat],
+    fine_tuning: FineTuning | None,
+    *,
+    finetuned: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    at_most: int | None = None,
+) -> int:
+    """Fine-tune, unless `fine_tuning` is None, and pack; the folder of the job is locked."""
+    assert options.out is not None
+    if fine_tuning is not None:
+        try:
+            finetuned = job.finetune(policy, fine_tuning)
+        except UnfinishedError as error:
+            return _print_stopped(error)
+        if options.stop_after == "finetune":
+            print_note(f"fine-tuned: {finetuned}; the command without --stop-after packs it")
+            return 0
+    document = job.pack(policy, finetuned=finetuned, about=about or {}, num_batches=options.batch_norm, at_most=at_most)
+    _finish(options.out, run, document, options.json)
     return 0
+
+
+def _assert_unused(options: CompressOptions, group: type[Command], reason: str) -> None:
+    """Raise UserError for an option of a group that has no use here."""
+    for flag in options.list_flags(group):
+        raise UserError(f"{flag}: {reason}; leave it out")
 
 
 def search(options: CompressSearchOptions) -> int:
@@ -232,59 +287,10 @@ def search(options: CompressSearchOptions) -> int:
     return 0
 
 
-def apply(options: CompressApplyOptions) -> int:
-    """Quantise a run by a policy file, pack it and evaluate it."""
-    _assert_without(options, arguments=True, overrides=True)
-    with start_world(device=options.device) as world:
-        run = _open(options, world)
-        chosen = _read_policy(options.policy, run)
-        job = Compression(run, options.out, TerminalReporter())
-        with job.lock():
-            _finish(
-                options.out,
-                run,
-                job.pack(chosen, finetuned=None, about={}, num_batches=options.batch_norm),
-                options.json,
-            )
-    return 0
-
-
-def finetune(options: CompressFinetuneOptions) -> int:
-    """Train with quantised weights; return the exit code of the training."""
-    _assert_without(options, arguments=True)
-    fine_tuning = _parse_fine_tuning(options)
-    with start_world(device=options.device) as world:
-        run = _open(options, world)
-        chosen = _read_policy(options.policy, run)
-    try:
-        path = Compression(run, options.out, TerminalReporter(), work=options.out).finetune(chosen, fine_tuning)
-    except UnfinishedError as error:
-        return _print_stopped(error)
-    print_note(f"fine-tuned: {path}; to pack it: sightline compress pack {path} --out DIR")
-    return 0
-
-
-def pack(options: CompressPackOptions) -> int:
-    """Pack a run with quantised weights."""
-    _assert_without(options, arguments=True, overrides=True)
-    with start_world(device=options.device) as world:
-        run = _open(options, world)
-        if run.config.compress is None:
-            raise UserError(f"{run.path}: was not trained with quantised weights; 'compress apply' quantises it")
-        policy = policy_from_dict(run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path))
-        job = Compression(run, options.out, TerminalReporter())
-        with job.lock():
-            _finish(
-                options.out,
-                run,
-                job.pack(policy, finetuned=run.path, about={}, num_batches=options.batch_norm),
-                options.json,
-            )
-    return 0
-
-
-def size(options: CompressSizeOptions) -> int:
+def _show_sizes(options: CompressOptions) -> int:
     """Print the bytes of packed files without writing them."""
+    for group in (ProtectedBudgetOptions, DistilledFineTuneOptions):
+        _assert_unused(options, group, "has no use with --stop-after size, which writes nothing")
     _assert_without(options, arguments=True, overrides=True)
     with start_world(device="cpu") as world:
         run = _open(options, world)

@@ -75,6 +75,10 @@ def _guard(stream: TextIO | None, original: TextIO | None) -> TextIO:
 
 MOVED = {
     "curves": "view RUN... --out DIR",
+    "compress apply": "compress RUN --policy FILE --epochs 0 --out DIR",
+    "compress finetune": "compress RUN --policy FILE --stop-after finetune --out DIR",
+    "compress pack": "compress RUN --out DIR",
+    "compress size": "compress RUN --stop-after size",
     "evaluate --predictions": "score PREDICTIONS --data CONFIG",
 }
 """Commands and options of earlier versions, with what is typed now."""

@@ -151,7 +151,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
     policy = {"mix.weight": {"kind": "codebook", "bits": 2}, "norm.weight": {"kind": "fp32"}}
     (tmp_path / "policy.json").write_text(json.dumps(policy))
     words = (*PLUGIN, "--policy", tmp_path / "policy.json", "--device", "cpu")
-    done = run_here("compress", "apply", floats, *words, "--out", tmp_path / "packed", "--batch-norm", "0")
+    done = run_here("compress", floats, *words, "--out", tmp_path / "packed", "--epochs", 0, "--batch-norm", "0")
     assert done.code == 0, done.err
     kinds = {line["name"]: line["kind"] for line in header_of(tmp_path / "packed" / "model.slq")["tensors"]}
     assert {name for name, kind in kinds.items() if kind == "f32"} == {
@@ -160,7 +160,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         "head.weight",
         "norm.weight",
     }
-    done = run_here("compress", "size", floats, *words[:-2], "--json", tmp_path / "size.json")
+    done = run_here("compress", floats, "--stop-after", "size", *words, "--json", tmp_path / "size.json")
     assert done.code == 0, done.err
     (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
     assert predicted["bytes"] == (tmp_path / "packed" / "model.slq").stat().st_size
@@ -173,11 +173,12 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
             found[name], expected[name].half().to(found[name].dtype) if kind == "f16" else expected[name]
         )
     out = tmp_path / "tuned"
-    done = run_here("compress", "finetune", floats, *words, "--epochs", "1", "train.steps=1", "--out", out)
+    stop = ("--stop-after", "finetune")
+    done = run_here("compress", floats, *words, *stop, "--epochs", "1", "train.steps=1", "--out", out)
     assert done.code == 0, done.err
-    assert read_config(out / "finetuned" / "config.yaml").compress.policy.keys() == policy.keys()
+    assert read_config(out / "work" / "finetuned" / "config.yaml").compress.policy.keys() == policy.keys()
     (tmp_path / "policy.json").write_text(json.dumps({"mixed.weight": {"kind": "fp16"}}))
-    done = run_here("compress", "apply", floats, *words, "--out", tmp_path / "other")
+    done = run_here("compress", floats, *words, "--epochs", 0, "--out", tmp_path / "other")
     assert (done.code, "mixed.weight: no parameter is called so; did you mean 'mix.weight'" in done.err) == (2, True)
 
 
@@ -212,18 +213,18 @@ def test_a_second_call_is_refused_before_its_search(floats: Path, tmp_path: Path
     (tmp_path / "policy.json").write_text("{}")
     words = (*PLUGIN, "--device", "cpu", "--out", tmp_path / "out")
     budget = ("--bytes", "20000", "--calibration", "8")
-    steps = {"run": budget, "search": budget, "report": budget, "apply": ("--policy", tmp_path / "policy.json")}
+    steps = [("run", *budget), ("search", *budget), ("report", *budget)]
+    steps.append(("run", "--policy", tmp_path / "policy.json", "--epochs", 0))
     with RunDirectory(tmp_path / "out", is_writer=True).lock():
-        for step, more in steps.items():
+        for step, *more in steps:
             done = run_here("compress", step, floats, *words, *more)
             assert (done.code, "in use by process" in done.err, "search " in done.err) == (2, True, False), done.err
         assert {path.name for path in (tmp_path / "out").iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize("step", ["search", "finetune", "report"])
+@pytest.mark.parametrize("step", ["search", "report"])
 def test_a_run_directory_is_no_place_for_the_files_of_a_step(floats: Path, tmp_path: Path, step: str) -> None:
-    (tmp_path / "policy.json").write_text("{}")
-    more = ("--policy", tmp_path / "policy.json") if step == "finetune" else ("--bytes", "20000")
+    more = ("--bytes", "20000")
     before = {path: path.stat().st_mtime_ns for path in floats.rglob("*")}
     done = run_here("compress", step, floats, *PLUGIN, *more, "--device", "cpu", "--out", floats)
     assert (done.code, f"{floats}: is a run directory" in done.err, "search " in done.err) == (2, True, False), done.err

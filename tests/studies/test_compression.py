@@ -210,25 +210,24 @@ def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path
 
 def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
-    words = ("--policy", policy, "--device", "cpu", "--out")
-    assert run_here("compress", "finetune", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t").code == 0
+    words = ("--policy", policy, "--stop-after", "finetune", "--device", "cpu", "--out")
+    assert run_here("compress", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t").code == 0
     words = ("--out", tmp_path / "p", "--batch-norm", "2", "--device", "cpu")
-    done = run_here("compress", "pack", tmp_path / "t" / "finetuned", *words)
+    done = run_here("compress", tmp_path / "t" / "work" / "finetuned", *words)
     assert done.code == 0, done.err
     assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
 def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
-    assert (
-        run_here("compress", "apply", floats, "--policy", policy, "--out", tmp_path / "a", "--device", "cpu").code == 0
-    )
-    done = run_here("compress", "size", floats, "--policy", policy, "--json", tmp_path / "size.json")
+    words = ("--epochs", 0, "--out", tmp_path / "a", "--device", "cpu")
+    assert run_here("compress", floats, "--policy", policy, *words).code == 0
+    done = run_here("compress", floats, "--stop-after", "size", "--policy", policy, "--json", tmp_path / "size.json")
     assert done.code == 0, done.err
     (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
     assert predicted["bytes"] == (tmp_path / "a" / "model.slq").stat().st_size
     assert predicted["weights"] < predicted["codebook"] < predicted["file"] < 0.2
-    every = run_here("compress", "size", floats).out
+    every = run_here("compress", floats, "--stop-after", "size").out
     assert "8 bits" in every
     assert "fp16" in every
 
@@ -244,7 +243,7 @@ def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_
         document[name]["activation"] = entry
     (tmp_path / "policy.json").write_text(json.dumps(document))
     words = ("--policy", tmp_path / "policy.json", "--out", tmp_path / "packed", "--device", "cpu")
-    done = run_here("compress", "apply", floats, *words)
+    done = run_here("compress", floats, "--epochs", 0, *words)
     assert done.code == 0, done.err
     packed = open_trained(tmp_path / "packed")
     rounding, plain = opened.untrained_model(), opened.untrained_model()
@@ -376,8 +375,8 @@ def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Pat
     assert (done.code, "is quantised already" in done.err) == (2, True), done.err
     done = run_here("compress", packed, "--ratio", "0.1", "--out", tmp_path / "a")
     assert (done.code, "is quantised already" in done.err) == (2, True), done.err
-    done = run_here("compress", "pack", floats, "--out", tmp_path / "b")
-    assert (done.code, "not trained with quantised weights" in done.err) == (2, True), done.err
+    done = run_here("compress", floats, "--out", tmp_path / "b")
+    assert (done.code, "give either --ratio or --bytes, the budget of a search" in done.err) == (2, True), done.err
     data = bytearray((packed / "model.slq").read_bytes())
     data[len(data) // 2] ^= 1
     shutil.copytree(packed, tmp_path / "c")
