@@ -85,7 +85,7 @@ _GROUPS = {
         no_args_is_help=True,
         rich_markup_mode=None,
         help="Make a trained run small: 'sightline compress RUN --ratio 0.1 --out DIR' searches the bits of each "
-        "layer, fine-tunes, and packs. The other commands are its steps.",
+        "layer, fine-tunes, and packs.",
     ),
 }
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from sightline.commands.fields import (
-    CHECKPOINT,
     OVERRIDES,
-    DeviceCommand,
     DocumentCommand,
     PluginCommand,
     argument,
@@ -23,10 +21,13 @@ _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
 class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare"):
     """Prepare a public data set.
 
-    Recognises its layout, verifies it, and writes it in a format that is fast to read.
+    Recognises its layout, verifies it, and writes it in a format that is fast to read. 'views' takes pictures that
+    others rendered, CLASS/train/NAME.obj_whiteshaded_v0000.png, into a folder that data sets read images from
+    (data.views=DIR): clouds=DIR names a prepared set, whose shapes alone are kept; also min_views=12 background=white
+    size_px=96. Pictures with the same name belong to the same shape; shapes that lack pictures or a cloud are listed.
     """
 
-    dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder")
+    dataset: str = argument("NAME", "a data set: modelnet40, cloud_folder; or views")
     source: Path = option("--from", "PATH", "the downloaded data, or your own", default=MISSING)
     target: Path = option("--to", "DIR", "folder for the prepared data", default=MISSING)
     options: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the preparation: num_points=2048", default=())
@@ -60,24 +61,6 @@ class RenderOptions(DocumentCommand, name="data render", run="data.render"):
     num_jobs: int | None = option("--jobs", "N", "processes [one per CPU]", min=1)
 
 
-class ImportViewsOptions(DocumentCommand, name="data import-views", run="data.import_views"):
-    """Import rendered pictures of other sources.
-
-    They are written to a folder that data sets read images from (data.views=DIR). Pictures with the same name belong to
-    the same shape, regardless of the folder of their camera set-up. Shapes without pictures or without a cloud are
-    listed.
-    """
-
-    source: Path = argument("DIR", "pictures: CLASS/train/NAME.obj_whiteshaded_v0000.png")
-    target: Path = option("--to", "DIR", "where the views go", default=MISSING)
-    clouds: Path | None = option("--of", "DIR", "a prepared data set; pictures of other shapes are left out")
-    min_views: int = option("--min-views", "N", "shapes with fewer pictures are left out and listed", default=12, min=1)
-    background: Literal["black", "white"] = option(
-        "--background", None, "colour behind transparent pixels", default="black"
-    )
-    size_px: int | None = option("--size", "PX", "height and width [unchanged]", min=8, max=2048)
-
-
 class InfoOptions(PluginCommand, name="data info", run="data.info"):
     """Describe a data set or a prepared folder.
 
@@ -98,24 +81,6 @@ class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
     """
 
     folder: Path = argument("DIR", "a prepared folder")
-
-
-class CentresOptions(DeviceCommand, name="data centres", run="predict.centres"):
-    """Predict the reference points of all frames.
-
-    Writes a file for reference: {name: file, path: FILE}, predicted by a trained refiner. The file has one line 'x y z'
-    in mm, or 'invalid', for each frame of the data set's files, in their order. A refiner is trained like any run. One
-    that was trained on frames which the config tests is refused: its points would depend on the tested frames.
-    """
-
-    refiner: Path = argument("RUN", "a trained refiner: a run of the task centre")
-    data: Path = option("--data", "CONFIG", "config of the data set to predict points for", default=MISSING)
-    target: Path = option("--to", "FILE", "file for the points", default=MISSING, is_written=True)
-    overrides: tuple[str, ...] = OVERRIDES
-    split: Literal["train", "test"] = option(
-        "--split", None, "split of the data set's files; validation frames are in train", default="test"
-    )
-    checkpoint: str = CHECKPOINT
 
 
 class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
@@ -157,8 +122,6 @@ DATA_COMMANDS = (
     PrepareOptions,
     VerifyOptions,
     RenderOptions,
-    ImportViewsOptions,
-    CentresOptions,
     ConvertOptions,
     ConvertWeightsOptions,
 )

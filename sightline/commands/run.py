@@ -84,24 +84,32 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
     writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
     needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
     camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
-    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed.
+    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed. With --data, a
+    refiner (a run of the task centre) writes the reference point of every frame of a data set, as a file for reference:
+    {name: file, path: FILE}: one line 'x y z' in mm, or 'invalid', for each frame of the files of split=test or
+    split=train, which has the validation frames, too. A refiner that was trained on frames which the config tests is
+    refused: its points would depend on the tested frames.
     """
 
     run_path: Path = argument("RUN", "a run directory")
     paths: tuple[Path, ...] = argument(
         "PATH... [KEY=VALUE]...",
-        "files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
+        default=(),
+        help="files or folders: npy npz ply pcd las laz off txt xyz csv pts h5 hdf5; scans: bin;"
         " depth images: png npy bin; images: jpg png tif webp bmp gif",
         key_values="words",
     )
     words: tuple[str, ...] = ()
+    data: Path | None = option("--data", "CONFIG", "predict the reference points of this config's data set")
     checkpoint: str = CHECKPOINT
     batch_size: int | None = option("--batch-size", "N", "files per batch [evaluate.batch_size]", min=1)
     columns: str | None = option(
         "--columns", "x,y,z,...", "names of the columns of files without a header, _ to skip one"
     )
     to_sphere: bool = switch("--unit-sphere", "move every cloud to its mean and scale it to radius 1")
-    out: Path | None = option("--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes")
+    out: Path | None = option(
+        "--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes; with --data, the file"
+    )
     probabilities: Literal["float16", "float32"] | None = option(
         "--probabilities", None, "also write the probabilities of all classes for every point"
     )

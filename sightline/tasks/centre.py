@@ -16,7 +16,7 @@ __all__ = ["CentreRefinement"]
 class CentreRefinement(Supervised):
     """Predicts `centre_mm` (B, 3), camera frame, where the joint in the middle is, from `offset`.
 
-    What it finds are the reference points of another run: `sightline data centres` writes them.
+    What it finds are the reference points of another run: `sightline predict --data` writes them.
     Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1.
     """
 

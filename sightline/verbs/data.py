@@ -13,7 +13,6 @@ from sightline import registry
 from sightline.commands.data import (
     ConvertOptions,
     ConvertWeightsOptions,
-    ImportViewsOptions,
     InfoOptions,
     PrepareOptions,
     RenderOptions,
@@ -44,9 +43,11 @@ _SET_BY_PREPARE = ("source", "target", "name", "progress")
 def prepare(options: PrepareOptions) -> int:
     """Prepare a data set from one of its public layouts; `options` are `key=value` arguments of its `prepare`."""
     name = options.dataset
+    if name == VIEWS_SET:
+        return _import_views(options)
     preparable = {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
     if name not in preparable:
-        raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable)}")
+        raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable | {VIEWS_SET})}")
     arguments = read_key_values(
         name, _builder(name).prepare, options.options, command="data prepare", exclude=_SET_BY_PREPARE
     )
@@ -55,6 +56,20 @@ def prepare(options: PrepareOptions) -> int:
             source=options.source, target=options.target, name=name, progress=progress, **arguments
         )
     _print_report(report, _builder(name), options.json)
+    return 0
+
+
+def _import_views(options: PrepareOptions) -> int:
+    """Write a view store of pictures rendered elsewhere; list shapes without pictures or clouds."""
+    from sightline.data.render import mvcnn
+
+    excluded = ("source", "target", "progress")
+    arguments = read_key_values(
+        VIEWS_SET, mvcnn.import_views, options.options, command="data prepare", exclude=excluded
+    )
+    with _ProgressBar("views") as progress:
+        report = mvcnn.import_views(options.source, options.target, progress=progress, **arguments)
+    _print_report(report, Views, options.json)
     return 0
 
 
@@ -69,24 +84,6 @@ def render(options: RenderOptions) -> int:
     num_jobs = options.num_jobs or len(os.sched_getaffinity(0))
     with _ProgressBar("views") as progress:
         report = render_set(objects, options.target, look=settings, num_jobs=num_jobs, progress=progress)
-    _print_report(report, Views, options.json)
-    return 0
-
-
-def import_views(options: ImportViewsOptions) -> int:
-    """Import pictures rendered elsewhere into a view store; list shapes without pictures or clouds."""
-    from sightline.data.render import mvcnn
-
-    with _ProgressBar("views") as progress:
-        report = mvcnn.import_views(
-            options.source,
-            options.target,
-            progress=progress,
-            clouds=options.clouds,
-            min_views=options.min_views,
-            background=options.background,
-            size_px=options.size_px,
-        )
     _print_report(report, Views, options.json)
     return 0
 

@@ -1,4 +1,4 @@
-"""`sightline predict` and `data centres`: predictions of a run for the user's files, or a file of reference points."""
+"""`sightline predict`: the predictions of a run for the user's files, or the reference points of a data set."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
-from sightline.commands.data import CentresOptions
 from sightline.commands.run import PredictOptions
 from sightline.data.files.cloud_files import check_columns
 from sightline.engine.distributed import World, start_world
 from sightline.engine.precision import set_backends
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.predict.centre_files import centre_lines, find_centres
+from sightline.predict.centre_files import FileSplit, centre_lines, find_centres
 from sightline.predict.files import collect_files
 from sightline.predict.prediction import build_predictor, predict_each
 from sightline.predict.predictor import (
@@ -29,16 +28,22 @@ from sightline.predict.predictor import (
     predictor_class,
 )
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.output_files import write_document, write_file
+from sightline.runs.output_files import assert_writable, write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table
 
 _PREDICTOR_OPTIONS = (
     *("columns", "to_sphere", "category", "probabilities", "score"),
     *("reference", "centres", "refiner"),
 )
+_FILE_OPTIONS = ("batch_size", "csv", *_PREDICTOR_OPTIONS)
 
 
 def predict(options: PredictOptions) -> int:
+    """Predict the user's files, or the reference points of a data set; return the exit code."""
+    return _predict_paths(options) if options.data is None else _predict_centres(options, options.data)
+
+
+def _predict_paths(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
@@ -170,34 +175,36 @@ def _format_csv_cell(cell: Any) -> Any:
     return escape_to_one_line(cell) if isinstance(cell, str) else cell
 
 
-# --- data centres ----------------------------------------------------------------------------------------------------
+# --- reference points of a data set ----------------------------------------------------------------------------------
 
 
-def centres(options: CentresOptions) -> int:
+def _predict_centres(options: PredictOptions, data: Path) -> int:
     """Write one line per frame of a split of a config's data set; the file is complete or not written."""
-    refiner = open_trained(options.refiner, checkpoint=options.checkpoint, plugins=options.plugins)
-    config = load_config(options.data, options.overrides, options.plugins)
+    unused = [*map(str, options.paths), *(f"--{n.replace('_', '-')}" for n in _FILE_OPTIONS if getattr(options, n))]
+    if unused:
+        raise UserError(f"predict: {unused[0]}: has no use with --data, which predicts the frames of a data set")
+    if options.out is None:
+        raise UserError("predict: --data: writes the reference points of a data set; give their file with --out FILE")
+    assert_writable(options.out, option="--out")
+    splits = [word.partition("=")[2].strip() for word in options.words if word.partition("=")[0].strip() == "split"]
+    split = splits[-1] if splits else "test"
+    if split not in get_args(FileSplit):
+        raise UserError(f"split={split}: allowed are {', '.join(get_args(FileSplit))}; validation frames are in train")
+    overrides = [word for word in options.words if word.partition("=")[0].strip() != "split"]
+    refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
+    config = load_config(data, overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
-        predicted = find_centres(refiner, config, split=options.split, world=world)
-    write_file(options.target, centre_lines(predicted))
-    _print_warnings(predicted.notes)
+        predicted = find_centres(refiner, config, split=cast(FileSplit, split), world=world)
+    write_file(options.out, centre_lines(predicted))
+    for line in predicted.notes:
+        print_note(escape_to_one_line(f"look at this: {line}"))
     rows: list[tuple[str, int | float]] = [
         ("frames", len(predicted.points_mm)),
         ("points", int(predicted.is_known.sum())),
     ]
     rows += [("centre_error_mm", predicted.error_mm), ("reference_error_mm", predicted.reference_error_mm)]
-    show_table(f"{options.target}: {config.data.name}, {options.split}", ("what", "value"), rows)
-    source = {
-        "file": str(options.target),
-        "run": str(options.refiner),
-        "data": config.data.name,
-        "split": options.split,
-    }
+    show_table(f"{options.out}: {config.data.name}, {split}", ("what", "value"), rows)
+    source = {"file": str(options.out), "run": str(options.run_path), "data": config.data.name, "split": split}
     write_document(options.json, {**source, **dict(rows), "notes": list(predicted.notes)})
     return 0
-
-
-def _print_warnings(lines: Sequence[str]) -> None:
-    for line in lines:
-        print_note(escape_to_one_line(f"look at this: {line}"))

@@ -79,6 +79,8 @@ MOVED = {
     "compress finetune": "compress RUN --policy FILE --stop-after finetune --out DIR",
     "compress pack": "compress RUN --out DIR",
     "compress size": "compress RUN --stop-after size",
+    "data centres": "predict RUN --data CONFIG split=test --out FILE",
+    "data import-views": "data prepare views --from DIR --to DIR [clouds=DIR]",
     "evaluate --predictions": "score PREDICTIONS --data CONFIG",
 }
 """Commands and options of earlier versions, with what is typed now."""

@@ -49,7 +49,7 @@ def refiner(config: Path) -> Path:
 
 
 def written(refiner: Path, config: Path, *words: object) -> Outcome:
-    return run_here("data", "centres", refiner, "--data", config, "--device", "cpu", *words)
+    return run_here("predict", refiner, "--data", config, "--device", "cpu", *words)
 
 
 def test_a_run_keeps_which_parts_it_tests(refiner: Path) -> None:
@@ -62,7 +62,7 @@ def test_every_frame_of_the_files_has_its_line(
     refiner: Path, config: Path, root: Path, tmp_path: Path, split: str, num_lines: int
 ) -> None:
     """Of the training files those of the validation part, too: the set reads the file for both."""
-    done = written(refiner, config, "--split", split, "--to", tmp_path / f"{split}.txt")
+    done = written(refiner, config, f"split={split}", "--out", tmp_path / f"{split}.txt")
     assert done.code == 0, done.err
     lines = (tmp_path / f"{split}.txt").read_text().splitlines()
     assert len(lines) == num_lines
@@ -78,11 +78,27 @@ def test_every_frame_of_the_files_has_its_line(
     assert np.array_equal(np.stack([found[place] for place in sorted(found)]), expected)
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("split=validation", "--out", "{out}"), "split=validation: allowed are train, test"),
+        ((), "give their file with --out FILE"),
+        (("cloud.npy", "--out", "{out}"), "cloud.npy: has no use with --data"),
+        (("--score", "0.5", "--out", "{out}"), "--score: has no use with --data"),
+    ],
+)
+def test_what_the_frames_of_a_set_have_no_use_for_is_refused(
+    refiner: Path, config: Path, tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    done = written(refiner, config, *(word.format(out=tmp_path / "c.txt") for word in words))
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+
+
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_a_refiner_that_saw_the_tested_subject_is_refused(
     refiner: Path, config: Path, tmp_path: Path, split: str
 ) -> None:
-    done = written(refiner, config, "data.subject=0", "--split", split, "--to", tmp_path / "c.txt")
+    done = written(refiner, config, "data.subject=0", f"split={split}", "--out", tmp_path / "c.txt")
     assert done.code == 2
     leak = "was trained on P0, on which this config is tested: its centres would leak the test labels"
     assert f"{refiner}: {leak}; give a refiner that was trained without P0" in done.err
@@ -100,13 +116,13 @@ def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Pat
     kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
     (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
     try:
-        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
         assert done.code == 2
         assert (
             f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
         )
         (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
-        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
         assert "does not record on which parts of 'msra_hands' it was trained" in done.err
     finally:
         (refiner / LINEAGE_FILE).unlink()
@@ -118,7 +134,7 @@ def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Pat
     del document["folds"]  # as runs were before
     (refiner / "inputs.json").write_text(json.dumps(document))
     try:
-        done = written(refiner, config, "--to", tmp_path / "c.txt")
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
         assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
     finally:
         (refiner / "inputs.json").write_text(kept)
@@ -133,7 +149,7 @@ def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Pat
 )
 def test_other_data_are_refused(refiner: Path, tmp_path: Path, config_name: str, expected: str) -> None:
     file = ROOT / "configs" / f"{config_name}.yaml"
-    done = written(refiner, file, "--to", tmp_path / "c.txt")
+    done = written(refiner, file, "--out", tmp_path / "c.txt")
     assert done.code == 2
     assert expected in done.err
 

@@ -214,8 +214,8 @@ def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
 ) -> None:
     config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
     file, sizes = tmp_path / "centres.txt", ("data.train_size=12", f"data.test_size={NUM_HANDS}")
-    words = ("--data", config, *sizes, "--to", file, "--device", "cpu", "--json", tmp_path / "out.json")
-    done = run_here("data", "centres", refiner, *words)
+    words = ("--data", config, *sizes, "--out", file, "--device", "cpu", "--json", tmp_path / "out.json")
+    done = run_here("predict", refiner, *words)
     assert done.code == 0, done.err
     block = {"name": "file", "path": str(file)}
     data = registry.data.build(
@@ -230,7 +230,7 @@ def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
     before = np.linalg.norm(given["reference"].double().numpy() - true, axis=1).mean()
     assert document["reference_error_mm"] == pytest.approx(before, abs=1e-3)
     assert (document["frames"], document["points"]) == (NUM_HANDS, NUM_HANDS)
-    done = run_here("data", "centres", refiner, *words, "--split", "train")
+    done = run_here("predict", refiner, *words, "split=train")
     assert "the refiner was trained on frames of this part" in done.err
     assert len(file.read_text().splitlines()) == 12
 

@@ -245,8 +245,8 @@ def _read_points(path: Path, unit: str, order: FrameOrder) -> tuple[np.ndarray, 
         raise DataError(
             f"{path}: the file of the reference points of {order.title} is missing; set data.reference.path to its "
             "path, train without it by data.reference.name=centre_of_mass, or write it with a refiner of your own: "
-            "sightline data centres RUN --data CONFIG --split "
-            f"{order.path_placeholders.get('split', 'test')} --to {path}"
+            "sightline predict RUN --data CONFIG "
+            f"split={order.path_placeholders.get('split', 'test')} --out {path}"
         )
     lines = read_text(path).rstrip().splitlines()
     if len(lines) != order.num_frames:

@@ -7,12 +7,14 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image
 
+from sightline.arguments import Count
 from sightline.data.clouds.modelnet_classes import natural_sort_key
 from sightline.data.files.input_files import BoundedFile
 from sightline.data.files.png_views import composite_over
@@ -81,10 +83,10 @@ def import_views(
     target: Path,
     *,
     progress: Progress,
-    clouds: Path | None = None,
-    min_views: int = 12,
+    clouds: str | Path | None = None,
+    min_views: Count = 12,
     background: Background = "black",
-    size_px: int | None = None,
+    size_px: Annotated[int, Ge(8), Le(2048)] | None = None,
 ) -> dict[str, Any]:
     """Write a view store of rendered pictures; return its manifest with `root` and `outcome`, as `write_prepared_set`.
 
@@ -95,6 +97,7 @@ def import_views(
     """
     root = source.expanduser().resolve()
     shapes = list_pictures(root)
+    clouds = None if clouds is None else Path(clouds)
     cloud_names = None if clouds is None else _list_cloud_names(clouds)
     selected, differences = _select_shapes(shapes, min_views, cloud_names, clouds)
     if not selected:
@@ -232,5 +235,7 @@ def _read_sized(path: Path, background: Background, size_px: int, *, is_resized:
     if is_resized:
         return resize_images(torch.from_numpy(picture), size=(size_px, size_px)).numpy()
     if picture.shape[0] != size_px:
-        raise DataError(f"{path}: is {picture.shape[0]} pixels wide, others {size_px}; give one size for all: --size")
+        raise DataError(
+            f"{path}: is {picture.shape[0]} pixels wide, others {size_px}; give one size for all: size_px=96"
+        )
     return picture

@@ -149,9 +149,9 @@ def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monk
     with pytest.raises(DataError) as error:
         registry.references.build(block, facts={}).points_for(order_of())
     assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is missing; ")
-    for way in ("data.reference.path", "data.reference.name=centre_of_mass", "data centres RUN --data CONFIG"):
+    for way in ("data.reference.path", "data.reference.name=centre_of_mass", "predict RUN --data CONFIG split=train"):
         assert way in str(error.value)
-    assert str(error.value).endswith(f"--split train --to {path}")
+    assert str(error.value).endswith(f"split=train --out {path}")
 
 
 def test_a_start_takes_the_place_of_the_first_mean() -> None:

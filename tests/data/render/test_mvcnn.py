@@ -164,7 +164,7 @@ def test_no_shape_left_is_refused_with_the_reasons(release: Path, tmp_path: Path
 def test_pictures_that_do_not_fit_are_named(release: Path, tmp_path: Path) -> None:
     path = release / "loop/airplane/test/airplane_0627.obj_whiteshaded_v0003.png"
     Image.fromarray(pixels("other", 0, 8)).save(path)
-    with pytest.raises(DataError, match=r"v0003\.png: is 8 pixels wide, others 6; give one size for all: --size"):
+    with pytest.raises(DataError, match=r"v0003\.png: is 8 pixels wide, others 6; give one size for all: size_px"):
         import_views(release, tmp_path / "views", progress=quiet)
     Image.fromarray(pixels("other", 0, 8)[:5]).save(path)
     with pytest.raises(DataError, match=r"v0003\.png: is 8 by 5 pixels, squares are needed"):
@@ -174,6 +174,13 @@ def test_pictures_that_do_not_fit_are_named(release: Path, tmp_path: Path) -> No
         import_views(release, tmp_path / "views", progress=quiet)
 
 
+def test_options_of_the_views_are_checked_before_any_file_is_read(tmp_path: Path) -> None:
+    words = ("data", "prepare", "views", "--from", tmp_path, "--to", tmp_path / "views")
+    for option in ("size_px=4", "min_views=0", "background=red", "of=a"):
+        done = run_here(*words, option)
+        assert (done.code, option.partition("=")[0] in done.err, done.err.count("\n")) == (2, True, 1), done.err
+
+
 # --- the real renders ------------------------------------------------------------------------------------------------
 
 
@@ -181,7 +188,8 @@ def test_pictures_that_do_not_fit_are_named(release: Path, tmp_path: Path) -> No
 def test_the_real_renders_are_paired_with_their_clouds(shared: Path, tmp_path: Path) -> None:
     prepare(shared / "data" / "modelnet40_1024.npz", tmp_path / "set")
     source, target = shared / "data" / "mvcnn_images", tmp_path / "views"
-    done = run_here("data", "import-views", source, "--to", target, "--of", tmp_path / "set", "--size", 48)
+    options = (f"clouds={tmp_path / 'set'}", "size_px=48")
+    done = run_here("data", "prepare", "views", "--from", source, "--to", target, *options)
     assert done.code == 0, done.err
     assert "12307 of 12311 clouds" in done.err
     assert "neighbor: 1 shapes have fewer than 30 pictures: airplane_0001 (22)" in done.err
