@@ -113,14 +113,15 @@ def main_options(
 def _add_command(record: type[Command]) -> None:
     """Add a command to its group, with the options and arguments of its record."""
     group, _, name = record.name.rpartition(" ")
-    module, function = record.run.split(".")
 
     def call(**values: Any) -> int:
+        options = record.from_words(values)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
+        module, function = options.function().split(".")
         with gc_paused():
             verb = importlib.import_module(f"sightline.verbs.{module}")
-        code: int = getattr(verb, function)(record.from_words(values))
+        code: int = getattr(verb, function)(options)
         return code
 
     hints = get_type_hints(record)

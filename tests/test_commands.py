@@ -66,10 +66,11 @@ def test_launched_processes_get_no_options_of_the_launch() -> None:
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)
 def test_every_record_has_its_function(record: type[Command]) -> None:
     """It is named as text, since its module may not be imported for `--help`."""
-    module, name = record.run.split(".")
-    function: Callable[..., int] = getattr(importlib.import_module(f"sightline.verbs.{module}"), name)
-    assert list(inspect.signature(function).parameters) == ["options"]
-    assert get_type_hints(function) == {"options": record, "return": int}
+    for path in (record.run, *record.run_if.values()):
+        module, name = path.split(".")
+        function: Callable[..., int] = getattr(importlib.import_module(f"sightline.verbs.{module}"), name)
+        assert list(inspect.signature(function).parameters) == ["options"]
+        assert get_type_hints(function) == {"options": record, "return": int}
 
 
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)

@@ -52,17 +52,24 @@ class Command:
     """Record of a command: the options of a call are an instance, made of keywords.
 
     `name` is what the user types ("GROUP run" may be typed, and is shown, as GROUP), `run` the function below
-    `sightline.verbs` that takes the record, and `environment` the variables that are set before its module is imported.
-    The docstring of a command is its help text.
+    `sightline.verbs` that takes the record, `run_if` names another one for a field that is given, and `environment` has
+    the variables that are set before its module is imported. The docstring of a command is its help text.
     """
 
     name: ClassVar[str] = ""
     shown_name: ClassVar[str] = ""
     run: ClassVar[str] = ""
+    run_if: ClassVar[Mapping[str, str]] = {}
     environment: ClassVar[Mapping[str, str]] = {}
 
-    def __init_subclass__(cls, name: str = "", run: str = "", environment: Mapping[str, str] | None = None) -> None:
-        cls.name, cls.run, cls.environment = name, run, environment or {}
+    def __init_subclass__(
+        cls,
+        name: str = "",
+        run: str = "",
+        run_if: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        cls.name, cls.run, cls.run_if, cls.environment = name, run, run_if or {}, environment or {}
         cls.shown_name = name.removesuffix(" run")
         for field_name, value in list(vars(cls).items()):
             if isinstance(value, CommandParameter):
@@ -74,6 +81,10 @@ class Command:
     def summary(cls) -> str:
         """Return the first line of the help text."""
         return (cls.__doc__ or "").partition("\n")[0]
+
+    def function(self) -> str:
+        """Return the name of the function that these options run."""
+        return next((name for field, name in self.run_if.items() if getattr(self, field) is not None), self.run)
 
     @classmethod
     def parameters(cls) -> Iterator[tuple[str, CommandParameter]]:

@@ -74,7 +74,7 @@ class ScoreOptions(PluginCommand, name="score", run="score.score"):
     against: str | None = option("--against", "published", "compare with published results on this data set")
 
 
-class PredictOptions(DeviceCommand, name="predict", run="predict.predict"):
+class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_if={"data": "predict.predict_centres"}):
     """Predict files with a trained run.
 
     Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like

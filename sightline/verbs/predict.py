@@ -39,11 +39,6 @@ _FILE_OPTIONS = ("batch_size", "csv", *_PREDICTOR_OPTIONS)
 
 
 def predict(options: PredictOptions) -> int:
-    """Predict the user's files, or the reference points of a data set; return the exit code."""
-    return _predict_paths(options) if options.data is None else _predict_centres(options, options.data)
-
-
-def _predict_paths(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
@@ -178,8 +173,9 @@ def _format_csv_cell(cell: Any) -> Any:
 # --- reference points of a data set ----------------------------------------------------------------------------------
 
 
-def _predict_centres(options: PredictOptions, data: Path) -> int:
+def predict_centres(options: PredictOptions) -> int:
     """Write one line per frame of a split of a config's data set; the file is complete or not written."""
+    assert options.data is not None
     unused = [*map(str, options.paths), *(f"--{n.replace('_', '-')}" for n in _FILE_OPTIONS if getattr(options, n))]
     if unused:
         raise UserError(f"predict: {unused[0]}: has no use with --data, which predicts the frames of a data set")
@@ -192,7 +188,7 @@ def _predict_centres(options: PredictOptions, data: Path) -> int:
         raise UserError(f"split={split}: allowed are {', '.join(get_args(FileSplit))}; validation frames are in train")
     overrides = [word for word in options.words if word.partition("=")[0].strip() != "split"]
     refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    config = load_config(data, overrides, options.plugins)
+    config = load_config(options.data, overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
         predicted = find_centres(refiner, config, split=cast(FileSplit, split), world=world)
