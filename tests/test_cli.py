@@ -21,7 +21,7 @@ VERBS = (
     "describe",
     "view",
     "bench",
-    "label-efficiency",
+    "score",
     "score",
     "study",
     "profile",
@@ -121,6 +121,15 @@ def test_every_layout_is_listed_and_the_list_named_where_none_is_given() -> None
         (
             ["compress", "apply", "run"],
             "compress apply: is now 'sightline compress RUN --policy FILE --epochs 0 --out DIR'",
+        ),
+        (
+            ["label-efficiency", "a.yaml"],
+            "label-efficiency: is now 'sightline study CONFIG --preset labels --out DIR "
+            "[from=RUN fractions=F,F,... seeds=N epochs=N]'",
+        ),
+        (
+            ["probe", "--suite", "a"],
+            "probe --suite: is now 'sightline study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]'",
         ),
         (["curves", "runs/a"], "curves: is now 'sightline view RUN... --out DIR'"),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING
 from pathlib import Path
+from typing import Literal
 
 from sightline.commands.fields import (
     CONFIG,
@@ -124,16 +125,23 @@ class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
 
 # --- studies ---------------------------------------------------------------------------------------------------------
 
-_STUDY_FOLDER = option("--out", "DIR", "folder for runs, table and plot", default=MISSING)
 
-
-class StudyOptions(DeviceCommand, name="study", run="study.study"):
+class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"preset": "study.run_preset"}):
     """Train and compare a grid of runs.
 
     Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
     they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
     the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
     study.json and study.svg into --out after every run.
+
+    --preset labels compares scratch with pre-trained at label fractions. The config fine-tunes: its init defines what
+    is loaded from the pre-trained run, from=RUN. A run from scratch is the same without init, frozen modules and layer
+    decay. All labels of a fraction are used for training and nothing is selected: the last weights are evaluated once.
+    fractions=0.01,0.05,0.1,1 are those of the labels; seeds=3 and epochs=N are one number, or one per fraction.
+
+    --preset probes probes every RUN by an SVM and few-shot, in one table with published results: data=CONFIG is the
+    data of the probes, finetune=CONFIG a part segmentation to fine-tune from each run and from scratch; also
+    checkpoint=last random=1 cache=DIR, and arguments of the methods (C=0.1, folds=5).
     """
 
     configs: tuple[Path, ...] = argument(
@@ -142,7 +150,8 @@ class StudyOptions(DeviceCommand, name="study", run="study.study"):
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
-    out: Path = _STUDY_FOLDER
+    preset: Literal["labels", "probes"] | None = option("--preset", None, "a ready-made study, see above")
+    out: Path = option("--out", "DIR", "folder for runs, table and plot", default=MISSING)
     vary: tuple[str, ...] = option(
         "--vary", "KEY=A,B", "run with each of these values; repeatable, all combinations", default=()
     )
@@ -151,32 +160,6 @@ class StudyOptions(DeviceCommand, name="study", run="study.study"):
     )
     seeds: int = option("--seeds", "N", "runs per setting, with seeds 0 to N - 1", default=3, min=1)
     metric: str | None = option("--metric", "NAME", "metric to compare [evaluate.metric]")
-    processes: int | None = PROCESSES
-
-
-class LabelEfficiencyOptions(DeviceCommand, name="label-efficiency", run="study.label_efficiency"):
-    """Compare scratch with pre-trained at label fractions.
-
-    Trains all runs, and writes a table and a plot. The config fine-tunes: its init defines what is loaded from the
-    pre-trained run. A run from scratch is the same without init, frozen modules and layer decay. All labels of a
-    fraction are used for training and nothing is selected: the last weights are evaluated on the test split, once.
-    Repeat the command to resume it; finished runs are not repeated. Writes label_efficiency.json and
-    label_efficiency.svg into --out after every run.
-    """
-
-    config: Path = CONFIG
-    overrides: tuple[str, ...] = OVERRIDES
-    out: Path = _STUDY_FOLDER
-    source: str | None = option("--from", "RUN", "the pre-trained run [init.from of the config]")
-    fractions: str = option(
-        "--fractions", "F,F,...", "fractions of the labels, above 0, at most 1", default="0.01,0.05,0.1,1"
-    )
-    seeds: str = option(
-        "--seeds", "N[,N...]", "runs from scratch and pre-trained; one number, or one per fraction", default="3"
-    )
-    epochs: str | None = option(
-        "--epochs", "N[,N...]", "epochs per run; one number, or one per fraction [train.epochs]"
-    )
     processes: int | None = PROCESSES
 
 
@@ -204,4 +187,4 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
 
 
 LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ShowOptions, ListOptions, CopyOptions)
-STUDY_COMMANDS = (StudyOptions, BenchOptions, LabelEfficiencyOptions)
+STUDY_COMMANDS = (StudyOptions, BenchOptions)

@@ -102,10 +102,6 @@ class ProbeOptions(DeviceCommand, name="probe", run="probe.probe"):
     random: int = option("--random", "N", "number of networks with random weights to compare with", default=1, min=1)
     cache: Path | None = option("--cache", "DIR", "folder for the cached features [RUN/features]")
     out: Path | None = option("--out", "DIR", "folder for the result")
-    is_suite: bool = switch("--suite", "SVM and few-shot of every run, in one table with published results")
-    finetune: Path | None = option(
-        "--finetune", "CONFIG", "with --suite: fine-tune this part segmentation from each run, and from scratch"
-    )
     processes: int | None = PROCESSES
 
     @property

@@ -27,8 +27,8 @@ __all__ = ["NAME", "LabelResult", "LabelShare", "LabelStudy"]
 NAME = "label_efficiency"
 """Name of the files of table and plot, without extension."""
 _STUDY_KEYS = {
-    "seed": "give --seeds",
-    "data.fraction": "give --fractions",
+    "seed": "give seeds=N",
+    "data.fraction": "give fractions=F,F",
     "data.fraction_seed": "a run samples its labels by its own seed",
     "evaluate.select": "with so few labels, nothing is held out",
     "evaluate.every": "only the last weights are evaluated",
@@ -76,11 +76,9 @@ class LabelStudy:
         read = read_with_plugins(setup.config, self._overrides, setup.plugins)
         config, self.notes = read.config, read.notes
         if config.init is None:
-            raise UserError(f"label-efficiency: {setup.config} has no init; give the run to start from with --from RUN")
+            raise UserError(f"study: {setup.config} has no init; give the run to start from with from=RUN")
         if "fraction" not in registry.data.entry(config.data).arguments:
-            raise UserError(
-                f"label-efficiency: the data set '{config.data.name}' has no argument 'fraction' to reduce its labels"
-            )
+            raise UserError(f"study: the data set '{config.data.name}' has no argument 'fraction' to reduce its labels")
         self._source = config.init.source
         self._runs = [
             self._make_run(config, share, start, seed)
@@ -161,4 +159,4 @@ def _assert_no_study_keys(overrides: Sequence[str]) -> None:
     for override in overrides:
         key = override.partition("=")[0].strip()
         if key in _STUDY_KEYS:
-            raise UserError(f"label-efficiency: found {override!r}; {key} is set for every run: {_STUDY_KEYS[key]}")
+            raise UserError(f"study: found {override!r}; {key} is set for every run: {_STUDY_KEYS[key]}")

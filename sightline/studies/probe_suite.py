@@ -149,7 +149,7 @@ class ProbeSuite:
         protocol = probe_protocol(probed, which=request.checkpoint, probes=self._probes)
         protocol |= {"arguments": ", ".join(request.arguments)} if request.arguments else {}
         protocol |= {"overrides": ", ".join(request.overrides)} if request.overrides else {}
-        misfit = "no --finetune CONFIG was given" if self._parts is None else self._parts.misfits.get(probed.run)
+        misfit = "no finetune=CONFIG was given" if self._parts is None else self._parts.misfits.get(probed.run)
         return ResultRow(
             who=str(probed.run),
             source="this run",
@@ -205,13 +205,13 @@ class ProbeSuite:
             self._reporter.note(f"warning: {line}")
         if config.init is None:
             raise UserError(
-                f"--finetune {finetune}: has no init, so no weights would be loaded from a run; add "
+                f"finetune={finetune}: has no init, so no weights would be loaded from a run; add "
                 "init: {from: RUN, modules: points, may_be_missing: [...]}"
             )
         names = [metric.name for metric in config.metrics]
         if "part_iou" not in names:
             raise UserError(
-                f"--finetune {finetune}: metrics {', '.join(names)} report no instance_miou; add {{name: part_iou}}"
+                f"finetune={finetune}: metrics {', '.join(names)} report no instance_miou; add {{name: part_iou}}"
             )
         data = build_data(config)
         misfits = {}
@@ -224,7 +224,7 @@ class ProbeSuite:
                 misfits[probed.run] = str(error).removeprefix("command line: init.from: ")
                 self._reporter.note(f"{probed.run}: will not be fine-tuned on parts: {misfits[probed.run]}")
         if len(misfits) == len(self._opened):
-            raise UserError(f"--finetune {finetune}: the weights of no run fit its model; the reasons are above")
+            raise UserError(f"finetune={finetune}: the weights of no run fit its model; the reasons are above")
         protocol = {
             "parts config": f"{finetune}, last weights, same seed",
             "parts data": config.data.name,
@@ -298,7 +298,7 @@ def _build_probes(words: Sequence[str]) -> dict[str, Probe]:
     keys = {word: word.partition("=")[0].strip() for word in words}
     for word, key in keys.items():
         if not any(key in arguments for arguments in arguments_by_method.values()):
-            raise UserError(f"probe --suite: found {word!r}; neither {' nor '.join(METHODS)} has such an argument")
+            raise UserError(f"probes: found {word!r}; neither {' nor '.join(METHODS)} has such an argument")
     return {
         name: build_probe(name, [word for word in words if keys[word] in arguments_by_method[name]]) for name in METHODS
     }

@@ -1,4 +1,4 @@
-"""`sightline probe`: evaluate a run's frozen features against chance and random weights; a suite of several runs."""
+"""`sightline probe`: evaluate a run's frozen features against chance and random weights."""
 
 from __future__ import annotations
 
@@ -17,21 +17,16 @@ from sightline.probe.measure import Comparison, compare_with_baselines
 from sightline.probe.outcome import Probe, assert_fits
 from sightline.probe.probed_run import CACHE, FeatureComparison, ProbedRun, extract_with_random_baselines, open_probed
 from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.runs.run_documents import load_document
 from sightline.studies.probe_scale import check_input_scale
-from sightline.studies.probe_suite import NAME, ProbeSuite, SuiteRequest
 from sightline.verbs.output import print_note, show_table
-from sightline.verbs.train import TerminalReporter
 
 
 def probe(options: ProbeOptions) -> int:
     """Extract features once, train a probe on those of the training split, and score it on the test split."""
-    if options.is_suite:
-        return suite(options)
-    if options.finetune is not None:
-        raise UserError("--finetune: belongs to --suite, which is not given")
     if len(options.runs) != 1:
-        raise UserError(f"probe: takes one run, {len(options.runs)} are given; --suite takes several")
+        raise UserError(
+            f"probe: takes one run, {len(options.runs)} are given; 'study RUN... --preset probes' takes several"
+        )
     overrides, arguments = split_words(options.words)
     load_plugins(options.plugins)  # one of them may hold the method
     method = build_probe(options.method_name, arguments)
@@ -53,56 +48,6 @@ def probe(options: ProbeOptions) -> int:
         report = world.rank_zero_only(_report)
     report(options, method, probed, twins)  # takes minutes in one process; the others do not wait
     return 0
-
-
-def suite(options: ProbeOptions) -> int:
-    """Probe every run, fine-tune each on part segmentation if a config is given, and write one table.
-
-    Returns 0, or the exit code of the first unfinished fine-tuning, such as 130 after an interrupt.
-    """
-    out = _assert_for_suite(options)
-    overrides, arguments = split_words(options.words)
-    request = SuiteRequest(
-        options.runs,
-        out,
-        tuple(overrides),
-        tuple(arguments),
-        data=options.data,
-        checkpoint=options.checkpoint,
-        num_random=options.random,
-        cache=options.cache,
-        finetune=options.finetune,
-        plugins=options.plugins,
-        device=options.device,
-    )
-    planned = ProbeSuite(request, TerminalReporter())
-    code = planned()
-    if code == 0:
-        for row in planned.rows:
-            figures = {name: value for name, value in row.metrics.items() if not name.endswith("_std")}
-            rows = [[name, value, row.metrics.get(f"{name}_std")] for name, value in figures.items()]
-            show_table(f"{row.who}, {row.data} ({row.source})", ("metric", "value", "std"), rows)
-        print_note(f"table, protocols and their differences: {out / NAME}.md, {out / NAME}.json")
-        write_document(options.json, load_document(out / f"{NAME}.json"))
-    return code
-
-
-def _assert_for_suite(options: ProbeOptions) -> Path:
-    """Return the folder of the suite. Raises UserError for options that do not go with it."""
-    if not options.runs:
-        raise UserError("probe --suite: no run directory is given; sightline probe --suite RUN... --out DIR")
-    if (options.processes or 1) > 1:
-        raise UserError("probe --suite: runs in one process; to extract features by several: probe RUN --processes N")
-    if options.method is not None:
-        raise UserError(
-            f"probe --suite: found --method {options.method}; the suite runs svm and few-shot, so leave it out, or "
-            "probe one run without --suite"
-        )
-    if options.out is None:
-        raise UserError("probe --suite: writes suite.md and suite.json; give their folder with --out DIR")
-    if len({run.resolve() for run in options.runs}) < len(options.runs):
-        raise UserError("probe --suite: a run is given twice")
-    return options.out
 
 
 def _report(options: ProbeOptions, method: Probe, probed: ProbedRun, twins: FeatureComparison) -> None:

@@ -1,19 +1,24 @@
-"""`sightline study` and `label-efficiency`: train and compare a grid of runs, or starts at several label fractions."""
+"""`sightline study`: train and compare a grid of runs, starts at several label fractions, or probes of several runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline.commands.look import LabelEfficiencyOptions, StudyOptions
+from sightline.commands.look import StudyOptions
 from sightline.errors import UserError
+from sightline.probe.choice import split_words
 from sightline.runs.output_files import assert_writable, write_document
+from sightline.runs.run_documents import load_document
 from sightline.studies.grid import NAME as GRID_NAME
 from sightline.studies.grid import GridStudy, parse_factors
 from sightline.studies.label_efficiency import NAME as LABELS_NAME
 from sightline.studies.label_efficiency import LabelShare, LabelStudy
 from sightline.studies.label_table import COLUMNS, table_cells
+from sightline.studies.probe_suite import NAME as SUITE_NAME
+from sightline.studies.probe_suite import ProbeSuite, SuiteRequest
 from sightline.studies.study_runs import StudySettings
 from sightline.verbs.output import print_note, show_table
 from sightline.verbs.train import TerminalReporter
@@ -69,17 +74,51 @@ def _none_if_nan(figure: float) -> float | None:
     return None if math.isnan(figure) else figure
 
 
-# --- label-efficiency ------------------------------------------------------------------------------------------------
+# --- presets ---------------------------------------------------------------------------------------------------------
 
 
-def label_efficiency(options: LabelEfficiencyOptions) -> int:
+def run_preset(options: StudyOptions) -> int:
+    """Run a ready-made study: starts at several label fractions, or probes of several runs."""
+    preset = str(options.preset)
+    for flag in options.list_flags(StudyOptions):
+        if flag in ("--vary", "--arm", "--seeds", "--metric"):
+            raise UserError(f"{flag}: is not an option of --preset {preset}; {_PRESET_OPTIONS[options.preset or '']}")
+    return _study_labels(options) if preset == "labels" else _probe_runs(options)
+
+
+_PRESET_OPTIONS = {
+    "labels": "it takes from=RUN fractions=F,F,... seeds=N epochs=N",
+    "probes": "it takes data=CONFIG finetune=CONFIG checkpoint=last random=1 cache=DIR",
+}
+
+
+def _split_options(options: StudyOptions, names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Split KEY=VALUE words into the options of a preset, and the others. Raises UserError for a key given twice."""
+    values: dict[str, str] = {}
+    others = []
+    for word in options.overrides:
+        key, _, text = word.partition("=")
+        if key.strip() not in names:
+            others.append(word)
+        elif key.strip() in values:
+            raise UserError(f"study: {key.strip()}= is given twice; give it once")
+        else:
+            values[key.strip()] = text.strip()
+    return values, tuple(others)
+
+
+def _study_labels(options: StudyOptions) -> int:
     """Train all runs that are not done, and compare; return 0, or the exit code of the first unfinished run."""
+    if len(options.configs) != 1:
+        raise UserError(f"study --preset labels: takes one config, {len(options.configs)} are given")
+    values, overrides = _split_options(options, ("from", "fractions", "seeds", "epochs"))
     assert_writable(options.out / f"{LABELS_NAME}.json", option="--out")
-    setup = StudySettings(options.config, options.plugins, options.device, options.processes)
-    study = LabelStudy(setup, _parse_shares(options), options.out, overrides=options.overrides, source=options.source)
-    for line in study.notes:
+    setup = StudySettings(options.configs[0], options.plugins, options.device, options.processes)
+    shares = _parse_shares(values, overrides)
+    planned = LabelStudy(setup, shares, options.out, overrides=overrides, source=values.get("from"))
+    for line in planned.notes:
         print_note(f"warning: {line}")
-    result = study(TerminalReporter())
+    result = planned(TerminalReporter())
     config = result.config
     title = f"{config.name}: {config.evaluate.metric} of the last weights on the test part"
     show_table(title, COLUMNS, map(table_cells, result.rows))
@@ -89,22 +128,19 @@ def label_efficiency(options: LabelEfficiencyOptions) -> int:
     return result.code
 
 
-def _parse_shares(options: LabelEfficiencyOptions) -> list[LabelShare]:
+def _parse_shares(values: Mapping[str, str], overrides: Sequence[str]) -> list[LabelShare]:
     """Parse the label fractions with their seeds and epochs. Raises UserError for invalid ones."""
-    fractions = _parse_numbers(options.fractions, "--fractions", float)
+    text = values.get("fractions", "0.01,0.05,0.1,1")
+    fractions = _parse_numbers(text, "fractions", float)
     if list(fractions) != sorted(set(fractions)) or not all(0 < fraction <= 1 for fraction in fractions):
-        raise UserError(
-            f"--fractions {options.fractions}: give fractions above 0, at most 1, in ascending order without duplicates"
-        )
-    for override in options.overrides:
-        if override.partition("=")[0].strip() == "train.epochs" and options.epochs is not None:
-            raise UserError(f"label-efficiency: found {override!r} and --epochs {options.epochs}; give one of them")
-    seeds = _parse_per_fraction(options.seeds, "--seeds", fractions)
-    epochs = (
-        [None] * len(fractions)
-        if options.epochs is None
-        else _parse_per_fraction(options.epochs, "--epochs", fractions)
-    )
+        raise UserError(f"fractions={text}: give fractions above 0, at most 1, in ascending order without duplicates")
+    for override in overrides:
+        if override.partition("=")[0].strip() == "train.epochs" and "epochs" in values:
+            raise UserError(f"study: found {override!r} and epochs={values['epochs']}; give one of them")
+    seeds = _parse_per_fraction(values.get("seeds", "3"), "seeds", fractions)
+    epochs: Sequence[int | None] = [None] * len(fractions)
+    if "epochs" in values:
+        epochs = _parse_per_fraction(values["epochs"], "epochs", fractions)
     return [LabelShare(*row) for row in zip(fractions, seeds, epochs, strict=True)]
 
 
@@ -112,11 +148,48 @@ def _parse_numbers(text: str, option: str, kind: Callable[[str], Number]) -> lis
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} {text}: give numbers with commas between them") from None
+        raise UserError(f"{option}={text}: give numbers with commas between them") from None
 
 
 def _parse_per_fraction(text: str, option: str, fractions: Sequence[float]) -> list[int]:
     numbers = _parse_numbers(text, option, int)
     if len(numbers) not in (1, len(fractions)) or min(numbers) < 1:
-        raise UserError(f"{option} {text}: give one whole number from 1, or one for each of {len(fractions)} fractions")
+        raise UserError(f"{option}={text}: give one whole number from 1, or one for each of {len(fractions)} fractions")
     return numbers * len(fractions) if len(numbers) == 1 else numbers
+
+
+def _probe_runs(options: StudyOptions) -> int:
+    """Probe every run, fine-tune each on part segmentation if a config is given, and write one table.
+
+    Returns 0, or the exit code of the first unfinished fine-tuning, such as 130 after an interrupt.
+    """
+    values, words = _split_options(options, ("data", "finetune", "checkpoint", "random", "cache"))
+    if (options.processes or 1) > 1:
+        raise UserError("study --preset probes: runs in one process; by several: probe RUN --processes N")
+    if len({run.resolve() for run in options.configs}) < len(options.configs):
+        raise UserError("study --preset probes: a run is given twice")
+    (num_random,) = _parse_per_fraction(values.get("random", "1"), "random", [1.0])
+    paths = {name: Path(values[name]) if name in values else None for name in ("data", "cache", "finetune")}
+    overrides, arguments = split_words(words)
+    request = SuiteRequest(
+        options.configs,
+        options.out,
+        tuple(overrides),
+        tuple(arguments),
+        checkpoint=values.get("checkpoint", "last"),
+        num_random=num_random,
+        plugins=options.plugins,
+        device=options.device,
+        **paths,
+    )
+    planned = ProbeSuite(request, TerminalReporter())
+    code = planned()
+    if code == 0:
+        for row in planned.rows:
+            figures = {name: value for name, value in row.metrics.items() if not name.endswith("_std")}
+            rows = [[name, value, row.metrics.get(f"{name}_std")] for name, value in figures.items()]
+            show_table(f"{row.who}, {row.data} ({row.source})", ("metric", "value", "std"), rows)
+        table = options.out / SUITE_NAME
+        print_note(f"table, protocols and their differences: {table}.md, {table}.json")
+        write_document(options.json, load_document(Path(f"{table}.json")))
+    return code

@@ -81,6 +81,9 @@ MOVED = {
     "compress size": "compress RUN --stop-after size",
     "data centres": "predict RUN --data CONFIG split=test --out FILE",
     "data import-views": "data prepare views --from DIR --to DIR [clouds=DIR]",
+    "label-efficiency": "study CONFIG --preset labels --out DIR [from=RUN fractions=F,F,... seeds=N epochs=N]",
+    "probe --suite": "study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]",
+    "probe --finetune": "study RUN... --preset probes --out DIR finetune=CONFIG",
     "evaluate --predictions": "score PREDICTIONS --data CONFIG",
 }
 """Commands and options of earlier versions, with what is typed now."""

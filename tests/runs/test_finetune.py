@@ -199,9 +199,8 @@ def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome
 
 
 def compare(place: Path, out: Path, *words: object) -> Outcome:
-    return run_here(
-        "label-efficiency", place / "fine.yaml", "--out", out, "--fractions", "0.1,1", "--seeds", "2,1", *words
-    )
+    preset = ("--preset", "labels", "fractions=0.1,1", "seeds=2,1")
+    return run_here("study", place / "fine.yaml", *preset, "--out", out, *words)
 
 
 @pytest.fixture(scope="module")
@@ -280,32 +279,30 @@ def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path,
     done = compare(place, tmp_path / "labels")
     assert done.code == 2
     assert "started from other weights (0000" in done.err
-    done = compare(place, tmp_path / "labels", "--from", other)
+    done = compare(place, tmp_path / "labels", f"from={other}")
     assert done.code == 2
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--fractions", "0.5,0.1"], "--fractions 0.5,0.1: give fractions"),
-        (["--fractions", "a"], "--fractions a: give numbers"),
-        (["--seeds", "1,2,3"], "--seeds 1,2,3: give one whole number from 1, or one for each of 2 fractions"),
-        (["--epochs", "0"], "--epochs 0"),
-        (["init=null"], "has no init; give the run to start from with --from RUN"),
+        (["fractions=0.5,0.1"], "fractions=0.5,0.1: give fractions"),
+        (["fractions=a"], "fractions=a: give numbers"),
+        (["seeds=1,2,3"], "seeds=1,2,3: give one whole number from 1, or one for each of 2 fractions"),
+        (["epochs=0"], "epochs=0"),
+        (["init=null"], "has no init; give the run to start from with from=RUN"),
         (["model.name=dgcn"], "dgcn"),
-        (["--from", "nowhere"], "init.from: nowhere: no checkpoint is here"),
-        (["seed=5"], "found 'seed=5'; seed is set for every run: give --seeds"),
+        (["from=nowhere"], "init.from: nowhere: no checkpoint is here"),
+        (["seed=5"], "found 'seed=5'; seed is set for every run: give seeds=N"),
         (["evaluate.select=test"], "evaluate.select is set for every run: with so few labels, nothing is held out"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_run(
     place: Path, tmp_path: Path, words: list[Any], told: str
 ) -> None:
-    options = {"--fractions": "0.1,1", "--seeds": "1"}
-    options |= dict(zip(words[::2], words[1::2], strict=False)) if words[0].startswith("--") else {}
-    given = [word for pair in options.items() for word in pair]
-    given += [] if words[0].startswith("--") else words
-    done = run_here("label-efficiency", place / "fine.yaml", "--out", tmp_path / "out", *given)
+    options = {"fractions": "0.1,1", "seeds": "1"} | dict(word.split("=") for word in words)
+    given = (f"{key}={value}" for key, value in options.items())
+    done = run_here("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
     assert done.code == 2
     assert told in done.err
     assert not (tmp_path / "out").exists()

@@ -141,10 +141,10 @@ def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pyt
         assert [(each.seed, each.data.arguments["fraction"]) for each in read] == [(0, 0.1), (1, 0.1)]
 
 
-@pytest.mark.parametrize("verb", ["study", "label-efficiency"])
-def test_a_file_is_no_folder_to_write_to(verb: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", [(), ("--preset", "labels")], ids=" ".join)
+def test_a_file_is_no_folder_to_write_to(preset: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = run_here(verb, CONFIG, "--out", tmp_path / "file")
+    code, _, err = run_here("study", CONFIG, *preset, "--out", tmp_path / "file")
     assert code == 2
     assert err.startswith("error: --out")
     assert "is not a folder" in err

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sightline import registry
-from sightline.commands.prove import ProbeOptions
+from sightline.commands.look import StudyOptions
 from sightline.config import read_config
 from sightline.config.yaml_writer import to_plain
 from sightline.engine.session import TrainingSession
@@ -32,7 +32,7 @@ from sightline.studies.probe_table import (
 from sightline.training import published_results
 from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
-from sightline.verbs.probe import suite as run_suite
+from sightline.verbs.study import run_preset
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -46,7 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def suite(runs: list[Path], out: Path, *words: object) -> tuple[dict[str, Any], str, str]:
-    outcome = run_here("probe", "--suite", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
+    outcome = run_here("study", "--preset", "probes", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
     assert outcome.code == 0, outcome.err
     return json.loads((out / "suite.json").read_text()), (out / "suite.md").read_text(), outcome.err
 
@@ -138,7 +138,7 @@ def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(
 ) -> None:
     """By training itself: the figures are those of its folders, and what does not fit is told and trains nothing."""
     out = tmp_path / "out"
-    document, text, told_on_the_way = suite(parts_runs, out, "--finetune", parts_config(tmp_path))
+    document, text, told_on_the_way = suite(parts_runs, out, f"finetune={parts_config(tmp_path)}")
     scratch = json.loads((out / "parts" / "scratch" / "final.json").read_text())["metrics"]
     assert not (out / "parts" / "scratch" / "lineage.json").exists()
     finals = []
@@ -168,15 +168,16 @@ def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(
 
 def test_where_no_run_fits_nothing_is_trained(parts_runs: list[Path], tmp_path: Path) -> None:
     out, config = tmp_path / "out", parts_config(tmp_path)
-    code, _, err = run_here("probe", "--suite", parts_runs[2], *QUICK, "--finetune", config, "--out", out)
+    code, _, err = run_here("study", "--preset", "probes", parts_runs[2], *QUICK, f"finetune={config}", "--out", out)
     assert code == 2, err
-    assert f"--finetune {config}: the weights of no run fit its model" in err
+    assert f"finetune={config}: the weights of no run fit its model" in err
     assert not out.exists()
 
 
 def test_what_few_shot_refuses_is_told_before_anything_is_learnt(parts_runs: list[Path], tmp_path: Path) -> None:
     out, config = tmp_path / "out", parts_config(tmp_path)
-    code, _, err = run_here("probe", "--suite", parts_runs[0], "shots=500", "--finetune", config, "--out", out)
+    words = (parts_runs[0], "shots=500", f"finetune={config}", "--out", out)
+    code, _, err = run_here("study", "--preset", "probes", *words)
     assert code == 2, err
     assert "few-shot 5w500s: needs 5 classes with 520 training samples" in err
     assert not (out / "parts").exists()
@@ -185,7 +186,7 @@ def test_what_few_shot_refuses_is_told_before_anything_is_learnt(parts_runs: lis
 
 def test_without_a_config_for_parts_the_table_says_so(runs: list[Path], tmp_path: Path) -> None:
     _, text, _ = suite(runs[:1], tmp_path / "out")
-    assert "not fine-tuned on parts: no --finetune CONFIG was given" in text
+    assert "not fine-tuned on parts: no finetune=CONFIG was given" in text
 
 
 def test_parts_of_the_published_set_are_laid_beside_the_published_figures() -> None:
@@ -208,7 +209,7 @@ def test_a_run_that_was_trained_again_is_fine_tuned_again(parts_runs: list[Path]
         if source is not None:
             shutil.rmtree(run / "checkpoints")
             shutil.copytree(source / "checkpoints", run / "checkpoints", symlinks=True)
-        document, _, _ = suite([run], tmp_path / "out", "--finetune", config)
+        document, _, _ = suite([run], tmp_path / "out", f"finetune={config}")
         found.append(document["runs"][0]["metrics"]["part_instance_miou"])
     assert found[0] == found[1] != found[2]
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 3  # from scratch, and from either weights
@@ -226,16 +227,15 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
         os.kill(os.getpid(), code - 128)
 
     monkeypatch.setattr(TrainingSession, "run", run)
-    asked = ProbeOptions(
-        runs=tuple(parts_runs),
-        words=QUICK,
-        is_suite=True,
-        finetune=parts_config(tmp_path),
+    asked = StudyOptions(
+        preset="probes",
+        configs=tuple(parts_runs),
+        overrides=(*QUICK, f"finetune={parts_config(tmp_path)}"),
         out=tmp_path / "out",
         device="cpu",
     )
     try:
-        assert run_suite(asked) == code
+        assert run_preset(asked) == code
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
@@ -245,23 +245,26 @@ def test_an_interrupt_while_parts_are_learnt_ends_the_suite_with_its_code(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--suite"], "give their folder with --out DIR"),
-        (["--suite", "--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
-        (["--suite", "--out", "{out}", "--processes", "2"], "runs in one process"),
-        (["--suite", "--out", "{out}", "--method", "svm"], "the suite runs svm and few-shot"),
-        (["--finetune", "parts.yaml"], "--finetune: belongs to --suite"),
+        ([], "Missing option '--out'"),
+        (["--out", "{out}", "k=3"], "found 'k=3'; neither few_shot nor svm has such an argument"),
+        (["--out", "{out}", "--processes", "2"], "runs in one process"),
+        (["--out", "{out}", "--vary", "seed=1,2"], "--vary: is not an option of --preset probes; it takes data=CONFIG"),
+        (["--out", "{out}", "random=0"], "random=0: give one whole number from 1"),
+        (["--out", "{out}", "cache=a", "cache=b"], "cache= is given twice"),
     ],
 )
 def test_a_slip_gets_one_line(runs: list[Path], words: list[str], expected: str, tmp_path: Path) -> None:
-    code, _, err = run_here("probe", runs[0], *(word.format(out=tmp_path / "out") for word in words))
+    code, _, err = run_here(
+        "study", "--preset", "probes", runs[0], *(word.format(out=tmp_path / "out") for word in words)
+    )
     assert code == 2, err
     assert expected in err
     assert not (tmp_path / "out").exists()
 
 
 def test_a_run_given_twice_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    code, _, err = run_here("probe", "--suite", runs[0], runs[0], "--out", tmp_path / "out")
-    assert (code, err) == (2, "error: probe --suite: a run is given twice\n")
+    code, _, err = run_here("study", "--preset", "probes", runs[0], runs[0], "--out", tmp_path / "out")
+    assert (code, err) == (2, "error: study --preset probes: a run is given twice\n")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
