@@ -172,8 +172,8 @@ def _column_width(column: Sequence[str], may_be_narrowed: bool) -> int:
 
 
 def _format_short(finding: Any) -> str:
-    """Format a finding as one line: guard, code, cause, summary and location."""
-    text = f"[{finding.guard} {finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
+    """Format a finding as one line: code, cause, summary and location."""
+    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
     return " ".join(text.split())
 
 

@@ -337,7 +337,7 @@ def test_a_finding_has_what_its_check_declares_and_prints_its_code(tmp_path: Pat
     defaults = {"severity": "warning", "causes": ("loss.form", "loss.sign"), "at": "losses", "action": "do"}
     reporter = FindingBuilder(guard="G6", code="first-step", **defaults)  # type: ignore[arg-type]
     declared = reporter.finding(context, "about", measured="1", expected="2", split="train", sample=3)
-    assert str(declared).splitlines()[0] == "[G6 first-step warning loss.form] about"
+    assert str(declared).splitlines()[0] == "[first-step warning loss.form] about"
     assert (declared.cause, declared.alternatives, declared.action) == ("loss.form", ("loss.sign",), "do")
     assert declared.where == context.place("losses", dataset="synthetic_shapes/train", sample=3)
     own = reporter.finding(
@@ -357,7 +357,7 @@ def test_notes_take_one_line_unless_asked_for_in_full(capsys: pytest.CaptureFixt
     show_findings([warning, note])
     *full, line = capsys.readouterr().err.splitlines()
     assert full == str(warning).splitlines()
-    assert line == "[G1 data-mutation note cfg.contract] about data-mutation (config path data)"
+    assert line == "[data-mutation note cfg.contract] about data-mutation (config path data)"
     show_findings([note], is_verbose=True)
     assert capsys.readouterr().err == f"{note}\n"
 
@@ -392,7 +392,7 @@ def test_unknown_codes_are_refused(tmp_path: Path) -> None:
 def test_a_check_is_skipped_by_its_code_or_guard_and_by_both_as_printed(tmp_path: Path, skip: str) -> None:
     """What stands in the brackets of a finding is what `checks.skip` takes."""
     (note,) = [each for each in run_quick(make(tmp_path), World()) if each.code == "missing-batch-keys"]
-    assert str(note).startswith("[G6 missing-batch-keys note")
+    assert str(note).startswith("[missing-batch-keys note")
     assert run_quick(make(tmp_path, f"checks.skip={skip}"), World()) == []
 
 
