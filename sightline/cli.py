@@ -142,7 +142,9 @@ def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspec
     texts: dict[str, Any] = {"metavar": parameter.metavar, "help": parameter.help}
     if parameter.flag:
         callback = _check_writable(parameter.flag) if parameter.is_written else None
-        info: Any = typer.Option(parameter.flag, callback=callback, min=parameter.min, max=parameter.max, **texts)
+        info: Any = typer.Option(
+            parameter.flag, callback=callback, min=parameter.min, max=parameter.max, hidden=parameter.is_hidden, **texts
+        )
     else:
         info = typer.Argument(**texts)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])

@@ -66,9 +66,10 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     """Show samples, predictions and curves of runs.
 
     Shows raw samples, the result of each transform, and a run's predictions: clouds, depth frames with their cubes,
-    voxels and heat maps, and images. Writes a PNG of each sample, coloured PLY files, VTK files of volumes, and
-    view.html, a self-contained page in which clouds can be rotated. Of a run, curves.svg draws losses and metrics over
-    the steps, a loss with its chance level if the run records it; of several runs, only this is drawn, in one picture.
+    voxels and heat maps, and images with detections of score=0.3 or more. Writes a PNG of each sample, coloured PLY
+    files, VTK files of volumes, and view.html, a self-contained page in which clouds can be rotated. Of a run,
+    curves.svg draws losses and metrics over the steps, a loss with its chance level if the run records it; of several
+    runs, only this is drawn, in one picture.
     """
 
     paths: tuple[Path, ...] = argument(
@@ -88,10 +89,8 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     columns: str | None = option("--columns", "x,y,z,...", "columns of files without names, _ for none")
     up: str | None = option("--up", "x|y|z", "the axis that is up in files [z]")
     hide: str | None = option("--hide", "CLASS,...", "classes to leave out of pictures: ceiling,wall")
+    score: float | None = None
     max_points: int | None = option("--max-points", "N", "maximum of points per cloud in the page [200000]", min=1)
-    score: float | None = option(
-        "--score", "S", "minimum score of the detections that are drawn [0.3]", min=0.0, max=1.0
-    )
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show"):

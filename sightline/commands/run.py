@@ -80,15 +80,24 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
     Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
     the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
     without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
-    refused by name, and the others are predicted. A run that classifies points reports the share of each class, and
-    writes labels in the order of the file (.labels.npy) and a coloured cloud (.ply) into --out; one that segments parts
-    needs the category of the objects. A pose run predicts the joints in depth images of any camera with the intrinsics
-    camera.fx= fy= u0= v0= [those of the run's data set]; fy is negative if Y points up. A detector draws its boxes on
-    the images. Exit code 0 if all files were predicted, 2 if one was refused, 1 if the work failed. With --data, a
-    refiner (a run of the task centre) writes the reference point of every frame of a data set, as a file for reference:
-    {name: file, path: FILE}: one line 'x y z' in mm, or 'invalid', for each frame of the files of split=test or
-    split=train, which has the validation frames, too. A refiner that was trained on frames which the config tests is
-    refused: its points would depend on the tested frames.
+    refused by name, and the others are predicted. Exit code 0 if all files were predicted, 2 if one was refused, 1 if
+    the work failed.
+
+    A run that classifies points reports the share of each class, and writes labels in the order of the file
+    (.labels.npy) and a coloured cloud (.ply) into --out; with probabilities=float16 or float32 also those of all
+    classes. One that segments parts needs the category of the objects: category=NAME, or the name of their folder.
+
+    A pose run predicts the joints in depth images of any camera with the intrinsics camera.fx= fy= u0= v0= [those of
+    the run's data set]; fy is negative if Y points up. It looks for them about the centre of mass; with
+    reference=previous about the joints of the previous frame; or about the points of centres=FILE, a line x y z in mm
+    per frame. refiner=RUN moves this point.
+
+    A detector draws its boxes on the images, those of score=0.3 or more.
+
+    With --data, a refiner (a run of the task centre) writes the reference point of every frame of a data set, as a file
+    for reference: {name: file, path: FILE}: one line 'x y z' in mm, or 'invalid', for each frame of the files of
+    split=test or split=train, which has the validation frames, too. A refiner that was trained on frames which the
+    config tests is refused: its points would depend on the tested frames.
     """
 
     run_path: Path = argument("RUN", "a run directory")
@@ -110,18 +119,8 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
     out: Path | None = option(
         "--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes; with --data, the file"
     )
-    probabilities: Literal["float16", "float32"] | None = option(
-        "--probabilities", None, "also write the probabilities of all classes for every point"
-    )
-    category: str | None = option(
-        "--category", "NAME", "category of all files, for part segmentation [name of their folder]"
-    )
-    score: float | None = option("--score", "S", "minimum score of a box [0.3]", min=0.0, max=1.0)
-    reference: Literal["centre_of_mass", "previous"] | None = option(
-        "--reference", None, "reference point of the crop; previous: from the joints of the previous frame"
-    )
-    centres: Path | None = option("--centres", "FILE", "file of reference points, a line x y z in mm per frame")
-    refiner: Path | None = option("--refiner", "RUN", "run of a refiner, which corrects the reference points")
+    category: str | None = option("--category", "NAME", "category=NAME", is_hidden=True)
+    refiner: Path | None = option("--refiner", "RUN", "refiner=RUN", is_hidden=True)
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
 
 

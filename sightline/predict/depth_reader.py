@@ -43,9 +43,9 @@ class DepthFrameOptions:
 
     def __post_init__(self) -> None:
         if self.centres is not None and (self.tracks_previous or self.refiner is not None):
-            other = "--refiner" if self.refiner is not None else "--reference previous"
+            other = "refiner=" if self.refiner is not None else "reference=previous"
             raise ConfigError(
-                f"--centres {self.centres}: gives the position of every figure, as does {other}; give only one of them"
+                f"centres={self.centres}: gives the position of every figure, as does {other}; give only one of them"
             )
         if self.intrinsics is not None:
             fx, fy, *middle = self.intrinsics

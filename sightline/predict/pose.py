@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -136,29 +136,26 @@ class PosePredictor(Predictor[JointPrediction]):
         self.csv_columns = ("file", "reference", *reference, *joints, *times, "all ms", "treatment")
 
     @classmethod
-    def flags(cls) -> frozenset[str]:
-        """Return the options about reference points."""
-        return frozenset({"reference", "centres", "refiner"})
-
-    @classmethod
     def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
-        """Parse `frames` from the arguments `camera.*` and `reference.*` and the flags."""
-        arguments: dict[str, list[str]] = {"camera": [], "reference": []}
+        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference`, `centres` and `refiner`."""
+        arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
         for argument in line.key_values:
-            prefix = argument.partition(".")[0].strip()
+            key = argument.partition("=")[0].strip()
+            prefix = "" if key in ("reference", "centres", "refiner") else f"{key.partition('.')[0]}."
             if prefix not in arguments:
-                raise UserError(f"predict: found {argument!r}, allowed is key=value with camera.* and reference.*")
+                allowed = "camera.*, reference.*, reference, centres and refiner"
+                raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
             arguments[prefix].append(argument)
-        camera = read_key_values("camera", _camera, arguments["camera"], command="predict", prefix="camera.")
+        camera = read_key_values("camera", _camera, arguments["camera."], command="predict", prefix="camera.")
         mass = read_key_values(
-            "centre_of_mass", CentreOfMass, arguments["reference"], command="predict", prefix="reference."
+            "centre_of_mass", CentreOfMass, arguments["reference."], command="predict", prefix="reference."
         )
-        refiner = line.flags.get("refiner")
+        place = _reference(**read_key_values("pose", _reference, arguments[""], command="predict"))
+        refiner = place.pop("refiner")
         frames = DepthFrameOptions(
             **_camera(**camera),
+            **place,
             centre_of_mass=CentreOfMass(**mass) if mass else None,
-            tracks_previous=line.flags.get("reference") == "previous",
-            centres=line.flags.get("centres"),
             refiner=None if refiner is None else open_trained(refiner, plugins=line.plugins),
         )
         return {"frames": frames}
@@ -315,8 +312,19 @@ class CentrePredictor(Predictor[Any]):
 
     def __init__(self, *, run: TrainedRun) -> None:
         raise UserError(
-            f"{run.path}: refines reference points; give it as --refiner {run.path} to a run of the task pose"
+            f"{run.path}: refines reference points; give it as refiner={run.path} to a run of the task pose"
         )
+
+
+def _reference(
+    *,
+    reference: Literal["centre_of_mass", "previous"] = "centre_of_mass",
+    centres: str | None = None,
+    refiner: str | None = None,
+) -> dict[str, Any]:
+    """Convert the arguments about reference points to those of `DepthFrameOptions`, and the path of the refiner."""
+    path = None if centres is None else Path(centres)
+    return {"tracks_previous": reference == "previous", "centres": path, "refiner": refiner}
 
 
 def _camera(

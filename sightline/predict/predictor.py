@@ -226,12 +226,6 @@ class Predictor(Generic[PredictionT]):
 FLAGS = {
     "columns": "--columns",
     "to_sphere": "--unit-sphere",
-    "category": "--category",
-    "probabilities": "--probabilities",
-    "score": "--score",
-    "reference": "--reference",
-    "centres": "--centres",
-    "refiner": "--refiner",
 }
 """Options of predictors that have a flag of their own on the command line."""
 

@@ -233,13 +233,13 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         )
 
     def _find_category(self, name: str) -> int:
-        """Return the index of the category that --category names. Raises ConfigError if there is none."""
+        """Return the index of the category that `category` names. Raises ConfigError if there is none."""
         if not self.categories:
-            raise ConfigError(f"--category {name}: the set that the run was trained on has no categories; leave it out")
+            raise ConfigError(f"category={name}: the set that the run was trained on has no categories; leave it out")
         index = _find_name(name, self.categories)
         if index is None:
             hint = suggest(name, self.categories, otherwise="")
-            raise ConfigError(f"--category {name}: is none of {', '.join(self.categories)}{hint}")
+            raise ConfigError(f"category={name}: is none of {', '.join(self.categories)}{hint}")
         return index
 
     def _get_category(self, path: Path) -> int:
@@ -250,7 +250,7 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         index = _find_name(folder, self.categories)
         if index is None:
             raise DataError(
-                f"{path}: is in the folder '{folder}', which names no category; give --category NAME, or use folders "
+                f"{path}: is in the folder '{folder}', which names no category; give category=NAME, or use folders "
                 f"called {', '.join(self.categories)}"
             )
         return index

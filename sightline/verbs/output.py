@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sightline.config import RunConfig
-from sightline.errors import escape_to_one_line
+from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.training.published_results import Difference, format_figure
 from sightline.training.run_configs import read_with_plugins
@@ -33,6 +33,21 @@ def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -
     for line in read.notes:
         print_note(f"warning: {line}")
     return read.config
+
+
+def split_options(words: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Split KEY=VALUE words into those of these names, and the others. Raises UserError for a key given twice."""
+    values: dict[str, str] = {}
+    others = []
+    for word in words:
+        key, _, text = word.partition("=")
+        if key.strip() not in names:
+            others.append(word)
+        elif key.strip() in values:
+            raise UserError(f"{key.strip()}= is given twice; give it once")
+        else:
+            values[key.strip()] = text.strip()
+    return values, tuple(others)
 
 
 def show_table(

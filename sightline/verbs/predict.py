@@ -20,6 +20,7 @@ from sightline.predict.centre_files import FileSplit, centre_lines, find_centres
 from sightline.predict.files import collect_files
 from sightline.predict.prediction import build_predictor, predict_each
 from sightline.predict.predictor import (
+    FLAGS,
     CommandLine,
     Predictor,
     Refusal,
@@ -29,20 +30,19 @@ from sightline.predict.predictor import (
 )
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.output_files import assert_writable, write_document, write_file
-from sightline.verbs.output import load_config, print_note, show_table
+from sightline.verbs.output import load_config, print_note, show_table, split_options
 
-_PREDICTOR_OPTIONS = (
-    *("columns", "to_sphere", "category", "probabilities", "score"),
-    *("reference", "centres", "refiner"),
-)
-_FILE_OPTIONS = ("batch_size", "csv", *_PREDICTOR_OPTIONS)
+_FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 
 
 def predict(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
+    words = [*options.words, *_moved_words(options)]
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
+    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, words, options.plugins))
+    if predictor_options.get("probabilities") is not None and options.out is None:
+        raise UserError("probabilities: are written into the folder of --out; give --out DIR")
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     with start_world(device=options.device) as world:
         predictor = build_predictor(run, world=world, **predictor_options)
@@ -100,7 +100,7 @@ def _predict_files(
 
 def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     """Return the flags with parsed values. Raises UserError for options that do not go together."""
-    values = {name: getattr(options, name) for name in _PREDICTOR_OPTIONS}
+    values = {name: getattr(options, name) for name in FLAGS}
     flags = {name: value for name, value in values.items() if value is not None and value is not False}
     if "columns" in flags:
         flags["columns"] = check_columns(flags["columns"].split(","))
@@ -108,9 +108,16 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
         raise UserError("predict: no file is given; sightline predict RUN PATH... [KEY=VALUE]...")
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is also the file of --json; give another")
-    if "probabilities" in flags and options.out is None:
-        raise UserError("--probabilities: are written into the folder of --out; give --out DIR")
     return flags
+
+
+def _moved_words(options: PredictOptions) -> list[str]:
+    """Return options of an earlier version as KEY=VALUE words, and print them."""
+    given = {"category": options.category, "refiner": options.refiner}
+    words = [f"{name}={value}" for name, value in given.items() if value is not None]
+    for word in words:
+        print_note(f"--{word.partition('=')[0]}: is now {word}")
+    return words
 
 
 def _notes(run: TrainedRun) -> list[str]:
@@ -182,11 +189,10 @@ def predict_centres(options: PredictOptions) -> int:
     if options.out is None:
         raise UserError("predict: --data: writes the reference points of a data set; give their file with --out FILE")
     assert_writable(options.out, option="--out")
-    splits = [word.partition("=")[2].strip() for word in options.words if word.partition("=")[0].strip() == "split"]
-    split = splits[-1] if splits else "test"
+    values, overrides = split_options(options.words, ("split",))
+    split = values.get("split", "test")
     if split not in get_args(FileSplit):
         raise UserError(f"split={split}: allowed are {', '.join(get_args(FileSplit))}; validation frames are in train")
-    overrides = [word for word in options.words if word.partition("=")[0].strip() != "split"]
     refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     config = load_config(options.data, overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)

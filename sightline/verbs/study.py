@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from sightline.studies.label_table import COLUMNS, table_cells
 from sightline.studies.probe_suite import NAME as SUITE_NAME
 from sightline.studies.probe_suite import ProbeSuite, SuiteRequest
 from sightline.studies.study_runs import StudySettings
-from sightline.verbs.output import print_note, show_table
+from sightline.verbs.output import print_note, show_table, split_options
 from sightline.verbs.train import TerminalReporter
 
 Number = TypeVar("Number", int, float)
@@ -92,26 +92,11 @@ _PRESET_OPTIONS = {
 }
 
 
-def _split_options(options: StudyOptions, names: Collection[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Split KEY=VALUE words into the options of a preset, and the others. Raises UserError for a key given twice."""
-    values: dict[str, str] = {}
-    others = []
-    for word in options.overrides:
-        key, _, text = word.partition("=")
-        if key.strip() not in names:
-            others.append(word)
-        elif key.strip() in values:
-            raise UserError(f"study: {key.strip()}= is given twice; give it once")
-        else:
-            values[key.strip()] = text.strip()
-    return values, tuple(others)
-
-
 def _study_labels(options: StudyOptions) -> int:
     """Train all runs that are not done, and compare; return 0, or the exit code of the first unfinished run."""
     if len(options.configs) != 1:
         raise UserError(f"study --preset labels: takes one config, {len(options.configs)} are given")
-    values, overrides = _split_options(options, ("from", "fractions", "seeds", "epochs"))
+    values, overrides = split_options(options.overrides, ("from", "fractions", "seeds", "epochs"))
     assert_writable(options.out / f"{LABELS_NAME}.json", option="--out")
     setup = StudySettings(options.configs[0], options.plugins, options.device, options.processes)
     shares = _parse_shares(values, overrides)
@@ -163,7 +148,7 @@ def _probe_runs(options: StudyOptions) -> int:
 
     Returns 0, or the exit code of the first unfinished fine-tuning, such as 130 after an interrupt.
     """
-    values, words = _split_options(options, ("data", "finetune", "checkpoint", "random", "cache"))
+    values, words = split_options(options.overrides, ("data", "finetune", "checkpoint", "random", "cache"))
     if (options.processes or 1) > 1:
         raise UserError("study --preset probes: runs in one process; by several: probe RUN --processes N")
     if len({run.resolve() for run in options.configs}) < len(options.configs):

@@ -84,6 +84,11 @@ MOVED = {
     "label-efficiency": "study CONFIG --preset labels --out DIR [from=RUN fractions=F,F,... seeds=N epochs=N]",
     "probe --suite": "study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]",
     "probe --finetune": "study RUN... --preset probes --out DIR finetune=CONFIG",
+    "predict --probabilities": "predict RUN PATH... --out DIR probabilities=float16",
+    "predict --score": "predict RUN PATH... score=S",
+    "predict --reference": "predict RUN PATH... reference=previous",
+    "predict --centres": "predict RUN PATH... centres=FILE",
+    "view --score": "view RUN --out DIR score=S",
     "evaluate --predictions": "score PREDICTIONS --data CONFIG",
 }
 """Commands and options of earlier versions, with what is typed now."""

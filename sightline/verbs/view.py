@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -31,7 +33,7 @@ from sightline.runs.output_files import assert_writable, write_document, write_f
 from sightline.runs.run_directory import RunDirectory
 from sightline.training.run_configs import reread
 from sightline.verbs.evaluate import assert_about_evaluation
-from sightline.verbs.output import load_config, print_note, show_table
+from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.view.curves import draw_runs
 from sightline.view.files import view_file
 from sightline.view.image_stages import takes_score
@@ -51,6 +53,9 @@ _DESCRIPTION_WIDTH = 84
 def view(options: ViewOptions) -> int:
     """Draw samples of a config, samples and predictions of a run, or the user's own files; return the exit code."""
     assert_writable(options.out / "view.html", option="--out")
+    values, overrides = split_options(options.overrides, ("score",))
+    score = _parse_score(values["score"]) if "score" in values else None
+    options = dataclasses.replace(options, overrides=overrides, score=score)
     is_config = [_is_config(path) for path in options.paths]
     for path, is_one in zip(options.paths, is_config, strict=True):
         if not is_one and not path.exists():
@@ -86,6 +91,16 @@ def view(options: ViewOptions) -> int:
     document = {**provenance, "out": str(options.out), "files": written, "samples": [s.to_dict() for s in subjects]}
     write_document(options.json, document)
     return 0
+
+
+def _parse_score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= 1:
+        raise UserError(f"score={text}: give a number from 0 to 1, the lowest score of the detections that are drawn")
+    return score
 
 
 def _view_curves(options: ViewOptions) -> int:
@@ -254,7 +269,7 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
     config, task = run.config, run.task
     if score is not None and not takes_score(task):
         raise UserError(
-            f"view: --score applies to detections, and the task '{config.task.name}' draws none; leave it out"
+            f"view: score= applies to detections, and the task '{config.task.name}' draws none; leave it out"
         )
     if not can_draw_predictions(task, part.dataset.info):
         print_note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
@@ -302,7 +317,9 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
 
 def _assert_not_given(options: ViewOptions, names: Sequence[str], reason: str) -> None:
     """Raise UserError for options that have no effect here."""
-    options_given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    options_given = [
+        "score=" if name == "score" else f"--{name}" for name in names if getattr(options, name) is not None
+    ]
     if options_given:
         raise UserError(f"view: {', '.join(options_given)} {reason}")
 

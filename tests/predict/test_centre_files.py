@@ -84,7 +84,7 @@ def test_every_frame_of_the_files_has_its_line(
         (("split=validation", "--out", "{out}"), "split=validation: allowed are train, test"),
         ((), "give their file with --out FILE"),
         (("cloud.npy", "--out", "{out}"), "cloud.npy: has no use with --data"),
-        (("--score", "0.5", "--out", "{out}"), "--score: has no use with --data"),
+        (("--columns", "x,y,z", "--out", "{out}"), "--columns: has no use with --data"),
     ],
 )
 def test_what_the_frames_of_a_set_have_no_use_for_is_refused(

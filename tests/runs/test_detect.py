@@ -97,7 +97,7 @@ def test_images_written_as_files_get_the_boxes_that_were_scored(run: Path, tmp_p
     """The same pixels through either door: as the data set's test image, and as a file of it."""
     crowd = SyntheticCrowds(split="test", test_size=6)
     Image.fromarray(crowd[SampleKey(2, 0, 0)]["image"].numpy()).save(tmp_path / "crowd.png")
-    done = run_here("predict", run, tmp_path / "crowd.png", "--score", "0.02", "--json", tmp_path / "found.json")
+    done = run_here("predict", run, tmp_path / "crowd.png", "score=0.02", "--json", tmp_path / "found.json")
     assert done.code == 0, done.err
     (found,) = json.loads((tmp_path / "found.json").read_text())["predictions"]
     trained = open_trained(run)
@@ -121,9 +121,7 @@ def test_photos_of_any_kind_are_predicted_and_drawn(run: Path, tmp_path: Path) -
     exif[0x0112] = 6  # a quarter turn
     Image.fromarray(pixels).save(photos / "turned.jpg", exif=exif)
     (photos / "broken.jpg").write_bytes((photos / "turned.jpg").read_bytes()[:300])
-    done = run_here(
-        "predict", run, photos, "--score", "0.01", "--out", tmp_path / "drawn", "--json", tmp_path / "all.json"
-    )
+    done = run_here("predict", run, photos, "score=0.01", "--out", tmp_path / "drawn", "--json", tmp_path / "all.json")
     assert done.code == 2
     assert "broken.jpg" in done.err
     found = {Path(each["file"]).stem: each for each in json.loads((tmp_path / "all.json").read_text())["predictions"]}

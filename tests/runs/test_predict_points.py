@@ -94,7 +94,7 @@ def test_every_point_of_rooms_that_were_thinned_is_as_evaluation_scored_it(
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}{ending}", columns_of(room))
     named = ["--columns", "x,y,z,red,green,blue"] if ending != ".ply" else []
-    document = rooms.predict(tmp_path / "in", *named, "--out", tmp_path / "out", "--probabilities", "float32")
+    document = rooms.predict(tmp_path / "in", *named, "--out", tmp_path / "out", "probabilities=float32")
     expected, kept, counts = scored_by(rooms, monkeypatch)
     answers = [np.load(tmp_path / "out" / f"{index}.labels.npy") for index in range(len(held))]
     for index, row in enumerate(document["predictions"]):
@@ -219,7 +219,7 @@ def test_python_gives_what_the_command_wrote(rooms: Run, tmp_path: Path) -> None
     for index, room in enumerate(held):
         write(tmp_path / "in" / f"{index}.ply", columns_of(room))
     table = tmp_path / "out.csv"
-    document = rooms.predict(tmp_path / "in", "--out", tmp_path / "out", "--probabilities", "float16", "--csv", table)
+    document = rooms.predict(tmp_path / "in", "--out", tmp_path / "out", "probabilities=float16", "--csv", table)
     found = rooms.load().predict([tmp_path / "in"], with_probabilities=True)
     lines = list(csv.DictReader(table.read_text().splitlines()))
     assert (found.exit_code, len(found.predicted), len(lines)) == (0, 3, 3)
@@ -258,19 +258,19 @@ def test_categories_come_from_folders_or_by_name_or_are_asked_for(
     assert refused["reason"].startswith(f"{astray}: is in the folder 'somewhere', which names no category; give")
     assert "called mug, hammer" in refused["reason"]
     name = shapes["folder"][0]
-    document = parts.predict(astray, "--category", name.upper())
+    document = parts.predict(astray, f"category={name.upper()}")
     alone = parts.predict(paths[0])["predictions"][0]
     assert {**document["predictions"][0], "file": ""} == {**alone, "file": ""}
-    told = parts("predict", parts.path, astray, "--category", "hamer", expect=2)
-    assert "--category hamer: is none of mug, hammer" in told
+    told = parts("predict", parts.path, astray, "category=hamer", expect=2)
+    assert "category=hamer: is none of mug, hammer" in told
     assert "did you mean 'hammer'?" in told
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--category", "mug"), "--category mug: the set that the run was trained on has no categories"),
-        (("--probabilities", "float16"), "--probabilities: are written into the folder of --out"),
+        (("category=mug",), "category=mug: the set that the run was trained on has no categories"),
+        (("probabilities=float16",), "probabilities: are written into the folder of --out"),
         (("--out", "{folder}/in/a.ply"), "a.ply: is a file; give a folder"),
         (("--out", "{folder}/in"), "a.ply is a file to predict and would be overwritten"),
     ],

@@ -34,7 +34,7 @@ evaluate: {{metric: instance_miou, batch_size: 5, select: test}}
     categories = [int(held[SampleKey(index, 0, 0)]["category"]) for index in range(len(held))]
     assert sorted(categories) == list(range(16))
     for name, (synset, first, last) in list(CATEGORIES.items())[::5]:
-        words = ("--columns", "x,y,z,_,_,_,_", "--category", name, "--out", tmp_path / "out")
+        words = ("--columns", "x,y,z,_,_,_,_", f"category={name}", "--out", tmp_path / "out")
         (row,) = run.predict(raw / synset / "d.txt", *words)["predictions"]
         index = categories.index(list(CATEGORIES).index(name))
         scored = expected[index]

@@ -108,7 +108,7 @@ def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path,
     assert done.code == 0, done.err
     assert "of the file's 91 classes the 80 of 'coco' are kept, by their names" in done.err
     done = run_here(
-        "predict", run, photo, "--score", SCORE[layout], "--json", tmp_path / "all.json", "--out", tmp_path / "drawn"
+        "predict", run, photo, f"score={SCORE[layout]}", "--json", tmp_path / "all.json", "--out", tmp_path / "drawn"
     )
     assert done.code == 0, done.err
     document = json.loads((tmp_path / "all.json").read_text())

@@ -43,7 +43,7 @@ def box_protocol(context: Context) -> Iterator[Finding]:
             f"detections below a score of {selection.score:g} are dropped before {name}: its curve ends early",
             at="task.score",
             measured=f"task.score {selection.score:g}",
-            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict --score`)",
+            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict score=S`)",
             action=f"set task.score={limits[name]:g}",
         )
     truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
