@@ -190,7 +190,8 @@ def _predictions() -> Iterator[Row]:
     }
     for task, (name, *words) in asked.items():
         out = () if task == "classify" else ("--out", "@out/files")
-        predict = _one("predict", "@out/run", *words, *_CPU, *out, "--json", "@out/all.json")
+        spellings = [words, *([[*words[:-2], "score=0.01"]] if "--score" in words else [])]
+        predict = [("predict", "@out/run", *given, *_CPU, *out, "--json", "@out/all.json") for given in spellings]
         files = ("all.json", *(("files/**/*",) if out else ()))
         yield Row(
             f"predict/{task}", (_trained(_BY_TASK[task]), predict), files, inputs=(name,), is_quick=task == "classify"

@@ -202,7 +202,9 @@ def make_simulator(run: OpenRun, policy: Collection[str] = ()) -> PolicySimulato
     if Precision(config.train.precision).parameter_dtype != torch.float32:
         raise UserError(f"{run.path}: train.precision is {config.train.precision}; compress takes weights in float32")
     if config.compress is not None or is_packed(run.path) or run.checkpoint_path.suffix == ".slq":
-        raise UserError(f"{run.path}: is quantised already; give the run that it started from, or 'compress pack' it")
+        raise UserError(
+            f"{run.path}: is quantised already; give the run that it started from, or no budget, to pack a fine-tuning"
+        )
     for name, value in run.model.state_dict().items():
         if not torch.isfinite(value).all():
             raise UserError(

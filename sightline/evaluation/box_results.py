@@ -144,7 +144,7 @@ def _find_results_file(path: Path) -> Path:
         return path
     files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
     if len(files) != 1:
-        raise DataError(f"--predictions {path}: holds {summarise_folder(path)}; give the file of results itself")
+        raise DataError(f"{path}: holds {summarise_folder(path)}; give the file of results itself")
     return files[0]
 
 

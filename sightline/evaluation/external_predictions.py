@@ -45,18 +45,18 @@ class ExternalPredictions:
         self._map = DataMembers.label_map.get(part.dataset)
         names = [part.sample_name(index) for index in part.indices.tolist()]
         if not path.is_dir():
-            raise DataError(f"--predictions {path}: there is no such folder")
+            raise DataError(f"{path}: there is no such folder")
         if (path / MANIFEST).is_file():
             files, self.surplus = _read_manifest_files(path, names, part)
         else:
             if self._map is None:
-                raise DataError(f"--predictions {path}: has no {MANIFEST}; .label files are of sets with a label map")
+                raise DataError(f"{path}: has no {MANIFEST}; .label files are of sets with a label map")
             files = _find_label_files(path, names)
             self.surplus = sorted({*path.rglob("*.label")} - {*files})
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise DataError(
-                f"--predictions {path}: {len(missing)} of {len(files)} {part.split} samples have no predictions: "
+                f"{path}: {len(missing)} of {len(files)} {part.split} samples have no predictions: "
                 f"{_format_files(missing)}{_format_surplus(self.surplus)}"
             )
         self._files = dict(zip(part.indices.tolist(), files, strict=True))
