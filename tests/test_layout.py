@@ -58,7 +58,7 @@ __main__ __init__
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
 MAX_FILES = 32
-"""Of a folder; the aim is 25 (`verbs`, `layers`, `geometry` and `engine` are above it)."""
+"""Of a folder; the aim is 25 (`layers`, `geometry` and `engine` are above it)."""
 
 TORCH_LOAD = r"(?<!safetensors\.)torch\.load\("
 """Reads pickles, and a pickle is a program: `published_files.py` alone may, with `weights_only=True`."""
