@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from sightline.errors import CheckpointError
-from sightline.schema import suggest
 
 if TYPE_CHECKING:  # the command line lists names, and does not import torch for it
     from torch import Tensor
@@ -26,6 +25,7 @@ FOLDER = Path(__file__).with_name("layouts")
 FACTS = ("in_channels", "num_classes", "num_joints")
 """Sizes that are facts of a data set; any other is an argument of the model."""
 _HEADING = re.compile(r"(?m)^(\w+):")
+"""Pattern of the first line of a row, the only lines that are not indented."""
 _GROUP = re.compile(r"\{([^{}]*)\}|<(\w+)>")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -137,7 +137,7 @@ class PublishedLayout:
 
 def list_names() -> list[str]:
     """List the names of all layouts in order. Rows are not parsed: the command line asks at every start."""
-    return sorted(name for name in _find_files() if not name.startswith("_"))
+    return sorted(name for name in _find_rows() if not name.startswith("_"))
 
 
 def list_layouts() -> list[PublishedLayout]:
@@ -150,8 +150,10 @@ def read_layout(name: str) -> PublishedLayout:
     """Read the row of a layout. Raises CheckpointError for an unknown name."""
     names = list_names()
     if name not in names:
+        from sightline.schema import suggest  # imports pydantic, which no help text needs
+
         raise CheckpointError(f"no published layout is called '{name}'{suggest(name, names)}")
-    row = _read_row(name)
+    row = dict(_read_row(name))
     units = row.pop("darknet", None)
     protocol = row.pop("protocol")
     arguments = {int(count): value for count, value in protocol["arguments"].items()}
@@ -200,24 +202,34 @@ def expand_names(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
 # --- the files --------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _find_files() -> Mapping[str, Path]:
-    """Map the name of every row, a line that is not indented, to its file."""
-    files = sorted(FOLDER.glob("*.yaml"))
-    return {name: file for file in files for name in _HEADING.findall(file.read_text(encoding="utf-8"))}
+class _RowText(NamedTuple):
+    """Text of one row, after as many empty lines as lie above it in its file: an error names the line."""
+
+    file: Path
+    text: str
 
 
 @functools.cache
-def _parse(file: Path) -> Mapping[str, Any]:
+def _find_rows() -> Mapping[str, _RowText]:
+    """Map the name of every row to its text; a row is parsed when it is needed."""
+    found: dict[str, _RowText] = {}
+    for file in sorted(FOLDER.glob("*.yaml")):
+        above, *parts = _HEADING.split(file.read_text(encoding="utf-8"))
+        line = above.count("\n")
+        for name, body in zip(parts[::2], parts[1::2], strict=True):
+            assert name not in found, f"{file}: the row {name} is in {found[name].file.name}, too"
+            found[name] = _RowText(file, "\n" * line + f"{name}:{body}")
+            line += body.count("\n")
+    return found
+
+
+@functools.cache
+def _read_row(name: str) -> Mapping[str, Any]:
+    """Read a row merged over the rows of its `base`."""
     from sightline.data.files.yaml_files import parsed_yaml
 
-    rows: Mapping[str, Any] = parsed_yaml(file.read_bytes(), file, name="a file of layouts")
-    return rows
-
-
-def _read_row(name: str) -> dict[str, Any]:
-    """Read a row merged over the rows of its `base`."""
-    row = _parse(_find_files()[name])[name]
+    file, text = _find_rows()[name]
+    row = parsed_yaml(text.encode(), file, name="a row of layouts")[name]
     bases = row.get("base", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
@@ -236,7 +248,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 @functools.cache
 def _read_names(name: str) -> Mapping[str, str]:
     """Read the pairs of names of a layout, or of a row that is a part of others."""
-    row = _read_row(name if name in _find_files() else f"_{name}")
+    row = _read_row(name if name in _find_rows() else f"_{name}")
     return dict(pair for theirs, ours in row["names"].items() for pair in expand_names(theirs, ours))
 
 
