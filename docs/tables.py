@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import inspect
 import types
 import typing
 from collections.abc import Iterator
@@ -88,11 +88,12 @@ def config_table() -> str:
 
 
 def check_table() -> str:
-    """Every check: its code, and the first line of its module."""
+    """Every check: its code, and the faults that it finds, as its docstring states them."""
     rows = []
     for each in all_checks():
-        first = (importlib.import_module(each.run.__module__).__doc__ or "").split("\n", 1)[0]
-        rows.append(f"| `{each.code}` | {each.guard} | {first} |")
+        paragraphs = inspect.cleandoc(each.run.__doc__ or "").split("\n\n")
+        faults = next(text for text in paragraphs if text.startswith("Finds: ")).removeprefix("Finds: ")
+        rows.append(f"| `{each.code}` | {each.guard} | {' '.join(faults.split())} |")
     return "\n".join(["| code | guard | finds |", "|---|---|---|", *rows])
 
 

@@ -60,11 +60,6 @@ class Assigner(ABC):
     predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
     assigner; if `boxes_per_prior` is 2, it returns `second_matched`, too. Ties go to the lower index, of a box or of a
     prior. With `needs_predictions`, the call and its `match` get the labels and the predictions of the image, too.
-
-    `takes` names the kinds of priors that it can assign: any head that predicts from one of them fits, unless it
-    predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
-    assigner; where `boxes_per_prior` is 2, it gives `second`, too. Ties go to the lower index, of a box or of a prior.
-    One that `needs` predictions is called with the labels and the predictions of the image, too, and so is its `match`.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]]

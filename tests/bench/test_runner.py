@@ -198,8 +198,8 @@ def test_the_machine_is_described() -> None:
 def test_a_peak_is_what_was_held_at_once(mebibytes: int) -> None:
     """Two blocks one after the other are one block at a time; a page or two and the interpreter's own come on top.
 
-    In a process of its own, after a small run, as the benchmark measures: another test may have told malloc to keep what
-    is freed, and the pages of code that a first call maps are as many as the page cache happens to hold.
+    In a process of its own, after a small run, as the benchmark measures: another test may have told malloc to keep
+    what is freed, and a first call maps as many pages of code as the page cache happens to hold.
     """
     code = f"""
 import torch

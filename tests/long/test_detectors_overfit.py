@@ -31,6 +31,7 @@ class Pair:
 
     FCOS and ATSS leave people without a point whose middles hold no more points than others take: of these 72 people 12
     and 13 on images of 192 x 256 pixels, of which no detector learns to find them; 1 and 3 on images twice as large.
+    ATSS leaves 1 on images of 480 x 640 pixels, where rounding (one thread or two) does not decide about the bar.
     """
 
     config: str
@@ -69,7 +70,7 @@ CASES = {
     "retina_emd_max_iou": Pair("retinanet", EMD, steps=600),
     "fcos_fcos": Pair("fcos", steps=150, height=384, width=512),
     "fcos_ota": Pair("fcos", (*OTA, LENIENT)),
-    "fcos_atss": Pair("fcos", (ATSS, LENIENT), steps=150, height=384, width=512),
+    "fcos_atss": Pair("fcos", (ATSS, LENIENT), steps=150, height=480, width=640),
     "yolov3_max_iou": Pair("yolov3"),
     "yolox_simota": Pair("yolox"),
 }

@@ -26,7 +26,10 @@ __all__ = ["broken_codebook", "num_distinct", "weights_finding", "weights_with_g
     action="look at the clustering of this weight: drop or re-seed an empty cluster before its mean is computed",
 )
 def broken_codebook(context: Context) -> list[Finding]:
-    """Every centre of an initial codebook is finite, used by a weight, and distinct from the other centres."""
+    """Every centre of an initial codebook is finite, used by a weight, and distinct from the other centres.
+
+    Finds: Codebooks with unused, equal or non-finite centres, or with fewer centres than their weights need.
+    """
     plain, faults = context.float_model, {}
     floats = {} if plain is None else dict(plain.named_parameters())
     for name, (quantiser, centres) in quantised_weights(context.built.job.model).items():

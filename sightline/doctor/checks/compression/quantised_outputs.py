@@ -24,6 +24,8 @@ _EXPECTED = "outputs that differ from the float model's and distinguish the same
 def quantised_outputs(context: Context) -> list[Finding]:
     """In evaluation, the quantised model differs from the float model, distinguishes inputs, and keeps its state.
 
+    Finds: Outputs that quantisation does not change, or makes equal for every input; evaluations that change the model.
+
     The outputs must differ if a weight that quantisation changed has a gradient.
     """
     float_model, num_samples = context.float_model, context.dry_run.num_samples

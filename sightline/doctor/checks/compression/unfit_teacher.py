@@ -20,7 +20,10 @@ _EXPECTED = "a separate float model in evaluation mode that no optimiser changes
 
 @check("G28", "unfit-teacher", "preflight", causes=("quant.distill",), config_path="teacher", expected=_EXPECTED)
 def unfit_teacher(context: Context) -> list[Finding]:
-    """The teacher shares no weights with the student, differs from a quantised student, and is not trained."""
+    """The teacher shares no weights with the student, differs from a quantised student, and is not trained.
+
+    Finds: Distillation teachers that share weights with the student, that are trained, or whose statistics change.
+    """
     job, task = context.built.job, context.built.job.task
     if not isinstance(task, DistillationTask):
         return []

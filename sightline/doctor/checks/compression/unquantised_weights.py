@@ -27,7 +27,10 @@ __all__ = ["rounding_gradient", "unquantised_weights"]
     action="apply the policy to the model that is trained and evaluated, not to a copy, and return the rounded weight",
 )
 def unquantised_weights(context: Context) -> list[Finding]:
-    """Each weight that the policy names has no more values than its bits allow, in training and in evaluation."""
+    """Each weight that the policy names has no more values than its bits allow, in training and in evaluation.
+
+    Finds: Quantised weights that do not follow the policy, or that pass no gradient to their float weights.
+    """
     compress = context.config.compress
     faults = {} if compress is None else dict(_find_faults(isolated_copy(context.built.job.model), compress.policy))
     return weights_finding(unquantised_weights, context, "do not follow the policy", faults)
@@ -71,7 +74,10 @@ def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
     action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
 )
 def rounding_gradient(context: Context) -> list[Finding]:
-    """A gradient of ones at each quantised weight reaches the float weight that it is computed from, and is finite."""
+    """A gradient of ones at each quantised weight reaches the float weight that it is computed from, and is finite.
+
+    Finds: Quantised weights that do not follow the policy, or that pass no gradient to their float weights.
+    """
     model, faults = isolated_copy(context.built.job.model), {}
     owners = dict(model.named_modules())  # `get_submodule` would return a method that has a module's name
     for name, (_, original) in quantised_weights(model).items():

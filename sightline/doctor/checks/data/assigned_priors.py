@@ -33,6 +33,8 @@ _MAX_AVOIDABLE = 0.03
 def anchor_coverage(context: Context) -> list[Finding]:
     """No more than 2 % of the boxes lack an anchor with an IoU of 0.3; boxes smaller than a cell are not counted.
 
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
+
     No anchors would fit such small boxes: the canvas is too small for them.
     """
     assignments = context.assignments
@@ -64,6 +66,8 @@ def anchor_coverage(context: Context) -> list[Finding]:
 )
 def unmatched_boxes(context: Context) -> Iterator[Finding]:
     """Priors are both positive and negative, boxes with a free prior get one, levels with boxes have positives.
+
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
 
     Boxes without a prior are only a note if no free prior overlaps them.
     """
@@ -104,7 +108,10 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
     "G30", "ignored-regions", "preflight", causes=("assign.ignore", "data.ignore_handling"), config_path="task.assigner"
 )
 def ignored_regions(context: Context) -> Iterator[Finding]:
-    """Priors in ignored regions are neither positive nor background; training ignores what scoring ignores."""
+    """Priors in ignored regions are neither positive nor background; training ignores what scoring ignores.
+
+    Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
+    """
     if context.assignments is None:
         return
     task, batch = context.built.job.task, to_device(context.first_outputs[0], torch.device("cpu"))

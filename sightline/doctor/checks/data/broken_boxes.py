@@ -27,6 +27,8 @@ Fewer images are not judged if corners are in order: the feet of one crowd may a
 def broken_boxes(context: Context) -> list[Finding]:
     """Corners of boxes are in order, and no other box format puts far more of the boxes into their images.
 
+    Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
+
     Trained and scored boxes are checked; boxes may extend beyond an image, as those of partly visible people do.
     """
     tables = [(survey, field) for survey in context.statistics if survey.boxed for field in ("truth", "boxes")]
@@ -100,7 +102,10 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
     "G32", "swapped-canvas", "preflight", severity="warning", causes=("cfg.axis_swap",), config_path="transforms.train"
 )
 def swapped_canvas(context: Context) -> list[Finding]:
-    """Images, scaled to fit, would not fill 15 % more of a canvas with height and width exchanged."""
+    """Images, scaled to fit, would not fill 15 % more of a canvas with height and width exchanged.
+
+    Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
+    """
     if context.assignments is None:
         return []
     height, width = context.first_outputs[0]["image"].shape[2:]

@@ -24,7 +24,10 @@ _MAX_SHOWN = 8
 
 @check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), config_path="data")
 def broken_offsets(context: Context) -> list[Finding]:
-    """Offsets start at 0, never fall, end with the number of points, and match the sizes of samples read alone."""
+    """Offsets start at 0, never fall, end with the number of points, and match the sizes of samples read alone.
+
+    Finds: Offsets of a ragged batch that are not cumulative cloud sizes: not from 0, falling, not up to all points.
+    """
     findings = []
     for part in distinct_parts(context.built.data):
         reader = context.built.job.stream.reader if part.split == "train" else part.reader

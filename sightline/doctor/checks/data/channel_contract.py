@@ -25,7 +25,10 @@ _UNIT_FACTORS = {1000.0: "millimetres for metres", 0.001: "metres for millimetre
 
 @check("G3", "channel-contract", "preflight")
 def channel_contract(context: Context) -> list[Finding]:
-    """Shape, type and range of each field are as declared; `in_channels` is the width of the model's input."""
+    """Shape, type and range of each field are as declared; `in_channels` is the width of the model's input.
+
+    Finds: Samples that differ from what their data set declares: layout, width, type, range and unit.
+    """
     findings: list[Finding] = []
     for survey in context.statistics:
         for name, field in survey.part.dataset.info.fields.items():

@@ -26,7 +26,10 @@ _MAX_LISTED = 3
     config_path="data",
 )
 def class_balance(context: Context) -> list[Finding]:
-    """Nothing must hold: a note lists each class's share in each part, as imbalance is a fact, not a fault."""
+    """Nothing must hold: a note lists each class's share in each part, as imbalance is a fact, not a fault.
+
+    Finds: Class shares in the targets of each part, and classes without a target in a part.
+    """
     censuses = [census for census in context.class_counts if census is not None and census.targets.sum() > 0]
     training = next((census for census in censuses if census.split == "train"), None)
     if training is None or len(training.targets) == 1:

@@ -32,7 +32,10 @@ _MAX_UP_SHARE = 0.5  # of the distance along another axis; along the up axis of 
 
 @check("G4", "class-names", "preflight", config_path="data")
 def class_names(context: Context) -> list[Finding]:
-    """Class names are unique, all parts number the classes alike, and in rooms the ceiling is above the floor."""
+    """Class names are unique, all parts number the classes alike, and in rooms the ceiling is above the floor.
+
+    Finds: Class names that do not belong to the labels: duplicates, another order in a part, ceilings below floors.
+    """
     declared = list(_facts_findings(context))
     return declared or [finding for survey in context.statistics for finding in _height_findings(context, survey)]
 

@@ -55,7 +55,10 @@ class WriteLocation(NamedTuple):
 
 @check("G13", "data-mutation", "preflight")
 def data_mutation(context: Context) -> list[Finding]:
-    """Repeated reads of a key in this process give the same bits (worker processes would hide a change)."""
+    """Repeated reads of a key in this process give the same bits (worker processes would hide a change).
+
+    Finds: Samples that change when they are read: something edits what the data set stores.
+    """
     findings = []
     for part in distinct_parts(context.built.data):
         digests = _digest_arrays(part)

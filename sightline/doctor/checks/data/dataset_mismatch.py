@@ -58,7 +58,10 @@ class _Exchange(NamedTuple):
 
 @check("G3", "dataset-mismatch", "preflight", severity="warning")
 def dataset_mismatch(context: Context) -> list[Finding]:
-    """Evaluated parts of other sets have the up axis, unit and channels of training, as declared and as measured."""
+    """Evaluated parts of other sets have the up axis, unit and channels of training, as declared and as measured.
+
+    Finds: Training and evaluation sets that differ in up axis, scale or channels.
+    """
     data, config = context.built.data, context.config
     others = {id(part.dataset): part for part in (data.selection, data.test) if part.dataset is not data.train.dataset}
     if not others:

@@ -44,7 +44,10 @@ _KINDS = (
 
 @check("G4", "duplicate-clouds", "preflight", severity="warning", config_path="data")
 def duplicate_clouds(context: Context) -> list[Finding]:
-    """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded."""
+    """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded.
+
+    Finds: Equal clouds with different labels, or in different parts.
+    """
     groups = DataMembers.duplicates.get(context.built.data.train.dataset)
     across_classes = [group for group in groups if len({_parse_class(name) for name in group}) > 1]
     others = [group for group in groups if group not in across_classes]

@@ -25,6 +25,8 @@ __all__ = ["empty_cloud"]
 def empty_cloud(context: Context) -> list[Finding]:
     """Every sampled cloud has at least one point, before and after the training transforms.
 
+    Finds: Clouds without points, in the data or after a transform; ragged batches do not show them otherwise.
+
     If scans become range images, an empty scan is only a note: its image is empty and its loss 0.
     """
     findings = [finding for survey in context.statistics for finding in _sample_findings(context, survey)]

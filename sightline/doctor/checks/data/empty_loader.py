@@ -20,7 +20,10 @@ _MIN_VISITS = 20  # two permutations of so many are equal once in 2e18 runs
 
 @check("G1", "empty-loader", "static")
 def empty_loader(context: Context) -> list[Finding]:
-    """Every part has batches; each epoch visits every training sample once, on one process, in a new order."""
+    """Every part has batches; each epoch visits every training sample once, on one process, in a new order.
+
+    Finds: Parts without samples, and samples that no step, two steps or two processes train on.
+    """
     findings = [finding for part in distinct_parts(context.built.data) for finding in _part_findings(context, part)]
     if not any(finding.severity == "error" for finding in findings):
         findings += _plan_findings(context)

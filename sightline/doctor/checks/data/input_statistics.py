@@ -25,7 +25,10 @@ _MIN_STD, _MAX_STD = 0.02, 10.0
     config_path="data.sensor",
 )
 def input_statistics(context: Context) -> list[Finding]:
-    """Normalised channels have a mean from -3 to 3 and a deviation from 1/50 to 10 over the filled pixels."""
+    """Normalised channels have a mean from -3 to 3 and a deviation from 1/50 to 10 over the filled pixels.
+
+    Finds: Range images that `input_mean` and `input_std` do not normalise to mean 0 and standard deviation 1.
+    """
     return [finding for images in images_by_part(context) if (finding := _finding_part(context, images)) is not None]
 
 

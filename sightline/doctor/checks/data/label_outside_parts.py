@@ -28,7 +28,10 @@ class _Stray(NamedTuple):
 
 @check("G4", "label-outside-parts", "preflight", config_path="data")
 def label_outside_parts(context: Context) -> list[Finding]:
-    """Each label of a part set is one of the parts of its sample's category, or the ignore index."""
+    """Each label of a part set is one of the parts of its sample's category, or the ignore index.
+
+    Finds: Labels of points that are not among the parts of the object's category.
+    """
     return [finding for survey in context.statistics for finding in _part_findings(context, survey)]
 
 

@@ -20,7 +20,10 @@ _USUAL_IGNORES = (-100, -1, 255)
 
 @check("G4", "label-range", "preflight")
 def label_range(context: Context) -> list[Finding]:
-    """Each label is an integer from 0 to num_classes - 1, or the declared ignore index."""
+    """Each label is an integer from 0 to num_classes - 1, or the declared ignore index.
+
+    Finds: Labels that are not classes: raw ids, an undeclared ignore value, numbers that are not integers.
+    """
     findings: list[Finding] = []
     for survey in context.statistics:
         facts = survey.part.dataset.info.facts

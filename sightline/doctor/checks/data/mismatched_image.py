@@ -33,6 +33,8 @@ _MIN_STRANGE = 0.75
 def mismatched_image(context: Context) -> list[Finding]:
     """A sample's image is, bit for bit, one of the views stored under the name of its cloud.
 
+    Finds: Images that show other objects than the clouds that they are paired with.
+
     If the store records its cameras: rendered from two of them, more than a quarter of the clouds overlap their own
     pictures better than those of other objects.
     """

@@ -46,7 +46,10 @@ class _Pairs(NamedTuple):
     config_path="data",
 )
 def mismatched_labels(context: Context) -> list[Finding]:
-    """Labels of range images change at range jumps five times as often as by chance, or 15 % more of them."""
+    """Labels of range images change at range jumps five times as often as by chance, or 15 % more of them.
+
+    Finds: Labels of another scan, or in another order than the points: they change where the range does not.
+    """
     ignored = context.built.data.facts.get("ignore_index")
     pairs_by_part = [(images, _count_pairs(images, ignored)) for images in images_by_part(context)]
     return [_finding_part(context, images, pairs) for images, pairs in pairs_by_part if _is_by_chance(pairs)]

@@ -43,6 +43,8 @@ class _PairedClouds(NamedTuple):
 def mismatched_views(context: Context) -> list[Finding]:
     """A row read alone equals the same row in a batch, and both of its clouds resemble the row's object.
 
+    Finds: Paired views that show different objects, or that depend on the rest of the batch.
+
     Shapes are compared by statistics that do not depend on rotation, translation and scale: if one view is
     significantly nearer to its own object than to others and the other view is not, that one shows something else.
     """

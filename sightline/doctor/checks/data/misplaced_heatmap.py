@@ -57,6 +57,8 @@ class _Maps(NamedTuple):
 def misplaced_heatmap(context: Context) -> list[Finding]:
     """Each target map, decoded like a prediction, gives its joint's position and has the width of the config.
 
+    Finds: Heat maps that do not show the joints: another order of axes, centre, scale or width than declared.
+
     A width far from that of Moon et al. 2018, the default of `draw_heatmaps`, gets a warning.
     """
     for part in parts_with(context, _NEEDED):

@@ -28,7 +28,10 @@ _MAX_SHIFT = 12  # voxels
 
 @check("G41", "misplaced-volume", "preflight", config_path="transforms")
 def misplaced_volume(context: Context) -> list[Finding]:
-    """Points of a frame, mapped by its placement, occupy exactly the voxels of the network's input."""
+    """Points of a frame, mapped by its placement, occupy exactly the voxels of the network's input.
+
+    Finds: Voxels that are not those of the frame: another order of axes, centre, rotation or scale than declared.
+    """
     for part in parts_with(context, _NEEDED):
         batch = read_first_batch(part, _NUM_SAMPLES, context.config.seed)
         placement = CubePlacement.from_rows(batch["placement"])

@@ -16,7 +16,10 @@ _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 @check("G6", "missing-batch-keys", "preflight", config_path="data")
 def missing_batch_keys(context: Context) -> list[Finding]:
-    """Every declared field is in every sample, and every declared key is in the training batches."""
+    """Every declared field is in every sample, and every declared key is in the training batches.
+
+    Finds: Keys that a data set declares and its samples lack, and keys that nothing reads.
+    """
     findings = [
         _finding_samples(context, survey, name, missing)
         for survey in context.statistics

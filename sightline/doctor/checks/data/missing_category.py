@@ -16,7 +16,10 @@ _MIN_SAMPLES = 8  # 8 samples of one category by chance: 16 ^ -7, with as many s
 
 @check("G6", "missing-category", "preflight", config_path="data")
 def missing_category(context: Context) -> list[Finding]:
-    """Samples of a part set have a `category`, of more than one value, and each category a list of parts."""
+    """Samples of a part set have a `category`, of more than one value, and each category a list of parts.
+
+    Finds: Part sets whose category is missing, always the same, or numbered differently from the facts.
+    """
     facts = context.built.data.facts
     table = parts_by_category(facts)
     if table is None:

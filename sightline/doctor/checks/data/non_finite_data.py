@@ -19,7 +19,10 @@ __all__ = ["non_finite_data", "sample_of_element"]
 
 @check("G17", "non-finite-data", "preflight")
 def non_finite_data(context: Context) -> list[Finding]:
-    """All sampled values are finite, before the transforms and in a training batch after them."""
+    """All sampled values are finite, before the transforms and in a training batch after them.
+
+    Finds: NaN or infinity in the data, before or after its transforms.
+    """
     findings = [
         _finding_field(context, survey, name, statistics.non_finite, statistics.num_non_finite)
         for survey in context.statistics

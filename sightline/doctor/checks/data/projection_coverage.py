@@ -47,7 +47,10 @@ class _Fault(NamedTuple):
     config_path="data.sensor",
 )
 def projection_coverage(context: Context) -> list[Finding]:
-    """Points are within the image, row 0 is the highest beam, and at most half of the rows are always empty."""
+    """Points are within the image, row 0 is the highest beam, and at most half of the rows are always empty.
+
+    Finds: Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
+    """
     findings = []
     for images in images_by_part(context):
         fault = next(_find_faults(images), None)

@@ -28,6 +28,8 @@ _BACKGROUND = frozenset({"background", "__background__", "_background_", "bg", "
 def untrained_class(context: Context) -> list[Finding]:
     """Every class of an evaluated part occurs in training; judged only if the training part is fully counted.
 
+    Finds: Evaluated classes without training samples; classes of boxes that count from 1.
+
     The first class of boxes is not background, and is not the only one of several that never occurs.
     """
     trained, *evaluated = context.class_counts

@@ -14,6 +14,8 @@ __all__ = ["layer_drift"]
 def layer_drift(context: Context) -> list[Finding]:
     """The median float32 error of a layer is at most 1e-5 of its largest output, on inputs exact in both formats.
 
+    Finds: Layers whose float32 error is larger than rounding explains, for example because sums run in half precision.
+
     The limit is 1e-3 for modules with sub-modules, or sixteen times the change that rounding all inputs causes in
     float64 if that is larger. The median is used because rounding changes all values a little, whereas another choice
     of neighbours changes a few values a lot.

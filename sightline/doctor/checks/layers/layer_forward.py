@@ -11,7 +11,10 @@ __all__ = ["layer_forward", "result_location"]
 
 @check("G24", "layer-forward", "deep")
 def layer_forward(context: Context) -> list[Finding]:
-    """The float64 output of a layer, or of a class derived from it, equals its NumPy reference within 1e-10."""
+    """The float64 output of a layer, or of a class derived from it, equals its NumPy reference within 1e-10.
+
+    Finds: Layers and losses whose forward pass differs from a NumPy reference of their type.
+    """
     return [_finding_forward(context, row) for row in context.oracle_results if row.is_wrong_forward]
 
 

@@ -14,6 +14,8 @@ __all__ = ["layer_gradient"]
 def layer_gradient(context: Context) -> list[Finding]:
     """The float64 gradient of each tensor equals finite differences; for losses the second derivative as well.
 
+    Finds: Layers and losses whose backward pass is not the derivative of their forward pass.
+
     Only the innermost layer with a wrong gradient is reported, not the modules that contain it.
     """
     wrong = [row for row in context.oracle_results if row.is_wrong_backward]

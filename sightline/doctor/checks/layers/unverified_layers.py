@@ -17,6 +17,8 @@ _COLUMNS = ("layer", "of them", "first", "NumPy", "gradient", "second", "float32
 def unverified_layers(context: Context) -> list[Finding]:
     """Every kind of layer and every loss agrees with a NumPy reference and with finite differences, as a table shows.
 
+    Finds: Layers without an independent reference, or that could not be run alone.
+
     The verdict is `checked` for both, `half-checked` for correct gradients without a reference, `declared` for a
     surrogate gradient on purpose. Correct gradients do not make a correct forward pass.
     """

@@ -22,7 +22,10 @@ _PER_CLASS_WITH_LOGITS = ("weights", "weight")
 
 @check("G5", "class-weight-length", "preflight")
 def class_weight_length(context: Context) -> list[Finding]:
-    """Class weights, logits, class names and metrics all have `num_classes` entries; weights are finite and >= 0."""
+    """Class weights, logits, class names and metrics all have `num_classes` entries; weights are finite and >= 0.
+
+    Finds: Class weights, head, metrics and names that do not count the same classes.
+    """
     num_classes = context.built.data.facts.get("num_classes")
     if not isinstance(num_classes, int):
         return []

@@ -33,7 +33,10 @@ Lines = Sequence[Mapping[str, Any]]
     "(train.clip_norm)",
 )
 def diverged_loss(context: Context) -> list[Finding]:
-    """The last loss in `metrics.jsonl` is finite, below 1000 times the first and below a constant prediction's."""
+    """The last loss in `metrics.jsonl` is finite, below 1000 times the first and below a constant prediction's.
+
+    Finds: A run whose last loss is 1000 times its first, not finite, or no better than a constant prediction's.
+    """
     if context.run is None or not (context.run / "metrics.jsonl").is_file():
         return []
     file = context.run / "metrics.jsonl"

@@ -31,6 +31,8 @@ _ROW_SCALE = 3.0
 def initial_contrast(context: Context) -> list[Finding]:
     """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
 
+    Finds: A first contrastive loss that differs from NT-Xent of the same rows, or that no untrained model has.
+
     It is also not larger than with randomly permuted partners: before training, an object's partner is as near as any
     other object, or nearer. The first loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
     """

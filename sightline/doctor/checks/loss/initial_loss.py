@@ -77,6 +77,8 @@ class _Case:
 def initial_loss(context: Context) -> list[Finding]:
     """The mean cross entropy over all cyclic shifts of the classes is mean_i[logsumexp(z_i) - mean_c z_ic].
 
+    Finds: A first loss that differs from the cross entropy of the same logits, and logits that no untrained model has.
+
     This holds for any logits z. The logits of an untrained model have a standard deviation of at most 3, and its loss
     on the true labels is as that on permuted classes.
     """

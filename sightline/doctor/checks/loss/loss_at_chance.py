@@ -24,7 +24,10 @@ _COLLAPSE_TOLERANCE = 0.005
 
 @check("G21", "loss-at-chance", "offline", severity="warning")
 def loss_at_chance(context: Context) -> list[Finding]:
-    """Each loss's share of ln(2M - 1) in the last quarter of `metrics.jsonl` is well below 1."""
+    """Each loss's share of ln(2M - 1) in the last quarter of `metrics.jsonl` is well below 1.
+
+    Finds: A run that ends with a contrastive loss at chance: nothing was learnt.
+    """
     if context.run is None or not (context.run / "metrics.jsonl").is_file():
         return []
     return at_chance(read_lines(context.run / "metrics.jsonl"), file=context.run / "metrics.jsonl")

@@ -28,6 +28,8 @@ _MAX_OTHER_PRIORS = 1000
 def loss_normaliser(context: Context) -> list[Finding]:
     """Doubling the priors with ones that are ignored, or certainly background, does not change any loss.
 
+    Finds: A loss of priors that is divided by all priors, or that ignored priors change: background drowns the boxes.
+
     The sum is divided by the number of priors with a box. Source: Lin et al. 2017, Focal Loss for Dense Object
     Detection, section 4.1.
     """

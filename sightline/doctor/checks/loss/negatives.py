@@ -22,6 +22,8 @@ _TOLERANCE = 1e-9  # for float64 sums of a dozen exponentials
 def negatives(context: Context) -> list[Finding]:
     """Equal rows have the loss ln(K + 1) of K = 2M - 2 negatives for the M pairs of a step.
 
+    Finds: Contrastive losses with fewer, more or other negatives than the batch implies, or with wrong partners.
+
     This holds for one micro-batch, for two, and over all processes; a nearer partner has a smaller loss.
     Source: Chen et al. 2020, eq. 1.
     """

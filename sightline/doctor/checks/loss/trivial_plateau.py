@@ -35,6 +35,8 @@ _MIN_GAIN = 0.02
 def trivial_plateau(context: Context) -> list[Finding]:
     """No loss in `metrics.jsonl` ends with fifty or more steps within 2 % of a constant prediction's.
 
+    Finds: A run whose loss stays at that of a constant prediction: zeros, the mean target, equal probabilities.
+
     It is reported only if the trained model's predictions are still near that constant, and the metric that chooses the
     best checkpoint does not improve: the losses of heat maps stay constant while their peaks move.
     """

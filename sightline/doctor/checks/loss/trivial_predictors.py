@@ -34,7 +34,10 @@ class ConstantBaseline:
 
 @check("G21", "trivial-predictors", "preflight")
 def trivial_predictors(context: Context) -> list[Finding]:
-    """Each squared error falls below the losses of predicting 0 and the mean target, which this check notes."""
+    """Each squared error falls below the losses of predicting 0 and the mean target, which this check notes.
+
+    Finds: The loss of a network with constant output, computed from the targets alone.
+    """
     return [
         _note(trivial_predictors, context, name, predictions)
         for name, squares in context.squared_losses.items()
@@ -44,7 +47,10 @@ def trivial_predictors(context: Context) -> list[Finding]:
 
 @check("G21", "trivial-classes", "deep")
 def trivial_classes(context: Context) -> list[Finding]:
-    """Cross entropy falls below the losses of equal probabilities and of the class shares, which this check notes."""
+    """Cross entropy falls below the losses of equal probabilities and of the class shares, which this check notes.
+
+    Finds: The loss of a network with constant output, computed from the targets alone.
+    """
     names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
     predictions = {name: list(_class_baselines(context, name)) for name in names if context.dry_run.is_sound}
     return [_note(trivial_classes, context, name, baselines) for name, baselines in predictions.items() if baselines]

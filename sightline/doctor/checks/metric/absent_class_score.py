@@ -32,7 +32,10 @@ _MAX_BATCHES = 64
 
 @check("G16", "absent-class-score", "preflight")
 def absent_class_score(context: Context) -> list[Finding]:
-    """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions."""
+    """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions.
+
+    Finds: Metrics that do not give perfect predictions the best score, for example because absent classes score 0.
+    """
     maker = build_prediction_maker(context)
     if maker is None:
         return []

@@ -30,7 +30,10 @@ _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
     "G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task"
 )
 def box_protocol(context: Context) -> Iterator[Finding]:
-    """Detections have the range of scores, the number and the classes that metrics and labels require."""
+    """Detections have the range of scores, the number and the classes that metrics and labels require.
+
+    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
+    """
     task = unwrap_distillation(context.built.job.task)
     if not isinstance(task, Detect):
         return
@@ -90,7 +93,10 @@ def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) 
 
 @check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
 def box_evaluation(context: Context) -> Iterator[Finding]:
-    """Boxes are scored in pixels of the files, without ignored boxes, and over all images."""
+    """Boxes are scored in pixels of the files, without ignored boxes, and over all images.
+
+    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
+    """
     task = unwrap_distillation(context.built.job.task)
     if not isinstance(task, Detect):
         return

@@ -39,7 +39,10 @@ _RELATIVE = 1e-4
     action="make it take the fact `ignore_index`, and leave out the targets that have it",
 )
 def ignored_targets(context: Context) -> list[Finding]:
-    """No loss over labels and no metric depends on the predictions for targets with the ignore index."""
+    """No loss over labels and no metric depends on the predictions for targets with the ignore index.
+
+    Finds: Losses and metrics that do not leave out the targets that the data set ignores.
+    """
     ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
     if ignored is None or maker is None:
         return []

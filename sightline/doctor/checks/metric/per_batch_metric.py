@@ -38,7 +38,10 @@ _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the f
 
 @check("G16", "per-batch-metric", "preflight")
 def per_batch_metric(context: Context) -> list[Finding]:
-    """Each value is the same for one batch and for two with the same predictions, and follows from the state alone."""
+    """Each value is the same for one batch and for two with the same predictions, and follows from the state alone.
+
+    Finds: Metrics whose values depend on the split of the samples into batches, such as a mean of batches.
+    """
     maker = build_prediction_maker(context)
     findings: list[Finding] = []
     for meter in context.built.selection_evaluator.metrics:

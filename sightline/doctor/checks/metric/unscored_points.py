@@ -16,7 +16,10 @@ _MAX_SAMPLES = 2
     "G16", "unscored-points", "preflight", causes=("eval.protocol", "data.sampling"), config_path="transforms.evaluate"
 )
 def unscored_points(context: Context) -> list[Finding]:
-    """Evaluations of range images score every point of a scan, by its own label, in the data set's order."""
+    """Evaluations of range images score every point of a scan, by its own label, in the data set's order.
+
+    Finds: Scans of which an evaluation scores other points than the data set contains.
+    """
     findings = (_finding_part(context, dry) for dry in context.dry_evaluations if dry.failure is None)
     return [finding for finding in findings if finding is not None]
 

@@ -29,6 +29,8 @@ MIN_PAIRS = 16
 def batch_statistics(context: Context) -> list[Finding]:
     """Each batch norm of a contrastive run on several processes sees at least 16 pairs, or all pairs of the step.
 
+    Finds: Batch norms that see few of a step's pairs, because each process computes its own statistics.
+
     The norm of a projection head has one row per embedding. The mean and deviation of few rows depend mostly on the
     embedding itself, so they reveal which samples are in the batch. Source: Chen et al. 2020, SimCLR, section 2.2
     (batch norms over all devices); the bound of 16 pairs is this project's own.

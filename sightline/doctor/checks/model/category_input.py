@@ -27,7 +27,10 @@ _CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the
 
 @check("G3", "category-input", "preflight", config_path="model")
 def category_input(context: Context) -> list[Finding]:
-    """Each category has different outputs, and indices beyond the categories have no distinct outputs."""
+    """Each category has different outputs, and indices beyond the categories have no distinct outputs.
+
+    Finds: Models that ignore their category input, or that were built for another number of categories than the data.
+    """
     table, model = parts_by_category(context.built.data.facts), context.built.job.model
     rehearsal = context.dry_run
     if table is None or len(table) < 2 or not rehearsal.is_sound or "category" not in rehearsal.batch:

@@ -65,7 +65,10 @@ def measure_spread(rows: np.ndarray) -> FeatureSpread:
     config_path="model",
 )
 def collapsed_features(context: Context) -> list[Finding]:
-    """Embeddings of different objects differ at the first step, if their clouds differ."""
+    """Embeddings of different objects differ at the first step, if their clouds differ.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
     rehearsal = context.dry_run
     if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _are_clouds_equal(rehearsal.batch):
         return []
@@ -96,7 +99,10 @@ def collapsed_features(context: Context) -> list[Finding]:
     action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
 )
 def collapsed_trained_features(context: Context) -> list[Finding]:
-    """Embeddings of different objects differ after training, in more than one direction."""
+    """Embeddings of different objects differ after training, in more than one direction.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
     if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
         return []
     model = context.trained_model

@@ -50,6 +50,8 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
 def cross_sample_leak(context: Context) -> list[Finding]:
     """In evaluation mode, the outputs of a sample alone equal those of the same sample in a batch, except for rounding.
 
+    Finds: A network whose outputs for a sample depend on other samples in the batch, or in earlier batches.
+
     The batch has two samples, under `sightline check` also five, unless that is slow or batches are smaller. If outputs
     differ in the run's own format, both passes are repeated in float64. A difference that inputs perturbed by a few
     units in the last place, or other random numbers, cause as well is a decision or a draw, not a leak. A state that an

@@ -29,6 +29,8 @@ _LARGER_SCALE = 3
 def level_order(context: Context) -> list[Finding]:
     """A change of the upper right corner of each map mostly changes the outputs of the priors there.
 
+    Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
+
     The order of priors is level, row, column, prior of a cell.
     """
     model: Any = context.built.job.model
@@ -95,6 +97,8 @@ def _iter_corner_shares(
 )
 def prior_bias(context: Context) -> list[Finding]:
     """The mean score, or objectness, of an untrained detector is the head's `prior` (0.01) within a factor of 10.
+
+    Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
     """

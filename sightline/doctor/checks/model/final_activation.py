@@ -29,6 +29,8 @@ _RECTIFIERS = ("Relu", "Threshold")
 def final_activation(context: Context) -> list[Finding]:
     """The range of the last operation includes every target, and outputs at 0 below a target get a gradient.
 
+    Finds: A last layer that cannot reach the loss's targets: a ReLU, a sigmoid or the like at the end.
+
     The graph of operations decides, not the loss, which falls all the same while some outputs have gradients.
     """
     if not context.dry_run.is_sound:

@@ -24,7 +24,10 @@ _PACKAGE = Path(sightline.__file__).parent
 
 @check("G6", "first-evaluation", "preflight")
 def first_evaluation(context: Context) -> list[Finding]:
-    """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception."""
+    """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
+
+    Finds: An evaluation that fails, reported before the run begins and not after its first epoch.
+    """
     return [
         _finding_failure(context, evaluation, evaluation.failure)
         for evaluation in context.dry_evaluations

@@ -29,7 +29,10 @@ _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 
 @check("G6", "first-step", "preflight")
 def first_step(context: Context) -> list[Finding]:
-    """Samples can be read, and one training step succeeds, also for a last batch of one sample."""
+    """Samples can be read, and one training step succeeds, also for a last batch of one sample.
+
+    Finds: A first training step, or last step of an epoch, that fails, reported before the run begins.
+    """
     findings = [
         _finding_reading(context, survey.part, *fault)
         for survey in context.statistics

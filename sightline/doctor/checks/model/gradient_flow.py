@@ -46,6 +46,8 @@ class LayerGradient:
 def gradient_flow(context: Context) -> list[Finding]:
     """Each layer's gradient-to-weight ratio is within 1e-7 to 1e6 of the median, and at most half its units are dead.
 
+    Finds: Gradients that vanish or explode in the backward pass, and dead units, at the first step.
+
     Linear layers and convolutions are measured, on a copy without dropout, on the samples of the first step.
     """
     if not context.dry_run.is_sound:

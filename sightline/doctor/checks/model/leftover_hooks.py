@@ -55,6 +55,8 @@ class _Hook(NamedTuple):
 def leftover_hooks(context: Context) -> list[Finding]:
     """No module and no parameter has a foreign hook, neither its own nor a global one.
 
+    Finds: Hooks that a logger or a plugin left on the model, which observe or change its activations.
+
     Outputs must not depend on a foreign hook.
     """
     hooks = find_foreign_hooks(context.built.job.model)
@@ -66,7 +68,10 @@ def leftover_hooks(context: Context) -> list[Finding]:
 
 @check("G37", "hooks-of-loggers", "offline")
 def hooks_of_loggers(context: Context) -> list[Finding]:
-    """The model has no foreign hooks after training: loggers receive numbers and need no hooks."""
+    """The model has no foreign hooks after training: loggers receive numbers and need no hooks.
+
+    Finds: Hooks that a logger or a plugin left on the model, which observe or change its activations.
+    """
     hooks = find_foreign_hooks(context.built.job.model)
     return [_finding_hooks(hooks_of_loggers, hooks, [])] if hooks else []
 

@@ -23,7 +23,10 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 @check("G10", "no-gradient", "preflight")
 def no_gradient(context: Context) -> list[Finding]:
-    """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser."""
+    """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser.
+
+    Finds: Parameters that get no gradient, that are in no optimiser, or that the model does not register.
+    """
     coverage = list(_coverage_findings(context))
     rehearsal = context.dry_run
     if not rehearsal.is_sound:

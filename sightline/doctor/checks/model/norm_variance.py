@@ -27,7 +27,10 @@ _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
     config_path="model",
 )
 def norm_variance(context: Context) -> list[Finding]:
-    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps)."""
+    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps).
+
+    Finds: Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1.
+    """
     if not context.dry_run.is_sound:
         return []
     modules: dict[str, Any] = dict(context.built.job.model.named_modules())

@@ -34,7 +34,10 @@ _NUM_TRIES = 3  # dropout draws differ each time
 
 @check("G17", "non-finite", "preflight")
 def non_finite(context: Context) -> list[Finding]:
-    """The first step's gradients are finite."""
+    """The first step's gradients are finite.
+
+    Finds: The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass.
+    """
     rehearsal = context.dry_run
     if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
         return []

@@ -21,7 +21,10 @@ _TAIL_SHARE = 0.05
 
 @check("G15", "zero-learning-rate", "preflight")
 def zero_learning_rate(context: Context) -> list[Finding]:
-    """Most steps have a positive learning rate, and two steps at the highest rate change the weights."""
+    """Most steps have a positive learning rate, and two steps at the highest rate change the weights.
+
+    Finds: Learning rates that change no weight, for the whole run or a share of it, or because of the optimiser.
+    """
     steps, rates = _compute_rates(context)
     wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0))
     if len(wrong):

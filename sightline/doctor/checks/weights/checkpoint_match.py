@@ -22,7 +22,10 @@ __all__ = ["checkpoint_match"]
 
 @check("G11", "checkpoint-match", "static")
 def checkpoint_match(context: Context) -> list[Finding]:
-    """Every tensor of `init` is in the model, bit for bit, except for those that `may_be_missing` names."""
+    """Every tensor of `init` is in the model, bit for bit, except for those that `may_be_missing` names.
+
+    Finds: Initial weights that do not fit the model, that match no tensor of it, or that were not loaded.
+    """
     init, model = context.config.init, context.built.job.model
     if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
         return []

@@ -42,6 +42,8 @@ class LayerScale(NamedTuple):
 def feature_scale(context: Context) -> list[Finding]:
     """The inputs of the first batch norms have the scale of the running averages that `init` loads.
 
+    Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
+
     The averages describe the data that the weights were trained on, so no sample of it is needed.
     Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
     """

@@ -47,6 +47,8 @@ class InitialWeight:
 def initial_weights(context: Context) -> list[Finding]:
     """The standard deviation of each weight is not far above the largest of the known initialisation schemes.
 
+    Finds: Initial weights larger than any initialisation scheme makes them, and the scheme of each layer.
+
     Source: Glorot and Bengio 2010, eq. 12 and 16; He et al. 2015, eq. 10 and 14; LeCun et al. 1998, section 4.6.
     """
     if context.config.init is not None or context.built.job.step > 0:

@@ -10,7 +10,10 @@ __all__ = ["pretraining_mismatch"]
 
 @check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
 def pretraining_mismatch(context: Context) -> list[Finding]:
-    """The run that `init` takes weights from and this run evaluate clouds of the same form."""
+    """The run that `init` takes weights from and this run evaluate clouds of the same form.
+
+    Finds: Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms.
+    """
     lineage = context.built.lineage
     if lineage is None or not lineage["differences"]:
         return []

@@ -29,7 +29,10 @@ __all__ = ["untrained_init"]
     action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
 )
 def untrained_init(context: Context) -> list[Finding]:
-    """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed."""
+    """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed.
+
+    Finds: Initial weights that are random: nothing useful was loaded.
+    """
     init, built = context.config.init, context.built
     if init is None or built.init_report is None:
         return []
