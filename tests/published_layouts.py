@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.published.conversion import make_config
+from sightline.published.recipe import make_config
 from sightline.published.rows import PublishedLayout, expand_names, list_layouts
 
 MODELS: Mapping[str, PublishedLayout] = {layout.name: layout for layout in list_layouts()}
