@@ -69,8 +69,10 @@ def test_every_record_has_its_function(record: type[Command]) -> None:
     for path in (record.run, *record.run_if.values()):
         module, name = path.split(".")
         function: Callable[..., int] = getattr(importlib.import_module(f"sightline.verbs.{module}"), name)
-        assert list(inspect.signature(function).parameters) == ["options"]
-        assert get_type_hints(function) == {"options": record, "return": int}
+        first, *others = inspect.signature(function).parameters.values()
+        hints = get_type_hints(function)
+        assert (first.name, hints["options"], hints["return"]) == ("options", record, int)
+        assert all(parameter.default is not parameter.empty for parameter in others)
 
 
 @pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)
