@@ -193,7 +193,10 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
         elif run.config.compress is None:
             raise UserError("compress: give either --ratio or --bytes, the budget of a search, or a --policy FILE")
         else:
-            _assert_unused(options, DistilledFineTuneOptions, f"{run.path} was trained with quantised weights already")
+            is_done = f"{run.path} was trained with quantised weights already"
+            _assert_unused(options, DistilledFineTuneOptions, is_done)
+            if options.stop_after is not None:
+                raise UserError(f"--stop-after {options.stop_after}: {is_done}; leave it out, to pack them")
             policy = policy_from_dict(
                 run.config.compress.policy, list(run.config.compress.policy), origin=str(run.path)
             )

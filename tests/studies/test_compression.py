@@ -216,6 +216,43 @@ def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_p
     assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
+def test_a_command_that_stopped_after_each_stage_comes_to_the_same_file(
+    floats: Path, packed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
+    done = run_here("compress", floats, *words, "--stop-after", "search")
+    assert done.code == 0, done.err
+    assert (out / "work" / "policy.json").read_bytes() == (packed / "work" / "policy.json").read_bytes()
+    assert not (out / "work" / "finetuned").exists()
+    done = run_here("compress", floats, *words, "--stop-after", "finetune")
+    assert done.code == 0, done.err
+    assert ((out / "work" / "finetuned" / "final.json").exists(), (out / "model.slq").exists()) == (True, False)
+    assert run_here("compress", floats, *words).code == 0
+    assert (out / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["{floats}", "--stop-after", "search", "--out", "{out}"], "--stop-after search: needs the budget of a search"),
+        (["{floats}", "--stop-after", "size", "--ratio", "0.1"], "--ratio: has no use with --stop-after size"),
+        (["{floats}", "--ratio", "0.1"], "give its folder with --out DIR"),
+        (["{floats}", "--policy", "p", "--ratio", "0.1", "--out", "{out}"], "--policy: is used instead of a search"),
+        (["{floats}", "--policy", "p", "--bits", "2", "--out", "{out}"], "--bits: is about a search, and none is made"),
+        (["{tuned}", "--stop-after", "finetune", "--out", "{out}"], "was trained with quantised weights already"),
+        (["{tuned}", "--epochs", "3", "--out", "{out}"], "was trained with quantised weights already"),
+    ],
+)
+def test_stages_and_options_that_do_not_go_together_are_refused(
+    floats: Path, packed: Path, tmp_path: Path, words: list[str], expected: str
+) -> None:
+    places = {"floats": floats, "tuned": packed / "work" / "finetuned", "out": tmp_path / "out"}
+    done = run_here("compress", *(word.format(**places) for word in words))
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--epochs", 0, "--out", tmp_path / "a", "--device", "cpu")

@@ -18,8 +18,10 @@ from sightline.data.boxes.coco import Coco
 from sightline.data.scans.semantic_kitti import SemanticKitti
 from sightline.training import published_results
 from sightline.training.published_results import (
+    compare_figures_with_published,
     compare_with_published,
     describe_foreign_data,
+    explain_no_rows,
     format_figure,
     published_names,
     published_rows,
@@ -285,6 +287,22 @@ def test_a_contrast_run_is_compared_by_the_words_of_the_probe(monkeypatch: pytes
 def test_nothing_fits_other_metrics_or_data() -> None:
     assert beside("classify/modelnet40_dgcnn.yaml", {"other": 0.9}) == []
     assert beside("classify/synthetic_shapes_dgcnn.yaml", {"overall_accuracy": 0.9}) == []
+
+
+def test_files_of_unknown_origin_see_all_rows_and_what_the_data_show_alone() -> None:
+    data = ComponentConfig("modelnet40", {"num_points": 512, "views": "a"})
+    rows = compare_figures_with_published(data, DataInfo({}, {}), {"overall_accuracy": 0.9, "x": 1.0})
+    published = [row for row in published_rows(["modelnet40"]) if "overall_accuracy" in row.metrics]
+    assert [row["who"] for row in rows] == [row.who for row in published]
+    assert {name for row in rows for name in row["here"]} == {"overall_accuracy"}
+    assert all(named(row) == {} for row in rows)
+    assert compare_figures_with_published(data, DataInfo({}, {}), {"x": 1.0}) == []
+    assert explain_no_rows(data, DataInfo({}, {}), ["x"]) == (
+        "the published results on 'modelnet40' have other metrics than x"
+    )
+    assert "there are no published results on 'concat'" in explain_no_rows(
+        ComponentConfig("concat"), DataInfo({}, {}), ["x"]
+    )
 
 
 def test_figures_are_printed_in_their_unit() -> None:
