@@ -235,7 +235,7 @@ def keep_old_keywords(**names: str) -> Callable[[T], T]:
         @functools.wraps(function)
         def call(*values: Any, **keywords: Any) -> Any:
             if twice := [f"{old} and {new}" for old, new in names.items() if {old, new} <= keywords.keys()]:
-                raise TypeError(f"{function.__qualname__}: {twice[0]} are one argument; give it once")
+                raise TypeError(f"{function.__qualname__}: {twice[0]} name one argument; give only the second")
             return function(*values, **{names.get(name, name): value for name, value in keywords.items()})
 
         call.__dict__["old_keywords"] = frozenset(names)

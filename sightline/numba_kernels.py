@@ -169,7 +169,7 @@ def _register_listener() -> None:
 
 @cache
 def _announce_compilation() -> None:
-    """Print one line on a terminal before the first kernel that is not cached on this machine."""
+    """Tell the user at a terminal, once per process, that kernels without a cached copy are being compiled."""
     if sys.stderr.isatty():
         sys.stderr.write("compiling kernels for this CPU, once after an installation\n")
 

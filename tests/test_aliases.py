@@ -82,7 +82,7 @@ def test_keywords_have_their_old_names_and_the_signature_the_new_ones() -> None:
 
     assert shorten("abc", most=2) == shorten("abc", max_length=2) == "ab"  # type: ignore[call-arg]
     assert list(inspect.signature(shorten).parameters) == ["text", "max_length"]
-    with pytest.raises(TypeError, match="shorten: most and max_length are one argument; give it once"):
+    with pytest.raises(TypeError, match="shorten: most and max_length name one argument; give only the second"):
         shorten("abc", most=2, max_length=3)  # type: ignore[call-arg]
 
 

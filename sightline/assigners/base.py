@@ -63,10 +63,10 @@ class PriorPredictions(NamedTuple):
 class Assigner(ABC):
     """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
 
-    `prior_kinds` are the kinds of priors that it can assign: any head that predicts from one of them fits, unless it
-    predicts an output of `excludes`, which targets of this kind do not train. `match` is the rule of one kind of
-    assigner; if `boxes_per_prior` is 2, it returns `second_matched`, too. Ties go to the lower index, of a box or of a
-    prior. With `needs_predictions`, the call and its `match` get the labels and the predictions of the image, too.
+    `prior_kinds` are the kinds of priors that it can assign boxes to. `excludes` are the outputs that its targets do
+    not train: a head that predicts one of them cannot be trained with it. Subclasses implement their rule in `match`,
+    which also returns `second_matched` if `boxes_per_prior` is 2. Ties go to the lower index, of a box or of a prior.
+    If `needs_predictions` is True, the call and `match` also take the labels and the predictions of the image.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]]
@@ -83,13 +83,13 @@ class Assigner(ABC):
         labels: Tensor | None = None,
         predicted: PriorPredictions | None = None,
     ) -> Assignment:
-        """Assign `boxes` (M, 4) to priors, where `is_ignored` (M,) bool marks ignore regions.
+        """Assign boxes (M, 4) to priors; `is_ignored` (M,) bool marks the boxes that are ignore regions.
 
-        A region is never a target. Background inside of one is ignored: an anchor with more than half of its area in
-        one region, or a point inside it. Positives stay. `labels` (M,) and `predicted` are read by assigners that
-        need predictions, in float32 at least under autocast, too.
-        Raises ValueError for priors of another kind, for boxes of another shape, for values that are not finite, and
-        for missing predictions if they are needed.
+        A region is never a target. A background prior becomes ignored if it is a point inside a region, or an anchor
+        with more than half of its area in one region; a prior with a box keeps it. `labels` (M,) and `predicted` are
+        read if `needs_predictions` is True. Under autocast, too, `match` gets predictions in float32 at least.
+        Raises ValueError for priors of another kind, for `boxes` or `is_ignored` of another shape, for an `is_ignored`
+        that is not bool, for corners that are not finite, for missing predictions, and for a faulty result of `match`.
         """
         self._assert_known(priors, boxes, is_ignored)
         boxes = boxes.to(priors.coordinates.dtype)
@@ -121,9 +121,9 @@ class Assigner(ABC):
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
-        """Match at least one box (M, 4), none of them an ignore region, in the dtype of the priors.
+        """Match priors to `boxes` (M, 4) of their dtype; M is at least 1, and none of the boxes is an ignore region.
 
-        If predictions are needed, `labels` (M,) int64 and a `PriorPredictions` follow.
+        If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
         """
 
     def _assert_assigned(self, assignment: Any, num_priors: int, num_boxes: int) -> None:
@@ -199,8 +199,6 @@ def candidate_pairs(
     """Return the boxes (E,) and priors (E,) whose centres are less than `radius` strides apart, in x and in y.
 
     With `inside_px` the prior must also be inside the box by more than that.
-
-    With `inside_px` the prior also lies by more than that inside the box.
     """
     centres, reach, all_pairs = priors.centres, radius * priors.prior_stride, []
     for part in column_blocks(len(boxes), len(priors), boxes.device):

@@ -155,7 +155,7 @@ class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"pres
         "--vary", "KEY=A,B", "run with each of these values; repeatable, all combinations", default=()
     )
     arms: tuple[str, ...] = option(
-        "--arm", "NAME='KEY=A KEY=B'", "run with these overrides together; repeatable", default=()
+        "--arm", "NAME='KEY=A KEY=B'", "run as NAME with all these overrides; repeatable, NAME= with none", default=()
     )
     seeds: int = option("--seeds", "N", "runs per setting, with seeds 0 to N - 1", default=3, min=1)
     metric: str | None = option("--metric", "NAME", "metric to compare [evaluate.metric]")

@@ -196,7 +196,9 @@ class ProtectedBudgetOptions(BudgetOptions):
 class FineTuneOptions(Command):
     """Options of fine-tuning the quantised run."""
 
-    epochs: int | None = option("--epochs", "N", "epochs of fine-tuning, 0 for none [a quarter of the run's]", min=0)
+    epochs: int | None = option(
+        "--epochs", "N", "epochs of fine-tuning; 0 for none, except in a report [a quarter of the run's]", min=0
+    )
     rate: float = option("--rate", "F", "learning rate of fine-tuning, as a factor of the run's", default=0.1)
     is_distilled: bool | None = None
 

@@ -112,9 +112,6 @@ def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) ->
 
     To return a per-point output (B, N, C) in the layout of the input, use `.view(*points.shape[:-1], C)`.
     Raises ValueError for clouds of different sizes, which a network of this kind cannot take.
-
-    What a network answers per point, (B, N, C), belongs into the form of its input: `.view(*points.shape[:-1], C)`.
-    Raises ValueError for clouds of different sizes, which a network of this kind cannot take.
     """
     if offsets is None:
         return points, features

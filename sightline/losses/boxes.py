@@ -151,9 +151,6 @@ def bag_losses(log_probabilities: Tensor) -> Tensor:
     The mean-max is the mean weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the
     highest once it is close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor,
     equation 8.
-
-    Their mean, weighted by 1 / (1 - P) of at most 1e12: near the plain mean of small ones, near the highest once it is
-    close to 1. The limit has no part in the gradient. Source: Zhang et al. 2019, FreeAnchor, equation 8.
     """
     log_p = log_probabilities.double()  # weights reach 1e12
     remainder = -log_p.expm1()

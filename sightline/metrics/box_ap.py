@@ -166,13 +166,6 @@ class BoxAp:
     image and class, all others at most `most`. Ignored labels are crowds: they do not count, and any number of
     detections of their class may match one, of every class if theirs is -1. NaN without labels.
     Source: Lin et al. 2014, COCO, and its published evaluation.
-
-    Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
-    and `truth` (G, 7) with class, area and whether a label is ignored; all in pixels of the files. `_small`, `_medium`
-    and `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` look at the surest one and ten of an
-    image and class, all others at `most`. Ignored labels are crowds: they count for nothing and any number of
-    detections of their class may lie in one, of every class where theirs is -1. NaN where no label is.
-    Source: Lin et al. 2014, COCO, and its published evaluation.
     """
 
     rows = ("detections", "labels")

@@ -190,9 +190,6 @@ def jaccard_counts(groups: BoxGroups, number: int, num_images: int, *, epsilon: 
 
     Pairs of an IoU above 0.5 are chosen for the largest sum of IoU. An unpaired detection or label that is by more than
     half inside an ignored label does not count. Source: Shao et al. 2018, its published evaluation.
-
-    Pairs of an IoU above 0.5 are chosen for the largest sum of IoU. What is left over and lies by more than half in an
-    ignored label does not count, whether detection or label. Source: Shao et al. 2018, its published evaluation.
     """
     starts = (groups.box_starts, groups.label_starts)
     group_counts = np.zeros((len(starts[0]) - 1, len(THRESHOLDS), 3), dtype=np.int64)

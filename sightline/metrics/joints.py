@@ -4,8 +4,6 @@ Joint errors: distances of predicted joints from true ones, their mean, and the 
 
 Every distance has a slot of its own, so that the figures are those of all frames, regardless of the processes.
 
-Every distance has a slot of its own, so that the figures are those of all frames at once, whoever evaluated them.
-
 COCO keypoint average precision of several people in an image.
 
 Keypoint metrics relative to the subject's size: PCK, and object keypoint similarity (OKS).
@@ -363,9 +361,6 @@ class CentreError:
     `centre_error_mm` is the mean, `reference_error_mm` that of the points which were refined: a refiner that does not
     get below it is of no use. Frames without a label of this joint do not count. Source: Oberweger and Lepetit 2017,
     DeepPrior++.
-
-    `reference_error_mm` is that of the points which were refined: a refiner that does not reach below it is of no use.
-    Frames without a label of this joint count nowhere. Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
 
     slots = frozenset({"distance_mm", "labelled", "seen"})

@@ -273,9 +273,6 @@ def predict_labels(batch: Mapping[str, Any], predictions: Mapping[str, Any], fac
     One label (), or with `cloud_offsets` one per point (N,).
     The prediction is the most probable class; if the facts state `parts_of_category` and the batch has each cloud's
     `category`, the most probable part among those of the cloud's category.
-
-    The prediction is the most probable class; where the facts state `parts_of_category` and the batch has each cloud's
-    `category`, the most probable part among those of the cloud's category.
     """
     probabilities = predictions["probabilities"]
     if "cloud_offsets" not in predictions:
@@ -301,9 +298,9 @@ def _predict_own_parts(probabilities: Tensor, category: Tensor, parts_of_categor
 class PixelIoU:
     """Pixel mIoU and accuracy over the labelled pixels of range images, 0 to 1, by the rules of `iou`.
 
-    They measure how well the network labels its input. A scan has more points than pixels, and those behind the nearest
-    return are missing here: such figures are higher than those of points, and are not to be compared with them. With
-    votes they are of the plain pass. Source: as `iou`.
+    They measure how well the network labels its input. A pixel shows only the nearest of the points that fall into it,
+    and the others are not scored here: such figures are usually higher than those of all points, and are not to be
+    compared with them. Voting does not change them: they are those of the first pass. Source: as `iou`.
     """
 
     higher_is_better = True
@@ -323,9 +320,9 @@ class PixelIoU:
         return {"confusion": torch.zeros(self._iou.num_classes, self._iou.num_classes, dtype=torch.int64)}
 
     def update(self, state: State, *, seen: Tensor, label: Tensor) -> None:
-        """Add a batch: `label` (B, H, W) and the class `seen` (B * H * W,) of all its pixels.
+        """Add a batch: `label` (B, H, W), and in `seen` (B * H * W,) the predicted class of each pixel.
 
-        Raises ValueError for other shapes.
+        Raises ValueError for a `label` of another shape, and for a label or a prediction outside the classes.
         """
         if label.ndim != 3:
             raise ValueError(f"label: found the shape {tuple(label.shape)}; pixel_iou scores range images (B, H, W)")

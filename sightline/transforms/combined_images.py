@@ -377,8 +377,9 @@ class Mosaic(BoxCroppingTransform):
 class MixUp:
     """Mix-up with a probability: an image is blended with another of the same size; the boxes of both are kept.
 
-    The share of the first is drawn from Beta(`alpha`, `alpha`). The other went through the transforms before this one,
-    a mosaic of its own among them. Off in the last `plain_epochs` of a run. Raises DataError for images of two sizes.
+    The weight of the first image is drawn from Beta(`alpha`, `alpha`). The other has been through the transforms before
+    this one, such as a mosaic, with random numbers of its own. Nothing is blended in the last `plain_epochs` epochs of
+    a run. Raises DataError for images of two sizes.
     Source: Zhang et al. 2018, mixup, section 2; with boxes as YOLOX (Ge et al. 2021) has it.
     """
 
@@ -415,7 +416,9 @@ class MixUp:
             sizes = " and ".join(
                 " x ".join(map(str, sample_image.shape[1:3])) for sample_image in (image, other["image"])
             )
-            raise DataError(f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it")
+            raise DataError(
+                f"mix_up: images have {sizes} pixels; put fit_image, or mosaic and turn_image, before it, for one size"
+            )
         share = np.random.Generator(np.random.PCG64(int(draws.bits()[0]))).beta(self.alpha, self.alpha)
         return {
             **alone,
@@ -425,9 +428,9 @@ class MixUp:
 
 
 def _until(name: str, plain_epochs: int, num_epochs: int | None) -> int | None:
-    """Return the epoch from which images are alone; None without the number of epochs.
+    """Return the first epoch, counted from 0, in which images are no longer combined; None if `num_epochs` is None.
 
-    Raises ConfigError if it is 0.
+    Raises ConfigError if images would be combined in no epoch.
     """
     if num_epochs is not None and plain_epochs >= num_epochs:
         raise ConfigError(

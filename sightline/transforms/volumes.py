@@ -98,8 +98,8 @@ class PlaceCube:
 class Voxelize:
     """Voxelisation of the frame's measured points: occupied voxels of the cube as `volume` (B, 1, S, S, S), 0 or 1.
 
-    Set, not counted; a pixel without depth is not a point, and one outside the cube occupies no voxel.
-    Source: Moon et al. 2018, section 4.
+    A voxel is 1 if at least one point falls into it. A pixel without depth gives no point; points outside the cube are
+    left out. Source: Moon et al. 2018, section 4.
     """
 
     adds: ClassVar[dict[str, Field]] = {"volume": Field("1 S S S", "float32", low=0.0, high=1.0)}

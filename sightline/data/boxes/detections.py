@@ -55,8 +55,9 @@ class BoxImages(Protocol):
 class Detections:
     """Detections of one image: boxes (D, 4) float64, left, top, right, bottom in pixels of its file, not clipped.
 
-    `scores` (D,) float64, `label` (D,) int64 from 0. Arrays are read-only. Result files restore float32 values exactly,
-    other values up to the last bit but one. Raises ValueError for arrays of different lengths.
+    `scores` (D,) float64, `label` (D,) int64 from 0. Arrays are read-only. Result files hold widths and heights: read
+    back, right and bottom may differ by a rounding error of float64 (not if all corners were float32 values of usual
+    size); all else is exact. Raises ValueError for arrays of different lengths.
     """
 
     image: ImageRef
@@ -75,7 +76,8 @@ class Detections:
             object.__setattr__(self, name, array)
         if not len(self.boxes) == len(self.scores) == len(self.label):
             raise ValueError(
-                f"{self.image.name}: {len(self.boxes)} boxes, {len(self.scores)} scores and {len(self.label)} classes"
+                f"{self.image.name}: found {len(self.boxes)} boxes, {len(self.scores)} scores and {len(self.label)} "
+                "classes; give a score and a class for each box"
             )
 
     def to_coco(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -133,7 +133,11 @@ class _HalfReader:
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
-    """Read the entries of the archive. Raises DataError for a wrong dtype or shape, and for the first wrong label."""
+    """Read the entries of the archive.
+
+    Raises DataError for a missing entry, a wrong dtype or shape, a label without a class, and coordinates that are not
+    finite.
+    """
     arrays = {key: npz_array(path, key, needed=", ".join(_KEYS)) for key in _KEYS}
     size = len(arrays["label"]) if arrays["label"].ndim else 0
     shapes = {"xyz": (size, 3), "label": (size,), "classes": arrays["classes"].shape[:1]}

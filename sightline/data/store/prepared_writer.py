@@ -109,10 +109,10 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Shard:
-    """Consecutive rows of a split that are read, and after a kill read again, together; `files` are their sources.
+    """Consecutive rows of a split, prepared as one unit: a continued run reads an unfinished shard from its first row.
 
-    `estimated_elements` estimates the total number of elements if columns are ragged; free disk space is checked for so
-    many before the work begins.
+    `files` are the files that the rows are read from. `estimated_elements` estimates the number of elements, such as
+    points, that these rows add to each ragged column: if the disk has too little space, nothing is prepared.
     """
 
     split: str

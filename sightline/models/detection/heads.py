@@ -117,7 +117,10 @@ class DenseHead(nn.Module):
 
 
 class RetinaOutput(HeadOutput):
-    """HeadOutput, optionally with `density` (B, P), 0 to 1: the highest IoU of a prior's object with another."""
+    """HeadOutput, optionally with `density` (B, P): the predicted highest IoU of a prior's object with another object.
+
+    The targets are 0 to 1; predictions are not bounded.
+    """
 
     density: NotRequired[Tensor]
 
@@ -126,10 +129,11 @@ class RetinaOutput(HeadOutput):
 class RetinaHead(DenseHead):
     """RetinaNet head: logits and box deltas at `num_anchors` anchors per cell; 6,463,220 parameters.
 
-    For 80 classes and 9 anchors on five levels of 256 channels. With `density`, 1 x 1 convolutions reduce each map to a
-    quarter of its channels, and 5 x 5 convolutions of these, logits and deltas predict the density, for the loss
-    `box_density` and the suppression `adaptive`. Source: Lin et al. 2017, Focal Loss for Dense Object Detection,
-    section 4; Liu et al. 2019, Adaptive NMS, section 3.3, whose layout was for a proposal network.
+    This number is for 80 classes and 9 anchors on five levels of 256 channels, without `density`. With it, the head
+    also predicts the density of objects at each anchor, for the loss `box_density` and the suppression `adaptive`: a
+    1 x 1 convolution reduces each map to a quarter of its channels, and a 5 x 5 convolution takes the reduced map, the
+    logits and the deltas together. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4; Liu et
+    al. 2019, Adaptive NMS, section 3.3, there in a proposal network.
     """
 
     priors = "anchors"
@@ -168,9 +172,10 @@ class RetinaHead(DenseHead):
         self._start(prior)
 
     def forward(self, maps: Sequence[Tensor]) -> RetinaOutput:
-        """Predict at all priors from maps (B, channels, H, W), finest first.
+        """Predict at all priors from maps (B, channels, H, W) of every level, finest first.
 
-        `codes` are dx and dy in widths and heights, and log dw, log dh.
+        `codes` are box deltas: the offset of the box's centre in x, in widths of the anchor, and in y, in heights of
+        it; then the logarithms of the box's width and height over those of the anchor.
         """
         logits = [self.classes(self.class_tower(level_map)) for level_map in maps]
         codes = [self.boxes(self.box_tower(level_map)) for level_map in maps]
