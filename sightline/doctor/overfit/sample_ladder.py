@@ -128,7 +128,6 @@ HELD_OUT = 256
 """Largest number of held-out samples, spread over the split: minutes, with a standard error of three points."""
 _REQUIRED_CLOSENESS = {"some": 0.25, ALL: 0.5}
 """Required share of the way from the constant prediction to the perfect one: a quarter; for the task a half."""
-_MAX_CONSTANT = 256
 _NUM_NOTES = 10
 
 
