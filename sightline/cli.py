@@ -34,17 +34,10 @@ SECTIONS = {
 """Commands by the sections of `sightline --help`."""
 
 
-_STILL_RUN = {"compress pack": ["run"], "compress size": ["run", "--stop-after", "size"]}
-"""Commands of earlier versions that still run, as tests/old_runs, which stays as it is, types them."""
-
-
 class _Group(TyperGroup):
     """Group whose help lists commands by section, with whole summaries; `compress RUN` means `compress run RUN`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and (words := _STILL_RUN.get(f"{self.name} {args[0]}")) is not None:
-            sys.stderr.write(describe_move(f"{self.name} {args[0]}") + "\n")
-            args = [*words, *args[1:]]
         is_named = not args or args[0] in (*self.commands, "--help") or f"{self.name} {args[0]}" in MOVED
         is_named |= "run" not in self.commands
         return super().parse_args(ctx, args if is_named else ["run", *args])
@@ -147,9 +140,7 @@ def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspec
     texts: dict[str, Any] = {"metavar": parameter.metavar, "help": parameter.help}
     if parameter.flag:
         callback = _check_writable(parameter.flag) if parameter.is_written else None
-        info: Any = typer.Option(
-            parameter.flag, callback=callback, min=parameter.min, max=parameter.max, hidden=parameter.is_hidden, **texts
-        )
+        info: Any = typer.Option(parameter.flag, callback=callback, min=parameter.min, max=parameter.max, **texts)
     else:
         info = typer.Argument(**texts)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])

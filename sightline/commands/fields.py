@@ -18,7 +18,7 @@ class CommandParameter:
 
     An option is not `is_passed_on` to launched processes if it is about the launch. The values of a file option
     (`is_written`) are refused before any work if the file cannot be written. `key_values` names the field that gets
-    the KEY=VALUE words among the values of an argument. An option that `is_hidden` is one of an earlier version.
+    the KEY=VALUE words among the values of an argument.
     """
 
     flag: str
@@ -29,7 +29,6 @@ class CommandParameter:
     max: float | None = None
     is_written: bool = False
     is_passed_on: bool = True
-    is_hidden: bool = False
     key_values: str = ""
 
 

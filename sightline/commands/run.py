@@ -119,8 +119,6 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
     out: Path | None = option(
         "--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes; with --data, the file"
     )
-    category: str | None = option("--category", "NAME", "category=NAME", is_hidden=True)
-    refiner: Path | None = option("--refiner", "RUN", "refiner=RUN", is_hidden=True)
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
 
 

@@ -37,9 +37,8 @@ _FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 def predict(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
-    words = [*options.words, *_moved_words(options)]
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
-    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, words, options.plugins))
+    predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     if predictor_options.get("probabilities") is not None and options.out is None:
         raise UserError("probabilities: are written into the folder of --out; give --out DIR")
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
@@ -108,15 +107,6 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
     if options.json is not None and options.csv is not None and options.json.resolve() == options.csv.resolve():
         raise UserError(f"--csv {options.csv}: is also the file of --json; give another")
     return flags
-
-
-def _moved_words(options: PredictOptions) -> list[str]:
-    """Return options of an earlier version as KEY=VALUE words, and print them."""
-    given = {"category": options.category, "refiner": options.refiner}
-    words = [f"{name}={value}" for name, value in given.items() if value is not None]
-    for word in words:
-        print_note(f"--{word.partition('=')[0]}: is now {word}")
-    return words
 
 
 def _notes(run: TrainedRun) -> list[str]:

@@ -85,6 +85,8 @@ MOVED = {
     "probe --suite": "study RUN... --preset probes --out DIR [data=CONFIG finetune=CONFIG]",
     "probe --finetune": "study RUN... --preset probes --out DIR finetune=CONFIG",
     "predict --probabilities": "predict RUN PATH... --out DIR probabilities=float16",
+    "predict --category": "predict RUN PATH... category=NAME",
+    "predict --refiner": "predict RUN PATH... refiner=RUN",
     "predict --score": "predict RUN PATH... score=S",
     "predict --reference": "predict RUN PATH... reference=previous",
     "predict --centres": "predict RUN PATH... centres=FILE",

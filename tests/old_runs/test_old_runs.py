@@ -90,14 +90,14 @@ def write_input(name: str, folder: Path) -> tuple[object, ...]:
         write_bin(folder / "scan.bin", scan := street_scan(0, num_columns=64)[1], scan.ring)
     elif name == "pose":
         write_frames(folder, hands()["depth"][:1])
-        return ("--refiner", HERE / "centre")
+        return (f"refiner={HERE / 'centre'}",)
     elif name == "segment_rooms":
         room = np.abs(points) * [4.0, 4.0, 2.5]
         np.save(folder / "room.npy", np.hstack([room, generator.integers(0, 256, room.shape)]))
         return ("--columns", "x,y,z,red,green,blue")
     else:
         np.save(folder / "mug.npy", points.astype(np.float32))
-        return ("--category", "mug") if name == "segment_parts" else ()
+        return ("category=mug",) if name == "segment_parts" else ()
     return ()
 
 
@@ -155,7 +155,7 @@ def test_a_quantised_run_gives_its_figures(packed: Path, tmp_path: Path) -> None
     put_teacher_back(packed)
     run_to_end("evaluate", run, "--device", "cpu", "--json", tmp_path / "again.json")
     assert_close(json.loads((tmp_path / "again.json").read_text()), expected, "")
-    run_to_end("compress", "pack", run, "--batch-norm", 2, "--device", "cpu", "--out", tmp_path / "again")
+    run_to_end("compress", run, "--batch-norm", 2, "--device", "cpu", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "model.slq").stat().st_size == (packed / "model.slq").stat().st_size
     figures = [json.loads((folder / "final.json").read_text())["metrics"] for folder in (tmp_path / "again", packed)]
     assert_close(*figures, "")
@@ -173,7 +173,7 @@ def test_a_search_goes_on_from_its_record(tmp_path: Path) -> None:
     for old, new in zip(before["searches"], after["searches"], strict=True):
         assert new["new evaluations"] == 0
         assert_close(new, {key: old[key] for key in ("method", "loss", "bytes", "evaluations")}, "")
-    run_to_end("compress", "size", run, "--policy", out / "policy.json")
+    run_to_end("compress", run, "--stop-after", "size", "--policy", out / "policy.json")
 
 
 def test_a_study_is_read_and_no_run_of_it_repeated(tmp_path: Path) -> None:
