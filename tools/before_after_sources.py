@@ -27,7 +27,7 @@ def write_sources(folder: Path, names: Sequence[str]) -> None:
         place = folder / name / "source"
         place.parent.mkdir(parents=True)
         if name in layouts:
-            _write_weights(place, name)
+            write_weights(place, name)
         else:
             sets[name](place)
 
@@ -119,7 +119,7 @@ def _write_yolo(root: Path, write_tree: Callable[[Path, str], None]) -> None:
 # --- published weights ------------------------------------------------------------------------------------------------
 
 
-def _write_weights(place: Path, layout: str) -> None:
+def write_weights(place: Path, layout: str) -> None:
     """The files of a layout: one, two where images have one of their own, and Darknet's form where it is its own."""
     from sightline.published.files import IMAGE_PREFIX, POINT_PREFIX
     from sightline.published.rows import read_layout

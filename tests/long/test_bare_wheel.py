@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from sightline.types import SampleKey
 from tests.bare import write_bare_site
 from tests.runs.poses import hands, write_frames
 from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures
+from tools.before_after_sources import write_weights
 
 SMALL = ("train.steps=2", "train.batch_size=2", "--device", "cpu", "--out", "run")
 COLUMNS = (("points", 3), ("remission", 1), ("ring", 1))
@@ -83,6 +85,54 @@ def test_a_recipe_of_each_task_is_trained_predicted_and_viewed(name: str, instal
         write(tmp_path / "files")
         sightline("predict", "run", "files", "--device", "cpu", "--json", "predicted.json", *words)
         assert json.loads((tmp_path / "predicted.json").read_text())["predictions"]
+
+
+def test_a_comparison_writes_its_page(installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    """It is read in a browser without anything else: no other file and no address is loaded."""
+    site = write_bare_site(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
+    name = "classify/synthetic_shapes_pointnet"
+    page = tmp_path / "page.html"
+    for words in (
+        ("copy", name),
+        ("compare", f"configs/{name}.yaml", *FEW, "--against", "float64", "--steps", "1", "--html", str(page)),
+    ):
+        command = [sys.executable, "-m", "sightline", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert "</html>" in text
+    assert not re.findall(r"(?:src|href)=.(?:http|//)", text)
+
+
+FAMILIES = {
+    "clouds": "wangyueft_pointnet",
+    "detectors": "odtask_retina_resnet18",
+    "images": "torchvision_resnet18",
+    "parts_and_scenes": "yanx27_pointnet_scenes",
+    "range_images_and_volumes": "dragonbook_v2v",
+}
+"""A layout of each file of `published/layouts`."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_each_family_of_layouts_is_converted(family: str, installed: Path, tmp_path: Path) -> None:  # noqa: F811
+    layout = FAMILIES[family]
+    rows = (installed / "sightline" / "published" / "layouts" / f"{family}.yaml").read_text(encoding="utf-8")
+    assert f"{layout}:" in rows
+    write_weights(tmp_path / "source", layout)
+    site = write_bare_site(tmp_path / "site")
+    environment = os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}", "OMP_NUM_THREADS": "1"}
+    words = ("data", "convert-weights", "source/weights.pth", "--layout", layout, "--to", "run")
+    command = [sys.executable, "-m", "sightline", *words, *(() if family == "images" else ("data.root=none",))]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [*(tmp_path / "run").glob("checkpoints/step_*/model.safetensors")]
+
+
+def test_every_family_has_a_layout(installed: Path) -> None:  # noqa: F811
+    files = (installed / "sightline" / "published" / "layouts").glob("*.yaml")
+    assert {path.stem for path in files} == {*FAMILIES}
 
 
 def test_what_the_shipped_retinanet_needs_is_named_before_there_is_a_folder(installed: Path, tmp_path: Path) -> None:  # noqa: F811
