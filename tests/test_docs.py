@@ -94,14 +94,14 @@ def test_pages_that_the_package_names_exist() -> None:
 
 
 def test_broken_pages_are_found() -> None:
-    text = "see docs/data.md, docs/gone.md: docs/how_to_add.md#a-test and (docs/how_to_add.md#a-guest)."
-    assert broken_pages(text) == ["docs/gone.md", "docs/how_to_add.md#a-guest"]
+    text = "see docs/run/train.md, docs/gone.md: docs/inside/how_to_add.md#a-test (docs/inside/how_to_add.md#a-guest)."
+    assert broken_pages(text) == ["docs/gone.md", "docs/inside/how_to_add.md#a-guest"]
 
 
 @pytest.mark.parametrize("name", ["my_plugin.py", "my_transform.py", "my_plugin.yaml"])
 def test_the_plugin_in_the_docs_is_the_tested_file(name: str) -> None:
     language = "python" if name.endswith(".py") else "yaml"
-    assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "plugins.md", language)
+    assert (ROOT / "examples" / name).read_text() in blocks(ROOT / "docs" / "start" / "plugins.md", language)
 
 
 def test_the_plugin_is_as_short_as_is_said() -> None:
@@ -172,7 +172,7 @@ def test_every_kind_and_public_name_is_in_the_reference() -> None:
 
 
 def test_every_kind_is_in_the_table_of_parts() -> None:
-    page = (ROOT / "docs" / "plugins.md").read_text()
+    page = (ROOT / "docs" / "start" / "plugins.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("|") and "@registry." in line]
     missing = [kind for kind in REGISTRIES if not any(re.search(rf"\b{kind}\b", row) for row in rows)]
     assert missing == []
