@@ -37,7 +37,7 @@ DATA_FACTS = frozenset(
         "up_axis",
     }
 )
-"""Arguments that a data set gives to whatever names them."""
+"""Arguments that a data set gives to every component that names them."""
 RUN_FACTS = frozenset(
     {
         "batch_keys",
