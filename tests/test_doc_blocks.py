@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doc_blocks import OTHER_PAGES, README, ROOT, Block, blocks_of, lay_out, run_block
+from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
 
 NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE")
 PAGES = [README, *OTHER_PAGES]
@@ -36,11 +36,14 @@ def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_the_readme_runs_in_the_order_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [README, TOUR], ids=["README", "tour"])
+def test_the_first_pages_run_in_the_order_of_their_blocks(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    blocks = [block for block in blocks_of(README) if block.needs is None]
+    blocks = [block for block in blocks_of(page) if block.needs is None]
     assert len(blocks) >= 7
     for block in blocks:
         run_block(block)
