@@ -74,6 +74,23 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_old_paths_keep_a_pointer() -> None:
+    """Pages were in docs/ itself before they had folders; links from elsewhere lead to those paths."""
+    pointers = [page for page in (ROOT / "docs").glob("*.md") if page.name != "README.md"]
+    assert len(pointers) == 27
+    assert [page.name for page in pointers if not re.fullmatch(r"Moved to \[.+\]\(\S+\)\.\n", page.read_text())] == []
+
+
+def test_every_page_is_linked() -> None:
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent != ROOT / "docs"]
+    linked = {
+        (page.parent / link).resolve()
+        for page in [*pages, ROOT / "docs" / "README.md"]
+        for link in re.findall(r"\]\(([^)\s#]+)", page.read_text())
+    }
+    assert [str(page) for page in pages if page not in linked] == []
+
+
 def broken_pages(text: str) -> list[str]:
     """The `docs/...` paths of a text that lead nowhere, or to a heading that the page lacks."""
     named = {name.rstrip(".-/") for name in re.findall(r"(?<![\w/])docs/[\w./-]+(?:#[\w-]+)?", text)}
