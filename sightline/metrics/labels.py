@@ -86,13 +86,24 @@ def recalls(confusion: Tensor) -> Tensor:
     return confusion.diagonal().double() / confusion.sum(dim=1)
 
 
-@registry.metrics.add("accuracy")
-class Accuracy:
-    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
+def _predict_classes(probabilities: Tensor, label: Tensor, num_classes: int, noun: str) -> Tensor:
+    """Return the most probable class (...) of `probabilities` (..., C). Raises ValueError for a wrong shape and NaN."""
+    if probabilities.shape != (*label.shape, num_classes):
+        raise ValueError(
+            f"probabilities: found the shape {tuple(probabilities.shape)} for {label.numel()} labels, expected "
+            f"{(*label.shape, num_classes)}"
+        )
+    is_nan = probabilities.isnan()
+    if bool(is_nan.any()):
+        raise ValueError(
+            f"probabilities: {int(is_nan.any(dim=-1).sum())} of {label.numel()} {noun} are NaN; "
+            "find where with `sightline check`"
+        )
+    return probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
 
-    The mean is over the classes that occur, never over batches. The prediction is the most
-    probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
-    """
+
+class _LabelMetric:
+    """Base of metrics with a state `confusion`, the confusion matrix of all labels."""
 
     higher_is_better = True
 
@@ -100,10 +111,23 @@ class Accuracy:
         self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
     ) -> None:
         names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
-        assert len(names) == num_classes, f"accuracy: {len(names)} class names for {num_classes} classes"
+        assert len(names) == num_classes, f"{len(names)} class names for {num_classes} classes"
         self.num_classes = num_classes
         self.class_names = names
         self.ignore_index = ignore_index
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
+
+
+@registry.metrics.add("accuracy")
+class Accuracy(_LabelMetric):
+    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
+
+    The mean is over the classes that occur, never over batches. The prediction is the most
+    probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
+    """
 
     def new_state(self) -> State:
         return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
@@ -113,17 +137,7 @@ class Accuracy:
 
         Raises ValueError for NaN.
         """
-        if probabilities.shape != (*label.shape, self.num_classes):
-            raise ValueError(
-                f"probabilities: found the shape {tuple(probabilities.shape)} for labels {tuple(label.shape)}, "
-                f"expected {(*label.shape, self.num_classes)}"
-            )
-        if bool(probabilities.isnan().any()):
-            raise ValueError(
-                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN; "
-                "find where with `sightline check`"
-            )
-        prediction = probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
+        prediction = _predict_classes(probabilities, label, self.num_classes, "rows")
         counts = confusion_matrix(prediction, label, num_classes=self.num_classes, ignore_index=self.ignore_index)
         state["confusion"] += counts.to(state["confusion"].device)
 
@@ -146,13 +160,9 @@ class Accuracy:
         """Return the confusion matrix (C, C) int64: rows are labels, columns predictions."""
         return state["confusion"].clone()
 
-    def tables(self, state: State) -> dict[str, Any]:
-        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
-        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
-
 
 @registry.metrics.add("iou")
-class IoU:
+class IoU(_LabelMetric):
     """Mean IoU, overall accuracy and mean class accuracy over all points that are not ignored, 0 to 1.
 
     `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and
@@ -165,7 +175,6 @@ class IoU:
     """
 
     slots = frozenset({"common", "union"})
-    higher_is_better = True
 
     def __init__(
         self,
@@ -175,11 +184,7 @@ class IoU:
         ignore_index: int | None = None,
         absent: Literal["skipped", "zero"] = "skipped",
     ) -> None:
-        names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
-        assert len(names) == num_classes, f"iou: {len(names)} class names for {num_classes} classes"
-        self.num_classes = num_classes
-        self.class_names = names
-        self.ignore_index = ignore_index
+        super().__init__(num_classes=num_classes, class_names=class_names, ignore_index=ignore_index)
         self.scores_absent_zero = absent == "zero"
         self._is_ignored = torch.arange(num_classes) == (-1 if ignore_index is None else ignore_index)
 
@@ -195,17 +200,7 @@ class IoU:
         `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
         Raises ValueError for NaN and for labels outside the classes.
         """
-        if probabilities.shape != (len(target), self.num_classes):
-            raise ValueError(
-                f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
-                f"({len(target)}, {self.num_classes})"
-            )
-        if bool(probabilities.isnan().any()):
-            num_bad = int(probabilities.isnan().any(dim=1).sum())
-            raise ValueError(
-                f"probabilities: {num_bad} of {len(target)} points are NaN; find where with `sightline check`"
-            )
-        answer = probabilities.argmax(dim=1)
+        answer = _predict_classes(probabilities, target, self.num_classes, "points")
         self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
 
     def update_labels(
@@ -255,10 +250,6 @@ class IoU:
         ious = class_ious(confusion)
         ious[self._is_ignored] = torch.nan
         return ious
-
-    def tables(self, state: State) -> dict[str, Any]:
-        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
-        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
 
 
 def class_ious(confusion: Tensor) -> Tensor:
