@@ -214,8 +214,7 @@ class Keypoints:
 
         A frame in which one of the two joints of the length is not labelled does not count for PCK.
         """
-        distances = distance_slots(0, self.num_joints)
-        distances = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in distances.items()}
+        distances = distance_slots(len(joints), self.num_joints)
         rows = torch.arange(len(joints))
         record_distances(distances, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
         distance, is_labelled, true = distances["distance_mm"], distances["labelled"] > 0, joints.cpu().double()
@@ -407,7 +406,3 @@ class CentreError:
         NaN if its joint is not labelled.
         """
         return state["distance_mm"][:, 0] / state["labelled"][:, 0]
-
-    def per_class(self, state: State) -> dict[str, dict[str, float]]:
-        """Return nothing: there are no classes."""
-        return {}
