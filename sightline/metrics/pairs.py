@@ -86,7 +86,7 @@ class CrossPairs(_PairMetric):
 
     def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
         """Add a batch of embeddings, all (B, D), in any scale."""
-        self._note(state, (first + second) / 2, pictured, pictured, sample_index)
+        self._note(state, (first.double() + second) / 2, pictured, pictured, sample_index)
 
 
 def _mean_potential(rows: Tensor) -> Tensor:
