@@ -365,8 +365,12 @@ class DistanceIoU:
         return {"confusion": torch.zeros(len(self.stretches), size, size, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, target: Tensor, point_range: Tensor) -> None:
-        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres."""
-        self.update_labels(state, labels=probabilities.argmax(dim=1), target=target, point_range=point_range)
+        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres.
+
+        Raises ValueError for NaN and for labels outside the classes.
+        """
+        labels = _predict_classes(probabilities, target, self._iou.num_classes, "points")
+        self.update_labels(state, labels=labels, target=target, point_range=point_range)
 
     def update_labels(self, state: State, *, labels: Tensor, target: Tensor, point_range: Tensor) -> None:
         """Update the state with predicted `labels` (P,) instead of probabilities."""
