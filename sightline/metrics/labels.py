@@ -125,8 +125,17 @@ class _LabelMetric:
 class Accuracy(_LabelMetric):
     """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
 
-    The mean is over the classes that occur, never over batches. The prediction is the most
-    probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
+    The mean is over the classes that occur, never over batches. The prediction is the most probable class, the lowest
+    index among equals.
+
+    >>> import torch
+    >>> from sightline.metrics import Accuracy, Meter
+    >>> meter = Meter(Accuracy(num_classes=3))
+    >>> meter.update(probabilities=torch.eye(3), label=torch.tensor([0, 1, 1]))
+    >>> meter.compute()
+    {'overall_accuracy': 0.6666666666666666, 'mean_class_accuracy': 0.75}
+
+    Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
     """
 
     def new_state(self) -> State:
@@ -165,13 +174,27 @@ class Accuracy(_LabelMetric):
 class IoU(_LabelMetric):
     """Mean IoU, overall accuracy and mean class accuracy over all points that are not ignored, 0 to 1.
 
-    `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and
-    is skipped, or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose
-    index is ignored is left out of the mean: points with that label do not count, predicting it for another point is a
-    miss of that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come
-    from one confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the
-    lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section
-    4 (mean over 19 classes).
+    `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and is skipped,
+    or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose index is
+    ignored is left out of the mean: points with that label do not count, predicting it for another point is a miss of
+    that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come from one
+    confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the lowest index
+    among equals.
+
+    >>> import torch
+    >>> from sightline.metrics import IoU, Meter
+    >>> batch = {  # two clouds of two points
+    ...     "probabilities": torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]),
+    ...     "target": torch.tensor([0, 1, 1, 1]),
+    ...     "cloud_offsets": torch.tensor([0, 2, 4]),
+    ...     "sample_index": torch.tensor([0, 1]),
+    ... }
+    >>> meter = Meter(IoU(num_classes=2))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'miou': 0.5833333333333333, 'overall_accuracy': 0.75, 'mean_class_accuracy': 0.8333333333333333}
+
+    Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section 4 (mean over 19 classes).
     """
 
     slots = frozenset({"common", "union"})
@@ -291,7 +314,17 @@ class PixelIoU:
 
     They measure how well the network labels its input. A pixel shows only the nearest of the points that fall into it,
     and the others are not scored here: such figures are usually higher than those of all points, and are not to be
-    compared with them. Voting does not change them: they are those of the first pass. Source: as `iou`.
+    compared with them. Voting does not change them: they are those of the first pass.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.labels import PixelIoU
+    >>> meter = Meter(PixelIoU(num_classes=3, ignore_index=0))
+    >>> meter.update(seen=torch.tensor([1, 2, 1, 2]), label=torch.tensor([[[1, 1], [0, 2]]]))
+    >>> meter.compute()
+    {'pixel_miou': 0.5, 'pixel_accuracy': 0.6666666666666666}
+
+    Source: as `iou`.
     """
 
     higher_is_better = True
@@ -336,8 +369,18 @@ class DistanceIoU:
     """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are
-    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator
-    of SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator of
+    SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.labels import DistanceIoU
+    >>> point_range, target = torch.tensor([3.0, 9.5, 12.0, 80.0]), torch.tensor([0, 1, 1, 0])
+    >>> meter = Meter(DistanceIoU(num_classes=2, edges_m=(10.0, 50.0)))
+    >>> meter.update(probabilities=torch.eye(2)[[0, 0, 1, 0]], target=target, point_range=point_range)
+    >>> meter.compute()
+    {'miou_0_10m': 0.25, 'miou_10_50m': 1.0, 'miou_over_50m': 1.0}
+
     Source: Behley et al. 2019, semantic-kitti-api, evaluate_semantics_by_distance.
     """
 
