@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import math
 from pathlib import Path
@@ -17,18 +15,9 @@ from sightline import numba_kernels
 from sightline.metrics.base import State, sorted_rows
 from sightline.metrics.box_ap import BoxAp, _curves
 from sightline.metrics.box_groups import match_predictions
+from tests.metrics.box_references import COCO_NAMES, Image, coco_evaluation, spread_regions
 
 SIZES = ("", "_small", "_medium", "_large")
-NAMES = ("ap", "ap50", "ap75", *(f"ap{size}" for size in SIZES[1:]), "ar1", "ar10", *(f"ar{size}" for size in SIZES))
-"""Our names of pycocotools' twelve numbers, in its order."""
-
-
-class Image:
-    """One image's labels (G, 7) and detections (D, 6)."""
-
-    def __init__(self, truth: Any, detections: Any) -> None:
-        self.truth = np.array(truth, dtype=float).reshape(-1, 7)
-        self.detections = np.array(detections, dtype=float).reshape(-1, 6)
 
 
 def scored(
@@ -66,7 +55,7 @@ def test_the_toy_of_the_spec() -> None:
     """Numbers computed with pycocotools; -1 there is NaN here."""
     expected = [0.509703, 0.6, 0.6, 0.509703, -1, -1, 0.333333, 0.9, 0.9, 0.9, -1, -1]
     found = scored(toy())
-    for name, value in zip(NAMES, expected, strict=True):
+    for name, value in zip(COCO_NAMES, expected, strict=True):
         assert found[name] == pytest.approx(value, abs=5e-7) if value >= 0 else math.isnan(found[name]), name
 
 
@@ -110,33 +99,8 @@ def assert_curves(images: list[Image], classes: list[float], published: dict[str
 
 def assert_same(found: dict[str, float], expected: list[float]) -> None:
     """Twelve numbers to 1e-9; -1 there is NaN here."""
-    for name, value in zip(NAMES, expected, strict=True):
+    for name, value in zip(COCO_NAMES, expected, strict=True):
         assert found[name] == pytest.approx(value, abs=1e-9) if value >= 0 else math.isnan(found[name]), name
-
-
-def by_pycocotools(images: list[Image], num_classes: int) -> list[float]:
-    coco_module, eval_module = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    boxes = lambda row: [row[0], row[1], row[2] - row[0], row[3] - row[1]]  # noqa: E731
-    annotations, results = [], []
-    for index, image in enumerate(images):
-        for row in image.truth:
-            about = {"id": len(annotations) + 1, "image_id": index, "category_id": int(row[4]) + 1}
-            annotations.append({**about, "bbox": boxes(row), "area": row[5], "iscrowd": int(row[6])})
-        for row in image.detections:
-            results.append({"image_id": index, "category_id": int(row[5]) + 1, "bbox": boxes(row), "score": row[4]})
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_module.COCO()
-        truth.dataset = {
-            "images": [{"id": index} for index in range(len(images))],
-            "annotations": annotations,
-            "categories": [{"id": number + 1} for number in range(num_classes)],
-        }
-        truth.createIndex()
-        evaluation = eval_module.COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return list(evaluation.stats)
 
 
 def random_images(seed: int, num_classes: int) -> list[Image]:
@@ -166,7 +130,7 @@ def random_images(seed: int, num_classes: int) -> list[Image]:
 def test_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     num_classes = 1 + seed % 3
     images = random_images(seed, num_classes)
-    expected = by_pycocotools(images, num_classes)
+    expected = coco_evaluation(images, num_classes).stats
     for has_numba in (True, False):
         monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
         assert_same(scored(images, num_classes), expected)
@@ -265,15 +229,10 @@ def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tup
 @pytest.mark.parametrize("seed", range(5))
 def test_a_region_of_no_class_is_one_of_each_class(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Equals pycocotools, given a crowd of every class."""
-    plain = random_images(seed, 3)
-    everywhere, copied = [], []
-    for image in plain:
-        is_crowd = image.truth[:, 6] > 0
-        free = np.where(is_crowd[:, None] & (np.arange(7) == 4), -1.0, image.truth)
-        copies = [np.where(np.arange(7) == 4, number, image.truth[is_crowd]) for number in range(3)]
-        everywhere.append(Image(free, image.detections))
-        copied.append(Image(np.concatenate([image.truth[~is_crowd], *copies]), image.detections))
-    expected = by_pycocotools(copied, 3)
+    images = random_images(seed, 3)
+    for image in images:
+        image.truth[image.truth[:, 6] > 0, 4] = -1
+    expected = coco_evaluation(spread_regions(images, 3), 3).stats
     for has_numba in (True, False):
         monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
-        assert_same(scored(everywhere, 3), expected)
+        assert_same(scored(images, 3), expected)

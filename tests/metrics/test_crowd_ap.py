@@ -14,7 +14,7 @@ from sightline import numba_kernels
 from sightline.metrics.base import State, append_rows, pool_states
 from sightline.metrics.box_ap import BINS
 from sightline.metrics.crowds import CrowdAp, _score, jaccard_counts, jaccard_index
-from tests.metrics.crowds import Scene, literal_figures, random_scenes, state_of, toy
+from tests.metrics.box_references import Scene, literal_figures, random_scenes, state_of, toy
 
 METRIC = CrowdAp(class_names=("person",))
 

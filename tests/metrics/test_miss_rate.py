@@ -13,15 +13,7 @@ import pytest
 from sightline import numba_kernels
 from sightline.metrics.box_ap import MISS_RATE_RULES, DetectionCurve
 from sightline.metrics.crowds import MissRate
-from tests.metrics.crowds import POINTS, Scene, box_area, shared_area, state_of, toy
-
-SET_UPS = {
-    "mr_reasonable": (50, math.inf, 0.65, math.inf),
-    "mr_small": (50, 75, 0.65, math.inf),
-    "mr_heavy": (50, math.inf, 0.2, 0.65),
-    "mr_all": (20, math.inf, 0.2, math.inf),
-}
-"""CityPersons: least and largest height, least and largest visible share."""
+from tests.metrics.box_references import Scene, literal_rates, state_of, toy
 
 
 def rates(scenes: list[Scene], protocol: Any, most: int = 1000) -> dict[str, float]:
@@ -50,43 +42,6 @@ def scenes_at_the_limits(seed: int) -> list[Scene]:
         scores = np.round(draw.random(len(found)), int(draw.choice([1, 6])))
         scenes.append(Scene((240, 320), labels, np.column_stack([found, scores])))
     return scenes
-
-
-def literal_rates(scenes: list[Scene], most: int) -> dict[str, float]:
-    """The script of CityPersons as issue 40 describes it, a loop over detections; a recall of 0 below the curve."""
-    rates = {}
-    for name, (low, high, least, largest) in SET_UPS.items():
-        listed: list[tuple[float, bool]] = []
-        num_labels = 0
-        for scene in scenes:
-            counted, ignored = [], []
-            for label in scene.labels.tolist():
-                fits = low <= label[3] - label[1] <= high and least <= label[5] <= largest
-                (counted if fits and not label[4] else ignored).append(label)
-            num_labels += len(counted)
-            highest = sorted(scene.detections.tolist(), key=lambda row: -row[4])[:most]
-            for row in (row for row in highest if low / 1.25 <= row[3] - row[1] < high * 1.25):
-                best, chosen = 0.5, None
-                for label in counted:
-                    if shared_area(row, label) / (box_area(row) + box_area(label) - shared_area(row, label)) >= best:
-                        best = shared_area(row, label) / (box_area(row) + box_area(label) - shared_area(row, label))
-                        chosen = label
-                if chosen is not None:
-                    counted.remove(chosen)
-                    listed.append((row[4], True))
-                elif not any(shared_area(row, label) / box_area(row) >= 0.5 for label in ignored):
-                    listed.append((row[4], False))
-        listed.sort(key=lambda entry: -entry[0])
-        missed = []
-        for point in POINTS:
-            right = wrong = reached = 0
-            for _, is_right in listed:
-                right, wrong = right + is_right, wrong + (not is_right)
-                reached = right if wrong / len(scenes) <= point else reached
-            missed.append(1 - reached / max(num_labels, 1))
-        mean = math.exp(sum(map(math.log, missed)) / 9) if min(missed) > 0 else 0.0
-        rates[name] = mean if num_labels else math.nan
-    return rates
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
