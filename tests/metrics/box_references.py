@@ -297,22 +297,20 @@ def spread_regions(images: list[Image], num_classes: int) -> list[Image]:
 # --- TIDE -------------------------------------------------------------------------------------------------------------
 
 
-def coco_ap50(images: list[Image], num_classes: int) -> tuple[float, Any]:
-    """AP at an IoU of 0.5, a mean over classes with labels, of all detections; and the evaluation."""
-    whole = {"maxDets": [500], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
+def coco_ap50(images: list[Image], num_classes: int, most: int) -> tuple[float, Any]:
+    """AP at an IoU of 0.5, a mean over classes with labels, of the `most` best detections; and the evaluation."""
+    whole = {"maxDets": [most], "areaRng": [[0, 1e10]], "areaRngLbl": ["all"]}
     evaluation = coco_evaluation(images, num_classes, iouThrs=np.array([0.5]), **whole)
     precision = evaluation.eval["precision"][0, :, :, 0, 0]
     return float(precision[precision > -1].mean()), evaluation
 
 
-def literal_errors(images: list[Image], num_classes: int) -> dict[str, float]:
+def literal_errors(images: list[Image], num_classes: int, most: int = 500) -> dict[str, float]:
     """AP50 by pycocotools, and what it gains by mending the errors of each kind, found one detection at a time."""
-    before, evaluation = coco_ap50(images, num_classes)
-    right, absorbed, reached = set(), set(), set()
+    before, evaluation = coco_ap50(images, num_classes, most)
+    wrong, reached = set(), set()
     for one in filter(None, evaluation.evalImgs):
-        for number, match, is_ignored in zip(one["dtIds"], one["dtMatches"][0], one["dtIgnore"][0], strict=True):
-            if match:
-                (absorbed if is_ignored else right).add(number)
+        wrong |= {number for number, match in zip(one["dtIds"], one["dtMatches"][0], strict=True) if not match}
         reached |= {number for number, match in zip(one["gtIds"], one["gtMatches"][0], strict=True) if match}
     labels, detections = (
         [(index, row) for index, image in enumerate(images) for row in getattr(image, name)]
@@ -321,7 +319,7 @@ def literal_errors(images: list[Image], num_classes: int) -> dict[str, float]:
     real = [number for number, (_, row) in enumerate(labels, start=1) if not row[6]]
     errors: dict[int, tuple[str, int]] = {}
     for number, (index, row) in enumerate(detections, start=1):
-        if number not in right | absorbed:
+        if number in wrong:
             beside = sorted((each for each in real if labels[each - 1][0] == index), key=lambda e: labels[e - 1][1][4])
             errors[number] = _error_kind(row, [(each, labels[each - 1][1]) for each in beside])
     about = {label for kind, label in errors.values() if kind in ("classification", "localisation")}
@@ -346,7 +344,7 @@ def literal_errors(images: list[Image], num_classes: int) -> dict[str, float]:
             )
             for index in range(len(images))
         ]
-        figures[f"gain_{kind}"] = coco_ap50(mended, num_classes)[0] - before
+        figures[f"gain_{kind}"] = coco_ap50(mended, num_classes, most)[0] - before
     return figures
 
 
@@ -370,6 +368,30 @@ def _error_kind(row: np.ndarray, labels: list[tuple[int, np.ndarray]]) -> tuple[
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
+_LABELS_AT_LIMITS = np.array(
+    [
+        [60, 0, 100, 100, 0, 4e3, 0],
+        [70, 0, 110, 100, 0, 4e3, 0],
+        [0, 0, 1, 1, 0, 1.0, 0],
+        [-60, -60, -40, -40, 0, 400, 0],
+        [210, 100, 250, 150, 0, 2e3, 0],
+    ]
+)
+_DETECTIONS_AT_LIMITS = np.array(
+    [
+        [65, 0, 105, 100, 0.984375, 0],
+        [50, 0, 90, 100, 0.96875, 0],
+        [0, 0, 0.5000004, 1, 0.953125, 0],
+        [-60, -60, -40, -58, 0.9375, 1],
+        [210, 100, 250, 150, 0.921875, 0],
+    ]
+)
+"""The first detection overlaps two labels equally; the second overlaps the first label alone by more than one half. The
+third overlaps one by more than one half, but not with 1e-6 added to the union, the fourth one of another class by 1/10.
+The fifth is right, and beyond the border.
+"""
+
+
 def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[Sample]:
     """Images of few boxes in quarters of a pixel, at the limits of sizes, visible shares and overlaps.
 
@@ -379,9 +401,10 @@ def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[S
     samples = []
     for number in range(8):
         count = 0 if number in (3, 6) else int(random.integers(2, 8))
-        sizes = random.choice([16.0, 20, 32, 40, 50, 60, 75, 96, 100], (count, 2))
+        sizes = random.choice([16.0, 20, 32, 32, 40, 50, 60, 75, 96, 96, 100], (count, 2))
         sizes[::2, 0] = sizes[::2, 1]
         corners = np.round(random.uniform(-20, 180, (count, 2)) * 4) / 4
+        corners[4:5] = 201, 20
         boxes = np.concatenate([corners, corners + sizes], axis=1)
         boxes[1::3] = boxes[: len(boxes[1::3])] + np.array([2, 0.25, 2, 0.25])
         label, is_ignored = random.integers(0, 2, count), random.random(count) < 0.2
@@ -389,7 +412,7 @@ def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[S
         area = sizes.prod(axis=1) * random.choice([1.0, 0.75], count)
         chosen = random.integers(0, max(count, 1), 4 * count)
         found = boxes[chosen]
-        found[:, 3] -= (found[:, 3] - found[:, 1]) * random.choice([0, 0, 0.25, 0.5, 0.5, 0.9, 1.25], len(found))
+        found[:, 3] -= (found[:, 3] - found[:, 1]) * random.choice([0, 0, 0.25, 0.5, 0.5, 0.9, 0.9, 1.25], len(found))
         is_turned = found[:, 3] < found[:, 1]
         found[is_turned] = found[is_turned][:, [0, 3, 2, 1]]
         found[:, :2] += random.choice([0, 0, 0, 0.25, -3], (len(found), 2))
@@ -400,14 +423,12 @@ def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[S
         )
         scores = random.permutation(len(found)) / 64 + number / 1024
         scores = np.round(scores * 8 + 1) / 16 if has_ties else scores
-        samples.append(
-            {
-                "truth": np.column_stack([boxes, label, area, is_ignored]),
-                "truth_visible": random.choice(
-                    [0.1, 0.2, 0.4, 0.6, 0.65, 1.0, np.nan], count, p=[0.1, 0.1, 0.1, 0.1, 0.1, 0.4, 0.1]
-                ),
-                "file_px": np.array([180, 200]),
-                "detections": np.column_stack([found, scores, np.maximum(classes, 0)]),
-            }
-        )
+        visible = random.choice([0.1, 0.2, 0.4, 0.6, 0.65, 1.0, 1.0, 1.0, np.nan], count)
+        truth = np.column_stack([boxes, label, area, is_ignored])
+        detections = np.column_stack([found, scores, np.maximum(classes, 0)])
+        if number == 0:
+            truth, visible = np.concatenate([truth, _LABELS_AT_LIMITS]), np.concatenate([visible, np.ones(5)])
+            detections = np.concatenate([detections, _DETECTIONS_AT_LIMITS])
+        size = np.array([180, 200])
+        samples.append({"truth": truth, "truth_visible": visible, "file_px": size, "detections": detections})
     return samples
