@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.metrics.base import Metric, State, sorted_rows
+from sightline.metrics.base import Meter, Metric, State
 from tests.metrics.exam import Sample
 
 POINTS = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)
@@ -42,15 +42,13 @@ class Scene(NamedTuple):
     detections: np.ndarray
 
 
-def state_of(metric: Metric, scenes: list[Scene], order: list[int] | None = None) -> State:
-    """The metric's rows of these scenes, one class, in the order of samples whatever order they come in."""
-    state = metric.new_state()
-    for index in range(len(scenes)) if order is None else order:
-        size, labels, found = scenes[index]
+def state_of(metric: Metric, scenes: list[Scene]) -> State:
+    """The metric's rows of these scenes, one class."""
+    meter = Meter(metric)
+    for index, (size, labels, found) in enumerate(scenes):
         area = (labels[:, 2] - labels[:, 0]) * (labels[:, 3] - labels[:, 1])
         truth = np.column_stack([labels[:, :4], np.zeros(len(labels)), area, labels[:, 4]])
-        metric.update(
-            state,
+        meter.update(
             detections=torch.from_numpy(np.column_stack([found, np.zeros(len(found))])),
             detection_offsets=torch.tensor([0, len(found)]),
             truth=torch.from_numpy(truth),
@@ -59,7 +57,7 @@ def state_of(metric: Metric, scenes: list[Scene], order: list[int] | None = None
             file_px=torch.tensor([size]),
             sample_index=torch.tensor([index]),
         )
-    return {name: sorted_rows(rows) for name, rows in state.items()}
+    return meter.state
 
 
 def toy() -> list[Scene]:
@@ -69,26 +67,6 @@ def toy() -> list[Scene]:
     second = [[0, 0, 20, 40, 0, 1]]
     both = (first, found), (second, [[50, 0, 60, 20, 0.95], [0, 0, 20, 38, 0.5]])
     return [Scene((100, 100), np.array(labels, dtype=float), np.array(its, dtype=float)) for labels, its in both]
-
-
-def random_scenes(seed: int) -> list[Scene]:
-    """People in rows, some doubled, ignored regions, boxes beyond the image, equal scores, images without any."""
-    draw = np.random.default_rng(seed)
-    scenes = []
-    for _ in range(int(draw.integers(1, 6))):
-        count = int(draw.integers(0, 14)) if draw.random() > 0.1 else 0
-        height = draw.choice([20.0, 45, 60, 120, 200], count) * draw.uniform(0.9, 1.1, count)
-        left, top = draw.uniform(-20, 230, count), draw.uniform(-20, 160, count)
-        boxes = np.column_stack([left, top, left + 0.4 * height, top + height])
-        boxes[1::3] = boxes[: len(boxes[1::3])] + draw.normal(0, 4, (len(boxes[1::3]), 4))
-        visible = np.where(draw.random(count) < 0.9, draw.random(count), np.nan)
-        labels = np.column_stack([boxes, draw.random(count) < 0.25, visible])
-        near = boxes[draw.integers(0, max(count, 1), int(draw.integers(0, 25)))] if count else np.zeros((0, 4))
-        near = near + draw.normal(0, draw.choice([0.5, 3, 8]), near.shape)
-        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
-        scores = np.round(draw.random(len(near)), int(draw.choice([1, 6])))
-        scenes.append(Scene((180, 240), labels, np.column_stack([near, scores])))
-    return scenes
 
 
 def literal_figures(scenes: list[Scene]) -> dict[str, Any]:
