@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sightline import registry
 from sightline.engine.distributed import World
+from sightline.plugins import load_plugins
 from tests.metrics.cases import CASES
 from tests.metrics.exam import CHECKS, Case, bits, evaluate
 from tests.metrics.run_exam import BATCH_SIZE, evaluated
-from tests.processes import run_ranks
+from tests.processes import ROOT, run_ranks
 
 METRICS = [
     entry
@@ -34,6 +37,15 @@ def test_every_metric_has_a_row() -> None:
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_a_metric(check: Callable[[Case], None], case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_metric_of_a_plugin(check: Callable[[Case], None]) -> None:
+    load_plugins([ROOT / "examples" / "my_plugin.py"])
+    draw = lambda random: [{"probabilities": random.random(4), "label": np.array(1)} for _ in range(7)]  # noqa: E731
+    samples_of = itertools.chain.from_iterable
+    right = lambda batches: [one["probabilities"].argmax() == 1 for one in samples_of(batches)]  # noqa: E731
+    check(Case("top_k", draw, lambda batches: {"top_1_accuracy": float(np.mean(right(batches)))}))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
