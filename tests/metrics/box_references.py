@@ -353,6 +353,7 @@ _LABELS_AT_LIMITS = np.array(
         [0, 0, 1, 1, 0, 1.0, 0],
         [-60, -60, -40, -40, 0, 400, 0],
         [210, 100, 250, 150, 0, 2e3, 0],
+        [150, 5, 190, 75, 0, 2800, 0],
     ]
 )
 _DETECTIONS_AT_LIMITS = np.array(
@@ -362,11 +363,13 @@ _DETECTIONS_AT_LIMITS = np.array(
         [0, 0, 0.5000004, 1, 0.953125, 0],
         [-60, -60, -40, -58, 0.9375, 1],
         [210, 100, 250, 150, 0.921875, 0],
+        [150, 5, 190, 75, 0.90625, 0],
+        [150, 5, 190, 74, 0.890625, 0],
     ]
 )
 """The first detection overlaps two labels equally; the second overlaps the first label alone by more than one half. The
 third overlaps one by more than one half, but not with 1e-6 added to the union, the fourth one of another class by 1/10.
-The fifth is right, and beyond the border.
+The fifth is right, and beyond the border. The last two find one label, which is too high for the set-up `small` of ECP.
 """
 
 
@@ -405,7 +408,7 @@ def draw_images(random: np.random.Generator, *, has_ties: bool = True) -> list[S
         truth = np.column_stack([boxes, label, area, is_ignored])
         detections = np.column_stack([found, scores, np.maximum(classes, 0)])
         if number == 0:
-            truth, visible = np.concatenate([truth, _LABELS_AT_LIMITS]), np.concatenate([visible, np.ones(5)])
+            truth, visible = np.concatenate([truth, _LABELS_AT_LIMITS]), np.concatenate([visible, np.ones(6)])
             detections = np.concatenate([detections, _DETECTIONS_AT_LIMITS])
         size = np.array([180, 200])
         samples.append({"truth": truth, "truth_visible": visible, "file_px": size, "detections": detections})

@@ -453,8 +453,8 @@ CASES = [
         Case(
             "miss_rate",
             draw_images,
-            lambda batches, protocol=protocol: miss_rate_reference(batches, protocol, 5),
-            {**BOX_CLASSES, "protocol": protocol, "most": 5},
+            lambda batches, protocol=protocol: miss_rate_reference(batches, protocol, 8),
+            {**BOX_CLASSES, "protocol": protocol, "most": 8},
             **BOXES,
         )
         for protocol in ("citypersons_script", "ecp")
