@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from unittest import mock
 
 # Before torch is imported, here and in the commands that tests start: two workers whose threads wait for one another on
 # two cores take twice as long. Tests of threads set their number themselves.
@@ -43,6 +45,20 @@ def _deterministic() -> None:
     """Every test starts from the same random state and uses deterministic algorithms."""
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes its call for devices that there are not
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_sync() -> Iterator[None]:
+    """Nobody cuts the power, so tests do not wait for the disk; the processes that they start do."""
+    sync = os.fsync
+
+    def sync_special(descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            sync(descriptor)  # a pipe is refused
+
+    with mock.patch.object(os, "fsync", sync_special):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
