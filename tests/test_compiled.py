@@ -17,6 +17,7 @@ import torch
 
 from sightline import numba_kernels
 from sightline.numba_kernels import can_use_numba, run_parallel
+from tests.cases import run_each
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -37,7 +38,7 @@ def add_rows(first, last, values, total):  # type: ignore[no-untyped-def]
         total[row] = values[row].sum()
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 100])
+@run_each("num_rows", [0, 1, 2, 3, 100])
 def test_every_row_is_done_once(num_rows: int, threads: int) -> None:
     seen = np.zeros(num_rows, dtype=np.int64)
     run_parallel(count_rows, num_rows, seen)
@@ -137,7 +138,7 @@ def test_machine_code_is_kept_where_the_package_is_read_only(tmp_path: Path) -> 
     assert "set NUMBA_CACHE_DIR" in warnings
 
 
-@pytest.mark.parametrize("failing_row", [0, 9])
+@run_each("failing_row", [0, 9])
 def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, threads: int) -> None:
     seen = np.zeros(10, dtype=np.int64)
 

@@ -18,6 +18,7 @@ from sightline.aliases import MODULES as MODULES_BY_OLD_PATH
 from sightline.aliases import NAMES
 from sightline.doctor.suite import all_checks
 from sightline.registry import REGISTRIES
+from tests.cases import run_each
 from tools import structure, walk, words
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
@@ -163,7 +164,7 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
     assert not upward
 
 
-@pytest.mark.parametrize("old", MODULES_BY_OLD_PATH)
+@run_each("old", MODULES_BY_OLD_PATH)
 def test_modules_are_found_by_their_old_paths(old: str) -> None:
     module = importlib.import_module(MODULES_BY_OLD_PATH[old])
     assert importlib.import_module(old) is module
@@ -242,7 +243,7 @@ def test_the_rules_hold_for_the_benchmarks_too() -> None:
     assert max(path.read_text().count("\n") for path in benchmarks) <= MAX_FILE_LINES
 
 
-@pytest.mark.parametrize("kind", COMPONENTS)
+@run_each("kind", COMPONENTS)
 def test_no_component_vanishes(kind: str) -> None:
     """As many as there were when the rooms were rebuilt, or more: a module that nobody imports is silent."""
     assert len(REGISTRIES[kind].names()) >= COMPONENTS[kind]
