@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -18,6 +19,7 @@ import torch
 from sightline import numba_kernels
 from sightline.numba_kernels import can_use_numba, run_parallel
 from tests.cases import run_each
+from tools import compile_kernels
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -136,6 +138,16 @@ def test_machine_code_is_kept_where_the_package_is_read_only(tmp_path: Path) -> 
     num_kept, where, warnings = run(package, home)
     assert (num_kept, where) == (0, "None")
     assert "set NUMBA_CACHE_DIR" in warnings
+
+
+def test_the_list_that_is_compiled_before_the_workers_names_kernels_and_their_types() -> None:
+    pytest.importorskip("numba")
+    for line in Path(__file__).with_name("kernels.txt").read_text().splitlines():
+        name, *words = line.split()
+        module, _, function = name.rpartition(".")
+        kernel = getattr(importlib.import_module(module), function)
+        assert kernel.plain.__code__.co_argcount == len(words), line
+        assert [compile_kernels.format_type(compile_kernels.parse_type(word)) for word in words] == words
 
 
 @run_each("failing_row", [0, 9])
