@@ -40,7 +40,7 @@ def serve(config_path: Path, num_steps: int, overrides: Sequence[str]) -> None:
 
 
 class Run:
-    """A run in so many processes that trains when it is told to."""
+    """A run in so many processes that trains on request."""
 
     def __init__(self, config: Path, *, steps: int, processes: int, threads: int, overrides: Sequence[str]) -> None:
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Writes the tables of docs/reference.md that follow from the code anew: .venv/bin/python docs/tables.py"""
+"""Writes the tables of docs/reference that follow from the code anew: .venv/bin/python docs/tables.py"""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sightline.registry import REGISTRIES
 from sightline.schema import describe_type
 from sightline.types import ComponentConfig
 
-REFERENCE = Path(__file__).with_name("reference.md")
+REFERENCE = Path(__file__).with_name("reference")
 
 MEANING = {
     "name": "names the run's folder; left out, it is the config's file name",
     "data": "the data set",
     "model": "the model",
     "losses": "their sum, each times its `weight` (a key of every block here, default 1), is minimised; a weight may "
-    "move, see [train.md](train.md#weights-of-losses)",
+    "move, see [training](../run/train.md#weights-of-losses)",
     "metrics": "what evaluation measures",
-    "optimizer": "the optimiser; also `groups`, `decay`, `frozen` and `layer_decay`, see [train.md](train.md)",
+    "optimizer": "the optimiser; also `groups`, `decay`, `frozen` and `layer_decay`, see [training](../run/train.md)",
     "seed": "of every random draw",
     "task": "what is predicted from the model's outputs",
     "schedule": "the factor of the learning rate at each step",
@@ -40,9 +40,9 @@ MEANING = {
     "train.tail": "train on an epoch's shorter last batch, or drop it",
     "train.clip_norm": "largest norm of the whole gradient",
     "train.ema_decay": "keep an average of the weights, which is then what is evaluated",
-    "train.precision": "number format, see [train.md](train.md)",
-    "train.determinism": "see [train.md](train.md)",
-    "train.cudnn": "which layers may use cuDNN on a GPU, see [train.md](train.md#kernels-of-a-gpu)",
+    "train.precision": "number format, see [training](../run/train.md)",
+    "train.determinism": "see [training](../run/train.md)",
+    "train.cudnn": "which layers may use cuDNN on a GPU, see [training](../run/train.md#kernels-of-a-gpu)",
     "train.compile": "run the model through `torch.compile`",
     "evaluate.metric": "what chooses the best checkpoint; any number that a metric of the run computes",
     "evaluate.every": "epochs between evaluations; the last step is always evaluated",
@@ -55,10 +55,10 @@ MEANING = {
     "init.modules": "take this sub-module of the source alone",
     "init.into": "fill this sub-module alone; null is that of `modules` if the model has it, else the whole model",
     "init.may_be_missing": "patterns of names that need not match, such as `head.*`",
-    "compress": "weights that are quantised after `init`, see [compress.md](compress.md)",
+    "compress": "weights that are quantised after `init`, see [compression](../run/compress.md)",
     "compress.policy": "what each named weight is stored as, or the path of a file of it, whose content the run keeps",
     "compress.gradient": "at a codebook's number, the mean or the sum over its weights",
-    "teacher": "a trained run that losses compare with, see [compress.md](compress.md#distil)",
+    "teacher": "a trained run that losses compare with, see [compression](../run/compress.md#distil)",
     "teacher.from": "a run directory or a checkpoint",
     "teacher.features": "modules of both networks whose outputs the loss `feature_distillation` compares",
     "teacher.sha256": "of its weights; others are refused. A run notes it, leave it out",
@@ -72,7 +72,7 @@ MEANING = {
     "log.wandb": "write to Weights & Biases",
     "log.gradients": "also write and draw the norm of each layer's gradient",
     "checks.skip": "codes of checks, or guards, that this run declares it does not want",
-    "expect": "what must hold in `fit-one` and in training, see [fit_one.md](fit_one.md#expectations)",
+    "expect": "what must hold in `fit-one` and in training, see [fit-one](../prove/fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",
     "distributed.timeout_s": "seconds after which a collective that other processes do not join ends the run",
 }
@@ -108,18 +108,16 @@ def member_table() -> str:
     return "\n".join(["| component | member | meaning |", "|---|---|---|", *lines])
 
 
-TABLES = {"config": config_table, "checks": check_table, "members": member_table}
+TABLES = {"config": config_table, "checks": check_table, "members": member_table}  # each on the page of its name
 
 
-def with_tables(text: str) -> str:
-    """The text of the reference with every marked table as it should be."""
-    for name, table in TABLES.items():
-        start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"\n<!-- end of {name} -->"
-        before, _, rest = text.partition(start)
-        _, _, after = rest.partition(end)
-        assert rest, f"{REFERENCE.name} lost the mark of the table '{name}'"
-        text = before + start + table() + end + after
-    return text
+def with_table(name: str, text: str) -> str:
+    """The text of a page of the reference with its marked table as it should be."""
+    start, end = f"<!-- {name}: written by docs/tables.py -->\n", f"\n<!-- end of {name} -->"
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    assert rest, f"reference/{name}.md lost the mark of its table"
+    return before + start + TABLES[name]() + end + after
 
 
 def _rows(section: type, path: str) -> Iterator[tuple[str, str, str]]:
@@ -171,4 +169,6 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 if __name__ == "__main__":
-    REFERENCE.write_text(with_tables(REFERENCE.read_text()))
+    for name in TABLES:
+        page = REFERENCE / f"{name}.md"
+        page.write_text(with_table(name, page.read_text()))

@@ -1,4 +1,4 @@
-"""A PointNet of another make: convolutions over (B, C, N), other names, one epsilon that differs (docs/compare.md)."""
+"""A PointNet by others: convolutions over (B, C, N), other names, one epsilon that differs (docs/prove/compare.md)."""
 
 from itertools import pairwise
 

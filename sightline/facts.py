@@ -37,7 +37,7 @@ DATA_FACTS = frozenset(
         "up_axis",
     }
 )
-"""Arguments that a data set gives to whatever names them."""
+"""Arguments that a data set gives to every component that names them."""
 RUN_FACTS = frozenset(
     {
         "batch_keys",
@@ -60,8 +60,8 @@ FACTS = DATA_FACTS | RUN_FACTS
 """Arguments that no config may give: one given by hand as well would have two sources."""
 
 REMEDIES: Mapping[str, str] = {
-    "centre_joint": "data.joints must have the joint in the middle (docs/pose_data.md)",
-    "pck_joints": "data.joints must have both joints whose distance is the unit of PCK (docs/pose_data.md)",
+    "centre_joint": "data.joints must have the joint in the middle (docs/reference/data_depth.md)",
+    "pck_joints": "data.joints must have both joints whose distance is the unit of PCK (docs/reference/data_depth.md)",
 }
 """Remedies for facts that a data set states only with certain settings."""
 

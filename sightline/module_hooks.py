@@ -18,7 +18,7 @@ def module_hooks(
 ) -> Iterator[None]:
     """Context in which every call of these modules begins with `enter(module, args, kwargs)` and ends with `leave`.
 
-    `leave` gets the result as well. Whatever either returns but None replaces the arguments, or the result.
+    `leave` gets the result as well. A value other than None that either returns replaces the arguments, or the result.
     """
     handles = []
     for module in modules:

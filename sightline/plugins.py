@@ -50,7 +50,7 @@ class Plugin:
 def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     """Run plugin files, each once, so that they register their components.
 
-    Raises PluginError with the file's own line for whatever fails.
+    Raises PluginError with the file's own line for any failure.
     """
     plugins = list({plugin.path.resolve(): plugin for plugin in map(Plugin, paths)}.values())
     by_name: dict[str, Plugin] = {}
@@ -90,7 +90,7 @@ def loaded_plugins() -> list[Plugin]:
 def run_file(plugin: Plugin) -> ModuleType:
     """Run the text that was hashed, even if the file has changed since; return its module.
 
-    Raises PluginError with the file's own line for whatever fails.
+    Raises PluginError with the file's own line for any failure.
     """
     module = ModuleType(plugin.module_name)
     module.__file__ = str(plugin.path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.doc_blocks import OTHER_PAGES, README, ROOT, Block, blocks_of, lay_out, run_block
+from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
 
 NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE")
 PAGES = [README, *OTHER_PAGES]
@@ -28,7 +28,7 @@ def test_a_block_that_cannot_be_run_is_marked(page: Path) -> None:
 
 
 def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
-    page = ROOT / "docs" / "train.md"
+    page = ROOT / "docs" / "run" / "train.md"
     whole = [
         Block(page, 1, "sh", text, ()) for text in ("sightline train CONFIG\n", "torchrun x\n", "sightline list\n")
     ]
@@ -36,12 +36,15 @@ def test_a_block_without_its_mark_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_the_readme_runs_in_the_order_of_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "num_blocks", "run"), [(README, 3, "tour"), (TOUR, 7, "tour-again")])
+def test_the_first_pages_run_in_the_order_of_their_blocks(
+    page: Path, num_blocks: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lay_out(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
-    blocks = [block for block in blocks_of(README) if block.needs is None]
-    assert len(blocks) >= 7
+    blocks = [block for block in blocks_of(page) if block.needs is None]
+    assert len(blocks) >= num_blocks
     for block in blocks:
         run_block(block)
-    assert (tmp_path / "runs" / "tour-again" / "final.json").exists()
+    assert (tmp_path / "runs" / run / "final.json").exists()

@@ -133,7 +133,7 @@ def _with_every_box(matched: Tensor, priors: Priors, boxes: Tensor) -> Tensor:
     if still_unmatched:
         areas = box_areas(priors.coordinates)
         level_areas = [areas[rows].log().mean() for rows in priors.level_slices]
-        for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # whatever order the boxes come in
+        for box in sorted(still_unmatched, key=lambda box: boxes[box].tolist()):  # the same for any order of the boxes
             _assign_nearest(matched, is_free, box, priors, boxes[box], level_areas)
     return matched
 

@@ -210,7 +210,7 @@ class OptimizerSpec:
         return optimizer
 
     def _fused_option(self, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """Request torch's fused step on the CPU, the fastest (docs/decisions.md); on a GPU torch chooses."""
+        """Request torch's fused step on the CPU (docs/inside/decisions/fused_optimiser.md); on a GPU torch chooses."""
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         return {"fused": True} if devices == {"cpu"} and "fused" in signature(self.optimizer).parameters else {}
 

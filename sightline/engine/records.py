@@ -117,7 +117,7 @@ class Observers:
         for observer in tuple(self._active):
             try:
                 call(observer)
-            except Exception as error:  # noqa: BLE001  whatever a logger dies of, it must not take the run with it
+            except Exception as error:  # noqa: BLE001 - a logger's error must not end the run
                 may_stop = isinstance(error, StopRun) and getattr(observer, "may_stop", False)
                 is_lost = isinstance(error, LostFolderError)
                 if may_stop or is_lost or getattr(observer, "is_required", False):

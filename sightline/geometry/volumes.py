@@ -14,7 +14,7 @@ Voxel rounding of the authors' published files: V2V-PoseNet_RELEASE, the Torch7 
 
 A coordinate becomes a whole voxel before the grid is scaled, turned and shifted; the scaled grid has a whole number of
 voxels and begins at one; the turn is about the middle of the first and last index, with y upwards. Read back, a voxel's
-number means its middle, but a heat map's centre lies at half of a whole number: on average half a voxel is lost.
+number means its middle, but a heat map's centre is at half of a whole number: on average half a voxel is lost.
 Source: Moon et al. 2018; the rules as `golden/pose` among the shared samples records them.
 
 CPU kernel of voxel occupancy from depth frames, with the operations and order of the reference.

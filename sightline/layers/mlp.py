@@ -86,7 +86,7 @@ def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int
     """Concatenate coordinates and further channels: (B, N, 3) and (B, N, in_channels - 3) -> (B, N, in_channels).
 
     Raises ValueError, naming the found and the expected shape, for any other layout or width, and for clouds of three
-    points, whose layout cannot be told.
+    points, whose layout is unknown.
     """
     if points.ndim != 3 or points.shape[-1] != 3 or points.shape[1] == 0:
         hint = "; the channels come last here: transpose it" if points.ndim == 3 and points.shape[1] == 3 else ""

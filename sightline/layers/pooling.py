@@ -71,7 +71,7 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
     """
     values = values.to(weight.dtype)
     to_values = torch.zeros_like(values)
-    # One part of the weight's gradient per few samples, whatever the threads: the same order of adding.
+    # One part of the weight's gradient per few samples for any number of threads: the same order of adding.
     num_parts = -(-len(values) // _CHUNK_SIZE)
     parts = values.new_zeros((num_parts, *weight.shape))
     arrays = [tensor.contiguous().numpy() for tensor in (values, weight, place, chosen)]

@@ -443,7 +443,7 @@ class PlainVectorAttention(nn.Module):
         """Map features (P, C) -> (P, C) over the edges (P, K)."""
         query, key, value = self.query(features), self.key(features), self.value(features)
         is_valid = None if edges.is_whole else edges.is_valid
-        neighbour, query_index, relative = _list_edges(edges, is_valid)  # E edges, whatever cloud they are of
+        neighbour, query_index, relative = _list_edges(edges, is_valid)  # E edges of all clouds
         code_EC = self.code(self.position(relative))
         relation_EC = key[neighbour] - query[query_index] + code_EC
         score_EG = self.score(self.reduce(self.norm(relation_EC).relu()))

@@ -79,7 +79,7 @@ def find_state_fault(metric: Metric) -> str | None:
     try:
         state = make_state(metric, num_samples=_NUM_TRIED)
         metric.compute(make_state(metric))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the metric's, and would end the run without a word
+    except Exception as error:  # noqa: BLE001 - an error of the metric would end the run without a word
         reason = summarise_error(error)
         return f"an empty state cannot be made or computed ({reason}); compute gives NaN where nothing was counted"
     for kind, names in (("slots", slots), ("rows", ragged)):

@@ -74,7 +74,7 @@ class DGCNNEncoder(nn.Module):
             self.num_neighbours, reference_num_points=self.neighbours_at, num_points=points.shape[1]
         )
         graph_space = (
-            points  # where the next graph is sought: coordinates alone at first, whatever else a point carries
+            points  # where the next graph is sought: coordinates alone at first, without a point's other channels
         )
         levels = []
         for edge_conv in self.edges:

@@ -81,7 +81,7 @@ def draw_pose(
     canvas = Image.fromarray(shaded).resize((width * _FINER, height * _FINER), Image.Resampling.NEAREST)
     pen, step = ImageDraw.Draw(canvas), factor * _FINER
     corners = [reference_mm + np.array([x, y, 0]) * cube_mm / 2 for x in (-1, 1) for y in (-1, 1)]
-    frame = (project_points(np.stack(corners), camera)[:, :2] + 0.5) * step  # pixel centres lie at integers
+    frame = (project_points(np.stack(corners), camera)[:, :2] + 0.5) * step  # pixel centres are at integers
     pen.rectangle([*frame.min(axis=0), *frame.max(axis=0)], outline=_CUBE, width=_FINER)
     positions = (np.clip(joints_px, -1e4, 1e4) + 0.5) * step
     colors = _branch_colors(len(joints_px), bones)

@@ -131,7 +131,7 @@ def column_windows(points: Tensor, *, size_m: float, stride_m: float) -> Iterato
             corner = low + points.new_tensor([row, column]) * stride_m
             is_last = torch.tensor([row == counts[0] - 1, column == counts[1] - 1], device=points.device)
             across = points[:, :2] - corner
-            is_inside = (across >= 0) & ((across <= size_m) | is_last)  # the last ones whatever a sum was rounded to
+            is_inside = (across >= 0) & ((across <= size_m) | is_last)  # the last include rounded sums
             index = is_inside.all(dim=1).nonzero().flatten()
             if len(index):
                 yield torch.cat([corner + size_m / 2, corner.new_zeros(1)]), index

@@ -53,7 +53,7 @@ def check(options: CheckOptions) -> int:
         if (table := finding.evidence.get("table")) is not None:
             show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=options.verbose)
-    print_note(f"{config.name}: {errors} errors, {warnings} warnings")
+    print_note(f"{config.name}: {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     write_document(
         options.json, {"findings": [finding.to_dict() for finding in findings], "errors": errors, "warnings": warnings}
     )

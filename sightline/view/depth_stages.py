@@ -143,7 +143,7 @@ def describe_round_trip(figures: Mapping[str, Any]) -> str:
 def describe_target(figures: Mapping[str, Any]) -> str:
     """Describe the errors of the joints decoded from the target."""
     if figures["is_sound"] is None:
-        return "no labelled joint lies in the cube"
+        return "no labelled joint is in the cube"
     num_outside = figures["num_joints"] - figures["num_joints_inside"]
     text = (
         f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "

@@ -145,7 +145,7 @@ def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
 
 # --- a sensor of one's own --------------------------------------------------------------------------------------------
 
-PAGE = (ROOT / "docs" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
+PAGE = (ROOT / "docs" / "tasks" / "lidar.md").read_text().split("## Your own sensor")[1].split("\n## ")[0]
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[0].splitlines()]
 TINY = {
     "train": ("train.epochs=1", "model.width=2", "log.tensorboard=false", "--device", "cpu"),

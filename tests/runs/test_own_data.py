@@ -19,7 +19,7 @@ from tests.command import Outcome, run_here
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
-PAGE = ROOT / "docs" / "own_data.md"
+PAGE = ROOT / "docs" / "start" / "own_data.md"
 TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100")
 """The recipe is run whole by hand (the page says how long it takes); here it is enough that it runs."""
 

@@ -34,7 +34,7 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
 
     looked = run_here("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
     assert looked.code == 0, looked.err
-    assert "pairs: 0 errors, 1 warnings" in looked.err
+    assert "pairs: 0 errors, 1 warning" in looked.err
     before = run_here("check", config, "--device", "cpu")
     assert "pairs: 0 errors, 0 warnings" in before.err
 

@@ -106,7 +106,7 @@ def test_a_digest_is_of_names_types_shapes_and_bytes() -> None:
     assert item_digest({"a": value, "b": value}) == item_digest({"b": value.clone(), "a": value.numpy().copy()})
 
 
-# --- the table of docs/view.md ---------------------------------------------------------------------------------------
+# --- the table of docs/run/view.md -----------------------------------------------------------------------------------
 
 
 class _OfTorch(Dataset[float]):

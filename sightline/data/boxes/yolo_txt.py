@@ -323,6 +323,6 @@ class YoloTxt(LabelledImages):
                 "train, val and test or not; a row is class, centre x, centre y, width, height, in shares of the image",
             },
             "classes": "names in a YAML file, classes.txt, obj.names or names.txt, or stated: 'names=[person, rider]'",
-            "obtain": "your own files; docs/data.md says how",
+            "obtain": "your own files; docs/reference/data_boxes.md says how",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR",
         }

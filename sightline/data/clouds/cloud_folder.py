@@ -40,7 +40,7 @@ _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 
 @registry.data.add("cloud_folder")
 class CloudFolder(LabelledClouds):
-    """Labelled point clouds of the user, prepared by `sightline data prepare cloud_folder` (docs/own_data.md).
+    """Labelled point clouds of the user, prepared by `sightline data prepare cloud_folder` (docs/start/own_data.md).
 
     `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones,
     `channels` stored values by name, such as intensity. `fraction` trains on that share of every class, seeded by
@@ -204,7 +204,7 @@ class CloudFolder(LabelledClouds):
                 "csv": "a CSV file with the columns path,label or path,label,split; paths relative to its folder",
             },
             "files": ", ".join(CLOUD_SUFFIXES),
-            "obtain": "your own files; docs/own_data.md leads through it",
+            "obtain": "your own files; docs/start/own_data.md leads through it",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z",
         }
 

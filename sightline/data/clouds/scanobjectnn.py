@@ -214,7 +214,7 @@ class ScanObjectNN(LabelledClouds):
 
     `variant` is what the folder must have been prepared as. `background` keeps the points of the background, drops them
     (the object's points then come again from the first one until there are `num_points`, about their own mean), or
-    tells of them by a field `part`: 1 for the object, 0 for the background. `num_points` takes the first stored points,
+    marks them in a field `part`: 1 for the object, 0 for the background. `num_points` takes the first stored points,
     `normals` adds `estimated` ones, `fraction` trains on that share of every class, seeded by `fraction_seed`.
     Source: Uy et al. 2019, "Revisiting Point Cloud Classification".
     """

@@ -497,6 +497,6 @@ def _check_before_camera(joints: np.ndarray, frames: FrameList, first: int) -> N
     if len(behind):
         row = int(behind[0])
         raise DataError(
-            f"{frames.labels[0]}: frame {first + row} ({frames.names[first + row]}): a joint lies at z = "
+            f"{frames.labels[0]}: frame {first + row} ({frames.names[first + row]}): a joint is at z = "
             f"{joints[row, :, 2].min():g} mm, behind the camera; get the labels again"
         )

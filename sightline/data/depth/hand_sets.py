@@ -10,7 +10,7 @@ NYU hands: 72,757 depth images of one subject to train, 8,252 of two to test; vi
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -46,19 +46,10 @@ _TEST_LABELS = ("frame/test_annotation_frame.txt", "test_annotation_frame.txt")
 _HANDS2017_WHAT = "HANDS 2017 (training/Training_Annotation.txt, training/images, frame/BoundingBox.txt, frame/images)"
 
 
-@registry.data.add("hands2017")
-class Hands2017(PreparedFrames):
-    """Hands of five subjects train; of ten test, for which labels came later. 21 joints, mm, y down, z forward.
+class _OfficialSplits(PreparedFrames):
+    """Base of sets with their own train and test split; a share of the training groups becomes the validation split."""
 
-    A test split without labels can be read, and is not scored. Its bounding boxes limit the search for the centre of
-    mass. `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
-    Source: Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation.
-    """
-
-    set_name = "hands2017"
-    readable_sets = ("hands2017",)
-    camera = _HANDS2017_CAMERA
-    skeleton = HAND_21_BY_LEVEL
+    set_name: ClassVar[str]
 
     def __init__(
         self,
@@ -73,6 +64,21 @@ class Hands2017(PreparedFrames):
         prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
         frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
+
+
+@registry.data.add("hands2017")
+class Hands2017(_OfficialSplits):
+    """Hands of five subjects train; of ten test, for which labels came later. 21 joints, mm, y down, z forward.
+
+    A test split without labels can be read, and is not scored. Its bounding boxes limit the search for the centre of
+    mass. `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
+    Source: Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation.
+    """
+
+    set_name = "hands2017"
+    readable_sets = ("hands2017",)
+    camera = _HANDS2017_CAMERA
+    skeleton = HAND_21_BY_LEVEL
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -203,7 +209,7 @@ _WHAT = "ICVL (Training/labels.txt, Training/Depth, Testing/test_seq_1.txt, Test
 
 
 @registry.data.add("icvl_hands")
-class IcvlHands(PreparedFrames):
+class IcvlHands(_OfficialSplits):
     """Hands of ten subjects with rotated copies; two sequences of others test. 16 joints, mm, y down, z forward.
 
     `validation_share` of the recordings, by `split_seed`, choose the checkpoint: a recording stays together with its
@@ -215,20 +221,6 @@ class IcvlHands(PreparedFrames):
     readable_sets = ("icvl_hands",)
     camera = _CAMERA
     skeleton = HAND_16
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
-        validation_share: FractionBelowOne = 0.1,
-        split_seed: Seed = 0,
-    ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
@@ -321,7 +313,7 @@ _MAX_OFFSET_PX = 10.0
 
 
 @registry.data.add("nyu_hands")
-class NyuHands(PreparedFrames):
+class NyuHands(_OfficialSplits):
     """Hands before the first of three cameras: 72,757 frames of one subject train. 14 joints, mm, y up, z forward.
 
     `validation_share` of the blocks of a thousand frames, by `split_seed`, choose the checkpoint.
@@ -332,20 +324,6 @@ class NyuHands(PreparedFrames):
     readable_sets = ("nyu_hands",)
     camera = _NYU_CAMERA
     skeleton = HAND_14
-
-    def __init__(
-        self,
-        *,
-        split: str,
-        root: str | None = None,
-        reference: ReferencePoint | None = None,
-        joints: tuple[str, ...] = (),
-        validation_share: FractionBelowOne = 0.1,
-        split_seed: Seed = 0,
-    ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
-        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
     def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:

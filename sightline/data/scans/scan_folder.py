@@ -171,7 +171,7 @@ class ScanFolder(LabelledScans):
             },
             "files": ", ".join(SCAN_SUFFIXES),
             "labels": "a column 'label', or FILE.label beside FILE.bin (uint32, the id in the lower half)",
-            "obtain": "your own files; docs/data.md says how",
+            "obtain": "your own files; docs/reference/data_lidar.md says how",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
         }
 

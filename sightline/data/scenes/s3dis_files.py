@@ -114,7 +114,9 @@ def read_room(room: Room) -> RoomPoints:
         for table, table_repairs in _read_tables(path):
             rows = slice(stop, stop + len(table))
             if rows.stop > max_points:
-                raise DataError(f"{path}: grew while it was read; let whatever writes it finish, then read it again")
+                raise DataError(
+                    f"{path}: grew while it was read; let the program that writes it finish, then read it again"
+                )
             _split(table, points[rows], colours[rows], path=path, num_before=stop - first)
             stop = rows.stop
             repairs += table_repairs

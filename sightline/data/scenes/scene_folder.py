@@ -245,7 +245,7 @@ class SceneFolder(LabelledScenes):
             },
             "files": ", ".join(CLOUD_SUFFIXES),
             "labels": "a column 'label' of whole numbers from 0; names, one a line, in classes.txt",
-            "obtain": "your own files; see docs/data.md",
+            "obtain": "your own files; see docs/reference/data_scenes.md",
             "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
         }
 

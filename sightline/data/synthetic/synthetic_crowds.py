@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from sightline.arguments import Count, Seed
 from sightline.data.boxes.detections import ImageRef, SetIndex
 from sightline.data.boxes.image_listing import CategoryIds
 from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
-from sightline.data.synthetic.synthetic_shapes import Many
+from sightline.data.synthetic.computed_samples import ComputedSet, Many, SampleCache
 from sightline.errors import ConfigError
 from sightline.types import DataInfo, Sample, SampleKey
 
@@ -281,7 +281,7 @@ _MAX_CACHE_BYTES = 2**29
 
 @registry.data.add("synthetic_crowds")
 @keep_old_members(name_of="sample_name")
-class SyntheticCrowds:
+class SyntheticCrowds(ComputedSet):
     """Images of 1 to 40 people with their full, visible and head boxes, a pure function of (data_seed, split, index).
 
     `box` are the boxes that are trained on, `scored_box` those that are scored. People with less than 5 % visible,
@@ -290,6 +290,7 @@ class SyntheticCrowds:
     Source: made here; sightline/data/synthetic/synthetic_crowds.py.
     """
 
+    computed = "image is drawn"
     classes = CategoryIds(("person",), (1,))
 
     def __init__(
@@ -314,18 +315,8 @@ class SyntheticCrowds:
         self._boxes: tuple[BoxType, BoxType] = (box, scored_box)
         self._clip = clip
         self._data_seed = data_seed
-        self._cache: dict[int, tuple[np.ndarray, BoxRecord]] = {}
-        self._cache_bytes = 0
+        self._cache = SampleCache[tuple[np.ndarray, BoxRecord]](_MAX_CACHE_BYTES, _image_bytes)
         self.info = DataInfo(facts=box_facts(("person",), scored_box), fields=BOX_FIELDS, split_sizes=self._sizes)
-
-    @classmethod
-    def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "layout": "no files: every image is drawn from data_seed, the split and its index",
-            "obtain": "nothing to obtain; it is part of sightline",
-            "terms": "free to use in any way, under the licence of sightline",
-        }
 
     @property
     def fingerprint(self) -> str:
@@ -337,10 +328,6 @@ class SyntheticCrowds:
 
     def __getitem__(self, key: SampleKey) -> Sample:
         return make_sample(*self._draw_cached(key.index))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without cached images: a worker process draws its own, with the same bits."""
-        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     def sample_name(self, index: int) -> str:
         """Name of a sample in reports."""
@@ -366,14 +353,15 @@ class SyntheticCrowds:
         return draw_scene(generator, height=self._size[0], width=self._size[1])
 
     def _draw_cached(self, index: int) -> tuple[np.ndarray, BoxRecord]:
-        if index in self._cache:
-            return self._cache[index]
+        cached = self._cache.get(index)
+        if cached is not None:
+            return cached
         scene = self.scene(index)
-        item = scene.image, make_record(scene, *self._boxes, clip=self._clip)
-        if self._cache_bytes + scene.image.nbytes <= _MAX_CACHE_BYTES:
-            self._cache[index] = item
-            self._cache_bytes += scene.image.nbytes
-        return item
+        return self._cache.put(index, (scene.image, make_record(scene, *self._boxes, clip=self._clip)))
+
+
+def _image_bytes(item: tuple[np.ndarray, BoxRecord]) -> int:
+    return item[0].nbytes
 
 
 def make_record(scene: Scene, box: BoxType, scored_box: BoxType, *, clip: bool) -> BoxRecord:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from operator import attrgetter
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from sightline.arguments import NonNegativeFloat, Probability, ReferencePoint
 from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit
 from sightline.data.depth.references import CentreOfMass, DepthFrame
 from sightline.data.depth.skeletons import Skeleton
+from sightline.data.synthetic.computed_samples import ComputedSet, SampleCache
 from sightline.draws import Draws
 from sightline.errors import ConfigError
 from sightline.geometry.capsules import CapsuleDepth, render_capsules
@@ -101,8 +103,6 @@ def _compute_cos_sin(angles_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cosine, sine
 
 
-Many = Annotated[int, Ge(1), Le(1_000_000)]
-"""Number of samples; larger numbers are refused as a mistake, before they fill the memory."""
 _SPLITS = ("train", "test")
 _CHUNK = 16  # frames made together
 _MAX_CACHE_BYTES = 2**28
@@ -118,13 +118,14 @@ class SensorNoise(NamedTuple):
     missing: ShareRange
 
 
-class SyntheticFigures(DepthFrames):
+class SyntheticFigures(ComputedSet, DepthFrames):
     """Base of sets of synthetic depth images; samples are a pure function of (data_seed, split, index).
 
     A subclass defines `_draw`. A pose is drawn again if a joint is outside the image, the cube about the central joint,
     or the cube about the centre of mass. Epoch and seed of a key change nothing.
     """
 
+    computed = "frame is computed"
     version: ClassVar[int] = 1
 
     def __init__(
@@ -147,29 +148,15 @@ class SyntheticFigures(DepthFrames):
         self.farthest_mm = farthest_mm
         self._noise = noise
         self._data_seed = data_seed
-        self._cache: dict[int, _SparseFrame] = {}
-        self._cache_bytes = 0
+        self._cache = SampleCache[_SparseFrame](_MAX_CACHE_BYTES, attrgetter("num_bytes"))
         indices = np.arange(sizes[split])
         part = FrameSplit(split, split, indices, num_ordered=len(indices), sizes=sizes)
         super().__init__(part=part, camera=camera, skeleton=skeleton, reference=reference, joints=joints)
-
-    @classmethod
-    def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "layout": "no files: every frame is computed from data_seed, the split and its index",
-            "obtain": "nothing to obtain; it is part of sightline",
-            "terms": "free to use in any way, under the licence of sightline",
-        }
 
     @property
     def fingerprint(self) -> str:
         """Version of the generator: it changes when the same arguments give other samples."""
         return f"{self.set_name} {self.version}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without cached frames: a worker process renders its own, with the same bits."""
-        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     def figures(self, frame_indices: Sequence[int]) -> Figures:
         """Return the final figures of these frames: joints (B, J, 3) and capsules (B, N, 7).
@@ -230,20 +217,15 @@ class SyntheticFigures(DepthFrames):
         return self._skeleton.cube_mm / 2 * _MAX_REACH
 
     def _frames(self, frame_indices: Sequence[int]) -> list[DepthFrame]:
-        frames = {index: self._cache[index] for index in frame_indices if index in self._cache}
+        cached = ((index, self._cache.get(index)) for index in frame_indices)
+        frames = {index: frame for index, frame in cached if frame is not None}
         missing = sorted(set(frame_indices) - frames.keys())
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
             for index, frame in zip(chunk, self._make(chunk), strict=True):
-                frames[index] = frame
-                self._remember(index, frame)
+                frames[index] = self._cache.put(index, frame)
         shape = (self._camera.height_px, self._camera.width_px)
         return [frames[index].to_depth_frame(shape) for index in frame_indices]
-
-    def _remember(self, frame_index: int, frame: _SparseFrame) -> None:
-        if self._cache_bytes + frame.num_bytes <= _MAX_CACHE_BYTES:
-            self._cache[frame_index] = frame
-            self._cache_bytes += frame.num_bytes
 
     def _make(self, frame_indices: Sequence[int]) -> list[_SparseFrame]:
         figures, depth = self._draw_fitting(frame_indices)

@@ -17,10 +17,10 @@ from sightline import registry
 from sightline.arguments import NonNegativeFloat, Probability, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.skeletons import BODY_15, HAND_21
+from sightline.data.synthetic.computed_samples import Many
 from sightline.data.synthetic.synthetic_figures import (
     Angle,
     Figures,
-    Many,
     NoiseRange,
     ScaleRange,
     SensorNoise,

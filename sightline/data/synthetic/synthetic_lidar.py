@@ -22,7 +22,7 @@ from sightline.data.scans.scan_samples import (
     mean_and_std,
     scan_fields,
 )
-from sightline.data.synthetic.synthetic_shapes import Many
+from sightline.data.synthetic.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 from sightline.errors import ConfigError
 from sightline.geometry.capsules import GROUND, NOTHING, Obstacles, cast_beams
 from sightline.types import DataInfo, Sample, SampleKey, ScanInputSpec
@@ -172,7 +172,7 @@ _NUM_MEASURED = 4
 
 
 @registry.data.add("synthetic_lidar")
-class SyntheticLidar:
+class SyntheticLidar(ComputedSet):
     """Scans of streets with the class of every point, a pure function of (data_seed, split, index).
 
     The sensor, an HDL-64E unless `sensor` describes another, is 1.73 m above a road with cars, persons, houses, trunks
@@ -181,6 +181,8 @@ class SyntheticLidar:
     frequencies. Epoch and seed of a key change nothing.
     Source: made here; sightline/data/synthetic/synthetic_lidar.py.
     """
+
+    computed = "scan is computed"
 
     def __init__(
         self,
@@ -203,19 +205,9 @@ class SyntheticLidar:
         self._num_columns = num_columns
         self._disturbance = LidarNoise(range_m=range_noise_m, lost_share=lost_share)
         self._data_seed = data_seed
-        self._cache: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        self._cache_bytes = 0
+        self._cache = SampleCache[dict[str, np.ndarray]](_MAX_CACHE_BYTES, array_bytes)
         has_input_mean = "input_mean" in (sensor or {})
         self.info = self._describe(count_classes=count_classes, measures_input=not has_input_mean)
-
-    @classmethod
-    def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "layout": "no files: every scan is computed from data_seed, the split and its index",
-            "obtain": "nothing to obtain; it is part of sightline",
-            "terms": "free to use in any way, under the licence of sightline",
-        }
 
     def __len__(self) -> int:
         return self._sizes[self._split]
@@ -230,10 +222,6 @@ class SyntheticLidar:
             "label": torch.from_numpy(scan["label"].astype(np.int64)),
             "ring": torch.from_numpy(scan["ring"].astype(np.int64)),
         }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without cached scans: a worker process casts its own, with the same bits."""
-        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     @property
     def label_map(self) -> LabelMap:
@@ -263,11 +251,7 @@ class SyntheticLidar:
             "label": _LABEL_BY_ID[scan.ids],
             "ring": scan.ring.astype(np.uint16),
         }
-        num_bytes = sum(values.nbytes for values in arrays.values())
-        if self._cache_bytes + num_bytes <= _MAX_CACHE_BYTES:
-            self._cache[split, index] = arrays
-            self._cache_bytes += num_bytes
-        return arrays
+        return self._cache.put((split, index), arrays)
 
     def _describe(self, *, count_classes: bool, measures_input: bool) -> DataInfo:
         facts: dict[str, Any] = {

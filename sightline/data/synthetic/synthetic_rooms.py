@@ -6,7 +6,7 @@ Furnishing of `synthetic_rooms`: positions along walls and on the floor without 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ import torch
 from sightline import registry
 from sightline.arguments import NonNegativeFloat, PositiveFloat, Seed
 from sightline.data.scenes.s3dis_files import CLASS_NAMES
-from sightline.data.synthetic.synthetic_shapes import Many
+from sightline.data.synthetic.computed_samples import ComputedSet, Many, SampleCache, array_bytes
 from sightline.data.synthetic.synthetic_solids import (
     NUM_MEASURES,
     Body,
@@ -229,7 +229,7 @@ _MEAN_COLOURS = np.array(
 
 
 @registry.data.add("synthetic_rooms")
-class SyntheticRooms:
+class SyntheticRooms(ComputedSet):
     """Furnished rooms with the thirteen classes of S3DIS at every point, a pure function of (data_seed, split, index).
 
     Surfaces are sampled with `points_per_m2`, in random order; points covered by another thing are left out, so rooms
@@ -237,6 +237,8 @@ class SyntheticRooms:
     of the coordinates. `colours` adds red, green and blue, 0 to 1, to the model's input. Epoch and
     seed of a key change nothing. Source: made here; sightline/data/synthetic/synthetic_solids.py.
     """
+
+    computed = "room is computed"
 
     def __init__(
         self,
@@ -256,18 +258,8 @@ class SyntheticRooms:
         self._points_per_m2 = points_per_m2
         self._noise_m = noise_m
         self._data_seed = data_seed
-        self._cache: dict[int, dict[str, np.ndarray]] = {}
-        self._cache_bytes = 0
+        self._cache = SampleCache[dict[str, np.ndarray]](_MAX_CACHE_BYTES, array_bytes)
         self.info = _describe(self._sizes, colours)
-
-    @classmethod
-    def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "layout": "no files: every room is computed from data_seed, the split and its index",
-            "obtain": "nothing to obtain; it is part of sightline",
-            "terms": "free to use in any way, under the licence of sightline",
-        }
 
     def __len__(self) -> int:
         return self._sizes[self._split]
@@ -277,16 +269,8 @@ class SyntheticRooms:
             raise IndexError(f"synthetic_rooms: sample {key.index} of '{self._split}', which has {len(self)}")
         room = self._cache.get(key.index)
         if room is None:
-            room = self._make(key.index)
-            num_bytes = sum(values.nbytes for values in room.values())
-            if self._cache_bytes + num_bytes <= _MAX_CACHE_BYTES:
-                self._cache[key.index] = room
-                self._cache_bytes += num_bytes
+            room = self._cache.put(key.index, self._make(key.index))
         return {name: torch.from_numpy(values.copy()) for name, values in room.items()}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return the state without cached rooms: a worker process makes its own, with the same bits."""
-        return self.__dict__ | {"_cache": {}, "_cache_bytes": 0}
 
     def _make(self, index: int) -> dict[str, np.ndarray]:
         split = _SPLITS.index(self._split)  # instead of the epoch, so train and test share no stream

@@ -17,6 +17,7 @@ from sightline.data.clouds.cloud_preparation import EstimatedNormals, Normals
 from sightline.data.loading.batch_reader import stratified_subset
 from sightline.data.loading.concat import RenderedViewsConfig, make_rendered_views
 from sightline.data.store.views import IMAGE, image_field
+from sightline.data.synthetic.computed_samples import ComputedSet, Many
 from sightline.data.synthetic.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.draws import Draws
 from sightline.errors import ConfigError
@@ -24,8 +25,6 @@ from sightline.geometry.surfaces import sample_patches
 from sightline.transforms.points import to_unit_sphere
 from sightline.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 
-Many = Annotated[int, Ge(1), Le(1_000_000)]
-"""Number of samples or points; larger numbers are refused as a mistake, before they fill the memory."""
 Ratio = Annotated[float, Ge(1.0), Le(1e6)]
 """Ratio of a larger to a smaller quantity."""
 
@@ -36,7 +35,7 @@ _MAX_CACHE_BYTES = 2**28
 
 @registry.data.add("synthetic_shapes")
 @keep_old_members(name_of="sample_name")
-class SyntheticShapes:
+class SyntheticShapes(ComputedSet):
     """Clouds of upright solids from twelve classes with 30 parts, a pure function of (data_seed, split, index).
 
     Points are distributed uniformly over the surfaces in random order, then centred on their mean and scaled into the
@@ -49,6 +48,8 @@ class SyntheticShapes:
     else epoch and seed of a key change nothing.
     Source: made here; sightline/geometry/surfaces.py.
     """
+
+    computed = "sample is computed"
 
     def __init__(
         self,
@@ -89,15 +90,6 @@ class SyntheticShapes:
         if self._pictures is not None:
             fields = {**self.info.fields, IMAGE: image_field(self._pictures.background)}
             self.info = dataclasses.replace(self.info, fields=fields)
-
-    @classmethod
-    def card(cls) -> dict[str, str]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "layout": "no files: every sample is computed from data_seed, the split and its index",
-            "obtain": "nothing to obtain; it is part of sightline",
-            "terms": "free to use in any way, under the licence of sightline",
-        }
 
     @property
     def fingerprint(self) -> str:

@@ -137,7 +137,7 @@ def can_score(context: Context, meter: BoundMetric) -> bool:
 def score_metric(context: Context, meter: BoundMetric, sheets: Sequence[SyntheticBatch]) -> dict[str, float]:
     """Compute the values of a metric after these batches, in their order.
 
-    Raises whatever the metric or the task raises.
+    Errors of the metric and the task pass through.
     """
     return metric_values(meter, task_predictions(context, sheets)).used
 
@@ -152,7 +152,7 @@ class MetricValues(NamedTuple):
 def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricValues:
     """Compute the values of copies of a metric after these batches and their predictions.
 
-    Raises whatever the metric raises.
+    Errors of the metric pass through.
     """
     metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
     max_index = max(int(batch["sample_index"].max()) for batch, _ in batches)
@@ -170,7 +170,7 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
 
 
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
-    """Return each batch with the task's predictions from its logits. Raises whatever the task raises."""
+    """Return each batch with the task's predictions from its logits. Errors of the task pass through."""
     task = context.built.job.task
     return [(item.batch, task.predict(_StandIn(item.logits), item.batch)) for item in sheets]  # type: ignore[arg-type]
 
@@ -364,7 +364,7 @@ def _synthetic_findings(context: Context, meter: BoundMetric, maker: PredictionM
             task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
         )
         return _batch_metric_findings(context, meter, joint, [split], "synthetic predictions")
-    except Exception as error:  # noqa: BLE001 - whatever a metric raises, it would end the first evaluation
+    except Exception as error:  # noqa: BLE001 - any error of a metric would end the first evaluation
         return [_finding_failure(context, meter, error)]
 
 

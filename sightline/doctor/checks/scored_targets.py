@@ -251,7 +251,7 @@ _RELATIVE = 1e-4
     "ignored-targets",
     "preflight",
     causes=("data.ignore_handling", "loss.form", "eval.protocol"),
-    expected="the same whatever is predicted for targets that the data set ignores",
+    expected="the same for any prediction at targets that the data set ignores",
     action="make it take the fact `ignore_index`, and leave out the targets that have it",
 )
 def ignored_targets(context: Context) -> list[Finding]:

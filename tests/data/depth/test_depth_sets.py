@@ -160,7 +160,7 @@ def test_missing_training_images_are_told_and_keep_their_place(tmp_path: Path) -
         ),
         (
             lambda r: edit_training(r, lambda line: line.split()[0] + " 1 1 -300" * 16),
-            r"labels.txt: frame 2 \(20141/image_0000.png\): a joint lies at z = -300",
+            r"labels.txt: frame 2 \(20141/image_0000.png\): a joint is at z = -300",
         ),
         (
             lambda r: (r / "Training/Depth/20140/image_0000.png").write_bytes(png16(np.ones((480, 640)))),

@@ -308,12 +308,13 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(make: Make, monkeypa
 
 
 def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    hands = SyntheticHands(split="train")
-    one = hands.get_batch(keys([0]))
+    one = SyntheticHands(split="train").get_batch(keys([0]))
     monkeypatch.setattr("sightline.data.synthetic.synthetic_figures._MAX_CACHE_BYTES", 100_000)
+    hands = SyntheticHands(split="train")
     hands.get_batch(keys(range(10)))
     assert 1 <= len(hands._cache) < 4
-    assert hands._cache_bytes <= 100_000
+    assert hands._cache.num_bytes <= 100_000
+    assert len(pickle.loads(pickle.dumps(hands))._cache) == 0
     assert_same(hands.get_batch(keys([0])), one)
 
 

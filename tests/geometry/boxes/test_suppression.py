@@ -68,6 +68,15 @@ def worked(suppression: Suppression, **more: Tensor) -> SuppressionResult:
     return suppression(boxes, torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.zeros(4, dtype=torch.int64), **more)
 
 
+def test_a_box_at_the_limit_is_weakened() -> None:
+    """Linear decay starts at the limit itself (Bodla et al. 2017, eq. 3): the IoU here is 1/2 exactly."""
+    boxes, labels = torch.tensor([[0.0, 0, 2, 1], [0, 0, 1, 1]]), torch.zeros(2, dtype=torch.int64)
+    for form in (soft_nms, soft_nms_reference):
+        for limit, second in ((0.5, 0.4), (0.51, 0.8)):
+            found = form(boxes, torch.tensor([0.9, 0.8]), labels, limit=limit, is_linear=True, min_score=1e-3)
+            assert found.scores.tolist() == pytest.approx([0.9, second]), (form.__name__, limit)
+
+
 def test_numbers_worked_by_hand() -> None:
     assert worked(GreedyNMS()).indices.tolist() == [0, 2, 3]
     linear = worked(SoftLinear())

@@ -432,7 +432,7 @@ def _finding_parameters(
     first = names[0] if names else None
     return no_gradient.finding(
         context,
-        summary + (f": {shown}" if names else ""),
+        summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),
         param=first,
         layer=layer or (_get_owner(first) or None if first else None),
         evidence={"parameters": list(names[:_MAX_SHOWN]), "num_parameters": len(names)},
