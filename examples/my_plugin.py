@@ -87,8 +87,10 @@ class TopK:
         return {"hits": torch.tensor(0), "seen": torch.tensor(0)}
 
     def update(self, state: State, *, probabilities: Tensor, label: Tensor) -> None:
+        if bool(probabilities.isnan().any()):
+            raise ValueError("probabilities are NaN; find where with `sightline check`")
         state["hits"] += (probabilities.topk(self.k).indices == label[:, None]).sum()
         state["seen"] += label.numel()
 
     def compute(self, state: State) -> dict[str, float]:
-        return {f"top_{self.k}_accuracy": (state["hits"] / state["seen"]).item()}
+        return {f"top_{self.k}_accuracy": (state["hits"].double() / state["seen"]).item()}

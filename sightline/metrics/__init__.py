@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from sightline.metrics.base import Metric, State
+from sightline.metrics.base import Meter, Metric, State
 from sightline.metrics.labels import Accuracy, IoU, class_ious, confusion_matrix, mean_class_accuracy, overall_accuracy
 from sightline.metrics.part_iou import PartIoU, category_means, shape_ious
 
 __all__ = [
     "Accuracy",
     "IoU",
+    "Meter",
     "Metric",
     "PartIoU",
     "State",

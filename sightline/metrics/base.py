@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -134,6 +134,39 @@ def _renumber_rows(parts: Sequence[Tensor], sizes: Sequence[float]) -> Tensor:
         shifted.append(rows + shift)
         following += size
     return torch.cat(shifted)
+
+
+class Meter:
+    """Metric with a state of its own, for use without a run: `update` with each batch, then `compute`.
+
+    `update` takes the arguments of the metric's `update` after the state, from batches of any size in any order. Where
+    `sample_index` is one of them, it numbers all samples from 0; slots are added for it beyond `num_samples`.
+    """
+
+    def __init__(self, metric: Metric, *, num_samples: int = 0) -> None:
+        self.metric = metric
+        self._state = make_state(metric, num_samples=num_samples)
+
+    @torch.no_grad()
+    def update(self, **batch: Any) -> None:
+        """Add a batch, on any device."""
+        device = next((value.device for value in batch.values() if isinstance(value, Tensor)), None)
+        self._state = {name: tensor.to(device=device) for name, tensor in self._state.items()}
+        for name in _slots(self.metric) if "sample_index" in batch else ():
+            slots = self._state[name]
+            num_new = max([0, *(batch["sample_index"] + 1 - len(slots)).tolist()])
+            self._state[name] = torch.cat([slots, slots.new_zeros(num_new, *slots.shape[1:])])
+        self.metric.update(self._state, **batch)
+
+    def compute(self) -> dict[str, float]:
+        """Compute the named numbers of all batches; NaN where nothing was counted."""
+        return self.metric.compute(self.state)
+
+    @property
+    def state(self) -> State:
+        """The state on the CPU with rows in the order of samples, as `per_class` and other members take it."""
+        ragged = row_states(self.metric)
+        return {name: sorted_rows(t.cpu()) if name in ragged else t.cpu() for name, t in self._state.items()}
 
 
 def is_higher_better(metric: Metric | Callable[..., Metric], figure: str) -> bool | None:

@@ -161,10 +161,28 @@ class BoxAp:
     """COCO box AP and AR, means over IoU of 0.50 to 0.95: `ap` with `ap50` and `ap75`, and `ar`.
 
     Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
-    and `truth` (G, 7) with class, area and if a label is ignored; all in pixels of the files. `_small`, `_medium`
-    and `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` use the highest-scoring one and ten of an
+    and `truth` (G, 7) with class, area and if a label is ignored; all in pixels of the files. `_small`, `_medium` and
+    `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` use the highest-scoring one and ten of an
     image and class, all others at most `most`. Ignored labels are crowds: they do not count, and any number of
     detections of their class may match one, of every class if theirs is -1. NaN without labels.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.box_ap import BoxAp
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 10, 20, 0.9, 0], [50, 0, 60, 20, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 10, 20, 0, 200, 0], [12, 0, 22, 20, 0, 200, 0]]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(BoxAp(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'ap': 0.5049504950495048, 'ap50': 0.5049504950495048, 'ap75': 0.5049504950495048,
+    'ap_small': 0.5049504950495048, 'ap_medium': nan, 'ap_large': nan, 'ar': 0.5, 'ar_small': 0.5, 'ar_medium': nan,
+    'ar_large': nan, 'ar1': 0.5, 'ar10': 0.5}
+
     Source: Lin et al. 2014, COCO, and its published evaluation.
     """
 

@@ -45,6 +45,25 @@ class BoxErrors(BoxRows):
     and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections absorbed by
     ignored labels are no errors, the `most` highest-scoring of an image and class are used. The table `box_errors` has
     counts, figures by `box_bins.BINS`, and curves over recall and false positives per image.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.box_errors import BoxErrors
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [60, 0, 100, 80, 0, 3200, 0]]),
+    ...     "truth_visible": torch.tensor([1.0, 1.0]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "file_px": torch.tensor([[100, 200]]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(BoxErrors(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'error_ap50': 0.5049504950495048, 'gain_classification': 0.0, 'gain_localisation': 0.0, 'gain_both': 0.0,
+    'gain_duplicate': 0.0, 'gain_background': 0.0, 'gain_missed': 0.49504950495049505}
+
     Source: Bolya et al. 2020, TIDE, section 2.
     """
 

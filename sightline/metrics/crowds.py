@@ -96,6 +96,24 @@ class MissRate(BoxRows):
     above a point, as that script does by mistake. Labels of EuroCity Persons are cut at the image's border. Where its
     rules are silent: of labels outside a set-up the IoU decides here, and the share of a detection only for those that
     the data set ignores; `most` holds as above. NaN if no label fits, or the set does not state the visible shares.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.crowds import MissRate
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [60, 0, 100, 80, 0, 3200, 0]]),
+    ...     "truth_visible": torch.tensor([1.0, 1.0]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "file_px": torch.tensor([[100, 200]]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(MissRate(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'mr_reasonable': 0.5, 'mr_small': nan, 'mr_heavy': nan, 'mr_all': 0.5}
+
     Source: Zhang et al. 2017, CityPersons; Braun et al. 2019, EuroCity Persons; their published evaluations.
     """
 
@@ -235,8 +253,27 @@ class CrowdAp(BoxRows):
     not count. `mr2` and `mr4` are 0 if a miss rate is 0; `_clamped` ones use 1e-10 instead. `ji` is the best over the
     thresholds 0 to 0.9, at `ji_score`. All detections take part. With several classes figures are means over those that
     have labels. NaN without labels. The table `crowd_bins` has them for each of `box_bins.BINS`: labels outside of one
-    may be matched and do not count, nor do unmatched detections outside of its heights. Source: Shao et al. 2018,
-    CrowdHuman, section 4.
+    may be matched and do not count, nor do unmatched detections outside of its heights.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.crowds import CrowdAp
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 40, 80, 0.9, 0], [150, 0, 190, 80, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 40, 80, 0, 3200, 0], [60, 0, 100, 80, 0, 3200, 0]]),
+    ...     "truth_visible": torch.tensor([1.0, 1.0]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "file_px": torch.tensor([[100, 200]]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(CrowdAp(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'crowd_ap': 0.0, 'mr2': 0.5, 'mr2_clamped': 0.5, 'mr4': 0.5, 'mr4_clamped': 0.5, 'ji': 0.33333322222225925,
+    'ji_score': 0.0}
+
+    Source: Shao et al. 2018, CrowdHuman, section 4.
     """
 
     higher_is_better: ClassVar[dict[str, bool]] = {

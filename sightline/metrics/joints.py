@@ -88,8 +88,20 @@ class JointError(_DistanceMetric):
     """Mean joint error in mm over the visible joints of all frames, its median and maximum; frames within a limit.
 
     `frames_within` is the share of frames whose worst joint is within `threshold_mm`; the curve over 0 to 80 mm, by the
-    worst and by the mean joint of a frame and by single joints, is in the tables.
-    A distance at a threshold is within it. Source: Oberweger et al. 2015, Hands deep in deep learning, section 5.1.
+    worst and by the mean joint of a frame and by single joints, is in the tables. A distance at a threshold is within
+    it.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.joints import JointError
+    >>> joints, visible = torch.zeros(2, 2, 3), torch.tensor([[True, True], [True, False]])
+    >>> joints_mm = joints + torch.tensor([[[3.0, 4, 0]], [[0, 24, 7]]])  # off by 5 and 25 mm
+    >>> meter = Meter(JointError(num_joints=2, joint_names=("wrist", "thumb")))
+    >>> meter.update(joints_mm=joints_mm, joints=joints, visible=visible, sample_index=torch.arange(2))
+    >>> meter.compute()
+    {'mean_error_mm': 11.666666666666666, 'median_error_mm': 5.0, 'max_error_mm': 25.0, 'frames_within': 0.5}
+
+    Source: Oberweger et al. 2015, Hands deep in deep learning, section 5.1.
     """
 
     higher_is_better: Mapping[str, bool] = {
@@ -139,8 +151,19 @@ class JointError(_DistanceMetric):
 class DetectionRate(_DistanceMetric):
     """Detection rate (mAP at 10 cm): the share of frames with a joint error below `threshold_mm`, mean over joints.
 
-    Published as mAP, though nothing is ranked. Source: Haque et al. 2016, Towards viewpoint invariant 3D human
-    pose estimation, section 5.
+    Published as mAP, though nothing is ranked.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.joints import DetectionRate
+    >>> joints, visible = torch.zeros(2, 2, 3), torch.tensor([[True, True], [True, False]])
+    >>> joints_mm = joints + torch.tensor([[[30.0, 40, 0]], [[0, 240, 70]]])  # off by 50 and 250 mm
+    >>> meter = Meter(DetectionRate(num_joints=2, joint_names=("head", "foot")))
+    >>> meter.update(joints_mm=joints_mm, joints=joints, visible=visible, sample_index=torch.arange(2))
+    >>> meter.compute()
+    {'detection_rate': 0.75}
+
+    Source: Haque et al. 2016, Towards viewpoint invariant 3D human pose estimation, section 5.
     """
 
     higher_is_better: Mapping[str, bool] = {"detection_rate": True}
@@ -181,8 +204,19 @@ class Keypoints:
     `pck` is the share of joints, `oks` the mean similarity. The length joins two joints of the true pose: wrist and
     middle knuckle of a hand, neck and torso of a body. OKS is exp(-d^2 / (2 s^2 (2 sigma)^2)), the mean over the
     visible joints of a frame, with s^2 = 0.53 e1 max(e2, e1 / 4) of the extents e1 >= e2 of the true joints: our form
-    for three dimensions, not a published one. `oks_ap` is the share of frames above 0.50 to 0.95. Source: Yang and
-    Ramanan 2013 (PCK); Lin et al. 2014, COCO (OKS and its sigmas).
+    for three dimensions, not a published one. `oks_ap` is the share of frames above 0.50 to 0.95.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.joints import Keypoints
+    >>> joints = torch.tensor([[[0.0, 0, 0], [100, 0, 0], [100, 50, 0]]])
+    >>> joints_mm = joints + torch.tensor([[[0.0, 0, 0], [0, 0, 0], [0, 0, 999]]])  # the last one far off
+    >>> meter = Meter(Keypoints(num_joints=3, pck_joints=(0, 1), keypoint_sigmas=(0.1, 0.1, 0.1)))
+    >>> meter.update(joints_mm=joints_mm, joints=joints, visible=torch.ones(1, 3), sample_index=torch.tensor([0]))
+    >>> meter.compute()
+    {'pck': 0.6666666666666666, 'oks': 0.6666666666666666, 'oks_ap': 0.4}
+
+    Source: Yang and Ramanan 2013 (PCK); Lin et al. 2014, COCO (OKS and its sigmas).
     """
 
     slots = frozenset({"near", "labelled", "similarity", "seen"})
@@ -214,8 +248,7 @@ class Keypoints:
 
         A frame in which one of the two joints of the length is not labelled does not count for PCK.
         """
-        distances = distance_slots(0, self.num_joints)
-        distances = {name: value.new_zeros((len(joints), *value.shape[1:])) for name, value in distances.items()}
+        distances = distance_slots(len(joints), self.num_joints)
         rows = torch.arange(len(joints))
         record_distances(distances, joints_mm.cpu(), joints.cpu(), visible.bool().cpu(), rows)
         distance, is_labelled, true = distances["distance_mm"], distances["labelled"] > 0, joints.cpu().double()
@@ -359,8 +392,24 @@ class CentreError:
     """Centre error: the mean distance of refined points from the middle joint, its median and maximum.
 
     `centre_error_mm` is the mean, `reference_error_mm` that of the points which were refined: a refiner that does not
-    get below it is of no use. Frames without a label of this joint do not count. Source: Oberweger and Lepetit 2017,
-    DeepPrior++.
+    get below it is of no use. Frames without a label of this joint do not count.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.joints import CentreError
+    >>> batch = {  # the joint at the origin, refined to be off by 5 instead of 10 mm
+    ...     "centre_mm": torch.tensor([[3.0, 4, 0]]),
+    ...     "reference": torch.tensor([[0.0, 0, 10]]),
+    ...     "joints": torch.zeros(1, 1, 3),
+    ...     "visible": torch.ones(1, 1),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(CentreError(centre_joint=0))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'centre_error_mm': 5.0, 'median_centre_error_mm': 5.0, 'max_centre_error_mm': 5.0, 'reference_error_mm': 10.0}
+
+    Source: Oberweger and Lepetit 2017, DeepPrior++.
     """
 
     slots = frozenset({"distance_mm", "labelled", "seen"})
@@ -407,7 +456,3 @@ class CentreError:
         NaN if its joint is not labelled.
         """
         return state["distance_mm"][:, 0] / state["labelled"][:, 0]
-
-    def per_class(self, state: State) -> dict[str, dict[str, float]]:
-        """Return nothing: there are no classes."""
-        return {}

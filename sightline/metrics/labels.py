@@ -86,13 +86,24 @@ def recalls(confusion: Tensor) -> Tensor:
     return confusion.diagonal().double() / confusion.sum(dim=1)
 
 
-@registry.metrics.add("accuracy")
-class Accuracy:
-    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
+def _predict_classes(probabilities: Tensor, label: Tensor, num_classes: int, noun: str) -> Tensor:
+    """Return the most probable class (...) of `probabilities` (..., C). Raises ValueError for a wrong shape and NaN."""
+    if probabilities.shape != (*label.shape, num_classes):
+        raise ValueError(
+            f"probabilities: found the shape {tuple(probabilities.shape)} for {label.numel()} labels, expected "
+            f"{(*label.shape, num_classes)}"
+        )
+    is_nan = probabilities.isnan()
+    if bool(is_nan.any()):
+        raise ValueError(
+            f"probabilities: {int(is_nan.any(dim=-1).sum())} of {label.numel()} {noun} are NaN; "
+            "find where with `sightline check`"
+        )
+    return probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
 
-    The mean is over the classes that occur, never over batches. The prediction is the most
-    probable class, the lowest index among equals. Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
-    """
+
+class _LabelMetric:
+    """Base of metrics with a state `confusion`, the confusion matrix of all labels."""
 
     higher_is_better = True
 
@@ -100,10 +111,32 @@ class Accuracy:
         self, *, num_classes: int, class_names: tuple[str, ...] | None = None, ignore_index: int | None = None
     ) -> None:
         names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
-        assert len(names) == num_classes, f"accuracy: {len(names)} class names for {num_classes} classes"
+        assert len(names) == num_classes, f"{len(names)} class names for {num_classes} classes"
         self.num_classes = num_classes
         self.class_names = names
         self.ignore_index = ignore_index
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
+
+
+@registry.metrics.add("accuracy")
+class Accuracy(_LabelMetric):
+    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
+
+    The mean is over the classes that occur, never over batches. The prediction is the most probable class, the lowest
+    index among equals.
+
+    >>> import torch
+    >>> from sightline.metrics import Accuracy, Meter
+    >>> meter = Meter(Accuracy(num_classes=3))
+    >>> meter.update(probabilities=torch.eye(3), label=torch.tensor([0, 1, 1]))
+    >>> meter.compute()
+    {'overall_accuracy': 0.6666666666666666, 'mean_class_accuracy': 0.75}
+
+    Source: Qi et al. 2017, table 1 (the two columns of ModelNet40).
+    """
 
     def new_state(self) -> State:
         return {"confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64)}
@@ -113,17 +146,7 @@ class Accuracy:
 
         Raises ValueError for NaN.
         """
-        if probabilities.shape != (*label.shape, self.num_classes):
-            raise ValueError(
-                f"probabilities: found the shape {tuple(probabilities.shape)} for labels {tuple(label.shape)}, "
-                f"expected {(*label.shape, self.num_classes)}"
-            )
-        if bool(probabilities.isnan().any()):
-            raise ValueError(
-                f"probabilities: {int(probabilities.isnan().any(dim=-1).sum())} of {label.numel()} rows are NaN; "
-                "find where with `sightline check`"
-            )
-        prediction = probabilities.argmax(dim=-1)  # torch promises the first of equal maxima
+        prediction = _predict_classes(probabilities, label, self.num_classes, "rows")
         counts = confusion_matrix(prediction, label, num_classes=self.num_classes, ignore_index=self.ignore_index)
         state["confusion"] += counts.to(state["confusion"].device)
 
@@ -146,26 +169,35 @@ class Accuracy:
         """Return the confusion matrix (C, C) int64: rows are labels, columns predictions."""
         return state["confusion"].clone()
 
-    def tables(self, state: State) -> dict[str, Any]:
-        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
-        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
-
 
 @registry.metrics.add("iou")
-class IoU:
+class IoU(_LabelMetric):
     """Mean IoU, overall accuracy and mean class accuracy over all points that are not ignored, 0 to 1.
 
-    `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and
-    is skipped, or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose
-    index is ignored is left out of the mean: points with that label do not count, predicting it for another point is a
-    miss of that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come
-    from one confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the
-    lowest index among equals. Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section
-    4 (mean over 19 classes).
+    `miou` is the mean over the classes of labels or predictions; a class in neither is NaN in its row and is skipped,
+    or with `absent: zero` counts 0 in the mean, as the evaluator of SemanticKITTI counts it. A class whose index is
+    ignored is left out of the mean: points with that label do not count, predicting it for another point is a miss of
+    that point's class alone, and `overall_accuracy` is over the points for which it is not predicted. All come from one
+    confusion matrix, never from means of batches or scenes. The prediction is the most probable class, the lowest index
+    among equals.
+
+    >>> import torch
+    >>> from sightline.metrics import IoU, Meter
+    >>> batch = {  # two clouds of two points
+    ...     "probabilities": torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]),
+    ...     "target": torch.tensor([0, 1, 1, 1]),
+    ...     "cloud_offsets": torch.tensor([0, 2, 4]),
+    ...     "sample_index": torch.tensor([0, 1]),
+    ... }
+    >>> meter = Meter(IoU(num_classes=2))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'miou': 0.5833333333333333, 'overall_accuracy': 0.75, 'mean_class_accuracy': 0.8333333333333333}
+
+    Source: Everingham et al. 2010, section 4.4 (IoU of a class); Behley et al. 2019, section 4 (mean over 19 classes).
     """
 
     slots = frozenset({"common", "union"})
-    higher_is_better = True
 
     def __init__(
         self,
@@ -175,11 +207,7 @@ class IoU:
         ignore_index: int | None = None,
         absent: Literal["skipped", "zero"] = "skipped",
     ) -> None:
-        names = tuple(str(index) for index in range(num_classes)) if class_names is None else tuple(class_names)
-        assert len(names) == num_classes, f"iou: {len(names)} class names for {num_classes} classes"
-        self.num_classes = num_classes
-        self.class_names = names
-        self.ignore_index = ignore_index
+        super().__init__(num_classes=num_classes, class_names=class_names, ignore_index=ignore_index)
         self.scores_absent_zero = absent == "zero"
         self._is_ignored = torch.arange(num_classes) == (-1 if ignore_index is None else ignore_index)
 
@@ -195,17 +223,7 @@ class IoU:
         `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,), `sample_index` (B,).
         Raises ValueError for NaN and for labels outside the classes.
         """
-        if probabilities.shape != (len(target), self.num_classes):
-            raise ValueError(
-                f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
-                f"({len(target)}, {self.num_classes})"
-            )
-        if bool(probabilities.isnan().any()):
-            num_bad = int(probabilities.isnan().any(dim=1).sum())
-            raise ValueError(
-                f"probabilities: {num_bad} of {len(target)} points are NaN; find where with `sightline check`"
-            )
-        answer = probabilities.argmax(dim=1)
+        answer = _predict_classes(probabilities, target, self.num_classes, "points")
         self.update_labels(state, labels=answer, target=target, cloud_offsets=cloud_offsets, sample_index=sample_index)
 
     def update_labels(
@@ -256,10 +274,6 @@ class IoU:
         ious[self._is_ignored] = torch.nan
         return ious
 
-    def tables(self, state: State) -> dict[str, Any]:
-        """Return `confusion`, and the class names of its rows (labels) and columns (predictions), in plain values."""
-        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
-
 
 def class_ious(confusion: Tensor) -> Tensor:
     """Compute the IoU (C,) float64 of each class, TP / (TP + FP + FN); NaN for a class that neither side has."""
@@ -300,7 +314,17 @@ class PixelIoU:
 
     They measure how well the network labels its input. A pixel shows only the nearest of the points that fall into it,
     and the others are not scored here: such figures are usually higher than those of all points, and are not to be
-    compared with them. Voting does not change them: they are those of the first pass. Source: as `iou`.
+    compared with them. Voting does not change them: they are those of the first pass.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.labels import PixelIoU
+    >>> meter = Meter(PixelIoU(num_classes=3, ignore_index=0))
+    >>> meter.update(seen=torch.tensor([1, 2, 1, 2]), label=torch.tensor([[[1, 1], [0, 2]]]))
+    >>> meter.compute()
+    {'pixel_miou': 0.5, 'pixel_accuracy': 0.6666666666666666}
+
+    Source: as `iou`.
     """
 
     higher_is_better = True
@@ -345,8 +369,18 @@ class DistanceIoU:
     """Mean IoU by distance from the sensor: `miou_0_10m`, ... and `miou_over_50m`.
 
     `edges_m` are the distances in between, in rising order; a point at an edge belongs to the farther side. Rules are
-    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator
-    of SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+    those of `iou`, for each range by its own confusion matrix. The table `by_distance` has each class. The evaluator of
+    SemanticKITTI leaves out points exactly at an edge or at the sensor, and those beyond 50 m.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.labels import DistanceIoU
+    >>> point_range, target = torch.tensor([3.0, 9.5, 12.0, 80.0]), torch.tensor([0, 1, 1, 0])
+    >>> meter = Meter(DistanceIoU(num_classes=2, edges_m=(10.0, 50.0)))
+    >>> meter.update(probabilities=torch.eye(2)[[0, 0, 1, 0]], target=target, point_range=point_range)
+    >>> meter.compute()
+    {'miou_0_10m': 0.25, 'miou_10_50m': 1.0, 'miou_over_50m': 1.0}
+
     Source: Behley et al. 2019, semantic-kitti-api, evaluate_semantics_by_distance.
     """
 
@@ -374,8 +408,12 @@ class DistanceIoU:
         return {"confusion": torch.zeros(len(self.stretches), size, size, dtype=torch.int64)}
 
     def update(self, state: State, *, probabilities: Tensor, target: Tensor, point_range: Tensor) -> None:
-        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres."""
-        self.update_labels(state, labels=probabilities.argmax(dim=1), target=target, point_range=point_range)
+        """Add a batch: `probabilities` (P, C), `target` (P,) and the points' distances `point_range` (P,) in metres.
+
+        Raises ValueError for NaN and for labels outside the classes.
+        """
+        labels = _predict_classes(probabilities, target, self._iou.num_classes, "points")
+        self.update_labels(state, labels=labels, target=target, point_range=point_range)
 
     def update_labels(self, state: State, *, labels: Tensor, target: Tensor, point_range: Tensor) -> None:
         """Update the state with predicted `labels` (P,) instead of probabilities."""

@@ -58,9 +58,18 @@ class Pairs(_PairMetric):
     """Alignment, uniformity and retrieval accuracy of the embeddings of two clouds of every object.
 
     Alignment is the mean squared distance of the two unit vectors, 0 to 4, better smaller. Uniformity is the logarithm
-    of the mean of exp(-2 d^2) over the pairs of different objects in an evaluation batch, -4 to 0, better smaller: 0
-    if all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud
-    alone in its batch counts for alignment only.
+    of the mean of exp(-2 d^2) over the pairs of different objects in an evaluation batch, -4 to 0, better smaller: 0 if
+    all are alike. Retrieval is the share of clouds whose own partner is the nearest one of the batch. A cloud alone in
+    its batch counts for alignment only.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.pairs import Pairs
+    >>> meter = Meter(Pairs())
+    >>> meter.update(first=torch.eye(2), second=5 * torch.eye(2), sample_index=torch.tensor([0, 1]))
+    >>> meter.compute()
+    {'alignment': 0.0, 'uniformity': -4.0, 'retrieval_accuracy': 1.0}
+
     Source: Wang and Isola 2020, sections 4.1 and 4.2, with exponent and scale 2.
     """
 
@@ -77,6 +86,15 @@ class CrossPairs(_PairMetric):
     """Cross-modal alignment, uniformity and retrieval accuracy of clouds and images, as in `pairs`.
 
     A cloud's embedding is the mean of its two; uniformity is that of the images; retrieval looks for a cloud's image.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter
+    >>> from sightline.metrics.pairs import CrossPairs
+    >>> meter = Meter(CrossPairs())
+    >>> meter.update(first=torch.eye(2), second=torch.eye(2), pictured=torch.eye(2), sample_index=torch.tensor([0, 1]))
+    >>> meter.compute()
+    {'cross_alignment': 0.0, 'cross_uniformity': -4.0, 'cross_retrieval_accuracy': 1.0}
+
     Source: Wang and Isola 2020, sections 4.1 and 4.2; Afham et al. 2022, eq. 3 (the mean).
     """
 
@@ -86,7 +104,7 @@ class CrossPairs(_PairMetric):
 
     def update(self, state: State, *, first: Tensor, second: Tensor, pictured: Tensor, sample_index: Tensor) -> None:
         """Add a batch of embeddings, all (B, D), in any scale."""
-        self._note(state, (first + second) / 2, pictured, pictured, sample_index)
+        self._note(state, (first.double() + second) / 2, pictured, pictured, sample_index)
 
 
 def _mean_potential(rows: Tensor) -> Tensor:

@@ -181,10 +181,27 @@ _RULES = ("", "_all_parts")
 class PartIoU:
     """Part segmentation mIoU: `instance_miou` over shapes, `class_miou` over categories, and point accuracy, 0 to 1.
 
-    A shape's IoU is the mean over the parts of its category; a part in neither label nor prediction counts
-    1. `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean
-    over their shapes. The prediction is the most probable part among those of the shape's category, the lowest index
-    among equals; figures with the suffix `_all_parts` take it among all parts.
+    A shape's IoU is the mean over the parts of its category; a part in neither label nor prediction counts 1.
+    `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean over
+    their shapes. The prediction is the most probable part among those of the shape's category, the lowest index among
+    equals; figures with the suffix `_all_parts` take it among all parts.
+
+    >>> import torch
+    >>> from sightline.metrics import Meter, PartIoU
+    >>> parts = {"parts_of_category": ((0, 1), (2, 3)), "class_names": ("blade", "grip", "seat", "leg")}
+    >>> batch = {  # a knife of three points, a chair of two
+    ...     "probabilities": torch.eye(4)[[0, 1, 1, 2, 3]],
+    ...     "target": torch.tensor([0, 0, 1, 2, 3]),
+    ...     "cloud_offsets": torch.tensor([0, 3, 5]),
+    ...     "category": torch.tensor([0, 1]),
+    ...     "sample_index": torch.tensor([0, 1]),
+    ... }
+    >>> meter = Meter(PartIoU(num_classes=4, category_names=("knife", "chair"), **parts))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'instance_miou': 0.75, 'class_miou': 0.75, 'point_accuracy': 0.8, 'instance_miou_all_parts': 0.75,
+    'class_miou_all_parts': 0.75, 'point_accuracy_all_parts': 0.8}
+
     Source: Yi et al. 2016 (the measure); Qi et al. 2017 (PointNet), section 5.1 (a part that is absent in both).
     """
 

@@ -17,7 +17,7 @@ from sightline.data.loading.batch_reader import BatchReader
 from sightline.engine.device import Precision, to_device
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.step import Task
-from sightline.metrics.base import make_state
+from sightline.metrics.base import Meter
 from sightline.optional_members import MetricMembers
 from sightline.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.tasks.segment import WRONG
@@ -231,8 +231,7 @@ class SamplePredictor:
             per_sample = MetricMembers.per_sample.get(meter.metric)
             if per_sample is not None:
                 alone = {**batch, "sample_index": torch.zeros_like(batch["sample_index"])}
-                state = {name: t.to(self.device) for name, t in make_state(meter.metric, num_samples=1).items()}
-                meter.metric.update(state, **meter.update.select(alone, predictions))
-                scores = per_sample({name: tensor.cpu() for name, tensor in state.items()})
-                return float(scores[0])
+                one = Meter(meter.metric, num_samples=1)
+                one.update(**meter.update.select(alone, predictions))
+                return float(per_sample(one.state)[0])
         return None

@@ -1,9 +1,7 @@
-"""Boxes are scored as COCO's own evaluation scores them, by either form, in whatever order images come."""
+"""Boxes are scored as COCO's own evaluation scores them, by either form."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import math
 from pathlib import Path
@@ -14,66 +12,34 @@ import pytest
 import torch
 
 from sightline import numba_kernels
-from sightline.metrics.base import State, sorted_rows
+from sightline.metrics.base import Meter, State
 from sightline.metrics.box_ap import BoxAp, _curves
 from sightline.metrics.box_groups import match_predictions
+from tests.metrics.box_references import COCO_NAMES, Image, coco_evaluation, draw_images, spread_regions
 
 SIZES = ("", "_small", "_medium", "_large")
-NAMES = ("ap", "ap50", "ap75", *(f"ap{size}" for size in SIZES[1:]), "ar1", "ar10", *(f"ar{size}" for size in SIZES))
-"""Our names of pycocotools' twelve numbers, in its order."""
 
 
-class Image:
-    """One image's labels (G, 7) and detections (D, 6)."""
-
-    def __init__(self, truth: Any, detections: Any) -> None:
-        self.truth = np.array(truth, dtype=float).reshape(-1, 7)
-        self.detections = np.array(detections, dtype=float).reshape(-1, 6)
-
-
-def scored(
-    images: list[Image], num_classes: int = 1, order: list[int] | None = None, **arguments: Any
-) -> dict[str, float]:
+def scored(images: list[Image], num_classes: int = 1, **arguments: Any) -> dict[str, float]:
     metric = BoxAp(class_names=tuple(f"class {number}" for number in range(num_classes)), **arguments)
-    return metric.compute(state_of(images, num_classes, order))
+    return metric.compute(state_of(images, num_classes))
 
 
-def state_of(images: list[Image], num_classes: int, order: list[int] | None = None) -> State:
-    """The metric's rows of these images, in the order of samples whatever order they come in."""
-    metric = BoxAp(class_names=("any",) * num_classes)
-    state = metric.new_state()
-    for index in order if order is not None else range(len(images)):
-        metric.update(
-            state,
-            detections=torch.from_numpy(images[index].detections),
-            detection_offsets=torch.tensor([0, len(images[index].detections)]),
-            truth=torch.from_numpy(images[index].truth),
-            truth_offsets=torch.tensor([0, len(images[index].truth)]),
+def state_of(images: list[Image], num_classes: int) -> State:
+    """The metric's rows of these images."""
+    meter = Meter(BoxAp(class_names=("any",) * num_classes))
+    for index, image in enumerate(images):
+        meter.update(
+            detections=torch.from_numpy(image.detections),
+            detection_offsets=torch.tensor([0, len(image.detections)]),
+            truth=torch.from_numpy(image.truth),
+            truth_offsets=torch.tensor([0, len(image.truth)]),
             sample_index=torch.tensor([index]),
         )
-    return {name: sorted_rows(rows) for name, rows in state.items()}
+    return meter.state
 
 
-def toy() -> list[Image]:
-    """The spec's toy of two images; the ignored region is the last label of the first."""
-    first = [[0, 0, 10, 20, 0, 200, 0], [12, 0, 22, 20, 0, 200, 0], [50, 50, 90, 90, 0, 1600, 1]]
-    second = [[0, 0, 20, 40, 0, 800, 0]]
-    found = [[0, 0, 10, 20, 0.9, 0], [0, 0, 10, 18, 0.8, 0], [60, 60, 70, 80, 0.7, 0], [13, 0, 23, 20, 0.6, 0]]
-    return [Image(first, found), Image(second, [[50, 0, 60, 20, 0.95, 0], [0, 0, 20, 38, 0.5, 0]])]
-
-
-def test_the_toy_of_the_spec() -> None:
-    """Numbers computed with pycocotools; -1 there is NaN here."""
-    expected = [0.509703, 0.6, 0.6, 0.509703, -1, -1, 0.333333, 0.9, 0.9, 0.9, -1, -1]
-    found = scored(toy())
-    for name, value in zip(NAMES, expected, strict=True):
-        assert found[name] == pytest.approx(value, abs=5e-7) if value >= 0 else math.isnan(found[name]), name
-
-
-CASES = range(26)
-
-
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", range(26))
 def test_equals_what_pycocotools_gave(shared: Path, case: int) -> None:
     """Empty images, crowds, areas that are not width times height, exactly 32^2."""
     arrays = np.load(shared / "golden" / "detect" / "eval_coco.npz", allow_pickle=False)
@@ -110,71 +76,8 @@ def assert_curves(images: list[Image], classes: list[float], published: dict[str
 
 def assert_same(found: dict[str, float], expected: list[float]) -> None:
     """Twelve numbers to 1e-9; -1 there is NaN here."""
-    for name, value in zip(NAMES, expected, strict=True):
+    for name, value in zip(COCO_NAMES, expected, strict=True):
         assert found[name] == pytest.approx(value, abs=1e-9) if value >= 0 else math.isnan(found[name]), name
-
-
-def by_pycocotools(images: list[Image], num_classes: int) -> list[float]:
-    coco_module, eval_module = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    boxes = lambda row: [row[0], row[1], row[2] - row[0], row[3] - row[1]]  # noqa: E731
-    annotations, results = [], []
-    for index, image in enumerate(images):
-        for row in image.truth:
-            about = {"id": len(annotations) + 1, "image_id": index, "category_id": int(row[4]) + 1}
-            annotations.append({**about, "bbox": boxes(row), "area": row[5], "iscrowd": int(row[6])})
-        for row in image.detections:
-            results.append({"image_id": index, "category_id": int(row[5]) + 1, "bbox": boxes(row), "score": row[4]})
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco_module.COCO()
-        truth.dataset = {
-            "images": [{"id": index} for index in range(len(images))],
-            "annotations": annotations,
-            "categories": [{"id": number + 1} for number in range(num_classes)],
-        }
-        truth.createIndex()
-        evaluation = eval_module.COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return list(evaluation.stats)
-
-
-def random_images(seed: int, num_classes: int) -> list[Image]:
-    """Images with doubled boxes, crowds, equal scores, no boxes; sizes on both sides of the areas' borders."""
-    draw = np.random.default_rng(seed)
-    images = []
-    for _ in range(int(draw.integers(1, 7))):
-        count = int(draw.integers(0, 9)) if draw.random() > 0.15 else 0
-        corners = draw.integers(0, 100, (count, 2)).astype(float)
-        sizes = draw.choice([8.0, 20, 32, 50, 96, 130], (count, 2))
-        boxes = np.concatenate([corners, corners + sizes], axis=1)
-        if count > 2 and draw.random() < 0.4:
-            boxes[1] = boxes[0]
-        areas = sizes.prod(axis=1) * draw.choice([1.0, 0.7], count)
-        classes, crowd = draw.integers(0, num_classes, count), draw.random(count) < 0.25
-        truth = np.column_stack([boxes, classes, areas, crowd])
-        near = boxes[draw.integers(0, max(count, 1), int(draw.integers(0, 15)))] if count else np.zeros((0, 4))
-        near = near + draw.normal(0, draw.choice([0.5, 4.0]), near.shape)
-        near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 1)
-        scores = np.round(draw.random(len(near)), int(draw.choice([1, 6])))
-        images.append(Image(truth, np.column_stack([near, scores, draw.integers(0, num_classes, len(near))])))
-    images.append(Image(np.zeros((0, 7)), [[0, 0, 5, 5, 0.5, 0]]))
-    return images
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    num_classes = 1 + seed % 3
-    images = random_images(seed, num_classes)
-    expected = by_pycocotools(images, num_classes)
-    for has_numba in (True, False):
-        monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
-        assert_same(scored(images, num_classes), expected)
-
-
-def test_the_order_of_images_changes_no_bit() -> None:
-    images = random_images(11, 2)
-    assert str(scored(images, 2)) == str(scored(images, 2, order=list(range(len(images)))[::-1]))
 
 
 def test_crowds_of_more_than_a_hundred_are_counted_when_asked() -> None:
@@ -183,14 +86,6 @@ def test_crowds_of_more_than_a_hundred_are_counted_when_asked() -> None:
     image = Image([[*box, 0, 160, 0] for box in boxes], [[*box, 1 - k / 1000, 0] for k, box in enumerate(boxes)])
     assert scored([image])["ar"] == pytest.approx(0.4)
     assert scored([image], most=500)["ar"] == scored([image], most=500)["ap"] == 1.0
-
-
-def test_nothing_to_count_is_no_number() -> None:
-    assert all(
-        math.isnan(value) for value in BoxAp(class_names=("a",)).compute(BoxAp(class_names=("a",)).new_state()).values()
-    )
-    assert math.isnan(scored([Image([], [[0, 0, 5, 5, 0.5, 0]])])["ap"])
-    assert scored([Image([[0, 0, 5, 5, 0, 25, 0]], [])])["ap"] == 0
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -217,23 +112,6 @@ def test_an_iou_equal_to_a_level_finds_the_label(has_numba: bool, monkeypatch: p
         assert scored([Image([label, region], found)])["ap50"] == pytest.approx(ap50)
 
 
-def test_each_class_has_its_own_figures() -> None:
-    metric = BoxAp(class_names=("person", "car"))
-    state = metric.new_state()
-    truth = [[0, 0, 10, 10, 0, 100, 0], [20, 0, 30, 10, 1, 100, 0], [50, 0, 60, 10, 1, 100, 1]]
-    metric.update(
-        state,
-        detections=torch.tensor([[0.0, 0, 10, 10, 0.9, 0], [0, 0, 10, 10, 0.8, 1]]),
-        detection_offsets=torch.tensor([0, 2]),
-        truth=torch.tensor(truth),
-        truth_offsets=torch.tensor([0, 3]),
-        sample_index=torch.tensor([4]),
-    )
-    figures = metric.per_class(state)
-    assert figures["person"] == pytest.approx({"ap": 1.0, "ap50": 1.0, "count": 1})
-    assert figures["car"] == {"ap": 0.0, "ap50": 0.0, "count": 1}
-
-
 def two_classes(region_class: int) -> list[Image]:
     """A person and a car, each found; before them, by score, a detection of either class in an ignored region."""
     truth = [[0, 0, 10, 10, 0, 100, 0], [20, 0, 30, 10, 1, 100, 0], [50, 50, 90, 90, region_class, 1600, 1]]
@@ -245,16 +123,7 @@ def two_classes(region_class: int) -> list[Image]:
 def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tuple[float, float]) -> None:
     """By hand: one wrong detection ahead of the right one halves the precision at every recall."""
     metric = BoxAp(class_names=("person", "car"))
-    state = metric.new_state()
-    (image,) = two_classes(region_class)
-    metric.update(
-        state,
-        detections=torch.from_numpy(image.detections),
-        detection_offsets=torch.tensor([0, 4]),
-        truth=torch.from_numpy(image.truth),
-        truth_offsets=torch.tensor([0, 3]),
-        sample_index=torch.tensor([0]),
-    )
+    state = state_of(two_classes(region_class), 2)
     figures = metric.per_class(state)
     assert [figures[name]["ap50"] for name in ("person", "car")] == pytest.approx(ap50)
     assert [figures[name]["count"] for name in ("person", "car")] == [1, 1]
@@ -262,18 +131,9 @@ def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tup
     assert (scored_boxes["num_boxes"], scored_boxes["num_ignored"]) == (2, 1)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_a_region_of_no_class_is_one_of_each_class(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equals pycocotools, given a crowd of every class."""
-    plain = random_images(seed, 3)
-    everywhere, copied = [], []
-    for image in plain:
-        is_crowd = image.truth[:, 6] > 0
-        free = np.where(is_crowd[:, None] & (np.arange(7) == 4), -1.0, image.truth)
-        copies = [np.where(np.arange(7) == 4, number, image.truth[is_crowd]) for number in range(3)]
-        everywhere.append(Image(free, image.detections))
-        copied.append(Image(np.concatenate([image.truth[~is_crowd], *copies]), image.detections))
-    expected = by_pycocotools(copied, 3)
-    for has_numba in (True, False):
-        monkeypatch.setattr(numba_kernels, "_has_numba", lambda has=has_numba: has)
-        assert_same(scored(everywhere, 3), expected)
+@pytest.mark.parametrize("seed", range(20))
+def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a region of no class, which is one of each. The exam of metrics holds the compiled form to the same."""
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: False)
+    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
+    assert_same(scored(images, 3), coco_evaluation(spread_regions(images, 3), 3).stats)

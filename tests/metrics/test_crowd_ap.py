@@ -1,4 +1,4 @@
-"""CrowdHuman's figures against its own evaluation, a literal reading of its rules, and numbers worked by hand."""
+"""CrowdHuman's figures against its own evaluation, and numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sightline import numba_kernels
 from sightline.metrics.base import State, append_rows, pool_states
 from sightline.metrics.box_ap import BINS
 from sightline.metrics.crowds import CrowdAp, _score, jaccard_counts, jaccard_index
-from tests.metrics.crowds import Scene, literal_figures, random_scenes, state_of, toy
+from tests.metrics.box_references import Scene, state_of, toy
 
 METRIC = CrowdAp(class_names=("person",))
 
 
-def figures(scenes: list[Scene], order: list[int] | None = None) -> dict[str, float]:
-    return METRIC.compute(state_of(METRIC, scenes, order))
+def figures(scenes: list[Scene]) -> dict[str, float]:
+    return METRIC.compute(state_of(METRIC, scenes))
 
 
 def indices(state: State) -> np.ndarray:
@@ -67,19 +67,6 @@ def test_equals_the_published_evaluation(
     assert jaccard_index(counts) == pytest.approx(index, abs=1e-12, nan_ok=True)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_equals_a_literal_reading_of_the_rules(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: seed % 4 > 0)
-    scenes = random_scenes(seed)
-    state = state_of(METRIC, scenes)
-    ours, theirs = METRIC.compute(state), literal_figures(scenes)
-    for name in ("crowd_ap", "mr2"):
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-12, nan_ok=True)
-    if not math.isnan(ours["crowd_ap"]):
-        assert indices(state) == pytest.approx(theirs["jaccard"], abs=1e-12, nan_ok=True)
-        assert ours["ji"] == pytest.approx(np.nanmax(theirs["jaccard"]))
-
-
 def test_a_perfect_detector() -> None:
     """Its first detection contributes nothing to the area: 1 - 1 / n."""
     scenes = [
@@ -91,15 +78,6 @@ def test_a_perfect_detector() -> None:
     assert found["mr2"] == 0
     assert found["mr2_clamped"] == pytest.approx(1e-10)
     assert found["ji"] == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize(("width", "is_found"), [(0.500002, True), (0.5000004, False)])
-def test_a_millionth_of_a_square_pixel_is_added_to_the_union(width: float, is_found: bool) -> None:
-    """Of a label of one square pixel: 0.500002 / 1.000001 is above one half, 0.5000004 / 1.000001 below it."""
-    label, box = [[0, 0, 1, 1, 0, 1.0]], [[0, 0, width, 1, 0.95]]
-    found = figures([Scene((9, 9), np.array(label), np.array(box))])
-    assert found["mr2"] == 1 - is_found
-    assert found["ji"] == pytest.approx(float(is_found), abs=1e-5)
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -116,11 +94,6 @@ def test_limits_of_the_jaccard_index_have_to_be_exceeded(has_numba: bool, monkey
     assert counts.tolist() == [[0, 3, 2]] * 5 + [[0, 2, 2]] * 5
 
 
-def test_the_order_of_images_changes_no_bit() -> None:
-    scenes = random_scenes(3) + random_scenes(4)
-    assert str(figures(scenes)) == str(figures(scenes, order=list(range(len(scenes)))[::-1]))
-
-
 def test_nothing_to_count_is_no_number_and_says_why() -> None:
     assert all(math.isnan(value) for value in METRIC.compute(METRIC.new_state()).values())
     tables = METRIC.tables(METRIC.new_state())
@@ -131,15 +104,6 @@ def test_nothing_to_count_is_no_number_and_says_why() -> None:
     undefined = METRIC.tables(state_of(METRIC, unknown))["scored_boxes_crowd"]["undefined"]
     assert undefined["visible < 0.2"] == "the set does not state it"
     assert undefined["height >= 150 px"] == "no label is in this range"
-
-
-def test_an_image_without_a_detection_counts_as_an_image() -> None:
-    """Twice the images halve the false positives of each, and the miss rate falls; AP stays."""
-    more = [*toy(), *[Scene((100, 100), np.zeros((0, 6)), np.zeros((0, 5)))] * 2]
-    few, many = figures(toy()), figures(more)
-    assert many["crowd_ap"] == few["crowd_ap"]
-    assert many["ji"] == few["ji"]
-    assert many["mr2"] < few["mr2"]
 
 
 def test_bins_have_the_labels_of_their_range() -> None:
@@ -162,7 +126,7 @@ def test_bins_have_the_labels_of_their_range() -> None:
 
 def test_states_of_several_parts_keep_images_and_boxes_together() -> None:
     """A part's last images may have no detections, and its states still number the same samples alike."""
-    parts = [toy(), toy(), random_scenes(5)]
+    parts = [toy(), toy(), toy()[::-1]]
     parts[0][1] = parts[0][1]._replace(detections=np.zeros((0, 5)))
     pooled = pool_states(METRIC, [state_of(METRIC, part) for part in parts])
     assert METRIC.compute(pooled) == figures([scene for part in parts for scene in part])

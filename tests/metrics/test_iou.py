@@ -1,17 +1,13 @@
-"""IoU of classes of points: hand-worked, the authors' numbers without their quirks, any split the same bits."""
+"""IoU of classes of points: hand-worked, the authors' numbers without their quirks."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import jaccard_score
 from torch import Tensor
 
 from sightline.metrics import IoU, confusion_matrix
@@ -55,23 +51,6 @@ def test_hand_worked_over_two_rooms() -> None:
     assert both["miou"] != np.mean(alone)
 
 
-def test_absent_classes_are_left_out_and_said_to_be_no_number() -> None:
-    """The third class is only answered (0 of 1); the fourth nobody has."""
-    metric = IoU(num_classes=4, class_names=("a", "b", "c", "d"))
-    state = measured(metric, [(torch.tensor([0, 2, 1]), torch.tensor([0, 1, 1]))], [[0]])
-    assert metric.compute(state)["miou"] == (1 + 1 / 2 + 0) / 3
-    rows = metric.per_class(state)
-    assert (rows["c"]["iou"], rows["c"]["count"]) == (0.0, 0)
-    assert math.isnan(rows["d"]["iou"])
-    assert math.isnan(rows["c"]["accuracy"])
-
-
-def test_agrees_with_scikit_learn() -> None:
-    answer, label = torch.randint(0, 6, (500,)), torch.randint(0, 6, (500,))
-    expected = jaccard_score(label, answer, average="macro")
-    assert figures([(answer, label)], num_classes=6)["miou"] == pytest.approx(expected, abs=1e-15)
-
-
 @pytest.mark.shared
 @pytest.mark.parametrize("case", [f"case{number}" for number in range(6)])
 def test_agrees_with_the_authors_code_but_for_absent_classes(shared: Path, case: str) -> None:
@@ -113,24 +92,6 @@ def test_an_answer_that_is_no_class_is_refused_not_counted_as_the_last(shared: P
     answer, label = (golden.tensor(f"quirk_pred_equals_K.{name}") for name in ("pred", "label"))
     with pytest.raises(ValueError, match=r"prediction: found class 4, there are 4 \(0 \.\. 3\)"):
         confusion_matrix(answer, label, num_classes=4, ignore_index=IGNORED)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.permutations(range(8)), st.lists(st.integers(1, 7), max_size=4), st.integers(1, 3))
-def test_any_order_batches_and_processes_give_the_same_bits(order: list[int], cuts: list[int], processes: int) -> None:
-    generator = torch.Generator().manual_seed(3)
-    rooms = []
-    for size in (1, 20, 300, 7, 50, 2, 90, 11):
-        answer, label = (torch.randint(0, 5, (size,), generator=generator) for _ in range(2))
-        rooms.append((answer, torch.where(torch.rand(size, generator=generator) < 0.1, IGNORED, label)))
-    metric = IoU(num_classes=5, ignore_index=IGNORED)
-    whole = measured(metric, rooms, [list(range(8))])
-    edges = sorted({0, 8, *cuts})
-    batches = [list(order[start:end]) for start, end in itertools.pairwise(edges)]
-    states = [measured(metric, rooms, batches[rank::processes]) for rank in range(processes)]
-    for name, tensor in whole.items():
-        assert torch.equal(torch.stack([state[name] for state in states]).sum(dim=0), tensor)
-        assert tensor.dtype == torch.int64
 
 
 def test_nan_and_foreign_labels_are_refused() -> None:
@@ -248,23 +209,3 @@ def test_the_evaluator_of_lidar_bonnetal(shared: Path, case: int) -> None:
     ours = np.nan_to_num([row["iou"] for row in rows])
     np.testing.assert_allclose(ours[class_of[kept].numpy() - (len(rows) < metric.num_classes)], ious[kept], atol=1e-12)
     np.testing.assert_allclose(np.nan_to_num([found["miou"], found["overall_accuracy"]]), [miou, accuracy], atol=1e-12)
-
-
-def test_an_ignored_class_that_is_predicted_is_a_miss_and_no_false_alarm() -> None:
-    """Of class 1 two of three are found, of class 2 all; the third point of class 1 is called 0, a point of 0 is 2."""
-    answer, label = torch.tensor([1, 1, 0, 2, 2]), torch.tensor([1, 1, 1, 2, 0])
-    metric = IoU(num_classes=3, ignore_index=0)
-    state = measured(metric, [(answer, label)], [[0]])
-    assert metric.compute(state)["miou"] == (2 / 3 + 1) / 2
-    assert metric.compute(state)["overall_accuracy"] == 1.0
-    assert math.isnan(metric.per_class(state)["0"]["iou"])
-    assert metric.per_sample(state)[0] == (2 / 3 + 1) / 2
-
-
-def test_absent_classes_count_zero_where_the_protocol_asks_for_it() -> None:
-    answer = label = torch.tensor([1, 1])
-    kept = IoU(num_classes=4, ignore_index=0), IoU(num_classes=4, ignore_index=0, absent="zero")
-    found = [metric.compute(measured(metric, [(answer, label)], [[0]]))["miou"] for metric in kept]
-    assert found == [1.0, 1 / 3]
-    nothing = kept[1].compute(make_state(kept[1]))
-    assert math.isnan(nothing["miou"])

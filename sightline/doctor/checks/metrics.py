@@ -29,7 +29,7 @@ from sightline.doctor.core.finding import Finding, FindingLocation
 from sightline.doctor.core.sample_statistics import class_axis, parts_by_category
 from sightline.engine.evaluate import BoundMetric
 from sightline.errors import summarise_error
-from sightline.metrics.base import make_state
+from sightline.metrics.base import Meter
 from sightline.optional_members import MetricMembers, TaskMembers
 from sightline.types import Batch
 
@@ -155,18 +155,14 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
     Errors of the metric pass through.
     """
     metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
-    max_index = max(int(batch["sample_index"].max()) for batch, _ in batches)
-    device = batches[0][0]["sample_index"].device
-    state = {name: tensor.to(device) for name, tensor in make_state(metric, num_samples=max_index + 1).items()}
-    with torch.no_grad():
-        for batch, predictions in batches:
-            metric.update(state, **meter.update.select(batch, predictions))
-    reduced = {name: tensor.cpu() for name, tensor in state.items()}
-    used = dict(metric.compute(reduced))
+    used = Meter(metric, num_samples=1 + max(int(batch["sample_index"].max()) for batch, _ in batches))
+    for batch, predictions in batches:
+        used.update(**meter.update.select(batch, predictions))
+    values = dict(used.compute())
     try:
-        return MetricValues(used, dict(other.compute(reduced)))
+        return MetricValues(values, dict(other.compute(used.state)))
     except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one; its missing values report that
-        return MetricValues(used, {})
+        return MetricValues(values, {})
 
 
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
