@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 # Before torch is imported, here and in the commands that tests start: two workers whose threads wait for one another on
 # two cores take twice as long. Tests of threads set their number themselves.
@@ -16,6 +19,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+_COMPILED: set[str] = set()
+"""Kernels that workers compiled, in the words of tests/kernels.txt."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -27,6 +32,28 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Pass on which kernels a worker compiled: it waited for them, and its neighbour perhaps for the same ones."""
+    if hasattr(session.config, "workeroutput"):
+        from tools.compile_kernels import list_compiled
+
+        session.config.workeroutput["compiled"] = list_compiled()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    _COMPILED.update(getattr(node, "workeroutput", {}).get("compiled", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the kernels that `make test` would not compile before its workers begin."""
+    new = sorted(_COMPILED - set((ROOT / "tests" / "kernels.txt").read_text().splitlines()))
+    if new:
+        terminalreporter.write_sep("=", "compiled in a worker and not in tests/kernels.txt")
+        terminalreporter.write_line("\n".join(new))
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +70,20 @@ def _deterministic() -> None:
     """Every test starts from the same random state and uses deterministic algorithms."""
     torch.default_generator.manual_seed(0)  # `torch.manual_seed` also notes its call for devices that there are not
     torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_sync() -> Iterator[None]:
+    """Nobody cuts the power, so tests do not wait for the disk; the processes that they start do."""
+    sync = os.fsync
+
+    def sync_special(descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            sync(descriptor)  # a pipe is refused
+
+    with mock.patch.object(os, "fsync", sync_special):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,7 @@ from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.types import SampleKey
+from tests.cases import run_each
 from tests.runs.small import small_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,8 +98,8 @@ def test_build_model_takes_facts_and_arguments_alike() -> None:
     assert model.head[1].p == 0.1
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "told"),
+@run_each(
+    "name, arguments, told",
     [
         ("pointnt", {}, ["'pointnt'", "did you mean 'pointnet'?"]),
         ("pointnet", {"num_classes": 3, "in_channels": 3, "dropuot": 0.1}, ["dropuot", "did you mean 'dropout'?"]),
@@ -122,8 +123,8 @@ def test_build_model_takes_encoders_and_the_facts_that_they_need() -> None:
     assert (model.points.in_channels, model.points.num_neighbours, len(model.images.blocks)) == (6, 15, 2)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
+@run_each(
+    "arguments, told",
     [
         ({"points": {"name": "dgcnn"}}, "build_model.in_channels: 'intrapoint' needs the argument 'in_channels'"),
         ({}, "build_model.points: is required and missing: 'intrapoint' needs a block of `name:`"),

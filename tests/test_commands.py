@@ -18,6 +18,7 @@ from sightline.commands.fields import Command
 from sightline.commands.look import ProfileOptions
 from sightline.commands.prove import FitOneOptions, ProbeOptions
 from sightline.commands.run import CompressOptions, EvaluateOptions, TrainOptions
+from tests.cases import run_each
 from tests.command import built_once, run_here
 
 COMMANDS = [record for records in SECTIONS.values() for record in records]
@@ -53,7 +54,7 @@ def parsed(options: Command) -> Command:
     return type(options).from_words(command.make_context("sightline", words).params)
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
+@run_each("options", OPTIONS)
 def test_a_command_line_gives_the_same_options(options: Command) -> None:
     assert parsed(options) == options
 
@@ -63,7 +64,7 @@ def test_launched_processes_get_no_options_of_the_launch() -> None:
     assert options.command_line() == ["train", "a", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)
+@run_each("record", COMMANDS)
 def test_every_record_has_its_function(record: type[Command]) -> None:
     """It is named as text, since its module may not be imported for `--help`."""
     for path in (record.run, *record.run_if.values()):
@@ -75,7 +76,7 @@ def test_every_record_has_its_function(record: type[Command]) -> None:
         assert all(parameter.default is not parameter.empty for parameter in others)
 
 
-@pytest.mark.parametrize("record", COMMANDS, ids=lambda record: record.name)
+@run_each("record", COMMANDS)
 def test_every_parameter_is_declared_once(record: type[Command]) -> None:
     parameters = dict(record.parameters())
     flags = [parameter.flag for parameter in parameters.values() if parameter.flag]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -17,6 +18,8 @@ import torch
 
 from sightline import numba_kernels
 from sightline.numba_kernels import can_use_numba, run_parallel
+from tests.cases import run_each
+from tools import compile_kernels
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -37,7 +40,7 @@ def add_rows(first, last, values, total):  # type: ignore[no-untyped-def]
         total[row] = values[row].sum()
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 100])
+@run_each("num_rows", [0, 1, 2, 3, 100])
 def test_every_row_is_done_once(num_rows: int, threads: int) -> None:
     seen = np.zeros(num_rows, dtype=np.int64)
     run_parallel(count_rows, num_rows, seen)
@@ -137,7 +140,17 @@ def test_machine_code_is_kept_where_the_package_is_read_only(tmp_path: Path) -> 
     assert "set NUMBA_CACHE_DIR" in warnings
 
 
-@pytest.mark.parametrize("failing_row", [0, 9])
+def test_the_list_that_is_compiled_before_the_workers_names_kernels_and_their_types() -> None:
+    pytest.importorskip("numba")
+    for line in Path(__file__).with_name("kernels.txt").read_text().splitlines():
+        name, *words = line.split()
+        module, _, function = name.rpartition(".")
+        kernel = getattr(importlib.import_module(module), function)
+        assert kernel.plain.__code__.co_argcount == len(words), line
+        assert [compile_kernels.format_type(compile_kernels.parse_type(word)) for word in words] == words
+
+
+@run_each("failing_row", [0, 9])
 def test_an_error_in_any_part_is_raised_after_all_have_ended(failing_row: int, threads: int) -> None:
     seen = np.zeros(10, dtype=np.int64)
 

@@ -18,6 +18,7 @@ from sightline.aliases import MODULES as MODULES_BY_OLD_PATH
 from sightline.aliases import NAMES
 from sightline.doctor.suite import all_checks
 from sightline.registry import REGISTRIES
+from tests.cases import run_each
 from tools import structure, walk, words
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
@@ -132,7 +133,7 @@ def imports(trees: dict[Path, ast.Module]) -> dict[str, dict[str, int]]:
 def imports_of(tree: ast.Module) -> dict[str, int]:
     """Every module of the package that a file imports, also inside functions and for types alone, and the line."""
     found: dict[str, int] = {}
-    for node in ast.walk(tree):
+    for node in words.list_nodes(tree):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sightline":
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -163,7 +164,7 @@ def test_imports_point_downward(imports: dict[str, dict[str, int]]) -> None:
     assert not upward
 
 
-@pytest.mark.parametrize("old", MODULES_BY_OLD_PATH)
+@run_each("old", MODULES_BY_OLD_PATH)
 def test_modules_are_found_by_their_old_paths(old: str) -> None:
     module = importlib.import_module(MODULES_BY_OLD_PATH[old])
     assert importlib.import_module(old) is module
@@ -176,7 +177,7 @@ def test_the_package_uses_no_old_name(trees: dict[Path, ast.Module]) -> None:
     imported = {
         f"{node.module}.{alias.name}"
         for tree in trees.values()
-        for node in ast.walk(tree)
+        for node in words.list_nodes(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -186,7 +187,7 @@ def test_the_package_uses_no_old_name(trees: dict[Path, ast.Module]) -> None:
 def test_the_package_imports_nothing_of_the_checkout(trees: dict[Path, ast.Module]) -> None:
     """Textbook forms, tools and tests are not in a wheel."""
     outside = {"benchmarks", "tests", "tools"}
-    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    nodes = [(path, node) for path, tree in trees.items() for node in words.list_nodes(tree)]
     imported = [(path, alias.name) for path, node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [(path, node.module or "") for path, node in nodes if isinstance(node, ast.ImportFrom)]
     assert not [(str(path), name) for path, name in imported if name.split(".")[0] in outside]
@@ -226,7 +227,7 @@ def test_folders_files_and_functions_stay_small(trees: dict[Path, ast.Module]) -
         text = path.read_text()
         if text.count("\n") > MAX_FILE_LINES:
             large[str(path)] = text.count("\n")
-        for node in ast.walk(trees[path]):
+        for node in words.list_nodes(trees[path]):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
                 if (node.end_lineno or 0) - first.lineno >= MAX_BODY_LINES:
@@ -242,7 +243,7 @@ def test_the_rules_hold_for_the_benchmarks_too() -> None:
     assert max(path.read_text().count("\n") for path in benchmarks) <= MAX_FILE_LINES
 
 
-@pytest.mark.parametrize("kind", COMPONENTS)
+@run_each("kind", COMPONENTS)
 def test_no_component_vanishes(kind: str) -> None:
     """As many as there were when the rooms were rebuilt, or more: a module that nobody imports is silent."""
     assert len(REGISTRIES[kind].names()) >= COMPONENTS[kind]
@@ -267,7 +268,7 @@ def test_only_one_module_knows_which_process_is_first() -> None:
 
 def forwards_of(tree: ast.Module) -> list[int]:
     """The lines that run a part of a task's forward pass: `task.prepare(`, `.losses(` or `.assess(`."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in words.list_nodes(tree) if isinstance(node, ast.Call)]
     return [
         call.lineno
         for call in calls

@@ -9,6 +9,7 @@ import pytest
 
 from sightline.optional_members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
 from sightline.registry import REGISTRIES
+from tests.cases import run_each
 from tests.command import run_here
 from tests.conftest import ROOT
 
@@ -89,19 +90,19 @@ updates veto view views vote_all voted voter voters votes voting weights width w
 """.split()
 
 
-@pytest.mark.parametrize(("kind", "planted"), PLANTED.items())
+@run_each("kind, planted", PLANTED.items())
 def test_misspelt_members_are_known(kind: str, planted: dict[str, str]) -> None:
     assert {name: suggest_member(kind, name) for name in planted} == planted
 
 
-@pytest.mark.parametrize("kind", REGISTRIES)
+@run_each("kind", REGISTRIES)
 def test_plausible_names_of_an_author_are_his_own(kind: str) -> None:
     """A near miss costs a rename, a false alarm too; a word with another ending, or with another word, is none."""
     own = {name: known for name in OWN if (known := suggest_member(kind, name)) is not None}
     assert own == {}
 
 
-@pytest.mark.parametrize("kind", REGISTRIES)
+@run_each("kind", REGISTRIES)
 def test_known_members_and_private_ones_are_no_misspellings(kind: str) -> None:
     known = {*MEMBERS.get(kind, ()), *REQUIRED.get(kind, ())}
     assert not [name for name in known if suggest_member(kind, name)]

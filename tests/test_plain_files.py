@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sightline.regular_files import check_regular_file, parse_json, read_regular_file
+from tests.cases import run_each
 
 
 def test_a_plain_file_is_read_also_through_a_link(tmp_path: Path) -> None:
@@ -53,8 +54,8 @@ def test_a_missing_file_is_missing(tmp_path: Path) -> None:
         read_regular_file(tmp_path / "file")
 
 
-@pytest.mark.parametrize("place", ["value", "key", "list"])
-@pytest.mark.parametrize("code", ["d800", "dfff", "dc00", "DE00\\ud83d", "d83d\\ud83d\\ude00"])
+@run_each("place", ["value", "key", "list"])
+@run_each("code", ["d800", "dfff", "dc00", "DE00\\ud83d", "d83d\\ud83d\\ude00"])
 def test_half_a_character_is_refused(code: str, place: str) -> None:
     half = json.loads(f'"a\\u{code}"')
     document = {"value": {"a": half}, "key": {half: 1}, "list": [[half]]}[place]

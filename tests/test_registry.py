@@ -13,6 +13,7 @@ from sightline.binding import UnknownKeyError
 from sightline.errors import CheckpointError, ConfigError, DataError
 from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, locate_errors
 from sightline.types import ComponentConfig, SourceLocation
+from tests.cases import run_each
 
 HERE = SourceLocation("mine.yaml", 3, "model")
 
@@ -198,9 +199,7 @@ def test_components_stand_for_blocks_too(parts: Registry) -> None:
 # --- what builders refuse --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("raised", "kind", "expected"),
-    [
+@run_each("raised, kind, expected", [
         (ConfigError("width: too odd"), ConfigError, "mine.yaml:4: model.width: too odd"),
         (ConfigError("mine.width: too odd"), ConfigError, "mine.yaml:4: model.width: too odd"),
         (ConfigError("model.groups.0.modules: none"), ConfigError, "mine.yaml:5: model.groups.0.modules: none"),
@@ -213,8 +212,7 @@ def test_components_stand_for_blocks_too(parts: Registry) -> None:
         (UnknownKeyError("losses.a needs 'b'"), UnknownKeyError, "losses.a needs 'b'"),
         (CheckpointError("a: damaged"), CheckpointError, "a: damaged"),
         (RuntimeError("ours"), RuntimeError, "ours"),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_errors_of_builders_get_the_place_of_their_block(
     raised: Exception, kind: type[Exception], expected: str
 ) -> None:
@@ -242,7 +240,7 @@ def test_a_missing_folder_is_blamed_on_the_argument_that_named_it() -> None:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", REGISTRIES)
+@run_each("kind", REGISTRIES)
 def test_built_in_parts_are_found_lazily_and_described(kind: str) -> None:
     names = REGISTRIES[kind].names()
     assert names == sorted(names)

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.schema import check_value, describe_type, format_value, signature_parameters, suggest
+from tests.cases import run_each
 
 
 class Group(TypedDict):
@@ -22,8 +23,8 @@ class Group(TypedDict):
     until: NotRequired[Count]
 
 
-@pytest.mark.parametrize(
-    ("annotation", "words"),
+@run_each(
+    "annotation, words",
     [
         (bool, "true or false"),
         (int, "a whole number"),
@@ -53,8 +54,8 @@ def test_types_in_words(annotation: Any, words: str) -> None:
     assert describe_type(annotation) == words
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value", "expected"),
+@run_each(
+    "annotation, value, expected",
     [
         (float, 3, 3.0),
         (Count, 3, 3),
@@ -74,9 +75,7 @@ def test_values_become_what_the_annotation_says(annotation: Any, value: object, 
     assert type(found) is type(expected)
 
 
-@pytest.mark.parametrize(
-    ("annotation", "value", "expected"),
-    [
+@run_each("annotation, value, expected", [
         (bool, "False", [("", "found the text 'False', allowed is true or false")]),
         (bool, 1, [("", "found 1, allowed is true or false")]),
         (int, True, [("", "found true, allowed is a whole number")]),
@@ -109,8 +108,7 @@ def test_values_become_what_the_annotation_says(annotation: Any, value: object, 
             ("0.modules", "found 1, allowed is text"),
             ("1", f"found 3, allowed is {describe_type(Group)}"),
         ]),
-    ],
-)  # fmt: skip
+    ])  # fmt: skip
 def test_what_does_not_fit_is_named_part_by_part(annotation: Any, value: object, expected: list) -> None:
     found, misfits = check_value(annotation, value)
     assert found is value
@@ -158,8 +156,8 @@ def test_any_value_fits_or_is_explained(annotation: Any, value: object) -> None:
         assert check_value(annotation, found) == (found, []), "what fits, fits again"
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
+@run_each(
+    "value, words",
     [
         (None, "null"),
         (True, "true"),

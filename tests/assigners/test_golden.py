@@ -26,6 +26,7 @@ from sightline.geometry.boxes.overlaps import (
 )
 from sightline.geometry.boxes.priors import Priors, make_points
 from sightline.losses.boxes import overlap_loss, sigmoid_bce, sigmoid_focal
+from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
 PLUS_ONE = torch.tensor([0, 0, 1, 1])
@@ -72,7 +73,7 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", range(24))
+@run_each("case", range(24))
 def test_max_iou_is_that_of_detectron_and_mmdetection(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_max_iou", area="detect")
     stored = case_of(golden, case)
@@ -85,7 +86,7 @@ def test_max_iou_is_that_of_detectron_and_mmdetection(shared: Path, case: int) -
             assert torch.equal(matched(MaxIoU(**arguments), priors, stored["gt"]), from_labels(stored[name])), name
 
 
-@pytest.mark.parametrize("case", range(24))
+@run_each("case", range(24))
 def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> None:
     """Theirs takes one of the best anchors of a box, and any of the boxes that are equally good for an anchor."""
     golden = load_golden(shared, "assign_max_iou", area="detect")
@@ -110,7 +111,7 @@ def test_max_iou_is_that_of_crowddet_but_for_ties(shared: Path, case: int) -> No
         assert (total - published).abs().max() <= 1e-12 * len(priors)
 
 
-@pytest.mark.parametrize("case", range(24))
+@run_each("case", range(24))
 def test_second_boxes_are_those_of_crowddet_but_for_ties(shared: Path, case: int) -> None:
     """Both boxes of an anchor by their thresholds alone, 1284 anchors a case; of one box there are no labels."""
     golden = load_golden(shared, "assign_max_iou", area="detect")
@@ -133,7 +134,7 @@ def test_second_boxes_are_those_of_crowddet_but_for_ties(shared: Path, case: int
     assert torch.equal(ours[expected >= 0], theirs[expected >= 0]), "of a tie, boxes that are equally good"
 
 
-@pytest.mark.parametrize("case", range(24))
+@run_each("case", range(24))
 def test_max_iou_is_that_of_odtask_but_for_each_boxs_first_anchor(shared: Path, case: int) -> None:
     """There the first of a box's best anchors goes to it, of several boxes to the last, even if they do not touch."""
     golden = load_golden(shared, "assign_max_iou", area="detect")
@@ -151,7 +152,7 @@ def test_max_iou_is_that_of_odtask_but_for_each_boxs_first_anchor(shared: Path, 
 # --- FCOS -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", range(18))
+@run_each("case", range(18))
 def test_fcos_and_its_losses_are_the_published_ones(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_fcos", area="detect")
     info, stored = golden.info["cases"][case], case_of(golden, case)
@@ -225,7 +226,7 @@ def test_losses_of_distances_are_the_published_ones(shared: Path, kind: str) -> 
 # --- ATSS -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", range(16))
+@run_each("case", range(16))
 def test_atss_and_its_losses_are_the_published_ones(shared: Path, case: int) -> None:
     golden = load_golden(shared, "assign_atss", area="detect")
     info, stored = golden.info["cases"][case], case_of(golden, case)
@@ -273,7 +274,7 @@ def assert_atss(priors: Priors, found: Tensor, stored: dict[str, Tensor], info: 
     assert_losses(losses, stored, {"cls_logits": logits, "box_deltas": deltas, "ctr_logits": centre})
 
 
-@pytest.mark.parametrize("case", range(16))
+@run_each("case", range(16))
 def test_atss_of_old_boxes_is_the_published_one(shared: Path, case: int) -> None:
     """Theirs leaves out the pixel more where it asks whether a centre lies in the box, and in the overlap of losses."""
     golden = load_golden(shared, "assign_atss_plus1", area="detect")

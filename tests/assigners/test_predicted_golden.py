@@ -17,6 +17,7 @@ from sightline.geometry.boxes.overlaps import decode_distances, iou
 from sightline.geometry.boxes.priors import Priors, make_points
 from sightline.losses.boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
 from tests.assigners.test_golden import assert_losses, case_of, is_class, levels
+from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
 
@@ -36,7 +37,7 @@ def corners(middles: torch.Tensor) -> torch.Tensor:
     return torch.cat([middles[:, :2] - middles[:, 2:] / 2, middles[:, :2] + middles[:, 2:] / 2], dim=1)
 
 
-@pytest.mark.parametrize("case", range(16))
+@run_each("case", range(16))
 def test_simota_is_the_published_one(shared: Path, case: int) -> None:
     """In one case all boxes are out of reach: theirs raises an error."""
     golden = load_golden(shared, "assign_simota", area="detect")
@@ -55,7 +56,7 @@ def test_simota_is_the_published_one(shared: Path, case: int) -> None:
     assert torch.equal(sure[expected >= 0], expected[expected >= 0])
 
 
-@pytest.mark.parametrize("case", range(16))
+@run_each("case", range(16))
 def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None:
     """Candidates, what each of them costs each box, and the IoU of its prediction; none of boxes out of reach."""
     golden = load_golden(shared, "assign_simota", area="detect")
@@ -73,7 +74,7 @@ def test_costs_of_simota_are_the_published_ones(shared: Path, case: int) -> None
     assert ((cost - stored["cost"]).abs() <= 1e-14 * stored["cost"].abs() + 1e-13).all(), "of those far away, too"
 
 
-@pytest.mark.parametrize("case", range(16))
+@run_each("case", range(16))
 def test_losses_on_simota_are_the_published_ones(shared: Path, case: int) -> None:
     """Five times 1 - IoU^2, objectness, classes that learn the IoU, and |raw - true| of raw boxes where recorded."""
     golden = load_golden(shared, "assign_simota", area="detect")
@@ -157,7 +158,7 @@ def test_the_transport_of_ota_is_the_published_one(shared: Path, case: int, monk
     assert carried[:-1].abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("case", range(12))
+@run_each("case", range(12))
 def test_ota_and_its_losses_are_the_published_ones(shared: Path, case: int) -> None:
     """In cases 5 and 11 no box has a candidate; in 3 and 9 some stand twice. Their classes count from 0."""
     golden = load_golden(shared, "assign_ota", area="detect")

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from sightline.compare.external_model import layouts_between, load_matched_weights, match_keys, nearest_layout
 from sightline.errors import UserError
+from tests.cases import run_each
 
 POINTS = torch.randn(2, 5, 3)
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
+@run_each(
+    "ours, theirs",
     [
         (POINTS, POINTS),
         (POINTS, POINTS.transpose(1, 2)),

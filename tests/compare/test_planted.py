@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.compare.measure import MAX_ROUNDING_UNITS
+from tests.cases import run_each
 from tests.compare.steps import compared, guilty
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
@@ -56,7 +57,7 @@ def random_net(seed: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@run_each("seed", range(8))
 def test_healthy_random_nets_stay_below_the_bound(seed: int) -> None:
     torch.manual_seed(seed)
     net = random_net(seed)

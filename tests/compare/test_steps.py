@@ -17,6 +17,7 @@ from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.describe.memory import first_samples
 from sightline.engine.device import Precision
 from sightline.errors import UserError
+from tests.cases import run_each
 from tests.runs.small import small_run
 
 CPU = torch.device("cpu")
@@ -97,7 +98,7 @@ def test_a_cell_that_cannot_be_run_is_not_passed(subject: ComparisonSubject) -> 
     assert all(each["losses"] is None for each in told)
 
 
-@pytest.mark.parametrize("guilty", range(7))
+@run_each("guilty", range(7))
 def test_halving_finds_the_one_layer(guilty: int) -> None:
     layers = [f"layer{place}" for place in range(7)]
     asked = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sightline.compare.formats import FORMATS
 from sightline.compare.measure import run_plain_form
+from tests.cases import run_each
 
 
 def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | None:
@@ -21,8 +22,8 @@ def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | Non
     return None if found is None else {n.removeprefix("parameter.conv."): g for n, g in found.gradients.items()}
 
 
-@pytest.mark.parametrize(
-    ("conv", "size"),
+@run_each(
+    "conv, size",
     [
         (nn.Conv1d(3, 5, 3, stride=2, padding=1), (11,)),
         (nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1), bias=False), (7, 9)),

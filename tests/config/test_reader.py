@@ -12,6 +12,7 @@ from sightline.config import RunConfig, locate_errors, read_config, render_confi
 from sightline.config.reader import MAX_BASES
 from sightline.errors import ConfigError
 from sightline.types import LinearRamp, SourceLocation
+from tests.cases import run_each
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
 HEALTHY = FOLDER / "_healthy.yaml"
@@ -200,8 +201,8 @@ def test_a_new_name_drops_inherited_arguments() -> None:
     assert read_config(HEALTHY, ["model.name=dgcnn"]).model.arguments["embedding"] == 1024
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
+@run_each(
+    "overrides, expected",
     [
         (["train.epochs=1", "train.epochs=1"], "command line: train.epochs: is given twice on the command line"),
         (["train={epochs: 1}", "train.epochs=2"], "command line: train.epochs: is given twice on the command line"),
@@ -292,7 +293,7 @@ def test_names_that_can_be_a_folder(name: str) -> None:
     assert read_config(HEALTHY, [f"name='{name}'"]).name == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\\\b", "x" * 201, "é" * 101, " a", "a\\tb"])
+@run_each("name", ["", ".", "..", ".hidden", "a/b", "a\\\\b", "x" * 201, "é" * 101, " a", "a\\tb"])
 def test_names_that_cannot(name: str) -> None:
     assert "allowed is what can name a folder" in refused(HEALTHY, f'name="{name}"')
 

@@ -13,6 +13,7 @@ from sightline import registry
 from sightline.config import read_config, render_config
 from sightline.errors import ConfigError
 from sightline.plugins import find_plugin
+from tests.cases import run_each
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def test_shipped_configs_come_back_equal(path: Path, tmp_path: Path) -> None:
         assert render_config(found, origins=False) == render_config(config, origins=False)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@run_each("path", SHIPPED)
 def test_shipped_configs_count_epochs_and_say_what_they_reproduce(path: Path) -> None:
     """`train.epochs=1` always works, whatever warm-up and milestones a recipe has."""
     assert read_config(path, ["train.epochs=1"]).train.epochs == 1

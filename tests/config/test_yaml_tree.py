@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sightline.config.reader import read_config
 from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
 from sightline.errors import ConfigError
+from tests.cases import run_each
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 EACH = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -25,8 +26,8 @@ def read(text: str) -> object:
     return value
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@run_each(
+    "text, expected",
     [
         ("true", True),
         ("false", False),
@@ -52,7 +53,7 @@ def test_values(text: str, expected: object) -> None:
     assert type(value) is type(expected), "1 is not True, 1.0 is not 1"
 
 
-@pytest.mark.parametrize(
+@run_each(
     "text",
     [
         *("yes", "no", "on", "off", "y", "n", "True", "FALSE", "Null", "~"),
@@ -65,7 +66,7 @@ def test_everything_else_is_text(text: str) -> None:
     assert read(text) == text
 
 
-@pytest.mark.parametrize("text", ['"False"', "'1e-3'", '"null"', "'010'", '""', '"5"'])
+@run_each("text", ['"False"', "'1e-3'", '"null"', "'010'", '""', '"5"'])
 def test_what_is_quoted_is_text(text: str) -> None:
     assert read(text) == text[1:-1]
 

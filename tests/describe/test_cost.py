@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sightline
 from sightline.describe.trace import CountMacs, count_macs
+from tests.cases import run_each
 
 
 def counted(work: Callable[[], Any]) -> int:
@@ -27,8 +28,8 @@ def ones(*shape: int) -> Tensor:
     return torch.ones(shape, requires_grad=True)
 
 
-@pytest.mark.parametrize(
-    ("work", "by_hand"),
+@run_each(
+    "work, by_hand",
     [
         (lambda: ones(2, 3) @ ones(3, 5), 2 * 3 * 5),
         (lambda: ones(2, 3) @ ones(3), 2 * 3),
@@ -50,7 +51,6 @@ def ones(*shape: int) -> Tensor:
         ),
         (lambda: (ones(3, 4) * ones(3, 4)).softmax(0).sum() + ones(3).norm(), 0),
     ],
-    ids="mm mv dot addmm bmm baddbmm einsum linear groups conv1d transposed attention none".split(),
 )
 def test_by_hand(work: Callable[[], Any], by_hand: int) -> None:
     assert counted(work) == by_hand

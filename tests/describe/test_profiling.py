@@ -29,6 +29,7 @@ from sightline.describe.profiling import (
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.errors import RunError, UserError
+from tests.cases import run_each
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = ("data.num_points=64", "data.train_size=96", "data.test_size=24", "train.batch_size=8")
@@ -156,8 +157,8 @@ def test_settings_by_their_words() -> None:
     assert parse_settings([f"{whole},seed=3"]) == [Setting(whole, (whole,)), Setting("seed=3", ("seed=3",))]
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
+@run_each(
+    "text, expected",
     [
         ("bf61", "did you mean 'bf16'?"),
         ("worker=0", "did you mean 'workers'?"),

@@ -8,6 +8,7 @@ import pytest
 
 from sightline.describe.profiler_trace import HOST, MODULE, WAITING, StepCosts, classify_kernel, compute_step_costs
 from sightline.errors import RunError
+from tests.cases import run_each
 
 PRODUCTS = "matrix products, convolutions"
 
@@ -145,8 +146,8 @@ def test_a_trace_without_a_step_is_refused() -> None:
         compute_step_costs(ONE_STEP[1:])
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
+@run_each(
+    "name, kind",
     [
         *((f"aten::{name}", PRODUCTS) for name in ("mm", "bmm", "addmm", "baddbmm", "mkldnn_convolution", "linear")),
         ("aten::convolution_backward", PRODUCTS),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.data.synthetic import synthetic_shapes
+from sightline.data.synthetic.synthetic_lidar import Scan, SyntheticLidar
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 
 
@@ -37,4 +38,26 @@ def _clouds_are_made_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SyntheticShapes, "_get_clouds", remembered)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _streets_are_cast_once() -> Iterator[None]:
+    """The same for the scans of a quarter of a thousand columns or fewer; nobody can write into them."""
+    made: dict[tuple[object, ...], Scan] = {}
+    own = SyntheticLidar.scan
+
+    def remembered(dataset: SyntheticLidar, split: str, index: int) -> Scan:
+        if dataset._num_columns > 256:
+            return own(dataset, split, index)
+        cast = (dataset._sensor, dataset._num_columns, dataset._disturbance, dataset._data_seed)
+        key = (*cast, split, index)
+        if key not in made:
+            made[key] = own(dataset, split, index)
+            for array in made[key]:
+                array.flags.writeable = False
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SyntheticLidar, "scan", remembered)
         yield

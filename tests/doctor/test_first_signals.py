@@ -21,6 +21,7 @@ from sightline.engine.distributed import World
 from sightline.losses.base import Loss
 from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.doctor.planting import assert_complete, caught, losses_of, make, with_losses, with_model
 from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, grid, heat_maps, make_maps
 
@@ -205,8 +206,8 @@ def test_weights_a_hundred_times_too_large(tmp_path: Path) -> None:
     assert finding.evidence["num_layers"] == 1
 
 
-@pytest.mark.parametrize(
-    ("draw", "told"),
+@run_each(
+    "draw, told",
     [
         (lambda w: nn.init.kaiming_uniform_(w, a=5**0.5), "torch's default"),
         (lambda w: nn.init.kaiming_normal_(w), "He, sqrt(2/fan_in)"),
@@ -216,7 +217,6 @@ def test_weights_a_hundred_times_too_large(tmp_path: Path) -> None:
         (lambda w: nn.init.trunc_normal_(w, std=0.02), "N(0, 0.02)"),
         (lambda w: nn.init.zeros_(w), "constant"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_schemes_are_told_by_the_deviations(draw: Any, told: str) -> None:
     for seed in range(5):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sightline.engine.optimizers import SGD, Adam, AdamW, OptimizerSpec, RMSprop, apply_freezing, format_module_rates
 from sightline.errors import ConfigError
 from sightline.layers.quantisation.parametrised import apply_policy, quantised_weights
+from tests.cases import run_each
 
 
 def net() -> nn.Sequential:
@@ -275,8 +276,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", RECIPES)
+@run_each("layout", LAYOUTS)
+@run_each("name", RECIPES)
 def test_a_step_does_not_depend_on_the_order_in_memory(name: str, layout: str) -> None:
     expected = stepped(lambda x: x, RECIPES[name])
     torch.testing.assert_close(stepped(LAYOUTS[layout], RECIPES[name]), expected, rtol=1e-14, atol=1e-14)

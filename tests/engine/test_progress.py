@@ -11,6 +11,7 @@ import pytest
 
 from sightline.engine.observers import Pace, Progress, wants_live
 from sightline.engine.step import format_rate
+from tests.cases import run_each
 from tests.engine.told import evaluation, step
 
 
@@ -99,8 +100,8 @@ def test_warnings_of_a_run_are_shown_between_the_lines() -> None:
     assert stream.getvalue() == "warning: loader-bound: 87 % of the time\n"
 
 
-@pytest.mark.parametrize(
-    ("rate", "shown"),
+@run_each(
+    "rate, shown",
     [(12345.6, "12,346"), (10.4, "10"), (9.96, "10"), (9.4, "9.4"), (0.5, "0.5"), (0.0123, "0.012"), (math.nan, "?")],
 )
 def test_a_slow_rate_is_not_shown_as_none(rate: float, shown: str) -> None:

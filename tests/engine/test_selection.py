@@ -23,6 +23,7 @@ from sightline.registry import RegistryEntry
 from sightline.runs.run_directory import RunDirectory
 from sightline.schema import signature_parameters
 from sightline.verbs.show import _add_origin_of_mode
+from tests.cases import run_each
 from tests.doctor.planting import CONFIG, make
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,7 +178,7 @@ def test_runs_that_recorded_a_mode_go_on(tmp_path: Path, add: Add, mode: str, mo
     assert all("evaluate.mode: found max, but the metric states min" in line for line in told)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@run_each("path", SHIPPED)
 def test_every_shipped_config_selects_in_its_figures_direction(path: Path) -> None:
     """None of them needs a mode, and `show` names the metric that states it."""
     config = read_config(path)

@@ -45,8 +45,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody cuts the power; and evaluation draws from the global generator, as a model with noise in it may."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    """Evaluation draws from the global generator, as a model with noise in it may."""
     before = Classify.losses_and_predictions
 
     def drawing(self: Classify, model: Any, batch: Any, around: Any) -> Any:

@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from sightline.geometry import neighbours
 from sightline.geometry.neighbours import ball_query, gather_points
 from sightline.geometry.sampling import farthest_point_sample
+from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
@@ -30,8 +31,8 @@ def test_points_on_a_line_by_hand(form: str) -> None:
     assert ball_query(points[:, :2], centres=points[:, :1], radius=9.0, num_neighbours=4).tolist() == [[[0, 1, 0, 0]]]
 
 
-@pytest.mark.parametrize("num_points", [40, 700])
-@pytest.mark.parametrize("radius", [0.15, 0.4, 3.0])
+@run_each("num_points", [40, 700])
+@run_each("radius", [0.15, 0.4, 3.0])
 def test_agrees_with_scipy(num_points: int, radius: float, form: str) -> None:
     points = torch.rand(2, num_points, 3, dtype=torch.float64)
     found = ball_query(points, centres=points[:, :30], radius=radius, num_neighbours=16)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sightline.geometry.pinhole import Axis, Cameras, Projection, ring_cameras
+from tests.cases import run_each
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -64,8 +65,8 @@ def test_a_pinhole_shows_what_is_near_larger() -> None:
     assert np.allclose(columns[0], [50 + scale * 0.4 / 2.5, 50 + scale * 0.4 / 3.5])
 
 
-@pytest.mark.parametrize(
-    ("num_views", "elevations", "told"),
+@run_each(
+    "num_views, elevations, told",
     [
         (7, (10.0, 20.0), "7 views on 2 elevations: as many on each"),
         (0, (10.0,), "0 views on 1 elevations"),

@@ -10,6 +10,7 @@ import torch
 
 from sightline.geometry import capsules as module
 from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
+from tests.cases import run_each
 
 CAMERA = np.array([200.0, -210.0, 40.0, 30.0])
 HEIGHT, WIDTH = 60, 80
@@ -112,8 +113,8 @@ def test_a_cylinder_across_the_picture_is_cut_by_each_column_alike() -> None:
     assert np.abs(depth - expected[:, None]).max() < 1e-10
 
 
-@pytest.mark.parametrize("tilt", [0.0, 1e-16, 1e-13, 1e-9])
-@pytest.mark.parametrize(("u", "v"), [(40, 30), (71, 9), (13, 52)])
+@run_each("tilt", [0.0, 1e-16, 1e-13, 1e-9])
+@run_each("u, v", [(40, 30), (71, 9), (13, 52)])
 def test_a_capsule_seen_along_its_axis_has_no_hole(u: int, v: int, tilt: float) -> None:
     ray = rays()[v, u]
     start, end = 300 * ray, 380 * ray + [tilt, 0, 0]

@@ -16,6 +16,7 @@ from sightline.geometry.pinhole import (
     project_points,
     to_crop_coordinates,
 )
+from tests.cases import run_each
 
 CAMERA = (241.42, -241.42, 160.0, 120.0)
 
@@ -113,8 +114,8 @@ def test_points_appear_in_the_crop_where_their_offsets_say() -> None:
     torch.testing.assert_close(crop[rows, columns], torch.full((len(rows),), 12 / 80))
 
 
-@pytest.mark.parametrize("angle_rad", [0.0, 1.1, -3.0])
-@pytest.mark.parametrize("camera", [CAMERA, (300.0, 280.0, 150.0, 110.0)])
+@run_each("angle_rad", [0.0, 1.1, -3.0])
+@run_each("camera", [CAMERA, (300.0, 280.0, 150.0, 110.0)])
 def test_offsets_are_undone_exactly(angle_rad: float, camera: tuple[float, ...]) -> None:
     placement = placed((12.0, -40.0, 420.0), side_mm=230.0, angle_rad=angle_rad, camera=camera)
     points = torch.rand(1, 50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 200 - 100

@@ -17,6 +17,7 @@ from sightline.geometry.neighbours import (
     neighbours_by_candidates,
     scale_num_neighbours,
 )
+from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
@@ -69,9 +70,9 @@ def test_agrees_with_scipy(num_channels: int, count: int, dtype: torch.dtype, fo
             np.testing.assert_array_equal(index, expected.reshape(index.shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_channels", [1, 2, 3, 5, 6, 9, 64, 131])
-@pytest.mark.parametrize("num_points", [1, 33, 300])
+@run_each("dtype", [torch.float32, torch.float64])
+@run_each("num_channels", [1, 2, 3, 5, 6, 9, 64, 131])
+@run_each("num_points", [1, 33, 300])
 def test_every_sum_is_rounded_as_written(num_points: int, num_channels: int, dtype: torch.dtype, form: str) -> None:
     points = torch.stack(
         [turned_about(num_points, num_channels, dtype), torch.randn(num_points, num_channels).to(dtype)]
@@ -82,8 +83,8 @@ def test_every_sum_is_rounded_as_written(num_points: int, num_channels: int, dty
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=count, queries=queries), expected)
 
 
-@pytest.mark.parametrize("num_channels", [3, 8])
-@pytest.mark.parametrize("count", [1, 7, 26, 60])
+@run_each("num_channels", [3, 8])
+@run_each("count", [1, 7, 26, 60])
 def test_ties_go_to_the_lower_index(count: int, num_channels: int, form: str) -> None:
     points = torch.randint(0, 3, (4, 60, num_channels)).float()  # 27 places for 60 points: ties and duplicates
     points[:, :, 3:] = 0
@@ -303,14 +304,14 @@ def test_gather_passes_gradients_back() -> None:
     assert torch.autograd.gradcheck(lambda v: gather_points(v, index), (values,))
 
 
-@pytest.mark.parametrize("num_channels", [3, 16])
+@run_each("num_channels", [3, 16])
 def test_no_neighbours_are_refused(num_channels: int, form: str) -> None:
     with pytest.raises(ValueError, match="0 neighbours asked for"):
         nearest_neighbours(torch.zeros(1, 8, num_channels), num_neighbours=0)
 
 
-@pytest.mark.parametrize(
-    ("count", "meant_for", "num_points", "expected"),
+@run_each(
+    "count, meant_for, num_points, expected",
     [
         (10, None, 4096, 10),
         (10, 256, 1024, 40),

@@ -18,6 +18,7 @@ from sightline.geometry.surfaces import (
     torus_patch,
 )
 from sightline.types import SampleKey
+from tests.cases import run_each
 
 NUM = 20_000
 UP = FACING["+z"]
@@ -48,7 +49,7 @@ def angle_of(points: np.ndarray) -> np.ndarray:
     return np.arctan2(points[:, 1], points[:, 0])
 
 
-@pytest.mark.parametrize("name", FACING)
+@run_each("name", FACING)
 def test_frames_are_right_handed_and_face_their_way(name: str) -> None:
     frame = FACING[name]
     assert np.array_equal(np.cross(frame[0], frame[1]), frame[2])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sightline.geometry.pinhole import depth_points, pixel_rays, project_points, unproject_pixels
+from tests.cases import run_each
 from tests.golden_parity import load_golden
 
 CAMERAS = {
@@ -42,8 +43,8 @@ def test_rays_reach_the_points() -> None:
     assert np.allclose((rays * depth[..., None]).reshape(-1, 3), depth_points(depth, camera), rtol=1e-15)
 
 
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-@pytest.mark.parametrize("name", CAMERAS)
+@run_each("kind", [np.asarray, torch.from_numpy])
+@run_each("name", CAMERAS)
 def test_back_and_forth(name: str, kind: object) -> None:
     """Of float32 too: it is computed in float64, and a batch may have a camera for each of its samples."""
     draw = np.random.default_rng(1)

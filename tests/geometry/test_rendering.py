@@ -12,6 +12,7 @@ from sightline.geometry import rendering
 from sightline.geometry.pinhole import Projection, ring_cameras
 from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
 from sightline.geometry.surfaces import fit_surfels, sample_surface
+from tests.cases import run_each
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])
 CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], dtype=np.float64) / 2
@@ -58,7 +59,7 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
     assert np.array_equal(render_mesh(CORNERS, CUBE, cameras, style=style), fast_mesh)
 
 
-@pytest.mark.parametrize(
+@run_each(
     "points",
     [
         np.zeros((1, 3)),
@@ -67,9 +68,8 @@ def test_both_forms_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch, projecti
         np.repeat(even_sphere(5), 20, axis=0),
         even_sphere(3),
     ],
-    ids=["one point", "one place", "a line", "five places", "three points"],
 )
-@pytest.mark.parametrize("projection", ["parallel", "pinhole"])
+@run_each("projection", ["parallel", "pinhole"])
 def test_degenerate_clouds_are_drawn_alike_by_both(points: np.ndarray, projection: Projection) -> None:
     cameras = ring_cameras(2, size_px=24, projection=projection)
     drawn = render_cloud(points, cameras)

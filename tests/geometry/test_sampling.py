@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sightline.geometry import sampling
 from sightline.geometry.sampling import farthest_point_sample
+from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden
 
@@ -43,9 +44,9 @@ def test_points_on_a_line_by_hand(form: str) -> None:
     assert farthest_point_sample(points, num_samples=3, start=1).tolist() == [[1, 4, 3]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("num_channels", [1, 2, 3, 7, 64])
-@pytest.mark.parametrize("num_points", [1, 31, 65, 500])
+@run_each("dtype", [torch.float32, torch.float64])
+@run_each("num_channels", [1, 2, 3, 7, 64])
+@run_each("num_points", [1, 31, 65, 500])
 def test_every_choice_is_that_of_the_plain_rule(
     num_points: int, num_channels: int, dtype: torch.dtype, form: str
 ) -> None:
@@ -110,7 +111,7 @@ def test_all_points_are_a_permutation(form: str) -> None:
     assert (index.sort(dim=1).values == torch.arange(90)).all()
 
 
-@pytest.mark.parametrize("scale", [1e-25, 1.0, 3e5, 1e25])
+@run_each("scale", [1e-25, 1.0, 3e5, 1e25])
 def test_numbers_of_any_size(scale: float, form: str) -> None:
     """Squares that vanish tie at 0, and those above 1e10 at 1e10, as in the published codes."""
     cloud = torch.randn(100, 3) * scale

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
+from tests.cases import run_each
 
 BOUND = 1e-12
 
@@ -53,8 +54,8 @@ def network(norm: nn.Module, axes: int) -> nn.Module:
 CASES = [(nn.BatchNorm1d, ()), (nn.BatchNorm1d, (7,)), (nn.BatchNorm2d, (3, 2)), (nn.BatchNorm3d, (2, 1, 3))]
 
 
-@pytest.mark.parametrize("sizes", [(3, 3), (1, 5), (5, 1), (2, 4, 3), (0, 4)])
-@pytest.mark.parametrize(("kind", "shape"), CASES)
+@run_each("sizes", [(3, 3), (1, 5), (5, 1), (2, 4, 3), (0, 4)])
+@run_each("kind, shape", CASES)
 def test_parts_equal_the_whole_batch(kind: type[nn.Module], shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
     whole = network(kind(5), len(shape))
     ranks = Ranks(len(sizes))

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from sightline.layers.set_abstraction import FeaturePropagation
+from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 FORMS = pytest.mark.parametrize("fused", [True, False])
@@ -42,9 +43,9 @@ def test_what_reaches_the_network_is_what_scipy_finds(fused: bool) -> None:
         np.testing.assert_allclose(found[row], expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("num_own", [0, 4])
-@pytest.mark.parametrize("num_coarse", [1, 2, 9])
+@run_each("is_training", [True, False])
+@run_each("num_own", [0, 4])
+@run_each("num_coarse", [1, 2, 9])
 def test_fused_form_agrees_with_the_plain_one(num_coarse: int, num_own: int, is_training: bool) -> None:
     plain, fused = (layer.train(is_training) for layer in pair_of_layers(num_own + 3))
     given = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import pytest
 import torch
 from torch import nn
 
 from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels
+from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
 
@@ -37,9 +37,9 @@ def test_channels_of_packed_clouds_are_those_of_dense_ones() -> None:
     assert torch.equal(packed, dense_channels(points, features, None, in_channels=5))
 
 
-@pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize("first", ["whole", "each"])
+@run_each("is_training", [True, False])
+@run_each("has_bias", [True, False])
+@run_each("first", ["whole", "each"])
 def test_what_a_cloud_has_in_common_need_not_be_repeated(
     first: Literal["whole", "each"], has_bias: bool, is_training: bool
 ) -> None:

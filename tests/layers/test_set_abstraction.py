@@ -17,6 +17,7 @@ from sightline.layers.set_abstraction import (
     SetAbstraction,
     gather_rows,
 )
+from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 SCALE = BallScale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
@@ -37,9 +38,9 @@ def alike(plain: nn.Module, quick: nn.Module) -> tuple[nn.Module, nn.Module]:
     return plain, quick
 
 
-@pytest.mark.parametrize("is_training", [True, False])
-@pytest.mark.parametrize("first", ["place", "features"])
-@pytest.mark.parametrize("in_channels", [0, 4])
+@run_each("is_training", [True, False])
+@run_each("first", ["place", "features"])
+@run_each("in_channels", [0, 4])
 def test_quick_ball_group_agrees_with_the_plain_one(
     in_channels: int, first: Literal["place", "features"], is_training: bool
 ) -> None:

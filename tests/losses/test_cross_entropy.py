@@ -16,6 +16,7 @@ from sightline import registry
 from sightline.errors import ConfigError
 from sightline.losses.classification import CrossEntropy
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.golden_parity import load_golden
 
 
@@ -57,9 +58,9 @@ def test_floor_of_smoothing(num_classes: int, published: float) -> None:
     torch.testing.assert_close(logits.grad, torch.zeros_like(logits), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("weights", [None, (0.5, 0.0, 2.0, 1.0, 3.0, 0.25)])
-@pytest.mark.parametrize("ignore_index", [None, 255, 2])
+@run_each("smoothing", [0.0, 0.1, 1.0])
+@run_each("weights", [None, (0.5, 0.0, 2.0, 1.0, 3.0, 0.25)])
+@run_each("ignore_index", [None, 255, 2])
 def test_over_all_classes_it_is_torch(
     smoothing: float, weights: tuple[float, ...] | None, ignore_index: int | None
 ) -> None:

@@ -16,6 +16,7 @@ from sightline.geometry.boxes.priors import Priors, anchor_bags
 from sightline.losses.boxes import bag_losses
 from sightline.losses.free_anchor import FreeAnchorNegative, FreeAnchorPositive
 from tests.assigners.test_golden import PLUS_ONE, case_of
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 
@@ -34,8 +35,8 @@ def one_image(boxes: Tensor, label: Tensor, **given: Tensor) -> dict[str, Tensor
     return {"boxes": boxes, "label": label, "is_ignored": regions, "box_offsets": offsets, "target": target, **given}
 
 
-@pytest.mark.parametrize("name", ["loss_freeanchor", "loss_freeanchor_plus1"])
-@pytest.mark.parametrize("case", range(10))
+@run_each("name", ["loss_freeanchor", "loss_freeanchor_plus1"])
+@run_each("case", range(10))
 def test_both_losses_are_the_published_ones(shared: Path, name: str, case: int) -> None:
     """Their deltas are ten and five times ours; of old boxes, a width is a pixel more than x2 - x1."""
     golden = load_golden(shared, name, area="detect")

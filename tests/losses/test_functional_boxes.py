@@ -19,6 +19,7 @@ from sightline.losses.boxes import (
     sigmoid_focal,
     smooth_l1,
 )
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden
 
@@ -41,7 +42,7 @@ def test_focal_is_that_worked_by_hand(probability: float, is_target: bool, expec
     assert float(plain) == pytest.approx(-math.log(probability if is_target else 1 - probability), rel=1e-12)
 
 
-@pytest.mark.parametrize("case", range(8))
+@run_each("case", range(8))
 def test_focal_is_the_published_one(shared: Path, case: int) -> None:
     golden = load_golden(shared, "classification_regression_losses", area="detect")
     info = golden.info["focal_cases"][case]

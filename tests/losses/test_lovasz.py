@@ -13,11 +13,12 @@ from sklearn.metrics import jaccard_score
 
 from sightline.doctor.oracles.losses import lovasz
 from sightline.losses.classification import LovaszSoftmax, lovasz_of_image
+from tests.cases import run_each
 
 CASES = [case for case in range(14) if case not in (4, 7, 9, 12)]  # those of chosen classes and of none: below
 
 
-@pytest.mark.parametrize("case", CASES)
+@run_each("case", CASES)
 def test_value_and_gradient_are_those_of_the_reference(shared: Path, case: int) -> None:
     """Of a whole batch at once the reference is one image; per image it is the mean of all of them."""
     folder = shared / "golden" / "lidar"

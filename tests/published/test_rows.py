@@ -14,6 +14,7 @@ from sightline.published import rows
 from sightline.published.files import make_meta_model
 from sightline.published.rows import AxisSize, ImageSide, expand_names, list_layouts, list_names
 from sightline.published.translation import CHANGES
+from tests.cases import run_each
 
 FACTS = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}
 PLANTED = """# a comment
@@ -43,8 +44,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         reader.cache_clear()
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours", "expected"),
+@run_each(
+    "theirs, ours, expected",
     [
         ("fc", "head", ["fc head"]),
         ("bn{1..3}.x", "{0..2}.norm.x", ["bn1.x 0.norm.x", "bn2.x 1.norm.x", "bn3.x 2.norm.x"]),

@@ -41,12 +41,6 @@ def edit_state(folder: Path, **changes: Any) -> None:
     reseal(folder)
 
 
-@pytest.fixture(autouse=True)
-def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk proves nothing here: no test cuts the power."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return save(tmp_path, snapshot_of(7), keep_last=2, is_best=False)

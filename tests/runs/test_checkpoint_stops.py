@@ -20,12 +20,6 @@ from sightline.runs.checkpoint import load, newest_valid, save
 from tests.engine.snapshots import assert_same, snapshot_of
 
 
-@pytest.fixture(autouse=True)
-def _quick_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for the disk proves nothing here: no test cuts the power."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 def test_the_disk_holds_each_thing_before_the_next_depends_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,10 +271,7 @@ WRITES: dict[str, Callable[[RunDirectory], None]] = {
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=list(WRITES))
-def test_a_folder_moved_at_any_moment_is_not_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[RunDirectory], None]
-) -> None:
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def test_a_folder_moved_at_any_moment_is_not_made_anew(tmp_path: Path, write: Callable[[RunDirectory], None]) -> None:
     for number in range(1, 400):
         path = tmp_path / str(number)
         run = RunDirectory(path, is_writer=True)

@@ -26,6 +26,7 @@ from sightline.runs.checkpoint import (
     save,
     set_rng_state,
 )
+from tests.cases import run_each
 
 
 class Net(nn.Module):
@@ -204,8 +205,8 @@ def test_devices_that_are_not_here_are_named() -> None:
     assert set_rng_state(get_rng_state() | {"cuda:99": "AAAA"}) == ("cuda:99",)
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
+@run_each(
+    "name, text",
     [
         ("torch", "not base64!"),
         ("torch", base64.b64encode(b"short").decode()),

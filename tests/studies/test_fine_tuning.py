@@ -11,12 +11,13 @@ from sightline.config import read_config
 from sightline.errors import UserError
 from sightline.runs import lineage
 from sightline.studies.study_runs import assert_same_source, init_override, scratch_overrides
+from tests.cases import run_each
 
 CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
 OFF = {"frozen": "[]", "layer_decay": "null"}
 
 
-@pytest.mark.parametrize("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
+@run_each("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
 def test_a_source_is_text_whatever_it_is_called(name: str) -> None:
     config = read_config(CONFIG, [init_override(name)])
     assert config.init is not None

@@ -17,6 +17,7 @@ from sightline.errors import RunError
 from sightline.studies import grid, study_runs
 from sightline.studies.grid import grid_panel, paired_differences, parse_factors, student_t
 from sightline.training import train_run
+from tests.cases import run_each
 from tests.command import Outcome, run_here
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
@@ -31,7 +32,7 @@ TINY = (
 )
 
 
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 100, 101])
+@run_each("degrees", [1, 2, 3, 4, 5, 9, 10, 29, 100, 101])
 def test_students_t_against_scipy(degrees: int) -> None:
     for confidence in (0.5, 0.95, 0.99):
         expected = scipy.stats.t.ppf((1 + confidence) / 2, degrees)

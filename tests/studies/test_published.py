@@ -27,6 +27,7 @@ from sightline.training.published_results import (
     published_rows,
 )
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
+from tests.cases import run_each
 from tests.command import run_here
 from tests.published_layouts import MODELS
 
@@ -119,8 +120,8 @@ def test_the_notes_own_figures_are_in_the_table(data: str, source: str, expected
 # --- the rows of a run ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("config", "metrics", "who"),
+@run_each(
+    "config, metrics, who",
     [
         ("classify/modelnet40_dgcnn.yaml", {"overall_accuracy": 0.9}, "DGCNN (paper)"),
         ("segment/shapenet_part_dgcnn.yaml", {"instance_miou_all_parts": 0.8}, "DGCNN (paper)"),

@@ -18,6 +18,7 @@ from sightline.errors import ConfigError
 from sightline.geometry.boxes.priors import Priors
 from sightline.models.detection.heads import RetinaHead
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES
 
@@ -181,8 +182,8 @@ class Texted(Odd):
     prior_kinds = "anchors"  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(
-    ("head", "assigner", "message"),
+@run_each(
+    "head, assigner, message",
     [
         (
             "retina",

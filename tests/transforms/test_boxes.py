@@ -16,6 +16,7 @@ from sightline.geometry.boxes.priors import warp_boxes
 from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
 from sightline.transforms.images import FlipImage, ResizeImage
 from sightline.types import DataInfo, Field, SampleKey
+from tests.cases import run_each
 
 HEIGHT, WIDTH = 96, 144
 QUADRANTS = [(20, 10), (90, 14), (24, 60), (100, 66)]
@@ -97,8 +98,8 @@ def test_letterbox_by_hand() -> None:
     assert colours[0, 85:].unique(dim=0).unique(dim=1).tolist() == [[[124, 116, 104]]]
 
 
-@pytest.mark.parametrize(
-    ("box", "min_visible", "clip", "expected"),
+@run_each(
+    "box, min_visible, clip, expected",
     [
         ([100, 10, 140, 20], 0.1, True, ([100, 10, 140, 20], False)),
         ([134, 10, 154, 20], 0.1, True, ([134, 10, 144, 20], False)),  # half is left

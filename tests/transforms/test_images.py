@@ -15,6 +15,7 @@ from sightline.registry import transforms
 from sightline.transforms import images
 from sightline.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.transforms.scenes import draws_of
 
 ALL = {
@@ -31,8 +32,8 @@ def pictures(count: int, height: int = 23, width: int = 31, *, dtype: torch.dtyp
     return torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8).to(dtype)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@run_each("name", ALL)
+@run_each("dtype", [torch.uint8, torch.float32])
 def test_an_image_has_the_same_bits_alone_and_in_a_batch(name: str, dtype: torch.dtype) -> None:
     given = pictures(9, dtype=dtype)
     before = given.clone()
@@ -162,8 +163,8 @@ class Fixed:
         return self.order
 
 
-@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
-@pytest.mark.parametrize("shares", [[0.0, 0.25, 1.0], [1.0, 0.9, 0.1], [0.5, 0.5, 0.5]])
+@run_each("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+@run_each("shares", [[0.0, 0.25, 1.0], [1.0, 0.9, 0.1], [0.5, 0.5, 0.5]])
 def test_colours_change_as_pillow_changes_them(order: list[int], shares: list[float]) -> None:
     given = pictures(1)
     found = ColorJitter()(Fixed(shares, order), image=given)["image"][0]  # type: ignore[arg-type]

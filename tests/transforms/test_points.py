@@ -38,6 +38,7 @@ from sightline.transforms.points import (
     to_unit_sphere,
 )
 from sightline.types import ComponentConfig, SampleKey
+from tests.cases import run_each
 from tests.transforms.scenes import Given
 
 NUM_CLOUDS, NUM_POINTS = 7, 61
@@ -88,8 +89,8 @@ def apply(name: str, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor
 # --- every transform ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("num_points", [61, 1024])
+@run_each("name", ALL)
+@run_each("num_points", [61, 1024])
 def test_a_cloud_gets_the_same_bits_alone_and_in_any_batch(name: str, num_points: int) -> None:
     batch = make_batch(NUM_CLOUDS, num_points)
     together = apply(name, batch, draws_of(NUM_CLOUDS))
@@ -99,7 +100,7 @@ def test_a_cloud_gets_the_same_bits_alone_and_in_any_batch(name: str, num_points
         assert all(torch.equal(alone[key][0], together[key][row]) for key in together)
 
 
-@pytest.mark.parametrize("name", ALL)
+@run_each("name", ALL)
 def test_inputs_and_the_global_generators_are_left_alone(name: str) -> None:
     batch = make_batch()
     before = {key: field.clone() for key, field in batch.items()}
@@ -114,7 +115,7 @@ def test_inputs_and_the_global_generators_are_left_alone(name: str) -> None:
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
 
-@pytest.mark.parametrize("name", ALL)
+@run_each("name", ALL)
 def test_types_stay_and_the_same_key_repeats(name: str) -> None:
     batch = make_batch()
     first, second = (apply(name, batch, draws_of(NUM_CLOUDS)) for _ in range(2))
@@ -125,9 +126,7 @@ def test_types_stay_and_the_same_key_repeats(name: str) -> None:
         assert not torch.equal(first["points"], other["points"])
 
 
-@pytest.mark.parametrize(
-    "name", sorted({name.removesuffix("_first") for name in CHOOSING} | {"scale", "rotate", "flip"})
-)
+@run_each("name", sorted({name.removesuffix("_first") for name in CHOOSING} | {"scale", "rotate", "flip"}))
 def test_config_builds_it_by_name(name: str) -> None:
     arguments = {"num_points": 40} if name in ("sample_points", "farthest_points") else {}
     transform = transforms.build(ComponentConfig(name, arguments), facts={"up_axis": "z"})
@@ -137,7 +136,7 @@ def test_config_builds_it_by_name(name: str) -> None:
 # --- what each keeps --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RIGID)
+@run_each("name", RIGID)
 def test_rigid_transforms_keep_distances(name: str) -> None:
     batch = make_batch()
     points = apply(name, batch, draws_of(NUM_CLOUDS))["points"]

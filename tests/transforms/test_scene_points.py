@@ -17,6 +17,7 @@ from sightline.registry import transforms
 from sightline.transforms.points import Flip, Jitter, Rotate, Scale
 from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
 from sightline.types import ComponentConfig, SampleKey
+from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import draws_of, make_scene
 
@@ -40,7 +41,7 @@ def apply(name: str, scene: dict[str, Tensor], *, first: int = 0, seed: int = 3)
 # --- all that choose --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CHOOSING)
+@run_each("name", CHOOSING)
 def test_what_belongs_to_a_point_goes_with_it(name: str) -> None:
     scene = make_scene()
     chosen = apply(name, scene)
@@ -55,7 +56,7 @@ def test_what_belongs_to_a_point_goes_with_it(name: str) -> None:
         assert not moved.any()
 
 
-@pytest.mark.parametrize("name", CHOOSING)
+@run_each("name", CHOOSING)
 def test_the_same_key_repeats_and_inputs_stay(name: str) -> None:
     scene = make_scene()
     before = {key: field.clone() for key, field in scene.items()}

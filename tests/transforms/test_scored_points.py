@@ -18,6 +18,7 @@ from sightline.errors import ConfigError, DataError
 from sightline.tasks.segment import Segment
 from sightline.transforms.point_selection import SamplePoints
 from sightline.types import DataInfo, Dataset, Field, Sample, SampleKey
+from tests.cases import run_each
 
 ORDERS = ("first", "random")
 
@@ -64,8 +65,8 @@ def test_the_same_key_keeps_the_same_points_in_evaluation() -> None:
         assert torch.equal(value, two[name])
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("num_points", [300, 301, 750, 900])
+@run_each("order", ORDERS)
+@run_each("num_points", [300, 301, 750, 900])
 def test_clouds_of_fewer_points_repeat_all_of_them_alike(order: str, num_points: int) -> None:
     points, _ = clouds()
     number = torch.arange(300).expand(4, -1)

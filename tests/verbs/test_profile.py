@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cases import run_each
 from tests.command import run_here
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
@@ -32,8 +33,8 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert slowest["path"] or "(model)" in printed
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
+@run_each(
+    "words, expected",
     [
         (["--try", "bf61"], "did you mean 'bf16'?"),
         (["--try", "model.foo=1"], "model.foo: 'dgcnn' has no such argument"),

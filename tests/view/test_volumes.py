@@ -7,6 +7,7 @@ import pytest
 
 from sightline.pictures import PALETTE
 from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, slices_panel, volume_panels
+from tests.cases import run_each
 
 # Voxels (x, y, z) of a volume of 2 x 3 x 4: two in one column along z, one apart.
 FILLED = [(0, 2, 0), (0, 2, 3), (1, 0, 1)]
@@ -42,8 +43,8 @@ def test_where_y_points_down_its_rows_count_from_above() -> None:
     assert down.projection("xz")[0].tolist() == BY_HAND["xz"]  # seen from above either way
 
 
-@pytest.mark.parametrize("is_y_up", [True, False])
-@pytest.mark.parametrize("plane", PLANES)
+@run_each("is_y_up", [True, False])
+@run_each("plane", PLANES)
 def test_a_point_appears_in_the_cell_that_holds_it(plane: Plane, is_y_up: bool) -> None:
     shown = volume(is_y_up=is_y_up)
     for place in FILLED:

@@ -9,6 +9,7 @@ from sightline.data.clouds.cloud_preparation import prepare_cloud
 from sightline.data.files.cloud_files import PointCloud
 from sightline.data.scenes.labelled_scenes import prepare_scene
 from sightline.errors import DataError
+from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid
 
 CLOUD = PointCloud(solid("rod", 3, 50), normals=2 * solid("ball", 1, 50), channels={"ring": np.arange(50.0)})
@@ -21,8 +22,8 @@ def rows_of(prepared: dict[str, np.ndarray]) -> list[int]:
     return prepared["channels"][:, 0].astype(int).tolist()
 
 
-@pytest.mark.parametrize("choice", ["random", "farthest"])
-@pytest.mark.parametrize("num_points", [1, 20, 50])
+@run_each("choice", ["random", "farthest"])
+@run_each("num_points", [1, 20, 50])
 def test_no_point_comes_twice_where_there_are_enough(choice: str, num_points: int) -> None:
     taken = rows_of(
         prepare_cloud(CLOUD, num_points=num_points, choice=choice, channels=["ring"], normalisation="none")  # type: ignore[arg-type]
@@ -89,8 +90,8 @@ def test_the_unit_sphere_is_left_out_on_request() -> None:
     np.testing.assert_array_equal(prepared["points"], CLOUD.points[rows_of(prepared)].astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("cloud", "options", "words"),
+@run_each(
+    "cloud, options, words",
     [
         (PointCloud(np.ones((5, 3))), {}, "all 4 points coincide"),
         (PointCloud(CLOUD.points), {"with_normals": True}, "has no normals; .*columns=.*estimated"),

@@ -10,10 +10,11 @@ import torch
 
 from sightline.data.files import text_tables
 from sightline.data.files.text_tables import parse_numbers, parse_numbers_reference, read_line_blocks
+from tests.cases import run_each
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n", ""])
-@pytest.mark.parametrize("blank", [" ", "\t", "  "])
+@run_each("ending", ["\n", "\r\n", ""])
+@run_each("blank", [" ", "\t", "  "])
 def test_numbers_are_those_of_float(ending: str, blank: str) -> None:
     generator = np.random.default_rng(0)
     texts = [
@@ -50,8 +51,8 @@ NO_PLAIN_NUMBER = [
 STRANGE_ENDS = [b"\xff 1 2", b"1 2 1-2"]
 
 
-@pytest.mark.parametrize("line", [*WRONG_WIDTH, *NO_PLAIN_NUMBER, *STRANGE_ENDS], ids=repr)
-@pytest.mark.parametrize("place", [0, 1, 2])
+@run_each("line", [*WRONG_WIDTH, *NO_PLAIN_NUMBER, *STRANGE_ENDS])
+@run_each("place", [0, 1, 2])
 def test_other_lines_are_handed_back(line: bytes, place: int) -> None:
     lines = [b"1 2 3", b"4 5 6.5", b"7 8 9"]
     lines.insert(place, line)

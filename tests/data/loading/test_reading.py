@@ -14,6 +14,7 @@ from sightline.transforms.point_selection import DropPoints, SamplePoints, Shuff
 from sightline.transforms.points import Jitter, Rotate
 from sightline.transforms.scene_points import CropPoints, SampleBlock, VoxelSample
 from sightline.types import DataInfo, Field, Sample, SampleKey
+from tests.cases import run_each
 
 KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
 
@@ -168,7 +169,7 @@ def test_transforms_that_only_move_points_leave_other_fields_alone() -> None:
     assert batch["intensity"].tolist() == [list(map(float, range(8)))]
 
 
-@pytest.mark.parametrize(
+@run_each(
     "second",
     [
         SamplePoints(num_points=4, order="first"),
@@ -178,9 +179,8 @@ def test_transforms_that_only_move_points_leave_other_fields_alone() -> None:
         CropPoints(up_axis="z", max_points=4),
         SampleBlock(up_axis="z"),
     ],
-    ids=lambda transform: type(transform).__name__,
 )
-@pytest.mark.parametrize("first", [SamplePoints(num_points=8, score_all=True), VoxelSample(score_all=True)])
+@run_each("first", [SamplePoints(num_points=8, score_all=True), VoxelSample(score_all=True)])
 def test_nothing_chooses_points_after_score_all(first, second) -> None:
     dataset = SyntheticShapes(split="test", target="parts", num_points=16, test_size=12)
     with pytest.raises(ConfigError, match="'two' chooses points and cannot follow 'one' with score_all"):

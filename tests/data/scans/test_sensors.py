@@ -10,6 +10,7 @@ import pytest
 from sightline.data.scans.scan_samples import SensorBlock, SensorName, make_sensor
 from sightline.errors import ConfigError
 from sightline.registry import DATA_FACTS
+from tests.cases import run_each
 
 
 def own(**keys: object) -> SensorBlock:
@@ -56,8 +57,8 @@ def test_a_block_changes_what_it_names() -> None:
     assert make_sensor(own(preset="os1_64"), preset="hdl64", owner="the test").fov_deg == (22.5, -22.5)
 
 
-@pytest.mark.parametrize(
-    ("block", "told"),
+@run_each(
+    "block, told",
     [
         (own(), "my set needs fov_deg and num_beams of the sensor; give them, or a preset: hdl64, hdl32, vlp16"),
         (own(fov_deg=(-25.0, 3.0), num_beams=4), r"fov_deg is \[-25, 3\]; the highest elevation comes first"),

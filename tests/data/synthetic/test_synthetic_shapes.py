@@ -18,6 +18,7 @@ from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.errors import ConfigError
 from sightline.registry import data
 from sightline.types import Batch, ComponentConfig, SampleKey
+from tests.cases import run_each
 
 NAMES = SyntheticShapes(split="train").info.facts["class_names"]
 PARTS = SyntheticShapes(split="train").info.facts["part_names"]
@@ -103,7 +104,7 @@ def test_the_ring_of_a_stand_is_a_torus() -> None:
         assert np.abs(np.stack(gradient, 1) / (2 * step) - normals).max() < BOUND / solution[4]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@run_each("name", NAMES)
 def test_normals_are_unit_and_perpendicular_to_chords(name: str) -> None:
     """On a circle, sphere or plane a chord is perpendicular to the sum of the normals at its ends, exactly.
 
@@ -126,7 +127,7 @@ def test_normals_are_unit_and_perpendicular_to_chords(name: str) -> None:
             assert (miss <= allowed)[is_smooth].all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@run_each("name", NAMES)
 def test_flat_and_round_walls_face_outwards(name: str) -> None:
     """The lowest points look down or sideways, the highest up or sideways: nothing is inside out there."""
     for points, normals, _ in clouds_of(name):

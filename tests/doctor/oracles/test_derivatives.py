@@ -12,6 +12,7 @@ from torch.autograd import Function
 from torch.autograd.gradcheck import GradcheckError
 
 from sightline.doctor.oracles.derivatives import describe_uncompared, gradient_errors, make_gradient_function
+from tests.cases import run_each
 
 
 class Wrong(Function):
@@ -34,7 +35,7 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_(True)
 
 
-@pytest.mark.parametrize(
+@run_each(
     "function",
     [
         lambda x: x.exp(),

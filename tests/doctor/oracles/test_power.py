@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.cases import run_each
 from tests.doctor.oracles.power import HEALTHY, NUM_SEEDS, PLANTED, alarms, found
 
 _STEP = 1e-8  # that of layers; losses and layers of known types take a larger one, which is less sharp an exam
@@ -16,7 +17,7 @@ def test_a_wrong_backward_pass_is_found_in_59_of_60_draws(name: str) -> None:
     assert sum(found(planted, planted.shapes[0], seed, step=_STEP) for seed in range(NUM_SEEDS)) >= NUM_SEEDS - 1
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+@run_each("name", HEALTHY)
 def test_a_right_backward_pass_raises_no_alarm(name: str) -> None:
     assert not any(
         alarms(HEALTHY[name], 64, seed, step=step) for seed in range(NUM_SEEDS // 2) for step in (1e-6, _STEP)

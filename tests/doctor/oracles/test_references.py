@@ -14,6 +14,7 @@ from sightline.doctor.oracles.known_layers import examine_known, is_known, make_
 from sightline.doctor.oracles.losses import cross_entropy, mean_square, orthogonality
 from sightline.doctor.oracles.references import find_reference, relative_error, to_float64_array
 from sightline.doctor.oracles.results import FORWARD, OracleResult
+from tests.cases import run_each
 
 LAYERS = [
     (nn.Linear(4, 3), (2, 5, 4)),
@@ -114,7 +115,7 @@ class NoBackward(nn.ReLU):
         return input + (input.clamp(min=0) - input).detach()
 
 
-@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value))
+@run_each("layer, shape", LAYERS)
 def test_references_agree_with_torch(layer: nn.Module, shape: tuple[int, ...]) -> None:
     layer = copy.deepcopy(layer).double()
     values = 2 * torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -124,7 +125,7 @@ def test_references_agree_with_torch(layer: nn.Module, shape: tuple[int, ...]) -
     assert relative_error(layer(values), expected) < 1e-14
 
 
-@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda value: repr(value))
+@run_each("layer, shape", LAYERS)
 def test_torchs_own_layers_are_right(layer: nn.Module, shape: tuple[int, ...]) -> None:
     row = examine_known(layer, OracleResult(repr(layer), "layer"))
     assert row.verdict == "checked", row
@@ -132,8 +133,8 @@ def test_torchs_own_layers_are_right(layer: nn.Module, shape: tuple[int, ...]) -
     assert row.gradient_error < 1e-6
 
 
-@pytest.mark.parametrize(
-    ("layer", "told"),
+@run_each(
+    "layer, told",
     [
         (Narrow(2, 3, 3, padding=1), ""),
         (NarrowUp(2, 3, 2, 2), ""),
@@ -142,7 +143,6 @@ def test_torchs_own_layers_are_right(layer: nn.Module, shape: tuple[int, ...]) -
         (Coarse(8), ""),
         (ForgetsBias(4, 3), ""),
     ],
-    ids=lambda value: type(value).__name__,
 )
 def test_layers_that_are_not_what_they_derive_from(layer: nn.Module, told: str) -> None:
     row = examine_known(layer, OracleResult(repr(layer), "layer"))
@@ -165,7 +165,7 @@ def test_a_right_forward_with_a_wrong_backward() -> None:
     assert row.weakest == "input"
 
 
-@pytest.mark.parametrize(
+@run_each(
     "layer",
     [
         nn.Linear(1024, 512, bias=False),
@@ -181,7 +181,6 @@ def test_a_right_forward_with_a_wrong_backward() -> None:
         nn.Dropout(0.5),
         nn.Conv2d(3, 96, 16, 16),
     ],
-    ids=repr,
 )
 def test_layers_shrink_and_keep_their_arguments(layer: nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}

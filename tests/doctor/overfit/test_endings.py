@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.doctor.overfit.network import WithoutActivation, find_output_activation
+from tests.cases import run_each
 
 
 class Ends(nn.Module):
@@ -43,7 +44,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("name", ENDS)
+@run_each("name", ENDS)
 def test_the_end_is_named_and_can_be_left_out(name: str) -> None:
     end, bounds = ENDS[name]
     model = Ends(end)

@@ -18,6 +18,7 @@ from sightline.geometry.boxes.overlaps import (
     encode_deltas,
     encode_distances,
 )
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden
 
@@ -42,7 +43,7 @@ def test_numbers_worked_by_hand() -> None:
     assert centreness(torch.tensor([[0.0, 2, 3, 2], [-1, 2, 3, 2], [0, 0, 0, 0]])).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("case", range(10))
+@run_each("case", range(10))
 def test_deltas_are_the_published_ones(shared: Path, case: int) -> None:
     golden = load_golden(shared, "box_coding", area="detect")
     stored = {key.partition("/")[2]: golden.tensor(key) for key in golden.arrays if key.startswith(f"delta{case}/")}
@@ -56,7 +57,7 @@ def test_deltas_are_the_published_ones(shared: Path, case: int) -> None:
     assert_near(decode_deltas(anchors + PLUS_ONE, drawn), stored["crowddet_plus1_decoded"], 1e-12)
 
 
-@pytest.mark.parametrize("case", range(10))
+@run_each("case", range(10))
 def test_distances_are_the_published_ones(shared: Path, case: int) -> None:
     """Theirs may be in sizes of the prior, ours are in strides; theirs decode negative distances as 0."""
     golden = load_golden(shared, "box_coding", area="detect")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sightline.geometry.boxes.overlaps import OVERLAPS, box_areas, ioa, iou, pairwise_ioa, pairwise_iou
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import aligned_pairs, crowd
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import Golden, load_golden
@@ -110,8 +111,8 @@ def test_overlaps_have_their_symmetries(name: str) -> None:
     assert (found <= iou(a, b) + 1e-15).all()
 
 
-@pytest.mark.parametrize("name", [*OVERLAPS, "ioa"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@run_each("name", [*OVERLAPS, "ioa"])
+@run_each("dtype", [torch.float32, torch.float64])
 def test_boxes_without_an_area_overlap_nothing(shared: Path, name: str, dtype: torch.dtype) -> None:
     stored = golden(shared)
     a = torch.cat([stored.tensor("degenerate/a"), torch.tensor([[9, 9, 3, 3], [5, 5, 5, 5], [2, 8, 6, 3]])]).to(dtype)
@@ -127,8 +128,8 @@ def test_boxes_without_an_area_overlap_nothing(shared: Path, name: str, dtype: t
         assert (1 - found[:3].detach() - expected).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", OVERLAPS)
+@run_each("dtype", [torch.float16, torch.bfloat16])
+@run_each("name", OVERLAPS)
 def test_half_precision_is_computed_in_single(name: str, dtype: torch.dtype) -> None:
     """Boxes of 1,000 pixels: the square of a side is no number of float16."""
     a, b = (each.mul(100).to(dtype) for each in aligned_pairs())

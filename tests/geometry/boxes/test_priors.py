@@ -23,6 +23,7 @@ from sightline.geometry.boxes.priors import (
     prior_extent,
     shape_overlaps,
 )
+from tests.cases import run_each
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 
@@ -36,7 +37,7 @@ def maps_of(height: int, width: int, strides: tuple[int, ...] = STRIDES) -> list
 # --- published generators ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", range(8))
+@run_each("case", range(8))
 def test_anchors_are_those_of_detectron(shared: Path, case: int) -> None:
     """At the corners of cells, and at their middles."""
     golden = load_golden(shared, "anchors", area="detect")

@@ -11,10 +11,11 @@ import torch
 from scipy import ndimage
 
 from sightline.geometry.scans.projection import border_mask
+from tests.cases import run_each
 from tests.golden_parity import load_golden
 
 
-@pytest.mark.parametrize("case", range(8))
+@run_each("case", range(8))
 def test_masks_are_those_of_the_published_code(shared: Path, case: int) -> None:
     golden = load_golden(shared, "border_mask", area="lidar")
     info = golden.info["cases"][case]

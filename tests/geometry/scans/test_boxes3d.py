@@ -10,6 +10,7 @@ import pytest
 
 from sightline.data.scans.kitti_object import read_calibration
 from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
+from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
 FRAMES = ("000000", "000001", "000003")
@@ -69,7 +70,7 @@ def test_the_chain_of_frames_is_the_references(golden: Golden, folder: Path, fra
     assert (np.abs(pixels[is_ahead] - expected) <= 8 * FLOAT32 * (1000 * 80 + np.abs(expected) * 80)).all()
 
 
-@pytest.mark.parametrize("case", range(10))
+@run_each("case", range(10))
 def test_faces_belong_to_a_box(golden: Golden, case: int) -> None:
     """Points of the golden file lie on faces too; those are exact where the box is not turned."""
     arrays = golden.arrays

@@ -20,6 +20,7 @@ from sightline.geometry.scans.lift import (
     upper_bound_confusions,
 )
 from sightline.geometry.scans.projection import Projection, RangeView, project_scans
+from tests.cases import run_each
 from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.golden_parity import load_golden
 
@@ -146,8 +147,8 @@ def test_rolled_images_give_the_same_labels(lift: Lift) -> None:
 # --- both forms -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("has_ties", [False, True])
-@pytest.mark.parametrize(
+@run_each("has_ties", [False, True])
+@run_each(
     "vote",
     [
         KNNVote(),

@@ -21,6 +21,7 @@ from sightline.geometry.scans.projection import (
     project_scans,
     rows_by_file_order,
 )
+from tests.cases import run_each
 from tests.geometry.scans.lidar_scene import BEAMS_DEG, cast_scan
 from tests.golden_parity import load_golden
 
@@ -52,8 +53,8 @@ def test_columns_worked_by_hand(point: tuple[float, ...], column: int) -> None:
     assert found.point_index.flatten()[found.pixel].item() == 0, "point 0 is drawn"
 
 
-@pytest.mark.parametrize(
-    ("azimuth_deg", "aim_deg", "column"),
+@run_each(
+    "azimuth_deg, aim_deg, column",
     [
         ((45, -45), 44.9, 0),
         ((45, -45), 0, 50),

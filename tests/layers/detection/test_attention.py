@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.images import ATTENTIONS, CBAM, ECA, SimAM, SqueezeExcitation
+from tests.cases import run_each
 from tests.detect_parity import assert_training, load_detect_golden, load_theirs
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, rule_made_state
 from tests.lidar_parity import theirs_of
@@ -21,8 +22,8 @@ def count(layer: nn.Module) -> int:
     return sum(each.numel() for each in layer.parameters())
 
 
-@pytest.mark.parametrize(
-    ("layer", "expected"),
+@run_each(
+    "layer, expected",
     [
         (SqueezeExcitation(256), 8_192),
         (SqueezeExcitation(256, bias=True), 8_464),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
 from sightline.layers.images import NORMS, ConvNorm, FrozenBatchNorm, freeze_module, make_group_norm
+from tests.cases import run_each
 
 
 def a_batch_norm(channels: int = 3) -> nn.BatchNorm2d:
@@ -42,9 +42,7 @@ def test_a_frozen_part_keeps_its_state_and_loses_its_parameters() -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(256, 32), (64, 32), (32, 16), (16, 8), (48, 8), (6, 1), (5, 1), (1, 1)]
-)
+@run_each("channels, groups", [(256, 32), (64, 32), (32, 16), (16, 8), (48, 8), (6, 1), (5, 1), (1, 1)])
 def test_group_norm_has_groups_for_any_width(channels: int, groups: int) -> None:
     assert make_group_norm(channels).num_groups == groups
 

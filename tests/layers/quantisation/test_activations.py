@@ -22,6 +22,7 @@ from sightline.layers.quantisation.activations import (
 )
 from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.layers.quantisation.parametrised import apply_policy, bake_quantised_weights
+from tests.cases import run_each
 
 
 def network() -> nn.Sequential:
@@ -49,8 +50,8 @@ def calls(model: nn.Module, batches: Tensor) -> Callable[[], None]:
     return run
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("is_signed", [False, True])
+@run_each("bits", range(2, 9))
+@run_each("is_signed", [False, True])
 def test_numbers_are_those_of_numpy(bits: int, is_signed: bool) -> None:
     values = torch.linspace(-3, 3, 1001, dtype=torch.float64)
     steps = 2 ** (bits - 1) - 1 if is_signed else 2**bits - 1
@@ -181,8 +182,8 @@ def test_what_cannot_be_quantised_is_refused_by_name() -> None:
         quantise_inputs(tied, {"2.weight": entry})
 
 
-@pytest.mark.parametrize(
-    ("activation", "at"),
+@run_each(
+    "activation, at",
     [
         ({"bits": 1, "range": 1.0, "signed": True}, "activation.bits"),
         ({"bits": 8, "range": 0.0, "signed": True}, "activation.range"),

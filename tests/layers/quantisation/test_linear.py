@@ -21,6 +21,7 @@ from sightline.layers.quantisation.linear import (
     symmetric_grid,
     weight_grid,
 )
+from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 
 BOUND = 1e-12
@@ -180,8 +181,8 @@ def test_grids_by_hand() -> None:
     assert moved(torch.tensor([-5.0, 0.0, 1.2])).tolist() == [-1, 0, 1]
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("per_channel", [False, True])
+@run_each("bits", range(2, 9))
+@run_each("per_channel", [False, True])
 def test_weights_move_by_half_a_step_and_stay_where_they_are_then(bits: int, per_channel: bool) -> None:
     weight = torch.randn(6, 5, 3) * torch.tensor([1e-3, 1, 2, 1e3, 0, 1])[:, None, None]
     grid = weight_grid(weight, bits=bits, name="weight", per_channel=per_channel)

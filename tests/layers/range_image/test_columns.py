@@ -9,6 +9,7 @@ from torch import nn
 
 from sightline.layers.images import ConvBlock
 from sightline.layers.range_image import CircularPad, UpsampleColumns, build_pool, column_padding
+from tests.cases import run_each
 
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +25,7 @@ def test_nothing_stands_in_front_of_what_reaches_nowhere() -> None:
     assert column_padding(2, circular=False) == (None, (2, 2))
 
 
-@pytest.mark.parametrize(("size", "dilation"), [(1, 1), (2, 2), (3, 1), (3, 2), (3, 12), (7, 1)])
+@run_each("size, dilation", [(1, 1), (2, 2), (3, 1), (3, 2), (3, 12), (7, 1)])
 def test_a_convolution_is_that_of_the_padded_image(size: int, dilation: int) -> None:
     """Columns padded by NumPy, rows by zeros."""
     block = ConvBlock(in_channels=3, out_channels=5, kernel_size=size, dilation=dilation, circular=True)

@@ -17,6 +17,7 @@ from sightline.layers.images import FrozenBatchNorm, SqueezeExcitation
 from sightline.models.detection.backbones import FPN
 from sightline.models.detection.heads import flatten_to_priors
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 
 BACKBONES = {
     "resnet18": (11_176_512, (128, 256, 512)),
@@ -75,8 +76,8 @@ def test_backbones_are_as_published(name: str) -> None:
     assert (count(built), built.channels, built.strides) == (*BACKBONES[name], (8, 16, 32))
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+@run_each(
+    "name, arguments, expected",
     [
         ("resnet50", {"levels": (3, 4, 5)}, 2_688_512),
         ("resnet50", {}, 3_868_672),
@@ -97,8 +98,8 @@ def test_pyramids_are_as_published(name: str, arguments: dict[str, Any], expecte
     assert built.strides == (8, 16, 32, 64, 128)[: len(arguments.get("levels", range(5)))]
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+@run_each(
+    "name, arguments, expected",
     [
         ("retina", {"num_classes": 80}, 6_463_220),
         ("retina", {"num_classes": 1}, 4_824_365),
@@ -165,9 +166,9 @@ def test_yolox_is_as_published(width: int, depth: int, expected: int) -> None:
 # --- backbones -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "darknet53"])
-@pytest.mark.parametrize("norm", ["bn", "frozen_bn", "gn"])
-@pytest.mark.parametrize("attention", ["none", "eca"])
+@run_each("name", ["resnet18", "resnet50", "darknet53"])
+@run_each("norm", ["bn", "frozen_bn", "gn"])
+@run_each("attention", ["none", "eca"])
 def test_backbones_give_three_maps_at_their_strides(name: str, norm: str, attention: str) -> None:
     built = backbone(name, width=4, norm=norm, attention=attention)
     image = torch.randn(2, 3, 64, 96)

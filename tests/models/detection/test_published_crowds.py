@@ -23,6 +23,7 @@ from sightline.published.rows import model_arguments as _model_arguments
 from sightline.published.rows import nest_paths as _nest_paths
 from sightline.published.translation import convert_state_dict, published_name
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.command import run_here
 from tests.detect_parity import load_detect_golden
 from tests.golden_parity import rule_made_state
@@ -51,7 +52,7 @@ def test_tables_reach_every_module_with_state_and_no_other(layout: str) -> None:
     assert places | without == {key.rpartition(".")[0] for key in meta(layout, **largest).state_dict()}
 
 
-@pytest.mark.parametrize("layout", CROWDS)
+@run_each("layout", CROWDS)
 def test_recipes_of_layouts_can_be_read_and_built(layout: str) -> None:
     """Every name and argument that a layout states is known, and its head takes its anchors, assigner and losses."""
     config = _make_config(layout, MODELS[layout], {}, None, None, ())

@@ -10,11 +10,12 @@ import torch
 import sightline
 from sightline.errors import ConfigError
 from sightline.types import ComponentConfig
+from tests.cases import run_each
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 
-@pytest.mark.parametrize(
-    ("name", "facts", "crf", "count"),
+@run_each(
+    "name, facts, crf, count",
     [
         ("squeezeseg", (20, 5), False, 915_540),
         ("squeezeseg", (20, 5), True, 915_960),

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from sightline.doctor.checks.loss_progress import at_chance, loss_at_chance
 from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from tests.cases import run_each
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete
 
@@ -27,7 +26,7 @@ def lines(*shares: float | None, name: str = "intra_modal", every: int = 50) -> 
     return found
 
 
-@pytest.mark.parametrize(
+@run_each(
     "shares",
     [
         (1.05, 0.8, 0.6, 0.4, 0.3, 0.3, 0.25, 0.2),  # as they should

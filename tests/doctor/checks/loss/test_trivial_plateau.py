@@ -13,6 +13,7 @@ from torch import nn
 from sightline.doctor.checks.loss_progress import stays_at, trivial_plateau
 from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
+from tests.cases import run_each
 from tests.doctor.planting import assert_complete
 from tests.doctor.regressing import Maps, context_of, make_maps
 
@@ -27,8 +28,8 @@ def lines(*values: float | None, every: int = 25, metric: tuple[float, ...] = ()
     return found
 
 
-@pytest.mark.parametrize(
-    ("values", "span"),
+@run_each(
+    "values, span",
     [
         ((1.0, 1.0, 1.01, 0.99), (50, 100)),  # of the first fifty steps nothing is said
         ((5.0, 3.0, 1.0, 1.0, 1.01), (50, 125)),

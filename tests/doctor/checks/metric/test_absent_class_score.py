@@ -13,6 +13,7 @@ from sightline.doctor.context import Context
 from sightline.engine.distributed import World
 from sightline.metrics.labels import Accuracy, IoU, confusion_matrix
 from sightline.metrics.part_iou import PartIoU
+from tests.cases import run_each
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric
 
@@ -92,8 +93,8 @@ def test_answers_decoded_wrongly(tmp_path: Path) -> None:
     assert set(finding.evidence["figures"]) == {"miou", "overall_accuracy", "mean_class_accuracy"}
 
 
-@pytest.mark.parametrize(
-    ("name", "is_short"),
+@run_each(
+    "name, is_short",
     [
         *[(name, True) for name in ("miou", "mIoU", "instance_miou_all_parts", "iou_chair", "point_accuracy", "f1")],
         *[(name, False) for name in ("previous", "loss", "error_mm", "points", "chamfer", "macula")],
