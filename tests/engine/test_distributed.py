@@ -61,6 +61,23 @@ def test_a_first_process_that_cannot_be_reached_is_one_line_in_time(
     assert capfd.readouterr() == ("", "")  # torch's store prints its C++ frames
 
 
+def test_a_silent_address_is_waited_for_no_longer_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt may take the time that is left, and a second at least: a host that does not reply blocks so long."""
+    limits: list[float] = []
+
+    def time_out(address: tuple[str, int], timeout: float) -> None:
+        limits.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("socket.create_connection", time_out)
+    _launch_as(monkeypatch, "1", "127.0.0.1", free_port())
+    with pytest.raises(RunError, match="timed out"), start_world(timeout_s=1.5):
+        pass
+    assert limits[0] == pytest.approx(1.5, abs=0.4)
+    assert all(limit >= 1 for limit in limits)
+    assert max(limits) <= 1.5
+
+
 def test_an_address_that_cannot_be_a_hosts_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     _launch_as(monkeypatch, "1", "a" * 64 + ".org", free_port())
     with pytest.raises(UserError, match=r"^MASTER_ADDR: 'a{64}\.org' is not a valid host"), start_world(timeout_s=60):

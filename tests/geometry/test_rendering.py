@@ -138,6 +138,19 @@ def test_depth_is_that_of_the_sphere() -> None:
         assert np.abs(view[inside] - expected).max() < 1 + 254 * 0.85 / 2 * disc**2
 
 
+@pytest.mark.parametrize("size_px", [24, 32])
+def test_depth_is_that_of_a_tilted_plane(size_px: int) -> None:
+    """Forty points fix the plane, so every pixel within them has the plane's own depth, rounded to a level."""
+    across, along = np.random.default_rng(0).uniform(-0.6, 0.6, (2, 40))
+    plane = np.column_stack([0.7 * along, across, along])
+    view = render_cloud(plane, ring_cameras(1, size_px=size_px, elevations_deg=(0,)), style="depth")[0]
+    right, up = pixel_grid(size_px)
+    inside = (np.maximum(np.abs(right), np.abs(up)) < 0.4) & (view > 0)
+    expected = 1 + 254 * (0.15 + 0.85 * (0.7 * up[inside] + 1) / 2)
+    assert inside.sum() > 90
+    assert np.abs(view[inside] - expected).max() < 0.51
+
+
 def test_shades_are_those_of_a_matt_sphere() -> None:
     right, up = pixel_grid(96)
     inside = np.hypot(right, up) < 0.7

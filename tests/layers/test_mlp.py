@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, concat_channels, dense_channels
+from sightline.layers.mlp import JoinedLinearNorm, LinearNorm, as_packed, concat_channels, dense_channels
 from tests.cases import run_each
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 
@@ -29,6 +29,16 @@ def test_channels_follow_the_coordinates() -> None:
     assert torch.equal(joined[..., :3], points)
     assert torch.equal(joined[..., 3:], features)
     assert concat_channels(points, None, in_channels=3) is points
+
+
+def test_dense_clouds_are_packed_one_after_another() -> None:
+    points, features = torch.randn(2, 4, 3), torch.randn(2, 4, 2)
+    rows, more, offsets = as_packed(points, features, None)
+    assert offsets.tolist() == [0, 4, 8]
+    assert more is not None
+    for cloud in range(2):
+        assert torch.equal(rows[offsets[cloud] : offsets[cloud + 1]], points[cloud])
+        assert torch.equal(more[offsets[cloud] : offsets[cloud + 1]], features[cloud])
 
 
 def test_channels_of_packed_clouds_are_those_of_dense_ones() -> None:

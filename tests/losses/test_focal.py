@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,11 @@ def test_weights_of_semantic_kittis_scripts(shared: Path, scans: str) -> None:
     assert found[0] == 0
     sidewalk = weights("inverse", (856_077, 143_923))[1], weights("inverse_log", (856_077, 143_923))[1]
     assert np.round(sidewalk, 2).tolist() == [6.90, 6.59]
+
+
+def test_weights_of_few_labels_by_hand() -> None:
+    assert weights("inverse", (3, 1)) == pytest.approx([1 / 0.751, 1 / 0.251], abs=1e-12)
+    assert weights("inverse_log", (3, 1)) == pytest.approx([1 / math.log(1.77), 1 / math.log(1.27)], abs=1e-12)
 
 
 def test_a_class_that_never_occurs_weighs_nothing_and_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,6 +14,7 @@ from sightline import registry
 from sightline.errors import ConfigError
 from sightline.layers.images import ConvNorm
 from sightline.models.crosspoint import projection_head
+from sightline.models.darknet import Darknet53Encoder
 from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.models.vit import ViTEncoder
 from sightline.types import ComponentConfig
@@ -93,6 +94,15 @@ def test_image_alone_is_as_in_company(make: Callable[[], nn.Module]) -> None:
     alone, together = encoder.encode(image=given[:1]), encoder.encode(image=given)
     assert alone.shape == (1, encoder.feature_width)
     torch.testing.assert_close(alone, together[:1], rtol=1e-10, atol=1e-10)
+
+
+def test_the_feature_of_darknet_is_the_mean_of_its_last_map() -> None:
+    encoder = Darknet53Encoder().eval()
+    given = images(1, size=64).float()
+    with torch.no_grad():
+        last, feature = encoder(given)[-1].double().numpy(), encoder.encode(image=given)
+    assert last.shape[2:] == (2, 2)
+    assert np.allclose(feature, last.reshape(1, 1024, 4).sum(axis=2) / 4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [ResNet18Encoder, ResNet50Encoder, small_vit], ids=["18", "50", "vit"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -35,6 +36,15 @@ def test_the_stem_keeps_rows_on_request(stem_rows: int, rows: int) -> None:
     image = torch.randn(1, 5, 64, 100)
     assert model.backbone(image).shape[2:] == (rows, 13)
     assert model(image=image)["logits"].shape == (1, 64, 100, 2)
+
+
+def test_the_pooled_branch_reads_the_mean_of_each_image() -> None:
+    pyramid = sightline.build_model("deeplabv3", num_classes=2, in_channels=5, width=4).eval().pyramid
+    inputs: list[torch.Tensor] = []
+    pyramid.mean.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
+    values = torch.randn(2, pyramid.mean.conv.in_channels, 3, 5)
+    pyramid(values)
+    assert np.allclose(inputs[0][..., 0, 0], values.numpy().reshape(2, -1, 15).sum(axis=2) / 15, atol=1e-6)
 
 
 def test_a_training_batch_of_one_is_refused_with_a_reason() -> None:
