@@ -208,3 +208,12 @@ def test_results_without_a_detection_are_warned_about() -> None:
     sizes, labels, found = made(0)
     [warning] = faults(sizes, labels, [each[:0] for each in found])
     assert warning.startswith("no detection is of these images")
+
+
+@pytest.mark.parametrize(("num_images", "is_named"), [(8, False), (9, True)])
+def test_nine_labels_that_only_another_reading_finds_are_enough(num_images: int, is_named: bool) -> None:
+    """Nine against none are three deviations, sqrt(9) each: the bound itself is enough, and one less is not."""
+    label = np.array([[100.0, 100, 180, 220, 0, 9600, 0]])
+    middles = np.array([[140.0, 160, 140 + 80, 160 + 120, 1, 0]])  # written as middle and size, read as corner and size
+    told = faults([(500, 500)] * num_images, [label] * num_images, [middles] * num_images, names=("person",))
+    assert any("middle x, middle y" in each for each in told) == is_named
