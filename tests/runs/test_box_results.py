@@ -17,7 +17,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.command import Outcome, run_here
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
-from tests.metrics.test_box_ap import NAMES
+from tests.metrics.box_references import COCO_NAMES
 from tests.processes import ROOT
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
@@ -106,7 +106,7 @@ def test_results_of_anyone_are_scored_as_pycocotools_does(made: Path, chosen: tu
     words = [f"data.classes=[{', '.join(names[number] for number in chosen)}]"] if chosen else []
     done, document = score(made, rows, *words)
     assert done.code == 0, done.err
-    for name, value in zip(NAMES, by_pycocotools(truth, rows, list(chosen or IDS)), strict=True):
+    for name, value in zip(COCO_NAMES, by_pycocotools(truth, rows, list(chosen or IDS)), strict=True):
         found = document["metrics"][name]
         assert found == pytest.approx(value, abs=1e-9) if value >= 0 else found is None, name
         beside = document["pycocotools"][name]

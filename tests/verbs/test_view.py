@@ -341,6 +341,8 @@ from sightline.types import DataInfo, Field
 
 @registry.data.add("numbers")
 class Numbers:
+    'Fields of one number. Source: ours.'
+
     def __init__(self, *, split: str) -> None:
         names = ("depth", "camera", "reference", "joints", "visible")
         facts, fields = {"cube_mm": 200.0, "num_joints": 1}, {name: Field("1", "float32") for name in names}
