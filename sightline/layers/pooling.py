@@ -397,7 +397,9 @@ class _LinearNormedMax(Function):
         lowered: torch.dtype | None,
     ) -> Tensor:
         num_values = values.shape[0] * values.shape[1]
-        centre_D = values.sum(dim=(0, 1), dtype=weight.dtype) / max(1, num_values)
+        centre_D = values.new_zeros(values.shape[2], dtype=weight.dtype)
+        if uses_batch_statistics(norm):  # otherwise a sample's numbers would depend on those of its batch
+            centre_D = values.sum(dim=(0, 1), dtype=weight.dtype) / max(1, num_values)
         centred = (values - centre_D).to(lowered or values.dtype)
         origin = F.linear(centre_D.double(), weight.double(), None if bias is None else bias.double())
         extremes = linear_extremes(centred, weight, sign=norm_weight.sign())

@@ -46,6 +46,18 @@ def test_batch_of_one_is_the_same_as_in_company(model: nn.Module) -> None:
         torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
 
 
+def test_a_sample_a_million_times_as_large_changes_nothing_for_another(model: nn.Module) -> None:
+    """Shifts and sums over a batch would take the digits of the small sample."""
+    inputs = make_inputs(model, 2)
+    for values in inputs.values():
+        if values.is_floating_point():
+            values[1] *= 1e6
+    together = call(model, inputs)
+    alone = call(model, {name: value[:1] for name, value in inputs.items()})
+    for name, value in alone.items():
+        torch.testing.assert_close(value, together[name][:1], rtol=1e-10, atol=1e-10)
+
+
 def test_permuted_batch_gives_permuted_outputs(model: nn.Module) -> None:
     inputs, order = make_inputs(model, 3), torch.tensor([2, 0, 1])
     straight = call(model, inputs)
