@@ -25,7 +25,7 @@ TINY = ("train.epochs=2", "model.dropout=0.0", "log.every=100")
 
 
 def commands() -> list[list[str]]:
-    """The first commands of the page: prepare, info, train, predict."""
+    """The first commands of the page: prepare, info, check, view, train, evaluate, predict."""
     block = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[0]
     return [shlex.split(line)[1:] for line in block.strip().split("\n")]
 
@@ -44,12 +44,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "configs").symlink_to(ROOT / "configs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        prepare, info, train, predict = commands()
+        prepare, info, check, view, train, evaluate, predict = commands()
         run(*prepare)
         assert "up_axis: z" in run(*info).out
+        run(*check)
+        run(*view)
         run(*train, *TINY)
+        run(*evaluate, "--json", "scores.json")
         run(*predict)
-        run("evaluate", "runs/own", "--json", "scores.json")
     return folder
 
 
