@@ -154,6 +154,11 @@ def info(options: InfoOptions) -> int:
     elif name in registry.data.names():
         card = DataMembers.card.get(_builder(name))
         document = {"summary": registry.data.get_entry(name).summary} if card is None else card()
+    elif folder.is_dir():
+        raise UserError(
+            f"{name}: is a folder that is not prepared; see its files by `sightline data info SET --from {name}`, "
+            f"prepare it with `sightline data prepare SET --from {name} --to DIR`"
+        )
     else:
         raise UserError(
             f"data info: '{name}' is neither a data set nor a prepared folder{suggest(name, registry.data.names())}"

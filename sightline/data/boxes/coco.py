@@ -292,7 +292,7 @@ def _read_boxes(
                 raise ValueError(f"width and height above 0, and numbers of pixels up to {MAX_PX:,}, are needed")
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             stated = annotation.get("bbox", "missing")
-            faults.add("boxes that cannot be meant", f"{where}: bbox is {stated} ({error})")
+            faults.add("impossible boxes", f"{where}: bbox is {stated} ({error})")
             continue
         boxes[image_id].append((box, label_by_category[category], area, is_ignored))
     return boxes

@@ -101,7 +101,7 @@ def _odgt_boxes(people: Any, name: str, faults: AnnotationFaults) -> Iterator[La
                 raise ValueError("a box of finite numbers, with width and height above 0, is needed")
         except (ArithmeticError, TypeError, ValueError) as error:
             fault = f"{name}: box {index} is {str(dict(person))[:160]} ({error})"
-            faults.add("boxes that cannot be meant", fault)
+            faults.add("impossible boxes", fault)
             continue
         extra = {key: value for key, value in person.items() if key not in BOX_KEYS.values()}
         yield LabelledBox("person", boxes, is_box_ignored["full"], extra=extra)
@@ -132,7 +132,7 @@ def read_coco(source: Path) -> LabelledSet:
                     raise ValueError(f"image {image_id} is not in the file")
                 boxes[image_id].append(_parse_annotation(annotation, label))
             except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-                faults.add("boxes that cannot be meant", f"{path}: {str(annotation)[:120]} ({error!r})")
+                faults.add("impossible boxes", f"{path}: {str(annotation)[:120]} ({error!r})")
         for key, entry in entries.items():
             image_path = resolve_unicode_name(folder, str(entry["file_name"]))
             size_px = (entry["height"], entry["width"]) if entry.get("height") and entry.get("width") else None
@@ -219,7 +219,7 @@ def _kitti_boxes(path: Path, faults: AnnotationFaults) -> Iterator[LabelledBox]:
         left, top, right, bottom = values[3:7]
         is_box_ignored = tokens[0] == "DontCare"
         if not is_valid_box((left, top, right, bottom), is_ignored=is_box_ignored):
-            faults.add("boxes that cannot be meant", f"{path}:{number}: '{line[:60]}' (width and height above 0)")
+            faults.add("impossible boxes", f"{path}:{number}: '{line[:60]}' (width and height above 0)")
             continue
         extra = {"truncated": values[0], "occluded": int(values[1]), "alpha": values[2], "dimensions": values[7:10]}
         extra |= {"location": values[10:13], "rotation_y": values[13]} | ({"score": values[14]} if values[14:] else {})

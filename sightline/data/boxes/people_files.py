@@ -19,7 +19,7 @@ from sightline.data.files.text_tables import parse_count
 from sightline.data.store.prepared_set import summarise_folder
 from sightline.errors import DataError
 
-_BAD_BOX = "boxes that cannot be meant"
+_BAD_BOX = "impossible boxes"
 _BAD_IMAGE = "images that are missing or damaged"
 _WIDERPERSON_FAULTY = "011765"
 """An image whose published annotation does not fit it."""

@@ -146,7 +146,7 @@ def _note_misread(shown: ShownBoxes, names: Sequence[str], form: BoxForm) -> Ite
         first = names[shown.images[int(beyond_mask.argmax())]]
         yield (
             f"{beyond} of {count} boxes reach beyond their images, first in {first}: read as {_FORM_TEXTS[form]}, they "
-            f"look like {likely}, as which {remaining[likely]} do; convert them, or export them again"
+            f"look like {likely}: read so, {remaining[likely]} do; convert them, or export them again"
         )
 
 

@@ -244,7 +244,7 @@ def _make_columns(
             if label not in label_by_class:
                 raise ValueError(f"class {label} of {len(label_by_class)}")
         except ValueError as error:
-            faults.add("rows that cannot be meant", f"{path}:{number}: '{line[:60]}' ({error})")
+            faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
             continue
         boxes.append(box * scale)
         labels.append(label_by_class[label])

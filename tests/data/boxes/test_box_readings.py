@@ -71,12 +71,12 @@ def test_another_form_is_named_and_a_true_one_never(form: BoxForm) -> None:
                 continue
             found = shown_as(boxes, other, form)
             if (found.boxes[:, 2:] <= found.boxes[:, :2]).any():
-                continue  # refused before, as boxes that cannot be meant
+                continue  # refused before, as impossible boxes
             [line] = box_notes(found, names, form)
-            assert f"read as {WORDS[form]}, they look like {WORDS[other]}, as which 0 do" in line
+            assert f"read as {WORDS[form]}, they look like {WORDS[other]}: read so, 0 do" in line
         if form != "middle, size":
             [line] = box_notes(shown_as(boxes, form, form, is_exchanged=True), names, form)
-            assert f"they look like {WORDS[form]} with x and y exchanged, as which 0 do" in line
+            assert f"they look like {WORDS[form]} with x and y exchanged: read so, 0 do" in line
 
 
 def test_few_boxes_are_not_suspected() -> None:
@@ -108,7 +108,7 @@ def test_prepare_and_info_warn(tmp_path: Path) -> None:
         assert done.code == 0, done.err
         told = " ".join((done.out + done.err).split())
         assert "14 of 14 boxes reach beyond their images, first in 0.png: read as left, top, width, height, th" in told
-        assert "they look like left, top, right, bottom, as which 0 do; convert them" in told
+        assert "they look like left, top, right, bottom: read so, 0 do; convert them" in told
         assert "1 boxes are there once more with the same class, first in 1.png: 32, 20, 82, 62 (left, top, ri" in told
         assert "labels.json: 1 annotations have the id of another, first: 1" in told
 
@@ -151,10 +151,10 @@ def test_text_in_place_of_numbers_is_refused(tmp_path: Path, changed: dict[str, 
     """`float` takes '1', and any text but '' counts as a mark."""
     row = {"image_id": 0, "category_id": 3, "bbox": [1, 2, 3, 4], **changed}
     source = coco_of(tmp_path / "in", [row])
-    with pytest.raises(DataError, match=r"1 boxes that cannot be meant, first: 0\.png: annotation 1"):
+    with pytest.raises(DataError, match=r"1 impossible boxes, first: 0\.png: annotation 1"):
         Coco.prepare(source=source, target=tmp_path / "set", name="coco", progress=quiet)
     if "area" not in changed:  # which is carried along by `data convert` as it is
-        assert "1 boxes that cannot be meant" in faults_of("coco", source)
+        assert "1 impossible boxes" in faults_of("coco", source)
 
 
 def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_text_in_boxes_of_other_layouts_is_refused(tmp_path: Path) -> None:
         mask_to_box([[1, 2, 3, 4], ["1", "2"]])
     person = {"tag": "person", "fbox": ["1", 2, 3, 4]}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
-    assert "1 boxes that cannot be meant" in faults_of("odgt", tmp_path)
+    assert "1 impossible boxes" in faults_of("odgt", tmp_path)
     person = {"tag": "person", "fbox": [1, 2, 3, 4], "extra": {"ignore": "0"}}
     (tmp_path / "a.odgt").write_text(json.dumps({"ID": "a", "gtboxes": [person]}))
     with pytest.raises(DataError, match="and their ignore a number"):
         LAYOUTS["odgt"].read(tmp_path)
     child = {"identity": "pedestrian", "x0": "1", "y0": 2, "x1": 3, "y1": 4, "tags": []}
     write_ecp(tmp_path / "ecp", {"day/train/a/a_0": [child]})
-    assert "1 boxes that cannot be meant" in faults_of("ecp", tmp_path / "ecp")
+    assert "1 impossible boxes" in faults_of("ecp", tmp_path / "ecp")
 
 
 def test_a_file_lists_every_fault(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     assert f"prepare with faulty=leave_out; {report} lists all" in refused.err
     lines = report.read_text().splitlines()
     assert [line.partition(":")[0] for line in lines] == [
-        *["boxes that cannot be meant"] * 4,
+        *["impossible boxes"] * 4,
         "annotations of images that are not in the file",
     ]
     assert all(f"{number}.png: annotation {number + 1}" in lines[number] for number in range(4))
@@ -192,7 +192,7 @@ def test_a_file_lists_every_fault(tmp_path: Path) -> None:
     done = run_here("data", "prepare", "coco", *words, "faulty=leave_out")
     assert done.code == 0, done.err
     assert report.read_text().splitlines() == lines
-    assert "left out: 4 boxes that cannot be meant, first: 0.png: annotation 1: " in done.err
+    assert "left out: 4 impossible boxes, first: 0.png: annotation 1: " in done.err
     assert "; a file called as the set, and .faults.txt, lists all" in " ".join(done.err.split())
     coco_of(tmp_path / "in", good)
     assert run_here("data", "prepare", "coco", "--from", source, "--to", tmp_path / "new" / "set").code == 0

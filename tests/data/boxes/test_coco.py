@@ -271,7 +271,7 @@ def cut(path: Path) -> None:
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "NaN": ({"bbox": [math.nan, 0, 1, 1]}, r"1 boxes that cannot be meant, first: b\.png: annotation 2: bbox is \[nan"),
+    "NaN": ({"bbox": [math.nan, 0, 1, 1]}, r"1 impossible boxes, first: b\.png: annotation 2: bbox is \[nan"),
     "right before left": ({"bbox": [5, 0, -2, 1]}, "bbox is \\[5, 0, -2, 1\\]"),
     "no height": ({"bbox": [5, 0, 2, 0]}, "bbox is \\[5, 0, 2, 0\\]"),
     "three numbers": ({"bbox": [5, 0, 2]}, "bbox is \\[5, 0, 2\\]"),
@@ -280,7 +280,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "empty mask": ({"segmentation": {"size": [6, 8], "counts": [48]}}, "the mask is empty"),
     "category": ({"bbox": [0, 0, 1, 1], "category_id": 4}, "boxes of unknown categories, .* has the category 4"),
     "category list": ({"bbox": [0, 0, 1, 1], "category_id": [3]}, r"boxes of unknown categories, .* \[3\]"),
-    "huge": ({"bbox": [0, 0, 10**400, 1]}, "boxes that cannot be meant"),
+    "huge": ({"bbox": [0, 0, 10**400, 1]}, "impossible boxes"),
     "far": ({"bbox": [1e308, 0, 1e308, 1]}, "finite numbers, of pixels at most 16,777,216 from the corner"),
     "far on the left": ({"bbox": [-1e300, 0, 1e300, 1], "iscrowd": 1}, "at most 16,777,216 from the corner"),
     "far polygon": ({"segmentation": [[0, 0, 1e300, 0, 1e300, 4]]}, "numbers of pixels up to 16,777,216, are needed"),
@@ -288,7 +288,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "short mask": ({"segmentation": {"size": [6, 8], "counts": [8, 3, 4]}}, "of 6 x 8 pixels do not add up to these"),
     "negative": ({"segmentation": {"size": [6, 8], "counts": [60, -12]}}, "of 6 x 8 pixels do not add up to these"),
     "fractions": ({"segmentation": {"size": [6, 8], "counts": [8.5, 39.5]}}, "of a mask are whole numbers"),
-    "one side": ({"segmentation": {"size": [48], "counts": [8, 40]}}, "boxes that cannot be meant"),
+    "one side": ({"segmentation": {"size": [48], "counts": [8, 40]}}, "impossible boxes"),
     "no mask": ({"segmentation": {"size": [2**40, 8], "counts": [8, 2**43 - 8]}}, "a mask needs size and counts"),
     "damaged mask": ({"segmentation": {"size": [6, 8], "counts": "8~"}}, "the text of a mask's counts is damaged"),
     "image": (
@@ -493,7 +493,7 @@ def test_commands_prepare_and_print(tmp_path: Path) -> None:
     write_coco(tmp_path / "in" / "all.json", ONE, [BOX, BOX | {"iscrowd": 1}, BOX | {"bbox": [0, 0, 0, 0]}])
     code, out, _ = run_here("data", "info", "coco", "--from", tmp_path / "in", "--json", tmp_path / "info.json")
     assert code == 0
-    assert "left out: 1 boxes that cannot be meant" in out
+    assert "left out: 1 impossible boxes" in out
     document = json.loads((tmp_path / "info.json").read_text())
     assert document["boxes_per_class"] == {"person": 1, "car": 0, "hat": 0}
     assert document["ignored_share"] == 0.5

@@ -121,7 +121,7 @@ def test_a_kind_of_box_that_the_file_lacks_is_refused_when_it_is_chosen(tmp_path
 )
 def test_faulty_boxes_are_named_or_left_out(tmp_path: Path, fault: dict[str, Any], message: str) -> None:
     write_set(tmp_path / "in", all={"a": [CROWD[0], fault, CROWD[1]], "b": []})
-    with pytest.raises(DataError, match=f"1 boxes that cannot be meant, first: {message}"):
+    with pytest.raises(DataError, match=f"1 impossible boxes, first: {message}"):
         prepare(tmp_path / "in", tmp_path / "set")
     prepare(tmp_path / "in", tmp_path / "set", faulty="leave_out")
     assert len(opened(tmp_path / "set", test_share=0.0).record(0).boxes) == 2

@@ -1,4 +1,4 @@
-"""YOLO's text files from disk to samples: the real coco128, every layout, rows and names that cannot be meant."""
+"""YOLO's text files from disk to samples: the real coco128, every layout, rows and impossible names."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ ROWS = {
 def test_rows_that_cannot_be_meant_are_named_or_left_out(tmp_path: Path, row: str) -> None:
     write_image(tmp_path / "in" / "a.png", pattern(10, 20))
     (tmp_path / "in" / "a.txt").write_text(f"0 .5 .5 .1 .1\n\n{row}\n0 0.1 0.2 0.5 0.2 0.5 0.4\n")
-    with pytest.raises(DataError, match=f"1 rows that cannot be meant, first: .*a.txt:3: .*{ROWS[row]}"):
+    with pytest.raises(DataError, match=f"1 impossible rows, first: .*a.txt:3: .*{ROWS[row]}"):
         prepare(tmp_path / "in", tmp_path / "set", names=("person",))
     prepare(tmp_path / "in", tmp_path / "set", names=("person",), faulty="leave_out")
     assert all_of(tmp_path / "set").record(0).boxes[1].tolist() == [2, 2, 10, 4]  # about a polygon's corners
