@@ -14,10 +14,12 @@ from torch import Tensor
 from sightline.geometry.scans.projection import (
     Projection,
     RangeView,
+    compute_pixels,
     count_coverage,
     gather_to_image,
     nearest_returns,
     nearest_returns_reference,
+    point_ranges,
     project_scans,
     rows_by_file_order,
 )
@@ -171,6 +173,14 @@ def test_pixels_are_those_of_a_loop_in_float64() -> None:
     assert {int(pixel): int(shown[pixel]) for pixel in (shown >= 0).nonzero()} == {
         pixel: number for pixel, (_, number) in nearest.items()
     }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ranges_alone_are_those_of_the_pixels_and_of_numpy(dtype: torch.dtype) -> None:
+    points = random_points(200).to(dtype)
+    pixels = compute_pixels(points, view=RangeView(32, 256), offsets=torch.tensor([0, 200]))
+    assert torch.equal(point_ranges(points), pixels.ranges)
+    assert np.allclose(pixels.ranges, np.linalg.norm(points.double().numpy(), axis=1), rtol=2e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
