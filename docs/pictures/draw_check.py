@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import sys
@@ -20,11 +21,10 @@ def main() -> None:
         [sys.executable, "-m", "sightline", *COMMAND], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert process.returncode == 1, process.stderr
-    with open("/dev/null", "w", encoding="utf-8") as nowhere:
-        console = Console(record=True, width=110, file=nowhere, force_terminal=True)
-        console.print(Text(f"$ sightline {' '.join(COMMAND)}", style="bold green"))
-        for line in (process.stdout + process.stderr).splitlines():
-            console.print(_colour(line))
+    console = Console(record=True, width=110, file=io.StringIO(), force_terminal=True)
+    console.print(Text(f"$ sightline {' '.join(COMMAND)}", style="bold green"))
+    for line in (process.stdout + process.stderr).splitlines():
+        console.print(_colour(line))
     svg = console.export_svg(title="layers in a plain list", unique_id="check")
     svg = re.sub(r"@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)  # fonts of another server
     svg = svg.replace("Fira Code, monospace", "ui-monospace, Menlo, Consolas, monospace")

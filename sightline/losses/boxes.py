@@ -413,7 +413,7 @@ class BoxDensity(_PositivesLoss):
         self.beta = beta
 
     def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
-        """Compute the loss sum from `density` and `matched_density` (B, P), 0 to 1."""
+        """Compute the loss sum from `density` (B, P), not bounded, and `matched_density` (B, P), 0 to 1."""
         return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
 
 

@@ -185,7 +185,7 @@ def nest_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand_names(theirs: str, ours: str) -> Iterator[tuple[str, str]]:
-    """Iterate over the pairs of names that a pair with groups stands for; the first group changes slowest."""
+    """Iterate over the pairs of names that a pair with groups expands to; the first group changes slowest."""
     left, right = _GROUP.search(theirs), _GROUP.search(ours)
     if left is None or right is None:
         assert left is right, f"'{theirs}' and '{ours}' have other numbers of groups"

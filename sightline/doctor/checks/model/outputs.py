@@ -35,7 +35,7 @@ def final_activation(context: Context) -> list[Finding]:
 
     Finds: A last layer that cannot reach the loss's targets: a ReLU, a sigmoid or the like at the end.
 
-    The graph of operations decides, not the loss, which falls all the same while some outputs have gradients.
+    The graph of operations decides, not the loss, which falls also while some outputs have gradients.
     """
     if not context.dry_run.is_sound:
         return []
