@@ -37,6 +37,8 @@ _WIDTH = 110
 _MAX_LISTED = 40
 _NO_BREAK = "\u00a0"
 """Non-breaking space, used while lines are wrapped."""
+_LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
+"""Printed names of JSON keys that a reader may misunderstand."""
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
@@ -266,6 +268,7 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
         pad = "  " * indent
         if value is None or (isinstance(value, str | dict | list | tuple) and not value):
             continue
+        key = _LABELS.get(key, key)
         if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
             sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)
