@@ -6,7 +6,7 @@ Survey of unprepared scans: label map, sensor estimate, and differences to an ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from sightline.geometry.scans.lift import ProjectionSummary
 from sightline.geometry.scans.projection import RangeView, rows_by_file_order
 
 _SCANS_PER_SHARD = 500
+BY_NAME = "by data.tested, else the last data.test_share in the order of names"
+"""Split of a set whose source has no parts."""
 _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 NO_RETURNS = "num_no_returns"
 """Column with the number of points without a return, for sets whose files mark such points."""
@@ -171,6 +173,11 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
         *([f"{left_out} scans in none of the lists of {folder.name}, left out"] if left_out else []),
     ]
     return parts, notes
+
+
+def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_NAME) -> str:
+    """Describe the split that a set has: the parts of the source, found in `source`, or one made by the run."""
+    return otherwise if "all" in parts else f"{' and '.join(parts)} are given by {source}; data.tested overrides them"
 
 
 MAX_SCANS = 200
