@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.data.files.cloud_files import note_mixed_units
 from sightline.data.files.input_files import read_file
 from sightline.data.scans.label_maps import LabelMap, identity_map
 from sightline.data.scans.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
@@ -133,13 +134,15 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
     if NO_RETURNS in prepared.manifest["columns"]:
         missing = sum(int(prepared.array(split, NO_RETURNS).sum()) for split in names)
         empty_notes.append(f"{missing} points without a return: not counted, not drawn and not scored")
+    reaches = [float(prepared.array(split, "reach_m")[row]) for split, row in rows]
+    units = note_mixed_units([prepared.names(split)[row] for split, row in rows], reaches, "scans")
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
         },
         "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
-        "differences": [*notes, *empty_notes],
+        "differences": [*notes, *empty_notes, *units],
     }
 
 

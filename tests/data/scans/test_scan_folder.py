@@ -14,7 +14,7 @@ from sightline.data.scans.scan_reading import read_scan
 from sightline.data.scans.scan_samples import SensorBlock
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
-from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_labels, write_own
+from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
 
@@ -168,6 +168,13 @@ def test_a_column_of_rings_that_is_not_read_is_reported_with_the_cause(tmp_path:
     assert note.startswith("the column of rings (0 to 15 in 000.bin) is not read, because num_beams is not given")
     assert "prepare again with num_beams=16" in note
     assert prepare(tmp_path / "own", tmp_path / "other", columns=COLUMNS, num_beams=16)["differences"] == []
+
+
+def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:
+    scans = write_own(tmp_path / "own", 4)
+    write_bin(tmp_path / "own/003.bin", scans[3]._replace(points=1000 * scans[3].points), scans[3].ring)
+    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
+    assert note.startswith("units may be mixed: 1 of 4 scans, first 003.bin, reach about")
 
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
