@@ -189,6 +189,10 @@ _MAX_PROJECTED = 16
 """Maximum number of scans that are also projected: with kNN voting a full scan takes a second."""
 _WIDTHS = (2048, 1024, 512)
 """Widths of range images in columns of a full turn."""
+_WIDTH_STEP = 32
+"""Widths are multiples of it, as networks halve them up to five times."""
+_MIN_SHOWN = 0.95
+"""Share of points that an image of the proposed width shows; else the widest image is proposed."""
 _CHANNELS = ("range", "x", "y", "z", "remission")
 _MAX_OUTSIDE = 0.05
 """Maximum share of points outside the field of view: real scans of KITTI have up to 0.044."""
@@ -331,10 +335,14 @@ def survey_scans(
         labels = LabelMap(labels.tables_with(unknown), where=str(source))
         document["label_map"] = labels.tables_with(())
     scans = [readers[files[index]]().returns() for index in _choose_evenly(len(readers), _MAX_PROJECTED)]
-    widths = [round(width * (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360) for width in _WIDTHS]
-    document["projected"] = {
-        f"{view.num_beams} x {width}": _measure_projection(scans, labels, view, width) for width in widths
-    }
+    turn = (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360
+    widths = [max(1, round(width * turn / _WIDTH_STEP)) * _WIDTH_STEP for width in _WIDTHS]
+    figures = {width: _measure_projection(scans, labels, view, width) for width in widths}
+    document["projected"] = {f"{view.num_beams} x {width}": shares for width, shares in figures.items()}
+    fit = min((w for w in widths if figures[w]["points_shown"] >= _MIN_SHOWN), default=max(widths))
+    document["proposed_projection"] = (
+        f"{{name: project, height: {view.num_beams}, width: {fit}}} shows {figures[fit]['points_shown']:.0%} of points"
+    )
     return document
 
 
