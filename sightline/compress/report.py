@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from sightline.chart import COLORS, FAINT, INK, ChartPanel, Scale, Series, render_svg
 from sightline.compress.policy import LayerCost, Policy
 from sightline.compress.search.base import SearchResult
+from sightline.draw.charts import COLORS, FAINT, INK, ChartPanel, Scale, Series, render_svg
 
 Point = tuple[float, float]
 """Point (bytes, loss); lower is better for both."""

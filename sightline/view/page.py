@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.pictures import INK, PAGE, Lines, draw_legend, encode_png, fit_text, render_clouds
+from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, encode_png, fit_text, render_clouds
 from sightline.view.panels import ImagePanel, Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from sightline.box_pictures import Color, DrawnBox, draw_boxes
-from sightline.chart import ChartPanel, Series, render_svg
+from sightline.draw.boxes import Color, DrawnBox, draw_boxes
+from sightline.draw.charts import ChartPanel, Series, render_svg
+from sightline.draw.pictures import Picture, encode_png
 from sightline.errors import UserError, escape_to_one_line
 from sightline.metrics.box_errors import KINDS, DetectionErrors
-from sightline.pictures import Picture, encode_png
 from sightline.runs.run_directory import read_lines
 from sightline.tasks.contrast import CHANCE_SUFFIX
 from sightline.tasks.detection_output import COLORS
