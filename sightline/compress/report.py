@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from sightline.compress.policy import LayerCost, Policy
 from sightline.compress.search.base import SearchResult
-from sightline.draw.charts import COLORS, FAINT, INK, ChartPanel, Scale, Series, render_svg
+from sightline.draw.charts import CHART_STYLE, COLORS, FAINT, ChartPanel, Drawing, Scale, Series, render_svg
 
 Point = tuple[float, float]
 """Point (bytes, loss); lower is better for both."""
@@ -90,29 +89,22 @@ def bits_svg(policy: Policy, layers: Sequence[LayerCost]) -> str:
     legend: list[tuple[str, str]] = [(kind, _COLOR_OF[kind]) for kind in kinds]
     if any(policy[layer.name].activation for layer in layers):
         legend.append(("input", _INPUT))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
+    drawing = Drawing()
     for index, (name, color) in enumerate(legend):
-        parts.append(f'<rect x="{x_bars + 90 * index}" y="9" width="14" height="10" fill="{color}"/>')
-        parts.append(f'<text x="{x_bars + 90 * index + 19}" y="18">{name}</text>')
+        drawing.add("rect", x=x_bars + 90 * index, y=9, width=14, height=10, fill=color)
+        drawing.add("text", name, x=x_bars + 90 * index + 19, y=18)
     for bits in range(0, max_bits + 1, max_bits // 8):
-        x = x_bars + _BARS * bits / max_bits
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_HEAD - 4}" y2="{height - 8}" stroke="{FAINT}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{_HEAD - 8}" text-anchor="middle" font-size="10">{bits}</text>')
+        x = f"{x_bars + _BARS * bits / max_bits:.1f}"
+        drawing.add("line", x1=x, x2=x, y1=_HEAD - 4, y2=height - 8, stroke=FAINT)
+        drawing.add("text", str(bits), x=x, y=_HEAD - 8, text_anchor="middle", font_size=10)
     for index, layer in enumerate(layers):
         choice, top = policy[layer.name], _HEAD + _ROW * index
-        length = _BARS * choice.bits / max_bits
-        parts.append(f'<text x="{x_bars - 6}" y="{top + 11}" text-anchor="end">{escape(layer.name)}</text>')
-        parts.append(
-            f'<rect x="{x_bars}" y="{top + 2}" width="{length:.1f}" height="9" fill="{_COLOR_OF[choice.kind]}"/>'
-        )
-        if choice.activation is not None:
-            input_length = _BARS * choice.activation.bits / max_bits
-            parts.append(f'<rect x="{x_bars}" y="{top + 11}" width="{input_length:.1f}" height="3" fill="{_INPUT}"/>')
-            length = max(length, input_length)
-        text = f"{choice.bits} · {layer.num_weights:,} weights"
-        parts.append(f'<text x="{x_bars + length + 5:.1f}" y="{top + 11}" font-size="10">{text}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        bars = [(choice.bits, top + 2, 9, _COLOR_OF[choice.kind])]
+        bars += [(choice.activation.bits, top + 11, 3, _INPUT)] if choice.activation else []
+        drawing.add("text", layer.name, x=x_bars - 6, y=top + 11, text_anchor="end")
+        for bits, y, thickness, color in bars:
+            length = f"{_BARS * bits / max_bits:.1f}"
+            drawing.add("rect", x=x_bars, y=y, width=length, height=thickness, fill=color)
+        end = f"{x_bars + _BARS * max(bar[0] for bar in bars) / max_bits + 5:.1f}"
+        drawing.add("text", f"{choice.bits} · {layer.num_weights:,} weights", x=end, y=top + 11, font_size=10)
+    return drawing.encode(width, height, **CHART_STYLE)

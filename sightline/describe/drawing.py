@@ -7,11 +7,11 @@ SVG drawing of a figure: boxes in a column in order of execution, arrows, and la
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from sightline.describe.trace import Edge, Node, Shape, Trace
+from sightline.draw.charts import Drawing
 
 _MAX_BOXES = 24
 """Maximum number of boxes of a drawing without a given depth."""
@@ -217,7 +217,7 @@ _WIDTH, _MARGIN, _INSET = 300, 26, 14
 _GAP, _TITLE_PX, _FRAME_END = 34, 22, 10
 _STUB, _LANE = 108, 20
 _HEAD = 74
-_FONT = "font-family='Helvetica Neue, Helvetica, Arial, sans-serif'"
+_FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
 _INK, _MUTED, _LINE, _FRAME = "#27313d", "#6b7785", "#4a5563", "#c3ccd6"
 _LOOKS = {
     "input": ("#e8f5ec", "#3fa66b"),
@@ -283,11 +283,8 @@ def short_number(number: float) -> str:
     return f"{number:.3g}"
 
 
-@dataclass
-class _Page:
-    """SVG elements in drawing order."""
-
-    pieces: list[str] = field(default_factory=list)
+class _Page(Drawing):
+    """Drawing with the texts, rectangles and arrows of a figure."""
 
     def text(
         self,
@@ -300,20 +297,15 @@ class _Page:
         anchor: str = "start",
         bold: bool = False,
     ) -> None:
-        weight = " font-weight='600'" if bold else ""
-        self.pieces.append(
-            f"<text x='{x:g}' y='{y:g}' font-size='{size:g}' fill='{ink}' text-anchor='{anchor}'{weight}>"
-            f"{html.escape(text)}</text>"
-        )
+        weight = {"font_weight": 600} if bold else {}
+        self.add("text", text, x=float(x), y=float(y), font_size=size, fill=ink, text_anchor=anchor, **weight)
 
     def rectangle(
         self, x: float, y: float, width: float, height: float, *, radius: float, fill: str, line: str, dash: str = ""
     ) -> None:
-        dashes = f" stroke-dasharray='{dash}'" if dash else ""
-        self.pieces.append(
-            f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='{radius:g}' fill='{fill}' "
-            f"stroke='{line}' stroke-width='1.2'{dashes}/>"
-        )
+        size = {"width": float(width), "height": float(height), "rx": float(radius)}
+        dashes = {"stroke_dasharray": dash} if dash else {}
+        self.add("rect", x=float(x), y=float(y), **size, fill=fill, stroke=line, stroke_width=1.2, **dashes)
 
     def path(self, points: Sequence[tuple[float, float]], *, ink: str, has_head: bool) -> None:
         """Draw a line through these points with rounded corners and, with `has_head`, an arrow head at its end."""
@@ -322,29 +314,20 @@ class _Page:
             start, end = _round_corner(corner, previous), _round_corner(corner, following)
             commands.append(f"L{start[0]:g} {start[1]:g} Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
         commands.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
-        self.pieces.append(f"<path d='{' '.join(commands)}' fill='none' stroke='{ink}' stroke-width='1.3'/>")
+        self.add("path", d=" ".join(commands), fill="none", stroke=ink, stroke_width=1.3)
         if has_head:
-            self._head(points[-2], points[-1], ink)
+            (x, y), is_down = points[-1], points[-2][0] == points[-1][0]
+            back = [(x - 3.6, y - 7), (x + 3.6, y - 7)] if is_down else [(x + 7, y - 3.2), (x + 7, y + 3.2)]
+            self.add("polygon", points=" ".join(f"{a:g},{b:g}" for a, b in [(x, y), *back]), fill=ink)
 
     def document(self, width: float, height: float, title: str, subtitle: str) -> str:
         self.text(_MARGIN, 32, title, size=18, bold=True)
         self.text(_MARGIN, 52, subtitle, size=11.5, ink=_MUTED)
         self.text(_MARGIN, height - 14, _LEGEND, size=10, ink=_MUTED)
-        body = "\n".join(self.pieces)
-        return (
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
-            f"height='{height:g}' role='img' {_FONT}>\n<title>{html.escape(title)}</title>\n"
-            f"<desc>{html.escape(subtitle)}</desc>\n"
-            f"<rect width='100%' height='100%' fill='#ffffff'/>\n{body}\n</svg>\n"
-        )
-
-    def _head(self, previous: tuple[float, float], tip: tuple[float, float], ink: str) -> None:
-        x, y = tip
-        if previous[0] == x:
-            corners = f"{x:g},{y:g} {x - 3.6:g},{y - 7:g} {x + 3.6:g},{y - 7:g}"
-        else:
-            corners = f"{x:g},{y:g} {x + 7:g},{y - 3.2:g} {x + 7:g},{y + 3.2:g}"
-        self.pieces.append(f"<polygon points='{corners}' fill='{ink}'/>")
+        head = Drawing()
+        head.add("title", title)
+        head.add("desc", subtitle)
+        return self.encode(float(width), float(height), head.elements, role="img", font_family=_FONT)
 
 
 _LEGEND = "B: samples in a batch. In a box, right: parameters, multiply-accumulates per sample."
