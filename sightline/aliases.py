@@ -93,6 +93,7 @@ _MERGED: Mapping[str, str] = {
 MODULES: Mapping[str, str] = {
     "sightline.box_pictures": "sightline.draw.boxes",
     "sightline.chart": "sightline.draw.charts",
+    "sightline.compress.report": "sightline.studies.compression_report",
     "sightline.data.depth_files": "sightline.data.files.depth_files",
     "sightline.data.views": "sightline.data.store.views",
     "sightline.engine.conversion": "sightline.published.conversion",

@@ -286,26 +286,13 @@ def short_number(number: float) -> str:
 class _Page(Drawing):
     """Drawing with the texts, rectangles and arrows of a figure."""
 
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: float = 11,
-        ink: str = _INK,
-        anchor: str = "start",
-        bold: bool = False,
-    ) -> None:
-        weight = {"font_weight": 600} if bold else {}
-        self.add("text", text, x=float(x), y=float(y), font_size=size, fill=ink, text_anchor=anchor, **weight)
+    def text(self, x: float, y: float, text: str, **style: object) -> None:
+        style = {"font_size": 11, "fill": _INK, "text_anchor": "start"} | style
+        self.add("text", text, x=float(x), y=float(y), **style)
 
-    def rectangle(
-        self, x: float, y: float, width: float, height: float, *, radius: float, fill: str, line: str, dash: str = ""
-    ) -> None:
+    def rectangle(self, x: float, y: float, width: float, height: float, radius: float, **style: object) -> None:
         size = {"width": float(width), "height": float(height), "rx": float(radius)}
-        dashes = {"stroke_dasharray": dash} if dash else {}
-        self.add("rect", x=float(x), y=float(y), **size, fill=fill, stroke=line, stroke_width=1.2, **dashes)
+        self.add("rect", x=float(x), y=float(y), **size, stroke_width=1.2, **style)
 
     def path(self, points: Sequence[tuple[float, float]], *, ink: str, has_head: bool) -> None:
         """Draw a line through these points with rounded corners and, with `has_head`, an arrow head at its end."""
@@ -321,9 +308,9 @@ class _Page(Drawing):
             self.add("polygon", points=" ".join(f"{a:g},{b:g}" for a, b in [(x, y), *back]), fill=ink)
 
     def document(self, width: float, height: float, title: str, subtitle: str) -> str:
-        self.text(_MARGIN, 32, title, size=18, bold=True)
-        self.text(_MARGIN, 52, subtitle, size=11.5, ink=_MUTED)
-        self.text(_MARGIN, height - 14, _LEGEND, size=10, ink=_MUTED)
+        self.text(_MARGIN, 32, title, font_size=18, font_weight=600)
+        self.text(_MARGIN, 52, subtitle, font_size=11.5, fill=_MUTED)
+        self.text(_MARGIN, height - 14, _LEGEND, font_size=10, fill=_MUTED)
         head = Drawing()
         head.add("title", title)
         head.add("desc", subtitle)
@@ -404,12 +391,12 @@ class _Column:
         spread = (self._max_frames - level) * _INSET
         top = self._frame_top[frame]
         height = self._frame_bottom[frame] - top
-        page.rectangle(
-            self.left - spread, top, _WIDTH + 2 * spread, height, radius=10, fill="#fafbfd", line=_FRAME, dash="4 3"
-        )
+        look = {"fill": "#fafbfd", "stroke": _FRAME, "stroke_dasharray": "4 3"}
+        page.rectangle(self.left - spread, top, _WIDTH + 2 * spread, height, 10, **look)
         path, edge = self._path(node, frames[:level]), self.left + _WIDTH + spread
-        page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), size=10.5, ink=_MUTED)
-        page.text(edge - 10, top + 15, _shorten_text(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
+        page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), font_size=10.5, fill=_MUTED)
+        name = _shorten_text(node.class_name, 24)
+        page.text(edge - 10, top + 15, name, font_size=10.5, fill=_MUTED, text_anchor="end")
 
     def draw_box(self, page: _Page, index: int, box: FigureBox, num_samples: int) -> None:
         top, height = self.tops[index], self.heights[index]
@@ -417,35 +404,38 @@ class _Column:
         node = box.node
         if node.kind != "call":
             width = self._width(box)
-            page.rectangle(self.middle - width / 2, top, width, height, radius=height / 2, fill=fill, line=line)
+            page.rectangle(self.middle - width / 2, top, width, height, height / 2, fill=fill, stroke=line)
             text = f"{node.path}   {show_shape(box.outputs[0], num_samples)}" if node.kind == "input" else node.path
-            page.text(self.middle, top + height / 2 + 4, text, size=12, anchor="middle", bold=node.kind != "join")
+            weight = {} if node.kind == "join" else {"font_weight": 600}
+            page.text(self.middle, top + height / 2 + 4, text, font_size=12, text_anchor="middle", **weight)
             return
         for offset in (6, 3) if box.times > 1 else ():
-            page.rectangle(self.left + offset, top - offset, _WIDTH, height, radius=7, fill=fill, line=line)
-        dash = "5 3" if node.shared else ""
-        page.rectangle(self.left, top, _WIDTH, height, radius=7, fill=fill, line=line, dash=dash)
+            page.rectangle(self.left + offset, top - offset, _WIDTH, height, 7, fill=fill, stroke=line)
+        dash = {"stroke_dasharray": "5 3"} if node.shared else {}
+        page.rectangle(self.left, top, _WIDTH, height, 7, fill=fill, stroke=line, **dash)
         self._write(page, box, top, height, num_samples)
 
     def _write(self, page: _Page, box: FigureBox, top: float, height: float, num_samples: int) -> None:
-        node, left, right = box.node, self.left + 12, self.left + _WIDTH - 12
+        node, left, right, middle = box.node, self.left + 12, self.left + _WIDTH - 12, top + height / 2
         name = _shorten_text(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
         path = self._path(node, box.frames)
         if box.times > 1:
             path += f" … {self._short(box.last_path, box.frames)}"
         if not _is_tall(box):
-            page.text(left, top + height / 2 + 4, name, size=12)
-            page.text(right, top + height / 2 + 4, _shorten_text(path, 24), size=10, ink=_MUTED, anchor="end")
+            page.text(left, middle + 4, name, font_size=12)
+            page.text(
+                right, top + height / 2 + 4, _shorten_text(path, 24), font_size=10, fill=_MUTED, text_anchor="end"
+            )
             return
         middle, suffix = top + height / 2, " each" if box.times > 1 else ""
-        page.text(left, middle - 3, name, size=13, bold=True)
-        page.text(left, middle + 13, _shorten_text(path, 32), size=10.5, ink=_MUTED)
+        page.text(left, middle - 3, name, font_size=13, font_weight=600)
+        page.text(left, middle + 13, _shorten_text(path, 32), font_size=10.5, fill=_MUTED)
         if box.parameters or node.shared:
             counted = short_number(box.parameters) if box.parameters else "shared"
-            page.text(right, middle - 3, counted + suffix, size=11, anchor="end")
+            page.text(right, middle - 3, counted + suffix, font_size=11, text_anchor="end")
         if box.macs:
             macs = f"{short_number(box.macs / num_samples)} MAC{suffix}"
-            page.text(right, middle + 13, macs, size=10, ink=_MUTED, anchor="end")
+            page.text(right, middle + 13, macs, font_size=10, fill=_MUTED, text_anchor="end")
 
     def draw_down(self, page: _Page, arrow: Arrow, num_samples: int) -> None:
         start, end = self.tops[arrow.source] + self.heights[arrow.source], self.tops[arrow.target]
@@ -457,7 +447,7 @@ class _Column:
         text = _show_shapes(arrow.shapes, num_samples)
         if arrow.through:
             text = f"{', '.join(arrow.through)}  →  {text}"
-        page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, size=10.5, ink=_MUTED)
+        page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, font_size=10.5, fill=_MUTED)
 
     def draw_lane(self, page: _Page, lanes: _Lanes, source: int, ink: str, num_samples: int) -> None:
         """Draw the arrows from a source through its lane to all its far targets."""
@@ -473,10 +463,10 @@ class _Column:
             end_x = self.middle + self._width(self.figure.boxes[arrow.target]) / 2
             page.path([(start_x, start_y), (x, start_y), (x, end_y), (end_x, end_y)], ink=ink, has_head=True)
             if arrow.through:
-                page.text(end_x + 12, end_y - 3, ", ".join(arrow.through), size=9, ink=ink)
+                page.text(end_x + 12, end_y - 3, ", ".join(arrow.through), font_size=9, fill=ink)
         shapes = next((arrow.shapes for arrow in arrows if not arrow.through), box.outputs[:1])
         if box.node.kind != "input":
-            page.text(self.right + 6, start_y - 4, _show_shapes(shapes[-1:], num_samples), size=9.5, ink=ink)
+            page.text(self.right + 6, start_y - 4, _show_shapes(shapes[-1:], num_samples), font_size=9.5, fill=ink)
 
     def _path(self, node: Node, frames: tuple[int, ...]) -> str:
         short = self._short(node.path, frames)
