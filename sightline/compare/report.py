@@ -23,7 +23,7 @@ from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.compare.steps import losses_over_steps
 from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.config.run_config import Cudnn
-from sightline.draw.charts import ChartPanel, Series, render_svg
+from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageTable, PageText, render_page
 from sightline.engine.device import Precision
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
@@ -42,7 +42,7 @@ def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
         [
             PageText("strong", [verdict(comparison)]),
             PageText("plain", [f"{comparison.variant}, against {comparison.reference}"]),
-            PageChart(comparison_svg(comparison)),
+            PageChart([_comparison_panels(comparison)]),
             PageText("notes", comparison.notes),
             PageTable(head, [_table_row(row) for row in comparison.rows], marked, is_numeric=False),
         ],
@@ -76,9 +76,9 @@ def describe_row(row: LayerComparison) -> str:
     return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {description}"
 
 
-def comparison_svg(comparison: VariantComparison) -> str:
-    """Render an SVG: every row's units of rounding with the bound, in order of execution, and losses over steps."""
-    panels: list[ChartPanel | None] = []
+def _comparison_panels(comparison: VariantComparison) -> list[ChartPanel]:
+    """Make panels: every row's units of rounding with the bound, in order of execution, and losses over steps."""
+    panels = []
     for which in ("forward", "backward"):
         rows = [row for row in comparison.rows if row.which == which]
         if rows:
@@ -93,7 +93,7 @@ def comparison_svg(comparison: VariantComparison) -> str:
             Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
         )
         panels.append(ChartPanel("losses over optimiser steps", "step", series, x_scale="linear"))
-    return render_svg([panels]) if panels else ""
+    return panels
 
 
 def _ratio_panel(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:

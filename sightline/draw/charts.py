@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
+from sightline.errors import escape_to_one_line
+
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
@@ -53,7 +55,8 @@ class Drawing:
             f' {key.replace("_", "-")}="{escape(f"{value:g}" if isinstance(value, float) else str(value))}"'
             for key, value in attributes.items()
         )
-        self.elements.append(f"<{name}{written}/>" if text is None else f"<{name}{written}>{escape(text)}</{name}>")
+        shown = "" if text is None else escape(escape_to_one_line(text))  # a control character is no XML
+        self.elements.append(f"<{name}{written}/>" if text is None else f"<{name}{written}>{shown}</{name}>")
 
     def add_group(self, x: int, y: int, drawing: Drawing) -> None:
         """Add the elements of another drawing, moved to a position."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sightline.draw.charts import HEIGHT, WIDTH, ChartPanel, render_svg
 from sightline.draw.pictures import encode_png
 from sightline.errors import escape_to_one_line
 
@@ -60,10 +61,22 @@ class PageImage(PageBlock):
 
 @dataclass(frozen=True)
 class PageChart(PageBlock):
-    """Chart as SVG text of `sightline.draw.charts`."""
+    """Chart of rows of panels; screen readers get its label. Without panels, nothing is drawn."""
 
     kind = "chart"
-    svg: str
+    rows: Sequence[Sequence[ChartPanel | None]]
+    panel_width: int = WIDTH
+    panel_height: int = HEIGHT
+
+    @property
+    def svg(self) -> str:
+        return render_svg(self.rows, panel_width=self.panel_width, panel_height=self.panel_height)
+
+    @property
+    def label(self) -> str:
+        """Return titles, axes and names of all curves."""
+        panels = [panel for row in self.rows for panel in row if panel is not None]
+        return "; ".join(f"{p.title} by {p.x_title}: {', '.join(s.name for s in p.series)}" for p in panels)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
             PageText("heading", ["Labels that were not found"]),
             PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
             PageText("heading", ["Curves"]),
-            PageChart(render_svg([drawn], panel_width=420, panel_height=280)),
+            PageChart([drawn], panel_width=420, panel_height=280),
             PageText("heading", ["Worst images"]),
             *images,
         ],
