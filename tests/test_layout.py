@@ -28,7 +28,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # rooms of their own; what stands in one line is on one floor, where no room imports another.
 FLOORS = """
 aliases errors types arguments schema draws facts optional_members registry binding \
-plugins regular_files commands config numba_kernels module_hooks gc_pause pytree surrogates
+plugins regular_files commands config numba_kernels instrument gc_pause pytree surrogates
 geometry draw
 layers transforms
 losses metrics models data.files

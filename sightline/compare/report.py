@@ -19,13 +19,13 @@ import torch
 
 from sightline.compare.comparison import ComparisonSubject, VariantComparison
 from sightline.compare.layerwise import LayerComparison
-from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.compare.steps import losses_over_steps
 from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.config.run_config import Cudnn
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageTable, PageText, render_page
 from sightline.engine.device import Precision
+from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 
 _MIN_RATIO = 1e-3
