@@ -53,3 +53,12 @@ def test_rotations_of_the_features_do_not_matter() -> None:
         FeatureTransformPenalty()(feature_transform=torch.from_numpy(a)[None]).item() for a in (matrix, matrix @ turn)
     )
     assert turned == pytest.approx(plain, rel=1e-13)
+
+
+def test_lowered_precision_keeps_the_digits_of_a_small_excess() -> None:
+    """Close to the identity, bf16 products would have an excess of their own rounding."""
+    transform = torch.eye(8)[None] + 1e-4 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    loss = FeatureTransformPenalty()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = loss(feature_transform=transform)
+    assert torch.equal(lowered, loss(feature_transform=transform))

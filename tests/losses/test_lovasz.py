@@ -123,3 +123,18 @@ def test_check_deep_compares_it_with_an_integral() -> None:
     mean = loss(logits=logits, label=label, offsets=offsets) / loss.count(label=label, offsets=offsets)
     rows = [logits[:5].numpy(), logits[5:].numpy()], [label[:5].numpy(), label[5:].numpy()]
     assert lovasz(*rows, ignore_index=0) == pytest.approx(mean.item(), abs=1e-12)
+
+
+def test_lowered_precision_changes_neither_value_nor_gradient() -> None:
+    """Its logits may carry bf16 digits; what is computed from them keeps those of float32."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 8, 16, 5, generator=generator).requires_grad_()
+    label = torch.randint(-1, 5, (2, 8, 16), generator=generator)
+    loss = LovaszSoftmax(num_classes=5, ignore_index=-1)
+    plain = loss(logits=logits, label=label)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = loss(logits=logits, label=label)
+    assert lowered.dtype == torch.float32
+    assert torch.equal(lowered, plain)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (lowered, plain)]
+    assert torch.equal(*gradients)
