@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.layers.images import ConvBlock
+from sightline.layers.images import ConvBlock, join_channels
 from sightline.layers.range_image import CircularPad, UpsampleColumns, build_pool, column_padding
 from tests.cases import run_each
 
@@ -56,3 +56,41 @@ def test_doubled_columns_turn_with_the_image() -> None:
     assert found.shape == (2, 5, 4, 12)
     torch.testing.assert_close(layer(IMAGE.roll(1, -1)), found.roll(2, -1))
     torch.testing.assert_close(plain(IMAGE)[..., 2:-2], found[..., 2:-2])
+
+
+@run_each(
+    "columns, dtype, layout",
+    [
+        (2, torch.float32, torch.contiguous_format),
+        (2, torch.float32, torch.channels_last),
+        (6, torch.float64, torch.contiguous_format),
+        (5, torch.bfloat16, torch.channels_last),
+    ],
+)
+def test_gradients_have_the_bits_of_concatenated_slices(
+    columns: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    image = IMAGE.to(dtype).contiguous(memory_format=layout).requires_grad_()
+    joined = torch.cat([image[..., 6 - columns :], image, image[..., :columns]], dim=-1)
+    gradient = torch.randn(joined.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    gradient = gradient.contiguous(memory_format=layout)
+    plain, ours = (torch.autograd.grad(form, image, gradient)[0] for form in (joined, CircularPad(columns)(image)))
+    assert torch.equal(plain, ours)
+    assert ours.is_contiguous(memory_format=layout)
+    small = IMAGE[:1, :2, :1].double().requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda values: CircularPad(2)(values) ** 2, small)
+
+
+@run_each("layout, own", [(torch.contiguous_format, False), (torch.channels_last, True)])
+def test_joined_channels_have_the_bits_of_a_concatenation(layout: torch.memory_format, own: bool) -> None:
+    """Gradients of parts in channels_last are contiguous, which those of a concatenation are not."""
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, size, 3, 4, generator=generator, dtype=torch.float64) for size in (2, 3)]
+    parts = [part.contiguous(memory_format=layout).requires_grad_() for part in parts]
+    gradient = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    plain, ours = torch.cat(parts, dim=1), join_channels(parts)
+    assert torch.equal(plain, ours)
+    expected, found = (torch.autograd.grad(form, parts, gradient) for form in (plain, ours))
+    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=True))
+    assert all(part.is_contiguous(memory_format=layout) for part in found) == own
+    assert torch.autograd.gradgradcheck(lambda *values: join_channels(values) ** 2, parts)
