@@ -177,6 +177,13 @@ def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:
     assert note.startswith("units may be mixed: 1 of 4 scans, first 003.bin, reach about")
 
 
+def test_scans_in_millimetres_are_reported(tmp_path: Path) -> None:
+    for number, scan in enumerate(write_own(tmp_path / "own", 3)):
+        write_bin(tmp_path / f"own/{number:03d}.bin", scan._replace(points=1000 * scan.points), scan.ring)
+    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
+    assert note.endswith("if these are in millimetres, divide x, y and z by 1000")
+
+
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
     write_own(tmp_path / "own", 1)
     with pytest.raises(DataError, match="has no column ring or laser or beam, it has intensity, foo"):
