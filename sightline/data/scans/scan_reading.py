@@ -34,6 +34,7 @@ class Advice(NamedTuple):
     no_ring: str
     num_beams: str
     order: str
+    axes: str
 
 
 PREPARING = Advice(
@@ -42,6 +43,7 @@ PREPARING = Advice(
     no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
     num_beams="set num_beams",
     order="set ring_order={other}, or correct the order of x, y and z",
+    axes="name the columns in the order of the file, as in columns=[x, z, y, intensity, ring]",
 )
 PREDICTING = Advice(
     columns="name them with --columns (_ skips a column), as in --columns x,y,z,intensity",
@@ -50,6 +52,7 @@ PREDICTING = Advice(
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
     order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
     "scans of that form",
+    axes="name the columns of x, y, z and ring with --columns in the order of the file",
 )
 
 
@@ -178,8 +181,16 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     is_far = distance > 0
     if not is_far.any():
         return
-    elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
-    if np.ptp(ring) and np.ptp(elevation) > _MIN_FAN_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
+    angles, ring = np.arcsin(points[is_far] / distance[is_far, None]), ring[is_far]
+    if np.ptp(ring) and np.ptp(angles[:, 2]) > _MIN_FAN_RAD and np.corrcoef(ring, angles[:, 2])[0, 1] > 0:
+        with np.errstate(divide="ignore", invalid="ignore"):  # an axis may be constant
+            correlations = np.abs(np.corrcoef(ring, angles.T)[0, 1:])
+        up = "xyz"[int(np.nan_to_num(correlations).argmax())]
+        if up != "z":
+            raise DataError(
+                f"{path}: rings follow the column that is read as {up}, not z, which is up: x, y and z are in another "
+                f"order; {advice.axes}"
+            )
         other = "bottom_first" if order == "top_first" else "top_first"
         raise DataError(
             f"{path}: the points' elevations contradict ring_order={order}; "

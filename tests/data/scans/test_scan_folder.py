@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,23 @@ def test_scans_in_millimetres_are_reported(tmp_path: Path) -> None:
         write_bin(tmp_path / f"own/{number:03d}.bin", scan._replace(points=1000 * scan.points), scan.ring)
     (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
     assert note.endswith("if these are in millimetres, divide x, y and z by 1000")
+
+
+def test_exchanged_axes_are_not_taken_for_another_order_of_rings(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 2)
+    with pytest.raises(DataError, match=r"contradict ring_order=bottom_first; set ring_order=top_first"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16, ring_order="bottom_first")
+    errors = []
+    for axes in (("x", "z", "y"), ("z", "y", "x")):
+        for order in ("top_first", "bottom_first"):
+            columns = (*axes, "intensity", "ring")
+            try:
+                prepare(tmp_path / "own", tmp_path / "set", columns=columns, num_beams=16, ring_order=order)
+                shutil.rmtree(tmp_path / "set")
+            except DataError as error:
+                errors.append(str(error))
+    assert len(errors) >= 2
+    assert all("rings follow the column that is read as" in error for error in errors), errors
 
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
