@@ -28,7 +28,10 @@ _MIN_FAN_RAD = 1e-3
 
 
 class Advice(NamedTuple):
-    """Advice in error messages about a file, worded for the command that reads it."""
+    """Advice in error messages about a file, worded for the command that reads it.
+
+    `columns` has the places `example` and `words`, for as many columns as fit the file.
+    """
 
     columns: str
     no_ring: str
@@ -38,7 +41,7 @@ class Advice(NamedTuple):
 
 
 PREPARING = Advice(
-    columns="state them: 'columns=[x, y, z, intensity]' for data prepare, --columns x,y,z,intensity for other commands "
+    columns="state them, for example 'columns=[{example}]' for data prepare, --columns {words} for other commands "
     "(_ skips a column)",
     no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
     num_beams="set num_beams",
@@ -46,7 +49,7 @@ PREPARING = Advice(
     axes="name the columns in the order of the file, as in columns=[x, z, y, intensity, ring]",
 )
 PREDICTING = Advice(
-    columns="name them with --columns (_ skips a column), as in --columns x,y,z,intensity",
+    columns="name them with --columns (_ skips a column), as in --columns {words}",
     no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
     "existing columns and give rings=order",
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
@@ -80,7 +83,10 @@ def read_scan(
         if names is not None:
             expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
             fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
-        raise DataError(f"{path}: {fault}; {advice.columns}")
+        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if "4" in fits or not fits else int(fits[0])]
+        raise DataError(
+            f"{path}: {fault}; {advice.columns.format(example=', '.join(example), words=','.join(example))}"
+        )
     table = read_bin(path, num_columns=len(names))
     column_by_name = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN

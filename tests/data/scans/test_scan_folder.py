@@ -90,7 +90,9 @@ def test_every_kind_of_file_gives_the_same_sample(tmp_path: Path, kind: str) -> 
 def test_the_real_frame_of_five_columns(shared: Path, tmp_path: Path) -> None:
     """nuScenes: 173,440 float32 fit four columns and five, and ring 0 is the lowest beam."""
     (source,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
-    with pytest.raises(DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them: 'columns="):
+    with pytest.raises(
+        DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them, for example 'columns="
+    ):
         read_scan(source, columns=None)
     table = np.fromfile(source, dtype="<f4").reshape(-1, 5)
     folder = tmp_path / "own"
@@ -200,6 +202,15 @@ def test_exchanged_axes_are_not_taken_for_another_order_of_rings(tmp_path: Path)
                 errors.append(str(error))
     assert len(errors) >= 2
     assert all("rings follow the column that is read as" in error for error in errors), errors
+
+
+def test_the_example_has_as_many_columns_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for count, example in ((3, "x, y, z"), (4, "x, y, z, intensity"), (5, "x, y, z, intensity, _")):
+        np.ones((7, count), dtype="<f4").tofile(tmp_path / "own/000.bin")
+        for columns in (None, ("x", "y", "z", *"_" * 8)):
+            with pytest.raises(DataError, match=rf"'columns=\[{example}\]' for data prepare, --columns"):
+                prepare(tmp_path / "own", tmp_path / "set", columns=columns)
 
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:
