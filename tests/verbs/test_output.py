@@ -81,7 +81,7 @@ def test_names_of_classes_are_no_commands_to_the_terminal(capsys: pytest.Capture
     show_evaluation(document, title="a run")
     print_note("line 1\nline 2 \x1b[31m")
     printed = capsys.readouterr().err.splitlines()
-    assert r"hardest by accuracy: a\nb\x1b[31m 0.25, \u202eevil 0.5" in printed
+    assert r"hardest classes by accuracy: a\nb\x1b[31m (0.25), \u202eevil (0.5)" in printed
     assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
 
 

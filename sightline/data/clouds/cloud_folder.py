@@ -326,7 +326,14 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         for split in prepared.splits
         for name, points in zip(prepared.names(split), prepared.array(split, "points"), strict=True)
     }
-    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(points, axis=0)) for points in clouds.values())}
+    distinct = np.array([len(np.unique(points, axis=0)) for points in clouds.values()])
+    sizes: dict[str, Any] = {"fewest_points": int(distinct.min())}
+    num_points = prepared.manifest["preparation"]["num_points"]
+    if num_repeated := int((distinct < num_points).sum()):
+        notes.append(
+            f"{num_repeated} of {len(clouds)} clouds have fewer different points than num_points={num_points}, the "
+            f"smallest {distinct.min()}: points are repeated; num_points={distinct.min()} repeats none"
+        )
     if prepared.manifest["normalisation"] == "none":
         radii = [cloud_radius(points) for points in clouds.values()]
         sizes["radii"] = [min(radii), max(radii)]

@@ -264,6 +264,17 @@ def test_another_unit_is_refused_where_size_means_something(
     assert read_sample(file, info).num_points == 64
 
 
+def test_clouds_whose_points_are_repeated_are_counted(tmp_path: Path) -> None:
+    for kind in ("ball", "rod"):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(4):
+            cloud = solid(kind, number, num_points=50 + 50 * number)
+            write_ply(tmp_path / "in" / kind / f"{number}.ply", dict(zip("xyz", cloud.T, strict=True)))
+    (note,) = prepare_folder(tmp_path / "in", tmp_path / "set", num_points=120)["differences"]
+    assert note.startswith("4 of 8 clouds have fewer different points than num_points=120, the smallest 50: points are")
+    assert prepare_folder(tmp_path / "in", tmp_path / "other", num_points=50)["differences"] == []
+
+
 def test_clouds_in_two_units_are_reported_where_size_means_something(tmp_path: Path) -> None:
     for kind in ("ball", "rod"):
         (tmp_path / "in" / kind).mkdir(parents=True)

@@ -160,11 +160,11 @@ def _field_findings(
             survey,
             name,
             "type",
-            f"'{name}' is of type {dtype}, its Field declares {field.dtype}",
+            f"'{name}' is of type {dtype}, the data set declares {field.dtype}",
             sample=statistics.dtypes[dtype],
             measured=dtype,
             expected=field.dtype,
-            action=f"convert '{name}' where it is read (and scale it, if 0..255 meant 0..1), or correct its Field",
+            action=f"convert '{name}' where it is read (and scale it, if 0..255 meant 0..1), or correct `info.fields`",
         )
     if survey.part.dataset.info.facts.get(COUNTED_BY.get(name, "")) is None:  # classes are for `label-range`
         yield from _range_findings(context, survey, name, field, statistics)
@@ -186,7 +186,7 @@ def _finding_shape(
         expected=f"'{field.shape}' (axes as declared in the field)",
         action="transpose it where it is read: channels come last"
         if is_transposed
-        else "correct the values that are read, or the Field",
+        else "correct the values that are read, or the set's `info.fields`",
     )
 
 
@@ -215,7 +215,7 @@ def _range_findings(
             sample=statistics.low_at if is_low else statistics.high_at,
             measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
             expected=declared,
-            action=f"bring '{name}' to {field.unit or 'the declared range'}, or correct its Field",
+            action=f"bring '{name}' to {field.unit or 'the declared range'}, or correct `info.fields`",
         )
         return
     reach = max(abs(statistics.low), abs(statistics.high))
@@ -231,7 +231,7 @@ def _range_findings(
             sample=statistics.high_at if abs(statistics.high) == reach else statistics.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
             expected=f"{declared}; at least {min_used:g} of it in use",
-            action=f"check whether '{name}' is in {field.unit or 'the declared unit'}, or narrow its Field",
+            action=f"check whether '{name}' is in {field.unit or 'the declared unit'}, or narrow `info.fields`",
             severity="warning",
         )
 

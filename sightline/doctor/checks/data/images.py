@@ -359,6 +359,8 @@ def _finding_sample(
 
 _CHANNELS = ("range", "x", "y", "z", "remission")
 _MAX_MEAN = 3.0
+_UNITS = {1000: ": coordinates look like millimetres", 100: ": coordinates look like centimetres"}
+"""Ratio of the mean range to that of the sensor, and what it suggests; scans are in metres."""
 _MIN_STD, _MAX_STD = 0.02, 10.0
 """Standard deviations of the filled pixels after normalisation; 0 to 255 for 0 to 1 is a factor of 255."""
 
@@ -392,15 +394,17 @@ def _finding_part(context: Context, images: PartImages) -> Finding | None:
         if abs(channel_mean) <= _MAX_MEAN and (_MIN_STD <= channel_std <= _MAX_STD or is_constant):
             continue
         stated, scale = facts["input_mean"][channel], facts["input_std"][channel]
+        factor = (facts["input_mean"][0] + float(mean[0]) * facts["input_std"][0]) / facts["input_mean"][0]
+        guess = next((text for unit, text in _UNITS.items() if unit / 3 < factor < 3 * unit), "")
         return input_statistics.finding(
             context,
-            f"the stated statistics are not those of the scans: {name}",
+            f"the scans are unlike those that the sensor's mean and deviation describe, first in {name}{guess}",
             split=images.part.split,
             measured=f"{name} {stated + channel_mean * scale:.4g} with a deviation of {channel_std * scale:.4g} in "
             f"{images.num_scans} scans: after normalisation {channel_mean:.3g} and {channel_std:.3g}",
-            expected=f"about the stated {stated:g} and {scale:g}, in the order {', '.join(_CHANNELS)}",
-            action="leave input_mean and input_std out, so that they are measured; or correct sensor.remission_max, "
-            "the unit of the coordinates (metres) or the order of the five numbers",
+            expected=f"about {stated:g} and {scale:g}, as data.sensor or its preset has them ({', '.join(_CHANNELS)})",
+            action="write x, y, z in metres, or correct sensor.remission_max or the order of the five numbers; for "
+            "another sensor leave input_mean and input_std out, so that they are measured",
             evidence={"field": "image", "mean": mean.tolist(), "std": std.tolist()},
         )
     return None

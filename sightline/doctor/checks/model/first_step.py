@@ -106,8 +106,19 @@ def _tail_findings(context: Context) -> list[Finding]:
             compute_batch_losses(job.task, model, batch, device, job.precision)
     except Exception as error:  # noqa: BLE001 - any error is reported
         file, line = error_location(error)
-        return [_finding_failure(context, StepFailure("the last step of an epoch", error, None, file, line), step=step)]
+        finding = _finding_failure(
+            context, StepFailure("the last step of an epoch", error, None, file, line), step=step
+        )
+        return [dataclasses.replace(finding, measured=f"{finding.measured}; {_describe_tail(context)}")]
     return []
+
+
+def _describe_tail(context: Context) -> str:
+    """Describe why a part of the last step has one sample, with the share of the data if the config sets one."""
+    config, count = context.config, len(context.built.data.train.indices)
+    share = config.data.arguments.get("fraction", 1.0)
+    of_share = "" if share == 1.0 else f", which data.fraction={share:g} leaves,"
+    return f"{count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
 
 
 def _finding_failure(context: Context, failure: StepFailure, *, step: int) -> Finding:
