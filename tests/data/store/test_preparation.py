@@ -7,17 +7,29 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.store.prepared_set import add_digest, read_manifest, verify
+from sightline.data.scans.semantic_kitti import SemanticKitti
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_set import (
+    PreparedSet,
+    add_digest,
+    compute_sha256,
+    open_prepared,
+    read_manifest,
+    verify,
+)
+from sightline.data.store.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError, RunError
 from sightline.types import SampleKey
 from tests.data.clouds.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
+from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
 
 
 def _bytes(root: Path) -> dict[str, bytes]:
@@ -329,3 +341,142 @@ def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
     prepare(source, tmp_path / "set", progress=again)
     prepare(source, tmp_path / "whole")
     assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+
+
+# --- Rows without elements: kept where columns allow them, refused where they do not, and continued to the same bits -
+
+
+LENGTHS = {"train": [0, 2, 0, 0, 3, 0], "test": [0, 0]}
+
+
+def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> PreparationPlan:
+    """Rows of these lengths that count up, in two parts a split."""
+    columns = {
+        "values": ColumnSpec((2,), "float64", True, can_be_empty),
+        "flag": ColumnSpec((), "bool", True, can_be_empty),
+    }
+
+    def rows(split: str, lengths: Sequence[int], first: int) -> Iterator[SampleRow]:
+        for number, length in enumerate(lengths, start=first):
+            if killed and (split, number) == ("test", 1):
+                raise KeyboardInterrupt
+            values = np.arange(2 * length, dtype=np.float64).reshape(length, 2) + number
+            yield SampleRow(
+                f"{split}{number}", f"row {number}", {"values": values, "flag": np.ones(length, dtype=bool)}
+            )
+
+    def part(split: str, first: int, last: int) -> Shard:
+        chosen = LENGTHS[split][first:last]
+        return Shard(split, f"{split} {first}", len(chosen), (), lambda: rows(split, chosen, first))
+
+    halves = [part(split, *each) for split, n in (("train", 3), ("test", 1)) for each in ((0, n), (n, 2 * n))]
+    return PreparationPlan("own", "made", root, columns, tuple(halves), {}, lambda _: {})
+
+
+def no_progress(*_: Any) -> None: ...
+
+
+def test_empty_rows_come_back_empty(tmp_path: Path) -> None:
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=no_progress)
+    prepared = open_prepared(tmp_path / "set", set_names=("own",))
+    for split, lengths in LENGTHS.items():
+        rows = list(prepared.rows(split, "values"))
+        assert [row.shape for row in rows] == [(length, 2) for length in lengths]
+        assert np.diff(prepared.offsets(split)).tolist() == lengths
+    assert prepared.row("train", "values", 4).tolist() == [[4, 5], [6, 7], [8, 9]]
+    assert prepared.manifest["ranges"]["values"] == [1.0, 9.0]
+    verify(tmp_path / "set")
+
+
+def test_a_killed_run_with_empty_rows_is_continued_to_the_same_bits(tmp_path: Path) -> None:
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "whole", progress=no_progress)
+    with pytest.raises(KeyboardInterrupt):
+        write_prepared_set(plan(tmp_path, can_be_empty=True, killed=True), tmp_path / "set", progress=no_progress)
+    told: list[str] = []
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=lambda *each: told.append(each[2]))
+    assert told[:3] == [f"{part}: kept from the run before" for part in ("train 0", "train 3", "test 0")]
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("set", "whole")]
+    assert files[0] == files[1]
+    assert all((tmp_path / "set" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes() for name in files[0])
+
+
+def test_empty_rows_are_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 0: values has the shape \(0, 2\), .* with at least one point"):
+        write_prepared_set(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=no_progress)
+
+
+# --- Files listed in place: contents by verify, unfinished preparations, and listings that lead elsewhere ---
+
+
+def prepare_listed(source: Path, target: Path, progress: Any = quiet) -> dict[str, Any]:
+    return SemanticKitti.prepare(source=source, target=target, name="semantic_kitti", progress=progress)
+
+
+@pytest.fixture
+def listed_set(tmp_path: Path) -> Path:
+    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "08": 1})
+    prepare_listed(tmp_path / "kitti", tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rewrite(listed_set: Path, listing: Any, **listed: object) -> None:
+    """Put another listing of sequence 00 in place, vouched for by the manifest."""
+    path = listed_set / "00.listed.json"
+    path.write_text(json.dumps(listing))
+    manifest = json.loads((listed_set / "manifest.json").read_text())
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
+    manifest["listed"] |= listed
+    (listed_set / "manifest.json").write_text(json.dumps(add_digest(manifest)))
+
+
+def test_a_byte_that_changed_in_place_is_found_by_verify_alone(listed_set: Path, tmp_path: Path) -> None:
+    assert verify(listed_set) == len(read_manifest(listed_set)["files"]) + 6
+    path = tmp_path / "kitti/sequences/08/velodyne/000000.bin"
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    SemanticKitti(split="test", root=str(listed_set))[SampleKey(0, 0, 0)]
+    with pytest.raises(DataError, match=r"08/velodyne/000000\.bin: differs from what it held when .* \(SHA-256\)"):
+        verify(listed_set)
+
+
+def test_a_killed_preparation_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "01": 2, "08": 1})
+    prepare_listed(tmp_path / "kitti", tmp_path / "whole")
+
+    def die(done: int, total: int, message: str) -> None:
+        if done == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare_listed(tmp_path / "kitti", tmp_path / "set", die)
+    messages: list[str] = []
+    prepare_listed(tmp_path / "kitti", tmp_path / "set", lambda done, total, message: messages.append(message))
+    assert messages[0] == "00/000000 to 00/000001: kept from the run before"
+    assert {p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../b", "", "..", "a\0b"])
+def test_a_listing_that_leads_out_of_its_folder_is_refused(listed_set: Path, path: str) -> None:
+    rows = json.loads((listed_set / "00.listed.json").read_text())
+    rows[1][0][0] = path
+    rewrite(listed_set, rows)
+    for read in (verify, lambda root: SemanticKitti(split="train", root=str(root))[SampleKey(0, 0, 0)]):
+        with pytest.raises(DataError, match=r"00\.listed\.json: lists '.*', which is not below .*kitti"):
+            read(listed_set)
+
+
+@pytest.mark.parametrize("listing", [[], {"a": 1}, 3, [[["x"]], [["y"]]], [[[1, 2, 3, 4]], []], [1, 2]])
+def test_a_listing_of_another_form_is_refused(listed_set: Path, listing: object) -> None:
+    rewrite(listed_set, listing)
+    with pytest.raises(DataError, match=r"00\.listed\.json: (is not a list of files|lists \d+ rows of 2)"):
+        PreparedSet(listed_set, read_manifest(listed_set)).listing("00")
+
+
+def test_the_listed_folder_is_named_in_full(listed_set: Path) -> None:
+    rewrite(listed_set, json.loads((listed_set / "00.listed.json").read_text()), root="../kitti")
+    with pytest.raises(DataError, match=r"lists files below '\.\./kitti', no absolute path"):
+        read_manifest(listed_set)
