@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from tests.data.clouds.shapenet_part_writers import (
     write_layout,
     write_text,
 )
+from tests.data.preparing import kill_process, read_files, record_messages, refuse, replace_line, set_key, stop_at
 
 OURS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -180,42 +180,23 @@ def test_shapes_keep_the_names_of_the_release(prepared: Path, layout: str) -> No
 # --- preparing --------------------------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for a process that ends in the middle."""
-
-
 @pytest.mark.parametrize("last", [1, 4, 30, 33, 60, 64])
 def test_a_stopped_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
     source = write_layout(layout, tmp_path / "in")
     prepare(source, tmp_path / "whole")
-
-    def die(done: int, total: int, message: str) -> None:
-        if done == last:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(source, tmp_path / "set", progress=die)
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    stop_at(last, prepare, source, tmp_path / "set")
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert any("kept" in message for message in messages) == (last > 3)
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == whole
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 @pytest.mark.processes
 def test_a_process_killed_for_good_is_continued(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     prepare(source, tmp_path / "whole")
-    program = (
-        "import os, signal, sys; from pathlib import Path; from tests.data.clouds.shapenet_part_writers import prepare;"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
-        "lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 40 else None)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
-    assert killed.returncode == -9
+    kill_process("tests.data.clouds.shapenet_part_writers", 40, source, tmp_path / "set")
     prepare(source, tmp_path / "set")
-    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == whole
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_a_hand_read_point(text_set: Path) -> None:
@@ -327,13 +308,7 @@ def test_the_command_prepares_and_tells(tmp_path: Path) -> None:
 ONE_OF_TWO_FLAT = np.stack([np.ones((NUM_POINTS, 3)), np.eye(NUM_POINTS, 3)]).astype(np.float32)
 
 
-def refused(source: Path, message: str) -> None:
-    target = source.parent / "target"
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(source, target)
-    assert "\n" not in str(caught.value)
-    assert str(source.parent) in str(caught.value)
-    assert not target.exists()
+refused = functools.partial(refuse, prepare)
 
 
 # --- what is no layout ------------------------------------------------------------------------------------------------
@@ -355,12 +330,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
 
 def with_line(line: int, text: str | None) -> Callable[[Path], None]:
     """Replace a line of a file, the first being 1, or cut the file in front of it."""
-
-    def change(path: Path) -> None:
-        lines = path.read_text().splitlines()
-        path.write_text("\n".join(lines[: line - 1] if text is None else [*lines[: line - 1], text, *lines[line:]]))
-
-    return change
+    return lambda path: replace_line(path, line, text)
 
 
 @pytest.mark.parametrize(
@@ -485,46 +455,31 @@ def test_a_missing_folder_of_lists(tmp_path: Path) -> None:
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
 
 
-def without(key: str) -> Callable[[h5py.File], None]:
-    return lambda file: file.__delitem__(key)
-
-
-def with_key(key: str, value: object) -> Callable[[h5py.File], None]:
-    def change(file: h5py.File) -> None:
-        del file[key]
-        file[key] = value
-
-    return change
-
-
 def with_value(key: str, place: tuple[int, ...], value: float) -> Callable[[h5py.File], None]:
-    def change(file: h5py.File) -> None:
-        file[key][place] = value
-
-    return change
+    return lambda file: file[key].__setitem__(place, value)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (
-            without("data"),
+            set_key("data"),
             r"ply_data_train10\.h5: has no key 'data', it has label, pid; is it a file of ShapeNetPart\?",
         ),
-        (without("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
+        (set_key("pid"), r"ply_data_train10\.h5: has no key 'pid'"),
         (
-            with_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)),
+            set_key("data", np.zeros((2, NUM_POINTS, 6), np.float32)),
             r"'data' is float32 \(2, 24, 6\), floats \(shapes",
         ),
-        (with_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"'data' is float32 \(0, 24, 3\)"),
-        (with_key("label", np.zeros((5, 1), np.uint8)), r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed"),
-        (with_key("label", np.zeros((2, 1), np.float32)), r"'label' is float32"),
-        (with_key("pid", np.zeros((2, 9), np.uint8)), r"'pid' is uint8 \(2, 9\), integers \(2, 24\) are needed"),
+        (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"'data' is float32 \(0, 24, 3\)"),
+        (set_key("label", np.zeros((5, 1), np.uint8)), r"'label' is uint8 \(5, 1\), integers \(2, 1\) are needed"),
+        (set_key("label", np.zeros((2, 1), np.float32)), r"'label' is float32"),
+        (set_key("pid", np.zeros((2, 9), np.uint8)), r"'pid' is uint8 \(2, 9\), integers \(2, 24\) are needed"),
         (with_value("label", (1, 0), 16), r"train10\.h5: label\[1\] is 16, there are 16 categories \(0 to 15\)"),
         (with_value("pid", (1, 7), 50), r"train10\.h5: pid\[1, 7\]: part 50 is none of table's \(47 to 49\)"),
         (with_value("pid", (0, 3), 0), r"train10\.h5: pid\[0, 3\]: part 0 is none of skateboard's \(44 to 46\)"),
         (with_value("data", (1, 5, 2), np.nan), r"train10\.h5: shape 1: data\[5, 2\] is nan"),
-        (with_key("data", ONE_OF_TWO_FLAT), r"train10\.h5: shape 0: all 24 points coincide"),
+        (set_key("data", ONE_OF_TWO_FLAT), r"train10\.h5: shape 0: all 24 points coincide"),
     ],
 )
 def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], message: str) -> None:

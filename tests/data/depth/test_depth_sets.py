@@ -25,6 +25,7 @@ from sightline.errors import ConfigError, DataError
 from sightline.types import Sample, SampleKey
 from tests.data.depth.depth_trees import Drawn, no_progress, png16, write_hands2017, write_icvl, write_itop, write_nyu
 from tests.data.depth.figure_trees import write_itop_bodies, write_msra_centres, write_msra_hands
+from tests.data.preparing import replace_line, set_key
 
 PEOPLE = {
     "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
@@ -173,14 +174,8 @@ def test_what_is_broken_in_icvl(tmp_path: Path, change: Any, told: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def edit(path: Path, number: int, change: Callable[[str], str]) -> None:
-    lines = path.read_text().split("\n")
-    lines[number] = change(lines[number])
-    path.write_text("\n".join(lines))
-
-
 def edit_training(root: Path, change: Callable[[str], str]) -> None:
-    edit(root / "Training/labels.txt", 2, change)
+    replace_line(root / "Training/labels.txt", 3, change)
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,21 +267,21 @@ def test_the_centre_of_mass_is_looked_for_in_the_box(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (
-            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.replace("439", "139")),
+            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.replace("439", "139")),
             r"BoundingBox.txt:2: 200 120 139 359 is not a box",
         ),
         (
-            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.rsplit("\t", 1)[0]),
+            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.rsplit("\t", 1)[0]),
             r"BoundingBox.txt:2: 3 columns, 4 are needed",
         ),
         (
-            lambda r: edit(
-                r / "frame/test_annotation_frame.txt", 1, lambda line: line.replace("D00000002", "D00000003")
+            lambda r: replace_line(
+                r / "frame/test_annotation_frame.txt", 2, lambda line: line.replace("D00000002", "D00000003")
             ),
             r"test_annotation_frame.txt:2: is of .*D00000003.png, BoundingBox.txt has image_D00000002.png",
         ),
         (
-            lambda r: edit(r / "training/Training_Annotation.txt", 3, lambda line: line + "\t7"),
+            lambda r: replace_line(r / "training/Training_Annotation.txt", 4, lambda line: line + "\t7"),
             r"Training_Annotation.txt:4: 64 columns, 63",
         ),
         (lambda r: (r / "frame/images/image_D00000003.png").unlink(), r"image of test/image_D00000003.png is missing"),
@@ -348,9 +343,7 @@ def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -
 
 def change_labels(root: Path, key: str, change: Callable[[Any], Any]) -> None:
     with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
-        value = change(file[key][...])
-        del file[key]
-        file[key] = value
+        set_key(key, change)(file)
 
 
 def swapped(joints: np.ndarray) -> np.ndarray:

@@ -24,10 +24,7 @@ from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.modelnet_writers import prepare, write_text
 from tests.data.depth.depth_trees import no_progress, write_hands2017
 from tests.data.depth.figure_trees import write_msra_hands
-
-
-def spoil(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+from tests.data.preparing import cut
 
 
 def prepare_by_command(source: Path, target: Path) -> tuple[int, list[str]]:
@@ -39,7 +36,7 @@ def test_a_few_are_all_printed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", suffix=".npy")
     files = sorted(source.rglob("*.npy"))
     for place in (0, 3, 12, 29):
-        spoil(files[place])
+        cut(files[place])
     np.save(files[14], np.full((20, 3), np.nan))
     np.save(files[15], np.zeros((20, 3)))  # no extent: found after reading
     code, lines = prepare_by_command(source, tmp_path / "set")
@@ -56,7 +53,7 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
     files = sorted(source.rglob("*.npy"))
     sound = {path: path.read_bytes() for path in files}
     for path in files[::2]:
-        spoil(path)
+        cut(path)
     code, lines = prepare_by_command(source, tmp_path / "set")
     report = tmp_path / "set.unusable.txt"
     assert (code, len(lines)) == (2, 10)
@@ -72,7 +69,7 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
 
 def test_one_is_named_as_it_always_was(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", suffix=".npy")
-    spoil(sorted(source.rglob("*.npy"))[4])
+    cut(sorted(source.rglob("*.npy"))[4])
     code, lines = prepare_by_command(source, tmp_path / "set")
     assert (code, len(lines)) == (2, 1)
     assert "cannot be used" not in lines[0]
@@ -83,7 +80,7 @@ def test_after_the_repair_no_folder_is_in_the_way(tmp_path: Path, repair: str) -
     source = write_folder(tmp_path / "in", suffix=".npy")
     faulty = sorted(source.rglob("*.npy"))[-1]
     sound = faulty.read_bytes()
-    spoil(faulty)
+    cut(faulty)
     with pytest.raises(DataError):
         prepare_folder(source, tmp_path / "set")
     assert (tmp_path / "set.partial").exists(), "the classes before it are kept"
@@ -124,7 +121,7 @@ def test_every_depth_image_of_a_list_is_named(tmp_path: Path) -> None:
     images = sorted((tmp_path / "source/training/images").iterdir())
     windows = sorted((tmp_path / "hands/P0/1").glob("*.bin"))
     for path in (images[0], images[2], windows[1], windows[4]):
-        spoil(path)
+        cut(path)
     for kind, source, faulty in ((MsraHands, "hands", windows[1::3]), (Hands2017, "source", images[0:3:2])):
         with pytest.raises(DataError, match=r"^2 of \d+ samples cannot be used") as caught:
             kind.prepare(source=tmp_path / source, target=tmp_path / "set", name=kind.set_name, progress=no_progress)
@@ -149,7 +146,7 @@ def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) ->
     """Labels of one gesture that are no numbers, and an image of another."""
     write_msra_hands(tmp_path / "hands", {"P0/1": 2, "P1/5": 2})
     (tmp_path / "hands/P0/1/joint.txt").write_text("2\n1 2\n1 2\n")
-    spoil(tmp_path / "hands/P1/5/000001_depth.bin")
+    cut(tmp_path / "hands/P1/5/000001_depth.bin")
     with pytest.raises(DataError, match=r"^2 of 4 samples") as caught:
         MsraHands.prepare(source=tmp_path / "hands", target=tmp_path / "set", name="msra_hands", progress=no_progress)
     assert "joint.txt:2: 2 columns, 63 are needed" in lines_of(caught)[1]
