@@ -1,4 +1,4 @@
-"""Pictures and boxes on them: what is drawn is where it should be, the same each time, and refused elsewhere."""
+"""Pictures: what is drawn is where it should be, the same each time, and refused where it cannot be drawn."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from sightline.box_pictures import DrawnBox, draw_boxes
-from sightline.pictures import (
+from sightline.draw.pictures import (
     PALETTE,
     UNLABELLED,
     Axis,
@@ -21,7 +19,6 @@ from sightline.pictures import (
     render_clouds,
     with_legend,
 )
-from sightline.tasks.detection_output import COLORS, show_detections
 
 RED, GREEN, BLUE = (np.array(color, dtype=np.uint8) for color in ((220, 30, 30), (30, 200, 30), (30, 30, 220)))
 
@@ -227,95 +224,3 @@ def test_a_camera_sees_x_to_the_right_and_y_as_its_set_says(frame: Frame, y_up: 
         right, above, middle = (place_of(image, channel) for channel in range(3))
         assert right[1] > max(above[1], middle[1]) + 50
         assert above[0] < min(right[0], middle[0]) - 50
-
-
-# --- Boxes are drawn where they are, each kind in its own way ---
-
-
-BRIGHT_RED = (250, 0, 0)
-
-
-def black(height: int = 400, width: int = 500) -> np.ndarray:
-    return np.zeros((height, width, 3), dtype=np.uint8)
-
-
-def test_a_solid_box_covers_its_border_and_nothing_else() -> None:
-    """Half-open pixels: a box of 20 to 60 ends in pixel 59."""
-    drawn = draw_boxes(black(), [DrawnBox((20, 30, 60, 90), BRIGHT_RED)])
-    rows, columns = np.nonzero((drawn == BRIGHT_RED).all(axis=2))
-    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 59, 30, 89)
-    assert not drawn[35:85, 25:55].any()
-    assert not (drawn == BRIGHT_RED).all(axis=2)[100:].any()
-
-
-def test_ignored_regions_are_hatched_and_missed_boxes_dashed() -> None:
-    hatched = draw_boxes(black(), [DrawnBox((20, 30, 120, 130), BRIGHT_RED, style="hatched")])
-    inside = (hatched[40:120, 30:110] == BRIGHT_RED).all(axis=2)
-    assert 0.05 < inside.mean() < 0.2
-    dashed = draw_boxes(black(), [DrawnBox((20, 30, 120, 130), BRIGHT_RED, style="dashed")])
-    side = (dashed[30, 20:120] == BRIGHT_RED).all(axis=1)
-    assert 0.4 < side.mean() < 0.7
-
-
-def test_boxes_beyond_the_image_and_of_no_size_are_no_fault() -> None:
-    boxes = [
-        DrawnBox((-50, -50, 900, 900), BRIGHT_RED, "x", "hatched"),
-        DrawnBox((10, 10, 10, 10), BRIGHT_RED),
-        DrawnBox((-9, -9, -5, -5), BRIGHT_RED, "far"),
-    ]
-    assert draw_boxes(black(), boxes).shape == (400, 500, 3)
-
-
-def test_small_images_are_enlarged_with_their_boxes() -> None:
-    drawn = draw_boxes(black(48, 64), [DrawnBox((10, 20, 30, 40), BRIGHT_RED)])
-    factor = drawn.shape[1] // 64
-    assert drawn.shape == (48 * factor, 64 * factor, 3)
-    assert factor > 1
-    rows, columns = np.nonzero((drawn == BRIGHT_RED).all(axis=2))
-    assert (columns.min(), columns.max() + 1) == (10 * factor, 30 * factor)
-    assert (rows.min(), rows.max() + 1) == (20 * factor, 40 * factor)
-
-
-def test_found_missed_and_made_up_are_counted_by_hand() -> None:
-    """One label found, one missed, one detection beside all, one in an ignored region, one too unsure to show."""
-    truth = [[10, 10, 30, 50, 0, 800, 0], [60, 10, 80, 50, 0, 800, 0], [100, 10, 140, 50, 0, 1600, 1]]
-    found = [[11, 10, 30, 50, 0.9, 0], [10, 60, 30, 90, 0.8, 0], [105, 15, 120, 40, 0.7, 0], [60, 10, 80, 50, 0.1, 0]]
-    batch = {
-        "image": torch.zeros(1, 3, 100, 160),
-        "to_canvas": torch.eye(3, dtype=torch.float64)[None, :2],
-        "truth": torch.tensor(truth, dtype=torch.float64),
-        "truth_offsets": torch.tensor([0, 3]),
-    }
-    predictions = {"detections": torch.tensor(found), "detection_offsets": torch.tensor([0, 4])}
-    (picture,) = show_detections(batch, predictions)
-    assert picture.caption == "1 found, 1 made up, 1 missed; 1 below the score 0.3 not drawn, up to 0.1"
-    shown = {name for name, color in COLORS.items() if (picture.pixels == color).all(axis=2).any()}
-    assert shown == {"found", "made up", "missed", "ignored"}
-
-
-def test_the_highest_scoring_lies_on_top_and_pixels_are_those_given() -> None:
-    """Two on one place, of which the lower-scoring is made up; the image keeps its bytes."""
-    truth = torch.tensor([[100, 100, 200, 200, 0, 1e4, 0]], dtype=torch.float64)
-    found = torch.tensor([[100, 100, 200, 200, 0.9, 0], [100, 100, 200, 200, 0.6, 0], [5, 5, 9, 9, 0.2, 0]])
-    pixels = np.random.default_rng(0).integers(90, 120, (400, 500, 3)).astype(np.uint8)
-    batch = {
-        "image": torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
-        "to_canvas": torch.eye(3, dtype=torch.float64)[None, :2],
-        "truth": truth,
-        "truth_offsets": torch.tensor([0, 1]),
-    }
-    predictions = {"detections": found, "detection_offsets": torch.tensor([0, 3])}
-    (picture,) = show_detections(batch, predictions, pixels=pixels)
-    assert (picture.pixels[150, 100] == COLORS["found"]).all()
-    assert np.array_equal(picture.pixels[300:400], pixels[300:])
-    (lower,) = show_detections(batch, predictions, pixels=pixels, least_score=0.1)
-    assert lower.caption == "1 found, 2 made up"
-    (higher,) = show_detections(batch, predictions, least_score=0.7)
-    assert higher.caption == "1 found; 2 below the score 0.7 not drawn, up to 0.6"
-
-
-def test_a_caption_of_two_lines_is_drawn_with_its_escape() -> None:
-    drawn, expected = (
-        draw_boxes(black(), [DrawnBox((20, 30, 60, 90), BRIGHT_RED, name)]) for name in ("a\nb", "a\\nb")
-    )
-    assert np.array_equal(drawn, expected)
