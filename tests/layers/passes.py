@@ -76,6 +76,14 @@ def assert_passes_agree(found: Pass, expected: Pass, bound: float) -> None:
         torch.testing.assert_close(found.state[name], value, rtol=bound, atol=bound)
 
 
+def make_pair(plain_kind: Callable[..., nn.Module], quick_kind: Callable[..., nn.Module], **arguments: Any) -> Any:
+    """One state in both forms, in float64; half of the norms' weights are negative, and one of each is exactly 0."""
+    plain, quick = plain_kind(**arguments).double(), quick_kind(**arguments).double()
+    unsettle(plain)
+    quick.load_state_dict(plain.state_dict())
+    return plain, quick
+
+
 def unsettle(module: nn.Module) -> None:
     """Give every batch norm weights of both signs, one that is exactly 0, and running statistics that matter."""
     for norm in module.modules():

@@ -37,8 +37,8 @@ from tests.layers.passes import (
     assert_bf16_errs_no_more,
     assert_passes_agree,
     assert_processes_agree,
+    make_pair,
     run,
-    unsettle,
 )
 
 FORMS = pytest.mark.parametrize("form", [PlainVectorAttention, VectorAttention])
@@ -63,11 +63,7 @@ def edges_of(sizes: tuple[int, ...], num_neighbours: int, *, dtype: torch.dtype 
 
 
 def pair_of_layers(channels: int) -> tuple[PlainVectorAttention, VectorAttention]:
-    """One state, both forms, float64; norms of both signs, and one weight of each is exactly 0."""
-    plain, fused = PlainVectorAttention(channels=channels).double(), VectorAttention(channels=channels).double()
-    unsettle(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    return make_pair(PlainVectorAttention, VectorAttention, channels=channels)
 
 
 def our_name(key: str) -> str | None:

@@ -14,7 +14,7 @@ from sightline.geometry.neighbours import nearest_neighbours
 from sightline.layers.edge_conv import EdgeConv, EdgeMLP, EdgePropagation, PlainEdgeConv, PlainEdgeMLP, graph_features
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from tests.golden_parity import load_golden
-from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 
 KINDS = pytest.mark.parametrize("kind", [PlainEdgeConv, EdgeConv])
 
@@ -70,13 +70,8 @@ def test_gradients_agree_with_finite_differences(kind: type[PlainEdgeConv]) -> N
 
 
 def pair_of_layers(*, channels: int = 5, width: int = 24, seed: int = 0) -> tuple[PlainEdgeConv, EdgeConv]:
-    """One state, both forms, float64; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(seed)
-    plain = PlainEdgeConv(in_channels=channels, out_channels=width).double()
-    unsettle(plain)
-    fused = EdgeConv(in_channels=channels, out_channels=width).double()
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    return make_pair(PlainEdgeConv, EdgeConv, in_channels=channels, out_channels=width)
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -205,12 +200,7 @@ NETWORKS = pytest.mark.parametrize("kind", [PlainEdgeMLP, EdgeMLP])
 
 
 def pair_of_networks(channels: int = 4, widths: tuple[int, ...] = (8, 7, 5)) -> tuple[PlainEdgeMLP, EdgeMLP]:
-    """One state, both forms, float64; half of the norms' weights are negative, and one of each is exactly 0."""
-    plain = PlainEdgeMLP(in_channels=channels, widths=widths).double()
-    unsettle(plain)
-    quick = EdgeMLP(in_channels=channels, widths=widths).double()
-    quick.load_state_dict(plain.state_dict())
-    return plain, quick
+    return make_pair(PlainEdgeMLP, EdgeMLP, in_channels=channels, widths=widths)
 
 
 @NETWORKS

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +23,8 @@ from tests.layers.passes import (
     assert_bf16_errs_no_more,
     assert_passes_agree,
     assert_processes_agree,
+    make_pair,
     run,
-    unsettle,
 )
 
 WIDTH = 40
@@ -38,12 +40,8 @@ KINDS = pytest.mark.parametrize("kind", MAKERS)
 
 
 def pair_of_layers(kind: str) -> tuple[Layer, Layer]:
-    """One state, plain and fused; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(0)
-    plain, fused = (MAKERS[kind](fused).double() for fused in (False, True))
-    unsettle(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    return make_pair(*(functools.partial(MAKERS[kind], fused) for fused in (False, True)))
 
 
 def weights(num_samples: int, kind: str) -> Tensor:
@@ -206,13 +204,8 @@ def coarser(sizes: tuple[int, ...], num_neighbours: int = 6) -> PyramidLevel:
 
 
 def pair_of_downs(in_channels: int, out_channels: int) -> tuple[PlainTransitionDown, TransitionDown]:
-    plain, fused = (
-        form(in_channels=in_channels, out_channels=out_channels, is_strided=True).double()
-        for form in (PlainTransitionDown, TransitionDown)
-    )
-    unsettle(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    sizes: Any = {"in_channels": in_channels, "out_channels": out_channels, "is_strided": True}
+    return make_pair(PlainTransitionDown, TransitionDown, **sizes)
 
 
 def assert_both_modes(golden: Golden, layer: nn.Module, names: dict[str, str], given: list[object]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from sightline.layers.set_abstraction import (
     gather_rows,
 )
 from tests.cases import run_each
-from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 
 SCALE = BallScale(radius=0.8, num_neighbours=6, widths=(8, 7, 5))
 
@@ -161,15 +162,9 @@ WIDTHS = (6, 7, 5)
 def pair_of_networks(
     widths: tuple[int, ...] = WIDTHS, negative_slope: float = 0.0
 ) -> tuple[PlainGroupedMLP, GroupedMLP]:
-    """One state, both forms, float64; half of the norms' weights are negative, and one of each is exactly 0."""
     torch.manual_seed(0)
-    plain, quick = (
-        kind(in_channels=3, widths=widths, has_bias=True, negative_slope=negative_slope).double()
-        for kind in (PlainGroupedMLP, GroupedMLP)
-    )
-    unsettle(plain)
-    quick.load_state_dict(plain.state_dict())
-    return plain, quick
+    more: Any = {"widths": widths, "has_bias": True, "negative_slope": negative_slope}
+    return make_pair(PlainGroupedMLP, GroupedMLP, in_channels=3, **more)
 
 
 def groups(num_clouds: int = 3, num_points: int = 30, num_groups: int = 11, num_members: int = 4) -> dict[str, Tensor]:
@@ -317,13 +312,8 @@ FORMS = pytest.mark.parametrize("fused", [True, False])
 
 
 def pair_of_layers(in_channels: int) -> tuple[FeaturePropagation, FeaturePropagation]:
-    """One state, plain and fused, float64; half of the norms' weights are negative, and one is exactly 0."""
-    plain, fused = (
-        FeaturePropagation(in_channels=in_channels, widths=(6, 5), fused=fused).double() for fused in (False, True)
-    )
-    unsettle(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    forms = (functools.partial(FeaturePropagation, fused=fused) for fused in (False, True))
+    return make_pair(*forms, in_channels=in_channels, widths=(6, 5))
 
 
 @FORMS
