@@ -28,7 +28,7 @@ from sightline.data.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.prepared_set import PreparedSet, make_card
 from sightline.data.store.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -203,17 +203,7 @@ class CloudFolder(LabelledClouds):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "folders": "CLASS/FILE: parts are dealt by a seeded hash of the names, stratified by class",
-                "split_folders": "train/CLASS/FILE and test/CLASS/FILE, validation too if you like",
-                "csv": "a CSV file with the columns path,label or path,label,split; paths relative to its folder",
-            },
-            "files": ", ".join(CLOUD_SUFFIXES),
-            "obtain": "your own files; docs/start/own_data.md leads through it",
-            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z",
-        }
+        return make_card("cloud_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
 
 @dataclass(frozen=True)
