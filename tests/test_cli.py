@@ -20,6 +20,7 @@ VERBS = (
     "check",
     "describe",
     "view",
+    "report",
     "bench",
     "score",
     "score",

@@ -1,0 +1,218 @@
+"""`sightline report`: the page states what the folders of runs hold, and needs neither their data nor a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.view import run_report
+from sightline.view.run_report import list_differences, make_report, read_reported_run
+from tests.cases import run_each
+from tests.command import run_here
+from tests.view.test_browser import BROWSER, run_in_browser
+
+OLD_RUNS = Path(__file__).parents[1] / "old_runs"
+TASKS = (
+    "centre",
+    "classify",
+    "contrast",
+    "detect",
+    "pose",
+    "segment_lidar",
+    "segment_parts",
+    "segment_rooms",
+    "packed",
+)
+FINDING = {
+    "severity": "warning",
+    "code": "class-imbalance",
+    "summary": "<few> chairs",
+    "measured": "3",
+    "expected": "30",
+    "action": "weigh classes",
+    "where": {},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A small classifier as an early version left it, with a finding and two pictures."""
+    folder = tmp_path / "run"
+    shutil.copytree(OLD_RUNS / "classify", folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    words = {"command_line": ["sightline", "train", "a b.yaml"], "git": {"commit": "abc", "is_dirty": True}}
+    (folder / "environment.json").write_text(json.dumps(environment | words))
+    (folder / "findings.json").write_text(json.dumps([FINDING]))
+    (folder / "predictions").mkdir()
+    for name in ("a", "b"):
+        noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / "predictions" / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("task", [*TASKS, "packed"])
+def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
+    page, document = tmp_path / "page.html", tmp_path / "report.json"
+    done = run_here("report", OLD_RUNS / task, "--out", page, "--json", document)
+    assert (done.code, done.err) == (0, f"{page}: open it in a browser\n")
+    final, text = json.loads((OLD_RUNS / task / "final.json").read_text()), page.read_text()
+    assert len(text) < 5_000_000
+    for word in ("http:", "https:", "href=", "@import", "url(", "<script"):
+        assert word not in text.replace("http://www.w3.org/2000/svg", ""), word
+    assert json.loads(document.read_text())["figures"][0].items() >= final["metrics"].items()
+    for name, value in final["metrics"].items():
+        assert f"<td>{name}</td><td>{'–' if value is None else f'{value:.4f}'}</td>" in text
+    for name, row in final["per_class"].items():
+        first = next(iter(row.values()))
+        assert f"<td>{name}</td><td>{'–' if first is None else f'{first:.4f}'}</td>" in text
+    for heading in ("Confusions", "By distance"):
+        key = {"Confusions": "confusion", "By distance": "by_distance"}[heading]
+        assert (f"<h2>{heading}</h2>" in text) == (key in final)
+
+
+def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert '<tr class="marked"><td>warning</td><td>class-imbalance</td><td>&lt;few&gt; chairs</td>' in text
+    assert text.count('<img src="data:image/png;base64,') == 2
+    assert "<td>command</td><td>sightline train &#39;a b.yaml&#39;</td>" in text
+    assert "<td>commit</td><td>abc, with changes that were not committed</td>" in text
+    assert f"sightline train {run} --out {run}_again" in text
+
+
+def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (run / "predictions" / "a.png").stat().st_size
+    monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert text.count("<img") == 1
+    assert f"1 more pictures are in {run / 'predictions'}; the page would be too large." in text
+
+
+def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
+    page, document = tmp_path / "both.html", tmp_path / "both.json"
+    done = run_here("report", run, OLD_RUNS / "packed", "--out", page, "--json", document)
+    assert done.code == 0, done.err
+    text, found = page.read_text(), json.loads(document.read_text())
+    first, second = (row["overall_accuracy"] for row in found["figures"])
+    assert f"<td>overall_accuracy</td><td>{first:.4f}</td><td>{second:.4f}</td>" in text
+    assert '<th scope="col">accuracy, run</th><th scope="col">accuracy, packed</th>' in text
+    assert found["config_differences"]["log.gradients"] == ["–", "false"]
+    assert "compress" not in found["config_differences"], "null is what no key means"
+    assert found["runs"] == [str(run), str(OLD_RUNS / "packed")]
+
+
+def test_differences_are_those_of_the_leaves(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"lr: \S+", "lr: 0.125", config, count=1))
+    runs = [read_reported_run(path, path.name) for path in (run, other)]
+    assert [(key, new) for key, _, new in list_differences(runs)] == [("optimizer.lr", "0.125")]
+
+
+def test_an_unfinished_run_has_no_figures(run: Path) -> None:
+    (run / "final.json").unlink()
+    done = run_here("report", run)
+    assert done.code == 0
+    assert "there is no final.json; the page has no figures of it" in done.err
+    assert "no final.json: the training is not finished" in (run / "report.html").read_text()
+
+
+def test_shares_of_a_matrix_and_the_list_of_many_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = json.loads((run / "final.json").read_text())
+    final["confusion"] = {"classes": ["a", "b"], "counts": [[3, 1], [0, 0]]}
+    (run / "final.json").write_text(json.dumps(final))
+    for most, expected in ((2, [["a", "3", "1"], ["b", "0", "0"]]), (1, [["a", "b", "1", "25.0%"]])):
+        monkeypatch.setattr(run_report, "_MAX_MATRIX", most)
+        blocks, _ = make_report([read_reported_run(run, "run")])
+        (table,) = (each for each in blocks if getattr(each, "head", [""])[0].startswith("label"))
+        assert table.rows == expected  # type: ignore[attr-defined]
+        assert table.shares == ([[0.75, 0.25], [0.0, 0.0]] if most == 2 else ())  # type: ignore[attr-defined]
+
+
+def test_long_curves_keep_their_ends(run: Path) -> None:
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    lines = [json.dumps(line | {"step": step}) for step in range(1, 5001)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    blocks, _ = make_report([read_reported_run(run, "run")])
+    (chart,) = (each for each in blocks if each.kind == "chart")
+    points = chart.rows[0][0].series[0].points  # type: ignore[attr-defined]
+    assert (len(points), points[0][0], points[-1][0]) == (400, 1, 5000)
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_text(text)
+
+
+MISTAKES = {
+    "no run": (lambda run: (run / "config.yaml").unlink(), "is not a run directory"),
+    "config": (written("config.yaml", "a: ["), "config.yaml"),
+    "config of a list": (written("config.yaml", "- a"), "found a list"),
+    "cut final": (written("final.json", '{"a'), "final.json: cannot be read"),
+    "final of a list": (written("final.json", "[]"), "final.json: does not hold a mapping"),
+    "final of nothing": (written("final.json", "{}"), "KeyError"),
+    "figures that are none": (written("final.json", '{"metrics": 3}'), "not of the form"),
+    "classes that are none": (lambda run: changed(run, "per_class", [1]), "not of the form"),
+    "rows that are none": (lambda run: changed(run, "per_class", {"a": 1}), "not of the form"),
+    "ragged confusion": (lambda run: changed(run, "confusion", {"classes": ["a"], "counts": [[1], [2, 3]]}), "form"),
+    "other confusion": (lambda run: changed(run, "confusion", {"classes": ["a"], "counts": "x"}), "not of the form"),
+    "lines": (written("metrics.jsonl", "{\n{}\n"), "metrics.jsonl:1"),
+    "lines without steps": (written("metrics.jsonl", '{"a": 1}\n'), "not of the form"),
+    "text as a figure": (written("metrics.jsonl", '{"step": 1, "epoch": 0, "split": "a", "b": "c"}\n'), "form"),
+    "findings": (written("findings.json", "{"), "findings.json: cannot be read"),
+    "findings of a mapping": (written("findings.json", "{}"), "does not hold a list"),
+    "findings of numbers": (written("findings.json", "[1]"), "not of the form"),
+    "no environment": (lambda run: (run / "environment.json").unlink(), "environment.json: is missing"),
+    "other environment": (written("environment.json", '{"git": 3}'), "not of the form"),
+    "a picture": (written("predictions/a.png", "no"), "a.png"),
+    "folder as page": (lambda run: (run / "report.html").mkdir(), "is a folder"),
+}
+
+
+def changed(run: Path, key: str, value: object) -> None:
+    final = json.loads((run / "final.json").read_text())
+    (run / "final.json").write_text(json.dumps(final | {key: value}))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name: str, run: Path) -> None:
+    make, expected = MISTAKES[name]
+    make(run)
+    done = run_here("report", run)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert expected in done.err
+
+
+@run_each("words, expected", [(("a/b",), "a/b: is not a run directory"), ((), "RUN")])
+def test_no_run_is_refused(words: tuple[str, ...], expected: str) -> None:
+    done = run_here("report", *words)
+    assert done.code == 2
+    assert expected in done.err
+
+
+def test_a_run_given_twice_is_refused(run: Path) -> None:
+    assert run_here("report", run, run).err == "error: report: a run is given twice; name every run once\n"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_the_page_fits_a_window_and_asks_for_nothing(run: Path, tmp_path: Path) -> None:
+    assert run_here("report", run).code == 0
+    hands = """<script>document.title = JSON.stringify({
+      requests: performance.getEntriesByType("resource").filter((each) => !each.name.startsWith("data:")).length,
+      wide: document.documentElement.scrollWidth > window.innerWidth,
+      pictures: [...document.images].every((each) => each.complete && each.naturalWidth),
+      names: [...document.querySelectorAll("[role=img], img")].every((each) => each.alt || each.ariaLabel),
+    });</script>"""
+    page = (run / "report.html").read_text().replace("style-src", "script-src 'unsafe-inline'; style-src")
+    told = run_in_browser(page, tmp_path, hands)
+    assert told == {"requests": 0, "wide": False, "pictures": True, "names": True}
