@@ -1,4 +1,7 @@
-"""Report of runs: the blocks of one page from what the folders of the runs hold, without data, weights or plugins."""
+"""Report of runs: the blocks of one page from what their folders hold, without data, weights or plugins.
+
+Samples of a run, for which its data are needed: the hardest ones by its saved predictions, and a viewer of them.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,19 @@ import numpy as np
 from sightline.config.run_config import format_inline
 from sightline.config.yaml_tree import ConfigFaults, read_yaml
 from sightline.data.files.image_files import read_image
-from sightline.draw.page import PageBlock, PageChart, PageImage, PageTable, PageText, encode_picture
+from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.engine.run_loading import is_run
 from sightline.errors import UserError
 from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import load_document, read_lines
+from sightline.view.page import make_clouds
 from sightline.view.run_pages import Line, encode_curves, make_curve_panels
+from sightline.view.stages import ViewedSample
 
-MAX_PICTURE_BYTES = 3_000_000
-"""Maximum size of all pictures of a page: with tables and curves it stays below 5 MB, and can be mailed."""
+MAX_PICTURE_BYTES = MAX_SAMPLE_BYTES = 1_800_000
+"""Maximum size of the pictures of a page, and of its samples: the page stays below 5 MB, and can be mailed."""
 _MAX_LINES = 400
-"""Maximum number of points of a curve."""
+"""Maximum number of points of the curves of all runs in one split."""
 _MAX_MATRIX = 24
 """Maximum number of classes of a confusion matrix; of more classes the most frequent confusions are listed."""
 _NUM_CONFUSIONS = 20
@@ -43,6 +48,7 @@ class ReportedRun:
     lines: Sequence[Line]
     findings: Sequence[Mapping[str, Any]] | None
     environment: Mapping[str, Any]
+    has_joints: bool = False
 
     def facts(self) -> dict[str, Any]:
         """Return what the summary states: task, data, model, length of the training, and the figures."""
@@ -67,7 +73,8 @@ def read_reported_run(path: Path, name: str) -> ReportedRun:
     findings = _read_findings(path / "findings.json")
     final = load_document(path / "final.json") if (path / "final.json").exists() else None
     environment = load_document(path / "environment.json")
-    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment)
+    has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
+    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment, has_joints)
 
 
 def _read_findings(path: Path) -> list[Any] | None:
@@ -92,6 +99,35 @@ def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, format_inline(value)
 
 
+def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
+    """List the samples that the run's saved predictions get wrong, lowest IoU first. Raises UserError without any."""
+    path = run.path / "predictions" / "test" / "manifest.json"
+    advice = f"write it by: {shlex.join(['sightline', 'evaluate', str(run.path), '--save-predictions'])}, or give names"
+    if not path.exists():
+        raise UserError(f"--samples hardest: {path} is missing; {advice}")
+
+    def find(run: ReportedRun) -> list[str]:
+        samples = [row for row in manifest["samples"] if row.get("iou", 0) is not None]  # nothing to find, no IoU
+        values = [(float(row["iou"] if "iou" in row else row["answer"] == row["label"]), row) for row in samples]
+        values.sort(key=lambda value: value[0])
+        return [str(row["index"]) for value, row in values[:most] if value < 1]
+
+    manifest = load_document(path)
+    if not (names := _build(run, find)):
+        raise UserError(f"--samples hardest: {path} has no sample with an error; give the names of samples")
+    return names
+
+
+def make_samples(subjects: Sequence[ViewedSample]) -> tuple[PageClouds, list[str]]:
+    """Make the viewer of as many samples as fit into `MAX_SAMPLE_BYTES`; also return a note on the others."""
+    for count in range(len(subjects), 0, -1):
+        clouds = make_clouds(subjects[:count], title="Samples", max_bytes=MAX_SAMPLE_BYTES // 2)
+        if len(clouds.encode()) <= MAX_SAMPLE_BYTES or count == 1:
+            break
+    left_out = [f"{len(subjects) - count} samples do not fit into the page"] if count < len(subjects) else []
+    return clouds, left_out
+
+
 def list_differences(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """List the keys of the configs whose values differ, each with the value of every run; no key is as null."""
     keys = dict.fromkeys(key for run in runs for key in run.config)
@@ -99,8 +135,11 @@ def list_differences(runs: Sequence[ReportedRun]) -> list[list[str]]:
     return [row for row in rows if len({_NO_FIGURE if value == "null" else value for value in row[1:]}) > 1]
 
 
-def make_report(runs: Sequence[ReportedRun]) -> tuple[list[PageBlock], list[str]]:
-    """Make the blocks of the page, and notes on what it lacks. Raises UserError for files of another form."""
+def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) -> tuple[list[PageBlock], list[str]]:
+    """Make the blocks of the page, with a viewer of samples if it is given, and notes on what it lacks.
+
+    Raises UserError for files of another form.
+    """
     facts = [_build(run, ReportedRun.facts) for run in runs]
     names = list(dict.fromkeys(name for row in facts for name in row))
     summary = [[name, *(_format(row.get(name)) for row in facts)] for name in names]
@@ -109,12 +148,15 @@ def make_report(runs: Sequence[ReportedRun]) -> tuple[list[PageBlock], list[str]
         head = ["key", *(run.name for run in runs)]
         differences = PageTable(head, list_differences(runs), is_numeric=False)
         blocks += [PageText("heading", ["Differences between the configs"]), differences]
-    curves = {run.name if len(runs) > 1 else "": _build(run, _read_curves) for run in runs}
+    choose = functools.partial(_choose_lines, most=max(50, _MAX_LINES // len(runs)))
+    curves = {run.name if len(runs) > 1 else "": _build(run, choose) for run in runs}
     if any(curves.values()):
         blocks += [PageText("heading", ["Curves"]), PageChart(make_curve_panels(curves))]
     classes = [_build(run, _list_class_figures) for run in runs]
     if any(classes):
-        blocks += [PageText("heading", ["Classes"]), _make_class_table([run.name for run in runs], classes)]
+        title = "Joints" if all(run.has_joints for run in runs) else "Classes"
+        blocks += [PageText("heading", [title]), _make_class_table([run.name for run in runs], classes)]
+    blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]]]] = [
         ("By distance", _make_distance_tables),
@@ -141,8 +183,8 @@ def _build(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{run.path}: final.json, metrics.jsonl, findings.json or environment.json is not of the form that a "
-            f"training writes ({reason}); get the run again"
+            f"{run.path}: final.json, metrics.jsonl, findings.json, environment.json or predictions/test/manifest.json "
+            f"is not of the form that training and evaluation write ({reason}); get the run again"
         ) from error
 
 
@@ -150,12 +192,12 @@ def _format(value: Any) -> str:
     return _NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def _read_curves(run: ReportedRun) -> list[Line]:
-    """Choose at most `_MAX_LINES` lines of each split, evenly spaced, the first and the last among them."""
+def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
+    """Choose at most `most` lines of each split, evenly spaced, the first and the last among them."""
     chosen: list[Line] = []
     for split in dict.fromkeys(line["split"] for line in run.lines):
         lines = [line for line in run.lines if line["split"] == split]
-        indices = np.linspace(0, len(lines) - 1, min(len(lines), _MAX_LINES)).round().astype(int)
+        indices = np.linspace(0, len(lines) - 1, min(len(lines), most)).round().astype(int)
         chosen += [lines[index] for index in indices]
     encode_curves({"": chosen})  # refuses figures that are not numbers while the run is known
     return chosen

@@ -13,10 +13,19 @@ import pytest
 from PIL import Image
 
 from sightline.view import run_report
-from sightline.view.run_report import list_differences, make_report, read_reported_run
+from sightline.view.panels import ImagePanel
+from sightline.view.run_report import (
+    list_differences,
+    list_hardest_samples,
+    make_report,
+    make_samples,
+    read_reported_run,
+)
+from sightline.view.stages import Stage, ViewedSample, height_coloring
 from tests.cases import run_each
 from tests.command import run_here
 from tests.view.test_browser import BROWSER, run_in_browser
+from tests.view.test_page import data_of
 
 OLD_RUNS = Path(__file__).parents[1] / "old_runs"
 TASKS = (
@@ -72,6 +81,7 @@ def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
     for name, row in final["per_class"].items():
         first = next(iter(row.values()))
         assert f"<td>{name}</td><td>{'–' if first is None else f'{first:.4f}'}</td>" in text
+    assert ("<h2>Joints</h2>" in text) == (task == "pose")
     for heading in ("Confusions", "By distance"):
         key = {"Confusions": "confusion", "By distance": "by_distance"}[heading]
         assert (f"<h2>{heading}</h2>" in text) == (key in final)
@@ -191,6 +201,78 @@ def test_mistakes_are_one_line(name: str, run: Path) -> None:
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert expected in done.err
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "pose", "segment_lidar"])
+def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    plugins = [word for path in (OLD_RUNS / task).glob("plugins/*.py") for word in ("--plugin", path)]
+    done = run_here("report", OLD_RUNS / task, "--samples", "0,1", "--device", "cpu", "--out", page, *plugins)
+    assert done.code == 0, done.err
+    text = page.read_text()
+    subjects = data_of(text)["subjects"]
+    assert len(subjects) == 2
+    assert subjects[0]["clouds"][-1]["stage"] == "prediction"
+    assert "<h2>Samples</h2>" in text
+    assert len(text) < 5_000_000
+
+
+def save_manifest(run: Path, samples: object) -> None:
+    (run / "predictions" / "test").mkdir(parents=True)
+    (run / "predictions" / "test" / "manifest.json").write_text(json.dumps({"samples": samples}))
+
+
+def test_the_hardest_samples_are_those_of_saved_predictions(run: Path, tmp_path: Path) -> None:
+    answers = [(4, "a", "a"), (2, "a", "b"), (7, "b", "a"), (1, "b", "b")]
+    save_manifest(run, [{"index": i, "answer": answer, "label": label} for i, answer, label in answers])
+    known = read_reported_run(run, "run")
+    assert list_hardest_samples(known, most=9) == ["2", "7"]
+    assert list_hardest_samples(known, most=1) == ["2"]
+    shutil.rmtree(run / "predictions" / "test")
+    save_manifest(run, [{"index": i, "iou": iou} for i, iou in enumerate((0.5, None, 0.25, 1.0, 0.75))])
+    assert list_hardest_samples(known, most=3) == ["2", "0", "4"]
+    done = run_here("report", run, "--samples", "hardest", "--device", "cpu", "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert len(data_of((tmp_path / "page.html").read_text())["subjects"]) == 3
+
+
+def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
+    stage = Stage("raw", points, (height_coloring(points, "z"),), panels=(ImagePanel("noise", noise),))
+    subjects = [ViewedSample(str(number), (stage,)) for number in range(4)]
+    monkeypatch.setattr(run_report, "MAX_SAMPLE_BYTES", 130_000)
+    clouds, notes = make_samples(subjects)
+    assert len(clouds.data["subjects"]) == 2
+    assert len(clouds.encode()) <= 130_000
+    assert notes == ["2 samples do not fit into the page"]
+
+
+SAMPLE_MISTAKES = {
+    "no predictions": (lambda run: None, "hardest", "--samples hardest: "),
+    "no errors": (lambda run: save_manifest(run, [{"index": 0, "iou": 1.0}]), "hardest", "no sample with an error"),
+    "other predictions": (lambda run: save_manifest(run, 3), "hardest", "not of the form"),
+    "no names": (lambda run: save_manifest(run, [{"iou": 0.5}]), "hardest", "KeyError"),
+    "no such sample": (lambda run: None, "99999", "found '99999', which is not a sample of the test part"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE_MISTAKES)
+def test_mistakes_with_samples_are_one_line(name: str, run: Path) -> None:
+    make, samples, expected = SAMPLE_MISTAKES[name]
+    make(run)
+    done = run_here("report", run, "--samples", samples, "--device", "cpu")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert expected in done.err
+    assert not (run / "report.html").exists()
+
+
+def test_samples_of_several_runs_are_refused(run: Path) -> None:
+    done = run_here("report", run, OLD_RUNS / "packed", "--samples", "0", "--out", run / "page.html")
+    assert (done.code, done.err) == (
+        2,
+        "error: --samples: are those of one run; give one run, or leave it out\n",
+    )
 
 
 @run_each("words, expected", [(("a/b",), "a/b: is not a run directory"), ((), "RUN")])
