@@ -48,6 +48,7 @@ class ReportedRun:
     lines: Sequence[Line]
     findings: Sequence[Mapping[str, Any]] | None
     environment: Mapping[str, Any]
+    sessions: Sequence[Mapping[str, Any]] = ()
     has_joints: bool = False
 
     def facts(self) -> dict[str, Any]:
@@ -73,8 +74,9 @@ def read_reported_run(path: Path, name: str) -> ReportedRun:
     findings = _read_findings(path / "findings.json")
     final = load_document(path / "final.json") if (path / "final.json").exists() else None
     environment = load_document(path / "environment.json")
+    sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
     has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
-    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment, has_joints)
+    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment, sessions, has_joints)
 
 
 def _read_findings(path: Path) -> list[Any] | None:
@@ -246,14 +248,23 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
 
 
 def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
+    """Make the table of findings, below a sentence on what was checked."""
     if run.findings is None:
-        return [PageText("plain", ["The run has no findings.json: it was not checked, or an early version made it."])]
-    if not run.findings:
-        return [PageText("plain", ["The checks of this run found nothing."])]
+        return [PageText("plain", ["The run has no findings.json: no training of this version made it."])]
+    num_unchecked = sum(session.get("checked") is not True for session in run.sessions)
+    if not run.sessions:
+        text = "Whether the training was checked is not recorded (no sessions.jsonl)."
+    elif num_unchecked:
+        text = f"{num_unchecked} of {len(run.sessions)} sessions of the training were not checked (--no-check)."
+    else:
+        text = f"The quick checks ran before the training{', those of its folder after it' if run.final else ''}."
+    text += " No finding." if not run.findings else ""
+    more = f"All checks: {shlex.join(['sightline', 'check', str(run.path)])}"
     names = ("severity", "code", "summary", "measured", "expected", "action")
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
-    return [PageTable(names, rows, marked, is_numeric=False)]
+    table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
+    return [PageText("plain", [text]), *table, PageText("notes", [more])]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:

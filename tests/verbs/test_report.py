@@ -97,6 +97,30 @@ def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
     assert f"sightline train {run} --out {run}_again" in text
 
 
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([], "Whether the training was checked is not recorded (no sessions.jsonl). No finding."),
+        (
+            [{"checked": True}],
+            "The quick checks ran before the training, those of its folder after it. No",
+        ),
+        ([{"checked": True}, {"checked": False}], "1 of 2 sessions of the training were not checked (--no-check). No"),
+        ([{}], "1 of 1 sessions of the training were not checked"),
+    ],
+)
+def test_no_finding_of_a_run_that_was_not_checked_is_no_praise(
+    run: Path, sessions: list[dict[str, object]], expected: str
+) -> None:
+    (run / "findings.json").write_text("[]")
+    if sessions:
+        (run / "sessions.jsonl").write_text("".join(f"{json.dumps(session)}\n" for session in sessions))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert expected in text
+    assert f"<li>All checks: sightline check {run}</li>" in text
+
+
 def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (run / "predictions" / "a.png").stat().st_size
     monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))
@@ -180,6 +204,7 @@ MISTAKES = {
     "findings": (written("findings.json", "{"), "findings.json: cannot be read"),
     "findings of a mapping": (written("findings.json", "{}"), "does not hold a list"),
     "findings of numbers": (written("findings.json", "[1]"), "not of the form"),
+    "sessions": (written("sessions.jsonl", "{\n{}\n"), "sessions.jsonl:1"),
     "no environment": (lambda run: (run / "environment.json").unlink(), "environment.json: is missing"),
     "other environment": (written("environment.json", '{"git": 3}'), "not of the form"),
     "a picture": (written("predictions/a.png", "no"), "a.png"),
