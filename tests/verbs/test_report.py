@@ -49,6 +49,18 @@ FINDING = {
     "where": {},
 }
 
+SEEN = """<script>
+window.addEventListener("error", (event) => { document.title = "failed: " + event.message; });
+resized();
+draw();
+const pictures = [...document.querySelectorAll("#panels img")];
+const told = {
+  cloud: !data.subjects[0].clouds[chosen.stage].isFlat && screen.pixels.some((pixel) => pixel),
+  pictures: pictures.length > 0 && pictures.every((each) => each.src.startsWith("data:image/png;")),
+};
+if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
+</script>"""
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -240,6 +252,10 @@ def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_
     assert subjects[0]["clouds"][-1]["stage"] == "prediction"
     assert "<h2>Samples</h2>" in text
     assert len(text) < 5_000_000
+    if BROWSER is not None:  # a cloud is drawn, or its pictures are; no script complains
+        told = run_in_browser(text, tmp_path, SEEN)
+        assert told["cloud"] or told["pictures"]
+        assert told["pictures"] or task == "classify"
 
 
 def save_manifest(run: Path, samples: object) -> None:
