@@ -33,6 +33,7 @@ VERBS = (
     "check",
     "describe",
     "view",
+    "report",
     "bench",
     "score",
     "score",
