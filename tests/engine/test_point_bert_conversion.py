@@ -16,7 +16,7 @@ from sightline.errors import CheckpointError, ConfigError
 from sightline.models.point_bert import PointBERT
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
-from tests.command import run_here
+from tests.command import succeed
 from tests.published_layouts import LAYOUTS
 
 FINE_TUNED, PRETRAINED = "lulutang0608_point_bert_cls", "lulutang0608_point_bert_pretrained"
@@ -137,18 +137,15 @@ def test_a_head_in_a_pretrained_file_is_taken(tmp_path: Path) -> None:
 def test_the_command_tells_what_is_fresh_and_the_run_is_trained_and_evaluated(tmp_path: Path) -> None:
     file, run, tuned = saved(tmp_path / "a.pth", pretrained_state(narrow_model())), tmp_path / "run", tmp_path / "tuned"
     words = ("--layout", PRETRAINED, "--data", "synthetic_shapes", "--to", run)
-    done = run_here("data", "convert-weights", file, *words, *SHAPES, *SMALL, "train.epochs=1")
-    assert done.code == 0, done.err
+    done = succeed("data", "convert-weights", file, *words, *SHAPES, *SMALL, "train.epochs=1")
     assert "the file has no head" in done.err
     assert "transformer_k.* 1" in done.out
     frozen = "optimizer.frozen=[{modules: embed}, {modules: trunk}]"
-    trained = run_here("train", run, frozen, "optimizer.lr=0.01", "--no-check", "--device", "cpu", "--out", tuned)
-    assert trained.code == 0, trained.err
+    succeed("train", run, frozen, "optimizer.lr=0.01", "--no-check", "--device", "cpu", "--out", tuned)
     before, after = (checkpoint.load(path).model for path in (run, tuned))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
-    told = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "e.json")
-    assert told.code == 0, told.err
+    told = succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "e.json")
     assert "head: untrained, the file has none" in told.err
     assert json.loads((tmp_path / "e.json").read_text())["lineage"]["fresh"] == ["head"]
 

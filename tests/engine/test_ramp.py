@@ -13,7 +13,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import train
 from sightline.types import LinearRamp
-from tests.command import run_here
+from tests.command import succeed
 from tests.runs.small import SMALL, small_config, small_run
 
 RAMP = "losses.1.weight={start: 0.0, end: 3.0, epochs: 1}"
@@ -69,11 +69,11 @@ def test_a_resumed_run_has_the_bits_of_the_unbroken_one(tmp_path: Path) -> None:
     """Broken off at step 3, in the middle of the ramp."""
     words = [*SMALL, RAMP, "log.every=1", "checkpoint.every_steps=3", "checkpoint.keep_last=9"]
     whole, part = tmp_path / "whole", tmp_path / "part"
-    assert run_here("train", CONFIG, *words, "--out", whole, "--no-check").code == 0
+    succeed("train", CONFIG, *words, "--out", whole, "--no-check")
     shutil.copytree(whole, part, symlinks=True)
     (part / "final.json").unlink()
     third = part / "checkpoints" / "step_00000003"
-    assert run_here("train", CONFIG, *words, "--out", part, "--resume", third, "--no-check").code == 0
+    succeed("train", CONFIG, *words, "--out", part, "--resume", third, "--no-check")
     weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (whole, part)]
     assert weights[0] == weights[1]
     lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, part)]

@@ -14,7 +14,7 @@ from sightline.data.depth.msra_hands import MsraHands
 from sightline.predict.frame_centres import FrameCentres, centre_lines
 from sightline.runs.lineage import LINEAGE_FILE, read_inputs
 from sightline.types import ComponentConfig, Folds, SampleKey
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.runs.small import ROOT
 
@@ -42,8 +42,7 @@ def refiner(config: Path) -> Path:
     """Trained without the second subject."""
     out = config.parent / "refiner"
     words = ("train.epochs=1", "train.batch_size=4", "log.tensorboard=false", "--no-check", "--device", "cpu")
-    done = run_here("train", config, *words, "--out", out)
-    assert done.code == 0, done.err
+    succeed("train", config, *words, "--out", out)
     return out
 
 

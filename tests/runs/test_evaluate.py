@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sightline.verbs import evaluate as verb
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.runs.small import ROOT, SMALL
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -20,14 +20,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one short epoch."""
     out = tmp_path_factory.mktemp("evaluate") / "run"
     cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
-    done = run_here("train", CONFIG, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
 def evaluated(run: Path, file: Path, *words: object) -> bytes:
-    done = run_here("evaluate", run, *words, "--device", "cpu", "--json", file)
-    assert done.code == 0, done.err
+    succeed("evaluate", run, *words, "--device", "cpu", "--json", file)
     return file.read_bytes()
 
 
@@ -71,5 +69,5 @@ def test_what_would_be_another_run_is_refused_in_one_line(run: Path, override: s
 def test_launched_processes_are_told_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
     monkeypatch.setattr(verb, "launch", lambda words, num_processes: told.append(words) or 0)
-    assert run_here("evaluate", run, *VOTES, "loader.workers=1", "--processes", "2").code == 0
+    succeed("evaluate", run, *VOTES, "loader.workers=1", "--processes", "2")
     assert told[0][:5] == ["evaluate", str(run), *VOTES, "loader.workers=1"]

@@ -19,7 +19,7 @@ from sightline.engine.distributed import World
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
 from sightline.studies.study_runs import StudyRun
-from tests.command import Outcome, run_here
+from tests.command import Outcome, refuse, run_here, succeed
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"
 PRETRAIN = f"""\
@@ -55,8 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
     for name in ("dgcnn", "dgcnn_parts"):
         (folder / f"{name}.yaml").write_text(PRETRAIN % name)
-        done = run_here("train", folder / f"{name}.yaml", "--out", folder / f"pre_{name}", "--no-check")
-        assert done.code == 0, done.err
+        succeed("train", folder / f"{name}.yaml", "--out", folder / f"pre_{name}", "--no-check")
     (folder / "fine.yaml").write_text(FINETUNE % (folder / "pre_dgcnn"))
     return folder
 
@@ -64,8 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(place: Path) -> tuple[Path, Outcome]:
     """The encoder fine-tuned for classes, and what was said."""
-    done = run_here("train", place / "fine.yaml", "--out", place / "fine", "--no-check")
-    assert done.code == 0, done.err
+    done = succeed("train", place / "fine.yaml", "--out", place / "fine", "--no-check")
     return place / "fine", done
 
 
@@ -103,10 +101,9 @@ def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
 
 
 def test_below_a_full_match_nothing_starts(place: Path, tmp_path: Path) -> None:
-    done = run_here("train", place / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
-    assert done.code == 2
-    assert "30 of 45 tensors" in done.err
-    assert "missing: head" in done.err
+    done = refuse("train", place / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
+    assert "30 of 45 tensors" in done
+    assert "missing: head" in done
     assert not (tmp_path / "run").exists()
 
 
@@ -144,8 +141,7 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
 
 def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
     words = ["data.num_points=16", "--out", tmp_path / "run", "--no-check"]
-    done = run_here("train", place / "fine.yaml", *words)
-    assert done.code == 0, done.err
+    succeed("train", place / "fine.yaml", *words)
     expected = "the number of points of a cloud: 32 in dgcnn (synthetic_shapes), 16 in fine (synthetic_shapes)"
     lineage = read_lineage(tmp_path / "run")
     assert lineage is not None
@@ -156,7 +152,7 @@ def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: 
 def test_a_chain_is_kept_whole(place: Path, tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
     run, _ = tuned
     words = [f"init.from={run}", "init.modules=null", "init.may_be_missing=[]"]
-    assert run_here("train", place / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check").code == 0
+    succeed("train", place / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check")
     lineage = read_lineage(tmp_path / "again")
     assert lineage is not None
     assert lineage["lineage"] == read_lineage(run)
@@ -172,8 +168,7 @@ def test_show_tells_the_rates_of_a_config_and_of_a_run(
 ) -> None:
     """Six modules, 0.1 x 0.5^5 for the first: 0.003125."""
     for what in (place / "fine.yaml", tuned[0]):
-        shown = run_here("show", what, "--json", tmp_path / "show.json")
-        assert shown.code == 0
+        shown = succeed("show", what, "--json", tmp_path / "show.json")
         rates = {rate["module"]: rate for rate in json.loads((tmp_path / "show.json").read_text())["rates"]}
         assert list(rates) == ["edges.0", "edges.1", "edges.2", "edges.3", "embed", "head"]
         assert rates["edges.0"]["lr"] == pytest.approx(0.003125, rel=1e-12)
@@ -190,8 +185,7 @@ def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome
     shutil.copytree(tuned[0], run, symlinks=True)
     (run / "final.json").unlink()
     before = (run / "lineage.json").read_bytes()
-    done = run_here("train", place / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
-    assert done.code == 0, done.err
+    succeed("train", place / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
     assert (run / "lineage.json").read_bytes() == before
 
 
@@ -249,7 +243,7 @@ def test_scratch_is_the_same_run_without_what_serves_given_weights(compared: tup
 
 def test_a_cell_has_the_bits_of_a_run_of_its_own(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
     words = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", tmp_path / "run"]
-    assert run_here("train", place / "fine.yaml", *words).code == 0
+    succeed("train", place / "fine.yaml", *words)
     cell = compared[0] / "fraction_0.1/pretrained_seed_1"
     weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (tmp_path / "run", cell)]
     assert weights[0] == weights[1]
@@ -271,7 +265,7 @@ def test_done_cells_are_not_repeated_and_a_lost_one_is(place: Path, compared: tu
 def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
     other = tmp_path / "pre"
     words = ["seed=5", "--out", other, "--no-check"]
-    assert run_here("train", place / "dgcnn.yaml", *words).code == 0
+    succeed("train", place / "dgcnn.yaml", *words)
     shutil.copytree(compared[0], tmp_path / "labels", symlinks=True)
     path = tmp_path / "labels/fraction_0.1/pretrained_seed_0/lineage.json"
     lineage = json.loads(path.read_text())
@@ -302,9 +296,8 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
 ) -> None:
     options = {"fractions": "0.1,1", "seeds": "1"} | dict(word.split("=") for word in words)
     given = (f"{key}={value}" for key, value in options.items())
-    done = run_here("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
-    assert done.code == 2
-    assert told in done.err
+    done = refuse("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
+    assert told in done
     assert not (tmp_path / "out").exists()
 
 

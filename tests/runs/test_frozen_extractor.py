@@ -10,7 +10,7 @@ import torch
 
 import sightline
 from sightline.runs import checkpoint
-from tests.command import run_here
+from tests.command import succeed
 from tests.processes import ROOT
 
 RECIPE = ROOT / "configs/classify/modelnet40_point_bert_frozen_cpu.yaml"
@@ -32,8 +32,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("frozen") / "run"
-    done = run_here("train", RECIPE, *SMALL, "--device", "cpu", "--out", path)
-    assert done.code == 0, done.err
+    succeed("train", RECIPE, *SMALL, "--device", "cpu", "--out", path)
     return path
 
 
@@ -42,8 +41,7 @@ def test_nothing_but_the_head_moves(run: Path) -> None:
     ended = checkpoint.load(run).model
     again = run.parent / "again"
     words = ("--no-check", "--device", "cpu", "--out", again)
-    done = run_here("train", RECIPE, *SMALL, "optimizer.lr=1e-12", *words)
-    assert done.code == 0, done.err
+    succeed("train", RECIPE, *SMALL, "optimizer.lr=1e-12", *words)
     started = checkpoint.load(again).model
     changed = {name for name, value in ended.items() if (value - started[name]).abs().max() > 1e-6}
     assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
@@ -67,7 +65,6 @@ def test_the_run_is_an_extractor(run: Path) -> None:
 
 
 def test_checks_are_silent(tmp_path: Path) -> None:
-    done = run_here("check", RECIPE, *SMALL, "--json", tmp_path / "found.json")
-    assert done.code == 0, done.err
+    succeed("check", RECIPE, *SMALL, "--json", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())["findings"]
     assert [each["code"] for each in found if each["severity"] != "note"] == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import run_here
+from tests.command import succeed
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "cloud_folder_pointnet.yaml"
 CLASSES = ("<b>round", "\x1b[31mred\x07", "line\nend")
@@ -55,8 +55,7 @@ def test_every_verb_prints_them_escaped(folder: Path) -> None:
         ("view", run, "--out", folder / "view"),
         ("probe", run, "--device", "cpu", "--cache", folder / "cache"),
     ):
-        code, out, err = run_here(*command)
-        assert code == 0, err
+        _, out, err = succeed(*command)
         printed = (out + err).replace("\n", "")
         odd = sorted({each for each in printed if not each.isprintable()})
         assert not odd, (command[0], odd)
@@ -73,8 +72,7 @@ def test_labels_of_images_whose_names_are_not_utf_8_are_converted(tmp_path: Path
     (source / "labels" / f"{name}.txt").write_text("0 .5 .5 .5 .5\n")
     (source / "classes.txt").write_text("thing\n")
     words = ("--from", source, "--layout", "yolo_txt", "--to", tmp_path / "coco", "--as", "coco")
-    code, _, err = run_here("data", "convert", *words)
-    assert code == 0, err
+    succeed("data", "convert", *words)
     (labels,) = [path for path in (tmp_path / "coco").rglob("*.json") if path.name != "conversion.json"]
     (image,) = json.loads(labels.read_text())["images"]
     assert os.fsencode(image["file_name"]).endswith(b"\xff.png")

@@ -14,7 +14,7 @@ import sightline
 from sightline.engine.build import build_part
 from sightline.evaluation.saved_predictions import file_stems
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import run_forked
 from tests.runs.segments import make_parts, make_scenes
@@ -38,8 +38,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kept") / "run"
     config = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
     cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
-    done = run_here("train", config, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
-    assert done.code == 0, done.err
+    succeed("train", config, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -47,8 +46,7 @@ def evaluate(run: Path, *words: object) -> dict[str, Any]:
     plugin = run.parent / "plugin.py"
     given = ("--plugin", plugin) if plugin.exists() else ()
     file = run.parent / "out.json"
-    done = run_here("evaluate", run, *given, "--device", "cpu", "--json", file, *words)
-    assert done.code == 0, done.err
+    succeed("evaluate", run, *given, "--device", "cpu", "--json", file, *words)
     return json.loads(file.read_text())
 
 

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 import sightline
-from tests.command import run_here
+from tests.command import refuse, run_here, succeed
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, LAYOUTS, prepare, write_layout
 from tests.processes import ROOT
 from tests.runs.broken_off import run_forked
@@ -118,8 +118,7 @@ def words_of(folder: Path, run: str, *overrides: str, layout: str = "text") -> t
 
 def trained(folder: Path, run: str, *overrides: str, layout: str = "text") -> dict[str, float]:
     if not (folder / run / "final.json").exists():
-        done = run_here(*words_of(folder, run, *overrides, layout=layout), "--no-check")
-        assert done.code == 0, done.err
+        succeed(*words_of(folder, run, *overrides, layout=layout), "--no-check")
     return json.loads((folder / run / "final.json").read_text())["metrics"]
 
 
@@ -174,8 +173,7 @@ def test_figures_are_those_of_all_points_by_an_independent_evaluation(folder: Pa
 def test_a_run_evaluated_again_says_the_same(folder: Path) -> None:
     trained(folder, "run")
     words = ("evaluate", folder / "run", "--plugin", folder / "plugin.py", "--device", "cpu")
-    done = run_here(*words, "--json", folder / "again.json")
-    assert done.code == 0, done.err
+    succeed(*words, "--json", folder / "again.json")
     final = json.loads((folder / "run/final.json").read_text())
     again = json.loads((folder / "again.json").read_text())  # and why the classes are hard, which a run does not write
     assert {key: value for key, value in again.items() if key in final} == final
@@ -188,8 +186,7 @@ def test_a_run_stopped_and_resumed_is_the_unbroken_one(folder: Path, monkeypatch
     assert run_here(*words, "--no-check").code == 143
     assert not (folder / "stopped/final.json").exists()
     monkeypatch.delenv("STOP_AT")
-    done = run_here(*words, "--no-check", "--resume", "auto")
-    assert done.code == 0, done.err
+    succeed(*words, "--no-check", "--resume", "auto")
     for name in ("final.json", "checkpoints/last/model.safetensors"):
         assert (folder / "run" / name).read_bytes() == (folder / "stopped" / name).read_bytes()
 
@@ -211,18 +208,16 @@ def test_a_model_for_one_size_says_what_to_do_with_ragged_shapes(folder: Path) -
 
 def test_shapes_with_too_few_points_are_named_before_anything_is_trained(folder: Path) -> None:
     many = "transforms.train=[{name: sample_points, num_points: 21}]"
-    done = run_here(*words_of(folder, "few", many), "--no-check")
-    assert done.code == 2
-    assert "the clouds have 20 points, num_points asks for 21" in done.err
+    done = refuse(*words_of(folder, "few", many), "--no-check")
+    assert "the clouds have 20 points, num_points asks for 21" in done
     repeated = "transforms.train=[{name: sample_points, num_points: 21, if_fewer: repeat}]"
-    assert run_here(*words_of(folder, "enough", repeated, "train.epochs=1"), "--no-check").code == 0
+    succeed(*words_of(folder, "enough", repeated, "train.epochs=1"), "--no-check")
 
 
 def test_a_recipe_is_described_before_its_data_is_there(folder: Path) -> None:
     many = "transforms.train=[{name: sample_points, num_points: 2048}]"
     words = ("describe", folder / "parts.yaml", f"data.root={folder / 'none'}", many, "train.batch_size=2")
-    done = run_here(*words, "--plugin", folder / "plugin.py", "--device", "cpu")
-    assert done.code == 0, done.err
+    done = succeed(*words, "--plugin", folder / "plugin.py", "--device", "cpu")
     assert "random samples as data set 'shapenet_part' declares them" in done.out + done.err
     assert "2 × 2048 × 19" in done.out  # xyz, and a place for each category
 

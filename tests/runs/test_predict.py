@@ -17,7 +17,7 @@ from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.tasks.supervised import Classify
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply
 from tests.data.clouds.modelnet_writers import CLASS_NAMES, prepare
 from tests.runs.small import ROOT, SMALL
@@ -56,10 +56,7 @@ def trained(out: Path, config: str, *overrides: str) -> Path:
     cuts = [cut for cut in SMALL if cut.split("=")[0] not in given]
     if "data.root" in given:
         cuts = [cut for cut in cuts if not cut.startswith("data.")]
-    done = run_here(
-        "train", CONFIGS / f"{config}.yaml", *cuts, *overrides, "--no-check", "--device", "cpu", "--out", out
-    )
-    assert done.code == 0, done.err
+    succeed("train", CONFIGS / f"{config}.yaml", *cuts, *overrides, "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -185,10 +182,7 @@ def test_the_users_own_files_are_prepared_as_their_set_was(tmp_path: Path, score
                 normals /= np.linalg.norm(normals, axis=1, keepdims=True)
                 write_ply(folder / f"{number}.ply", columns_of(points, normals))
     to = tmp_path / "data"
-    made = run_here(
-        "data", "prepare", "cloud_folder", "--from", tmp_path / "parts", "--to", to, "up_axis=z", "num_points=64"
-    )
-    assert made.code == 0, made.err
+    succeed("data", "prepare", "cloud_folder", "--from", tmp_path / "parts", "--to", to, "up_axis=z", "num_points=64")
     run = trained(
         tmp_path / "run", "modelnet40_pointnet", "data={name: cloud_folder, num_points: 48, normals: file}",
         f"data.root={to}", "model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_entropy}]",

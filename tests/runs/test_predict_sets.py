@@ -11,7 +11,7 @@ import pytest
 from sightline import registry
 from sightline.data.files.ply import read_ply
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, prepare, write_layout
 from tests.runs.point_runs import CONFIG, Run, columns_of, scored_by, write
@@ -86,8 +86,7 @@ def test_scenes_of_the_users_own_in_centimetres(tmp_path: Path, monkeypatch: pyt
         write_ply(folder / f"{number}.ply", labelled, dtype="<f8")
         write_ply(tmp_path / f"{number}.ply", columns, dtype="<f8")
     words = ("--from", tmp_path / "in", "--to", tmp_path / "data", "up_axis=z", "unit=cm")
-    done = run_here("data", "prepare", "scene_folder", *words)
-    assert done.code == 0, done.err
+    succeed("data", "prepare", "scene_folder", *words)
     config = f"""
 data: {{name: scene_folder, root: {tmp_path / "data"}, colours: true}}
 model: {{name: rooms_toy}}

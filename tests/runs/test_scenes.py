@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sightline.data.scenes.s3dis import S3dis
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
 from tests.processes import ROOT
 from tests.runs.broken_off import metrics, run_forked
@@ -56,8 +56,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(config: Path) -> Path:
     out = config.parent / "one"
-    done = run_here("train", config, "--out", out, "--no-check", "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("train", config, "--out", out, "--no-check", "--device", "cpu")
     return out
 
 
@@ -68,8 +67,7 @@ def test_every_original_point_is_scored_and_evaluation_repeats(run: Path) -> Non
     assert sum(counts.values()) == num_points
     assert counts["sofa"] == 4 + len("sofa_1")
     again = run.parent / "again.json"
-    done = run_here("evaluate", run, "--json", again, "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("evaluate", run, "--json", again, "--device", "cpu")
     found = json.loads(again.read_text())
     assert found["per_class"] == final["per_class"]
     assert found["metrics"] == final["metrics"]
@@ -83,8 +81,7 @@ def test_the_demo_of_scenes_runs(tmp_path: Path, width: int) -> None:
     small = ["model.widths=[8,8,8,8]", f"data.colours={'true' if width == 6 else 'false'}", "log.tensorboard=false"]
     if width == 3:  # nothing to recolour
         small.append("transforms.train=[{name: rotate}, {name: crop_points, max_points: 200}]")
-    done = run_here("train", config, *sizes, *small, "--out", tmp_path / "run", "--no-check", "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("train", config, *sizes, *small, "--out", tmp_path / "run", "--no-check", "--device", "cpu")
     final = json.loads((tmp_path / "run" / "final.json").read_text())
     assert sum(row["count"] for row in final["per_class"].values()) > 400
     facts = json.loads((tmp_path / "run" / "facts.json").read_text())

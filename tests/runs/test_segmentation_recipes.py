@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_here
+from tests.command import succeed
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import write_s3dis
 from tests.engine.published_weights import saved, small_state
@@ -48,8 +48,7 @@ def prepared(folder: Path) -> Path:
     for layout in LAYOUTS:
         prepare(write_layout(layout, folder / "in" / layout), folder / layout)
     source = write_s3dis(folder / "in" / "rooms")
-    done = run_here("data", "prepare", "s3dis", "--from", source, "--to", folder / "rooms")
-    assert done.code == 0, done.err
+    succeed("data", "prepare", "s3dis", "--from", source, "--to", folder / "rooms")
     return folder
 
 
@@ -57,12 +56,10 @@ def assert_trains_and_repeats(config: str, run: Path, *overrides: str, figure: s
     """One epoch; evaluated again, the run says the same of its last checkpoint."""
     small = ("train.epochs=1", "train.batch_size=8", "log.tensorboard=false", *overrides)
     places = ("--device", "cpu", "--no-check", "--out", run)
-    done = run_here("train", ROOT / f"configs/segment/{config}.yaml", *small, *places)
-    assert done.code == 0, done.err
+    succeed("train", ROOT / f"configs/segment/{config}.yaml", *small, *places)
     metrics = json.loads((run / "final.json").read_text())["metrics"]
     assert 0 <= metrics[figure] <= 1
-    again = run_here("evaluate", run, "--device", "cpu", "--json", run / "again.json")
-    assert again.code == 0, again.err
+    succeed("evaluate", run, "--device", "cpu", "--json", run / "again.json")
     repeated = json.loads((run / "again.json").read_text())["metrics"]
     assert {name: value for name, value in repeated.items() if name in metrics} == metrics
     assert not math.isnan(repeated[figure])
@@ -137,8 +134,6 @@ def test_published_weights_are_evaluated_by_their_own_recipe(
     """Random weights in the shapes of the published ones: converted for the set that is there, scored on all of it."""
     file, run = saved(tmp_path / "a.pth", small_state(layout, **facts)), tmp_path / "run"
     given = (f"data.root={folder / data}", "log.tensorboard=false", *overrides)
-    done = run_here("data", "convert-weights", file, "--layout", layout, "--to", run, *given)
-    assert done.code == 0, done.err
-    scored = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "scores.json")
-    assert scored.code == 0, scored.err
+    succeed("data", "convert-weights", file, "--layout", layout, "--to", run, *given)
+    succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "scores.json")
     assert 0 <= json.loads((tmp_path / "scores.json").read_text())["metrics"][figure] < 0.5

@@ -33,7 +33,7 @@ from sightline.training import published_results
 from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
 from sightline.verbs.study import run_preset
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.probe.contrast import train_thin
 
 QUICK = ("folds=2", "ways=3", "shots=2", "queries=2", "runs=2", "standardise=no", "C=1")
@@ -46,8 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def suite(runs: list[Path], out: Path, *words: object) -> tuple[dict[str, Any], str, str]:
-    outcome = run_here("study", "--preset", "probes", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("study", "--preset", "probes", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
     return json.loads((out / "suite.json").read_text()), (out / "suite.md").read_text(), outcome.err
 
 

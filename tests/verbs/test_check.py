@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sightline.doctor.checks import loss_progress
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG
 
 
@@ -24,16 +24,14 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
         ("_MIN_DECREASE", 1e9),
     ):
         monkeypatch.setattr(loss_progress, name, value)
-    done = run_here("train", config, "--out", run, "--device", "cpu")
-    assert done.code == 0, done.err
+    done = succeed("train", config, "--out", run, "--device", "cpu")
     assert done.err.count("'intra_modal' ends at chance") == 1
     assert str(run / "metrics.jsonl") in done.err
     kept = json.loads((run / "findings.json").read_text())
     assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["loss-at-chance"]
     assert kept[0]["code"] == "missing-batch-keys"  # what was found before the run is still there
 
-    looked = run_here("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
-    assert looked.code == 0, looked.err
+    looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
     assert "pairs: 0 errors, 1 warning" in looked.err
     before = run_here("check", config, "--device", "cpu")
     assert "pairs: 0 errors, 0 warnings" in before.err
@@ -44,8 +42,7 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
 ) -> None:
     config = tmp_path / "pairs.yaml"
     config.write_text(CONFIG)
-    done = run_here("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
-    assert done.code == 0
+    done = succeed("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
     assert "at chance" not in done.err
     for name, value in (
         ("_MIN_STEPS", 1),
@@ -55,6 +52,5 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
         ("_MIN_DECREASE", 1e9),
     ):
         monkeypatch.setattr(loss_progress, name, value)
-    done = run_here("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
-    assert done.code == 0
+    done = succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
     assert "at chance" not in done.err

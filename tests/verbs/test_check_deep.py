@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.doctor.planting import CONFIG
 
 PLUGIN = '''
@@ -39,8 +39,7 @@ class Classifier(nn.Module):
 def test_tables_and_json(tmp_path: Path) -> None:
     config, told = tmp_path / "small.yaml", tmp_path / "told.json"
     config.write_text(CONFIG)
-    done = run_here("check", config, "--deep", "--device", "cpu", "--json", told)
-    assert done.code == 0, done.err
+    done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
     for title in ("layers", "gradients at the first step", "initial weights"):
         assert f"{title}\n" in done.out
     assert "cross_entropy" in done.out

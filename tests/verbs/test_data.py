@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.command import run_here
+from tests.command import run_here, succeed
 
 
 def scans(folder: Path) -> Path:
@@ -24,10 +24,8 @@ def scans(folder: Path) -> Path:
 def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
     to, document = tmp_path / "set", tmp_path / "prepared.json"
     words = ("up_axis=z", "num_points=32", "--json", document)
-    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, *words)
-    assert made.code == 0, made.err
-    known = run_here("data", "info", to)
-    assert known.code == 0, known.err
+    made = succeed("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, *words)
+    known = succeed("data", "info", to)
     assert made.out.startswith("outcome: prepared\n")
     for text in (made.out, known.out):
         assert len(text.splitlines()) < 40
@@ -43,8 +41,7 @@ def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> Non
     sources, to = scans(tmp_path / "scans"), tmp_path / "set"
     (sources / "box").rename(sources / "\u202ebox")
     (sources / "rod").rename(sources / "rod\n\x1b[31m")
-    made = run_here("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
-    assert made.code == 0, made.err
+    made = succeed("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
     for text in (made.out, made.err, run_here("data", "info", to).out):
         assert all(line.isprintable() for line in text.splitlines())
     assert re.search(r"train: rod\\n\\x1b\[31m \d, \\u202ebox \d", made.out)
@@ -52,8 +49,7 @@ def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> Non
 
 def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
     to = tmp_path / "set"
-    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
-    assert made.code == 0, made.err
+    succeed("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
     done = run_here("data", "verify", to, "--json", tmp_path / "verified.json")
     assert (done.code, done.err) == (0, "")
     num_files = len(list(to.iterdir())) - 1  # the manifest answers for the others
@@ -82,4 +78,4 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
     line = err.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
     assert "Traceback" not in err
-    assert run_here(*words).code == 0
+    succeed(*words)
