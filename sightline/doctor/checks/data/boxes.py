@@ -18,10 +18,11 @@ from sightline.geometry.boxes.priors import BACKGROUND
 _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
 _MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
-_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES = 0.05, 0.33, 16
+_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _MIN_IMAGES_OF_FORMAT = 0.05, 0.33, 16, 4
 """Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
 
-Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off.
+Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off, which exchanged axes may
+explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough.
 """
 
 
@@ -57,7 +58,7 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
     readings = {  # possible format -> its cause, the corners of the boxes in it, the sizes of the images
         "left, top, width, height": ("assign.box_format", (first, first + last), limit),
         "centre, width and height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
-        "left, top, left + right, top + bottom": ("assign.box_format", (first, last - first), limit),
+        "corners that were read as left, top, width, height": ("assign.box_format", (first, last - first), limit),
         "centre, centre + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
         "right, bottom, left, top": ("assign.box_format", (last, first), limit),
         "top, left, bottom, right": ("cfg.axis_swap", (first.flip(1), last.flip(1)), limit),
@@ -76,7 +77,9 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
     )
     num_outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - num_reversed
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
-    if not (num_reversed or is_shares or (is_outside and len(survey.boxed) >= _MIN_IMAGES)):
+    causes = [readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"]
+    min_images = _MIN_IMAGES_OF_FORMAT if causes == ["assign.box_format"] else _MIN_IMAGES
+    if not (num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images)):
         return None
     measured = (
         f"{num_reversed} of {count} boxes have right <= left or bottom <= top, {num_outside} others are mostly "
@@ -87,7 +90,7 @@ def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limi
         f"boxes look like {likely}" if is_explained else "corners are in the wrong order, or outside their images",
         split=survey.part.split,
         severity="error" if num_reversed or is_shares else "warning",
-        causes=[readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"],
+        causes=causes,
         measured=measured,
         expected="left < right and top < bottom, in pixels of the image",
         action="look at `sightline view`, and convert boxes where the data set reads them",
