@@ -19,6 +19,7 @@ from tests.command import Outcome, refuse, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.metrics.box_references import COCO_NAMES
 from tests.processes import ROOT
+from tests.trained import copy_run
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 IDS = (3, 7, 90)
@@ -238,12 +239,7 @@ def test_what_is_scored_against_is_not_rounded() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "run"
-    small = ("data.train_size=8", "data.validation_size=4", "data.test_size=6", "train.batch_size=4", "train.epochs=1")
-    net = ("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1", "task.score=0.001")
-    done = succeed("train", CONFIG, *small, *net, "--device", "cpu", "--no-check", "--out", path)
-    assert "COCO, IoU 0.50 to 0.95, at most 100 an image and class; full boxes: " in done.out
-    return path
+    return copy_run("detect", tmp_path_factory.mktemp("detect"))
 
 
 def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> None:

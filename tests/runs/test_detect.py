@@ -19,22 +19,15 @@ from sightline.tasks.detection_output import COLORS
 from sightline.types import SampleKey
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
+from tests.trained import DETECT, copy_run
 from tools.before_after_worker import break_off
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
-SMALL = (
-    *("data.train_size=8", "data.validation_size=4", "data.test_size=6"),
-    *("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1"),
-    *("train.batch_size=4", "optimizer={name: adam, lr: 0.003}", "task.score=0.02"),
-)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("detect") / "run"
-    words = (*SMALL, "train.epochs=3", "log.tensorboard=true", "--device", "cpu", "--no-check")
-    succeed("train", CONFIG, *words, "--out", path)
-    return path
+    return copy_run("detect", tmp_path_factory.mktemp("detect"))
 
 
 def evaluated(run: Path, out: Path, *words: str) -> dict[str, Any]:
@@ -148,7 +141,7 @@ def test_boxes_are_viewed_at_every_stage_and_after_prediction(run: Path, tmp_pat
 
 def test_a_killed_run_goes_on_to_the_same_bits(run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    words = (*SMALL, "--device", "cpu", "--no-check")
+    words = (*DETECT, "--device", "cpu", "--no-check")
     keep_two = "checkpoint.keep_last=2"
     succeed("train", CONFIG, *words, "train.epochs=2", keep_two, "--out", broken)
     last = max((broken / "checkpoints").glob("step_*"))

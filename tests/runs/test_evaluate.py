@@ -9,7 +9,8 @@ import pytest
 
 from sightline.verbs import evaluate as verb
 from tests.command import run_here, succeed
-from tests.runs.small import ROOT, SMALL
+from tests.runs.small import ROOT
+from tests.trained import copy_run
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
@@ -17,11 +18,7 @@ VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one short epoch."""
-    out = tmp_path_factory.mktemp("evaluate") / "run"
-    cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
-    succeed("train", CONFIG, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
-    return out
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
 
 
 def evaluated(run: Path, file: Path, *words: object) -> bytes:

@@ -15,31 +15,25 @@ from sightline.engine.build import build_part
 from sightline.evaluation.saved_predictions import file_stems
 from sightline.types import SampleKey
 from tests.command import run_here, succeed
-from tests.processes import ROOT
 from tests.runs.broken_off import run_forked
-from tests.runs.segments import make_parts, make_scenes
-from tests.runs.small import SMALL
+from tests.trained import copy_run
 
 VOTES = ("evaluate.votes=3", "transforms.vote=[{name: scale}]")
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_parts(tmp_path_factory.mktemp("kept"))
+    return copy_run("parts", tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("kept"))
+    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
 
 
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("kept") / "run"
-    config = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-    cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
-    succeed("train", config, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
-    return out
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
 
 
 def evaluate(run: Path, *words: object) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tests.command import run_here, succeed
 from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply
 from tests.data.clouds.modelnet_writers import CLASS_NAMES, prepare
 from tests.runs.small import ROOT, SMALL
+from tests.trained import copy_run
 
 CONFIGS = ROOT / "configs" / "classify"
 Scored = Callable[[Path], np.ndarray]
@@ -81,11 +82,7 @@ def assert_as_scored(document: dict[str, Any], expected: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PointNet on a few solids, with an evaluation transform."""
-    return trained(
-        tmp_path_factory.mktemp("predict") / "run",
-        "synthetic_shapes_pointnet",
-        "transforms.evaluate=[{name: sample_points, num_points: 24, order: first}]",
-    )
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
 
 
 @pytest.fixture(scope="module")

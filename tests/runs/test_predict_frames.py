@@ -25,8 +25,9 @@ from sightline.predict.depth_reader import DepthFrameOptions
 from sightline.tasks.supervised import CentreRefinement, Pose
 from sightline.types import ComponentConfig, SampleKey
 from tests.command import Outcome, refuse, run_here, succeed
-from tests.runs.poses import NUM_HANDS, hands, train_pose, train_refiner, write_frames
+from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
 from tests.runs.small import ROOT
+from tests.trained import copy_run
 
 CAMERA = ("camera.fx=241.42", "camera.fy=-241.42", "camera.u0=160", "camera.v0=120")
 ROUNDING_MM = 1e-3
@@ -36,7 +37,7 @@ Scored = Callable[..., np.ndarray]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_pose(tmp_path_factory.mktemp("poses") / "run")
+    return copy_run("pose", tmp_path_factory.mktemp("pose"))
 
 
 @pytest.fixture(scope="module")

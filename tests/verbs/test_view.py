@@ -17,17 +17,18 @@ from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here, succeed
-from tests.runs.segments import SCENES, make_parts, make_scenes
+from tests.runs.segments import SCENES
+from tests.trained import copy_run
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_parts(tmp_path_factory.mktemp("view"))
+    return copy_run("parts", tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("view"))
+    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
 
 
 def view(source: Path, out: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
@@ -125,15 +126,8 @@ def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: 
 
 
 def test_a_classifying_run_tells_the_class(parts: Path, tmp_path: Path) -> None:
-    config = tmp_path / "classes.yaml"
-    config.write_text(
-        "data: {name: synthetic_shapes, num_points: 32, train_size: 24, test_size: 12}\n"
-        "model: {name: pointnet_plain}\nlosses: [{name: cross_entropy}]\nmetrics: [{name: accuracy}]\n"
-        "optimizer: {name: adam, lr: 1e-3}\ntrain: {epochs: 1, batch_size: 8}\n"
-        "evaluate: {metric: overall_accuracy, select: test}\nlog: {tensorboard: false}\n"
-    )
-    succeed("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
-    succeed("view", tmp_path / "run", "--out", tmp_path / "seen", "--num", "12", "--json", tmp_path / "o.json")
+    run = copy_run("classify", tmp_path)
+    succeed("view", run, "--out", tmp_path / "seen", "--num", "24", "--json", tmp_path / "o.json")
     samples = json.loads((tmp_path / "o.json").read_text())["samples"]
     right = [sample["prediction"]["is_right"] for sample in samples]
     final = json.loads((tmp_path / "run" / "final.json").read_text())
