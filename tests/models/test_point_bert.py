@@ -38,7 +38,7 @@ from tests.layers import plain_point_bert as plain
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 from tests.marks import long_but
 
-# --- Point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what ---
+# --- point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what ------------
 
 
 LAYOUT = "lulutang0608_point_bert_cls"
@@ -335,7 +335,7 @@ def test_autocast_stays_near_full_precision() -> None:
     assert (rounded - exact).abs().mean() <= 0.1 * exact.abs().mean()
 
 
-# --- Point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ---
+# --- point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ------------
 
 
 def test_what_was_pretrained_for_classes_fits_by_name() -> None:

@@ -14,7 +14,7 @@ from sightline.models.pct import PCT
 from sightline.models.pointnet import PointNet, PointNetParts, TNet
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
 
-# --- PointNet against its published sizes, two public implementations, and the symmetries it claims ---
+# --- pointNet against its published sizes, two public implementations, and the symmetries it claims ------------------
 
 
 def test_alignment_starts_from_the_identity() -> None:
@@ -35,7 +35,7 @@ def test_features_are_not_turned_by_the_input_alignment() -> None:
     assert not torch.equal(moved, model(points=points, features=features + 1)["logits"])
 
 
-# --- PointNet for parts and scenes against its published sizes and the widely used code ---
+# --- pointNet for parts and scenes against its published sizes and the widely used code ------------------------------
 
 
 def test_features_of_parts_are_not_turned_by_the_input_alignment() -> None:
@@ -49,7 +49,7 @@ def test_features_of_parts_are_not_turned_by_the_input_alignment() -> None:
     assert not torch.equal(model(points=points, features=features + 1, category=category)["logits"], logits)
 
 
-# --- PointNet++ against its published sizes, the authors' port, and the symmetries it claims ---
+# --- pointNet++ against its published sizes, the authors' port, and the symmetries it claims -------------------------
 
 
 KINDS = pytest.mark.parametrize("kind", [PointNet2, PointNet2MultiScale])
@@ -70,7 +70,7 @@ def test_place_of_the_cloud_matters_only_through_its_last_layer(kind: type[nn.Mo
     torch.testing.assert_close(there, here, rtol=0, atol=1e-12)
 
 
-# --- PointNet++ for parts and scenes against its published sizes and the authors' port ---
+# --- pointNet++ for parts and scenes against its published sizes and the authors' port -------------------------------
 
 
 def test_fewer_points_than_samples_are_refused_with_the_number() -> None:
@@ -82,7 +82,7 @@ def test_fewer_points_than_samples_are_refused_with_the_number() -> None:
         PointNet2Scenes(num_classes=4, in_channels=3)(points=points)
 
 
-# --- DGCNN against its published size, the authors' code, and the symmetries it claims ---
+# --- DGCNN against its published size, the authors' code, and the symmetries it claims -------------------------------
 
 
 def small_dgcnn(**changes: int) -> DGCNN:
@@ -132,7 +132,7 @@ def test_dgcnn_meant_for_fewer_points_than_neighbours_is_refused() -> None:
         small_dgcnn(num_neighbours=10, neighbours_at=8)
 
 
-# --- DGCNN for parts and scenes against its published sizes and the authors' code ---
+# --- DGCNN for parts and scenes against its published sizes and the authors' code ------------------------------------
 
 
 def test_transform_starts_from_the_identity() -> None:
@@ -173,7 +173,7 @@ def test_a_place_that_no_channel_holds_is_refused() -> None:
         DGCNNScenes(num_classes=4, in_channels=3, first_graph="place")
 
 
-# --- PCT and its simpler forms against their published sizes, three public implementations, and what they ---
+# --- PCT and its simpler forms against their published sizes, three public implementations, and what they ------------
 
 
 def small_pct(**changes: Any) -> PCT:

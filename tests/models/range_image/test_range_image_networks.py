@@ -15,7 +15,7 @@ from sightline.models.darknet import Darknet
 from sightline.types import ComponentConfig
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
-# --- DeepLabV3: its published counts, the dilations of its blocks, its sizes ---
+# --- deepLabV3: its published counts, the dilations of its blocks, its sizes -----------------------------------------
 
 
 def test_stages_are_dilated_as_in_torchvision() -> None:
@@ -55,7 +55,7 @@ def test_a_training_batch_of_one_is_refused_with_a_reason() -> None:
     model.eval()(image=torch.randn(1, 5, 16, 64))
 
 
-# --- Darknet and RangeNet: their published counts, and the numbers of their authors' code ---
+# --- darknet and RangeNet: their published counts, and the numbers of their authors' code ----------------------------
 
 
 def count(model: torch.nn.Module) -> int:
@@ -90,7 +90,7 @@ def test_columns_that_cannot_be_halved_are_named() -> None:
         model(image=torch.zeros(1, 6, 16, 64))
 
 
-# --- SalsaNext: its published counts, and the numbers of its authors' code ---
+# --- salsaNext: its published counts, and the numbers of its authors' code -------------------------------------------
 
 
 def test_an_odd_width_is_refused() -> None:
@@ -103,7 +103,7 @@ def test_numbers_of_salsanext_are_those_of_the_authors_code(shared: Path) -> Non
     assert_parity(load_lidar_golden(shared, "salsanext"), "salsanext", ComponentConfig("salsanext", {}))
 
 
-# --- SqueezeSeg in both versions, with and without its CRF: published counts, and the numbers of the auth ---
+# --- squeezeSeg in both versions, with and without its CRF: published counts, and the numbers of the auth ------------
 
 
 @pytest.mark.shared
