@@ -116,6 +116,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "sightline.binding": {"Offer": "AvailableKeys"},
     "sightline.compress.search.base": {"Evaluator": "PolicyEvaluator"},
     "sightline.data.depth.depth_frames": {"FramePart": "FrameSplit"},
+    "sightline.doctor.context": {"Check": "Rule"},
     "sightline.engine.optimizers": {"Recipe": "OptimizerSpec"},
     "sightline.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
     "sightline.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
