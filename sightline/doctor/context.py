@@ -198,6 +198,11 @@ class Context:
         return FindingLocation(config_path=path, **more)
 
     @property
+    def is_fresh(self) -> bool:
+        """True for a model that neither weights nor a step has trained."""
+        return self.config.init is None and self.built.job.step == 0
+
+    @property
     def last_layer(self) -> str | None:
         """Name of the last module with direct parameters; None if there is none."""
         modules = self.built.job.model.named_modules()
@@ -206,8 +211,13 @@ class Context:
 
     def loss_path(self, name: str) -> str:
         """Return the dotted config path of the loss of this name."""
-        names = [component.name for component in self.config.losses]
-        return f"losses.{names.index(name)}" if name in names else "losses"
+        return get_loss_path(self.config, name)
+
+
+def get_loss_path(config: RunConfig, name: str) -> str:
+    """Return the dotted config path of the loss of this name."""
+    names = [component.name for component in config.losses]
+    return f"losses.{names.index(name)}" if name in names else "losses"
 
 
 @dataclass(frozen=True, kw_only=True)

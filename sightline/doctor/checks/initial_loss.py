@@ -91,11 +91,7 @@ def initial_loss(context: Context, step: DryRun) -> Iterator[Fault]:
         case = _make_case(context, component.name, batch, outputs)
         if case is not None:
             fault = _judge_definition(case) if component.name == "cross_entropy" else None
-            yield from [fault] if fault is not None else _start_faults(case) if _is_fresh(context) else []
-
-
-def _is_fresh(context: Context) -> bool:
-    return context.config.init is None and context.built.job.step == 0
+            yield from [fault] if fault is not None else _start_faults(case) if context.is_fresh else []
 
 
 def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
@@ -272,7 +268,7 @@ def initial_contrast(context: Context, step: DryRun) -> Iterator[Fault]:
         return
     for name, value in pair_losses(context, rows).items():
         fault = _judge_contrast(context, name, value, rows)
-        if fault is None and _is_fresh(context) and len(rows["first"]) >= _MIN_PAIRS:
+        if fault is None and context.is_fresh and len(rows["first"]) >= _MIN_PAIRS:
             fault = _judge_start_contrast(context, name, value, rows)
         if fault is not None:
             yield fault
@@ -356,7 +352,7 @@ def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
     It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets.
     """
     squares = loss.squares
-    if not _is_fresh(context) or not squares.zero > 0:
+    if not context.is_fresh or not squares.zero > 0:
         return None
     value, expected = squares.mean(squares.output), expected_mean_square(squares)
     size = value / squares.zero

@@ -27,6 +27,7 @@ from sightline.doctor.context import Context, JudgedMetric, check, metrics
 from sightline.doctor.core.dry_run import error_location, read_batch, step_keys
 from sightline.doctor.core.finding import Fault, FindingLocation
 from sightline.doctor.core.sample_statistics import class_axis, parts_by_category
+from sightline.doctor.oracles.results import FixedOutputs
 from sightline.engine.evaluate import BoundMetric
 from sightline.errors import summarise_error
 from sightline.metrics.base import Meter
@@ -42,16 +43,6 @@ class SyntheticBatch(NamedTuple):
 
     batch: Batch
     logits: Tensor
-
-
-class _StandIn:
-    """Stand-in for a model: returns the same logits for every input."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {"logits": self._logits}
 
 
 Predicted = tuple[Batch, Mapping[str, Any]]
@@ -122,7 +113,7 @@ def build_prediction_maker(context: Context) -> PredictionMaker | None:
     if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
         return None
     try:
-        context.built.job.task.predict(_StandIn(logits), dry_run.batch)  # type: ignore[arg-type]
+        context.built.job.task.predict(FixedOutputs({"logits": logits}), dry_run.batch)
     except Exception:  # noqa: BLE001 - a task that needs more than logits; `first-step` reports other reasons
         return None
     return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
@@ -168,7 +159,7 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
     """Return each batch with the task's predictions from its logits. Errors of the task pass through."""
     task = context.built.job.task
-    return [(item.batch, task.predict(_StandIn(item.logits), item.batch)) for item in sheets]  # type: ignore[arg-type]
+    return [(item.batch, task.predict(FixedOutputs({"logits": item.logits}), item.batch)) for item in sheets]
 
 
 def _make_partly_wrong(labels: list[int], rank: int) -> list[int]:

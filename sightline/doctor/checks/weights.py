@@ -276,7 +276,7 @@ def initial_weights(context: Context) -> Iterator[Fault]:
 
     Source: Glorot and Bengio 2010, eq. 12 and 16; He et al. 2015, eq. 10 and 14; LeCun et al. 1998, section 4.6.
     """
-    if context.config.init is not None or context.built.job.step > 0:
+    if not context.is_fresh:
         return
     modules = [(name, m) for name, m in context.built.job.model.named_modules() if isinstance(m, _LAYERS)]
     weights = [

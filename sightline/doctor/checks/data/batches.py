@@ -208,7 +208,7 @@ def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
     return field is not None and field.may_be_nan and math.isnan(value)
 
 
-def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
+def sample_of_element(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
     """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
     indices = batch.get("sample_index")
     if indices is None or not position:
@@ -261,7 +261,7 @@ class NonFiniteNumber(NamedTuple):
 
 
 def find_non_finite(
-    batch: Batch, keys: Iterable[str], may_be_nan: Callable[[str], bool] = lambda key: False
+    batch: Mapping[str, Any], keys: Iterable[str], may_be_nan: Callable[[str], bool] = lambda key: False
 ) -> Iterator[NonFiniteNumber]:
     """Find the first number that is not finite of each tensor under these keys; NaN is allowed where declared."""
     for key in keys:

@@ -364,7 +364,7 @@ def prior_bias(context: Context, assigned: AssignedBoxes) -> Fault | None:
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
     """
-    if context.config.init is not None or context.built.job.step:
+    if not context.is_fresh:
         return None
     head = context.config.model.arguments.get("head")
     prior = float(getattr(head, "arguments", {}).get("prior", _PRIOR))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import array_leaves
-from sightline.doctor.checks.data.batches import sample_of_element
+from sightline.doctor.checks.data.batches import find_non_finite, sample_of_element
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
 from sightline.doctor.core.finding import Finding, FindingLocation, gather_findings
@@ -139,22 +139,19 @@ def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[
 
 
 def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
-    for key in sorted(reads & batch.keys()):
-        for leaf, tensor in array_leaves(batch[key], key):
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-                index = sample_of_element(batch, tensor, position)
-                return _finding_stage(
-                    job,
-                    "data",
-                    f"'{key}' of the batch holds {float(tensor[position])}",
-                    causes=("data.corrupt_sample", "data.normalisation"),
-                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_describe_sample(job, index)}",
-                    expected="finite numbers in what model and losses read",
-                    action="repair or leave out the sample, or correct the transform that divides by zero",
-                    sample=index,
-                )
-    return None
+    number = next(find_non_finite(batch, sorted(reads & batch.keys())), None)
+    if number is None:
+        return None
+    return _finding_stage(
+        job,
+        "data",
+        f"'{number.key}' of the batch holds {number.value}",
+        causes=("data.corrupt_sample", "data.normalisation"),
+        measured=f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}",
+        expected="finite numbers in what model and losses read",
+        action="repair or leave out the sample, or correct the transform that divides by zero",
+        sample=number.sample,
+    )
 
 
 def _check_parameters(job: TrainState) -> Finding | None:
