@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.chart import ChartPanel, Series, render_svg
+from sightline.draw.charts import ChartPanel, Series, render_svg
 
 SHARES = (0.25, 0.5, 1.0)
 CONFIG = """base: {base}

@@ -14,7 +14,7 @@ from functools import partial
 from benchmarks import assignment, data, geometry, metrics, networks
 from sightline.bench.case import BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase
 from sightline.bench.suites import LIBRARY as INSTALLED
-from sightline.chart import ChartPanel, Series
+from sightline.draw.charts import ChartPanel, Series
 from sightline.errors import UserError
 
 AXES = ("points", "neighbours", "batch")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import Count
+from sightline.draw.pictures import Picture
 from sightline.engine.run_loading import TrainedRun
 from sightline.errors import DataError
 from sightline.losses.base import Loss
 from sightline.metrics.base import State
-from sightline.pictures import Picture
 from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch, DataInfo, Field, Sample, SampleKey

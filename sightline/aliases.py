@@ -27,6 +27,7 @@ _MERGED: Mapping[str, str] = {
     "sightline.compress.search.baselines": "nsga2",
     "sightline.compress.search.ddpg": "agent",
     "sightline.compress.search.knapsack": "sensitivity hybrid",
+    "sightline.describe.drawing": "figure",
     "sightline.geometry.boxes.overlaps": "box_coder",
     "sightline.geometry.boxes.priors": "affine anchor_fitting bags",
     "sightline.geometry.capsules": "capsule_kernels beams",
@@ -90,6 +91,9 @@ _MERGED: Mapping[str, str] = {
 """Module -> names that parts of it had as modules of the same folder."""
 
 MODULES: Mapping[str, str] = {
+    "sightline.box_pictures": "sightline.draw.boxes",
+    "sightline.chart": "sightline.draw.charts",
+    "sightline.compress.report": "sightline.studies.compression_report",
     "sightline.data.depth_files": "sightline.data.files.depth_files",
     "sightline.data.views": "sightline.data.store.views",
     "sightline.engine.conversion": "sightline.published.conversion",
@@ -98,6 +102,7 @@ MODULES: Mapping[str, str] = {
     "sightline.models.published": "sightline.published",
     "sightline.models.published.published": "sightline.published.translation",
     "sightline.models.published.published_files": "sightline.published.files",
+    "sightline.pictures": "sightline.draw.pictures",
     "sightline.predict.own_frames": "sightline.predict.depth_reader",
     "sightline.studies.train_run": "sightline.training.train_run",
     **{f"{path.rpartition('.')[0]}.{name}": path for path, names in _MERGED.items() for name in names.split()},
@@ -118,17 +123,17 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "sightline.data.depth.depth_frames": {"FramePart": "FrameSplit"},
     "sightline.doctor.context": {"Check": "Rule"},
     "sightline.engine.optimizers": {"Recipe": "OptimizerSpec"},
-    "sightline.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
-    "sightline.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
-    "sightline.layers.quantisation.activations": {"calibrated": "calibrate_activations"},
-    "sightline.metrics.base": {"fault_of_state": "find_state_fault", "fresh_state": "make_state"},
-    "sightline.models.detection.heads": {"at_priors": "flatten_to_priors"},
-    "sightline.pictures": {
+    "sightline.draw.pictures": {
         "colors_of": "label_colors",
         "in_space": "pad_to_3d",
         "ramp": "apply_colormap",
         "stretched": "normalize_to_uint8",
     },
+    "sightline.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
+    "sightline.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
+    "sightline.layers.quantisation.activations": {"calibrated": "calibrate_activations"},
+    "sightline.metrics.base": {"fault_of_state": "find_state_fault", "fresh_state": "make_state"},
+    "sightline.models.detection.heads": {"at_priors": "flatten_to_priors"},
     "sightline.predict.depth_reader": {"OwnFrames": "DepthFrameOptions"},
     "sightline.predict.predictor": {"not_finite": "refuse_non_finite"},
     "sightline.types": {

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, ClassVar, get_type_hints
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sightline.commands.data import DATA_COMMANDS
 from sightline.commands.fields import Command, CommandParameter
@@ -110,10 +110,7 @@ def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
         options = record.from_words(values)
         for variable, value in record.environment.items():
             os.environ.setdefault(variable, value)
-        module, function = options.function().split(".")
-        with gc_paused():
-            verb = importlib.import_module(f"sightline.verbs.{module}")
-        code: int = getattr(verb, function)(options, **settings)
+        code: int = _import_verb(options.function())(options, **settings)
         return code
 
     hints = get_type_hints(record)
@@ -124,10 +121,37 @@ def make_command(record: type[Command], **settings: Any) -> Callable[..., int]:
     return call
 
 
+class _WordsCommand(TyperCommand):
+    """Command whose help ends with rows that depend on the words before `--help`."""
+
+    help_rows: ClassVar[str]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["words"] = tuple(word for word in args if not word.startswith("-"))
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the rows, if any; without a word nothing is imported."""
+        title, rows = _import_verb(self.help_rows)(words) if (words := ctx.meta["words"]) else ("", [])
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 def _add_command(record: type[Command]) -> None:
     """Add a command to its group, with the options and arguments of its record."""
     group, _, name = record.name.rpartition(" ")
-    (_GROUPS[group] if group else app).command(name)(make_command(record))
+    cls = type("Help", (_WordsCommand,), {"help_rows": record.help_rows}) if record.help_rows else None
+    (_GROUPS[group] if group else app).command(name, cls=cls)(make_command(record))
+
+
+def _import_verb(name: str) -> Callable[..., Any]:
+    """Import a function of `sightline.verbs` by its module and name."""
+    module, function = name.split(".")
+    with gc_paused():
+        verb = importlib.import_module(f"sightline.verbs.{module}")
+    imported: Callable[..., Any] = getattr(verb, function)
+    return imported
 
 
 def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspect.Parameter:

@@ -182,7 +182,7 @@ class MetricMembers:
     )
     tables: Member[Function] = Member("`tables(state)`: name → plain values, kept in JSON", absent=None)
     pictures: Member[Function] = Member(
-        "`pictures(state)`: `sightline.pictures.Picture`s of the whole part, for TensorBoard and `predictions/`",
+        "`pictures(state)`: `sightline.draw.pictures.Picture`s of the whole part, for TensorBoard and `predictions/`",
         absent=None,
     )
 

@@ -258,7 +258,7 @@ class Registry:
             where = component.origins.get(name, _locate_key(component.location, name))
             if name in FACTS:
                 giver = "data set" if name in DATA_FACTS else "run"
-                yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here")
+                yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here{_hint_shares(name, entry)}")
             elif name in entry.block_facts:
                 yield ConfigFault(where, f"'{name}' is given by an earlier block; remove it here")
             elif name not in entry.parameters:
@@ -310,6 +310,13 @@ def _make_block(component: ComponentConfig, path: str, value: Any) -> ComponentC
     where = SourceLocation(named.source, named.line, below.path) if below.path else below
     arguments = {key: item for key, item in value.items() if key != "name"}
     return ComponentConfig(value["name"], arguments, location=where, origins=origins)
+
+
+def _hint_shares(name: str, entry: RegistryEntry) -> str:
+    """Return the arguments that set the parts of a data set, for a `split` given by hand; else an empty text."""
+    arguments = [f"data.{a}" for a in entry.arguments if a.startswith(("test", "validation", "split"))]
+    means = f"set by {', '.join(arguments)}" if arguments else "those of the files or of `data prepare`"
+    return f": a run opens every part itself; parts are {means}" if name == "split" else ""
 
 
 def _find_block_faults(

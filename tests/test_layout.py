@@ -27,9 +27,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # Rooms from the ground up: a room may import from those below it and from itself. `data` and `doctor` are built of
 # rooms of their own; what stands in one line is on one floor, where no room imports another.
 FLOORS = """
-aliases errors types arguments schema draws facts optional_members registry binding pictures box_pictures \
-plugins regular_files commands config numba_kernels module_hooks gc_pause chart pytree surrogates
-geometry
+aliases errors types arguments schema draws facts optional_members registry binding \
+plugins regular_files commands config numba_kernels instrument gc_pause pytree surrogates
+geometry draw
 layers transforms
 losses metrics models data.files
 data.store data.loading

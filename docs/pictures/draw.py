@@ -11,9 +11,9 @@ from sightline.data.depth.depth_frames import DepthFrames
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_hands import SyntheticBodies, SyntheticHands
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.geometry.pinhole import project_points, ring_cameras
 from sightline.geometry.rendering import Style, on_background, render_cloud
-from sightline.pictures import PALETTE, encode_png, label_colors, render_clouds
 from sightline.transforms.point_selection import SamplePoints
 from sightline.transforms.points import Rotate, Scale
 from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sightline.chart import ChartPanel
+from sightline.draw.charts import ChartPanel
 from sightline.errors import UserError
 from sightline.schema import suggest
 

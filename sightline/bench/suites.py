@@ -55,7 +55,10 @@ def _list_box_cases() -> list[BenchmarkCase]:
             baseline=implementation("plain", lambda sets: iou(sets["boxes"][:, None], sets["others"]), equal),
             variants=(implementation("sightline", lambda sets: pairwise_iou(sets["boxes"], sets["others"]), equal),),
         ),
-        _suppression_case("greedy", 10_000, equal, greedy_nms, greedy_nms_reference, threshold=0.5),
+        *(
+            _suppression_case(name, 10_000, equal, greedy_nms, greedy_nms_reference, num_classes, threshold=0.5)
+            for name, num_classes in (("greedy", 1), ("greedy_20_classes", 20), ("greedy_80_classes", 80))
+        ),
         *(
             _suppression_case(
                 f"soft_{name}",
@@ -72,15 +75,26 @@ def _list_box_cases() -> list[BenchmarkCase]:
     ]
 
 
-def _suppression_case(name: str, boxes: int, agrees: Any, form: Any, plain: Any, **limits: Any) -> BenchmarkCase:
+def _suppression_case(
+    name: str, boxes: int, agrees: Any, form: Any, plain: Any, num_classes: int = 1, **limits: Any
+) -> BenchmarkCase:
+    """Make a case of NMS; with classes, a plain loop of each class by itself stands beside the one of all."""
+
+    def run_by_class(inputs: dict[str, Any]) -> Any:
+        rows = [(inputs["labels"] == number).nonzero()[:, 0] for number in range(num_classes)]
+        parts = [row[plain(**{key: value[row] for key, value in inputs.items()}, **limits)] for row in rows]
+        kept = torch.cat(parts).sort().values
+        return kept[inputs["scores"][kept].argsort(descending=True, stable=True)]
+
+    by_class = (implementation("plain_loop_by_class", run_by_class, agrees),) if num_classes > 1 else ()
     return BenchmarkCase(
         suite="geometry",
         label=f"suppress_{name}_{{boxes}}",
         size={"boxes": boxes},
         quick={"boxes": 200},
-        make=_make_detections,
+        make=partial(_make_detections, num_classes=num_classes),
         baseline=implementation("plain_loop", lambda inputs: plain(**inputs, **limits), agrees),
-        variants=(implementation("sightline", lambda inputs: form(**inputs, **limits), agrees),),
+        variants=(*by_class, implementation("sightline", lambda inputs: form(**inputs, **limits), agrees)),
     )
 
 
@@ -101,11 +115,11 @@ def _make_box_sets(*, boxes: int, others: int) -> dict[str, Any]:
     return {"boxes": draw_people(boxes, 20, generator), "others": draw_people(others, 1, generator)}
 
 
-def _make_detections(*, boxes: int) -> dict[str, Any]:
+def _make_detections(*, boxes: int, num_classes: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(boxes, generator=generator)
-    labels = torch.zeros(boxes, dtype=torch.int64)
-    return {"boxes": draw_people(boxes, 20, generator), "scores": scores, "labels": labels}
+    people = draw_people(boxes, 20, generator)
+    return {"boxes": people, "scores": scores, "labels": torch.randint(0, num_classes, (boxes,), generator=generator)}
 
 
 # --- pictures and volumes --------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from sightline.engine.records import Observers, StepRecord
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import prepare_step, weighted_sum
 from sightline.engine.train import TrainState, train, train_step
+from sightline.instrument import record
 from sightline.models.crosspoint import CrossPoint
 from sightline.models.dgcnn import DGCNNEncoder
 from sightline.models.resnet import ResNet18Encoder
@@ -372,10 +373,10 @@ def _plain(job: TrainState) -> Run:
 def _network(job: TrainState) -> Run:
     """Make the same step from given gradients of the outputs: no assignment, no losses."""
     batch = _read_batch(job, 0)
-    outputs: dict[str, Tensor] = {}
     step = prepare_step(job.task, job.model.train(), [batch], World())
-    with job.model.register_forward_hook(lambda module, args, result: outputs.update(result)):
+    with record({"": job.model}, keep=("outputs",), each=None) as tape:
         means = step.loss_means(step.loss_sums(job.model))
+    outputs = tape.outputs[-1]
     gradients = torch.autograd.grad(weighted_sum(means, job.loss_weights_at(0)), [outputs["logits"], outputs["codes"]])
 
     def run() -> Tensor:

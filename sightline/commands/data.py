@@ -18,10 +18,11 @@ _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
 """Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
 
 
-class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare"):
+class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
     """Prepare a public data set.
 
-    Recognises its layout, verifies it, and writes it in a format that is fast to read. 'views' takes pictures that
+    Recognises its layout, verifies it, and writes it in a format that is fast to read; 'sightline data prepare NAME
+    --help' lists the options of a set. 'views' takes pictures that
     others rendered, CLASS/train/NAME.obj_whiteshaded_v0000.png, into a folder that data sets read images from
     (data.views=DIR): clouds=DIR names a prepared set, whose shapes alone are kept; also min_views=12 background=white
     size_px=96. Pictures with the same name belong to the same shape; shapes that lack pictures or a cloud are listed.

@@ -26,10 +26,8 @@ from sightline.compare.external_model import (
     prepare_foreign,
     translate_recording,
 )
-from sightline.compare.formats import FORMATS, TF32, Format
 from sightline.compare.layerwise import LayerComparison, compare_layerwise, differing_settings, find_module
-from sightline.compare.measure import Deviation, max_abs_difference
-from sightline.compare.recording import ModuleCall, Record, StepRecording, is_record, read_record
+from sightline.compare.recording import Record, StepRecording, is_record, read_record
 from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
 from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
 from sightline.config.run_config import to_plain
@@ -39,6 +37,9 @@ from sightline.engine.device import Precision
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.train import TrainState
 from sightline.errors import UserError
+from sightline.instrument import ModuleCall
+from sightline.instrument.formats import FORMATS, TF32, Format
+from sightline.instrument.judge import Deviation, max_abs_difference
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.pytree import tree_leaves
 from sightline.regular_files import parse_json, read_regular_file

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sightline.compare.formats import FORMATS
-from sightline.compare.recording import ModuleCall, Recorder, StepRecording
+from sightline.compare.recording import Recorder, StepRecording
 from sightline.errors import RunError, UserError
+from sightline.instrument import ModuleCall
+from sightline.instrument.formats import FORMATS
 from sightline.plugins import Plugin, run_file
 from sightline.pytree import tree_leaves, tree_map
 from sightline.schema import suggest
@@ -330,7 +331,7 @@ def prepare_foreign(
     root = recording.calls[0]
     mapping = match_keys(ours.state_dict(), theirs.state_dict(), keys)
     load_matched_weights(theirs, ours.state_dict(), mapping.pairs)
-    outputs = {path: tensor.shape for path, tensor in tree_leaves(root.made)}
+    outputs = {path: tensor.shape for path, tensor in tree_leaves(root.outputs)}
     return ExternalModel(theirs, outputs).double().train(), mapping
 
 
@@ -369,7 +370,7 @@ def _record_calls(foreign: ExternalModel, root: ModuleCall) -> tuple[list[Module
     """Record the calls of their network on our inputs; if it fails, the calls until then, and a note."""
     initial = {name: buffer.clone() for name, buffer in foreign.named_buffers()}
     recorder = Recorder(foreign, base=FORMATS[torch.float64], watches_formats=False, copies=False)
-    args, kwargs = tree_map(root.given, lambda _, t: t.double() if t.is_floating_point() else t)
+    args, kwargs = tree_map(root.inputs, lambda _, t: t.double() if t.is_floating_point() else t)
     note = ""
     try:
         with recorder.recording():
@@ -389,8 +390,8 @@ def _align_calls(
     modules = {name.rpartition(".")[0]: f"{_NETWORK}.{o}".rpartition(".")[0] for name, o in keys.pairs.items()}
     their_modules = set(modules.values())
     first, second = _innermost_calls(ours), _innermost_calls(theirs)
-    our_labels = [(modules[c.path], c.number) if c.path in modules else c.class_name for c in first]
-    their_labels = [(c.path, c.number) if c.path in their_modules else c.class_name for c in second]
+    our_labels = [(modules[c.path], c.call_index) if c.path in modules else c.class_name for c in first]
+    their_labels = [(c.path, c.call_index) if c.path in their_modules else c.class_name for c in second]
     matcher = SequenceMatcher(None, our_labels, their_labels, autojunk=False)
     pairs = []
     for block in matcher.get_matching_blocks():
@@ -406,21 +407,21 @@ def _innermost_calls(calls: Sequence[ModuleCall]) -> list[ModuleCall]:
 
 def _convert_call(our_call: ModuleCall, their_call: ModuleCall, buffers: Mapping[str, str]) -> ModuleCall | None:
     """Convert our call to the structure of their call; None if the tensors cannot correspond."""
-    input_pairs = _pair_tensors(our_call.given, their_call.given)
-    output_pairs = _pair_tensors(our_call.made, their_call.made, may_differ=True)
+    input_pairs = _pair_tensors(our_call.inputs, their_call.inputs)
+    output_pairs = _pair_tensors(our_call.outputs, their_call.outputs, may_differ=True)
     if input_pairs is None or output_pairs is None:
         return None
     changed = {f"{_NETWORK}.{buffers[name]}": values for name, values in our_call.buffers.items() if name in buffers}
     return replace(
         our_call,
         path=their_call.path,
-        number=their_call.number,
+        call_index=their_call.call_index,
         shown=our_call.name,
         parent=0,
-        given=_fill_tree(their_call.given, input_pairs),
-        made=_fill_tree(their_call.made, output_pairs),
-        to_given=_convert_gradients(our_call.to_given, input_pairs),
-        to_made=_convert_gradients(our_call.to_made, output_pairs),
+        inputs=_fill_tree(their_call.inputs, input_pairs),
+        outputs=_fill_tree(their_call.outputs, output_pairs),
+        input_gradients=_convert_gradients(our_call.input_gradients, input_pairs),
+        output_gradients=_convert_gradients(our_call.output_gradients, output_pairs),
         buffers=changed,
     )
 

@@ -14,17 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.float64_reference import (
-    LayerUnit,
-    MisalignedError,
-    Perturbation,
-    ReferenceResult,
-    collect_recorded,
-    run_reference,
-)
-from sightline.compare.formats import FORMATS, Format
-from sightline.compare.measure import MAX_ROUNDING_UNITS, Deviation, judge, sum_deviation
-from sightline.compare.recording import ModuleCall, StepRecording
+from sightline.compare.recording import StepRecording
 from sightline.compare.variants import (
     ModelVariant,
     backend_settings,
@@ -35,6 +25,17 @@ from sightline.compare.variants import (
 )
 from sightline.engine.train import TrainState
 from sightline.errors import RunError
+from sightline.instrument import ModuleCall
+from sightline.instrument.formats import FORMATS, Format
+from sightline.instrument.judge import MAX_ROUNDING_UNITS, Deviation, judge, sum_deviation
+from sightline.instrument.replay import (
+    LayerUnit,
+    MisalignedError,
+    Perturbation,
+    ReferenceResult,
+    collect_recorded,
+    replay,
+)
 from sightline.pytree import tree_leaves
 from sightline.types import Batch
 
@@ -197,16 +198,16 @@ class _StepComparison:
             return exact if is_same else (narrow_targets[0] if is_known else {}, exact[1])
 
         outputs = (counts if is_known else {}, contexts)
-        call = ModuleCall(TARGETS, 1, "", None, ((batch,), {}), self._recording.format, made=outputs)
+        call = ModuleCall(TARGETS, 0, "", None, ((batch,), {}), outputs, format=self._recording.format)
         yield LayerUnit(call, (), run, (), self._reference.model, "", self._reference.device)
 
     def _make_loss_unit(self, losses: Callable[..., Any], calls: Sequence[ModuleCall]) -> LayerUnit:
         recording = self._recording
         inputs: Any = (() if recording.prepared is None else recording.prepared, {})
-        call = ModuleCall(LOSS, 1, "", None, inputs, recording.format, made=recording.losses, began=self._last)
-        call.ended = self._last
-        if recording.losses["total"].numel() and any(nested.to_made for nested in calls):
-            call.to_made = {"total": torch.ones_like(recording.losses["total"])}
+        call = ModuleCall(LOSS, 0, "", None, inputs, recording.losses, format=recording.format)
+        call.began = call.ended = self._last
+        if recording.losses["total"].numel() and any(nested.output_gradients for nested in calls):
+            call.output_gradients = {"total": torch.ones_like(recording.losses["total"])}
         modules = tuple(self._modules[nested.path] for nested in calls)
         return LayerUnit(call, tuple(calls), losses, modules, nn.Module(), "", self._reference.device)
 
@@ -220,12 +221,12 @@ class _StepComparison:
         Returns the unit that was run, and its result. Raises RunError, which names the layer, if the reference fails.
         """
         try:
-            return unit, run_reference(unit)
+            return unit, replay(unit)
         except Exception as error:
             if isinstance(error, MisalignedError) or unit.inner:
                 opaque = self._make_opaque(unit)
                 with suppress(Exception):
-                    return opaque, run_reference(opaque)
+                    return opaque, replay(opaque)
             reason = " ".join(str(error).split())
             raise RunError(
                 f"{unit.call.name}: the reference fails on the variant's input: {type(error).__name__}: {reason}"
@@ -268,7 +269,7 @@ def _are_alike(contexts: Any, other_contexts: Any) -> bool:
 def _run_perturbed(unit: LayerUnit, nudge: Perturbation | None) -> ReferenceResult:
     """Run the reference with perturbed inputs; an empty result if it refuses them."""
     try:
-        return run_reference(unit, nudge)
+        return replay(unit, nudge)
     except Exception:  # noqa: BLE001 - for example a module that checks its inputs: such a draw shows nothing
         return ReferenceResult()
 

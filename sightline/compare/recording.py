@@ -1,8 +1,7 @@
 """Recording of one training step: inputs, outputs and their gradients of every module call.
 
-A module reads and returns tensors through views of their own (taps), so that the recorded gradient is that of this call
-alone, even if other modules read the same tensor. Buffers that a call changes (batch statistics) are recorded before
-and after. Tensors are recorded without copies, unless something overwrites one of them.
+Buffers that a call changes (batch statistics) are recorded before and after. Tensors are recorded without copies,
+unless something overwrites one of them.
 
 Recorded steps on disk: a folder with `record.json` and `tensors.safetensors`, without executable code.
 """
@@ -13,7 +12,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,49 +21,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compare.formats import FORMATS, TF32, Format, coarser, get_format
 from sightline.errors import RunError, UserError
 from sightline.geometry import packed as levels
-from sightline.module_hooks import module_hooks
-from sightline.pytree import tree_map
+from sightline.instrument import ModuleCall, Tape, record
+from sightline.instrument.formats import FORMATS, TF32, Format, coarser, result_format
+from sightline.pytree import join_path
 from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import RunDirectory
-
-
-@dataclass
-class ModuleCall:
-    """One call of a module: `number` counts the calls of this module from 1, `parent` is the enclosing call.
-
-    `given` is `(args, kwargs)`, `made` the result; `to_given` and `to_made` are the gradients of their tensors, by
-    path, from this call alone. `began` and `ended` are ticks of one clock over all calls. `buffers` are the changed
-    buffers, before and after. `format` is the coarsest number format inside. `shown` is the name to print if `path`
-    belongs to another network's module.
-    """
-
-    path: str
-    number: int
-    class_name: str
-    parent: int | None
-    given: Any
-    format: Format
-    made: Any = None
-    to_given: dict[str, Tensor] = field(default_factory=dict)
-    to_made: dict[str, Tensor] = field(default_factory=dict)
-    buffers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    random_state: Tensor | None = None
-    began: int = 0
-    ended: int = 0
-    shown: str = ""
-
-    @property
-    def name(self) -> str:
-        """The path, with the number of the call if it is not the first."""
-        if self.shown:
-            return self.shown
-        path = self.path or "(model)"
-        return path if self.number == 1 else f"{path} (call {self.number})"
 
 
 @dataclass
@@ -90,7 +54,7 @@ class OverwrittenError(RunError):
 
 
 class Recorder:
-    """Recorder of module calls by hooks on a model, or only on its modules `hooked`.
+    """Recorder of the calls of a model's modules, or only of its modules `hooked`.
 
     `copies` copies all tensors, for models that overwrite their own. `outside` is the coarsest format outside the
     model: that of the losses.
@@ -105,123 +69,62 @@ class Recorder:
         copies: bool,
         hooked: Sequence[str] | None = None,
     ) -> None:
-        self.calls: list[ModuleCall] = []
         self.outside = base
         self._base, self._watches, self._copies = base, watches_formats, copies
-        modules = dict(model.named_modules())
-        self._paths = {module: path for path, module in modules.items() if hooked is None or path in hooked}
-        self._numbers: dict[nn.Module, int] = {}
-        self._stack: list[int] = []
-        self._ticks = 0
-        self._is_on = False
+        self._tape = Tape()
+        self._modules = {path: m for path, m in model.named_modules() if hooked is None or path in hooked}
         self._recorded: list[tuple[Tensor, int]] = []
         self._buffers = {path: (b, b.detach().clone()) for path, b in model.named_buffers()}
+
+    @property
+    def calls(self) -> list[ModuleCall]:
+        return self._tape.calls
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Record the calls made in this context, and their gradients in a backward pass after it."""
-        self._is_on = True
-        formats = Formats(self._note_format) if self._watches else contextlib.nullcontext()
-        try:
-            with module_hooks(self._paths, self._enter, self._leave), formats:
-                yield
-        finally:
-            self._is_on = False
+        with record(
+            self._modules,
+            keep=("inputs", "outputs", "gradients"),
+            each=self._record_tensor,
+            enter=self._note_state,
+            leave=self._note_buffers,
+            operators=self._note_format if self._watches else None,
+        ) as self._tape:
+            yield
 
     def assert_whole(self) -> None:
         """Raise OverwrittenError if a tensor was overwritten since it was recorded."""
         if any(tensor._version != version for tensor, version in self._recorded):
             raise OverwrittenError("a tensor was overwritten after it was recorded")
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self._is_on:
-            return None
-        self._numbers[module] = self._numbers.get(module, 0) + 1
-        call = ModuleCall(
-            self._paths[module],
-            self._numbers[module],
-            type(module).__name__,
-            self._stack[-1] if self._stack else None,
-            tree_map((args, kwargs), self._record_tensor),
-            self._base,
-            random_state=torch.get_rng_state(),
-            began=self._tick(),
-        )
-        self._stack.append(len(self.calls))
-        self.calls.append(call)
-        return tree_map((args, kwargs), _make_tap(call.to_given))
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
-        if not self._is_on:
-            return None
-        call = self.calls[self._stack.pop()]
-        call.made = tree_map(outputs, self._record_tensor)
-        call.ended = self._tick()
-        self._note_buffers(call, module)
-        return tree_map(outputs, _make_tap(call.to_made))
-
-    def _tick(self) -> int:
-        self._ticks += 1
-        return self._ticks
-
-    def _record_tensor(self, path: str, tensor: Tensor) -> Tensor:
+    def _record_tensor(self, tensor: Tensor) -> Tensor:
         detached = tensor.detach()
         if self._copies:
             return detached.clone()
         self._recorded.append((detached, detached._version))
         return detached
 
-    def _note_buffers(self, call: ModuleCall, module: nn.Module) -> None:
-        path = self._paths[module]
-        for name, _ in module.named_buffers():
-            full_name = f"{path}.{name}" if path else name
+    def _note_state(self, call: ModuleCall, *_: Any) -> None:
+        call.format, call.random_state = self._base, torch.get_rng_state()
+
+    def _note_buffers(self, call: ModuleCall, module: nn.Module, *_: Any) -> None:
+        for name, _buffer in module.named_buffers():
+            full_name = join_path(call.path, name)
             buffer, previous = self._buffers[full_name]
             if not torch.equal(buffer, previous):  # torch's batch norm writes without counting a version
                 current = buffer.detach().clone()
                 call.buffers[full_name] = (previous, current)
                 self._buffers[full_name] = (buffer, current)
 
-    def _note_format(self, format_: Format) -> None:
-        for index in self._stack:
+    def _note_format(self, innermost: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        format_ = result_format(operator, result)
+        if format_ is None:
+            return
+        for index in self._tape.running:
             self.calls[index].format = coarser(self.calls[index].format, format_)
-        if not self._stack:
+        if innermost is None:
             self.outside = coarser(self.outside, format_)
-
-
-def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
-    """Return a function that replaces a tensor by a view and stores the view's gradient in `gradients`, by path."""
-
-    def tap(path: str, tensor: Tensor) -> Tensor:
-        if not tensor.requires_grad or not torch.is_grad_enabled():
-            return tensor
-        view = tensor.view_as(tensor)
-        view.register_hook(lambda gradient: gradients.__setitem__(path, gradient.detach()))
-        return view
-
-    return tap
-
-
-class Formats(TorchDispatchMode):
-    """Mode that reports the format of every operator's result, and TF32 for products that may round to it."""
-
-    def __init__(self, report: Callable[[Format], None]) -> None:
-        super().__init__()
-        self._report = report
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point():
-            self._report(get_format(result.dtype))
-            if result.is_cuda and result.dtype == torch.float32 and _may_be_tf32(func):
-                self._report(TF32)
-        return result
-
-
-def _may_be_tf32(func: Any) -> bool:
-    name = func.overloadpacket.__name__
-    if "conv" in name:
-        return bool(torch.backends.cudnn.allow_tf32)
-    return name in ("mm", "addmm", "bmm", "baddbmm") and bool(torch.backends.cuda.matmul.allow_tf32)
 
 
 _DOCUMENT, _TENSORS = "record.json", "tensors.safetensors"
@@ -231,6 +134,14 @@ _NESTS = {"Edges": levels.Edges, "Level": levels.PyramidLevel, "Spread": levels.
 _NAMES = {kind: name for name, kind in _NESTS.items()}
 _KEYS = {"neighbours": "near", "downsampling": "down", "interpolation": "up", "fine_points": "finer"}
 """Fields of these dataclasses that have another key in a record."""
+_TREE_KEYS = {
+    "inputs": "given",
+    "outputs": "made",
+    "input_gradients": "to_given",
+    "output_gradients": "to_made",
+    "buffers": "buffers",
+}
+"""Fields of a call that are trees, and their keys in a record."""
 _FORMATS = {format_.name: format_ for format_ in (*FORMATS.values(), TF32)}
 
 
@@ -324,10 +235,9 @@ class Writer:
         self._alive: list[Tensor] = []
 
     def call(self, call: ModuleCall) -> dict[str, Any]:
-        plain = {"path": call.path, "number": call.number, "class_name": call.class_name, "parent": call.parent}
+        plain = {"path": call.path, "number": call.call_index + 1, "class_name": call.class_name, "parent": call.parent}
         plain |= {"format": call.format.name, "began": call.began, "ended": call.ended}
-        nests = {key: self.nest(getattr(call, key)) for key in ("given", "made", "to_given", "to_made", "buffers")}
-        return plain | nests
+        return plain | {key: self.nest(getattr(call, name)) for name, key in _TREE_KEYS.items()}
 
     def nest(self, value: Any) -> Any:
         """Encode a tree: tensors as {"tensor": number}; dicts, lists, tuples and known dataclasses by their kind."""
@@ -367,9 +277,9 @@ class _Reader:
         self._tensors = tensors
 
     def call(self, plain: Mapping[str, Any]) -> ModuleCall:
-        trees = {key: self.nest(plain[key]) for key in ("given", "made", "to_given", "to_made", "buffers")}
-        attributes = {key: plain[key] for key in ("path", "number", "class_name", "parent", "began", "ended")}
-        return ModuleCall(**attributes, **trees, format=_FORMATS[plain["format"]])
+        trees = {name: self.nest(plain[key]) for name, key in _TREE_KEYS.items()}
+        attributes = {key: plain[key] for key in ("path", "class_name", "parent", "began", "ended")}
+        return ModuleCall(call_index=plain["number"] - 1, **attributes, **trees, format=_FORMATS[plain["format"]])
 
     def nest(self, value: Any) -> Any:
         ((kind, content),) = list(value.items())[:1]

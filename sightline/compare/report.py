@@ -8,25 +8,24 @@ Matrix of one recipe over number formats, devices and kernels: loss, time and me
 from __future__ import annotations
 
 import contextlib
-import html
+import dataclasses
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import torch
 
-from sightline.chart import ChartPanel, Series, render_svg
 from sightline.compare.comparison import ComparisonSubject, VariantComparison
 from sightline.compare.layerwise import LayerComparison
-from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.compare.steps import losses_over_steps
 from sightline.compare.variants import ModelVariant, deterministic_copy
 from sightline.config.run_config import Cudnn
+from sightline.draw.charts import ChartPanel, Series
+from sightline.draw.page import PageChart, PageTable, PageText, render_page
 from sightline.engine.device import Precision
+from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.layers.batch_norm import disable_cudnn_batch_norm
 
 _MIN_RATIO = 1e-3
@@ -36,21 +35,18 @@ _MAX_RATIO = 1e12
 
 def encode_comparison_page(comparison: VariantComparison, *, title: str) -> str:
     """Encode the page: verdict, plot of every layer's ratio in order, losses over steps, and table."""
-    rows = "".join(_table_row(row) for row in comparison.rows)
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in comparison.notes)
-    page = resources.files("sightline.compare").joinpath("page.html").read_text(encoding="utf-8")
-    content = {
-        "ROWS": rows,
-        "NOTES": notes,
-        "FIGURE": comparison_svg(comparison),
-        "VARIANT": html.escape(f"{comparison.variant}, against {comparison.reference}"),
-        "VERDICT": html.escape(verdict(comparison)),
-        "TITLE": html.escape(title),
-    }
-    for mark in content:
-        assert f"%{mark}%" in page, f"page.html has lost its place for {mark}"
-    # in one pass, so that nothing inserted is taken for a mark
-    return re.sub(f"%({'|'.join(content)})%", lambda match: content[match[1]], page)
+    head = ("layer", "class", "pass", "tensor", "units of rounding", "error / largest", "tolerated", "")
+    marked = [index for index, row in enumerate(comparison.rows) if row.is_guilty]
+    return render_page(
+        title,
+        [
+            PageText("strong", [verdict(comparison)]),
+            PageText("plain", [f"{comparison.variant}, against {comparison.reference}"]),
+            PageChart([_comparison_panels(comparison)]),
+            PageText("notes", comparison.notes),
+            PageTable(head, [_table_row(row) for row in comparison.rows], marked, is_numeric=False),
+        ],
+    )
 
 
 def verdict(comparison: VariantComparison) -> str:
@@ -80,9 +76,9 @@ def describe_row(row: LayerComparison) -> str:
     return f"{row.layer}{kind}{where}, {row.which} pass, {row.what}: {description}"
 
 
-def comparison_svg(comparison: VariantComparison) -> str:
-    """Render an SVG: every row's units of rounding with the bound, in order of execution, and losses over steps."""
-    panels: list[ChartPanel | None] = []
+def _comparison_panels(comparison: VariantComparison) -> list[ChartPanel]:
+    """Make panels: every row's units of rounding with the bound, in order of execution, and losses over steps."""
+    panels = []
     for which in ("forward", "backward"):
         rows = [row for row in comparison.rows if row.which == which]
         if rows:
@@ -97,7 +93,7 @@ def comparison_svg(comparison: VariantComparison) -> str:
             Series("what rounding explains", tuple(zip(map(float, steps), bound, strict=True))),
         )
         panels.append(ChartPanel("losses over optimiser steps", "step", series, x_scale="linear"))
-    return render_svg([panels]) if panels else ""
+    return panels
 
 
 def _ratio_panel(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
@@ -109,13 +105,11 @@ def _ratio_panel(which: str, rows: Sequence[LayerComparison]) -> ChartPanel:
     return ChartPanel(f"{which} pass", "layers in the order of execution", series, x_scale="linear")
 
 
-def _table_row(row: LayerComparison) -> str:
+def _table_row(row: LayerComparison) -> list[str]:
     deviation = row.deviation
     ratio = "beyond measure" if deviation.ratio >= INFINITE_RATIO else f"{deviation.ratio:.3g}"
     cells = [row.layer, row.class_name, row.which, row.what, ratio, f"{deviation.relative_error:.2e}"]
-    cells += [f"{deviation.relative_bound:.2e}", _remark(row)]
-    marked = ' class="wrong"' if row.is_guilty else ""
-    return f"<tr{marked}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>\n"
+    return [*cells, f"{deviation.relative_bound:.2e}", _remark(row)]
 
 
 def _remark(row: LayerComparison) -> str:
@@ -159,12 +153,8 @@ class CellResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain values for JSON; `status` is `ran` or `not available`, never `passed`."""
-        cell = self.cell
         return {
-            "precision": cell.precision,
-            "device": cell.device,
-            "cudnn": cell.cudnn,
-            "tf32": cell.tf32,
+            **dataclasses.asdict(self.cell),
             "status": "ran" if self.losses is not None else NOT_AVAILABLE,
             "why_not": self.why_not,
             "losses": None if self.losses is None else {str(step): loss for step, loss in self.losses.items()},

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 import sightline.compare.repro_script as script
 from sightline.compare.comparison import VariantComparison
-from sightline.compare.formats import FORMATS
 from sightline.compare.layerwise import LOSS, LayerComparison, find_module
 from sightline.compare.recording import Writer
 from sightline.config import RunConfig, render_config
 from sightline.config.run_config import to_plain
 from sightline.errors import UserError
+from sightline.instrument.formats import FORMATS
 from sightline.pytree import tree_leaves
 
 
@@ -120,20 +120,20 @@ def _describe_call(row: LayerComparison, writer: Writer) -> dict[str, Any]:
     nested = [
         {
             "path": inner_call.path.removeprefix(prefix),
-            "made": writer.nest(inner_call.made),
-            "learns": bool(inner_call.to_made),
+            "made": writer.nest(inner_call.outputs),
+            "learns": bool(inner_call.output_gradients),
         }
         for inner_call in unit.inner
     ]
-    paths = {path for path, _ in tree_leaves(unit.call.made)}
-    gradients: dict[str, Tensor] = {path: g for path, g in unit.call.to_made.items() if path in paths}
+    paths = {path for path, _ in tree_leaves(unit.call.outputs)}
+    gradients: dict[str, Tensor] = {path: g for path, g in unit.call.output_gradients.items() if path in paths}
     return {
         "layer": row.layer,
         "pass": row.which,
         "what": row.what,
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
-        "given": writer.nest(unit.call.given),
+        "given": writer.nest(unit.call.inputs),
         "inner": nested,
         "arriving": {path: writer.nest(gradient)["tensor"] for path, gradient in gradients.items()},
     }

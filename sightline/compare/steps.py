@@ -13,7 +13,7 @@ either is right.
 
 Perturbed values do not show the error of long sums: torch's float32 batch norm on a CPU adds row by row if channels
 come last, and over 340,000 rows, layer after layer, the first gradient of a V2V network deviates by 1 %. So the later
-runs compute their batch norms that way (`measure.py`), if the earlier ones do not explain everything.
+runs compute their batch norms that way (`instrument/judge.py`), if the earlier ones do not explain everything.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from sightline.compare.float64_reference import PerturbedOperations, perturb_with_gradient
-from sightline.compare.formats import Float32Draws, Float64Convolutions, Format, get_format
-from sightline.compare.measure import MAX_ROUNDING_UNITS, use_sequential_batch_norm
 from sightline.compare.variants import ModelVariant, backend_settings, prepare_in_format
 from sightline.engine.distributed import World
 from sightline.engine.optimizers import OptimizerSpec
 from sightline.engine.step import with_prepare
 from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
+from sightline.instrument import record
+from sightline.instrument.float64 import Float32Draws, Float64Convolutions
+from sightline.instrument.formats import Format, get_format
+from sightline.instrument.judge import MAX_ROUNDING_UNITS, use_sequential_batch_norm
+from sightline.instrument.replay import PerturbedOperations, perturb_with_gradient
 from sightline.pytree import tree_map
 from sightline.types import Batch
 
@@ -230,19 +232,13 @@ class _NoClock:
         return
 
 
-@contextmanager
-def _perturb_outputs(model: nn.Module, noise: _Noise | None) -> Iterator[None]:
-    def move(module: nn.Module, args: Any, outputs: Any) -> Any:
-        assert noise is not None
-        return tree_map(outputs, lambda _, tensor: noise.perturb_output(tensor))
-
-    innermost = [module for module in model.modules() if module is model or not list(module.children())]
-    handles = [] if noise is None else [module.register_forward_hook(move) for module in innermost]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _perturb_outputs(model: nn.Module, noise: _Noise | None) -> AbstractContextManager[Any]:
+    if noise is None:
+        return nullcontext()
+    innermost = {
+        path: module for path, module in model.named_modules() if module is model or not list(module.children())
+    }
+    return record(innermost, leave=lambda *called: tree_map(called[-1], lambda _, tensor: noise.perturb_output(tensor)))
 
 
 def _is_beyond(difference: float, bound: float) -> bool:

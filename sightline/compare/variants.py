@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.formats import Format, get_format
 from sightline.compare.recording import OverwrittenError, Recorder, StepRecording
 from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
 from sightline.engine.train import TrainState
+from sightline.instrument.formats import Format, get_format
 from sightline.pytree import tree_map
 from sightline.types import Batch
 

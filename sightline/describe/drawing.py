@@ -1,19 +1,223 @@
-"""SVG drawing of a figure: boxes in a column in order of execution, arrows, and lanes for skip connections."""
+"""Drawing of a model from its trace.
+
+Figure: module calls as boxes or as frames around others, and arrows between boxes.
+
+SVG drawing of a figure: boxes in a column in order of execution, arrows, and lanes for skip connections.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from sightline.describe.figure import Arrow, Figure, FigureBox
-from sightline.describe.trace import Node, Shape
+from sightline.describe.trace import Edge, Node, Shape, Trace
+from sightline.draw.charts import Drawing
+
+_MAX_BOXES = 24
+"""Maximum number of boxes of a drawing without a given depth."""
+
+_MAX_SHAPES = 2
+
+
+@dataclass(frozen=True)
+class FigureBox:
+    """Box of the figure: a call, an input, a join or an output; `frames` are the calls around it, outermost first.
+
+    It represents `times` equal calls in a row, the last with the path `last_path`. `parameters` and `macs` are those of
+    everything inside one of them, for one batch.
+    """
+
+    node: Node
+    frames: tuple[int, ...]
+    parameters: int
+    macs: int
+    outputs: tuple[Shape, ...]
+    times: int = 1
+    last_path: str = ""
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """Arrow between two boxes (indices into `Figure.boxes`): shapes at the target, and functions passed."""
+
+    source: int
+    target: int
+    shapes: tuple[Shape, ...]
+    through: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Figure: boxes in order of execution, arrows between them, and calls drawn as frames (by index in the trace)."""
+
+    boxes: tuple[FigureBox, ...]
+    arrows: tuple[Arrow, ...]
+    frames: dict[int, Node]
+
+
+def build_figure(trace: Trace, *, depth: int | None = None) -> Figure:
+    """Build the figure of a trace, with calls down to `depth` (1: those of the model's own forward).
+
+    Without `depth`, calls are expanded level by level while there are few boxes. Calls that readers regard as one step
+    stay closed: those with one inner call, or with a single inner call that multiplies. Equal calls in a row, each with
+    only the previous one as input, are one box.
+    """
+    tree = _Tree(trace)
+    opened = tree.expand_to_depth(depth) if depth is not None else tree.expand_automatically()
+    indices, boxes = tree.boxes(opened)
+    shown = {index: number for number, index in enumerate(indices)}
+    edges: dict[tuple[int, int], list[Edge]] = {}
+    for edge in trace.edges:
+        source, target = tree.source_box(edge, opened, shown), tree.target_box(edge, opened, shown)
+        if source is not None and target is not None and source < target:
+            edges.setdefault((source, target), []).append(edge)
+    arrows = [_make_arrow(source, target, box_edges) for (source, target), box_edges in edges.items()]
+    folded_boxes, folded_arrows = _merge_equal_boxes(boxes, arrows)
+    used = {frame for box in folded_boxes for frame in box.frames}
+    return Figure(tuple(folded_boxes), tuple(folded_arrows), {index: trace.nodes[index] for index in sorted(used)})
+
+
+def _make_arrow(source: int, target: int, edges: list[Edge]) -> Arrow:
+    """Make the arrow of these edges, from those into their first target; without indices if there are values."""
+    first = [edge for edge in edges if edge.target == edges[0].target]
+    shown = [edge for edge in first if edge.is_real] or first
+    shapes = tuple(dict.fromkeys(edge.shape for edge in shown))
+    return Arrow(source, target, shapes[:_MAX_SHAPES], shown[0].through)
+
+
+class _Tree:
+    """Tree of the calls of a trace."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.nodes = trace.nodes
+        self.children: list[list[int]] = [[] for _ in self.nodes]
+        self.parameters = [node.parameters for node in self.nodes]
+        self.macs = [node.macs for node in self.nodes]
+        self.layers = [int(node.kind == "call" and node.macs > 0) for node in self.nodes]
+        for index in reversed(range(len(self.nodes))):
+            parent = self.nodes[index].parent
+            if parent is None:
+                continue
+            if not self.nodes[index].is_transparent:
+                self.children[parent].insert(0, index)
+            for totals in (self.parameters, self.macs, self.layers):
+                totals[parent] += totals[index]
+        self.roots = [index for index, node in enumerate(self.nodes) if node.parent is None]
+
+    def expand_to_depth(self, depth: int) -> set[int]:
+        return {i for i, node in enumerate(self.nodes) if node.depth < depth and self._has_calls(i)}
+
+    def expand_automatically(self) -> set[int]:
+        opened = {index for index in self.roots if self._has_calls(index)}
+        while True:
+            level = {
+                child
+                for index in opened
+                for child in self.children[index]
+                if child not in opened and self.layers[child] > 1 and self._is_worth_opening(child)
+            }
+            if not level or len(self.visible(opened | level)) > _MAX_BOXES:
+                return opened
+            opened |= level
+
+    def visible(self, opened: set[int]) -> list[int]:
+        """List the nodes that are boxes, in order."""
+
+        def walk(index: int) -> list[int]:
+            if index not in opened:
+                return [index]
+            return [inner for child in self.children[index] for inner in walk(child)]
+
+        return [inner for root in self.roots for inner in walk(root)]
+
+    def boxes(self, opened: set[int]) -> tuple[list[int], list[FigureBox]]:
+        indices = self.visible(opened)
+        boxes = [
+            FigureBox(
+                self.nodes[index],
+                tuple(frame for frame in self._parents(index) if self.nodes[frame].parent is not None),
+                self.parameters[index],
+                self.macs[index],
+                tuple(shape for _, shape in self.nodes[index].outputs),
+            )
+            for index in indices
+        ]
+        return indices, boxes
+
+    def source_box(self, edge: Edge, opened: set[int], shown: dict[int, int]) -> int | None:
+        """Find the source box of an edge; for a tensor passed through an expanded call, the last box in it."""
+        index: int = edge.source
+        while index in opened:
+            if not self.children[index]:
+                return None
+            index = self.children[index][-1]
+        return self._box(index, shown)
+
+    def target_box(self, edge: Edge, opened: set[int], shown: dict[int, int]) -> int | None:
+        """Find the target box of an edge; None for an expanded call, whose inner boxes have their own arrows."""
+        return None if edge.target in opened else self._box(edge.target, shown)
+
+    def _box(self, index: int | None, shown: dict[int, int]) -> int | None:
+        while index is not None and index not in shown:
+            index = self.nodes[index].parent
+        return None if index is None else shown[index]
+
+    def _parents(self, index: int) -> list[int]:
+        parents: list[int] = []
+        parent = self.nodes[index].parent
+        while parent is not None:
+            parents.insert(0, parent)
+            parent = self.nodes[parent].parent
+        return parents
+
+    def _is_worth_opening(self, index: int) -> bool:
+        """Return True for several inner calls, or for any if this is its caller's only call."""
+        parent = self.nodes[index].parent
+        is_only_one = parent is not None and len(self._calls(parent)) == 1
+        return len(self._calls(index)) >= (1 if is_only_one else 2)
+
+    def _has_calls(self, index: int) -> bool:
+        return bool(self._calls(index))
+
+    def _calls(self, index: int) -> list[int]:
+        return [child for child in self.children[index] if self.nodes[child].kind == "call"]
+
+
+def _merge_equal_boxes(boxes: Sequence[FigureBox], arrows: Sequence[Arrow]) -> tuple[list[FigureBox], list[Arrow]]:
+    """Merge runs of equal boxes into one box each."""
+    leaving: dict[int, list[int]] = {}
+    entering: dict[int, list[int]] = {}
+    for arrow in arrows:
+        leaving.setdefault(arrow.source, []).append(arrow.target)
+        entering.setdefault(arrow.target, []).append(arrow.source)
+    merged: list[FigureBox] = []
+    merged_index: list[int] = []
+    for index, box in enumerate(boxes):
+        is_chained = index > 0 and leaving.get(index - 1) == [index] and entering.get(index) == [index - 1]
+        if is_chained and _is_alike(boxes[index - 1], box):
+            merged[-1] = replace(merged[-1], times=merged[-1].times + 1, last_path=box.node.path)
+        else:
+            merged.append(box)
+        merged_index.append(len(merged) - 1)
+    merged_arrows = [replace(a, source=merged_index[a.source], target=merged_index[a.target]) for a in arrows]
+    return merged, [arrow for arrow in merged_arrows if arrow.source != arrow.target]
+
+
+def _is_alike(first: FigureBox, second: FigureBox) -> bool:
+    return first.node.kind == "call" and _appearance(first) == _appearance(second)
+
+
+def _appearance(box: FigureBox) -> tuple[object, ...]:
+    node = box.node
+    shapes = tuple(shape for _, shape in node.inputs)
+    return (node.kind, node.class_name, shapes, box.outputs, box.parameters, box.macs, box.frames, node.shared)
+
 
 _WIDTH, _MARGIN, _INSET = 300, 26, 14
 _GAP, _TITLE_PX, _FRAME_END = 34, 22, 10
 _STUB, _LANE = 108, 20
 _HEAD = 74
-_FONT = "font-family='Helvetica Neue, Helvetica, Arial, sans-serif'"
+_FONT = "Helvetica Neue, Helvetica, Arial, sans-serif"
 _INK, _MUTED, _LINE, _FRAME = "#27313d", "#6b7785", "#4a5563", "#c3ccd6"
 _LOOKS = {
     "input": ("#e8f5ec", "#3fa66b"),
@@ -79,37 +283,16 @@ def short_number(number: float) -> str:
     return f"{number:.3g}"
 
 
-@dataclass
-class _Page:
-    """SVG elements in drawing order."""
+class _Page(Drawing):
+    """Drawing with the texts, rectangles and arrows of a figure."""
 
-    pieces: list[str] = field(default_factory=list)
+    def text(self, x: float, y: float, text: str, **style: object) -> None:
+        style = {"font_size": 11, "fill": _INK, "text_anchor": "start"} | style
+        self.add("text", text, x=float(x), y=float(y), **style)
 
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: float = 11,
-        ink: str = _INK,
-        anchor: str = "start",
-        bold: bool = False,
-    ) -> None:
-        weight = " font-weight='600'" if bold else ""
-        self.pieces.append(
-            f"<text x='{x:g}' y='{y:g}' font-size='{size:g}' fill='{ink}' text-anchor='{anchor}'{weight}>"
-            f"{html.escape(text)}</text>"
-        )
-
-    def rectangle(
-        self, x: float, y: float, width: float, height: float, *, radius: float, fill: str, line: str, dash: str = ""
-    ) -> None:
-        dashes = f" stroke-dasharray='{dash}'" if dash else ""
-        self.pieces.append(
-            f"<rect x='{x:g}' y='{y:g}' width='{width:g}' height='{height:g}' rx='{radius:g}' fill='{fill}' "
-            f"stroke='{line}' stroke-width='1.2'{dashes}/>"
-        )
+    def rectangle(self, x: float, y: float, width: float, height: float, radius: float, **style: object) -> None:
+        size = {"width": float(width), "height": float(height), "rx": float(radius)}
+        self.add("rect", x=float(x), y=float(y), **size, stroke_width=1.2, **style)
 
     def path(self, points: Sequence[tuple[float, float]], *, ink: str, has_head: bool) -> None:
         """Draw a line through these points with rounded corners and, with `has_head`, an arrow head at its end."""
@@ -118,29 +301,20 @@ class _Page:
             start, end = _round_corner(corner, previous), _round_corner(corner, following)
             commands.append(f"L{start[0]:g} {start[1]:g} Q{corner[0]:g} {corner[1]:g} {end[0]:g} {end[1]:g}")
         commands.append(f"L{points[-1][0]:g} {points[-1][1]:g}")
-        self.pieces.append(f"<path d='{' '.join(commands)}' fill='none' stroke='{ink}' stroke-width='1.3'/>")
+        self.add("path", d=" ".join(commands), fill="none", stroke=ink, stroke_width=1.3)
         if has_head:
-            self._head(points[-2], points[-1], ink)
+            (x, y), is_down = points[-1], points[-2][0] == points[-1][0]
+            back = [(x - 3.6, y - 7), (x + 3.6, y - 7)] if is_down else [(x + 7, y - 3.2), (x + 7, y + 3.2)]
+            self.add("polygon", points=" ".join(f"{a:g},{b:g}" for a, b in [(x, y), *back]), fill=ink)
 
     def document(self, width: float, height: float, title: str, subtitle: str) -> str:
-        self.text(_MARGIN, 32, title, size=18, bold=True)
-        self.text(_MARGIN, 52, subtitle, size=11.5, ink=_MUTED)
-        self.text(_MARGIN, height - 14, _LEGEND, size=10, ink=_MUTED)
-        body = "\n".join(self.pieces)
-        return (
-            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width:g} {height:g}' width='{width:g}' "
-            f"height='{height:g}' role='img' {_FONT}>\n<title>{html.escape(title)}</title>\n"
-            f"<desc>{html.escape(subtitle)}</desc>\n"
-            f"<rect width='100%' height='100%' fill='#ffffff'/>\n{body}\n</svg>\n"
-        )
-
-    def _head(self, previous: tuple[float, float], tip: tuple[float, float], ink: str) -> None:
-        x, y = tip
-        if previous[0] == x:
-            corners = f"{x:g},{y:g} {x - 3.6:g},{y - 7:g} {x + 3.6:g},{y - 7:g}"
-        else:
-            corners = f"{x:g},{y:g} {x + 7:g},{y - 3.2:g} {x + 7:g},{y + 3.2:g}"
-        self.pieces.append(f"<polygon points='{corners}' fill='{ink}'/>")
+        self.text(_MARGIN, 32, title, font_size=18, font_weight=600)
+        self.text(_MARGIN, 52, subtitle, font_size=11.5, fill=_MUTED)
+        self.text(_MARGIN, height - 14, _LEGEND, font_size=10, fill=_MUTED)
+        head = Drawing()
+        head.add("title", title)
+        head.add("desc", subtitle)
+        return self.encode(float(width), float(height), head.elements, role="img", font_family=_FONT)
 
 
 _LEGEND = "B: samples in a batch. In a box, right: parameters, multiply-accumulates per sample."
@@ -217,12 +391,12 @@ class _Column:
         spread = (self._max_frames - level) * _INSET
         top = self._frame_top[frame]
         height = self._frame_bottom[frame] - top
-        page.rectangle(
-            self.left - spread, top, _WIDTH + 2 * spread, height, radius=10, fill="#fafbfd", line=_FRAME, dash="4 3"
-        )
+        look = {"fill": "#fafbfd", "stroke": _FRAME, "stroke_dasharray": "4 3"}
+        page.rectangle(self.left - spread, top, _WIDTH + 2 * spread, height, 10, **look)
         path, edge = self._path(node, frames[:level]), self.left + _WIDTH + spread
-        page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), size=10.5, ink=_MUTED)
-        page.text(edge - 10, top + 15, _shorten_text(node.class_name, 24), size=10.5, ink=_MUTED, anchor="end")
+        page.text(self.left - spread + 10, top + 15, _shorten_text(path, 28), font_size=10.5, fill=_MUTED)
+        name = _shorten_text(node.class_name, 24)
+        page.text(edge - 10, top + 15, name, font_size=10.5, fill=_MUTED, text_anchor="end")
 
     def draw_box(self, page: _Page, index: int, box: FigureBox, num_samples: int) -> None:
         top, height = self.tops[index], self.heights[index]
@@ -230,35 +404,38 @@ class _Column:
         node = box.node
         if node.kind != "call":
             width = self._width(box)
-            page.rectangle(self.middle - width / 2, top, width, height, radius=height / 2, fill=fill, line=line)
+            page.rectangle(self.middle - width / 2, top, width, height, height / 2, fill=fill, stroke=line)
             text = f"{node.path}   {show_shape(box.outputs[0], num_samples)}" if node.kind == "input" else node.path
-            page.text(self.middle, top + height / 2 + 4, text, size=12, anchor="middle", bold=node.kind != "join")
+            weight = {} if node.kind == "join" else {"font_weight": 600}
+            page.text(self.middle, top + height / 2 + 4, text, font_size=12, text_anchor="middle", **weight)
             return
         for offset in (6, 3) if box.times > 1 else ():
-            page.rectangle(self.left + offset, top - offset, _WIDTH, height, radius=7, fill=fill, line=line)
-        dash = "5 3" if node.shared else ""
-        page.rectangle(self.left, top, _WIDTH, height, radius=7, fill=fill, line=line, dash=dash)
+            page.rectangle(self.left + offset, top - offset, _WIDTH, height, 7, fill=fill, stroke=line)
+        dash = {"stroke_dasharray": "5 3"} if node.shared else {}
+        page.rectangle(self.left, top, _WIDTH, height, 7, fill=fill, stroke=line, **dash)
         self._write(page, box, top, height, num_samples)
 
     def _write(self, page: _Page, box: FigureBox, top: float, height: float, num_samples: int) -> None:
-        node, left, right = box.node, self.left + 12, self.left + _WIDTH - 12
+        node, left, right, middle = box.node, self.left + 12, self.left + _WIDTH - 12, top + height / 2
         name = _shorten_text(node.class_name, 26) + (f"  ×{box.times}" if box.times > 1 else "")
         path = self._path(node, box.frames)
         if box.times > 1:
             path += f" … {self._short(box.last_path, box.frames)}"
         if not _is_tall(box):
-            page.text(left, top + height / 2 + 4, name, size=12)
-            page.text(right, top + height / 2 + 4, _shorten_text(path, 24), size=10, ink=_MUTED, anchor="end")
+            page.text(left, middle + 4, name, font_size=12)
+            page.text(
+                right, top + height / 2 + 4, _shorten_text(path, 24), font_size=10, fill=_MUTED, text_anchor="end"
+            )
             return
         middle, suffix = top + height / 2, " each" if box.times > 1 else ""
-        page.text(left, middle - 3, name, size=13, bold=True)
-        page.text(left, middle + 13, _shorten_text(path, 32), size=10.5, ink=_MUTED)
+        page.text(left, middle - 3, name, font_size=13, font_weight=600)
+        page.text(left, middle + 13, _shorten_text(path, 32), font_size=10.5, fill=_MUTED)
         if box.parameters or node.shared:
             counted = short_number(box.parameters) if box.parameters else "shared"
-            page.text(right, middle - 3, counted + suffix, size=11, anchor="end")
+            page.text(right, middle - 3, counted + suffix, font_size=11, text_anchor="end")
         if box.macs:
             macs = f"{short_number(box.macs / num_samples)} MAC{suffix}"
-            page.text(right, middle + 13, macs, size=10, ink=_MUTED, anchor="end")
+            page.text(right, middle + 13, macs, font_size=10, fill=_MUTED, text_anchor="end")
 
     def draw_down(self, page: _Page, arrow: Arrow, num_samples: int) -> None:
         start, end = self.tops[arrow.source] + self.heights[arrow.source], self.tops[arrow.target]
@@ -270,7 +447,7 @@ class _Column:
         text = _show_shapes(arrow.shapes, num_samples)
         if arrow.through:
             text = f"{', '.join(arrow.through)}  →  {text}"
-        page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, size=10.5, ink=_MUTED)
+        page.text(self.middle + 8, start + closed * _FRAME_END + _GAP / 2 + 3, text, font_size=10.5, fill=_MUTED)
 
     def draw_lane(self, page: _Page, lanes: _Lanes, source: int, ink: str, num_samples: int) -> None:
         """Draw the arrows from a source through its lane to all its far targets."""
@@ -286,10 +463,10 @@ class _Column:
             end_x = self.middle + self._width(self.figure.boxes[arrow.target]) / 2
             page.path([(start_x, start_y), (x, start_y), (x, end_y), (end_x, end_y)], ink=ink, has_head=True)
             if arrow.through:
-                page.text(end_x + 12, end_y - 3, ", ".join(arrow.through), size=9, ink=ink)
+                page.text(end_x + 12, end_y - 3, ", ".join(arrow.through), font_size=9, fill=ink)
         shapes = next((arrow.shapes for arrow in arrows if not arrow.through), box.outputs[:1])
         if box.node.kind != "input":
-            page.text(self.right + 6, start_y - 4, _show_shapes(shapes[-1:], num_samples), size=9.5, ink=ink)
+            page.text(self.right + 6, start_y - 4, _show_shapes(shapes[-1:], num_samples), font_size=9.5, fill=ink)
 
     def _path(self, node: Node, frames: tuple[int, ...]) -> str:
         short = self._short(node.path, frames)

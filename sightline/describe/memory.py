@@ -6,14 +6,13 @@ import copy
 import dataclasses
 import gc
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sightline import registry
 from sightline.describe.trace import preserve_all_rng_states
@@ -22,7 +21,7 @@ from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState, train_step
 from sightline.errors import RunError, UserError
-from sightline.module_hooks import module_hooks
+from sightline.instrument import record
 from sightline.pytree import tree_leaves
 from sightline.types import Batch, SampleKey
 
@@ -57,8 +56,8 @@ class Memory:
     where: str
 
 
-class MemoryTracker(TorchDispatchMode):
-    """Mode that counts the bytes of live tensors made inside, and the peak of each stretch (section) of the work.
+class MemoryTracker:
+    """Counter of the live bytes of tensors that operators made, and of the peak of each stretch (section) of the work.
 
     A stretch ends when a module is entered, at `end_phase(name)`, and when the backward pass reaches another node.
     Storages count once, regardless of their views; those of `known` do not count. A NumPy array counts from its first
@@ -66,7 +65,6 @@ class MemoryTracker(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
         self.live = 0
         self.stretches: list[StepPhase] = []
         self.at_lap: dict[str, int] = {}
@@ -86,21 +84,18 @@ class MemoryTracker(TorchDispatchMode):
         self._phase = _NEXT_PHASE[name]
         self._begin("")
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def note_operator(self, call: Any, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count the tensors that an operator reads and returns."""
         node = torch._C._current_autograd_node()
         if node is not self._node:
             self._node = node
             if node is not None:
                 self._begin(node.name())
-        for _, tensor in tree_leaves((result, args, kwargs or {})):
+        for _, tensor in tree_leaves((result, args, kwargs)):
             self._add_tensor(tensor)
         last = self.stretches[-1]
         if self.live > last.peak:
             self.stretches[-1] = last._replace(peak=self.live)
-        return result
 
     def _begin(self, name: str) -> None:
         self.stretches.append(StepPhase(self._phase, name, self.live))
@@ -219,8 +214,7 @@ def _measure_step(job: TrainState, num_samples: int, num_micro_batches: int) -> 
     job.optimizer.zero_grad(set_to_none=True)
     gc.collect()  # else reference cycles of earlier work would be freed during this step
     tracker = MemoryTracker([*chain(*persistent_bytes(job).values()), *batch_tensors])
-    paths = {module: path for path, module in job.model.named_modules()}
-    with module_hooks(paths, lambda module, *_: tracker.enter(paths[module])), tracker:
+    with record(job.model, enter=lambda call, *_: tracker.enter(call.path), operators=tracker.note_operator):
         _run_step(job, batches, tracker)
     return _StepMemory(tracker.stretches, tracker.at_lap["forward"], storage_bytes(batch_tensors) // num_micro_batches)
 

@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -38,7 +38,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState, train
 from sightline.errors import RunError, UserError, summarise_error
-from sightline.module_hooks import module_hooks
+from sightline.instrument import ModuleCall, record
 from sightline.runs.run_directory import write_file
 from sightline.schema import suggest
 
@@ -63,7 +63,6 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if world.device.type == "cuda" else [])]
     profiler_schedule = schedule(wait=NUM_WARM - 1, warmup=1, active=num_steps, repeat=1)
-    paths = {} if job.compile else {module: path for path, module in job.model.named_modules()}
     profiler = profile(activities=activities, schedule=profiler_schedule, profile_memory=True)
     resident: list[int] = []
 
@@ -75,7 +74,7 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     with _without_native_lines():
         profiler.start()
     try:
-        with _record_calls(paths):
+        with nullcontext() if job.compile else _record_spans(job.model):
             records = run_steps(job, world, NUM_WARM + num_steps, after)
     finally:
         with _without_native_lines():
@@ -118,20 +117,18 @@ def format_source_location(kind: type) -> str:
     return f"{module_file if file.endswith('/' + module_file) else file}:{line}"
 
 
-@contextmanager
-def _record_calls(paths: Mapping[nn.Module, str]) -> Iterator[None]:
-    """Context in which calls of these modules are recorded as spans with their paths."""
+def _record_spans(model: nn.Module) -> AbstractContextManager[Any]:
+    """Context in which calls of modules are recorded as spans with their paths."""
     spans: list[record_function] = []
 
-    def enter(module: nn.Module, *_: Any) -> None:
-        spans.append(record_function(MODULE + paths[module]))
+    def enter(call: ModuleCall, *_: Any) -> None:
+        spans.append(record_function(MODULE + call.path))
         spans[-1].__enter__()
 
     def leave(*_: Any) -> None:
         spans.pop().__exit__(None, None, None)
 
-    with module_hooks(paths, enter, leave):
-        yield
+    return record(model, enter=enter, leave=leave)
 
 
 def _export_trace(profiler: profile, path: Path | None) -> list[dict[str, Any]]:

@@ -11,21 +11,19 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sightline.engine.records import preserve_rng_state
 from sightline.errors import RunError
+from sightline.instrument import Inputs, ModuleCall, record
 from sightline.layers.quantisation.parametrised import weight_sizes
-from sightline.module_hooks import module_hooks
 from sightline.pytree import tree_leaves
 
 Sources = dict[int, tuple[str, ...]]
@@ -103,29 +101,6 @@ class TensorProvenance:
         return _merge_sources(histories)
 
 
-class FunctionRecorder(TorchFunctionMode):
-    """Mode that reports every torch function called from Python while `is_on()` to a TensorProvenance."""
-
-    def __init__(self, flow: TensorProvenance, is_on: Callable[[], bool]) -> None:
-        super().__init__()
-        self._flow = flow
-        self._is_on = is_on
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if not self._is_on():
-            return result
-        changed = args[0] if name == "__setitem__" else result
-        results = [tensor for _, tensor in tree_leaves(changed)]
-        if results:
-            operands = [tensor for _, tensor in tree_leaves((args, kwargs or {}))]
-            self._flow.add_call(name.strip("_"), operands, results)
-        return result
-
-
 def _merge_sources(parts: list[Sources]) -> Sources:
     merged: Sources = {}
     for part in parts:
@@ -147,31 +122,11 @@ def count_macs(operator: Any, arguments: Sequence[Any], result: Any) -> int:
 
     Counted are matrix products (einsum arrives as `bmm`, a linear layer as `addmm`), convolutions with groups and
     their transposes, and fused attention: two products of (L, E) with (E, S) and (L, S) with (S, V) per head. A bias,
-    normalisation, pooling, activations and searches among points are not.
+    normalisation, pooling, activations and searches among points are not. Kernels outside torch (numba, NumPy, an
+    extension) are no operators: of a custom autograd function only the matrix products by torch are counted.
     """
     rule = _RULES.get(getattr(operator, "overloadpacket", operator))
     return 0 if rule is None else rule(arguments, result)
-
-
-class CountMacs(TorchDispatchMode):
-    """Mode that calls `add(macs)` for every counted operator that runs inside, in any module or function.
-
-    Kernels outside torch (numba, NumPy, an extension) are not counted: of a custom autograd function only the matrix
-    products by torch are.
-    """
-
-    def __init__(self, add: Callable[[int], None]) -> None:
-        super().__init__()
-        self._add = add
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        macs = count_macs(func, args, result)
-        if macs:
-            self._add(macs)
-        return result
 
 
 def _product(first: int, second: int) -> Rule:
@@ -333,18 +288,15 @@ class _Tracer:
         self.nodes: list[Node] = []
         self.edges: list[Edge] = []
         self._at = dict(model.named_modules())
-        self._paths = {module: path for path, module in self._at.items()}
         self._modules: dict[int, nn.Module] = {}
-        self._num_calls: dict[nn.Module, int] = {}
         self._stack: list[int] = []
         self._has_inner: set[int] = set()
         self._flow = TensorProvenance(self._join)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        watched = module_hooks(self._paths, self._enter, self._leave)
-        with watched, FunctionRecorder(self._flow, lambda: bool(self._stack)), CountMacs(self._count_macs):
-            yield
+    def watching(self) -> AbstractContextManager[Any]:
+        return record(
+            self._at, enter=self._enter, leave=self._leave, functions=self._note_function, operators=self._count_macs
+        )
 
     def describe_location(self) -> str:
         """Describe the module in which the forward pass failed, and its inputs."""
@@ -359,8 +311,8 @@ class _Tracer:
     def count_parameters(self) -> None:
         """Count every parameter at the first call of its module, or of the nearest parent that is called."""
         called = set(self._modules.values())
-        owned: dict[nn.Module, list[nn.Parameter]] = {module: [] for module in self._paths}
-        for module, path in self._paths.items():
+        owned: dict[nn.Module, list[nn.Parameter]] = {module: [] for module in self._at.values()}
+        for path, module in self._at.items():
             owner, parent_path = module, path
             while owner not in called and parent_path:
                 parent_path = parent_path.rpartition(".")[0]
@@ -375,18 +327,18 @@ class _Tracer:
                     self.nodes[index].parameters += sizes[parameter]
             counted.update(owned[module])
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._num_calls[module] = self._num_calls.get(module, 0) + 1
+    def _enter(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
+        args, kwargs = inputs
         tensors = list(tree_leaves({**{str(index): value for index, value in enumerate(args)}, **kwargs}))
         if not self._stack:
             self._add_inputs(tensors)
         kind: Any = type(module)
         node = Node(
             "call",
-            self._paths[module],
-            type(module).__name__,
+            call.path,
+            call.class_name,
             _family(module),
-            call=self._num_calls[module],
+            call=call.call_index + 1,
             depth=len(self._stack),
             parent=self._stack[-1] if self._stack else None,
             inputs=[(name, tuple(tensor.shape)) for name, tensor in tensors],
@@ -397,12 +349,12 @@ class _Tracer:
         self._connect([tensor for _, tensor in tensors], index)
         self._stack.append(index)
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+    def _leave(self, call: ModuleCall, module: nn.Module, inputs: Inputs, outputs: Any) -> None:
         index = self._stack.pop()
         node = self.nodes[index]
         tensors = list(tree_leaves(outputs))
         node.outputs = [(name, tuple(tensor.shape)) for name, tensor in tensors]
-        input_ids = {id(tensor) for _, tensor in tree_leaves((args, kwargs))}
+        input_ids = {id(tensor) for _, tensor in tree_leaves(inputs)}
         node.is_transparent = index not in self._has_inner and all(id(tensor) in input_ids for _, tensor in tensors)
         if not node.is_transparent:
             if node.parent is not None:
@@ -424,9 +376,19 @@ class _Tracer:
             shape = tuple(tensor.shape)
             self._flow.set(tensor, {self._add(Node("input", name, outputs=[(name, shape)])): ()})
 
-    def _count_macs(self, macs: int) -> None:
-        if self._stack:
-            self.nodes[self._stack[-1]].macs += macs
+    def _note_function(self, call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Note the sources of the results of a torch function that is called from Python inside the model."""
+        name = getattr(function, "__name__", "")
+        if call is None:
+            return
+        results = [tensor for _, tensor in tree_leaves(args[0] if name == "__setitem__" else result)]
+        if results:
+            operands = [tensor for _, tensor in tree_leaves((args, kwargs))]
+            self._flow.add_call(name.strip("_"), operands, results)
+
+    def _count_macs(self, call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if call is not None:
+            self.nodes[self._stack[-1]].macs += count_macs(operator, args, result)
 
     def _connect(self, tensors: list[Tensor], target: int) -> None:
         for tensor in tensors:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.binding import BoundFunction
+from sightline.draw.pictures import Picture
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
@@ -22,7 +23,6 @@ from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch
 from sightline.errors import RunError
 from sightline.metrics.base import Metric, State, make_state, pool_states, row_states, sorted_rows
 from sightline.optional_members import MetricMembers, TaskMembers
-from sightline.pictures import Picture
 from sightline.types import Batch, SampleKey
 
 _NUM_HARD = 5
@@ -254,7 +254,7 @@ def _draw_pictures(results: Sequence[MetricResult]) -> list[Picture]:
             if not isinstance(picture, Picture):
                 name = f"{pictures_of.__module__}.{pictures_of.__qualname__}"
                 raise RunError(
-                    f"{name}: gave a {type(picture).__name__}, a list of sightline.pictures.Picture is needed"
+                    f"{name}: gave a {type(picture).__name__}, a list of sightline.draw.pictures.Picture is needed"
                 )
             pictures.append(picture)
     return pictures

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from sightline.draw.pictures import Picture, encode_png
 from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, samples_per_s
 from sightline.errors import assert_installed
-from sightline.pictures import Picture, encode_png
 from sightline.regular_files import read_regular_file
 
 

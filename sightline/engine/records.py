@@ -18,9 +18,9 @@ import torch
 
 from sightline import schema
 from sightline.config import RunConfig
+from sightline.draw.pictures import Picture
 from sightline.errors import ConfigError, LostFolderError, RunError
 from sightline.metrics.base import Metric, is_higher_better, make_state
-from sightline.pictures import Picture
 from sightline.types import SourceLocation
 
 logger = logging.getLogger(__name__)

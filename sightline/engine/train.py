@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from sightline.types import Batch, LinearRamp
 
 _SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
+_NORM, _MEAN_PREFIX = "(norm)", "(mean) "
+"""Keys of the numbers that a step reads besides these sums."""
 
 
 class PhaseTimer(Protocol):
@@ -179,16 +182,14 @@ def train_step(
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
-    extra = {
-        _SAMPLES: sum(sizes),
-        _STOP: float(stop_requested),
-        **{_COUNT_PREFIX + name: count for name, count in counts.items()},
-    }
+    extra = {_SAMPLES: sum(sizes), _STOP: float(stop_requested)} | {_COUNT_PREFIX + n: c for n, c in counts.items()}
     totals = world.all_reduce_sum(
-        sums | {name: torch.tensor(float(x), dtype=torch.float64) for name, x in extra.items()}, operation="losses"
+        sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
-    is_finite = bool(torch.isfinite(grad_norm))
-    if not is_finite and not _may_be_skipped(job, [totals[name] for name in sums]):
+    means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
+    numbers = _read_numbers({**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm})
+    is_finite = math.isfinite(numbers[_NORM])
+    if not is_finite and not _may_be_skipped(job, [numbers[name] for name in sums]):
         raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)
     job.scaler.step(job.optimizer)
     job.scaler.update()
@@ -198,23 +199,30 @@ def train_step(
             update_ema(job.losses_ema, job.losses, job.ema_decay)
     clock.end_phase("optimise")
     return StepTotals(
-        losses={name: divide_by_count(totals[name], step.counts[name]).item() for name in sums},
-        grad_norm=grad_norm.item(),
+        losses={name: numbers[_MEAN_PREFIX + name] for name in sums},
+        grad_norm=numbers[_NORM],
         lr=max(group["lr"] for group in job.optimizer.param_groups),
-        num_samples=int(totals[_SAMPLES].item()),
-        stop_requested=totals[_STOP].item() > 0,
-        counts={name: totals[_COUNT_PREFIX + name].item() for name in counts},
+        num_samples=int(numbers[_SAMPLES]),
+        stop_requested=numbers[_STOP] > 0,
+        counts={name: numbers[_COUNT_PREFIX + name] for name in counts},
         gradient_norms=gradients,
     )
 
 
-def _may_be_skipped(job: TrainState, sums: Sequence[Tensor]) -> bool:
+def _read_numbers(scalars: Mapping[str, Tensor]) -> dict[str, float]:
+    """Read scalars (0-d) in one transfer: the only wait for a GPU in a step that does not log gradients."""
+    device = scalars[_NORM].device
+    flat = torch.stack([scalar.detach().to(device, torch.float64) for scalar in scalars.values()])
+    return dict(zip(scalars, flat.tolist(), strict=True))
+
+
+def _may_be_skipped(job: TrainState, sums: Sequence[float]) -> bool:
     """Return True if a non-finite gradient only shows that fp16's loss scale is still too large.
 
     The step then changes nothing and the scale is halved; a loss that is not finite itself, or a gradient that stays so
     down to a scale of 1, is not due to the scale. Source: Micikevicius et al. 2018, section 3.2.
     """
-    return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(bool(torch.isfinite(s)) for s in sums)
+    return job.scaler.is_enabled() and job.scaler.get_scale() > 1.0 and all(map(math.isfinite, sums))
 
 
 class NonFiniteGradientError(RunError):

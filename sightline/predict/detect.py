@@ -13,13 +13,13 @@ import torch
 
 from sightline import registry
 from sightline.arguments import Probability
-from sightline.box_pictures import DrawnBox, draw_boxes
 from sightline.data.boxes.detections import Detections, ImageRef
 from sightline.data.boxes.records import BOX_FIELDS
 from sightline.data.files.atomic_write import open_atomic
 from sightline.data.files.image_files import IMAGE_SUFFIXES, read_header, read_image
+from sightline.draw.boxes import DrawnBox, draw_boxes
+from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.run_loading import TrainedRun
-from sightline.pictures import PALETTE, encode_png
 from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite, report_write_errors
 
 _NO_BOXES = {

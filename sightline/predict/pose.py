@@ -20,11 +20,11 @@ from sightline.arguments import Count, PositiveFloat
 from sightline.config.overrides import read_key_values
 from sightline.data.depth.references import CentreOfMass
 from sightline.data.loading.batch_reader import NamedTransform
+from sightline.draw.pictures import PALETTE, encode_png
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_trained
 from sightline.errors import ConfigError, UserError
 from sightline.geometry.pinhole import project_points
-from sightline.pictures import PALETTE, encode_png
 from sightline.predict.depth_reader import DEPTH_SUFFIXES, DepthFrameOptions, FrameReader
 from sightline.predict.frame_centres import (
     INPUTS,

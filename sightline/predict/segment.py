@@ -24,12 +24,12 @@ from sightline.data.files.ply import write_ply
 from sightline.data.files.scan_files import write_label_ids
 from sightline.data.scans.labelled_scans import label_path, scan_name
 from sightline.data.scans.scan_reading import NoReturn
+from sightline.draw.pictures import label_colors
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.errors import ConfigError, DataError, UserError
 from sightline.geometry.neighbours import nearest_neighbours
 from sightline.metrics.labels import predict_labels
-from sightline.pictures import label_colors
 from sightline.predict.classify import CloudPredictor
 from sightline.predict.cloud_samples import FileSample, PointOrigin
 from sightline.predict.predictor import (

@@ -252,7 +252,7 @@ def _to_plain(key: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({"format": FORMAT_VERSION, **key}))
 
 
-ROOMS = (".", "config", "data", "engine", "geometry", "layers", "models", "probe", "transforms")
+ROOMS = (".", "config", "data", "engine", "geometry", "instrument", "layers", "models", "probe", "transforms")
 """Folders of the code from a cloud file to its feature; the package's top-level modules are used by all."""
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sightline import registry
-from sightline.chart import ChartPanel, Series, render_svg
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.doctor.overfit.sample_ladder import parse_variants
+from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.records import resolve_mode
 from sightline.engine.resume import assert_same_run

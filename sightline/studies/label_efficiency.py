@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sightline import registry
-from sightline.chart import ChartPanel, Series, render_svg
 from sightline.config import RunConfig
+from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import build_metrics, build_part
 from sightline.engine.records import resolve_mode
 from sightline.errors import UserError

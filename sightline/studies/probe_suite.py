@@ -23,6 +23,7 @@ from sightline.binding import AvailableKeys, bind
 from sightline.config import RunConfig
 from sightline.doctor.checks.weights import layer_scales, other_scale, sampled_batch
 from sightline.doctor.core.finding import FindingLocation
+from sightline.draw.page import PageTable
 from sightline.engine.build import build, build_data
 from sightline.engine.device import Precision, set_backends, to_device
 from sightline.engine.distributed import World, start_world
@@ -137,16 +138,12 @@ def probe_markdown(ours: Sequence[ResultRow], others: Sequence[ResultRow]) -> st
     shown = sorted({name: None for row in rows for name in row.metrics}, key=_rank)
     headings = {name: heading for name in shown if (heading := column_heading(name)) is not None}
     lines = ["# Probes of frozen features", "", _ABOUT, ""]
-    lines += _table(
-        ["", "data", *headings.values(), "source"],
-        ([row.who, row.data, *(format_figure(row.metrics, name) for name in headings), row.source] for row in rows),
-    )
+    figures = [[row.who, row.data, *(format_figure(row.metrics, n) for n in headings), row.source] for row in rows]
+    lines += PageTable(["", "data", *headings.values(), "source"], figures).to_markdown()
     facts = list(dict.fromkeys(name for row in rows for name in row.protocol))
     lines += ["", "## Protocols", ""]
-    lines += _table(
-        ["", "data", *facts],
-        ([row.who, row.data, *(format_protocol_value(row.protocol.get(name)) for name in facts)] for row in rows),
-    )
+    protocols = [[row.who, row.data, *(format_protocol_value(row.protocol.get(n)) for n in facts)] for row in rows]
+    lines += PageTable(["", "data", *facts], protocols).to_markdown()
     chances = [f"{row.who}, {row.data}: {_chance_in_words(row)}" for row in rows if row.chance]
     lines += ["", "## What guessing gets", "", *(f"- {line}" for line in chances)] if chances else []
     remarks = [f"- {row.who}, {row.data}: {remark}" for row in rows for remark in row.remarks]
@@ -167,11 +164,6 @@ def comparison_rows(
         for row in ours:
             if row.data == published.data or (PARTS in published.metrics and PARTS in row.metrics):
                 yield row, published, protocol_differences(row, published)
-
-
-def _table(columns: Sequence[str], rows: Iterator[list[str]]) -> list[str]:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (list(columns), ["---"] * len(columns), *cells)]
 
 
 def _chance_in_words(row: ResultRow) -> str:

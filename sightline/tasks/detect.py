@@ -27,12 +27,12 @@ from sightline.arguments import (
 )
 from sightline.assigners.base import PriorPredictions
 from sightline.binding import AvailableKeys, model_output_keys
+from sightline.draw.pictures import Picture
 from sightline.errors import ConfigError, RunError
 from sightline.geometry.boxes.overlaps import decode_boxes, pairwise_iou
 from sightline.geometry.boxes.priors import IGNORED, PRESETS, AnchorShapes, PriorGrid, Priors, make_anchors, make_points
 from sightline.losses.base import Loss
 from sightline.optional_members import AssignerMembers, HeadMembers
-from sightline.pictures import Picture
 from sightline.tasks.detection_output import (
     MIN_DRAWN_SCORE,
     Candidates,

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from sightline.assigners.base import Assignment
 from sightline.assigners.report import timed_report
-from sightline.box_pictures import Color, DrawnBox, Mark, Style, draw_boxes
+from sightline.draw.boxes import Color, DrawnBox, Mark, Style, draw_boxes
+from sightline.draw.pictures import Picture, normalize_to_uint8
 from sightline.geometry.boxes.overlaps import box_areas, decode_boxes, ioa, iou, promote_to_float32
 from sightline.geometry.boxes.priors import Priors, invert_affine, warp_boxes
 from sightline.geometry.boxes.suppression import Suppression
 from sightline.metrics.box_groups import match_predictions
-from sightline.pictures import Picture, normalize_to_uint8
 from sightline.types import Batch
 
 

@@ -7,7 +7,6 @@ import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.binding import AvailableKeys
 from sightline.errors import ConfigError
+from sightline.instrument import ModuleCall, record
 from sightline.tasks.supervised import AllReduce, Supervised
 from sightline.types import Batch, ComponentConfig
 
@@ -161,15 +161,11 @@ def _module_outputs_recorded(model: nn.Module, names: Sequence[str], into: dict[
     if not modules.keys() >= {*names}:
         outputs.update(into["teacher_modules"])
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(call: ModuleCall, module: nn.Module, inputs: Any, output: Any) -> None:
         if not isinstance(output, Tensor):
             kind = type(output).__name__
-            raise ConfigError(f"teacher.features: '{name}' returns a {kind}, not a tensor; name another")
-        outputs.setdefault(name, []).append(output)
+            raise ConfigError(f"teacher.features: '{call.path}' returns a {kind}, not a tensor; name another")
+        outputs.setdefault(call.path, []).append(output)
 
-    handles = [modules[name].register_forward_hook(partial(note, name)) for name in names if name in modules]
-    try:
+    with record({name: modules[name] for name in names if name in modules}, leave=note):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

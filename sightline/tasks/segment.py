@@ -20,11 +20,11 @@ from typing_extensions import TypedDict
 from sightline import registry
 from sightline.arguments import Count, PositiveFloat
 from sightline.binding import AvailableKeys
+from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.errors import ConfigError
 from sightline.geometry.scans.lift import KNNVote, lift_knn
 from sightline.layers.mlp import as_packed
 from sightline.losses.base import Loss
-from sightline.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.tasks.supervised import Supervised
 from sightline.types import Batch
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from sightline import registry
 from sightline.aliases import keep_old_members
 from sightline.binding import AvailableKeys, BoundFunction, bind
+from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.geometry.pinhole import CropPlacement, from_crop_coordinates
 from sightline.geometry.volumes import CubePlacement, Decoding, decode, peaks, permute_axes, to_camera
 from sightline.losses.base import Loss, cast_forward
-from sightline.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
 from sightline.types import Batch
 
 

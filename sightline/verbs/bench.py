@@ -12,8 +12,8 @@ import torch
 from sightline.bench.case import CHECKOUT, BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase, load_library
 from sightline.bench.memory import MemoryMeter
 from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
-from sightline.chart import render_svg
 from sightline.commands.look import BenchOptions
+from sightline.draw.charts import render_svg
 from sightline.errors import UserError
 from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import print_note, show_table

@@ -21,7 +21,6 @@ from sightline.compare.comparison import (
     make_record,
 )
 from sightline.compare.layerwise import LayerComparison
-from sightline.compare.measure import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.compare.recording import write_record
 from sightline.compare.report import NOT_AVAILABLE, STEPS, CellResult, cells, encode_comparison_page, run_cell, verdict
 from sightline.compare.repro import LayerOrigin, assert_empty_folder, write_repro
@@ -33,6 +32,7 @@ from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.errors import UserError
+from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
 from sightline.pytree import tree_leaves
 from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import load_config, print_note, show_table

@@ -25,7 +25,6 @@ from sightline.commands.run import (
 )
 from sightline.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
 from sightline.compress.policy_simulator import BudgetOn
-from sightline.compress.report import bits_svg, pareto_svg, search_rows
 from sightline.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
 from sightline.compress.search.base import Search, SearchProgress, SearchResult
 from sightline.config import read_config
@@ -48,7 +47,14 @@ from sightline.studies.compression import (
     lock_folder,
     run_searches,
 )
-from sightline.studies.compression_report import NAME, CompressionReport, compression_markdown
+from sightline.studies.compression_report import (
+    NAME,
+    CompressionReport,
+    bits_svg,
+    compression_markdown,
+    pareto_svg,
+    search_rows,
+)
 from sightline.studies.study_runs import UnfinishedError
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.verbs.train import TerminalReporter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import textwrap
@@ -26,7 +27,7 @@ from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import DataMembers
 from sightline.plugins import load_plugins
 from sightline.runs.run_directory import write_document
-from sightline.schema import suggest
+from sightline.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ _WIDTH = 110
 _MAX_LISTED = 40
 _NO_BREAK = "\u00a0"
 """Non-breaking space, used while lines are wrapped."""
+_LABELS = {"boxes_outside": "boxes_wholly_outside_their_image"}
+"""Printed names of JSON keys that a reader may misunderstand."""
 _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 
@@ -45,7 +48,7 @@ def prepare(options: PrepareOptions) -> int:
     name = options.dataset
     if name == VIEWS_SET:
         return _import_views(options)
-    preparable = {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
+    preparable = list_preparable()
     if name not in preparable:
         raise UserError(f"data prepare: '{name}' is not a data set to prepare{suggest(name, preparable | {VIEWS_SET})}")
     arguments = read_key_values(
@@ -57,6 +60,29 @@ def prepare(options: PrepareOptions) -> int:
         )
     _print_report(report, _builder(name), options.json)
     return 0
+
+
+def list_preparable() -> set[str]:
+    return {n for n in registry.data.names() if DataMembers.prepare.get(_builder(n)) is not None}
+
+
+def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    """List the options of preparing the set that is the first word: a title, and rows of option and description."""
+    name = next((word for word in words if word == VIEWS_SET or word in list_preparable()), None)
+    if name is None:
+        return "", []
+    if name == VIEWS_SET:
+        from sightline.data.render.mvcnn import import_views as function
+    else:
+        function = _builder(name).prepare
+    parameters = {key: p for key, p in signature_parameters(function).items() if key not in _SET_BY_PREPARE}
+    rows = [(f"{key}=VALUE", _describe_option(parameter)) for key, parameter in parameters.items()]
+    return f"Options of {name}, as KEY=VALUE", rows or [("none", "it has no options")]
+
+
+def _describe_option(parameter: Parameter) -> str:
+    default = "required" if parameter.is_required else f"default: {json.dumps(parameter.default, default=str)}"
+    return f"{describe_type(parameter.annotation)}  [{default}]"
 
 
 def _import_views(options: PrepareOptions) -> int:
@@ -266,6 +292,7 @@ def _print_tree(tree: Any, indent: int = 0) -> None:
         pad = "  " * indent
         if value is None or (isinstance(value, str | dict | list | tuple) and not value):
             continue
+        key = _LABELS.get(key, key)
         if isinstance(value, dict) and not all(type(number) is int for number in value.values()):
             sys.stdout.write(f"{pad}{escape_to_one_line(str(key))}:\n")
             _print_tree(value, indent + 1)

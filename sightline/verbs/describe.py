@@ -10,8 +10,7 @@ import torch
 
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
-from sightline.describe.drawing import draw, short_number, show_shape
-from sightline.describe.figure import build_figure
+from sightline.describe.drawing import build_figure, draw, short_number, show_shape
 from sightline.describe.memory import Memory, estimate_memory
 from sightline.describe.profiling import (
     NUM_WARM,

@@ -63,6 +63,7 @@ def predict(options: PredictOptions) -> int:
     _show_predictions(run, predictor, documents, refused)
     for refusal in refused:
         print_note(f"refused: {escape_to_one_line(refusal.reason)}")
+    print_note(f"{len(documents)} predicted, {len(refused)} refused")
     return compute_exit_code(refused)
 
 

@@ -19,6 +19,7 @@ from sightline.config import RunConfig
 from sightline.data.files.cloud_files import check_columns
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.data.scans.scan_reading import SCAN_SUFFIXES
+from sightline.draw.pictures import Axis
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
@@ -26,7 +27,6 @@ from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.engine.train import Task
 from sightline.errors import UserError, escape_to_one_line
 from sightline.optional_members import TaskMembers
-from sightline.pictures import Axis
 from sightline.predict.prediction import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file

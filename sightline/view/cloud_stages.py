@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.draw.pictures import UNLABELLED, Frame, apply_colormap, label_colors, pad_to_3d
 from sightline.errors import ConfigError, DataError
 from sightline.metrics.labels import predict_labels
-from sightline.pictures import UNLABELLED, Frame, apply_colormap, label_colors, pad_to_3d
 from sightline.tasks.segment import WRONG
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.panels import ImagePanel

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.draw.pictures import PALETTE, Frame
 from sightline.geometry.pinhole import depth_points, project_points
 from sightline.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
-from sightline.pictures import PALETTE, Frame
 from sightline.tasks.supervised import decode_joints
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, slices_panel, volume_panels

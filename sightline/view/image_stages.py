@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sightline.box_pictures import DrawnBox, draw_boxes
+from sightline.draw.boxes import DrawnBox, draw_boxes
+from sightline.draw.pictures import Frame
 from sightline.engine.train import Task
 from sightline.optional_members import TaskMembers
-from sightline.pictures import Frame
 from sightline.tasks.detection_output import COLORS
 from sightline.types import Batch, DataInfo, Sample
 from sightline.view.panels import ImagePanel

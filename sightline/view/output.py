@@ -21,9 +21,9 @@ from sightline.data.files.input_files import file_size
 from sightline.data.files.ply import write_ply
 from sightline.data.files.scan_files import read_label_ids
 from sightline.data.scans.scan_reading import PREDICTING, read_scan
+from sightline.draw.pictures import Axis, encode_png
 from sightline.errors import DataError
 from sightline.evaluation.saved_predictions import file_stems
-from sightline.pictures import Axis, encode_png
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
 from sightline.view.page import Tile, draw_sheet, encode_page, make_tiles

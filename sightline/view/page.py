@@ -6,16 +6,15 @@ Sheet of a sample: a grid of cards for its stages, with the numbers above and th
 from __future__ import annotations
 
 import base64
-import html
-import json
+from bisect import bisect_right
 from collections.abc import Sequence
-from importlib import resources
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.pictures import INK, PAGE, Lines, draw_legend, encode_png, fit_text, render_clouds
+from sightline.draw.page import PageClouds, encode_picture, render_page
+from sightline.draw.pictures import INK, PAGE, Lines, draw_legend, fit_text, render_clouds
 from sightline.view.panels import ImagePanel, Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample
 
@@ -219,32 +218,17 @@ def encode_page(
         "hidden": list(hidden),
         "subjects": [_encode_subject(subject, count) for subject in subjects],
     }
-    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
-    page = _read_part("page.html")
-    for mark, content in (  # from the bottom up, so that no inserted text is taken for a mark
-        ("SCRIPT", _read_part("page.js") + _read_part("page_flat.js")),
-        ("DATA", text.replace("<", "\\u003c")),  # no class name can end the element that contains the data
-        ("STYLE", _read_part("page.css")),
-        ("TITLE", html.escape(title)),
-    ):
-        head, separator, tail = page.partition(f"%{mark}%")
-        assert separator, f"page.html lacks the mark {mark}"
-        page = head + content + tail
-    return page
+    return render_page(title, [PageClouds(data)])
 
 
 def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
     """Return the largest number of points per cloud, up to `most`, so that all fit into `MAX_PAGE_BYTES` of base64."""
     clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 
-    def num_bytes(count: int) -> float:
-        return sum(min(size, count) * width for size, width in clouds) * 4 / 3
+    def num_bytes(count: int) -> int:
+        return sum(min(size, count) * width for size, width in clouds) * 4
 
-    low, high = 1, max(1, most)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if num_bytes(middle) <= MAX_PAGE_BYTES else (low, middle - 1)
-    return low
+    return max(1, bisect_right(range(1, most + 1), 3 * MAX_PAGE_BYTES, key=num_bytes))
 
 
 def _bytes_per_point(cloud: Stage) -> int:
@@ -284,7 +268,7 @@ def _encode_cloud(cloud: Stage, count: int) -> dict[str, Any]:
         "skeletons": [skeleton.to_dict() for skeleton in cloud.skeletons],
         "isFlat": cloud.is_flat,
         "isStrips": all(_is_strip(panel.pixels) for panel in cloud.panels),
-        "panels": [{"name": panel.name, "png": _encode_picture(panel.pixels)} for panel in cloud.panels],
+        "panels": [{"name": panel.name, "png": encode_picture(panel.pixels)} for panel in cloud.panels],
         "volume": None if cloud.volume is None else _encode_volume(cloud.volume),
     }
 
@@ -325,13 +309,5 @@ def _is_strip(pixels: np.ndarray) -> bool:
     return pixels.shape[1] >= _MIN_STRIP_RATIO * pixels.shape[0]
 
 
-def _encode_picture(pixels: np.ndarray) -> str:
-    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
-
-
 def _base64(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
-
-
-def _read_part(name: str) -> str:
-    return resources.files("sightline.view").joinpath(name).read_text(encoding="utf-8")

@@ -7,21 +7,18 @@ HTML page of a detector's errors: a table of error kinds, labels by their kind, 
 
 from __future__ import annotations
 
-import base64
-import html
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sightline.box_pictures import Color, DrawnBox, draw_boxes
-from sightline.chart import ChartPanel, Series, render_svg
-from sightline.errors import UserError, escape_to_one_line
+from sightline.draw.boxes import Color, DrawnBox, draw_boxes
+from sightline.draw.charts import ChartPanel, Series, render_svg
+from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
+from sightline.draw.pictures import Picture
+from sightline.errors import UserError
 from sightline.metrics.box_errors import KINDS, DetectionErrors
-from sightline.pictures import Picture, encode_png
 from sightline.runs.run_directory import read_lines
 from sightline.tasks.contrast import CHANCE_SUFFIX
 from sightline.tasks.detection_output import COLORS
@@ -40,10 +37,8 @@ def draw_runs(runs: Sequence[Path]) -> str:
         names = [str(run) for run in runs]
     if len(set(names)) < len(names):
         raise UserError("view: a run is given twice; name every run once")
-    lines = [read_lines(run / "metrics.jsonl") for run in runs]
-    return encode_curves(
-        {name if len(runs) > 1 else "": run_lines for name, run_lines in zip(names, lines, strict=True)}
-    )
+    names = names if len(runs) > 1 else [""]
+    return encode_curves({name: read_lines(run / "metrics.jsonl") for name, run in zip(names, runs, strict=True)})
 
 
 def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:
@@ -74,9 +69,7 @@ def _panel(name: str, runs: Mapping[str, Sequence[Line]]) -> ChartPanel:
             series.append(_series(chance, "chance", lines))
         elif name.endswith(CHANCE_SUFFIX):
             series.append(Series(chance, tuple((line["step"], 1.0) for line in lines if line.get(name) is not None)))
-    return ChartPanel(
-        name, "step", tuple(curve for curve in series if curve.points), x_scale="linear", y_scale="linear"
-    )
+    return ChartPanel(name, "step", tuple(curve for curve in series if curve.points), "linear", "linear")
 
 
 def _series(label: str, name: str, lines: Iterable[Line]) -> Series:
@@ -119,9 +112,8 @@ def draw_errors(pixels: np.ndarray, image: int, errors: DetectionErrors, score: 
     groups, is_real = errors.groups, ~errors.groups.is_ignored
     labels = np.flatnonzero(groups.labels[:, 0] == image)
     rows = np.flatnonzero((groups.boxes[:, 0] == image) & (groups.boxes[:, 5] >= score))
-    boxes = [
-        DrawnBox(tuple(groups.labels[row, 1:5]), _COLORS["ignored"], "", "hatched") for row in labels[~is_real[labels]]
-    ]
+    ignored = groups.labels[labels[~is_real[labels]], 1:5]
+    boxes = [DrawnBox(tuple(corners), _COLORS["ignored"], "", "hatched") for corners in ignored]
     for row in rows[np.argsort(errors.kind[rows] >= 0, kind="stable")]:  # errors are drawn last, on top
         error_kind = KINDS[errors.kind[row]] if errors.kind[row] >= 0 else ""
         kind = error_kind or ("ignored" if errors.is_ignored[row] else "found")
@@ -142,43 +134,31 @@ def encode_errors(document: Mapping[str, Any], pictures: Sequence[Picture], *, t
     names = ("labels", "not_found", "missed", "suppressed")
     bins = [(name, *("-" if row[key] is None else row[key] for key in names)) for name, row in about["labels"].items()]
     curve = about["curve"]
-    miss_points = [
+    precisions = tuple(zip(curve["recall"], curve["precision"], strict=True))
+    misses = tuple(
         (x, 1 - y) for x, y in zip(curve["false_per_image"], curve["recall"], strict=True) if x > 0 and y < 1
+    )
+    panels = [
+        ChartPanel("precision", "recall", (Series("all classes", precisions),), "linear", "linear"),
+        ChartPanel("miss rate", "false positives an image", (Series("all classes", misses),)),
     ]
-    precision_points = tuple(zip(curve["recall"], curve["precision"], strict=True))
-    panels = (
-        ChartPanel("precision", "recall", (Series("all classes", precision_points),), "linear", "linear")
-        if precision_points
-        else None,
-        ChartPanel("miss rate", "false positives an image", (Series("all classes", tuple(miss_points)),))
-        if miss_points
-        else None,
+    drawn = [panel if panel.series[0].points else None for panel in panels]
+    images = [PageImage(picture.pixels, picture.caption) for picture in pictures]
+    return render_page(
+        title,
+        [
+            PageText("notes", notes),
+            PageText("heading", ["Errors and what each kind costs"]),
+            PageTable(("error", "count", "AP50 gained by repair"), kinds),
+            PageText("heading", ["Labels that were not found"]),
+            PageTable(("labels", "all", "not found", "missed", "suppressed"), bins),
+            PageText("heading", ["Curves"]),
+            PageChart([drawn], panel_width=420, panel_height=280),
+            PageText("heading", ["Worst images"]),
+            *images,
+        ],
     )
-    images = "".join(
-        f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(picture.pixels)).decode()}" alt="">'
-        f"<figcaption>{html.escape(escape_to_one_line(picture.caption))}</figcaption></figure>"
-        for picture in pictures
-    )
-    page = resources.files("sightline.view").joinpath("errors.html").read_text(encoding="utf-8")
-    content = {
-        "IMAGES": images,
-        "CURVES": render_svg([panels], panel_width=420, panel_height=280),
-        "BINS": _table(("labels", "all", "not found", "missed", "suppressed"), bins),
-        "KINDS": _table(("error", "count", "AP50 gained by repair"), kinds),
-        "NOTES": "".join(f"<li>{html.escape(escape_to_one_line(line))}</li>" for line in notes),
-        "TITLE": html.escape(escape_to_one_line(title)),
-    }
-    for mark in content:
-        assert f"%{mark}%" in page, f"errors.html lacks the mark {mark}"
-    # in one pass, so that no file's name is taken for a mark
-    return re.sub(f"%({'|'.join(content)})%", lambda match: content[match[1]], page)
 
 
 def _error_mask(errors: DetectionErrors, score: float) -> np.ndarray:
     return (errors.kind >= 0) & (errors.groups.boxes[:, 5] >= score)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [[html.escape(escape_to_one_line(str(cell))) for cell in row] for row in rows]
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in lines)
-    return f"<table><thead><tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr></thead><tbody>{body}</tbody></table>"

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from sightline.data.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.draw.pictures import Frame
 from sightline.engine.train import Task
 from sightline.errors import ConfigError
 from sightline.optional_members import TaskMembers
-from sightline.pictures import Frame
 from sightline.types import Batch, DataInfo, Sample, SampleKey
 from sightline.view.cloud_stages import CloudStages
 from sightline.view.depth_stages import DepthStages

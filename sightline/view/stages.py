@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from sightline.data.loading.batch_reader import BatchReader
+from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.engine.device import Precision, to_device
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.step import Task
 from sightline.metrics.base import Meter
 from sightline.optional_members import MetricMembers
-from sightline.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.tasks.segment import WRONG
 from sightline.types import Batch, SampleKey
 from sightline.view.panels import ImagePanel, JointFigure, Volume

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.suites import describe_growth, fit_exponent, growth_cases, panels
 from sightline.bench.case import BenchmarkResult, Quartiles, Seconds
-from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
+from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import UserError
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compare.measure import MAX_ROUNDING_UNITS
+from sightline.instrument.judge import MAX_ROUNDING_UNITS
 from tests.cases import run_each
 from tests.compare.steps import compared, guilty
 from tests.marks import long_but

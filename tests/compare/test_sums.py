@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.formats import FORMATS
-from sightline.compare.measure import run_plain_form
+from sightline.instrument.formats import FORMATS
+from sightline.instrument.judge import run_plain_form
 from tests.cases import run_each
 
 
 def plain(conv: Any, given: Tensor, arriving: Tensor) -> dict[str, Tensor] | None:
     """The plain gradients of a convolution's parameters, by name."""
-    call = SimpleNamespace(given=((given,), {}), to_made={"": arriving}, format=FORMATS[torch.float32])
+    call = SimpleNamespace(inputs=((given,), {}), output_gradients={"": arriving}, format=FORMATS[torch.float32])
     unit: Any = SimpleNamespace(owner=conv, prefix="conv", call=call)
     found = run_plain_form(unit, {"to parameter.conv.weight"})
     return None if found is None else {n.removeprefix("parameter.conv."): g for n, g in found.gradients.items()}

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sightline.chart import COLORS
 from sightline.compress.policy import FP32, Activation, LayerCost, WeightFormat
-from sightline.compress.report import bits_svg, pareto_svg
+from sightline.draw.charts import COLORS
+from sightline.studies.compression_report import bits_svg, pareto_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 

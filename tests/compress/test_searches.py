@@ -14,7 +14,6 @@ import torch
 
 from sightline import registry
 from sightline.compress.policy import FP32, Policy, WeightFormat
-from sightline.compress.report import hyper_volume, pareto_front, search_rows
 from sightline.compress.search.base import (
     Curvature,
     EvaluationCache,
@@ -27,6 +26,7 @@ from sightline.compress.search.base import (
     run_search,
 )
 from sightline.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
+from sightline.studies.compression_report import hyper_volume, pareto_front, search_rows
 from sightline.types import ComponentConfig
 from tests.compress.toys import counted, made
 

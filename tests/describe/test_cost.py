@@ -13,13 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sightline
-from sightline.describe.trace import CountMacs, count_macs
+from sightline.describe.trace import count_macs
+from sightline.instrument import record
 from tests.cases import run_each
 
 
 def counted(work: Callable[[], Any]) -> int:
     macs: list[int] = []
-    with CountMacs(macs.append):
+    with record({}, operators=lambda _, op, args, kwargs, result: macs.append(count_macs(op, args, result))):
         work()
     return sum(macs)
 

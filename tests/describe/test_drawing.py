@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.describe.drawing import draw, short_number, show_shape
-from sightline.describe.figure import Figure, build_figure
+from sightline.describe.drawing import Figure, build_figure, draw, short_number, show_shape
 from sightline.describe.trace import Trace, trace
 
 SVG = "{http://www.w3.org/2000/svg}"

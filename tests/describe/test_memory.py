@@ -7,7 +7,8 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sightline.describe.memory import MemoryTracker, estimate_memory, first_samp
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train_step
+from sightline.instrument import record
 from sightline.pytree import tree_leaves
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "classify"
@@ -86,6 +88,13 @@ def test_the_estimate_is_within_thirty_percent(name: str, overrides: tuple[str, 
     assert abs(estimate.peak_bytes - peak) <= 0.3 * peak
 
 
+@contextmanager
+def counting(known: Iterable[Tensor]) -> Iterator[MemoryTracker]:
+    counter = MemoryTracker(known)
+    with record({}, operators=counter.note_operator):
+        yield counter
+
+
 def test_a_straight_line_from_six_samples_reaches_the_step_itself() -> None:
     """A whole step counted by the same counter. Nearly all is a multiple of the batch; buffers of kernels are not."""
     built = built_of("pointnet")
@@ -94,7 +103,7 @@ def test_a_straight_line_from_six_samples_reaches_the_step_itself() -> None:
     train_step(job, job.model, [batch], World(), Laps())
     job.optimizer.zero_grad(set_to_none=True)
     before = [*held(built), *(tensor for _, tensor in tree_leaves(batch))]
-    with MemoryTracker(before) as counter:
+    with counting(before) as counter:
         train_step(job, job.model, [batch], World(), counter)
     peak = storage_bytes(before) + max(stretch.peak for stretch in counter.stretches)
     assert estimate_memory(built).peak_bytes == pytest.approx(peak, rel=0.1)
@@ -128,7 +137,7 @@ def test_what_lives_after_the_forward_pass_is_what_autograd_saved() -> None:
     layers = [torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Linear(16, 4)]
     model, values = torch.nn.Sequential(*layers), torch.rand(32, 8)
     known = [*model.parameters(), *model.buffers(), values]
-    with MemoryTracker(known) as counter:
+    with counting(known) as counter:
         output = model(values)
     saved: dict[int, int] = {}
 
@@ -148,7 +157,7 @@ def test_what_lives_after_the_forward_pass_is_what_autograd_saved() -> None:
 def test_live_bytes_by_hand() -> None:
     """1,000 float32 numbers: a view adds nothing, a sum of two adds 4,000, what is dropped is gone."""
     known = torch.ones(1000)
-    with MemoryTracker([known]) as counter:
+    with counting([known]) as counter:
         first = known * 2
         view = first[10:20]
         assert counter.live == 4000

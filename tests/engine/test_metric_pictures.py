@@ -17,7 +17,7 @@ from torch import Tensor
 from sightline import registry
 from sightline.metrics.labels import Accuracy
 from sightline.metrics.base import State
-from sightline.pictures import Picture
+from sightline.draw.pictures import Picture
 
 
 @registry.metrics.add("NAME")
@@ -72,5 +72,5 @@ def test_the_check_before_training_names_the_authors_method(tmp_path: Path) -> N
 def test_something_else_is_named(tmp_path: Path) -> None:
     code, err = trained(tmp_path, "undrawn_confusion", "grey")
     assert code == 1
-    assert "Drawn.pictures: gave a ndarray, a list of sightline.pictures.Picture is needed" in err
+    assert "Drawn.pictures: gave a ndarray, a list of sightline.draw.pictures.Picture is needed" in err
     assert "Traceback" not in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -14,11 +15,12 @@ from sightline.engine.device import describe_nondeterminism, set_determinism
 from sightline.engine.distributed import World
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
-from sightline.engine.step import divide_by_count
-from sightline.engine.train import NonFiniteGradientError, train, update_ema
+from sightline.engine.step import StepTimer, divide_by_count
+from sightline.engine.train import NonFiniteGradientError, train, train_step, update_ema
 from sightline.runs.run_directory import RunDirectory
 from sightline.view.run_pages import encode_curves
 from tests.runs.small import small_run
+from tests.waits import counted_waits
 
 
 def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:
@@ -189,3 +191,14 @@ def test_gradients_of_layers_are_drawn(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line[f"gradient/{path}"] > 0 for line in lines] == [True] * 3
     assert f"gradient/{path}" in encode_curves({"": lines})
+
+
+@pytest.mark.parametrize("more", [(), ("train.ema_decay=0.9", "train.clip_norm=1.0")])
+def test_a_step_waits_for_the_device_once(more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one wait reads the step's numbers, which decide whether the weights may change; PointNet has none."""
+    job = small_run("train.steps=2", *more).job
+    with contextlib.closing(job.stream.iterate(0, 1)) as steps:
+        micro_batches = next(steps)
+    with counted_waits(monkeypatch) as waits:
+        train_step(job, job.model, micro_batches, World(), StepTimer(job.task, remainder="loss"))
+    assert waits == {"tolist at engine/train.py": 1}

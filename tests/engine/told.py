@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.draw.pictures import Picture
 from sightline.engine.records import EvaluationRecord, StepRecord
-from sightline.pictures import Picture
 
 
 def step(

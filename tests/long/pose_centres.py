@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from sightline.api import LoadedRun, load_run
-from sightline.chart import ChartPanel, Series, render_svg
 from sightline.config import RunConfig
 from sightline.data.loading.batch_reader import BatchReader
+from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.draws import Draws
 from sightline.engine.build import Data, DataSubset, build_data, build_evaluator, build_task
 from sightline.engine.distributed import World

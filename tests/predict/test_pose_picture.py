@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.pictures import PALETTE
+from sightline.draw.pictures import PALETTE
 from sightline.predict.pose import draw_pose
 
 CAMERA = np.array([100.0, -100.0, 40.0, 30.0])

@@ -269,6 +269,7 @@ def test_names_of_any_bytes_are_written_and_come_back(run: Path, clouds: np.ndar
     rows = table.read_text(encoding="utf-8").splitlines()
     assert len(list(csv.reader(rows))) == len(rows) == 1 + 2 * len(names)
     assert len([line for line in done.err.splitlines() if line.startswith("refused: ")]) == len(names)
+    assert done.err.splitlines()[-1] == f"{len(names)} predicted, {len(names)} refused"
     assert "[red]x.npy" in done.out
     (done.out + done.err + table.read_text()).encode()
 

@@ -17,8 +17,8 @@ from sightline import registry
 from sightline.data.files.ply import read_ply
 from sightline.data.loading.batch_reader import NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.draw.pictures import PALETTE
 from sightline.errors import ConfigError
-from sightline.pictures import PALETTE
 from sightline.predict.prediction import predict_each
 from sightline.predict.segment import SegmentPrediction
 from sightline.types import ComponentConfig, SampleKey

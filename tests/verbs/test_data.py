@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sightline.verbs.data import list_options, list_preparable
 from tests.command import run_here
 
 
@@ -83,3 +84,27 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
     assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
     assert "Traceback" not in err
     assert run_here(*words).code == 0
+
+
+def test_the_help_of_prepare_lists_the_options_of_the_set() -> None:
+    folder = run_here("data", "prepare", "cloud_folder", "--help").out.partition("Options of cloud_folder")[2]
+    assert re.search(r"up_axis=VALUE +one of 'x', 'y', 'z'  \[required\]\n", folder)
+    assert re.search(r"num_points=VALUE +a whole number, at least 1  \[default: 1024\]\n", folder)
+    assert "source" not in folder
+    assert "target" not in folder
+    assert "min_views=VALUE" in run_here("data", "prepare", "views", "--help").out
+    assert "faulty=VALUE" in run_here("data", "prepare", "--help", "yolo_txt").out
+
+
+def test_the_help_of_prepare_lists_no_options_without_a_known_set() -> None:
+    for words in ((), ("no_such_set",)):
+        done = run_here("data", "prepare", *words, "--help")
+        assert (done.code, "Options of" in done.out) == (0, False)
+        assert "--from PATH" in done.out
+
+
+def test_every_set_that_is_prepared_has_printable_options() -> None:
+    for name in sorted(list_preparable()):
+        title, rows = list_options((name,))
+        assert name in title
+        assert all(len(row) == 2 for row in rows)

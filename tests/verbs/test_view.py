@@ -13,8 +13,8 @@ import pytest
 
 import sightline
 from sightline.data.files.ply import read_ply, write_ply
+from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
-from sightline.pictures import PALETTE
 from sightline.types import SampleKey
 from tests.command import Outcome, run_here
 from tests.runs.segments import SCENES, make_parts, make_scenes

@@ -111,11 +111,12 @@ if (!document.title.startsWith("failed")) document.title = JSON.stringify({ page
 """
 
 
-def run_in_browser(page: str, folder: Path, hands: str) -> dict[str, Any]:
+def run_in_browser(page: str, folder: Path, hands: str, *, is_dark: bool = False) -> dict[str, Any]:
     """What the page's title holds in the end, from a window of 900 x 600 pixels."""
     (folder / "page.html").write_text(page.replace("</body>", f"{hands}</body>"))
     assert BROWSER is not None
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=900,600", "--dump-dom"]
+    words.append(f"--blink-settings=preferredColorScheme={int(not is_dark)}")
     place = [f"--user-data-dir={folder / 'profile'}", (folder / "page.html").as_uri()]
     done = subprocess.run([*words, *place], capture_output=True, text=True, timeout=110)
     found = re.search(r"<title>(.*?)</title>", done.stdout)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sightline.pictures import PALETTE, UNLABELLED
+from sightline.draw.pictures import PALETTE, UNLABELLED
 from sightline.tasks.segment import WRONG
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, error_coloring, height_coloring
 

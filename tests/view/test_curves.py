@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
+from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
 from sightline.errors import DataError, UserError
 from sightline.runs.run_directory import read_lines
 from sightline.view.run_pages import draw_runs, encode_curves

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sightline.binding import AvailableKeys
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.draw.pictures import PALETTE
 from sightline.draws import Draws
 from sightline.engine.device import Precision
-from sightline.pictures import PALETTE
 from sightline.tasks.supervised import Pose
 from sightline.transforms.volumes import Voxelize
 from sightline.types import Sample, SampleKey

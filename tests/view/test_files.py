@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sightline.data.files.ply import write_ply
+from sightline.draw.pictures import PALETTE
 from sightline.errors import DataError
-from sightline.pictures import PALETTE
 from sightline.view.output import view_file
 from sightline.view.stages import ClassColoring
 

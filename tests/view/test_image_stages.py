@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.draw.pictures import Picture
 from sightline.draws import Draws
-from sightline.pictures import Picture
 from sightline.transforms.images import NormalizeImage
 from sightline.types import DataInfo, Field, SampleKey
 from sightline.view.image_stages import ImageStages, takes_score, target_stages

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.pictures import PALETTE
+from sightline.draw.pictures import PALETTE
 from sightline.view.page import MAX_PAGE_BYTES, encode_page, max_points_per_cloud
 from sightline.view.panels import TRUE, ImagePanel, JointFigure, Volume
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, height_coloring

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.pictures import pad_to_3d
+from sightline.draw.pictures import pad_to_3d
 from tests.command import Outcome, run_here
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

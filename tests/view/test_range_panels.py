@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.pictures import PALETTE, UNLABELLED
+from sightline.draw.pictures import PALETTE, UNLABELLED
 from sightline.tasks.segment import WRONG
 from sightline.view.cloud_stages import describe_image, image_panels, prediction_panels
 

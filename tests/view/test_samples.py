@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.draw.pictures import UNLABELLED
 from sightline.engine.device import Precision
 from sightline.errors import ConfigError, DataError
-from sightline.pictures import UNLABELLED
 from sightline.tasks.segment import WRONG
 from sightline.transforms.point_selection import SamplePoints, ShufflePoints
 from sightline.transforms.points import Rotate, Scale, TwoViews

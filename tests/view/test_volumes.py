@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sightline.pictures import PALETTE
+from sightline.draw.pictures import PALETTE
 from sightline.view.panels import PLANES, TRUE, JointFigure, Plane, Volume, slices_panel, volume_panels
 from tests.cases import run_each
 

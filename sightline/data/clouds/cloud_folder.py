@@ -20,7 +20,14 @@ from sightline.data.clouds.cloud_listing import SPLITS, ListedCloud, list_clouds
 from sightline.data.clouds.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.data.clouds.labelled_clouds import LabelledClouds
 from sightline.data.clouds.modelnet_files import natural_sort_key
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, check_columns, has_normals, list_skipped_files, read_cloud
+from sightline.data.files.cloud_files import (
+    CLOUD_SUFFIXES,
+    check_columns,
+    has_normals,
+    list_skipped_files,
+    note_mixed_units,
+    read_cloud,
+)
 from sightline.data.store.prepared_set import PreparedSet
 from sightline.data.store.prepared_writer import (
     ColumnSpec,
@@ -313,23 +320,23 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     counts = {
         split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
     }
-    duplicates = find_duplicates(prepared, "points")
+    duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
+    clouds = {
+        f"{split}/{name}": points
+        for split in prepared.splits
+        for name, points in zip(prepared.names(split), prepared.array(split, "points"), strict=True)
+    }
+    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(points, axis=0)) for points in clouds.values())}
+    if prepared.manifest["normalisation"] == "none":
+        radii = [cloud_radius(points) for points in clouds.values()]
+        sizes["radii"] = [min(radii), max(radii)]
+        notes += note_mixed_units(list(clouds), radii, "clouds")
     return {
         "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
         "duplicates": duplicates,
-        "differences": [*([passed_over] if passed_over else []), *map(_duplicate_note, duplicates)],
-        **_sizes(prepared),
+        "differences": [*notes, *map(_duplicate_note, duplicates)],
+        **sizes,
     }
-
-
-def _sizes(prepared: PreparedSet) -> dict[str, Any]:
-    """Compute the smallest number of distinct points of a cloud and, without normalisation, the range of radii (m)."""
-    clouds = [cloud for split in prepared.splits for cloud in prepared.array(split, "points")]
-    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(cloud, axis=0)) for cloud in clouds)}
-    if prepared.manifest["normalisation"] == "none":
-        radii = [cloud_radius(cloud) for cloud in clouds]
-        sizes["radii"] = [min(radii), max(radii)]
-    return sizes
 
 
 def _duplicate_note(group: Sequence[str]) -> str:

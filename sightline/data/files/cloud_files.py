@@ -25,6 +25,10 @@ _STRAY_RATIO = 1e3
 _MIN_POINTS_FOR_STRAYS = 100
 """Minimum number of points of the check: of fewer, 99 % are all."""
 _SAMPLE_SIZE = 10_000
+_MIN_UNIT_GAP = 20.0
+"""Least factor between neighbouring sizes at which they may be of two units."""
+_MAX_UNIT_ERROR = 4.0
+"""Largest factor between the ratio of two groups of sizes and that of two units: the samples differ in size, too."""
 _COLOURS = ("red", "green", "blue")
 _ARRAY_NAMES = {
     "points": "points",
@@ -182,6 +186,28 @@ def check_strays(points: np.ndarray, *, where: str) -> None:
         f"{where}: point {farthest} lies {distance[farthest]:.4g} from the middle, 99 % of the {len(points)} points "
         f"within {spread:.4g}; take out the {int((distance > bound).sum())} points that lie beyond {bound:.4g}"
     )
+
+
+def note_mixed_units(names: Sequence[str], sizes: Sequence[float], what: str) -> list[str]:
+    """Return a note if sizes of files form two groups, apart by about the factor of two units of length.
+
+    `sizes` are in the unit of the files, 0 for files without points; `what` names the files: clouds, scans.
+    """
+    size = np.asarray(sizes, dtype=np.float64)
+    order = np.argsort(size, kind="stable")[int((size <= 0).sum()) :]
+    ratios = size[order][1:] / size[order][:-1]
+    if ratios.max(initial=0.0) < _MIN_UNIT_GAP:
+        return []
+    small, large = np.split(order, [int(ratios.argmax()) + 1])
+    factor = float(np.median(size[large]) / np.median(size[small]))
+    if not any(max(factor / of_units, of_units / factor) < _MAX_UNIT_ERROR for of_units in (100, 1000)):
+        return []
+    few, others = sorted((small, large), key=len)
+    return [
+        f"units may be mixed: {len(few)} of {len(order)} {what}, first {names[int(few.min())]}, reach about "
+        f"{np.median(size[few]):.3g}, the others {np.median(size[others]):.3g}; "
+        "convert all to one unit"
+    ]
 
 
 def _read_npy(path: Path, columns: tuple[str, ...] | None) -> PointCloud:

@@ -21,7 +21,14 @@ from sightline.data.files.input_files import BoundedFile, assert_regular, read_f
 from sightline.data.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
-from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan, survey_scans
+from sightline.data.scans.scan_preparation import (
+    BY_NAME,
+    ListedScan,
+    describe_split,
+    read_name_lists,
+    scan_plan,
+    survey_scans,
+)
 from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.data.store.columns import ColumnSpec, prepared_root
 from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
@@ -278,7 +285,9 @@ class KittiObject(LabelledScans):
             scans=scans,
             columns={"image_size_px": ColumnSpec((2,), "int64")},
             about={
-                "split": "by data.tested, by lists, or by the order of frames, whose neighbours in time may be apart"
+                "split": describe_split(
+                    parts, "lists of names", otherwise=f"{BY_NAME}, which may be neighbours in time"
+                )
             },
             options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
             notes=[*notes, *incomplete],

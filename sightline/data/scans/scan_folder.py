@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import (
     NO_RETURNS,
     ListedScan,
+    describe_split,
     id_counts,
     read_name_lists,
     scan_plan,
@@ -114,6 +116,7 @@ class ScanFolder(LabelledScans):
         names = None if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
         parts, notes = _list_splits(root)
+        notes += _note_unused_rings(next(iter(parts.values())), reader)
         scans = [
             ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), reader.make_reader(path))
             for part, paths in parts.items()
@@ -125,7 +128,7 @@ class ScanFolder(LabelledScans):
             root=root,
             scans=scans,
             columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
-            about={"split": "by data.tested, by folders or lists, or by the order of names"},
+            about={"split": describe_split(parts, "folders" if (root / "test").is_dir() else "lists of names")},
             options=reader.options(),
             notes=notes,
         )
@@ -227,6 +230,19 @@ class _FileReader:
         return to_raw_scan(
             cloud, ids, ring_order=options.ring_order, num_beams=num_beams, path=path, no_return=options.no_return
         )
+
+
+def _note_unused_rings(paths: Sequence[Path], reader: _ReaderOptions) -> list[str]:
+    """Return a note if the first scan has a column of rings that is not read."""
+    with contextlib.suppress(DataError):  # is reported when all scans are read
+        rings = ring_column(read_scan(paths[0], columns=reader.columns, no_return=reader.no_return))
+        if reader.num_beams is None and rings is not None and len(rings):
+            last = int(np.nanmax(rings, initial=0))
+            return [
+                f"the column of rings (0 to {last} in {paths[0].name}) is not read, because num_beams is not given: "
+                f"rows of range images follow elevations; prepare again with num_beams={last + 1}, or the sensor's"
+            ]
+    return []
 
 
 def _add_label_file(path: Path) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ Survey of unprepared scans: label map, sensor estimate, and differences to an ex
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sightline.data.files.cloud_files import note_mixed_units
 from sightline.data.files.input_files import read_file
 from sightline.data.scans.label_maps import LabelMap, identity_map
 from sightline.data.scans.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
@@ -26,6 +27,8 @@ from sightline.geometry.scans.lift import ProjectionSummary
 from sightline.geometry.scans.projection import RangeView, rows_by_file_order
 
 _SCANS_PER_SHARD = 500
+BY_NAME = "by data.tested, else the last data.test_share in the order of names"
+"""Split of a set whose source has no parts."""
 _LISTS = {"train": ("train.txt",), "test": ("val.txt", "test.txt")}
 NO_RETURNS = "num_no_returns"
 """Column with the number of points without a return, for sets whose files mark such points."""
@@ -131,13 +134,15 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
     if NO_RETURNS in prepared.manifest["columns"]:
         missing = sum(int(prepared.array(split, NO_RETURNS).sum()) for split in names)
         empty_notes.append(f"{missing} points without a return: not counted, not drawn and not scored")
+    reaches = [float(prepared.array(split, "reach_m")[row]) for split, row in rows]
+    units = note_mixed_units([prepared.names(split)[row] for split, row in rows], reaches, "scans")
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
         },
         "remission_high": max(float(prepared.array(split, "remission_high").max()) for split in names),
         "points_per_id": dict(zip(map(str, ids.tolist()), counts.tolist(), strict=True)),
-        "differences": [*notes, *empty_notes],
+        "differences": [*notes, *empty_notes, *units],
     }
 
 
@@ -173,12 +178,21 @@ def read_name_lists(folder: Path, names: Sequence[str]) -> tuple[dict[str, list[
     return parts, notes
 
 
+def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_NAME) -> str:
+    """Describe the split that a set has: the parts of the source, found in `source`, or one made by the run."""
+    return otherwise if "all" in parts else f"{' and '.join(parts)} are given by {source}; data.tested overrides them"
+
+
 MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""
 _MAX_PROJECTED = 16
 """Maximum number of scans that are also projected: with kNN voting a full scan takes a second."""
 _WIDTHS = (2048, 1024, 512)
 """Widths of range images in columns of a full turn."""
+_WIDTH_STEP = 32
+"""Widths are multiples of it, as networks halve them up to five times."""
+_MIN_SHOWN = 0.95
+"""Share of points that an image of the proposed width shows; else the widest image is proposed."""
 _CHANNELS = ("range", "x", "y", "z", "remission")
 _MAX_OUTSIDE = 0.05
 """Maximum share of points outside the field of view: real scans of KITTI have up to 0.044."""
@@ -321,10 +335,14 @@ def survey_scans(
         labels = LabelMap(labels.tables_with(unknown), where=str(source))
         document["label_map"] = labels.tables_with(())
     scans = [readers[files[index]]().returns() for index in _choose_evenly(len(readers), _MAX_PROJECTED)]
-    widths = [round(width * (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360) for width in _WIDTHS]
-    document["projected"] = {
-        f"{view.num_beams} x {width}": _measure_projection(scans, labels, view, width) for width in widths
-    }
+    turn = (view.azimuth_deg[0] - view.azimuth_deg[1]) / 360
+    widths = [max(1, round(width * turn / _WIDTH_STEP)) * _WIDTH_STEP for width in _WIDTHS]
+    figures = {width: _measure_projection(scans, labels, view, width) for width in widths}
+    document["projected"] = {f"{view.num_beams} x {width}": shares for width, shares in figures.items()}
+    fit = min((w for w in widths if figures[w]["points_shown"] >= _MIN_SHOWN), default=max(widths))
+    document["proposed_projection"] = (
+        f"{{name: project, height: {view.num_beams}, width: {fit}}} shows {figures[fit]['points_shown']:.0%} of points"
+    )
     return document
 
 

@@ -15,7 +15,7 @@ from sightline.arguments import FractionBelowOne
 from sightline.data.files.array_files import read_npy
 from sightline.data.scans.label_maps import MAX_ID, read_label_map
 from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
-from sightline.data.scans.scan_preparation import ListedScan, read_name_lists, scan_plan
+from sightline.data.scans.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.data.store.columns import prepared_root
 from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
@@ -104,7 +104,7 @@ class SqueezeSegNpy(LabelledScans):
             root=root,
             scans=scans,
             columns={},
-            about={"image_size_px": [height, width], "split": "by data.tested, by lists, or by the order of names"},
+            about={"image_size_px": [height, width], "split": describe_split(parts, "lists of names")},
             options={},
             notes=notes,
         )

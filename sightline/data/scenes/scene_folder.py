@@ -25,6 +25,7 @@ from sightline.data.files.cloud_files import (
     check_columns,
     is_cloud_file,
     list_skipped_files,
+    note_mixed_units,
     read_cloud,
 )
 from sightline.data.files.input_files import file_size
@@ -371,4 +372,10 @@ def _summary(prepared: PreparedSet, *, skipped_note: str) -> dict[str, Any]:
         for name, count in zip(names, facts["class_counts"], strict=True)
         if not count
     ]
-    return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing]}
+    reaches = {
+        f"{split}/{name}": float(points.max(initial=0.0))
+        for split in prepared.splits
+        for name, points in zip(prepared.names(split), prepared.rows(split, "points"), strict=True)
+    }
+    units = note_mixed_units(list(reaches), list(reaches.values()), "scenes")
+    return {**summary, "differences": [*([skipped_note] if skipped_note else []), *missing, *units]}

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sightline.doctor.context import Context, SquaredLoss, check, squared_losses
-from sightline.doctor.core.dry_run import detach_nested, read_batch, step_keys
+from sightline.doctor.core.dry_run import read_batch, step_keys
 from sightline.doctor.core.finding import Fault, Finding, FindingLocation
 from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.oracles.derivatives import SquaredErrorLoss
 from sightline.doctor.oracles.results import loss_counts, loss_sums
+from sightline.instrument import record
 from sightline.runs.run_directory import read_lines
 from sightline.tasks.contrast import CHANCE_SUFFIX
 
@@ -302,14 +303,10 @@ def _measure_distance(context: Context, trivial: ConstantBaseline) -> float | No
     job, model = context.built.job, context.trained_model
     assert model is not None, "only for a run that kept a checkpoint"
     batch = read_batch(job, step_keys(job, step=0)[: context.dry_run.num_samples], context.world.device)
-    outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(detach_nested(result)))
-    try:
-        with torch.no_grad():
-            job.task.predict(model, batch)
-    finally:
-        handle.remove()
-    output = outputs[-1].get(trivial.output_key) if outputs and isinstance(outputs[-1], Mapping) else None
+    with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
+        job.task.predict(model, batch)
+    outputs = tape.outputs[-1] if tape.outputs else None
+    output = outputs.get(trivial.output_key) if isinstance(outputs, Mapping) else None
     if not isinstance(output, Tensor):
         return None
     squares = context.squared_losses.get(trivial.loss)

@@ -23,6 +23,7 @@ from sightline.doctor.core.dry_run import (
     error_location,
     isolated_copy,
 )
+from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.device import to_device
@@ -33,7 +34,6 @@ from sightline.engine.records import EvaluationRecord
 from sightline.metrics.base import make_state, row_states
 from sightline.numba_kernels import compute_seconds
 from sightline.optional_members import MetricMembers
-from sightline.pictures import encode_png
 from sightline.types import Batch, SampleKey
 
 _MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sightline.doctor.core.object_graph import hidden_outputs, last_operation
 from sightline.engine.device import to_device
@@ -22,14 +21,17 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import TrainState
 from sightline.errors import UserError
+from sightline.instrument import ModuleCall, record
 from sightline.layers.batch_norm import SynchronisedBatchNorm
 from sightline.numba_kernels import compute_seconds
+from sightline.pytree import tree_map
 from sightline.types import Batch, SampleKey
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _RUNNERS = (
     _PACKAGE / "doctor",
     _PACKAGE / "engine" / "step.py",
+    _PACKAGE / "instrument",
 )  # they run a step, but do not cause its faults
 NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
 _MIN_SAMPLES = 2
@@ -225,17 +227,13 @@ def first_outputs(job: TrainState, rehearsal: DryRun, device: torch.device) -> t
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
-    outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(detach_nested(result)))
     try:
         batch = read_batch(job, keys, device)
-        with torch.no_grad():
+        with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
             compute_batch_losses(job.task, model, batch, device, job.precision)
     except Exception:  # noqa: BLE001 - checks of data report samples that fail
         return rehearsal.batch, rehearsal.seen_outputs
-    finally:
-        handle.remove()
-    return batch, outputs[-1] if outputs and isinstance(outputs[-1], Mapping) else {}
+    return batch, tape.outputs[-1] if tape.outputs and isinstance(tape.outputs[-1], Mapping) else {}
 
 
 def error_location(error: BaseException) -> tuple[str | None, int | None]:
@@ -255,15 +253,9 @@ def read_batch(job: TrainState, keys: Sequence[SampleKey], device: torch.device)
     return to_device(job.stream.reader(keys), device, float_dtype=job.precision.parameter_dtype)
 
 
-def detach_nested(value: Any) -> Any:
-    """Return a copy of nested dicts, lists and tuples with detached tensors."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {name: detach_nested(item) for name, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(detach_nested(item) for item in value)
-    return value
+def detach(value: Any) -> Any:
+    """Return a tree with detached tensors."""
+    return tree_map(value, lambda _, tensor: tensor.detach())
 
 
 def _run_first_pass(job: TrainState, result: DryRun, watcher: ForwardWatcher, device: torch.device) -> None:
@@ -318,24 +310,11 @@ class OutOfTimeError(Exception):
     """Forward pass that exceeds its time limit."""
 
 
-class _ParameterReadTracker(TorchFunctionMode):
-    """Record of the modules whose parameters an operation reads: a layer may use sub-modules without calling them."""
-
-    def __init__(self, model: nn.Module, executed: set[str]) -> None:
-        super().__init__()
-        self._executed = executed
-        self._owner = {id(value): name.rpartition(".")[0] for name, value in model.named_parameters()}
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        inputs = (*args, *(kwargs or {}).values())
-        self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
-        return function(*args, **(kwargs or {}))
-
-
 class ForwardWatcher:
-    """Hooks on a copy that record the modules run, the current module, and the first outputs of the whole model.
+    """Recorder of the modules run, the current module, and the first outputs of the whole model.
 
-    They end a forward pass that exceeds `deadline`.
+    A layer also counts as run if an operation reads its parameters, without a call. The watcher ends a forward pass
+    that exceeds `deadline`.
     """
 
     def __init__(self, result: DryRun, deadline: float) -> None:
@@ -345,50 +324,38 @@ class ForwardWatcher:
         self.hidden: frozenset[str] = frozenset()
         self.output_reads: set[str] = set()
         self._executed = result.executed
-        self._stack: list[str] = []
-        self._handles = []
-        self._readers = _ParameterReadTracker(result.model, result.executed)
-        for name, module in result.model.named_modules():
-            self._handles.append(module.register_forward_pre_hook(self._enter(name)))
-            self._handles.append(module.register_forward_hook(self._leave(is_whole=name == "")))
+        self._owner = {id(value): name.rpartition(".")[0] for name, value in result.model.named_parameters()}
+        self._recording = contextlib.ExitStack()
+        self._tape = self._recording.enter_context(
+            record(result.model, enter=self._enter, leave=self._leave, functions=self._note_reads)
+        )
 
     @property
     def current(self) -> str | None:
         """Name of the innermost module that is running."""
-        named = [name for name in self._stack if name]
+        named = [path for index in self._tape.running if (path := self._tape.calls[index].path)]
         return named[-1] if named else None
 
     def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-        if self._stack:  # the forward pass raised an error
-            self._readers.__exit__(None, None, None)
+        self._recording.close()
 
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any) -> None:
-            if compute_seconds() > self._deadline:
-                raise OutOfTimeError
-            if not self._stack:
-                self._readers.__enter__()
-            self._stack.append(name)
-            self._executed.add(name)
+    def _enter(self, call: ModuleCall, *_: Any) -> None:
+        if compute_seconds() > self._deadline:
+            raise OutOfTimeError
+        self._executed.add(call.path)
 
-        return hook
+    def _note_reads(self, call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if call is not None:
+            inputs = (*args, *kwargs.values())
+            self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
 
-    def _leave(self, *, is_whole: bool) -> Any:
-        def hook(module: nn.Module, inputs: Any, outputs: Any) -> Any:
-            self._stack.pop()
-            if not self._stack:
-                self._readers.__exit__(None, None, None)
-            if not is_whole or not isinstance(outputs, dict):
-                return None
-            recorded = ReadTrackingDict(outputs)
-            recorded.read = self.output_reads
-            if self.outputs is None:
-                self.outputs = {name: detach_nested(value) for name, value in outputs.items()}
-                self.hidden = hidden_outputs(outputs)
-                self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
-            return recorded
-
-        return hook
+    def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if call.path or not isinstance(outputs, dict):
+            return None
+        recorded = ReadTrackingDict(outputs)
+        recorded.read = self.output_reads
+        if self.outputs is None:
+            self.outputs = {name: detach(value) for name, value in outputs.items()}
+            self.hidden = hidden_outputs(outputs)
+            self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
+        return recorded

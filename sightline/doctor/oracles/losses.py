@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from sightline import registry
-from sightline.compare.formats import Float32Draws
 from sightline.config import RunConfig
 from sightline.doctor.oracles.derivatives import (
     SquaredErrorLoss,
@@ -30,6 +29,7 @@ from sightline.doctor.oracles.references import to_float64_array
 from sightline.doctor.oracles.results import EXACT_GRADIENT, OracleResult, loss_counts, loss_sums
 from sightline.engine.train import TrainState
 from sightline.errors import summarise_error
+from sightline.instrument.float64 import Float32Draws
 from sightline.losses.classification import resolve_class_weights
 from sightline.surrogates import find_surrogates, note_surrogates
 from sightline.types import Batch, ComponentConfig

@@ -6,16 +6,14 @@ Detection of modules that compute in a coarser number format than their paramete
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.describe.trace import tree_leaves
 from sightline.doctor.context import get_loss_path
 from sightline.doctor.core.dry_run import forward_backward
 from sightline.doctor.core.finding import Fault, Severity
@@ -25,7 +23,9 @@ from sightline.doctor.overfit.network import activation_cause, constant_cause, g
 from sightline.doctor.overfit.optimizer_grid import Candidate, OptimizerResult, own_rate, run_candidate
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision
+from sightline.instrument import ModuleCall, record
 from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.pytree import tree_leaves
 
 
 class Lowered(NamedTuple):
@@ -35,46 +35,20 @@ class Lowered(NamedTuple):
     dtype: str
 
 
-class _FormatWatch(TorchDispatchMode):
-    """Mode that records the first result with fewer than `bits` bits, and the module that computed it."""
-
-    def __init__(self, model: nn.Module, bits: int) -> None:
-        super().__init__()
-        self.lowered: Lowered | None = None
-        self._bits = bits
-        self._stack: list[str] = []
-        self.handles: list[Any] = []
-        for name, module in model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(lambda *_, at=name: self._stack.append(at)))
-            self.handles.append(module.register_forward_hook(self._leave))
-
-    def _leave(self, *_: Any) -> None:
-        self._stack.pop()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if self.lowered is None:
-            for _, tensor in tree_leaves(result):
-                if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < self._bits:
-                    self.lowered = Lowered(
-                        self._stack[-1] if self._stack else "", str(tensor.dtype).removeprefix("torch.")
-                    )
-        return result
-
-
 def find_lowered(bench: FitSetup, precision: str) -> Lowered | None:
     """Find the first module of a training step that computes in a coarser format than its parameters; else None."""
     model = prepare_model(bench, precision)
-    watch = _FormatWatch(model, torch.finfo(Precision(precision).parameter_dtype).bits)
-    try:
-        with watch:
-            forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)
-    finally:
-        for handle in watch.handles:
-            handle.remove()
-    return watch.lowered
+    bits = torch.finfo(Precision(precision).parameter_dtype).bits
+    lowered: list[Lowered] = []
+
+    def note(call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        for _, tensor in () if lowered else tree_leaves(result):
+            if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < bits:
+                lowered.append(Lowered("" if call is None else call.path, str(tensor.dtype).removeprefix("torch.")))
+
+    with record(model, operators=note):
+        forward_backward(bench.built.job, model, [bench.batch_in(precision)], bench.device)
+    return lowered[0] if lowered else None
 
 
 _MIN_GRADIENT_RATIO = 1e-3

@@ -24,6 +24,7 @@ from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import NonFiniteGradientError, TrainState, train_step
+from sightline.instrument import record
 from sightline.types import Batch
 
 SHARES = (0.5, 0.1, 0.01)
@@ -227,15 +228,12 @@ def fit(
 def forward_once(bench: FitSetup, model: nn.Module) -> Mapping[str, Any]:
     """Run a copy of the model on the batch, in training mode and the recipe's format, and return its outputs."""
     job, batch = bench.built.job, bench.batch_in(bench.precision)
-    outputs_seen: list[Mapping[str, Any]] = []
-    handle = model.register_forward_hook(lambda module, inputs, outputs: outputs_seen.append(outputs))
     model.train()
     apply_freezing(model, job.frozen, 0)
-    try:
+    with record({"": model}, keep=("outputs",), each=None) as tape:
         compute_batch_losses(job.task, model, batch, bench.device, job.precision)
-    finally:
-        handle.remove()
-    return outputs_seen[-1]
+    outputs: Mapping[str, Any] = tape.outputs[-1]
+    return outputs
 
 
 def _constant_schedule(step: int) -> float:

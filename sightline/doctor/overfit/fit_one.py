@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sightline.chart import ChartPanel, Series, render_svg
 from sightline.describe.trace import preserve_all_rng_states
 from sightline.doctor.checks.model.first_step import first_step, missing_keys_explained
 from sightline.doctor.context import Context
@@ -30,6 +29,7 @@ from sightline.doctor.overfit.optimizer_grid import (
     verdict_document,
 )
 from sightline.doctor.overfit.samples import Samples, choose_samples, training_score
+from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState

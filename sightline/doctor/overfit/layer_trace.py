@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.config.run_config import Expectation, Quantity, parse_quantity
-from sightline.describe.trace import preserve_all_rng_states, trace, tree_leaves
+from sightline.describe.trace import preserve_all_rng_states, trace
 from sightline.doctor.core.dry_run import forward_backward, isolated_copy
 from sightline.doctor.overfit.fit_attempt import FitCurve, FitSetup, fit
 from sightline.doctor.overfit.fit_one import FitOptions, make_setup
@@ -27,6 +27,8 @@ from sightline.engine.records import EvaluationRecord, StepRecord, StopRun
 from sightline.engine.step import divide_by_count
 from sightline.engine.train import TrainState
 from sightline.errors import ConfigError
+from sightline.instrument import ModuleCall, record, watch_gradient
+from sightline.pytree import tree_leaves
 from sightline.schema import suggest
 
 
@@ -81,17 +83,21 @@ def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
     results: dict[str, Any] = {}
     batch = bench.batch_in(job.precision.name)
 
+    def measure(call: ModuleCall, module: nn.Module, inputs: Any, output: Any) -> None:
+        """Measure a module's output before later code can change it in place."""
+        floats = [pair for pair in tree_leaves(output) if pair[1].is_floating_point() and pair[1].numel()]
+        for index, (name, tensor) in enumerate(floats[: 1 if call.path else None]):
+            measured = _compute_statistics(tensor)
+            if tensor.requires_grad:
+                watch_gradient(tensor, _make_gradient_hook(measured))
+            if not index:
+                statistics[call.path, call.call_index + 1] = measured
+            if not call.path:
+                outputs[name] = measured
+
     def forward(copied: nn.Module) -> None:
-        counts: dict[str, int] = {}
-        handles = [
-            module.register_forward_hook(_make_output_hook(path, counts, statistics, outputs))
-            for path, module in copied.named_modules()
-        ]
-        try:
+        with record(copied, leave=measure):
             sums, counts_by_loss = forward_backward(job, copied, [batch], bench.device)
-        finally:
-            for handle in handles:
-                handle.remove()
         results.update(
             model=copied,
             terms={name: float(divide_by_count(sums[name].detach(), counts_by_loss[name])) for name in sums},
@@ -118,30 +124,6 @@ def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
     loss = math.fsum(weights[name] * value for name, value in results["terms"].items())
     norms = [p.grad.norm().item() for p in results["model"].parameters() if p.grad is not None]
     return ModelSnapshot(step, loss, results["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
-
-
-def _make_output_hook(
-    path: str, counts: dict[str, int], statistics: dict[tuple[str, int], Statistics], outputs: dict[str, Statistics]
-) -> Callable[..., None]:
-    """Return a hook that measures a module's output before later code can change it in place."""
-
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        counts[path] = counts.get(path, 0) + 1
-        floats = [
-            (name, tensor) for name, tensor in tree_leaves(output) if tensor.is_floating_point() and tensor.numel()
-        ]
-        for index, (name, tensor) in enumerate(floats):
-            if index and path:
-                break
-            measured = _compute_statistics(tensor)
-            if tensor.requires_grad:
-                tensor.register_hook(_make_gradient_hook(measured))
-            if not index:
-                statistics[path, counts[path]] = measured
-            if not path:
-                outputs[name] = measured
-
-    return hook
 
 
 def _compute_statistics(tensor: Tensor) -> Statistics:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.doctor.core.dry_run import ReadTrackingDict, detach_nested
+from sightline.doctor.core.dry_run import ReadTrackingDict
 from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.overfit.fit_attempt import FitSetup, forward_once, prepare_model
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
@@ -83,7 +83,7 @@ def probe_loss(bench: FitSetup) -> LossProbe:
     """Examine a run's losses on a batch, with the model's outputs as free float64 variables."""
     job = bench.built.job
     with torch.no_grad():
-        outputs = detach_nested(forward_once(bench, prepare_model(bench, bench.precision)))
+        outputs = forward_once(bench, prepare_model(bench, bench.precision))
     batch = ReadTrackingDict(bench.batch_in("float64"))
     free = {
         name: value.detach().double().clone(memory_format=torch.contiguous_format)  # L-BFGS flattens gradients

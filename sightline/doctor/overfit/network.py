@@ -5,6 +5,7 @@ Output activation: the last operation that bounds a model's outputs, and the mod
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from sightline.doctor.core.dry_run import forward_backward
 from sightline.doctor.core.finding import Fault, Severity
@@ -26,6 +26,7 @@ from sightline.doctor.overfit.fit_attempt import (
 )
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.optimizer_grid import build_optimizer
+from sightline.instrument import InterceptedFunctions, ModuleCall, record
 
 _COPYING = frozenset(
     "View Reshape UnsafeView Permute Transpose T Squeeze Unsqueeze Expand Clone ToCopy Alias Slice Select AsStrided "
@@ -78,28 +79,6 @@ class OutputActivation:
     high: float
 
 
-class _ActivationRecorder(TorchFunctionMode):
-    """Mode that records the autograd node of each bounding function's result, and the module that called it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.nodes: list[tuple[Any, str]] = []
-        self._stack: list[str] = []
-        self.handles = []
-        for name, module in model.named_modules():
-            self.handles.append(module.register_forward_pre_hook(lambda *_, at=name: self._stack.append(at)))
-            self.handles.append(module.register_forward_hook(self._leave))
-
-    def _leave(self, *_: Any) -> None:
-        self._stack.pop()
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        if getattr(function, "__name__", "") in _FUNCTIONS and isinstance(result, Tensor) and self._stack:
-            self.nodes.append((result.grad_fn, self._stack[-1]))
-        return result
-
-
 class WithoutActivation:
     """Replacement of a model in which the bounding function number `call` is the identity."""
 
@@ -108,22 +87,15 @@ class WithoutActivation:
         self._call = call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _SkipActivation(self._call):
+        numbers = itertools.count()
+
+        def run(function: Any, function_args: tuple[Any, ...], function_kwargs: dict[str, Any]) -> Any:
+            if getattr(function, "__name__", "") in _FUNCTIONS and next(numbers) == self._call:
+                return function_args[0] if function_args else function_kwargs["input"]
+            return function(*function_args, **function_kwargs)
+
+        with InterceptedFunctions(run):
             return self._model(*args, **kwargs)
-
-
-class _SkipActivation(TorchFunctionMode):
-    def __init__(self, call: int) -> None:
-        super().__init__()
-        self._call = call
-        self._num_calls = 0
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in _FUNCTIONS:
-            self._num_calls += 1
-            if self._num_calls - 1 == self._call:
-                return args[0] if args else (kwargs or {})["input"]
-        return function(*args, **(kwargs or {}))
 
 
 def find_output_activation(model: nn.Module, forward: Any, read: tuple[str, ...]) -> OutputActivation | None:
@@ -131,26 +103,27 @@ def find_output_activation(model: nn.Module, forward: Any, read: tuple[str, ...]
 
     The model must be a copy that may be changed; gradients must be enabled.
     """
-    calls = _ActivationRecorder(model)
-    try:
-        with calls:
-            outputs: Mapping[str, Tensor] = forward(model)
-    finally:
-        for handle in calls.handles:
-            handle.remove()
+    bounded: list[tuple[Any, str]] = []  # node and module of each bounding function's result
+
+    def note(call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if getattr(function, "__name__", "") in _FUNCTIONS and isinstance(result, Tensor) and call is not None:
+            bounded.append((result.grad_fn, call.path))
+
+    with record(model, functions=note):
+        outputs: Mapping[str, Tensor] = forward(model)
     for name in read:
         node = _last_computing_node(outputs[name].grad_fn)
         kind = _kind(node)
         if kind not in _RANGES:
             continue
-        index = next((i for i in reversed(range(len(calls.nodes))) if calls.nodes[i][0] == node), None)
+        index = next((i for i in reversed(range(len(bounded))) if bounded[i][0] == node), None)
         if index is None:
             continue
         value = outputs[name].detach()
         low, high = float(value.min()), float(value.max())
         bounds = _RANGES[kind] if not kind.startswith("Clamp") else (low, high)
         zeros = float((value == 0).double().mean())
-        return OutputActivation(name, kind.lower(), bounds, index, calls.nodes[index][1] or None, zeros, low, high)
+        return OutputActivation(name, kind.lower(), bounds, index, bounded[index][1] or None, zeros, low, high)
     return None
 
 
@@ -300,13 +273,10 @@ def head_cause(bench: FitSetup, *, is_falling: bool) -> tuple[Fault | None, str]
 def _find_head(bench: FitSetup) -> str | None:
     """Find the last linear layer or convolution that a forward pass calls."""
     model = prepare_model(bench, bench.precision)
-    called_names: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, _HEADS):
-            module.register_forward_hook(lambda *_, at=name: called_names.append(at))
-    with torch.no_grad():
+    heads = {path: module for path, module in model.named_modules() if isinstance(module, _HEADS)}
+    with torch.no_grad(), record(heads) as tape:
         forward_once(bench, model)
-    return called_names[-1] if called_names else None
+    return max(tape.calls, key=lambda call: call.ended).path if tape.calls else None
 
 
 def _reinitialise_head(model: nn.Module, name: str) -> None:

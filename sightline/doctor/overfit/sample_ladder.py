@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from sightline.engine.records import StepRecord
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import NonFiniteGradientError, train
 from sightline.errors import UserError
+from sightline.instrument import record
 from sightline.layers.quantisation.parametrised import weight_sizes
 from sightline.types import Batch
 
@@ -110,13 +111,10 @@ def fit_constant(built: TrainingSetup, batches: Sequence[Batch]) -> ConstantPred
 def _find_axes(built: TrainingSetup, model: ConstantPredictor, batch: Batch) -> None:
     """Find the class axis of logits, the only one along which their constant varies; sets `model.axes`."""
     job = built.job
-    outputs_seen: list[Mapping[str, Any]] = []
-    handle = model.model.register_forward_hook(lambda module, inputs, outputs: outputs_seen.append(outputs))
-    with torch.no_grad():
+    with torch.no_grad(), record({"": model.model}, keep=("outputs",), each=None) as tape:
         compute_batch_losses(job.task, model, batch, job.device)
-    handle.remove()
     model.values.clear()
-    logits, label = outputs_seen[-1].get("logits"), batch.get("label")
+    logits, label = tape.outputs[-1].get("logits"), batch.get("label")
     if isinstance(logits, Tensor) and isinstance(label, Tensor) and (axis := class_axis(logits, label)) is not None:
         model.axes["logits"] = (axis,)
 

@@ -25,6 +25,7 @@ from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, single_batch_step
 from sightline.engine.train import TrainState
 from sightline.errors import UserError
+from sightline.instrument import Inputs, ModuleCall, record
 from sightline.losses.embeddings import PairLoss
 from sightline.optional_members import TransformMembers
 from sightline.types import Batch, ComponentConfig, SampleKey
@@ -183,20 +184,19 @@ def _set_batch_statistics(job: TrainState, batch: Batch) -> None:
     """Set the running statistics of batch norms that are not frozen to those of this batch, in place."""
     job.model.train()
     apply_freezing(job.model, job.frozen, 0)
-    handles = []
-    for module in job.model.modules():
+    norms = {}
+    for path, module in job.model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats:
             module.reset_running_stats()
             module.momentum = None  # the average of one batch is that batch's
-            handles.append(module.register_forward_hook(_remove_bessel_correction))
-    with torch.no_grad():
+            norms[path] = module
+    with torch.no_grad(), record(norms, leave=_remove_bessel_correction):
         compute_batch_losses(job.task, job.model, batch, job.device, job.precision)
-    for handle in handles:
-        handle.remove()
 
 
-def _remove_bessel_correction(norm: Any, inputs: tuple[torch.Tensor, ...], _: Any) -> None:
+def _remove_bessel_correction(call: ModuleCall, norm: Any, inputs: Inputs, outputs: Any) -> None:
     """Convert the unbiased running variance (n - 1) to the biased one (n), by which the batch was normalised."""
-    num = inputs[0].numel() // inputs[0].shape[1]
+    (values, *_), _ = inputs
+    num = values.numel() // values.shape[1]
     if norm.num_batches_tracked == 1 and num > 1:
         norm.running_var.mul_((num - 1) / num)

@@ -59,35 +59,36 @@ def greedy_nms_kernel(
     """CPU kernel of `suppression.greedy_nms`.
 
     Writes the indices of kept boxes to `kept_indices` (N,) and returns how many there are. `boxes` (N, 4) are sorted by
-    falling score. Each box is compared with the boxes kept so far, one block at a time: few of many boxes need many
-    comparisons. Without `proposals` every box is a proposal of its own.
+    label, then by falling score. Each box is compared with the boxes of its label kept so far, one block at a time: few
+    of many boxes need many comparisons. Without `proposals` every box is a proposal of its own.
     """
     zero, one, tiny = _constants(limits)
     columns = np.empty((6, len(boxes)), dtype=boxes.dtype)
-    kept_labels = np.empty_like(labels)
     x1, y1, x2, y2, areas, kept_limits = columns
-    count = 0
+    first = count = 0
     for index in range(len(boxes)):
+        if index and labels[index] != labels[index - 1]:
+            first = count
         left, top, right, bottom = boxes[index]
-        area, label = max(right - left, zero) * max(bottom - top, zero), labels[index]
+        area = max(right - left, zero) * max(bottom - top, zero)
         hits = 0
-        for start in range(0, count, _BLOCK):
+        for start in range(first, count, _BLOCK):
             for other in range(start, min(start + _BLOCK, count)):
                 width = max(min(right, x2[other]) - max(left, x1[other]), zero)
                 height = max(min(bottom, y2[other]) - max(top, y1[other]), zero)
                 intersection = width * height
                 union = area + areas[other] - intersection
                 overlap = intersection / (union if union >= tiny else one)
-                hits += (overlap > kept_limits[other]) & (union >= tiny) & (kept_labels[other] == label)
+                hits += (overlap > kept_limits[other]) & (union >= tiny)
             if hits and len(proposals):
                 for other in kept_indices[start : min(start + _BLOCK, count)]:
-                    is_own = (proposals[other] == proposals[index]) & (labels[other] == label)
+                    is_own = proposals[other] == proposals[index]
                     hits -= is_own and _iou(boxes[index], boxes[other], tiny) > limits[other]
             if hits:
                 break
         if not hits:
             x1[count], y1[count], x2[count], y2[count], areas[count] = left, top, right, bottom, area
-            kept_labels[count], kept_limits[count], kept_indices[count] = label, limits[index], index
+            kept_limits[count], kept_indices[count] = limits[index], index
             count += 1
     return count
 
@@ -103,28 +104,34 @@ def soft_nms_kernel(
     kept_indices: np.ndarray,
     kept_scores: np.ndarray,
 ) -> int:
-    """CPU kernel of `suppression.soft_nms`: writes kept indices and scores (N,), returns how many there are.
+    """CPU kernel of `suppression.soft_nms`: writes kept indices and scores (N,), label by label; returns their number.
 
-    `boxes` (N, 4), `scores` and `labels` (N,); `limits` (N,) are the lowest IoU or the width of the Gaussian of each
-    box. `remaining` contains the remaining boxes in order of their indices. `scores` is changed.
+    `boxes` (N, 4), `scores` and `labels` (N,) are sorted by label; `limits` (N,) are the lowest IoU or the width of the
+    Gaussian of each box. `remaining` contains the remaining boxes of a label in order of their indices. `scores` is
+    changed.
     """
     (zero, one, tiny), lowest_score = _constants(limits), min_score[0]
-    remaining = np.arange(len(boxes))
-    num_remaining, best, count = len(boxes), 0, 0
-    for index in range(len(boxes)):
-        if scores[index] > scores[best]:
-            best = index
-    while num_remaining and scores[best] >= lowest_score:
-        kept_indices[count], kept_scores[count] = best, scores[best]
-        count += 1
-        picked, limit, num_still, next_best = best, limits[best], 0, -1
-        x1, y1, x2, y2 = boxes[picked]
-        area = max(x2 - x1, zero) * max(y2 - y1, zero)
-        for rank in range(num_remaining):
-            index = remaining[rank]
-            if index == picked:
-                continue
-            if labels[index] == labels[picked]:
+    remaining = np.empty(len(boxes), dtype=np.int64)
+    start = count = 0
+    while start < len(boxes):
+        best, num_remaining = start, 0
+        while start < len(boxes) and labels[start] == labels[best]:
+            remaining[num_remaining] = start
+            num_remaining += 1
+            start += 1
+        for index in remaining[:num_remaining]:
+            if scores[index] > scores[best]:
+                best = index
+        while num_remaining and scores[best] >= lowest_score:
+            kept_indices[count], kept_scores[count] = best, scores[best]
+            count += 1
+            picked, limit, num_still, next_best = best, limits[best], 0, -1
+            x1, y1, x2, y2 = boxes[picked]
+            area = max(x2 - x1, zero) * max(y2 - y1, zero)
+            for rank in range(num_remaining):
+                index = remaining[rank]
+                if index == picked:
+                    continue
                 box = boxes[index]
                 width = max(min(x2, box[2]) - max(x1, box[0]), zero)
                 height = max(min(y2, box[3]) - max(y1, box[1]), zero)
@@ -135,12 +142,12 @@ def soft_nms_kernel(
                     scores[index] *= one - overlap if overlap >= limit else one
                 elif overlap > zero:
                     scores[index] *= math.exp(-(overlap * overlap) / limit)
-            if scores[index] >= lowest_score:
-                remaining[num_still] = index
-                num_still += 1
-                if next_best < 0 or scores[index] > scores[next_best]:
-                    next_best = index
-        num_remaining, best = num_still, next_best
+                if scores[index] >= lowest_score:
+                    remaining[num_still] = index
+                    num_still += 1
+                    if next_best < 0 or scores[index] > scores[next_best]:
+                        next_best = index
+            num_remaining, best = num_still, next_best
     return count
 
 

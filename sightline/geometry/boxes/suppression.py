@@ -191,12 +191,13 @@ def greedy_nms(
     if not can_use_numba(boxes, scores):
         return greedy_nms_reference(boxes, scores, labels, threshold=threshold, proposal=proposal)
     order = scores.argsort(descending=True, stable=True)
-    kept_ranks = torch.empty_like(order)
+    ranks = labels[order].argsort(stable=True)
+    by_label, kept = order[ranks], torch.empty_like(order)
     columns = (boxes, labels, order[:0] if proposal is None else proposal, _expand_limit(threshold, boxes))
     count = greedy_nms_kernel(
-        *(column[order].numpy() if len(column) else column.numpy() for column in columns), kept_ranks.numpy()
+        *(column[by_label].numpy() if len(column) else column.numpy() for column in columns), kept.numpy()
     )
-    return order[kept_ranks[:count]]
+    return order[ranks[kept[:count]].sort().values]
 
 
 def greedy_nms_reference(
@@ -222,13 +223,17 @@ def soft_nms(
     `limit` is the IoU at which the linear decay starts, or sigma; it may be one for each box (N,), which applies to the
     boxes whose scores it lowers.
     """
-    if not can_use_numba(boxes, scores):
+    if not can_use_numba(boxes, scores) or min_score < 0:  # negative scores rise as they decay
         return soft_nms_reference(boxes, scores, labels, limit=limit, is_linear=is_linear, min_score=min_score)
-    indices, kept_scores = torch.empty_like(labels), torch.empty_like(scores)
-    limits = _expand_limit(limit, boxes), boxes.new_tensor([min_score])
-    arrays = [tensor.numpy() for tensor in (boxes, scores.clone(), labels, *limits)]
-    count = soft_nms_kernel(*arrays, is_linear, indices.numpy(), kept_scores.numpy())
-    return SuppressionResult(indices[:count], kept_scores[:count])
+    by_label = labels.argsort(stable=True)
+    kept, kept_scores = torch.empty_like(by_label), torch.empty_like(scores)
+    arrays = [column[by_label].numpy() for column in (boxes, scores, labels, _expand_limit(limit, boxes))]
+    count = soft_nms_kernel(
+        *arrays, boxes.new_tensor([min_score]).numpy(), is_linear, kept.numpy(), kept_scores.numpy()
+    )
+    ranks = by_label[kept[:count]].argsort()  # of equal scores, the lower index comes first
+    ranks = ranks[kept_scores[ranks].argsort(descending=True, stable=True)]
+    return SuppressionResult(by_label[kept[ranks]], kept_scores[ranks])
 
 
 def soft_nms_reference(

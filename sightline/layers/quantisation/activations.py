@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from sightline.aliases import old_names
 from sightline.arguments import QuantisedActivation, WeightQuantisation
 from sightline.errors import UserError
+from sightline.instrument import hang, record
 from sightline.layers.quantisation.linear import kl_threshold, list_weights, straight_through
 from sightline.schema import SchemaError, check_value, suggest
 
@@ -72,15 +72,8 @@ def calibrate_activations(
     """
     layers = _layers(model, names)
     recorded: dict[str, list[Tensor]] = {name: [] for name in names}
-    handles = [
-        layer.register_forward_pre_hook(partial(_record, recorded[name]), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
+    with record(layers, enter=lambda call, _, inputs: recorded[call.path].append(_summarise(_get_input(*inputs)))):
         run_batches()
-    finally:
-        for handle in handles:
-            handle.remove()
     if idle := [name for name, parts in recorded.items() if not parts]:
         raise UserError(f"{_join_names(idle)}: activation: the layer is not called, {_REMEDY}")
     return {name: _entry(name, torch.cat(parts).double(), bits, most) for name, parts in recorded.items()}
@@ -95,9 +88,9 @@ def quantise_inputs(model: nn.Module, activations: Mapping[str, QuantisedActivat
     layers = _layers(model, activations)
     quantisers = {name: _InputQuantiser(activations[name]) for name in layers}
     for name, layer in layers.items():
-        layer.register_forward_pre_hook(quantisers[name], with_kwargs=True)
+        hang(layer, before=quantisers[name])
     if quantisers:
-        model.register_forward_hook(_Guard(quantisers))
+        hang(model, after=_Guard(quantisers))
 
 
 class _InputQuantiser:
@@ -121,7 +114,7 @@ class _Guard:
         self._quantisers = quantisers
         self._passed: set[bool] = set()
 
-    def __call__(self, model: nn.Module, args: Any, outputs: Any) -> None:
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
         if model.training not in self._passed:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
@@ -158,13 +151,13 @@ def _layers(model: nn.Module, names: Collection[str]) -> dict[str, nn.Module]:
     return layers
 
 
-def _record(recorded: list[Tensor], layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Record the minimum and maximum of an input, and numbers evenly spread over all of its axes."""
-    values = _get_input(args, kwargs).detach()
+def _summarise(values: Tensor) -> Tensor:
+    """Return the minimum and maximum of an input, and numbers evenly spread over all of its axes."""
+    values = values.detach()
     stride = -(-values.numel() // _NUM_RECORDED)
     while math.gcd(stride, values.numel()) > 1:
         stride += 1
-    recorded.append(torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu())
+    return torch.cat([torch.stack([*values.aminmax()]), values.reshape(-1)[::stride]]).cpu()
 
 
 def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActivation:

@@ -16,6 +16,7 @@ from sightline.data.loading.concat import Concat
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.errors import DataError
 from sightline.types import SampleKey
+from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image
 
 
@@ -86,6 +87,7 @@ def test_clipped_boxes_without_rest_leave_training_and_stay_scored(root: Path) -
     assert len(sample["truth"]) == 5
     manifest = json.loads((root / "manifest.json").read_text())
     assert manifest["statistics"]["boxes_outside"] == 1
+    assert "boxes_wholly_outside_their_image: 1\n" in run_here("data", "info", root).out
 
 
 def test_trained_and_scored_boxes_are_chosen_apart(root: Path) -> None:

@@ -264,6 +264,19 @@ def test_another_unit_is_refused_where_size_means_something(
     assert read_sample(file, info).num_points == 64
 
 
+def test_clouds_in_two_units_are_reported_where_size_means_something(tmp_path: Path) -> None:
+    for kind in ("ball", "rod"):
+        (tmp_path / "in" / kind).mkdir(parents=True)
+        for number in range(6):
+            scale = 1000 if number < 2 else 1
+            write_ply(
+                tmp_path / "in" / kind / f"{number}.ply", dict(zip("xyz", scale * solid(kind, number).T, strict=True))
+            )
+    notes = prepare_folder(tmp_path / "in", tmp_path / "set", normalisation="none", unit="m")["differences"]
+    assert [note.partition(",")[0] for note in notes] == ["units may be mixed: 4 of 12 clouds"]
+    assert prepare_folder(tmp_path / "in", tmp_path / "scaled")["differences"] == []
+
+
 def test_scaling_is_refused_where_size_means_something(clouds: Path, tmp_path: Path) -> None:
     prepare_folder(clouds, tmp_path / "set", normalisation="none", unit="m")
     info = CloudFolder(split="train", root=str(tmp_path / "set")).info

@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 
 from sightline.data.clouds.modelnet_files import has_npz_keys
 from sightline.data.files.array_files import npz_header
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, list_skipped_files, read_cloud
+from sightline.data.files.cloud_files import (
+    CLOUD_SUFFIXES,
+    has_normals,
+    list_skipped_files,
+    note_mixed_units,
+    read_cloud,
+)
 from sightline.data.files.cloud_formats import read_off
 from sightline.errors import ConfigError, DataError
 from tests.data.clouds.cloud_writers import WRITERS, solid, write_ply
@@ -399,3 +405,21 @@ def test_an_archive_of_a_later_version_is_refused(tmp_path: Path) -> None:
     assert not has_normals(tmp_path / "a.npz")
     assert not has_npz_keys(tmp_path / "a.npz")
     refused(tmp_path / "a.npz", "cannot be read", "zip file version 17.3")
+
+
+def test_sizes_of_two_units_are_reported_with_the_smaller_group() -> None:
+    sizes = np.random.default_rng(0).uniform(0.5, 2, 30)
+    names = [f"{number}.ply" for number in range(30)]
+    for factor in (100, 1000):
+        for count in (1, 12, 29):
+            (note,) = note_mixed_units(names, np.where(np.arange(30) < count, factor, 1) * sizes, "clouds")
+            first = "0.ply" if count < 15 else f"{count}.ply"
+            assert note.startswith(f"units may be mixed: {min(count, 30 - count)} of 30 clouds, first {first}, reach")
+
+
+def test_sizes_that_one_unit_may_have_are_not_reported() -> None:
+    names = [f"{number}.ply" for number in range(30)]
+    broad = np.geomspace(0.01, 10, 30)
+    for sizes in (broad, np.where(np.arange(30) < 3, 19, 1), np.where(np.arange(30) < 3, 1e5, 1), np.ones(30), []):
+        assert note_mixed_units(names, sizes, "clouds") == []
+    assert note_mixed_units(names, [0.0, 0.0, 1.0, 1.5], "scans") == []  # scans without points

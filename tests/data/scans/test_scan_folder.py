@@ -14,7 +14,7 @@ from sightline.data.scans.scan_reading import read_scan
 from sightline.data.scans.scan_samples import SensorBlock
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
-from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_labels, write_own
+from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")
 
@@ -117,6 +117,7 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
         write_own(tmp_path / f"folders/{split}", count)
     report = prepare(tmp_path / "folders", tmp_path / "set", columns=COLUMNS)
     assert report["layout"] == "split_folders"
+    assert report["split"] == "train and test are given by folders; data.tested overrides them"
     part = opened(tmp_path / "set", "test")
     assert [part.sample_name(index) for index in range(len(part))] == ["test/000.bin"]
     assert part.info.split_sizes == {"train": 2, "validation": 1, "test": 1}
@@ -124,9 +125,12 @@ def test_parts_are_folders_lists_or_the_order_of_names(tmp_path: Path) -> None:
     write_own(tmp_path / "listed", 3)
     (tmp_path / "listed/train.txt").write_text("002\n")
     (tmp_path / "listed/val.txt").write_text("000\n")
-    assert prepare(tmp_path / "listed", tmp_path / "other", columns=COLUMNS)["differences"] == [
-        "1 scans in none of the lists of listed, left out"
-    ]
+    listed = prepare(tmp_path / "listed", tmp_path / "other", columns=(*COLUMNS[:4], "_"))
+    assert listed["differences"] == ["1 scans in none of the lists of listed, left out"]
+    assert listed["split"] == "train and test are given by lists of names; data.tested overrides them"
+    write_own(tmp_path / "plain", 3)
+    plain = prepare(tmp_path / "plain", tmp_path / "third", columns=(*COLUMNS[:4], "_"))
+    assert plain["split"] == "by data.tested, else the last data.test_share in the order of names"
     assert opened(tmp_path / "other", "test").sample_name(0) == "000.bin"
 
 
@@ -156,6 +160,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds nothing, no scan \(\.bin \.npy"):
         prepare(tmp_path / "empty", tmp_path / "again")
+
+
+def test_a_column_of_rings_that_is_not_read_is_reported_with_the_cause(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 2)
+    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS)["differences"]
+    assert note.startswith("the column of rings (0 to 15 in 000.bin) is not read, because num_beams is not given")
+    assert "prepare again with num_beams=16" in note
+    assert prepare(tmp_path / "own", tmp_path / "other", columns=COLUMNS, num_beams=16)["differences"] == []
+
+
+def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:
+    scans = write_own(tmp_path / "own", 4)
+    write_bin(tmp_path / "own/003.bin", scans[3]._replace(points=1000 * scans[3].points), scans[3].ring)
+    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
+    assert note.startswith("units may be mixed: 1 of 4 scans, first 003.bin, reach about")
 
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:

@@ -43,10 +43,16 @@ def test_of_a_sensor_that_nobody_knows(ahead: Path) -> None:
     assert found["sensor"]["rings"] == "16"
     block = f"fov_deg: [{high}, {low}], azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255"
     assert found["proposed"] == f"sensor: {{{block}}}"
-    assert list(found["projected"]) == ["16 x 569", "16 x 284", "16 x 142"]
+    assert list(found["projected"]) == ["16 x 576", "16 x 288", "16 x 128"]
     shown = [each["points_shown"] for each in found["projected"].values()]
     assert shown == sorted(shown, reverse=True)
+    assert found["proposed_projection"] == f"{{name: project, height: 16, width: 576}} shows {shown[0]:.0%} of points"
     assert all(each["ceiling_knn"] > 0.5 for each in found["projected"].values())
+
+
+def test_the_narrowest_width_that_shows_the_points_is_proposed(tmp_path: Path) -> None:
+    write_own(tmp_path, 2, num_columns=60)
+    assert "width: 128} shows 100%" in ScanFolder.survey(tmp_path, columns=COLUMNS)["proposed_projection"]
 
 
 def test_against_a_sensor_that_it_is_not(ahead: Path) -> None:
@@ -61,7 +67,7 @@ def test_scans_without_labels(ahead: Path, tmp_path: Path) -> None:
     """As files allow: no class, and no ceiling."""
     (tmp_path / "000000.bin").write_bytes((ahead / "000.bin").read_bytes())
     found = ScanFolder.survey(tmp_path, columns=COLUMNS)
-    assert "ceiling_nearest" not in found["projected"]["16 x 569"]
+    assert "ceiling_nearest" not in found["projected"]["16 x 576"]
     assert found["sensor"]["rings"] == "16"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,13 @@ def test_wrong_sources_are_named(tmp_path: Path) -> None:
         prepare(tmp_path / "set", tmp_path / "set2")
     with pytest.raises(DataError, match=r"holds no normals; set data.normals=false"):
         SceneFolder(split="train", root=str(tmp_path / "set"), normals=True)
+
+
+def test_scenes_in_two_units_are_reported(tmp_path: Path) -> None:
+    for number in range(5):
+        rows = table(number)
+        rows[:, :3] *= 100 if number == 2 else 1
+        write(tmp_path / "in" / f"{number}.npz", rows)
+    notes = prepare(tmp_path / "in", tmp_path / "set")["differences"]
+    assert len(notes) == 1
+    assert re.match(r"units may be mixed: 1 of 5 scenes, first \w+/2\.npz, reach about", notes[0])

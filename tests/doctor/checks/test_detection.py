@@ -27,7 +27,7 @@ from sightline.doctor.checks.model.outputs import level_order
 from sightline.doctor.context import Context
 from sightline.doctor.core.assigned_boxes import is_significantly_above
 from sightline.doctor.suite import run_quick
-from sightline.engine.build import build
+from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.losses.boxes import SigmoidFocal
 from sightline.models.detection.backbones import FPN
@@ -36,7 +36,7 @@ from sightline.plugins import load_plugins
 from sightline.types import Sample
 from tests.command import run_here
 from tests.conftest import ROOT
-from tests.doctor.detecting import BUGS, READ, edited, findings_of, make_crowds, quick
+from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, quick
 from tests.doctor.planting import assert_complete
 
 
@@ -269,3 +269,24 @@ def test_the_guarantee_leaves_no_box_unmatched() -> None:
     assert isinstance(make_crowds().job.task._assigner, MaxIoU)
     assert not found.is_unmatched.any()
     assert found.positives.sum() >= len(found.boxes)
+
+
+def few_crowds(num_images: int, seed: int) -> TrainingSetup:
+    words = (*(word for word in SMALL if "train_size" not in word), f"data.train_size={num_images}")
+    words = (*words, f"seed={seed}", f"data.data_seed={seed}")
+    return build(read_config(ROOT / "configs/detect/synthetic_crowds_retinanet.yaml", words), World())
+
+
+@pytest.mark.parametrize("num_images", [3, 4, 12])
+def test_boxes_of_a_few_photos_in_another_format_are_found(monkeypatch: pytest.MonkeyPatch, num_images: int) -> None:
+    """Boxes given as corners and read as left, top, width, height; three images are too few for a judgement."""
+    BUGS["corners taken for left, top, width, height"].plant(monkeypatch)
+    found = findings_of(quick(few_crowds(num_images, seed=3)), ("broken-boxes",))
+    assert {each.cause for each in found} == ({"assign.box_format"} if num_images > 3 else set()), list(map(str, found))
+    assert all("corners that were read as left, top, width, height" in each.summary for each in found)
+
+
+def test_few_healthy_photos_are_not_taken_for_another_format() -> None:
+    for seed in range(12):
+        found = findings_of(quick(few_crowds(4 + seed, seed=seed)), ("broken-boxes",))
+        assert found == [], list(map(str, found))

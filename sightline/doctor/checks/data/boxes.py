@@ -19,10 +19,11 @@ from sightline.geometry.boxes.priors import BACKGROUND
 _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
 _MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
-_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES = 0.05, 0.33, 16
+_MIN_EXPLAINED, _MAX_LEFT, _MIN_IMAGES, _MIN_IMAGES_OF_FORMAT = 0.05, 0.33, 16, 4
 """Another reading is likely right if it brings 5 % of all boxes into the images and leaves at most a third outside.
 
-Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off.
+Fewer images are not judged if corners are in order: the feet of one crowd may all be cut off, which exchanged axes may
+explain. Another format of boxes would explain them only if most boxes began near the origin: four images are enough.
 """
 
 
@@ -66,7 +67,7 @@ def _iter_readings(boxes: Tensor, limit: Tensor) -> Iterator[Hypothesis]:
     for cause, text, corners, sizes in (
         ("assign.box_format", "left, top, width, height", (first, first + last), limit),
         ("assign.box_format", "centre, width and height", (first - last / 2, first + last / 2), limit),
-        ("assign.box_format", "left, top, left + right, top + bottom", (first, last - first), limit),
+        ("assign.box_format", "corners that were read as left, top, width, height", (first, last - first), limit),
         ("assign.box_format", "centre, centre + width and height", (1.5 * first - last / 2, (first + last) / 2), limit),
         ("assign.box_format", "right, bottom, left, top", (last, first), limit),
         ("cfg.axis_swap", "top, left, bottom, right", (first.flip(1), last.flip(1)), limit),
@@ -89,13 +90,15 @@ def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterato
     )
     num_outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - num_reversed
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
-    if num_reversed or is_shares or (is_outside and len(survey.boxed) >= _MIN_IMAGES):
+    causes = [likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"]
+    min_images = _MIN_IMAGES_OF_FORMAT if causes == ["assign.box_format"] else _MIN_IMAGES
+    if num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images):
         yield Fault(
             f"boxes look like {likely.text}"
             if is_explained
             else "corners are in the wrong order, or outside their images",
             severity="error" if num_reversed or is_shares else "warning",
-            causes=[likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"],
+            causes=causes,
             measured=f"{num_reversed} of {count} boxes have right <= left or bottom <= top, {num_outside} others are "
             f"mostly outside, coordinates reach {highest:.4g} px, in {survey.coverage_text}",
             evidence={"field": "boxes"},

@@ -97,6 +97,8 @@ def _untrained_faults(context: Context, trained: ClassCounts, evaluated: ClassCo
 
 
 _MAX_LISTED = 3
+_MIN_IMBALANCE = 1.1
+"""Ratio of the most frequent class to the rarest one at which shares are reported."""
 
 
 @check(
@@ -111,7 +113,7 @@ _MAX_LISTED = 3
 def class_balance(context: Context) -> Fault | None:
     """Nothing must hold: a note lists each class's share in each part, as imbalance is a fact, not a fault.
 
-    Finds: Class shares in the targets of each part, and classes without a target in a part.
+    Finds: Classes with unequal shares of the targets, and classes without a target in a part.
     """
     censuses = [census for census in context.class_counts if census is not None and census.targets.sum() > 0]
     training = next((census for census in censuses if census.split == "train"), None)
@@ -120,9 +122,12 @@ def class_balance(context: Context) -> Fault | None:
     shares = training.targets / training.targets.sum()
     present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]
     rare, frequent = shares[present[-1]], shares[present[0]]
+    absences = _describe_absences(context, censuses)
+    if frequent < _MIN_IMBALANCE * rare and not absences:
+        return None
     return Fault(
-        f"classes have {rare:.2%} to {frequent:.2%} of the training {_name_unit(training)}, "
-        f"1 : {frequent / rare:.3g}" + _describe_absences(context, censuses),
+        f"classes have {rare:.2%} to {frequent:.2%} of the training {name_unit(context, training)}, "
+        f"1 : {frequent / rare:.3g}{absences}",
         split="train",
         measured=_describe_extremes(context, training, present),
         expected="nothing; if rare classes matter, weight the loss or look at their metrics",
@@ -140,15 +145,17 @@ def _describe_extremes(context: Context, training: ClassCounts, present: Sequenc
     listed = present if is_all else [*present[:_MAX_LISTED], *present[-_MAX_LISTED:]]
     entries = []
     for number in listed:
-        samples_text = "" if _name_unit(training) == "samples" else f" in {training.samples[number]} samples"
+        samples_text = "" if name_unit(context, training) == "samples" else f" in {training.samples[number]} samples"
         entries.append(f"{class_display_name(context, number)}: {training.targets[number]}{samples_text}")
     if not is_all:
         entries.insert(_MAX_LISTED, "..")
     return ", ".join(entries)
 
 
-def _name_unit(census: ClassCounts) -> str:
-    """Return the unit that targets count: "samples" or "points"."""
+def name_unit(context: Context, census: ClassCounts) -> str:
+    """Return the unit that targets count: "boxes", "samples" or "points"."""
+    if any(survey.boxed for survey in context.statistics):
+        return "boxes"
     return "samples" if (census.targets == census.samples).all() else "points"
 
 

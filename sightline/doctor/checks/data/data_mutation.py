@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline import instrument
 from sightline.data.loading.batch_reader import array_leaves, as_bytes
 from sightline.doctor.context import Context, check, splits
 from sightline.doctor.core.finding import Fault
@@ -130,7 +130,7 @@ class _Reads:
     def find_writer(self, key: SampleKey) -> WriteLocation | None:
         """Find the line that writes when this key is read with all stored arrays write-protected."""
         try:
-            with _protect_arrays(self.part), _RefuseWrites([array for _, array in _list_arrays(self.part)]):
+            with _protect_arrays(self.part), _refuse_writes([array for _, array in _list_arrays(self.part)]):
                 self.read(key)
         except ValueError as error:
             original = error.__cause__ or error  # a reader wraps what a data set raises
@@ -190,7 +190,7 @@ def _protect_arrays(part: DataSubset) -> Iterator[None]:
         array.flags.writeable = False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns that it ignores NumPy's flags; `_RefuseWrites` watches torch
+            warnings.simplefilter("ignore")  # torch warns that it ignores NumPy's flags; `_refuse_writes` watches torch
             yield
     finally:
         for array in sorted(arrays, key=lambda item: item.base is not None):  # a view can only follow its base
@@ -198,24 +198,20 @@ def _protect_arrays(part: DataSubset) -> Iterator[None]:
                 array.flags.writeable = True
 
 
-class _RefuseWrites(TorchDispatchMode):
-    """Dispatch mode that raises if torch would write into the memory of one of these arrays and tensors."""
+def _refuse_writes(arrays: Sequence[np.ndarray | Tensor]) -> instrument.InterceptedOperators:
+    """Return a mode that raises if torch would write into the memory of one of these arrays and tensors."""
+    spans = [_find_memory_span(array) for array in arrays]
 
-    def __init__(self, arrays: Sequence[np.ndarray | Tensor]) -> None:
-        super().__init__()
-        self._spans = [_find_memory_span(array) for array in arrays]
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        arguments = {**dict(enumerate(args)), **(kwargs or {})}
-        for index, declared in enumerate(func._schema.arguments):
+    def run(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        for index, declared in enumerate(operator._schema.arguments):
             value = arguments.get(declared.name if declared.kwarg_only else index)
             is_written = declared.alias_info is not None and declared.alias_info.is_write
-            if is_written and isinstance(value, Tensor) and self._is_stored(value.data_ptr()):
+            if is_written and isinstance(value, Tensor) and any(a <= value.data_ptr() < b for a, b in spans):
                 raise ValueError("a stored tensor is read-only while it is watched")
-        return func(*args, **(kwargs or {}))
+        return operator(*args, **kwargs)
 
-    def _is_stored(self, address: int) -> bool:
-        return any(start <= address < end for start, end in self._spans)
+    return instrument.InterceptedOperators(run)
 
 
 def _find_memory_span(array: np.ndarray | Tensor) -> tuple[int, int]:
@@ -225,7 +221,7 @@ def _find_memory_span(array: np.ndarray | Tensor) -> tuple[int, int]:
 
 def _is_skipped_file(filename: str) -> bool:
     """Return True for files of libraries and of this check, which only lead to the line that writes."""
-    return "site-packages" in filename or filename == __file__
+    return "site-packages" in filename or filename in (__file__, instrument.__file__)
 
 
 _MAX_LISTED = 3

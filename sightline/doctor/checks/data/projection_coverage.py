@@ -5,6 +5,7 @@ Range images of a run's parts for checks: those of the dry runs, or more if the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -73,6 +74,8 @@ _MAX_EMPTY_COLUMNS = 0.25
 """Share of adjacent columns; KITTI's camera leaves 0.1 of 90 degrees empty."""
 _MAX_CORRELATION = -0.5
 """Correlation of rows with elevations; -1 for rows of equal pitch."""
+_MIN_SHOWN = 0.5
+"""Share of points that have a pixel of their own; 0.79 of real scans of 64 beams in 2048 columns."""
 _MIN_POINTS = 100
 _MIN_FOV_DEG = 2.0
 """Smallest plausible field of view in degrees; a smaller number is in radians."""
@@ -88,7 +91,7 @@ _MIN_FOV_DEG = 2.0
     config_path="data.sensor",
 )
 def projection_coverage(context: Context, images: PartImages) -> Fault | None:
-    """Points are within the image, row 0 is the highest beam, and at most half of the rows are always empty.
+    """Points are within the image and most have a pixel; row 0 is the highest beam, and half of the rows are used.
 
     Finds: Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
     """
@@ -102,7 +105,7 @@ def projection_coverage(context: Context, images: PartImages) -> Fault | None:
 
 def _iter_faults(images: PartImages) -> Iterator[Fault]:
     view = images.view
-    row, elevation, beside, clamped = _measure_points(images)
+    row, elevation, beside, clamped, shown = _measure_points(images)
     if len(row) < _MIN_POINTS:
         return
     if clamped > _MAX_CLAMPED:
@@ -125,11 +128,20 @@ def _iter_faults(images: PartImages) -> Iterator[Fault]:
             "in which they were measured",
         )
     yield from _iter_empty_faults(images)
+    if shown < _MIN_SHOWN:
+        wider = view.width * 2 ** math.ceil(math.log2(len(row) / max(1, images.num_scans * view.height * view.width)))
+        yield Fault(
+            f"the image shows {shown:.0%} of the points, the others are hidden by nearer ones in the same pixel",
+            measured=f"{shown:.1%} of the points in {view.height} x {view.width} pixels",
+            expected=f"at least {_MIN_SHOWN:.0%}",
+            action=f"make the image wider, up to the columns that the sensor measures: `project` with width: "
+            f"{max(wider, 2 * view.width)} or more",
+        )
 
 
-def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float]:
-    """Compute row and elevation (rad) of each point, (N,), and the shares beside, and above or below the image."""
-    rows, elevations, num_seen, num_clamped, num_points = [], [], 0, 0, 0
+def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float, float]:
+    """Compute row and elevation (rad) of each point, (N,), and the shares beside, above or below, and shown."""
+    rows, elevations, num_seen, num_clamped, num_points, num_shown = [], [], 0, 0, 0, 0
     for batch in images.batches:
         points, offsets = batch["points"], batch["whole_offsets"]
         if len(points) != int(offsets[-1]):
@@ -141,9 +153,11 @@ def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float]:
         num_seen += int(pixels.is_seen.sum())
         num_clamped += int(pixels.is_clamped.sum())
         num_points += int(is_point.sum())
+        num_shown += int((batch["range_image"] >= 0).sum())
     empty = torch.empty(0)
-    beside, clamped = 1 - num_seen / max(1, num_points), num_clamped / max(1, num_seen)
-    return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped
+    beside = 1 - num_seen / max(1, num_points)
+    clamped, shown = (count / max(1, num_seen) for count in (num_clamped, num_shown))
+    return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped, shown
 
 
 def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> Fault:

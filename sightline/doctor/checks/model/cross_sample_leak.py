@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.formats import Float64Convolutions, get_format
 from sightline.doctor.checks.loss_terms import pairs_task
 from sightline.doctor.context import Context, check, evaluations, first_steps
 from sightline.doctor.core.dry_evaluation import DryEvaluation, keys_to_evaluate
@@ -21,8 +20,10 @@ from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.errors import summarise_error
+from sightline.instrument import ModuleCall, record
+from sightline.instrument.float64 import Float64Convolutions
+from sightline.instrument.formats import get_format
 from sightline.layers.batch_norm import uses_batch_statistics
-from sightline.module_hooks import module_hooks
 from sightline.pytree import tree_leaves, tree_map
 from sightline.types import Batch, SampleKey
 
@@ -160,18 +161,15 @@ class _Group:
     def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
         """Return the tensors, by path, of the model's first call by its task; the losses are not computed."""
 
-        def end(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            raise _ModelOutputs(outputs)
+        def end(*called: Any) -> None:
+            raise _ModelOutputs(called[-1])
 
-        handle = model.register_forward_hook(end)
         torch.manual_seed(seed)
         try:
-            with torch.no_grad(), Float64Convolutions():
+            with torch.no_grad(), Float64Convolutions(), record({"": model}, leave=end):
                 compute_batch_losses(self._task, model, batch, self.device)
         except _ModelOutputs as stop:
             return {name: tensor.detach() for name, tensor in tree_leaves(stop.outputs)}
-        finally:
-            handle.remove()
         return {}
 
     def differences(
@@ -341,19 +339,15 @@ def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Sin
     return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
 
 
-@contextlib.contextmanager
-def _record_calls(model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]) -> Iterator[None]:
+def _record_calls(
+    model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]
+) -> contextlib.AbstractContextManager[Any]:
     """Context in which `note(name, is_result, tensors)` gets copies of all modules' inputs and outputs, in order."""
-    names = {module: name for name, module in model.named_modules()}
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        note(names[module], False, [tensor.clone() for _, tensor in tree_leaves((args, kwargs))])
+    def pass_on(call: ModuleCall, module: nn.Module, *values: Any) -> None:
+        note(call.path, len(values) > 1, [tensor.clone() for _, tensor in tree_leaves(values[-1])])
 
-    def leave(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
-        note(names[module], True, [tensor.clone() for _, tensor in tree_leaves(outputs)])
-
-    with module_hooks(names, enter, leave):
-        yield
+    return record(model, enter=pass_on, leave=pass_on)
 
 
 def _make_leak(group: _Group, single: _Single, worst: _Difference, layer: str, location: str) -> Fault:

@@ -16,6 +16,7 @@ from sightline.doctor.core.dry_run import DryRun, forward_backward, isolated_cop
 from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.object_graph import iter_reachable
 from sightline.engine.step import single_batch_step
+from sightline.instrument import record
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
@@ -390,14 +391,10 @@ def _is_frozen_by_config(context: Context, loss: str) -> bool:
 def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str, Tensor]]:
     """Return the outputs of each call of a copy in training mode on the batch of the dry run, and its loss sums."""
     job, batch, device = context.built.job, context.dry_run.batch, context.world.device
-    model.train()
-    outputs: list[Any] = []
-    handle = model.register_forward_hook(lambda module, inputs, result: outputs.append(result))
-    step = single_batch_step(job.task, model, batch, device, job.precision)
-    outputs.clear()
-    terms = step.loss_sums(model)
-    handle.remove()
-    return outputs, terms
+    step = single_batch_step(job.task, model.train(), batch, device, job.precision)
+    with record({"": model}, keep=("outputs",), each=None) as tape:
+        terms = step.loss_sums(model)
+    return tape.outputs, terms
 
 
 def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:

@@ -20,6 +20,7 @@ from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import combine_modules
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import NonFiniteGradientError, TrainState
+from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -191,20 +192,19 @@ class _Trace:
     last_sound: str | None = None
     outputs: dict[str, list[Tensor]] = field(default_factory=dict)
     inputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    stack: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
 
-    def enter(self, name: str, values: Any) -> None:
-        tensors = _find_floats(values)
-        self.inputs[name] = tensors
+    def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> None:
+        tensors = _find_floats(inputs)
+        self.inputs[call.path] = tensors
         bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
         if bad is not None and self.event is None:
-            parent = self.stack[-1] if self.stack else ""
+            parent = "" if call.parent is None else self.paths[call.parent]
             self.event = _Event(parent, "between", self.last_sound, bad.detach(), self._before(self.last_sound))
-        self.stack.append(name)
+        self.paths.append(call.path)
 
-    def leave(self, name: str, values: Any) -> None:
-        self.stack.pop()
-        tensors = _find_floats(values)
+    def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        name, tensors = call.path, _find_floats(outputs)
         self.outputs[name] = tensors
         bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
         if bad is None:
@@ -222,12 +222,10 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Finding 
     """Repeat one micro-batch on a copy with hooks; return the first finding of forward pass, losses, backward pass."""
     model = isolated_copy(job.model)
     trace = _Trace()
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(_on_enter(trace, name), with_kwargs=True)
-        module.register_forward_hook(_on_leave(trace, name))
     backward = _BackwardTrace()
     watched: Any = _WatchedJob(job, backward)
-    terms, counts = forward_backward(watched, model, [batch], device)
+    with record(model, enter=trace.enter, leave=trace.leave):
+        terms, counts = forward_backward(watched, model, [batch], device)
     if trace.event is not None:
         return _finding_forward(job, batch, trace, trace.event)
     for name, term in terms.items():
@@ -343,7 +341,7 @@ class _BackwardTrace:
     def watch(self, terms: Mapping[str, Tensor]) -> None:
         graphs = {name: set(_iter_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
         for node in set().union(*graphs.values()):
-            node.register_hook(self._on(node))
+            watch_gradient(node, self._on(node))
         self._graphs = graphs
 
     @property
@@ -411,14 +409,6 @@ def _iter_nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
-
-
-def _on_enter(trace: _Trace, name: str) -> Any:
-    return lambda module, args, kwargs: trace.enter(name, (args, kwargs))
-
-
-def _on_leave(trace: _Trace, name: str) -> Any:
-    return lambda module, inputs, outputs: trace.leave(name, outputs)
 
 
 def _find_floats(values: Any) -> list[Tensor]:

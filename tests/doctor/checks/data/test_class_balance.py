@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.doctor.checks.data.classes import class_balance, untrained_class
+from sightline.doctor.checks.data.classes import class_balance, name_unit, untrained_class
 from sightline.doctor.context import Context
 from sightline.doctor.core.sample_statistics import collect_statistics
 from sightline.doctor.suite import run_all, run_quick
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import Sample, SampleKey
+from tests.doctor.detecting import make_crowds
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
 
@@ -111,3 +112,15 @@ def test_no_report_at_the_start_of_a_training(tmp_path: Path) -> None:
 def test_healthy_runs(tmp_path: Path) -> None:
     assert_healthy(make_parts(tmp_path))
     assert_healthy(make(tmp_path, "data.imbalance=10"))
+
+
+def test_balanced_classes_are_not_reported(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    counts = np.bincount(built.data.train.dataset.strata[built.data.train.indices])
+    assert counts.max() < 1.1 * counts.min()
+    assert class_balance(Context(built, World())) == []
+
+
+def test_classes_of_boxes_are_counted_in_boxes() -> None:
+    context = Context(make_crowds(), World())
+    assert {name_unit(context, census) for census in context.class_counts if census is not None} == {"boxes"}

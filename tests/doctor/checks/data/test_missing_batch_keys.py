@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.doctor.suite import run_all
+from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.types import SampleKey
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
@@ -50,12 +51,22 @@ TOLD = {"class-balance", "trivial-predictors"}
 """Notes that every run gets."""
 
 
+def own(built: TrainingSetup) -> TrainingSetup:
+    """The run with its set in a class of the user's."""
+    return with_data(built, lambda inner: Singles(inner, set()))
+
+
+def test_what_nothing_reads_of_a_set_of_the_package_is_not_reported(tmp_path: Path) -> None:
+    """The set serves other tasks too: nobody can turn 'normals' and 'part' off."""
+    assert [f for f in run_all(make(tmp_path), World()) if f.code not in TOLD] == []
+
+
 def test_what_nothing_reads_is_only_told(tmp_path: Path) -> None:
-    findings = [f for f in run_all(make(tmp_path), World()) if f.code not in TOLD]
+    findings = [f for f in run_all(own(make(tmp_path)), World()) if f.code not in TOLD]
     assert [(f.code, f.severity) for f in findings] == [("missing-batch-keys", "note")]
     assert "'normals', 'part'" in findings[0].summary
 
 
 def test_what_travels_inside_the_features_is_read(tmp_path: Path) -> None:
-    findings = [f for f in run_all(make(tmp_path, "data.normals=file"), World()) if f.code not in TOLD]
+    findings = [f for f in run_all(own(make(tmp_path, "data.normals=file")), World()) if f.code not in TOLD]
     assert [finding.summary for finding in findings] == ["nothing reads 'part' of a batch"]

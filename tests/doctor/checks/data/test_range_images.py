@@ -28,6 +28,10 @@ FLIPPED_ALONE = tuple(f"transforms.train.{place}={{name: flip, axes: [y]}}" for 
 """What sees a part of the turn must not be turned before the projection."""
 
 
+def with_width(width: int) -> tuple[str, ...]:
+    return tuple(f"transforms.{stage}.width={width}" for stage in ("train.2", "evaluate.0"))
+
+
 def found(built: TrainingSetup, *checks: Check) -> list[Finding]:
     return [finding for each in checks or OURS for finding in each(Context(built, World()))]
 
@@ -121,6 +125,13 @@ class TestProjectionCoverage:
         assert "48 of 64 rows" in the_only(built, projection_coverage, "data.projection").summary
         assert found(make_scans(monkeypatch, "data.sensor={preset: vlp16}", *with_rows("pitch", 16))) == []
 
+    @pytest.mark.parametrize("num_columns", [300, 512])
+    def test_of_images_too_narrow_for_the_points(self, monkeypatch: pytest.MonkeyPatch, num_columns: int) -> None:
+        built = make_scans(monkeypatch, f"data.num_columns={num_columns}")  # images have 128 columns
+        finding = the_only(built, projection_coverage, "data.projection")
+        assert "hidden by nearer ones in the same pixel" in finding.summary
+        assert "`project` with width: 512 or more" in finding.action
+
     def test_of_a_sensor_that_sees_100_degrees(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def ahead(dataset, sample, key):
             is_ahead = sample["points"][:, 0] > sample["points"][:, 1].abs() * np.tan(np.deg2rad(40))
@@ -160,7 +171,7 @@ class TestInputStatistics:
         with_rows("pitch"),
         with_rows("scan"),
         ("data.sensor={preset: vlp16}", *with_rows("ring", 16)),
-        ("data.sensor={preset: hdl32}", *with_rows("pitch", 32), "data.num_columns=300"),
+        ("data.sensor={preset: hdl32}", *with_rows("pitch", 32), *with_width(160), "data.num_columns=300"),
         ("data.num_columns=32",),
     ],
     ids=["rings", "pitch", "file order", "16 beams", "32 beams", "sparse"],
@@ -215,6 +226,10 @@ def test_real_scans(monkeypatch: pytest.MonkeyPatch, shared: Path, is_other: boo
         "azimuth_deg": (45.0, -45.0),
         "ignore_index": 8,
     }
-    built = make_scans(monkeypatch, *FLIPPED_ALONE, *with_rows("pitch"), edit=edit, facts=statistics)
+    width = 128 if is_other else 512  # the sensor measures 512 columns
+    built = make_scans(
+        monkeypatch, *FLIPPED_ALONE, *with_rows("pitch"), *with_width(width), edit=edit, facts=statistics
+    )
     findings = found(built)
-    assert {each.code for each in findings} == ({"mismatched-labels"} if is_other else set()), list(map(str, findings))
+    expected = {"mismatched-labels", "projection-coverage"} if is_other else set()
+    assert {each.code for each in findings} == expected, list(map(str, findings))

@@ -20,10 +20,10 @@ from sightline.doctor.context import Context
 from sightline.doctor.core.dry_evaluation import rehearse_evaluations
 from sightline.doctor.core.finding import Finding
 from sightline.doctor.suite import run_quick
+from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.pictures import Picture
 from sightline.tasks.supervised import Classify
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs

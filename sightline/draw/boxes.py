@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from sightline.draw.pictures import draw_legend
 from sightline.errors import escape_to_one_line
-from sightline.pictures import draw_legend
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw

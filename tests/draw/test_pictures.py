@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.pictures import (
+from sightline.draw.pictures import (
     PALETTE,
     UNLABELLED,
     Axis,

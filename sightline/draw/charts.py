@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
+from sightline.errors import escape_to_one_line
+
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
@@ -41,6 +43,39 @@ class ChartPanel:
     y_scale: Scale = "logarithmic"
 
 
+class Drawing:
+    """SVG elements in drawing order, as deterministic text."""
+
+    def __init__(self) -> None:
+        self.elements: list[str] = []
+
+    def add(self, name: str, text: str | None = None, /, **attributes: object) -> None:
+        """Add an element with its text; underscores of an attribute's name become hyphens, floats have six digits."""
+        written = "".join(
+            f' {key.replace("_", "-")}="{escape(f"{value:g}" if isinstance(value, float) else str(value))}"'
+            for key, value in attributes.items()
+        )
+        shown = "" if text is None else escape(escape_to_one_line(text))  # a control character is no XML
+        self.elements.append(f"<{name}{written}/>" if text is None else f"<{name}{written}>{shown}</{name}>")
+
+    def add_group(self, x: int, y: int, drawing: Drawing) -> None:
+        """Add the elements of another drawing, moved to a position."""
+        self.elements += [f'<g transform="translate({x} {y})">', *drawing.elements, "</g>"]
+
+    def encode(self, width: float, height: float, head: Sequence[str] = (), /, **attributes: object) -> str:
+        """Encode as an SVG document on white paper. `head` are elements such as a title, `attributes` the root's."""
+        size = {"width": width, "height": height}
+        root, paper = Drawing(), Drawing()
+        root.add("svg", xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:g} {height:g}", **size, **attributes)
+        paper.add("rect", **size, fill="#ffffff")
+        start = root.elements[0].removesuffix("/>") + ">"
+        return "\n".join([start, *head, *paper.elements, *self.elements, "</svg>"]) + "\n"
+
+
+CHART_STYLE = {"font_family": "system-ui, sans-serif", "font_size": 11, "fill": INK}
+"""Attributes of a chart's root element."""
+
+
 def render_svg(
     rows: Sequence[Sequence[ChartPanel | None]], *, panel_width: int = WIDTH, panel_height: int = HEIGHT
 ) -> str:
@@ -51,57 +86,49 @@ def render_svg(
     room = max([130, *(46 + 7 * len(name) for name in names)])  # a name's line, its gap, and its letters at most
     beside = max(1, (width - LEFT) // room)
     head = 34 + 18 * max(0, -(-len(names) // beside) - 1)
-    height = len(rows) * panel_height + head
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
+    drawing = Drawing()
     for index, name in enumerate(names):
         x, y = LEFT + room * (index % beside), 20 + 18 * (index // beside)
-        parts.append(
-            f'<line x1="{x}" y1="{y}" x2="{x + 22}" y2="{y}" stroke="{_series_color(names, name)}" stroke-width="2.5"/>'
-        )
-        parts.append(f'<text x="{x + 28}" y="{y + 4}" font-size="12">{escape(name)}</text>')
+        drawing.add("line", x1=x, y1=y, x2=x + 22, y2=y, stroke=_series_color(names, name), stroke_width=2.5)
+        drawing.add("text", name, x=x + 28, y=y + 4, font_size=12)
     for row_index, row in enumerate(rows):
         for column, panel in enumerate(row):
             if panel is not None:
-                parts.append(f'<g transform="translate({column * panel_width} {row_index * panel_height + head})">')
-                parts += [*_draw_panel(panel, names, panel_width, panel_height), "</g>"]
-    return "\n".join([*parts, "</svg>"]) + "\n"
+                drawn = _draw_panel(panel, names, panel_width, panel_height)
+                drawing.add_group(column * panel_width, row_index * panel_height + head, drawn)
+    return drawing.encode(width, len(rows) * panel_height + head, **CHART_STYLE)
 
 
-def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> list[str]:
+def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> Drawing:
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
     values = [x for x, _ in points]
     x_ticks, across = _make_axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
     ticks, upward = _make_axis(heights, panel.y_scale, height - BOTTOM, TOP)
-    parts = [f'<text x="{LEFT}" y="18" font-weight="600">{escape(panel.title)}</text>']
+    drawing = Drawing()
+    drawing.add("text", panel.title, x=LEFT, y=18, font_weight=600)
     for tick in ticks:
         y = upward(tick)
-        parts.append(f'<line x1="{LEFT}" y1="{y:.1f}" x2="{width - RIGHT}" y2="{y:.1f}" stroke="{FAINT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    parts += [
-        f'<text x="{across(x):.1f}" y="{height - BOTTOM + 15}" text-anchor="middle" font-size="10">{x:g}</text>'
-        for x in x_ticks
-    ]
+        drawing.add("line", x1=LEFT, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
+        drawing.add("text", f"{tick:g}", x=LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end")
+    for x in x_ticks:
+        position = {"x": f"{across(x):.1f}", "y": height - BOTTOM + 15}
+        drawing.add("text", f"{x:g}", **position, text_anchor="middle", font_size=10)
     middle = (LEFT + width - RIGHT) / 2
-    parts.append(
-        f'<text x="{middle:.1f}" y="{height - BOTTOM + 29}" text-anchor="middle">{escape(panel.x_title)}</text>'
-    )
+    drawing.add("text", panel.x_title, x=f"{middle:.1f}", y=height - BOTTOM + 29, text_anchor="middle")
     for series in panel.series:
         color = _series_color(names, series.name)
-        positions = [(across(x), upward(y)) for x, y in series.points]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions)
+        positions = [(f"{across(x):.1f}", f"{upward(y):.1f}") for x, y in series.points]
         if series.has_line:
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>')
-        for (x, _), (low, high) in zip(positions, series.ranges, strict=False):
-            ends = f'y1="{upward(low):.1f}" y2="{upward(high):.1f}"'
-            parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{color}" stroke-width="1.5"/>')
+            line = " ".join(map(",".join, positions))
+            drawing.add("polyline", points=line, fill="none", stroke=color, stroke_width=2)
+        for (left, _), (low, high) in zip(positions, series.ranges, strict=False):
+            ends = {"y1": f"{upward(low):.1f}", "y2": f"{upward(high):.1f}"}
+            drawing.add("line", x1=left, x2=left, **ends, stroke=color, stroke_width=1.5)
         if len(positions) <= MAX_DOTS or not series.has_line:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>' for x, y in positions]
-    return parts
+            for left, top in positions:
+                drawing.add("circle", cx=left, cy=top, r=3, fill=color)
+    return drawing
 
 
 def _powers_of_ten(values: Sequence[float]) -> list[float]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.compare.formats import FORMATS, Float32Draws
+from sightline.instrument.float64 import Float32Draws
+from sightline.instrument.formats import FORMATS
 from tests.compare.steps import compared, guilty
 
 

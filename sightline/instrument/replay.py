@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline.compare.formats import FORMATS, Float32Draws, Float64Convolutions, Format, coarser
-from sightline.compare.recording import Formats, ModuleCall
-from sightline.layers.batch_norm import Native
+from sightline.instrument import InterceptedOperators, ModuleCall, record, watch_gradient
+from sightline.instrument.float64 import Float32Draws, Float64Convolutions
+from sightline.instrument.formats import FORMATS, Format, coarser, result_format
 from sightline.pytree import tree_leaves, tree_map
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -38,7 +37,7 @@ def computes_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
     kind = next((item for item in classes if item in kinds), None)
     if kind is None or any(getattr(module, hooks) for hooks in _HOOKS):
         return False
-    derived = [item for item in classes[: classes.index(kind)] if item is not Native]
+    derived = [item for item in classes[: classes.index(kind)] if "is_torch_kernel" not in vars(item)]
     return not any(
         name not in _IRRELEVANT_METHODS and callable(getattr(kind, name, None))
         for item in (module, *derived)
@@ -92,7 +91,7 @@ class LayerUnit:
         `_BLOCK`, regardless of the length. For the inside of other modules nothing is known: 1.
         """
         if name.startswith("to parameter."):
-            tensors = (self.call.given, self.call.made, [(inner.given, inner.made) for inner in self.inner])
+            tensors = (self.call.inputs, self.call.outputs, [(inner.inputs, inner.outputs) for inner in self.inner])
             sizes = [tensor.numel() for _, tensor in tree_leaves(tensors)]
             shapes = {parameter_name: p.shape for parameter_name, p in self.owner.named_parameters(prefix=self.prefix)}
             return max([1, *sizes]) // max(1, *shapes[name.removeprefix("to parameter.")][:1])
@@ -130,29 +129,29 @@ def collect_recorded(unit: LayerUnit) -> dict[str, Tensor]:
     The variant's parameter gradients are sums over the whole step.
     """
     call = unit.call
-    tensors = {f"out.{path}": tensor for path, tensor in tree_leaves(call.made)}
-    tensors |= {f"to given.{path}": tensor for path, tensor in call.to_given.items()}
+    tensors = {f"out.{path}": tensor for path, tensor in tree_leaves(call.outputs)}
+    tensors |= {f"to given.{path}": tensor for path, tensor in call.input_gradients.items()}
     tensors |= {f"buffer.{name}": final for name, (_, final) in call.buffers.items()}
     for number, inner in enumerate(unit.inner):
-        tensors |= {f"{number}.given.{path}": tensor for path, tensor in tree_leaves(inner.given)}
-        tensors |= {f"to {number}.made.{path}": tensor for path, tensor in inner.to_made.items()}
+        tensors |= {f"{number}.given.{path}": tensor for path, tensor in tree_leaves(inner.inputs)}
+        tensors |= {f"to {number}.made.{path}": tensor for path, tensor in inner.output_gradients.items()}
     return tensors
 
 
-def run_reference(
+def replay(
     unit: LayerUnit, nudge: Perturbation | None = None, *, dtype: torch.dtype = torch.float64
 ) -> ReferenceResult:
     """Run the reference on the recorded inputs and output gradients of a call, perturbed by `nudge` if given."""
     convert = _Converter(nudge, unit.device, dtype)
     sources: dict[str, Tensor] = {}
     forced = _ReplacedCalls(unit, convert, sources)
-    inputs = tree_map(unit.call.given, _make_source(convert, "given", unit.call.to_given, sources))
+    inputs = tree_map(unit.call.inputs, _make_source(convert, "given", unit.call.input_gradients, sources))
     noisy_submodules, random_state, result_formats = (
         _perturb_submodules(unit, convert, nudge),
         _restore_random_state(unit.call),
         [FORMATS[torch.float64]],
     )
-    format_watch = contextlib.nullcontext() if nudge is not None else Formats(result_formats.append)
+    format_watch = contextlib.nullcontext() if nudge is not None else record({}, operators=_note_format(result_formats))
     float32_draws = contextlib.nullcontext() if unit.call.format.name == "float64" else Float32Draws()
     with (
         _preserve_buffers(unit) as changed,
@@ -175,11 +174,22 @@ def run_reference(
     return ReferenceResult(results, gradients, reduce(coarser, result_formats))
 
 
+def _note_format(formats: list[Format]) -> Callable[..., None]:
+    """Return an observer that appends the format of each operator's result."""
+
+    def note(innermost: Any, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+        format_ = result_format(operator, result)
+        if format_ is not None:
+            formats.append(format_)
+
+    return note
+
+
 def _output_gradients(unit: LayerUnit) -> dict[str, Tensor]:
     """Return the variant's gradients of the unit's outputs and of the inputs of its nested calls."""
-    gradients = {f"out.{path}": gradient for path, gradient in unit.call.to_made.items()}
+    gradients = {f"out.{path}": gradient for path, gradient in unit.call.output_gradients.items()}
     for number, inner in enumerate(unit.inner):
-        gradients |= {f"{number}.given.{path}": gradient for path, gradient in inner.to_given.items()}
+        gradients |= {f"{number}.given.{path}": gradient for path, gradient in inner.input_gradients.items()}
     return gradients
 
 
@@ -243,20 +253,20 @@ class _Converter:
         return contextlib.nullcontext() if self._operations is None else self._operations
 
 
-class PerturbedOperations(TorchDispatchMode):
+class PerturbedOperations(InterceptedOperators):
     """Mode that perturbs each float64 result of torch by one unit, except of operations that only copy or select."""
 
     def __init__(self, format_: Format, generator: Any) -> None:
-        super().__init__()
+        super().__init__(self._perturb)
         self.is_suspended = False
         self._format, self._generator = format_, generator
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
+    def _perturb(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = operator(*args, **kwargs)
+        name = operator.overloadpacket.__name__
         if self.is_suspended or name.rstrip("_") in _EXACT_OPERATIONS:
             return result
-        storages = {tensor.untyped_storage()._cdata for _, tensor in tree_leaves((args, kwargs or {}))}
+        storages = {tensor.untyped_storage()._cdata for _, tensor in tree_leaves((args, kwargs))}
         if name.endswith("_") and isinstance(result, Tensor) and result.dtype == torch.float64:
             return result.copy_(self._format.perturb(result, self._generator))
 
@@ -320,8 +330,8 @@ class _ReplacedCalls:
         self._index_by_call: dict[tuple[nn.Module, int], int] = {}
         num_calls: Counter[nn.Module] = Counter()
         for number, (call, module) in enumerate(zip(unit.inner, unit.modules, strict=True)):
+            self._index_by_call[module, call.call_index if unit.is_partial else num_calls[module]] = number
             num_calls[module] += 1
-            self._index_by_call[module, call.number if unit.is_partial else num_calls[module]] = number
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[None]:
@@ -342,19 +352,21 @@ class _ReplacedCalls:
         original_forward = module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            self._counts[module] += 1
             number = self._index_by_call.get((module, self._counts[module]))
+            self._counts[module] += 1
             if number is None and self._unit.is_partial:
                 return original_forward(*args, **kwargs)
             if number is None or number != self._next:
                 raise MisalignedError(f"{type(module).__name__} was called out of turn")
             call = self._unit.inner[number]
             inputs = dict(tree_leaves((args, kwargs)))
-            if _shapes(inputs) != _shapes(dict(tree_leaves(call.given))):
+            if _shapes(inputs) != _shapes(dict(tree_leaves(call.inputs))):
                 raise MisalignedError(f"{call.name} was called with other tensors")
             self.given |= {f"{number}.given.{path}": tensor for path, tensor in inputs.items()}
             self._next += 1
-            return tree_map(call.made, _make_source(self._convert, f"{number}.made", call.to_made, self._sources))
+            return tree_map(
+                call.outputs, _make_source(self._convert, f"{number}.made", call.output_gradients, self._sources)
+            )
 
         return forward
 
@@ -383,20 +395,16 @@ def _preserve_buffers(unit: LayerUnit) -> Iterator[dict[str, Tensor]]:
                     buffer.copy_(snapshot[name])
 
 
-@contextlib.contextmanager
-def _perturb_submodules(unit: LayerUnit, convert: _Converter, nudge: Perturbation | None) -> Iterator[None]:
+def _perturb_submodules(
+    unit: LayerUnit, convert: _Converter, nudge: Perturbation | None
+) -> contextlib.AbstractContextManager[Any]:
     """Perturb the outputs of submodules and their gradients as well."""
-
-    def perturb(module: nn.Module, args: Any, outputs: Any) -> Any:
-        return tree_map(outputs, lambda _, tensor: perturb_with_gradient(tensor, convert))
-
-    submodules = [] if nudge is None or unit.inner else list(unit.owner.modules())[1:]
-    handles = [module.register_forward_hook(perturb) for module in submodules]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    if nudge is None or unit.inner:
+        return contextlib.nullcontext()
+    submodules = {path: module for path, module in unit.owner.named_modules() if path}
+    return record(
+        submodules, leave=lambda *called: tree_map(called[-1], lambda _, tensor: perturb_with_gradient(tensor, convert))
+    )
 
 
 def perturb_with_gradient(tensor: Tensor, mover: Callable[[Tensor], Tensor]) -> Tensor:
@@ -405,7 +413,7 @@ def perturb_with_gradient(tensor: Tensor, mover: Callable[[Tensor], Tensor]) -> 
         return tensor
     perturbed = tensor + (mover(tensor.detach()) - tensor.detach())
     if perturbed.requires_grad:
-        perturbed.register_hook(mover)
+        watch_gradient(perturbed, mover)
     return perturbed
 
 

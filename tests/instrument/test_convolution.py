@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sightline.compare.formats import Float64Convolutions, convolve
+from sightline.instrument.float64 import Float64Convolutions, convolve
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_values_and_gradients_are_those_of_torch(
 def test_only_what_it_suits_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = []
     monkeypatch.setattr(
-        "sightline.compare.formats.convolve", lambda v, w, b, p: taken.append(p) or F.conv3d(v, w, b, padding=p)
+        "sightline.instrument.float64.convolve", lambda v, w, b, p: taken.append(p) or F.conv3d(v, w, b, padding=p)
     )
     values, weight = torch.randn(1, 2, 6, 6, 6), torch.randn(4, 2, 3, 3, 3)
     with Float64Convolutions():

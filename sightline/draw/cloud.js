@@ -20,6 +20,8 @@ const SPARSE = 1.8;  // so many times the size of its bulk a cloud has, and yet 
 
 const chosen = { subject: 0, stage: 0, coloring: "", hidden: new Set(data.hidden), along: "z", slice: null };
 const start = { yaw: 35 * Math.PI / 180, pitch: 24 * Math.PI / 180, distance: 3, target: [0, 0, 0] };
+const isAlone = document.body.classList.contains("bare");  // else the page scrolls, and other keys are its own
+const dark = window.matchMedia("(prefers-color-scheme: dark)");
 let camera = { ...start };
 let isAsked = false;
 let screen = null;
@@ -234,8 +236,8 @@ function stamp(x, y, radius, color) {
   }
 }
 
-function lit(color, light, haze) {  // haze: the share of the page's white
-  const add = haze * 240, keep = light * (1 - haze);
+function lit(color, light, haze) {  // haze: the share of the page's colour
+  const add = haze * (dark.matches ? 29 : 240), keep = light * (1 - haze);
   return packed(
     Math.min(255, (color & 255) * keep + add), Math.min(255, (color >> 8 & 255) * keep + add),
     Math.min(255, (color >> 16 & 255) * keep + add),
@@ -413,7 +415,12 @@ canvas.addEventListener("pointermove", (event) => {
   else turn(dx * 0.008, dy * 0.008);
   Object.assign(last, { x: event.clientX, y: event.clientY });
 });
-canvas.addEventListener("wheel", (event) => { event.preventDefault(); zoom(Math.exp(event.deltaY * 0.001)); }, { passive: false });
+canvas.addEventListener("wheel", (event) => {
+  if (!isAlone && document.activeElement !== canvas) return;
+  event.preventDefault();
+  zoom(Math.exp(event.deltaY * 0.001));
+}, { passive: false });
+dark.addEventListener("change", redraw);
 canvas.addEventListener("contextmenu", (event) => event.preventDefault());
 canvas.addEventListener("dblclick", () => { camera = { ...start }; redraw(); });
 
@@ -438,7 +445,7 @@ const KEYS = {
   c: nextColoring,
   f: () => { element("frame").checked = !element("frame").checked; redraw(); },
 };
-document.addEventListener("keydown", (event) => {
+(isAlone ? document : document.querySelector(".viewer")).addEventListener("keydown", (event) => {
   const isTyping = event.target instanceof HTMLSelectElement || event.target instanceof HTMLInputElement;
   if (isTyping || event.ctrlKey || event.metaKey || event.altKey || !(event.key in KEYS)) return;
   event.preventDefault();
@@ -447,7 +454,7 @@ document.addEventListener("keydown", (event) => {
 
 /* --- start ------------------------------------------------------------------------------------------------------- */
 
-element("title").textContent = data.title;
+if (isAlone) element("title").textContent = data.title;
 data.subjects.forEach((each, i) => { made("option", each.name, element("subjects")).value = String(i); });
 element("subjects").addEventListener("change", (event) => choose({ subject: Number(event.target.value) }));
 element("size").addEventListener("input", () => { redraw(); });

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.box_pictures import DrawnBox, draw_boxes
+from sightline.draw.boxes import DrawnBox, draw_boxes
 from sightline.tasks.detection_output import COLORS, show_detections
 
 RED = (250, 0, 0)

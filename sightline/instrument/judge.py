@@ -36,16 +36,16 @@ import torch
 from torch import Tensor, from_numpy, nn
 from torch.nn import functional as F
 
-from sightline.compare.float64_reference import (
+from sightline.instrument.formats import FORMATS, Format
+from sightline.instrument.replay import (
     CONVOLUTIONS,
     PRODUCTS,
     LayerUnit,
     Perturbation,
     ReferenceResult,
     computes_as,
-    run_reference,
+    replay,
 )
-from sightline.compare.formats import FORMATS, Format
 from sightline.pytree import tree_leaves, tree_map
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -85,10 +85,10 @@ def sum_magnitudes(unit: LayerUnit) -> dict[str, float]:
     call = unit.call
     positive = replace(
         call,
-        given=tree_map(call.given, lambda _, tensor: tensor.abs()),
-        to_made={path: gradient.abs() for path, gradient in call.to_made.items()},
+        inputs=tree_map(call.inputs, lambda _, tensor: tensor.abs()),
+        output_gradients={path: gradient.abs() for path, gradient in call.output_gradients.items()},
     )
-    gradients = run_reference(replace(unit, call=positive)).gradients
+    gradients = replay(replace(unit, call=positive)).gradients
     return {
         f"to {name}": float(gradient.max()) for name, gradient in gradients.items() if name.startswith("parameter.")
     }
@@ -100,7 +100,7 @@ def run_unfused_twin(unit: LayerUnit) -> ReferenceResult | None:
     forward = _find_plain_forward(twin)
     if forward is None or unit.call.format.name != "float32":
         return None
-    return run_reference(replace(unit, run=forward, owner=twin, inner=(), modules=()), dtype=torch.float32)
+    return replay(replace(unit, run=forward, owner=twin, inner=(), modules=()), dtype=torch.float32)
 
 
 def _find_plain_forward(module: Any) -> Callable[..., Any] | None:
@@ -182,7 +182,7 @@ class _PlainNorm:
 
 
 def _run_plain_batch_norm(unit: LayerUnit, owner: nn.modules.batchnorm._BatchNorm) -> ReferenceResult:
-    path, values = next(tree_leaves(unit.call.given))
+    path, values = next(tree_leaves(unit.call.inputs))
     norm = _PlainNorm(_flatten_rows(values), owner.weight, owner.bias, owner.eps)
     answer = ReferenceResult({"out.": _unflatten_rows(norm.output_nC, values)})
     momentum, num = owner.momentum, norm.num
@@ -193,8 +193,8 @@ def _run_plain_batch_norm(unit: LayerUnit, owner: nn.modules.batchnorm._BatchNor
             answer.values[f"buffer.{key}"] = from_numpy(
                 initial * np.float32(1 - momentum) + statistic * np.float32(momentum)
             )
-    if "" in unit.call.to_made:
-        grad_values, grad_weight, grad_bias = norm.gradients(_flatten_rows(unit.call.to_made[""]))
+    if "" in unit.call.output_gradients:
+        grad_values, grad_weight, grad_bias = norm.gradients(_flatten_rows(unit.call.output_gradients[""]))
         answer.gradients = {
             f"given.{path}": _unflatten_rows(grad_values, values),
             f"parameter.{unit.prefix}.weight": from_numpy(grad_weight),
@@ -208,10 +208,10 @@ def _compute_plain_gradients(unit: LayerUnit, conv: Any) -> dict[str, Tensor] | 
 
     None if the convolution has groups or does not pad with zeros.
     """
-    grad_output = unit.call.to_made.get("")
+    grad_output = unit.call.output_gradients.get("")
     if grad_output is None or conv.groups != 1 or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return None
-    _, values = next(tree_leaves(unit.call.given))
+    _, values = next(tree_leaves(unit.call.inputs))
     if values.ndim != grad_output.ndim or values.ndim != conv.weight.ndim:
         return None  # one sample without an axis for it
     values, grad_output = values.detach().float(), grad_output.detach().float()

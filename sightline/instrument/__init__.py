@@ -1,0 +1,217 @@
+"""Recording of module calls, and interception of torch's operators and functions.
+
+All hooks on modules and tensors, and all modes of torch, are hung here. A tape lists the calls of modules in the order
+of their start. If gradients are kept, a module reads and returns tensors through views of their own (taps), so that
+the recorded gradient is that of this call alone, even if other modules read the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+
+from sightline.instrument.formats import FORMATS, Format
+from sightline.pytree import tree_map
+
+PARTS = frozenset(("inputs", "outputs", "gradients"))
+"""Parts of a call that `record` keeps if they are named."""
+
+
+@dataclass
+class ModuleCall:
+    """One call of a module: `call_index` counts the calls of this path from 0, `parent` is the enclosing call.
+
+    `inputs` are `(args, kwargs)`; the gradients are those of the tensors of inputs and outputs by path, from this call
+    alone. `began` and `ended` are ticks of one clock over all calls. To replay the call: `buffers` are the changed
+    buffers, before and after, `random_state` is that before the call, `format` is the coarsest number format inside.
+    `shown` is the name to print if `path` belongs to another network's module.
+    """
+
+    path: str
+    call_index: int
+    class_name: str
+    parent: int | None
+    inputs: Any = None
+    outputs: Any = None
+    input_gradients: dict[str, Tensor] = field(default_factory=dict)
+    output_gradients: dict[str, Tensor] = field(default_factory=dict)
+    began: int = 0
+    ended: int = 0
+    format: Format = FORMATS[torch.float64]
+    buffers: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    random_state: Tensor | None = None
+    shown: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path, with the number of the call if it is not the first."""
+        if self.shown:
+            return self.shown
+        path = self.path or "(model)"
+        return f"{path} (call {self.call_index + 1})" if self.call_index else path
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Enter = Callable[[ModuleCall, nn.Module, Inputs], Any]
+Leave = Callable[[ModuleCall, nn.Module, Inputs, Any], Any]
+Observe = Callable[[ModuleCall | None, Any, tuple[Any, ...], Mapping[str, Any], Any], None]
+"""Observer of a torch function or operator: the innermost module call, the function, its arguments and its result."""
+Run = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@dataclass
+class Tape:
+    """Recorded calls in the order of their start; `running` are those that have not returned, the innermost last."""
+
+    calls: list[ModuleCall] = field(default_factory=list)
+    running: list[int] = field(default_factory=list)
+    num_calls: dict[str, int] = field(default_factory=dict)
+    num_ticks: int = 0
+
+    @property
+    def innermost(self) -> ModuleCall | None:
+        """The innermost call that is running, or that failed; None outside of the modules."""
+        return self.calls[self.running[-1]] if self.running else None
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Outputs of each call."""
+        return [call.outputs for call in self.calls]
+
+    def begin_call(self, path: str, module: nn.Module) -> ModuleCall:
+        """Make the next call of a module; it is not running yet."""
+        index = self.num_calls.get(path, 0)
+        self.num_calls[path] = index + 1
+        parent = self.running[-1] if self.running else None
+        return ModuleCall(path, index, type(module).__name__, parent, began=self.tick())
+
+    def tick(self) -> int:
+        """Advance the clock, and return its time."""
+        self.num_ticks += 1
+        return self.num_ticks
+
+
+@contextmanager
+def record(
+    modules: nn.Module | Mapping[str, nn.Module],
+    *,
+    keep: Collection[str] = (),
+    each: Callable[[Tensor], Any] | None = Tensor.detach,
+    enter: Enter | None = None,
+    leave: Leave | None = None,
+    functions: Observe | None = None,
+    operators: Observe | None = None,
+) -> Iterator[Tape]:
+    """Record the calls of a model's modules, or of these modules by path; gradients also in a backward pass after it.
+
+    `keep` names the parts of the calls to keep, of `PARTS`; `each` is applied to each tensor of inputs and outputs
+    (None: they are kept as they are). `enter` is called before and `leave` after each call of a module; a value other
+    than None that they return replaces inputs or outputs. `functions` and `operators` observe each of torch's calls, in
+    and outside of the modules.
+    """
+    assert PARTS.issuperset(keep), keep
+    tape = Tape()
+
+    def convert(value: Any) -> Any:
+        return value if each is None else tree_map(value, lambda _, tensor: each(tensor))
+
+    def begin(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = tape.begin_call(path, module)
+        inputs = args, kwargs
+        if "inputs" in keep:
+            call.inputs = convert(inputs)
+        replaced = None if enter is None else enter(call, module, inputs)
+        tape.running.append(len(tape.calls))
+        tape.calls.append(call)
+        if "gradients" in keep:
+            return tree_map(inputs if replaced is None else replaced, _make_tap(call.input_gradients))
+        return replaced
+
+    def end(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> Any:
+        call = tape.calls[tape.running.pop()]
+        if "outputs" in keep:
+            call.outputs = convert(outputs)
+        call.ended = tape.tick()
+        replaced = None if leave is None else leave(call, module, (args, kwargs), outputs)
+        if "gradients" in keep:
+            return tree_map(outputs if replaced is None else replaced, _make_tap(call.output_gradients))
+        return replaced
+
+    def observe(observer: Observe, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = function(*args, **kwargs)
+        observer(tape.innermost, function, args, kwargs, result)
+        return result
+
+    with ExitStack() as stack:
+        for path, module in (dict(modules.named_modules()) if isinstance(modules, nn.Module) else modules).items():
+            for handle in hang(module, partial(begin, path), partial(end, path)):
+                stack.callback(handle.remove)
+        if functions is not None:
+            stack.enter_context(InterceptedFunctions(partial(observe, functions)))
+        if operators is not None:
+            stack.enter_context(InterceptedOperators(partial(observe, operators)))
+        yield tape
+
+
+def hang(
+    module: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
+) -> list[RemovableHandle]:
+    """Hang `before(module, args, kwargs)` and `after(module, args, kwargs, outputs)` on a module and its later copies.
+
+    A value other than None that either returns replaces the arguments, or the outputs.
+    """
+    handles = []
+    if before is not None:
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    if after is not None:
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    return handles
+
+
+def watch_gradient(node: Any, receive: Callable[..., Any]) -> None:
+    """Call `receive` with the gradients that a tensor, or a node of the autograd graph, gets in a backward pass."""
+    node.register_hook(receive)
+
+
+def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:
+    """Return a function that replaces a tensor by a view and stores the view's gradient in `gradients`, by path."""
+
+    def tap(path: str, tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad or not torch.is_grad_enabled():
+            return tensor
+        view = tensor.view_as(tensor)
+        watch_gradient(view, lambda gradient: gradients.__setitem__(path, gradient.detach()))
+        return view
+
+    return tap
+
+
+class InterceptedOperators(TorchDispatchMode):
+    """Mode in which `run(operator, args, kwargs)` takes the place of every ATen operator, forward and backward."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._run(func, args, kwargs or {})
+
+
+class InterceptedFunctions(TorchFunctionMode):
+    """Mode in which `run(function, args, kwargs)` takes the place of every function of torch called from Python."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._run(func, args, kwargs or {})
