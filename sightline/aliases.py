@@ -121,6 +121,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "sightline.binding": {"Offer": "AvailableKeys"},
     "sightline.compress.search.base": {"Evaluator": "PolicyEvaluator"},
     "sightline.data.depth.depth_frames": {"FramePart": "FrameSplit"},
+    "sightline.doctor.context": {"Check": "Rule"},
     "sightline.engine.optimizers": {"Recipe": "OptimizerSpec"},
     "sightline.draw.pictures": {
         "colors_of": "label_colors",

@@ -8,6 +8,7 @@ import pkgutil
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from sightline.binding import UnknownKeyError
@@ -131,8 +132,13 @@ class Registry:
         """Return the entry of a name from `names()`."""
         return self.entry(ComponentConfig(name))
 
-    def faults(self, component: ComponentConfig) -> list[ConfigFault]:
-        """List the faults of a component block that its signature shows."""
+    def faults(
+        self, component: ComponentConfig, *, elsewhere: Mapping[str, str] = MappingProxyType({})
+    ) -> list[ConfigFault]:
+        """List the faults of a component block that its signature shows.
+
+        `elsewhere` maps keys of other sections to their dotted paths, for a key that is in the wrong section.
+        """
         self._load()
         if component.name not in self._entries:
             return [self._unknown_name_fault(component)]
@@ -145,7 +151,7 @@ class Registry:
             for name, parameter in entry.arguments.items()
             if parameter.is_required and name not in component.arguments
         ]
-        return [*self._find_argument_faults(component, entry), *missing]
+        return [*self._find_argument_faults(component, entry, elsewhere), *missing]
 
     def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
         """Return the facts that a block and its inner blocks take; required if any of them requires it.
@@ -253,7 +259,9 @@ class Registry:
         where = component.origins.get("name", _locate_key(component.location, "name"))
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
 
-    def _find_argument_faults(self, component: ComponentConfig, entry: RegistryEntry) -> Iterator[ConfigFault]:
+    def _find_argument_faults(
+        self, component: ComponentConfig, entry: RegistryEntry, elsewhere: Mapping[str, str]
+    ) -> Iterator[ConfigFault]:
         for name, value in component.arguments.items():
             where = component.origins.get(name, _locate_key(component.location, name))
             if name in FACTS:
@@ -265,6 +273,7 @@ class Registry:
                 allowed = list(entry.arguments)
                 otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
                 hint = suggest(name, allowed, otherwise=otherwise)
+                hint = f"; did you mean '{elsewhere[name]}'?" if name in elsewhere else hint
                 yield ConfigFault(where, f"'{component.name}' has no such argument{hint}")
             elif (block := get_block_marker(entry.parameters[name].annotation)) is not None:
                 yield from _find_block_faults(component, entry.parameters[name], block, where)

@@ -15,7 +15,7 @@ import typer.main
 
 from sightline import cli
 
-__all__ = ["Outcome", "built_once", "run_here"]
+__all__ = ["Outcome", "built_once", "refuse", "run_here", "succeed"]
 
 
 built_once = functools.cache(typer.main.get_command)
@@ -48,3 +48,17 @@ def run_here(*words: object, main: Callable[[], None] = cli.main) -> Outcome:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     raise AssertionError("the command line always ends by an exit code")
+
+
+def succeed(*words: object) -> Outcome:
+    """Run a command that ends in 0; a failing one is the failure of the test, with what it said."""
+    done = run_here(*words)
+    assert done.code == 0, done.err
+    return done
+
+
+def refuse(*words: object) -> str:
+    """Run a command that ends in 2, and return what it says on standard error."""
+    done = run_here(*words)
+    assert done.code == 2, done.err
+    return done.err

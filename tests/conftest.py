@@ -86,6 +86,15 @@ def _quick_sync() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _shared_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """All workers of a session find the same trained runs (tests/trained.py)."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with mock.patch.dict(os.environ, SIGHTLINE_TRAINED_RUNS=str(folder)):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _freed_memory_is_given_back() -> Iterator[None]:
     """The C library keeps what tests of large networks freed: a worker grew by some 100 MB over each of these files."""

@@ -1,13 +1,20 @@
-"""Keys find parameters by name, and a mismatch names both sides before a step is taken."""
+"""Keys and optional members: parameters found by name, one record, and a mismatch or a misspelling named."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TypedDict
 
 import pytest
 
 from sightline.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
 from sightline.errors import ConfigError
+from sightline.optional_members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
+from sightline.registry import REGISTRIES
+from tests.cases import run_each
+from tests.command import run_here
+from tests.conftest import ROOT
 
 BATCH = AvailableKeys("data set 'scans'", {"points", "offsets", "label"})
 OUTPUTS = AvailableKeys("model 'salsanext'", {"logits"})
@@ -100,3 +107,175 @@ def test_a_forward_that_does_not_say_what_it_returns_is_refused() -> None:
     for function in (silent, vague):
         with pytest.raises(ConfigError, match=r"model 'mine': annotate the return value of '.*' with a TypedDict"):
             declared_outputs(function, owner="model 'mine'")
+
+
+# --- Optional members of components: one record, which the package reads and which refuses misspelt names ---
+
+
+PACKAGE = {path: path.read_text() for path in sorted((ROOT / "sightline").rglob("*.py"))}
+
+PLANTED = {
+    "data": {
+        "strataa": "strata",
+        "stata": "strata",
+        "strtaa": "strata",
+        "sample_nam": "sample_name",
+        "smaple_name": "sample_name",
+        "get_bacth": "get_batch",
+        "getBatch": "get_batch",
+        "colate": "collate",
+        "finger_print": "fingerprint",
+        "baslines": "baselines",
+        "expected_inf": "expected_info",
+        "inof": "info",
+    },
+    "models": {"enccode": "encode", "featur_width": "feature_width", "feature_widht": "feature_width"},
+    "point_encoders": {"enocde": "encode", "feature_with": "feature_width"},
+    "image_encoders": {"encode_": "encode", "featurewidth": "feature_width"},
+    "backbones": {"fowrard": "forward"},
+    "necks": {"forwad": "forward"},
+    "heads": {"prior_per_cell": "priors_per_cell", "asigners": "assigners"},
+    "references": {"titel": "title"},
+    "tasks": {
+        "predict_": "predict",
+        "predit": "predict",
+        "predictss": "predicts",
+        "vot": "vote",
+        "shwo": "show",
+        "step_metrcs": "step_metrics",
+        "postproces": "postprocess",
+        "ouputs": "outputs",
+    },
+    "losses": {"cuont": "count", "forwad": "forward"},
+    "metrics": {
+        "higher_is_beter": "higher_is_better",
+        "higherIsBetter": "higher_is_better",
+        "higher_is_bettr": "higher_is_better",
+        "per_clas": "per_class",
+        "perclass": "per_class",
+        "per_sampl": "per_sample",
+        "within_bach": "within_batch",
+        "slotss": "slots",
+        "tabels": "tables",
+        "udpate": "update",
+        "new_sate": "new_state",
+    },
+    "transforms": {
+        "adds_": "adds",
+        "chose_points": "chooses_points",
+        "choose_points": "chooses_points",
+        "make_unit_sphere": "makes_unit_sphere",
+    },
+    "assigners": {"prior_kidns": "prior_kinds", "macth": "match"},
+    "suppressions": {"kepe": "keep", "keepp": "keep"},
+    "searches": {
+        "fills_budgett": "fills_budget",
+        "max_num_evaluatoins": "max_num_evaluations",
+        "maxnumevaluations": "max_num_evaluations",
+    },
+    "probes": {"mostrows": "most_rows", "most_rwos": "most_rows"},
+}
+OWN = """
+add add_noise added adder amount assessed backward batch batches cards class_counts class_names clouds code collated
+collates collator commuted compare computed computer count_of counted counter counts decode decoder describe distances
+duplicate encode_all encoded encoder encoders encodes feature_dim feature_widths features finger fingerprints
+forward_features forwards gauge gauged get_batches get_item group groups head higher_is_worse index indices infer infos
+is_better joint_names label labels layers load loader loss lossy makes_unit_cube mount name name_of_class named names
+new_slots new_states norm note num_classes output outputs_of per_class_names per_classes per_cloud per_point per_samples
+picture pictured plots points predicted prediction predictions predictor prepare_data prepared process processed
+promised promises reduce reset root rotate row rows sample samples scale shape shapes show_all shown shows sightline
+slot slow snow split stable state states strata_of stratum table table_of tables_of tag tags told tolls toll updated
+updates veto view views vote_all voted voter voters votes voting weights width widths within_batches
+""".split()
+
+
+@run_each("kind, planted", PLANTED.items())
+def test_misspelt_members_are_known(kind: str, planted: dict[str, str]) -> None:
+    assert {name: suggest_member(kind, name) for name in planted} == planted
+
+
+@run_each("kind", REGISTRIES)
+def test_plausible_names_of_an_author_are_his_own(kind: str) -> None:
+    """A near miss costs a rename, a false alarm too; a word with another ending, or with another word, is none."""
+    own = {name: known for name in OWN if (known := suggest_member(kind, name)) is not None}
+    assert own == {}
+
+
+@run_each("kind", REGISTRIES)
+def test_known_members_and_private_ones_are_no_misspellings(kind: str) -> None:
+    known = {*MEMBERS.get(kind, ()), *REQUIRED.get(kind, ())}
+    assert not [name for name in known if suggest_member(kind, name)]
+    assert not [name for name in known if suggest_member(kind, f"_{name}s")]
+
+
+def test_the_package_reads_every_member_through_the_record() -> None:
+    """A member that nothing reads is documented and does nothing; one that is looked up by text escapes the record."""
+    text = "\n".join(PACKAGE.values())
+    names = {name for members in MEMBERS.values() for name in members}
+    assert not [name for name in names if not re.search(rf"\w+Members\.{name}\b", text)]
+    by_text = re.compile(rf"(?:has|get)attr\([^\n]*\"(?:{'|'.join(names)})\"")
+    assert not [f"{path}: {found[0]}" for path, text in PACKAGE.items() for found in by_text.finditer(text)]
+
+
+class Base:
+    """What a class of the same package inherits is its own too."""
+
+    @classmethod
+    def sample_nam(cls) -> None: ...
+
+
+class Planted(Base):
+    """A misspelling in every place where a member may stand."""
+
+    baslines: dict[str, float]
+    getBatch = None  # noqa: N815
+
+    def __init__(self) -> None:
+        self.strataa = [self.collatee]  # type: ignore[attr-defined]  # what is only read is not a member
+
+    @property
+    def finger_print(self) -> str:
+        self.expected_inf = 1
+        return "1"
+
+
+def test_members_are_found_wherever_a_class_defines_them() -> None:
+    assert dict(find_misspelt_members("data", Planted)) == {
+        "finger_print": "fingerprint",
+        "getBatch": "get_batch",
+        "sample_nam": "sample_name",
+        "expected_inf": "expected_info",
+        "strataa": "strata",
+        "baslines": "baselines",
+    }
+    assert not list(find_misspelt_members("data", lambda: None))
+
+
+PLUGIN = """\
+from sightline import registry
+
+
+@registry.{kind}.add("mine")
+class Mine:
+    def __init__(self) -> None:
+        self.{in_init} = None
+
+    def {method}(self) -> None: ...
+"""
+
+
+@pytest.mark.parametrize("place", ["in_init", "method"])
+@pytest.mark.parametrize(("kind", "planted"), PLANTED.items())
+def test_a_plugin_with_a_misspelt_member_is_refused(
+    tmp_path: Path, kind: str, planted: dict[str, str], place: str
+) -> None:
+    found, known = next(iter(planted.items()))
+    path = tmp_path / "parts.py"
+    path.write_text(PLUGIN.format(**{"kind": kind, "in_init": "own", "method": "work", place: found}))
+    code, out, err = run_here("list", "data", "--plugin", path)
+    assert (code, out) == (2, "")
+    where = f"error: --plugin {path}:4: the {REGISTRIES[kind].noun} 'mine': Mine.{found} is close to '{known}' ("
+    assert err.startswith(where)
+    assert err.endswith(f"); call it '{known}', or give a member of your own a name that is less like it\n")
+    assert err.count("\n") == 1
+    assert "mine" not in REGISTRIES[kind]._entries

@@ -93,6 +93,21 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
     max_points: int | None = option("--max-points", "N", "maximum of points per cloud in the page [200000]", min=1)
 
 
+class ReportOptions(DeviceCommand, name="report", run="report.report"):
+    """Write a page about a run, or one that compares runs.
+
+    The page is one file that needs no network: figures, curves, classes, confusions, findings of the checks, pictures,
+    differences between the configs, and how to repeat each run. Only the folders of the runs are read, no data. With
+    --samples, the page also turns samples of the run at every stage, with its predictions; this needs its data.
+    """
+
+    runs: tuple[Path, ...] = argument("RUN...", "run directories")
+    out: Path | None = option(
+        "--out", "FILE", "the page [RUN/report.html; of several runs: report.html]", is_written=True
+    )
+    samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
+
+
 class ShowOptions(PluginCommand, name="show", run="show.show"):
     """Print the resolved config, each value with its origin."""
 
@@ -189,5 +204,5 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
     lists_only: bool = switch("--list", "list the cases without running them")
 
 
-LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ShowOptions, ListOptions, CopyOptions)
+LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ReportOptions, ShowOptions, ListOptions, CopyOptions)
 STUDY_COMMANDS = (StudyOptions, BenchOptions)

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sightline.compare.recording import Recorder, StepRecording
+from sightline.compare.recording import StepRecording
 from sightline.errors import RunError, UserError
-from sightline.instrument import ModuleCall
-from sightline.instrument.formats import FORMATS
+from sightline.instrument import ModuleCall, record
 from sightline.plugins import Plugin, run_file
 from sightline.pytree import tree_leaves, tree_map
 from sightline.schema import suggest
@@ -369,18 +368,17 @@ def translate_recording(
 def _record_calls(foreign: ExternalModel, root: ModuleCall) -> tuple[list[ModuleCall], str]:
     """Record the calls of their network on our inputs; if it fails, the calls until then, and a note."""
     initial = {name: buffer.clone() for name, buffer in foreign.named_buffers()}
-    recorder = Recorder(foreign, base=FORMATS[torch.float64], watches_formats=False, copies=False)
     args, kwargs = tree_map(root.inputs, lambda _, t: t.double() if t.is_floating_point() else t)
     note = ""
     try:
-        with recorder.recording():
+        with record(foreign, keep=("inputs", "outputs")) as tape:
             foreign(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - the calls before any failure can be compared
         note = f"the reference alone fails: {type(error).__name__}: {' '.join(str(error).split())}"
     finally:
         for name, buffer in foreign.named_buffers():
             buffer.copy_(initial[name])
-    return recorder.calls, note
+    return tape.calls, note
 
 
 def _align_calls(

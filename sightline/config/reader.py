@@ -13,6 +13,7 @@ import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ class _SectionReader:
         locations = dict(_iterate_locations(block, ""))
         where = SourceLocation(name.where.source, name.where.line, path)
         component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, locations)
-        faults = kind.faults(component)
+        faults = kind.faults(component, elsewhere=_section_keys())
         for fault in faults:
             self.faults.add(*fault)
         return None if faults or weight is None else self._complete_block(component, kind, path)
@@ -433,7 +434,13 @@ def _suggest_key(key: str, fields: dict[str, dataclasses.Field], *, is_top: bool
     if "." in key and key.split(".")[0] in fields:
         outer, _, inner = key.partition(".")
         return f"; in a file sections are nested: {outer}: {{{inner}: ...}}"
-    for name, hint in typing.get_type_hints(RunConfig).items():
-        if is_top and dataclasses.is_dataclass(hint) and key in _section_fields(typing.cast(type, hint)):
-            return f"; did you mean '{name}.{key}'?"
+    if is_top and key in (paths := _section_keys()):
+        return f"; did you mean '{paths[key]}'?"
     return schema.suggest(key, fields)
+
+
+@lru_cache
+def _section_keys() -> dict[str, str]:
+    """Map the keys of all sections to their dotted paths; the first section that has a key gets it."""
+    hints = {name: hint for name, hint in typing.get_type_hints(RunConfig).items() if dataclasses.is_dataclass(hint)}
+    return {key: f"{name}.{key}" for name in reversed(hints) for key in _section_fields(typing.cast(type, hints[name]))}

@@ -1,25 +1,27 @@
-"""Context of checks, and their registration."""
+"""Context of checks, the rules that are registered, and the subjects that rules are about."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from sightline.aliases import keep_old_keywords, keep_old_members
+from sightline.aliases import keep_old_keywords, keep_old_members, old_names
 from sightline.config import RunConfig
+from sightline.config.run_config import Init
 from sightline.doctor.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.doctor.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.doctor.core.dry_run import DryRun, Outputs, dry_run, error_location, first_outputs, isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation, Severity
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation, Severity
 from sightline.doctor.core.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -31,9 +33,10 @@ from sightline.doctor.core.sample_statistics import (
 from sightline.doctor.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.doctor.oracles.examine import examine
 from sightline.doctor.oracles.results import OracleResult
-from sightline.engine.build import TrainingSetup, build
+from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric
 from sightline.engine.run_loading import open_run
 from sightline.errors import CheckpointError, summarise_error
 from sightline.tasks.detect import Detect
@@ -194,10 +197,27 @@ class Context:
             known_path = known_path.rpartition(".")[0]
         return FindingLocation(config_path=path, **more)
 
+    @property
+    def is_fresh(self) -> bool:
+        """True for a model that neither weights nor a step has trained."""
+        return self.config.init is None and self.built.job.step == 0
+
+    @property
+    def last_layer(self) -> str | None:
+        """Name of the last module with direct parameters; None if there is none."""
+        modules = self.built.job.model.named_modules()
+        names = [name for name, module in modules if list(module.parameters(recurse=False))]
+        return names[-1] if names else None
+
     def loss_path(self, name: str) -> str:
         """Return the dotted config path of the loss of this name."""
-        names = [component.name for component in self.config.losses]
-        return f"losses.{names.index(name)}" if name in names else "losses"
+        return get_loss_path(self.config, name)
+
+
+def get_loss_path(config: RunConfig, name: str) -> str:
+    """Return the dotted config path of the loss of this name."""
+    names = [component.name for component in config.losses]
+    return f"losses.{names.index(name)}" if name in names else "losses"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,45 +244,41 @@ class FindingBuilder:
         """Return True if `checks.skip` of a config names this check."""
         return not set(self.names).isdisjoint(config.checks.skip)
 
-    def finding(
-        self,
-        where: Context | FindingLocation,
-        summary: str,
-        *,
-        measured: str,
-        expected: str = "",
-        action: str = "",
-        causes: Sequence[str] = (),
-        severity: Severity | None = None,
-        at: str = "",
-        split: str = "",
-        evidence: Mapping[str, Any] | None = None,
-        **place: Any,
-    ) -> Finding:
-        """Build a finding at a location, or at the config path `at` with further fields of `FindingLocation`.
-
-        `causes` are ordered by likelihood, repetitions are allowed; `split` names a split of the run's data set.
-        """
+    def finding(self, where: Context | FindingLocation, summary: str, **fields: Any) -> Finding:
+        """Build the finding of a fault in a context, or at a location; `fields` are those of `Fault`."""
         if isinstance(where, Context):
-            dataset = {"dataset": f"{where.config.data.name}/{split}"} if split else {}
-            where = where.place(at or self.at, **dataset, **place)
-        else:
-            has_more = bool(at or split or place)
-            assert not has_more, f"check '{self.code}' gives a finding two places"
-        cause, *alternatives = dict.fromkeys(causes or self.causes)
+            return self.build(Fault(summary, **fields), where)
+        return self.build(Fault(summary, where=where, **fields))
+
+    def build(self, fault: Fault, context: Context | None = None, *, at: str = "", split: str = "") -> Finding:
+        """Build the finding of a fault; a config path and a split are those of its subject."""
+        cause, *alternatives = dict.fromkeys(fault.causes or self.causes)
         return Finding(
             guard=self.guard,
             code=self.code,
-            severity=severity or self.severity,
-            summary=summary,
+            severity=fault.severity or self.severity,
+            summary=fault.summary,
             cause=cause,
-            where=where,
-            measured=measured,
-            expected=expected or self.expected,
-            action=action or self.action,
+            where=self._locate(fault, context, at, split),
+            measured=fault.measured_text,
+            expected=fault.bound_text or self.expected,
+            action=fault.action or self.action,
             alternatives=tuple(alternatives),
-            evidence=dict(evidence or {}),
+            evidence=dict(fault.evidence),
+            value=fault.value,
+            bound=fault.bound,
+            sureness=fault.sureness,
         )
+
+    def _locate(self, fault: Fault, context: Context | None, at: str, split: str) -> FindingLocation:
+        if fault.where is not None:
+            has_more = bool(fault.at or fault.split or fault.place)
+            assert not has_more, f"check '{self.code}' gives a finding two places"
+            return fault.where
+        assert context is not None, f"check '{self.code}' gives a finding no place"
+        split = fault.split or split
+        dataset = {"dataset": f"{context.config.data.name}/{split}"} if split else {}
+        return context.place(fault.at or self.at or at, **dataset, **fault.place)
 
     def not_run(
         self,
@@ -287,19 +303,34 @@ class FindingBuilder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(FindingBuilder):
-    """Registered check: its moment, whether every training runs it, and its function."""
+class Rule(FindingBuilder):
+    """Registered rule: its moment, whether every training judges it, and the function that returns its findings."""
 
     moment: Moment
     is_quick: bool
-    run: Callable[[Context], Iterable[Finding]]
+    run: Callable[[Context], list[Finding]]
 
     def __call__(self, context: Context) -> list[Finding]:
         return list(self.run(context))
 
+    def judge(self, context: Context, subject: Any, faults: Faults) -> Iterator[Finding]:
+        """Yield the findings of a subject's faults; a split, and a config path, are taken from the subject."""
+        faults = [] if faults is None else [faults] if isinstance(faults, Fault | Finding) else faults
+        part, path = getattr(subject, "part", subject), getattr(subject, "path", "")
+        for fault in faults:
+            if isinstance(fault, Fault):
+                yield self.build(fault, context, at=path, split=getattr(part, "split", ""))
+            else:
+                yield fault
 
-CHECKS: dict[str, Check] = {}
-"""Registered checks of all imported modules, by code."""
+
+Faults = Fault | Finding | Iterable[Fault | Finding] | None
+"""Result of a rule for a subject; None where it holds."""
+Subjects = Callable[[Context], Iterable[Any]]
+"""Function that lists what a rule is about: each must hold. Without any, the rule does not apply to the run."""
+
+CHECKS: dict[str, Rule] = {}
+"""Registered rules of all imported modules, by code."""
 
 
 @keep_old_keywords(at="config_path")
@@ -308,25 +339,36 @@ def check(
     code: str,
     moment: Moment,
     *,
+    each: Subjects | None = None,
     is_quick: bool = True,
     severity: Severity = "error",
     causes: tuple[str, ...] = (),
     config_path: str = "",
     expected: str = "",
     action: str = "",
-) -> Callable[[Callable[[Context], Iterable[Finding]]], Check]:
-    """Register a function as a check; `name.finding(...)` then builds its findings.
+) -> Callable[[Callable[..., Faults]], Rule]:
+    """Register a function as a rule: it takes the context, and one of the subjects of `each` if given.
 
-    Quick checks also run at the start of every training; deep checks are never quick. The arguments from `severity` on
-    are the defaults of the findings.
+    It returns or yields the faults of the subject. Quick rules also run at the start of every training; deep ones are
+    never quick. The arguments from `severity` on are the defaults of the findings.
     """
 
-    def register(function: Callable[[Context], Iterable[Finding]]) -> Check:
+    def register(function: Callable[..., Faults]) -> Rule:
         registered = CHECKS.get(code)
         assert registered is None or registered.run.__module__ == function.__module__, (
             f"check '{code}' is registered twice"
         )
-        CHECKS[code] = Check(
+
+        @functools.wraps(function)
+        def run(context: Context) -> list[Finding]:
+            subjects = [()] if each is None else ((subject,) for subject in each(context))
+            return [
+                finding
+                for subject in subjects
+                for finding in rule.judge(context, next(iter(subject), None), function(context, *subject))
+            ]
+
+        rule = CHECKS[code] = Rule(
             guard=guard,
             code=code,
             severity=severity,
@@ -336,8 +378,75 @@ def check(
             action=action,
             moment=moment,
             is_quick=is_quick and moment != "deep",
-            run=function,
+            run=run,
         )
-        return CHECKS[code]
+        return rule
 
     return register
+
+
+# --- subjects ---------------------------------------------------------------------------------------------------------
+
+
+class JudgedMetric(NamedTuple):
+    """Metric of the evaluation that chooses the checkpoint, with its name and its config path."""
+
+    meter: BoundMetric
+    name: str
+    path: str
+
+
+def surveys(context: Context) -> list[PartStatistics]:
+    """List the statistics of the samples of each split."""
+    return context.statistics
+
+
+def splits(context: Context) -> list[DataSubset]:
+    """List the splits without duplicates."""
+    return distinct_parts(context.built.data)
+
+
+def first_steps(context: Context) -> list[DryRun]:
+    """List the first training step, if it succeeds."""
+    return [context.dry_run] if context.dry_run.is_sound else []
+
+
+def initialisations(context: Context) -> list[Init]:
+    """List the weights that the run starts from; a resumed run has its weights from its own checkpoint."""
+    is_loaded = context.config.init is not None and context.built.init_report is not None
+    return [context.config.init] if context.config.init is not None and is_loaded else []
+
+
+def evaluations(context: Context) -> Iterator[DryEvaluation]:
+    """List the dry evaluations that succeed."""
+    return (evaluation for evaluation in context.dry_evaluations if evaluation.failure is None)
+
+
+def metrics(context: Context) -> Iterator[JudgedMetric]:
+    """List the metrics of the evaluation that chooses the checkpoint."""
+    names = [component.name for component in context.config.metrics]
+    for index, meter in enumerate(context.built.selection_evaluator.metrics):
+        name = names[index] if index < len(names) else type(meter.metric).__name__
+        yield JudgedMetric(meter, name, f"metrics.{index}")
+
+
+class SquaredLoss(NamedTuple):
+    """Squared-error loss with its name and its config path."""
+
+    name: str
+    squares: SquaredErrorLoss
+    path: str
+
+
+def squared_losses(context: Context) -> Iterator[SquaredLoss]:
+    """List the squared-error losses whose targets are in the data."""
+    for name, squares in context.squared_losses.items():
+        yield SquaredLoss(name, squares, context.loss_path(name))
+
+
+def assignments(context: Context) -> list[AssignedBoxes]:
+    """List the assignment of boxes to priors, if the task has one."""
+    return [] if context.assignments is None else [context.assignments]
+
+
+__getattr__ = old_names(__name__)

@@ -16,7 +16,7 @@ import torch
 
 from sightline.config import RunConfig
 from sightline.config.reader import RENAMED_CHECKS
-from sightline.doctor.context import CHECKS, TO_END, Check, Context, FindingBuilder, Moment
+from sightline.doctor.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
 from sightline.doctor.core.finding import Finding, gather_findings, merge_findings
 from sightline.doctor.core.object_graph import find_generators, preserve_generators
 from sightline.engine.build import TrainingSetup
@@ -42,7 +42,7 @@ _CHECKS_PACKAGE = "sightline.doctor.checks"
 _MOMENTS = typing.get_args(Moment)
 
 
-def all_checks() -> list[Check]:
+def all_checks() -> list[Rule]:
     """Import and return all checks, ordered by moment and code."""
     package = importlib.import_module(_CHECKS_PACKAGE)
     for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}."):
@@ -72,7 +72,7 @@ def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: floa
     return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
 
 
-def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
+def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
     """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
     assert_known(context.config)
     findings: list[Finding] = []
@@ -90,7 +90,7 @@ def _run(checks: Sequence[Check], context: Context) -> list[Finding]:
     return merge_findings(gather_findings(findings, context.world))
 
 
-def _run_one(check: Check, context: Context) -> list[Finding]:
+def _run_one(check: Rule, context: Context) -> list[Finding]:
     """Return a check's findings; an exception, which must not end the run on one process alone, becomes a finding."""
     try:
         return check(context)

@@ -36,13 +36,17 @@ class PageText(PageBlock):
 
 @dataclass(frozen=True)
 class PageTable(PageBlock):
-    """Table; the rows in `marked` stand out, columns after the first hold numbers if `is_numeric`."""
+    """Table; the rows in `marked` stand out, columns after the first hold numbers if `is_numeric`.
+
+    `shares` (rows, columns after the first) from 0 to 1 shade the cells.
+    """
 
     kind = "table"
     head: Sequence[str]
     rows: Sequence[Sequence[object]]
     marked: Collection[int] = ()
     is_numeric: bool = True
+    shares: Sequence[Sequence[float]] = ()
 
     def to_markdown(self) -> list[str]:
         """Return the lines of the table in Markdown."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from torch import nn
 
 from sightline import registry, schema
@@ -400,11 +401,12 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
         for component in losses:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
                 location = dataclasses.replace(component.location, path="")
-                advice = "take this loss out, or base the config on another"
+                advice = f"{_describe_removal(component, losses)}, or base the config on another"
                 if error.key == "teacher_modules":
                     advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
                 elif error.key.startswith("teacher_"):
-                    advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or take this loss out"
+                    advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or "
+                    advice += _describe_removal(component, losses)
                 raise UnknownKeyError(f"{location}: {error}; {advice}") from error
         transform_names = " or ".join(
             f"'{name}'" for name in registry.transforms.names() if _transform_adds_key(name, error.key)
@@ -413,6 +415,17 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
             advice = f"add {transform_names}, which makes it, to transforms.train and to transforms.evaluate"
             raise UnknownKeyError(f"{error}; {advice}") from error
         raise
+
+
+def _describe_removal(removed: ComponentConfig, losses: Sequence[ComponentConfig]) -> str:
+    """Return the words of a command line that give all losses of a config but one, as advice."""
+    blocks = []
+    for loss in (loss for loss in losses if loss is not removed):
+        stated = {key: loss.arguments[key] for key in loss.origins if key in loss.arguments}
+        weight = {} if loss.weight == 1.0 or not isinstance(loss.weight, float) else {"weight": loss.weight}
+        blocks.append(yaml.safe_dump({"name": loss.name, **stated, **weight}, default_flow_style=True, sort_keys=False))
+    words = ", ".join(" ".join(block.split()) for block in blocks)
+    return f"take this loss out: 'losses=[{words}]'" if blocks else "give another of `sightline list losses`"
 
 
 def _transform_adds_key(transform: str, key: str) -> bool:

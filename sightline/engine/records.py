@@ -170,8 +170,12 @@ def resolve_mode(config: RunConfig, metrics: Sequence[Metric], *, is_resumed: bo
     where = config.origins.get("evaluate.metric", "evaluate.metric")
     computing = [index for index, metric in enumerate(metrics) if figure in metric.compute(make_state(metric))]
     if not computing:
-        names = [name for metric in metrics for name in metric.compute(make_state(metric))]
-        raise ConfigError(f"{where}: no metric of this run is called '{figure}'{schema.suggest(figure, names)}")
+        names = {block.name: list(m.compute(make_state(m))) for block, m in zip(config.metrics, metrics, strict=True)}
+        hint = schema.suggest(figure, [name for figures in names.values() for name in figures])
+        component = f" The component '{figure}' of metrics computes {', '.join(names.get(figure, ()))}" * (
+            figure in names
+        )
+        raise ConfigError(f"{where}: no metric of this run is called '{figure}'{hint}{component}")
     metric, block = metrics[computing[-1]], config.metrics[computing[-1]]
     attribute = f"{type(metric).__module__}.{type(metric).__qualname__}.higher_is_better"
     try:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Literal, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,28 @@ class ConvNorm(ConvBlock):
             circular=circular,
         )
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def join_channels(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate feature maps (B, C_i, H, W) along their channels.
+
+    The gradients of parts in channels_last are contiguous. Those of `torch.cat` are views with gaps, for which batch
+    norm has no fast path on the CPU.
+    """
+    if all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+        return cast(Tensor, _JoinedChannels.apply(*parts))
+    return torch.cat([*parts], dim=1)
+
+
+class _JoinedChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.sizes = [part.shape[1] for part in parts]
+        return torch.cat(parts, dim=1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part.contiguous(memory_format=torch.channels_last) for part in gradient.split(ctx.sizes, dim=1))
 
 
 def assert_images(image: Tensor, *, channels: int = 3) -> None:

@@ -11,7 +11,7 @@ Conditional random field (CRF) over range images, with unrolled inference. Sourc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,29 @@ class CircularPad(nn.Module):
         width = image.shape[-1]
         if self.columns > width:  # of a strongly dilated kernel, on a small image: several turns
             return image[..., torch.arange(-self.columns, width + self.columns, device=image.device) % width]
-        return torch.cat([image[..., width - self.columns :], image, image[..., : self.columns]], dim=-1)
+        return cast(Tensor, _WrappedColumns.apply(image, self.columns))
 
     def extra_repr(self) -> str:
         return str(self.columns)
+
+
+class _WrappedColumns(torch.autograd.Function):
+    """Padding whose gradient is added in place, in its own memory format: that of slices is a whole image for each."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, columns: int) -> Tensor:
+        ctx.columns = columns
+        return torch.cat([image[..., image.shape[-1] - columns :], image, image[..., :columns]], dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        columns, width = ctx.columns, gradient.shape[-1] - 2 * ctx.columns
+        is_last = gradient.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
+        inner = gradient[..., columns : columns + width].clone(memory_format=memory_format)
+        inner[..., :columns] += gradient[..., columns + width :]
+        inner[..., width - columns :] += gradient[..., :columns]
+        return inner, None
 
 
 def column_padding(reach: int, *, circular: bool) -> tuple[CircularPad | None, tuple[int, int]]:

@@ -266,7 +266,7 @@ def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
         is_class = (label == number).to(probabilities.dtype)
         errors = (is_class - probabilities[:, number]).abs()
         ordered, order = errors.sort(descending=True, stable=True)
-        losses.append(ordered @ _jaccard_gradient(is_class[order]))
+        losses.append(ordered.dot(_jaccard_gradient(is_class[order])))  # autocast would lower a product by @
     return torch.stack(losses).mean()
 
 

@@ -108,5 +108,6 @@ class FeatureTransformPenalty(Loss):
         identity = torch.eye(
             feature_transform.shape[-1], dtype=feature_transform.dtype, device=feature_transform.device
         )
-        excess = feature_transform @ feature_transform.mT - identity
+        with torch.autocast(feature_transform.device.type, enabled=False):  # bf16 would round by the size of the excess
+            excess = feature_transform @ feature_transform.mT - identity
         return torch.linalg.vector_norm(excess, dim=(1, 2)).sum()

@@ -123,7 +123,7 @@ class _LabelMetric:
 
 @registry.metrics.add("accuracy")
 class Accuracy(_LabelMetric):
-    """Overall accuracy and mean class accuracy, 0 to 1, from one confusion matrix.
+    """Accuracy of classes, 0 to 1: `overall_accuracy` and `mean_class_accuracy`, from one confusion matrix.
 
     The mean is over the classes that occur, never over batches. The prediction is the most probable class, the lowest
     index among equals.

@@ -150,7 +150,7 @@ def show_detections(
     least_score: float = MIN_DRAWN_SCORE,
     pixels: np.ndarray | None = None,
 ) -> list[Picture]:
-    """Draw the first images of a batch with detections: true positives blue, false positives red, missed labels yellow.
+    """Draw the first images of a batch with detections: true positives blue, false ones orange, missed yellow.
 
     A true positive has an IoU of at least 0.5 with a label of its class. Ignored labels, and detections in them, are
     grey. The highest-scoring are drawn on top. `pixels` as in `get_image_pixels`.

@@ -329,7 +329,7 @@ class _ProgressBar:
         self._console = Console(stderr=True)
         self._progress = Progress(console=self._console) if self._console.is_terminal else None
         self._task = None
-        self._last_printed, self._total = -1, 0
+        self._last_printed, self._total, self._last_what = -1, 0, ""
         if self._progress is not None:
             self._progress.start()
             self._task = self._progress.add_task(self.name)
@@ -345,7 +345,9 @@ class _ProgressBar:
             self._progress.update(self._task, completed=done, total=total, description=description)
         elif total and done * 10 // total > self._last_printed:
             self._last_printed = done * 10 // total
-            print_note(escape_to_one_line(f"{self.name}: {done} of {total} {what}"))
+            title = "" if what == self._last_what else f" {what}"  # a shard's title is that of many lines
+            self._last_what = what
+            print_note(escape_to_one_line(f"{self.name}: {done} of {total}{title}"))
 
     def __exit__(self, *error: object) -> None:
         if self._progress is not None:

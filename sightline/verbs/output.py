@@ -88,9 +88,9 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
     """Print the metrics, the rows per class or joint, and below them the metrics of simple baselines."""
     label = f" ({document['selection']})" if document["selection"] == "test-selected" else ""
     rows = list(document["per_class"].items())
+    info = getattr(dataset, "info", None)
+    noun, plural = ("joint", "joints") if info is not None and "joint_names" in info.facts else ("class", "classes")
     if rows:
-        info = getattr(dataset, "info", None)
-        noun = "joint" if info is not None and "joint_names" in info.facts else "class"
         names = [name for name in rows[0][1] if name != "count"]
         show_table(
             f"per {noun}", [noun, *names, "count"], [[n, *(r[k] for k in names), r.get("count")] for n, r in rows]
@@ -100,8 +100,8 @@ def show_evaluation(document: Mapping[str, Any], *, title: str, dataset: object 
         classes = [(name, *("" if iou is None else iou for iou in ious)) for name, ious in table["iou"].items()]
         show_table("IoU per class by distance", ("class", *table["stretches"]), [*classes, points])
     if hard := document.get("hard_classes"):
-        listed = ", ".join(f"{escape_to_one_line(name)} {value:.4g}" for name, value in hard["classes"].items())
-        print_note(f"hardest by {hard['figure']}: {listed}")
+        listed = ", ".join(f"{escape_to_one_line(name)} ({value:.4g})" for name, value in hard["classes"].items())
+        print_note(f"hardest {plural} by {hard['figure']}: {listed}")
     data = document["data"]
     box_lines = ""
     headers = [document[name] for name in document if name.startswith("scored_boxes")]

@@ -67,7 +67,7 @@ def view(options: ViewOptions) -> int:
     has_curves = is_run(options.paths[0]) and (options.paths[0] / METRICS).exists()
     curves = draw_runs(options.paths) if has_curves else ""
     if is_config[:1] == [True]:
-        subjects, title, provenance = _view_config(options.paths[0], options)
+        subjects, title, provenance = view_run_or_config(options.paths[0], options)
     else:
         subjects, title, provenance = _view_files(options)
     hidden = _split_names(options.hide)
@@ -156,7 +156,7 @@ def _is_config(path: Path) -> bool:
 # --- a config, a run -------------------------------------------------------------------------------------------------
 
 
-def _view_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
+def view_run_or_config(path: Path, options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
     """View samples of a config's data and, for a run directory, the predictions of its model."""
     _assert_not_given(options, ("columns", "up"), "can be used only with files; a data set defines them itself")
     has_predictions = is_run(path)

@@ -29,6 +29,8 @@ from sightline.view.stages import (
     height_coloring,
 )
 
+_MIN_HEIGHT_PX, _MAX_ASPECT = 64, 24
+"""Least height of a drawn range image, and largest ratio of its width to its height, both to a whole number of rows."""
 _EMPTY = np.array([28, 31, 36], dtype=np.uint8)
 
 
@@ -39,22 +41,28 @@ def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, 
     pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
     if not is_empty.all():
         pixels[~is_empty] = apply_colormap(np.log1p(distance[~is_empty]))
-    panels = [ImagePanel("range", pixels)]
+    panels = [_panel("range", pixels)]
     if "label" in sample and sample["label"].shape == distance.shape:
-        panels.append(ImagePanel("labels", _class_pixels(sample["label"].numpy(), is_empty, facts)))
+        panels.append(_panel("labels", _class_pixels(sample["label"].numpy(), is_empty, facts)))
     return tuple(panels)
 
 
 def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
     """Draw the predicted classes (H, W) of a range image, and the wrong pixels in red."""
     is_empty = sample["range_image"].float().cpu().numpy() < 0
-    panels = [ImagePanel("predicted pixels", _class_pixels(seen, is_empty, {}))]
+    panels = [_panel("predicted pixels", _class_pixels(seen, is_empty, {}))]
     if "label" in sample and sample["label"].shape == seen.shape:
         label = sample["label"].cpu().numpy()
         is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
         pixels = np.where(is_empty[..., None], _EMPTY, np.where(is_wrong[..., None], WRONG, UNLABELLED))
-        panels.append(ImagePanel("wrong pixels", pixels.astype(np.uint8)))
+        panels.append(_panel("wrong pixels", pixels.astype(np.uint8)))
     return tuple(panels)
+
+
+def _panel(name: str, pixels: np.ndarray) -> ImagePanel:
+    """Draw a range image (H, W, 3) with its rows repeated if it is too low to be seen."""
+    height, width = pixels.shape[:2]
+    return ImagePanel(name, pixels.repeat(max(1, _MIN_HEIGHT_PX // height, width // (_MAX_ASPECT * height)), axis=0))
 
 
 def describe_image(sample: Sample) -> str:

@@ -211,24 +211,32 @@ def encode_page(
     evenly; the page states how many. Coordinates are rounded to 1/65535 of the cloud's extent. `hidden` are names of
     classes that are hidden at first.
     """
-    count = max_points_per_cloud(subjects, most=most)
-    data = {
-        "title": title,
-        "notes": list(notes),
-        "hidden": list(hidden),
-        "subjects": [_encode_subject(subject, count) for subject in subjects],
-    }
-    return render_page(title, [PageClouds(data)])
+    return render_page(title, [make_clouds(subjects, title=title, notes=notes, hidden=hidden, most=most)])
 
 
-def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int) -> int:
-    """Return the largest number of points per cloud, up to `most`, so that all fit into `MAX_PAGE_BYTES` of base64."""
+def make_clouds(
+    subjects: Sequence[ViewedSample],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    hidden: Sequence[str] = (),
+    most: int = MAX_SHOWN,
+    max_bytes: int = MAX_PAGE_BYTES,
+) -> PageClouds:
+    """Make the viewer of these samples for a page, as `encode_page` describes it."""
+    count = max_points_per_cloud(subjects, most=most, max_bytes=max_bytes)
+    encoded = [_encode_subject(subject, count) for subject in subjects]
+    return PageClouds({"title": title, "notes": list(notes), "hidden": list(hidden), "subjects": encoded})
+
+
+def max_points_per_cloud(subjects: Sequence[ViewedSample], *, most: int, max_bytes: int = MAX_PAGE_BYTES) -> int:
+    """Return the largest number of points per cloud, up to `most`, so that all fit into `max_bytes` of base64."""
     clouds = [(len(cloud.points), _bytes_per_point(cloud)) for subject in subjects for cloud in subject.stages]
 
     def num_bytes(count: int) -> int:
         return sum(min(size, count) * width for size, width in clouds) * 4
 
-    return max(1, bisect_right(range(1, most + 1), 3 * MAX_PAGE_BYTES, key=num_bytes))
+    return max(1, bisect_right(range(1, most + 1), 3 * max_bytes, key=num_bytes))
 
 
 def _bytes_per_point(cloud: Stage) -> int:

@@ -30,19 +30,27 @@ _COLUMNS = 3
 Line = Mapping[str, Any]
 
 
+def name_runs(runs: Sequence[Path], *, verb: str) -> list[str]:
+    """Name runs by their folders, or by their paths where these are alike. Raises UserError for a run given twice."""
+    for names in ([run.resolve().name for run in runs], [str(run) for run in runs]):
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"{verb}: a run is given twice; name every run once")
+
+
 def draw_runs(runs: Sequence[Path]) -> str:
     """Draw an SVG of the losses and metrics of runs, a loss with its chance level if the run records it."""
-    names = [run.resolve().name for run in runs]
-    if len(set(names)) < len(names):
-        names = [str(run) for run in runs]
-    if len(set(names)) < len(names):
-        raise UserError("view: a run is given twice; name every run once")
-    names = names if len(runs) > 1 else [""]
+    names = name_runs(runs, verb="view") if len(runs) > 1 else [""]
     return encode_curves({name: read_lines(run / "metrics.jsonl") for name, run in zip(names, runs, strict=True)})
 
 
 def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:
-    """Draw an SVG with one panel per loss and metric, and one curve per run and split.
+    """Draw an SVG of the panels of `make_curve_panels`."""
+    return render_svg(make_curve_panels(runs))
+
+
+def make_curve_panels(runs: Mapping[str, Sequence[Line]]) -> list[list[ChartPanel]]:
+    """Make rows of panels, one panel per loss and metric, and one curve per run and split.
 
     A training loss is drawn with its chance level if the run states one, and its ratio to chance with the line 1. The
     chance level of an evaluation differs, as its batches have another size, and is not drawn. Null values are left out.
@@ -52,7 +60,7 @@ def encode_curves(runs: Mapping[str, Sequence[Line]]) -> str:
     losses = [name for name in names if name.startswith("loss/")]
     panels = [_panel(name, runs) for name in [*losses, *(name for name in names if name not in losses)]]
     drawn = [panel for panel in panels if panel.series]
-    return render_svg([drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)])
+    return [drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)]
 
 
 def _is_curve(name: str) -> bool:

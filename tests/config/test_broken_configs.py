@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sightline import registry
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.marks import long_but
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"
@@ -84,8 +84,7 @@ def _no_data(*arguments: object, **options: object) -> None:
 
 
 def test_what_they_stand_on_is_healthy() -> None:
-    code, _, said = run_here("check", FOLDER / "_healthy.yaml")
-    assert code == 0, said
+    succeed("check", FOLDER / "_healthy.yaml")
 
 
 def test_every_other_verb_passes_where_a_fault_cannot_be_seen() -> None:

@@ -10,7 +10,7 @@ from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
 from sightline.errors import ConfigError
 from sightline.types import ComponentConfig, SourceLocation
-from tests.command import run_here
+from tests.command import run_here, succeed
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 PLUGIN = " Parts of your own need --plugin FILE.py"
@@ -261,8 +261,7 @@ def test_each_inner_value_is_shown_with_its_origin(tmp_path: Path) -> None:
 
 
 def test_the_encoders_are_listed_with_what_a_config_may_give(tmp_path: Path) -> None:
-    done = run_here("list", "point_encoders")
-    assert done.code == 0, done.err
+    done = succeed("list", "point_encoders")
     assert "\n  dgcnn\n" in done.out
     assert "      num_neighbours: 20   a whole number, at least 1\n" in done.out
     assert "(the data set gives in_channels)" in done.out

@@ -226,6 +226,8 @@ def test_a_new_name_drops_inherited_arguments() -> None:
         (["base=other.yaml"], "command line: base: unknown key 'base'; a base is named in the file"),
         (["seed=99999999999999999999"], "command line: seed: found 99999999999999999999, which does not fit"),
         (["train.epochs=1_000"], "command line: train.epochs: found the text '1_000', allowed is a whole number"),
+        (["optimizer.epochs=2"], "has no such argument; did you mean 'train.epochs'?"),
+        (["data.batch_size=2"], "has no such argument; did you mean 'train.batch_size'?"),
         (["data.split=1"], "remove it here: a run opens every part itself; parts are set by data.test_size"),
         (["model.num_classes=3"], "command line: model.num_classes: 'num_classes' is given by the data set"),
     ],

@@ -14,7 +14,7 @@ from sightline.config import read_config, render_config
 from sightline.errors import ConfigError
 from sightline.plugins import find_plugin
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import succeed
 
 ROOT = Path(__file__).resolve().parents[2]
 HEALTHY = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
@@ -131,9 +131,7 @@ def test_arguments_of_a_plugin_with_any_keys_come_back(tmp_path: Path) -> None:
 
 def run(*words: object) -> str:
     """What a command prints that goes well."""
-    code, out, err = run_here(*words)
-    assert code == 0, err
-    return out
+    return succeed(*words).out
 
 
 def test_show_prints_each_value_with_its_origin(tmp_path: Path) -> None:

@@ -1,18 +1,29 @@
-"""Building a run: parts, facts, initial weights, and the errors that name both sides."""
+"""Runs built from a config, opened from a directory and resumed: what is built, and what is refused."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sightline.config import RunConfig, read_config, render_config
+from sightline.engine import build as build_module
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.errors import CheckpointError, ConfigError
+from sightline.engine.resume import RunLocation, assert_same_run, resolve_run_location
+from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.engine.session import StopRequest, TrainingSession
+from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
-from tests.runs.small import small_config, small_run
+from sightline.runs.run_directory import RunDirectory, collect_environment
+from tests.engine.snapshots import snapshot_of
+from tests.runs.small import ROOT, small_config, small_run
+
+# --- building a run: parts, facts, initial weights, and the errors that name both sides ------------------------------
 
 
 def test_the_validation_tenth_never_trains() -> None:
@@ -79,3 +90,216 @@ def test_init_below_a_full_match_is_refused_and_can_be_declared(tmp_path: Path) 
 def test_what_does_not_fit_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small_run(*overrides)
+
+
+# --- A run opened from its directory: only what is asked for is built; weights that are missing or damage ------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch on a few solids, with averaged weights."""
+    path = tmp_path_factory.mktemp("loading") / "run"
+    path.mkdir()
+    built = small_run("train.ema_decay=0.5", "train.epochs=1")
+    directory = RunDirectory(path, is_writer=True)
+    session = TrainingSession(
+        built, World(), directory, stop=StopRequest(), record=collect_environment(), is_quiet=True
+    )
+    session.start_files()
+    assert session.run() is not None
+    return path
+
+
+def test_the_model_of_a_run_needs_no_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(config: object) -> None:
+        raise AssertionError("the data were read")
+
+    monkeypatch.setattr(build_module, "build_data", refuse)
+    opened = open_run(run)
+    expected = checkpoint.load(run / "checkpoints" / "last").evaluation_weights
+    assert not opened.model.training
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in opened.model.state_dict().items())
+    assert opened.model is opened.model
+    assert not all(torch.equal(tensor, expected[name]) for name, tensor in opened.untrained_model().named_parameters())
+    with pytest.raises(AssertionError, match="the data were read"):
+        opened.evaluator()
+
+
+def test_the_evaluator_of_a_run_repeats_its_figures(run: Path) -> None:
+    opened = open_run(run)
+    document = json.loads((run / "final.json").read_text())
+    assert dict(opened.evaluator()(opened.model, World()).metrics) == document["metrics"]
+    trained = open_trained(run)
+    assert (trained.checkpoint, trained.facts) == (opened.checkpoint_path.resolve(), opened.facts)
+
+
+def test_a_config_file_is_opened_as_a_run_that_has_not_begun(run: Path) -> None:
+    opened = open_run(ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml", config=small_config())
+    assert (opened.directory, open_run(run).directory) == (None, run)
+    assert opened.facts == open_run(run).facts == opened.data.facts
+    ours, theirs = opened.training_setup.job.model.state_dict(), open_run(run).training_setup.job.model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    untrained = opened.untrained_model().state_dict()
+    assert all(torch.equal(tensor, untrained[name]) for name, tensor in ours.items())
+    with pytest.raises(UserError, match="is not a run directory"):
+        open_run(opened.path)
+
+
+def test_data_of_another_kind_are_refused(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    facts = json.loads((run / "facts.json").read_text())
+    (copied / "facts.json").write_text(json.dumps({**facts, "num_classes": facts["num_classes"] + 1}))
+    with pytest.raises(ConfigError, match=r"was trained with num_classes = 13; this data set has 12"):
+        _ = open_run(copied).data
+
+
+def _opened(folder: Path, which: str = "last") -> OpenRun:
+    return open_run(folder, config=small_config(), checkpoint=which)
+
+
+def test_a_run_without_a_checkpoint_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError) as error:
+        _ = _opened(tmp_path).checkpoint_path
+    assert str(error.value) == (
+        f"checkpoint last: the run {tmp_path} has no checkpoint yet (interrupted before the first one?); go on with: "
+        f"sightline train {tmp_path} --resume auto --out {tmp_path}"
+    )
+
+
+def test_another_word_is_answered_by_what_there_is(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, snapshot_of(1), keep_last=1, is_best=True)
+    with pytest.raises(UserError) as error:
+        _ = _opened(tmp_path, "beste").checkpoint_path
+    assert str(error.value) == (
+        "checkpoint beste: there is no beste; give last, best or a path; "
+        f"{tmp_path}/checkpoints holds best, last, step_00000001; did you mean 'best'?"
+    )
+
+
+def test_a_damaged_checkpoint_names_the_option_that_takes_a_sound_one(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save(tmp_path, snapshot_of(step), keep_last=2, is_best=step == 1)
+    damaged = tmp_path / "checkpoints/step_00000002/model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(CheckpointError) as error:
+        _opened(tmp_path).load_into(torch.nn.Linear(1, 1))
+    sound = damaged.parents[1] / "step_00000001"
+    assert str(error.value).endswith(f"the newest sound one is {sound}; give it by --checkpoint")
+    assert "resume" not in str(error.value)
+
+
+# --- rules of resuming: which folder, which checkpoint, what may differ, and what a folder may hold ------------------
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return small_config()
+
+
+def place(config: RunConfig, out: Path | None, resume: str | None) -> RunLocation:
+    return resolve_run_location(config, [], World(), out=out, resume=resume)
+
+
+def begin(run: Path, config: RunConfig, *, num_checkpoints: int = 0) -> Path:
+    """What a run writes first, and its checkpoints."""
+    run.mkdir(parents=True)
+    (run / "environment.json").write_text(json.dumps({"plugins": []}))
+    (run / "config.yaml").write_text(render_config(config, origins=False))
+    for step in range(1, num_checkpoints + 1):
+        checkpoint.save(run, snapshot_of(step), keep_last=num_checkpoints, is_best=False)
+    return run
+
+
+@pytest.mark.parametrize("resume", [None, "auto"])
+def test_a_new_run_has_no_place_or_an_empty_one(config: RunConfig, tmp_path: Path, resume: str | None) -> None:
+    assert place(config, tmp_path, resume) == RunLocation(str(tmp_path))
+    assert place(config, tmp_path / "absent", resume) == RunLocation(str(tmp_path / "absent"))
+    assert place(config, None, None) == RunLocation(None)
+
+
+def test_a_folder_that_holds_something_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    assert place(config, tmp_path, "auto") == RunLocation(str(tmp_path)), "a run killed before it wrote its config"
+    with pytest.raises(UserError, match="is not empty; go on with it by --resume auto, or give another folder"):
+        place(config, tmp_path, None)
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run to resume; give another folder"):
+        place(config, tmp_path, "auto")
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        place(config, tmp_path / "thesis.tex", None)
+
+
+def test_the_newest_of_the_runs_of_a_name_goes_on(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By number: 10 comes after 9."""
+    monkeypatch.chdir(tmp_path)
+    for number in (9, 10):
+        begin(Path("runs") / config.name / str(number), config)
+    assert place(config, None, "auto").path == f"runs/{config.name}/10"
+
+
+def test_the_newest_sound_checkpoint_goes_on_and_damaged_ones_are_named(config: RunConfig, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", config, num_checkpoints=2)
+    newest, older = (run / "checkpoints" / f"step_0000000{step}" for step in (2, 1))
+    held = ("config.yaml", "step_00000001", "step_00000002")
+    found = place(config, run, "auto")
+    assert (found.path, found.checkpoint, found.is_finished, found.notes) == (str(run), str(newest), False, ())
+    assert sorted(found.existing_files) == sorted(held)
+
+    (run / "final.json").write_text("{}")
+    assert place(config, run, "auto").is_finished
+    assert place(config, None, str(run)).is_finished
+    named = place(config, None, str(older))
+    assert (named.path, named.checkpoint, named.is_finished) == (str(run), str(older), False)
+
+    damaged = newest / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    found = place(config, run, "auto")
+    assert (found.checkpoint, found.is_finished) == (str(older), False)
+    (line,) = found.notes
+    assert line.startswith("damaged checkpoint passed over: ")
+    assert str(newest) in line
+
+
+def test_a_checkpoint_of_another_folder_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", config, num_checkpoints=1)
+    with pytest.raises(UserError, match="a run is resumed in its own folder"):
+        place(config, tmp_path / "other", str(run / "checkpoints" / "last"))
+    with pytest.raises(UserError, match="neither a run directory nor a checkpoint inside one"):
+        place(config, None, str(tmp_path))
+
+
+def test_only_what_changes_no_number_may_differ(config: RunConfig, tmp_path: Path) -> None:
+    run = begin(tmp_path / "run", config)
+    assert_same_run(run, small_config("loader.workers=1", "log.every=7", "checkpoint.keep_last=3"), [])
+    with pytest.raises(
+        UserError, match=r"\(2 keys differ\): seed: 0 there, 5 here; train\.epochs: 2 there, 1 here; give"
+    ):
+        assert_same_run(run, small_config("seed=5", "train.epochs=1"), [])
+    assert assert_same_run(run, small_config("train.epochs=3"), [])
+    assert not assert_same_run(run, small_config(), [])
+    with pytest.raises(
+        UserError,
+        match=r"train\.epochs: 2 there, 1 here; a run may go on for longer, by a later train\.epochs \(now 2\)",
+    ):
+        assert_same_run(run, small_config("train.epochs=1"), [])
+    with pytest.raises(UserError, match="2 keys differ"):  # it would end earlier
+        assert_same_run(run, small_config("train.epochs=3", "train.steps=1"), [])
+
+
+def test_a_run_whose_data_were_moved_goes_on_where_they_are(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "configs" / "classify" / "modelnet40_pointnet_cpu.yaml"
+    run = begin(tmp_path / "run", read_config(path, ["data.root=there"]))
+    assert not assert_same_run(run, read_config(path, ["data.root=elsewhere"]), [])
+    with pytest.raises(UserError, match=r"data\.num_points: 1024 there, 512 here"):
+        assert_same_run(run, read_config(path, ["data.root=elsewhere", "data.num_points=512"]), [])
+
+
+def test_a_folder_that_changed_meanwhile_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    found = place(config, tmp_path / "run", None)
+    found.assert_unchanged(tmp_path / "run")
+    begin(tmp_path / "run", config)
+    with pytest.raises(UserError, match="another run wrote to this folder while this one was built; start again"):
+        found.assert_unchanged(tmp_path / "run")

@@ -22,7 +22,7 @@ from sightline.models import point_transformer
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from sightline.types import DataInfo, Field
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.engine.published_weights import saved, small_state
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden, stored_part
@@ -298,11 +298,10 @@ def test_every_layout_has_a_case() -> None:
 
 def test_what_is_written_is_a_run_and_tells_its_lineage(tmp_path: Path) -> None:
     file, target = saved(tmp_path / "a.pth", small_state()), tmp_path / "runs" / "x"
-    done = run_here(
+    done = succeed(
         "data", "convert-weights", file, "--layout", "wangyueft_pointnet", "--to", target,
         f"data.root={tmp_path / 'none'}", "--json", tmp_path / "out.json",
     )  # fmt: skip
-    assert done.code == 0, done.err
     assert "no tensor shows model.dropout" in done.err
     lineage = json.loads((target / "lineage.json").read_text())
     assert lineage.items() <= json.loads((tmp_path / "out.json").read_text()).items()
@@ -343,15 +342,13 @@ def test_what_a_run_in_a_config_leaves_open_comes_from_the_weights(tmp_path: Pat
     assert json.loads((tmp_path / "e.json").read_text())["lineage"]["layout"] == "wangyueft_pointnet"
 
     words = ("--no-check", "--device", "cpu", "--out")
-    again = run_here("train", target, "optimizer.lr=1e-12", *words, tmp_path / "tuned")
-    assert again.code == 0, again.err
+    again = succeed("train", target, "optimizer.lr=1e-12", *words, tmp_path / "tuned")
     assert "init from" in again.err
     before, after = (checkpoint.load(path).model for path in (target, tmp_path / "tuned"))
     difference = (before["head.2.weight"] - after["head.2.weight"]).abs().max().item()
     assert difference < 1e-9, "at a rate of next to nothing the weights stay where they were taken from"
 
-    resumed = run_here("train", target / "config.yaml", *words, target, "--resume", "auto")
-    assert resumed.code == 0, resumed.err
+    resumed = succeed("train", target / "config.yaml", *words, target, "--resume", "auto")
     assert "resumed at step 0" in resumed.err
     assert not torch.equal(before["head.2.weight"], checkpoint.load(target).model["head.2.weight"])
 

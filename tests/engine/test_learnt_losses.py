@@ -30,7 +30,7 @@ from sightline.losses.base import Loss, cast_forward
 from sightline.plugins import load_plugins
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.doctor.planting import CONFIG, make
 
 PLUGIN = '''\
@@ -287,8 +287,7 @@ def test_an_evaluation_has_what_was_learnt(tmp_path: Path) -> None:
     run = tmp_path / "run"
     figures = (run / "final.json").read_text()
     (run / "environment.json").write_text('{"plugins": []}')
-    outcome = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
-    assert outcome.code == 0, outcome.err
+    succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "figures.json")
     assert json.loads((tmp_path / "figures.json").read_text())["losses"] == json.loads(figures)["losses"]
     assert checkpoint.load_losses(tmp_path / "packed.slq") == {}, "a packed model leaves them out"
 
@@ -364,8 +363,7 @@ def test_a_step_in_float64_takes_the_loss_along() -> None:
 def test_describe_shows_the_loss(tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(CONFIG)
-    outcome = run_here("describe", config, *OVERRIDES, "--device", "cpu", "--json", tmp_path / "out.json")
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("describe", config, *OVERRIDES, "--device", "cpu", "--json", tmp_path / "out.json")
     assert "learns too: losses.centre, Centre" in outcome.err
     document = json.loads((tmp_path / "out.json").read_text())
     (row,) = document["losses"]

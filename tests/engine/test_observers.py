@@ -1,10 +1,13 @@
-"""What a run writes down: exact numbers, and the line that names a loader-bound run."""
+"""What a run writes down and prints: exact numbers, time left, and observers of which a dead one stops nothing."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
+import random
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,11 +15,129 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from sightline.engine.observers import EpochTimes, MetricsLog, TrainLog
-from sightline.engine.records import Observers
-from sightline.engine.step import average_records
-from tests.engine.told import Lines, evaluation, step
+from sightline.engine.loggers import TensorBoard
+from sightline.engine.observers import EpochTimes, MetricsLog, Pace, Progress, TrainLog, wants_live
+from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, preserve_rng_state
+from sightline.engine.step import average_records, format_rate
+from sightline.errors import RunError
+from tests.cases import run_each
+from tests.engine.told import Lines, evaluation, random_states, step
+
+# --- many observers as one: a dead one never stops a run, and none touches a random state ----------------------------
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def on_step(self, record: StepRecord) -> None:
+        self.heard.append(record.step)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self.heard.append(record.split)
+
+    def on_end(self, reason: str) -> None:
+        self.heard.append(reason)
+
+
+class Failing(Recorder):
+    """Dies at step 2 of `error`."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def on_step(self, record: StepRecord) -> None:
+        super().on_step(record)
+        if record.step == 2:
+            raise self.error
+
+
+class Guard(Failing):
+    may_stop = True
+
+
+def test_a_failing_observer_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    first, failing, last = Recorder(), Failing(OSError("no space\nleft on device")), Recorder()
+    observers = Observers([first, failing, last])
+    for number in range(1, 5):
+        observers.on_step(step(number))
+    observers.on_evaluation(evaluation(4))
+    observers.on_end("finished")
+    assert first.heard == last.heard == [1, 2, 3, 4, "validation", "finished"]
+    assert failing.heard == [1, 2, "failed"]
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING
+    assert warning.code == "observer-failed"  # type: ignore[attr-defined]
+    text = warning.getMessage()
+    assert text.startswith("observer-failed: Failing ")
+    assert "OSError: no space left on device" in text
+    assert "training goes on" in text
+
+
+def test_only_an_observer_that_may_stop_the_run_stops_it(caplog: pytest.LogCaptureFixture) -> None:
+    last = Recorder()
+    observers = Observers([Failing(StopRun("I want to")), last])
+    observers.on_step(step(2))
+    assert [record.code for record in caplog.records] == ["observer-failed"]  # type: ignore[attr-defined]
+    with pytest.raises(StopRun, match="labels out of range"):
+        Observers([Guard(StopRun("labels out of range")), last]).on_step(step(2))
+    assert last.heard == [2, 2]  # the others had the record first
+
+
+def test_a_fault_of_an_observer_that_may_stop_is_still_only_a_fault(caplog: pytest.LogCaptureFixture) -> None:
+    observers = Observers([Guard(KeyError("x"))])
+    observers.on_step(step(2))
+    assert len(observers) == 0
+    assert len(caplog.records) == 1
+
+
+def test_random_states_are_put_back() -> None:
+    before = random_states()
+    with contextlib.suppress(ZeroDivisionError), preserve_rng_state():
+        _ = random.random(), np.random.rand(), torch.rand(1)
+        assert random_states() != before
+        raise ZeroDivisionError
+    assert random_states() == before
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_the_default_set_leaves_random_states_alone_at_every_call(tmp_path: Path, is_live: bool) -> None:
+    stream = io.StringIO()
+    default: list[Observer] = [
+        Progress(stream=stream, is_live=is_live),
+        TrainLog(tmp_path / "train.log"),
+        MetricsLog(Lines(), every=7),
+        EpochTimes(),
+        TensorBoard(tmp_path, every=7),
+    ]
+    before = random_states()
+    for observer in default:  # one by one and not through `Observers`, which would put them back
+        for number in range(1, 31):
+            observer.on_step(step(number))
+            assert random_states() == before, type(observer)
+        observer.on_evaluation(evaluation(30))
+        observer.on_end("finished")
+        assert random_states() == before, type(observer)
+
+
+def test_an_observer_that_the_run_needs_ends_it() -> None:
+    class Needed:
+        is_required = True
+
+        def on_step(self, record: StepRecord) -> None:
+            raise RunError("metrics.jsonl: no space left on the disk")
+
+    other = Recorder()
+    with pytest.raises(RunError, match="no space left"):
+        Observers([Needed(), other]).on_step(step(1))
+    assert other.heard == [1]
+
+
+# --- what a run writes down: exact numbers, and the line that names a loader-bound run -------------------------------
+
 
 EPS = 2.0**-52
 
@@ -202,3 +323,99 @@ def test_evaluations_do_not_hide_slow_data(caplog: pytest.LogCaptureFixture) -> 
         times.on_evaluation(evaluation(number))
     times.on_end("finished")
     assert [record.getMessage()[:18] for record in caplog.records] == ["loader-bound: 40 %"]
+
+
+# --- progress: time left and rate by hand, plain lines and a live bar ------------------------------------------------
+
+
+def test_time_left_by_hand() -> None:
+    pace = Pace()
+    pace.add(step(1, wall_s=30.0))  # the first step is slow: compilation, caches
+    assert math.isnan(pace.left_s)
+    pace.add(step(2, wall_s=30.5))
+    assert pace.left_s == 98 * 0.5
+    pace.add(step(3, wall_s=34.0))  # 3 s of evaluation came before
+    assert pace.left_s == 97 * 2.0
+    for number in range(4, 101):
+        pace.add(step(number, wall_s=34.0 + (number - 3)))
+    assert pace.left_s == 0
+
+
+def test_a_resumed_run_counts_its_own_steps_alone() -> None:
+    pace = Pace()
+    pace.add(step(60, wall_s=5.0))
+    pace.add(step(61, wall_s=7.0))
+    assert pace.left_s == 39 * 2.0
+
+
+def test_rate_is_samples_over_time_in_steps() -> None:
+    pace = Pace()
+    for number in range(1, 4):
+        pace.add(step(number, num_samples=5, seconds={"data": 0.5, "forward": 0.75}, wall_s=100.0 * number))
+    assert pace.samples_per_s == 5 / 1.25
+    pace.add(step(4, seconds={}))
+    assert pace.samples_per_s == (15 + 8) / 3.75
+
+
+def test_plain_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    for number in range(1, 101):
+        progress.on_step(step(number, steps_per_epoch=90))
+        if number == 95:
+            progress.on_evaluation(evaluation(95))
+    progress.on_end("finished")
+    lines = stream.getvalue().splitlines()
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
+    shown = [int(match.group(1)) for line in lines if (match := re.search(r"  step (\d+)/100", line))]
+    # The first; 5 s (50 steps of 0.1 s) later; the epoch's last; before the evaluation; the last. A line a step late
+    # is allowed for the clock's sum: 0.1 * 51 - 0.1 may fall short of 5 by a rounding.
+    assert shown in ([1, 51, 90, 95, 100], [1, 52, 90, 95, 100])
+    assert lines[0] == "epoch 1/2  step 1/100  loss 2  lr 0.1  80 samples/s  ETA ?"
+    assert lines[2] == "epoch 1/2  step 90/100  loss 0.02222  lr 0.00111  80 samples/s  ETA 0:00:01"
+    assert lines[4].startswith("validation at step 95")
+
+
+def test_a_live_bar_says_the_same_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    stream = io.StringIO()
+    progress = Progress(stream=stream, is_live=True)
+    for number in range(1, 101):
+        progress.on_step(step(number))
+    progress.on_evaluation(evaluation(100))
+    progress.on_end("finished")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert re.search(r"epoch 10/10 ━+ step 100/100 loss 0.02 lr 0.001 80 samples/s ETA 0:00:00", plain)
+    assert "accuracy 0.75" in plain
+    assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_when_a_bar_is_live() -> None:
+    assert wants_live(Terminal(), {})
+    assert wants_live(Terminal(), {"NO_COLOR": "", "TERM": "xterm"})
+    assert not wants_live(io.StringIO(), {})
+    for name, value in (("NO_COLOR", "1"), ("CI", "true"), ("TERM", "dumb")):
+        assert not wants_live(Terminal(), {name: value})
+
+
+def test_warnings_of_a_run_are_shown_between_the_lines() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream, is_live=False)
+    logging.getLogger("sightline.engine.observers").warning("loader-bound: 87 % of the time")
+    progress.on_end("done")
+    logging.getLogger("sightline.engine").warning("after the end")
+    assert stream.getvalue() == "warning: loader-bound: 87 % of the time\n"
+
+
+@run_each(
+    "rate, shown",
+    [(12345.6, "12,346"), (10.4, "10"), (9.96, "10"), (9.4, "9.4"), (0.5, "0.5"), (0.0123, "0.012"), (math.nan, "?")],
+)
+def test_a_slow_rate_is_not_shown_as_none(rate: float, shown: str) -> None:
+    assert format_rate(rate) == shown

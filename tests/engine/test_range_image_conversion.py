@@ -17,7 +17,7 @@ from sightline.data.scans.label_maps import read_label_map
 from sightline.data.scans.semantic_kitti import LABEL_MAPS
 from sightline.draws import Draws
 from sightline.types import DataInfo, Field
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.data.scans.lidar_writers import street_scan, write_bin
 from tests.golden_parity import Golden
 from tests.lidar_parity import load_lidar_golden, theirs_of
@@ -175,21 +175,16 @@ def test_published_weights_label_a_scan_before_any_data_is_prepared(
     golden = load_lidar_golden(shared, CASES["lidar_bonnetal_squeezesegv2"])
     folder = in_parts(golden_state(golden), tmp_path / "published")
     small = ("transforms.evaluate.0.height=16", "transforms.evaluate.0.width=64")
-    outcome = run_here(
+    outcome = succeed(
         "data", "convert-weights", folder, "--layout", "lidar_bonnetal_squeezesegv2", "--to", tmp_path / "run", *small
     )
-    assert outcome.code == 0, outcome.err
     assert "semantic_kitti: its facts are the published ones" in outcome.err
     _, scan = street_scan(0)
     write_bin(tmp_path / "sequences/11/velodyne/000000.bin", scan)
-    outcome = run_here(
-        "predict", tmp_path / "run", tmp_path / "sequences", "--device", "cpu", "--out", tmp_path / "out"
-    )
-    assert outcome.code == 0, outcome.err
+    succeed("predict", tmp_path / "run", tmp_path / "sequences", "--device", "cpu", "--out", tmp_path / "out")
     ids = np.fromfile(tmp_path / "out/sequences/11/predictions/000000.label", dtype="<u4")
     label_map = read_label_map("single", LABEL_MAPS)
     assert np.array_equal(label_map.ids(np.load(tmp_path / "out/000000.labels.npy")), ids)
     assert len(ids) == len(scan.points)
-    outcome = run_here("view", tmp_path / "out/000000.ply", "--out", tmp_path / "view")
-    assert outcome.code == 0, outcome.err
+    succeed("view", tmp_path / "out/000000.ply", "--out", tmp_path / "view")
     assert (tmp_path / "view/view.html").exists()

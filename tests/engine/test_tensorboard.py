@@ -1,4 +1,4 @@
-"""TensorBoard and wandb: what was written is read back, and neither can hurt a run."""
+"""TensorBoard, wandb and pictures of metrics: what was written is read back, and nothing hurts a run."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sightline.config import read_config
 from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.engine.records import Observers
 from sightline.errors import MissingExtraError
 from sightline.training.train_run import train_run
+from tests.command import run_here
 from tests.conftest import ROOT
 from tests.engine.told import evaluation, random_states, step
+
+# --- tensorBoard and wandb: what was written is read back, and neither can hurt a run --------------------------------
 
 
 def events(directory: Path) -> Any:
@@ -136,3 +140,74 @@ def test_wandb_that_cannot_start_only_warns(
     assert [record.getMessage() for record in caplog.records] == [
         "observer-failed: Wandb is switched off, training goes on; it failed with ConnectionError: no route to host"
     ]
+
+
+# --- pictures that a metric of a plugin makes of the whole part: in TensorBoard, beside the run, once ----------------
+
+
+CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+SMALL = ("data.train_size=24", "data.test_size=12", "data.num_points=32", "train.steps=2", "train.batch_size=8")
+
+PLUGIN = '''
+import numpy as np
+from torch import Tensor
+from sightline import registry
+from sightline.metrics.labels import Accuracy
+from sightline.metrics.base import State
+from sightline.draw.pictures import Picture
+
+
+@registry.metrics.add("NAME")
+class Drawn(Accuracy):
+    """The confusion matrix as a picture, white where most samples are."""
+
+    def __init__(self, *, num_classes: int, class_names: tuple[str, ...]) -> None:
+        super().__init__(num_classes=num_classes, class_names=class_names)
+
+    def pictures(self, state: State) -> list[Picture]:
+        counts = state["confusion"].double()
+        grey = (255 * counts / counts.max()).byte().numpy()
+        return [MADE]
+'''
+
+
+def trained(tmp_path: Path, name: str, made: str, checks: str = "--no-check") -> tuple[int, str]:
+    plugin = tmp_path / f"{name}.py"
+    plugin.write_text(PLUGIN.replace("NAME", name).replace("MADE", made))
+    words = (*SMALL, f"metrics=[{{name: {name}}}]", "log.tensorboard=true")
+    code, _, err = run_here(
+        *("train", CONFIG, *words, "--plugin", plugin, "--device", "cpu", *checks.split(), "--out", tmp_path / name)
+    )
+    return code, err
+
+
+def test_a_picture_of_the_whole_part_is_written(tmp_path: Path) -> None:
+    made = 'Picture("confusion", np.repeat(grey[..., None], 3, axis=2), f"{int(counts.sum())} samples")'
+    code, err = trained(tmp_path, "drawn_confusion", made)
+    assert code == 0, err
+    events = EventAccumulator(str(tmp_path / "drawn_confusion")).Reload()
+    (tag,) = [tag for tag in events.Tags()["images"] if tag.endswith("/confusion")]
+    assert events.Images(tag)[0].width == 12
+    assert (tmp_path / "drawn_confusion" / "predictions" / "confusion.png").is_file()
+
+
+def test_a_name_that_leads_out_of_the_run_stays_in_it(tmp_path: Path) -> None:
+    made = 'Picture("../../a\\x1b", np.repeat(grey[..., None], 3, axis=2))'
+    code, err = trained(tmp_path, "drawn_outside", made)
+    assert code == 0, err
+    assert (tmp_path / "drawn_outside" / "predictions" / "a.png").is_file()
+    assert (tmp_path / "drawn_outside" / "final.json").is_file()
+
+
+def test_the_check_before_training_names_the_authors_method(tmp_path: Path) -> None:
+    code, err = trained(tmp_path, "checked_confusion", "grey", checks="")
+    assert code == 1
+    assert "Drawn.pictures: gave a ndarray" in err
+    assert "_Noting" not in err
+
+
+def test_something_else_is_named(tmp_path: Path) -> None:
+    code, err = trained(tmp_path, "undrawn_confusion", "grey")
+    assert code == 1
+    assert "Drawn.pictures: gave a ndarray, a list of sightline.draw.pictures.Picture is needed" in err
+    assert "Traceback" not in err

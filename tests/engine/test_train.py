@@ -1,4 +1,4 @@
-"""The loop on a real model: precision, averages, clipping, freezing, and what a non-finite gradient leaves behind."""
+"""The step on numbers worked out by hand, and the loop on a real model: precision, averages, clipping, freezing."""
 
 from __future__ import annotations
 
@@ -6,21 +6,143 @@ import contextlib
 import copy
 import json
 import math
+from collections import namedtuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from sightline.engine.device import describe_nondeterminism, set_determinism
+from sightline.engine.device import Precision, describe_nondeterminism, set_determinism, to_device
 from sightline.engine.distributed import World
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
-from sightline.engine.step import StepTimer, divide_by_count
+from sightline.engine.step import (
+    StepTimer,
+    compute_batch_losses,
+    divide_by_count,
+    prepare_step,
+    single_batch_step,
+    weighted_sum,
+)
 from sightline.engine.train import NonFiniteGradientError, train, train_step, update_ema
 from sightline.runs.run_directory import RunDirectory
+from sightline.types import Batch
 from sightline.view.run_pages import encode_curves
 from tests.runs.small import small_run
 from tests.waits import counted_waits
+
+# --- the forward pass of a step, on numbers that are worked out by hand ----------------------------------------------
+
+
+CPU = torch.device("cpu")
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Sizes:
+    """The sum of the outputs and of their squares; notes whether autocast was on, and in which world it was asked."""
+
+    def __init__(self) -> None:
+        self.lowered: list[bool] = []
+        self.worlds: list[World] = []
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: World
+    ) -> tuple[Mapping[str, Tensor], Sequence[Any]]:
+        self._note()
+        self.worlds.append(world)
+        count = torch.tensor(sum(len(batch["x"]) for batch in micro_batches))
+        return {"size": count, "square": count}, [f"part {place}" for place in range(len(micro_batches))]
+
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
+        self._note()
+        assert context == batch["context"]
+        outputs = model(batch["x"])
+        return {"size": outputs.sum(), "square": outputs.square().sum()}
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+        return {"doubled": model(batch["x"])}
+
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        return self.losses(model, batch, context), self.predict(model, batch)
+
+    def _note(self) -> None:
+        self.lowered.append(torch.is_autocast_enabled("cpu"))
+
+
+def part(place: int, *numbers: float) -> Batch:
+    return {"x": torch.tensor(numbers, dtype=torch.float64), "context": f"part {place}"}
+
+
+def test_shares_of_the_micro_batches_add_up_to_the_mean_over_the_step() -> None:
+    """Outputs 2, 4 and 6: a mean of 4, and of squares 56 / 3; a mean of both parts' means would be 4.5."""
+    step = prepare_step(Sizes(), Doubled(), [part(0, 1.0, 2.0), part(1, 3.0)], World())
+    shares = [step.loss_means(step.loss_sums(Doubled(), index)) for index in range(2)]
+    assert [share["size"].item() for share in shares] == [2.0, 2.0]
+    loss = sum(weighted_sum(share, {"size": 0.5, "square": 3.0}) for share in shares)
+    assert float(loss) == pytest.approx(0.5 * 4 + 56, abs=1e-12)
+
+
+def test_a_batch_is_a_step_of_its_own_on_one_process() -> None:
+    task = Sizes()
+    sums, counts = compute_batch_losses(task, Doubled(), part(0, 1.0, 2.0), CPU)
+    assert {name: (float(sums[name]), float(counts[name])) for name in sums} == {"size": (6, 2), "square": (20, 2)}
+    again, predictions = single_batch_step(task, Doubled(), part(0, 1.0, 2.0), CPU).loss_sums_and_predictions(Doubled())
+    assert torch.equal(again["square"], sums["square"])
+    assert predictions["doubled"].tolist() == [2.0, 4.0]
+    assert [(world.size, world.device) for world in task.worlds] == [(1, CPU), (1, CPU)]
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "bf16"])
+def test_autocast_is_on_while_the_task_works_where_the_precision_lowers(name: str) -> None:
+    task = Sizes()
+    compute_batch_losses(task, Doubled(), part(0, 1.0), CPU, Precision(name))
+    assert task.lowered == [name == "bf16"] * 2
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Timed:
+    """A task that may report its parts."""
+
+    def __init__(self) -> None:
+        self.on_phase_end = lambda part: None
+
+
+def test_the_clock_parts_the_forward_pass_where_the_task_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that ticks once a look: two micro-batches, the second reported in parts as well."""
+    ticks = iter(range(100))
+    monkeypatch.setattr("sightline.engine.step.time.perf_counter", lambda: float(next(ticks)))
+    task = Timed()
+    clock = StepTimer(task, remainder="loss")  # type: ignore[arg-type]
+    clock.end_phase("prepare")
+    for _ in range(2):
+        task.on_phase_end("forward")
+        clock.end_phase("forward")
+        clock.end_phase("backward")
+    assert clock.seconds == {"prepare": 1.0, "forward": 2.0, "loss": 2.0, "backward": 2.0}
+    evaluation = StepTimer(task, remainder="interpret")  # type: ignore[arg-type]
+    for part in ("forward", "loss"):
+        task.on_phase_end(part)
+    evaluation.end_phase("forward")
+    assert evaluation.seconds == {"forward": 1.0, "loss": 1.0, "interpret": 1.0}
+
+
+def test_a_task_without_parts_has_its_losses_in_the_forward_pass() -> None:
+    clock = StepTimer(Sizes(), remainder="loss")
+    clock.end_phase("forward")
+    assert set(clock.seconds) == {"forward"}
+
+
+# --- the loop on a real model: precision, averages, clipping, freezing, and what a non-finite gradient le ------------
 
 
 def run(*overrides: str, num_steps: int = 4) -> tuple[list[StepRecord], object]:
@@ -202,3 +324,39 @@ def test_a_step_waits_for_the_device_once(more: tuple[str, ...], monkeypatch: py
     with counted_waits(monkeypatch) as waits:
         train_step(job, job.model, micro_batches, World(), StepTimer(job.task, remainder="loss"))
     assert waits == {"tolist at engine/train.py": 1}
+
+
+# --- nested batches keep their structure; floats take the run's type; strange leaves are named by path ---------------
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+@dataclass(frozen=True)
+class Boxes:
+    corners: torch.Tensor
+    names: tuple[str, ...]
+
+
+def test_structures_keep_their_types() -> None:
+    boxes = Boxes(torch.ones(4), ("y",))
+    batch = {"a": [torch.zeros(2), (torch.ones(1), 3)], "b": Pair(torch.zeros(1), "x"), "c": boxes}
+    moved = to_device(batch, torch.device("meta"), float_dtype=torch.float64)
+    assert moved["a"][0].device.type == moved["c"].corners.device.type == "meta"
+    assert isinstance(moved["b"], Pair)
+    assert isinstance(moved["a"][1], tuple)
+    assert moved["b"].right == "x"
+    assert moved["c"].names == ("y",)
+    assert moved["a"][0].dtype == torch.float64
+    assert batch["a"][0].dtype == torch.float32
+
+
+def test_integers_and_masks_keep_their_type() -> None:
+    moved = to_device({"i": torch.arange(2), "m": torch.tensor([True])}, torch.device("cpu"), float_dtype=torch.float64)
+    assert moved["i"].dtype == torch.int64
+    assert moved["m"].dtype == torch.bool
+
+
+def test_a_strange_leaf_is_named_by_its_path() -> None:
+    with pytest.raises(TypeError, match=r"batch\['a'\]\[1\]: .*set"):
+        to_device({"a": [1, {2}]}, torch.device("cpu"))

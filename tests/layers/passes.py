@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,32 @@ import torch
 from torch import Tensor, nn
 
 from sightline.layers.batch_norm import convert_sync_batchnorm
-from tests.layers.test_batch_norm import Ranks
 
 BOUND = 1e-9
 """What is asked of two forms in float64; rounding of 2e-16 over sums of a few thousand terms is a thousandth of it."""
+
+
+class Ranks:
+    """Threads that play processes: each reduction meets at a barrier, and autograd runs through the joint sum."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._barrier = threading.Barrier(size, timeout=10)
+        self._parts: list[Tensor | None] = [None] * size
+
+    def reducer(self, rank: int) -> Callable[[Tensor], Tensor]:
+        def all_reduce_sum(tensor: Tensor) -> Tensor:
+            self._parts[rank] = tensor
+            self._barrier.wait()
+            total = torch.stack([part for part in self._parts if part is not None]).sum(0)
+            self._barrier.wait()
+            return total
+
+        return all_reduce_sum
+
+    def run(self, models: Sequence[nn.Module], parts: Sequence[Tensor]) -> list[Tensor]:
+        with ThreadPoolExecutor(self.size) as pool:
+            return list(pool.map(lambda model, part: model(part), models, parts))
 
 
 @dataclass
@@ -51,6 +74,14 @@ def assert_passes_agree(found: Pass, expected: Pass, bound: float) -> None:
         torch.testing.assert_close(found.gradients[name], gradient, rtol=bound, atol=bound * largest, msg=name)
     for name, value in expected.state.items():
         torch.testing.assert_close(found.state[name], value, rtol=bound, atol=bound)
+
+
+def make_pair(plain_kind: Callable[..., nn.Module], quick_kind: Callable[..., nn.Module], **arguments: Any) -> Any:
+    """One state in both forms, in float64; half of the norms' weights are negative, and one of each is exactly 0."""
+    plain, quick = plain_kind(**arguments).double(), quick_kind(**arguments).double()
+    unsettle(plain)
+    quick.load_state_dict(plain.state_dict())
+    return plain, quick
 
 
 def unsettle(module: nn.Module) -> None:

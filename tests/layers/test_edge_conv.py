@@ -1,19 +1,20 @@
-"""Edge features against a hand-worked case and the authors' code."""
+"""Edge features and networks over edges: by hand, the authors' code, the quick forms against the plain ones."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline import numba_kernels
 from sightline.geometry.neighbours import nearest_neighbours
-from sightline.layers.edge_conv import EdgeConv, PlainEdgeConv, graph_features
+from sightline.layers.edge_conv import EdgeConv, EdgeMLP, EdgePropagation, PlainEdgeConv, PlainEdgeMLP, graph_features
 from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from tests.golden_parity import load_golden
-from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, run, unsettle
+from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 
 KINDS = pytest.mark.parametrize("kind", [PlainEdgeConv, EdgeConv])
 
@@ -69,13 +70,8 @@ def test_gradients_agree_with_finite_differences(kind: type[PlainEdgeConv]) -> N
 
 
 def pair_of_layers(*, channels: int = 5, width: int = 24, seed: int = 0) -> tuple[PlainEdgeConv, EdgeConv]:
-    """One state, both forms, float64; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(seed)
-    plain = PlainEdgeConv(in_channels=channels, out_channels=width).double()
-    unsettle(plain)
-    fused = EdgeConv(in_channels=channels, out_channels=width).double()
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    return make_pair(PlainEdgeConv, EdgeConv, in_channels=channels, out_channels=width)
 
 
 @pytest.mark.parametrize("has_numba", [True, False])
@@ -195,3 +191,144 @@ def test_edges_that_leave_the_cloud_are_refused(index: Tensor, words: str) -> No
     """Compiled loops would read and write outside their arrays."""
     with pytest.raises(ValueError, match=words):
         EdgeConv(in_channels=3, out_channels=4)(torch.randn(2, 6, 3), index)
+
+
+# --- Networks over edges: by hand, the quick form against the plain one, and what both keep ---
+
+
+NETWORKS = pytest.mark.parametrize("kind", [PlainEdgeMLP, EdgeMLP])
+
+
+def pair_of_networks(channels: int = 4, widths: tuple[int, ...] = (8, 7, 5)) -> tuple[PlainEdgeMLP, EdgeMLP]:
+    return make_pair(PlainEdgeMLP, EdgeMLP, in_channels=channels, widths=widths)
+
+
+@NETWORKS
+def test_networks_over_four_points_on_a_line(kind: type[PlainEdgeMLP]) -> None:
+    """Points at 0, 1, 3, 7, two neighbours each. The first layer gives x_j - x_i + 2 x_i = x_j + x_i and x_i - x_j; the
+    second the difference of the two, after the leak. By hand for 3 (edges to 3 and 1): (6, 0) -> 6, (4, 2) -> 2: 6.
+    For 0 (edges to 0 and 1): (0, 0) -> 0, (1, -1) -> 1 + 0.2: 1.2, its own activation leaves it. For 7: 14 and 6."""
+    layer = kind(in_channels=1, widths=(2, 1)).double().eval()
+    first, second = layer.network.layers
+    with torch.no_grad():
+        first.linear.weight.copy_(torch.tensor([[1.0, 2.0], [-1.0, 0.0]]))
+        second.linear.weight.copy_(torch.tensor([[1.0, -1.0]]))
+    for norm in (first.norm, second.norm):
+        norm.eps = 0.0
+    features = torch.tensor([[[0.0], [1.0], [3.0], [7.0]]]).double()
+    index = nearest_neighbours(features, num_neighbours=2)
+    torch.testing.assert_close(layer(features, index)[0, [0, 2, 3], 0], torch.tensor([1.2, 6, 14]).double())
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_quick_form_agrees_with_the_plain_one(
+    is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features lie 30 deviations off the origin."""
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
+    plain, quick = (layer.train(is_training) for layer in pair_of_networks())
+    features, weight = torch.randn(3, 40, 4).double() + 30, torch.randn(3, 40, 5).double()
+    given = {"features": features, "index": torch.randint(0, 40, (3, 40, 7))}
+    assert_passes_agree(run(quick, given, weight), run(plain, given, weight), BOUND)
+
+
+@NETWORKS
+def test_gradients_of_networks_agree_with_finite_differences(kind: type[PlainEdgeMLP]) -> None:
+    layer, features = kind(in_channels=2, widths=(3, 3)).double(), torch.randn(2, 6, 2).double()
+    index = nearest_neighbours(features, num_neighbours=3)
+    assert torch.autograd.gradcheck(lambda v: layer(v, index), (features.requires_grad_(),))
+
+
+@NETWORKS
+def test_a_negative_response_leaks(kind: type[PlainEdgeMLP]) -> None:
+    """As torch's LeakyReLU: with a last bias far below zero every response is a fifth of what it would be."""
+    layer = kind(in_channels=2, widths=(3, 3)).double().eval()
+    nn.init.constant_(layer.network.layers[-1].norm.bias, -100)
+    features = torch.randn(1, 6, 2).double()
+    found = layer(features, nearest_neighbours(features, num_neighbours=3))
+    assert ((found < -19) & (found > -21)).all()
+
+
+def test_half_precision_is_near() -> None:
+    _, quick = pair_of_networks()
+    quick = quick.float().eval()
+    features, index = torch.randn(2, 20, 4), torch.randint(0, 20, (2, 20, 5))
+    exact = quick(features, index)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = quick(features, index)
+    assert (rounded.float() - exact).abs().mean() < 0.05 * exact.abs().mean()  # 8 bits in three layers
+
+
+# --- Features carried over edges: a plain loop in NumPy, the quick form against the plain one, what is refused ---
+
+
+def pair() -> tuple[EdgePropagation, EdgePropagation]:
+    """The quick and the plain form with the same state, norms off their start."""
+    quick, plain = (
+        EdgePropagation(channels=6, hidden=8, out_channels=12, num_neighbours=3, fused=fused).double()
+        for fused in (True, False)
+    )
+    for norm in quick.norms:
+        assert isinstance(norm, nn.GroupNorm)
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    plain.load_state_dict(quick.state_dict())
+    return quick, plain
+
+
+def clouds() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    return {
+        "points": draw(2, 11, 3),
+        "own": draw(2, 11, 6),
+        "coarse_points": draw(2, 5, 3),
+        "coarse": draw(2, 5, 6),
+    }
+
+
+def by_loops(layer: EdgePropagation, given: dict[str, Tensor]) -> np.ndarray:
+    """Edge by edge, from the definition."""
+    results = []
+    for points, own, coarse_points, coarse in zip(*(value.numpy() for value in given.values()), strict=True):
+        others, theirs, values = coarse_points, coarse, own
+        for linear, norm in zip(layer.linears, layer.norms, strict=True):
+            weight, scale, shift = (p.detach().numpy() for p in (linear.weight, norm.weight, norm.bias))
+            edges = np.zeros((len(points), layer.num_neighbours, len(weight)))
+            for i, point in enumerate(points):
+                near = np.argsort(((others - point) ** 2).sum(axis=1), kind="stable")[: layer.num_neighbours]
+                for k, j in enumerate(near):
+                    edges[i, k] = weight @ np.concatenate([theirs[j] - values[i], values[i]])
+            for channels in np.split(np.arange(len(weight)), 4):
+                part = edges[..., channels]
+                edges[..., channels] = (part - part.mean()) / np.sqrt(part.var() + 1e-5)
+            edges = edges * scale + shift
+            values = np.where(edges > 0, edges, 0.2 * edges).max(axis=1)
+            others, theirs = points, values
+        results.append(values)
+    return np.stack(results)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_it_is_what_loops_over_edges_give(place: int) -> None:
+    """Some hundred sums of at most 16 terms near 1, twice."""
+    layer, given = pair()[place], clouds()
+    found = layer(**given).detach().numpy()
+    np.testing.assert_allclose(found, by_loops(layer, given), rtol=0, atol=1e-12)
+
+
+def test_the_quick_form_gives_the_same_step() -> None:
+    quick, plain = pair()
+    weight = torch.randn(2, 11, 12, dtype=torch.float64)
+    assert_passes_agree(run(quick, clouds(), weight), run(plain, clouds(), weight), BOUND)
+
+
+def test_too_few_coarse_points_are_refused() -> None:
+    given = clouds()
+    few = given | {name: given[name][:, :2] for name in ("coarse_points", "coarse")}
+    with pytest.raises(ValueError, match=r"3 neighbours asked for in clouds of 2 points"):
+        pair()[0](**few)

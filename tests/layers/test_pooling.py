@@ -1,21 +1,30 @@
-"""Fused pooling against its plain form, in float64: numbers, gradients, running statistics, ties and processes."""
+"""Pooling and the ways between resolutions: the authors' numbers, fused forms against plain ones, worked cases."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from sightline import numba_kernels
+from sightline.geometry.packed import PyramidLevel, build_pyramid
 from sightline.layers.pooling import LinearNormMax, LinearNormPool
+from sightline.layers.transitions import GlobalContext, PlainTransitionDown, TransitionDown, TransitionUp, segment_mean
+from tests.golden_parity import Golden, assert_gradients_and_buffers, assert_outputs, each_mode, load_golden
 from tests.layers.passes import (
     BOUND,
     assert_bf16_errs_no_more,
     assert_passes_agree,
     assert_processes_agree,
+    make_pair,
     run,
-    unsettle,
 )
 
 WIDTH = 40
@@ -31,12 +40,8 @@ KINDS = pytest.mark.parametrize("kind", MAKERS)
 
 
 def pair_of_layers(kind: str) -> tuple[Layer, Layer]:
-    """One state, plain and fused; half of the norm's weights are negative, and one is exactly 0."""
     torch.manual_seed(0)
-    plain, fused = (MAKERS[kind](fused).double() for fused in (False, True))
-    unsettle(plain)
-    fused.load_state_dict(plain.state_dict())
-    return plain, fused
+    return make_pair(*(functools.partial(MAKERS[kind], fused) for fused in (False, True)))
 
 
 def weights(num_samples: int, kind: str) -> Tensor:
@@ -168,3 +173,179 @@ def test_a_layer_in_half_precision_takes_the_plain_form(kind: str) -> None:
     plain, fused = (layer.bfloat16() for layer in pair_of_layers(kind))
     values = torch.randn(3, 9, 6).bfloat16()
     assert torch.equal(fused(values), plain(values))
+
+
+# --- Ways down and up between resolutions: the authors' numbers, the fused form against the plain one, worked cases --
+
+
+FORMS = pytest.mark.parametrize("form", [PlainTransitionDown, TransitionDown])
+
+
+class AtLevel(nn.Module):
+    """A way down with the level that it leads to."""
+
+    def __init__(self, down: nn.Module, level: PyramidLevel) -> None:
+        super().__init__()
+        self.down = down
+        self.place = (level,)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.down(features, self.place[0])
+
+
+def with_zero(ends: Tensor) -> Tensor:
+    return F.pad(ends.long(), (1, 0))
+
+
+def coarser(sizes: tuple[int, ...], num_neighbours: int = 6) -> PyramidLevel:
+    """A quarter of random clouds, some way off the origin."""
+    points, offsets = torch.randn(sum(sizes), 3, dtype=torch.float64) + 5, with_zero(torch.tensor(sizes).cumsum(0))
+    return build_pyramid(points, offsets=offsets, strides=(1, 4), num_neighbours=(4, num_neighbours))[1]
+
+
+def pair_of_downs(in_channels: int, out_channels: int) -> tuple[PlainTransitionDown, TransitionDown]:
+    sizes: Any = {"in_channels": in_channels, "out_channels": out_channels, "is_strided": True}
+    return make_pair(PlainTransitionDown, TransitionDown, **sizes)
+
+
+def assert_both_modes(golden: Golden, layer: nn.Module, names: dict[str, str], given: list[object]) -> None:
+    """Outputs in both modes, then gradients and running statistics; `names` are ours of their modules."""
+
+    def our_name(key: str) -> str:
+        module, _, leaf = key.rpartition(".")
+        return f"{names[module]}.{leaf}"
+
+    layer.load_state_dict({our_name(key): value for key, value in golden.state().items()})
+    others = {
+        name.removeprefix("eval.out."): golden.tensor(name)
+        for name in golden.arrays
+        if name.startswith("eval.out.") and name != "eval.out.out"
+    }
+    for mode in each_mode(layer):
+        out = layer(*given)
+        loss = (out * golden.tensor("in.w")).sum()
+        assert_outputs(golden, mode, {"out": out, **others}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, layer, our_name)
+
+
+@pytest.mark.shared
+@FORMS
+def test_the_way_down_agrees_with_the_reference(shared: Path, form: type[PlainTransitionDown]) -> None:
+    golden = load_golden(shared, "pt_korea_down")
+    offsets = with_zero(golden.tensor("in.offset"))
+    level = build_pyramid(golden.tensor("in.coord"), offsets=offsets, strides=(1, 4), num_neighbours=(8, 8))[1]
+    assert torch.equal(level.points, golden.tensor("eval.out.coord"))
+    assert torch.equal(level.offsets[1:], golden.tensor("eval.out.offset").long())
+    layer = form(in_channels=32, out_channels=64, is_strided=True).double()
+    names = {"linear": "edge.linear", "bn": "edge.norm"}
+    assert_both_modes(golden, layer, names, [golden.tensor("in.feat"), level])
+
+
+@pytest.mark.shared
+def test_the_way_up_agrees_with_the_reference_where_it_has_three_points(shared: Path) -> None:
+    """The second cloud has two coarse points, and theirs weighs a third, far one in, by some 1e-5: not there."""
+    golden = load_golden(shared, "pt_korea_up")
+    layer = TransitionUp(in_channels=64, out_channels=32).double().eval()
+    names = {
+        f"linear{which}.{place}": f"{ours}.{part}"
+        for which, ours in ((1, "skip"), (2, "coarse"))
+        for place, part in ((0, "linear"), (1, "norm"))
+    }
+    layer.load_state_dict(
+        {f"{names[k.rpartition('.')[0]]}.{k.rpartition('.')[2]}": value for k, value in golden.state().items()}
+    )
+    level = between(golden)
+    out = layer(golden.tensor("in.feat1"), golden.tensor("in.feat2"), level)
+    error, expected = (out - golden.tensor("eval.out.out")).abs(), golden.tensor("eval.out.out")
+    assert error[:18].max() <= 1e-12 * expected.abs().max()
+    assert error[18:].max() <= 1e-4 * expected.abs().max()
+
+
+def between(golden: Golden) -> PyramidLevel:
+    """The level of given coarse points under given fine ones."""
+    from sightline.geometry.packed import Edges, _interpolation_weights
+
+    fine, coarse = golden.tensor("in.coord1"), golden.tensor("in.coord2")
+    none = Edges(torch.zeros(0, 1), torch.zeros(0, 1, 3), torch.zeros(0), is_whole=True)
+    above = PyramidLevel(fine, with_zero(golden.tensor("in.offset1")), none)
+    offsets = with_zero(golden.tensor("in.offset2"))
+    return PyramidLevel(coarse, offsets, none, fine, None, _interpolation_weights(coarse, offsets, above))
+
+
+@pytest.mark.shared
+def test_the_context_of_clouds_agrees_with_the_reference(shared: Path) -> None:
+    golden = load_golden(shared, "pt_korea_up_head")
+    names = {"linear1.0": "mix.linear", "linear1.1": "mix.norm", "linear2.0": "mean"}
+    given: list[object] = [golden.tensor("in.feat"), with_zero(golden.tensor("in.offset"))]
+    assert_both_modes(golden, GlobalContext(channels=64).double(), names, given)
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("in_channels", "out_channels", "sizes"), [(5, 8, (40, 24)), (16, 24, (33, 3, 1))])
+def test_fused_way_down_agrees_with_the_plain_one(
+    in_channels: int,
+    out_channels: int,
+    sizes: tuple[int, ...],
+    is_training: bool,
+    has_numba: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
+    level = coarser(sizes)
+    plain, fused = (AtLevel(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels))
+    given = {"features": torch.randn(sum(sizes), in_channels, dtype=torch.float64) + 3}
+    weight = torch.randn(len(level.points), out_channels, dtype=torch.float64)
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
+
+
+def test_gradients_reach_the_points_on_the_same_way() -> None:
+    found = []
+    points = torch.randn(40, 3, dtype=torch.float64)
+    features = torch.randn(40, 8, dtype=torch.float64)
+    for down in pair_of_downs(8, 16):
+        own = points.clone().requires_grad_()
+        level = build_pyramid(own, offsets=torch.tensor([0, 40]), strides=(1, 4), num_neighbours=(4, 6))[1]
+        found.append(torch.autograd.grad(down(features, level).square().sum(), own)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=BOUND, atol=BOUND)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_nan_is_not_lost_in_the_maximum(is_training: bool) -> None:
+    level, features = coarser((40,)), torch.randn(40, 8, dtype=torch.float64)
+    assert level.downsampling is not None
+    features[int(level.downsampling.index[3, 2]), 1] = torch.nan
+    plain, fused = (down.train(is_training) for down in pair_of_downs(8, 16))
+    assert torch.equal(fused(features, level).isnan(), plain(features, level).isnan())
+    assert fused(features, level).isnan().any()
+
+
+def test_means_of_clouds_worked_by_hand() -> None:
+    features = torch.tensor([[1.0], [3.0], [5.0]])
+    assert segment_mean(features, torch.tensor([0, 2, 2, 3])).tolist() == [[2.0], [0.0], [5.0]]
+
+
+class AtLevelOfAnyFormat(AtLevel):
+    """Points follow the layer's weights into float64 and back."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        level, dtype = self.place[0], next(self.parameters()).dtype
+        assert level.downsampling is not None
+        assert level.fine_points is not None
+        down = dataclasses.replace(level.downsampling, relative=level.downsampling.relative.to(dtype))
+        points, finer = level.points.to(dtype), level.fine_points.to(dtype)
+        return self.down(features, dataclasses.replace(level, points=points, fine_points=finer, downsampling=down))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("in_channels", "out_channels", "sizes"), [(5, 8, (40, 24)), (16, 24, (33, 3, 1))])
+def test_bfloat16_errs_no_more_than_the_plain_way_down(
+    in_channels: int, out_channels: int, sizes: tuple[int, ...], is_training: bool
+) -> None:
+    level = coarser(sizes)
+    plain, fused = (
+        AtLevelOfAnyFormat(down.train(is_training), level) for down in pair_of_downs(in_channels, out_channels)
+    )
+    given = {"features": torch.randn(sum(sizes), in_channels)}
+    assert_bf16_errs_no_more(plain, fused, given, torch.randn(len(level.points), out_channels))

@@ -8,12 +8,13 @@ import pytest
 
 from tests.engine import test_range_image_conversion as range_images
 from tests.engine.test_range_image_conversion import _components  # noqa: F401  the data set that these runs name
-from tests.models import test_point_transformer_dense as dense
+from tests.golden_parity import load_golden
+from tests.models.test_cloud_parity import GOLDEN, LARGEST, assert_agrees
 
 
 @pytest.mark.shared
 def test_the_dense_point_transformer_agrees_with_the_reference(shared: Path) -> None:
-    dense.assert_agrees_with_the_reference(shared, dense.LARGEST, fused=True)
+    assert_agrees(load_golden(shared, LARGEST), GOLDEN[LARGEST], fused=True)
 
 
 @pytest.mark.shared

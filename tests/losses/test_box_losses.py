@@ -1,16 +1,17 @@
-"""The losses of detection as configs name them: slow sums over priors, gradients, what is ignored, nothing to count."""
+"""Losses of detection, and their terms: published and hand-worked values, slow sums, gradients, nothing to count."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import encode_deltas, encode_distances
+from sightline.geometry.boxes.overlaps import OVERLAPS, encode_deltas, encode_distances
 from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.losses.base import Loss
 from sightline.losses.boxes import (
@@ -24,7 +25,276 @@ from sightline.losses.boxes import (
     Objectness,
     QualityFocal,
     SigmoidFocal,
+    earth_mover,
+    overlap_loss,
+    quality_focal,
+    sigmoid_bce,
+    sigmoid_focal,
+    smooth_l1,
 )
+from tests.cases import run_each
+from tests.geometry.boxes.crowds import aligned_pairs
+from tests.golden_parity import load_golden
+
+
+def logit(probability: float) -> Tensor:
+    return torch.tensor(probability, dtype=torch.float64).logit()
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("probability", "is_target", "expected"),
+    [(0.9, True, 2.634013e-4), (0.1, True, 0.466273), (0.1, False, 7.902039e-4), (0.9, False, 1.398820)],
+)
+def test_focal_is_that_worked_by_hand(probability: float, is_target: bool, expected: float) -> None:
+    found = sigmoid_focal(logit(probability), torch.tensor(is_target))
+    assert float(found) == pytest.approx(expected, rel=2e-6)
+    plain = sigmoid_focal(logit(probability), torch.tensor(is_target), alpha=None, gamma=0.0)
+    assert float(plain) == pytest.approx(-math.log(probability if is_target else 1 - probability), rel=1e-12)
+
+
+@run_each("case", range(8))
+def test_focal_is_the_published_one(shared: Path, case: int) -> None:
+    golden = load_golden(shared, "classification_regression_losses", area="detect")
+    info = golden.info["focal_cases"][case]
+    logits, is_target = golden.tensor(f"focal{case}/logits").requires_grad_(), golden.tensor(f"focal{case}/target") == 1
+    arguments = {"alpha": info["alpha"] if info["alpha"] >= 0 else None, "gamma": info["gamma"]}
+    entries = torch.stack(
+        [sigmoid_focal(*pair, **arguments).detach() for pair in zip(logits.flatten(), is_target.flatten(), strict=True)]
+    )
+    published = golden.tensor(f"focal{case}/loss").double().flatten()
+    assert (entries - published).abs().max() <= 1e-6 * published.max(), "theirs is float32"
+    total = sigmoid_focal(logits, is_target, **arguments)
+    assert float(total.detach()) == pytest.approx(float(entries.sum()), rel=1e-13)
+    (gradient,) = torch.autograd.grad(total, logits)
+    expected = golden.tensor(f"focal{case}/grad")
+    assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_losses_fall_when_the_probability_moves_to_the_truth(gamma: float) -> None:
+    probabilities = torch.linspace(0.01, 0.99, 50, dtype=torch.float64).logit()
+    for is_target in (True, False):
+        each = torch.stack([sigmoid_focal(one, torch.tensor(is_target), gamma=gamma) for one in probabilities])
+        assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
+        each = torch.stack([sigmoid_bce(one, torch.tensor(float(is_target))) for one in probabilities])
+        assert (each.diff() < 0).all() if is_target else (each.diff() > 0).all()
+
+
+def test_smooth_l1_is_that_worked_by_hand() -> None:
+    x, zero = torch.tensor([0.05, 0.5], dtype=torch.float64), torch.zeros(2)
+    assert float(smooth_l1(x[0], zero[0], beta=1 / 9)) == pytest.approx(0.01125)
+    assert float(smooth_l1(x[1], zero[1], beta=1 / 9)) == pytest.approx(4 / 9)
+    assert float(smooth_l1(x, zero, beta=0.0)) == pytest.approx(0.55)
+    large = torch.tensor([1e6, -3.0], requires_grad=True)
+    (gradient,) = torch.autograd.grad(smooth_l1(large, zero, beta=1 / 9), large)
+    assert gradient.tolist() == [1, -1], "not the square"
+
+
+def test_smooth_l1_is_the_published_one(shared: Path) -> None:
+    golden = load_golden(shared, "classification_regression_losses", area="detect")
+    cases = [key for key in golden.arrays if key.startswith("smooth") and key.endswith("/beta")]
+    assert len(cases) >= 3
+    for key in cases:
+        name, beta = key.partition("/")[0], float(golden.arrays[key])
+        predicted = golden.tensor(f"{name}/pred").requires_grad_()
+        found = smooth_l1(predicted, golden.tensor(f"{name}/target"), beta=beta)
+        assert float(found.detach()) == pytest.approx(float(golden.arrays[f"{name}/loss"].sum()), rel=1e-12)
+        (gradient,) = torch.autograd.grad(found, predicted)
+        assert (gradient - golden.tensor(f"{name}/grad")).abs().max() < 1e-12
+
+
+def test_overlap_losses_are_the_published_ones(shared: Path) -> None:
+    """YOLOX takes centres and sizes, and adds 1e-16 to the union; equal, touching and nested pairs have no gradient."""
+    golden = load_golden(shared, "iou_family", area="detect")
+    a, b = golden.tensor("a"), golden.tensor("b")
+    for overlap, form, name in (("iou", "square", "iou"), ("giou", "linear", "giou")):
+        middles = torch.cat([(a[:, :2] + a[:, 2:]) / 2, a[:, 2:] - a[:, :2]], dim=1).requires_grad_()
+        half = middles[:, 2:] / 2
+        boxes = torch.cat([middles[:, :2] - half, middles[:, :2] + half], dim=1)
+        found = overlap_loss(boxes, b, overlap=overlap, form=form)  # type: ignore[arg-type]
+        published = golden.tensor(f"yolox/{name}_loss_cxcywh")
+        assert float(found.detach()) == pytest.approx(float(published.sum()), rel=1e-9)
+        (gradient,) = torch.autograd.grad(found, middles)
+        off = (gradient - golden.tensor(f"yolox/{name}_loss_grad_cxcywh")).abs().amax(dim=1)
+        off[[40, 43, 44]] = 0
+        assert off.max() < 1e-9
+
+
+@pytest.mark.parametrize("case", range(4))
+def test_earth_mover_is_that_of_crowddet(shared: Path, case: int) -> None:
+    """Of one class; theirs takes probabilities, and labels of 1 for it, 0 for background, -1 for ignored."""
+    golden = load_golden(shared, "classification_regression_losses", area="detect")
+    stored = {
+        name: golden.tensor(f"emd_focal{case}/{name}")
+        for name in ("box0", "box1", "prob0", "prob1", "targets", "labels", "loss_01", "loss_10", "loss_min")
+    }
+    probabilities = torch.stack([stored["prob0"], stored["prob1"]], dim=1).requires_grad_()
+    codes = torch.stack([stored["box0"], stored["box1"]], dim=1).requires_grad_()
+
+    def found(rows: slice, order: list[int]) -> Tensor:
+        labels = stored["labels"][rows][:, order]
+        return earth_mover(
+            probabilities[rows].logit(),
+            codes[rows],
+            is_target=(labels == 1)[..., None],
+            true_codes=stored["targets"].unflatten(1, (2, 4))[rows][:, order],
+            is_counted=labels >= 0,
+            has_box=labels >= 1,
+        )
+
+    each = [slice(row, row + 1) for row in range(len(codes))]
+    losses = torch.stack([found(rows, [0, 1]) for rows in each])
+    assert (losses - stored["loss_min"]).abs().max() <= 1e-12 * stored["loss_min"].max()
+    assert torch.equal(torch.minimum(stored["loss_01"], stored["loss_10"])[:, 0], stored["loss_min"])
+    assert torch.equal(torch.stack([found(rows, [1, 0]) for rows in each]), losses), "the order of targets is free"
+    total = found(slice(None), [0, 1])
+    assert float(total.detach()) == pytest.approx(float(losses.detach().sum()), rel=1e-13)
+    gradients = torch.autograd.grad(total, (probabilities, codes))
+    for name, gradient in zip(("prob", "box"), gradients, strict=True):
+        expected = torch.stack([golden.tensor(f"emd_focal{case}/grad_{name}{place}") for place in (0, 1)], dim=1)
+        assert (gradient - expected).abs().max() <= 1e-12 * expected.abs().max(), name
+
+
+@pytest.mark.parametrize("case", range(3))
+def test_earth_mover_of_scores_is_that_of_crowddet(shared: Path, case: int) -> None:
+    """Softmax of background and one class is the sigmoid of their difference; boxes are those of the class."""
+    golden = load_golden(shared, "classification_regression_losses", area="detect")
+    stored = {
+        key.partition("/")[2]: golden.tensor(key) for key in golden.arrays if key.startswith(f"emd_softmax{case}/")
+    }
+    scores, boxes = (
+        [stored[f"{name}{place}"].clone().requires_grad_() for place in (0, 1)] for name in ("score", "box")
+    )
+    logits, codes = torch.stack(scores, dim=1).diff(dim=2), torch.stack(boxes, dim=1)[:, :, 4:]
+    labels, true = stored["labels"], stored["targets"].unflatten(1, (2, 4))
+
+    def of(rows: slice, order: list[int]) -> dict[str, Tensor]:
+        chosen = labels[rows][:, order]
+        given = {"is_target": (chosen == 1)[..., None], "true_codes": true[rows][:, order]}
+        return {**given, "is_counted": chosen >= 0, "has_box": chosen >= 1}
+
+    for row in range(len(labels)):
+        one = slice(row, row + 1)
+        costs = []
+        for order in ([0, 1], [1, 0]):
+            given = of(one, order)
+            of_class = sigmoid_bce(logits[one], given["is_target"], weight=given["is_counted"][..., None])
+            of_box = smooth_l1(codes[one], given["true_codes"], beta=1.0, weight=given["has_box"][..., None])
+            costs.append(float((of_class + of_box).detach()))
+        assert costs == pytest.approx([float(stored[name][row]) for name in ("loss_01", "loss_10")], abs=1e-12)
+        found = earth_mover(logits[one], codes[one], **of(one, [0, 1]), alpha=None, gamma=0.0, beta=1.0)
+        assert float(found.detach()) == pytest.approx(float(stored["loss_min"][row]), abs=1e-12)
+    total = earth_mover(logits, codes, **of(slice(None), [0, 1]), alpha=None, gamma=0.0, beta=1.0)
+    gradients = torch.autograd.grad(total, (*scores, *boxes))
+    for name, gradient in zip(("score0", "score1", "box0", "box1"), gradients, strict=True):
+        assert (gradient - stored[f"grad_{name}"]).abs().max() <= 1e-12, name
+
+
+@pytest.mark.parametrize(
+    ("probability", "target", "expected"),
+    [
+        (0.5, 0.5, 0.0),
+        (0.9, 1.0, 0.1**2 * -math.log(0.9)),
+        (0.25, 0.75, 0.5**2 * -(0.75 * math.log(0.25) + 0.25 * math.log(0.75))),
+        (0.1, 0.0, 0.1**2 * -math.log(0.9)),
+    ],
+)
+def test_quality_focal_is_that_worked_by_hand(probability: float, target: float, expected: float) -> None:
+    found = quality_focal(logit(probability), torch.tensor(target, dtype=torch.float64))
+    assert float(found) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_forms_of_the_overlap_are_those_worked_by_hand() -> None:
+    """IoU 1 / 2, and disjoint boxes, of which the logarithm has a bound and no gradient."""
+    a, b = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[0.0, 0, 4, 8]])
+    forms = ("linear", "log", "square")
+    losses = [float(overlap_loss(a, b, overlap="iou", form=form)) for form in forms]  # type: ignore[arg-type]
+    assert losses == pytest.approx([0.5, math.log(2), 0.75])
+    far = torch.tensor([[50.0, 50, 60, 60]], requires_grad=True)
+    found = overlap_loss(far, b, overlap="iou", form="log")
+    assert float(found.detach()) == pytest.approx(-math.log(1e-7))
+    assert torch.autograd.grad(found, far)[0].tolist() == [[0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="form: 'log' is of the IoU alone, found overlap 'giou'"):
+        overlap_loss(a, b, form="log")
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+A, B = aligned_pairs(6)
+LOGITS = torch.linspace(-3, 3, 6, dtype=torch.float64)
+TERMS: dict[str, tuple[Callable[..., Tensor], Tensor, Tensor]] = {
+    "focal": (sigmoid_focal, LOGITS, torch.arange(6) % 2 == 0),
+    "focal_of_odd_gamma": (lambda *pair, **kw: sigmoid_focal(*pair, gamma=0.5, alpha=None, **kw), LOGITS, LOGITS > 1),
+    "smooth_l1": (lambda *pair, **kw: smooth_l1(*pair, beta=1 / 9, **kw), LOGITS, torch.linspace(0.1, 1, 6)),
+    "l1": (lambda *pair, **kw: smooth_l1(*pair, beta=0.0, **kw), LOGITS, torch.linspace(0.1, 1, 6)),
+    "centreness": (sigmoid_bce, LOGITS, torch.linspace(0, 1, 6)),
+    **{
+        name: (lambda *pair, name=name, **kw: overlap_loss(*pair, overlap=name, **kw), A, B)
+        for name in OVERLAPS
+        if name != "ciou"  # its factor has no gradient: see the overlaps
+    },
+    "log_iou": (lambda *pair, **kw: overlap_loss(*pair, overlap="iou", form="log", **kw), A, B),
+    "square_iou": (lambda *pair, **kw: overlap_loss(*pair, overlap="iou", form="square", **kw), A, B),
+}
+each_term = pytest.mark.parametrize("name", TERMS)
+
+
+@each_term
+def test_gradients_of_terms_are_those_of_finite_differences(name: str) -> None:
+    term, given, target = TERMS[name]
+    weight = torch.linspace(0, 2, 6, dtype=torch.float64)
+    given = given.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: term(each, target, weight=weight), (given,))
+
+
+@each_term
+def test_sums_are_over_items_times_their_weights(name: str) -> None:
+    term, given, target = TERMS[name]
+    weight = torch.tensor([0.0, 1, 0, 2, 0, 0], dtype=torch.float64)
+    expected = term(given[1], target[1]) + 2 * term(given[3], target[3])
+    assert float(term(given, target, weight=weight)) == pytest.approx(float(expected), rel=1e-12)
+    halves = term(given[:2], target[:2]) + term(given[2:], target[2:])
+    assert float(term(given, target)) == pytest.approx(float(halves), rel=1e-12)
+
+
+@each_term
+def test_nothing_gives_nothing_and_inputs_stay(name: str) -> None:
+    term, given, target = TERMS[name]
+    none = given[:0].clone().requires_grad_()
+    loss = term(none, target[:0])
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert none.grad is not None
+    kept, wanted = given.clone().requires_grad_(), target.clone()
+    with torch.autograd.set_detect_anomaly(True):
+        term(kept * 1, wanted).backward()
+    assert torch.equal(kept, given)
+    assert torch.equal(wanted, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_logits_are_finite_in_half_precision(dtype: torch.dtype) -> None:
+    logits = torch.tensor([-50.0, 50, -50, 50], dtype=dtype, requires_grad=True)
+    truth = torch.tensor([0.0, 0, 1, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # wrong by 50 twice: focal weighs the target by 1 / 4, the other by 3 / 4
+        for loss, expected in ((sigmoid_focal(logits, truth == 1), 50), (sigmoid_bce(logits, truth.to(dtype)), 100)):
+            assert loss.dtype == torch.float32
+            (gradient,) = torch.autograd.grad(loss, logits)
+            assert gradient.isfinite().all()
+            assert float(loss.detach()) == pytest.approx(expected, rel=1e-6)
+    boxes = (1000 * A).to(dtype).requires_grad_()
+    for name in OVERLAPS:
+        loss = overlap_loss(boxes, (1000 * B).to(dtype), overlap=name)  # type: ignore[arg-type]
+        assert loss.dtype == torch.float32
+        assert torch.autograd.grad(loss, boxes)[0].isfinite().all()
+
+
+# --- The losses of detection as configs name them: slow sums over priors, gradients, what is ignored, nothing to count
+
 
 TARGET = torch.tensor([[0, BACKGROUND, 2, IGNORED, 1], [BACKGROUND, 1, IGNORED, BACKGROUND, 0]])
 POINTS = torch.tensor([[8.0, 8], [24, 8], [8, 24], [24, 24], [40, 8]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what it claims."""
+"""Point-BERT, for classes and parts: a slow reading in NumPy, the authors' numbers, what it claims."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from sightline.layers.transformer import (
     group_points,
 )
 from sightline.losses.classification import CrossEntropy
-from sightline.models.point_bert import PointBERT, PointBERTEncoder
+from sightline.models.point_bert import PointBERT, PointBERTParts
 from sightline.published.translation import convert_state_dict, translate_key
+from sightline.runs.weights import load_weights
 from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
@@ -36,6 +37,9 @@ from tests.golden_parity import (
 from tests.layers import plain_point_bert as plain
 from tests.layers.passes import BOUND, assert_passes_agree, run, unsettle
 from tests.marks import long_but
+
+# --- point-BERT's point transformer: published sizes, a slow reading in NumPy, the authors' numbers, what ------------
+
 
 LAYOUT = "lulutang0608_point_bert_cls"
 LEAST = 1e-3
@@ -58,10 +62,6 @@ def small(**changes: Any) -> PointBERT:
     return PointBERT(**SMALL | {"num_classes": 4} | changes).double().eval()
 
 
-def num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def state_of(module: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in module.state_dict().items()}
 
@@ -74,21 +74,6 @@ def cloud_with_points_near_the_origin(num_clouds: int = 2, num_points: int = 40)
 
 
 # --- sizes -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("num_classes", "expected"), [(40, 22_065_960), (15, 22_059_535), (10, 22_058_250)])
-def test_size_is_the_published_one(num_classes: int, expected: int) -> None:
-    with torch.device("meta"):
-        assert num_parameters(PointBERT(num_classes=num_classes, in_channels=3)) == expected
-
-
-def test_sizes_of_the_parts_are_the_published_ones() -> None:
-    with torch.device("meta"):
-        encoder = PointBERTEncoder(in_channels=3)
-    assert num_parameters(encoder) == 21_858_816
-    assert num_parameters(encoder.embed.patches) == 428_800
-    assert [num_parameters(block) for block in encoder.trunk.blocks] == [1_773_312] * 12
-    assert encoder.feature_width == 768
 
 
 # --- the slow reading ------------------------------------------------------------------------------------------------
@@ -303,14 +288,6 @@ def test_training_with_dropped_branches_repeats_with_its_seed_and_evaluation_dra
     assert torch.equal(model.eval()(points=points)["logits"], calm)
 
 
-def test_order_of_points_after_the_first_does_not_matter() -> None:
-    model, points = small(), torch.randn(2, 30, 3, dtype=torch.float64)
-    order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(29)])
-    torch.testing.assert_close(
-        model(points=points[:, order])["logits"], model(points=points)["logits"], rtol=0, atol=1e-12
-    )
-
-
 def test_position_is_added_before_every_block() -> None:
     """Moved far away the groups look the same, so that only positions can tell; they reach the last block too."""
     model, points = small(), torch.randn(1, 30, 3, dtype=torch.float64)
@@ -332,19 +309,6 @@ def test_features_of_the_members_change_the_answer_and_their_width_is_checked() 
         model(points=points)
 
 
-def test_copies_of_one_point_give_numbers() -> None:
-    """What `drop_points` leaves: most points are copies of the first; gradients are finite too."""
-    model, points = small().train(), torch.randn(2, 30, 3, dtype=torch.float64)
-    points[:, 4:] = points[:, :1]
-    model(points=points)["logits"].square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
-def test_one_point_and_one_sample() -> None:
-    model = small(num_groups=1, group_size=1)
-    assert model(points=torch.randn(1, 1, 3, dtype=torch.float64))["logits"].isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -362,13 +326,6 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         MultiHeadAttention(width=24, num_heads=5, qkv_bias=False)
 
 
-def test_nan_is_refused_with_its_place() -> None:
-    points = torch.randn(2, 30, 3, dtype=torch.float64)
-    points[1, 7, 2] = torch.nan
-    with pytest.raises(ValueError, match=r"points\[1\]: point 7 is .*nan"):
-        small()(points=points)
-
-
 def test_autocast_stays_near_full_precision() -> None:
     """bfloat16 keeps 8 bits; a slip of types would fail or be off by the size of the feature."""
     model, points = small().float(), torch.randn(3, 30, 3)
@@ -376,3 +333,22 @@ def test_autocast_stays_near_full_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = model.encode(points=points)
     assert (rounded - exact).abs().mean() <= 0.1 * exact.abs().mean()
+
+
+# --- point-BERT for parts: the published size, the authors' numbers, and what it shares with the classifi ------------
+
+
+def test_what_was_pretrained_for_classes_fits_by_name() -> None:
+    """`init.from` a run of point_bert fills embed and trunk; propagations, edges and head are the model's own."""
+    parts = PointBERTParts(num_classes=5, in_channels=3, num_categories=2, width=12)
+    classes = PointBERT(num_classes=4, in_channels=3, width=12).state_dict()
+    report = load_weights(parts, classes, may_be_missing=("propagations", "edges", "head"))
+    given = {name for name in classes if not name.startswith("head.")}
+    assert report.matched == len(given) == 160
+    assert all(torch.equal(parts.state_dict()[name], classes[name]) for name in given)
+
+
+def test_too_few_points_for_parts_are_refused_with_the_argument() -> None:
+    model = PointBERTParts(num_classes=5, in_channels=3, num_categories=2, width=12, num_groups=8, num_centres=(64, 16))
+    with pytest.raises(ValueError, match=r"clouds of 40 points, of which 64 are to be chosen .* lower num_centres"):
+        model(points=torch.randn(1, 40, 3), category=torch.tensor([1]))

@@ -1,10 +1,15 @@
-"""Names of published weights: doubled names, foreign names, wrapped names."""
+"""Published layouts and files of weights."""
 
 from __future__ import annotations
 
+import os
+import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,8 +26,11 @@ from sightline.models.pointnet import PointNet, PointNetParts, PointNetPlain, Po
 from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
 from sightline.models.resnet import ImageClassifier, ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
 from sightline.models.vit import ViTTinyEncoder
+from sightline.published.files import read_published
 from sightline.published.translation import convert_state_dict
-from tests.published_layouts import LAYOUTS
+from tests.published_layouts import LAYOUTS, MODELS
+
+# --- names of published weights: doubled names, foreign names, wrapped names -----------------------------------------
 
 
 def doubled() -> dict[str, Tensor]:
@@ -162,3 +170,139 @@ def test_tables_reach_every_module_with_state_and_no_other(layout: str, make: Ca
         model = make()
     places = set(LAYOUTS[layout].values())
     assert places == {key if key in places else key.rpartition(".")[0] for key in model.state_dict()}
+
+
+# --- third-party files of weights: what is unwrapped, what is refused, and that nothing in them is ever r ------------
+
+
+STATE = {"conv1.weight": torch.arange(4.0), "bn1.bias": torch.ones(2)}
+
+
+class Evil:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+def saved(path: Path, value: object, *, legacy: bool = False) -> Path:
+    torch.save(value, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("wrap", "containers", "others"),
+    [
+        (lambda state: state, (), ()),
+        (lambda state: {"state_dict": state}, ("state_dict",), ()),
+        (lambda state: {"epoch": 3, "model": state}, ("model",), ("epoch",)),
+        (lambda state: {"model": "dgcnn", "model_state_dict": state}, ("model_state_dict",), ("model",)),
+        (lambda state: {"base_model": {"model": state}}, ("base_model", "model"), ()),
+        (lambda state: {f"module.{key}": value for key, value in state.items()}, ("module.",), ()),
+        (
+            lambda state: {"net": {f"module.{key}": value for key, value in state.items()}},
+            ("net", "module."),
+            (),
+        ),
+    ],
+)
+def test_containers_are_taken_off_and_told(
+    tmp_path: Path, wrap: Any, containers: tuple[str, ...], others: tuple[str, ...], legacy: bool
+) -> None:
+    found = read_published(saved(tmp_path / "a.pth", wrap(STATE), legacy=legacy))
+    assert (found.containers, found.others) == (containers, others)
+    assert list(found.state) == list(STATE)
+    assert all(torch.equal(found.state[key], value) for key, value in STATE.items())
+
+
+def test_accuracies_stored_as_numpy_scalars_are_no_hindrance(tmp_path: Path) -> None:
+    """As yanx27/Pointnet_Pointnet2_pytorch writes them beside the weights."""
+    beside = {"class_acc": np.float64(0.9), "instance_acc": np.float32(0.9), "epoch": np.int64(3)}
+    found = read_published(saved(tmp_path / "a.pth", {**beside, "model_state_dict": STATE}))
+    assert list(found.state) == list(STATE)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_an_object_in_the_file_is_refused_and_never_made(tmp_path: Path, legacy: bool) -> None:
+    mark = tmp_path / "mark"
+    path = saved(tmp_path / "evil.pth", {"state_dict": STATE, "extra": Evil(mark)}, legacy=legacy)
+    with pytest.raises(CheckpointError, match=r"evil\.pth: holds an object of posix\.mkdir, .* it was not run"):
+        read_published(path)
+    assert not mark.exists()
+
+
+def test_a_plain_pickle_is_refused_and_never_run(tmp_path: Path) -> None:
+    mark, path = tmp_path / "mark", tmp_path / "a.pth"
+    path.write_bytes(pickle.dumps({"state_dict": Evil(mark)}))
+    with pytest.raises(CheckpointError, match=r"a\.pth: was not written by torch\.save"):
+        read_published(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("value", [torch.nn.Linear(2, 2), {"state_dict": STATE, "array": np.ones(3)}])
+def test_whole_models_and_arrays_are_refused_by_their_type(tmp_path: Path, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"holds an object of (torch\.nn\.modules|numpy)\."):
+        read_published(saved(tmp_path / "a.pth", value))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.999])
+def test_a_file_cut_short_is_refused_in_one_line(tmp_path: Path, share: float, legacy: bool) -> None:
+    path = saved(tmp_path / "a.pth", {"state_dict": STATE}, legacy=legacy)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*; get the file again$") as caught:
+        read_published(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({}, "holds nothing; one set of weights is needed"),
+        ([STATE], "holds a list, a mapping of names to tensors is needed"),
+        ({"model": STATE, "net": STATE}, "holds model and net; one set of weights is needed"),
+        ({"teacher": STATE, "student": STATE}, "holds teacher, student; one set of weights is needed"),
+        ({"state_dict": {**STATE, "epoch": 3}}, "holds conv1.weight, bn1.bias, epoch; one set of weights"),
+    ],
+)
+def test_what_holds_no_weights_or_two_sets_says_what_it_holds(tmp_path: Path, value: object, told: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        read_published(saved(tmp_path / "a.pth", value))
+    assert told in str(caught.value)
+
+
+def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_text("version https://git-lfs.github.com/spec/v1\n")
+    for name, told in [
+        ("a.pth", "cannot be read|not written by torch"),
+        (".", "is a folder"),
+        ("b", "there is no such file"),
+    ]:
+        with pytest.raises(CheckpointError, match=told):
+            read_published(tmp_path / name)
+
+
+def test_every_layout_is_of_a_model() -> None:
+    assert MODELS.keys() == LAYOUTS.keys()
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    """Before, containers were taken off for ever."""
+    alone: dict[str, Any] = {}
+    alone["model"] = alone
+    first: dict[str, Any] = {"epoch": 1}
+    first["net"] = {"state_dict": first}
+    deep: dict[str, Any] = dict(STATE)
+    for _ in range(11):
+        deep = {"model": deep}
+    for number, value in enumerate((alone, first, deep)):
+        for legacy in (False, True):
+            path = saved(tmp_path / f"{number}{legacy}.pth", value, legacy=legacy)
+            with pytest.raises(CheckpointError, match=r"holds itself, or mappings more than 10 deep \((model|net) > "):
+                read_published(path)
+    assert len(read_published(saved(tmp_path / "ten.pth", deep["model"])).containers) == 10

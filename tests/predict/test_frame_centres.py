@@ -1,20 +1,36 @@
-"""Where figures are looked for: near the last answer while there is one, and in words what was done."""
+"""Reference points of frames: where they are looked for, files of them, and pictures of joints."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from sightline import registry
+from sightline.api import load_run
+from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.depth.references import CentreOfMass
+from sightline.draw.pictures import PALETTE
 from sightline.errors import DataError
 from sightline.predict.frame_centres import (
     CentreOfMassFinder,
     FileCentreFinder,
+    FrameCentres,
     RefinedCentreFinder,
     TrackingCentreFinder,
+    centre_lines,
 )
+from sightline.predict.pose import draw_pose
+from sightline.runs.lineage import LINEAGE_FILE, read_inputs
+from sightline.types import ComponentConfig, Folds, SampleKey
+from tests.command import Outcome, run_here, succeed
+from tests.data.depth.depth_trees import no_progress, write_msra
+from tests.runs.small import ROOT
+
+# --- where figures are looked for: near the last answer while there is one, and in words what was done ---------------
+
 
 CAMERA = np.array([100.0, 100.0, 40.0, 30.0])
 FILE = Path("a.npy")
@@ -111,3 +127,198 @@ def test_a_refiner_is_given_what_the_others_find() -> None:
     assert first.source == "centre of mass (first frame), refined"
     centres.update(np.stack([first.point_mm] * 4), SURE)
     assert centres(FILE, blob((40, 30, 400.0))).source == "previous frame, refined"
+
+
+# --- files of reference points: whose frames they are for, a line for each, and no refiner that saw who i ------------
+
+
+COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("msra")
+    write_msra(folder / "source" / "cvpr15_MSRAHandGestureDB", COUNTS)
+    MsraHands.prepare(source=folder / "source", target=folder / "msra", name="msra_hands", progress=no_progress)
+    return folder / "msra"
+
+
+@pytest.fixture(scope="module")
+def config(root: Path) -> Path:
+    file = root.parent / "msra.yaml"
+    base = ROOT / "configs" / "pose" / "synthetic_hands_scale_net.yaml"
+    file.write_text(f"base: {base}\ndata: {{name: msra_hands, root: {root}, subject: 1, validation_share: 0.5}}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def refiner(config: Path) -> Path:
+    """Trained without the second subject."""
+    out = config.parent / "refiner"
+    words = ("train.epochs=1", "train.batch_size=4", "log.tensorboard=false", "--no-check", "--device", "cpu")
+    succeed("train", config, *words, "--out", out)
+    return out
+
+
+def written(refiner: Path, config: Path, *words: object) -> Outcome:
+    return run_here("predict", refiner, "--data", config, "--device", "cpu", *words)
+
+
+def test_a_run_keeps_which_parts_it_tests(refiner: Path) -> None:
+    run = load_run(refiner)
+    assert read_inputs(run.path, run.config).folds == Folds(("P0", "P1", "P2"), ("P1",))
+
+
+@pytest.mark.parametrize(("split", "num_lines"), [("test", 2), ("train", 8)])
+def test_every_frame_of_the_files_has_its_line(
+    refiner: Path, config: Path, root: Path, tmp_path: Path, split: str, num_lines: int
+) -> None:
+    """Of the training files those of the validation part, too: the set reads the file for both."""
+    done = written(refiner, config, f"split={split}", "--out", tmp_path / f"{split}.txt")
+    assert done.code == 0, done.err
+    lines = (tmp_path / f"{split}.txt").read_text().splitlines()
+    assert len(lines) == num_lines
+    assert all(len(line.split()) == 3 for line in lines)
+    reference = {"name": "file", "path": str(tmp_path / "{split}.txt")}
+    arguments = {"root": str(root), "subject": 1, "validation_share": 0.5, "reference": reference}
+    found = {}
+    for part in ("test",) if split == "test" else ("train", "validation"):
+        frames = registry.data.build(ComponentConfig("msra_hands", arguments), facts={"split": part})
+        for index, place in enumerate(frames.frame_indices.tolist()):
+            found[place] = frames[SampleKey(index, 0, 0)]["reference"].numpy()
+    expected = np.array([[float(word) for word in line.split()] for line in lines], dtype=np.float32)
+    assert np.array_equal(np.stack([found[place] for place in sorted(found)]), expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("split=validation", "--out", "{out}"), "split=validation: allowed are train, test"),
+        ((), "give their file with --out FILE"),
+        (("cloud.npy", "--out", "{out}"), "cloud.npy: has no use with --data"),
+        (("--columns", "x,y,z", "--out", "{out}"), "--columns: has no use with --data"),
+    ],
+)
+def test_what_the_frames_of_a_set_have_no_use_for_is_refused(
+    refiner: Path, config: Path, tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    done = written(refiner, config, *(word.format(out=tmp_path / "c.txt") for word in words))
+    assert (done.code, expected in done.err, done.err.count("\n")) == (2, True, 1), done.err
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_refiner_that_saw_the_tested_subject_is_refused(
+    refiner: Path, config: Path, tmp_path: Path, split: str
+) -> None:
+    done = written(refiner, config, "data.subject=0", f"split={split}", "--out", tmp_path / "c.txt")
+    assert done.code == 2
+    leak = "was trained on P0, on which this config is tested: its centres would leak the test labels"
+    assert f"{refiner}: {leak}; give a refiner that was trained without P0" in done.err
+    assert not (tmp_path / "c.txt").exists()
+
+
+def test_so_is_one_whose_weights_come_from_such_a_run(refiner: Path, config: Path, tmp_path: Path) -> None:
+    """The lineage of a run that was trained on the second subject, put beside one that was not."""
+    source = {
+        "model": "refiner",
+        "task": "refine",
+        "data": {"name": "msra_hands", "subject": 0, "root": "/not/there"},
+    }
+    match = {"matched": 1, "total": 1, "filled": []}
+    kept = {"checkpoint": "last", "sha256": "0", "match": match, "modules": None, "lineage": None}
+    (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "runs/first", "source": source, **kept}))
+    try:
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
+        assert done.code == 2
+        assert (
+            f"{refiner}, which started from runs/first: was trained on P1, on which this config is tested" in done.err
+        )
+        (refiner / LINEAGE_FILE).write_text(json.dumps({"from": "a.pth", "source": None, **kept}))
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
+        assert "does not record on which parts of 'msra_hands' it was trained" in done.err
+    finally:
+        (refiner / LINEAGE_FILE).unlink()
+
+
+def test_a_run_that_did_not_note_its_parts_is_refused(refiner: Path, config: Path, tmp_path: Path) -> None:
+    kept = (refiner / "inputs.json").read_text()
+    document = json.loads(kept)
+    del document["folds"]  # as runs were before
+    (refiner / "inputs.json").write_text(json.dumps(document))
+    try:
+        done = written(refiner, config, "--out", tmp_path / "c.txt")
+        assert "does not record on which parts of 'msra_hands' it was trained; train it again" in done.err
+    finally:
+        (refiner / "inputs.json").write_text(kept)
+
+
+@pytest.mark.parametrize(
+    ("config_name", "expected"),
+    [
+        ("pose/synthetic_bodies_v2v_small", "was trained with cube_mm = 200.0; data set 'synthetic_bodies' has 2000"),
+        ("classify/synthetic_shapes_pointnet", "data set 'synthetic_shapes' has no depth images"),
+    ],
+)
+def test_other_data_are_refused(refiner: Path, tmp_path: Path, config_name: str, expected: str) -> None:
+    file = ROOT / "configs" / f"{config_name}.yaml"
+    done = written(refiner, file, "--out", tmp_path / "c.txt")
+    assert done.code == 2
+    assert expected in done.err
+
+
+def test_lines_are_float32_to_the_last_bit() -> None:
+    points = np.array([[1 / 3, -2.0, 350.125], [0, 0, 0], [1e-7, 12345.678, 5]], dtype=np.float32)
+    text = centre_lines(FrameCentres(points, np.array([True, False, True]), 0.0, 0.0, ()))
+    lines = text.splitlines()
+    assert lines[0] == "0.33333334 -2 350.125"
+    assert lines[1] == "invalid"
+    assert np.array_equal(np.array([float(word) for word in lines[2].split()], dtype=np.float32), points[2])
+    assert text.endswith("\n")
+
+
+# --- pictures of joints in a depth image: joints at their pixels, the cube's frame, what lies in it ------------------
+
+
+PICTURE_CAMERA = np.array([100.0, -100.0, 40.0, 30.0])
+
+
+def drawn(depth: np.ndarray, joints: np.ndarray) -> np.ndarray:
+    return draw_pose(
+        depth,
+        joints,
+        ((0, 1), (1, 2), (0, 3)),
+        reference_mm=np.array([0.0, 0.0, 400.0]),
+        camera=PICTURE_CAMERA,
+        cube_mm=160.0,
+    )
+
+
+def test_joints_are_drawn_on_their_pixels_in_the_colours_of_their_branches() -> None:
+    joints = np.array([[40.0, 40.0], [30.0, 30.0], [25.0, 20.0], [52.0, 22.0]])
+    picture = drawn(np.zeros((60, 80), dtype=np.float32), joints)
+    assert picture.shape == (480, 640, 3)
+    for joint, color in ((1, PALETTE[0]), (2, PALETTE[0]), (3, PALETTE[1])):
+        u, v = ((joints[joint] + 0.5) * 8).astype(int)
+        assert np.abs(picture[v, u].astype(int) - color).max() < 8, joint
+    assert picture[324, 324].min() > 240  # the root is white
+    between = (joints[1] + joints[2]) / 2
+    u, v = ((between + 0.5) * 8).astype(int)
+    assert np.abs(picture[v, u].astype(int) - PALETTE[0]).max() < 40
+
+
+def test_the_cube_has_a_frame_and_what_lies_outside_is_dim() -> None:
+    """Its half of 80 mm is 20 pixels at 400 mm: from 20 to 60 in columns, from 10 to 50 in rows."""
+    depth = np.full((60, 80), 400.0, dtype=np.float32)
+    depth[:, 60:], depth[25:35, 25:30], depth[0] = 900, 330, 0
+    picture = drawn(depth, np.full((4, 2), -50.0)).astype(int)
+    assert np.ptp(picture[160, 300]) == 0
+    assert picture[30 * 8, 27 * 8].mean() > picture[160, 300].mean() > picture[160, 620].mean() > 40
+    assert picture[2, 320].max() < 40  # not measured
+    blue = picture[:, :, 2] - picture[:, :, 0] > 60
+    rows, columns = np.nonzero(blue)
+    assert (columns.min() // 4, columns.max() // 4) == (41, 121)  # 20.5 and 60.5 pixels
+    assert (rows.min() // 4, rows.max() // 4) == (21, 101)
+
+
+def test_joints_far_outside_do_no_harm() -> None:
+    assert drawn(np.zeros((60, 80), dtype=np.float32), np.full((4, 2), 1e30)).shape == (480, 640, 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.command import run_here
+from tests.command import succeed
 
 __all__ = ["THIN", "train_thin"]
 
@@ -28,6 +28,5 @@ def train_thin(folder: Path, *overrides: str, name: str = "run") -> Path:
     """The directory of a finished run of the thin config."""
     config = folder / "thin.yaml"
     config.write_text(THIN)
-    outcome = run_here("train", config, *overrides, "--no-check", "--device", "cpu", "--out", folder / name)
-    assert outcome.code == 0, outcome.err
+    succeed("train", config, *overrides, "--no-check", "--device", "cpu", "--out", folder / name)
     return folder / name

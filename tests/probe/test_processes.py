@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests.command import run_here
-from tests.probe.contrast import train_thin
 from tests.processes import ROOT
 from tests.runs.broken_off import run_forked
+from tests.trained import copy_run
 
 
 def launched(words: list[object], file: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def test_two_processes_give_the_features_and_figures_of_one(tmp_path: Path) -> N
 
 def assert_two_give_what_one_does(tmp_path: Path, run_two: Callable[[list[object], Path], dict[str, Any]]) -> None:
     """The parts of 72 and 36 clouds are batches of 10: eight and four of them, the last ones shorter."""
-    run = train_thin(tmp_path)
+    run = copy_run("contrast", tmp_path)
     words = ["probe", run, "standardise=no"]
     assert run_here(*words, "--device", "cpu", "--cache", tmp_path / "one", "--json", tmp_path / "one.json").code == 0
     document = run_two([*words, "--cache", tmp_path / "two"], tmp_path / "two.json")

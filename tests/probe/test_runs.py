@@ -32,11 +32,12 @@ from sightline.types import ComponentConfig, SampleKey
 from sightline.verbs import probe as verb
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
+from tests.trained import copy_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_thin(tmp_path_factory.mktemp("probe"))
+    return copy_run("contrast", tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture

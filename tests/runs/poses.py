@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.data.synthetic.synthetic_hands import SyntheticHands
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import succeed
 from tests.runs.small import ROOT
 
 __all__ = ["NUM_HANDS", "hands", "train_pose", "train_refiner", "write_frames"]
@@ -49,7 +49,6 @@ def write_frames(folder: Path, depths: Tensor) -> list[Path]:
 def _trained(out: Path, config: str, *overrides: str) -> Path:
     file = ROOT / "configs" / "pose" / f"{config}.yaml"
     given = ("log.tensorboard=false", "--no-check", "--device", "cpu", "--out", out)
-    done = run_here("train", file, *_SMALL, *overrides, *given)
-    assert done.code == 0, done.err
+    succeed("train", file, *_SMALL, *overrides, *given)
     torch.use_deterministic_algorithms(True)  # as tests have it
     return out

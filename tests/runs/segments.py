@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.command import run_here
+from tests.command import succeed
 
 __all__ = ["PLUGIN", "SCENES", "make_parts", "make_scenes"]
 
@@ -109,6 +109,5 @@ def _make(folder: Path, name: str, config: str) -> Path:
     (folder / "plugin.py").write_text(PLUGIN)
     (folder / f"{name}.yaml").write_text(config)
     words = ("--plugin", folder / "plugin.py", "--device", "cpu", "--no-check", "--out", folder / name)
-    done = run_here("train", folder / f"{name}.yaml", *words)
-    assert done.code == 0, done.err
+    succeed("train", folder / f"{name}.yaml", *words)
     return folder / name

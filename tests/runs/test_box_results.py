@@ -15,10 +15,11 @@ import torch
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from tests.command import Outcome, run_here
+from tests.command import Outcome, refuse, run_here, succeed
 from tests.data.boxes.box_writers import pattern, write_coco, write_image
 from tests.metrics.box_references import COCO_NAMES
 from tests.processes import ROOT
+from tests.trained import copy_run
 
 CONFIG = ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 IDS = (3, 7, 90)
@@ -52,8 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [box for number in ids for box in boxes_of(draw, number, int(draw.integers(0, 9)) if number > 5 else 0)]
         images = [(number, f"{number}.png", 120, 100) for number in ids]
         write_coco(folder / "in" / "annotations" / f"instances_{split}.json", images, rows)
-    done = run_here("data", "prepare", "coco", "--from", folder / "in", "--to", folder / "set")
-    assert done.code == 0, done.err
+    succeed("data", "prepare", "coco", "--from", folder / "in", "--to", folder / "set")
     (folder / "data.yaml").write_text(f"data: {{name: coco, root: {folder / 'set'}}}\nmetrics: [{{name: box_ap}}]\n")
     return folder
 
@@ -208,8 +208,7 @@ def test_lines_of_crowdhuman_are_scored_by_the_kind_of_box(tmp_path: Path) -> No
         write_image(tmp_path / "in" / split / f"{name}.png", pattern(60, 120))
         line = json.dumps({"ID": name, "gtboxes": people})
         (tmp_path / "in" / f"annotation_{split}.odgt").write_text(line)
-    done = run_here("data", "prepare", "crowdhuman", "--from", tmp_path / "in", "--to", tmp_path / "set")
-    assert done.code == 0, done.err
+    succeed("data", "prepare", "crowdhuman", "--from", tmp_path / "in", "--to", tmp_path / "set")
     root = tmp_path / "set"
     (tmp_path / "data.yaml").write_text(f"data: {{name: crowdhuman, root: {root}}}\nmetrics: [{{name: box_ap}}]\n")
     found = [([-5, 0, 20, 30], 0.9), ([40, 0, 20, 18], 0.8), ([80, 5, 10, 20], 0.95)]
@@ -240,26 +239,18 @@ def test_what_is_scored_against_is_not_rounded() -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("saved") / "run"
-    small = ("data.train_size=8", "data.validation_size=4", "data.test_size=6", "train.batch_size=4", "train.epochs=1")
-    net = ("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1", "task.score=0.001")
-    done = run_here("train", CONFIG, *small, *net, "--device", "cpu", "--no-check", "--out", path)
-    assert done.code == 0, done.err
-    assert "COCO, IoU 0.50 to 0.95, at most 100 an image and class; full boxes: " in done.out
-    return path
+    return copy_run("detect", tmp_path_factory.mktemp("detect"))
 
 
 def test_saved_detections_score_as_the_run_did(run: Path, tmp_path: Path) -> None:
     saved = ("--save-predictions", "--out", tmp_path / "kept", "--json", tmp_path / "run.json")
-    done = run_here("evaluate", run, *saved, "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("evaluate", run, *saved, "--device", "cpu")
     rows = json.loads((tmp_path / "kept" / "detections.json").read_text())
     assert {row["image_id"] for row in rows} == {*range(1, 7)}
     assert {row["category_id"] for row in rows} == {1}
     manifest = json.loads((tmp_path / "kept" / "manifest.json").read_text())
     assert (manifest["num_images"], manifest["num_detections"]) == (6, len(rows))
-    done = run_here("score", tmp_path / "kept", "--data", run, "--json", tmp_path / "again.json")
-    assert done.code == 0, done.err
+    succeed("score", tmp_path / "kept", "--data", run, "--json", tmp_path / "again.json")
     theirs, ours = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("run", "again"))
     assert ours["metrics"] == pytest.approx(theirs["metrics"], abs=1e-12)
     assert ours["metrics"]["ap"] > 0
@@ -271,8 +262,7 @@ def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_
     """And on other data; `view`, which computes no metric, refuses them."""
     words = ("metrics=[{name: box_ap}, {name: crowd_ap}]", "--device", "cpu", "--json", tmp_path / "run.json")
     for data in ((), ("--data", run)):
-        done = run_here("evaluate", run, *words, *data)
-        assert done.code == 0, done.err
+        done = succeed("evaluate", run, *words, *data)
         found = json.loads((tmp_path / "run.json").read_text())["metrics"]
         trained = json.loads((run / "final.json").read_text())["metrics"]
         assert {**trained, **found} == found
@@ -284,12 +274,10 @@ def test_a_run_is_scored_by_metrics_that_it_was_not_trained_with(run: Path, tmp_
 def test_errors_of_a_run_and_of_its_file_are_the_same(run: Path, tmp_path: Path) -> None:
     """A run has what it predicted before suppression, a file does not; all else is equal. Pages hold pictures."""
     kept = ("--errors", "--save-predictions", "--out", tmp_path / "run", "--json", tmp_path / "run.json")
-    done = run_here("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
-    assert done.code == 0, done.err
+    done = succeed("evaluate", run, *kept, "--device", "cpu", "task.suppression={name: greedy, iou_threshold: 0.2}")
     assert "AP50 gained by repair" in done.out
     words = (tmp_path / "run" / "detections.json", "--data", run)
-    done = run_here("score", *words, "--errors", "--out", tmp_path / "file")
-    assert done.code == 0, done.err
+    succeed("score", *words, "--errors", "--out", tmp_path / "file")
     ours, theirs = (json.loads((tmp_path / name / "errors.json").read_text()) for name in ("run", "file"))
     assert ours["labels"]["all"]["suppressed"] > 0
     assert theirs["labels"]["all"]["suppressed"] is None
@@ -314,6 +302,5 @@ def test_errors_are_of_boxes_and_have_a_place(run: Path, made: Path) -> None:
         (("evaluate", run, "--out", made / "x"), "is the folder of --save-predictions and --errors; neither is given"),
         (("evaluate", run, "--errors", "--data", CONFIG), "give --out DIR"),
     ):
-        done = run_here(*words)
-        assert done.code == 2
-        assert message in done.err
+        done = refuse(*words)
+        assert message in done

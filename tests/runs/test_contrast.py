@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_here
+from tests.command import succeed
 from tests.runs.broken_off import metrics, run_forked
 
 pytestmark = pytest.mark.processes
@@ -128,8 +128,7 @@ def test_a_run_with_images_tells_of_both_losses_and_of_what_was_learnt(runs: Run
     for line in lines:
         assert line["loss/total"] == pytest.approx(line["loss/intra_modal"] + 2 * line["loss/cross_modal"])
         assert line["cross_modal_of_chance"] == pytest.approx(line["loss/cross_modal"] / line["chance"])
-    drawn = run_here("view", runs("one_with_images"), "--out", tmp_path, "--num", 1, "--device", "cpu")
-    assert drawn.code == 0, drawn.err
+    succeed("view", runs("one_with_images"), "--out", tmp_path, "--num", 1, "--device", "cpu")
     picture = (tmp_path / "curves.svg").read_text()
     for title in ("loss/cross_modal", "cross_modal_of_chance", "cross_alignment", "uniformity", "train, chance"):
         assert f">{title}<" in picture, title
@@ -143,7 +142,6 @@ def test_pairs_of_one_process_alone_are_easier(runs: Runs) -> None:
 
 
 def test_a_run_without_classes_is_viewed_as_its_model_sees_it(runs: Runs, tmp_path: Path) -> None:
-    done = run_here("view", runs("one"), "--out", tmp_path, "--num", 1, "--device", "cpu")
-    assert done.code == 0, done.err
+    done = succeed("view", runs("one"), "--out", tmp_path, "--num", 1, "--device", "cpu")
     assert "the task 'contrast' predicts nothing that can be drawn: only the model's input is shown" in done.err
     assert "two_views, second" in done.out

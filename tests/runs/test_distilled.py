@@ -24,7 +24,7 @@ from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.types import SampleKey
-from tests.command import Outcome, run_here
+from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL, small_config, small_run
 from tools.before_after_worker import break_off
@@ -98,8 +98,7 @@ def test_a_step_has_the_gradient_of_a_handwritten_one(teacher: Path) -> None:
 
 
 def test_describe_counts_the_memory_of_the_teacher(teacher: Path, run: Path, tmp_path: Path) -> None:
-    done = run_here("describe", run, "--device", "cpu", "--json", tmp_path / "described.json")
-    assert done.code == 0, done.err
+    done = succeed("describe", run, "--device", "cpu", "--json", tmp_path / "described.json")
     memory = json.loads((tmp_path / "described.json").read_text())["memory"]
     network = open_trained(teacher).model.float()  # the number format of the run
     assert memory["teacher_bytes"] == sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
@@ -138,18 +137,16 @@ def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, 
     recorded = json.loads((run / "final.json").read_text())
 
     def evaluated(*words: object) -> dict:
-        done = run_here("evaluate", run, "--device", "cpu", "--json", tmp_path / "found.json", *words)
-        assert done.code == 0, done.err
+        succeed("evaluate", run, "--device", "cpu", "--json", tmp_path / "found.json", *words)
         return json.loads((tmp_path / "found.json").read_text())
 
     found = evaluated()
     assert (found["metrics"], found["losses"]) == (recorded["metrics"], recorded["losses"])
     away = teacher.rename(tmp_path / "away")
     try:
-        gone = run_here("evaluate", run, "--device", "cpu")
-        assert gone.code == 2
-        assert f"teacher.from: {teacher}: no checkpoint is here" in gone.err
-        assert "name its place, teacher.from=PATH; teacher=null evaluates without it" in gone.err
+        gone = refuse("evaluate", run, "--device", "cpu")
+        assert f"teacher.from: {teacher}: no checkpoint is here" in gone
+        assert "name its place, teacher.from=PATH; teacher=null evaluates without it" in gone
         assert evaluated(f"teacher.from={away}")["losses"] == recorded["losses"]
         without = evaluated("teacher=null")
         assert without["metrics"] == recorded["metrics"]
@@ -157,7 +154,7 @@ def test_a_run_is_evaluated_with_its_teacher_a_moved_one_or_none(teacher: Path, 
         assert evaluated("--data", run / "config.yaml", "teacher=null")["losses"].keys() == {"cross_entropy"}
         cloud = tmp_path / "cloud.npy"
         np.save(cloud, np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32))
-        assert run_here("predict", run, cloud, "--device", "cpu").code == 0
+        succeed("predict", run, cloud, "--device", "cpu")
     finally:
         away.rename(teacher)
 
@@ -245,9 +242,8 @@ def test_parts_of_fused_layers_have_no_features(tmp_path: Path) -> None:
 
 def test_layers_are_not_compared_past_a_loss_of_features(teacher: Path) -> None:
     words = (f"teacher={{from: {teacher}, features: [head]}}", "losses=[{name: feature_distillation}]")
-    done = run_here("compare", CONFIG, *SMALL, *words, "--against", "float64")
-    assert done.code == 2
-    assert "leave out that loss, and set teacher.features=[]" in done.err
+    done = refuse("compare", CONFIG, *SMALL, *words, "--against", "float64")
+    assert "leave out that loss, and set teacher.features=[]" in done
 
 
 def test_a_checkpoint_without_its_run_is_refused(teacher: Path, tmp_path: Path) -> None:

@@ -1,15 +1,27 @@
-"""`sightline evaluate RUN key=value`: what may be said anew about an evaluation, and what not."""
+"""`sightline evaluate` with overrides, and `--save-predictions`: the labels that were scored, by name."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import sightline
+from sightline.engine.build import build_part
+from sightline.evaluation.saved_predictions import file_stems
+from sightline.types import SampleKey
 from sightline.verbs import evaluate as verb
-from tests.command import run_here
-from tests.runs.small import ROOT, SMALL
+from tests.command import run_here, succeed
+from tests.runs.broken_off import run_forked
+from tests.runs.small import ROOT
+from tests.trained import copy_run
+
+# --- `sightline evaluate RUN key=value`: what may be said anew about an evaluation, and what not ---------------------
+
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
 VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
@@ -17,17 +29,11 @@ VOTES = ("evaluate.votes=3", "transforms.vote=[{name: rotate}]")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one short epoch."""
-    out = tmp_path_factory.mktemp("evaluate") / "run"
-    cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
-    done = run_here("train", CONFIG, *cuts, "train.epochs=1", "--no-check", "--device", "cpu", "--out", out)
-    assert done.code == 0, done.err
-    return out
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
 
 
 def evaluated(run: Path, file: Path, *words: object) -> bytes:
-    done = run_here("evaluate", run, *words, "--device", "cpu", "--json", file)
-    assert done.code == 0, done.err
+    succeed("evaluate", run, *words, "--device", "cpu", "--json", file)
     return file.read_bytes()
 
 
@@ -71,5 +77,165 @@ def test_what_would_be_another_run_is_refused_in_one_line(run: Path, override: s
 def test_launched_processes_are_told_the_same(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[list[str]] = []
     monkeypatch.setattr(verb, "launch", lambda words, num_processes: told.append(words) or 0)
-    assert run_here("evaluate", run, *VOTES, "loader.workers=1", "--processes", "2").code == 0
+    succeed("evaluate", run, *VOTES, "loader.workers=1", "--processes", "2")
     assert told[0][:5] == ["evaluate", str(run), *VOTES, "loader.workers=1"]
+
+
+# --- `evaluate --save-predictions`: the very labels that were scored, by name, from one process or two ---------------
+
+
+SCALED_VOTES = ("evaluate.votes=3", "transforms.vote=[{name: scale}]")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("parts", tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
+
+
+def evaluate_to_json(run: Path, *words: object) -> dict[str, Any]:
+    plugin = run.parent / "plugin.py"
+    given = ("--plugin", plugin) if plugin.exists() else ()
+    file = run.parent / "out.json"
+    succeed("evaluate", run, *given, "--device", "cpu", "--json", file, *words)
+    return json.loads(file.read_text())
+
+
+def kept(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    return manifest, {e["name"]: np.load(folder / e["file"]) for e in manifest["samples"] if "file" in e}
+
+
+def test_parts_are_answered_among_the_objects_own(parts: Path) -> None:
+    document = evaluate_to_json(parts, "--save-predictions")
+    plain = evaluate_to_json(parts)
+    assert document == plain
+    manifest, labels = kept(parts / "predictions" / "test")
+    run = sightline.load_run(parts, plugins=[parts.parent / "plugin.py"])
+    dataset = build_part(run.config, "test").dataset
+    assert manifest["class_names"] == list(run.class_names)
+    assert len(labels) == 24
+    members = run.facts["parts_of_category"]
+    for entry in manifest["samples"]:
+        sample = dataset[SampleKey(entry["index"], 0, 0)]
+        with torch.no_grad():
+            logits = run.model(points=sample["points"][None], features=sample["normals"][None])["logits"][0].numpy()
+        own = np.array(members[int(sample["category"])])
+        assert np.array_equal(labels[entry["name"]], own[logits[:, own].argmax(axis=1)])
+        truth = sample["label"].numpy()
+        ious = []
+        for part in own:
+            union = ((truth == part) | (labels[entry["name"]] == part)).sum()
+            common = ((truth == part) & (labels[entry["name"]] == part)).sum()
+            ious.append(common / union if union else 1.0)
+        assert entry["iou"] == pytest.approx(np.mean(ious), abs=1e-12)
+    mean = np.mean([entry["iou"] for entry in manifest["samples"]])
+    assert mean == pytest.approx(document["metrics"]["instance_miou"], abs=1e-12)
+
+
+def test_labels_of_thinned_scenes_are_those_of_every_original_point(scenes: Path) -> None:
+    document = evaluate_to_json(scenes, "--save-predictions")
+    manifest, labels = kept(scenes / "predictions" / "test")
+    dataset = build_part(sightline.load_run(scenes, plugins=[scenes.parent / "plugin.py"]).config, "test").dataset
+    confusion = np.zeros((3, 3), dtype=np.int64)
+    for entry in manifest["samples"]:
+        truth = dataset[SampleKey(entry["index"], 0, 0)]["label"].numpy()
+        assert entry["num_points"] == len(truth) == len(labels[entry["name"]])
+        is_counted = truth != 255
+        np.add.at(confusion, (truth[is_counted], labels[entry["name"]][is_counted]), 1)
+    assert confusion.tolist() == document["confusion"]["counts"]
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - confusion.diagonal()
+    assert document["metrics"]["miou"] == pytest.approx((confusion.diagonal() / union).mean(), abs=1e-12)
+    assert manifest["samples"][2] | {"iou": 0} == {
+        "name": "Area_1/room 2",
+        "index": 2,
+        "file": "Area_1_room_2.npy",
+        "num_points": manifest["samples"][2]["num_points"],
+        "iou": 0,
+    }
+
+
+def test_labels_of_whole_samples_stand_in_the_manifest(classes: Path) -> None:
+    document = evaluate_to_json(classes, "--save-predictions")
+    manifest, labels = kept(classes / "predictions" / "test")
+    assert labels == {}
+    confusion = np.zeros((12, 12), dtype=np.int64)
+    for entry in manifest["samples"]:
+        confusion[entry["label"], entry["answer"]] += 1
+    assert confusion.tolist() == document["confusion"]["counts"]
+    assert [entry["index"] for entry in manifest["samples"]] == list(range(24))
+    assert manifest["votes"] == 1
+    assert manifest["checkpoint"] == str((classes / "checkpoints" / "last").resolve())
+
+
+def test_with_votes_the_voted_labels_are_kept(parts: Path, tmp_path: Path) -> None:
+    document = evaluate_to_json(parts, *SCALED_VOTES, "--save-predictions", "--out", tmp_path / "voted")
+    manifest, _ = kept(tmp_path / "voted")
+    assert (manifest["votes"], manifest["overrides"]) == (3, list(SCALED_VOTES))
+    mean = np.mean([entry["iou"] for entry in manifest["samples"]])
+    assert mean == pytest.approx(document["metrics"]["instance_miou_vote3"], abs=1e-12)
+    assert mean != pytest.approx(document["metrics"]["instance_miou"], abs=1e-6)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kind", ["parts", "classes"])
+def test_two_processes_keep_the_files_of_one(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run: Path = request.getfixturevalue(kind)
+    one = evaluate_to_json(run, "--save-predictions", "--out", tmp_path / "one")
+    plugin = ("--plugin", str(run.parent / "plugin.py")) if kind == "parts" else ()
+    words = ["evaluate", str(run), *plugin, "--device", "cpu", "--json", str(tmp_path / "two.json")]
+    words += ["--save-predictions", "--out", str(tmp_path / "two")]
+    code, text = run_forked(words, tmp_path / "log", num_processes=2)
+    assert code == 0, text
+    assert json.loads((tmp_path / "two.json").read_text())["metrics"] == one["metrics"]
+    first, second = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("one", "two"))
+    assert first == second
+
+
+def test_files_of_an_earlier_evaluation_go_and_others_stay(parts: Path, tmp_path: Path) -> None:
+    evaluate_to_json(parts, "--save-predictions", "--out", tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    np.save(tmp_path / "former.npy", np.zeros(3))
+    np.save(tmp_path / "mine.npy", np.zeros(3))
+    manifest["samples"] += [{"file": "former.npy"}, {"file": "../outside.npy"}]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path.parent / "outside.npy").write_text("kept")
+    evaluate_to_json(parts, "--save-predictions", "--out", tmp_path)
+    assert not (tmp_path / "former.npy").exists()
+    assert (tmp_path / "mine.npy").exists()
+    assert (tmp_path.parent / "outside.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--out", "there"], "--out: is the folder of --save-predictions and --errors; neither is given"),
+        (["--save-predictions", "--data", "other.yaml"], "there is no folder to write to; give --out DIR"),
+        (["--save-predictions", "--out", "there", "again"], "--out: works with one run"),
+    ],
+)
+def test_refused_before_any_work(words: list[str], expected: str, parts: Path) -> None:
+    given = [str(parts) if word == "again" else word for word in words]
+    code, out, err = run_here("evaluate", parts, *given)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert expected in err
+
+
+def test_names_of_files_are_those_of_the_samples_where_files_can_have_them() -> None:
+    assert file_stems(["Area_5/office_1", "chair 0001", "a.b-c"]) == ["Area_5_office_1", "chair_0001", "a.b-c"]
+    assert file_stems(["..", "", "/"]) == ["sample.0", "sample.1", "sample.2"]
+    long = file_stems(["n" * 300, "n" * 299, "\u65e5" * 300])
+    assert all(len(stem.encode()) <= 122 for stem in long)
+    assert len(set(long)) == 3
+    twice = file_stems(["a/b", "a_b", "A_B", "a_b.0"])
+    assert len({stem.lower() for stem in twice}) == 4  # also where capitals do not count
+    assert file_stems(["a/b", "a_b"]) == file_stems(["a/b", "a_b"])

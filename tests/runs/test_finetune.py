@@ -1,4 +1,4 @@
-"""Fine-tuning as a user does it: a pre-trained encoder taken into classifiers, its lineage, and label efficiency."""
+"""Fine-tuning: an encoder taken into classifiers or frozen, its lineage, and label efficiency."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+import sightline
 from sightline.config import read_config
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.runs import checkpoint
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.studies.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
 from sightline.studies.study_runs import StudyRun
-from tests.command import Outcome, run_here
+from tests.command import Outcome, refuse, run_here, succeed
+from tests.processes import ROOT
+
+# --- fine-tuning as a user does it: a pre-trained encoder taken into classifiers, its lineage, and label -------------
+
 
 DATA = "{name: synthetic_shapes, train_size: 240, test_size: 24, num_points: 32%s}"
 PRETRAIN = f"""\
@@ -55,8 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
     for name in ("dgcnn", "dgcnn_parts"):
         (folder / f"{name}.yaml").write_text(PRETRAIN % name)
-        done = run_here("train", folder / f"{name}.yaml", "--out", folder / f"pre_{name}", "--no-check")
-        assert done.code == 0, done.err
+        succeed("train", folder / f"{name}.yaml", "--out", folder / f"pre_{name}", "--no-check")
     (folder / "fine.yaml").write_text(FINETUNE % (folder / "pre_dgcnn"))
     return folder
 
@@ -64,8 +70,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def tuned(place: Path) -> tuple[Path, Outcome]:
     """The encoder fine-tuned for classes, and what was said."""
-    done = run_here("train", place / "fine.yaml", "--out", place / "fine", "--no-check")
-    assert done.code == 0, done.err
+    done = succeed("train", place / "fine.yaml", "--out", place / "fine", "--no-check")
     return place / "fine", done
 
 
@@ -103,10 +108,9 @@ def test_the_segmentation_encoder_lacks_the_head_alone(place: Path) -> None:
 
 
 def test_below_a_full_match_nothing_starts(place: Path, tmp_path: Path) -> None:
-    done = run_here("train", place / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
-    assert done.code == 2
-    assert "30 of 45 tensors" in done.err
-    assert "missing: head" in done.err
+    done = refuse("train", place / "fine.yaml", "init.may_be_missing=[]", "--out", tmp_path / "run", "--no-check")
+    assert "30 of 45 tensors" in done
+    assert "missing: head" in done
     assert not (tmp_path / "run").exists()
 
 
@@ -144,8 +148,7 @@ def test_the_report_and_the_rates_are_told_logged_and_kept(place: Path, tuned: t
 
 def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: Path) -> None:
     words = ["data.num_points=16", "--out", tmp_path / "run", "--no-check"]
-    done = run_here("train", place / "fine.yaml", *words)
-    assert done.code == 0, done.err
+    succeed("train", place / "fine.yaml", *words)
     expected = "the number of points of a cloud: 32 in dgcnn (synthetic_shapes), 16 in fine (synthetic_shapes)"
     lineage = read_lineage(tmp_path / "run")
     assert lineage is not None
@@ -156,7 +159,7 @@ def test_clouds_of_another_form_are_told_logged_and_kept(place: Path, tmp_path: 
 def test_a_chain_is_kept_whole(place: Path, tuned: tuple[Path, Outcome], tmp_path: Path) -> None:
     run, _ = tuned
     words = [f"init.from={run}", "init.modules=null", "init.may_be_missing=[]"]
-    assert run_here("train", place / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check").code == 0
+    succeed("train", place / "fine.yaml", *words, "--out", tmp_path / "again", "--no-check")
     lineage = read_lineage(tmp_path / "again")
     assert lineage is not None
     assert lineage["lineage"] == read_lineage(run)
@@ -172,8 +175,7 @@ def test_show_tells_the_rates_of_a_config_and_of_a_run(
 ) -> None:
     """Six modules, 0.1 x 0.5^5 for the first: 0.003125."""
     for what in (place / "fine.yaml", tuned[0]):
-        shown = run_here("show", what, "--json", tmp_path / "show.json")
-        assert shown.code == 0
+        shown = succeed("show", what, "--json", tmp_path / "show.json")
         rates = {rate["module"]: rate for rate in json.loads((tmp_path / "show.json").read_text())["rates"]}
         assert list(rates) == ["edges.0", "edges.1", "edges.2", "edges.3", "embed", "head"]
         assert rates["edges.0"]["lr"] == pytest.approx(0.003125, rel=1e-12)
@@ -190,8 +192,7 @@ def test_a_resumed_run_keeps_its_lineage(place: Path, tuned: tuple[Path, Outcome
     shutil.copytree(tuned[0], run, symlinks=True)
     (run / "final.json").unlink()
     before = (run / "lineage.json").read_bytes()
-    done = run_here("train", place / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
-    assert done.code == 0, done.err
+    succeed("train", place / "fine.yaml", "--out", run, "--resume", "auto", "--no-check")
     assert (run / "lineage.json").read_bytes() == before
 
 
@@ -249,7 +250,7 @@ def test_scratch_is_the_same_run_without_what_serves_given_weights(compared: tup
 
 def test_a_cell_has_the_bits_of_a_run_of_its_own(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
     words = ["data.fraction=0.1", "seed=1", "evaluate.select=test", "--out", tmp_path / "run"]
-    assert run_here("train", place / "fine.yaml", *words).code == 0
+    succeed("train", place / "fine.yaml", *words)
     cell = compared[0] / "fraction_0.1/pretrained_seed_1"
     weights = [(run / "checkpoints/last/model.safetensors").read_bytes() for run in (tmp_path / "run", cell)]
     assert weights[0] == weights[1]
@@ -271,7 +272,7 @@ def test_done_cells_are_not_repeated_and_a_lost_one_is(place: Path, compared: tu
 def test_other_pretrained_weights_are_refused(place: Path, compared: tuple[Path, Outcome], tmp_path: Path) -> None:
     other = tmp_path / "pre"
     words = ["seed=5", "--out", other, "--no-check"]
-    assert run_here("train", place / "dgcnn.yaml", *words).code == 0
+    succeed("train", place / "dgcnn.yaml", *words)
     shutil.copytree(compared[0], tmp_path / "labels", symlinks=True)
     path = tmp_path / "labels/fraction_0.1/pretrained_seed_0/lineage.json"
     lineage = json.loads(path.read_text())
@@ -302,9 +303,8 @@ def test_what_cannot_be_compared_is_refused_before_any_run(
 ) -> None:
     options = {"fractions": "0.1,1", "seeds": "1"} | dict(word.split("=") for word in words)
     given = (f"{key}={value}" for key, value in options.items())
-    done = run_here("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
-    assert done.code == 2
-    assert told in done.err
+    done = refuse("study", place / "fine.yaml", "--preset", "labels", "--out", tmp_path / "out", *given)
+    assert told in done
     assert not (tmp_path / "out").exists()
 
 
@@ -344,3 +344,63 @@ def test_pairs_of_a_seed_by_hand() -> None:
     assert (begun.num_ahead, begun.num_pairs) == (1, 1)
     assert table_cells(begun)[-1] == "1 of 1"
     assert LabelRow(0.1, 10, (), (0.6,)).num_pairs == 0
+
+
+# --- the recipe of a frozen extractor: only its head learns, nothing else moves, and the checks are silen ------------
+
+
+RECIPE = ROOT / "configs/classify/modelnet40_point_bert_frozen_cpu.yaml"
+SMALL = (
+    "data={name: synthetic_shapes, train_size: 96, test_size: 24, num_points: 64}",
+    "transforms.train.0.num_points=48",
+    "transforms.evaluate.0.num_points=48",
+    "model.width=24",
+    "model.depth=3",
+    "model.num_groups=8",
+    "model.group_size=6",
+    "train.batch_size=8",
+    "train.epochs=2",
+    "log.tensorboard=false",
+)
+"""What brings the recipe down to a set that needs no files."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("frozen") / "run"
+    succeed("train", RECIPE, *SMALL, "--device", "cpu", "--out", path)
+    return path
+
+
+def test_nothing_but_the_head_moves(run: Path) -> None:
+    """Parameters and batch statistics of the extractor have the bits of the run's start, made from its seed."""
+    ended = checkpoint.load(run).model
+    again = run.parent / "again"
+    words = ("--no-check", "--device", "cpu", "--out", again)
+    succeed("train", RECIPE, *SMALL, "optimizer.lr=1e-12", *words)
+    started = checkpoint.load(again).model
+    changed = {name for name, value in ended.items() if (value - started[name]).abs().max() > 1e-6}
+    assert changed == {"head.0.weight", "head.0.bias", "head.3.weight", "head.3.bias"}
+    assert all(torch.equal(ended[name], started[name]) for name in ended.keys() - changed)
+
+
+def test_the_head_learns_what_the_frozen_feature_holds(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss/cross_entropy"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+def test_the_run_is_an_extractor(run: Path) -> None:
+    """`encode` gives the same feature whatever company a cloud is in: batch statistics are those stored."""
+    model = sightline.load_run(run).model
+    points = torch.randn(4, 48, 3)
+    with torch.no_grad():
+        together = model.encode(points=points)
+        torch.testing.assert_close(model.encode(points=points[:1]), together[:1], rtol=1e-5, atol=1e-5)
+    assert together.shape == (4, 48)
+
+
+def test_checks_are_silent(tmp_path: Path) -> None:
+    succeed("check", RECIPE, *SMALL, "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())["findings"]
+    assert [each["code"] for each in found if each["severity"] != "note"] == []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.command import run_here
+from tests.command import refuse, run_here, succeed
 
 PLUGIN = '''
 from typing import TypedDict
@@ -85,8 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(folder: Path, name: str, *overrides: str) -> None:
     words = ("train", folder / "areas.yaml", *overrides, "--plugin", folder / "plugin.py", "--device", "cpu")
-    done = run_here(*words, "--no-check", "--out", folder / name)
-    assert done.code == 0, done.err
+    succeed(*words, "--no-check", "--out", folder / name)
 
 
 def pooled(folder: Path, *names: str):
@@ -115,8 +114,7 @@ def test_pooled_figures_come_from_summed_counts_not_from_means(folder: Path) -> 
 def test_predictions_of_folds_go_into_each_runs_own_folder(folder: Path) -> None:
     runs = [folder / name for name in ("south", "north", "west")]
     words = ("--plugin", folder / "plugin.py", "--device", "cpu", "--save-predictions")
-    done = run_here("evaluate", *runs, *words)
-    assert done.code == 0, done.err
+    succeed("evaluate", *runs, *words)
     for run in runs:
         manifest = json.loads((run / "predictions" / "test" / "manifest.json").read_text())
         assert manifest["run"] == str(run)
@@ -147,20 +145,17 @@ def test_folds_of_another_set_are_refused(folder: Path) -> None:
 def test_a_set_without_folds_is_refused(folder: Path) -> None:
     demo = Path(__file__).resolve().parents[2] / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
     cuts = ("data.train_size=24", "data.test_size=12", "data.num_points=16", "train.epochs=1", "train.batch_size=12")
-    done = run_here("train", demo, *cuts, "--no-check", "--device", "cpu", "--out", folder / "shapes")
-    assert done.code == 0, done.err
+    succeed("train", demo, *cuts, "--no-check", "--device", "cpu", "--out", folder / "shapes")
     done, _ = pooled(folder, "shapes", "north")
     assert done.code == 2
     assert "'synthetic_shapes' is not tested part by part" in done.err
 
 
 def test_data_of_another_config_are_not_pooled(folder: Path) -> None:
-    done = run_here("evaluate", folder / "north", folder / "south", "--data", folder / "areas.yaml")
-    assert done.code == 2
-    assert "--data works with one run" in done.err
+    done = refuse("evaluate", folder / "north", folder / "south", "--data", folder / "areas.yaml")
+    assert "--data works with one run" in done
 
 
 def test_overrides_alone_are_no_run() -> None:
-    done = run_here("evaluate", "evaluate.votes=3")
-    assert done.code == 2
-    assert "no run directory is given" in done.err
+    done = refuse("evaluate", "evaluate.votes=3")
+    assert "no run directory is given" in done

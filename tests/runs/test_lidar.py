@@ -17,7 +17,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.types import Sample, SampleKey
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
 from tests.doctor.scanning import make_scans
 from tests.processes import ROOT, run_ranks
@@ -128,15 +128,13 @@ def test_a_run_on_boxes_starts_one_on_sequences(tmp_path: Path) -> None:
     write_kitti_object(tmp_path / "object", 5)
     write_semantic_kitti(tmp_path / "odometry", {"00": 4, "08": 2})
     for name, source in (("kitti_object", "object"), ("semantic_kitti", "odometry")):
-        done = run_here("data", "prepare", name, "--from", tmp_path / source, "--to", tmp_path / name)
-        assert done.code == 0, done.err
+        done = succeed("data", "prepare", name, "--from", tmp_path / source, "--to", tmp_path / name)
     start = f"init={{from: {tmp_path / 'kitti_object_run'}, may_be_missing: [head]}}"
     runs = (("kitti_object", "squeezeseg", 1, ()), ("semantic_kitti", "squeezesegv2", 2, (start,)))
     for data, recipe, place, more in runs:
         config, out = ROOT / f"configs/segment/{data}_{recipe}.yaml", tmp_path / f"{data}_run"
         widths = [width.format(place) for width in WIDTHS]
-        done = run_here("train", config, f"data.root={tmp_path / data}", *widths, *SMALL, *more, "--out", out)
-        assert done.code == 0, done.err
+        done = succeed("train", config, f"data.root={tmp_path / data}", *widths, *SMALL, *more, "--out", out)
     told = next(line for line in (done.out + done.err).splitlines() if line.startswith("init from"))
     assert told.endswith(
         "84 of 86 tensors, 904000 of 915540 elements matched; left as they were: head.conv.weight, head.conv.bias"
@@ -172,8 +170,7 @@ def test_the_commands_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(place)
     told = {}
     for words in COMMANDS:
-        done = run_here(*words, *TINY.get(words[0], ()))
-        assert done.code == 0, done.err
+        done = succeed(*words, *TINY.get(words[0], ()))
         told[words[1] if words[0] == "data" else words[0]] = done.out + done.err
     assert "azimuth_deg: [50.0, -50.0], num_beams: 16, remission_max: 255" in " ".join(told["info"].split())
     assert "100.0% of the points shown" in told["describe"]

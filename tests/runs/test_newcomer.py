@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sightline.config.shipped import copy_shipped
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.data.clouds.cloud_writers import write_folder
 from tests.privileges import as_anybody
 from tests.runs.mistakes import CONFIG, MISTAKES, PREPARE, SMALL, Mistake
@@ -24,8 +24,7 @@ CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 def done(*words: object) -> Outcome:
     """A command that ends well, and writes no control character of the terminal."""
-    outcome = run_here(*words)
-    assert outcome.code == 0, outcome.err
+    outcome = succeed(*words)
     assert not CONTROLS.search(outcome.out + outcome.err)
     return outcome
 

@@ -15,7 +15,7 @@ import torch
 import sightline
 from sightline.data.clouds.cloud_folder import CloudFolder
 from sightline.types import SampleKey
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder
 
@@ -31,9 +31,7 @@ def commands() -> list[list[str]]:
 
 
 def run(*words: str) -> Outcome:
-    outcome = run_here(*words)
-    assert outcome.code == 0, outcome.err
-    return outcome
+    return succeed(*words)
 
 
 @pytest.fixture(scope="module")

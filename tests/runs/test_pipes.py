@@ -12,7 +12,7 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from tests.command import run_here
+from tests.command import refuse, succeed
 
 CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 LIMIT_S = 20.0
@@ -24,8 +24,7 @@ PREDICT = ("predict", "RUN", "CLOUD", "--device", "cpu")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("finished") / "run"
-    done = run_here("train", CONFIG, "--no-check", "--device", "cpu", "--out", out)
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -87,10 +86,9 @@ def error_of(folder: Path, finished: Path, words: tuple[str | Path, ...], name: 
         with path.open("wb") as file:
             file.truncate(5 << 30)
     places = {"RUN": run, "CLOUD": folder / "cloud.npy", "OUT": folder / "out"}
-    ended = run_here(*(places.get(str(word), word) for word in words))
-    assert ended.code == 2, ended.err
-    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert "Traceback" not in ended.err
+    ended = refuse(*(places.get(str(word), word) for word in words))
+    (line,) = [line for line in ended.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in ended
     return line
 
 
@@ -100,7 +98,6 @@ def test_what_a_user_names_may_not_be_a_pipe(option: str, tmp_path: Path) -> Non
     os.mkfifo(pipe)
     config.write_text("base: pipe.py\n")
     words = {"--plugin": (CONFIG, "--plugin", pipe), "config": (pipe,), "base": (config,)}[option]
-    ended = run_here("show", *words)
-    assert ended.code == 2, ended.err
-    assert f"{pipe}: " in ended.err
-    assert "is not a plain file" in ended.err
+    ended = refuse("show", *words)
+    assert f"{pipe}: " in ended
+    assert "is not a plain file" in ended

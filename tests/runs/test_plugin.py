@@ -175,8 +175,14 @@ def test_a_key_that_nobody_offers_names_both_sides(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{path}:{line_of(path, 'feature_transform_penalty')}: losses.feature_transform_penalty needs "
         "'feature_transform'; data set 'pebbles' offers label, offsets, points, sample_index; model 'dgcnn' offers "
-        "logits; take this loss out, or base the config on another"
+        "logits; give another of `sightline list losses`, or base the config on another"
     )
+    two = path.read_text().replace(
+        "{name: feature_transform_penalty}", "{name: feature_transform_penalty}, {name: focal, weight: 2.0}"
+    )
+    path.write_text(two)
+    with pytest.raises(ConfigError, match=r"; take this loss out: 'losses=\[\{name: focal, weight: 2\.0\}\]', or base"):
+        build(read_config(path), World())
 
 
 @pytest.mark.usefixtures("parts")

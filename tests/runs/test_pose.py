@@ -12,7 +12,7 @@ from sightline.api import load_run
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import refuse, succeed
 from tests.doctor.posing import CONFIG
 
 SHORT = ("train.epochs=3", "checkpoint.keep_last=3", "log.tensorboard=false")
@@ -23,14 +23,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pose")
     config = folder / "pose.yaml"
     config.write_text(CONFIG.replace("size: 44", "size: 24"))
-    told = run_here("train", config, *SHORT, "--no-check", "--out", folder / "run")
-    assert told.code == 0, told.err
+    succeed("train", config, *SHORT, "--no-check", "--out", folder / "run")
     return folder / "run"
 
 
 def metrics_of(*words: object, to: Path) -> dict[str, float]:
-    told = run_here("evaluate", *words, "--json", to)
-    assert told.code == 0, told.err
+    succeed("evaluate", *words, "--json", to)
     return dict(json.loads(to.read_text())["metrics"])
 
 
@@ -82,16 +80,14 @@ def test_votes_vary_the_cube_and_average_what_comes_back(run: Path, tmp_path: Pa
     ],
 )
 def test_what_cannot_be_averaged_is_said_in_one_line(run: Path, words: tuple[str, ...], told: str) -> None:
-    outcome = run_here("evaluate", run, "--ensemble", *words)
-    assert outcome.code == 2
-    assert told in outcome.err
-    assert "Traceback" not in outcome.err
+    outcome = refuse("evaluate", run, "--ensemble", *words)
+    assert told in outcome
+    assert "Traceback" not in outcome
 
 
 def test_one_checkpoint_is_no_ensemble(tmp_path: Path) -> None:
     config = tmp_path / "pose.yaml"
     config.write_text(CONFIG.replace("size: 44", "size: 16").replace("train_size: 40", "train_size: 12"))
-    assert run_here("train", config, "--no-check", "train.epochs=1", "--out", tmp_path / "run").code == 0
-    outcome = run_here("evaluate", tmp_path / "run", "--ensemble")
-    assert outcome.code == 2
-    assert "has only one checkpoint" in outcome.err
+    succeed("train", config, "--no-check", "train.epochs=1", "--out", tmp_path / "run")
+    outcome = refuse("evaluate", tmp_path / "run", "--ensemble")
+    assert "has only one checkpoint" in outcome

@@ -17,10 +17,11 @@ from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.tasks.supervised import Classify
 from sightline.types import SampleKey
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.data.clouds.cloud_writers import WRITERS, columns_of, write_off, write_ply
 from tests.data.clouds.modelnet_writers import CLASS_NAMES, prepare
 from tests.runs.small import ROOT, SMALL
+from tests.trained import copy_run
 
 CONFIGS = ROOT / "configs" / "classify"
 Scored = Callable[[Path], np.ndarray]
@@ -56,10 +57,7 @@ def trained(out: Path, config: str, *overrides: str) -> Path:
     cuts = [cut for cut in SMALL if cut.split("=")[0] not in given]
     if "data.root" in given:
         cuts = [cut for cut in cuts if not cut.startswith("data.")]
-    done = run_here(
-        "train", CONFIGS / f"{config}.yaml", *cuts, *overrides, "--no-check", "--device", "cpu", "--out", out
-    )
-    assert done.code == 0, done.err
+    succeed("train", CONFIGS / f"{config}.yaml", *cuts, *overrides, "--no-check", "--device", "cpu", "--out", out)
     return out
 
 
@@ -84,11 +82,7 @@ def assert_as_scored(document: dict[str, Any], expected: np.ndarray) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """PointNet on a few solids, with an evaluation transform."""
-    return trained(
-        tmp_path_factory.mktemp("predict") / "run",
-        "synthetic_shapes_pointnet",
-        "transforms.evaluate=[{name: sample_points, num_points: 24, order: first}]",
-    )
+    return copy_run("classify", tmp_path_factory.mktemp("classify"))
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +179,7 @@ def test_the_users_own_files_are_prepared_as_their_set_was(tmp_path: Path, score
                 normals /= np.linalg.norm(normals, axis=1, keepdims=True)
                 write_ply(folder / f"{number}.ply", columns_of(points, normals))
     to = tmp_path / "data"
-    made = run_here(
-        "data", "prepare", "cloud_folder", "--from", tmp_path / "parts", "--to", to, "up_axis=z", "num_points=64"
-    )
-    assert made.code == 0, made.err
+    succeed("data", "prepare", "cloud_folder", "--from", tmp_path / "parts", "--to", to, "up_axis=z", "num_points=64")
     run = trained(
         tmp_path / "run", "modelnet40_pointnet", "data={name: cloud_folder, num_points: 48, normals: file}",
         f"data.root={to}", "model={name: pointnet_plain, embedding: 32}", "losses=[{name: cross_entropy}]",

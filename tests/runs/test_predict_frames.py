@@ -24,9 +24,10 @@ from sightline.errors import ConfigError
 from sightline.predict.depth_reader import DepthFrameOptions
 from sightline.tasks.supervised import CentreRefinement, Pose
 from sightline.types import ComponentConfig, SampleKey
-from tests.command import Outcome, run_here
-from tests.runs.poses import NUM_HANDS, hands, train_pose, train_refiner, write_frames
+from tests.command import Outcome, refuse, run_here, succeed
+from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
 from tests.runs.small import ROOT
+from tests.trained import copy_run
 
 CAMERA = ("camera.fx=241.42", "camera.fy=-241.42", "camera.u0=160", "camera.v0=120")
 ROUNDING_MM = 1e-3
@@ -36,7 +37,7 @@ Scored = Callable[..., np.ndarray]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_pose(tmp_path_factory.mktemp("poses") / "run")
+    return copy_run("pose", tmp_path_factory.mktemp("pose"))
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +215,7 @@ def test_a_written_file_of_centres_is_read_back_to_the_last_bit(
     config = ROOT / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
     file, sizes = tmp_path / "centres.txt", ("data.train_size=12", f"data.test_size={NUM_HANDS}")
     words = ("--data", config, *sizes, "--out", file, "--device", "cpu", "--json", tmp_path / "out.json")
-    done = run_here("predict", refiner, *words)
-    assert done.code == 0, done.err
+    succeed("predict", refiner, *words)
     block = {"name": "file", "path": str(file)}
     data = registry.data.build(
         ComponentConfig("synthetic_hands", {"train_size": 12, "test_size": NUM_HANDS, "reference": block}),
@@ -367,9 +367,8 @@ def test_each_mistake_is_one_line(
     (tmp_path / "centres.txt").write_text("0 0 350\ninvalid\n")
     places = {"{centres}": str(tmp_path / "centres.txt"), "{run}": str(run), "{frames}": str(frames)}
     given = [word if "{" not in word else word.format(**{k[1:-1]: v for k, v in places.items()}) for word in words]
-    done = run_here("predict", run, frames, *given, "--device", "cpu")
-    assert done.code == 2
-    (line,) = [line for line in done.err.splitlines() if "error" in line]
+    done = refuse("predict", run, frames, *given, "--device", "cpu")
+    (line,) = [line for line in done.splitlines() if "error" in line]
     assert expected in line
 
 
@@ -379,9 +378,8 @@ def test_the_mean_pose_is_no_yardstick_of_a_refiner(run: Path, refiner: Path) ->
 
 
 def test_a_refiner_alone_is_told_what_it_is_for(run: Path, refiner: Path, frames: Path) -> None:
-    done = run_here("predict", refiner, frames)
-    assert done.code == 2
-    assert f"refines reference points; give it as refiner={refiner} to a run of the task pose" in done.err
+    done = refuse("predict", refiner, frames)
+    assert f"refines reference points; give it as refiner={refiner} to a run of the task pose" in done
     assert "predict: no file is given" in run_here("predict", refiner, "camera.fx=1").err
     with pytest.raises(ConfigError, match="predict of the task 'pose' has no option 'to_sphere'; it takes frames"):
         sightline.load_run(run).predict([frames], to_sphere=True)

@@ -16,7 +16,7 @@ from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_trained
 from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.layers.quantisation.parametrised import dense_state_dict
-from tests.command import run_here
+from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL
 from tools.before_after_worker import break_off
@@ -29,8 +29,7 @@ ROUNDED = "head.1.weight"
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("floats") / "run"
-    done = run_here("train", CONFIG, *WORDS, "--no-check", "--out", run)
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, *WORDS, "--no-check", "--out", run)
     return run
 
 
@@ -51,8 +50,7 @@ def run(floats: Path, policy: Path) -> Path:
     """Trained after the checks of every training, without a finding above a note."""
     path = floats.parent / "quantised"
     words = ("checkpoint.keep_last=2", f"init={{from: {floats}}}")
-    done = run_here("train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", path)
-    assert done.code == 0, done.err
+    done = succeed("train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", path)
     assert " error " not in done.err
     return path
 
@@ -97,7 +95,7 @@ def test_checkpoints_have_plain_names_and_the_run_needs_no_policy_file(policy: P
     assert done.code == 0, done.err
     found, recorded = (json.loads(file.read_text()) for file in (tmp_path / "found.json", run / "final.json"))
     assert found["metrics"] == recorded["metrics"]
-    assert run_here("check", moved, "--device", "cpu").code == 0
+    succeed("check", moved, "--device", "cpu")
 
 
 def test_a_run_that_was_broken_off_ends_with_the_same_bits(
@@ -109,10 +107,7 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
     expected = (last / "model.safetensors").read_bytes()
     break_off(broken)
     words = ("checkpoint.keep_last=2", f"init={{from: {floats}}}")
-    done = run_here(
-        "train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", broken, "--resume", "auto"
-    )
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, *WORDS, *words, f"compress={{policy: {policy}}}", "--out", broken, "--resume", "auto")
     assert (last / "model.safetensors").read_bytes() == expected
 
 
@@ -137,10 +132,9 @@ def test_a_run_that_was_broken_off_ends_with_the_same_bits(
     ],
 )
 def test_policies_that_do_not_fit_are_refused(policy_text: str, expected: str, tmp_path: Path) -> None:
-    done = run_here("train", CONFIG, *WORDS, f"compress={{policy: {policy_text}}}", "--out", tmp_path / "run")
-    assert done.code == 2
-    assert expected in done.err
-    assert "Traceback" not in done.err
+    done = refuse("train", CONFIG, *WORDS, f"compress={{policy: {policy_text}}}", "--out", tmp_path / "run")
+    assert expected in done
+    assert "Traceback" not in done
     assert not (tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""A shipped recipe of each task, of procedural data, gives the numbers of one process on three, in float64.
+"""Shipped recipes of procedural data give the numbers of one process on three, in float64.
 
 `make test-long` asks the same of all recipes on two and on three; the contract tests do so for a task of each kind.
 """
@@ -18,14 +18,8 @@ from tests.runs.recipe_traces import NUM_STEPS, trace
 
 pytestmark = pytest.mark.processes
 
-RECIPES = (
-    "classify/synthetic_shapes_pointnet",
-    "contrast/synthetic_shapes_crosspoint",
-    "detect/synthetic_crowds_fcos",
-    "pose/synthetic_hands_scale_net",
-    "segment/synthetic_lidar_squeezeseg",
-    "segment/synthetic_rooms_point_transformer",
-)
+RECIPES = ("detect/synthetic_crowds_fcos", "pose/synthetic_hands_scale_net")
+"""Other tasks have two processes in test_processes, test_contrast, test_lidar and test_segmentation_runs."""
 
 # Batch norms over five samples amplify the rounding of sums in another order. A bias ahead of a batch norm has nothing
 # but such rounding for a gradient, up to 1e-13; Adam divides it by its eps of 1e-8 and moves the bias by 1e-5 of the

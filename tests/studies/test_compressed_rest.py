@@ -29,7 +29,7 @@ from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
 from sightline.studies.compression import Compression, FineTuning, can_distil
 from sightline.studies.compression_report import ReportRow, gzip_bytes
-from tests.command import Outcome, run_here
+from tests.command import Outcome, run_here, succeed
 from tests.processes import ROOT
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
@@ -46,8 +46,7 @@ FLOAT_BYTES = 4 * NUM_FLOATS + 8
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("shared") / "run"
-    done = run_here("train", CONFIG, *PLUGIN, *WORDS, "--device", "cpu", "--no-check", "--out", run)
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, *PLUGIN, *WORDS, "--device", "cpu", "--no-check", "--out", run)
     return run
 
 
@@ -60,8 +59,7 @@ def opened(floats: Path) -> OpenRun:
 def packed(floats: Path) -> Path:
     out = floats.parent / "packed"
     words = ("--bytes", "6500", "--out", out, "--epochs", "1", "--batch-norm", "2")
-    done = run_here("compress", floats, *PLUGIN, *words, *SEARCH)
-    assert done.code == 0, done.err
+    done = succeed("compress", floats, *PLUGIN, *words, *SEARCH)
     assert "1 of 4 layers do not affect the loss and get the fewest bits: spare.weight" in done.err
     return out
 
@@ -137,8 +135,7 @@ def test_a_weight_that_nothing_uses_gets_the_fewest_bits(floats: Path, tmp_path:
     """With half of the bytes to spare."""
     words = ("--bytes", "11000", "--calibration", "8", "--device", "cpu", "--out", tmp_path, "--method", method)
     arguments = {"uniform": (), "knapsack": ("table_evaluations=8",), "greedy": ("table_evaluations=8",)}
-    done = run_here("compress", "search", floats, *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",)))
-    assert done.code == 0, done.err
+    succeed("compress", "search", floats, *PLUGIN, *words, *arguments.get(method, ("max_evaluations=40",)))
     policy = json.loads((tmp_path / "policy.json").read_text())
     assert policy["spare.weight"]["bits"] == 1
     assert max(entry["bits"] for entry in policy.values()) > 1
@@ -151,8 +148,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
     policy = {"mix.weight": {"kind": "codebook", "bits": 2}, "norm.weight": {"kind": "fp32"}}
     (tmp_path / "policy.json").write_text(json.dumps(policy))
     words = (*PLUGIN, "--policy", tmp_path / "policy.json", "--device", "cpu")
-    done = run_here("compress", floats, *words, "--out", tmp_path / "packed", "--epochs", 0, "--batch-norm", "0")
-    assert done.code == 0, done.err
+    succeed("compress", floats, *words, "--out", tmp_path / "packed", "--epochs", 0, "--batch-norm", "0")
     kinds = {line["name"]: line["kind"] for line in header_of(tmp_path / "packed" / "model.slq")["tensors"]}
     assert {name for name, kind in kinds.items() if kind == "f32"} == {
         "octants.weight",
@@ -160,8 +156,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         "head.weight",
         "norm.weight",
     }
-    done = run_here("compress", floats, "--stop-after", "size", *words, "--json", tmp_path / "size.json")
-    assert done.code == 0, done.err
+    succeed("compress", floats, "--stop-after", "size", *words, "--json", tmp_path / "size.json")
     (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
     assert predicted["bytes"] == (tmp_path / "packed" / "model.slq").stat().st_size
     changed = opened.untrained_model()
@@ -174,8 +169,7 @@ def test_a_policy_of_some_layers_means_in_apply_what_it_means_in_a_config(
         )
     out = tmp_path / "tuned"
     stop = ("--stop-after", "finetune")
-    done = run_here("compress", floats, *words, *stop, "--epochs", "1", "train.steps=1", "--out", out)
-    assert done.code == 0, done.err
+    succeed("compress", floats, *words, *stop, "--epochs", "1", "train.steps=1", "--out", out)
     assert read_config(out / "work" / "finetuned" / "config.yaml").compress.policy.keys() == policy.keys()
     (tmp_path / "policy.json").write_text(json.dumps({"mixed.weight": {"kind": "fp16"}}))
     done = run_here("compress", floats, *words, "--epochs", 0, "--out", tmp_path / "other")
@@ -205,8 +199,7 @@ def test_options_that_were_refused_bind_nobody(floats: Path, tmp_path: Path) -> 
         with mock.patch("sightline.training.train_run.launch_training", return_value=1):
             done = run_here("compress", floats, *words, "--method", "uniform_protected", word)
         assert (done.code, "fine-tuning was not started" in done.err) == (1, True), done.err
-    done = run_here("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")
-    assert done.code == 0, done.err
+    succeed("compress", floats, *words, "--epochs", "0", "--method", "uniform_protected")
 
 
 def test_a_second_call_is_refused_before_its_search(floats: Path, tmp_path: Path) -> None:

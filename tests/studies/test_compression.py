@@ -1,4 +1,4 @@
-"""`sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resuming, mistakes."""
+"""`sightline compress` on a small run: sizes to the byte, samples of the search, packing, resuming, fine-tuning."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from sightline.compress.run_problem import CompressionOptions, RunProblem, calib
 from sightline.config import read_config
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
+from sightline.errors import UserError
 from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
 from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
 from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
+from sightline.runs import lineage
 from sightline.runs.packed import (
     compression_ratios,
     packed_size,
@@ -29,8 +31,13 @@ from sightline.runs.packed import (
     tensor_specs,
     write_packed,
 )
-from tests.command import run_here
+from sightline.studies.study_runs import assert_same_source, init_override, scratch_overrides
+from tests.cases import run_each
+from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT
+
+# --- `sightline compress` on a small trained run: sizes to the byte, the search's samples, packing, resum ------------
+
 
 CONFIG = ROOT / "tests" / "broken_configs" / "_healthy.yaml"
 MODEL = ("model.embedding=64", "data.train_size=200", "--device", "cpu")
@@ -41,8 +48,7 @@ BYTES = 48_000
 @pytest.fixture(scope="module")
 def floats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("floats") / "run"
-    done = run_here("train", CONFIG, *MODEL, "--no-check", "--out", run)
-    assert done.code == 0, done.err
+    succeed("train", CONFIG, *MODEL, "--no-check", "--out", run)
     return run
 
 
@@ -56,8 +62,7 @@ def packed(floats: Path) -> Path:
     """The one command."""
     out = floats.parent / "packed"
     words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
-    done = run_here("compress", floats, *words)
-    assert done.code == 0, done.err
+    done = succeed("compress", floats, *words)
     assert "of at most 40 evaluations, at most 0:" in done.err
     return out
 
@@ -115,8 +120,7 @@ def test_the_one_command_holds_the_budget_and_reports_the_file(floats: Path, pac
     summary, final = (json.loads((packed / name).read_text()) for name in ("compression.json", "final.json"))
     assert (packed / "model.slq").stat().st_size == summary["file_bytes"] == summary["promised_bytes"] <= BYTES
     assert summary["ratios"]["weights"] < summary["ratios"]["codebook"] < summary["ratios"]["file"]
-    done = run_here("evaluate", packed, "--device", "cpu", "--json", packed.parent / "again.json")
-    assert done.code == 0, done.err
+    succeed("evaluate", packed, "--device", "cpu", "--json", packed.parent / "again.json")
     assert json.loads((packed.parent / "again.json").read_text())["metrics"] == final["metrics"]
     state = open_trained(packed).model.state_dict()
     stored = read_packed(packed / "model.slq").state
@@ -132,7 +136,7 @@ def test_a_packed_run_is_a_run_to_start_from_but_not_to_resume(packed: Path, tmp
         done = run_here("train", packed, *words, "--device", "cpu")
         assert (done.code, "cannot be resumed" in done.err) == (2, True), done.err
     words = (f"init.from={packed}", "train.steps=1", "--no-check", "--device", "cpu", "--out", tmp_path / "next")
-    assert run_here("train", packed, *words).code == 0
+    succeed("train", packed, *words)
     lineage = json.loads((tmp_path / "next" / "lineage.json").read_text())
     assert lineage["checkpoint"] == "model.slq"
     done = run_here("compress", packed, "--bytes", BYTES, "--out", packed)
@@ -148,8 +152,7 @@ def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed
         shutil.copytree(packed, copy)
         for name in missing:
             (copy / name).unlink()
-        done = run_here("compress", floats, *words[:-2], "--device", "cpu", "--out", copy)
-        assert done.code == 0, done.err
+        done = succeed("compress", floats, *words[:-2], "--device", "cpu", "--out", copy)
         assert (copy / "model.slq").read_bytes() == before
         assert json.loads((copy / "final.json").read_text()) == json.loads((packed / "final.json").read_text())
     (copy / "final.json").unlink()
@@ -160,7 +163,7 @@ def test_a_call_that_was_killed_while_it_packed_is_repeated(floats: Path, packed
     ), done.err
     again = shutil.copytree(floats, packed.parent / "again")
     other = (again / "checkpoints" / "last").resolve()
-    assert run_here("train", CONFIG, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other").code == 0
+    succeed("train", CONFIG, *MODEL, "seed=3", "--no-check", "--out", packed.parent / "other")
     shutil.rmtree(other)
     shutil.copytree((packed.parent / "other" / "checkpoints" / "last").resolve(), other)
     done = run_here("compress", again, *words, "--out", copy)
@@ -171,8 +174,7 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
     whole = (packed / "work" / "evaluations.jsonl").read_text().splitlines(keepends=True)
     cut = "".join(whole[: len(whole) // 2]) + whole[-1][:40]
     (tmp_path / "evaluations.jsonl").write_text(cut)
-    done = run_here("compress", "search", floats, "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu")
-    assert done.code == 0, done.err
+    succeed("compress", "search", floats, "--bytes", BYTES, "--out", tmp_path, *SEARCH[:4], "--device", "cpu")
     assert (tmp_path / "policy.json").read_text() == (packed / "work" / "policy.json").read_text()
     lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
     plain = [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
@@ -181,8 +183,7 @@ def test_an_interrupted_search_comes_to_the_same_policy(floats: Path, packed: Pa
 
 def test_several_searches_share_a_record_and_a_table(floats: Path, tmp_path: Path) -> None:
     words = ("--bytes", BYTES, "--calibration", "8", "table_evaluations=20", "--device", "cpu", "--out", tmp_path)
-    done = run_here("compress", "search", floats, "--method", "uniform,knapsack,greedy", *words)
-    assert done.code == 0, done.err
+    succeed("compress", "search", floats, "--method", "uniform,knapsack,greedy", *words)
     rows = {row["method"]: row for row in json.loads((tmp_path / "search.json").read_text())["searches"]}
     assert set(rows) == {"uniform", "knapsack", "greedy"}
     assert all(row["bytes"] <= BYTES for row in rows.values())
@@ -200,8 +201,7 @@ def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path
     fused = run_here("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "a")
     assert (fused.code, "differentiated only once" in fused.err, "fused: false" in fused.err) == (2, True, True)
     words = (*words, "model.fused=false", "draws=3", "--activations", "8")
-    done = run_here("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "b")
-    assert done.code == 0, done.err
+    succeed("compress", "search", floats, *words, "--method", "hessian", "--out", tmp_path / "b")
     policy = json.loads((tmp_path / "b" / "policy.json").read_text())
     assert all(entry["activation"]["bits"] == 8 and entry["activation"]["range"] > 0 for entry in policy.values())
 
@@ -209,10 +209,9 @@ def test_curvature_and_inputs_need_layers_that_are_called(floats: Path, tmp_path
 def test_the_steps_alone_come_to_the_same_file(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--policy", policy, "--stop-after", "finetune", "--device", "cpu", "--out")
-    assert run_here("compress", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t").code == 0
+    succeed("compress", floats, "--epochs", "1", "train.steps=2", *words, tmp_path / "t")
     words = ("--out", tmp_path / "p", "--batch-norm", "2", "--device", "cpu")
-    done = run_here("compress", tmp_path / "t" / "work" / "finetuned", *words)
-    assert done.code == 0, done.err
+    succeed("compress", tmp_path / "t" / "work" / "finetuned", *words)
     assert (tmp_path / "p" / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
@@ -221,14 +220,12 @@ def test_a_command_that_stopped_after_each_stage_comes_to_the_same_file(
 ) -> None:
     out = tmp_path / "out"
     words = ("--bytes", BYTES, "--out", out, "--epochs", "1", "train.steps=2", *SEARCH)
-    done = run_here("compress", floats, *words, "--stop-after", "search")
-    assert done.code == 0, done.err
+    succeed("compress", floats, *words, "--stop-after", "search")
     assert (out / "work" / "policy.json").read_bytes() == (packed / "work" / "policy.json").read_bytes()
     assert not (out / "work" / "finetuned").exists()
-    done = run_here("compress", floats, *words, "--stop-after", "finetune")
-    assert done.code == 0, done.err
+    succeed("compress", floats, *words, "--stop-after", "finetune")
     assert ((out / "work" / "finetuned" / "final.json").exists(), (out / "model.slq").exists()) == (True, False)
-    assert run_here("compress", floats, *words).code == 0
+    succeed("compress", floats, *words)
     assert (out / "model.slq").read_bytes() == (packed / "model.slq").read_bytes()
 
 
@@ -256,9 +253,8 @@ def test_stages_and_options_that_do_not_go_together_are_refused(
 def test_apply_packs_without_training_and_size_predicts_it(floats: Path, packed: Path, tmp_path: Path) -> None:
     policy = packed / "work" / "policy.json"
     words = ("--epochs", 0, "--out", tmp_path / "a", "--device", "cpu")
-    assert run_here("compress", floats, "--policy", policy, *words).code == 0
-    done = run_here("compress", floats, "--stop-after", "size", "--policy", policy, "--json", tmp_path / "size.json")
-    assert done.code == 0, done.err
+    succeed("compress", floats, "--policy", policy, *words)
+    succeed("compress", floats, "--stop-after", "size", "--policy", policy, "--json", tmp_path / "size.json")
     (predicted,) = json.loads((tmp_path / "size.json").read_text()).values()
     assert predicted["bytes"] == (tmp_path / "a" / "model.slq").stat().st_size
     assert predicted["weights"] < predicted["codebook"] < predicted["file"] < 0.2
@@ -278,8 +274,7 @@ def test_a_packed_run_keeps_quantised_inputs(floats: Path, opened: OpenRun, tmp_
         document[name]["activation"] = entry
     (tmp_path / "policy.json").write_text(json.dumps(document))
     words = ("--policy", tmp_path / "policy.json", "--out", tmp_path / "packed", "--device", "cpu")
-    done = run_here("compress", floats, "--epochs", 0, *words)
-    assert done.code == 0, done.err
+    succeed("compress", floats, "--epochs", 0, *words)
     packed = open_trained(tmp_path / "packed")
     rounding, plain = opened.untrained_model(), opened.untrained_model()
     quantise_inputs(rounding, entries)
@@ -356,10 +351,9 @@ MISTAKES: Mapping[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_ends_in_one_line_and_leaves_nothing(floats: Path, tmp_path: Path, mistake: str) -> None:
     words, text = MISTAKES[mistake]
-    done = run_here("compress", floats, *words, "--out", tmp_path / "out")
-    assert done.code == 2, done.err
-    assert text in done.err
-    assert "Traceback" not in done.err
+    done = refuse("compress", floats, *words, "--out", tmp_path / "out")
+    assert text in done
+    assert "Traceback" not in done
     assert not (tmp_path / "out" / "model.slq").exists()
 
 
@@ -423,3 +417,43 @@ def test_quantised_and_packed_runs_are_refused_by_name(floats: Path, packed: Pat
 def test_a_policy_of_the_search_is_one_that_training_reads(packed: Path, opened: OpenRun) -> None:
     policy = read_policy(packed / "work" / "policy.json", make_simulator(opened).names)
     assert set(policy) == set(make_simulator(opened).names)
+
+
+# --- where fine-tuning starts: overrides read back as what was meant, weights as they were ---------------------------
+
+
+FINE_TUNED_CONFIG = Path(__file__).parents[2] / "configs" / "segment" / "synthetic_shapes_dgcnn.yaml"
+OFF = {"frozen": "[]", "layer_decay": "null"}
+
+
+@run_each("name", ["runs/a: b", "runs/a #1", "007", "[x]", "it's", 'a "b"', "null"])
+def test_a_source_is_text_whatever_it_is_called(name: str) -> None:
+    config = read_config(FINE_TUNED_CONFIG, [init_override(name)])
+    assert config.init is not None
+    assert config.init.source == name
+
+
+def test_from_scratch_drops_what_serves_given_weights(tmp_path: Path) -> None:
+    frozen = "optimizer={name: adam, lr: 1e-3, frozen: [{modules: head, until_epoch: 1}]}"
+    config = read_config(FINE_TUNED_CONFIG, [init_override(tmp_path), frozen])
+    given = [init_override(tmp_path), "init.modules=points", "optimizer.frozen=[]", "seed=3"]
+    off = ["init=null", *(f"optimizer.{key}={to}" for key, to in OFF.items() if key in config.optimizer.arguments)]
+    assert scratch_overrides(config, given) == ["seed=3", *off]
+    assert "optimizer.frozen=[]" in off
+    assert read_config(FINE_TUNED_CONFIG, scratch_overrides(config)).init is None
+
+
+def test_weights_that_are_no_longer_those_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "source" / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    run = tmp_path / "run"
+    assert_same_source(run, folder)  # nothing was begun
+    run.mkdir()
+    kept = {"from": "source", "checkpoint": "last", "match": {"matched": 1, "total": 1, "filled": []}}
+    kept |= {"modules": None, "source": None, "lineage": None, "sha256": lineage.evaluated_sha256(folder)}
+    (run / "lineage.json").write_text(json.dumps(kept))
+    assert_same_source(run, folder)
+    (folder / "model.safetensors").write_bytes(b"others")
+    with pytest.raises(UserError, match="started from other weights"):
+        assert_same_source(run, folder)

@@ -33,8 +33,9 @@ from sightline.training import published_results
 from sightline.training.published_results import ResultRow, protocol_differences
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
 from sightline.verbs.study import run_preset
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.probe.contrast import train_thin
+from tests.trained import copy_run
 
 QUICK = ("folds=2", "ways=3", "shots=2", "queries=2", "runs=2", "standardise=no", "C=1")
 
@@ -42,12 +43,11 @@ QUICK = ("folds=2", "ways=3", "shots=2", "queries=2", "runs=2", "standardise=no"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("suite")
-    return [train_thin(folder, name="first"), train_thin(folder, "seed=1", name="second")]
+    return [copy_run("contrast", folder).rename(folder / "first"), train_thin(folder, "seed=1", name="second")]
 
 
 def suite(runs: list[Path], out: Path, *words: object) -> tuple[dict[str, Any], str, str]:
-    outcome = run_here("study", "--preset", "probes", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
-    assert outcome.code == 0, outcome.err
+    outcome = succeed("study", "--preset", "probes", *runs, *QUICK, *words, "--device", "cpu", "--out", out)
     return json.loads((out / "suite.json").read_text()), (out / "suite.md").read_text(), outcome.err
 
 
@@ -130,7 +130,7 @@ def parts_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     fitting = [
         train_thin(folder, f"model.points={PARTS_MODEL}", f"seed={seed}", name=f"parts_{seed}") for seed in range(2)
     ]
-    return [*fitting, train_thin(folder, name="classes")]
+    return [*fitting, copy_run("contrast", folder).rename(folder / "classes")]
 
 
 def test_parts_are_learnt_from_every_run_that_fits_and_once_from_scratch(

@@ -28,7 +28,7 @@ from sightline.training.published_results import (
 )
 from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import run_here, succeed
 from tests.published_layouts import MODELS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -322,10 +322,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_on_synthetic_data_one_line_says_that_nothing_is_published(run: Path, tmp_path: Path) -> None:
-    code, out, err = run_here(
-        "evaluate", run, "--against", "published", "--device", "cpu", "--json", tmp_path / "a.json"
-    )
-    assert code == 0, err
+    _, out, err = succeed("evaluate", run, "--against", "published", "--device", "cpu", "--json", tmp_path / "a.json")
     assert "published figures" not in out
     (line,) = [line for line in err.splitlines() if "published" in line]
     assert line.startswith(
@@ -343,8 +340,7 @@ def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, m
         ["train", run / "config.yaml", "train.steps=1", "--out", tmp_path / "new"],
     )
     for number, words in enumerate(asked):
-        code, out, err = run_here(*words, "--device", "cpu", "--json", tmp_path / f"{number}.json")
-        assert code == 0, err
+        _, out, err = succeed(*words, "--device", "cpu", "--json", tmp_path / f"{number}.json")
         assert "published figures on this data set" in out
         assert "75.00" in out
         assert "77 there" in err
@@ -352,8 +348,7 @@ def test_evaluate_and_train_print_the_rows_that_fit(run: Path, tmp_path: Path, m
         (entry,) = json.loads((tmp_path / f"{number}.json").read_text())["published"]
         assert entry["metrics"] == {"overall_accuracy": 0.75}
     assert "published" not in json.loads((tmp_path / "new" / "final.json").read_text())
-    code, out, _ = run_here("evaluate", run, "--device", "cpu")
-    assert "published figures" not in out
+    assert "published figures" not in succeed("evaluate", run, "--device", "cpu").out
 
 
 def test_against_something_else_is_refused(run: Path) -> None:

@@ -19,7 +19,7 @@ from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
 from sightline.errors import UserError
 from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts
-from tests.command import run_here
+from tests.command import succeed
 from tests.doctor.planting import make
 from tests.marks import long_but
 from tests.runs.broken_off import CONFIG, differences, last_step, wait_for
@@ -52,8 +52,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unbroken(config: Path) -> Path:
     """The run that the command trains."""
     out = config.parent / "unbroken"
-    done = run_here("train", config, SHORT, "--device", "cpu", "--out", out)
-    assert done.code == 0, done.err
+    succeed("train", config, SHORT, "--device", "cpu", "--out", out)
     return out
 
 

@@ -1,4 +1,4 @@
-"""Boxes go where their pixels go: a painted rectangle is found again where its box says, in every quadrant."""
+"""Transforms of images with boxes: Pillow's numbers, boxes go where their pixels go, the same bits in any batch."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.draws import Draws
 from sightline.errors import ConfigError, DataError
 from sightline.geometry.boxes.priors import warp_boxes
+from sightline.registry import transforms
+from sightline.transforms import images
 from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
-from sightline.transforms.images import FlipImage, ResizeImage
-from sightline.types import DataInfo, Field, SampleKey
+from sightline.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
+from sightline.types import ComponentConfig, DataInfo, Field, SampleKey
 from tests.cases import run_each
+from tests.transforms.scenes import draws_of
 
 HEIGHT, WIDTH = 96, 144
 QUADRANTS = [(20, 10), (90, 14), (24, 60), (100, 66)]
@@ -173,3 +177,217 @@ def test_a_transform_that_leaves_boxes_behind_is_refused() -> None:
     batch = BatchReader(_Boxed(), [NamedTransform("flip_image", FlipImage(probability=1.0))])([SampleKey(0, 0, 0)])
     assert batch["boxes"].tolist() == [[WIDTH - 50, 10, WIDTH - 20, 30]]
     assert batch["box_offsets"].tolist() == [0, 1]
+
+
+# --- Transforms of images: Pillow's numbers, NumPy's, hand-worked ones, and the same bits alone and in any batch ---
+
+
+ALL = {
+    "resize_image": ResizeImage(size_px=17),
+    "crop_image": CropImage(size_px=17),
+    "flip_image": FlipImage(),
+    "color_jitter": ColorJitter(),
+    "normalize_image": NormalizeImage(),
+}
+
+
+def pictures(count: int, height: int = 23, width: int = 31, *, dtype: torch.dtype = torch.uint8) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randint(0, 256, (count, height, width, 3), generator=generator, dtype=torch.uint8).to(dtype)
+
+
+@run_each("name", ALL)
+@run_each("dtype", [torch.uint8, torch.float32])
+def test_an_image_has_the_same_bits_alone_and_in_a_batch(name: str, dtype: torch.dtype) -> None:
+    given = pictures(9, dtype=dtype)
+    before = given.clone()
+    together = ALL[name](draws_of(9), image=given)["image"]
+    assert torch.equal(given, before)
+    for place in range(9):
+        alone = ALL[name](draws_of(first=place), image=given[place : place + 1])["image"]
+        assert torch.equal(together[place], alone[0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_each_is_registered_and_gives_new_tensors(name: str) -> None:
+    built: Any = transforms.build(ComponentConfig(name), facts={})
+    given = pictures(2, 224, 224)
+    assert built(draws_of(2), image=given)["image"].data_ptr() != given.data_ptr()
+
+
+@pytest.mark.parametrize("name", sorted({*ALL} - {"flip_image"}))
+def test_normalised_images_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"batches of \(height, width, 3\) are needed, found \(2, 3, 8, 8\)"):
+        ALL[name](draws_of(2), image=torch.zeros(2, 3, 8, 8))
+
+
+def test_normalised_images_are_flipped_as_others_are() -> None:
+    """A vote comes after `normalize_image`."""
+    given, normalize = pictures(3), NormalizeImage()
+    before = normalize(draws_of(3), image=FlipImage()(draws_of(3), image=given)["image"])["image"]
+    after = FlipImage()(draws_of(3), image=normalize(draws_of(3), image=given)["image"])["image"]
+    assert torch.equal(before, after)
+
+
+# --- size ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size_px", [5, 23, 31, 40, 224])
+def test_sizes_are_changed_as_pillow_does(size_px: int) -> None:
+    given = pictures(1)
+    found = ResizeImage(size_px=size_px)(draws_of(), image=given)["image"][0]
+    picture = Image.fromarray(given[0].numpy()).resize((size_px, size_px), Image.Resampling.BILINEAR)
+    assert found.dtype == torch.uint8
+    assert np.abs(found.numpy().astype(int) - np.asarray(picture)).max() <= 1  # both round after each of two passes
+    exact = ResizeImage(size_px=size_px)(draws_of(), image=given.float())["image"][0]
+    # Two passes rounded by half a level each, the first one's error averaged by the second.
+    assert (exact - found.float()).abs().max() <= 1.01
+
+
+def test_halving_averages_by_a_triangle() -> None:
+    """Weights 1 3 3 1 over pixels at -1.5, -0.5, 0.5, 1.5 from the new centre; what lies outside is left out."""
+    line = torch.tensor([0.0, 80.0, 160.0, 8.0])
+    given = line[None, :, None].expand(4, 4, 3)[None].clone()
+    found = ResizeImage(size_px=2)(draws_of(), image=given)["image"][0, 0, :, 0]
+    expected = torch.tensor([(3 * 0 + 3 * 80 + 160) / 7, (80 + 3 * 160 + 3 * 8) / 7])
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_crops_are_those_of_their_boxes() -> None:
+    given = pictures(20)
+    boxes = crop_boxes(draws_of(20), height=23, width=31, low=0.08, high=1.0)
+    found = CropImage(size_px=12)(draws_of(20), image=given)["image"]
+    for each, (top, left, height, width), part in zip(given, boxes, found, strict=True):
+        picture = Image.fromarray(each.numpy()).crop((left, top, left + width, top + height))
+        expected = np.asarray(picture.resize((12, 12), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(part.numpy() - expected).max() <= 1
+
+
+def test_boxes_keep_to_their_law() -> None:
+    """2,000 boxes in a large square: shares uniform in 0.2..0.6, logarithms of ratios uniform, places all over."""
+    boxes = np.array(crop_boxes(draws_of(2000), height=1000, width=1000, low=0.2, high=0.6))
+    top, left, height, width = boxes.T
+    assert (top >= 0).all()
+    assert (left >= 0).all()
+    assert (top + height <= 1000).all()
+    assert (left + width <= 1000).all()
+    share, log_ratio = height * width / 1e6, np.log(width / height)
+    assert share.min() > 0.199
+    assert share.max() < 0.601
+    assert np.abs(log_ratio).max() < np.log(4 / 3) + 0.005
+    # Means of 2,000 uniform numbers: four standard errors, (high - low) / sqrt(12 * 2000).
+    assert abs(share.mean() - 0.4) < 4 * 0.4 / np.sqrt(24_000)
+    assert abs(log_ratio.mean()) < 4 * 2 * np.log(4 / 3) / np.sqrt(24_000)
+    spot = top / np.maximum(1000 - height, 1)
+    assert abs(spot.mean() - 0.5) < 4 / np.sqrt(24_000)
+    assert spot.min() < 0.01
+    assert spot.max() > 0.99
+
+
+def test_where_no_box_fits_the_largest_in_the_middle_is_taken() -> None:
+    """A strip of 4 x 100: a part of at least half of it would be 16 high at the widest ratio."""
+    boxes = crop_boxes(draws_of(5), height=4, width=100, low=0.5, high=1.0)
+    assert boxes == [(0, 48, 4, 5)] * 5  # 4 * 4/3, rounded; in the middle
+
+
+def test_crop_refuses_shares_the_wrong_way_round() -> None:
+    with pytest.raises(ConfigError, match=r"crop_image: low 0\.9 is above high 0\.5"):
+        CropImage(low=0.9, high=0.5)
+
+
+# --- mirror ----------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_mirrored_left_to_right() -> None:
+    given = pictures(3)
+    found = FlipImage(probability=1.0)(draws_of(3), image=given)["image"]
+    assert np.array_equal(found.numpy(), given.numpy()[:, :, ::-1])
+    assert torch.equal(FlipImage(probability=0.0)(draws_of(3), image=given)["image"], given)
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    ramp = torch.arange(2, dtype=torch.uint8)[None, None, :, None].expand(4000, 1, 2, 3)
+    flipped = FlipImage()(draws_of(4000), image=ramp)["image"][:, 0, 0, 0].float().mean()
+    assert abs(flipped - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+# --- colours ---------------------------------------------------------------------------------------------------------
+
+
+class Fixed:
+    """Draws that are given: factors as shares of their range, and an order."""
+
+    def __init__(self, shares: list[float], order: list[int]) -> None:
+        self.shares, self.order = torch.tensor([shares]), torch.tensor([order])
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self.shares
+
+    def permutation(self, length: int) -> Tensor:
+        return self.order
+
+
+@run_each("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+@run_each("shares", [[0.0, 0.25, 1.0], [1.0, 0.9, 0.1], [0.5, 0.5, 0.5]])
+def test_colours_change_as_pillow_changes_them(order: list[int], shares: list[float]) -> None:
+    given = pictures(1)
+    found = ColorJitter()(Fixed(shares, order), image=given)["image"][0]  # type: ignore[arg-type]
+    picture = Image.fromarray(given[0].numpy())
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for which in order:
+        picture = enhancers[which](picture).enhance(0.6 + 0.8 * shares[which])
+    # Pillow rounds down after each of three steps, and the grey and its mean to whole levels; each error then grows by
+    # a factor of up to 1.4: 1.4^2 + 1.4 + 1 of 1.5 levels.
+    assert np.abs(found.numpy() - np.asarray(picture).astype(float)).max() < 1.5 * (1.96 + 1.4 + 1)
+
+
+def test_colours_worked_by_hand() -> None:
+    """Brightness by 1.4, then contrast by 0.6, then saturation by 1.4, of a red pixel beside a black one."""
+    given = torch.tensor([[200.0, 0, 0], [0, 0, 0]]).view(1, 1, 2, 3)
+    found = ColorJitter()(Fixed([1.0, 0.0, 1.0], [0, 1, 2]), image=given)["image"].view(2, 3)  # type: ignore[arg-type]
+    bright = np.array([[255.0, 0, 0], [0, 0, 0]])  # 280, clipped
+    flat = 0.6 * bright + 0.4 * 0.299 * 255 / 2
+    luma = flat @ [0.299, 0.587, 0.114]
+    expected = np.clip(1.4 * flat - 0.4 * luma[:, None], 0, 255)
+    assert np.abs(found.numpy() - expected).max() < 1e-3
+
+
+def test_nothing_changes_where_nothing_may() -> None:
+    given = pictures(4)
+    found = ColorJitter(brightness=0, contrast=0, saturation=0)(draws_of(4), image=given)["image"]
+    assert found.dtype == torch.float32
+    assert torch.equal(found, given.float())
+
+
+def test_factors_and_orders_differ_between_images() -> None:
+    given = pictures(1).expand(6, -1, -1, -1)
+    found = ColorJitter()(draws_of(6), image=given)["image"]
+    assert len({each.numpy().tobytes() for each in found}) == 6
+
+
+def test_grey_is_averaged_over_any_number_of_pixels() -> None:
+    """Sums by halves against float64, for odd and even numbers of pixels."""
+    for height, width in ((1, 1), (3, 5), (7, 8), (96, 96)):
+        grey = pictures(2, height, width, dtype=torch.float32)[..., :1]
+        expected = grey.double().sum(dim=(1, 2, 3))
+        found = images._sum_of_pixels(grey).flatten().double()
+        assert ((found - expected).abs() <= expected * 2**-24 * 15).all()  # a rounding for each halving
+
+
+# --- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_normalised_as_numpy_does_it() -> None:
+    given = pictures(2)
+    found = NormalizeImage()(draws_of(2), image=given)["image"]
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((given.numpy() / 255 - mean) / std).transpose(0, 3, 1, 2)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+    assert np.abs(found.numpy() - expected).max() < 4 * 2**-24 * 3  # three roundings of numbers up to 3
+
+
+def test_mean_and_deviation_may_be_others() -> None:
+    given = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    found = NormalizeImage(mean=(0.5, 0.0, 1.0), std=(0.5, 2.0, 1.0))(draws_of(), image=given)["image"]
+    assert found.flatten().tolist() == [1.0, 0.5, 0.0]

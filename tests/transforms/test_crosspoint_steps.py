@@ -1,4 +1,4 @@
-"""The six steps that make a view of a cloud in CrossPoint: each as its authors drew it, and the law of their draws."""
+"""Views of a cloud: CrossPoint's six steps as its authors drew them, and pairs from streams of their own."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
 from sightline.engine.batch_stream import read_batches
+from sightline.errors import ConfigError
 from sightline.transforms.point_selection import choose_points, index_after_drop
-from sightline.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate
+from sightline.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate, TwoViews
 from sightline.types import ComponentConfig, SampleKey
 from tests.transforms.scenes import Given
 from tests.transforms.test_points import Golden
@@ -168,3 +169,57 @@ def test_two_views_differ_and_so_do_epochs_seeds_and_objects() -> None:
     for one in range(len(clouds)):
         for other in range(one):
             assert not torch.equal(clouds[one], clouds[other])
+
+
+# --- Two views of a cloud: each drawn from streams of its own, the same alone and in any batch ---
+
+
+JITTER = {"name": "jitter", "std": 0.01, "clip": 0.05}
+
+
+def two_views(*each: dict) -> TwoViews:
+    return registry.transforms.build(ComponentConfig("two_views", {"each": list(each)}), facts={"up_axis": "z"})
+
+
+def draws(*indices: int) -> Draws:
+    return Draws.for_samples([SampleKey(index=index, epoch=2, seed=5) for index in indices])
+
+
+def test_views_differ_and_come_back_the_same() -> None:
+    points = torch.rand(3, 20, 3)
+    before = points.clone()
+    views = two_views({"name": "rotate", "axis": "up"}, JITTER)(draws(0, 1, 2), points=points)
+    again = two_views({"name": "rotate", "axis": "up"}, JITTER)(draws(0, 1, 2), points=points)
+    assert set(views) == {"points", "other_points"}
+    assert not torch.allclose(views["points"], views["other_points"], atol=0.1)
+    assert all(torch.equal(views[name], again[name]) for name in views)
+    assert torch.equal(points, before)
+
+
+def test_a_cloud_gets_the_same_bits_alone_and_in_a_batch() -> None:
+    points = torch.rand(3, 20, 3)
+    transform = two_views({"name": "rotate", "axis": "up"}, {"name": "scale", "low": 0.5, "high": 2.0}, JITTER)
+    together, alone = transform(draws(0, 1, 2), points=points), transform(draws(1), points=points[1:2])
+    assert all(torch.equal(together[name][1:2], alone[name]) for name in alone)
+
+
+def test_the_same_transform_twice_draws_twice() -> None:
+    points = torch.zeros(1, 50, 3)
+    once, twice = (two_views(*[JITTER] * times)(draws(0), points=points)["points"].std().item() for times in (1, 2))
+    assert twice == pytest.approx(once * 2**0.5, rel=0.2)  # not 2: the second noise is not the first
+
+
+def test_without_transforms_both_are_the_cloud() -> None:
+    points = torch.rand(2, 5, 3)
+    views = two_views()(draws(0, 1), points=points)
+    assert torch.equal(views["points"], points)
+    assert torch.equal(views["other_points"], points)
+
+
+def test_what_needs_more_than_points_is_refused() -> None:
+    class Labelled:
+        def __call__(self, draws: Draws, *, points: torch.Tensor, label: torch.Tensor) -> dict:
+            return {"points": points}
+
+    with pytest.raises(ConfigError, match=r"two_views.each: transform 0 takes label, points; only those of points"):
+        TwoViews(each=(Labelled(),))

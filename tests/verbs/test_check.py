@@ -1,4 +1,4 @@
-"""What a training left is looked at when it ends, and by `sightline check RUN`."""
+"""`sightline check` of a finished run, and `--deep`: tables, JSON, and the exit code of a wrong layer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 
 from sightline.doctor.checks import loss_progress
-from tests.command import run_here
-from tests.doctor.pairing import CONFIG
+from tests.command import run_here, succeed
+from tests.doctor.pairing import CONFIG as PAIRING
+from tests.doctor.planting import CONFIG
+
+# --- what a training left is looked at when it ends, and by `sightline check RUN` ------------------------------------
 
 
 def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a run of 14 steps were long, and every loss at chance: one warning, and the exit code stays 0."""
     config, run = tmp_path / "pairs.yaml", tmp_path / "run"
-    config.write_text(CONFIG)
+    config.write_text(PAIRING)
     for name, value in (
         ("_MIN_STEPS", 1),
         ("_MIN_CHANCE_STEPS", 1),
@@ -24,16 +27,14 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
         ("_MIN_DECREASE", 1e9),
     ):
         monkeypatch.setattr(loss_progress, name, value)
-    done = run_here("train", config, "--out", run, "--device", "cpu")
-    assert done.code == 0, done.err
+    done = succeed("train", config, "--out", run, "--device", "cpu")
     assert done.err.count("'intra_modal' ends at chance") == 1
     assert str(run / "metrics.jsonl") in done.err
     kept = json.loads((run / "findings.json").read_text())
     assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["loss-at-chance"]
     assert kept[0]["code"] == "missing-batch-keys"  # what was found before the run is still there
 
-    looked = run_here("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
-    assert looked.code == 0, looked.err
+    looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
     assert "pairs: 0 errors, 1 warning" in looked.err
     before = run_here("check", config, "--device", "cpu")
     assert "pairs: 0 errors, 0 warnings" in before.err
@@ -43,9 +44,8 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "pairs.yaml"
-    config.write_text(CONFIG)
-    done = run_here("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
-    assert done.code == 0
+    config.write_text(PAIRING)
+    done = succeed("train", config, "--out", tmp_path / "healthy", "--device", "cpu", "train.steps=3")
     assert "at chance" not in done.err
     for name, value in (
         ("_MIN_STEPS", 1),
@@ -55,6 +55,63 @@ def test_a_healthy_run_says_nothing_and_unchecked_ones_are_not_looked_at(
         ("_MIN_DECREASE", 1e9),
     ):
         monkeypatch.setattr(loss_progress, name, value)
-    done = run_here("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
-    assert done.code == 0
+    done = succeed("train", config, "--out", tmp_path / "unchecked", "--device", "cpu", "--no-check", "train.steps=3")
     assert "at chance" not in done.err
+
+
+# --- `sightline check --deep`: tables on standard output, in JSON with their notes, and an exit code for -------------
+
+
+PLUGIN = '''
+"""A classifier with a convolution of size 1 that forgets its bias."""
+from __future__ import annotations
+from typing import TypedDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from sightline import registry
+
+class Forgetful(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight)
+
+class Out(TypedDict):
+    logits: Tensor
+
+@registry.models.add("forgetful")
+class Classifier(nn.Module):
+    """One map and a maximum."""
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.map = Forgetful(in_channels, 16)
+        nn.init.ones_(self.map.bias)
+        self.head = nn.Linear(16, num_classes)
+    def forward(self, *, points: Tensor) -> Out:
+        return {"logits": self.head(self.map(points).relu().amax(dim=1))}
+'''
+
+
+def test_tables_and_json(tmp_path: Path) -> None:
+    config, told = tmp_path / "small.yaml", tmp_path / "told.json"
+    config.write_text(CONFIG)
+    done = succeed("check", config, "--deep", "--device", "cpu", "--json", told)
+    for title in ("layers", "gradients at the first step", "initial weights"):
+        assert f"{title}\n" in done.out
+    assert "cross_entropy" in done.out
+    assert "small: 0 errors, 0 warnings" in done.err
+    found = {finding["code"]: finding for finding in json.loads(told.read_text())["findings"]}
+    table = found["unverified-layers"]["evidence"]["table"]
+    assert table["columns"][-1] == "verdict"
+    assert {row[-1] for row in table["rows"]} == {"checked", "half-checked"}
+    plain = run_here("check", config, "--device", "cpu")
+    assert plain.out == ""
+
+
+def test_a_wrong_layer_of_a_plugin(tmp_path: Path) -> None:
+    config, plugin = tmp_path / "small.yaml", tmp_path / "forgetful.py"
+    config.write_text(CONFIG.replace("{name: pointnet_plain, embedding: 32, dropout: 0.0}", "{name: forgetful}"))
+    plugin.write_text(PLUGIN)
+    done = run_here("check", config, "--deep", "--device", "cpu", "--plugin", plugin)
+    assert done.code == 1
+    assert "layer-forward" in done.out + done.err or "does not compute the definition of its type" in done.err
+    assert f"{plugin}:9" in done.err
+    assert "layer map" in done.err

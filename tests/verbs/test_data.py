@@ -1,16 +1,22 @@
-"""What `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer."""
+"""`data prepare` and `data info`: counts by name, no hashes; tables as wide as the terminal."""
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import resource
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+import pytest
 
 from sightline.verbs.data import list_options, list_preparable
-from tests.command import run_here
+from sightline.verbs.output import print_note, show_evaluation, show_table
+from tests.command import run_here, succeed
+
+# --- what `data prepare` and `data info` print: counts by name, no hashes, nothing that has no answer ----------------
 
 
 def scans(folder: Path) -> Path:
@@ -25,10 +31,8 @@ def scans(folder: Path) -> Path:
 def test_a_prepared_folder_is_told_in_few_lines(tmp_path: Path) -> None:
     to, document = tmp_path / "set", tmp_path / "prepared.json"
     words = ("up_axis=z", "num_points=32", "--json", document)
-    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, *words)
-    assert made.code == 0, made.err
-    known = run_here("data", "info", to)
-    assert known.code == 0, known.err
+    made = succeed("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, *words)
+    known = succeed("data", "info", to)
     assert made.out.startswith("outcome: prepared\n")
     for text in (made.out, known.out):
         assert len(text.splitlines()) < 40
@@ -44,8 +48,7 @@ def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> Non
     sources, to = scans(tmp_path / "scans"), tmp_path / "set"
     (sources / "box").rename(sources / "\u202ebox")
     (sources / "rod").rename(sources / "rod\n\x1b[31m")
-    made = run_here("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
-    assert made.code == 0, made.err
+    made = succeed("data", "prepare", "cloud_folder", "--from", sources, "--to", to, "up_axis=z", "num_points=32")
     for text in (made.out, made.err, run_here("data", "info", to).out):
         assert all(line.isprintable() for line in text.splitlines())
     assert re.search(r"train: rod\\n\\x1b\[31m \d, \\u202ebox \d", made.out)
@@ -53,8 +56,7 @@ def test_names_of_classes_are_no_commands_to_the_terminal(tmp_path: Path) -> Non
 
 def test_a_prepared_folder_is_verified_file_by_file(tmp_path: Path) -> None:
     to = tmp_path / "set"
-    made = run_here("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
-    assert made.code == 0, made.err
+    succeed("data", "prepare", "cloud_folder", "--from", scans(tmp_path / "scans"), "--to", to, "up_axis=z")
     done = run_here("data", "verify", to, "--json", tmp_path / "verified.json")
     assert (done.code, done.err) == (0, "")
     num_files = len(list(to.iterdir())) - 1  # the manifest answers for the others
@@ -83,7 +85,7 @@ def test_a_limit_on_the_size_of_a_file_is_one_line_and_the_same_command_goes_on(
     line = err.splitlines()[-1]
     assert line.startswith(f"error: {tmp_path / 'set.partial'}: cannot write: File too large; raise the limit")
     assert "Traceback" not in err
-    assert run_here(*words).code == 0
+    succeed(*words)
 
 
 def test_the_help_of_prepare_lists_the_options_of_the_set() -> None:
@@ -108,3 +110,97 @@ def test_every_set_that_is_prepared_has_printable_options() -> None:
         title, rows = list_options((name,))
         assert name in title
         assert all(len(row) == 2 for row in rows)
+
+
+def test_lines_of_progress_do_not_repeat_what_is_read(tmp_path: Path) -> None:
+    done = run_here(
+        "data", "prepare", "cloud_folder", "--from", scans(tmp_path / "in"), "--to", tmp_path / "set", "up_axis=z"
+    )
+    lines = [line for line in done.err.splitlines() if re.match(r"cloud_folder: \d+ of 10", line)]
+    assert len(lines) == 10
+    titles = [title for line in lines if (title := line.partition(" of 10")[2])]
+    assert titles == list(dict.fromkeys(titles))
+    assert len(titles) < len(lines)
+
+
+# --- tables as a terminal of some width shows them -------------------------------------------------------------------
+
+
+COLUMNS = ("module", "class", "outputs", "parameters")
+ROWS = [["encode", "LinearNormMax", "3x1024", "131,584"], ["  a_long_name.of.a.layer.deep.inside", "Linear", "", ""]]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(width: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    show_table("net", COLUMNS, ROWS, unbroken="module", droppable=("class", "outputs"))
+    return re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+
+
+def test_a_wide_terminal_shows_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = shown(120, monkeypatch)
+    assert lines[0] == "net"
+    assert all(name in lines[2] for name in COLUMNS)
+
+
+@pytest.mark.parametrize(("width", "dropped"), [(64, ("class",)), (53, ("class", "outputs"))])
+def test_a_narrow_terminal_drops_the_first_columns_and_breaks_no_name(
+    width: int, dropped: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longest name has 36 characters, so module and parameters need 39 + 13 + 1 = 53, outputs 10 more."""
+    text = "\n".join(lines := shown(width, monkeypatch))
+    assert f"(the terminal is too narrow for: {', '.join(dropped)})" in " ".join(text.split())
+    assert [name for name in COLUMNS if not any(name in line for line in lines if line.startswith("┃"))] == [*dropped]
+    assert "a_long_name.of.a.layer.deep.inside" in text
+    assert "131,584" in text
+
+
+def test_yardsticks_of_a_data_set_stand_below_the_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    class Room:
+        yardsticks: ClassVar = {"miou": {"the majority class": 0.02, "a forest": 0.417}}
+
+    document = {
+        "selection": "validation-selected",
+        "per_class": {},
+        "data": {"num_samples": 1},
+        "metrics": {"miou": 0.5},
+    }
+    show_evaluation(document, title="a run", dataset=Room())
+    assert "to compare miou with: 0.020 for the majority class, 0.417 for a forest" in capsys.readouterr().err
+
+
+def test_names_of_files_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as markup and emoji, nor in more than one line, nor as commands to the terminal."""
+    show_table("files", ("file",), [["[bold]a.npy"], [":smile:.npy"], ["[/red].npy"], ["a\nb\x1b[31m\udcff.npy"]])
+    told = capsys.readouterr().out
+    told.encode()
+    for name in ("[bold]a.npy", ":smile:.npy", "[/red].npy", r"a\nb\x1b[31m\udcff.npy"):
+        assert f" {name} " in told
+
+
+def test_cells_of_tables_are_no_commands_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = {"a\nb\x1b[31m": 0.25, "\u202eevil": 0.5}
+    document = {
+        "selection": "last",
+        "per_class": {},
+        "hard_classes": {"figure": "accuracy", "classes": classes},
+        "data": {"num_samples": 1},
+        "metrics": {"accuracy": 0.5},
+    }
+    show_evaluation(document, title="a run")
+    print_note("line 1\nline 2 \x1b[31m")
+    printed = capsys.readouterr().err.splitlines()
+    assert r"hardest classes by accuracy: a\nb\x1b[31m (0.25), \u202eevil (0.5)" in printed
+    assert printed[-2:] == ["line 1", r"line 2 \x1b[31m"]
+
+
+def test_a_note_is_escaped_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_note("two\nlines\x1b[31m")
+    assert capsys.readouterr().err == "two\nlines\\x1b[31m\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import run_here
+from tests.command import run_here, succeed
 
 CONFIG = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"
 SMALL = ("model.embedding=8", "--steps", "12", "--samples", "2")
@@ -15,8 +15,7 @@ SMALL = ("model.embedding=8", "--steps", "12", "--samples", "2")
 
 def test_a_fit_is_told_written_and_drawn_and_the_same_again(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second.json"
-    code, out, err = run_here("fit-one", CONFIG, *SMALL, "--out", first)
-    assert code == 0, err
+    _, out, err = succeed("fit-one", CONFIG, *SMALL, "--out", first)
     assert "recipe (sgd)" in out
     assert "_healthy: fitted" in err
     document = json.loads((first / "fit_one.json").read_text())
@@ -24,7 +23,7 @@ def test_a_fit_is_told_written_and_drawn_and_the_same_again(tmp_path: Path) -> N
     assert document["cause"] is None
     assert {each["precision"] for each in document["combinations"]} == {"float32", "float64"}
     assert (first / "fit_one.svg").read_text().startswith("<svg")
-    assert run_here("fit-one", CONFIG, *SMALL, "--json", second).code == 0
+    succeed("fit-one", CONFIG, *SMALL, "--json", second)
     assert json.loads(second.read_text()) == document
 
 
@@ -50,16 +49,14 @@ def test_the_trace_and_what_is_expected(tmp_path: Path) -> None:
 
 def test_the_ladder(tmp_path: Path) -> None:
     words = ("model.embedding=8", "--steps", "30", "--grow", "1,4", "--json", tmp_path / "made.json")
-    code, out, _ = run_here("fit-one", CONFIG, *words)
-    assert code == 0
+    out = succeed("fit-one", CONFIG, *words).out
     assert "at most 0.1 of the way" in out
     assert [rung["is_passed"] for rung in json.loads((tmp_path / "made.json").read_text())["grow"]] == [True, True]
 
 
 def test_variants(tmp_path: Path) -> None:
     varied = ("--vary", "model.embedding=4,8", "--out", tmp_path)
-    code, out, err = run_here("fit-one", CONFIG, "--steps", "12", "--samples", "2", *varied)
-    assert code == 0, err
+    out = succeed("fit-one", CONFIG, "--steps", "12", "--samples", "2", *varied).out
     assert "model.embedding=4" in out
     document = json.loads((tmp_path / "fit_one.json").read_text())
     assert [each["overrides"] for each in document["vary"]] == [["model.embedding=4"], ["model.embedding=8"]]
@@ -88,10 +85,9 @@ def test_variants_of_a_run_that_was_made_with_a_plugin(tmp_path: Path) -> None:
     plugin, made = tmp_path / "plugin.py", tmp_path / "run"
     plugin.write_text(PLUGIN)
     words = ("model={name: of_a_plugin, width: 64}", "train.epochs=1", "--device", "cpu", "--plugin", plugin)
-    assert run_here("train", CONFIG, *words, "--out", made).code == 0
+    succeed("train", CONFIG, *words, "--out", made)
     varied = ("--samples", "2", "--steps", "20", "--vary", "model.width=48,64", "--device", "cpu")
-    code, out, err = run_here("fit-one", made, *varied, "--plugin", plugin)
-    assert code == 0, err
+    _, out, err = succeed("fit-one", made, *varied, "--plugin", plugin)
     assert "model.width=48" in out
     assert "warning" not in err
     assert run_here("fit-one", made, *varied).code == 2
@@ -113,8 +109,7 @@ def test_every_variant_is_held_to_what_is_expected(tmp_path: Path) -> None:
 
 
 def test_the_ladder_says_that_it_looks_at_no_expectations() -> None:
-    code, _, err = run_here("fit-one", CONFIG, "model.embedding=8", "--steps", "30", "--grow", "1", EXPECTED)
-    assert code == 0
+    err = succeed("fit-one", CONFIG, "model.embedding=8", "--steps", "30", "--grow", "1", EXPECTED).err
     assert "expect: --grow does not check its 2 entries" in err
 
 

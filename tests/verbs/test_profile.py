@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import run_here, succeed
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
 TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
@@ -18,8 +18,7 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("COLUMNS", "200")
     out, copied = tmp_path / "p", tmp_path / "copy.json"
     words = ["loader.workers=0", "--steps", "2", "--rounds", "1", "--try", "workers=1,bf16", "--top", "3"]
-    code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--out", out, "--json", copied)
-    assert code == 0, err
+    printed = succeed("profile", CONFIG, *TINY, *words, "--out", out, "--json", copied).out
     assert sorted(path.name for path in out.iterdir()) == ["profile.json", "trace.json.gz"]
     assert copied.read_bytes() == (out / "profile.json").read_bytes()
     document = json.loads(copied.read_text())
@@ -60,8 +59,7 @@ def test_a_mistake_gets_one_line(words: list[object], expected: str) -> None:
 def test_samples_per_second_are_of_each_settings_own_batch(tmp_path: Path) -> None:
     kept = tmp_path / "kept.json"
     words = ["loader.workers=0", "train.epochs=4", "--steps", "1", "--rounds", "1", "--json", kept]
-    code, printed, err = run_here("profile", CONFIG, *TINY, *words, "--try", "train.batch_size=16")
-    assert code == 0, err
+    printed = succeed("profile", CONFIG, *TINY, *words, "--try", "train.batch_size=16").out
     first, other = json.loads(kept.read_text())["tried"]
     assert (first["batch_size"], other["batch_size"]) == (8, 16)
     assert f"{16 / other['step_s']:.1f}" in printed

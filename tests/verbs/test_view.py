@@ -16,25 +16,25 @@ from sightline.data.files.ply import read_ply, write_ply
 from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
 from sightline.types import SampleKey
-from tests.command import Outcome, run_here
-from tests.runs.segments import SCENES, make_parts, make_scenes
+from tests.command import Outcome, run_here, succeed
+from tests.runs.segments import SCENES
+from tests.trained import copy_run
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_parts(tmp_path_factory.mktemp("view"))
+    return copy_run("parts", tmp_path_factory.mktemp("parts"))
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_scenes(tmp_path_factory.mktemp("view"))
+    return copy_run("scenes", tmp_path_factory.mktemp("scenes"))
 
 
 def view(source: Path, out: Path, *words: object) -> tuple[dict[str, Any], Outcome]:
     """View a config or run that lies beside its plugin."""
     given = ("--plugin", source.parent / "plugin.py", "--device", "cpu", "--json", out / "out.json")
-    done = run_here("view", source, "--out", out, *given, *words)
-    assert done.code == 0, done.err
+    done = succeed("view", source, "--out", out, *given, *words)
     return json.loads((out / "out.json").read_text()), done
 
 
@@ -91,8 +91,7 @@ def test_the_answers_of_a_run_are_those_that_evaluate_keeps(parts: Path, scenes:
     for run, num_samples in ((parts, 24), (scenes, 5)):
         out = tmp_path / run.name
         given = ("--plugin", run.parent / "plugin.py", "--device", "cpu")
-        done = run_here("evaluate", run, *given, "--save-predictions", "--out", out / "kept")
-        assert done.code == 0, done.err
+        succeed("evaluate", run, *given, "--save-predictions", "--out", out / "kept")
         document, _ = view(run, out / "view", "--num", "5")
         assert document["split"] == "test"
         manifest = {e["index"]: e for e in json.loads((out / "kept" / "manifest.json").read_text())["samples"]}
@@ -127,17 +126,8 @@ def test_scenes_show_their_colours_and_may_hide_a_class(scenes: Path, tmp_path: 
 
 
 def test_a_classifying_run_tells_the_class(parts: Path, tmp_path: Path) -> None:
-    config = tmp_path / "classes.yaml"
-    config.write_text(
-        "data: {name: synthetic_shapes, num_points: 32, train_size: 24, test_size: 12}\n"
-        "model: {name: pointnet_plain}\nlosses: [{name: cross_entropy}]\nmetrics: [{name: accuracy}]\n"
-        "optimizer: {name: adam, lr: 1e-3}\ntrain: {epochs: 1, batch_size: 8}\n"
-        "evaluate: {metric: overall_accuracy, select: test}\nlog: {tensorboard: false}\n"
-    )
-    done = run_here("train", config, "--no-check", "--device", "cpu", "--out", tmp_path / "run")
-    assert done.code == 0, done.err
-    done = run_here("view", tmp_path / "run", "--out", tmp_path / "seen", "--num", "12", "--json", tmp_path / "o.json")
-    assert done.code == 0, done.err
+    run = copy_run("classify", tmp_path)
+    succeed("view", run, "--out", tmp_path / "seen", "--num", "24", "--json", tmp_path / "o.json")
     samples = json.loads((tmp_path / "o.json").read_text())["samples"]
     right = [sample["prediction"]["is_right"] for sample in samples]
     final = json.loads((tmp_path / "run" / "final.json").read_text())
@@ -156,8 +146,7 @@ def test_files_and_folders_of_clouds(tmp_path: Path) -> None:
     assert code == 2
     assert "b.npy: has 4 columns, 3 are named" in err
     words = (tmp_path / "a.ply", tmp_path / "more" / "a.ply", "--json", tmp_path / "out.json")
-    code, _, err = run_here("view", *words, "--out", tmp_path / "out")
-    assert code == 0, err
+    err = succeed("view", *words, "--out", tmp_path / "out").err
     document = json.loads((tmp_path / "out.json").read_text())
     names = [str(tmp_path / "a.ply"), str(tmp_path / "more" / "a.ply")]  # one name twice: the whole paths
     assert [sample["name"] for sample in document["samples"]] == names
@@ -217,8 +206,7 @@ def test_a_held_out_sample_is_not_shown_as_training(parts: Path, tmp_path: Path)
     code, _, err = run_here("view", parts.with_name("parts.yaml"), *words)
     assert code == 2
     assert f"; {index} belongs to the validation part" in err
-    code, _, err = run_here("view", parts.with_name("parts.yaml"), *words, "--split", "validation")
-    assert code == 0, err
+    err = succeed("view", parts.with_name("parts.yaml"), *words, "--split", "validation").err
 
 
 def test_samples_of_one_name_are_told_apart(parts: Path, tmp_path: Path) -> None:
@@ -229,8 +217,7 @@ def test_samples_of_one_name_are_told_apart(parts: Path, tmp_path: Path) -> None
     config = tmp_path / "scenes.yaml"
     config.write_text(SCENES)
     words = ("--plugin", plugin, "--split", "test", "--samples", "0,2,2", "--json", tmp_path / "out.json")
-    done = run_here("view", config, *words, "--out", tmp_path / "out")
-    assert done.code == 0, done.err
+    succeed("view", config, *words, "--out", tmp_path / "out")
     document = json.loads((tmp_path / "out.json").read_text())
     assert [sample["name"] for sample in document["samples"]] == ["test/room (0)", "test/room (2)"]
     assert {"test_room_0.png", "test_room_2.png"} <= set(document["files"])
@@ -270,8 +257,7 @@ def pose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pose")
     config = folder / "pose.yaml"
     config.write_text(POSE.format(base=SMALL))
-    done = run_here("train", config, "--no-check", "--device", "cpu", "--out", folder / "run")
-    assert done.code == 0, done.err
+    succeed("train", config, "--no-check", "--device", "cpu", "--out", folder / "run")
     return folder / "run"
 
 
@@ -279,8 +265,7 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
     """The shipped config itself, with few frames."""
     few = ("data.train_size=4", "data.test_size=2", "evaluate.select=test")
     words = ("--num", "1", "--epoch", "1", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
-    done = run_here("view", SMALL, *few, *words)
-    assert done.code == 0, done.err
+    done = succeed("view", SMALL, *few, *words)
     (sample,) = json.loads((tmp_path / "out.json").read_text())["samples"]
     steps = ["1: place_cube", "2: voxelize", "3: draw_heatmaps"]
     stages = ["raw", *(f"train {step}" for step in steps), *(f"evaluate {step}" for step in steps)]
@@ -298,8 +283,7 @@ def test_a_config_of_hands_shows_them_from_the_image_to_the_target(tmp_path: Pat
 
 def test_the_joints_of_a_run_are_off_by_what_evaluation_says(pose: Path, tmp_path: Path) -> None:
     words = ("--num", "2", "--device", "cpu", "--json", tmp_path / "out.json", "--out", tmp_path / "out")
-    done = run_here("view", pose, *words, "--hide", "predicted joints")
-    assert done.code == 0, done.err
+    succeed("view", pose, *words, "--hide", "predicted joints")
     samples = json.loads((tmp_path / "out.json").read_text())["samples"]
     final = json.loads((pose / "final.json").read_text())
     found = [sample["prediction"]["mean_error_mm"] for sample in samples]

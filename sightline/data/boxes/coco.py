@@ -37,7 +37,7 @@ from sightline.data.boxes.image_listing import (
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
 from sightline.data.files.input_files import parse_json_content, read_file
-from sightline.data.store.prepared_set import prepare_command, summarise_folder
+from sightline.data.store.prepared_set import make_card, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import DataInfo
@@ -407,15 +407,4 @@ class Coco(LabelledImages):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "instances_json": "one JSON file with images, annotations and categories, beside its images",
-                "instances_jsons": "annotations/instances_train2017.json and instances_val2017.json, with the folders "
-                "train2017 and val2017 (in images/ or not), or train/, valid/ and test/ with a JSON file in each",
-            },
-            "home": "https://cocodataset.org",
-            "terms": "annotations CC BY 4.0, images under Flickr's terms; nothing is downloaded for you",
-            "cite": "Lin et al. 2014, Microsoft COCO: Common Objects in Context",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card("coco", {}, set_name=cls.set_name)

@@ -27,7 +27,7 @@ from sightline.data.boxes.image_listing import (
 from sightline.data.boxes.labelled_images import BoxColumns, LabelledImages, SplitRule
 from sightline.data.boxes.layout_reading import read_lines
 from sightline.data.boxes.records import BOX_FIELDS, box_facts
-from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_set import PreparedSet, make_card
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import DataInfo
@@ -126,17 +126,7 @@ class CrowdHuman(LabelledImages):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "classes": "person",
-            "layouts": {
-                "odgt": "annotation_train.odgt and annotation_val.odgt, and images ID.jpg in any folders beside them"
-            },
-            "home": "https://www.crowdhuman.org",
-            "terms": "for non-commercial research; nothing is downloaded for you",
-            "cite": "Shao et al. 2018, CrowdHuman: A Benchmark for Detecting Human in a Crowd",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card("crowdhuman", {}, set_name=cls.set_name)
 
 
 def _ignored_column(box: BoxType) -> str:

@@ -31,7 +31,7 @@ from sightline.data.boxes.labelled_images import LabelledImages
 from sightline.data.files.image_files import IMAGE_SUFFIXES
 from sightline.data.files.input_files import parsed_yaml, read_file
 from sightline.data.files.text_tables import parse_count
-from sightline.data.store.prepared_set import summarise_folder
+from sightline.data.store.prepared_set import make_card, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.errors import DataError
 
@@ -316,13 +316,4 @@ class YoloTxt(LabelledImages):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "yolo_txt": "images/NAME.jpg with labels/NAME.txt, or FILE.txt beside FILE.jpg, in folders called "
-                "train, val and test or not; a row is class, centre x, centre y, width, height, in shares of the image",
-            },
-            "classes": "names in a YAML file, classes.txt, obj.names or names.txt, or stated: 'names=[person, rider]'",
-            "obtain": "your own files; docs/reference/data_boxes.md says how",
-            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR",
-        }
+        return make_card("yolo_txt", {}, set_name=cls.set_name)

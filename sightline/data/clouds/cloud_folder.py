@@ -28,7 +28,7 @@ from sightline.data.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.prepared_set import PreparedSet, make_card
 from sightline.data.store.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -203,17 +203,7 @@ class CloudFolder(LabelledClouds):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "folders": "CLASS/FILE: parts are dealt by a seeded hash of the names, stratified by class",
-                "split_folders": "train/CLASS/FILE and test/CLASS/FILE, validation too if you like",
-                "csv": "a CSV file with the columns path,label or path,label,split; paths relative to its folder",
-            },
-            "files": ", ".join(CLOUD_SUFFIXES),
-            "obtain": "your own files; docs/start/own_data.md leads through it",
-            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z",
-        }
+        return make_card("cloud_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
 
 @dataclass(frozen=True)
@@ -326,7 +316,14 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         for split in prepared.splits
         for name, points in zip(prepared.names(split), prepared.array(split, "points"), strict=True)
     }
-    sizes: dict[str, Any] = {"fewest_points": min(len(np.unique(points, axis=0)) for points in clouds.values())}
+    distinct = np.array([len(np.unique(points, axis=0)) for points in clouds.values()])
+    sizes: dict[str, Any] = {"fewest_points": int(distinct.min())}
+    num_points = prepared.manifest["preparation"]["num_points"]
+    if num_repeated := int((distinct < num_points).sum()):
+        notes.append(
+            f"{num_repeated} of {len(clouds)} clouds have fewer different points than num_points={num_points}, the "
+            f"smallest {distinct.min()}: points are repeated; num_points={distinct.min()} repeats none"
+        )
     if prepared.manifest["normalisation"] == "none":
         radii = [cloud_radius(points) for points in clouds.values()]
         sizes["radii"] = [min(radii), max(radii)]

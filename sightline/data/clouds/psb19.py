@@ -12,7 +12,7 @@ from sightline import registry
 from sightline.data.clouds.labelled_clouds import LabelledClouds
 from sightline.data.files.array_files import npz_array
 from sightline.data.loading.batch_reader import stratified_split
-from sightline.data.store.prepared_set import PreparedSet, prepare_command
+from sightline.data.store.prepared_set import PreparedSet, make_card
 from sightline.data.store.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -73,15 +73,7 @@ class Psb19(LabelledClouds):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "split": _SPLIT,
-            "layouts": {"npz": f"psb19_2048.npz with {', '.join(_KEYS)}: float16 clouds [380, 2048, 3] and normals"},
-            "home": "https://segeval.cs.princeton.edu",
-            "terms": "academic use",
-            "cite": "Chen, Golovinskiy and Funkhouser 2009, A Benchmark for 3D Mesh Segmentation",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card("psb19", {}, set_name=cls.set_name)
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:

@@ -33,6 +33,11 @@ class DepthCamera:
         return np.array([self.fx, self.fy, self.u0, self.v0])
 
     @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the image."""
+        return self.width_px, self.height_px
+
+    @property
     def y_points(self) -> str:
         return "up" if self.fy < 0 else "down"
 
@@ -170,7 +175,7 @@ def frames_info(
     return DataInfo(
         facts={
             **skeleton.facts,
-            "image_size_px": (camera.width_px, camera.height_px),
+            "image_size_px": camera.size_px,
             "camera_px": (camera.fx, camera.fy, camera.u0, camera.v0),
             **({} if reference is None else {"reference_source": reference}),
         },

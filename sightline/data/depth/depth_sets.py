@@ -1,6 +1,6 @@
-"""Base of the prepared data sets of depth images with joints.
+"""Bases of the prepared data sets of depth images with joints.
 
-Preparation of depth data sets: columns, checks and manifest entries.
+A set is a row, `DepthSpec`, and the function that lists the frames of its source folder; `DepthSet` does the rest.
 
 Frame lists of depth sets with one image file per frame: PNG, or raw float32 as others converted them.
 """
@@ -11,10 +11,10 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,8 +26,8 @@ from sightline.data.files.depth_files import SizePx, read_colour_png, read_depth
 from sightline.data.files.input_files import file_size
 from sightline.data.files.text_tables import BLOCK_LINES
 from sightline.data.loading.batch_reader import stratified_split
-from sightline.data.store.columns import DEPTH_TYPES, ColumnSpec, pack_depth, unpack_depth
-from sightline.data.store.prepared_set import MANIFEST, PreparedSet, open_prepared, summarise_folder, verify
+from sightline.data.store.columns import DEPTH_TYPES, ColumnSpec, pack_depth, prepared_root, unpack_depth
+from sightline.data.store.prepared_set import PreparedSet, SetSpec, make_card, open_prepared, verify
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import DataInfo
@@ -168,8 +168,6 @@ def choose_frames(
     share: float,
     seed: int,
     left_out: np.ndarray | None = None,
-    words: Mapping[str, str] | None = None,
-    if_counts_differ: str = "",
 ) -> tuple[StoredFrames, FrameSplit]:
     """Choose the frames of a split; whole groups of training frames (`share` of them) are held out for validation.
 
@@ -201,12 +199,11 @@ def choose_frames(
         frame_indices=indices[split],
         num_ordered=int(chosen.starts()[-1]),
         sizes=sizes,
-        words=words or {},
-        if_counts_differ=if_counts_differ,
     )
 
 
 _MAX_COORDINATE_MM = 1e6
+MISSING = "are listed and their images are missing; they do not train"
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,88 +225,121 @@ class SourceFrame:
     region_px: Sequence[int] | None = None
 
 
-@dataclass(frozen=True)
-class DepthShard:
-    """Frames that are read together. `estimated_bytes` estimates the size of their stored images.
+@dataclass(frozen=True, kw_only=True)
+class DepthSpec(SetSpec):
+    """Row of a depth set.
 
-    If `needs_all` is true, a missing image is an error: every frame of a test split counts.
+    `published` is the number of frames of the release by stored split; `orientation` and `split_note` are stated in the
+    manifest. `mm_per_unit` is the unit of stored depths in mm, `invalid_note` completes the note on invalid frames.
     """
 
-    split: str
-    title: str
-    num_frames: int
-    files: tuple[Path, ...]
-    frames: Callable[[], Iterator[SourceFrame]]
-    estimated_bytes: int
-    needs_all: bool = False
-
-
-@dataclass(frozen=True)
-class DepthPlan:
-    """Preparation plan of a depth set.
-
-    `depth_type` is the dtype of the stored depths, `mm_per_unit` their unit in mm. `invalid_note` completes the note on
-    invalid frames. `published` is the number of frames of the release by stored split. `about` is copied into the
-    manifest; `differences` are notes made before any frame is read, and `differences_of` adds notes on the stored
-    arrays.
-    """
-
-    set_name: str
-    layout: str
-    source: Path
+    camera: DepthCamera
     skeleton: Skeleton
-    parts: tuple[DepthShard, ...]
-    depth_type: str
+    published: Mapping[str, int]
+    orientation: str
+    split_note: str
     mm_per_unit: float = 1.0
-    invalid_note: str = ""
+    invalid_note: str = MISSING
     has_regions: bool = False
-    published: Mapping[str, int] = field(default_factory=dict)
-    about: Mapping[str, Any] = field(default_factory=dict)
-    options: Mapping[str, Any] = field(default_factory=dict)
-    differences: Sequence[str] = ()
-    differences_of: Callable[[PreparedSet], Sequence[str]] = lambda prepared: ()
 
 
-def prepare_frames(plan: DepthPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
-    """Prepare a depth set at `target`, as `write_prepared_set` does, and return the manifest."""
-    assert plan.depth_type in DEPTH_TYPES, f"depths are stored as {plan.depth_type}"
-    about = {
-        "unit": "mm",
-        "depth_type": plan.depth_type,
-        "mm_per_unit": plan.mm_per_unit,
-        "joint_names": list(plan.skeleton.joint_names),
-        **plan.about,
-    }
-    native = PreparationPlan(
-        set_name=plan.set_name,
-        layout=plan.layout,
-        source=plan.source,
-        columns=_columns(len(plan.skeleton), has_regions=plan.has_regions),
-        shards=tuple(_to_shard(part, plan) for part in plan.parts),
-        manifest_extra=about,
-        summarise=partial(_summary, plan=plan),
-        options=plan.options,
-    )
-    return write_prepared_set(native, target, progress=progress)
+class DepthSource(NamedTuple):
+    """Shards of a source folder, and the dtype in which their depths are stored.
 
-
-def find_source_folder(source: Path, *, marks: Sequence[str], inner: Sequence[str], what: str) -> Path:
-    """Find the folder with one of the files `marks`: `source` itself or one of its folders `inner`; resolved.
-
-    Raises DataError that names the files it looked for.
+    `expected` are the splits whose sizes are compared with the release; all if None. `notes` go into the manifest.
     """
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of {what}")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of {what}")
-    for folder in (root, *(root / name for name in inner)):
-        if any((folder / mark).exists() for mark in marks):
-            return folder
-    raise DataError(f"{root}: holds {summarise_folder(root)}, which is not {what}; looked for {', '.join(marks)}")
+
+    layout: str
+    depth_type: str
+    shards: Sequence[Shard[SourceFrame]]
+    expected: Sequence[str] | None = None
+    notes: Sequence[str] = ()
 
 
-def count_notes(prepared: PreparedSet, published: Mapping[str, int]) -> list[str]:
+class DepthSet(PreparedFrames):
+    """Base of depth sets that are a row, `spec`, and a function `read_source` that lists the shards of a folder."""
+
+    set_name: ClassVar[str]
+    spec: ClassVar[DepthSpec]
+
+    def __init_subclass__(cls) -> None:
+        if "spec" in vars(cls):
+            cls.set_name, cls.readable_sets = cls.spec.name, (cls.spec.name,)
+            cls.camera, cls.skeleton = cls.spec.camera, cls.spec.skeleton
+
+    @classmethod
+    def open_root(cls, root: str | None) -> PreparedSet:
+        """Open the prepared folder of this set."""
+        return open_prepared(prepared_root(root, cls.set_name), set_names=cls.readable_sets)
+
+    @classmethod
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the shards of the source at `root`. Raises DataError for labels that cannot be used."""
+        raise NotImplementedError(f"{cls.__name__} must define read_source")
+
+    @classmethod
+    def list_differences(cls, prepared: PreparedSet) -> Sequence[str]:
+        """Return notes on the stored arrays for the manifest."""
+        return ()
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the frames in native form; return the manifest with `root` and `outcome`.
+
+        Raises DataError with file, and line or byte, for labels and images that cannot be used. A killed run is
+        continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        spec, root = cls.spec, cls.spec.find(source)
+        content = cls.read_source(root)
+        assert content.depth_type in DEPTH_TYPES, f"depths are stored as {content.depth_type}"
+        plan = PreparationPlan(
+            set_name=name,
+            layout=content.layout,
+            source=root,
+            columns=_columns(len(spec.skeleton), has_regions=spec.has_regions),
+            shards=tuple(shard.map_rows(partial(_make_row, spec, content.depth_type)) for shard in content.shards),
+            manifest_extra={
+                "unit": "mm",
+                "depth_type": content.depth_type,
+                "mm_per_unit": spec.mm_per_unit,
+                "joint_names": list(spec.skeleton.joint_names),
+                "orientation": spec.orientation,
+                "split": spec.split_note,
+            },
+            summarise=partial(cls._summarise, content=content),
+        )
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card(cls.spec.name, cls.card_entries(), set_name=cls.set_name)
+
+    @classmethod
+    def card_entries(cls) -> dict[str, Any]:
+        """Entries of the card that are computed."""
+        return {"frames": dict(cls.spec.published), "joints": ", ".join(cls.skeleton.joint_names)}
+
+    @classmethod
+    def _summarise(cls, prepared: PreparedSet, *, content: DepthSource) -> dict[str, Any]:
+        """Manifest entries computed from the written arrays."""
+        expected = {split: cls.spec.published[split] for split in content.expected or cls.spec.published}
+        splits, notes = {}, [*content.notes, *_note_counts(prepared, expected), *cls.list_differences(prepared)]
+        for split in prepared.splits:
+            is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
+            splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
+            notes += _note_rows(prepared, split, ~is_valid, cls.spec.invalid_note)
+            notes += _note_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
+        return {
+            "splits": splits,
+            "label_sha256": _hash_labels(prepared),
+            "joint_depths_mm": _measure_joint_depths(prepared),
+            "differences": notes,
+        }
+
+
+def _note_counts(prepared: PreparedSet, published: Mapping[str, int]) -> list[str]:
     """Return a note for every split whose number of frames differs from the release."""
     counts = {split: prepared.manifest["splits"].get(split, {}).get("num_rows", 0) for split in published}
     return [
@@ -342,51 +372,23 @@ def check_joint_range(joints: np.ndarray, where: str) -> None:
         )
 
 
-def _to_shard(part: DepthShard, plan: DepthPlan) -> Shard:
-    rows = partial(_iterate_rows, part, plan)
-    return Shard(part.split, part.title, part.num_frames, part.files, rows, part.estimated_bytes)
-
-
-def _iterate_rows(part: DepthShard, plan: DepthPlan) -> Iterator[SampleRow]:
-    return map(partial(_make_row, part, plan), part.frames())
-
-
-def _make_row(part: DepthShard, plan: DepthPlan, frame: SourceFrame) -> SampleRow:
-    num_joints = len(plan.skeleton)
-    if frame.depth is None and part.needs_all:
-        raise DataError(f"{frame.where}: the image of {frame.name} is missing, and every test frame counts; get it")
-    depth = np.zeros((1, 1), dtype=plan.depth_type) if frame.depth is None else frame.depth
-    assert np.can_cast(depth.dtype, plan.depth_type), f"{frame.where}: {depth.dtype} depths in {plan.depth_type}"
+def _make_row(spec: DepthSpec, depth_type: str, frame: SourceFrame) -> SampleRow:
+    num_joints = len(spec.skeleton)
+    depth = np.zeros((1, 1), dtype=depth_type) if frame.depth is None else frame.depth
+    assert np.can_cast(depth.dtype, depth_type), f"{frame.where}: {depth.dtype} depths in {depth_type}"
     joints = np.zeros((num_joints, 3)) if frame.joints is None else frame.joints
     check_joint_range(joints, f"{frame.where}: the joints of {frame.name}")
-    visible = np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible
     values = {
-        "depth": pack_depth(depth.astype(plan.depth_type, copy=False)),
+        "depth": pack_depth(depth.astype(depth_type, copy=False)),
         "joints": joints,
-        "visible": visible,
+        "visible": np.full(num_joints, frame.joints is not None) if frame.visible is None else frame.visible,
         "num_measured": np.count_nonzero(depth),
         "group": frame.group,
         "is_valid": frame.is_valid and frame.depth is not None,
     }
-    if plan.has_regions:
+    if spec.has_regions:
         values["region_px"] = np.zeros(4) if frame.region_px is None else np.asarray(frame.region_px)
     return SampleRow(frame.name, frame.where, values)
-
-
-def _summary(prepared: PreparedSet, *, plan: DepthPlan) -> dict[str, Any]:
-    """Manifest entries computed from the written arrays."""
-    splits, notes = {}, [*plan.differences, *count_notes(prepared, plan.published), *plan.differences_of(prepared)]
-    for split in prepared.splits:
-        is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
-        splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
-        notes += _note_rows(prepared, split, ~is_valid, plan.invalid_note)
-        notes += _note_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
-    return {
-        "splits": splits,
-        "label_sha256": _hash_labels(prepared),
-        "joint_depths_mm": _measure_joint_depths(prepared),
-        "differences": notes,
-    }
 
 
 def _note_rows(prepared: PreparedSet, split: str, mask: np.ndarray, description: str) -> list[str]:
@@ -413,7 +415,11 @@ def _measure_joint_depths(prepared: PreparedSet) -> list[float]:
 
 ImageKind = Literal["png16", "png_colour", "bin"]
 """Image format: one 16-bit channel; depth in 8-bit green and blue; raw float32, as converted for V2V-PoseNet."""
-MISSING = "are listed and their images are missing; they do not train"
+_READERS: Mapping[ImageKind, Callable[..., np.ndarray]] = {
+    "png16": read_depth_png,
+    "png_colour": read_colour_png,
+    "bin": read_raw_depth,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -421,7 +427,8 @@ class FrameList:
     """Frames of a split, in order. `images` are their files in the format `kind`.
 
     `rows(first, count)` returns the joints (count, J, 3) float64 in mm in the camera's frame; None without labels.
-    `groups` (frames,) is the recording of each frame, `regions` (frames, 4) the rectangle of the figure.
+    `groups` (frames,) is the recording of each frame, or None where stretches of a thousand stand for recordings;
+    `regions` (frames, 4) is the rectangle of the figure.
     """
 
     split: str
@@ -431,11 +438,58 @@ class FrameList:
     size_px: SizePx
     labels: tuple[Path, ...]
     rows: Callable[[int, int], np.ndarray] | None
-    groups: np.ndarray
+    groups: np.ndarray | None = None
     regions: np.ndarray | None = None
 
+    def list_shards(self) -> list[Shard[SourceFrame]]:
+        """Divide the list into shards of a thousand."""
+        return [self._make_shard(first, last) for first, last in cut_blocks(len(self.names), BLOCK_LINES)]
 
-def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> ImageKind:
+    def _make_shard(self, first: int, last: int) -> Shard[SourceFrame]:
+        existing = tuple(path for path in self.images[first:last] if os.path.isfile(path))
+        num_bytes = sum(map(file_size, existing)) // (4 if self.kind == "bin" else 1)
+        title, files = f"{self.split} {first} to {last - 1}", (*self.labels, *existing)
+        return Shard(self.split, title, last - first, files, partial(self._iterate_frames, first, last), num_bytes)
+
+    def _iterate_frames(self, first: int, last: int) -> Iterator[SourceFrame]:
+        joints = None if self.rows is None else self.rows(first, last - first)
+        if joints is not None:
+            self._check_before_camera(joints, first)
+        return map(partial(self._make_frame, first, joints), range(first, last))
+
+    def _make_frame(self, first: int, joints: np.ndarray | None, index: int) -> SourceFrame:
+        path, name, depth = self.images[index], self.names[index], None
+        if os.path.isfile(path):
+            depth = _READERS[self.kind](path, size_px=self.size_px)
+        elif self.split == "test":
+            raise DataError(f"{path}: the image of {name} is missing, and every test frame counts; get it")
+        return SourceFrame(
+            name=name,
+            where=str(path),
+            depth=depth,
+            joints=None if joints is None else joints[index - first],
+            group=index // BLOCK_LINES if self.groups is None else int(self.groups[index]),
+            region_px=None if self.regions is None else self.regions[index].tolist(),
+        )
+
+    def _check_before_camera(self, joints: np.ndarray, first: int) -> None:
+        behind = np.flatnonzero((joints[..., 2] <= 0).any(axis=1))
+        if len(behind):
+            row = int(behind[0])
+            raise DataError(
+                f"{self.labels[0]}: frame {first + row} ({self.names[first + row]}): a joint is at z = "
+                f"{joints[row, :, 2].min():g} mm, behind the camera; get the labels again"
+            )
+
+
+def join_lists(lists: Sequence[FrameList]) -> DepthSource:
+    """Return the source that these lists of frames make up; depths are float32 if any list has raw images."""
+    kinds = {frames.kind for frames in lists}
+    shards = [shard for frames in lists for shard in frames.list_shards()]
+    return DepthSource("+".join(sorted(kinds)), "float32" if "bin" in kinds else "uint16", shards)
+
+
+def find_image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> ImageKind:
     """Return the format of the first image that exists: `png`, or "bin". Raises DataError if none exists."""
     for image, converted in zip(images, bins, strict=True):
         if os.path.isfile(image):
@@ -445,58 +499,6 @@ def image_kind(images: Sequence[Path], png: ImageKind, bins: Sequence[Path]) -> 
     raise DataError(f"{images[0]}: neither this image nor {bins[0].name} is there, nor any after it; get the images")
 
 
-def listed_parts(frames: FrameList) -> list[DepthShard]:
-    """Divide a list of frames into shards of a thousand."""
-    parts = []
-    for first in range(0, len(frames.names), BLOCK_LINES):
-        last = min(first + BLOCK_LINES, len(frames.names))
-        existing = tuple(path for path in frames.images[first:last] if os.path.isfile(path))
-        num_bytes = sum(file_size(path) for path in existing)
-        parts.append(
-            DepthShard(
-                split=frames.split,
-                title=f"{frames.split} {first} to {last - 1}",
-                num_frames=last - first,
-                files=(*frames.labels, *existing),
-                frames=partial(_iterate_frames, frames, first, last),
-                estimated_bytes=num_bytes // 4 if frames.kind == "bin" else num_bytes,
-                needs_all=frames.split == "test",
-            )
-        )
-    return parts
-
-
-def _iterate_frames(frames: FrameList, first: int, last: int) -> Iterator[SourceFrame]:
-    joints = None if frames.rows is None else frames.rows(first, last - first)
-    if joints is not None:
-        _check_before_camera(joints, frames, first)
-
-    def make_frame(index: int) -> SourceFrame:
-        path = frames.images[index]
-        return SourceFrame(
-            name=frames.names[index],
-            where=str(path),
-            depth=_read_image(path, frames.kind, frames.size_px) if os.path.isfile(path) else None,
-            joints=None if joints is None else joints[index - first],
-            group=int(frames.groups[index]),
-            region_px=None if frames.regions is None else frames.regions[index].tolist(),
-        )
-
-    return map(make_frame, range(first, last))
-
-
-def _read_image(path: Path, kind: ImageKind, size_px: SizePx) -> np.ndarray:
-    if kind == "bin":
-        return read_raw_depth(path, size_px=size_px)
-    read = read_depth_png if kind == "png16" else read_colour_png
-    return read(path, size_px=size_px)
-
-
-def _check_before_camera(joints: np.ndarray, frames: FrameList, first: int) -> None:
-    behind = np.flatnonzero((joints[..., 2] <= 0).any(axis=1))
-    if len(behind):
-        row = int(behind[0])
-        raise DataError(
-            f"{frames.labels[0]}: frame {first + row} ({frames.names[first + row]}): a joint is at z = "
-            f"{joints[row, :, 2].min():g} mm, behind the camera; get the labels again"
-        )
+def cut_blocks(num_frames: int, size: int) -> list[tuple[int, int]]:
+    """Cut a number of frames into blocks: the first frame of each, and the one after its last."""
+    return [(first, min(first + size, num_frames)) for first in range(0, num_frames, size)]

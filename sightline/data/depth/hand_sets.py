@@ -10,7 +10,6 @@ NYU hands: 72,757 depth images of one subject to train, 8,252 of two to test; vi
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,38 +17,31 @@ from sightline import registry
 from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_sets import (
-    MISSING,
-    DepthPlan,
+    DepthSet,
+    DepthSource,
+    DepthSpec,
     FrameList,
     ImageKind,
-    PreparedFrames,
     check_joint_range,
-    find_source_folder,
-    image_kind,
-    listed_parts,
-    prepare_frames,
+    cut_blocks,
+    find_image_kind,
+    join_lists,
     train_and_test,
 )
 from sightline.data.depth.skeletons import HAND_14, HAND_16, HAND_21_BY_LEVEL
 from sightline.data.files.array_files import read_mat
 from sightline.data.files.text_tables import BLOCK_LINES, LabelLines
-from sightline.data.store.columns import prepared_root
-from sightline.data.store.prepared_set import open_prepared, prepare_command
-from sightline.data.store.prepared_writer import Progress
 from sightline.errors import DataError
 from sightline.geometry.pinhole import project_points, unproject_pixels
 
-_HANDS2017_CAMERA = DepthCamera(475.065948, 475.065857, 315.944855, 245.287079, 640, 480)
 _TRAINING = "training/Training_Annotation.txt"
 _BOXES = "frame/BoundingBox.txt"
 _TEST_LABELS = ("frame/test_annotation_frame.txt", "test_annotation_frame.txt")
-_HANDS2017_WHAT = "HANDS 2017 (training/Training_Annotation.txt, training/images, frame/BoundingBox.txt, frame/images)"
+_STRETCHES = "train and test are the set's own; stretches of train are held out for validation"
 
 
-class _OfficialSplits(PreparedFrames):
+class _OfficialSplits(DepthSet):
     """Base of sets with their own train and test split; a share of the training groups becomes the validation split."""
-
-    set_name: ClassVar[str]
 
     def __init__(
         self,
@@ -61,8 +53,7 @@ class _OfficialSplits(PreparedFrames):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        frames, part = train_and_test(prepared, split, share=validation_share, seed=split_seed)
+        frames, part = train_and_test(self.open_root(root), split, share=validation_share, seed=split_seed)
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
 
@@ -75,55 +66,26 @@ class Hands2017(_OfficialSplits):
     Source: Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation.
     """
 
-    set_name = "hands2017"
-    readable_sets = ("hands2017",)
-    camera = _HANDS2017_CAMERA
-    skeleton = HAND_21_BY_LEVEL
+    spec = DepthSpec(
+        name="hands2017",
+        what="HANDS 2017 (training/Training_Annotation.txt, training/images, frame/BoundingBox.txt, frame/images)",
+        marks=(_TRAINING,),
+        inner=("HANDS2017", "hands2017"),
+        camera=DepthCamera(475.065948, 475.065857, 315.944855, 245.287079, 640, 480),
+        skeleton=HAND_21_BY_LEVEL,
+        published={"train": 957_032, "test": 295_510},
+        orientation="camera's frame, x right, y down, z forward",
+        split_note=_STRETCHES,
+        has_regions=True,
+    )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames in native form; returns the manifest with `root` and `outcome`.
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the frames of both splits, if there are test images.
 
-        Raises DataError with file and line for labels that are not 63 numbers and boxes that are not four, for images
-        that cannot be read, and for a test image that is missing. A killed run is continued by the same call.
+        Raises DataError with file and line for labels that are not 63 numbers and boxes that are not four.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = find_source_folder(source, marks=(_TRAINING,), inner=("HANDS2017", "hands2017"), what=_HANDS2017_WHAT)
-        lists = [_list_training(root), *([_list_testing(root)] if (root / _BOXES).is_file() else [])]
-        plan = DepthPlan(
-            set_name=name,
-            layout="+".join(sorted({frames.kind for frames in lists})),
-            source=root,
-            skeleton=HAND_21_BY_LEVEL,
-            parts=tuple(part for frames in lists for part in listed_parts(frames)),
-            depth_type="float32" if any(frames.kind == "bin" for frames in lists) else "uint16",
-            invalid_note=MISSING,
-            has_regions=True,
-            published={"train": 957_032, "test": 295_510},
-            about={
-                "orientation": "camera's frame, x right, y down, z forward",
-                "split": "train and test are the set's own; stretches of train are held out for validation",
-            },
-        )
-        return prepare_frames(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "frames": {"train": 957_032, "test": 295_510},
-            "joints": ", ".join(HAND_21_BY_LEVEL.joint_names),
-            "layouts": {
-                "png16": f"{_TRAINING} and training/images/<name>.png; {_BOXES} and frame/images/<name>.png: 16 bits, "
-                f"mm; labels of the test part, where you have them: {_TEST_LABELS[0]}",
-                "bin": "the same with <name>.bin, raw float32, as the authors of V2V-PoseNet converted them",
-            },
-            "home": "http://icvl.ee.ic.ac.uk/hands17/challenge/",
-            "terms": "for research, after agreeing to the organisers' form; nothing is downloaded for you",
-            "cite": "Yuan et al. 2017, The 2017 Hands in the Million Challenge on 3D Hand Pose Estimation",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return join_lists([_list_training(root), *([_list_testing(root)] if (root / _BOXES).is_file() else [])])
 
 
 def _list_training(root: Path) -> FrameList:
@@ -157,25 +119,24 @@ def _hands2017_frames(
     folder = root / ("training" if split == "train" else "frame") / "images"
     images = [folder / name for name in names]
     bins = [image.with_suffix(".bin") for image in images]
-    kind: ImageKind = image_kind(images, "png16", bins)
+    kind = find_image_kind(images, "png16", bins)
     return FrameList(
         split=split,
         names=[f"{split}/{name}" for name in names],
         images=bins if kind == "bin" else images,
         kind=kind,
-        size_px=(_HANDS2017_CAMERA.width_px, _HANDS2017_CAMERA.height_px),
+        size_px=Hands2017.spec.camera.size_px,
         labels=files,
         rows=None if labels is None else lambda first, count: labels.rows(first, count).reshape(count, -1, 3),
-        groups=np.arange(len(names)) // BLOCK_LINES,
         regions=regions,
     )
 
 
 def _read_regions(boxes: LabelLines) -> np.ndarray:
     """Read the bounding boxes (frames, 4) int64: left, top, right, bottom within the image, the last two excluded."""
-    starts = range(0, len(boxes), BLOCK_LINES)
-    corners = np.concatenate([boxes.rows(first, min(BLOCK_LINES, len(boxes) - first)) for first in starts])
-    size = (_HANDS2017_CAMERA.width_px, _HANDS2017_CAMERA.height_px)
+    blocks = cut_blocks(len(boxes), BLOCK_LINES)
+    corners = np.concatenate([boxes.rows(first, last - first) for first, last in blocks])
+    size = Hands2017.spec.camera.size_px
     low = np.clip(np.floor(corners[:, :2]), 0, size)
     high = np.clip(np.ceil(corners[:, 2:]) + 1, 0, size)
     empty = np.flatnonzero((corners[:, 2:] <= corners[:, :2]).any(axis=1) | (high <= low).any(axis=1))
@@ -203,11 +164,6 @@ def _check_names(boxes: LabelLines, labels: LabelLines) -> None:
             )
 
 
-_CAMERA = DepthCamera(241.42, 241.42, 160.0, 120.0, 320, 240)
-_LISTS = {"train": ("Training/labels.txt",), "test": ("Testing/test_seq_1.txt", "Testing/test_seq_2.txt")}
-_WHAT = "ICVL (Training/labels.txt, Training/Depth, Testing/test_seq_1.txt, Testing/Depth)"
-
-
 @registry.data.add("icvl_hands")
 class IcvlHands(_OfficialSplits):
     """Hands of ten subjects with rotated copies; two sequences of others test. 16 joints, mm, y down, z forward.
@@ -217,57 +173,29 @@ class IcvlHands(_OfficialSplits):
     Source: Tang et al. 2014, Latent Regression Forest.
     """
 
-    set_name = "icvl_hands"
-    readable_sets = ("icvl_hands",)
-    camera = _CAMERA
-    skeleton = HAND_16
+    spec = DepthSpec(
+        name="icvl_hands",
+        what="ICVL (Training/labels.txt, Training/Depth, Testing/test_seq_1.txt, Testing/Depth)",
+        marks=("Training/labels.txt",),
+        inner=("ICVL", "icvl"),
+        camera=DepthCamera(241.42, 241.42, 160.0, 120.0, 320, 240),
+        skeleton=HAND_16,
+        published={"train": 331_006, "test": 1_596},
+        orientation="camera's frame, x right, y down, z forward; labels come as columns, rows and depths",
+        split_note="train and test are the set's own; recordings are held out of train for validation",
+    )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames in native form; returns the manifest with `root` and `outcome`.
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the frames of the training file and of both test sequences, all in the format of the first image.
 
-        Raises DataError with file and line for labels that are not 48 numbers, for images that cannot be read, and for
-        a test image that is missing. A killed run is continued by the same call.
+        Raises DataError with file and line for labels that are not 48 numbers.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = find_source_folder(source, marks=("Training/labels.txt",), inner=("ICVL", "icvl"), what=_WHAT)
-        lists = [(split, LabelLines(root / file, num_columns=48)) for split in _LISTS for file in _LISTS[split]]
-        kind = _find_image_kind(root, lists[0][1])
-        plan = DepthPlan(
-            set_name=name,
-            layout=kind,
-            source=root,
-            skeleton=HAND_16,
-            parts=tuple(
-                part for split, labels in lists for part in listed_parts(_icvl_frames(root, split, labels, kind))
-            ),
-            depth_type="float32" if kind == "bin" else "uint16",
-            invalid_note=MISSING,
-            published={"train": 331_006, "test": 1_596},
-            about={
-                "orientation": "camera's frame, x right, y down, z forward; labels come as columns, rows and depths",
-                "split": "train and test are the set's own; recordings are held out of train for validation",
-            },
-        )
-        return prepare_frames(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "frames": {"train": 331_006, "test": 1_596},
-            "joints": ", ".join(HAND_16.joint_names),
-            "layouts": {
-                "png16": "Training/labels.txt and Training/Depth/<path>.png, Testing/test_seq_<1, 2>.txt and "
-                "Testing/Depth/<path>.png: 16 bits, mm",
-                "bin": "the same with <path>.bin, raw float32, as the authors of V2V-PoseNet converted them",
-            },
-            "home": "https://labicvl.github.io/hand.html",
-            "terms": "those of its page; nothing is downloaded for you",
-            "cite": "Tang et al. 2014, Latent Regression Forest: Structured Estimation of 3D Articulated Hand Posture",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        files = {"Training/labels.txt": "train", "Testing/test_seq_1.txt": "test", "Testing/test_seq_2.txt": "test"}
+        lists = [(split, LabelLines(root / file, num_columns=48)) for file, split in files.items()]
+        images = _list_images(root, *lists[0])
+        kind = find_image_kind(images, "png16", [image.with_suffix(".bin") for image in images])
+        return join_lists([_icvl_frames(root, split, labels, kind) for split, labels in lists])
 
 
 def _list_images(root: Path, split: str, labels: LabelLines) -> list[Path]:
@@ -278,16 +206,11 @@ def _list_images(root: Path, split: str, labels: LabelLines) -> list[Path]:
     return [folder / name for name in labels.names]
 
 
-def _find_image_kind(root: Path, labels: LabelLines) -> ImageKind:
-    images = _list_images(root, "train", labels)
-    return image_kind(images, "png16", [image.with_suffix(".bin") for image in images])
-
-
 def _icvl_frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) -> FrameList:
     def joints(first: int, count: int) -> np.ndarray:
         pixels = labels.rows(first, count).reshape(count, len(HAND_16), 3)
         with np.errstate(over="ignore", invalid="ignore"):  # of numbers beyond all cameras, which are refused
-            return unproject_pixels(pixels, _CAMERA.intrinsics)
+            return unproject_pixels(pixels, IcvlHands.spec.camera.intrinsics)
 
     images = _list_images(root, split, labels)
     recordings = [PurePosixPath(name).parent.name for name in labels.names]
@@ -296,18 +219,16 @@ def _icvl_frames(root: Path, split: str, labels: LabelLines, kind: ImageKind) ->
         names=labels.names,
         images=[image.with_suffix(".bin") for image in images] if kind == "bin" else images,
         kind=kind,
-        size_px=(_CAMERA.width_px, _CAMERA.height_px),
+        size_px=IcvlHands.spec.camera.size_px,
         labels=(labels.path,),
         rows=joints,
         groups=np.unique(recordings, return_inverse=True)[1],
     )
 
 
-_NYU_CAMERA = DepthCamera(588.036865, -587.075073, 320.0, 240.0, 640, 480)
+_LABELS = "joint_data.mat"
 _EVALUATED = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)
 """Indices of the evaluated joints among 36: tips and middles from the little finger on, wrist and palm."""
-_LABELS = "joint_data.mat"
-_NYU_WHAT = "the NYU hand pose dataset (train/joint_data.mat, train/depth_1_<0000001>.png, the same in test)"
 _MAX_OFFSET_PX = 10.0
 """Maximum median distance between the labels in mm and in pixels; in the release it is below one pixel."""
 
@@ -320,54 +241,26 @@ class NyuHands(_OfficialSplits):
     Source: Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands Using Convolutional Networks.
     """
 
-    set_name = "nyu_hands"
-    readable_sets = ("nyu_hands",)
-    camera = _NYU_CAMERA
-    skeleton = HAND_14
+    spec = DepthSpec(
+        name="nyu_hands",
+        what="the NYU hand pose dataset (train/joint_data.mat, train/depth_1_<0000001>.png, the same in test)",
+        marks=(f"train/{_LABELS}",),
+        inner=("dataset",),
+        camera=DepthCamera(588.036865, -587.075073, 320.0, 240.0, 640, 480),
+        skeleton=HAND_14,
+        published={"train": 72_757, "test": 8_252},
+        orientation="camera's frame, x right, y up, z forward; view 1",
+        split_note=_STRETCHES,
+    )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames in native form; returns the manifest with `root` and `outcome`.
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the frames of both splits.
 
-        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, for
-        images without labels, and for a test image that is missing. A killed run is continued by the same call.
+        Raises DataError for labels that are not (3, frames, 36, 3) or do not project to the labels in pixels, and for
+        images without labels.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = find_source_folder(source, marks=(f"train/{_LABELS}",), inner=("dataset",), what=_NYU_WHAT)
-        lists = [_nyu_frames(root, split) for split in ("train", "test")]
-        kinds = {frames.kind for frames in lists}
-        plan = DepthPlan(
-            set_name=name,
-            layout="+".join(sorted(kinds)),
-            source=root,
-            skeleton=HAND_14,
-            parts=tuple(part for frames in lists for part in listed_parts(frames)),
-            depth_type="float32" if "bin" in kinds else "uint16",
-            invalid_note=MISSING,
-            published={"train": 72_757, "test": 8_252},
-            about={
-                "orientation": "camera's frame, x right, y up, z forward; view 1",
-                "split": "train and test are the set's own; stretches of train are held out for validation",
-            },
-        )
-        return prepare_frames(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "frames": {"train": 72_757, "test": 8_252},
-            "joints": ", ".join(HAND_14.joint_names),
-            "layouts": {
-                "png_colour": "train and test: joint_data.mat, depth_1_<0000001>.png; depth is green * 256 + blue",
-                "bin": "train/parsed/depth_1_<0000001>.bin, raw float32, as the authors of V2V-PoseNet converted them",
-            },
-            "home": "https://jonathantompson.github.io/NYU_Hand_Pose_Dataset.htm",
-            "terms": "those of its page; nothing is downloaded for you",
-            "cite": "Tompson et al. 2014, Real-Time Continuous Pose Recovery of Human Hands",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return join_lists([_nyu_frames(root, split) for split in ("train", "test")])
 
 
 def _nyu_frames(root: Path, split: str) -> FrameList:
@@ -376,17 +269,16 @@ def _nyu_frames(root: Path, split: str) -> FrameList:
     names = [f"depth_1_{number:07d}" for number in range(1, len(joints) + 1)]
     images = [folder / f"{name}.png" for name in names]
     bins = [folder / "parsed" / f"{name}.bin" for name in names]
-    kind: ImageKind = image_kind(images, "png_colour", bins)
+    kind = find_image_kind(images, "png_colour", bins)
     _check_counts(folder, kind, len(joints))
     return FrameList(
         split=split,
         names=[f"{split}/{name}" for name in names],
         images=bins if kind == "bin" else images,
         kind=kind,
-        size_px=(_NYU_CAMERA.width_px, _NYU_CAMERA.height_px),
+        size_px=NyuHands.spec.camera.size_px,
         labels=(folder / _LABELS,),
         rows=lambda first, count: joints[first : first + count],
-        groups=np.arange(len(joints)) // BLOCK_LINES,
     )
 
 
@@ -401,14 +293,16 @@ def _check_counts(folder: Path, kind: ImageKind, num_labels: int) -> None:
 
 def _read_joints(path: Path) -> np.ndarray:
     """Read the evaluated joints (frames, 14, 3) of view 1, in mm."""
-    world, pixels = (_read_array(path, key) for key in ("joint_xyz", "joint_uvd"))
+    world, pixels = (read_mat(path, key).astype(np.float64) for key in ("joint_xyz", "joint_uvd"))
     if world.ndim != 4 or world.shape[0] != 3 or world.shape[2:] != (36, 3) or pixels.shape != world.shape:
         raise DataError(
             f"{path}: joint_xyz is {world.shape} and joint_uvd {pixels.shape}, (3, frames, 36, 3) are needed; get the "
             "file again"
         )
     check_joint_range(world[0], f"{path}: joint_xyz[0]")
-    distance_px = np.abs(project_points(world[0], _NYU_CAMERA.intrinsics)[..., :2] - pixels[0, ..., :2]).max(axis=-1)
+    distance_px = np.abs(project_points(world[0], NyuHands.spec.camera.intrinsics)[..., :2] - pixels[0, ..., :2]).max(
+        axis=-1
+    )
     if not np.median(distance_px) <= _MAX_OFFSET_PX:
         raise DataError(
             f"{path}: the joints of view 1 appear {np.median(distance_px):.0f} px from where joint_uvd has them; the "
@@ -416,7 +310,3 @@ def _read_joints(path: Path) -> np.ndarray:
         )
     joints: np.ndarray = world[0][:, _EVALUATED]
     return joints
-
-
-def _read_array(path: Path, key: str) -> np.ndarray:
-    return read_mat(path, key).astype(np.float64)

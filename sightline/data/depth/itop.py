@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -15,12 +15,11 @@ from sightline import registry
 from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_sets import (
-    DepthPlan,
-    DepthShard,
-    PreparedFrames,
+    DepthSet,
+    DepthSource,
+    DepthSpec,
     SourceFrame,
-    find_source_folder,
-    prepare_frames,
+    cut_blocks,
     train_and_test,
 )
 from sightline.data.depth.references import DepthFrame
@@ -28,15 +27,19 @@ from sightline.data.depth.skeletons import BODY_15
 from sightline.data.files.array_files import TEXT, Hdf5File, open_hdf5
 from sightline.data.files.input_files import file_size
 from sightline.data.files.text_tables import parse_count
-from sightline.data.store.columns import prepared_root
-from sightline.data.store.prepared_set import open_prepared, prepare_command
-from sightline.data.store.prepared_writer import Progress
+from sightline.data.store.prepared_writer import Shard
 from sightline.errors import DataError
 from sightline.geometry.pinhole import project_points
 
 _CAMERA = DepthCamera(1 / 0.0035, -1 / 0.0035, 160.0, 120.0, 320, 240)
 _VIEWS = ("side", "top")
 _FRAMES = {"train": 39_795, "test": 10_501}
+_FILES = {
+    f"{view}_{split}": (f"ITOP_{view}_{split}_depth_map.h5", f"ITOP_{view}_{split}_labels.h5")
+    for view in _VIEWS
+    for split in _FRAMES
+}
+"""Names of the depth file and of the label file of each stored split."""
 _SIZE = (_CAMERA.height_px, _CAMERA.width_px)
 _BLOCK_FRAMES = 500
 _MAX_OFFSET_PX = 10.0
@@ -45,7 +48,7 @@ _MM_PER_M = 1000.0
 
 
 @registry.data.add("itop")
-class Itop(PreparedFrames):
+class Itop(DepthSet):
     """People before a camera at the side, or under one above (`view`). 15 joints, mm, y up, z forward.
 
     Frames that the set calls invalid are left out everywhere. Joints that are `hidden` have labels too, and count as
@@ -54,10 +57,19 @@ class Itop(PreparedFrames):
     Source: Haque et al. 2016, Towards Viewpoint Invariant 3D Human Pose Estimation.
     """
 
-    set_name = "itop"
-    readable_sets = ("itop",)
-    camera = _CAMERA
-    skeleton = BODY_15
+    spec = DepthSpec(
+        name="itop",
+        what="ITOP (ITOP_<view>_<split>_depth_map.h5)",
+        marks=tuple(mark for pair in _FILES.values() for file in pair for mark in (file, f"{file}.gz")),
+        inner=("ITOP", "itop"),
+        camera=_CAMERA,
+        skeleton=BODY_15,
+        published={stored: _FRAMES[stored.split("_")[1]] for stored in _FILES},
+        orientation="camera's frame, x right, y up, z forward; in the files in metres, here in mm",
+        split_note="train and test are the set's own, for each view; people of train are held out for validation",
+        mm_per_unit=_MM_PER_M,
+        invalid_note="are invalid by the set's own word, and are not used",
+    )
 
     def __init__(
         self,
@@ -71,7 +83,7 @@ class Itop(PreparedFrames):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         if not any(stored.startswith(f"{view}_") for stored in prepared.splits):
             available = ", ".join(prepared.splits)
             raise DataError(f"{prepared.root}: has no frames from the {view}, it holds {available}; set data.view")
@@ -80,57 +92,21 @@ class Itop(PreparedFrames):
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames of the views that are there; returns the manifest with `root` and `outcome`.
+    def read_source(cls, root: Path) -> DepthSource:
+        """Read the labels of the views that are there.
 
         Raises DataError for files that are compressed, cut short or of other shapes, for depth maps and labels of
-        different frames, and for joints that do not project to their pixel labels. A killed run is continued by the
-        same call.
+        different frames, and for joints that do not project to their pixel labels.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        files = [_file_names(view, split) for view in _VIEWS for split in _FRAMES]
-        marks = [mark for pair in files for file in pair for mark in (file, f"{file}.gz")]
-        root = find_source_folder(
-            source, marks=marks, inner=("ITOP", "itop"), what="ITOP (ITOP_<view>_<split>_depth_map.h5)"
-        )
-        pairs = {
-            f"{view}_{split}": _read_labels(root, view, split)
-            for view in _VIEWS
-            for split in _FRAMES
-            if any((root / f"{file}{end}").exists() for file in _file_names(view, split) for end in ("", ".gz"))
+        labels = {
+            stored: _read_labels(root, files)
+            for stored, files in _FILES.items()
+            if any((root / f"{file}{end}").exists() for file in files for end in ("", ".gz"))
         }
-        types = {pair.depth_type for pair in pairs.values()}
-        depth_type = "float16" if types == {"float16"} else "float32"
-        plan = DepthPlan(
-            set_name=name,
-            layout="hdf5",
-            source=root,
-            skeleton=BODY_15,
-            parts=tuple(part for stored, pair in pairs.items() for part in _make_shards(stored, pair, depth_type)),
-            depth_type=depth_type,
-            mm_per_unit=_MM_PER_M,
-            invalid_note="are invalid by the set's own word, and are not used",
-            published={stored: _FRAMES[stored.split("_")[1]] for stored in pairs},
-            about={
-                "orientation": "camera's frame, x right, y up, z forward; in the files in metres, here in mm",
-                "split": "train and test are the set's own, for each view; people of train are held out for validation",
-            },
-        )
-        return prepare_frames(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "frames": {f"{view}_{split}": count for view in _VIEWS for split, count in _FRAMES.items()},
-            "joints": ", ".join(BODY_15.joint_names),
-            "layouts": {"hdf5": "ITOP_<side, top>_<train, test>_depth_map.h5 and _labels.h5, unpacked from .h5.gz"},
-            "home": "https://zenodo.org/record/3932973",
-            "terms": "those of its page; nothing is downloaded for you",
-            "cite": "Haque et al. 2016, Towards Viewpoint Invariant 3D Human Pose Estimation",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        is_half = all(split_labels.depth_type == "float16" for split_labels in labels.values())
+        depth_type = "float16" if is_half else "float32"
+        shards = [shard for stored in labels for shard in _make_shards(stored, labels[stored], depth_type)]
+        return DepthSource("hdf5", depth_type, shards, expected=tuple(labels))
 
     def _frame(self, frame_index: int) -> DepthFrame:
         frame = super()._frame(frame_index)
@@ -151,13 +127,9 @@ class _Labels:
     joints_mm: np.ndarray
 
 
-def _file_names(view: str, split: str) -> tuple[str, str]:
-    return f"ITOP_{view}_{split}_depth_map.h5", f"ITOP_{view}_{split}_labels.h5"
-
-
-def _read_labels(root: Path, view: str, split: str) -> _Labels:
+def _read_labels(root: Path, files: tuple[str, str]) -> _Labels:
     """Read the labels of a split and check the label file against the depth file."""
-    depth_path, path = (_require_unpacked(root / file) for file in _file_names(view, split))
+    depth_path, path = (_require_unpacked(root / file) for file in files)
     with open_hdf5(depth_path) as file:
         depth = file.array("data")
         if depth.ndim != 3 or depth.shape[1:] != _SIZE or depth.dtype.name not in ("float16", "float32"):
@@ -256,19 +228,18 @@ def _check_joints(path: Path, joints_m: np.ndarray, pixels: np.ndarray, is_valid
         )
 
 
-def _make_shards(stored: str, labels: _Labels, depth_type: str) -> list[DepthShard]:
+def _make_shards(stored: str, labels: _Labels, depth_type: str) -> list[Shard[SourceFrame]]:
     num_bytes, num_frames = file_size(labels.depth_path), len(labels.names)
-    blocks = [(first, min(first + _BLOCK_FRAMES, num_frames)) for first in range(0, num_frames, _BLOCK_FRAMES)]
     return [
-        DepthShard(
-            split=stored,
-            title=f"{stored} {first} to {last - 1}",
-            num_frames=last - first,
-            files=(labels.depth_path, labels.path),
-            frames=partial(_iterate_frames, labels, first, last, depth_type),
-            estimated_bytes=num_bytes * (last - first) // num_frames,
+        Shard(
+            stored,
+            f"{stored} {first} to {last - 1}",
+            last - first,
+            (labels.depth_path, labels.path),
+            partial(_iterate_frames, labels, first, last, depth_type),
+            num_bytes * (last - first) // num_frames,
         )
-        for first, last in blocks
+        for first, last in cut_blocks(num_frames, _BLOCK_FRAMES)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,28 +15,24 @@ from sightline import registry
 from sightline.arguments import FractionBelowOne, ReferencePoint, Seed
 from sightline.data.depth.depth_frames import DepthCamera
 from sightline.data.depth.depth_sets import (
-    DepthPlan,
-    DepthShard,
-    PreparedFrames,
+    DepthSet,
+    DepthSource,
+    DepthSpec,
     SourceFrame,
     StoredFrames,
     choose_frames,
-    find_source_folder,
-    prepare_frames,
 )
 from sightline.data.depth.skeletons import HAND_21
 from sightline.data.files.depth_files import read_windowed_depth
 from sightline.data.files.input_files import file_size
 from sightline.data.files.text_tables import parse_count, parse_rows, read_text
-from sightline.data.store.columns import prepared_root
-from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
-from sightline.data.store.prepared_writer import Progress
+from sightline.data.store.prepared_set import PreparedSet
+from sightline.data.store.prepared_writer import Shard
 from sightline.errors import DataError
 from sightline.types import Folds
 
 SubjectIndex = Annotated[int, Ge(0), Le(8)]
 """Index of one of the nine subjects."""
-_CAMERA = DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240)
 _SUBJECTS = tuple(f"P{subject}" for subject in range(9))
 _GESTURES = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "I", "IP", "L", "MP", "RP", "T", "TIP", "Y")
 _COUNTS = dict(zip(_SUBJECTS, (8499, 8499, 8406, 8498, 8500, 8497, 8498, 8498, 8496), strict=True))
@@ -59,7 +56,7 @@ FAULTY = frozenset(
 
 
 @registry.data.add("msra_hands")
-class MsraHands(PreparedFrames):
+class MsraHands(DepthSet):
     """Hands of the subjects but one to train on; the frames of `subject` test. 21 joints, mm, y up, z forward.
 
     `validation_share` of the `validation_groups` of the training subjects, by `split_seed`, choose the checkpoint:
@@ -69,10 +66,18 @@ class MsraHands(PreparedFrames):
     Source: Sun et al. 2015, Cascaded Hand Pose Regression; the protocol of leaving one subject out.
     """
 
-    set_name = "msra_hands"
-    readable_sets = ("msra_hands",)
-    camera = _CAMERA
-    skeleton = HAND_21
+    spec = DepthSpec(
+        name="msra_hands",
+        what="cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)",
+        marks=_SUBJECTS,
+        inner=("cvpr15_MSRAHandGestureDB",),
+        camera=DepthCamera(241.42, -241.42, 160.0, 120.0, 320, 240),
+        skeleton=HAND_21,
+        published=_COUNTS,
+        orientation="camera's frame, x right, y up, z forward (negated: files have it negative)",
+        split_note="a part for each subject; data.subject is the one for testing",
+        invalid_note="",
+    )
 
     def __init__(
         self,
@@ -88,68 +93,37 @@ class MsraHands(PreparedFrames):
         split_seed: Seed = 0,
         pixel_origin: Literal["exact", "release", "port"] = "exact",
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         training, testing = _split_subjects(prepared, f"P{subject}")
         groups = _groups(training, by=validation_groups)
         left_out = _faulty_mask(training) if faulty == "dropped" else None
         frames, part = choose_frames(
-            split,
-            training,
-            testing,
-            groups,
-            share=validation_share,
-            seed=split_seed,
-            left_out=left_out,
-            words={"subject": str(subject)},
-            if_counts_differ=_TWO_COPIES,
+            split, training, testing, groups, share=validation_share, seed=split_seed, left_out=left_out
         )
+        part = dataclasses.replace(part, words={"subject": str(subject)}, if_counts_differ=_TWO_COPIES)
         self._subject_folds = Folds(tuple(prepared.splits), testing.splits)
         super().__init__(
             frames=frames, part=part, reference=reference, joints=joints, shift_px=_ORIGIN_PX[pixel_origin]
         )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames in native form; returns the manifest with `root` and `outcome`.
-
-        Raises DataError with file, and line or byte, for images that are cut short, have bytes too many or a wrong
-        header, and where images and labels are not as many. A killed run is continued by the same call.
-        """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        what = "cvpr15_MSRAHandGestureDB (P<0 to 8>/<gesture>/joint.txt and <000000>_depth.bin)"
-        root = find_source_folder(source, marks=_SUBJECTS, inner=("cvpr15_MSRAHandGestureDB",), what=what)
-        parts, missing = _list_shards(root)
-        plan = DepthPlan(
-            set_name=name,
-            layout="msra_bin",
-            source=root,
-            skeleton=HAND_21,
-            parts=parts,
-            depth_type="float32",
-            published=_COUNTS,
-            about={
-                "orientation": "camera's frame, x right, y up, z forward (negated: files have it negative)",
-                "split": "a part for each subject; data.subject is the one for testing",
-            },
-            differences=missing,
-            differences_of=_version_notes,
-        )
-        return prepare_frames(plan, target, progress=progress)
+    def read_source(cls, root: Path) -> DepthSource:
+        """List the gestures of each subject. Raises DataError where images and labels are not as many."""
+        shards, missing = _list_shards(root)
+        return DepthSource("msra_bin", "float32", shards, notes=missing)
 
     @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "frames": sum(_COUNTS.values()),
-            "joints": ", ".join(HAND_21.joint_names),
-            "layouts": {"msra_bin": "P<0 to 8>/<1 to 9, I, IP, L, MP, RP, T, TIP, Y>/joint.txt, <000000>_depth.bin"},
-            "faulty_frames": ", ".join(sorted(FAULTY)),
-            "home": "https://jimmysuen.github.io (2015 MSRA Hand Gesture Dataset)",
-            "terms": "those of its page; nothing is downloaded for you",
-            "cite": "Sun et al. 2015, Cascaded Hand Pose Regression",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+    def list_differences(cls, prepared: PreparedSet) -> list[str]:
+        """Return a note if there are as many frames as in the older copy."""
+        num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
+        older = [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"]
+        return older if num_frames == _OLDER_COPY else []
+
+    @classmethod
+    def card_entries(cls) -> dict[str, Any]:
+        """Entries of the card that are computed."""
+        faulty = ", ".join(sorted(FAULTY))
+        return {**super().card_entries(), "frames": sum(_COUNTS.values()), "faulty_frames": faulty}
 
     def _folds(self) -> Folds:
         return self._subject_folds
@@ -176,14 +150,9 @@ def _faulty_mask(training: StoredFrames) -> np.ndarray:
     return np.array([name in FAULTY for name in names], dtype=bool)
 
 
-def _version_notes(prepared: PreparedSet) -> list[str]:
-    num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
-    return [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"] if num_frames == _OLDER_COPY else []
-
-
-def _list_shards(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
+def _list_shards(root: Path) -> tuple[list[Shard[SourceFrame]], list[str]]:
     """Make a shard for each gesture of each subject, and a note on the missing folders."""
-    parts, missing = [], []
+    shards, missing = [], []
     for subject in _SUBJECTS:
         if not (root / subject).is_dir():
             missing.append(subject)
@@ -197,10 +166,10 @@ def _list_shards(root: Path) -> tuple[tuple[DepthShard, ...], list[str]]:
             num_bytes = sum(file_size(path) for path in images) // 2
             read = partial(_frames, folder, images, _GESTURES.index(gesture))
             files = (folder / "joint.txt", *images)
-            parts.append(DepthShard(subject, f"{subject}/{gesture}", len(images), files, read, num_bytes))
-    if not parts:
+            shards.append(Shard(subject, f"{subject}/{gesture}", len(images), files, read, num_bytes))
+    if not shards:
         raise DataError(f"{root}: holds no gesture of any subject, such as P0/1/joint.txt; get the data again")
-    return tuple(parts), [f"folders that are not there: {', '.join(missing)}"] if missing else []
+    return shards, [f"folders that are not there: {', '.join(missing)}"] if missing else []
 
 
 def _list_images(folder: Path) -> tuple[Path, ...]:
@@ -230,7 +199,7 @@ def _frames(folder: Path, images: Sequence[Path], gesture: int) -> Iterator[Sour
 
     def make_frame(path: Path, frame_joints: np.ndarray) -> SourceFrame:
         name = f"{folder.parent.name}/{folder.name}/{path.name.removesuffix('_depth.bin')}"
-        depth = read_windowed_depth(path, size_px=(_CAMERA.width_px, _CAMERA.height_px))
+        depth = read_windowed_depth(path, size_px=MsraHands.spec.camera.size_px)
         return SourceFrame(name, str(path), depth, frame_joints, group=gesture)
 
     return map(make_frame, images, joints)

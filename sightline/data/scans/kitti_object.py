@@ -31,7 +31,7 @@ from sightline.data.scans.scan_preparation import (
 )
 from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.data.store.columns import ColumnSpec, prepared_root
-from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_set import make_card, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import make_splits
 from sightline.errors import DataError
@@ -319,18 +319,11 @@ class KittiObject(LabelledScans):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names),
-            "layouts": {
-                "object": "training/velodyne/<nnnnnn>.bin, label_2/<nnnnnn>.txt, calib/<nnnnnn>.txt, "
-                "image_2/<nnnnnn>.png; lists of frames in ImageSets/train.txt and val.txt, if there"
-            },
-            "home": "https://www.cvlibs.net/datasets/kitti/eval_object.php?obj_benchmark=3d",
-            "terms": "CC BY-NC-SA 3.0; nothing is downloaded for you",
-            "cite": "Geiger et al. 2012, Are we ready for autonomous driving? The KITTI vision benchmark suite",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card(
+            "kitti_object",
+            {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
+            set_name=cls.set_name,
+        )
 
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         options = self._prepared.manifest["options"]

@@ -35,7 +35,7 @@ from sightline.data.scans.scan_reading import (
 )
 from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.data.store.columns import ColumnSpec, prepared_root
-from sightline.data.store.prepared_set import PreparedSet, open_prepared, summarise_folder
+from sightline.data.store.prepared_set import PreparedSet, make_card, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
@@ -166,17 +166,7 @@ class ScanFolder(LabelledScans):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "folder": "files in one folder, in train.txt and val.txt or in the order of their names",
-                "split_folders": "train/FILE and test/FILE, validation/FILE too if you like",
-            },
-            "files": ", ".join(SCAN_SUFFIXES),
-            "labels": "a column 'label', or FILE.label beside FILE.bin (uint32, the id in the lower half)",
-            "obtain": "your own files; docs/reference/data_lidar.md says how",
-            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR 'columns=[x, y, z, intensity]'",
-        }
+        return make_card("scan_folder", {"files": ", ".join(SCAN_SUFFIXES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> ScanInputSpec:
         options = self._prepared.manifest["options"]

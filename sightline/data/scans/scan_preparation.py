@@ -136,6 +136,11 @@ def _summary(prepared: PreparedSet, *, notes: tuple[str, ...]) -> dict[str, Any]
         empty_notes.append(f"{missing} points without a return: not counted, not drawn and not scored")
     reaches = [float(prepared.array(split, "reach_m")[row]) for split, row in rows]
     units = note_mixed_units([prepared.names(split)[row] for split, row in rows], reaches, "scans")
+    if np.median(reaches) > _MAX_REACH_M:
+        units.append(
+            f"half of the scans reach {np.median(reaches):.4g} m or more: scans are read as metres; if these are in "
+            "millimetres, divide x, y and z by 1000"
+        )
     return {
         "splits": {
             split: {**splits[split], "num_points": int(prepared.array(split, "num_points").sum())} for split in names
@@ -183,6 +188,8 @@ def describe_split(parts: Collection[str], source: str, *, otherwise: str = BY_N
     return otherwise if "all" in parts else f"{' and '.join(parts)} are given by {source}; data.tested overrides them"
 
 
+_MAX_REACH_M = 1000.0
+"""Largest plausible reach of a scan: LiDAR sensors see some 300 m, some of aircraft more."""
 MAX_SCANS = 200
 """Maximum number of surveyed scans, evenly spaced over all."""
 _MAX_PROJECTED = 16

@@ -28,28 +28,34 @@ _MIN_FAN_RAD = 1e-3
 
 
 class Advice(NamedTuple):
-    """Advice in error messages about a file, worded for the command that reads it."""
+    """Advice in error messages about a file, worded for the command that reads it.
+
+    `columns` has the places `example` and `words`, for as many columns as fit the file.
+    """
 
     columns: str
     no_ring: str
     num_beams: str
     order: str
+    axes: str
 
 
 PREPARING = Advice(
-    columns="state them: 'columns=[x, y, z, intensity]' for data prepare, --columns x,y,z,intensity for other commands "
+    columns="state them, for example 'columns=[{example}]' for data prepare, --columns {words} for other commands "
     "(_ skips a column)",
     no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
     num_beams="set num_beams",
     order="set ring_order={other}, or correct the order of x, y and z",
+    axes="name the columns in the order of the file, as in columns=[x, z, y, intensity, ring]",
 )
 PREDICTING = Advice(
-    columns="name them with --columns (_ skips a column), as in --columns x,y,z,intensity",
+    columns="name them with --columns (_ skips a column), as in --columns {words}",
     no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
     "existing columns and give rings=order",
     num_beams="name the column of rings with --columns, or give scans of the run's sensor",
     order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
     "scans of that form",
+    axes="name the columns of x, y, z and ring with --columns in the order of the file",
 )
 
 
@@ -77,7 +83,10 @@ def read_scan(
         if names is not None:
             expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
             fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
-        raise DataError(f"{path}: {fault}; {advice.columns}")
+        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if "4" in fits or not fits else int(fits[0])]
+        raise DataError(
+            f"{path}: {fault}; {advice.columns.format(example=', '.join(example), words=','.join(example))}"
+        )
     table = read_bin(path, num_columns=len(names))
     column_by_name = dict(zip(names, table.T, strict=True))
     with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN
@@ -178,8 +187,16 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
     is_far = distance > 0
     if not is_far.any():
         return
-    elevation, ring = np.arcsin(points[is_far, 2] / distance[is_far]), ring[is_far]
-    if np.ptp(ring) and np.ptp(elevation) > _MIN_FAN_RAD and np.corrcoef(ring, elevation)[0, 1] > 0:
+    angles, ring = np.arcsin(points[is_far] / distance[is_far, None]), ring[is_far]
+    if np.ptp(ring) and np.ptp(angles[:, 2]) > _MIN_FAN_RAD and np.corrcoef(ring, angles[:, 2])[0, 1] > 0:
+        with np.errstate(divide="ignore", invalid="ignore"):  # an axis may be constant
+            correlations = np.abs(np.corrcoef(ring, angles.T)[0, 1:])
+        up = "xyz"[int(np.nan_to_num(correlations).argmax())]
+        if up != "z":
+            raise DataError(
+                f"{path}: rings follow the column that is read as {up}, not z, which is up: x, y and z are in another "
+                f"order; {advice.axes}"
+            )
         other = "bottom_first" if order == "top_first" else "top_first"
         raise DataError(
             f"{path}: the points' elevations contradict ring_order={order}; "

@@ -21,7 +21,7 @@ from sightline.data.scans.scan_preparation import NO_RETURNS, ListedScan, scan_p
 from sightline.data.scans.scan_reading import NoReturn, to_raw_scan
 from sightline.data.scans.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
 from sightline.data.store.columns import ColumnSpec, prepared_root
-from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_set import PreparedSet, make_card, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import SplitRows, split_off_last
 from sightline.errors import DataError
@@ -125,19 +125,14 @@ class SemanticKitti(LabelledScans):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
-            "layouts": {
-                "sequences": "sequences/<00 to 21>/velodyne/<nnnnnn>.bin (float32 x y z remission) and labels/"
-                "<nnnnnn>.label (uint32, the id in the lower half); poses.txt and calib.txt if there"
+        return make_card(
+            "semantic_kitti",
+            {
+                "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
+                "label_maps": ", ".join(LABEL_MAPS),
             },
-            "label_maps": ", ".join(LABEL_MAPS),
-            "home": "http://semantic-kitti.org",
-            "terms": "CC BY-NC-SA 4.0 (labels), CC BY-NC-SA 3.0 (KITTI's scans); nothing is downloaded for you",
-            "cite": "Behley et al. 2019, SemanticKITTI: A Dataset for Semantic Scene Understanding of LiDAR Sequences",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+            set_name=cls.set_name,
+        )
 
     def get_pose(self, index: int) -> np.ndarray:
         """Return the scanner's pose (3, 4) float64 in the sequence's frame; the identity if the files have none."""

@@ -18,7 +18,7 @@ from sightline.data.scans.labelled_scans import LabelledScans, ScanSampling
 from sightline.data.scans.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.data.scans.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.data.store.columns import prepared_root
-from sightline.data.store.prepared_set import open_prepared, prepare_command, summarise_folder
+from sightline.data.store.prepared_set import make_card, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import Progress, write_prepared_set
 from sightline.data.store.splits import make_splits
 from sightline.errors import ConfigError, DataError
@@ -113,18 +113,11 @@ class SqueezeSegNpy(LabelledScans):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names),
-            "layouts": {
-                "npy": "<date>_<drive>_<frame>.npy, (64, 512, 6): x y z intensity range label; lists of names in "
-                "ImageSet/train.txt and val.txt, if there"
-            },
-            "home": "https://github.com/BichenWuUCB/SqueezeSeg",
-            "terms": "CC BY-NC-SA 3.0 (KITTI); nothing is downloaded for you",
-            "cite": "Wu et al. 2018, SqueezeSeg: Convolutional Neural Nets with Recurrent CRF",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card(
+            "squeezeseg_npy",
+            {"classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names)},
+            set_name=cls.set_name,
+        )
 
     def _input_spec(self) -> ScanInputSpec:
         height, width = self._prepared.manifest["image_size_px"]

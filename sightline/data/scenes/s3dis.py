@@ -47,7 +47,7 @@ from sightline.data.scenes.s3dis_files import (
     unknown_notes,
 )
 from sightline.data.store.columns import ColumnSpec, prepared_root
-from sightline.data.store.prepared_set import PreparedSet, open_prepared, prepare_command
+from sightline.data.store.prepared_set import PreparedSet, make_card, open_prepared
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError
 from sightline.types import CloudInputSpec, DataInfo, Field, Folds
@@ -106,15 +106,7 @@ class S3disOneRoom(LabelledScenes):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "split": _SPLIT,
-            "layouts": {"npz": f"s3dis_one_room.npz with {', '.join(_KEYS)}: (points, 3), (points,) and the names"},
-            "home": "http://buildingparser.stanford.edu/dataset.html",
-            "terms": "academic use",
-            "cite": "Armeni et al. 2016, 3D Semantic Parsing of Large-Scale Indoor Spaces",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card("s3dis_one_room", {}, set_name=cls.set_name)
 
 
 @dataclass(frozen=True)
@@ -323,19 +315,7 @@ class S3dis(LabelledScenes):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "classes": ", ".join(CLASS_NAMES),
-            "layouts": {
-                "raw_text": "Stanford3dDataset_v1.2_Aligned_Version: Area_<1 to 6>/<room>/Annotations/<class>_<n>.txt",
-                "npy": "Area_<a>_<room>.npy, (points, 7): x y z red green blue label; needs order=A or order=B",
-                "bin": "points/Area_<a>_<room>.bin and semantic_mask/Area_<a>_<room>.bin; needs order=A or order=B",
-            },
-            "home": "http://buildingparser.stanford.edu/dataset.html",
-            "terms": "for research, after agreeing to the authors' form; nothing is downloaded for you",
-            "cite": "Armeni et al. 2016, 3D Semantic Parsing of Large-Scale Indoor Spaces",
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
+        return make_card("s3dis", {"classes": ", ".join(CLASS_NAMES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> CloudInputSpec:
         return _FORM

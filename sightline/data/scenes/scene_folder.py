@@ -40,7 +40,7 @@ from sightline.data.scenes.labelled_scenes import (
     summarise_scenes,
 )
 from sightline.data.store.columns import ColumnSpec, prepared_root
-from sightline.data.store.prepared_set import MANIFEST, PreparedSet, open_prepared, summarise_folder
+from sightline.data.store.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared, summarise_folder
 from sightline.data.store.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
 from sightline.errors import ConfigError, DataError
 from sightline.types import CloudInputSpec
@@ -238,17 +238,7 @@ class SceneFolder(LabelledScenes):
     @classmethod
     def card(cls) -> dict[str, Any]:
         """Description, accepted layouts, download page and licence."""
-        return {
-            "set": cls.set_name,
-            "layouts": {
-                "folder": "files in one folder: parts are dealt by a seeded hash of the names",
-                "split_folders": "train/FILE and test/FILE, validation/FILE too if you like",
-            },
-            "files": ", ".join(CLOUD_SUFFIXES),
-            "labels": "a column 'label' of whole numbers from 0; names, one a line, in classes.txt",
-            "obtain": "your own files; see docs/reference/data_scenes.md",
-            "prepare": f"sightline data prepare {cls.set_name} --from PATH --to DIR up_axis=z unit=m",
-        }
+        return make_card("scene_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest

@@ -22,9 +22,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias
 
 import numpy as np
+from typing_extensions import TypeVar
 
 from sightline.data.files.input_files import file_size
 from sightline.data.store.columns import ColumnSpec, SampleRow, SplitWriter
@@ -103,12 +104,13 @@ class FaultCollector:
 
 
 T = TypeVar("T")
+Row = TypeVar("Row", default=SampleRow)
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Callback with the number of finished rows, the total number of rows, and the title of the current shard."""
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Generic[Row]):
     """Consecutive rows of a split, prepared as one unit: a continued run reads an unfinished shard from its first row.
 
     `files` are the files that the rows are read from. `estimated_elements` estimates the number of elements, such as
@@ -119,8 +121,15 @@ class Shard:
     title: str
     num_rows: int
     files: tuple[Path, ...]
-    rows: Callable[[], Iterator[SampleRow]]
+    rows: Callable[[], Iterator[Row]]
     estimated_elements: int = 0
+
+    def map_rows(self, convert: Callable[[Row], SampleRow]) -> Shard[SampleRow]:
+        """Return the shard with its rows converted; reading goes on after a row that cannot be."""
+        rows = self.rows
+        return Shard(
+            self.split, self.title, self.num_rows, self.files, lambda: map(convert, rows()), self.estimated_elements
+        )
 
 
 @dataclass(frozen=True)

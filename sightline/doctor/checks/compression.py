@@ -8,7 +8,7 @@ Each returns findings and needs neither a model nor a run.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import array_leaves
-from sightline.doctor.context import Check, Context, FindingBuilder, check
-from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.context import Context, FindingBuilder, check, first_steps
+from sightline.doctor.core.dry_run import DryRun, isolated_copy
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation
 from sightline.layers.quantisation.clustering import cluster_weight
 from sightline.layers.quantisation.parametrised import Codebook, dense_state_dict, quantised_weights
 from sightline.runs.packed import compression_ratios
@@ -34,7 +34,7 @@ from sightline.tasks.distillation import DistillationTask
     expected="finite, distinct centres, each used by a weight; 2^bits of them, or as many as the weight has values",
     action="look at the clustering of this weight: drop or re-seed an empty cluster before its mean is computed",
 )
-def broken_codebook(context: Context) -> list[Finding]:
+def broken_codebook(context: Context) -> Fault | None:
     """Every centre of an initial codebook is finite, used by a weight, and distinct from the other centres.
 
     Finds: Codebooks with unused, equal or non-finite centres, or with fewer centres than their weights need.
@@ -49,7 +49,7 @@ def broken_codebook(context: Context) -> list[Finding]:
                 measured = measured or _describe_shortage(name, quantiser, floats[name], policy[name])
             if measured:
                 faults[name] = "quant.empty_cluster", measured
-    return weights_finding(broken_codebook, context, "have a broken codebook", faults)
+    return _join_weights("have a broken codebook", faults, broken_codebook.causes)
 
 
 def _describe_fault(quantiser: Codebook, centres: Tensor) -> str:
@@ -102,38 +102,37 @@ def num_distinct(rows: Tensor) -> Tensor:
     return (rows.sort(dim=1).values.diff(dim=1) != 0).sum(dim=1) + 1
 
 
-def weights_finding(origin: Check, context: Context, what: str, faults: Mapping[str, tuple[str, str]]) -> list[Finding]:
-    """Return one finding for all faulty weights, located at the first; [] if there are none.
-
-    `faults` maps the name of each weight to its cause and what was measured; `what` completes the summary.
-    """
-    return [
-        origin.finding(
-            context,
+def _join_weights(what: str, faults: Mapping[str, tuple[str, str]], causes: Sequence[str]) -> Fault | None:
+    """Join the faults of all weights, name -> (cause, measured), into one at the first; None if there are none."""
+    for name, (cause, measured) in faults.items():
+        return Fault(
             f"{len(faults)} quantised weight(s) {what}, '{name}' first",
-            causes=(cause, *origin.causes),
+            causes=(cause, *causes),
             param=name,
             measured=measured,
             evidence={"parameters": list(faults)},
         )
-        for name, (cause, measured) in list(faults.items())[:1]
-    ]
+    return None
 
 
-_EXPECTED_OUTPUTS = "outputs that differ from the float model's and distinguish the same inputs, and an unchanged state"
-
-
-@check("G18", "quantised-outputs", "preflight", config_path="compress.policy", expected=_EXPECTED_OUTPUTS)
-def quantised_outputs(context: Context) -> list[Finding]:
+@check(
+    "G18",
+    "quantised-outputs",
+    "preflight",
+    each=first_steps,
+    config_path="compress.policy",
+    expected="outputs that differ from the float model's and distinguish the same inputs, and an unchanged state",
+)
+def quantised_outputs(context: Context, step: DryRun) -> Iterator[Fault]:
     """In evaluation, the quantised model differs from the float model, distinguishes inputs, and keeps its state.
 
     Finds: Outputs that quantisation does not change, or makes equal for every input; evaluations that change the model.
 
     The outputs must differ if a weight that quantisation changed has a gradient.
     """
-    float_model, num_samples = context.float_model, context.dry_run.num_samples
-    if float_model is None or not context.dry_run.is_sound:
-        return []
+    float_model, num_samples = context.float_model, step.num_samples
+    if float_model is None:
+        return
     model = isolated_copy(context.built.job.model).eval()
     state, initial_state = dense_state_dict(model), {name: value.clone() for name, value in model.state_dict().items()}
     floats, outputs = model_outputs(context, float_model.eval()), model_outputs(context, model)
@@ -141,34 +140,27 @@ def quantised_outputs(context: Context) -> list[Finding]:
     changed = [name for name in sorted(weights_with_gradient(context)) if not torch.equal(weights[name], state[name])]
     varying = [name for name, rows in floats.items() if rows.ndim and len(rows) == num_samples and not _is_flat(rows)]
     leaked = changed_tensors(initial_state, model.state_dict())
-    rows: list[tuple[object, str, tuple[str, ...], str, str]] = [
-        (
-            leaked,
+    if leaked:
+        yield Fault(
             "evaluating the quantised model changes it",
-            ("quant.state_leak", "eval.mode"),
-            f"{len(leaked)} tensors after one batch: {'; '.join(leaked[:3])}",
-            "look for a norm that stays in training mode, or a quantiser that clusters again in forward",
-        ),
-        (
-            changed and floats and not changed_tensors(floats, outputs),
+            causes=("quant.state_leak", "eval.mode"),
+            measured=f"{len(leaked)} tensors after one batch: {'; '.join(leaked[:3])}",
+            action="look for a norm that stays in training mode, or a quantiser that clusters again in forward",
+        )
+    if changed and floats and not changed_tensors(floats, outputs):
+        yield Fault(
             f"{len(changed)} weights are quantised, and the outputs are those of the float model",
-            ("quant.no_effect", "ckpt.alias"),
-            f"{', '.join(floats)}: equal bit by bit for {num_samples} samples",
-            "look for a copy of the float weights, or of the model, that evaluation uses instead",
-        ),
-        (
-            varying and all(name in outputs and _is_flat(outputs[name]) for name in varying),
+            causes=("quant.no_effect", "ckpt.alias"),
+            measured=f"{', '.join(floats)}: equal bit by bit for {num_samples} samples",
+            action="look for a copy of the float weights, or of the model, that evaluation uses instead",
+        )
+    if varying and all(name in outputs and _is_flat(outputs[name]) for name in varying):
+        yield Fault(
             "the quantised model returns the same for every input",
-            ("model.constant_output", "quant.empty_cluster", "quant.policy"),
-            f"{', '.join(varying)}: one value for {num_samples} samples that the float model distinguishes",
-            "look for codebooks of one centre or of NaN; give the layers before the outputs more bits",
-        ),
-    ]
-    return [
-        quantised_outputs.finding(context, summary, causes=causes, measured=measured, action=action)
-        for is_found, summary, causes, measured, action in rows
-        if is_found
-    ]
+            causes=("model.constant_output", "quant.empty_cluster", "quant.policy"),
+            measured=f"{', '.join(varying)}: one value for {num_samples} samples that the float model distinguishes",
+            action="look for codebooks of one centre or of NaN; give the layers before the outputs more bits",
+        )
 
 
 def model_outputs(context: Context, model: nn.Module) -> dict[str, Tensor]:
@@ -199,27 +191,27 @@ def _is_flat(rows: Tensor) -> bool:
 
 _TOLERANCE = 1e-4
 """Relative tolerance of a reported compression ratio; rounding in reports is smaller."""
-_TEXTS: dict[str, tuple[str, tuple[str, ...], str, str]] = {
-    "search-split": (
-        "G45",
-        ("eval.protocol", "data.split"),
-        "no sample in common: the policy was chosen on the samples that the search reads",
-        "search on the held-out part of the training set, and report on test",
-    ),
-    "unreset-episode": (
-        "G19",
-        ("quant.state_leak", "eval.mode"),
-        "the trained model, bit by bit, before and after each evaluation of a policy",
-        "quantise a copy in evaluation mode, or reload the whole state, with strict names",
-    ),
-    "size-promise": (
-        "G40",
-        ("quant.accounting", "report.budget"),
-        "the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
-        "compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
-    ),
-}
-"""Guard, causes, expectation and action of each code."""
+_SPLIT = FindingBuilder(
+    guard="G45",
+    code="search-split",
+    causes=("eval.protocol", "data.split"),
+    expected="no sample in common: the policy was chosen on the samples that the search reads",
+    action="search on the held-out part of the training set, and report on test",
+)
+_EPISODE = FindingBuilder(
+    guard="G19",
+    code="unreset-episode",
+    causes=("quant.state_leak", "eval.mode"),
+    expected="the trained model, bit by bit, before and after each evaluation of a policy",
+    action="quantise a copy in evaluation mode, or reload the whole state, with strict names",
+)
+_SIZE = FindingBuilder(
+    guard="G40",
+    code="size-promise",
+    causes=("quant.accounting", "report.budget"),
+    expected="the bytes on disk, as promised and within the budget, and the ratios of codes, codebooks and file",
+    action="compute promised size and budget by packed_size, and the reported ratios by compression_ratios",
+)
 
 
 def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) -> list[Finding]:
@@ -230,14 +222,19 @@ def search_split(calibration: Iterable[Hashable], report: Iterable[Hashable]) ->
         return []
     summary = f"the search uses {len(common)} samples that its result is reported on"
     measured = f"{len(common)} of {len(read)}, {min(common, key=repr)} first"
-    return [_make_finding("search-split", summary, measured, config_path="data")]
+    return [_SPLIT.finding(FindingLocation(config_path="data"), summary, measured=measured)]
 
 
 def unreset_episode(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[Finding]:
     """Evaluating policies leaves the model unchanged; `before` is a copy of its state from before any evaluation."""
     changed = changed_tensors(before, after)
-    measured, summary = f"{len(changed)} tensors: {'; '.join(changed[:3])}", "an evaluation changes the model"
-    return [_make_finding("unreset-episode", summary, measured, param=changed[0].split()[0])] if changed else []
+    if not changed:
+        return []
+    measured, location = (
+        f"{len(changed)} tensors: {'; '.join(changed[:3])}",
+        FindingLocation(param=changed[0].split()[0]),
+    )
+    return [_EPISODE.finding(location, "an evaluation changes the model", measured=measured)]
 
 
 def size_promise(
@@ -264,36 +261,28 @@ def size_promise(
             faults.append(
                 f"ratio '{name}' {'is not reported' if actual is None else f'{actual:.5g}'}, {value:.5g} found"
             )
-    summary = "the packed file does not have the reported size"
-    return [_make_finding("size-promise", summary, "; ".join(faults), file=str(file))] if faults else []
-
-
-def _make_finding(code: str, summary: str, measured: str, **location: Any) -> Finding:
-    guard, causes, expected, action = _TEXTS[code]
-    builder = FindingBuilder(guard=guard, code=code, causes=causes, expected=expected, action=action)
-    return builder.finding(FindingLocation(**location), summary, measured=measured)
-
-
-_EXPECTED_TEACHER = "a separate float model in evaluation mode that no optimiser changes"
+    summary, location = "the packed file does not have the reported size", FindingLocation(file=str(file))
+    return [_SIZE.finding(location, summary, measured="; ".join(faults))] if faults else []
 
 
 @check(
-    "G28", "unfit-teacher", "preflight", causes=("quant.distill",), config_path="teacher", expected=_EXPECTED_TEACHER
+    "G28",
+    "unfit-teacher",
+    "preflight",
+    causes=("quant.distill",),
+    config_path="teacher",
+    expected="a separate float model in evaluation mode that no optimiser changes",
 )
-def unfit_teacher(context: Context) -> list[Finding]:
+def unfit_teacher(context: Context) -> Iterator[Fault]:
     """The teacher shares no weights with the student, differs from a quantised student, and is not trained.
 
     Finds: Distillation teachers that share weights with the student, that are trained, or whose statistics change.
     """
     job, task = context.built.job, context.built.job.task
-    if not isinstance(task, DistillationTask):
-        return []
-    optimised = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
-    outputs = (lambda model: model_outputs(context, model)) if context.dry_run.is_sound else None
-    return [
-        unfit_teacher.finding(context, summary, causes=(cause, "quant.distill"), measured=measured, action=action)
-        for cause, summary, measured, action in teacher_faults(job.model, task.teacher, optimised, outputs)
-    ]
+    if isinstance(task, DistillationTask):
+        optimised = [parameter for group in job.optimizer.param_groups for parameter in group["params"]]
+        outputs = (lambda model: model_outputs(context, model)) if context.dry_run.is_sound else None
+        yield from teacher_faults(job.model, task.teacher, optimised, outputs)
 
 
 def teacher_faults(
@@ -301,8 +290,8 @@ def teacher_faults(
     teacher: nn.Module,
     held: Collection[Tensor] = (),
     outputs: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
-) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the cause, the summary, what was measured and the action of each fault of a teacher.
+) -> Iterator[Fault]:
+    """Yield the faults of a teacher.
 
     `held` are the optimiser's parameters; `outputs` returns the outputs of a model for some batch.
     """
@@ -310,31 +299,38 @@ def teacher_faults(
     pointers = {value.data_ptr() for value in student_tensors if value.numel()}
     shared = [name for name, value in teacher_state.items() if value.data_ptr() in pointers]
     if shared:
-        measured, action = (
-            f"{len(shared)} of {len(teacher_state)} tensors, {shared[0]} first",
-            "load a separate model",
+        yield Fault(
+            "the teacher shares its weights with the student",
+            measured=f"{len(shared)} of {len(teacher_state)} tensors, {shared[0]} first",
+            action="load a separate model",
         )
-        yield "quant.distill", "the teacher shares its weights with the student", measured, action
     elif outputs is not None and quantised_weights(student):
         teacher_outputs = outputs(isolated_copy(teacher).eval())
         if teacher_outputs and not changed_tensors(teacher_outputs, outputs(isolated_copy(student).eval())):
-            measured, action = (
-                f"{', '.join(teacher_outputs)}: equal bit by bit",
-                "take the float run, before quantisation",
+            yield Fault(
+                "the teacher has the outputs of the quantised student",
+                measured=f"{', '.join(teacher_outputs)}: equal bit by bit",
+                action="take the float run, before quantisation",
             )
-            yield "quant.distill", "the teacher has the outputs of the quantised student", measured, action
     if moving := [name or "all of it" for name, module in teacher.named_modules() if module.training]:
-        measured, action = f"{len(moving)} modules, {moving[0]} first", "call teacher.eval(), and no train() after it"
-        yield "eval.mode", "the teacher is in training mode", measured, action
+        yield Fault(
+            "the teacher is in training mode",
+            causes=("eval.mode", "quant.distill"),
+            measured=f"{len(moving)} modules, {moving[0]} first",
+            action="call teacher.eval(), and no train() after it",
+        )
     ids = {id(parameter) for parameter in held}
     if trainable := [
         name for name, p in teacher.named_parameters() if (p.requires_grad or id(p) in ids) and not shared
     ]:
         in_optimiser = sum(id(parameter) in ids for parameter in teacher.parameters())
-        measured = (
-            f"{len(trainable)} parameters require gradients, {in_optimiser} are in the optimiser, {trainable[0]} first"
+        yield Fault(
+            "the teacher would be trained",
+            causes=("optim.param_coverage", "quant.distill"),
+            measured=f"{len(trainable)} parameters require gradients, {in_optimiser} are in the optimiser, "
+            f"{trainable[0]} first",
+            action="call teacher.requires_grad_(False)",
         )
-        yield "optim.param_coverage", "the teacher would be trained", measured, "call teacher.requires_grad_(False)"
 
 
 @check(
@@ -346,14 +342,14 @@ def teacher_faults(
     expected="at most 2^bits values of a codebook, 2^bits - 1 of a grid, per channel if configured, in both modes",
     action="apply the policy to the model that is trained and evaluated, not to a copy, and return the rounded weight",
 )
-def unquantised_weights(context: Context) -> list[Finding]:
+def unquantised_weights(context: Context) -> Fault | None:
     """Each weight that the policy names has no more values than its bits allow, in training and in evaluation.
 
     Finds: Quantised weights that do not follow the policy, or that pass no gradient to their float weights.
     """
     compress = context.config.compress
     faults = {} if compress is None else dict(_find_faults(isolated_copy(context.built.job.model), compress.policy))
-    return weights_finding(unquantised_weights, context, "do not follow the policy", faults)
+    return _join_weights("do not follow the policy", faults, unquantised_weights.causes)
 
 
 def _find_faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -393,7 +389,7 @@ def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:
     expected="a finite gradient that is not zero everywhere, for a gradient of 1 at the weight",
     action="round by a straight-through estimate: the rounded number forward, the gradient unchanged backward",
 )
-def rounding_gradient(context: Context) -> list[Finding]:
+def rounding_gradient(context: Context) -> Fault | None:
     """A gradient of ones at each quantised weight reaches the float weight that it is computed from, and is finite.
 
     Finds: Quantised weights that do not follow the policy, or that pass no gradient to their float weights.
@@ -409,4 +405,4 @@ def rounding_gradient(context: Context) -> list[Finding]:
             faults[name] = "loss.detached", "no gradient" if slope is None else "zero everywhere"
         elif slope is not None and not slope.isfinite().all():
             faults[name] = "quant.empty_cluster", f"{int((~slope.isfinite()).sum())} of {slope.numel()} are not finite"
-    return weights_finding(rounding_gradient, context, "pass no gradient on", faults)
+    return _join_weights("pass no gradient on", faults, rounding_gradient.causes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.doctor.checks.loss_terms import BUILT_IN, OUTPUTS, pair_losses, pairs_task
-from sightline.doctor.context import Context, check
-from sightline.doctor.core.dry_run import Outputs
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.context import Context, SquaredLoss, check, first_steps, squared_losses
+from sightline.doctor.core.dry_run import DryRun, Outputs
+from sightline.doctor.core.finding import Fault, Hypothesis, explain, is_near
 from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.oracles.derivatives import SquaredErrorLoss
 from sightline.doctor.oracles.losses import nt_xent
@@ -75,8 +77,8 @@ class _Case:
         return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
 
 
-@check("G20", "initial-loss", "preflight")
-def initial_loss(context: Context) -> list[Finding]:
+@check("G20", "initial-loss", "preflight", each=first_steps)
+def initial_loss(context: Context, step: DryRun) -> Iterator[Fault]:
     """The mean cross entropy over all cyclic shifts of the classes is mean_i[logsumexp(z_i) - mean_c z_ic].
 
     Finds: A first loss that differs from the cross entropy of the same logits, and logits that no untrained model has.
@@ -84,18 +86,12 @@ def initial_loss(context: Context) -> list[Finding]:
     This holds for any logits z. The logits of an untrained model have a standard deviation of at most 3, and its loss
     on the true labels is as that on permuted classes.
     """
-    if not context.dry_run.is_sound:
-        return []
-    findings: list[Finding] = []
     batch, outputs = context.first_outputs
-    is_fresh = context.config.init is None and context.built.job.step == 0
     for component in context.config.losses:
         case = _make_case(context, component.name, batch, outputs)
-        if case is None:
-            continue
-        finding = _finding_definition(case) if component.name == "cross_entropy" else None
-        findings += [finding] if finding is not None else _start_findings(case) if is_fresh else []
-    return findings
+        if case is not None:
+            fault = _judge_definition(case) if component.name == "cross_entropy" else None
+            yield from [fault] if fault is not None else _start_faults(case) if context.is_fresh else []
 
 
 def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
@@ -120,7 +116,7 @@ def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _
 # --- the exact part: what cross entropy is ---------------------------------------------------------------------------
 
 
-def _finding_definition(case: _Case) -> Finding | None:
+def _judge_definition(case: _Case) -> Fault | None:
     """Compare the loss, averaged over all cyclic shifts of the classes, with the definition of cross entropy.
 
     Over all shifts every class is the label once, so label smoothing and targets cancel. With weights w_c (measured by
@@ -137,7 +133,25 @@ def _finding_definition(case: _Case) -> Finding | None:
     tolerance = _RELATIVE if case.outputs["logits"].dtype in (torch.float32, torch.float64) else _RELATIVE_16_BIT
     if abs(measured - expected) <= tolerance * max(1.0, abs(expected)):
         return None
-    return _finding_broken_definition(case, measured, expected, weights_C)
+    ratio = measured / expected if expected else math.nan
+    best, *_ = explain(
+        measured,
+        expected,
+        _iter_loss_faults(case, weights_C),
+        likeness=is_near(1e-3),
+        otherwise=Hypothesis("loss.form", f"{ratio:.4g} times it", action="compare the loss with its definition"),
+    )
+    others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
+    return Fault(
+        f"the loss '{case.name}' is not the cross entropy of these logits: {best.text}",
+        causes=(best.cause, *[other for other in others if other != best.cause][:3]),
+        at=case.context.loss_path(case.name),
+        measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
+        expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
+        + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
+        action=best.hypothesis.action,
+        evidence={"ratio": measured / expected, "targets": len(case.logits), "num_classes": case.num_classes},
+    )
 
 
 def _measure_class_weights(case: _Case) -> Tensor | None:
@@ -151,72 +165,56 @@ def _weighted_mean(log_p_NC: Tensor, weights_C: Tensor) -> float:
     return float(-(log_p_NC * weights_C).sum() / (len(log_p_NC) * weights_C.sum()))
 
 
-def _finding_broken_definition(case: _Case, measured: float, expected: float, weights_C: Tensor) -> Finding:
-    doubled = _weighted_mean(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C)
-    cause, explanation, action = _explain_ratio(case, measured, expected)
-    if math.isclose(measured, doubled, rel_tol=1e-3):
-        cause, explanation = "loss.double_softmax", "the value of a softmax taken twice"
-        action = "give the loss logits: take the softmax out of the model or of the loss"
-    others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
-    return initial_loss.finding(
-        case.context.place(case.context.loss_path(case.name)),
-        f"the loss '{case.name}' is not the cross entropy of these logits: {explanation}",
-        causes=(cause, *[other for other in others if other != cause][:3]),
-        measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
-        expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
-        + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
-        action=action,
-        evidence={"ratio": measured / expected, "targets": len(case.logits), "num_classes": case.num_classes},
+def _iter_loss_faults(case: _Case, weights_C: Tensor) -> Iterator[Hypothesis]:
+    """Yield what a cross entropy may be instead: of a softmax, negative, or with a division missing or one too many."""
+    yield Hypothesis(
+        "loss.double_softmax",
+        "the value of a softmax taken twice",
+        _weighted_mean(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C),
+        "give the loss logits: take the softmax out of the model or of the loss",
     )
-
-
-def _explain_ratio(case: _Case, measured: float, expected: float) -> tuple[str, str, str]:
-    """Explain measured / expected by a division that is missing or one too many: cause, explanation, action."""
-    ratio = measured / expected if expected else math.nan
+    action = "minimise the negative log likelihood: drop the extra minus"
+    yield Hypothesis("loss.sign", "its sign is flipped", operator.neg, action)
     logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
-    per_sample = logits.numel() // (num_samples * case.num_classes)
     numbers = {
         "the samples of the batch": num_samples,
-        "the targets of a sample": per_sample,
+        "the targets of a sample": logits.numel() // (num_samples * case.num_classes),
         "all targets": len(case.logits),
         "the classes": case.num_classes,
         "all logits": logits.numel(),
     }
-    if math.isclose(ratio, -1.0, rel_tol=1e-3):
-        return "loss.sign", "its sign is flipped", "minimise the negative log likelihood: drop the extra minus"
-    for description, number in numbers.items():
-        for factor, operation in ((1 / number, "divided by"), (number, "multiplied by")):
-            if number > 1 and math.isclose(ratio, factor, rel_tol=1e-3):
-                explanation = f"{operation} {description} ({number})"
-                return "loss.normaliser", explanation, "return a SUM from forward and its divisor from count"
-    return "loss.form", f"{ratio:.4g} times it", "compare the loss with its definition"
+    for name, number in numbers.items():
+        for factor, change in ((1 / number, "divided by"), (number, "multiplied by")) if number > 1 else ():
+            action = "return a SUM from forward and its divisor from count"
+            yield Hypothesis("loss.normaliser", f"{change} {name} ({number})", partial(operator.mul, factor), action)
 
 
 # --- the statistical part: a fresh model has learnt nothing -----------------------------------------------------------
 
 
-def _start_findings(case: _Case) -> Iterator[Finding]:
+def _start_faults(case: _Case) -> Iterator[Fault]:
     centred_NC = case.logits - case.logits.mean(dim=-1, keepdim=True)
     std = float(centred_NC.std(correction=0))
     uniform = math.log(case.num_classes)
     measured = case.mean(case.label)
     if std > _MAX_STD:
-        yield initial_loss.finding(
-            case.context.place("model", layer=_find_last_layer(case.context)),
+        yield Fault(
             f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
             severity="warning",
             causes=("model.init", "model.numerics", "data.normalisation"),
+            at="model",
+            layer=case.context.last_layer,
             measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
             expected=f"std <= {_MAX_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
             action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
             evidence={"targets": len(case.logits)},
         )
     elif case.num_classes >= _MIN_CLASSES:
-        yield from _dependence_findings(case, measured)
+        yield from _dependence_faults(case, measured)
 
 
-def _dependence_findings(case: _Case, measured: float) -> Iterator[Finding]:
-    """Yield a finding if the loss on the true labels is far from that on permuted classes, before training."""
+def _dependence_faults(case: _Case, measured: float) -> Iterator[Fault]:
+    """Yield a fault if the loss on the true labels is far from that on permuted classes, before training."""
     draws = np.random.Generator(np.random.PCG64(0))
     start_seconds = compute_seconds()
     values: list[float] = []
@@ -230,25 +228,17 @@ def _dependence_findings(case: _Case, measured: float) -> Iterator[Finding]:
     if abs(z) <= _MAX_Z:
         return
     is_lower = z < 0
-    causes = ("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign")
-    yield initial_loss.finding(
-        case.context.place(
-            "data" if is_lower else case.context.loss_path(case.name), dataset=f"{case.context.config.data.name}/train"
-        ),
+    yield Fault(
         f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on permuted ones",
         severity="warning",
-        causes=causes,
+        causes=("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign"),
+        at="data" if is_lower else case.context.loss_path(case.name),
+        split="train",
         measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} permutations of the classes",
         expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MAX_Z:g}",
         action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
         evidence={"targets": len(case.logits), "renamings": len(values)},
     )
-
-
-def _find_last_layer(context: Context) -> str | None:
-    """Return the name of the last module with direct parameters; None if there is none."""
-    names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
-    return names[-1] if names else None
 
 
 _TOLERANCE = 1e-6  # relative, in float64: both sides have the same rows
@@ -261,8 +251,8 @@ _ROW_SCALE = 3.0
 """Factor of all rows that must not change the loss, which depends on cosines alone."""
 
 
-@check("G20", "initial-contrast", "preflight")
-def initial_contrast(context: Context) -> list[Finding]:
+@check("G20", "initial-contrast", "preflight", each=first_steps)
+def initial_contrast(context: Context, step: DryRun) -> Iterator[Fault]:
     """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
 
     Finds: A first contrastive loss that differs from NT-Xent of the same rows, or that no untrained model has.
@@ -270,21 +260,18 @@ def initial_contrast(context: Context) -> list[Finding]:
     It is also not larger than with randomly permuted partners: before training, an object's partner is as near as any
     other object, or nearer. The first loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
     """
-    if pairs_task(context) is None or not context.dry_run.is_sound:
-        return []
+    if pairs_task(context) is None:
+        return
     _, outputs = context.first_outputs
     rows = {name: value.double().cpu() for name in OUTPUTS if isinstance(value := outputs.get(name), Tensor)}
     if not rows or any(value.ndim != 2 or not bool(value.isfinite().all()) for value in rows.values()):
-        return []
-    is_fresh = context.config.init is None and context.built.job.step == 0
-    findings = []
+        return
     for name, value in pair_losses(context, rows).items():
-        finding = _finding_contrast_definition(context, name, value, rows)
-        if finding is not None:
-            findings.append(finding)
-        elif is_fresh and len(rows["first"]) >= _MIN_PAIRS:
-            findings += _start_contrast_findings(context, name, value, rows)
-    return findings
+        fault = _judge_contrast(context, name, value, rows)
+        if fault is None and context.is_fresh and len(rows["first"]) >= _MIN_PAIRS:
+            fault = _judge_start_contrast(context, name, value, rows)
+        if fault is not None:
+            yield fault
 
 
 def _get_anchors_and_partners(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -305,9 +292,7 @@ def _measure_temperature(context: Context, name: str) -> float:
     return -_COSINE_GAP / math.log(ratio) if 0 < ratio < 1 else math.nan
 
 
-def _finding_contrast_definition(
-    context: Context, name: str, value: float, rows: Mapping[str, Tensor]
-) -> Finding | None:
+def _judge_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
     assert name in BUILT_IN, "the definition of another loss is not known"
     temperature = _measure_temperature(context, name)
     expected = nt_xent(*_get_anchors_and_partners(name, rows), temperature=temperature)
@@ -316,8 +301,7 @@ def _finding_contrast_definition(
     scaled = pair_losses(context, {key: _ROW_SCALE * row for key, row in rows.items()})[name]
     has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
     reason = "rows are not scaled to length 1" if has_scale else "its value differs"
-    return initial_contrast.finding(
-        context,
+    return Fault(
         f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
         causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
         at=context.loss_path(name),
@@ -329,8 +313,8 @@ def _finding_contrast_definition(
     )
 
 
-def _start_contrast_findings(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> list[Finding]:
-    """Compare the loss with those of randomly permuted partners; return a finding if it is far larger."""
+def _judge_start_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
+    """Compare the loss with those of randomly permuted partners; return a fault if it is far larger."""
     anchors, partners = _get_anchors_and_partners(name, rows)
     temperature = _measure_temperature(context, name)
     draws = np.random.Generator(np.random.PCG64(0))
@@ -341,42 +325,56 @@ def _start_contrast_findings(context: Context, name: str, value: float, rows: Ma
     mean, std = float(np.mean(permuted_losses)), float(np.std(permuted_losses))
     chance = chance_level(len(anchors))
     if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MAX_CONTRAST_Z:
-        return []
-    return [
-        initial_contrast.finding(
-            context,
-            f"before training, partners are farther from each other than other objects are ('{name}')",
-            severity="warning",
-            causes=("data.pairing", "loss.sign", "model.init"),
-            at=context.loss_path(name),
-            measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_CONTRAST_PERMUTATIONS} permutations "
-            "of partners",
-            expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
-            action="check whether row i of both sides is the same object, and whether similarity is rewarded",
-            evidence={"chance": chance, "pairs": len(anchors)},
-        )
-    ]
+        return None
+    return Fault(
+        f"before training, partners are farther from each other than other objects are ('{name}')",
+        severity="warning",
+        causes=("data.pairing", "loss.sign", "model.init"),
+        at=context.loss_path(name),
+        measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_CONTRAST_PERMUTATIONS} permutations "
+        "of partners",
+        expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
+        action="check whether row i of both sides is the same object, and whether similarity is rewarded",
+        evidence={"chance": chance, "pairs": len(anchors)},
+    )
 
 
 _MIN_SHARE = 0.5
 _MAX_RATIO = 2.0
 
 
-@check("G20", "initial-squares", "preflight", severity="warning")
-def initial_squares(context: Context) -> list[Finding]:
+@check("G20", "initial-squares", "preflight", each=squared_losses, severity="warning")
+def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
     """The first mean squared error is E o^2 + E t^2 - 2 E o E t, nearly: fresh outputs do not depend on the targets.
 
     Finds: A first mean squared error that does not follow from the sizes of outputs and targets.
 
     It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets.
     """
-    if context.config.init is not None or context.built.job.step > 0:
-        return []
-    findings = []
-    for name, squares in context.squared_losses.items():
-        if squares.zero > 0:
-            findings += _size_findings(context, name, squares)
-    return findings
+    squares = loss.squares
+    if not context.is_fresh or not squares.zero > 0:
+        return None
+    value, expected = squares.mean(squares.output), expected_mean_square(squares)
+    size = value / squares.zero
+    measured = f"{value:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
+    if value < _MIN_SHARE * expected:
+        return Fault(
+            f"the untrained model is far nearer to the targets of '{loss.name}' than the size of its outputs allows",
+            measured=measured,
+            expected=f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, "
+            "within a tenth for outputs independent of the target",
+            causes=("data.label_leak", "model.structure"),
+            action="look for the target among the inputs",
+        )
+    if size > _MAX_RATIO:
+        return Fault(
+            f"the untrained model predicts values far larger than the targets of '{loss.name}'",
+            measured=measured,
+            expected=f"at most {_MAX_RATIO:g} times; 1.0 to 1.1 for heat maps",
+            causes=("model.init", "data.target_encoding", "data.normalisation"),
+            action="start the last layer smaller, as the paper does, or bring the targets to size 1",
+        )
+    return None
 
 
 def expected_mean_square(squares: SquaredErrorLoss) -> float:
@@ -385,48 +383,3 @@ def expected_mean_square(squares: SquaredErrorLoss) -> float:
     size = float((squares.weight * squares.output.square()).sum()) / squares.count
     mean_output = float((squares.weight * squares.output).sum()) / total
     return size + squares.zero - 2 * mean_output * squares.middle * squares.factor
-
-
-def _size_findings(context: Context, name: str, squares: SquaredErrorLoss) -> list[Finding]:
-    measured, expected = squares.mean(squares.output), expected_mean_square(squares)
-    size = measured / squares.zero
-    description = f"{measured:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
-    if measured < _MIN_SHARE * expected:
-        return [
-            _finding_warning(
-                context,
-                name,
-                f"the untrained model is far nearer to the targets of '{name}' than the size of its outputs allows",
-                description,
-                f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, within a tenth for outputs independent of the target",
-                ("data.label_leak", "model.structure"),
-                "look for the target among the inputs",
-            )
-        ]
-    if size > _MAX_RATIO:
-        return [
-            _finding_warning(
-                context,
-                name,
-                f"the untrained model predicts values far larger than the targets of '{name}'",
-                description,
-                f"at most {_MAX_RATIO:g} times; 1.0 to 1.1 for heat maps",
-                ("model.init", "data.target_encoding", "data.normalisation"),
-                "start the last layer smaller, as the paper does, or bring the targets to size 1",
-            )
-        ]
-    return []
-
-
-def _finding_warning(
-    context: Context, name: str, summary: str, measured: str, expected: str, causes: tuple[str, ...], action: str
-) -> Finding:
-    return initial_squares.finding(
-        context,
-        summary,
-        causes=causes,
-        at=context.loss_path(name),
-        measured=measured,
-        expected=expected,
-        action=action,
-    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.doctor.context import Check, Context, check
+from sightline.doctor.context import Context, SquaredLoss, check, squared_losses
 from sightline.doctor.core.dry_run import read_batch, step_keys
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation
 from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.oracles.derivatives import SquaredErrorLoss
 from sightline.doctor.oracles.results import loss_counts, loss_sums
@@ -29,19 +30,32 @@ _MAX_SHARE_OF_CHANCE = 0.9
 _MIN_DECREASE = 0.05
 _COLLAPSE_TOLERANCE = 0.005
 
+Lines = Sequence[Mapping[str, Any]]
 
-@check("G21", "loss-at-chance", "offline", severity="warning")
+
+@check(
+    "G21",
+    "loss-at-chance",
+    "offline",
+    severity="warning",
+    action="check which objects are paired (`sightline view`), then the learning rate, then the inputs of the loss",
+)
 def loss_at_chance(context: Context) -> list[Finding]:
     """Each loss's share of ln(2M - 1) in the last quarter of `metrics.jsonl` is well below 1.
 
     Finds: A run that ends with a contrastive loss at chance: nothing was learnt.
     """
-    if context.run is None or not (context.run / "metrics.jsonl").is_file():
-        return []
-    return at_chance(read_lines(context.run / "metrics.jsonl"), file=context.run / "metrics.jsonl")
+    return [finding for file, lines in logs(context) for finding in at_chance(lines, file=file)]
 
 
-def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding]:
+def logs(context: Context) -> Iterator[tuple[Path, Lines]]:
+    """List the log of the run's figures, if it has one, with its lines."""
+    file = None if context.run is None else context.run / "metrics.jsonl"
+    if file is not None and file.is_file():
+        yield file, read_lines(file)
+
+
+def at_chance(lines: Lines, *, file: Path) -> list[Finding]:
     """Return findings on the training lines of a run; runs of fewer than a hundred steps are not judged.
 
     A share of exactly 1 is a network with the same output for all samples; a share of nearly 1 that has not fallen in
@@ -51,10 +65,10 @@ def at_chance(lines: Sequence[Mapping[str, Any]], *, file: Path) -> list[Finding
     if not trained or trained[-1]["step"] < _MIN_CHANCE_STEPS:
         return []
     names = [key.removesuffix(CHANCE_SUFFIX) for key in trained[-1] if key.endswith(CHANCE_SUFFIX)]
-    return [finding for name in names if (finding := _finding_term(trained, name, file)) is not None]
+    return [loss_at_chance.build(fault) for name in names for fault in _chance_faults(trained, name, file)]
 
 
-def _finding_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> Finding | None:
+def _chance_faults(lines: Lines, name: str, file: Path) -> Iterator[Fault]:
     num_lines = max(1, len(lines) // _PARTS_OF_RUN)
     first_share, last_share = _mean_loss(lines[:num_lines], name), _mean_loss(lines[-num_lines:], name)
     is_collapsed = abs(last_share - 1) <= _COLLAPSE_TOLERANCE
@@ -65,28 +79,28 @@ def _finding_term(lines: Sequence[Mapping[str, Any]], name: str, file: Path) -> 
         and final["step"] >= _MIN_SLOW_STEPS
     )
     if not is_collapsed and not is_slow:
-        return None
-    causes = ("loss.collapse", "model.constant_output", "optim.lr")
-    if not is_collapsed:
-        causes = ("optim.lr", "data.pairing", "loss.detached")
+        return
     chance, num_negatives = final.get("chance"), final.get("negatives")
-    reason = (
-        "the network gives the same output for all objects" if is_collapsed else "nothing was learnt from these pairs"
-    )
-    return loss_at_chance.finding(
-        FindingLocation(file=str(file), step=final["step"]),
-        f"'{name}' ends at chance: {reason}",
-        causes=causes,
+    yield Fault(
+        f"'{name}' ends at chance: "
+        + (
+            "the network gives the same output for all objects"
+            if is_collapsed
+            else "nothing was learnt from these pairs"
+        ),
+        where=FindingLocation(file=str(file), step=final["step"]),
+        causes=("loss.collapse", "model.constant_output", "optim.lr")
+        if is_collapsed
+        else ("optim.lr", "data.pairing", "loss.detached"),
         measured=f"{last_share:.3f} of chance over the last {num_lines} of {len(lines)} lines, "
         f"{first_share:.3f} over the first",
         expected=f"well below {_MAX_SHARE_OF_CHANCE:g}"
         + ("" if chance is None else f"; chance is {chance:.4f} with {num_negatives:g} negatives"),
-        action="check which objects are paired (`sightline view`), then the learning rate, then the inputs of the loss",
         evidence={"first": first_share, "last": last_share, "lines": len(lines)},
     )
 
 
-def _mean_loss(lines: Sequence[Mapping[str, Any]], name: str) -> float:
+def _mean_loss(lines: Lines, name: str) -> float:
     """Return the mean share of chance of a loss over the lines that have it; NaN if none has."""
     values = [line[name + CHANCE_SUFFIX] for line in lines if line.get(name + CHANCE_SUFFIX) is not None]
     return math.fsum(values) / len(values) if values else math.nan
@@ -106,37 +120,47 @@ class ConstantBaseline:
     prediction: float | None = None
 
 
-@check("G21", "trivial-predictors", "preflight")
-def trivial_predictors(context: Context) -> list[Finding]:
+_NOTE = partial(
+    check,
+    "G21",
+    severity="note",
+    causes=("model.constant_output",),
+    expected="a training loss that goes below all of these",
+    action="nothing; a loss that stays at one of these has learned nothing",
+)
+"""Declaration of a rule that notes the losses of constant predictions."""
+
+
+@_NOTE("trivial-predictors", "preflight", each=squared_losses)
+def trivial_predictors(context: Context, loss: SquaredLoss) -> Iterator[Fault]:
     """Each squared error falls below the losses of predicting 0 and the mean target, which this check notes.
 
     Finds: The loss of a network with constant output, computed from the targets alone.
     """
-    return [
-        _note(trivial_predictors, context, name, predictions)
-        for name, squares in context.squared_losses.items()
-        if (predictions := list(squared_loss_baselines(name, squares)))
-    ]
+    return _make_notes(context, loss.name, squared_loss_baselines(loss.name, loss.squares))
 
 
-@check("G21", "trivial-classes", "deep")
-def trivial_classes(context: Context) -> list[Finding]:
+@_NOTE("trivial-classes", "deep")
+def trivial_classes(context: Context) -> Iterator[Fault]:
     """Cross entropy falls below the losses of equal probabilities and of the class shares, which this check notes.
 
     Finds: The loss of a network with constant output, computed from the targets alone.
     """
-    names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
-    predictions = {name: list(_class_baselines(context, name)) for name in names if context.dry_run.is_sound}
-    return [_note(trivial_classes, context, name, baselines) for name, baselines in predictions.items() if baselines]
+    for name in _cross_entropies(context):
+        yield from _make_notes(context, name, _class_baselines(context, name))
 
 
 def trivial_predictions(context: Context) -> Iterator[ConstantBaseline]:
     """Yield all constant predictions whose losses are known for this run."""
     for name, squares in context.squared_losses.items():
         yield from squared_loss_baselines(name, squares)
-    for component in context.config.losses:
-        if component.name == "cross_entropy" and context.dry_run.is_sound:
-            yield from _class_baselines(context, component.name)
+    for name in _cross_entropies(context):
+        yield from _class_baselines(context, name)
+
+
+def _cross_entropies(context: Context) -> list[str]:
+    names = [component.name for component in context.config.losses if component.name == "cross_entropy"]
+    return names if context.dry_run.is_sound else []
 
 
 def squared_loss_baselines(name: str, squares: SquaredErrorLoss) -> Iterator[ConstantBaseline]:
@@ -182,19 +206,16 @@ def _compute_expected_loss(context: Context, name: str, axis: int, prediction: T
     return total / count if count else math.nan
 
 
-def _note(check: Check, context: Context, name: str, predictions: list[ConstantBaseline]) -> Finding:
-    description = "; ".join(f"{prediction.description}: {prediction.value:.4e}" for prediction in predictions)
-    return check.finding(
-        context,
-        f"'{name}' of a network with constant output: {description}",
-        severity="note",
-        causes=("model.constant_output",),
-        at=context.loss_path(name),
-        measured=description,
-        expected="a training loss that goes below all of these",
-        action="nothing; a loss that stays at one of these has learned nothing",
-        evidence={prediction.description: prediction.value for prediction in predictions},
-    )
+def _make_notes(context: Context, name: str, predictions: Iterable[ConstantBaseline]) -> Iterator[Fault]:
+    losses = {prediction.description: prediction.value for prediction in predictions}
+    if losses:
+        measured = "; ".join(f"{description}: {value:.4e}" for description, value in losses.items())
+        yield Fault(
+            f"'{name}' of a network with constant output: {measured}",
+            at=context.loss_path(name),
+            measured=measured,
+            evidence=losses,
+        )
 
 
 _TOLERANCE = 0.02
@@ -208,10 +229,12 @@ _MIN_GAIN = 0.02
     "G21",
     "trivial-plateau",
     "offline",
+    each=logs,
     severity="warning",
     causes=("model.constant_output", "model.activation", "optim.lr", "data.target_encoding"),
+    action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",
 )
-def trivial_plateau(context: Context) -> list[Finding]:
+def trivial_plateau(context: Context, log: tuple[Path, Lines]) -> Iterator[Fault]:
     """No loss in `metrics.jsonl` ends with fifty or more steps within 2 % of a constant prediction's.
 
     Finds: A run whose loss stays at that of a constant prediction: zeros, the mean target, equal probabilities.
@@ -219,24 +242,33 @@ def trivial_plateau(context: Context) -> list[Finding]:
     It is reported only if the trained model's predictions are still near that constant, and the metric that chooses the
     best checkpoint does not improve: the losses of heat maps stay constant while their peaks move.
     """
-    if context.run is None or not (context.run / "metrics.jsonl").is_file() or context.trained_model is None:
-        return []
-    file = context.run / "metrics.jsonl"
-    lines = read_lines(file)
+    file, lines = log
     metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
-    if not context.dry_run.is_sound or improves(lines, metric, is_larger_better=mode == "max"):
-        return []
-    findings: dict[str, Finding] = {}
+    if (
+        context.trained_model is None
+        or not context.dry_run.is_sound
+        or improves(lines, metric, is_larger_better=mode == "max")
+    ):
+        return
+    found: set[str] = set()
     for trivial in trivial_predictions(context):
         span = stays_at(lines, trivial.loss, trivial.value)
-        if span is not None and trivial.loss not in findings:
-            distance = _measure_distance(context, trivial)
-            if distance is not None and distance < _MAX_DISTANCE:
-                findings[trivial.loss] = _finding_plateau(context, trivial, span, distance, file)
-    return list(findings.values())
+        distance = None if span is None or trivial.loss in found else _measure_distance(context, trivial)
+        if span is not None and distance is not None and distance < _MAX_DISTANCE:
+            first, last, measured = span
+            found.add(trivial.loss)
+            yield Fault(
+                f"'{trivial.loss}' stays at the loss of a constant prediction ({trivial.description}): nothing was "
+                "learnt",
+                where=FindingLocation(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
+                measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant "
+                f"by {distance:.2g}",
+                expected=f"well below {trivial.value:.4e}, by the targets",
+                evidence={"trivial": trivial.value, "measured": measured},
+            )
 
 
-def stays_at(lines: Sequence[Mapping[str, Any]], loss: str, value: float) -> tuple[int, int, float] | None:
+def stays_at(lines: Lines, loss: str, value: float) -> tuple[int, int, float] | None:
     """Return the first and last step of a final plateau within 2 % of a value, and its mean; None below 50 steps."""
     trained = [line for line in lines if line.get("split") == "train" and line.get(f"loss/{loss}") is not None]
     plateau: list[tuple[int, float]] = []
@@ -252,7 +284,7 @@ def stays_at(lines: Sequence[Mapping[str, Any]], loss: str, value: float) -> tup
     return last_step - steps, last_step, math.fsum(measured for _, measured in plateau) / len(plateau)
 
 
-def improves(lines: Sequence[Mapping[str, Any]], metric: str, *, is_larger_better: bool) -> bool:
+def improves(lines: Lines, metric: str, *, is_larger_better: bool) -> bool:
     """Return True if the second half of the evaluations reaches a better value than the first."""
     values = [float(line[metric]) for line in lines if line.get("split") != "train" and line.get(metric) is not None]
     if len(values) < 2:
@@ -284,78 +316,57 @@ def _measure_distance(context: Context, trivial: ConstantBaseline) -> float | No
     return float((output.double() - trivial.prediction).abs().max()) / size if size > 0 else None
 
 
-def _finding_plateau(
-    context: Context, trivial: ConstantBaseline, plateau: tuple[int, int, float], distance: float, file: Path
-) -> Finding:
-    first, last, measured = plateau
-    return trivial_plateau.finding(
-        FindingLocation(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
-        f"'{trivial.loss}' stays at the loss of a constant prediction ({trivial.description}): nothing was learnt",
-        measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant "
-        f"by {distance:.2g}",
-        expected=f"well below {trivial.value:.4e}, by the targets",
-        action="`sightline check --deep` on the config: last activation, dead units, gradients; then the learning rate",
-        evidence={"trivial": trivial.value, "measured": measured},
-    )
-
-
 _MAX_RATIO = 1e3
 _CLASS_FACTOR, _SQUARES_FACTOR = 0.98, 1.02  # heat maps that learn have losses just below that of zeros for a long time
-
-Lines = Sequence[Mapping[str, Any]]
 
 
 @check(
     "G21",
     "diverged-loss",
     "offline",
+    each=logs,
     severity="warning",
     causes=("optim.lr", "model.numerics", "loss.form"),
     action="lower optimizer.lr by a factor of 10 or more, warm up (schedule.warmup_epochs), or bound the gradient "
     "(train.clip_norm)",
 )
-def diverged_loss(context: Context) -> list[Finding]:
+def diverged_loss(context: Context, log: tuple[Path, Lines]) -> Iterator[Fault]:
     """The last loss in `metrics.jsonl` is finite, below 1000 times the first and below a constant prediction's.
 
     Finds: A run whose last loss is 1000 times its first, not finite, or no better than a constant prediction's.
     """
-    if context.run is None or not (context.run / "metrics.jsonl").is_file():
-        return []
-    file = context.run / "metrics.jsonl"
-    lines = read_lines(file)
+    file, lines = log
     trained = [line for line in lines if line.get("split") == "train"]
-    return list(_end_findings(context, lines, trained, file)) if trained else []
+    if trained:
+        location = FindingLocation(file=str(file), step=trained[-1]["step"], config_path="optimizer.lr")
+        for fault in _end_faults(context, lines, trained):
+            yield replace(fault, where=location)
 
 
-def _end_findings(context: Context, lines: Lines, trained: Lines, file: Path) -> Iterator[Finding]:
+def _end_faults(context: Context, lines: Lines, trained: Lines) -> Iterator[Fault]:
     rate = max(group["base_lr"] for group in context.built.job.optimizer.param_groups)
-    last_loss = trained[-1].get("loss/total")
+    last_loss, last_step = trained[-1].get("loss/total"), trained[-1]["step"]
     first_loss = trained[0].get("loss/total") if context.first_loss is None else context.first_loss
-    location = FindingLocation(file=str(file), step=trained[-1]["step"], config_path="optimizer.lr")
     diverged = f"the training diverged at a learning rate of {rate:.3g}"
     if last_loss is None:
-        yield diverged_loss.finding(
-            location,
+        yield Fault(
             f"{diverged}: its last losses are not finite",
-            measured=f"loss/total is null in the line of step {location.step}",
+            measured=f"loss/total is null in the line of step {last_step}",
             expected="a finite loss at every step",
         )
     elif first_loss is not None and abs(last_loss) >= _MAX_RATIO * abs(first_loss) > 0:
-        yield diverged_loss.finding(
-            location,
+        yield Fault(
             f"{diverged}: its loss has risen from {first_loss:.4g} to {last_loss:.4g}",
             measured=f"{last_loss / first_loss:.3g} times the first",
             expected=f"a loss that falls; not {_MAX_RATIO:,.0f} times the first",
             evidence={"first": first_loss, "last": last_loss, "lr": rate},
         )
-    elif location.step is not None and location.step >= _MIN_STEPS:
-        yield from _chance_findings(context, lines, trained, location, rate)
+    elif last_step is not None and last_step >= _MIN_STEPS:
+        yield from _end_at_chance_faults(context, lines, trained, rate)
 
 
-def _chance_findings(
-    context: Context, lines: Lines, trained: Lines, location: FindingLocation, rate: float
-) -> Iterator[Finding]:
-    """Yield a finding if no loss is below its constant prediction's and the selection metric does not improve."""
+def _end_at_chance_faults(context: Context, lines: Lines, trained: Lines, rate: float) -> Iterator[Fault]:
+    """Yield a fault if no loss is below its constant prediction's and the selection metric does not improve."""
     metric, mode = context.config.evaluate.metric, context.config.evaluate.mode
     if improves(lines, metric, is_larger_better=mode == "max"):
         return
@@ -369,8 +380,7 @@ def _chance_findings(
     comparison = ", ".join(
         f"'{name}' {means[name]:.4g} (a constant prediction {chances[name][0]:.4g})" for name in chances
     )
-    yield diverged_loss.finding(
-        location,
+    yield Fault(
         f"the run ends at chance, at a learning rate of {rate:.3g}: no loss is below that of a constant prediction",
         causes=("optim.lr", "loss.detached", "data.target_encoding"),
         measured=f"{comparison} over the last {len(last_quarter)} of {len(trained)} lines; {metric} does not improve",

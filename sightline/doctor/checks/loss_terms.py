@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, assignments, check
+from sightline.doctor.core.assigned_boxes import AssignedBoxes
 from sightline.doctor.core.dry_run import DryRun
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Finding, Hypothesis, explain, is_near
 from sightline.doctor.core.object_graph import iter_reachable
 from sightline.doctor.core.sample_statistics import class_axis
 from sightline.doctor.oracles.results import FixedOutputs
@@ -30,26 +31,30 @@ _PER_CLASS_WITH_LOGITS = ("weights", "weight")
 
 
 @check("G5", "class-weight-length", "preflight")
-def class_weight_length(context: Context) -> list[Finding]:
+def class_weight_length(context: Context) -> Iterator[Fault]:
     """Class weights, logits, class names and metrics all have `num_classes` entries; weights are finite and >= 0.
 
     Finds: Class weights, head, metrics and names that do not count the same classes.
     """
     num_classes = context.built.data.facts.get("num_classes")
     if not isinstance(num_classes, int):
-        return []
+        return
     weights = list(_iter_class_weights(context))
     counts = _collect_counts(context, num_classes) | {
         path: (len(values), "loss.weights", path) for path, _, values in weights
     }
-    findings = [
-        _finding_count(context, counts, name, num_classes)
-        for name, (count, _, _) in counts.items()
-        if count != num_classes
-    ]
+    for name, (count, cause, path) in counts.items():
+        if count != num_classes:
+            yield Fault(
+                f"{name}: {count} for {num_classes} classes",
+                causes=(cause, "loss.weights", "cfg.class_count", "model.structure"),
+                at=path,
+                measured="; ".join(f"{counted} {number}" for counted, (number, _, _) in counts.items()),
+                expected=f"{num_classes} everywhere, the data set's fact num_classes",
+                action=f"make {name} count {num_classes} classes",
+            )
     for path, name, values in weights:
-        findings += _value_findings(context, path, name, values)
-    return findings
+        yield from _value_faults(context, path, name, values)
 
 
 def _collect_counts(context: Context, num_classes: int) -> dict[str, tuple[int, str, str]]:
@@ -103,21 +108,8 @@ def _as_list(value: Any) -> list[float] | None:
     return None
 
 
-def _finding_count(context: Context, counts: dict[str, tuple[int, str, str]], name: str, num_classes: int) -> Finding:
-    count, cause, path = counts[name]
-    return class_weight_length.finding(
-        context,
-        f"{name}: {count} for {num_classes} classes",
-        causes=(cause, "loss.weights", "cfg.class_count", "model.structure"),
-        at=path,
-        measured="; ".join(f"{counted} {number}" for counted, (number, _, _) in counts.items()),
-        expected=f"{num_classes} everywhere, the data set's fact num_classes",
-        action=f"make {name} count {num_classes} classes",
-    )
-
-
-def _value_findings(context: Context, path: str, name: str, values: list[float]) -> Iterator[Finding]:
-    """Yield a finding for each weight that is not finite, negative, or 0 for a class with training samples."""
+def _value_faults(context: Context, path: str, name: str, values: list[float]) -> Iterator[Fault]:
+    """Yield a fault for each weight that is not finite, negative, or 0 for a class with training samples."""
     facts = context.built.data.facts
     names, class_counts = facts.get("class_names"), facts.get("class_counts")
     for index, value in enumerate(values):
@@ -125,19 +117,17 @@ def _value_findings(context: Context, path: str, name: str, values: list[float])
         is_wrong = not math.isfinite(value) or value < 0
         is_present = class_counts is not None and index < len(class_counts) and class_counts[index] > 0
         is_present &= index != facts.get("ignore_index")
-        if not is_wrong and not (value == 0 and is_present):
-            continue
-        yield class_weight_length.finding(
-            context,
-            f"the weight of class '{class_name}' is {value:g}",
-            severity="error" if is_wrong else "warning",
-            causes=("loss.weights", "data.imbalance", "cfg.override"),
-            at=path,
-            measured=f"{name}[{index}] = {value:g}"
-            + (f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""),
-            expected="finite and > 0 for every class that occurs",
-            action="give the class a positive weight, or let its labels be the ignore index",
-        )
+        if is_wrong or (value == 0 and is_present):
+            yield Fault(
+                f"the weight of class '{class_name}' is {value:g}",
+                severity="error" if is_wrong else "warning",
+                causes=("loss.weights", "data.imbalance", "cfg.override"),
+                at=path,
+                measured=f"{name}[{index}] = {value:g}"
+                + (f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""),
+                expected="finite and > 0 for every class that occurs",
+                action="give the class a positive weight, or let its labels be the ignore index",
+            )
 
 
 _BACKGROUND_LOGIT = -50.0
@@ -147,8 +137,16 @@ _MAX_OTHER_PRIORS = 1000
 """Number of priors without a box that are kept: enough for the sums, few enough for eighty classes."""
 
 
-@check("G20", "loss-normaliser", "preflight", causes=("loss.normaliser", "data.ignore_handling", "loss.form"))
-def loss_normaliser(context: Context) -> list[Finding]:
+@check(
+    "G20",
+    "loss-normaliser",
+    "preflight",
+    each=assignments,
+    causes=("loss.normaliser", "data.ignore_handling", "loss.form"),
+    expected="the same",
+    action="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
+)
+def loss_normaliser(context: Context, assigned: AssignedBoxes) -> Iterator[Fault | Finding]:
     """Doubling the priors with ones that are ignored, or certainly background, does not change any loss.
 
     Finds: A loss of priors that is divided by all priors, or that ignored priors change: background drowns the boxes.
@@ -156,28 +154,24 @@ def loss_normaliser(context: Context) -> list[Finding]:
     The sum is divided by the number of priors with a box. Source: Lin et al. 2017, Focal Loss for Dense Object
     Detection, section 4.1.
     """
-    if context.assignments is None or not int(context.assignments.positives.sum()):
-        return []
+    if not int(assigned.positives.sum()):
+        return
     try:
         original, with_background, with_ignored = (
             _compute_mean_losses(context, target) for target in (None, BACKGROUND, IGNORED)
         )
     except Exception as error:  # noqa: BLE001 - a plugin's loss may read inputs that cannot be enlarged
-        return [loss_normaliser.not_run(context, error)]
-    return [
-        loss_normaliser.finding(
-            context,
-            f"the loss '{name}' depends on how many priors are {what}",
-            at=context.loss_path(name),
-            measured=f"{value:.6g}, and {enlarged[name]:.6g} with twice as many priors, the new ones {what}",
-            expected="the same",
-            action="count priors with a box, (target >= 0).sum(), and leave those whose target is -2 out of the sum",
-            evidence={"field": name},
-        )
-        for name, value in original.items()
-        for what, enlarged in (("background, predicted for certain", with_background), ("ignored", with_ignored))
-        if not math.isclose(value, enlarged[name], rel_tol=_TOLERANCE, abs_tol=1e-9)
-    ]
+        yield loss_normaliser.not_run(context, error)
+        return
+    for name, value in original.items():
+        for what, enlarged in (("background, predicted for certain", with_background), ("ignored", with_ignored)):
+            if not math.isclose(value, enlarged[name], rel_tol=_TOLERANCE, abs_tol=1e-9):
+                yield Fault(
+                    f"the loss '{name}' depends on how many priors are {what}",
+                    at=context.loss_path(name),
+                    measured=f"{value:.6g}, and {enlarged[name]:.6g} with twice as many priors, the new ones {what}",
+                    evidence={"field": name},
+                )
 
 
 def _compute_mean_losses(context: Context, added: int | None) -> dict[str, float]:
@@ -266,7 +260,7 @@ _NEGATIVES_TOLERANCE = 1e-9  # for float64 sums of a dozen exponentials
 
 
 @check("G34", "negatives", "static")
-def negatives(context: Context) -> list[Finding]:
+def negatives(context: Context) -> Iterator[Fault]:
     """Equal rows have the loss ln(K + 1) of K = 2M - 2 negatives for the M pairs of a step.
 
     Finds: Contrastive losses with fewer, more or other negatives than the batch implies, or with wrong partners.
@@ -274,63 +268,62 @@ def negatives(context: Context) -> list[Finding]:
     This holds for one micro-batch, for two, and over all processes; a nearer partner has a smaller loss.
     Source: Chen et al. 2020, eq. 1.
     """
-    task = pairs_task(context)
+    task, size = pairs_task(context), context.world.size
     if task is None:
-        return []
-    findings = _count_findings(context) or _partner_findings(context)
-    if context.world.size > 1:
-        findings += _world_findings(context)
-        if task.negatives == "process":
-            findings.append(_finding_declared(context))
-    return findings
+        return
+    faults = list(_count_faults(context)) or _partner_faults(context)
+    yield from faults
+    if size > 1:
+        yield from _world_faults(context, task)
+    if size > 1 and task.negatives == "process":
+        num_pairs = context.config.train.batch_size
+        own = num_pairs // size
+        yield Fault(
+            f"every process compares only its own {own:g} pairs, as task.negatives: process sets",
+            severity="warning",
+            causes=("loss.negatives", "dist.sync"),
+            at="task",
+            measured=f"{2 * own - 2:g} negatives an anchor; a collapsed network has the loss {chance_level(own):.4f}",
+            expected=f"{2 * num_pairs - 2} of the {num_pairs} pairs of a step, and {chance_level(num_pairs):.4f}, "
+            "on any number of processes",
+            action="set task.negatives: gathered, unless a published figure is to be repeated with this many processes",
+        )
 
 
 def _make_equal_rows(num_pairs: int) -> dict[str, torch.Tensor]:
     return {name: torch.ones(num_pairs, _WIDTH, dtype=torch.float64) for name in OUTPUTS}
 
 
-def _count_findings(context: Context) -> list[Finding]:
-    """Return a finding for the first loss whose number of negatives is wrong in one or two micro-batches."""
+def _count_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault of the first loss whose number of negatives is wrong in one or two micro-batches."""
     for parts in (1, 2):
         for name, value in pair_losses(context, _make_equal_rows(_NUM_PAIRS), parts=parts).items():
             if abs(value - chance_level(_NUM_PAIRS)) > _NEGATIVES_TOLERANCE:
                 setting = "" if parts == 1 else f" in {parts} micro-batches"
-                return [
-                    _finding_negatives_count(context, name, value, _NUM_PAIRS, setting, _explain_count(value, parts))
-                ]
-    return []
+                yield _make_count_fault(context, name, value, _NUM_PAIRS, setting, _explain_count(value, parts))
+                return
 
 
-def _world_findings(context: Context) -> list[Finding]:
+def _world_faults(context: Context, task: Contrast) -> Iterator[Fault]:
     """Check the number of negatives over all processes, each with a different number of rows."""
     sizes = [_NUM_PAIRS + rank for rank in range(context.world.size)]
-    rows = _make_equal_rows(sizes[context.world.rank])
-    values = pair_losses(context, rows, world=context.world)
-    task = pairs_task(context)
-    if task is None or task.negatives == "process":
-        return []
-    setting = f" on {context.world.size} processes"
-    return [
-        _finding_negatives_count(context, name, value, sum(sizes), setting, "some rows of other processes are left out")
-        for name, value in values.items()
-        if abs(value - chance_level(sum(sizes))) > _NEGATIVES_TOLERANCE
-    ]
+    values = pair_losses(context, _make_equal_rows(sizes[context.world.rank]), world=context.world)
+    for name, value in values.items() if task.negatives != "process" else ():
+        if abs(value - chance_level(sum(sizes))) > _NEGATIVES_TOLERANCE:
+            setting, detail = f" on {context.world.size} processes", "some rows of other processes are left out"
+            yield _make_count_fault(context, name, value, sum(sizes), setting, detail)
 
 
-def _partner_findings(context: Context) -> list[Finding]:
+def _partner_faults(context: Context) -> Iterator[Fault]:
     """Check that orthogonal rows have a smaller loss with their own partners than with those of the next object."""
     rows = torch.eye(_NUM_PAIRS, _WIDTH, dtype=torch.float64)
     paired_losses = pair_losses(context, dict.fromkeys(OUTPUTS, rows))
     # `second` stays equal to `first`, so that their mean, which pictures are compared with, is one of the rows.
     shifted = {"intra_modal": {"second": rows.roll(1, 0)}, "cross_modal": {"pictured": rows.roll(1, 0)}}
-    findings = []
     for name, value in paired_losses.items():
         shifted_loss = pair_losses(context, {**dict.fromkeys(OUTPUTS, rows), **shifted[name]})[name]
-        if value < shifted_loss:
-            continue
-        findings.append(
-            negatives.finding(
-                context,
+        if not value < shifted_loss:
+            yield Fault(
                 f"the loss '{name}' does not reward an object's own partner",
                 causes=("data.pairing", "loss.sign", "loss.form"),
                 at=context.loss_path(name),
@@ -338,34 +331,11 @@ def _partner_findings(context: Context) -> list[Finding]:
                 expected="the first to be smaller",
                 action="compare row i of one side with row i of the other, and minimise the cross entropy",
             )
-        )
-    return findings
 
 
-def _finding_declared(context: Context) -> Finding:
-    """Report the negatives that `negatives: process` gives up, in numbers."""
-    num_pairs, size = context.config.train.batch_size, context.world.size
-    pairs_per_process = num_pairs // size
-    return negatives.finding(
-        context,
-        f"every process compares only its own {pairs_per_process:g} pairs, as task.negatives: process sets",
-        severity="warning",
-        causes=("loss.negatives", "dist.sync"),
-        at="task",
-        measured=f"{2 * pairs_per_process - 2:g} negatives an anchor; a collapsed network has the loss "
-        f"{chance_level(pairs_per_process):.4f}",
-        expected=f"{2 * num_pairs - 2} of the {num_pairs} pairs of a step, and {chance_level(num_pairs):.4f}, "
-        "on any number of processes",
-        action="set task.negatives: gathered, unless a published figure is to be repeated with this many processes",
-    )
-
-
-def _finding_negatives_count(
-    context: Context, name: str, value: float, num_pairs: int, setting: str, detail: str
-) -> Finding:
+def _make_count_fault(context: Context, name: str, value: float, num_pairs: int, setting: str, detail: str) -> Fault:
     count = math.expm1(value) if value < 700 else math.inf
-    return negatives.finding(
-        context,
+    return Fault(
         f"the loss '{name}' does not compare with all negatives of a step{detail and f': {detail}'}",
         causes=("loss.negatives", "loss.form", "dist.sync"),
         at=context.loss_path(name),
@@ -377,13 +347,13 @@ def _finding_negatives_count(
 
 def _explain_count(value: float, parts: int) -> str:
     """Explain a wrong number of negatives; "" if no explanation fits."""
-    num_negatives = round(math.expm1(value)) if value < 700 else -1
-    if not math.isclose(math.expm1(min(value, 700.0)), num_negatives, rel_tol=1e-6):
-        return ""
-    explanations = {
-        2 * _NUM_PAIRS - 1: "a row's similarity to itself counts as well",
-        _NUM_PAIRS - 1: "only the rows of one side are compared",
-    }
-    if parts > 1:
-        explanations[2 * (_NUM_PAIRS // parts) - 2] = "only the rows of the same micro-batch are compared"
-    return explanations.get(num_negatives, "")
+    candidates = [
+        Hypothesis(
+            "loss.negatives", "only the rows of the same micro-batch are compared", 2 * (_NUM_PAIRS // parts) - 2
+        ),
+        Hypothesis("loss.negatives", "a row's similarity to itself counts as well", 2 * _NUM_PAIRS - 1),
+        Hypothesis("loss.negatives", "only the rows of one side are compared", _NUM_PAIRS - 1),
+    ]
+    count = math.expm1(min(value, 700.0))
+    fitting = explain(count, 2 * _NUM_PAIRS - 2, candidates[parts == 1 :], likeness=is_near(1e-6))
+    return fitting[0].text if fitting else ""

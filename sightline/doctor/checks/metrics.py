@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, JudgedMetric, check, metrics
 from sightline.doctor.core.dry_run import error_location, read_batch, step_keys
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.finding import Fault, FindingLocation
 from sightline.doctor.core.sample_statistics import class_axis, parts_by_category
+from sightline.doctor.oracles.results import FixedOutputs
 from sightline.engine.evaluate import BoundMetric
 from sightline.errors import summarise_error
 from sightline.metrics.base import Meter
@@ -42,16 +43,6 @@ class SyntheticBatch(NamedTuple):
 
     batch: Batch
     logits: Tensor
-
-
-class _StandIn:
-    """Stand-in for a model: returns the same logits for every input."""
-
-    def __init__(self, logits: Tensor) -> None:
-        self._logits = logits
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {"logits": self._logits}
 
 
 Predicted = tuple[Batch, Mapping[str, Any]]
@@ -122,7 +113,7 @@ def build_prediction_maker(context: Context) -> PredictionMaker | None:
     if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
         return None
     try:
-        context.built.job.task.predict(_StandIn(logits), dry_run.batch)  # type: ignore[arg-type]
+        context.built.job.task.predict(FixedOutputs({"logits": logits}), dry_run.batch)
     except Exception:  # noqa: BLE001 - a task that needs more than logits; `first-step` reports other reasons
         return None
     return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
@@ -168,14 +159,7 @@ def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricVal
 def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
     """Return each batch with the task's predictions from its logits. Errors of the task pass through."""
     task = context.built.job.task
-    return [(item.batch, task.predict(_StandIn(item.logits), item.batch)) for item in sheets]  # type: ignore[arg-type]
-
-
-def name_of_metric(context: Context, meter: BoundMetric) -> tuple[str, str]:
-    """Return a metric's name and its path in the config."""
-    index = next(index for index, metric in enumerate(context.built.selection_evaluator.metrics) if metric is meter)
-    names = [component.name for component in context.config.metrics]
-    return (names[index] if index < len(names) else type(meter.metric).__name__), f"metrics.{index}"
+    return [(item.batch, task.predict(FixedOutputs({"logits": item.logits}), item.batch)) for item in sheets]
 
 
 def _make_partly_wrong(labels: list[int], rank: int) -> list[int]:
@@ -210,36 +194,53 @@ _MAX_BATCHES = 64
 
 
 @check("G16", "absent-class-score", "preflight")
-def absent_class_score(context: Context) -> list[Finding]:
+def absent_class_score(context: Context) -> Iterator[Fault]:
     """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions.
 
     Finds: Metrics that do not give perfect predictions the best score, for example because absent classes score 0.
     """
     maker = build_prediction_maker(context)
     if maker is None:
-        return []
+        return
     single, full = _make_one_class_batches(maker), _make_every_class_batches(maker)
-    meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
-    return [finding for meter in meters if full for finding in _absent_class_findings(context, meter, single, full)]
+    for metric in metrics(context):
+        if full and can_score(context, metric.meter):
+            yield from _absent_class_faults(context, metric, single, full)
 
 
-def _absent_class_findings(
-    context: Context, meter: BoundMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
-) -> Iterator[Finding]:
+def _absent_class_faults(
+    context: Context, metric: JudgedMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
+) -> Iterator[Fault]:
     try:
-        single_values = score_metric(context, meter, single)
-        full_values = score_metric(context, meter, full)
+        single_values, full_values = (score_metric(context, metric.meter, batches) for batches in (single, full))
     except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     below_one = {name: value for name, value in full_values.items() if _falls_short(name, value)}
-    if below_one:
-        yield _finding_all(context, meter, below_one)
-        return
-    if MetricMembers.scores_absent_zero.get(meter.metric):
-        return  # by the protocol, as the config asks for
     absent = {name: value for name, value in single_values.items() if _falls_short(name, value)}
-    if absent:
-        yield _finding_absent(context, meter, absent, full_values)
+    name, figures = next(iter(below_one or absent), ""), below_one or absent
+    listed = ", ".join(f"{name} {value:.6g}" for name, value in list(figures.items())[:3])
+    if below_one:
+        yield Fault(
+            f"'{name}' of the metric '{metric.name}' is below 1 for perfect predictions",
+            causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
+            at=metric.path,
+            measured=f"{listed} for predictions equal to the labels, with every class among them",
+            expected="1, the best score",
+            action="check how the metric derives the prediction (argmax over the classes), and its divisor",
+            evidence={"figures": figures, "looked_at": "synthetic predictions"},
+        )
+    elif absent and not MetricMembers.scores_absent_zero.get(metric.meter.metric):  # else as the config asks for
+        yield Fault(
+            f"'{name}' of the metric '{metric.name}' scores classes that neither labels nor predictions have",
+            causes=("eval.absent_class", "eval.protocol", "eval.decode"),
+            at=metric.path,
+            measured=f"{listed} for perfect predictions with a single class; "
+            f"{full_values.get(name, math.nan):.6g} with every class",
+            expected="1 for perfect predictions, for any set of classes",
+            action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
+            "never as 0",
+            evidence={"figures": figures, "looked_at": "synthetic predictions"},
+        )
 
 
 def _falls_short(name: str, value: float) -> bool:
@@ -286,48 +287,6 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     return batches if used >= wanted else []
 
 
-def _finding_absent(
-    context: Context, meter: BoundMetric, absent: dict[str, float], full_values: dict[str, float]
-) -> Finding:
-    metric_name, path = name_of_metric(context, meter)
-    name = next(iter(absent))
-    return absent_class_score.finding(
-        context,
-        f"'{name}' of the metric '{metric_name}' scores classes that neither labels nor predictions have",
-        causes=("eval.absent_class", "eval.protocol", "eval.decode"),
-        at=path,
-        measured=f"{_format_values(absent)} for perfect predictions with a single class; "
-        f"{full_values.get(name, math.nan):.6g} with every class",
-        expected="1 for perfect predictions, for any set of classes",
-        action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
-        "never as 0",
-        evidence={"figures": absent, "looked_at": "synthetic predictions"},
-    )
-
-
-def _finding_all(context: Context, meter: BoundMetric, below_one: dict[str, float]) -> Finding:
-    metric_name, path = name_of_metric(context, meter)
-    name = next(iter(below_one))
-    return absent_class_score.finding(
-        context,
-        f"'{name}' of the metric '{metric_name}' is below 1 for perfect predictions",
-        causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
-        at=path,
-        measured=f"{_format_values(below_one)} for predictions equal to the labels, with every class among them",
-        expected="1, the best score",
-        action="check how the metric derives the prediction (argmax over the classes), and its divisor",
-        evidence={"figures": below_one, "looked_at": "synthetic predictions"},
-    )
-
-
-def _format_values(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.6g}" for name, value in _take_first(figures))
-
-
-def _take_first(figures: dict[str, float]) -> Sequence[tuple[str, float]]:
-    return list(figures.items())[:3]
-
-
 _TOLERANCE = (
     1e-6  # float32 sums in another order differ by less over the few samples here; a mean of batches by far more
 )
@@ -337,51 +296,50 @@ _MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the f
 
 
 @check("G16", "per-batch-metric", "preflight")
-def per_batch_metric(context: Context) -> list[Finding]:
+def per_batch_metric(context: Context) -> Iterator[Fault]:
     """Each value is the same for one batch and for two with the same predictions, and follows from the state alone.
 
     Finds: Metrics whose values depend on the split of the samples into batches, such as a mean of batches.
     """
     maker = build_prediction_maker(context)
-    findings: list[Finding] = []
-    for meter in context.built.selection_evaluator.metrics:
-        synthetic = (
-            _synthetic_findings(context, meter, maker) if maker is not None and can_score(context, meter) else []
-        )
-        findings += synthetic or _model_findings(context, meter)
-    return findings
+    for metric in metrics(context):
+        can_make = maker is not None and can_score(context, metric.meter)
+        fault = _judge_synthetic(context, metric, maker) if maker is not None and can_make else None
+        fault = fault or _judge_predictions(context, metric)
+        if fault is not None:
+            yield fault
 
 
-def _synthetic_findings(context: Context, meter: BoundMetric, maker: PredictionMaker) -> list[Finding]:
+def _judge_synthetic(context: Context, metric: JudgedMetric, maker: PredictionMaker) -> Fault | None:
     """Compare synthetic predictions, some of them wrong, as one batch and as two uneven ones."""
     ranks = list(range(max(_MIN_SAMPLES, maker.num_samples)))
     try:
         joint, split = (
             task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
         )
-        return _batch_metric_findings(context, meter, joint, [split], "synthetic predictions")
+        return _judge_splits(metric, joint, [split], "synthetic predictions")
     except Exception as error:  # noqa: BLE001 - any error of a metric would end the first evaluation
-        return [_finding_failure(context, meter, error)]
+        return _make_failure(context, metric, error)
 
 
-def _model_findings(context: Context, meter: BoundMetric) -> list[Finding]:
+def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
     """Compare the model's predictions of a few evaluated samples as one batch and as two.
 
     If the evaluation fails, `first-evaluation` reports it.
     """
     dry = next(iter(context.dry_evaluations), None)
     if dry is None or dry.failure is not None or len(dry.batch.get("sample_index", ())) < _MIN_EVALUATED:
-        return []
+        return None
     ranks = list(range(len(dry.keys)))
     half = len(ranks) // 2
     try:
         joint, *splits = (
-            [row for part in split if (row := dry.rows(part, meter.update.names)) is not None]
+            [row for part in split if (row := dry.rows(part, metric.meter.update.names)) is not None]
             for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
         )
-        return _batch_metric_findings(context, meter, joint, splits, "predictions") if joint else []
+        return _judge_splits(metric, joint, splits, "predictions") if joint else None
     except Exception as error:  # noqa: BLE001 - as above: an evaluation may end with a batch of one sample
-        return [_finding_failure(context, meter, error)]
+        return _make_failure(context, metric, error)
 
 
 def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:
@@ -397,28 +355,53 @@ def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[Synthetic
     return [maker.make_batch(batch, choose_labels, get_category=get_category, wrong=True) for batch in batches]
 
 
-def _batch_metric_findings(
-    context: Context, meter: BoundMetric, joint: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
-) -> list[Finding]:
-    joint_values = metric_values(meter, joint)
-    missed = {name: (value, joint_values.other.get(name)) for name, value in joint_values.used.items()}
-    missed = {name: pair for name, pair in missed.items() if not _are_equal(*pair)}
+def _judge_splits(
+    metric: JudgedMetric, joint: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
+) -> Fault | None:
+    values, others = metric_values(metric.meter, joint)
+    missed = {
+        name: (value, others.get(name)) for name, value in values.items() if not _are_equal(value, others.get(name))
+    }
     if missed:
-        return [_finding_own_state(context, meter, missed)]
-    by_definition = MetricMembers.within_batch.get(meter.metric)
+        listed = [
+            f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
+            for name, (one, other) in missed.items()
+        ]
+        return Fault(
+            f"'{next(iter(missed))}' of the metric '{metric.name}' does not follow from its state alone",
+            causes=("eval.aggregation", "eval.protocol"),
+            at=metric.path,
+            measured=f"from the object that was updated, and from another with the same state: {', '.join(listed[:3])}",
+            expected="the same value: `compute` runs on the sum of the states of all processes, once per evaluation",
+            action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
+            evidence={"field": metric.path},
+        )
+    by_definition = MetricMembers.within_batch.get(metric.meter.metric)
     for split in splits:
-        apart = metric_values(meter, split).used
+        apart = metric_values(metric.meter, split).used
         pairs = {
-            name: (value, apart[name])
-            for name, value in joint_values.used.items()
-            if name in apart and name not in by_definition
+            name: (value, apart[name]) for name, value in values.items() if name in apart and name not in by_definition
         }
         differing = {name: pair for name, pair in pairs.items() if not _are_equal(*pair)}
         if differing:
-            return [
-                _finding_difference(context, meter, differing, [len(batch["sample_index"]) for batch, _ in split], kind)
-            ]
-    return []
+            sizes = [len(batch["sample_index"]) for batch, _ in split]
+            return Fault(
+                f"'{next(iter(differing))}' of the metric '{metric.name}' depends on the split of the samples into "
+                "batches",
+                causes=("eval.aggregation", "eval.protocol", "eval.mode"),
+                at=metric.path,
+                measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and "
+                f"{sizes[1]}: "
+                + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
+                expected="the same value for every split: counts summed over all samples, divided once in `compute`",
+                action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
+                evidence={
+                    "field": metric.path,
+                    "figures": {name: list(pair) for name, pair in differing.items()},
+                    "looked_at": kind,
+                },
+            )
+    return None
 
 
 def _are_equal(one: float, other: float | None) -> bool:
@@ -427,51 +410,12 @@ def _are_equal(one: float, other: float | None) -> bool:
     return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
 
 
-def _finding_difference(
-    context: Context, meter: BoundMetric, differing: dict[str, tuple[float, float]], sizes: Sequence[int], kind: str
-) -> Finding:
-    metric_name, path = name_of_metric(context, meter)
-    return per_batch_metric.finding(
-        context,
-        f"'{next(iter(differing))}' of the metric '{metric_name}' depends on the split of the samples into batches",
-        causes=("eval.aggregation", "eval.protocol", "eval.mode"),
-        at=path,
-        measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and {sizes[1]}: "
-        + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
-        expected="the same value for every split: counts summed over all samples, divided once in `compute`",
-        action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
-        evidence={
-            "field": path,
-            "figures": {name: list(pair) for name, pair in differing.items()},
-            "looked_at": kind,
-        },
-    )
-
-
-def _finding_own_state(context: Context, meter: BoundMetric, missed: dict[str, tuple[float, float | None]]) -> Finding:
-    metric_name, path = name_of_metric(context, meter)
-    listed = [
-        f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
-        for name, (one, other) in missed.items()
-    ]
-    return per_batch_metric.finding(
-        context,
-        f"'{next(iter(missed))}' of the metric '{metric_name}' does not follow from its state alone",
-        causes=("eval.aggregation", "eval.protocol"),
-        at=path,
-        measured=f"from the object that was updated, and from another with the same state: {', '.join(listed[:3])}",
-        expected="the same value: `compute` runs on the sum of the states of all processes, once per evaluation",
-        action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
-        evidence={"field": path},
-    )
-
-
-def _finding_failure(context: Context, meter: BoundMetric, error: Exception) -> Finding:
-    metric_name, path = name_of_metric(context, meter)
+def _make_failure(context: Context, metric: JudgedMetric, error: Exception) -> Fault:
     file, line = error_location(error)
-    return per_batch_metric.finding(
-        FindingLocation(file=file, line=line, config_path=path) if file else context.place(path),
-        f"the metric '{metric_name}' cannot be computed: {type(error).__name__}",
+    path = metric.path
+    return Fault(
+        f"the metric '{metric.name}' cannot be computed: {type(error).__name__}",
+        where=FindingLocation(file=file, line=line, config_path=path) if file else context.place(path),
         causes=("eval.protocol", "cfg.contract", "eval.decode"),
         measured=summarise_error(error),
         expected="values for predictions in the form of a training batch",

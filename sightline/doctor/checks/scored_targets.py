@@ -16,16 +16,14 @@ from sightline.doctor.checks.metrics import (
     build_prediction_maker,
     can_score,
     metric_values,
-    name_of_metric,
     score_metric,
 )
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, JudgedMetric, check, evaluations, metrics
 from sightline.doctor.core.dry_evaluation import DryEvaluation
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Finding
 from sightline.doctor.core.sample_statistics import class_axis, describe_sample, read_samples
 from sightline.doctor.oracles.results import FixedOutputs
 from sightline.engine.device import to_device
-from sightline.engine.evaluate import BoundMetric
 from sightline.engine.step import compute_batch_losses
 from sightline.geometry.boxes.overlaps import pairwise_iou
 from sightline.geometry.boxes.priors import warp_boxes
@@ -41,7 +39,7 @@ _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
 @check(
     "G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task"
 )
-def box_protocol(context: Context) -> Iterator[Finding]:
+def box_protocol(context: Context) -> Iterator[Fault]:
     """Detections have the range of scores, the number and the classes that metrics and labels require.
 
     Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
@@ -53,8 +51,7 @@ def box_protocol(context: Context) -> Iterator[Finding]:
     selection = task.selection
     if limits and selection.score > min(limits.values()):
         name = min(limits, key=limits.__getitem__)
-        yield box_protocol.finding(
-            context,
+        yield Fault(
             f"detections below a score of {selection.score:g} are dropped before {name}: its curve ends early",
             at="task.score",
             measured=f"task.score {selection.score:g}",
@@ -70,18 +67,17 @@ def box_protocol(context: Context) -> Iterator[Finding]:
         maxima[f"metrics.{index}.most"] = max_detections, max(per_class, default=0)
     for path, (max_detections, count) in maxima.items():
         if max_detections < count:
-            yield box_protocol.finding(
-                context,
+            yield Fault(
                 f"{path} is {max_detections}, and an image has {count} boxes: not all of them can be found",
                 at=path,
                 measured=f"{max_detections} detections an image",
                 expected=f"at least {count}; 500 is usual for crowds",
                 action=f"set {path}={max(500, count)}",
             )
-    yield from _suppression_findings(context, task, valid_truths)
+    yield from _suppression_faults(task, valid_truths)
 
 
-def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) -> Iterator[Finding]:
+def _suppression_faults(task: Detect, truths: list[Tensor]) -> Iterator[Fault]:
     """Find labels that suppression would drop because of another class's box, even if detected exactly."""
     num_lost = num_labels = 0
     for truth in truths:
@@ -93,8 +89,7 @@ def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) 
         ]
         num_lost, num_labels = num_lost + len(set().union(*survivors[1:]) - survivors[0]), num_labels + len(truth)
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
-        yield box_protocol.finding(
-            context,
+        yield Fault(
             "suppression drops boxes because of boxes of another class",
             at="task.suppression",
             measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
@@ -104,7 +99,7 @@ def _suppression_findings(context: Context, task: Detect, truths: list[Tensor]) 
 
 
 @check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
-def box_evaluation(context: Context) -> Iterator[Finding]:
+def box_evaluation(context: Context) -> Iterator[Fault | Finding]:
     """Boxes are scored in pixels of the files, without ignored boxes, and over all images.
 
     Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
@@ -112,23 +107,22 @@ def box_evaluation(context: Context) -> Iterator[Finding]:
     task = unwrap_distillation(context.built.job.task)
     if not isinstance(task, Detect):
         return
-    yield from _ignored_findings(context)
-    yield from _pixel_findings(context, task)
+    yield from _ignored_faults(context)
+    yield from _pixel_faults(context, task)
     boxed = [sample for survey in context.statistics for sample in survey.boxed if (sample["truth"][:, 6] == 0).any()]
-    for meter in context.built.selection_evaluator.metrics:
-        if boxed and {"detections", "truth"} <= {*meter.update.names}:
+    for metric in metrics(context):
+        if boxed and {"detections", "truth"} <= {*metric.meter.update.names}:
             try:
-                yield from _box_metric_findings(context, meter, boxed[:_MAX_IMAGES])
+                yield from _box_metric_faults(metric, boxed[:_MAX_IMAGES])
             except Exception as error:  # noqa: BLE001 - a user-defined metric may need more than boxes
                 yield box_evaluation.not_run(context, error)
 
 
-def _ignored_findings(context: Context) -> Iterator[Finding]:
+def _ignored_faults(context: Context) -> Iterator[Fault]:
     for survey in context.statistics:
         num_trained = sum(int(sample["is_ignored"].sum()) for sample in survey.boxed)
         if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
-            yield box_evaluation.finding(
-                context,
+            yield Fault(
                 "training labels have ignored boxes, scored labels have none: finding them or not counts",
                 severity="warning",
                 causes=("data.ignore_handling", "eval.protocol"),
@@ -141,7 +135,7 @@ def _ignored_findings(context: Context) -> Iterator[Finding]:
             )
 
 
-def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
+def _pixel_faults(context: Context, task: Detect) -> Iterator[Fault]:
     """Check that `truth` is in pixels of the file, and that detections are mapped from the canvas to the file."""
     for evaluation in context.dry_evaluations:
         if evaluation.failure is not None or not {"truth", "boxes", "to_canvas"} <= evaluation.batch.keys():
@@ -169,8 +163,7 @@ def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
         if is_mapped and not (unmoved > 0.9 and iou < 0.7):
             continue
         fault = "labels are in pixels of the canvas" if is_mapped else "detections are not mapped to the file"
-        yield box_evaluation.finding(
-            context,
+        yield Fault(
             f"{fault}: areas are wrong, and boxes do not match those of other programs",
             at="data" if is_mapped else "task",
             measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
@@ -181,34 +174,31 @@ def _pixel_findings(context: Context, task: Detect) -> Iterator[Finding]:
         )
 
 
-def _box_metric_findings(context: Context, meter: Any, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
     """Find metrics that count detections in ignored boxes, or leave out images without detections."""
-    metric_name, path = name_of_metric(context, meter)
     perfect = [_make_image(sample, is_ignored=False, is_found=True) for sample in boxed]
     plain, absorbed, missed = (
         metric_values(
-            meter,
+            metric.meter,
             [_join_images([*perfect, *(_make_image(sample, is_ignored=ignored, is_found=hit) for sample in boxed)])],
         ).used
         for ignored, hit in ((True, False), (True, True), (False, False))
     )
     changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
     if changed:
-        yield box_evaluation.finding(
-            context,
-            f"the metric '{metric_name}' counts detections in ignored boxes",
+        yield Fault(
+            f"the metric '{metric.name}' counts detections in ignored boxes",
             causes=("data.ignore_handling", "eval.protocol"),
-            at=path,
+            at=metric.path,
             measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {absorbed[changed[0]]:.6g} with detections in them",
             expected="the same",
             action="leave out detections that lie in labels with the last column of 'truth' set",
         )
     elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
-        yield box_evaluation.finding(
-            context,
-            f"the metric '{metric_name}' leaves out images without detections",
+        yield Fault(
+            f"the metric '{metric.name}' leaves out images without detections",
             causes=("eval.aggregation", "eval.protocol"),
-            at=path,
+            at=metric.path,
             measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
             "images have labels without a detection",
             expected="lower figures where labels are missed",
@@ -254,22 +244,20 @@ _RELATIVE = 1e-4
     expected="the same for any prediction at targets that the data set ignores",
     action="make it take the fact `ignore_index`, and leave out the targets that have it",
 )
-def ignored_targets(context: Context) -> list[Finding]:
+def ignored_targets(context: Context) -> Iterator[Fault | Finding]:
     """No loss over labels and no metric depends on the predictions for targets with the ignore index.
 
     Finds: Losses and metrics that do not leave out the targets that the data set ignores.
     """
     ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
-    if ignored is None or maker is None:
-        return []
-    meters = [meter for meter in context.built.selection_evaluator.metrics if can_score(context, meter)]
-    metric_findings = (
-        finding for meter in meters for finding in _ignored_target_findings(context, maker, meter, ignored)
-    )
-    return [*_loss_findings(context, ignored), *metric_findings]
+    if ignored is not None and maker is not None:
+        yield from _loss_faults(context, ignored)
+        for metric in metrics(context):
+            if can_score(context, metric.meter):
+                yield from _metric_faults(context, maker, metric, ignored)
 
 
-def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
+def _loss_faults(context: Context, ignored: int) -> Iterator[Fault | Finding]:
     outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
     logits, label = outputs["logits"].detach(), batch["label"]
     axis = class_axis(logits, label)
@@ -292,8 +280,7 @@ def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
     for name, value in plain.items():
         is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
         if is_of_labels and not torch.isclose(rolled[name], value, rtol=_RELATIVE, atol=0):
-            yield ignored_targets.finding(
-                context,
+            yield Fault(
                 f"the loss '{name}' learns from targets that the data set ignores",
                 at=context.loss_path(name),
                 measured=f"{float(value):.6g}, and {float(rolled[name]):.6g} with other logits where the label is "
@@ -302,9 +289,7 @@ def _loss_findings(context: Context, ignored: int) -> Iterator[Finding]:
             )
 
 
-def _ignored_target_findings(
-    context: Context, maker: PredictionMaker, meter: BoundMetric, ignored: int
-) -> Iterator[Finding]:
+def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetric, ignored: int) -> Iterator[Fault]:
     classes = maker.choices[0]
     synthetic = maker.make_batch(
         range(maker.num_samples),
@@ -317,18 +302,17 @@ def _ignored_target_findings(
     rolled = _roll_classes(synthetic.logits, synthetic.logits.ndim + maker.axis, label == ignored)
     try:
         plain, other = (
-            score_metric(context, meter, [SyntheticBatch(batch, logits)]) for logits in (synthetic.logits, rolled)
+            score_metric(context, metric.meter, [SyntheticBatch(batch, logits)])
+            for logits in (synthetic.logits, rolled)
         )
     except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
     if changed:
-        name, path = name_of_metric(context, meter)
-        yield ignored_targets.finding(
-            context,
-            f"the metric '{name}' scores targets that the data set ignores",
+        yield Fault(
+            f"the metric '{metric.name}' scores targets that the data set ignores",
             causes=("eval.protocol", "data.ignore_handling"),
-            at=path,
+            at=metric.path,
             measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {other[changed[0]]:.6g} with other predictions where "
             f"the label is {ignored}",
             evidence={"field": "target"},
@@ -358,41 +342,35 @@ _MAX_SAMPLES = 2
 
 
 @check(
-    "G16", "unscored-points", "preflight", causes=("eval.protocol", "data.sampling"), config_path="transforms.evaluate"
+    "G16",
+    "unscored-points",
+    "preflight",
+    each=evaluations,
+    causes=("eval.protocol", "data.sampling"),
+    config_path="transforms.evaluate",
+    expected="every point once: metrics over some of the points cannot be compared with published ones",
+    action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
 )
-def unscored_points(context: Context) -> list[Finding]:
+def unscored_points(context: Context, evaluation: DryEvaluation) -> Fault | None:
     """Evaluations of range images score every point of a scan, by its own label, in the data set's order.
 
     Finds: Scans of which an evaluation scores other points than the data set contains.
     """
-    findings = (_finding_part(context, dry) for dry in context.dry_evaluations if dry.failure is None)
-    return [finding for finding in findings if finding is not None]
-
-
-def _finding_part(context: Context, evaluation: DryEvaluation) -> Finding | None:
     offsets, target = evaluation.predictions.get("cloud_offsets"), evaluation.predictions.get("target")
     if "range_image" not in evaluation.batch or offsets is None or target is None:
         return None
-    keys = evaluation.keys[:_MAX_SAMPLES]
-    scored = target.cpu().split(offsets.diff().tolist())
-    for key, sample, scored_labels in zip(keys, read_samples(evaluation.part.dataset, keys), scored, strict=False):
+    dataset, keys = evaluation.part.dataset, evaluation.keys[:_MAX_SAMPLES]
+    scored_labels = target.cpu().split(offsets.diff().tolist())
+    for key, sample, scored in zip(keys, read_samples(dataset, keys), scored_labels, strict=False):
         label = sample["label"].cpu()
-        num_wrong = (
-            abs(len(scored_labels) - len(label))
-            if len(scored_labels) != len(label)
-            else int((scored_labels != label).sum())
-        )
+        is_whole = len(scored) == len(label)
+        num_wrong = int((scored != label).sum()) if is_whole else abs(len(scored) - len(label))
         if num_wrong:
-            return unscored_points.finding(
-                context,
-                f"{len(scored_labels)} points are scored of a scan of {len(label)}"
-                + (", some by the labels of others" if len(scored_labels) == len(label) else ""),
-                split=evaluation.part.split,
+            return Fault(
+                f"{len(scored)} points are scored of a scan of {len(label)}"
+                + (", some by the labels of others" if is_whole else ""),
                 sample=key.index,
-                measured=f"{num_wrong} points of {describe_sample(evaluation.part.dataset, key.index)} not scored "
-                "by their label",
-                expected="every point once: metrics over some of the points cannot be compared with published ones",
-                action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
+                measured=f"{num_wrong} points of {describe_sample(dataset, key.index)} not scored by their label",
                 evidence={"field": "target"},
             )
     return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import read_config
-from sightline.doctor.context import Context, check
+from sightline.config.run_config import Init
+from sightline.doctor.context import Context, check, initialisations
 from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation
 from sightline.engine.build import DataSubset, build_model
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
@@ -26,42 +28,67 @@ from sightline.layers.quantisation.parametrised import bake_quantised_weights, d
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load_trained_state
 from sightline.runs.packed import unique_tensors
-from sightline.runs.weights import WeightLoadReport, load_weights
+from sightline.runs.weights import load_weights
 from sightline.types import Batch, SampleKey
 
 
-@check("G11", "checkpoint-match", "static")
-def checkpoint_match(context: Context) -> list[Finding]:
+@check(
+    "G11",
+    "checkpoint-match",
+    "static",
+    each=initialisations,
+    config_path="init.from",
+    action="set init.from to the run of these weights; name in init.may_be_missing only what is to stay as it is",
+)
+def checkpoint_match(context: Context, init: Init) -> Fault | None:
     """Every tensor of `init` is in the model, bit for bit, except for those that `may_be_missing` names.
 
     Finds: Initial weights that do not fit the model, that match no tensor of it, or that were not loaded.
     """
-    init, model = context.config.init, context.built.job.model
-    if init is None or context.built.init_report is None:  # a resumed run has its weights from its own checkpoint
-        return []
+    expected = (
+        "all tensors and elements of the model"
+        + (f" taken from '{init.modules}'" if init.modules else "")
+        + (f" under '{init.into}'" if init.into else "")
+        + " matched by name and shape"
+        + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else "")
+    )
+    mismatch, model = partial(Fault, expected=expected, evidence={"from": init.source}), context.built.job.model
     try:
         weights = load_trained_state(Path(init.source))
     except CheckpointError as error:
         causes = ("ckpt.corrupt", "ckpt.incomplete_state", "ckpt.stale")
-        return [_finding_mismatch(context, "init.from", causes, "the initial weights cannot be read", str(error))]
+        return mismatch("the initial weights cannot be read", causes=causes, measured=str(error))
     copied = bake_quantised_weights(isolated_copy(model))
     try:
         report = load_weights(copied, weights, may_be_missing=init.may_be_missing, modules=init.modules, into=init.into)
     except CheckpointError as error:
         causes = ("ckpt.key_mismatch", "cfg.class_count", "model.structure")
-        return [_finding_mismatch(context, "init.from", causes, "the initial weights do not fit the model", str(error))]
+        return mismatch("the initial weights do not fit the model", causes=causes, measured=str(error))
     if report.matched == 0:
-        text = "may_be_missing names everything: nothing is loaded"
-        return [
-            _finding_mismatch(context, "init.may_be_missing", ("ckpt.key_mismatch", "cfg.override"), text, str(report))
-        ]
+        return mismatch(
+            "may_be_missing names everything: nothing is loaded",
+            causes=("ckpt.key_mismatch", "cfg.override"),
+            at="init.may_be_missing",
+            measured=str(report),
+        )
     changed = () if context.config.compress is None else context.config.compress.policy
     differing = _find_different_tensors(copied.state_dict(), dense_state_dict(model), changed)
     if differing:
-        causes = ("ckpt.stale", "model.init", "ckpt.alias")
         text = f"{len(differing)} tensors of the model differ from the given weights, {', '.join(differing[:5])} first"
-        return [_finding_mismatch(context, "init.from", causes, "the given weights are not in the model", text)]
-    return [] if report.matched == report.total else [_finding_partial(context, report)]
+        causes = ("ckpt.stale", "model.init", "ckpt.alias")
+        return mismatch("the given weights are not in the model", causes=causes, measured=text)
+    if report.matched == report.total:
+        return None
+    share = report.matched_elements / max(1, report.total_elements)
+    return Fault(
+        f"{share:.1%} of the model's elements start from the given weights, as declared",
+        severity="note",
+        causes=("ckpt.key_mismatch",),
+        at="init.may_be_missing",
+        measured=str(report),
+        expected="the patterns of may_be_missing name what differs, and nothing else",
+        action="nothing, if this is intended",
+    )
 
 
 def _find_different_tensors(
@@ -81,39 +108,6 @@ def _find_different_tensors(
     ]
 
 
-def _finding_mismatch(context: Context, at: str, causes: tuple[str, ...], summary: str, measured: str) -> Finding:
-    init = context.config.init
-    assert init is not None, "only for a run that starts from weights"
-    return checkpoint_match.finding(
-        context,
-        summary,
-        causes=causes,
-        at=at,
-        measured=measured,
-        expected="all tensors and elements of the model"
-        + (f" taken from '{init.modules}'" if init.modules else "")
-        + (f" under '{init.into}'" if init.into else "")
-        + " matched by name and shape"
-        + (f", but for {', '.join(init.may_be_missing)}" if init.may_be_missing else ""),
-        action="set init.from to the run of these weights; name in init.may_be_missing only what is to stay as it is",
-        evidence={"from": init.source},
-    )
-
-
-def _finding_partial(context: Context, report: WeightLoadReport) -> Finding:
-    share = report.matched_elements / max(1, report.total_elements)
-    return checkpoint_match.finding(
-        context,
-        f"{share:.1%} of the model's elements start from the given weights, as declared",
-        severity="note",
-        causes=("ckpt.key_mismatch",),
-        at="init.may_be_missing",
-        measured=str(report),
-        expected="the patterns of may_be_missing name what differs, and nothing else",
-        action="nothing, if this is intended",
-    )
-
-
 _NUM_SAMPLES = 16
 _MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2
 _MAX_NONLINEARITY = 0.05
@@ -131,10 +125,11 @@ class LayerScale(NamedTuple):
     "G39",
     "feature-scale",
     "preflight",
+    each=initialisations,
     severity="warning",
     causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
 )
-def feature_scale(context: Context) -> list[Finding]:
+def feature_scale(context: Context, init: Init) -> Finding | None:
     """The inputs of the first batch norms have the scale of the running averages that `init` loads.
 
     Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
@@ -142,8 +137,8 @@ def feature_scale(context: Context) -> list[Finding]:
     The averages describe the data that the weights were trained on, so no sample of it is needed.
     Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
     """
-    if context.config.init is None or context.built.init_report is None or context.built.job.step > 0:
-        return []
+    if context.built.job.step > 0:
+        return None
     job, part, device = context.built.job, context.built.data.selection, context.world.device
     try:
         batch = sampled_batch(part, seed=context.config.seed)
@@ -151,9 +146,8 @@ def feature_scale(context: Context) -> list[Finding]:
         with job.precision.autocast(device):
             scales = layer_scales(job.model, batch, job.task.predict)
     except Exception:  # noqa: BLE001 - `first-step` reports any error
-        return []
-    finding = other_scale(scales, where=context.place("data"), source=context.config.init.source)
-    return [] if finding is None else [finding]
+        return None
+    return other_scale(scales, where=context.place("data"), source=init.source)
 
 
 def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
@@ -275,22 +269,50 @@ class InitialWeight:
 
 
 @check("G20", "initial-weights", "deep", config_path="model")
-def initial_weights(context: Context) -> list[Finding]:
+def initial_weights(context: Context) -> Iterator[Fault]:
     """The standard deviation of each weight is not far above the largest of the known initialisation schemes.
 
     Finds: Initial weights larger than any initialisation scheme makes them, and the scheme of each layer.
 
     Source: Glorot and Bengio 2010, eq. 12 and 16; He et al. 2015, eq. 10 and 14; LeCun et al. 1998, section 4.6.
     """
-    if context.config.init is not None or context.built.job.step > 0:
-        return []
+    if not context.is_fresh:
+        return
     modules = [(name, m) for name, m in context.built.job.model.named_modules() if isinstance(m, _LAYERS)]
     weights = [
         find_scheme(name, module.weight.detach(), is_transposed=isinstance(module, nn.modules.conv._ConvTransposeNd))
         for name, module in modules
         if module.weight.numel() >= _MIN_SIZE
     ]
-    return [_finding_note(context, weights), *_large_findings(context, weights)] if weights else []
+    if weights:
+        scheme_counts = Counter(start.scheme or "unknown scheme" for start in weights)
+        rows = [
+            [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
+            for s in weights
+        ]
+        yield Fault(
+            "initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in scheme_counts.most_common()),
+            severity="note",
+            causes=("model.init",),
+            measured=f"{len(weights)} weights of linear maps and convolutions",
+            expected="the standard deviation of its scheme for each",
+            action="nothing",
+            evidence={"table": {"title": "initial weights", "columns": list(_COLUMNS), "rows": rows}},
+        )
+    large = [weight for weight in weights if weight.std > _MAX_RATIO * weight.largest]
+    if large:
+        worst = max(large, key=lambda weight: weight.std / weight.largest)
+        yield Fault(
+            f"the initial weights of '{worst.name}' are larger than any scheme makes them",
+            severity="warning",
+            causes=("model.init", "model.numerics"),
+            layer=worst.name,
+            param=f"{worst.name}.weight",
+            measured=f"std {worst.std:.3g}, {worst.std / worst.largest:.3g} times the largest of the schemes",
+            expected=f"at most {_MAX_RATIO * worst.largest:.3g}",
+            action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
+            evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
+        )
 
 
 def find_scheme(name: str, weight: Tensor, *, is_transposed: bool = False) -> InitialWeight:
@@ -330,113 +352,67 @@ def _iter_schemes(fan_in: int, fan_out: int, second: int) -> Iterator[tuple[str,
         yield f"N(0, {std:g})", std
 
 
-def _finding_note(context: Context, weights: Sequence[InitialWeight]) -> Finding:
-    scheme_counts = Counter(start.scheme or "unknown scheme" for start in weights)
-    rows = [
-        [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
-        for s in weights
-    ]
-    return initial_weights.finding(
-        context,
-        "initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in scheme_counts.most_common()),
-        severity="note",
-        causes=("model.init",),
-        measured=f"{len(weights)} weights of linear maps and convolutions",
-        expected="the standard deviation of its scheme for each",
-        action="nothing",
-        evidence={"table": {"title": "initial weights", "columns": list(_COLUMNS), "rows": rows}},
-    )
-
-
-def _large_findings(context: Context, weights: Sequence[InitialWeight]) -> Iterator[Finding]:
-    large = [weight for weight in weights if weight.std > _MAX_RATIO * weight.largest]
-    if large:
-        worst = max(large, key=lambda weight: weight.std / weight.largest)
-        yield initial_weights.finding(
-            context,
-            f"the initial weights of '{worst.name}' are larger than any scheme makes them",
-            severity="warning",
-            causes=("model.init", "model.numerics"),
-            layer=worst.name,
-            param=f"{worst.name}.weight",
-            measured=f"std {worst.std:.3g}, {worst.std / worst.largest:.3g} times the largest of the schemes",
-            expected=f"at most {_MAX_RATIO * worst.largest:.3g}",
-            action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
-            evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
-        )
-
-
 @check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
-def pretraining_mismatch(context: Context) -> list[Finding]:
+def pretraining_mismatch(context: Context) -> Fault | None:
     """The run that `init` takes weights from and this run evaluate clouds of the same form.
 
     Finds: Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms.
     """
     lineage = context.built.lineage
     if lineage is None or not lineage["differences"]:
-        return []
+        return None
     lines = lineage["differences"]
     is_turned = lineage["source"]["up_axis"] != lineage["here"]["up_axis"]
-    return [
-        pretraining_mismatch.finding(
-            context,
-            f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
-            causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
-            measured="; ".join(lines),
-            expected="the same in both stages, or an intended difference",
-            action=f"set data and transforms alike, or accept it: checks.skip=[{pretraining_mismatch.code}]",
-            evidence={"from": lineage["from"]},
-        )
-    ]
+    return Fault(
+        f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
+        causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
+        measured="; ".join(lines),
+        expected="the same in both stages, or an intended difference",
+        action="set data and transforms alike, or accept it: checks.skip=[pretraining-mismatch]",
+        evidence={"from": lineage["from"]},
+    )
 
 
 @check(
     "G11",
     "untrained-init",
     "static",
+    each=initialisations,
     config_path="init.from",
     expected="weights that training has changed",
     action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
 )
-def untrained_init(context: Context) -> list[Finding]:
+def untrained_init(context: Context, init: Init) -> Fault | None:
     """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed.
 
     Finds: Initial weights that are random: nothing useful was loaded.
     """
-    init, built = context.config.init, context.built
-    if init is None or built.init_report is None:
-        return []
+    built = context.built
     fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
     state = built.job.model.state_dict()
     names = [name for name in _find_random_parameters(fresh) if name in state]
     if not names:  # another network than the config's: `checkpoint-match` reports it
-        return []
+        return None
     if not any(_differs(state[name], fresh.state_dict()[name]) for name in names):
-        return [
-            untrained_init.finding(
-                context,
-                "init has changed nothing: every weight is the untrained one of this run's seed",
-                causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
-                measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
-                evidence={"from": init.source},
-            )
-        ]
+        return Fault(
+            "init has changed nothing: every weight is the untrained one of this run's seed",
+            causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
+            measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
+            evidence={"from": init.source},
+        )
     source = _load_source(Path(init.source))
     if source is None:
-        return []
+        return None
     run, source_state, source_model = source
     names = [name for name in _find_random_parameters(source_model) if name in source_state]
     if not names or any(_differs(source_state[name], source_model.state_dict()[name]) for name in names):
-        return []
-    return [
-        untrained_init.finding(
-            context,
-            f"the initial weights are untrained: the seed of {run} makes the same",
-            causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
-            measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
-            evidence={"from": init.source},
-        )
-    ]
+        return None
+    return Fault(
+        f"the initial weights are untrained: the seed of {run} makes the same",
+        causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
+        measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
+        evidence={"from": init.source},
+    )
 
 
 def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:

@@ -1,5 +1,7 @@
 """Finding of a check: cause, location, measured and expected values, and what to do.
 
+A rule yields faults, of which findings are built; `explain` orders the causes of a fault by evidence.
+
 Merging of findings: one list for all processes, with symptoms listed under the error that explains them.
 """
 
@@ -7,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from sightline.engine.distributed import World
 from sightline.errors import escape_to_one_line
@@ -66,7 +69,8 @@ class Finding:
     """Silent bug, or a fact worth reporting.
 
     `error` means a broken invariant, with its counter-example; `warning` a statistic outside its range; `note` a fact.
-    `cause` and `alternatives` are of `CAUSES`, the most likely first.
+    `cause` and `alternatives` are of `CAUSES`, the most likely first. `value` is beyond `bound`, with the probability
+    `sureness` that this is no chance; rules of another kind have none of these.
     """
 
     guard: str
@@ -82,14 +86,20 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     phase: str = "preflight"
     seconds: float = 0.0
+    value: float | None = None
+    bound: float | None = None
+    sureness: float | None = None
 
     def __post_init__(self) -> None:
         unknown = {self.cause, *self.alternatives} - CAUSES
         assert not unknown, f"check '{self.code}' names causes outside the vocabulary: {sorted(unknown)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to plain values for JSON; `where` contains only the fields that are set."""
+        """Convert to plain values for JSON; `where` and the numbers contain only the fields that are set."""
         document = dataclasses.asdict(self)
+        for name in ("value", "bound", "sureness"):
+            if document[name] is None:
+                del document[name]
         document["where"] = {k: v for k, v in document["where"].items() if v is not None}
         document["alternatives"] = list(self.alternatives)
         document["evidence"] = dict(self.evidence)
@@ -103,6 +113,113 @@ class Finding:
             + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
             + f"  do: {self.action}"
         )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way in which a subject breaks a rule; the rule and its subject supply what is left out.
+
+    `causes` are ordered by likelihood, repetitions are allowed; `at` is a dotted path of the config, `split` names a
+    split of the run's data set. `where` is a location instead of these. Without texts, `measured` and `expected` are
+    `value` and `bound`.
+    """
+
+    summary: str
+    _: KW_ONLY
+    measured: str = ""
+    expected: str = ""
+    action: str = ""
+    causes: Sequence[str] = ()
+    severity: Severity | None = None
+    where: FindingLocation | None = None
+    at: str = ""
+    split: str = ""
+    dataset: str | None = None
+    sample: int | None = None
+    layer: str | None = None
+    param: str | None = None
+    step: int | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    value: float | None = None
+    bound: float | None = None
+    sureness: float | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Fields of a location that the fault states."""
+        names = ("dataset", "sample", "layer", "param", "step")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def measured_text(self) -> str:
+        """Text of the measured value."""
+        return self.measured or ("" if self.value is None else f"{self.value:.4g}")
+
+    @property
+    def bound_text(self) -> str:
+        """Text of the expected value, or of the bound and its side; "" for the rule's."""
+        if self.expected or self.value is None or self.bound is None:
+            return self.expected
+        return f"at {'most' if self.value > self.bound else 'least'} {self.bound:.4g}"
+
+
+class Hypothesis(NamedTuple):
+    """Possible cause of a fault, in words, and its prediction: what would be found, or a change of the expectation."""
+
+    cause: str
+    text: str
+    prediction: Any = None
+    action: str = ""
+
+
+class Explanation(NamedTuple):
+    """Hypothesis with the likeness of its prediction to what was found."""
+
+    hypothesis: Hypothesis
+    likeness: float
+
+    @property
+    def cause(self) -> str:
+        """Cause of the hypothesis."""
+        return self.hypothesis.cause
+
+    @property
+    def text(self) -> str:
+        """Cause in words."""
+        return self.hypothesis.text
+
+
+def explain(
+    found: Any,
+    expected: Any,
+    candidates: Iterable[Hypothesis],
+    *,
+    likeness: Callable[[Any, Any], float],
+    above: float = -math.inf,
+    otherwise: Hypothesis | None = None,
+) -> list[Explanation]:
+    """Order causes by the likeness of their predictions to what was found; of equals the first comes first.
+
+    Only causes whose predictions are more like it than the expectation is, and `above` a bound, are listed; then
+    `otherwise`, which predicts nothing.
+    """
+    bound = max(above, likeness(found, expected))
+    rows = []
+    for candidate in candidates:
+        prediction = candidate.prediction(expected) if callable(candidate.prediction) else candidate.prediction
+        rows.append(Explanation(candidate, float(likeness(found, prediction))))
+    rows = sorted((row for row in rows if row.likeness > bound), key=lambda row: -row.likeness)
+    return rows if otherwise is None else [*rows, Explanation(otherwise, bound)]
+
+
+def is_near(relative: float) -> Callable[[float, float], float]:
+    """Make the likeness of two numbers: 1 if they are equal to a relative error, else 0."""
+    return lambda found, predicted: float(math.isclose(found, predicted, rel_tol=relative))
+
+
+def is_within_factor(factor: float) -> Callable[[float, float], float]:
+    """Make the likeness of two positive numbers: 1 if their ratio is within a factor of 1, else 0."""
+    return lambda found, predicted: float(predicted / factor < found < predicted * factor)
 
 
 _SEVERITIES = ("error", "warning", "note")

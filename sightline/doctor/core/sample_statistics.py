@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sightline.data.boxes.records import BOX_FIELDS
 from sightline.data.loading.batch_reader import array_leaves
+from sightline.doctor.core.finding import Fault
 from sightline.engine.build import Data, DataSubset
 from sightline.numba_kernels import compute_seconds
 from sightline.optional_members import DataMembers
@@ -30,6 +31,25 @@ _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
 _MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
+
+
+_FIELD_CAUSES = {
+    "shape": ("cfg.contract", "data.layout"),
+    "order of axes": ("data.layout", "cfg.contract"),
+    "width": ("cfg.contract", "data.layout"),
+    "type": ("data.normalisation", "cfg.contract"),
+    "type of classes": ("data.target_encoding", "data.label_mapping", "cfg.contract"),
+    "range": ("data.normalisation", "data.corrupt_sample", "cfg.contract"),
+    "unit": ("data.normalisation", "cfg.contract"),
+    "class": ("data.label_mapping", "data.ignore_handling", "cfg.class_count"),
+    "class or ignored": ("data.ignore_handling", "data.label_mapping", "cfg.class_count"),
+    "not always ignored": ("data.ignore_handling", "data.label_mapping"),
+    "finite": ("data.corrupt_sample", "data.normalisation", "data.missing_modality"),
+    "any": ("data.corrupt_sample", "data.sampling"),
+    "there": ("cfg.contract", "data.missing_modality"),
+    "always there": ("data.missing_modality", "data.pairing"),
+}
+"""Property that a field lacks -> causes of the fault, the likeliest first."""
 
 
 class NonFinite(NamedTuple):
@@ -138,6 +158,36 @@ class PartStatistics:
     def is_whole(self) -> bool:
         """True if every sample of the split was read."""
         return self.num_sampled == len(self.part.indices)
+
+
+def broken_field(
+    survey: PartStatistics,
+    field: str,
+    rule: str,
+    summary: str,
+    *,
+    measured: str,
+    sample: int | None = None,
+    joined: str = "in",
+    detail: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Fault:
+    """Make the fault of a field of a split, with the causes of the broken `rule`.
+
+    If a `sample` shows the fault, `measured` is followed by the word `joined` and the sample's name; then by `detail`.
+    """
+    sample_text = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
+    return Fault(
+        summary,
+        causes=_FIELD_CAUSES[rule],
+        at="data",
+        split=survey.part.split,
+        sample=sample,
+        measured=f"{measured}{sample_text}{detail}",
+        evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
+        **fields,
+    )
 
 
 def collect_statistics(

@@ -122,9 +122,9 @@ class FixedOutputs(nn.Module):
 
     def __init__(self, outputs: Mapping[str, Any]) -> None:
         super().__init__()
-        self._outputs = dict(outputs)
+        self._outputs = outputs
 
-    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def forward(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         return self._outputs
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,156 +13,129 @@ import torch
 from torch import Tensor
 
 from sightline.describe.trace import tree_leaves
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.overfit.fit_attempt import FitReporter, FitSetup
+from sightline.doctor.checks.data.batches import find_non_finite
+from sightline.doctor.context import get_loss_path
+from sightline.doctor.core.finding import Fault
+from sightline.doctor.overfit.fit_attempt import FitSetup
 from sightline.doctor.overfit.loss_probe import LossProbe
 from sightline.doctor.overfit.samples import Samples
 
 
-def audit_batch(bench: FitSetup, reporter: FitReporter) -> list[Finding]:
+def audit_batch(bench: FitSetup) -> Iterator[Fault]:
     """Report tensors of the batch with NaN or infinite numbers."""
-    findings = []
-    for path, tensor in tree_leaves(bench.batch):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            num_bad = int((~tensor.isfinite()).sum())
-            findings.append(
-                reporter.finding(
-                    severity="error",
-                    summary=f"'{path}' of the samples contains NaN or infinite numbers",
-                    causes=("data.corrupt_sample", "data.normalisation"),
-                    path="data",
-                    sample=_find_bad_sample(bench.batch, tensor),
-                    measured=f"{num_bad} of {tensor.numel()} numbers are NaN or infinite",
-                    expected="finite inputs and targets",
-                    action="mend or leave out the sample; `sightline view` shows it at every stage",
-                )
-            )
-    return findings
+    for number in find_non_finite(bench.batch, bench.batch):
+        yield Fault(
+            f"'{number.leaf}' of the samples contains NaN or infinite numbers",
+            causes=("data.corrupt_sample", "data.normalisation"),
+            at="data",
+            sample=number.sample,
+            measured=f"{number.num_bad} of {number.size} numbers are NaN or infinite",
+            expected="finite inputs and targets",
+            action="mend or leave out the sample; `sightline view` shows it at every stage",
+        )
 
 
-def audit_first_loss(probe: LossProbe, reporter: FitReporter) -> Finding | None:
+def audit_first_loss(probe: LossProbe) -> Iterator[Fault]:
     """Report a first loss that is not finite: the fault of the model's outputs, or else of the loss."""
     if math.isfinite(probe.start):
-        return None
-    bad_outputs = [name for name in probe.read if not bool(probe.outputs[name].isfinite().all())]
-    measured = f"a loss of {probe.start:g}"
-    if bad_outputs:
-        num_bad, size = int((~probe.outputs[bad_outputs[0]].isfinite()).sum()), probe.outputs[bad_outputs[0]].numel()
-        measured += f"; {num_bad} of {size} numbers of '{bad_outputs[0]}' are NaN or infinite"
-    elif probe.read:
-        measured += f"; all numbers of {', '.join(probe.read)} are finite"
-    return reporter.finding(
-        severity="error",
-        summary=f"the model gives NaN or infinity in '{bad_outputs[0]}', before the first step"
-        if bad_outputs
-        else "the loss of finite outputs is not finite, before the first step",
-        causes=("model.numerics", "model.init") if bad_outputs else ("loss.form", "model.numerics"),
-        path="model" if bad_outputs else "losses",
-        measured=measured,
-        expected="finite samples have finite outputs and a finite loss",
-        action="--trace shows the first layer that gives them; look for a division by zero, a log or a root of it"
-        if bad_outputs
-        else "look for a division by zero or a log of it in the loss; bound what it takes",
-    )
+        return
+    bad = next(find_non_finite(probe.outputs, probe.read), None)
+    if bad is not None:
+        yield Fault(
+            f"the model gives NaN or infinity in '{bad.key}', before the first step",
+            causes=("model.numerics", "model.init"),
+            at="model",
+            measured=f"a loss of {probe.start:g}; {bad.num_bad} of {bad.size} numbers of '{bad.key}' are NaN or "
+            "infinite",
+            expected="finite samples have finite outputs and a finite loss",
+            action="--trace shows the first layer that gives them; look for a division by zero, a log or a root of it",
+        )
+    else:
+        yield Fault(
+            "the loss of finite outputs is not finite, before the first step",
+            causes=("loss.form", "model.numerics"),
+            at="losses",
+            measured=f"a loss of {probe.start:g}"
+            + (f"; all numbers of {', '.join(probe.read)} are finite" if probe.read else ""),
+            expected="finite samples have finite outputs and a finite loss",
+            action="look for a division by zero or a log of it in the loss; bound what it takes",
+        )
 
 
-def audit_targets(bench: FitSetup, samples: Samples, probe: LossProbe, reporter: FitReporter) -> list[Finding]:
-    """Report losses with a count of 0, constant targets, and equal inputs with different targets."""
-    findings = [*_finding_counts(bench, probe, reporter), *_finding_contradiction(samples, probe, reporter)]
-    return [*findings, *_finding_constant(bench, probe, reporter)]
-
-
-def _finding_counts(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
-    job = bench.built.job
+def audit_targets(bench: FitSetup, samples: Samples, probe: LossProbe) -> Iterator[Fault]:
+    """Report losses with a count of 0, equal inputs with different targets, and constant targets."""
+    job, sample = bench.built.job, first_sample(bench)
     weights = job.loss_weights_at(job.num_steps)
     for name, count in probe.counts.items():
         if count == 0 and weights[name] > 0:
-            yield reporter.finding(
-                severity="error",
-                summary=f"the loss '{name}' has a count of 0 for these samples: there is no target to fit",
+            yield Fault(
+                f"the loss '{name}' has a count of 0 for these samples: there is no target to fit",
                 causes=("data.ignore_handling", "data.target_encoding"),
-                path=reporter.loss_path(name),
-                sample=first_sample(bench),
+                at=get_loss_path(bench.built.config, name),
+                sample=sample,
                 measured="a count of 0: every target is ignored, or absent",
                 expected="at least one target that counts",
                 action="look at the labels of these samples and at ignore_index; give other samples by another seed",
             )
-
-
-def _finding_constant(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
-    """Report floating-point targets with a single value: a network that does nothing can fit them."""
-    for name in probe.targets:
+    yield from itertools.islice(_iter_contradictions(samples, probe), 1)
+    for name in probe.targets:  # a network that does nothing can fit a target with a single value
         value = bench.batch[name]
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
-            low, high = float(value.min()), float(value.max())
-            if low == high:
-                yield reporter.finding(
-                    severity="warning",
-                    summary=f"the target '{name}' is {low:g} everywhere: fitting it proves nothing",
-                    causes=("data.target_encoding", "data.centre"),
-                    path="data",
-                    sample=first_sample(bench),
-                    measured=f"{value.numel()} numbers, all {low:g}",
-                    expected="a target that varies",
-                    action="see the target with `sightline view`; is it made at the right place and scale?",
-                )
+        is_numeric = isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1
+        if is_numeric and float(value.min()) == float(value.max()):
+            yield Fault(
+                f"the target '{name}' is {float(value.min()):g} everywhere: fitting it proves nothing",
+                severity="warning",
+                causes=("data.target_encoding", "data.centre"),
+                at="data",
+                sample=sample,
+                measured=f"{value.numel()} numbers, all {float(value.min()):g}",
+                expected="a target that varies",
+                action="see the target with `sightline view`; is it made at the right place and scale?",
+            )
 
 
-def _finding_contradiction(samples: Samples, probe: LossProbe, reporter: FitReporter) -> Iterator[Finding]:
+def _iter_contradictions(samples: Samples, probe: LossProbe) -> Iterator[Fault]:
     """Report two samples with equal inputs, if their targets differ or a loss must separate them."""
     first: dict[bytes, tuple[int, bytes]] = {}
+    is_cloud, inputs = "points" in probe.inputs, f"equal {', '.join(probe.inputs)}"
     for key in samples.keys:
         batch = samples.reader([key])
-        is_cloud = "points" in probe.inputs
-        input_digest = _hash_fields(batch, probe.inputs, is_cloud=is_cloud)
-        target_digest = _hash_fields(
-            batch, (*probe.inputs, *probe.targets), is_cloud=is_cloud
-        )  # a point goes with its target
-        earlier = first.setdefault(input_digest, (key.index, target_digest))
-        if earlier[0] == key.index:
+        digests = [
+            _hash_fields(batch, names, is_cloud=is_cloud)  # a point goes with its target
+            for names in (probe.inputs, (*probe.inputs, *probe.targets))
+        ]
+        index, target_digest = first.setdefault(digests[0], (key.index, digests[1]))
+        if index == key.index:
             continue
-        if earlier[1] != target_digest:
-            target_names = ", ".join(probe.targets)
-            yield reporter.finding(
-                severity="error",
-                summary=f"samples {earlier[0]} and {key.index} are the same to the model and have different targets",
+        same = f"samples {index} and {key.index} are the same to the model"
+        if target_digest != digests[1]:
+            yield Fault(
+                f"{same} and have different targets",
                 causes=("data.label_mapping", "data.corrupt_sample", "data.duplicate_randomness"),
-                path="data",
+                at="data",
                 sample=key.index,
-                measured=f"equal {', '.join(probe.inputs)}; different {target_names}",
+                measured=f"{inputs}; different {', '.join(probe.targets)}",
                 expected="equal inputs have equal targets: no network gives two outputs for one input",
                 action="one of the two targets is wrong; mend or leave out the sample",
-                evidence={"samples": [earlier[0], key.index]},
+                evidence={"samples": [index, key.index]},
             )
-            return
-        if not probe.targets:
-            yield reporter.finding(
-                severity="error",
-                summary=f"samples {earlier[0]} and {key.index} are the same to the model, but the loss compares them",
+        elif not probe.targets:
+            yield Fault(
+                f"{same}, but the loss compares them",
                 causes=("data.pairing", "data.duplicate_randomness"),
-                path="data",
+                at="data",
                 sample=key.index,
-                measured=f"equal {', '.join(probe.inputs)}",
+                measured=inputs,
                 expected="different samples",
                 action="leave one of the two out of the set",
-                evidence={"samples": [earlier[0], key.index]},
+                evidence={"samples": [index, key.index]},
             )
-            return
 
 
 def first_sample(bench: FitSetup) -> int | None:
     """Return the index of the batch's first sample; None if the batch has no indices."""
     index = bench.batch.get("sample_index")
     return int(index[0]) if isinstance(index, Tensor) and len(index) else None
-
-
-def _find_bad_sample(batch: Mapping[str, Any], tensor: Tensor) -> int | None:
-    """Return the index of the first sample with a number that is not finite; None if rows are not samples."""
-    index = batch.get("sample_index")
-    if not isinstance(index, Tensor) or tensor.ndim == 0 or len(tensor) != len(index):
-        return None
-    rows = (~tensor.isfinite()).flatten(1).any(1) if tensor.ndim > 1 else ~tensor.isfinite()
-    return int(index[int(rows.nonzero()[0])])
 
 
 def _hash_fields(batch: Mapping[str, Any], names: tuple[str, ...], *, is_cloud: bool) -> bytes:

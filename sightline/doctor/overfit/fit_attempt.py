@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from sightline.doctor.context import Context, FindingBuilder
 from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Finding
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import Precision, seed_everything, to_device
 from sightline.engine.distributed import World
@@ -250,20 +250,7 @@ class _NoClock:
 _FIT_ONE = FindingBuilder(guard="G23", code="fit-one")
 
 
-@dataclass(frozen=True)
-class FitReporter:
-    """Builder of findings of guard G23 about a run."""
-
-    built: TrainingSetup
-
-    def finding(self, *, summary: str, path: str, **fields: Any) -> Finding:
-        """Build a finding about the training split; `path` is the config path of the fault."""
-        return _FIT_ONE.finding(self._context, summary, at=path, split="train", **fields)
-
-    def loss_path(self, name: str) -> str:
-        """Return the dotted config path of the loss of this name."""
-        return self._context.loss_path(name)
-
-    @property
-    def _context(self) -> Context:
-        return Context(self.built, World(device=self.built.job.device))
+def build_findings(built: TrainingSetup, faults: Iterable[Fault]) -> list[Finding]:
+    """Build findings of guard G23 of faults about the training split of a run."""
+    context = Context(built, World(device=built.job.device))
+    return [_FIT_ONE.build(fault, context, split="train") for fault in faults]

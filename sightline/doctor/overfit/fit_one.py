@@ -15,10 +15,10 @@ from typing import Any, Literal
 from sightline.describe.trace import preserve_all_rng_states
 from sightline.doctor.checks.model.first_step import first_step, missing_keys_explained
 from sightline.doctor.context import Context
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Finding
 from sightline.doctor.overfit.audit import audit_batch, audit_first_loss, audit_targets
 from sightline.doctor.overfit.causes import BisectionStep, FailedFit, bisect, inconsistent_gradients, loss_cause
-from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitReporter, FitSetup
+from sightline.doctor.overfit.fit_attempt import FITTED, FitCurve, FitSetup, build_findings
 from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
 from sightline.doctor.overfit.network import activation_warning, parameters_without_gradient
 from sightline.doctor.overfit.optimizer_grid import (
@@ -107,21 +107,21 @@ def fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
 
 def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
     bench, samples = make_setup(built, asked)
-    reporter = FitReporter(built)
     note(_describe_samples(samples))
-    batch_findings = audit_batch(bench, reporter)
+    build = functools.partial(build_findings, built)
+    batch_findings = build(audit_batch(bench))
     if batch_findings:
         return FitResult(samples, None, (), tuple(batch_findings))
     try:
         probe = probe_loss(bench)
     except Exception as error:  # noqa: BLE001 - the check of a first step reports any error
-        return FitResult(samples, None, (), tuple(_first_step_findings(built, reporter, error)))
+        findings = first_step(Context(built, World(device=built.job.device))) or build([_make_failure(error)])
+        return FitResult(samples, None, (), tuple(findings))
     bench = dataclasses.replace(bench, floor=probe.floor)
     note(_describe_floor(probe))
-    if (loss_finding := audit_first_loss(probe, reporter)) is not None:
-        return FitResult(samples, probe, (), (loss_finding,))
-    target_findings = audit_targets(bench, samples, probe, reporter)
-    errors = [finding for finding in target_findings if finding.severity == "error"]
+    if loss_findings := build(audit_first_loss(probe)):
+        return FitResult(samples, probe, (), tuple(loss_findings))
+    target_findings = build(audit_targets(bench, samples, probe))
     recipe_candidate, *other_candidates = candidates(built)
     if asked.only_own_rate:
         recipe_candidate = dataclasses.replace(recipe_candidate, num_trusted=1)
@@ -136,33 +136,32 @@ def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
         run_candidate(bench, recipe_candidate, bench.precision, note=note, **brief_options),
         note,
     )
-    if errors:
-        return FitResult(
-            samples, probe, (own_verdict,), tuple([*errors, *(f for f in target_findings if f not in errors)])
-        )
-    if (guilty := loss_cause(probe, reporter)) is not None:
-        return FitResult(
-            samples, probe, (own_verdict,), (guilty, *target_findings), (BisectionStep("loss", guilty.summary, True),)
-        )
-    target_findings += inconsistent_gradients(probe, reporter, severity="warning")
+    if any(finding.severity == "error" for finding in target_findings):
+        errors_first = sorted(target_findings, key=lambda finding: finding.severity != "error")
+        return FitResult(samples, probe, (own_verdict,), tuple(errors_first))
+    if (guilty := loss_cause(probe, built)) is not None:
+        parts = (BisectionStep("loss", guilty.summary, True),)
+        return FitResult(samples, probe, (own_verdict,), (*build([guilty]), *target_findings), parts)
+    target_findings += build(inconsistent_gradients(probe, built, severity="warning"))
     if own_verdict.is_fitted:
         verdicts = (
             [own_verdict]
             if asked.is_brief
             else _compare_optimisers(bench, recipe_candidate, other_candidates, own_verdict, note)
         )
-        findings = [*target_findings, *_find_warnings(bench, probe, recipe_candidate, own_verdict, reporter, note)]
-        return FitResult(samples, probe, tuple(verdicts), tuple(findings))
+        warnings = build(_find_warnings(bench, probe, recipe_candidate, own_verdict, note))
+        return FitResult(samples, probe, tuple(verdicts), (*target_findings, *warnings))
     verdicts = [_with_more_rates(bench, recipe_candidate, own_verdict, note)]
     verdicts += [run_candidate(bench, other, bench.precision, note=note) for other in other_candidates]
-    case = FailedFit(bench, probe, verdicts, (recipe_candidate, *other_candidates), reporter, note)
-    finding, parts, further = bisect(case)
-    frozen = None if finding.cause == "model.frozen_unintended" else _finding_frozen(bench, reporter)
+    case = FailedFit(bench, probe, verdicts, (recipe_candidate, *other_candidates), note)
+    fault, steps, further = bisect(case)
+    (finding,) = build([fault])
+    frozen = None if finding.cause == "model.frozen_unintended" else _judge_frozen(bench)
     further_findings = (
         *(target_finding for target_finding in target_findings if target_finding.summary != finding.summary),
-        *([] if frozen is None else [frozen]),
+        *build([] if frozen is None else [frozen]),
     )
-    return FitResult(samples, probe, tuple(verdicts), (finding, *further_findings), tuple(parts), tuple(further))
+    return FitResult(samples, probe, tuple(verdicts), (finding, *further_findings), tuple(steps), tuple(further))
 
 
 def _prolong_if_falling(
@@ -212,45 +211,37 @@ def _with_more_rates(
 
 
 def _find_warnings(
-    bench: FitSetup,
-    probe: LossProbe,
-    recipe_candidate: Candidate,
-    verdict: OptimizerResult,
-    reporter: FitReporter,
-    note: Note,
-) -> list[Finding]:
+    bench: FitSetup, probe: LossProbe, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note
+) -> list[Fault]:
     """List warnings for a run that fitted: faults that will matter later."""
     results = [
-        _finding_rate(verdict, reporter),
-        _finding_decay(bench, recipe_candidate, verdict, reporter, note),
-        activation_warning(bench, probe, reporter),
-        _finding_frozen(bench, reporter),
+        _judge_rate(verdict),
+        _judge_decay(bench, recipe_candidate, verdict, note),
+        activation_warning(bench, probe),
+        _judge_frozen(bench),
     ]
-    findings = [finding for finding in results if finding is not None]
-    return sorted(findings, key=lambda finding: finding.severity == "note")
+    return sorted((fault for fault in results if fault is not None), key=lambda fault: fault.severity == "note")
 
 
-def _finding_rate(verdict: OptimizerResult, reporter: FitReporter) -> Finding | None:
-    """Return a finding if the recipe's own rate did not fit, but one ten times larger or smaller did."""
+def _judge_rate(verdict: OptimizerResult) -> Fault | None:
+    """Return a fault if the recipe's own rate did not fit, but one ten times larger or smaller did."""
     first = verdict.curves[0]
     if first.is_fitted:
         return None
     best = verdict.trusted_curve
-    return reporter.finding(
+    return Fault(
+        f"the rate {first.rate:g} itself did not fit these samples, {best.rate:g} did",
         severity="note",
-        summary=f"the rate {first.rate:g} itself did not fit these samples, {best.rate:g} did",
         causes=("optim.lr", "optim.hyper"),
-        path="optimizer.lr",
+        at="optimizer.lr",
         measured=f"{first.lowest:.3g} of the way left at {first.rate:g}, {best.lowest:.3g} at {best.rate:g}",
         expected=f"at most {FITTED:g} of the way left",
         action="nothing, if the recipe's batch is larger or its schedule warms up",
     )
 
 
-def _finding_decay(
-    bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, reporter: FitReporter, note: Note
-) -> Finding | None:
-    """Return a finding if the recipe's weight decay, off until now, keeps the samples from being fitted."""
+def _judge_decay(bench: FitSetup, recipe_candidate: Candidate, verdict: OptimizerResult, note: Note) -> Fault | None:
+    """Return a fault if the recipe's weight decay, off until now, keeps the samples from being fitted."""
     decay = max(float(group["weight_decay"]) for group in bench.built.job.optimizer.param_groups)
     if decay == 0 or "decay" in bench.keep:
         return None
@@ -262,11 +253,11 @@ def _finding_decay(
     note(f"with weight decay {decay:g}: {'fitted' if again.is_fitted else 'not fitted'}")
     if again.is_fitted:
         return None
-    return reporter.finding(
+    return Fault(
         severity="warning",
         summary=f"with weight decay {decay:g} the recipe does not fit samples that it fits without",
         causes=("optim.hyper", "optim.lr"),
-        path="optimizer.weight_decay",
+        at="optimizer.weight_decay",
         measured=f"{again.trusted_curve.lowest:.3g} of the way left at rate {rate:g}; "
         f"{verdict.trusted_curve.lowest:.3g} without",
         expected=f"at most {FITTED:g} of the way left",
@@ -274,8 +265,8 @@ def _finding_decay(
     )
 
 
-def _finding_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
-    """Return a finding for parameters that cannot learn and are not frozen by the recipe."""
+def _judge_frozen(bench: FitSetup) -> Fault | None:
+    """Return a fault for parameters that cannot learn and are not frozen by the recipe."""
     job = bench.built.job
     declared = tuple(entry["modules"] for entry in job.frozen)
     optimised = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
@@ -289,11 +280,11 @@ def _finding_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
     frozen = [name for name in idle if name not in silent]
     if not frozen:
         return None
-    return reporter.finding(
+    return Fault(
         severity="warning",
         summary=f"{len(frozen)} parameters do not learn, and the recipe does not freeze them: {frozen[0]}",
         causes=("model.frozen_unintended", "optim.param_coverage"),
-        path="optimizer",
+        at="optimizer",
         layer=frozen[0].rpartition(".")[0],
         measured=f"requires_grad is false, or no group of the optimiser contains them: {', '.join(frozen[:5])}",
         expected="every parameter outside optimizer.frozen learns",
@@ -302,22 +293,16 @@ def _finding_frozen(bench: FitSetup, reporter: FitReporter) -> Finding | None:
     )
 
 
-def _first_step_findings(built: TrainingSetup, reporter: FitReporter, error: Exception) -> list[Finding]:
-    """Return the findings of the first-step check; if it passes, a finding with the error."""
-    findings = first_step(Context(built, World(device=built.job.device)))
-    if findings:
-        return findings
-    return [
-        reporter.finding(
-            severity="error",
-            summary="no step can be taken on these samples",
-            causes=("cfg.contract", "data.corrupt_sample"),
-            path="model",
-            measured=summarise_error(error),
-            expected="forward pass and losses go through",
-            action="run `sightline check`, which looks at more samples",
-        )
-    ]
+def _make_failure(error: Exception) -> Fault:
+    """Make the fault of an error that the check of the first step does not find."""
+    return Fault(
+        "no step can be taken on these samples",
+        causes=("cfg.contract", "data.corrupt_sample"),
+        at="model",
+        measured=summarise_error(error),
+        expected="forward pass and losses go through",
+        action="run `sightline check`, which looks at more samples",
+    )
 
 
 def _describe_samples(samples: Samples) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.config.run_config import Expectation, Quantity, parse_quantity
-from sightline.describe.trace import preserve_all_rng_states, trace
+from sightline.describe.trace import preserve_all_rng_states
 from sightline.doctor.core.dry_run import forward_backward, isolated_copy
 from sightline.doctor.overfit.fit_attempt import FitCurve, FitSetup, fit
 from sightline.doctor.overfit.fit_one import FitOptions, make_setup
@@ -78,52 +78,48 @@ def snapshot(bench: FitSetup, job: TrainState, step: int) -> ModelSnapshot:
 
     If a module returns several tensors, the first counts. The model, its buffers and the random states do not change.
     """
-    statistics: dict[tuple[str, int], Statistics] = {}
+    model, batch = isolated_copy(job.model), bench.batch_in(job.precision.name)
+    measured: dict[tuple[str, int], tuple[tuple[int, ...], Statistics]] = {}
     outputs: dict[str, Statistics] = {}
-    results: dict[str, Any] = {}
-    batch = bench.batch_in(job.precision.name)
 
     def measure(call: ModuleCall, module: nn.Module, inputs: Any, output: Any) -> None:
         """Measure a module's output before later code can change it in place."""
-        floats = [pair for pair in tree_leaves(output) if pair[1].is_floating_point() and pair[1].numel()]
-        for index, (name, tensor) in enumerate(floats[: 1 if call.path else None]):
-            measured = _compute_statistics(tensor)
+        tensors = list(tree_leaves(output))
+        floats = [(name, tensor) for name, tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+        for name, tensor in floats[: 1 if call.path else None]:
+            statistics = _compute_statistics(tensor)
             if tensor.requires_grad:
-                watch_gradient(tensor, _make_gradient_hook(measured))
-            if not index:
-                statistics[call.path, call.call_index + 1] = measured
+                watch_gradient(tensor, _make_gradient_hook(statistics))
+            measured.setdefault((call.path, call.call_index), (tuple(tensors[0][1].shape), statistics))
             if not call.path:
-                outputs[name] = measured
+                outputs[name] = statistics
 
-    def forward(copied: nn.Module) -> None:
-        with record(copied, leave=measure):
-            sums, counts_by_loss = forward_backward(job, copied, [batch], bench.device)
-        results.update(
-            model=copied,
-            terms={name: float(divide_by_count(sums[name].detach(), counts_by_loss[name])) for name in sums},
-        )
-
-    traced = trace(isolated_copy(job.model), forward, num_samples=len(batch["sample_index"]))
-    weight_norms = {path: _parameter_grad_norm(module) for path, module in results["model"].named_modules()}
-    parents = {node.parent for node in traced.nodes if node.kind == "call"}
+    with preserve_all_rng_states(), record(model, leave=measure) as tape:
+        sums, counts = forward_backward(job, model, [batch], bench.device)
+    modules = dict(model.named_modules())
+    parents = {call.parent for call in tape.calls}
+    depths: list[int] = []
+    for call in tape.calls:
+        depths.append(0 if call.parent is None else depths[call.parent] + 1)
     layers = tuple(
         LayerSnapshot(
-            path=node.path,
-            class_name=node.class_name,
-            call=node.call,
-            depth=node.depth,
-            shape=node.outputs[0][1] if node.outputs else (),
-            output=statistics[node.path, node.call],
-            weights_grad_norm=weight_norms[node.path],
+            path=call.path,
+            class_name=call.class_name,
+            call=call.call_index + 1,
+            depth=depths[index],
+            shape=measured[call.path, call.call_index][0],
+            output=measured[call.path, call.call_index][1],
+            weights_grad_norm=_parameter_grad_norm(modules[call.path]),
             is_leaf=index not in parents,
         )
-        for index, node in enumerate(traced.nodes)
-        if node.kind == "call" and (node.path, node.call) in statistics
+        for index, call in enumerate(tape.calls)
+        if (call.path, call.call_index) in measured
     )
+    terms = {name: float(divide_by_count(sums[name].detach(), counts[name])) for name in sums}
     weights = job.loss_weights_at(step)
-    loss = math.fsum(weights[name] * value for name, value in results["terms"].items())
-    norms = [p.grad.norm().item() for p in results["model"].parameters() if p.grad is not None]
-    return ModelSnapshot(step, loss, results["terms"], math.hypot(*norms) if norms else 0.0, layers, outputs)
+    loss = math.fsum(weights[name] * value for name, value in terms.items())
+    norms = [p.grad.norm().item() for p in model.parameters() if p.grad is not None]
+    return ModelSnapshot(step, loss, terms, math.hypot(*norms) if norms else 0.0, layers, outputs)
 
 
 def _compute_statistics(tensor: Tensor) -> Statistics:

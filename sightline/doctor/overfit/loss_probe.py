@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sightline.doctor.core.dry_run import ReadTrackingDict
 from sightline.doctor.core.sample_statistics import class_axis
+from sightline.doctor.oracles.results import FixedOutputs
 from sightline.doctor.overfit.fit_attempt import FitSetup, forward_once, prepare_model
 from sightline.engine.step import compute_batch_losses, divide_by_count, weighted_sum
 from sightline.engine.train import TrainState
@@ -69,16 +70,6 @@ class LossProbe:
     targets: tuple[str, ...]
 
 
-class _FixedModel:
-    """Replacement of the model: returns fixed outputs for any input, and records which are read."""
-
-    def __init__(self, outputs: Mapping[str, Any]) -> None:
-        self.outputs = ReadTrackingDict(outputs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        return self.outputs
-
-
 def probe_loss(bench: FitSetup) -> LossProbe:
     """Examine a run's losses on a batch, with the model's outputs as free float64 variables."""
     job = bench.built.job
@@ -90,9 +81,9 @@ def probe_loss(bench: FitSetup) -> LossProbe:
         for name, value in outputs.items()
         if isinstance(value, Tensor) and value.is_floating_point()
     }
-    replay: Any = _FixedModel({**outputs, **free})
-    terms, counts = compute_batch_losses(job.task, replay, batch, job.device)
-    read = tuple(sorted(replay.outputs.read & free.keys()))
+    tracked = ReadTrackingDict({**outputs, **free})
+    terms, counts = compute_batch_losses(job.task, FixedOutputs(tracked), batch, job.device)
+    read = tuple(sorted(tracked.read & free.keys()))
     model_keys = set(inspect.signature(job.model.forward).parameters)
     target_keys = sorted(batch.read - model_keys - {"sample_index", "offsets"})
     free = {name: free[name] for name in read}
@@ -124,7 +115,7 @@ class _TotalLoss:
         return _TotalLoss(self._job, self._fixed, self._batch, term)
 
     def __call__(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        model: Any = _FixedModel({**self._fixed, **outputs})
+        model = FixedOutputs({**self._fixed, **outputs})
         terms, counts = compute_batch_losses(self._job.task, model, self._batch, self._job.device)
         weights = self._weights if self._term is None else {self._term: 1.0}
         return weighted_sum({name: divide_by_count(terms[name], counts[name]).double() for name in weights}, weights)

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.core.dry_run import forward_backward
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Severity
 from sightline.doctor.overfit.fit_attempt import (
     FITTED,
     FitCurve,
-    FitReporter,
     FitSetup,
     fit,
     forward_once,
@@ -149,7 +148,7 @@ _HEADS = (nn.Linear, nn.modules.conv._ConvNd, nn.Bilinear)
 # --- how the outputs end ---------------------------------------------------------------------------------------------
 
 
-def activation_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
+def activation_cause(bench: FitSetup, probe: LossProbe) -> tuple[Fault | None, str]:
     """Find an output activation without which the samples are fitted, or that excludes the targets."""
     ending = _find_activation(bench, probe)
     if ending is None:
@@ -157,17 +156,16 @@ def activation_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -
     excluded_target = _describe_excluded_target(ending, bench, probe)
     summary = f"'{ending.output}' ends in {ending.operation}, {_format_interval(ending)}"
     if excluded_target is not None:
-        return _finding_activation(
-            bench, ending, f"{summary}; {excluded_target}", "error", reporter
-        ), f"{summary}; {excluded_target}"
+        summary = f"{summary}; {excluded_target}"
+        return _make_activation_fault(bench, ending, summary, "error"), summary
     curve = _fit_with_adam(bench, through=lambda model: WithoutActivation(model, ending.call))
     if not curve.is_fitted:
         return None, f"{summary}; without it the samples are not fitted either"
     summary = f"{summary}; without it they are fitted after {curve.steps_to(FITTED)} steps"
-    return _finding_activation(bench, ending, summary, "warning", reporter), summary
+    return _make_activation_fault(bench, ending, summary, "warning"), summary
 
 
-def activation_warning(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> Finding | None:
+def activation_warning(bench: FitSetup, probe: LossProbe) -> Fault | None:
     """Warn of an output activation that excludes targets, or whose outputs are largely exactly zero.
 
     A rectifier whose targets are not negative, and whose units are alive, is a legitimate choice.
@@ -181,7 +179,7 @@ def activation_warning(bench: FitSetup, probe: LossProbe, reporter: FitReporter)
         return None
     summary = f"'{ending.output}' ends in {ending.operation}, {_format_interval(ending)}"
     reason = excluded_target or f"{ending.zeros:.0%} of the first outputs are exactly 0 and pass no gradient"
-    return _finding_activation(bench, ending, f"{summary}; {reason}", "warning", reporter)
+    return _make_activation_fault(bench, ending, f"{summary}; {reason}", "warning")
 
 
 def _find_activation(bench: FitSetup, probe: LossProbe) -> OutputActivation | None:
@@ -202,19 +200,17 @@ def _describe_excluded_target(ending: OutputActivation, bench: FitSetup, probe: 
     return None
 
 
-def _finding_activation(
-    bench: FitSetup, ending: OutputActivation, measured: str, severity: Any, reporter: FitReporter
-) -> Finding:
+def _make_activation_fault(bench: FitSetup, ending: OutputActivation, measured: str, severity: Severity) -> Fault:
     names = {component.name for component in bench.built.config.losses}
     is_doubled = ending.operation == "softmax" and "cross_entropy" in names
     causes: tuple[str, ...] = ("model.activation", "model.structure")
     if is_doubled:
         causes = ("loss.double_softmax", "model.activation")
-    return reporter.finding(
+    return Fault(
         severity=severity,
         summary=f"the last layer ends in {ending.operation}: the outputs cannot reach the targets",
         causes=causes,
-        path="model",
+        at="model",
         layer=ending.layer,
         measured=measured,
         expected="a last layer that is linear, or whose range contains the targets",
@@ -233,7 +229,7 @@ def _format_interval(ending: OutputActivation) -> str:
 # --- the head --------------------------------------------------------------------------------------------------------
 
 
-def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> tuple[Finding | None, str]:
+def head_cause(bench: FitSetup, *, is_falling: bool) -> tuple[Fault | None, str]:
     """Find out if a reinitialised head on frozen features fits the samples that the network does not.
 
     If the network's loss is still falling (`is_falling`), only a head that cannot learn is at fault.
@@ -256,13 +252,13 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
         causes = ("model.init", "model.structure")
     elif is_falling:
         return None, f"{summary}; the loss of the whole network is still falling"
-    finding = reporter.finding(
+    fault = Fault(
         severity="warning",
         summary=f"the head '{name}' is frozen: the samples cannot be fitted"
         if is_frozen
         else f"the head '{name}' prevents a fit: its input features suffice",
         causes=causes,
-        path="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
+        at="optimizer.frozen" if is_frozen and bench.built.job.frozen else "model",
         layer=name,
         measured=f"{summary}; its own weights are at most {size:.3g}"
         + (", and none of them requires a gradient" if is_frozen else ""),
@@ -271,7 +267,7 @@ def head_cause(bench: FitSetup, reporter: FitReporter, *, is_falling: bool) -> t
         if is_frozen
         else f"look at how '{name}' is initialised, and at the layers between it and the loss",
     )
-    return finding, summary
+    return fault, summary
 
 
 def _find_head(bench: FitSetup) -> str | None:
@@ -294,39 +290,39 @@ def _reinitialise_head(model: nn.Module, name: str) -> None:
 # --- what reaches the head -------------------------------------------------------------------------------------------
 
 
-def constant_cause(bench: FitSetup, probe: LossProbe, reporter: FitReporter) -> tuple[Finding | None, str]:
+def constant_cause(bench: FitSetup, probe: LossProbe) -> tuple[Fault | None, str]:
     """Find an output that is equal for all samples from the start."""
     constant_output = _find_constant_output(bench, probe)
     if constant_output is None:
         return None, "the model distinguishes its samples"
-    finding = reporter.finding(
+    fault = Fault(
         severity="warning",
         summary="the model gives the same output for different samples",
         causes=("model.constant_output", "model.numerics", "model.init"),
-        path="model",
+        at="model",
         measured=f"'{constant_output}' is the same for all samples of the batch",
         expected="different outputs for different inputs",
         action="follow the samples through the layers by --trace: where does the last difference vanish?",
     )
-    return finding, f"'{constant_output}' is the same for all samples"
+    return fault, f"'{constant_output}' is the same for all samples"
 
 
-def gradient_cause(bench: FitSetup, reporter: FitReporter) -> tuple[Finding | None, str]:
+def gradient_cause(bench: FitSetup) -> tuple[Fault | None, str]:
     """Find out if no parameter receives a gradient."""
     silent = parameters_without_gradient(bench)
     trainable = [name for name, parameter in bench.built.job.model.named_parameters() if parameter.requires_grad]
     if len(silent) < len(trainable):
         return None, f"{len(trainable) - len(silent)} of {len(trainable)} parameters get a gradient"
-    finding = reporter.finding(
+    fault = Fault(
         severity="warning",
         summary="no parameter gets a gradient",
         causes=("loss.detached", "model.frozen_unintended", "model.activation"),
-        path="model",
+        at="model",
         measured=f"{len(silent)} of {len(trainable)} trainable parameters have a gradient of zero or none",
         expected="a gradient in every parameter that is to learn",
         action="look for detach(), no_grad and layers that are dead; `sightline check` names them",
     )
-    return finding, "no gradient reaches any parameter"
+    return fault, "no gradient reaches any parameter"
 
 
 def parameters_without_gradient(bench: FitSetup) -> list[str]:

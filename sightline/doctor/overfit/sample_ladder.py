@@ -22,9 +22,9 @@ from sightline.config import RunConfig
 from sightline.config.overrides import split_values
 from sightline.describe.trace import preserve_all_rng_states
 from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Finding
 from sightline.doctor.core.sample_statistics import class_axis
-from sightline.doctor.overfit.fit_attempt import FITTED, FitReporter
+from sightline.doctor.overfit.fit_attempt import FITTED, build_findings
 from sightline.doctor.overfit.fit_one import LONGER, FitOptions, FitResult, fit_one
 from sightline.doctor.overfit.layer_trace import LayerTrace, trace_fit
 from sightline.doctor.overfit.samples import evaluation_reader, loss_between_samples
@@ -254,16 +254,16 @@ def _test_generalisation(
     with preserve_all_rng_states():
         learnt = _train_on_samples(config, world, built, size, is_task=is_task, asked=asked, note=note)
     if learnt is None:
-        finding = FitReporter(built).finding(
-            severity="error",
-            summary="training ended in a gradient that is not finite",
+        fault = Fault(
+            "training ended in a gradient that is not finite",
             causes=("optim.nonfinite", "optim.lr"),
-            path="optimizer.lr",
+            at="optimizer.lr",
             measured=f"a gradient that is not finite on {size} samples",
             expected="finite gradients",
             action="lower the learning rate or clip gradients (train.clip_norm)",
         )
-        return Rung(size, "training ends", "a gradient was not finite", False, {}), [finding]
+        rung = Rung(size, "training ends", "a gradient was not finite", False, {})
+        return rung, build_findings(built, [fault])
     required = _REQUIRED_CLOSENESS[ALL if is_task else "some"]
     measured = learnt.closeness(learnt.held_out)
     rung = Rung(
@@ -283,7 +283,7 @@ def _test_generalisation(
             "trivial_loss": learnt.trivial_loss,
         },
     )
-    return rung, [] if rung.is_passed else [_explain_failure(built, learnt, required, asked)]
+    return rung, [] if rung.is_passed else build_findings(built, [_explain_failure(learnt, required, asked)])
 
 
 def _train_on_samples(
@@ -350,7 +350,7 @@ def _select_spread(indices: np.ndarray) -> np.ndarray:
     return selected
 
 
-def _explain_failure(built: TrainingSetup, learnt: _TrainingOutcome, required: float, asked: FitOptions) -> Finding:
+def _explain_failure(learnt: _TrainingOutcome, required: float, asked: FitOptions) -> Fault:
     """Explain a failed rung: no training progress, a loss in evaluation, or no generalisation."""
     training_closeness = learnt.closeness(learnt.training_score)
     measured = (
@@ -372,11 +372,11 @@ def _explain_failure(built: TrainingSetup, learnt: _TrainingOutcome, required: f
         summary = "the training samples are learnt, but others are not"
         action = "take more samples on this rung; else see whether both parts are alike (`sightline check`)"
         path = "data"
-    return FitReporter(built).finding(
+    return Fault(
         severity="warning",
         summary=summary,
         causes=causes,
-        path=path,
+        at=path,
         measured=measured,
         expected=f"{required:g} of the way from the constant prediction to the perfect one, on held-out samples",
         action=action,

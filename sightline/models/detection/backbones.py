@@ -33,6 +33,7 @@ from sightline.layers.images import (
     NormName,
     assert_images,
     freeze_module,
+    join_channels,
 )
 from sightline.models.darknet import Darknet
 from sightline.models.detection.heads import HeadOutput
@@ -190,7 +191,7 @@ class _CSPBlock(nn.Module):
         self.leave = _unit(2 * inner, out_channels, 1, norm)
 
     def forward(self, image: Tensor) -> Tensor:
-        both = torch.cat([self.blocks(self.enter(image)), self.past(image)], dim=1)
+        both = join_channels([self.blocks(self.enter(image)), self.past(image)])
         return cast(Tensor, self.leave(both))
 
 
@@ -208,7 +209,7 @@ class _PyramidPooling(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         values = self.enter(image)
         pooled = [F.max_pool2d(values, size, stride=1, padding=size // 2) for size in _POOLED]
-        return cast(Tensor, self.leave(torch.cat([values, *pooled], dim=1)))
+        return cast(Tensor, self.leave(join_channels([values, *pooled])))
 
 
 @registry.backbones.add("cspdarknet")
@@ -287,10 +288,10 @@ class PathAggregation(nn.Module):
         for level in range(len(maps) - 2, -1, -1):
             reduced.insert(0, self.reduce[level](values))
             upsampled = F.interpolate(reduced[0], maps[level].shape[2:])
-            values = self.down[level](torch.cat([upsampled, maps[level]], dim=1))
+            values = self.down[level](join_channels([upsampled, maps[level]]))
         outputs = [values]
         for strided, up, lateral in zip(self.strided, self.up, reduced, strict=True):
-            outputs.append(up(torch.cat([strided(outputs[-1]), lateral], dim=1)))
+            outputs.append(up(join_channels([strided(outputs[-1]), lateral])))
         return outputs
 
 

@@ -26,7 +26,7 @@ from sightline.arguments import Count, NonNegativeFloat
 from sightline.errors import ConfigError
 from sightline.geometry.boxes.overlaps import box_sizes, promote_to_float32
 from sightline.geometry.boxes.priors import PriorKind, Priors
-from sightline.layers.images import NORMS, ConvBlock, ConvNorm, NormName, make_group_norm
+from sightline.layers.images import NORMS, ConvBlock, ConvNorm, NormName, join_channels, make_group_norm
 
 PriorProbability = Annotated[float, Gt(0.0), Lt(1.0)]
 """Probability that is neither 0 nor 1."""
@@ -374,7 +374,7 @@ class YOLOv3Neck(nn.Module):
         outputs = [self.blocks[-1](maps[-1])]
         for level in range(len(maps) - 2, -1, -1):
             upsampled = F.interpolate(self.routes[level](outputs[0]), maps[level].shape[2:])
-            outputs.insert(0, self.blocks[level](torch.cat([maps[level], upsampled], dim=1)))
+            outputs.insert(0, self.blocks[level](join_channels([maps[level], upsampled])))
         return outputs
 
 

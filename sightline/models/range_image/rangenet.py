@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sightline import registry
 from sightline.arguments import Count, FractionBelowOne
-from sightline.layers.images import ConvBlock
+from sightline.layers.images import ConvBlock, join_channels
 from sightline.layers.range_image import CircularPad, UpsampleColumns, assert_range_images
 from sightline.models.darknet import DARKNET21, DARKNET53, Darknet, DarknetBlock
 from sightline.models.resnet import ResidualNetwork
@@ -196,7 +196,7 @@ class _Pyramid(nn.Module):
                 "distributed.sync_batch_norm"
             )
         mean = self.mean(values.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *values.shape[2:])
-        joined: Tensor = self.join(torch.cat([*(view(values) for view in self.views), mean], dim=1))
+        joined: Tensor = self.join(join_channels([*(view(values) for view in self.views), mean]))
         return self.dropout(joined)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline import registry
 from sightline.arguments import Count, FractionBelowOne
-from sightline.layers.images import ConvBlock
+from sightline.layers.images import ConvBlock, join_channels
 from sightline.layers.range_image import build_pool
 from sightline.models.range_image.rangenet import RangeImageNetwork
 
@@ -65,7 +64,7 @@ class _Fields(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         narrow = self.first(image)
         wide = self.second(narrow)
-        return cast(Tensor, self.join(torch.cat([narrow, wide, self.third(wide)], dim=1)))
+        return cast(Tensor, self.join(join_channels([narrow, wide, self.third(wide)])))
 
 
 class _Down(nn.Module):
@@ -99,7 +98,7 @@ class _Up(nn.Module):
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         fine = self.dropout(F.pixel_shuffle(coarse, 2))
-        joined = self.dropout(torch.cat([fine, skip], dim=1))
+        joined = self.dropout(join_channels([fine, skip]))
         return cast(Tensor, self.dropout(self.fields(joined)))
 
 

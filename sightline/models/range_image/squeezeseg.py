@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from functools import partial
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor, nn
 
 from sightline import registry
 from sightline.arguments import FractionBelowOne
-from sightline.layers.images import ConvBlock
+from sightline.layers.images import ConvBlock, join_channels
 from sightline.layers.range_image import Compat, RangeImageCRF, UpsampleColumns, build_pool
 from sightline.models.range_image.rangenet import RangeImageNetwork
 
@@ -64,7 +63,7 @@ class _Fire(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         values = self.upsample(self.squeeze(image))
-        return torch.cat([self.narrow(values), self.wide(values)], dim=1)
+        return join_channels([self.narrow(values), self.wide(values)])
 
 
 class _Context(nn.Module):

@@ -25,6 +25,7 @@ from sightline.transforms.combined_images import FitImage
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
+from tests.data.preparing import cut
 
 ONE = [(1, "a.png", 8, 6)]
 BOX = {"image_id": 1, "category_id": 3, "bbox": [1.25, 2, 3.5, 4]}
@@ -266,10 +267,6 @@ def test_images_are_turned_when_the_stated_size_shows_it(
     assert np.array_equal(images[SampleKey(1, 0, 0)]["image"], square)
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"bbox": [math.nan, 0, 1, 1]}, r"1 impossible boxes, first: b\.png: annotation 2: bbox is \[nan"),
     "right before left": ({"bbox": [5, 0, -2, 1]}, "bbox is \\[5, 0, -2, 1\\]"),
@@ -342,7 +339,8 @@ def test_faulty_images_are_named_and_counted_or_left_out(tmp_path: Path, kind: s
     entries = [(number, f"{name}.png", *size) for number, name, size in zip((1, 2, 3), "abc", sizes, strict=True)]
     write_coco(tmp_path / "in" / "all.json", entries, [BOX | {"image_id": number} for number in (1, 2, 3)])
     bad = tmp_path / "in" / "c.png"
-    {"missing": bad.unlink, "cut": lambda: cut(bad), "text": lambda: bad.write_text("no image"), "size": str}[kind]()
+    harms = {"missing": Path.unlink, "cut": lambda path: cut(path, by=100), "text": lambda path: path.write_text("x")}
+    harms.get(kind, str)(bad)
     message = "of another size .*c.png is 40 wide and 32 high, .* state 40 and 33" if kind == "size" else "c.png"
     with pytest.raises(DataError, match=f"1 images .*{message}"):
         prepare(tmp_path / "in", tmp_path / "set")

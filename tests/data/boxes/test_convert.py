@@ -1,21 +1,31 @@
-"""Labels from each layout to each other: golden lines, round trips field by field, what is dropped is counted."""
+"""Labels from each layout to each other, field by field, and the files that a conversion writes or refuses."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from sightline import registry
 from sightline.commands.data import _BOXES
 from sightline.data.boxes.annotations import LabelledBox
 from sightline.data.boxes.convert import LAYOUTS, convert_annotations
-from sightline.errors import DataError, UserError
+from sightline.data.files.atomic_write import whole_folder
+from sightline.errors import DataError, RunError, UserError
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
+from tests.data.boxes.people_writers import write_citypersons
 from tests.data.boxes.test_crowdhuman import CROWD, write_set
 from tests.data.boxes.test_people import FRAME, WIDER, written
 
@@ -232,3 +242,264 @@ def test_visible_shares_are_at_most_one() -> None:
     box = LabelledBox("person", {"full": (0, 0, 4, 4), "visible": (0, 0, 5, 5)})
     assert box.visible_share == 1
     assert np.isnan(LabelledBox("person", {"full": (0, 0, 4, 4)}).visible_share)
+
+
+# --- Converted labels keep one place for each image, whatever images are called; a folder is whole or absent ---
+
+
+ODD_NAMES = (
+    *("v1.0/im0.png", "v1.0/im1.png", "v1.1/im0.png", "a.b.png", "a b.png", "a\nb.png", "c.png\n.png", "d\u2028e.png"),
+    *("ü.png", "u\u0308x.png", "😀.png", "f\udcff.png", "images/g.png", "g/images/h.png", "labels/i.png", "#.png"),
+    *("CON.PNG", "-.jpeg", "1e5.png", "0001.png", "x.jpg.png", "%20.png", "'\".png", "k/k/k/k.png", "img/l.png"),
+    *("image_2/m.png", "f\udcff/n.png", " /o.png", "p /q.png", "train/r.png/s.png"),
+)
+
+
+def written_coco(root: Path, names: Sequence[str], *, form: str = "PNG") -> Path:
+    """Images of these names, the n-th with a person n pixels wide."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pattern(32, 64)).save(root / name, form)
+    rows: list[dict[str, Any]] = [
+        {"image_id": number, "category_id": 3, "bbox": [2, 3, number, 7]} for number in range(1, len(names) + 1)
+    ]
+    images = [(number, name, 64, 32) for number, name in enumerate(names, start=1)]
+    return write_coco(root / "instances_some.json", images, rows).parent
+
+
+def widths(layout: str, root: Path) -> Counter[float]:
+    """The widths of the boxes that are found for images that are there."""
+    found = LAYOUTS[layout].read(root)
+    assert found.faults.raise_or_note("refuse", root=root) == []
+    assert all(image.path is not None and image.path.is_file() for image in found.images)
+    return Counter(round(box.boxes["full"][2], 6) for image in found.images for box in image.boxes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_no_label_is_lost_whatever_images_are_called(tmp_path: Path, layout: str) -> None:
+    """A name that a layout has no room for is refused; all labels of the others come back, each of its image."""
+    taken = []
+    for number, name in enumerate(ODD_NAMES):
+        source, target = tmp_path / f"in{number}", tmp_path / f"out{number}"
+        written_coco(source, (name,))
+        try:
+            convert_annotations(source, "coco", target, layout)
+        except DataError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - one line
+            assert "rename" in str(error)  # noqa: PT017
+            assert not target.exists()
+        else:
+            taken.append(name)
+            assert widths(layout, target) == {1: 1}, name
+    refused = {*ODD_NAMES} - {*taken}
+    assert refused <= {"a\nb.png", "c.png\n.png", "f\udcff.png", "f\udcff/n.png", "x.jpg.png"}, layout
+    names = tuple(name for name in taken if Path(name).stem not in ("g", "h", "im0", "m"))
+    convert_annotations(written_coco(tmp_path / "all", names), "coco", tmp_path / "together", layout)
+    assert widths(layout, tmp_path / "together") == Counter(range(1, len(names) + 1))
+
+
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        *((layout, ("a.jpg", "a.png")) for layout in LAYOUTS if layout != "coco"),
+        *((layout, ("x/a.png", "x/a.PNG")) for layout in LAYOUTS if layout != "coco"),
+        *((layout, ("x/a.png", "y/a.png")) for layout in ("odgt", "kitti", "widerperson", "citypersons")),
+        ("ecp", ("day/img/train/x/a.png", "day/img/train/x/a.jpg")),
+        ("yolo_txt", ("b", "images/b/a.png")),
+        ("coco", ("a.png", "conversion.json")),
+    ],
+)
+def test_two_images_never_share_labels(tmp_path: Path, layout: str, names: Sequence[str]) -> None:
+    """One label was lost, and the other given to both."""
+    with pytest.raises(DataError, match="in this layout; rename") as caught:
+        convert_annotations(written_coco(tmp_path / "in", names), "coco", tmp_path / "out", layout)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_names_without_an_ending_keep_their_labels(tmp_path: Path) -> None:
+    """`v1.0/im0` and `v1.0/im1` shared labels/v1.txt; the labels of `im2` took the place of the image."""
+    names = ("v1.0/im0", "v1.0/im1", "im2", "v2.5", "v2.6")
+    source = written_coco(tmp_path / "in", names)
+    [note] = convert_annotations(source, "coco", tmp_path / "yolo", "yolo_txt")["differences"]
+    assert note == "5 images have no suffix of an image, so readers skip them, first: images/im2"
+    rows = {
+        path.relative_to(tmp_path / "yolo/labels").as_posix(): float(path.read_text().split()[3])
+        for path in (tmp_path / "yolo/labels").rglob("*.txt")
+    }
+    assert rows == {f"{name}.txt": number / 64 for number, name in enumerate(names, start=1)}
+    assert all((tmp_path / "yolo/images" / name).samefile(source / name) for name in names)
+    for layout in ("kitti", "widerperson", "ecp", "citypersons"):
+        convert_annotations(source, "coco", tmp_path / layout, layout)
+        assert widths(layout, tmp_path / layout) == Counter(range(1, 6))
+
+
+def test_photographs_that_are_stored_turned_keep_their_boxes(tmp_path: Path) -> None:
+    """Shares of YOLO are about the picture as viewers turn it: here 20 wide and 10 high, stored 10 wide."""
+    image = write_image(tmp_path / "in/a.png", pattern(20, 10), orientation=6)
+    image.with_suffix(".txt").write_text("0 .5 .5 .5 .2\n")
+    (tmp_path / "in/classes.txt").write_text("person\n")
+    convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "coco", "coco")
+    document = json.loads((tmp_path / "coco/instances.json").read_text())
+    assert (document["images"][0]["width"], document["images"][0]["height"]) == (20, 10)
+    assert document["annotations"][0]["bbox"] == [5, 4, 10, 2]
+    assert convert_annotations(tmp_path / "coco", "coco", tmp_path / "back", "yolo_txt")["differences"] == []
+    assert (tmp_path / "back/labels/a.txt").read_text() == "0 0.5 0.5 0.5 0.2\n"
+    document["images"][0] |= {"width": 10, "height": 20}
+    (tmp_path / "coco/instances.json").write_text(json.dumps(document))
+    [note] = convert_annotations(tmp_path / "coco", "coco", tmp_path / "stored", "yolo_txt")["differences"]
+    assert note.startswith("1 images have boxes in stored pixels")
+    assert convert_annotations(tmp_path / "coco", "coco", tmp_path / "again", "coco")["differences"] == []
+
+
+def test_ids_that_are_not_ids_are_numbered_anew(tmp_path: Path) -> None:
+    """A line of .odgt may state an 'id' of its own: COCO's are whole numbers, each once, and count from 1."""
+    for number, stated in enumerate(([{}], [{}, {}], [{"id": "x"}], [{"id": 4}, {"id": 4}], [{"id": 4}, {"id": 9}])):
+        source = tmp_path / f"in{number}"
+        lines = []
+        for place, each in enumerate(stated):
+            write_image(source / f"{place}.jpg", pattern(8, 8))
+            lines.append(json.dumps({"ID": str(place), "gtboxes": [], **each}) + "\n")
+        (source / "all.odgt").write_text("".join(lines))
+        convert_annotations(source, "odgt", tmp_path / f"out{number}", "coco")
+        document = json.loads((tmp_path / f"out{number}" / "instances.json").read_text())
+        expected = [4, 9] if number == 4 else [*range(1, len(stated) + 1)]
+        assert [image["id"] for image in document["images"]] == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_words_in_names_move_no_image_to_another_part(tmp_path: Path, layout: str) -> None:
+    """An ECP frame called train_1 in the folder of validation was trained on."""
+    source = written_coco(tmp_path / "in", ("train_1.png", "valley/test.png", "k/trained.png", "k/9.png"))
+    (source / "instances_some.json").rename(source / "instances_val.json")
+    report = convert_annotations(source, "coco", tmp_path / "out", layout)
+    assert report["images"] == {"validation": 4}
+    expected = "all" if layout == "kitti" else "validation"  # one part alone has no folder of its own there
+    assert [image.split for image in LAYOUTS[layout].read(tmp_path / "out").images] == [expected] * 4
+
+
+def test_images_that_some_splits_hold_are_refused_before_labels_are_lost(tmp_path: Path) -> None:
+    """WiderPerson's `train.txt` was written for both, and COCO's `instances.json` is not read beside others."""
+    for name in ("images/a.png", "images/train/b.png"):
+        write_image(tmp_path / "in" / name, pattern(32, 64)).with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "in/classes.txt").write_text("person\n")
+    for layout in LAYOUTS:
+        with pytest.raises(DataError, match=r"1 images, first 'images/a\.png', belong to no split, the others"):
+            convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "out", layout)
+
+
+def test_two_cities_with_one_name_keep_their_own_boxes(tmp_path: Path) -> None:
+    """Images were found by name alone: both cells had the boxes of the other."""
+    source = write_citypersons(tmp_path / "in", train={"ulm_0.png": [[1, 2, 3, 4, 9, 0, 2, 3, 4, 9]]})
+    pictures = source / "leftImg8bit"
+    write_image(pictures / "val/ulm/ulm_0.png", pattern(8, 8))
+    assert widths("citypersons", source) == {4: 1}
+    [image] = LAYOUTS["citypersons"].read(source).images
+    assert image.path == pictures / "train/ulm/ulm_0.png"
+    (pictures / "train").rename(pictures / "other")
+    found = LAYOUTS["citypersons"].read(source)
+    with pytest.raises(DataError, match=r"there are 2 images 'ulm_0\.png' below"):
+        found.faults.raise_or_note("refuse", root=source)
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "val"),
+    [
+        ((".",), "images", "images"),
+        (("train",), "images/train", "images/train"),
+        (("train", "val"), "images/train", "images/val"),
+        (("train", "test"), "images/train", None),
+        (("val",), None, "images/val"),
+    ],
+)
+def test_a_file_of_names_is_as_trainers_ask_for_it(
+    tmp_path: Path, splits: Sequence[str], train: str | None, val: str | None
+) -> None:
+    """Ultralytics asks for both keys and for folders from where the file lies, and reads it by PyYAML."""
+    names = ["person", "ü", "😀 hat", 'a "b" \\ c', "x: y\n#", "a\xa0b", "no"]
+    for split in splits:
+        image = write_image(tmp_path / "in/images" / split / "a.png", pattern(32, 64))
+        label = Path(str(image).replace("/images/", "/labels/")).with_suffix(".txt")
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_text("2 .5 .5 .5 .5\n")
+    (tmp_path / "in/data.yaml").write_text(json.dumps({"names": names}, ensure_ascii=False), encoding="utf-8")
+    convert_annotations(tmp_path / "in", "yolo_txt", tmp_path / "out", "yolo_txt")
+    text = (tmp_path / "out/data.yaml").read_text(encoding="utf-8")
+    document = yaml.safe_load(text)
+    assert text.isascii()
+    assert document["names"] == dict(enumerate(names))
+    assert (document["train"], document["val"]) == (train, val)
+    assert "path" not in document
+    assert all((tmp_path / "out" / folder).is_dir() for key, folder in document.items() if folder and key != "names")
+    before, after = (
+        {image.name: (image.split, image.boxes) for image in LAYOUTS["yolo_txt"].read(root).images}
+        for root in (tmp_path / "in", tmp_path / "out")
+    )
+    assert before == after
+
+
+def test_a_folder_in_the_source_is_refused(tmp_path: Path) -> None:
+    source = written_coco(tmp_path / "in", ("a.png",))
+    (tmp_path / "link").symlink_to(source)
+    for path in (source / "out", source / "a" / "b", tmp_path / "link" / "out"):
+        with pytest.raises(UserError, match=r"data convert: .* is in .*/in, whose files would then be read"):
+            convert_annotations(source, "coco", path, "yolo_txt")
+    assert sorted(path.name for path in source.iterdir()) == ["a.png", "instances_some.json"]
+    for name in ("one", "two"):  # of a file alone, nothing beside it is read but its images
+        convert_annotations(source / "instances_some.json", "coco", source / name, "yolo_txt")
+        assert widths("yolo_txt", source / name) == {1: 1}
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = written_coco(tmp_path / "in", ("a.png", "b.png", "c.png"))
+    synced: list[int] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", sync)
+        done = run_here("data", "convert", "--from", str(source), "--layout", "coco", "--to", str(tmp_path / "out"),
+                        "--as", "yolo_txt")  # fmt: skip
+    assert done.code != 0
+    assert "Traceback" not in done.err
+    assert "out: cannot be written (No space left on device" in done.err
+    assert done.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    long = written_coco(tmp_path / "long", (f"{'x' * 249}.png",))
+    with pytest.raises(RunError, match=r"cannot be written \(File name too long"):
+        convert_annotations(long, "coco", tmp_path / "out", "widerperson")
+    convert_annotations(long, "coco", tmp_path / "out", "yolo_txt")
+    assert widths("yolo_txt", tmp_path / "out") == {1: 1}
+
+
+def test_two_writers_and_killed_ones(tmp_path: Path) -> None:
+    """A folder is held by one process; what a killed one left is begun anew, what others left is not touched."""
+    target, work = tmp_path / "out", tmp_path / "out.partial"
+    with whole_folder(target) as folder:
+        assert folder == work
+        (folder / "one").write_text("1")
+        code = "import sys, pathlib; from sightline.data.files.atomic_write import whole_folder\n"
+        code += "with whole_folder(pathlib.Path(sys.argv[1])): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
+        assert "another process writes this folder; wait for it" in other.stderr
+        assert not target.exists()
+    assert [path.name for path in target.iterdir()] == ["one"]
+    with pytest.raises(UserError, match=r"out: exists and is not empty"), whole_folder(target):
+        pass
+    assert not work.exists()
+    (target / "one").unlink()
+    work.mkdir()
+    (work / "diary").write_text("dear")
+    with pytest.raises(UserError, match=r"out\.partial: exists and is not unfinished work"), whole_folder(target):
+        pass
+    (work / ".unfinished").touch()
+    (work / "folder").mkdir()
+    with whole_folder(target):
+        assert [path.name for path in work.iterdir()] == [".unfinished"]
+    assert list(target.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), whole_folder(target):
+        raise KeyboardInterrupt
+    assert not work.exists()

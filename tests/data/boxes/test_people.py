@@ -18,8 +18,8 @@ from sightline.data.loading.concat import Concat
 from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
-from tests.data.boxes.box_writers import quiet
 from tests.data.boxes.people_writers import write_citypersons, write_ecp, write_widerperson
+from tests.data.preparing import cut, prepare_set
 
 WIDER = [[1, 2, 3, 12, 33], [2, 20, 5, 30, 40], [3, -2, 0, 6, 20], [4, 40, 0, 64, 20], [5, 30, 30, 60, 48]]
 CITY = [
@@ -57,16 +57,11 @@ def written(name: str, root: Path) -> Path:
     return write_ecp(root, dict(zip(names, (FRAME, [], FRAME[:1]), strict=True)), wrapped=names[:1])
 
 
-def prepare(name: str, source: Path, target: Path, **options: Any) -> dict[str, Any]:
-    builder = registry.data.get_entry(name).builder
-    return builder.prepare(source=source, target=target, name=name, progress=quiet, **options)
-
-
 @pytest.fixture(scope="module")
 def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("people")
     for name in PEOPLE:
-        prepare(name, written(name, folder / "in" / name), folder / name)
+        prepare_set(name, written(name, folder / "in" / name), folder / name)
     return {name: str(folder / name) for name in PEOPLE}
 
 
@@ -157,27 +152,22 @@ def broken(name: str, root: Path, place: str, old: str, new: str) -> Path:
     return source
 
 
+_WIDER = "Annotations/000001.jpg.txt"
 _ROMA = "day/labels/val/roma/roma_00000.json"
 
 
 @pytest.mark.parametrize(
     ("name", "place", "old", "new", "message"),
     [
-        ("widerperson", "Annotations/000001.jpg.txt", "5\n", "4\n", r"000001.jpg.txt:1: states '4' boxes, 5 follow"),
-        (
-            "widerperson",
-            "Annotations/000001.jpg.txt",
-            "1 2 3",
-            "6 2 3",
-            r"jpg.txt:2: '6 2 3 12 33' \(classes are 1 to 5",
-        ),
-        ("widerperson", "Annotations/000001.jpg.txt", "1 2 3 12", "1 2 3 nan", r"jpg.txt:2: .*'nan' is not finite"),
-        ("widerperson", "Annotations/000001.jpg.txt", "2 20 5 30", "2 20 5 20", r"txt:3: .*width and height above 0"),
+        ("widerperson", _WIDER, "5\n", "4\n", r"000001.jpg.txt:1: states '4' boxes, 5 follow"),
+        ("widerperson", _WIDER, "1 2 3", "6 2 3", r"jpg.txt:2: '6 2 3 12 33' \(classes are 1 to 5"),
+        ("widerperson", _WIDER, "1 2 3 12", "1 2 3 nan", r"jpg.txt:2: .*'nan' is not finite"),
+        ("widerperson", _WIDER, "2 20 5 30", "2 20 5 20", r"txt:3: .*width and height above 0"),
         ("widerperson", "train.txt", "000002", "000009", r"000009.jpg.txt: cannot be read"),
-        ("widerperson", "Annotations/000001.jpg.txt", "5\n", f"{'5' * 5000}\n", r"jpg.txt:1: states '5{40}' boxes"),
-        ("widerperson", "Annotations/000001.jpg.txt", "5\n", "\u0665\n", r"jpg.txt:1: states '\u0665' boxes"),
-        ("widerperson", "Annotations/000001.jpg.txt", "1 2 3 12", "1 2 3 1e308", r"txt:2: .*at most 16,777,216 from"),
-        ("widerperson", "Annotations/000001.jpg.txt", "4 40 0", "4 -1e308 0", r"txt:5: .*at most 16,777,216 from"),
+        ("widerperson", _WIDER, "5\n", f"{'5' * 5000}\n", r"jpg.txt:1: states '5{40}' boxes"),
+        ("widerperson", _WIDER, "5\n", "\u0665\n", r"jpg.txt:1: states '\u0665' boxes"),
+        ("widerperson", _WIDER, "1 2 3 12", "1 2 3 1e308", r"txt:2: .*at most 16,777,216 from"),
+        ("widerperson", _WIDER, "4 40 0", "4 -1e308 0", r"txt:5: .*at most 16,777,216 from"),
         ("widerperson", "train.txt", "000002", "x" * 5000, r"train.txt: entry 2: 'x{40}' is not the name of an image"),
         ("ecp", _ROMA, '"x1": 12', '"x1": 1e308', r"roma_00000.json: child 0: .*at most 16,777,216 from"),
         ("ecp", _ROMA, '"x1": 12', f'"x1": {"9" * 400}', r"roma_00000.json: child 0: .*int too large"),
@@ -186,24 +176,24 @@ _ROMA = "day/labels/val/roma/roma_00000.json"
         ("ecp", _ROMA, '["occluded>10", "truncated>40"]', "5", r"child 0: .*tags are a list of words"),
         ("ecp", _ROMA, '"occluded>10"', "[1]", r"child 0: .*tags are a list of words"),
         ("ecp", _ROMA, "occluded>10", "\\ud800", r"roma_00000.json: .*text holds half a character, U\+D800"),
-        ("ecp", "day/labels/val/roma/roma_00000.json", "{", "", r"roma_00000.json: does not read as JSON"),
-        ("ecp", "day/labels/val/roma/roma_00000.json", "frame", "fame", r"roma_00000.json: a frame with imagewidth"),
-        ("ecp", "day/labels/val/roma/roma_00000.json", '"x1": 12', '"x1": 2', r"roma_00000.json: child 0: .*above 0"),
-        ("ecp", "day/labels/val/roma/roma_00000.json", "64", "65", r"is 64 wide and 48 high, the annotations state 65"),
+        ("ecp", _ROMA, "{", "", r"roma_00000.json: does not read as JSON"),
+        ("ecp", _ROMA, "frame", "fame", r"roma_00000.json: a frame with imagewidth"),
+        ("ecp", _ROMA, '"x1": 12', '"x1": 2', r"roma_00000.json: child 0: .*above 0"),
+        ("ecp", _ROMA, "64", "65", r"is 64 wide and 48 high, the annotations state 65"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, name: str, place: str, old: str, new: str, message: str) -> None:
     source = broken(name, tmp_path / "in", place, old, new)
     with pytest.raises(DataError, match=message):
-        prepare(name, source, tmp_path / "set")
+        prepare_set(name, source, tmp_path / "set")
 
 
 def test_broken_mats_and_other_layouts_are_named(tmp_path: Path) -> None:
     rows = {"aachen_000000_000019_leftImg8bit.png": [[7, *CITY[0][1:]], CITY[1]]}
     source = write_citypersons(tmp_path / "in", train=rows, val={"ulm_0.png": CITY[:1]})
     with pytest.raises(DataError, match=r"anno_train.mat: image 1, aachen_.*, box 1: \[7.*classes are 0 to 5"):
-        prepare("citypersons", source, tmp_path / "set")
-    prepare("citypersons", source, tmp_path / "set", faulty="leave_out")
+        prepare_set("citypersons", source, tmp_path / "set")
+    prepare_set("citypersons", source, tmp_path / "set", faulty="leave_out")
     assert len(CityPersons(split="train", root=str(tmp_path / "set"), validation_share=0.0).record(0).boxes) == 1
     for place, number in itertools.product((1, 5, 6), (np.nan, 1e308)):
         row = [*CITY[0][:place], number, *CITY[0][place + 1 :]]
@@ -211,14 +201,13 @@ def test_broken_mats_and_other_layouts_are_named(tmp_path: Path) -> None:
         if place == 5 and number == 1e308:  # the number of an instance, which nobody computes with
             continue
         with pytest.raises(DataError, match=r"image 1, aachen_0.png, box 1: .*(is not finite|at most 16,777,216 from)"):
-            prepare("citypersons", odd, tmp_path / "other")
+            prepare_set("citypersons", odd, tmp_path / "other")
     (source / "leftImg8bit" / "val" / "ulm" / "ulm_0.png").unlink()
     with pytest.raises(DataError, match=r"anno_val.mat: image 1: there is no image 'ulm_0.png' below"):
-        prepare("citypersons", source, tmp_path / "other")
-    file = source / "annotations" / "anno_val.mat"
-    file.write_bytes(file.read_bytes()[:-40])
+        prepare_set("citypersons", source, tmp_path / "other")
+    cut(source / "annotations" / "anno_val.mat", by=40)
     with pytest.raises(DataError, match=r"anno_val\.mat: anno_val_aligned cannot be read"):
-        prepare("citypersons", source, tmp_path / "other")
+        prepare_set("citypersons", source, tmp_path / "other")
     for name, needed in zip(PEOPLE, ("train.txt and val.txt", "anno_train.mat", "day/labels/train"), strict=True):
         with pytest.raises(DataError, match=f"there is no such folder; .* has {needed}.*give the folder with them"):
-            prepare(name, tmp_path / "nothing", tmp_path / "other")
+            prepare_set(name, tmp_path / "nothing", tmp_path / "other")

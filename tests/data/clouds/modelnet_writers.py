@@ -9,8 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sightline.registry import data
-from sightline.types import ComponentConfig
+from tests.data.preparing import expect_progress, prepare_set
 
 # fmt: off
 CLASS_NAMES = [
@@ -125,14 +124,8 @@ def write_layout(layout: str, root: Path) -> Path:
     return {"hdf5": write_hdf5, "text": write_text, "off": write_off}[layout](root / layout)
 
 
-def expect_progress(done: int, total: int, message: str) -> None:
-    """A progress that checks what it is told."""
-    assert 0 < done <= total
-    assert message
-
-
 def prepare(
     source: Path, target: Path, name: str = "modelnet40", progress: Callable[[int, int, str], None] = expect_progress
 ) -> dict[str, Any]:
     """Prepare as the command line does, by the name of the set."""
-    return data.entry(ComponentConfig(name)).builder.prepare(source=source, target=target, name=name, progress=progress)
+    return prepare_set(name, source, target, progress)

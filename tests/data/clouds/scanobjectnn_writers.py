@@ -8,9 +8,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from sightline.registry import data
-from sightline.types import ComponentConfig
-from tests.data.clouds.shapenet_part_writers import expect_progress
+from tests.data.preparing import prepare_set
 
 # fmt: off
 CLASSES = [
@@ -69,7 +67,4 @@ def write_variant(root: Path, variant: str, *, is_column: bool = False) -> Path:
 
 def prepare(source: Path, target: Path, variant: str = "obj_bg", **options: object) -> dict[str, Any]:
     """Prepare as the command line does, by the name of the set."""
-    builder = data.entry(ComponentConfig("scanobjectnn")).builder
-    return builder.prepare(
-        source=source, target=target, name="scanobjectnn", progress=expect_progress, variant=variant, **options
-    )
+    return prepare_set("scanobjectnn", source, target, variant=variant, **options)

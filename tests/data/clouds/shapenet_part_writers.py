@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from sightline.registry import data
-from sightline.types import ComponentConfig
+from tests.data.preparing import prepare_set
 
 CATEGORIES = {
     "Airplane": ("02691156", 0, 3),
@@ -108,12 +107,4 @@ def write_layout(layout: str, root: Path) -> Path:
     return {"text": write_text, "hdf5": write_hdf5}[layout](root)
 
 
-def expect_progress(done: int, total: int, message: str) -> None:
-    assert 0 < done <= total
-    assert message
-
-
-def prepare(source: Path, target: Path, progress: Callable[[int, int, str], None] = expect_progress) -> dict[str, Any]:
-    """Prepare as the command line does, by the name of the set."""
-    builder = data.entry(ComponentConfig("shapenet_part")).builder
-    return builder.prepare(source=source, target=target, name="shapenet_part", progress=progress)
+prepare = functools.partial(prepare_set, "shapenet_part")

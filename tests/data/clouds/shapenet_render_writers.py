@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from sightline.registry import data
-from sightline.types import ComponentConfig
-from tests.data.clouds.shapenet_part_writers import expect_progress
+from tests.data.preparing import prepare_set
 
 SYNSETS = {
     "02691156": ("airplane", 4045),
@@ -81,7 +79,4 @@ def names() -> list[str]:
     return [f"{synset}/{identifier}" for synset in sorted(OBJECTS) for identifier in sorted(OBJECTS[synset])]
 
 
-def prepare(source: Path, target: Path, progress: Any = expect_progress, **options: object) -> dict[str, Any]:
-    """Prepare as the command line does, by the name of the set."""
-    builder = data.entry(ComponentConfig("shapenet_render")).builder
-    return builder.prepare(source=source, target=target, name="shapenet_render", progress=progress, **options)
+prepare = functools.partial(prepare_set, "shapenet_render")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import struct
@@ -25,82 +26,69 @@ from tests.data.clouds.modelnet_writers import (
     write_off,
     write_text,
 )
+from tests.data.preparing import refuse, replace_line, set_key
 
-
-def _refused(source: Path, message: str, name: str = "modelnet40") -> None:
-    target = source.parent / "target"
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(source, target, name)
-    told = str(caught.value)
-    assert "\n" not in told or told.split("\n")[0].endswith("leave them out:")
-    assert str(source.parent) in told
-    assert not target.exists()
+refused = functools.partial(refuse, prepare, is_list=True)
 
 
 # --- what is no layout ------------------------------------------------------------------------------------------------
 
 
 def test_places_without_a_layout(tmp_path: Path) -> None:
-    _refused(tmp_path / "none", "none: there is no such file or folder")
+    refused(tmp_path / "none", "none: there is no such file or folder")
     (tmp_path / "empty").mkdir()
-    _refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: modelnet40_ply_hdf5_2048 \(ply_data_train0\.h5")
+    refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: modelnet40_ply_hdf5_2048 \(ply_data_train0\.h5")
     (tmp_path / "other").mkdir()
     for name in "abcdefg":
         (tmp_path / "other" / f"{name}.png").touch()
-    _refused(
+    refused(
         tmp_path / "other", r"other: holds a\.png, b\.png, c\.png, d\.png, e\.png and 2 more, which is not a layout"
     )
-    _refused(tmp_path / "other/a.png", "is not a layout by itself; give the folder")
+    refused(tmp_path / "other/a.png", "is not a layout by itself; give the folder")
 
 
 def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
     root = write_text(tmp_path / "in")
     write_npz(root / "a.npz")
-    _refused(root, r"in: holds 2 layouts, name one: .*a\.npz, ")
+    refused(root, r"in: holds 2 layouts, name one: .*a\.npz, ")
     assert prepare(root / "a.npz", tmp_path / "set")["layout"] == "npz"
 
 
 def test_a_prepared_folder_is_no_source(tmp_path: Path) -> None:
     prepare(write_npz(tmp_path / "in.npz"), tmp_path / "set")
-    _refused(tmp_path / "set", "set: is prepared already")
+    refused(tmp_path / "set", "set: is prepared already")
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
 
 
-def _without(key: str) -> Callable[[h5py.File], None]:
-    return lambda file: file.__delitem__(key)
-
-
-def _with(key: str, value: object) -> Callable[[h5py.File], None]:
-    def change(file: h5py.File) -> None:
-        del file[key]
-        file[key] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_without("data"), r"ply_data_train10\.h5: has no key 'data', it has faceId, label"),
-        (_without("label"), r"ply_data_train10\.h5: has no key 'label'"),
+        (set_key("data"), r"ply_data_train10\.h5: has no key 'data', it has faceId, label"),
+        (set_key("label"), r"ply_data_train10\.h5: has no key 'label'"),
         (
-            _with("data", np.zeros((2, NUM_POINTS, 4), np.float32)),
+            set_key("data", np.zeros((2, NUM_POINTS, 4), np.float32)),
             r"train10\.h5: 'data' is float32 \(2, 6, 4\), floats",
         ),
-        (_with("data", np.zeros((2, NUM_POINTS, 3), np.int32)), r"train10\.h5: 'data' is int32"),
+        (set_key("data", np.zeros((2, NUM_POINTS, 3), np.int32)), r"train10\.h5: 'data' is int32"),
         (
-            _with("data", np.zeros((2, 5, 3), np.float32)),
+            set_key("data", np.zeros((2, 5, 3), np.float32)),
             r"train10\.h5: 'data' has 5 points a shape, .*train0\.h5 has 6",
         ),
-        (_with("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"train10\.h5: 'data' is float32 \(0, 6, 3\)"),
-        (_with("label", np.zeros((3, 1), np.uint8)), r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)"),
-        (_with("label", np.zeros((2, 1), np.float32)), r"train10\.h5: 'label' is float32"),
-        (_with("label", np.array([[0], [40]])), r"train10\.h5: label\[1\]: is 40, .*shape_names\.txt names 40 classes"),
-        (_with("label", np.array([[-1], [0]])), r"train10\.h5: label\[0\]: is -1"),
+        (set_key("data", np.zeros((0, NUM_POINTS, 3), np.float32)), r"train10\.h5: 'data' is float32 \(0, 6, 3\)"),
         (
-            _with("data", np.full((2, NUM_POINTS, 3), np.nan, np.float32)),
+            set_key("label", np.zeros((3, 1), np.uint8)),
+            r"train10\.h5: 'label' is uint8 \(3, 1\), integers \(2, 1\)",
+        ),
+        (set_key("label", np.zeros((2, 1), np.float32)), r"train10\.h5: 'label' is float32"),
+        (
+            set_key("label", np.array([[0], [40]])),
+            r"train10\.h5: label\[1\]: is 40, .*shape_names\.txt names 40 classes",
+        ),
+        (set_key("label", np.array([[-1], [0]])), r"train10\.h5: label\[0\]: is -1"),
+        (
+            set_key("data", np.full((2, NUM_POINTS, 3), np.nan, np.float32)),
             r"train10\.h5: shape 0: points\[0, 0\] is nan",
         ),
     ],
@@ -109,7 +97,7 @@ def test_broken_hdf5(tmp_path: Path, change: Callable[[h5py.File], None], messag
     root = write_hdf5(tmp_path / "in")
     with h5py.File(root / "ply_data_train10.h5", "r+") as file:
         change(file)
-    _refused(root, message)
+    refused(root, message)
 
 
 def test_hdf5_with_a_value_too_large_for_float32(tmp_path: Path) -> None:
@@ -117,8 +105,8 @@ def test_hdf5_with_a_value_too_large_for_float32(tmp_path: Path) -> None:
     with h5py.File(root / "ply_data_test0.h5", "r+") as file:
         values = file["data"][...].astype(np.float64)
         values[1, 2, 0] = 1e300
-        _with("data", values)(file)
-    _refused(root, r"test0\.h5: shape 1: points\[2, 0\] is inf")
+        set_key("data", values)(file)
+    refused(root, r"test0\.h5: shape 1: points\[2, 0\] is inf")
 
 
 def test_cut_and_foreign_hdf5_files(tmp_path: Path) -> None:
@@ -126,9 +114,9 @@ def test_cut_and_foreign_hdf5_files(tmp_path: Path) -> None:
     path = root / "ply_data_train3.h5"
     raw = path.read_bytes()
     path.write_bytes(raw[: len(raw) // 2])
-    _refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
+    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file \(.*truncated file")
     path.write_bytes(b"not an h5 file at all")
-    _refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file")
+    refused(root, r"ply_data_train3\.h5: is not a sound HDF5 file")
 
 
 @pytest.mark.parametrize("has_lists", [True, False])
@@ -136,19 +124,19 @@ def test_missing_hdf5_files(tmp_path: Path, has_lists: bool) -> None:
     root = write_hdf5(tmp_path / "in", has_lists=has_lists)
     for number in (10, 9):
         (root / f"ply_data_train{number}.h5").unlink()
-    _refused(root, r"ply_data_train9\.h5: is missing, 2 of 12 files are")
+    refused(root, r"ply_data_train9\.h5: is missing, 2 of 12 files are")
     (root / "ply_data_test0.h5").unlink()
     for number in (9, 10):
         (root / f"ply_data_train{number}.h5").write_bytes((root / "ply_data_train0.h5").read_bytes())
-    _refused(root, r"ply_data_test0\.h5: is missing")
+    refused(root, r"ply_data_test0\.h5: is missing")
 
 
 def test_hdf5_without_class_names(tmp_path: Path) -> None:
     root = write_hdf5(tmp_path / "in")
     (root / "shape_names.txt").write_text("\n".join([*CLASS_NAMES[:-1], "x_box"]))
-    _refused(root, r"shape_names\.txt: 'x_box' is not one of ModelNet's 40 classes; did you mean 'xbox'\?")
+    refused(root, r"shape_names\.txt: 'x_box' is not one of ModelNet's 40 classes; did you mean 'xbox'\?")
     (root / "shape_names.txt").unlink()
-    _refused(root, r"shape_names\.txt: is missing")
+    refused(root, r"shape_names\.txt: is missing")
 
 
 # --- NPZ --------------------------------------------------------------------------------------------------------------
@@ -183,7 +171,7 @@ def _with_nan(split: str, shape: int, point: int) -> np.ndarray:
     ],
 )
 def test_broken_npz(tmp_path: Path, replaced: dict[str, np.ndarray | None], message: str) -> None:
-    _refused(write_npz(tmp_path / "in.npz", **replaced), message)
+    refused(write_npz(tmp_path / "in.npz", **replaced), message)
 
 
 class _Trap:
@@ -200,7 +188,7 @@ class _Trap:
 def test_objects_are_never_unpickled(tmp_path: Path, key: str) -> None:
     held = np.empty(6, dtype=object)
     held[:] = [_Trap(tmp_path / "sprung") for _ in range(6)]
-    _refused(write_npz(tmp_path / "in.npz", **{key: held}), rf"in\.npz: {key} ")
+    refused(write_npz(tmp_path / "in.npz", **{key: held}), rf"in\.npz: {key} ")
     assert not (tmp_path / "sprung").exists()
 
 
@@ -209,7 +197,7 @@ def test_cut_npz_files(tmp_path: Path) -> None:
     raw = source.read_bytes()
     for length in (0, 10, len(raw) // 2, len(raw) - 1):
         source.write_bytes(raw[:length])
-        _refused(source, r"in\.npz: X_train cannot be read")
+        refused(source, r"in\.npz: X_train cannot be read")
 
 
 def test_an_archive_with_a_flipped_bit_in_any_entry(tmp_path: Path) -> None:
@@ -224,16 +212,10 @@ def test_an_archive_with_a_flipped_bit_in_any_entry(tmp_path: Path) -> None:
             damaged = bytearray(raw)
             damaged[start + place] ^= 0x10
             source.write_bytes(damaged)
-            _refused(source, rf"in\.npz: {entry.filename.removesuffix('.npy')} ")
+            refused(source, rf"in\.npz: {entry.filename.removesuffix('.npy')} ")
 
 
 # --- text -------------------------------------------------------------------------------------------------------------
-
-
-def _line(path: Path, number: int, change: Callable[[str], str]) -> None:
-    lines = path.read_text().split("\n")
-    lines[number - 1] = change(lines[number - 1])
-    path.write_text("\n".join(lines))
 
 
 @pytest.mark.parametrize(
@@ -253,23 +235,23 @@ def _line(path: Path, number: int, change: Callable[[str], str]) -> None:
 )
 def test_broken_text(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
     root = write_text(tmp_path / "in")
-    _line(root / "bed/bed_0001.txt", 4, change)
-    _refused(root, r"bed/bed_0001\.txt" + message)
+    replace_line(root / "bed/bed_0001.txt", 4, change)
+    refused(root, r"bed/bed_0001\.txt" + message)
 
 
 def test_text_of_no_shape(tmp_path: Path) -> None:
     root = write_text(tmp_path / "in")
     (root / "bed/bed_0001.txt").write_text("1,2,3,0,0,1\n" * NUM_POINTS)
-    _refused(root, r"bed_0001\.txt: all 6 points coincide")
+    refused(root, r"bed_0001\.txt: all 6 points coincide")
     (root / "bed/bed_0001.txt").write_text("\n\n")
-    _refused(root, r"bed_0001\.txt: holds no rows")
+    refused(root, r"bed_0001\.txt: holds no rows")
 
 
 def test_listed_files_that_are_missing(tmp_path: Path) -> None:
     root = write_text(tmp_path / "in")
     for name in ("bed/bed_0001", "night_stand/night_stand_0201"):
         (root / f"{name}.txt").unlink()
-    _refused(root, r"bed/bed_0001\.txt: is listed but missing, 2 of 8 files are")
+    refused(root, r"bed/bed_0001\.txt: is listed but missing, 2 of 8 files are")
 
 
 def test_lists_that_are_missing_or_name_unknown_classes(tmp_path: Path) -> None:
@@ -277,11 +259,11 @@ def test_lists_that_are_missing_or_name_unknown_classes(tmp_path: Path) -> None:
     listed = root / "modelnet40_train.txt"
     names = listed.read_text()
     listed.write_text(names + "nightstand_0007\n")
-    _refused(root, r"modelnet40_train\.txt:7: 'nightstand' is not one of .* did you mean 'night_stand'")
+    refused(root, r"modelnet40_train\.txt:7: 'nightstand' is not one of .* did you mean 'night_stand'")
     listed.unlink()
-    _refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
+    refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
     (root / "modelnet40_test.txt").unlink()
-    _refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
+    refused(root, r"modelnet40_train\.txt: is missing, it lists the shapes")
 
 
 def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
@@ -289,7 +271,7 @@ def test_a_release_without_any_of_the_ten_classes(tmp_path: Path) -> None:
     for split in SHAPES:
         names = [name for name in SHAPES[split] if name.startswith("airplane")]
         (root / f"modelnet40_{split}.txt").write_text("\n".join(names))
-    _refused(root, "holds no shape of the classes bathtub, bed, chair", "modelnet10")
+    refused(root, "holds no shape of the classes bathtub, bed, chair", "modelnet10")
     assert prepare(root, tmp_path / "set")["splits"]["train"]["num_rows"] == 3
 
 
@@ -312,25 +294,25 @@ def test_broken_meshes(tmp_path: Path, old: str, new: str, message: str) -> None
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    _refused(root, r"airplane_0001\.off" + message)
+    refused(root, r"airplane_0001\.off" + message)
 
 
 def test_a_mesh_without_area(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
     (root / "bed/train/bed_0001.off").write_text("OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n")
-    _refused(root, r"bed_0001\.off: none of the 1 faces has an area, so no point can be drawn")
+    refused(root, r"bed_0001\.off: none of the 1 faces has an area, so no point can be drawn")
 
 
 def test_a_tree_with_an_unknown_class(tmp_path: Path) -> None:
     root = write_off(tmp_path / "in")
     (root / "bed").rename(root / "boat")
-    _refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")
+    refused(root, "boat: 'boat' is not one of ModelNet's 40 classes")
 
 
 def test_errors_are_written_for_the_one_who_reads_them(tmp_path: Path) -> None:
     """Where, what was found, what to do: a path first, a remedy last."""
     root = write_text(tmp_path / "in")
-    _line(root / "bed/bed_0001.txt", 2, lambda line: "x")
+    replace_line(root / "bed/bed_0001.txt", 2, lambda line: "x")
     with pytest.raises(DataError) as caught:
         prepare(root, tmp_path / "set")
     assert re.fullmatch(

@@ -19,6 +19,7 @@ from sightline.errors import DataError, MissingDataError
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.scanobjectnn_writers import CLASSES, FILES, NUM_POINTS, SIZES, object_of, prepare, write_variant
+from tests.data.preparing import set_key
 
 
 @pytest.fixture(scope="module")
@@ -160,15 +161,6 @@ def edit(word: str, change: Callable[[h5py.File], object]) -> Callable[[Path], N
     return apply
 
 
-def replace(key: str, values: Callable[[np.ndarray], np.ndarray]) -> Callable[[h5py.File], None]:
-    def apply(file: h5py.File) -> None:
-        changed = values(file[key][...])
-        del file[key]
-        file[key] = changed
-
-    return apply
-
-
 def put(index: tuple[int, ...], value: float) -> Callable[[np.ndarray], np.ndarray]:
     def apply(array: np.ndarray) -> np.ndarray:
         array[index] = value
@@ -193,23 +185,23 @@ TRAIN, TEST = (rf"main_split/{word}_objectdataset\.h5" for word in ("training", 
     [
         (edit("training", lambda file: file.pop("mask")), rf"{TRAIN}: has no key 'mask', it has data, label"),
         (edit("test", lambda file: file.pop("label")), rf"{TEST}: has no key 'label'"),
-        (edit("training", replace("label", put((7,), 15))), rf"{TRAIN}: label\[7\] is 15, there are 15 classes"),
-        (edit("test", replace("label", put((2,), -1))), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
-        (edit("training", replace("label", lambda x: x[:-1])), rf"{TRAIN}: 'label' is int32 \(29,\), integers \(30,\)"),
-        (edit("training", replace("label", lambda x: x * 1.0)), rf"{TRAIN}: 'label' is float64 \(30,\), integers"),
+        (edit("training", set_key("label", put((7,), 15))), rf"{TRAIN}: label\[7\] is 15, there are 15 classes"),
+        (edit("test", set_key("label", put((2,), -1))), rf"{TEST}: label\[2\] is -1, there are 15 classes"),
+        (edit("training", set_key("label", lambda x: x[:-1])), rf"{TRAIN}: 'label' is int32 \(29,\), integers \(30,\)"),
+        (edit("training", set_key("label", lambda x: x * 1.0)), rf"{TRAIN}: 'label' is float64 \(30,\), integers"),
         (
-            edit("training", replace("mask", lambda x: x.astype(np.uint8))),
+            edit("training", set_key("mask", lambda x: x.astype(np.uint8))),
             rf"{TRAIN}: 'mask' is uint8 \(30, 20\), signed numbers \(30, 20\) are needed, -1 for the background",
         ),
-        (edit("test", replace("mask", lambda x: x[:, :5])), rf"{TEST}: 'mask' is int32 \(16, 5\)"),
-        (edit("test", replace("data", lambda x: x[..., :2])), rf"{TEST}: 'data' is float32 \(16, 20, 2\), floats"),
+        (edit("test", set_key("mask", lambda x: x[:, :5])), rf"{TEST}: 'mask' is int32 \(16, 5\)"),
+        (edit("test", set_key("data", lambda x: x[..., :2])), rf"{TEST}: 'data' is float32 \(16, 20, 2\), floats"),
         (
-            lambda root: [edit("test", replace(key, lambda x: x[:, :5]))(root) for key in ("data", "mask")],
+            lambda root: [edit("test", set_key(key, lambda x: x[:, :5]))(root) for key in ("data", "mask")],
             rf"{TEST}: 'data' has 5 points an object, training_objectdataset\.h5 has 20",
         ),
-        (edit("training", replace("data", put((4, 3, 1), np.nan))), rf"{TRAIN}: object 4: data\[3, 1\] is nan"),
+        (edit("training", set_key("data", put((4, 3, 1), np.nan))), rf"{TRAIN}: object 4: data\[3, 1\] is nan"),
         (
-            edit("training", replace("data", lambda x: np.concatenate([x[:1] * 0, x[1:]]))),
+            edit("training", set_key("data", lambda x: np.concatenate([x[:1] * 0, x[1:]]))),
             rf"{TRAIN}: object 0: all 20 points coincide",
         ),
         (
@@ -259,7 +251,7 @@ def test_another_variant_than_was_prepared_is_refused(obj_bg: Path, tmp_path: Pa
 
 def test_an_object_without_points_of_its_own_cannot_be_read_alone(tmp_path: Path) -> None:
     root = write_variant(tmp_path / "h5_files", "obj_bg")
-    edit("training", replace("mask", lambda x: np.where(np.arange(30)[:, None] == 8, -1, x)))(root)
+    edit("training", set_key("mask", lambda x: np.where(np.arange(30)[:, None] == 8, -1, x)))(root)
     prepare(root, tmp_path / "set")
     with pytest.raises(DataError, match=r"train/training_objectdataset/00008: has no point of the object; set backg"):
         opened(tmp_path / "set", background="drop")[SampleKey(8, 0, 0)]

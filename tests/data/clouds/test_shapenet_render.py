@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +35,7 @@ from tests.data.clouds.shapenet_render_writers import (
     write_release,
     write_views,
 )
+from tests.data.preparing import record_messages, refuse
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +188,7 @@ def test_a_killed_preparation_goes_on_and_ends_in_the_same_bits(release: Path, t
     with pytest.raises(Killed):
         prepare(release, tmp_path / "set", kill, size_px=SIZE_PX)
     assert not (tmp_path / "set").exists()
-    told: list[str] = []
-    prepare(release, tmp_path / "set", lambda done, total, what: told.append(what), size_px=SIZE_PX)
+    told = record_messages(prepare, release, tmp_path / "set", size_px=SIZE_PX)
     assert "02691156 from 0: kept from the run before" in told
     for path in prepared.iterdir():
         if path.name != "manifest.json":
@@ -197,12 +198,7 @@ def test_a_killed_preparation_goes_on_and_ends_in_the_same_bits(release: Path, t
 # --- a half that is missing -------------------------------------------------------------------------------------------
 
 
-def refused(source: Path, message: str, **options: object) -> None:
-    target = source.parent / "target"
-    with pytest.raises(DataError, match=message) as caught:
-        prepare(source, target, size_px=SIZE_PX, **options)
-    assert "\n" not in str(caught.value)
-    assert not target.exists()
+refused = functools.partial(refuse, prepare, size_px=SIZE_PX)
 
 
 def test_a_missing_half_is_named_with_what_the_other_holds(own: Path) -> None:
@@ -353,6 +349,5 @@ def test_a_mended_release_is_prepared_from_where_it_stopped(own: Path) -> None:
     corrupt(own / IMAGE)
     refused(own, "cannot be decoded")
     write_views(own / "ShapeNetRendering/03001627/c2e9/rendering", "03001627/c2e9")
-    told: list[str] = []
-    prepare(own, own.parent / "target", lambda done, total, what: told.append(what), size_px=SIZE_PX)
+    told = record_messages(prepare, own, own.parent / "target", size_px=SIZE_PX)
     assert "02691156 from 0: kept from the run before" in told

@@ -1,4 +1,4 @@
-"""What every depth set shares: the contract of its samples, dropped frames, facts, skeletons that are trees."""
+"""What every depth set shares: samples, dropped frames, facts, skeletons, chosen joints and reference points."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ import pytest
 import torch
 
 from sightline import registry
+from sightline.config import read_config
 from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit
-from sightline.data.depth.references import DepthFrame, Reference, ReferencePointFile, TrueJoint
+from sightline.data.depth.msra_hands import MsraHands
+from sightline.data.depth.references import (
+    CentreOfMass,
+    DepthFrame,
+    FrameOrder,
+    Reference,
+    ReferencePointFile,
+    TrueJoint,
+)
 from sightline.data.depth.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
 from sightline.data.loading.batch_reader import BatchReader
-from sightline.errors import ConfigError
-from sightline.types import SampleKey
+from sightline.errors import ConfigError, DataError
+from sightline.geometry.pinhole import project_points
+from sightline.types import ComponentConfig, SampleKey
+from tests.command import run_here
+from tests.data.depth.depth_trees import no_progress, write_msra
 
 CAMERA = DepthCamera(100.0, -100.0, 16.0, 12.0, 32, 24)
 
@@ -117,3 +129,244 @@ def test_orders_of_joints() -> None:
     assert same == dict(zip(HAND_21_BY_LEVEL.joint_names, HAND_21_BY_LEVEL.sigmas, strict=True))
     for skeleton in (HAND_21, HAND_21_BY_LEVEL):
         assert [skeleton.joint_names[j] for j in skeleton.pck_joints] == ["wrist", "middle_mcp"]
+
+
+# --- Some of a set's joints: their coordinates, their bones, and what needs a joint that is left out ---
+
+
+TIPS = ("wrist", "index_tip", "thumb_tip", "middle_mcp")
+
+
+def test_bones_lead_past_the_joints_that_are_left_out() -> None:
+    """By hand: from the wrist to both tips and to the knuckle; from the neck by way of the torso to both feet."""
+    chosen = HAND_21.select_joints(TIPS)
+    assert chosen.joint_names == TIPS
+    assert sorted(chosen.bones) == [(0, 1), (0, 2), (0, 3)]
+    assert chosen.facts["pck_joints"] == (0, 3)
+    assert chosen.facts["centre_joint"] == 3
+    body = BODY_15.select_joints(("left_foot", "neck", "torso", "right_foot"))
+    assert {frozenset(bone) for bone in body.bones} == {frozenset(bone) for bone in ((1, 2), (2, 0), (2, 3))}
+    assert body.sigmas == (0.089, 0.079, 0.079, 0.089)
+    alone = HAND_21.select_joints(("index_tip",))
+    assert (alone.bones, len(alone)) == ((), 1)
+    assert {"pck_joints", "centre_joint"}.isdisjoint(alone.facts)
+
+
+@pytest.mark.parametrize("skeleton", [HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, BODY_15])
+def test_no_name_is_all_of_them_and_any_choice_is_a_tree(skeleton: Skeleton) -> None:
+    assert skeleton.select_joints(()) == skeleton
+    for start in range(len(skeleton)):
+        names = skeleton.joint_names[start::2]
+        chosen = skeleton.select_joints(names)
+        reached = {0}
+        for _ in names:
+            reached |= {b for a, b in chosen.bones if a in reached} | {a for a, b in chosen.bones if b in reached}
+        assert reached == set(range(len(names)))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [(("index_tap",), "'index_tap' is not a joint; did you mean 'index_tip'"), (("wrist", "wrist"), "given twice")],
+)
+def test_a_wrong_name_is_refused(names: tuple[str, ...], expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        registry.data.build(ComponentConfig("synthetic_hands", {"joints": list(names)}), facts={"split": "train"})
+
+
+def test_a_sample_holds_the_chosen_joints_in_their_order(tmp_path: Path) -> None:
+    source = tmp_path / "source" / "cvpr15_MSRAHandGestureDB"
+    made = write_msra(source, {"P0/1": 2, "P1/1": 2})
+    MsraHands.prepare(source=source, target=tmp_path / "msra", name="msra_hands", progress=no_progress)
+    rows = [HAND_21.joint_names.index(name) for name in TIPS]
+    frames = MsraHands(split="test", root=str(tmp_path / "msra"), joints=TIPS)
+    for index in range(2):
+        sample = frames[SampleKey(index, 0, 0)]
+        assert torch.equal(sample["joints"], torch.from_numpy(made[frames.sample_name(index)].joints[rows]).float())
+        assert sample["visible"].tolist() == [True] * 4
+    assert frames.info.fields["joints"].shape == "4 3"
+    promised = MsraHands.expected_info(joints=TIPS)
+    assert {**frames.info.facts, "reference_source": None} == {**promised.facts, "reference_source": None}
+    assert promised.fields == frames.info.fields
+
+
+def test_the_cube_lies_about_the_middle_joint_even_where_it_is_left_out() -> None:
+    given = {"train_size": 2, "test_size": 1, "reference": {"name": "truth"}}
+    every = registry.data.build(ComponentConfig("synthetic_hands", given), facts={"split": "train"})
+    some = registry.data.build(
+        ComponentConfig("synthetic_hands", {**given, "joints": ["thumb_tip"]}), facts={"split": "train"}
+    )
+    for index in range(2):
+        all_of_it, sample = every[SampleKey(index, 0, 0)], some[SampleKey(index, 0, 0)]
+        assert torch.equal(sample["reference"], all_of_it["reference"])
+        assert torch.equal(sample["joints"][0], all_of_it["joints"][HAND_21.joint_names.index("thumb_tip")])
+
+
+def test_one_joint_trains_and_a_metric_that_needs_another_is_named(tmp_path: Path) -> None:
+    config = Path(__file__).parents[3] / "configs" / "pose" / "synthetic_hands_v2v_small.yaml"
+    small = ("data.joints=[thumb_tip]", "data.train_size=8", "data.test_size=4", "train.steps=1", "train.batch_size=4")
+    code, _, err = run_here("train", config, *small, "--device", "cpu", "--no-check", "--out", tmp_path / "a")
+    assert code == 2
+    assert "metric 'keypoints' needs pck_joints" in err
+    assert "data.joints must have both joints whose distance is the unit of PCK" in err
+    assert "take 'keypoints' out" in err
+    words = (*small, "metrics=[{name: joint_error}]")
+    code, out, err = run_here("train", config, *words, "--device", "cpu", "--no-check", "--out", tmp_path / "b")
+    assert code == 0, err
+    assert "thumb_tip" in out
+    assert "index_tip" not in out
+    assert read_config(tmp_path / "b" / "config.yaml").data.arguments["joints"] == ("thumb_tip",)
+
+
+# --- Reference points: the truth, the centre of mass against one computed by hand, and files with their counts ---
+
+
+FRAME_CAMERA = np.array([100.0, -100.0, 16.0, 12.0])
+
+
+def order_of(num_frames: int = 3, **changes: object) -> FrameOrder:
+    given = {"cube_mm": 200.0, "path_placeholders": {"split": "train", "subject": "3"}, **changes}
+    return FrameOrder(title="toy train", num_frames=num_frames, camera=FRAME_CAMERA, centre=1, **given)  # type: ignore[arg-type]
+
+
+def frame_of(depth: np.ndarray | None = None, **changes: object) -> DepthFrame:
+    joints = np.array([[1, 2, 300], [4, 5, 306]], dtype=np.float32)
+    image = np.zeros((24, 32), dtype=np.float32) if depth is None else depth
+    given = {"depth": image, "joints": joints, "visible": np.ones(2, dtype=bool), **changes}
+    return DepthFrame(**given)  # type: ignore[arg-type]
+
+
+def test_the_kind_has_three_of_them() -> None:
+    assert registry.references.names() == ["centre_of_mass", "file", "truth"]
+    built = registry.references.build(ComponentConfig("centre_of_mass", {"passes": 2}), facts={"split": "train"})
+    assert (built.passes, built.title) == (2, "centre_of_mass")
+
+
+def test_the_truth_is_the_joint_in_the_middle_and_says_that_it_is_an_oracle() -> None:
+    locate = TrueJoint().points_for(order_of())
+    assert locate(frame_of(), 0).tolist() == [4, 5, 306]
+    assert "oracle" in TrueJoint().title
+    with pytest.raises(DataError, match="toy train: frame 2 has no labelled joint 1"):
+        locate(frame_of(joints=np.zeros((2, 3), dtype=np.float32)), 2)
+
+
+def test_the_centre_of_mass_of_two_pixels() -> None:
+    """(10, 12) at 200 mm lies at x = -12, (26, 12) at 100 mm at x = 10; y is 0 in row 12."""
+    depth = np.zeros((24, 32), dtype=np.float32)
+    depth[12, 10], depth[12, 26] = 200, 100
+    assert CentreOfMass().points_for(order_of())(frame_of(depth), 0).tolist() == [-1.0, 0.0, 150.0]
+
+
+def test_what_is_far_off_is_cropped_away() -> None:
+    """A hand of 5 x 5 pixels at 400 mm and a wall of 20 behind it at 500 mm: the means walk to the hand.
+
+    By hand: the first mean has z = (25 * 400 + 20 * 500) / 45 = 444.4, and the wall is 55.6 mm away, inside the cube
+    of 200 mm, but outside one of 100 mm.
+    """
+    depth = np.zeros((24, 32), dtype=np.float32)
+    depth[10:15, 14:19], depth[20, 6:26] = 400, 500
+    found = CentreOfMass().points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    assert np.allclose(found, [0.0, 0.0, 400.0])
+    one = CentreOfMass(passes=0).points_for(order_of(cube_mm=100.0))(frame_of(depth), 0)
+    assert np.isclose(one[2], 20_000 / 45)
+    assert CentreOfMass(far_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 400
+    assert CentreOfMass(near_mm=450.0, passes=0).points_for(order_of())(frame_of(depth), 0)[2] == 500
+    region = CentreOfMass(passes=0).points_for(order_of())(frame_of(depth, region_px=(0, 20, 32, 24)), 0)
+    assert region[2] == 500
+
+
+def test_the_centre_of_mass_moves_with_the_scene() -> None:
+    """A blob drawn at another place is found there; the image is not changed."""
+    draw = np.random.default_rng(0)
+    points = draw.normal((30, -20, 350), 15, (400, 3))
+    depth = np.zeros((240, 320), dtype=np.float32)
+    camera = np.array([241.42, -241.42, 160.0, 120.0])
+    u, v, z = project_points(points, camera).T
+    depth[v.round().astype(int), u.round().astype(int)] = z
+    before = depth.copy()
+    found = CentreOfMass().locate(depth, camera, cube_mm=200.0)
+    assert found is not None
+    assert np.abs(found - points.mean(0)).max() < 4 * 15 / 20  # the mean of 400 draws, and pixels of 1.4 mm
+    assert np.array_equal(depth, before)
+
+
+def test_an_empty_image_has_no_centre_of_mass() -> None:
+    with pytest.raises(DataError, match="toy train: frame 7 has no measured pixel"):
+        CentreOfMass().points_for(order_of())(frame_of(), 7)
+    with pytest.raises(ConfigError, match=r"far_mm: is 100, it must be larger than near_mm, which is 200"):
+        CentreOfMass(near_mm=200.0, far_mm=100.0)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def written(tmp_path: Path, text: str) -> str:
+    (tmp_path / "center_train_3_refined.txt").write_text(text)
+    return str(tmp_path / "center_{split}_{subject}_refined.txt")
+
+
+def test_a_file_answers_by_place(tmp_path: Path) -> None:
+    path = written(tmp_path, "1 2 300\ninvalid 0 0 0\n-4.5 5e0 306.25\n")
+    locate = ReferencePointFile(path=path).points_for(order_of())
+    assert locate(frame_of(), 2).tolist() == [-4.5, 5.0, 306.25]
+    assert locate.is_known is not None
+    assert locate.is_known.tolist() == [True, False, True]
+    depth = np.zeros((24, 32), dtype=np.float32)
+    depth[12, 16] = 250
+    assert locate(frame_of(depth), 1).tolist() == [0, 0, 250]
+
+
+def test_metres_become_millimetres(tmp_path: Path) -> None:
+    path = written(tmp_path, "0.1 0.2 2.5\n" * 3)
+    assert np.allclose(ReferencePointFile(path=path, unit="m").points_for(order_of())(frame_of(), 0), [100, 200, 2500])
+    with pytest.raises(DataError, match=r"z reaches 2\.5 mm; the file is in metres: set unit: m"):
+        ReferencePointFile(path=path).points_for(order_of())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 2 300\n" * 2, "has 2 lines, toy train has 3 frames: 1 too few"),
+        ("1 2 300\n" * 5, r"has 5 lines, toy train has 3 frames: 2 too many; .* \(an old copy\)"),
+        ("1 2 300\n1 2\n1 2 300\n", ":2: '1 2' is neither three numbers nor 'invalid'"),
+        ("1 2 300\n1 2 nan\n1 2 300\n", ":2: '1 2 nan' is neither"),
+        ("1 2 300\n\n1 2 300\n", ":2: '' is neither"),
+        ("1 2 300\n1 2 -300\n1 2 300\n", ":2: z is -300 mm, behind the camera"),
+    ],
+)
+def test_wrong_files_are_named_with_their_line(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(DataError, match=told) as error:
+        ReferencePointFile(path=written(tmp_path, text)).points_for(order_of(if_counts_differ="an old copy"))
+    assert "center_train_3_refined.txt" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_words_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"path: .*\{fold\}.* these are \{split\}, \{subject\}"):
+        ReferencePointFile(path="centres_{fold}.txt").points_for(order_of())
+    with pytest.raises(DataError, match="cannot be read"):
+        ReferencePointFile(path=str(tmp_path)).points_for(order_of())
+
+
+@pytest.mark.parametrize("name", ["hands2017", "icvl", "itop", "msra", "nyu"])
+def test_the_missing_file_of_a_shipped_recipe_names_the_ways_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read_config(Path(__file__).parents[3] / "configs" / "pose" / f"{name}_v2v.yaml")
+    block = config.data.arguments["reference"]
+    path = block.arguments["path"].format(split="train", subject="3")
+    with pytest.raises(DataError) as error:
+        registry.references.build(block, facts={}).points_for(order_of())
+    assert str(error.value).startswith(f"{path}: the file of the reference points of toy train is missing; ")
+    for way in ("data.reference.path", "data.reference.name=centre_of_mass", "predict RUN --data CONFIG split=train"):
+        assert way in str(error.value)
+    assert str(error.value).endswith(f"split=train --out {path}")
+
+
+def test_a_start_takes_the_place_of_the_first_mean() -> None:
+    """Two squares 400 mm apart: from a start the near one alone is found; without passes it is the start itself."""
+    depth = np.zeros((40, 100), dtype=np.float32)
+    depth[18:21, 10:13], depth[18:21, 90:93] = 500, 500
+    camera = np.array([100.0, 100.0, 50.0, 20.0])
+    near = np.array([-170.0, 10.0, 510.0])
+    found = CentreOfMass().locate(depth, camera, cube_mm=100.0, start=near)
+    np.testing.assert_allclose(found, [(11 - 50) * 5.0, (19 - 20) * 5.0, 500.0], atol=1e-9)
+    assert np.array_equal(CentreOfMass(passes=0).locate(depth, camera, cube_mm=100.0, start=near), near)
+    assert CentreOfMass().locate(depth, camera, cube_mm=100.0, start=np.array([0.0, 0.0, 500.0])) is None

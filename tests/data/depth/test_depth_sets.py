@@ -11,24 +11,21 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from scipy.io import loadmat, savemat
 
 from sightline.data.depth.depth_sets import PreparedFrames
 from sightline.data.depth.hand_sets import Hands2017, IcvlHands, NyuHands
 from sightline.data.depth.itop import Itop
+from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.depth.references import CentreOfMass, ReferencePointFile, TrueJoint
 from sightline.data.files.text_tables import LabelLines
+from sightline.data.synthetic.synthetic_hands import View
 from sightline.errors import ConfigError, DataError
-from sightline.types import SampleKey
-from tests.data.depth.depth_trees import (
-    Drawn,
-    no_progress,
-    png16,
-    write_hands2017,
-    write_icvl,
-    write_itop,
-    write_nyu,
-)
+from sightline.types import Sample, SampleKey
+from tests.data.depth.depth_trees import Drawn, no_progress, png16, write_hands2017, write_icvl, write_itop, write_nyu
+from tests.data.depth.figure_trees import write_itop_bodies, write_msra_centres, write_msra_hands
+from tests.data.preparing import replace_line, set_key
 
 PEOPLE = {
     "train": ["00_00000", "00_00001", "03_00000", "03_00001", "07_00000"],
@@ -177,14 +174,8 @@ def test_what_is_broken_in_icvl(tmp_path: Path, change: Any, told: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def edit(path: Path, number: int, change: Callable[[str], str]) -> None:
-    lines = path.read_text().split("\n")
-    lines[number] = change(lines[number])
-    path.write_text("\n".join(lines))
-
-
 def edit_training(root: Path, change: Callable[[str], str]) -> None:
-    edit(root / "Training/labels.txt", 2, change)
+    replace_line(root / "Training/labels.txt", 3, change)
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,21 +267,21 @@ def test_the_centre_of_mass_is_looked_for_in_the_box(tmp_path: Path) -> None:
     ("change", "told"),
     [
         (
-            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.replace("439", "139")),
+            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.replace("439", "139")),
             r"BoundingBox.txt:2: 200 120 139 359 is not a box",
         ),
         (
-            lambda r: edit(r / "frame/BoundingBox.txt", 1, lambda line: line.rsplit("\t", 1)[0]),
+            lambda r: replace_line(r / "frame/BoundingBox.txt", 2, lambda line: line.rsplit("\t", 1)[0]),
             r"BoundingBox.txt:2: 3 columns, 4 are needed",
         ),
         (
-            lambda r: edit(
-                r / "frame/test_annotation_frame.txt", 1, lambda line: line.replace("D00000002", "D00000003")
+            lambda r: replace_line(
+                r / "frame/test_annotation_frame.txt", 2, lambda line: line.replace("D00000002", "D00000003")
             ),
             r"test_annotation_frame.txt:2: is of .*D00000003.png, BoundingBox.txt has image_D00000002.png",
         ),
         (
-            lambda r: edit(r / "training/Training_Annotation.txt", 3, lambda line: line + "\t7"),
+            lambda r: replace_line(r / "training/Training_Annotation.txt", 4, lambda line: line + "\t7"),
             r"Training_Annotation.txt:4: 64 columns, 63",
         ),
         (lambda r: (r / "frame/images/image_D00000003.png").unlink(), r"image of test/image_D00000003.png is missing"),
@@ -352,9 +343,7 @@ def test_people_of_itop_are_held_out_whole_and_views_are_apart(tmp_path: Path) -
 
 def change_labels(root: Path, key: str, change: Callable[[Any], Any]) -> None:
     with h5py.File(root / "ITOP_side_train_labels.h5", "r+") as file:
-        value = change(file[key][...])
-        del file[key]
-        file[key] = value
+        set_key(key, change)(file)
 
 
 def swapped(joints: np.ndarray) -> np.ndarray:
@@ -430,3 +419,62 @@ def test_a_view_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set evaluate\.select: test"):
         Itop(split="validation", root=str(tmp_path / "set"), validation_share=0.0)
     assert dataclasses.is_dataclass(Itop(split="test", root=str(tmp_path / "set")).info)
+
+
+# --- Synthetic hands and people through the loaders of MSRA and ITOP: what comes out is what was drawn ---
+
+
+COUNTS = {"P0/1": 2, "P0/Y": 1, "P1/5": 2}
+FIGURES = {"train": ["00_00000", "02_00007"], "test": ["01_00000"]}
+
+
+def prepare_figures(kind: Any, source: Path, target: Path) -> str:
+    kind.prepare(source=source, target=target, name=kind.set_name, progress=no_progress)
+    return str(target)
+
+
+def by_name(frames: Any) -> dict[str, Sample]:
+    return {frames.sample_name(index): frames[SampleKey(index, 0, 0)] for index in range(len(frames))}
+
+
+def test_hands_written_as_msra_come_back_bit_for_bit(tmp_path: Path) -> None:
+    """Depth, joints, camera and centre of mass: the synthetic set and the loader agree on frame, axes and origin."""
+    made = write_msra_hands(tmp_path / "cvpr15_MSRAHandGestureDB", COUNTS)
+    root = prepare_figures(MsraHands, tmp_path / "cvpr15_MSRAHandGestureDB", tmp_path / "msra")
+    found = {}
+    for subject in (0, 1):
+        found |= by_name(MsraHands(split="test", root=root, subject=subject, reference=CentreOfMass()))
+    assert found.keys() == made.keys()
+    for name, sample in made.items():
+        for field in ("depth", "joints", "visible", "camera"):
+            assert torch.equal(found[name][field], sample[field]), (name, field)
+        assert (found[name]["reference"] - sample["reference"]).abs().max() < 1e-4
+
+
+def test_centre_files_written_for_them_are_taken_frame_by_frame(tmp_path: Path) -> None:
+    made = write_msra_hands(tmp_path / "source", COUNTS)
+    write_msra_centres(tmp_path / "centres", made, invalid=["P0/Y/000000"])
+    root = prepare_figures(MsraHands, tmp_path / "source", tmp_path / "msra")
+    points = ReferencePointFile(path=str(tmp_path / "centres" / "center_{split}_{subject}_refined.txt"))
+    arguments: dict[str, Any] = {"root": root, "reference": points, "validation_share": 0.0}
+    trained = by_name(MsraHands(split="train", subject=1, **arguments))
+    assert list(trained) == ["P0/1/000000", "P0/1/000001"], "the invalid one does not train"
+    tested = by_name(MsraHands(split="test", subject=0, **arguments))
+    assert list(tested) == [name for name in made if name.startswith("P0")]
+    for name, sample in (trained | tested).items():
+        assert (sample["reference"] - made[name]["reference"]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize("view", ["side", "top"])
+def test_people_written_as_itop_come_back_as_float16_holds_them(tmp_path: Path, view: View) -> None:
+    """The loader's own test, joints against pixels, passes in either view: both sides mean the same axes."""
+    made = write_itop_bodies(tmp_path / "ITOP", FIGURES, view=view)
+    root = prepare_figures(Itop, tmp_path / "ITOP", tmp_path / "itop")
+    found: dict[str, Sample] = {}
+    for split in ("train", "test"):
+        found |= by_name(Itop(split=split, root=root, view=view, validation_share=0.0))
+    assert found.keys() == made.keys()
+    for name, sample in made.items():
+        assert np.array_equal(found[name]["depth"].numpy(), sample["depth"].astype(np.float32))
+        assert np.abs(found[name]["joints"].numpy() - sample["joints"]).max() < 1e-3
+        assert (np.abs(found[name]["joints"].numpy() - found[name]["reference"].numpy()) < 1000).all()

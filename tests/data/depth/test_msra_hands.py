@@ -20,6 +20,7 @@ from sightline.errors import ConfigError, DataError, UserError
 from sightline.evaluation.saved_predictions import assert_folds
 from sightline.types import ComponentConfig, SampleKey
 from tests.data.depth.depth_trees import Drawn, msra_bytes, no_progress, write_msra
+from tests.data.preparing import cut, replace_line
 
 COUNTS = {"P0/1": 3, "P0/Y": 2, "P1/1": 2, "P2/MP": 1, "P2/TIP": 2}
 
@@ -202,14 +203,14 @@ def folder_of(tmp_path: Path) -> Path:
             lambda f: (f / "000000_depth.bin").write_bytes(msra_bytes(np.ones((1, 1)), 0, 0, size=(640, 480))),
             "byte 0: the image is 640 x 480, 320 x 240",
         ),
-        (lambda f: replace_line(f / "joint.txt", 0, "three"), r"joint.txt:1: 'three' is not the number of frames"),
-        (lambda f: replace_line(f / "joint.txt", 2, "1 2 3"), r"joint.txt:3: 3 columns, 63 are needed"),
+        (lambda f: replace_line(f / "joint.txt", 1, "three"), r"joint.txt:1: 'three' is not the number of frames"),
+        (lambda f: replace_line(f / "joint.txt", 3, "1 2 3"), r"joint.txt:3: 3 columns, 63 are needed"),
         (
-            lambda f: replace_line(f / "joint.txt", 2, "1 2 300 " * 21),
+            lambda f: replace_line(f / "joint.txt", 3, "1 2 300 " * 21),
             r"joint.txt:3: a joint has z = 300.*another version",
         ),
         (
-            lambda f: replace_line(f / "joint.txt", 2, "1 2 -3e9 " * 21),
+            lambda f: replace_line(f / "joint.txt", 3, "1 2 -3e9 " * 21),
             r"P0/1.*: the coordinate \[0, 2\] is 3e\+09 mm, less than 1e\+06 is needed",
         ),
         (lambda f: append(f / "joint.txt", b"1 2 -3\n"), r"joint.txt:1: announces 3 frames, 4 lines follow"),
@@ -225,16 +226,6 @@ def test_what_is_broken_is_refused_by_name(made: dict[str, Drawn], tmp_path: Pat
 
 def append(path: Path, content: bytes) -> None:
     path.write_bytes(path.read_bytes() + content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def replace_line(path: Path, number: int, line: str) -> None:
-    lines = path.read_text().split("\n")
-    lines[number] = line
-    path.write_text("\n".join(lines))
 
 
 def test_another_folder_is_not_msra(tmp_path: Path) -> None:

@@ -1,15 +1,21 @@
-"""Pixels of photographs: EXIF's eight orientations by hand, and what is not an image."""
+"""Photographs and depth images: the pixels that were written, and at which byte a file is refused."""
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
 from sightline.data.files.image_files import check_image, read_header, read_image
+from sightline.data.store.columns import pack_depth, unpack_depth
 from sightline.errors import DataError
+from sightline.geometry.pinhole import unproject_pixels
+from tests.data.depth.depth_trees import msra_bytes, png16, png_colour
+from tests.golden_parity import load_golden
 
 STORED = [[1, 2, 3], [4, 5, 6]]
 UPRIGHT = {
@@ -63,3 +69,145 @@ def test_what_has_no_colours_to_show_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").mkdir()
     with pytest.raises(DataError, match="is not a regular file"):
         read_image(tmp_path / "c.jpg")
+
+
+# --- Depth images in files of one's own and of MSRA: what is read, what is refused and at which byte ---
+
+
+DEPTH = np.array([[0, 300, 301], [65535, 0, 256]])
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_one_image_in_every_form(tmp_path: Path) -> None:
+    files = [
+        written(tmp_path / "a.png", png16(DEPTH)),
+        written(tmp_path / "b.bin", DEPTH.astype("<f4").tobytes()),
+        written(tmp_path / "c.bin", msra_bytes(DEPTH, 0, 0, size=(3, 2))),
+    ]
+    np.save(tmp_path / "d.npy", DEPTH.astype(np.int32))
+    with_nan = np.where(DEPTH == 0, np.nan, DEPTH / 1000)
+    np.save(tmp_path / "e.npy", with_nan)
+    for path in (*files, tmp_path / "d.npy"):
+        found = read_depth(path, size_px=(3, 2))
+        assert found.dtype == np.float32
+        assert np.array_equal(found, DEPTH), path
+    assert np.allclose(read_depth(tmp_path / "e.npy", mm_per_unit=1000), DEPTH)
+    assert np.array_equal(read_depth(files[2]), DEPTH)
+    assert np.array_equal(read_colour_png(written(tmp_path / "f.png", png_colour(DEPTH))), DEPTH)
+
+
+def test_a_window_of_msra_by_hand(tmp_path: Path) -> None:
+    """Two columns and one row at column 318, row 239: the last two pixels of the last row."""
+    path = written(tmp_path / "000000_depth.bin", msra_bytes(np.array([[410.5, 0.0]]), 318, 239))
+    assert path.stat().st_size == 24 + 4 * 2
+    depth = read_windowed_depth(path, size_px=(320, 240))
+    assert depth.shape == (240, 320)
+    assert depth[239, 318] == 410.5
+    assert np.count_nonzero(depth) == 1
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["case0", "case1", "case2"])
+def test_windows_as_the_pytorch_port_reads_them(shared: Path, tmp_path: Path, case: str) -> None:
+    """Its pixels are one too large and depth 0 becomes 700: both are undone here, and the rest agrees."""
+    golden = load_golden(shared, "fn_msra_depth", area="pose").arrays
+    depth = read_windowed_depth(written(tmp_path / "a.bin", golden[f"{case}.bytes"].tobytes()), size_px=(320, 240))
+    left, top, right, bottom = golden[f"{case}.window"]
+    window = depth[top:bottom, left:right]
+    expected = golden[f"{case}.depth_window"]
+    assert np.array_equal(np.where(window == 0, np.float32(700), window), expected)
+    assert np.count_nonzero(depth) == np.count_nonzero(window)
+    rows, columns = np.mgrid[top:bottom, left:right]
+    pixels = np.stack((columns, rows, expected.astype(float)), axis=-1)
+    ours = unproject_pixels(pixels, np.array([241.42, -241.42, 160.0, 120.0]))
+    theirs = unproject_pixels(pixels, np.array([241.42, -241.42, 159.0, 119.0]))
+    assert np.abs(ours - golden[f"{case}.points_window_zero_based"]).max() < 1e-9 * 700
+    assert np.abs(theirs - golden[f"{case}.points_window"]).max() < 1e-6 * 700  # which is stored as float32
+
+
+@pytest.mark.parametrize("size", [(3, 2), None])
+def test_files_of_msra_that_are_not_whole(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    whole = msra_bytes(DEPTH, 0, 0, size=(3, 2))
+    cases = {
+        whole[:20]: r"has 20 bytes, the header alone has 24",
+        whole[:-1]: r"has 47 bytes, its window of 3 x 2 asks for 48",
+        whole + b"\0\0\0\0": r"has 52 bytes, its window of 3 x 2 asks for 48",
+        struct.pack("<6i", 3, 2, 1, 0, 4, 2) + whole[24:]: r"byte 8: the window from 1, 0 to 4, 2 is not within",
+        struct.pack("<6i", -3, 2, 0, 0, 3, 2) + whole[24:]: r"byte 0: the image is -3 x 2",
+        whole[:28] + struct.pack("<f", np.nan) + whole[32:]: r"the depth at byte 28 is nan",
+        whole[:44] + struct.pack("<f", -5.0): r"the depth at byte 44 is -5.0",
+    }
+    for content, told in cases.items():
+        with pytest.raises(DataError, match=told) as error:
+            read_windowed_depth(written(tmp_path / "a.bin", content), size_px=size)
+        assert str(error.value).startswith(f"{tmp_path / 'a.bin'}: ")
+        assert "\n" not in str(error.value)
+    with pytest.raises(DataError, match=r"byte 0: the image is 3 x 2, 320 x 240 is needed"):
+        read_windowed_depth(written(tmp_path / "a.bin", whole), size_px=(320, 240))
+
+
+def test_what_is_no_depth_image(tmp_path: Path) -> None:
+    grey = Image.fromarray(np.zeros((2, 3), dtype=np.uint8))
+    grey.save(tmp_path / "grey.png")
+    np.save(tmp_path / "cube.npy", np.zeros((2, 3, 4)))
+    np.save(tmp_path / "below.npy", np.array([[300.0, -1.0]]))
+    np.save(tmp_path / "metres.npy", np.array([[0.3, 2.5]]))
+    np.save(tmp_path / "endless.npy", np.array([[300.0, np.inf]]))
+    sound = png16(DEPTH)
+    cases = {
+        written(tmp_path / "cut.png", sound[:-5]): r"does not end as PNG files do, at byte \d+",
+        written(tmp_path / "more.png", sound + b"x"): "does not end as PNG files do",
+        written(tmp_path / "torn.png", sound[:40] + bytes(8) + sound[48:]): "cannot be decoded",
+        tmp_path / "grey.png": "has the mode L, one channel of 16 bits is needed",
+        tmp_path / "cube.npy": r"holds float64 \(2, 3, 4\), numbers \(height, width\) are needed",
+        tmp_path / "below.npy": r"the depth in row 0, column 1 is -1\.0",
+        tmp_path / "endless.npy": r"the depth in row 0, column 1 is inf",
+        tmp_path / "metres.npy": r"the farthest depth is 2\.5 mm.* set mm_per_unit to 1000",
+        written(tmp_path / "raw.bin", bytes(24)): "has no header|give its width",
+        written(
+            tmp_path / "a.jpg", b""
+        ): r"is not a depth image of a known kind; give \.png \(16 bits\), \.npy or \.bin",
+        tmp_path / "none.png": "there is no such file",
+        tmp_path / "none.npy": "there is no such file",
+        tmp_path / "none.bin": "there is no such file",
+    }
+    for path, told in cases.items():
+        if path.name == "raw.bin":
+            path.write_bytes(DEPTH.astype("<f4").tobytes()[:20])
+        with pytest.raises(DataError, match=told) as error:
+            read_depth(path)
+        assert str(error.value).startswith(f"{path}: ")
+
+
+def test_an_image_of_another_camera(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.png", png16(DEPTH))
+    with pytest.raises(DataError, match=r"the image is 3 x 2 pixels, the camera's 4 x 2"):
+        read_depth(path, size_px=(4, 2))
+    raw = written(tmp_path / "a.bin", DEPTH.astype("<f4").tobytes())
+    with pytest.raises(DataError, match=r"has 24 bytes, an image of 4 x 2 float32 has 32"):
+        read_depth(raw, size_px=(4, 2))
+    with pytest.raises(DataError, match="has 24 bytes, an image of 3 x 3 float32 has 36"):
+        read_raw_depth(raw, size_px=(3, 3))
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float16", "float32"])
+def test_packing_loses_nothing(dtype: str) -> None:
+    generator = np.random.default_rng(0)
+    images = [
+        generator.integers(0, 60000, (7, 9)).astype(dtype),
+        np.zeros((7, 9), dtype=dtype),
+        np.pad(np.full((1, 1), 65504, dtype=dtype), ((6, 0), (8, 0))),
+        np.where(generator.random((7, 9)) > 0.7, generator.normal(400, 3, (7, 9)), 0).astype(dtype),
+    ]
+    for image in images:
+        packed = pack_depth(image)
+        assert packed.dtype.name == "uint8"
+        assert packed.ndim == 1
+        assert len(packed) > 0
+        found = unpack_depth(packed, dtype=dtype, width_px=9, height_px=7)
+        assert found.dtype == image.dtype
+        assert np.array_equal(found, image)

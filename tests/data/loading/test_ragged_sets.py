@@ -25,6 +25,7 @@ from sightline.data.store.prepared_writer import (
     write_prepared_set,
 )
 from sightline.errors import DataError, RunError
+from tests.data.preparing import cut, flip_bit, kill_process, read_files, record_messages, stop_at
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
 """Points per cloud; 700 points are more than a buffer of the file holds, one is the least."""
@@ -73,10 +74,6 @@ def prepare(source: Path, target: Path, *, progress: Progress = no_progress, roo
     return write_prepared_set(plan, target, progress=progress)
 
 
-def bytes_of(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_source(tmp_path / "in")
@@ -105,10 +102,7 @@ def test_the_manifest_answers_for_all_files(prepared: PreparedSet) -> None:
     assert manifest["num_elements"] == {split: sum(sizes) for split, sizes in SIZES.items()}
     assert set(manifest["files"]) >= {"train.points.npy", "train.offsets.npy", "train.category.npy"}
     assert verify(prepared.root) == len(manifest["files"])
-    label = prepared.root / "test.label.npy"
-    content = bytearray(label.read_bytes())
-    content[-1] ^= 1
-    label.write_bytes(content)
+    flip_bit(prepared.root / "test.label.npy")
     with pytest.raises(DataError, match=r"test\.label\.npy: differs from what was written"):
         verify(prepared.root)
 
@@ -128,81 +122,49 @@ def test_a_worker_is_sent_paths_and_maps_the_files_itself(prepared: PreparedSet)
         copy.row("train", "points", 2)[0, 0] = 1.0
 
 
-class Killed(BaseException):
-    """Stands for a process that ends in the middle."""
-
-
-def stop_after(num_rows: int, source: Path, target: Path) -> None:
-    def die(done: int, total: int, message: str) -> None:
-        if done == num_rows:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(source, target, progress=die)
-
-
 @pytest.mark.parametrize("last", range(1, NUM_ROWS + 1))
 def test_a_stopped_run_is_continued_to_the_same_bits(source: Path, tmp_path: Path, last: int) -> None:
     prepare(source, tmp_path / "whole")
-    stop_after(last, source, tmp_path / "set")
+    stop_at(last, prepare, source, tmp_path / "set")
     assert not (tmp_path / "set").exists()
-    kept: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: kept.append(message))
+    kept = record_messages(prepare, source, tmp_path / "set")
     assert sum("kept" in message for message in kept) == (last - 1) // 2
-    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 @pytest.mark.processes
 def test_a_process_killed_for_good_is_continued(source: Path, tmp_path: Path) -> None:
     prepare(source, tmp_path / "whole")
-    program = (
-        "import os, signal, sys; from pathlib import Path; from tests.data.loading.test_ragged_sets import prepare;"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
-        "progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 4 else None)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
-    assert killed.returncode == -9
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    kill_process("tests.data.loading.test_ragged_sets", 4, source, tmp_path / "set")
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert messages[0] == "train/0: kept from the run before"
-    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
-def _flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-
-def _cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize("harm", [_flip, _cut, Path.unlink])
+@pytest.mark.parametrize("harm", [flip_bit, cut, Path.unlink])
 def test_what_a_run_left_is_read_again_where_it_differs(source: Path, tmp_path: Path, harm: Any) -> None:
     prepare(source, tmp_path / "whole")
-    stop_after(3, source, tmp_path / "set")
+    stop_at(3, prepare, source, tmp_path / "set")
     harm(tmp_path / "set.partial/set/train.points.npy")
     prepare(source, tmp_path / "set")
-    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_what_follows_a_cloud_that_changed_its_length_moves(source: Path, tmp_path: Path) -> None:
-    stop_after(5, source, tmp_path / "set")
+    stop_at(5, prepare, source, tmp_path / "set")
     np.savetxt(source / "train/0.txt", np.ones((8, 4)))
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert not any("kept" in message for message in messages)  # train/2 begins elsewhere now
     found = open_prepared(tmp_path / "set", set_names=("toy",))
     assert found.offsets("train").tolist() == [0, 8, 9, 709, 729]
     prepare(source, tmp_path / "whole")
-    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_a_set_that_is_there_is_left_alone(prepared: PreparedSet, source: Path) -> None:
-    before = bytes_of(prepared.root)
+    before = read_files(prepared.root)
     assert prepare(source, prepared.root)["outcome"] == "already there"
-    assert bytes_of(prepared.root) == before
+    assert read_files(prepared.root) == before
 
 
 @pytest.mark.parametrize(
@@ -243,7 +205,7 @@ def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -
     assert "RunError" in failed.stderr
     assert "make room and run the command again, which continues" in failed.stderr
     prepare(source, tmp_path / "set")
-    assert bytes_of(tmp_path / "set") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_offsets_that_are_no_starts_of_rows_are_refused(prepared: PreparedSet) -> None:

@@ -1,20 +1,30 @@
-"""Readers: in-memory and per-sample paths give the same bits; nothing stored changes; transforms bind by name."""
+"""From samples to batches: readers, ways to combine, several sets as one; the same bits on every path."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform, stratified_split
+from sightline import registry
+from sightline.config import read_config
+from sightline.data.loading.batch_reader import BatchReader, NamedTransform, batch_keys, collate, stratified_split
 from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
 from sightline.draws import Draws
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.distributed import World
 from sightline.errors import ConfigError, DataError
 from sightline.transforms.point_selection import DropPoints, SamplePoints, ShufflePoints
 from sightline.transforms.points import Jitter, Rotate
 from sightline.transforms.scene_points import CropPoints, SampleBlock, VoxelSample
-from sightline.types import DataInfo, Field, Sample, SampleKey
+from sightline.types import ComponentConfig, DataInfo, Field, Sample, SampleKey
 from tests.cases import run_each
+from tests.runs.small import ROOT
 
 KEYS = [SampleKey(index, 3, 1) for index in (5, 0, 7)]
 
@@ -186,3 +196,139 @@ def test_nothing_chooses_points_after_score_all(first, second) -> None:
     with pytest.raises(ConfigError, match="'two' chooses points and cannot follow 'one' with score_all"):
         BatchReader(dataset, [NamedTransform("one", first), NamedTransform("two", second)])
     BatchReader(dataset, [NamedTransform("two", second), NamedTransform("one", first)])
+
+
+# --- Samples to batches: every way to combine, and the errors that name the sample ---
+
+
+SAMPLE_KEYS = [SampleKey(index, 0, 0) for index in (4, 9, 2)]
+
+
+def fields(**how: str) -> dict[str, Field]:
+    return {name: Field("any", "any", collate=word) for name, word in how.items()}  # type: ignore[arg-type]
+
+
+def ragged(*lengths: int) -> list[dict]:
+    return [{"points": torch.full((n, 2), float(n)), "label": torch.arange(n)} for n in lengths]
+
+
+def test_equal_shapes_stack_and_indices_are_kept() -> None:
+    samples = [{"x": torch.tensor([i, i + 1]), "y": i, "z": np.float32(i), "name": str(i)} for i in range(3)]
+    batch = collate(samples, SAMPLE_KEYS, {})
+    assert batch["x"].tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert batch["y"].tolist() == [0, 1, 2]
+    assert batch["name"] == ["0", "1", "2"]
+    assert batch["sample_index"].tolist() == [4, 9, 2]
+
+
+def test_nested_samples_stack_inside() -> None:
+    samples = [{"views": {"a": torch.tensor(i), "b": [torch.tensor([i]), torch.tensor([2 * i])]}} for i in range(3)]
+    batch = collate(samples, SAMPLE_KEYS, {})
+    assert batch["views"]["a"].tolist() == [0, 1, 2]
+    assert batch["views"]["b"][1].tolist() == [[0], [2], [4]]
+
+
+def test_ragged_fields_concatenate_with_offsets() -> None:
+    batch = collate(ragged(2, 0, 3), SAMPLE_KEYS, fields(points="concatenate", label="concatenate"))
+    assert batch["points"][:, 0].tolist() == [2, 2, 3, 3, 3]
+    assert batch["label"].tolist() == [0, 1, 0, 1, 2]
+    assert batch["offsets"].tolist() == [0, 2, 2, 5]
+
+
+def test_ragged_fields_pad_with_a_mask() -> None:
+    batch = collate(ragged(2, 1, 3), SAMPLE_KEYS, fields(points="pad", label="list"))
+    assert batch["points"].shape == (3, 3, 2)
+    assert batch["points_mask"].sum(1).tolist() == [2, 1, 3]
+    assert (batch["points"][~batch["points_mask"]] == 0).all()
+    assert [len(each) for each in batch["label"]] == [2, 1, 3]
+
+
+def test_declared_keys_are_those_of_the_batch() -> None:
+    how = fields(points="pad", label="concatenate")
+    assert batch_keys(how) == set(collate(ragged(2, 1, 3), SAMPLE_KEYS, how))
+
+
+@pytest.mark.parametrize(
+    ("samples", "how", "message"),
+    [
+        (ragged(2, 2, 3), {}, r"sample 2: 'points' has shape \(3, 2\), sample 4 has \(2, 2\)"),
+        ([*ragged(2, 2), {"points": torch.zeros(2, 2)}], {}, "sample 2: has no 'label'"),
+        (
+            [{"points": torch.zeros(2, 2), "label": torch.zeros(3)}] * 3,
+            fields(points="concatenate", label="concatenate"),
+            "sample 4: 'label' has 3 rows, other concatenated fields have 2",
+        ),
+    ],
+)
+def test_samples_that_do_not_fit_are_named(samples: list, how: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        collate(samples, SAMPLE_KEYS, how)
+
+
+# --- Several sets as one: every sample is its own set's, and sets that do not fit together are refused by name ---
+
+
+ONE = {"name": "synthetic_shapes", "num_points": 16, "train_size": 12, "test_size": 6}
+OTHER = {**ONE, "train_size": 20, "data_seed": 3}
+
+
+def built(*sets: dict[str, Any], split: str = "train") -> Any:
+    return registry.data.build(ComponentConfig("concat", {"sets": list(sets)}), facts={"split": split})
+
+
+def alone(of: dict[str, Any], split: str = "train") -> Any:
+    return registry.data.build(
+        ComponentConfig(of["name"], {k: v for k, v in of.items() if k != "name"}), facts={"split": split}
+    )
+
+
+def test_samples_are_those_of_the_sets_one_after_another() -> None:
+    both, first, second = built(ONE, OTHER), alone(ONE), alone(OTHER)
+    assert len(both) == 32
+    assert both.info.split_sizes == {"train": 32, "test": 12}
+    for index, whose, place in ((0, first, 0), (11, first, 11), (12, second, 0), (31, second, 19)):
+        ours, theirs = both[SampleKey(index, 2, 5)], whose[SampleKey(place, 2, 5)]
+        assert all(torch.equal(torch.as_tensor(ours[name]), torch.as_tensor(theirs[name])) for name in theirs)
+    assert both.strata.tolist() == [*first.strata, *second.strata]
+    assert both.sample_name(12) == "2/train_00000"
+    for index in (-1, 32):
+        with pytest.raises(IndexError, match="concat: sample"):
+            both[SampleKey(index, 0, 0)]
+
+
+def test_counts_of_classes_add_up() -> None:
+    counts = [each.info.facts["class_counts"] for each in (alone(ONE), alone(OTHER), built(ONE, OTHER))]
+    assert [a + b for a, b in zip(*counts[:2], strict=True)] == list(counts[2])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({**ONE, "target": "parts"}, "sets: fields must agree; 'category' is Field.* in set 2 and nothing in set 1"),
+        ({"name": "synthetic_rooms"}, "sets: fields must agree; '.*' is .* in set 2 and .* in set 1"),
+    ],
+)
+def test_sets_that_do_not_fit_are_refused(other: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        built(ONE, other)
+    assert re.search(message, str(error.value)), error.value
+
+
+def test_a_run_trains_on_several_sets(tmp_path: Path) -> None:
+    config = tmp_path / "concat.yaml"
+
+    def run(sets: str) -> TrainingSetup:
+        recipe = (
+            f"base: {ROOT}/configs/classify/synthetic_shapes_pointnet.yaml\ndata: {{name: concat, sets: [{sets}]}}\n"
+        )
+        config.write_text(recipe)
+        return build(read_config(config, ["model={name: pointnet}"]), World())
+
+    small = "{name: synthetic_shapes, num_points: 64, train_size: 30, test_size: 20"
+    data = run(f"{small}}}, {small}, data_seed: 1}}").data
+    assert len(data.train.indices) + len(data.selection.indices) == 60
+    assert len(data.test.indices) == 40
+    with pytest.raises(ConfigError, match=r"concat.yaml:2: data.sets.0.num_pionts: .*no such argument"):
+        run("{name: synthetic_shapes, num_pionts: 64}")
+    with pytest.raises(ConfigError, match=r"concat.yaml:2: data.sets: is empty"):
+        run("")

@@ -18,12 +18,10 @@ from sightline.errors import DataError
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import prepare, write_npz
+from tests.data.preparing import read_files, stop_at
+from tests.data.scenes.scene_writers import no_progress
 
 SIZE = 6
-
-
-def quiet(done: int, total: int, what: str) -> None:
-    """Tells nobody."""
 
 
 def pixels(name: str, view: int, size_px: int = SIZE) -> np.ndarray:
@@ -75,7 +73,7 @@ def test_the_names_of_other_releases_are_read(tmp_path: Path) -> None:
 
 
 def test_a_store_is_made_and_what_lacks_is_named(release: Path, clouds: Path, tmp_path: Path) -> None:
-    manifest = import_views(release, tmp_path / "views", progress=quiet, clouds=clouds, background="white")
+    manifest = import_views(release, tmp_path / "views", progress=no_progress, clouds=clouds, background="white")
     views = Views.open(tmp_path / "views")
     assert views.names == ("airplane_0001", "airplane_0627")
     assert views.counts(np.array([0, 1])).tolist() == [15, 12]
@@ -89,7 +87,7 @@ def test_a_store_is_made_and_what_lacks_is_named(release: Path, clouds: Path, tm
 
 
 def test_clouds_and_pictures_are_of_the_same_shape(release: Path, clouds: Path, tmp_path: Path) -> None:
-    import_views(release, tmp_path / "views", progress=quiet, clouds=clouds)
+    import_views(release, tmp_path / "views", progress=no_progress, clouds=clouds)
     shapes = ModelNet40(split="test", root=str(clouds), views=str(tmp_path / "views"), without_views="left_out")
     assert [shapes.sample_name(index) for index in range(len(shapes))] == ["airplane_0627"]
     key = SampleKey(0, 3, 1)
@@ -116,7 +114,7 @@ def test_pictures_without_opacity_are_as_they_are(tmp_path: Path) -> None:
 
 
 def test_pictures_become_as_large_as_asked(release: Path, tmp_path: Path) -> None:
-    import_views(release, tmp_path / "views", progress=quiet, size_px=3, min_views=5)
+    import_views(release, tmp_path / "views", progress=no_progress, size_px=3, min_views=5)
     views = Views.open(tmp_path / "views")
     assert views.size_px == 3
     picture = Image.fromarray(composite_over(pixels("bed_0001", 2), "black"))
@@ -125,19 +123,11 @@ def test_pictures_become_as_large_as_asked(release: Path, tmp_path: Path) -> Non
 
 
 def test_what_is_stopped_is_continued(release: Path, tmp_path: Path) -> None:
-    import_views(release, tmp_path / "whole", progress=quiet)
-
-    def die(done: int, total: int, what: str) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        import_views(release, tmp_path / "views", progress=die)
+    import_views(release, tmp_path / "whole", progress=no_progress)
+    stop_at(2, import_views, release, tmp_path / "views")
     assert not (tmp_path / "views").exists()
-    import_views(release, tmp_path / "views", progress=quiet)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "views").iterdir()} == {
-        path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()
-    }
+    import_views(release, tmp_path / "views", progress=no_progress)
+    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
 
 
 def test_what_is_no_release_is_refused(release: Path, tmp_path: Path) -> None:
@@ -158,20 +148,20 @@ def test_no_shape_left_is_refused_with_the_reasons(release: Path, tmp_path: Path
     with pytest.raises(
         DataError, match=r"none of the 4 shapes can be used: 4 shapes have fewer than 99 pictures .*bed_0001 \(5\)"
     ):
-        import_views(release, tmp_path / "views", progress=quiet, min_views=99)
+        import_views(release, tmp_path / "views", progress=no_progress, min_views=99)
 
 
 def test_pictures_that_do_not_fit_are_named(release: Path, tmp_path: Path) -> None:
     path = release / "loop/airplane/test/airplane_0627.obj_whiteshaded_v0003.png"
     Image.fromarray(pixels("other", 0, 8)).save(path)
     with pytest.raises(DataError, match=r"v0003\.png: is 8 pixels wide, others 6; give one size for all: size_px"):
-        import_views(release, tmp_path / "views", progress=quiet)
+        import_views(release, tmp_path / "views", progress=no_progress)
     Image.fromarray(pixels("other", 0, 8)[:5]).save(path)
     with pytest.raises(DataError, match=r"v0003\.png: is 8 by 5 pixels, squares are needed"):
-        import_views(release, tmp_path / "views", progress=quiet)
+        import_views(release, tmp_path / "views", progress=no_progress)
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(DataError, match=r"v0003\.png: does not read as a picture"):
-        import_views(release, tmp_path / "views", progress=quiet)
+        import_views(release, tmp_path / "views", progress=no_progress)
 
 
 def test_options_of_the_views_are_checked_before_any_file_is_read(tmp_path: Path) -> None:
@@ -204,7 +194,7 @@ def test_the_real_renders_are_paired_with_their_clouds(shared: Path, tmp_path: P
 
 @pytest.mark.shared
 def test_real_shapes_with_few_views_are_reported(shared: Path, tmp_path: Path) -> None:
-    manifest = import_views(shared / "data" / "mvcnn_images", tmp_path / "views", progress=quiet, min_views=20)
+    manifest = import_views(shared / "data" / "mvcnn_images", tmp_path / "views", progress=no_progress, min_views=20)
     assert manifest["differences"][0] == (
         "2 shapes have fewer than 20 pictures and are left out: bed_0001 (12), bed_0516 (12)"
     )

@@ -33,12 +33,10 @@ from sightline.geometry.rendering import on_background, render_cloud, render_mes
 from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
+from tests.data.preparing import read_files, record_messages, stop_at
+from tests.data.scenes.scene_writers import no_progress
 
 LOOK = RenderSettings(num_views=3, size_px=16)
-
-
-def quiet(done: int, total: int, what: str) -> None:
-    """Tells nobody."""
 
 
 def shapes_of(train: int = 12, test: int = 12) -> SyntheticObjects:
@@ -46,13 +44,9 @@ def shapes_of(train: int = 12, test: int = 12) -> SyntheticObjects:
 
 
 def render(
-    objects: RenderSource, target: Path, *, look: RenderSettings = LOOK, num_jobs: int = 1, progress: Any = quiet
+    objects: RenderSource, target: Path, *, look: RenderSettings = LOOK, num_jobs: int = 1, progress: Any = no_progress
 ) -> Any:
     return render_set(objects, target, look=look, num_jobs=num_jobs, progress=progress)
-
-
-def bytes_of(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
 
 
 @pytest.fixture
@@ -137,11 +131,7 @@ def test_the_number_of_processes_changes_no_bit(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(rendering, "_CHUNK", 2)
     for num_jobs in (1, 2):
         render(shapes_of(), tmp_path / str(num_jobs), num_jobs=num_jobs)
-    assert bytes_of(tmp_path / "2") == bytes_of(tmp_path / "1")
-
-
-class Killed(BaseException):
-    """Stands for a process that ends in the middle."""
+    assert read_files(tmp_path / "2") == read_files(tmp_path / "1")
 
 
 @pytest.mark.parametrize("last", [1, 5, 6, 13, 20])
@@ -150,19 +140,12 @@ def test_what_was_stopped_is_continued_to_the_same_bits(
 ) -> None:
     monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
-
-    def die(done: int, total: int, what: str) -> None:
-        if done == last:
-            raise Killed
-
-    with pytest.raises(Killed):
-        render(shapes_of(), tmp_path / "views", progress=die)
+    stop_at(last, render, shapes_of(), tmp_path / "views")
     assert not (tmp_path / "views").exists()
-    told: list[str] = []
-    render(shapes_of(), tmp_path / "views", progress=lambda done, total, what: told.append(what))
+    messages = record_messages(render, shapes_of(), tmp_path / "views")
     num_whole = sum(last > end for end in (5, 10, 12, 17, 22))
-    assert sum("kept" in what for what in told) == num_whole
-    assert bytes_of(tmp_path / "views") == bytes_of(tmp_path / "whole")
+    assert sum("kept" in message for message in messages) == num_whole
+    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
     assert not (tmp_path / "views.partial").exists()
 
 
@@ -213,10 +196,9 @@ def test_a_kill_leaves_no_process_and_is_continued(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "views").exists()
     monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
-    told: list[str] = []
-    render(shapes_of(), tmp_path / "views", progress=lambda done, total, what: told.append(what))
-    assert "kept" in told[0]
-    assert bytes_of(tmp_path / "views") == bytes_of(tmp_path / "whole")
+    messages = record_messages(render, shapes_of(), tmp_path / "views")
+    assert "kept" in messages[0]
+    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
 
 
 @pytest.mark.processes
@@ -232,7 +214,7 @@ def test_a_disk_that_fills_is_told_and_continued(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
     render(shapes_of(), tmp_path / "whole")
     render(shapes_of(), tmp_path / "views")
-    assert bytes_of(tmp_path / "views") == bytes_of(tmp_path / "whole")
+    assert read_files(tmp_path / "views") == read_files(tmp_path / "whole")
 
 
 def test_too_little_room_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,9 +228,9 @@ def test_too_little_room_is_told_before_the_work(tmp_path: Path, monkeypatch: py
 def test_views_that_are_there_are_left_alone(tmp_path: Path, prepared: Path) -> None:
     objects = PreparedObjects(prepared)
     render(objects, tmp_path / "views")
-    before = bytes_of(tmp_path / "views")
+    before = read_files(tmp_path / "views")
     assert render(objects, tmp_path / "views")["outcome"] == "already there"
-    assert bytes_of(tmp_path / "views") == before
+    assert read_files(tmp_path / "views") == before
     with pytest.raises(DataError, match="was prepared with style = shaded, now it is depth"):
         render(objects, tmp_path / "views", look=RenderSettings(num_views=3, size_px=16, style="depth"))
     with pytest.raises(DataError, match="was prepared with num_points = None, now it is 3"):

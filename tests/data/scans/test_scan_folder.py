@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,9 @@ def test_every_kind_of_file_gives_the_same_sample(tmp_path: Path, kind: str) -> 
 def test_the_real_frame_of_five_columns(shared: Path, tmp_path: Path) -> None:
     """nuScenes: 173,440 float32 fit four columns and five, and ring 0 is the lowest beam."""
     (source,) = (shared / "data/mmdet3d_demo/nuscenes").glob("*.pcd.bin")
-    with pytest.raises(DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them: 'columns="):
+    with pytest.raises(
+        DataError, match=r"its 693760 bytes fit 4 and 5 columns of float32.*state them, for example 'columns="
+    ):
         read_scan(source, columns=None)
     table = np.fromfile(source, dtype="<f4").reshape(-1, 5)
     folder = tmp_path / "own"
@@ -175,6 +178,39 @@ def test_scans_in_two_units_are_reported(tmp_path: Path) -> None:
     write_bin(tmp_path / "own/003.bin", scans[3]._replace(points=1000 * scans[3].points), scans[3].ring)
     (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
     assert note.startswith("units may be mixed: 1 of 4 scans, first 003.bin, reach about")
+
+
+def test_scans_in_millimetres_are_reported(tmp_path: Path) -> None:
+    for number, scan in enumerate(write_own(tmp_path / "own", 3)):
+        write_bin(tmp_path / f"own/{number:03d}.bin", scan._replace(points=1000 * scan.points), scan.ring)
+    (note,) = prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16)["differences"]
+    assert note.endswith("if these are in millimetres, divide x, y and z by 1000")
+
+
+def test_exchanged_axes_are_not_taken_for_another_order_of_rings(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 2)
+    with pytest.raises(DataError, match=r"contradict ring_order=bottom_first; set ring_order=top_first"):
+        prepare(tmp_path / "own", tmp_path / "set", columns=COLUMNS, num_beams=16, ring_order="bottom_first")
+    errors = []
+    for axes in (("x", "z", "y"), ("z", "y", "x")):
+        for order in ("top_first", "bottom_first"):
+            columns = (*axes, "intensity", "ring")
+            try:
+                prepare(tmp_path / "own", tmp_path / "set", columns=columns, num_beams=16, ring_order=order)
+                shutil.rmtree(tmp_path / "set")
+            except DataError as error:
+                errors.append(str(error))
+    assert len(errors) >= 2
+    assert all("rings follow the column that is read as" in error for error in errors), errors
+
+
+def test_the_example_has_as_many_columns_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for count, example in ((3, "x, y, z"), (4, "x, y, z, intensity"), (5, "x, y, z, intensity, _")):
+        np.ones((7, count), dtype="<f4").tofile(tmp_path / "own/000.bin")
+        for columns in (None, ("x", "y", "z", *"_" * 8)):
+            with pytest.raises(DataError, match=rf"'columns=\[{example}\]' for data prepare, --columns"):
+                prepare(tmp_path / "own", tmp_path / "set", columns=columns)
 
 
 def test_rings_that_files_do_not_have(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +19,10 @@ from sightline.data.scenes.s3dis_files import CLASS_NAMES
 from sightline.data.store.prepared_set import verify
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
-from tests.data.scenes.scene_writers import ROOMS, annotation, no_progress, write_s3dis
+from tests.data.preparing import prepare_set, read_files, record_messages, stop_at
+from tests.data.scenes.scene_writers import ROOMS, annotation, write_s3dis
 
-
-def prepare(source: Path, target: Path, progress: Callable[[int, int, str], None] = no_progress) -> dict[str, Any]:
-    return S3dis.prepare(source=source, target=target, name="s3dis", progress=progress)
+prepare = functools.partial(prepare_set, "s3dis")
 
 
 @pytest.fixture
@@ -332,24 +331,13 @@ def test_a_killed_preparation_goes_on_and_still_tells_what_it_mended(source: Pat
     ):
         change_line(path, 1, line)
     whole = prepare(source, tmp_path / "whole")
-    read = []
-
-    def stop(done: int, total: int, what: str) -> None:
-        read.append(what)
-        if done == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare(source, tmp_path / "set", stop)
-    assert read == ["Area_1/hallway_1", "Area_1/office_1", "Area_1/office_2", "Area_1/office_10", "Area_2/WC_1"]
-    read.clear()
-    again = prepare(source, tmp_path / "set", lambda done, total, what: read.append(what))
-    kept = [what.partition(": kept")[0] for what in read if "kept from the run before" in what]
+    stop_at(5, prepare, source, tmp_path / "set")
+    messages = record_messages(prepare, source, tmp_path / "set")
+    kept = [message.partition(": kept")[0] for message in messages if "kept from the run before" in message]
     assert kept == [f"Area_1/{name}" for name in ("hallway_1", "office_1", "office_2", "office_10")]
-    assert len(again["repairs"]) == 2
-    assert again["repairs"] == whole["repairs"]
-    for path in (tmp_path / "whole").iterdir():
-        assert path.read_bytes() == (tmp_path / "set" / path.name).read_bytes()
+    assert messages[4] == "Area_2/WC_1"
+    assert len(whole["repairs"]) == 2
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
     assert verify(tmp_path / "set") > 0
     assert prepare(source, tmp_path / "set")["outcome"] == "already there"
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from sightline.data.loading.batch_reader import BatchReader
+from sightline.data.scenes import labelled_scenes
+from sightline.data.scenes.labelled_scenes import from_lowest_corner
 from sightline.data.scenes.scene_folder import SceneFolder
 from sightline.errors import ConfigError, DataError
 from sightline.types import SampleKey
@@ -245,3 +247,31 @@ def test_scenes_in_two_units_are_reported(tmp_path: Path) -> None:
     notes = prepare(tmp_path / "in", tmp_path / "set")["differences"]
     assert len(notes) == 1
     assert re.match(r"units may be mixed: 1 of 5 scenes, first \w+/2\.npz, reach about", notes[0])
+
+
+# --- Scenes measured from their lowest corner: the differences of float64, rounded once ---
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_points_are_measured_from_their_lowest_corner(
+    monkeypatch: pytest.MonkeyPatch, is_compiled: bool, dtype: str
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(labelled_scenes, "can_use_numba", lambda *tensors: False)
+    far = np.array([5e5, -4e6, 120.0])
+    points = (far + np.random.default_rng(0).uniform(0, 30, (500, 3))).astype(dtype)
+    moved, corner = from_lowest_corner(points, scale=0.25)
+    exact = points.astype(np.float64)
+    assert np.array_equal(corner, exact.min(axis=0))
+    assert moved.dtype == np.float32
+    assert np.array_equal(moved, ((exact - exact.min(axis=0)) * 0.25).astype(np.float32))
+    assert moved.min(axis=0).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_is_too_large_for_float32_becomes_infinite(monkeypatch: pytest.MonkeyPatch, is_compiled: bool) -> None:
+    if not is_compiled:
+        monkeypatch.setattr(labelled_scenes, "can_use_numba", lambda *tensors: False)
+    moved, _ = from_lowest_corner(np.array([[0.0, 0, 0], [1e300, 1, 1]]))
+    assert moved[1].tolist() == [np.inf, 1, 1]

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.store.prepared_set import add_digest, read_manifest, verify
+from sightline.data.scans.semantic_kitti import SemanticKitti
+from sightline.data.store.columns import ColumnSpec
+from sightline.data.store.prepared_set import (
+    PreparedSet,
+    add_digest,
+    compute_sha256,
+    open_prepared,
+    read_manifest,
+    verify,
+)
+from sightline.data.store.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
 from sightline.errors import DataError, RunError
 from sightline.types import SampleKey
 from tests.data.clouds.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
-
-
-def _bytes(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in root.iterdir()}
+from tests.data.preparing import flip_bit, kill_process, read_files, record_messages, stop_at
+from tests.data.scans.lidar_writers import quiet, write_semantic_kitti
 
 
 @pytest.fixture
@@ -31,25 +38,15 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-class Killed(BaseException):
-    """Stands for a process that ends in the middle."""
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("last", [1, 2, 4, 5, 8])
 def test_a_killed_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str, last: int) -> None:
     source = write_layout(layout, tmp_path / "in")
     prepare(source, tmp_path / "whole")
-
-    def die(done: int, total: int, message: str) -> None:
-        if done == last:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(source, tmp_path / "set", progress=die)
+    stop_at(last, prepare, source, tmp_path / "set")
     assert not (tmp_path / "set").exists()
     prepare(source, tmp_path / "set")
-    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
     assert not (tmp_path / "set.partial").exists()
 
 
@@ -57,42 +54,24 @@ def test_a_killed_run_is_continued_to_the_same_bits(tmp_path: Path, layout: str,
 def test_a_process_killed_for_good_is_continued(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     prepare(source, tmp_path / "whole")
-    program = (
-        "import os, signal, sys; from pathlib import Path; from sightline.data.clouds.modelnet import ModelNet40;"
-        "ModelNet40.prepare(source=Path(sys.argv[1]), target=Path(sys.argv[2]), name='modelnet40',"
-        "progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == 5 else None)"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, source, tmp_path / "set"], check=False, timeout=60)
-    assert killed.returncode == -9
-    assert not (tmp_path / "set").exists()
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    kill_process("tests.data.clouds.modelnet_writers", 5, source, tmp_path / "set")
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert messages[:2] == ["train/airplane: kept from the run before", "train/bed: kept from the run before"]
-    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
-
-
-def _stop_after(num_rows: int, source: Path, target: Path) -> None:
-    def die(done: int, total: int, message: str) -> None:
-        if done > num_rows:
-            raise Killed
-
-    with pytest.raises(Killed):
-        prepare(source, target, progress=die)
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_finished_classes_are_kept_and_faulty_ones_redone(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     prepare(source, tmp_path / "whole")
-    _stop_after(4, source, tmp_path / "set")
+    stop_at(5, prepare, source, tmp_path / "set")
     held = tmp_path / "set.partial/set/train.points.npy"
     array = np.lib.format.open_memmap(held, mode="r+")
     array[3, 0, 0] += 1  # bed, the second of the two finished classes
     array.flush()
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert messages[0] == "train/airplane: kept from the run before"
     assert messages[1] == "train/bed"
-    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
 
 
 def test_a_mended_file_is_read_again_and_the_rest_kept(tmp_path: Path) -> None:
@@ -104,8 +83,7 @@ def test_a_mended_file_is_read_again_and_the_rest_kept(tmp_path: Path) -> None:
         prepare(source, tmp_path / "set")
     assert not (tmp_path / "set").exists()
     faulty.write_text(sound)
-    messages: list[str] = []
-    prepare(source, tmp_path / "set", progress=lambda done, total, message: messages.append(message))
+    messages = record_messages(prepare, source, tmp_path / "set")
     assert [message for message in messages if "kept" in message] == [
         "train/airplane: kept from the run before",
         "train/bed: kept from the run before",
@@ -115,7 +93,7 @@ def test_a_mended_file_is_read_again_and_the_rest_kept(tmp_path: Path) -> None:
 def test_a_partial_folder_of_another_source_is_refused(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     other = write_text(tmp_path / "other")
-    _stop_after(4, source, tmp_path / "set")
+    stop_at(5, prepare, source, tmp_path / "set")
     for faulty in (
         lambda: prepare(other, tmp_path / "set"),
         lambda: prepare(source, tmp_path / "set", "modelnet10"),
@@ -132,10 +110,10 @@ def test_a_partial_folder_of_another_source_is_refused(tmp_path: Path) -> None:
 def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
     source = write_text(tmp_path / "in")
     prepare(source, tmp_path / "set")
-    before = _bytes(tmp_path / "set")
+    before = read_files(tmp_path / "set")
     calls: list[int] = []
     again = prepare(source, tmp_path / "set", progress=lambda done, total, message: calls.append(done))
-    assert (again["outcome"], calls, _bytes(tmp_path / "set")) == ("already there", [], before)
+    assert (again["outcome"], calls, read_files(tmp_path / "set")) == ("already there", [], before)
     with pytest.raises(DataError, match=r"holds 'modelnet40' prepared from .*in, not 'modelnet10'"):
         prepare(source, tmp_path / "set", "modelnet10")
     with pytest.raises(DataError, match=r"holds 'modelnet40' prepared from .*in, not 'modelnet40' from .*other"):
@@ -143,7 +121,7 @@ def test_a_prepared_target_is_left_alone(tmp_path: Path) -> None:
     (source / "bed/bed_0001.txt").write_text((source / "bed/bed_0001.txt").read_text() + "\n")
     with pytest.raises(DataError, match="before its files changed"):
         prepare(source, tmp_path / "set")
-    assert _bytes(tmp_path / "set") == before
+    assert read_files(tmp_path / "set") == before
 
 
 def test_what_a_run_killed_after_renaming_left_is_swept_away(tmp_path: Path) -> None:
@@ -187,9 +165,7 @@ def test_a_full_disk_is_seen_before_anything_is_written(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("file_name", ["points.npy", "normals.npy", "label.npy", "name.json"])
 def test_a_flipped_bit_is_found(prepared: Path, split: str, file_name: str) -> None:
     path = prepared / f"{split}.{file_name}"
-    raw = bytearray(path.read_bytes())
-    raw[-3] ^= 1
-    path.write_bytes(raw)
+    flip_bit(path, -3)
     with pytest.raises(DataError, match=rf"{split}\.{file_name}: differs from what was written"):
         ModelNet40.verify(prepared)
 
@@ -328,4 +304,127 @@ def test_two_processes_do_not_prepare_one_set(tmp_path: Path) -> None:
 
     prepare(source, tmp_path / "set", progress=again)
     prepare(source, tmp_path / "whole")
-    assert _bytes(tmp_path / "set") == _bytes(tmp_path / "whole")
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
+
+
+# --- Rows without elements: kept where columns allow them, refused where they do not, and continued to the same bits -
+
+
+LENGTHS = {"train": [0, 2, 0, 0, 3, 0], "test": [0, 0]}
+
+
+def plan(root: Path, *, can_be_empty: bool, killed: bool = False) -> PreparationPlan:
+    """Rows of these lengths that count up, in two parts a split."""
+    columns = {
+        "values": ColumnSpec((2,), "float64", True, can_be_empty),
+        "flag": ColumnSpec((), "bool", True, can_be_empty),
+    }
+
+    def rows(split: str, lengths: Sequence[int], first: int) -> Iterator[SampleRow]:
+        for number, length in enumerate(lengths, start=first):
+            if killed and (split, number) == ("test", 1):
+                raise KeyboardInterrupt
+            values = np.arange(2 * length, dtype=np.float64).reshape(length, 2) + number
+            yield SampleRow(
+                f"{split}{number}", f"row {number}", {"values": values, "flag": np.ones(length, dtype=bool)}
+            )
+
+    def part(split: str, first: int, last: int) -> Shard:
+        chosen = LENGTHS[split][first:last]
+        return Shard(split, f"{split} {first}", len(chosen), (), lambda: rows(split, chosen, first))
+
+    halves = [part(split, *each) for split, n in (("train", 3), ("test", 1)) for each in ((0, n), (n, 2 * n))]
+    return PreparationPlan("own", "made", root, columns, tuple(halves), {}, lambda _: {})
+
+
+def test_empty_rows_come_back_empty(tmp_path: Path) -> None:
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "set", progress=quiet)
+    prepared = open_prepared(tmp_path / "set", set_names=("own",))
+    for split, lengths in LENGTHS.items():
+        rows = list(prepared.rows(split, "values"))
+        assert [row.shape for row in rows] == [(length, 2) for length in lengths]
+        assert np.diff(prepared.offsets(split)).tolist() == lengths
+    assert prepared.row("train", "values", 4).tolist() == [[4, 5], [6, 7], [8, 9]]
+    assert prepared.manifest["ranges"]["values"] == [1.0, 9.0]
+    verify(tmp_path / "set")
+
+
+def test_a_killed_run_with_empty_rows_is_continued_to_the_same_bits(tmp_path: Path) -> None:
+    write_prepared_set(plan(tmp_path, can_be_empty=True), tmp_path / "whole", progress=quiet)
+    with pytest.raises(KeyboardInterrupt):
+        write_prepared_set(plan(tmp_path, can_be_empty=True, killed=True), tmp_path / "set", progress=quiet)
+    messages = record_messages(write_prepared_set, plan(tmp_path, can_be_empty=True), tmp_path / "set")
+    assert messages[:3] == [f"{part}: kept from the run before" for part in ("train 0", "train 3", "test 0")]
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
+
+
+def test_empty_rows_are_refused_elsewhere(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 0: values has the shape \(0, 2\), .* with at least one point"):
+        write_prepared_set(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=quiet)
+
+
+# --- Files listed in place: contents by verify, unfinished preparations, and listings that lead elsewhere ---
+
+
+def prepare_listed(source: Path, target: Path, progress: Any = quiet) -> dict[str, Any]:
+    return SemanticKitti.prepare(source=source, target=target, name="semantic_kitti", progress=progress)
+
+
+@pytest.fixture
+def listed_set(tmp_path: Path) -> Path:
+    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "08": 1})
+    prepare_listed(tmp_path / "kitti", tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rewrite(listed_set: Path, listing: Any, **listed: object) -> None:
+    """Put another listing of sequence 00 in place, vouched for by the manifest."""
+    path = listed_set / "00.listed.json"
+    path.write_text(json.dumps(listing))
+    manifest = json.loads((listed_set / "manifest.json").read_text())
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": compute_sha256(path)}
+    manifest["listed"] |= listed
+    (listed_set / "manifest.json").write_text(json.dumps(add_digest(manifest)))
+
+
+def test_a_byte_that_changed_in_place_is_found_by_verify_alone(listed_set: Path, tmp_path: Path) -> None:
+    assert verify(listed_set) == len(read_manifest(listed_set)["files"]) + 6
+    path = tmp_path / "kitti/sequences/08/velodyne/000000.bin"
+    times = path.stat()
+    flip_bit(path, 5)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    SemanticKitti(split="test", root=str(listed_set))[SampleKey(0, 0, 0)]
+    with pytest.raises(DataError, match=r"08/velodyne/000000\.bin: differs from what it held when .* \(SHA-256\)"):
+        verify(listed_set)
+
+
+def test_a_killed_preparation_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    write_semantic_kitti(tmp_path / "kitti", {"00": 2, "01": 2, "08": 1})
+    prepare_listed(tmp_path / "kitti", tmp_path / "whole")
+    stop_at(3, prepare_listed, tmp_path / "kitti", tmp_path / "set")
+    messages = record_messages(prepare_listed, tmp_path / "kitti", tmp_path / "set")
+    assert messages[0] == "00/000000 to 00/000001: kept from the run before"
+    assert read_files(tmp_path / "set") == read_files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a/../../b", "", "..", "a\0b"])
+def test_a_listing_that_leads_out_of_its_folder_is_refused(listed_set: Path, path: str) -> None:
+    rows = json.loads((listed_set / "00.listed.json").read_text())
+    rows[1][0][0] = path
+    rewrite(listed_set, rows)
+    for read in (verify, lambda root: SemanticKitti(split="train", root=str(root))[SampleKey(0, 0, 0)]):
+        with pytest.raises(DataError, match=r"00\.listed\.json: lists '.*', which is not below .*kitti"):
+            read(listed_set)
+
+
+@pytest.mark.parametrize("listing", [[], {"a": 1}, 3, [[["x"]], [["y"]]], [[[1, 2, 3, 4]], []], [1, 2]])
+def test_a_listing_of_another_form_is_refused(listed_set: Path, listing: object) -> None:
+    rewrite(listed_set, listing)
+    with pytest.raises(DataError, match=r"00\.listed\.json: (is not a list of files|lists \d+ rows of 2)"):
+        PreparedSet(listed_set, read_manifest(listed_set)).listing("00")
+
+
+def test_the_listed_folder_is_named_in_full(listed_set: Path) -> None:
+    rewrite(listed_set, json.loads((listed_set / "00.listed.json").read_text()), root="../kitti")
+    with pytest.raises(DataError, match=r"lists files below '\.\./kitti', no absolute path"):
+        read_manifest(listed_set)

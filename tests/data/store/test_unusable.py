@@ -1,26 +1,30 @@
-"""Every file that cannot be used is reported in one go; after the repair nothing has to be deleted by hand."""
+"""Files that cannot be used are all named at once; sets that were changed and sealed again are refused."""
 
 from __future__ import annotations
 
+import json
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
+from sightline.data.clouds.modelnet import ModelNet40
 from sightline.data.depth.hand_sets import Hands2017
 from sightline.data.depth.msra_hands import MsraHands
 from sightline.data.scans.scan_folder import ScanFolder
+from sightline.data.store.prepared_set import add_digest, read_manifest, verify
 from sightline.errors import DataError
 from tests.command import run_here
 from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
+from tests.data.clouds.modelnet_writers import prepare, write_text
 from tests.data.depth.depth_trees import no_progress, write_hands2017
 from tests.data.depth.figure_trees import write_msra_hands
-
-
-def spoil(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
+from tests.data.preparing import cut
 
 
 def prepare_by_command(source: Path, target: Path) -> tuple[int, list[str]]:
@@ -32,7 +36,7 @@ def test_a_few_are_all_printed(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", suffix=".npy")
     files = sorted(source.rglob("*.npy"))
     for place in (0, 3, 12, 29):
-        spoil(files[place])
+        cut(files[place])
     np.save(files[14], np.full((20, 3), np.nan))
     np.save(files[15], np.zeros((20, 3)))  # no extent: found after reading
     code, lines = prepare_by_command(source, tmp_path / "set")
@@ -49,7 +53,7 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
     files = sorted(source.rglob("*.npy"))
     sound = {path: path.read_bytes() for path in files}
     for path in files[::2]:
-        spoil(path)
+        cut(path)
     code, lines = prepare_by_command(source, tmp_path / "set")
     report = tmp_path / "set.unusable.txt"
     assert (code, len(lines)) == (2, 10)
@@ -65,7 +69,7 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
 
 def test_one_is_named_as_it_always_was(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", suffix=".npy")
-    spoil(sorted(source.rglob("*.npy"))[4])
+    cut(sorted(source.rglob("*.npy"))[4])
     code, lines = prepare_by_command(source, tmp_path / "set")
     assert (code, len(lines)) == (2, 1)
     assert "cannot be used" not in lines[0]
@@ -76,7 +80,7 @@ def test_after_the_repair_no_folder_is_in_the_way(tmp_path: Path, repair: str) -
     source = write_folder(tmp_path / "in", suffix=".npy")
     faulty = sorted(source.rglob("*.npy"))[-1]
     sound = faulty.read_bytes()
-    spoil(faulty)
+    cut(faulty)
     with pytest.raises(DataError):
         prepare_folder(source, tmp_path / "set")
     assert (tmp_path / "set.partial").exists(), "the classes before it are kept"
@@ -117,7 +121,7 @@ def test_every_depth_image_of_a_list_is_named(tmp_path: Path) -> None:
     images = sorted((tmp_path / "source/training/images").iterdir())
     windows = sorted((tmp_path / "hands/P0/1").glob("*.bin"))
     for path in (images[0], images[2], windows[1], windows[4]):
-        spoil(path)
+        cut(path)
     for kind, source, faulty in ((MsraHands, "hands", windows[1::3]), (Hands2017, "source", images[0:3:2])):
         with pytest.raises(DataError, match=r"^2 of \d+ samples cannot be used") as caught:
             kind.prepare(source=tmp_path / source, target=tmp_path / "set", name=kind.set_name, progress=no_progress)
@@ -142,7 +146,99 @@ def test_a_part_that_cannot_be_begun_does_not_hide_the_others(tmp_path: Path) ->
     """Labels of one gesture that are no numbers, and an image of another."""
     write_msra_hands(tmp_path / "hands", {"P0/1": 2, "P1/5": 2})
     (tmp_path / "hands/P0/1/joint.txt").write_text("2\n1 2\n1 2\n")
-    spoil(tmp_path / "hands/P1/5/000001_depth.bin")
+    cut(tmp_path / "hands/P1/5/000001_depth.bin")
     with pytest.raises(DataError, match=r"^2 of 4 samples") as caught:
         MsraHands.prepare(source=tmp_path / "hands", target=tmp_path / "set", name="msra_hands", progress=no_progress)
     assert "joint.txt:2: 2 columns, 63 are needed" in lines_of(caught)[1]
+
+
+# --- Prepared sets whose manifest was changed and sealed again, or whose files are links out of the folder ---
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("forged")
+    prepare(write_text(folder / "release"), folder / "set")
+    return folder / "set"
+
+
+@pytest.fixture
+def root(sound: Path, tmp_path: Path) -> Path:
+    """A copy to change."""
+    target = tmp_path / "set"
+    target.mkdir()
+    for path in sound.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def forge(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    change(manifest)
+    (root / "manifest.json").write_text(json.dumps(add_digest(manifest)))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda m: m.update(set=[]), "its 'set' is not a name"),
+        (lambda m: m.update(files=[]), "its 'files' is a list"),
+        (lambda m: m["files"]["train.label.npy"].pop("bytes"), "'bytes' of 'train.label.npy'"),
+        (lambda m: m["splits"]["train"].pop("num_rows"), "'num_rows' of 'train'"),
+        (lambda m: m["splits"]["train"].update(num_rows=-1), "'num_rows' of 'train'"),
+        (lambda m: m["splits"]["train"].update(class_counts=[1]), "'class_counts' of 'train'"),
+        (lambda m: m["columns"]["points"].update(shape=[2**70]), "'shape' of 'points'"),
+        (lambda m: m["columns"]["points"].update(dtype="O"), "'dtype' of 'points'"),
+        (lambda m: m["columns"].update({"../points": m["columns"]["points"]}), "not in its own folder"),
+        (lambda m: m.update(class_names=3), "its 'class_names'"),
+        (lambda m: m.update(num_elements={"train": "many"}), "its 'num_elements'"),
+        (lambda m: m.update(listed={}), "its 'listed' has no 'root'"),
+        (lambda m: m.update(preparation=[1]), "its 'preparation' is a list, and must be a dict"),
+        (lambda m: m.update(source="here"), "its 'source' is a str, and must be a dict"),
+        (lambda m: m.update(unit=["m"]), "its 'unit' is a list, and must be a str"),
+        (lambda m: m["ranges"].update(points="wide"), "its 'ranges' have no two ends of 'points'"),
+    ],
+)
+def test_a_forged_manifest_is_one_line(root: Path, change: Callable[[dict[str, Any]], object], word: str) -> None:
+    forge(root, change)
+    with pytest.raises(DataError, match=word) as caught:
+        read_manifest(root)
+    assert str(root / "manifest.json") in str(caught.value)
+
+
+def test_a_missing_entry_is_named(root: Path) -> None:
+    """Whatever a set of some kind needs beyond what all have."""
+    forge(root, lambda manifest: manifest.pop("layout"))
+    with pytest.raises(DataError, match=r"its entries format, set, .*, \.\.\. lack 'layout'; prepare the set again"):
+        _ = ModelNet40(root=str(root), split="train").info
+
+
+def test_a_label_without_a_class_is_named(root: Path) -> None:
+    labels = np.load(root / "train.label.npy")
+    labels[1] = 4119
+    np.save(root / "train.label.npy", labels)
+    with pytest.raises(DataError, match=r"label of row 1 of 'train' is 4119, there are 40 classes"):
+        ModelNet40(root=str(root), split="train")
+
+
+def test_a_header_of_a_gigabyte_is_not_waited_for(root: Path) -> None:
+    path = root / "train.label.npy"
+    content = path.read_bytes()
+    path.write_bytes(b"\x93NUMPY\x02\x00" + (2**30).to_bytes(4, "little") + content[12:])
+    with pytest.raises(DataError, match=r"train\.label\.npy"):
+        ModelNet40(root=str(root), split="train")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train.points.npy"])
+def test_a_link_out_of_the_folder_is_refused(root: Path, tmp_path: Path, name: str) -> None:
+    os.rename(root / name, tmp_path / "elsewhere")
+    (root / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"{name}: is a link to .*elsewhere, out of the prepared folder"):
+        verify(root)
+
+
+def test_the_folder_and_links_within_it_may_be_links(root: Path, tmp_path: Path) -> None:
+    os.rename(root / "train.points.npy", root / "kept.npy")
+    (root / "train.points.npy").symlink_to("kept.npy")
+    (tmp_path / "other").symlink_to(root)
+    assert verify(tmp_path / "other") > 0

@@ -1,19 +1,23 @@
-"""Spherical projection: hand-worked points, the published code's images, a float64 loop, every kind of row."""
+"""Spherical projection: hand-worked points, published images, a float64 loop, borders, and what a projection shows."""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 
+from sightline.geometry.scans.lift import ProjectionSummary
 from sightline.geometry.scans.projection import (
     Projection,
     RangeView,
+    border_mask,
     compute_pixels,
     count_coverage,
     gather_to_image,
@@ -312,3 +316,64 @@ def test_wrong_points_and_rings_are_named() -> None:
     points[5, 1] = torch.nan
     with pytest.raises(ValueError, match=r"points\[5\], point 5 of scan 0, is .*remove"):
         project_scans(points, view=RangeView(4, 8), offsets=offsets)
+
+
+# --- Borders of classes: the published code's masks, and SciPy's erosions ---
+
+
+@run_each("case", range(8))
+def test_masks_are_those_of_the_published_code(shared: Path, case: int) -> None:
+    golden = load_golden(shared, "border_mask", area="lidar")
+    info = golden.info["cases"][case]
+    label = torch.from_numpy(golden.arrays[f"case{case}/label"].astype(np.int64))[None]
+    found = border_mask(
+        label, size=info["border_size"], connectivity=info["connectivity"], background=info["background_class"]
+    )
+    assert np.array_equal(found[0], golden.arrays[f"case{case}/border"].astype(bool))
+
+
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_masks_are_what_erosions_take_away(connectivity: Literal[4, 8]) -> None:
+    label = torch.randint(0, 3, (2, 4, 8), generator=torch.Generator().manual_seed(0))
+    label = label.repeat_interleave(7, dim=1).repeat_interleave(7, dim=2)
+    shape = ndimage.generate_binary_structure(2, 1 if connectivity == 4 else 2)
+    found = border_mask(label, size=2, connectivity=connectivity)
+    for image, mask in zip(label.numpy(), found.numpy(), strict=True):
+        inside = [ndimage.binary_erosion(image == name, shape, iterations=2) for name in range(3)]
+        assert np.array_equal(mask, ~np.any(inside, axis=0))
+
+
+# --- What a projection shows, and the figures of a perfect network: worked by hand ---
+
+
+AHEAD = RangeView(height=1, width=4, fov_deg=(10.0, -10.0), azimuth_deg=(90.0, -90.0))
+# Columns of 45 degrees: two points in the first, the nearer of class 1; one in the third; one above the image in it.
+POINTS = torch.tensor([[0.1, 5.0, 0.0], [0.2, 9.0, 0.0], [3.0, -0.5, 0.0], [4.0, -0.5, 4.0]])
+LABEL = torch.tensor([1, 2, 2, 2])
+
+
+def summary(label: torch.Tensor | None, *, ignored: int | None = 0) -> dict[str, float]:
+    made = ProjectionSummary(AHEAD, 3, ignored)
+    for points in (POINTS, POINTS * 2):  # the same pixels twice
+        made.add(points, label=label, offsets=torch.tensor([0, len(points)]))
+    return made.figures()
+
+
+def test_by_hand() -> None:
+    """Point 1 gets class 1 of the nearer one, so class 1 has IoU 1/2 and class 2 has 2/3; the vote repairs nothing."""
+    found = summary(LABEL)
+    assert found["points_shown"] == 0.5
+    assert found["points_clamped"] == 0.25
+    assert found["pixels_filled"] == 0.5
+    assert found["ceiling_nearest"] == pytest.approx((1 / 2 + 2 / 3) / 2, abs=1e-4)
+
+
+def test_ignored_points_count_nowhere_whatever_index_they_have() -> None:
+    for ignored, index in ((0, 0), (255, 255), (None, 255)):
+        label = torch.tensor([1, index, 2, 2])
+        assert summary(label, ignored=ignored)["ceiling_nearest"] == 1.0
+
+
+def test_without_labels_there_is_no_ceiling() -> None:
+    assert set(summary(None)) == {"points_shown", "points_clamped", "pixels_filled"}
+    assert set(summary(torch.zeros(4, dtype=torch.int64))) == set(summary(None))

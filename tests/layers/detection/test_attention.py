@@ -1,4 +1,4 @@
-"""Attention layers: published counts and kernels, public reference numbers, gradients, small cases by hand."""
+"""Layers of detectors: attention against public numbers and by hand, frozen norms and frozen parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.images import ATTENTIONS, CBAM, ECA, SimAM, SqueezeExcitation
+from sightline.layers.images import (
+    ATTENTIONS,
+    CBAM,
+    ECA,
+    NORMS,
+    ConvNorm,
+    FrozenBatchNorm,
+    SimAM,
+    SqueezeExcitation,
+    freeze_module,
+    make_group_norm,
+)
 from tests.cases import run_each
 from tests.detect_parity import assert_training, load_detect_golden, load_theirs
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, rule_made_state
@@ -157,3 +168,48 @@ def test_efficient_channels_are_those_of_the_formula(shared: Path) -> None:
         kernel, image, expected = (torch.from_numpy(golden[f"C{width}/{name}"]) for name in ("kernel", "x", "y"))
         layer.conv.weight.data = kernel.view(layer.conv.weight.shape)
         assert_near_largest(layer(image).detach(), expected, OUTPUT_BOUND, f"{width} channels")
+
+
+# --- Frozen norms and frozen parts: what they compute, what they keep, what no optimiser sees ---
+
+
+def a_batch_norm(channels: int = 3) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels).double()
+    norm(torch.randn(4, channels, 5, 5, dtype=torch.float64) * 3 + 1)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def test_a_frozen_norm_is_the_norm_of_evaluation_in_training_too() -> None:
+    norm, image = a_batch_norm(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    frozen = FrozenBatchNorm(3).double().train()
+    frozen.load_state_dict(norm.state_dict())
+    torch.testing.assert_close(frozen(image), norm.eval()(image), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, norm.state_dict()[name]) for name, value in frozen.state_dict().items())
+    assert not list(frozen.parameters())
+    norm.load_state_dict(frozen.state_dict())  # and back
+
+
+def test_a_frozen_part_keeps_its_state_and_loses_its_parameters() -> None:
+    part = nn.Sequential(ConvNorm(in_channels=3, out_channels=4, kernel_size=3), nn.Conv2d(4, 2, 1)).double()
+    part(torch.randn(4, 3, 5, 5, dtype=torch.float64))
+    image, before = torch.randn(2, 3, 5, 5, dtype=torch.float64), part.state_dict()
+    expected = part.eval()(image).detach()
+    freeze_module(part)
+    assert not list(part.parameters())
+    found = part.train()(image)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert not found.requires_grad
+    after = part.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@run_each("channels, groups", [(256, 32), (64, 32), (32, 16), (16, 8), (48, 8), (6, 1), (5, 1), (1, 1)])
+def test_group_norm_has_groups_for_any_width(channels: int, groups: int) -> None:
+    assert make_group_norm(channels).num_groups == groups
+
+
+def test_every_norm_has_a_name() -> None:
+    assert set(NORMS) == {"bn", "frozen_bn", "gn"}

@@ -24,7 +24,7 @@ from sightline.published.rows import nest_paths as _nest_paths
 from sightline.published.translation import convert_state_dict, published_name
 from sightline.types import ComponentConfig
 from tests.cases import run_each
-from tests.command import run_here
+from tests.command import succeed
 from tests.detect_parity import load_detect_golden
 from tests.golden_parity import rule_made_state
 from tests.lidar_parity import theirs_of
@@ -104,10 +104,7 @@ def test_a_file_becomes_a_run(tmp_path: Path, layout: str) -> None:
     file = {published_name(name, layout): value for name, value in own.items() if not name.endswith("tracked")}
     torch.save({"model": file}, tmp_path / "weights.pth")
     words = ["task.assigner.name=fcos"] if layout == "yolox" and "simota" not in registry.assigners.names() else []
-    done = run_here(
-        "data", "convert-weights", tmp_path / "weights.pth", "--layout", layout, "--to", tmp_path / "run", *words
-    )
-    assert done.code == 0, done.err
+    succeed("data", "convert-weights", tmp_path / "weights.pth", "--layout", layout, "--to", tmp_path / "run", *words)
     lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
     assert lineage["from_shapes"] == {"num_classes": classes, **form}
     found = sightline.load_run(tmp_path / "run").model.state_dict()

@@ -19,7 +19,7 @@ from torch import Tensor
 from sightline.engine.run_loading import open_trained
 from sightline.published.conversion import select_classes as _select_classes
 from sightline.types import DataInfo
-from tests.command import run_here
+from tests.command import succeed
 from tests.geometry.boxes.test_priors import STRIDES, maps_of, torchvisions
 from tests.golden_parity import rule_made_state
 from tests.models.detection.test_published_detectors import FCOS, NUM_CLASSES, RETINA, entries, evaluate
@@ -104,13 +104,11 @@ def test_a_photo_is_predicted_as_torchvision_would(tmp_path: Path, shared: Path,
     small = [f"transforms.evaluate.0.{key}={value}" for key, value in (("short_px", 80), ("long_px", 160))]
     small += [f"transforms.evaluate.0.{key}={value}" for key, value in zip(("height", "width"), CANVAS, strict=True)]
     run = tmp_path / "run"
-    done = run_here("data", "convert-weights", tmp_path / "detector.pth", "--layout", layout, "--to", run, *small)
-    assert done.code == 0, done.err
+    done = succeed("data", "convert-weights", tmp_path / "detector.pth", "--layout", layout, "--to", run, *small)
     assert "of the file's 91 classes the 80 of 'coco' are kept, by their names" in done.err
-    done = run_here(
+    succeed(
         "predict", run, photo, f"score={SCORE[layout]}", "--json", tmp_path / "all.json", "--out", tmp_path / "drawn"
     )
-    assert done.code == 0, done.err
     document = json.loads((tmp_path / "all.json").read_text())
     (found,) = document["predictions"]
     assert (tmp_path / "drawn" / "000000000009.boxes.png").stat().st_size > 10_000

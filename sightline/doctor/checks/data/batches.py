@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sightline.data.loading.batch_reader import array_leaves
-from sightline.doctor.checks.data.broken_fields import broken_field
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, check, splits
 from sightline.doctor.core.dry_run import NUM_SAMPLES, step_keys
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.core.sample_statistics import NonFinite, PartStatistics, distinct_parts, read_samples
+from sightline.doctor.core.finding import Fault
+from sightline.doctor.core.sample_statistics import broken_field, read_samples
 from sightline.engine.batch_stream import BatchLoader
 from sightline.engine.build import DataSubset
 from sightline.optional_members import DataMembers, TaskMembers
@@ -25,63 +24,51 @@ _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 
 @check("G6", "missing-batch-keys", "preflight", config_path="data")
-def missing_batch_keys(context: Context) -> list[Finding]:
+def missing_batch_keys(context: Context) -> list[Fault]:
     """Every declared field is in every sample, and every declared key is in the training batches.
 
     Finds: Keys that a data set declares and its samples lack, and keys of a plugin's set that nothing reads.
     """
-    findings = [
-        _finding_samples(context, survey, name, missing)
-        for survey in context.statistics
-        for name, missing in survey.absent.items()
-    ]
-    if not findings:
-        findings += _missing_key_findings(context)
-    return findings or _unread_findings(context)
+    missing = [*_missing_field_faults(context)] or [*_missing_key_faults(context)]
+    return missing or [*_unread_faults(context)]
 
 
-def _finding_samples(context: Context, survey: PartStatistics, name: str, missing: list[int]) -> Finding:
-    is_partial = len(missing) < survey.num_sampled
-    offered = sorted(survey.fields)
-    return broken_field(
-        missing_batch_keys,
-        context,
-        survey,
-        name,
-        "always there" if is_partial else "there",
-        f"the data set declares '{name}', its samples lack it",
-        sample=missing[0],
-        measured=", ".join(offered) or "nothing",
-        detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
-        expected=f"'{name}' in every sample, as info.fields lists it",
-        action=f"return '{name}' from the data set, or take it out of info.fields{suggest(name, offered)}",
-    )
+def _missing_field_faults(context: Context) -> Iterator[Fault]:
+    for survey in context.statistics:
+        offered = sorted(survey.fields)
+        for name, missing in survey.absent.items():
+            yield broken_field(
+                survey,
+                name,
+                "always there" if len(missing) < survey.num_sampled else "there",
+                f"the data set declares '{name}', its samples lack it",
+                sample=missing[0],
+                measured=", ".join(offered) or "nothing",
+                detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
+                expected=f"'{name}' in every sample, as info.fields lists it",
+                action=f"return '{name}' from the data set, or take it out of info.fields{suggest(name, offered)}",
+            )
 
 
-def _missing_key_findings(context: Context) -> list[Finding]:
+def _missing_key_faults(context: Context) -> Iterator[Fault]:
     """Find keys that the reader declares and its batches lack: a collate or transform lost them."""
-    dry_run = context.dry_run
-    declared = context.built.data.train.reader.keys
-    missing = sorted(declared - dry_run.batch.keys()) if dry_run.batch else []
-    return [
-        missing_batch_keys.finding(
-            context,
+    batch, declared = context.dry_run.batch, context.built.data.train.reader.keys
+    for name in sorted(declared - batch.keys()) if batch else ():
+        yield Fault(
             f"training batches lack '{name}', which their samples have",
             causes=("cfg.contract", "data.missing_modality", "data.padding"),
             split="train",
-            measured=f"a batch has {', '.join(sorted(dry_run.batch))}",
+            measured=f"a batch has {', '.join(sorted(batch))}",
             expected=", ".join(sorted(declared)),
             action=f"keep '{name}' in the data set's collate or get_batch",
             evidence={"field": name},
         )
-        for name in missing
-    ]
 
 
-def _unread_findings(context: Context) -> list[Finding]:
+def _unread_faults(context: Context) -> Iterator[Fault]:
     dry_run, dataset = context.dry_run, context.built.data.train.dataset
     if not dry_run.is_sound or type(dataset).__module__.startswith("sightline."):  # our sets serve several tasks
-        return []
+        return
     by_metrics = {name for meter in context.built.selection_evaluator.metrics for name in meter.update.names}
     by_name = dry_run.batch_reads | by_metrics | TaskMembers.extra_batch_keys.get(context.built.job.task)
     if "features" in by_name:  # these fields travel inside it
@@ -92,11 +79,8 @@ def _unread_findings(context: Context) -> list[Finding]:
         for name in sorted(dry_run.batch.keys() - reads)
         if name not in _NOT_READ_BY_NAME and not name.endswith("_mask")
     ]
-    if not unread:
-        return []
-    return [
-        missing_batch_keys.finding(
-            context,
+    if unread:
+        yield Fault(
             f"nothing reads {', '.join(repr(name) for name in unread)} of a batch",
             severity="note",
             causes=("cfg.contract",),
@@ -105,36 +89,35 @@ def _unread_findings(context: Context) -> list[Finding]:
             expected="nothing; transforms may need these keys",
             action="leave it, or turn them off in the data set if reading them takes time",
         )
-    ]
 
 
 _MAX_SHOWN = 8
 
 
-@check("G6", "broken-offsets", "preflight", causes=("data.layout", "cfg.contract", "data.padding"), config_path="data")
-def broken_offsets(context: Context) -> list[Finding]:
+@check(
+    "G6",
+    "broken-offsets",
+    "preflight",
+    each=splits,
+    causes=("data.layout", "cfg.contract", "data.padding"),
+    config_path="data",
+    expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
+    action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
+)
+def broken_offsets(context: Context, part: DataSubset) -> Fault | None:
     """Offsets start at 0, never fall, end with the number of points, and match the sizes of samples read alone.
 
     Finds: Offsets of a ragged batch that are not cumulative cloud sizes: not from 0, falling, not up to all points.
     """
-    findings = []
-    for part in distinct_parts(context.built.data):
-        reader = context.built.job.stream.reader if part.split == "train" else part.reader
-        finding = next(_part_findings(context, part, reader), None)
-        findings += [finding] if finding is not None else []
-    return findings
-
-
-def _part_findings(context: Context, part: DataSubset, reader: BatchLoader) -> Iterator[Finding]:
     is_own_collate = _has_own_collate(part)
     if part.split == "train":
-        keys, batch = step_keys(context.built.job, step=0), context.dry_run.batch
-        keys = keys[: context.dry_run.num_samples]
+        reader, batch = context.built.job.stream.reader, context.dry_run.batch
+        keys = step_keys(context.built.job, step=0)[: context.dry_run.num_samples]
     elif is_own_collate and "offsets" in part.reader.keys:
-        keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:NUM_SAMPLES]]
+        reader, keys = part.reader, [SampleKey(int(i), 0, context.config.seed) for i in part.indices[:NUM_SAMPLES]]
         batch = _read(reader, keys)
     else:
-        return  # this package's collate computes offsets from the lengths
+        return None  # this package's collate computes offsets from the lengths
     fields = part.reader.fields
     for name in _list_offsets_names(fields, batch):
         fault = next(_find_faults(batch, name, _count_rows(fields, batch, name), len(keys)), None)
@@ -142,7 +125,15 @@ def _part_findings(context: Context, part: DataSubset, reader: BatchLoader) -> I
         if fault is None and is_own_collate:
             fault, sample = _compare_with_single_reads(reader, keys, batch[name], name)
         if fault is not None:
-            yield _finding_offsets(context, part, name, fault, sample, batch[name])
+            values = batch[name].flatten().tolist() if isinstance(batch[name], Tensor) else [str(batch[name])]
+            shown = ", ".join(map(str, values[:_MAX_SHOWN])) + (", .." if len(values) > _MAX_SHOWN else "")
+            return Fault(
+                f"offsets do not split a batch into its clouds: {fault}",
+                sample=sample,
+                measured=f"{fault}; {name} = [{shown}]",
+                evidence={"field": name, "offsets": values[:64]},
+            )
+    return None
 
 
 def _read(reader: BatchLoader, keys: Sequence[SampleKey]) -> Batch:
@@ -201,39 +192,15 @@ def _compare_with_single_reads(
     return None, None
 
 
-def _finding_offsets(
-    context: Context, part: DataSubset, name: str, fault: str, sample: int | None, offsets: Any
-) -> Finding:
-    values = offsets.flatten().tolist() if isinstance(offsets, Tensor) else [str(offsets)]
-    shown = ", ".join(map(str, values[:_MAX_SHOWN])) + (", .." if len(values) > _MAX_SHOWN else "")
-    return broken_offsets.finding(
-        context,
-        f"offsets do not split a batch into its clouds: {fault}",
-        split=part.split,
-        sample=sample,
-        measured=f"{fault}; {name} = [{shown}]",
-        expected="int64 (S+1,): 0, then the sum of all sizes up to each cloud; so the last is the number of points",
-        action="mend `collate` or `get_batch` of the data set; fields with collate='concatenate' need neither",
-        evidence={"field": name, "offsets": values[:64]},
-    )
-
-
 @check("G17", "non-finite-data", "preflight")
-def non_finite_data(context: Context) -> list[Finding]:
+def non_finite_data(context: Context) -> list[Fault]:
     """All sampled values are finite, before the transforms and in a training batch after them.
 
     Finds: NaN or infinity in the data, before or after its transforms.
     """
-    findings = [
-        _finding_field(context, survey, name, statistics.non_finite, statistics.num_non_finite)
-        for survey in context.statistics
-        for name, statistics in survey.fields.items()
-        if statistics.non_finite is not None and not _may_be_nan(survey.part.dataset, name, statistics.non_finite.value)
-    ]
-    reported = {finding.evidence["field"] for finding in findings}
-    return findings + [
-        finding for finding in _non_finite_findings(context) if finding.evidence["field"] not in reported
-    ]
+    stored = list(_stored_faults(context))
+    reported = {fault.evidence["field"] for fault in stored}
+    return stored + [fault for fault in _batch_faults(context) if fault.evidence["field"] not in reported]
 
 
 def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
@@ -241,7 +208,7 @@ def _may_be_nan(dataset: Dataset, name: str, value: float) -> bool:
     return field is not None and field.may_be_nan and math.isnan(value)
 
 
-def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -> int | None:
+def sample_of_element(batch: Mapping[str, Any], tensor: Tensor, position: tuple[int, ...]) -> int | None:
     """Return the sample index of an element of a batch tensor: by its row, or by the offsets of ragged fields."""
     indices = batch.get("sample_index")
     if indices is None or not position:
@@ -254,63 +221,85 @@ def sample_of_element(batch: Batch, tensor: Tensor, position: tuple[int, ...]) -
     return None
 
 
-def _finding_field(context: Context, survey: PartStatistics, name: str, fault: NonFinite, count: int) -> Finding:
+def _stored_faults(context: Context) -> Iterator[Fault]:
     dry_run = context.dry_run
-    features = survey.part.dataset.info.features
-    reads = dry_run.batch_reads | (set(features) if "features" in dry_run.batch_reads else set())
-    is_read = name in reads or not dry_run.batch_reads
-    return broken_field(
-        non_finite_data,
-        context,
-        survey,
-        name,
-        "finite",
-        f"'{name}' has {fault.value} in {count} of the samples looked at",
-        severity="error" if is_read else "note",
-        sample=fault.sample,
-        measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
-        joined="of",
-        expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
-        action="repair or leave out the sample where the data set reads it; mark missing values by a mask, not by NaN",
-        evidence={"samples": count},
-    )
-
-
-def _non_finite_findings(context: Context) -> Iterator[Finding]:
-    """Find non-finite values in the first training batch, of which the transforms may be the cause."""
-    batch = context.dry_run.batch
-    for key, value in batch.items():
-        for leaf, tensor in array_leaves(value, key):
-            is_unsound = ~tensor.isfinite()
-            if _may_be_nan(context.built.data.train.dataset, key, math.nan):
-                is_unsound &= ~tensor.isnan()
-            if not bool(is_unsound.any()):
+    for survey in context.statistics:
+        reads = dry_run.batch_reads | (
+            set(survey.part.dataset.info.features) if "features" in dry_run.batch_reads else set()
+        )
+        for name, statistics in survey.fields.items():
+            fault = statistics.non_finite
+            if fault is None or _may_be_nan(survey.part.dataset, name, fault.value):
                 continue
-            position = tuple(is_unsound.nonzero()[0].tolist())
-            yield _finding_leaf(context, key, leaf, tensor, position)
-            break
+            is_read = name in reads or not dry_run.batch_reads
+            yield broken_field(
+                survey,
+                name,
+                "finite",
+                f"'{name}' has {fault.value} in {statistics.num_non_finite} of the samples looked at",
+                severity="error" if is_read else "note",
+                sample=fault.sample,
+                measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
+                joined="of",
+                expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
+                action="repair or leave out the sample where the data set reads it; mark missing values by a mask, "
+                "not by NaN",
+                evidence={"samples": statistics.num_non_finite},
+            )
 
 
-def _finding_leaf(context: Context, key: str, leaf: str, tensor: Tensor, position: tuple[int, ...]) -> Finding:
+class NonFiniteNumber(NamedTuple):
+    """First NaN or infinity of a tensor in a batch: its key, leaf and position, and its sample if known."""
+
+    key: str
+    leaf: str
+    position: tuple[int, ...]
+    value: float
+    sample: int | None
+    num_bad: int
+    size: int
+
+
+def find_non_finite(
+    batch: Mapping[str, Any], keys: Iterable[str], may_be_nan: Callable[[str], bool] = lambda key: False
+) -> Iterator[NonFiniteNumber]:
+    """Find the first number that is not finite of each tensor under these keys; NaN is allowed where declared."""
+    for key in keys:
+        for leaf, tensor in array_leaves(batch[key], key):
+            is_unsound = ~tensor.isfinite()
+            if may_be_nan(key):
+                is_unsound &= ~tensor.isnan()
+            if bool(is_unsound.any()):
+                position = tuple(is_unsound.nonzero()[0].tolist())
+                sample, num_bad = sample_of_element(batch, tensor, position), int(is_unsound.sum())
+                yield NonFiniteNumber(key, leaf, position, float(tensor[position]), sample, num_bad, tensor.numel())
+
+
+def _batch_faults(context: Context) -> Iterator[Fault]:
+    """Find non-finite values in the first training batch, of which the transforms may be the cause."""
+    batch, dataset = context.dry_run.batch, context.built.data.train.dataset
     names = ", ".join(component.name for component in context.config.transforms.train) or "none"
-    index = sample_of_element(context.dry_run.batch, tensor, position)
-    is_stored = index is not None and _is_stored(context, index)
-    causes = ("data.corrupt_sample", "data.normalisation") if is_stored else ("data.normalisation", "model.numerics")
-    return non_finite_data.finding(
-        context,
-        f"'{key}' of a training batch has {float(tensor[position])}",
-        causes=causes,
-        at="data" if is_stored else "transforms.train",
-        split="train",
-        sample=index,
-        measured=f"{float(tensor[position])} at {leaf}{list(position)}; before the transforms the sample "
-        + ("has it too" if is_stored else "is finite"),
-        expected=f"finite numbers after the transforms ({names})",
-        action="repair or leave out the sample"
-        if is_stored
-        else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
-        evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},
-    )
+    for key in batch:
+        number = next(find_non_finite(batch, [key], lambda name: _may_be_nan(dataset, name, math.nan)), None)
+        if number is None:
+            continue
+        is_stored = number.sample is not None and _is_stored(context, number.sample)
+        yield Fault(
+            f"'{key}' of a training batch has {number.value}",
+            causes=("data.corrupt_sample", "data.normalisation")
+            if is_stored
+            else ("data.normalisation", "model.numerics"),
+            at="data" if is_stored else "transforms.train",
+            split="train",
+            sample=number.sample,
+            measured=f"{number.value} at {number.leaf}{list(number.position)}; before the transforms the sample "
+            + ("has it too" if is_stored else "is finite"),
+            expected=f"finite numbers after the transforms ({names})",
+            action="repair or leave out the sample"
+            if is_stored
+            else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
+            evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},
+        )
 
 
 def _is_stored(context: Context, index: int) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sightline.doctor.context import Context, check
-from sightline.doctor.core.assigned_boxes import is_significantly_above
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.context import Context, assignments, check, surveys
+from sightline.doctor.core.assigned_boxes import AssignedBoxes, is_significantly_above
+from sightline.doctor.core.finding import Fault, Hypothesis, explain
 from sightline.doctor.core.sample_statistics import PartStatistics
 from sightline.engine.device import to_device
 from sightline.geometry.boxes.overlaps import box_areas, box_sizes, ioa
@@ -26,17 +27,26 @@ explain. Another format of boxes would explain them only if most boxes began nea
 """
 
 
-@check("G31", "broken-boxes", "preflight", config_path="data")
-def broken_boxes(context: Context) -> list[Finding]:
+@check(
+    "G31",
+    "broken-boxes",
+    "preflight",
+    each=surveys,
+    config_path="data",
+    expected="left < right and top < bottom, in pixels of the image",
+    action="look at `sightline view`, and convert boxes where the data set reads them",
+)
+def broken_boxes(context: Context, survey: PartStatistics) -> Iterator[Fault]:
     """Corners of boxes are in order, and no other box format puts far more of the boxes into their images.
 
     Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
 
     Trained and scored boxes are checked; boxes may extend beyond an image, as those of partly visible people do.
     """
-    tables = [(survey, field) for survey in context.statistics if survey.boxed for field in ("truth", "boxes")]
-    findings = [_finding_boxes(context, survey, *_collect_boxes(survey, field)) for survey, field in tables]
-    return [finding for finding in findings if finding is not None]
+    for field in ("truth", "boxes") if survey.boxed else ():
+        boxes, limit = _collect_boxes(survey, field)
+        if len(boxes):
+            yield from _box_faults(survey, boxes, limit)
 
 
 def _collect_boxes(survey: PartStatistics, field: str) -> tuple[Tensor, Tensor]:
@@ -51,51 +61,48 @@ def _collect_boxes(survey: PartStatistics, field: str) -> tuple[Tensor, Tensor]:
     return torch.cat(boxes), torch.cat(limits)
 
 
-def _finding_boxes(context: Context, survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Finding | None:
-    if not len(boxes):
-        return None
+def _iter_readings(boxes: Tensor, limit: Tensor) -> Iterator[Hypothesis]:
+    """Yield other formats that boxes may have, with the number of boxes that are unsound if read so."""
     first, last = boxes.split(2, dim=1)
-    readings = {  # possible format -> its cause, the corners of the boxes in it, the sizes of the images
-        "left, top, width, height": ("assign.box_format", (first, first + last), limit),
-        "centre, width and height": ("assign.box_format", (first - last / 2, first + last / 2), limit),
-        "corners that were read as left, top, width, height": ("assign.box_format", (first, last - first), limit),
-        "centre, centre + width and height": ("assign.box_format", (1.5 * first - last / 2, (first + last) / 2), limit),
-        "right, bottom, left, top": ("assign.box_format", (last, first), limit),
-        "top, left, bottom, right": ("cfg.axis_swap", (first.flip(1), last.flip(1)), limit),
-        "boxes of images with width and height exchanged": ("cfg.axis_swap", (first, last), limit[:, [1, 0, 3, 2]]),
-        _SHARES: ("data.normalisation", (limit[:, :2] * first, limit[:, :2] * last), limit),
-    }
-    count, num_reversed = len(boxes), int((last <= first).any(dim=1).sum())
-    num_left = {
-        reading: _count_unsound(torch.cat(corners, dim=1), sizes) for reading, (_, corners, sizes) in readings.items()
-    }
-    is_shares = count >= _MIN_BOXES and float(boxes.max()) <= _MAX_SHARES_PX
-    likely = _SHARES if is_shares else min(num_left, key=num_left.__getitem__)
-    num_unsound, max_share = _count_unsound(boxes, limit), num_left[likely] / count + _MIN_EXPLAINED
+    for cause, text, corners, sizes in (
+        ("assign.box_format", "left, top, width, height", (first, first + last), limit),
+        ("assign.box_format", "centre, width and height", (first - last / 2, first + last / 2), limit),
+        ("assign.box_format", "corners that were read as left, top, width, height", (first, last - first), limit),
+        ("assign.box_format", "centre, centre + width and height", (1.5 * first - last / 2, (first + last) / 2), limit),
+        ("assign.box_format", "right, bottom, left, top", (last, first), limit),
+        ("cfg.axis_swap", "top, left, bottom, right", (first.flip(1), last.flip(1)), limit),
+        ("cfg.axis_swap", "boxes of images with width and height exchanged", (first, last), limit[:, [1, 0, 3, 2]]),
+        ("data.normalisation", _SHARES, (limit[:, :2] * first, limit[:, :2] * last), limit),
+    ):
+        yield Hypothesis(cause, text, _count_unsound(torch.cat(corners, dim=1), sizes))
+
+
+def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterator[Fault]:
+    count, num_unsound, highest = len(boxes), _count_unsound(boxes, limit), float(boxes.max())
+    num_reversed = int((boxes[:, 2:] <= boxes[:, :2]).any(dim=1).sum())
+    readings = explain(0, math.inf, _iter_readings(boxes, limit), likeness=lambda found, predicted: found - predicted)
+    is_shares = count >= _MIN_BOXES and highest <= _MAX_SHARES_PX
+    likely = next(reading for reading in readings if reading.text == _SHARES or not is_shares)
+    num_left = likely.hypothesis.prediction
     is_explained = is_shares or (
-        is_significantly_above(num_unsound, count, max_share) and num_left[likely] <= _MAX_LEFT * num_unsound
+        is_significantly_above(num_unsound, count, num_left / count + _MIN_EXPLAINED)
+        and num_left <= _MAX_LEFT * num_unsound
     )
     num_outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - num_reversed
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
-    causes = [readings[likely][0]] if is_explained else ["data.corrupt_sample", "assign.box_format"]
+    causes = [likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"]
     min_images = _MIN_IMAGES_OF_FORMAT if causes == ["assign.box_format"] else _MIN_IMAGES
-    if not (num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images)):
-        return None
-    measured = (
-        f"{num_reversed} of {count} boxes have right <= left or bottom <= top, {num_outside} others are mostly "
-        f"outside, coordinates reach {float(boxes.max()):.4g} px, in {survey.coverage_text}"
-    )
-    return broken_boxes.finding(
-        context,
-        f"boxes look like {likely}" if is_explained else "corners are in the wrong order, or outside their images",
-        split=survey.part.split,
-        severity="error" if num_reversed or is_shares else "warning",
-        causes=causes,
-        measured=measured,
-        expected="left < right and top < bottom, in pixels of the image",
-        action="look at `sightline view`, and convert boxes where the data set reads them",
-        evidence={"field": "boxes"},
-    )
+    if num_reversed or is_shares or (is_outside and len(survey.boxed) >= min_images):
+        yield Fault(
+            f"boxes look like {likely.text}"
+            if is_explained
+            else "corners are in the wrong order, or outside their images",
+            severity="error" if num_reversed or is_shares else "warning",
+            causes=causes,
+            measured=f"{num_reversed} of {count} boxes have right <= left or bottom <= top, {num_outside} others are "
+            f"mostly outside, coordinates reach {highest:.4g} px, in {survey.coverage_text}",
+            evidence={"field": "boxes"},
+        )
 
 
 def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
@@ -104,30 +111,31 @@ def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
 
 
 @check(
-    "G32", "swapped-canvas", "preflight", severity="warning", causes=("cfg.axis_swap",), config_path="transforms.train"
+    "G32",
+    "swapped-canvas",
+    "preflight",
+    each=assignments,
+    severity="warning",
+    causes=("cfg.axis_swap",),
+    config_path="transforms.train",
+    action="exchange height and width in transforms.train and transforms.evaluate",
 )
-def swapped_canvas(context: Context) -> list[Finding]:
+def swapped_canvas(context: Context, assigned: AssignedBoxes) -> Fault | None:
     """Images, scaled to fit, would not fill 15 % more of a canvas with height and width exchanged.
 
     Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
     """
-    if context.assignments is None:
-        return []
     height, width = context.first_outputs[0]["image"].shape[2:]
-    ratios = context.assignments.file_px[:, 1] / context.assignments.file_px[:, 0]
+    ratios = assigned.file_px[:, 1] / assigned.file_px[:, 0]
     shapes = (width / height, height / width)
     filled, filled_if_swapped = (float(torch.minimum(ratios / shape, shape / ratios).mean()) for shape in shapes)
     if filled_if_swapped - filled <= _MAX_GAIN:
-        return []
-    return [
-        swapped_canvas.finding(
-            context,
-            "images would fill the canvas far better if its width and height were exchanged",
-            measured=f"{filled:.0%} of height {height} and width {width}, of {len(ratios)} training images",
-            expected=f"{filled_if_swapped:.0%}, with height {width} and width {height}",
-            action="exchange height and width in transforms.train and transforms.evaluate",
-        )
-    ]
+        return None
+    return Fault(
+        "images would fill the canvas far better if its width and height were exchanged",
+        measured=f"{filled:.0%} of height {height} and width {width}, of {len(ratios)} training images",
+        expected=f"{filled_if_swapped:.0%}, with height {width} and width {height}",
+    )
 
 
 _MIN_IOU, _MAX_UNCOVERED, _MIN_ASSIGNED_BOXES = 0.3, 0.02, 5
@@ -139,68 +147,66 @@ _MAX_AVOIDABLE = 0.03
     "G29",
     "anchor-coverage",
     "preflight",
+    each=assignments,
     severity="warning",
     causes=("assign.anchor_coverage", "cfg.axis_swap", "assign.box_format"),
     config_path="task.anchors",
     expected=f"at most {_MAX_UNCOVERED:.0%}",
     action="set base_strides, scales and ratios (height over width) of task.anchors to the boxes on the canvas",
 )
-def anchor_coverage(context: Context) -> list[Finding]:
+def anchor_coverage(context: Context, assigned: AssignedBoxes) -> Fault | None:
     """No more than 2 % of the boxes lack an anchor with an IoU of 0.3; boxes smaller than a cell are not counted.
 
     Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
 
     No anchors would fit such small boxes: the canvas is too small for them.
     """
-    assignments = context.assignments
-    if assignments is None or assignments.priors.kind != "anchors":
-        return []
-    is_counted = box_areas(assignments.boxes) >= assignments.priors.strides[0] ** 2
-    missed = assignments.boxes[is_counted & (assignments.best_iou.amax(dim=1) < _MIN_IOU)]
+    if assigned.priors.kind != "anchors":
+        return None
+    is_counted = box_areas(assigned.boxes) >= assigned.priors.strides[0] ** 2
+    missed = assigned.boxes[is_counted & (assigned.best_iou.amax(dim=1) < _MIN_IOU)]
     share = len(missed) / max(1, int(is_counted.sum()))
     if not is_significantly_above(len(missed), int(is_counted.sum()), _MAX_UNCOVERED):
-        return []
+        return None
     width, height = box_sizes(missed).median(dim=0).values.tolist()
-    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(assignments.priors.coordinates).sqrt().aminmax())
+    sides = " to ".join(f"{float(edge):.0f}" for edge in box_areas(assigned.priors.coordinates).sqrt().aminmax())
     measured = (
         f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, of median width {width:.0f} "
-        f"and height {height:.0f} px, of {assignments.looked_at}; anchors have sides of {sides} px"
+        f"and height {height:.0f} px, of {assigned.looked_at}; anchors have sides of {sides} px"
     )
-    return [anchor_coverage.finding(context, f"no anchor fits {share:.0%} of the boxes", measured=measured)]
+    return Fault(f"no anchor fits {share:.0%} of the boxes", measured=measured)
 
 
 @check(
     "G30",
     "unmatched-boxes",
     "preflight",
+    each=assignments,
     severity="warning",
     causes=("assign.unmatched_gt", "assign.anchor_coverage", "loss.negatives"),
     config_path="task.assigner",
     action="look at the thresholds of the assigner, and at boxes on the canvas (`sightline view`); max_iou with "
     "low_quality: guarantee gives every box a prior",
 )
-def unmatched_boxes(context: Context) -> Iterator[Finding]:
+def unmatched_boxes(context: Context, assigned: AssignedBoxes) -> Iterator[Fault]:
     """Priors are both positive and negative, boxes with a free prior get one, levels with boxes have positives.
 
     Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
 
     Boxes without a prior are only a note if no free prior overlaps them.
     """
-    assignments = context.assignments
-    if assignments is None or not len(assignments.boxes):
+    if not len(assigned.boxes):
         return
-    positives, negatives = assignments.positives.sum(dim=0).tolist(), assignments.negatives.sum(dim=0).tolist()
+    positives, negatives = assigned.positives.sum(dim=0).tolist(), assigned.negatives.sum(dim=0).tolist()
     levels = (
         f"by level: positives {positives}, negatives {negatives}, boxes of its size "
-        f"{assignments.num_boxes_of_level}; {assignments.looked_at}"
+        f"{assigned.num_boxes_of_level}; {assigned.looked_at}"
     )
     if not sum(positives) or not sum(negatives):
         role = "is background" if sum(positives) else "is assigned a box"
-        yield unmatched_boxes.finding(
-            context, f"no prior {role}", severity="error", measured=levels, expected="positives and negatives"
-        )
+        yield Fault(f"no prior {role}", severity="error", measured=levels, expected="positives and negatives")
         return
-    pairs = zip(assignments.priors.strides, assignments.num_boxes_of_level, positives, strict=True)
+    pairs = zip(assigned.priors.strides, assigned.num_boxes_of_level, positives, strict=True)
     idle = [
         str(stride)
         for stride, num_sized, num_positives in pairs
@@ -208,31 +214,32 @@ def unmatched_boxes(context: Context) -> Iterator[Finding]:
     ]
     if idle:
         summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
-        yield unmatched_boxes.finding(context, summary, measured=levels, expected="positives on each of these levels")
-    unmatched = int(assignments.is_unmatched.sum())
-    avoidable = int((assignments.is_unmatched & (assignments.best_free >= _MIN_IOU)).sum())
-    is_fault = is_significantly_above(avoidable, len(assignments.boxes), _MAX_AVOIDABLE)
-    if is_fault or is_significantly_above(unmatched, len(assignments.boxes), _MAX_AVOIDABLE):
-        yield unmatched_boxes.finding(
-            context,
-            f"{unmatched / len(assignments.boxes):.0%} of the boxes are not assigned to any prior",
+        yield Fault(summary, measured=levels, expected="positives on each of these levels")
+    unmatched = int(assigned.is_unmatched.sum())
+    avoidable = int((assigned.is_unmatched & (assigned.best_free >= _MIN_IOU)).sum())
+    is_fault = is_significantly_above(avoidable, len(assigned.boxes), _MAX_AVOIDABLE)
+    if is_fault or is_significantly_above(unmatched, len(assigned.boxes), _MAX_AVOIDABLE):
+        yield Fault(
+            f"{unmatched / len(assigned.boxes):.0%} of the boxes are not assigned to any prior",
             severity="warning" if is_fault else "note",
-            measured=f"{unmatched} of {assignments.looked_at}, {avoidable} with an IoU of {_MIN_IOU:g} with a free "
-            "prior",
+            measured=f"{unmatched} of {assigned.looked_at}, {avoidable} with an IoU of {_MIN_IOU:g} with a free prior",
             expected=f"at most {_MAX_AVOIDABLE:.0%} without a prior although a free one overlaps them",
         )
 
 
 @check(
-    "G30", "ignored-regions", "preflight", causes=("assign.ignore", "data.ignore_handling"), config_path="task.assigner"
+    "G30",
+    "ignored-regions",
+    "preflight",
+    each=assignments,
+    causes=("assign.ignore", "data.ignore_handling"),
+    config_path="task.assigner",
 )
-def ignored_regions(context: Context) -> Iterator[Finding]:
+def ignored_regions(context: Context, assigned: AssignedBoxes) -> Iterator[Fault]:
     """Priors in ignored regions are neither positive nor background; training ignores what scoring ignores.
 
     Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
     """
-    if context.assignments is None:
-        return
     task, batch = context.built.job.task, to_device(context.first_outputs[0], torch.device("cpu"))
     count, size_px = len(batch["image"]), [float(side) for side in batch["image"].shape[:1:-1]]
     batch |= {"boxes": torch.tensor([[0.0, 0.0, *size_px]]).repeat(count, 1), "box_offsets": torch.arange(count + 1)}
@@ -242,8 +249,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
     target = task.context(context.built.job.model, batch)["target"]  # type: ignore[attr-defined]
     num_learned = int(((target >= 0) | (is_inside & (target == BACKGROUND))).sum())
     if num_learned:
-        yield ignored_regions.finding(
-            context,
+        yield Fault(
             "priors inside an ignored region are learned as background, or as its boxes",
             measured=f"{num_learned} of {target.numel()} priors, {int((target >= 0).sum())} of them with a box, where "
             "all of the image is one ignored region",
@@ -253,8 +259,7 @@ def ignored_regions(context: Context) -> Iterator[Finding]:
     for survey in context.statistics:
         num_scored = sum(int((sample["truth"][:, 6] > 0).sum()) for sample in survey.boxed)
         if num_scored >= _MIN_ASSIGNED_BOXES and not any(sample["is_ignored"].any() for sample in survey.boxed):
-            yield ignored_regions.finding(
-                context,
+            yield Fault(
                 "scored labels have ignored boxes, training labels have none: their regions are learned as background",
                 severity="warning",
                 causes=("data.ignore_handling",),

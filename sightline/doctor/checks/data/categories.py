@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.context import Context, check, surveys
+from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.sample_statistics import (
     PartStatistics,
     SampleLabelCounts,
@@ -19,7 +20,7 @@ _MIN_SAMPLES = 8  # 8 samples of one category by chance: 16 ^ -7, with as many s
 
 
 @check("G6", "missing-category", "preflight", config_path="data")
-def missing_category(context: Context) -> list[Finding]:
+def missing_category(context: Context) -> Iterator[Fault]:
     """Samples of a part set have a `category`, of more than one value, and each category a list of parts.
 
     Finds: Part sets whose category is missing, always the same, or numbered differently from the facts.
@@ -27,26 +28,31 @@ def missing_category(context: Context) -> list[Finding]:
     facts = context.built.data.facts
     table = parts_by_category(facts)
     if table is None:
-        return []
-    survey = context.statistics[0]
-    return [*_table_findings(context, facts, table), *_sample_findings(context, survey, len(table))]
+        return
+    for measured, summary, expected in itertools.islice(_iter_table_faults(facts, table), 1):
+        yield Fault(
+            summary,
+            causes=("cfg.class_count", "data.label_mapping"),
+            split="train",
+            measured=measured,
+            expected=expected,
+            action="correct the facts of the data set",
+            evidence={"looked_at": "the facts of the data set"},
+        )
+    yield from _sample_faults(facts, context.statistics[0], len(table))
 
 
-def _table_findings(context: Context, facts: Mapping[str, Any], table: list[list[int]]) -> Iterator[Finding]:
-    """Find a `parts_of_category` with a wrong number of lists, or with classes that are not in exactly one."""
-    for fact, count in (
-        ("num_categories", facts.get("num_categories")),
-        ("category_names", facts.get("category_names")),
-    ):
+def _iter_table_faults(facts: Mapping[str, Any], table: list[list[int]]) -> Iterator[tuple[str, str, str]]:
+    """Yield what is measured, summary and expectation of a wrong number of lists, or classes not in exactly one."""
+    for fact in ("num_categories", "category_names"):
+        count = facts.get(fact)
         stated = count if isinstance(count, int) else None if count is None else len(count)
         if stated is not None and stated != len(table):
-            yield _finding_facts(
-                context,
-                f"parts_of_category has {len(table)} categories, {fact} {stated}",
+            yield (
                 f"parts_of_category: {len(table)}; {fact}: {stated}",
+                f"parts_of_category has {len(table)} categories, {fact} {stated}",
                 f"as many lists of parts as categories, {stated}",
             )
-            return
     num_classes = facts.get("num_classes")
     owners: dict[int, list[int]] = {}
     for category, parts in enumerate(table):
@@ -55,37 +61,32 @@ def _table_findings(context: Context, facts: Mapping[str, Any], table: list[list
     shared = [(part, ids) for part, ids in sorted(owners.items()) if len(ids) > 1]
     missing = [part for part in range(num_classes) if part not in owners] if isinstance(num_classes, int) else []
     unknown = [part for part in owners if isinstance(num_classes, int) and not 0 <= part < num_classes]
-    if shared or missing or unknown:
-        faults = [f"part {part} belongs to the categories {', '.join(map(str, ids))}" for part, ids in shared[:3]]
-        faults += [f"part {part} belongs to none" for part in missing[:3]]
-        faults += [f"part {part} is not one of the {num_classes} classes" for part in unknown[:3]]
-        yield _finding_facts(
-            context,
-            f"parts_of_category does not partition the classes: {faults[0]}",
+    faults = [f"part {part} belongs to the categories {', '.join(map(str, ids))}" for part, ids in shared[:3]]
+    faults += [f"part {part} belongs to none" for part in missing[:3]]
+    faults += [f"part {part} is not one of the {num_classes} classes" for part in unknown[:3]]
+    if faults:
+        yield (
             "; ".join(faults),
+            f"parts_of_category does not partition the classes: {faults[0]}",
             f"each of the {num_classes} classes in exactly one category",
         )
 
 
-def _sample_findings(context: Context, survey: PartStatistics, num_categories: int) -> Iterator[Finding]:
-    field = survey.fields.get("category")
+def _sample_faults(facts: Mapping[str, Any], survey: PartStatistics, num_categories: int) -> Iterator[Fault]:
+    field, evidence = survey.fields.get("category"), {"looked_at": survey.coverage_text}
     if field is None and survey.num_sampled:
-        yield missing_category.finding(
-            context,
+        yield Fault(
             f"the facts state {num_categories} categories, but samples have no 'category'",
             causes=("cfg.contract", "data.missing_modality"),
             split="train",
             measured=f"samples have {', '.join(sorted(survey.fields))}",
             expected="the key 'category', one integer for each sample: models take its one-hot, metrics its parts",
             action="return 'category' from the data set and name it in info.fields, or take parts_of_category out",
-            evidence={"looked_at": survey.coverage_text},
+            evidence=evidence,
         )
     elif field is not None and len(field.values) == 1 and survey.num_sampled >= _MIN_SAMPLES and num_categories > 1:
-        value = next(iter(field.values))
-        names = context.built.data.facts.get("category_names") or ()
-        category = f"{value} ({names[value]})" if 0 <= value < len(names) else str(value)
-        yield missing_category.finding(
-            context,
+        category = _format_class(facts, "category_names", next(iter(field.values)))
+        yield Fault(
             f"'category' is {category} in every sampled training sample",
             severity="warning",
             causes=("data.sampling", "data.label_mapping", "data.ordering"),
@@ -93,21 +94,8 @@ def _sample_findings(context: Context, survey: PartStatistics, num_categories: i
             measured=f"one value in {survey.coverage_text}",
             expected=f"several of the {num_categories} categories",
             action="return each sample's own category; for a set of one category alone, state num_categories: 1",
-            evidence={"looked_at": survey.coverage_text},
+            evidence=evidence,
         )
-
-
-def _finding_facts(context: Context, summary: str, measured: str, expected: str) -> Finding:
-    return missing_category.finding(
-        context,
-        summary,
-        causes=("cfg.class_count", "data.label_mapping"),
-        split="train",
-        measured=measured,
-        expected=expected,
-        action="correct the facts of the data set",
-        evidence={"looked_at": "the facts of the data set"},
-    )
 
 
 class _Stray(NamedTuple):
@@ -118,58 +106,41 @@ class _Stray(NamedTuple):
     fits: int | None
 
 
-@check("G4", "label-outside-parts", "preflight", config_path="data")
-def label_outside_parts(context: Context) -> list[Finding]:
+@check("G4", "label-outside-parts", "preflight", each=surveys, config_path="data")
+def label_outside_parts(context: Context, survey: PartStatistics) -> Fault | None:
     """Each label of a part set is one of the parts of its sample's category, or the ignore index.
 
     Finds: Labels of points that are not among the parts of the object's category.
     """
-    return [finding for survey in context.statistics for finding in _part_findings(context, survey)]
-
-
-def _part_findings(context: Context, survey: PartStatistics) -> Iterator[Finding]:
     facts = survey.part.dataset.info.facts
     table = parts_by_category(facts)
     if table is None:
-        return
+        return None
     survey = context.thorough_statistics(survey)
-    all_parts = {part for parts in table for part in parts}
-    strays = []
-    for labelling in survey.labellings:
-        if labelling.category is None or not 0 <= labelling.category < len(table):
-            continue  # `missing-category` and `label-range` report these
-        labels = set(labelling.classes.tolist()) & all_parts  # `label-range` reports others
-        outside = sorted(labels - set(table[labelling.category]))
-        if outside:
-            fitting = [number for number, parts in enumerate(table) if labels <= set(parts)]
-            strays.append(_Stray(labelling, outside, fitting[0] if len(fitting) == 1 else None))
-    if strays:
-        yield _finding_strays(context, survey, table, strays)
-
-
-def _finding_strays(
-    context: Context, survey: PartStatistics, table: Sequence[Sequence[int]], strays: Sequence[_Stray]
-) -> Finding:
-    facts = survey.part.dataset.info.facts
-    first = strays[0]
-    index, category = first.labelling.sample, first.labelling.category
+    strays = list(_iter_strays(survey, table))
+    if not strays:
+        return None
+    first, *_ = strays
+    index, category, part = first.labelling.sample, first.labelling.category, first.parts[0]
     assert category is not None
     total = sum(labelling.category == category for labelling in survey.labellings)
     num_strays = sum(stray.labelling.category == category for stray in strays)
-    causes, detail, action = _diagnose(facts, first, is_systematic=2 * num_strays > total and total > 1)
-    part = first.parts[0]
-    return label_outside_parts.finding(
-        context,
-        f"a sample of category {_format_class(facts, 'category_names', category)} has the part "
-        f"{_format_class(facts, 'class_names', part)}, which is not one of its parts{detail}",
+    causes, action = _diagnose(first, is_systematic=2 * num_strays > total and total > 1)
+    name = _format_class(facts, "category_names", category)
+    return Fault(
+        f"a sample of category {name} has the part {_format_class(facts, 'class_names', part)}, which is not one of "
+        "its parts"
+        + (
+            ""
+            if first.fits is None
+            else f"; all its parts are those of {_format_class(facts, 'category_names', first.fits)}"
+        ),
         causes=causes,
-        split=survey.part.split,
         sample=index,
         measured=f"{part} in "
         f"{describe_sample(survey.part.dataset, index)}{describe_position(survey, 'label', index, part)}; "
         f"{num_strays} of {total} samples of this category and {len(strays)} of {len(survey.labellings)} in all are so",
-        expected=f"the parts of {_format_class(facts, 'category_names', category)}: "
-        f"{', '.join(map(str, table[category]))}",
+        expected=f"the parts of {name}: {', '.join(map(str, table[category]))}",
         action=action,
         evidence={
             "field": "label",
@@ -181,25 +152,31 @@ def _finding_strays(
     )
 
 
-def _diagnose(facts: Mapping[str, object], first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str, str]:
-    """Return the causes (likeliest first), a text on the category that the labels fit, and the action."""
-    detail = (
-        ""
-        if first.fits is None
-        else f"; all its parts are those of {_format_class(facts, 'category_names', first.fits)}"
-    )
+def _iter_strays(survey: PartStatistics, table: list[list[int]]) -> Iterator[_Stray]:
+    all_parts = {part for parts in table for part in parts}
+    for labelling in survey.labellings:
+        if labelling.category is None or not 0 <= labelling.category < len(table):
+            continue  # `missing-category` and `label-range` report these
+        labels = set(labelling.classes.tolist()) & all_parts  # `label-range` reports others
+        outside = sorted(labels - set(table[labelling.category]))
+        if outside:
+            fitting = [number for number, parts in enumerate(table) if labels <= set(parts)]
+            yield _Stray(labelling, outside, fitting[0] if len(fitting) == 1 else None)
+
+
+def _diagnose(first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str]:
+    """Return the causes (likeliest first) and the action."""
     if is_systematic:
         return (
             ("data.label_mapping", "data.pairing"),
-            detail,
             "correct the numbering of labels or categories, or the fact parts_of_category: most samples "
             "of the category are affected",
         )
     if first.fits is not None:
-        return (("data.pairing", "data.label_mapping"), detail, "pair the sample with its own labels, or category")
-    return ("data.corrupt_sample", "data.label_mapping"), detail, "repair the labels of this sample, or leave it out"
+        return ("data.pairing", "data.label_mapping"), "pair the sample with its own labels, or category"
+    return ("data.corrupt_sample", "data.label_mapping"), "repair the labels of this sample, or leave it out"
 
 
-def _format_class(facts: Mapping[str, object], fact: str, number: int) -> str:
+def _format_class(facts: Mapping[str, Any], fact: str, number: int) -> str:
     names = facts.get(fact) or ()
-    return f"{number} ({names[number]})" if number < len(names) else str(number)  # type: ignore[arg-type, index]
+    return f"{number} ({names[number]})" if 0 <= number < len(names) else str(number)

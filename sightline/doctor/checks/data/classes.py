@@ -9,7 +9,8 @@ Labels of another scan change as often, but at other pixels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,9 +19,8 @@ from torch import Tensor
 
 from sightline.doctor.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.sample_statistics import ClassCounts, PartStatistics, distinct_parts
-from sightline.engine.build import DataSubset
 
 _MAX_LISTED_UNTRAINED = 5
 _MIN_CLASSES, _MIN_PER_CLASS = 3, 20
@@ -35,7 +35,7 @@ _BACKGROUND = frozenset({"background", "__background__", "_background_", "bg", "
     causes=("data.split", "data.label_mapping", "data.sampling"),
     config_path="data",
 )
-def untrained_class(context: Context) -> list[Finding]:
+def untrained_class(context: Context) -> Iterator[Fault]:
     """Every class of an evaluated part occurs in training; judged only if the training part is fully counted.
 
     Finds: Evaluated classes without training samples; classes of boxes that count from 1.
@@ -44,25 +44,18 @@ def untrained_class(context: Context) -> list[Finding]:
     """
     trained, *evaluated = context.class_counts
     if trained is not None and context.statistics[0].boxed and _is_shifted(context, trained.targets):
-        return [
-            untrained_class.finding(
-                context,
-                f"no box has the class {class_display_name(context, 0)}: labels count from 1?",
-                causes=("data.label_mapping", "cfg.class_count"),
-                split="train",
-                measured=f"0 of {trained.targets.sum()} boxes, {trained.targets[-1]} of the last, {trained.looked_at}",
-                expected=f"labels from 0 to {len(trained.targets) - 1}, and no class for background",
-                action="subtract 1 from the labels, or map category ids to indices of class_names",
-            )
-        ]
-    if trained is None or not trained.is_whole:
-        return []
-    return [
-        finding
-        for census in evaluated
-        if census is not None
-        for finding in _untrained_class_findings(context, trained, census)
-    ]
+        yield Fault(
+            f"no box has the class {class_display_name(context, 0)}: labels count from 1?",
+            causes=("data.label_mapping", "cfg.class_count"),
+            split="train",
+            measured=f"0 of {trained.targets.sum()} boxes, {trained.targets[-1]} of the last, {trained.looked_at}",
+            expected=f"labels from 0 to {len(trained.targets) - 1}, and no class for background",
+            action="subtract 1 from the labels, or map category ids to indices of class_names",
+        )
+    elif trained is not None and trained.is_whole:
+        for counts in evaluated:
+            if counts is not None:
+                yield from _untrained_faults(context, trained, counts)
 
 
 def _is_shifted(context: Context, targets: np.ndarray) -> bool:
@@ -78,7 +71,7 @@ def class_display_name(context: Context, number: int) -> str:
     return f"{number} ({names[number]})" if number < len(names) else str(number)
 
 
-def _untrained_class_findings(context: Context, trained: ClassCounts, evaluated: ClassCounts) -> Iterator[Finding]:
+def _untrained_faults(context: Context, trained: ClassCounts, evaluated: ClassCounts) -> Iterator[Fault]:
     if len(trained.targets) != len(evaluated.targets):
         return
     missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
@@ -87,8 +80,7 @@ def _untrained_class_findings(context: Context, trained: ClassCounts, evaluated:
     listed = ", ".join(class_display_name(context, number) for number in missing[:_MAX_LISTED_UNTRAINED])
     more = f" and {len(missing) - _MAX_LISTED_UNTRAINED} more" if len(missing) > _MAX_LISTED_UNTRAINED else ""
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
-    yield untrained_class.finding(
-        context,
+    yield Fault(
         f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} "
         f"without training samples: {listed}{more}",
         split=evaluated.split,
@@ -118,7 +110,7 @@ _MIN_IMBALANCE = 1.1
     causes=("data.imbalance", "data.sampling", "data.split"),
     config_path="data",
 )
-def class_balance(context: Context) -> list[Finding]:
+def class_balance(context: Context) -> Fault | None:
     """Nothing must hold: a note lists each class's share in each part, as imbalance is a fact, not a fault.
 
     Finds: Classes with unequal shares of the targets, and classes without a target in a part.
@@ -126,28 +118,25 @@ def class_balance(context: Context) -> list[Finding]:
     censuses = [census for census in context.class_counts if census is not None and census.targets.sum() > 0]
     training = next((census for census in censuses if census.split == "train"), None)
     if training is None or len(training.targets) == 1:
-        return []
+        return None
     shares = training.targets / training.targets.sum()
     present = [number for number in np.argsort(-shares, kind="stable").tolist() if shares[number] > 0]
     rare, frequent = shares[present[-1]], shares[present[0]]
     absences = _describe_absences(context, censuses)
     if frequent < _MIN_IMBALANCE * rare and not absences:
-        return []
-    return [
-        class_balance.finding(
-            context,
-            f"classes have {rare:.2%} to {frequent:.2%} of the training {name_unit(context, training)}, "
-            f"1 : {frequent / rare:.3g}{absences}",
-            split="train",
-            measured=_describe_extremes(context, training, present),
-            expected="nothing; if rare classes matter, weight the loss or look at their metrics",
-            action="read evidence.classes for every class (--json), and the metrics per class of `sightline evaluate`",
-            evidence={
-                "classes": _tabulate_classes(context, censuses),
-                "looked_at": "; ".join(census.looked_at for census in censuses),
-            },
-        )
-    ]
+        return None
+    return Fault(
+        f"classes have {rare:.2%} to {frequent:.2%} of the training {name_unit(context, training)}, "
+        f"1 : {frequent / rare:.3g}{absences}",
+        split="train",
+        measured=_describe_extremes(context, training, present),
+        expected="nothing; if rare classes matter, weight the loss or look at their metrics",
+        action="read evidence.classes for every class (--json), and the metrics per class of `sightline evaluate`",
+        evidence={
+            "classes": _tabulate_classes(context, censuses),
+            "looked_at": "; ".join(census.looked_at for census in censuses),
+        },
+    )
 
 
 def _describe_extremes(context: Context, training: ClassCounts, present: Sequence[int]) -> str:
@@ -208,63 +197,55 @@ _MAX_UP_SHARE = 0.5  # of the distance along another axis; along the up axis of 
 
 
 @check("G4", "class-names", "preflight", config_path="data")
-def class_names(context: Context) -> list[Finding]:
+def class_names(context: Context) -> list[Fault]:
     """Class names are unique, all parts number the classes alike, and in rooms the ceiling is above the floor.
 
     Finds: Class names that do not belong to the labels: duplicates, another order in a part, ceilings below floors.
     """
-    declared = list(_facts_findings(context))
-    return declared or [finding for survey in context.statistics for finding in _height_findings(context, survey)]
+    declared = list(_iter_name_faults(context))
+    return declared or [fault for survey in context.statistics for fault in _iter_height_faults(survey)]
 
 
-# --- names of the sets ------------------------------------------------------------------------------------------------
-
-
-def _facts_findings(context: Context) -> Iterator[Finding]:
-    parts = distinct_parts(context.built.data)
-    trained = parts[0].dataset.info.facts
+def _iter_name_faults(context: Context) -> Iterator[Fault]:
+    first, *others = distinct_parts(context.built.data)
+    trained, evidence = first.dataset.info.facts, {"field": "class names", "looked_at": "the facts of the data sets"}
     for fact in _NAMES:
-        names = trained.get(fact) or ()
-        duplicates = sorted({name for name in names if list(names).count(name) > 1})
+        names = list(trained.get(fact) or ())
+        duplicates = sorted({name for name in names if names.count(name) > 1})
         if duplicates:
             indices = [number for number, name in enumerate(names) if name == duplicates[0]]
-            yield class_names.finding(
-                context,
+            yield Fault(
                 f"two classes are called '{duplicates[0]}'",
                 causes=("data.label_mapping", "cfg.class_count"),
-                split=parts[0].split,
+                split=first.split,
                 measured=f"{fact}: '{duplicates[0]}' is at the indices {', '.join(map(str, indices))}",
                 expected="a different name for each class; metrics per class would omit one of them",
                 action=f"correct the fact {fact} of the data set",
-                evidence={"field": "class names", "looked_at": "the facts of the data sets"},
+                evidence=evidence,
             )
-    for part in parts[1:]:
-        if part.dataset is not parts[0].dataset:
-            yield from _class_name_findings(context, part, trained)
+    for part in others:
+        facts = part.dataset.info.facts
+        lists: dict[str, Any] = {f: (trained.get(f), facts.get(f)) for f in (*_NAMES, "parts_of_category")}
+        differing = [fact for fact, (ours, theirs) in lists.items() if _is_other_list(ours, theirs)]
+        for fact in differing[:1]:
+            ours, theirs = lists[fact]
+            pairs = itertools.zip_longest(ours, theirs, fillvalue="missing")
+            index, (our_entry, their_entry) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+            is_reordered = len(ours) == len(theirs) and sorted(map(str, ours)) == sorted(map(str, theirs))
+            yield Fault(
+                f"the {part.split} part numbers its classes differently from training"
+                + (": the same names in another order" if is_reordered else ""),
+                causes=("data.label_mapping", "cfg.class_count")[:: 1 if is_reordered else -1],
+                split=part.split,
+                measured=f"{fact}[{index}] is {their_entry!r} here",
+                expected=f"{our_entry!r}, as in training",
+                action="number both parts alike: map labels and names of one to the order of the other",
+                evidence=evidence,
+            )
 
 
-def _class_name_findings(context: Context, part: DataSubset, trained: Mapping[str, Any]) -> Iterator[Finding]:
-    """Find the first list of names that differs from training's, in its order or in its names."""
-    facts = part.dataset.info.facts
-    for fact in (*_NAMES, "parts_of_category"):
-        ours, theirs = trained.get(fact), facts.get(fact)
-        if ours is None or theirs is None or list(ours) == list(theirs):
-            continue
-        pairs = itertools.zip_longest(ours, theirs, fillvalue="missing")
-        index, (our_entry, their_entry) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-        is_reordered = len(ours) == len(theirs) and sorted(map(str, ours)) == sorted(map(str, theirs))
-        yield class_names.finding(
-            context,
-            f"the {part.split} part numbers its classes differently from training"
-            + (": the same names in another order" if is_reordered else ""),
-            causes=("data.label_mapping", "cfg.class_count")[:: 1 if is_reordered else -1],
-            split=part.split,
-            measured=f"{fact}[{index}] is {their_entry!r} here",
-            expected=f"{our_entry!r}, as in training",
-            action="number both parts alike: map labels and names of one to the order of the other",
-            evidence={"field": "class names", "looked_at": "the facts of the data sets"},
-        )
-        return
+def _is_other_list(ours: Any, theirs: Any) -> bool:
+    return ours is not None and theirs is not None and list(ours) != list(theirs)
 
 
 # --- what the clouds show ---------------------------------------------------------------------------------------------
@@ -282,7 +263,7 @@ class _Rooms(NamedTuple):
         return np.array(offsets).reshape(-1, 3)
 
 
-def _height_findings(context: Context, survey: PartStatistics) -> Iterator[Finding]:
+def _iter_height_faults(survey: PartStatistics) -> Iterator[Fault]:
     facts = survey.part.dataset.info.facts
     names, up = facts.get("class_names") or (), facts.get("up_axis")
     if up not in ("x", "y", "z") or not {"ceiling", "floor"} <= set(names):
@@ -297,12 +278,13 @@ def _height_findings(context: Context, survey: PartStatistics) -> Iterator[Findi
         if sample.means is not None and np.isfinite(sample.means).all()
     ]
     rooms = _Rooms(positions, "xyz".index(up))
-    finding = _finding_axis(context, survey, rooms) or _finding_order(context, survey, rooms)
-    if finding is not None:
-        yield finding
+    fault = _judge_axis(rooms) or _judge_order(rooms)
+    if fault is not None:
+        evidence = {"field": "class names", "looked_at": survey.coverage_text}
+        yield replace(fault, severity="warning", split=survey.part.split, evidence=evidence)
 
 
-def _finding_axis(context: Context, survey: PartStatistics, rooms: _Rooms) -> Finding | None:
+def _judge_axis(rooms: _Rooms) -> Fault | None:
     """Find an axis, other than up, along which ceiling and floor are apart, to the same side in every room."""
     offsets = rooms.differences("ceiling", "floor")
     if not len(offsets):
@@ -312,21 +294,17 @@ def _finding_axis(context: Context, survey: PartStatistics, rooms: _Rooms) -> Fi
     is_one_way = abs(np.sign(offsets[:, axis]).sum()) == len(offsets)
     if axis == rooms.up or not is_one_way or means[rooms.up] > _MAX_UP_SHARE * means[axis]:
         return None
-    return class_names.finding(
-        context,
+    return Fault(
         f"ceiling and floor are apart along {'xyz'[axis]}, but the up axis is {'xyz'[rooms.up]}",
-        severity="warning",
         causes=("cfg.axis_swap", "data.label_mapping"),
-        split=survey.part.split,
         measured=f"mean distance {means[axis]:.4g} along {'xyz'[axis]}, {means[rooms.up]:.4g} along "
         f"{'xyz'[rooms.up]} in {_format_num_rooms(offsets)}",
         expected="the ceiling above the floor along the up axis",
         action="correct the fact up_axis, or the order in which coordinates are read",
-        evidence={"field": "class names", "looked_at": survey.coverage_text},
     )
 
 
-def _finding_order(context: Context, survey: PartStatistics, rooms: _Rooms) -> Finding | None:
+def _judge_order(rooms: _Rooms) -> Fault | None:
     """Find pairs of classes that are upside down in most rooms."""
     upside_down = [pair for pair in _ALWAYS_ABOVE if _is_upside_down(rooms, *pair)]
     exchanged = [pair for pair in _USUALLY_ABOVE if _is_upside_down(rooms, *pair)]
@@ -340,18 +318,14 @@ def _finding_order(context: Context, survey: PartStatistics, rooms: _Rooms) -> F
         return None
     upper, lower = pairs[0]
     offsets = rooms.differences(upper, lower)[:, rooms.up]
-    return class_names.finding(
-        context,
+    return Fault(
         f"the class called '{upper}' is below the one called '{lower}'{detail}",
-        severity="warning",
         causes=("data.label_mapping", "cfg.axis_swap"),
-        split=survey.part.split,
         measured=f"in {int((offsets < 0).sum())} of {_format_num_rooms(offsets)}, by {-np.mean(offsets):.4g} "
         "on average"
         + (f"; likewise {', '.join(f'{one} and {other}' for one, other in pairs[1:4])}" if pairs[1:] else ""),
         expected=f"the mean height of '{upper}' above that of '{lower}'",
         action=action,
-        evidence={"field": "class names", "looked_at": survey.coverage_text},
     )
 
 
@@ -388,18 +362,29 @@ class _Pairs(NamedTuple):
     "G2",
     "mismatched-labels",
     "preflight",
+    each=images_by_part,
     severity="warning",
     causes=("data.pairing", "data.ordering"),
     config_path="data",
 )
-def mismatched_labels(context: Context) -> list[Finding]:
+def mismatched_labels(context: Context, images: PartImages) -> Fault | None:
     """Labels of range images change at range jumps five times as often as by chance, or 15 % more of them.
 
     Finds: Labels of another scan, or in another order than the points: they change where the range does not.
     """
-    ignored = context.built.data.facts.get("ignore_index")
-    pairs_by_part = [(images, _count_pairs(images, ignored)) for images in images_by_part(context)]
-    return [_finding_part(context, images, pairs) for images, pairs in pairs_by_part if _is_by_chance(pairs)]
+    pairs = _count_pairs(images, context.built.data.facts.get("ignore_index"))
+    if not _is_by_chance(pairs):
+        return None
+    chance, share = pairs.num_jumps / pairs.num_pairs, pairs.num_both / pairs.num_changes
+    return Fault(
+        "labels do not fit the points: the label does not change at the edges of objects",
+        measured=f"the range jumps at {share:.1%} of {pairs.num_changes:.0f} changes of the label in "
+        f"{images.num_scans} scans, and at {chance:.1%} of all neighbouring pixels",
+        expected=f"at least {_MIN_CHANCE_RATIO:g} times as often at changes of the label, or at {_MIN_EXCESS:.0%} more",
+        action="check that labels belong to the scan of the same name, one per point and in the order of the "
+        "points: `sightline view`",
+        evidence={"field": "label", **pairs._asdict()},
+    )
 
 
 def _count_pairs(images: PartImages, ignored: int | None) -> _Pairs:
@@ -420,18 +405,3 @@ def _is_by_chance(pairs: _Pairs) -> bool:
     max_share = (pairs.num_both + 2 * pairs.num_both**0.5 + 2) / pairs.num_changes
     chance = pairs.num_jumps / pairs.num_pairs
     return max_share < _MIN_CHANCE_RATIO * chance and (max_share - chance) / (1 - chance) < _MIN_EXCESS
-
-
-def _finding_part(context: Context, images: PartImages, pairs: _Pairs) -> Finding:
-    chance, share = pairs.num_jumps / pairs.num_pairs, pairs.num_both / pairs.num_changes
-    return mismatched_labels.finding(
-        context,
-        "labels do not fit the points: the label does not change at the edges of objects",
-        split=images.part.split,
-        measured=f"the range jumps at {share:.1%} of {pairs.num_changes:.0f} changes of the label in "
-        f"{images.num_scans} scans, and at {chance:.1%} of all neighbouring pixels",
-        expected=f"at least {_MIN_CHANCE_RATIO:g} times as often at changes of the label, or at {_MIN_EXCESS:.0%} more",
-        action="check that labels belong to the scan of the same name, one per point and in the order of the "
-        "points: `sightline view`",
-        evidence={"field": "label", **pairs._asdict()},
-    )

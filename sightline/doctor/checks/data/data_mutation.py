@@ -8,6 +8,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from sightline import instrument
 from sightline.data.loading.batch_reader import array_leaves, as_bytes
-from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.context import Context, check, splits
+from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.object_graph import find_generators, iter_reachable, preserve_generators
-from sightline.doctor.core.sample_statistics import describe_sample, distinct_parts
+from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.build import DataSubset
 from sightline.engine.records import preserve_rng_state
 from sightline.numba_kernels import compute_seconds
@@ -52,23 +53,38 @@ class WriteLocation(NamedTuple):
     function: str
 
 
-@check("G13", "data-mutation", "preflight")
-def data_mutation(context: Context) -> list[Finding]:
+@check("G13", "data-mutation", "preflight", each=splits)
+def data_mutation(context: Context, part: DataSubset) -> Fault | None:
     """Repeated reads of a key in this process give the same bits (worker processes would hide a change).
 
     Finds: Samples that change when they are read: something edits what the data set stores.
     """
-    findings = []
-    for part in distinct_parts(context.built.data):
-        digests = _digest_arrays(part)
-        try:
-            reads = _Reads(part, context.config.seed)
-            drift = reads.find_drift()
-        except Exception:  # noqa: BLE001 - a part that cannot be read is what the check `first-step` reports
-            continue
-        if drift is not None:
-            findings.append(_finding_drift(context, part, drift, reads, _list_changed(part, digests)))
-    return findings
+    digests = _digest_arrays(part)
+    try:
+        reads = _Reads(part, context.config.seed)
+        drift = reads.find_drift()
+    except Exception:  # noqa: BLE001 - a part that cannot be read is what the check `first-step` reports
+        return None
+    if drift is None:
+        return None
+    changed, writer = _list_changed(part, digests), reads.find_writer(drift.key)
+    is_stored = bool(changed) or writer is not None
+    writer_text = f"; written by {writer.function} ({Path(writer.file).name}:{writer.line})" if writer else ""
+    changed_text = f"; stored and changed: {', '.join(changed[:4])}" if changed else ""
+    dataset, sample = f"{context.config.data.name}/{part.split}", drift.key.index
+    where = context.place("data", dataset=dataset, sample=sample)
+    return Fault(
+        f"'{drift.field}' changes when it is read" + ("" if is_stored else ", although no stored array does"),
+        causes=("data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism"),
+        where=replace(where, file=writer.file, line=writer.line) if writer else where,
+        measured=f"{describe_sample(part.dataset, sample)}: read 1 and read {drift.read} of one key differ in "
+        f"{drift.change}{writer_text}{changed_text}",
+        expected="equal bits: a sample is a function of (index, epoch, seed), and reading changes nothing stored",
+        action="copy before editing (`x = x - m`, not `x -= m`), and mark stored arrays read-only"
+        if is_stored
+        else "compute samples from the key alone: without a counter, clock or generator of the data set",
+        evidence={"field": drift.field, "looked_at": reads.extent},
+    )
 
 
 class _Reads:
@@ -208,66 +224,11 @@ def _is_skipped_file(filename: str) -> bool:
     return "site-packages" in filename or filename in (__file__, instrument.__file__)
 
 
-def _finding_drift(context: Context, part: DataSubset, drift: Drift, reads: _Reads, changed: list[str]) -> Finding:
-    writer = reads.find_writer(drift.key)
-    is_stored = bool(changed) or writer is not None
-    causes = ("data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism")
-    writer_text = f"; written by {writer.function} ({Path(writer.file).name}:{writer.line})" if writer else ""
-    changed_text = f"; stored and changed: {', '.join(changed[:4])}" if changed else ""
-    location = context.place("data")
-    return data_mutation.finding(
-        FindingLocation(
-            file=writer.file if writer else location.file,
-            line=writer.line if writer else location.line,
-            dataset=f"{context.config.data.name}/{part.split}",
-            sample=drift.key.index,
-            config_path="data",
-        ),
-        f"'{drift.field}' changes when it is read" + ("" if is_stored else ", although no stored array does"),
-        causes=causes,
-        measured=f"{describe_sample(part.dataset, drift.key.index)}: read 1 and read {drift.read} of one key differ in "
-        f"{drift.change}{writer_text}{changed_text}",
-        expected="equal bits: a sample is a function of (index, epoch, seed), and reading changes nothing stored",
-        action="copy before editing (`x = x - m`, not `x -= m`), and mark stored arrays read-only"
-        if is_stored
-        else "compute samples from the key alone: without a counter, clock or generator of the data set",
-        evidence={"field": drift.field, "looked_at": reads.extent},
-    )
-
-
 _MAX_LISTED = 3
 
 
-class _Kind(NamedTuple):
-    """Kind of duplicates: the texts of its finding, its cause and another possible cause."""
-
-    summary: str
-    cause: str
-    alternative: str
-    expected: str
-    action: str
-
-
-_KINDS = (
-    _Kind(
-        "the same cloud is in several classes",
-        "data.label_mapping",
-        "data.split",
-        "one class for every cloud: at most one of these labels is right",
-        "remove the files with the wrong label, and prepare the set again",
-    ),
-    _Kind(
-        "the same cloud is in several parts",
-        "data.split",
-        "data.layout",
-        "every cloud in one part: a test on training clouds says nothing about new ones",
-        "remove the copies, or define the parts yourself, and prepare the set again",
-    ),
-)
-
-
 @check("G4", "duplicate-clouds", "preflight", severity="warning", config_path="data")
-def duplicate_clouds(context: Context) -> list[Finding]:
+def duplicate_clouds(context: Context) -> Iterator[Fault]:
     """No cloud is in two classes or in two parts, according to the `duplicates` that preparation recorded.
 
     Finds: Equal clouds with different labels, or in different parts.
@@ -276,25 +237,35 @@ def duplicate_clouds(context: Context) -> list[Finding]:
     across_classes = [group for group in groups if len({_parse_class(name) for name in group}) > 1]
     others = [group for group in groups if group not in across_classes]
     across_parts = [group for group in others if len({name.split("/")[0] for name in group}) > 1]
-    pairs = zip(_KINDS, (across_classes, across_parts), strict=True)
-    return [_finding_duplicates(context, kind, groups_of_kind) for kind, groups_of_kind in pairs if groups_of_kind]
+    for found, place, causes, expected, action in (
+        (
+            across_classes,
+            "classes",
+            ("data.label_mapping", "data.split"),
+            "one class for every cloud: at most one of these labels is right",
+            "remove the files with the wrong label, and prepare the set again",
+        ),
+        (
+            across_parts,
+            "parts",
+            ("data.split", "data.layout"),
+            "every cloud in one part: a test on training clouds says nothing about new ones",
+            "remove the copies, or define the parts yourself, and prepare the set again",
+        ),
+    ):
+        if found:
+            listed = "; ".join(", ".join(group) for group in found[:_MAX_LISTED])
+            yield Fault(
+                f"the same cloud is in several {place}: {len(found)} {'time' if len(found) == 1 else 'times'}",
+                causes=causes,
+                dataset=context.config.data.name,
+                measured=listed + (f"; and {len(found) - _MAX_LISTED} more" if len(found) > _MAX_LISTED else ""),
+                expected=expected,
+                action=action,
+                evidence={"groups": [list(group) for group in found], "looked_at": "every prepared cloud"},
+            )
 
 
 def _parse_class(name: str) -> str:
     """Return the class of a name `part/class/file`; classes from a list of files may contain slashes."""
     return name.partition("/")[2].rpartition("/")[0]
-
-
-def _finding_duplicates(context: Context, kind: _Kind, groups: Sequence[Sequence[str]]) -> Finding:
-    listed = "; ".join(", ".join(group) for group in groups[:_MAX_LISTED])
-    more = f"; and {len(groups) - _MAX_LISTED} more" if len(groups) > _MAX_LISTED else ""
-    return duplicate_clouds.finding(
-        context,
-        f"{kind.summary}: {len(groups)} {'time' if len(groups) == 1 else 'times'}",
-        causes=(kind.cause, kind.alternative),
-        dataset=context.config.data.name,
-        measured=f"{listed}{more}",
-        expected=kind.expected,
-        action=kind.action,
-        evidence={"groups": [list(group) for group in groups], "looked_at": "every prepared cloud"},
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,20 +14,20 @@ from torch import Tensor
 from sightline.config import RunConfig
 from sightline.data.loading.batch_reader import BatchReader
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation, Hypothesis, explain, is_within_factor
 from sightline.doctor.core.sample_statistics import evenly_spaced_keys
 from sightline.engine.build import DataSubset, build_transforms
 from sightline.numba_kernels import compute_seconds
-from sightline.types import Batch, DataInfo, SampleKey
+from sightline.types import Batch, DataInfo
 
 _MAX_SECONDS = 0.5  # CPU time of this thread, for each set
 _MIN_SCALE_RATIO = 5.0  # random scaling reaches 1.5; the next unit is 10 times off
 _MIN_CLOUDS = 3
-_UNITS = {
-    1000.0: "millimetres against metres",
-    100.0: "centimetres against metres",
-    10.0: "millimetres against centimetres",
-}
+_UNITS = (
+    Hypothesis("data.normalisation", "millimetres against metres", 1000.0),
+    Hypothesis("data.normalisation", "centimetres against metres", 100.0),
+    Hypothesis("data.normalisation", "millimetres against centimetres", 10.0),
+)
 _MAX_CHANCE = 1e-6  # of a false report of a swap: below one in a thousand runs for all candidates
 _MAX_RATIO = 0.5  # an exchange must also halve the mean distance: other shapes may be a little nearer
 _MIN_SPREAD = 0.02  # of the size of a cloud, or of a typical feature: smaller spreads are raised to it
@@ -44,14 +45,6 @@ class CloudSample(NamedTuple):
     clouds: tuple[np.ndarray, ...] = ()
     labels: tuple[int, ...] = ()
     sizes: tuple[float, ...] = ()
-
-
-class _Exchange(NamedTuple):
-    """Candidate permutation of the input columns, its description and its cause."""
-
-    order: tuple[int, ...]
-    description: str
-    cause: str
 
 
 @check("G3", "dataset-mismatch", "preflight", severity="warning")
@@ -84,8 +77,10 @@ def sample_clouds(part: DataSubset, config: RunConfig, *, is_training: bool = Fa
     clouds: list[np.ndarray] = []
     labels: list[int] = []
     sizes: list[float] = []
+    chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed)
+    reads = (read for keys in chunks for read in ([[key] for key in keys] if is_ragged else [keys]))
     started = compute_seconds()
-    for keys in _split_keys(part, config.seed, one_by_one=is_ragged):
+    for keys in reads:  # between two checks of the time limit: one sample, or a chunk
         try:
             batch = reader(keys)
             model_batch = part.reader(keys) if is_training and not is_ragged else batch
@@ -107,39 +102,23 @@ def sample_clouds(part: DataSubset, config: RunConfig, *, is_training: bool = Fa
     return CloudSample(part.dataset.info, name, tuple(clouds), tuple(labels), tuple(sizes))
 
 
-def _split_keys(part: DataSubset, seed: int, *, one_by_one: bool) -> Iterator[list[SampleKey]]:
-    """Split the keys into reads between two checks of the time limit: one sample each, or a chunk."""
-    for keys in evenly_spaced_keys(part, epoch=0, seed=seed):
-        yield from ([key] for key in keys) if one_by_one else [keys]
-
-
 def compare_sets(
     trained: CloudSample, evaluated: CloudSample, *, place: Callable[..., FindingLocation]
 ) -> list[Finding]:
     """Compare two sets: return differences of their declarations (errors), or else of their clouds (warnings)."""
-    sets = _Sets(trained, evaluated, place)
-    return list(_declaration_findings(sets)) or [*_scale_findings(sets), *_order_findings(sets)]
+    pair = (trained, evaluated)
+    faults = list(_declaration_faults(*pair)) or [*_scale_faults(*pair), *_order_faults(*pair)]
+    looked_at = f"{len(evaluated.clouds)} clouds of {evaluated.name}, {len(trained.clouds)} of {trained.name}"
+    location = place("data", dataset=evaluated.name)
+    return [
+        dataset_mismatch.build(replace(fault, where=location, evidence={**fault.evidence, "looked_at": looked_at}))
+        for fault in faults
+    ]
 
 
-class _Sets(NamedTuple):
-    """Training and evaluated sample of clouds, and the function that locates a dotted config path."""
-
-    trained: CloudSample
-    evaluated: CloudSample
-    locate: Callable[..., FindingLocation]
-
-    def finding(self, field: str, summary: str, **fields: Any) -> Finding:
-        """Build a finding about a field of the evaluated set."""
-        trained, evaluated, locate = self
-        looked_at = f"{len(evaluated.clouds)} clouds of {evaluated.name}, {len(trained.clouds)} of {trained.name}"
-        location = locate("data", dataset=evaluated.name)
-        return dataset_mismatch.finding(location, summary, evidence={"field": field, "looked_at": looked_at}, **fields)
-
-
-def _declaration_findings(sets: _Sets) -> Iterator[Finding]:
-    trained, evaluated, _ = sets
+def _declaration_faults(trained: CloudSample, evaluated: CloudSample) -> Iterator[Fault]:
     ours, theirs = trained.info, evaluated.info
-    pairs: list[tuple[str, str, Any, Any, str]] = [
+    rows: list[tuple[str, str, Any, Any, str]] = [
         ("points", "the up axis", ours.facts.get("up_axis"), theirs.facts.get("up_axis"), "cfg.axis_swap"),
         ("features", "the features", tuple(ours.features), tuple(theirs.features), "cfg.contract"),
         ("features", "in_channels", ours.facts.get("in_channels"), theirs.facts.get("in_channels"), "cfg.contract"),
@@ -147,24 +126,23 @@ def _declaration_findings(sets: _Sets) -> Iterator[Finding]:
     for name in ("points", *ours.features):
         if name in ours.fields and name in theirs.fields:
             units = (ours.fields[name].unit, theirs.fields[name].unit)
-            pairs.append((name, f"the unit of '{name}'", *units, "data.normalisation"))
-    for field, quantity, our_value, their_value, cause in pairs:
+            rows.append((name, f"the unit of '{name}'", *units, "data.normalisation"))
+    for field, quantity, our_value, their_value, cause in rows:
         if our_value is not None and their_value is not None and our_value != their_value:
-            yield sets.finding(
-                field,
+            yield Fault(
                 f"{quantity} of {evaluated.name} differs from the training data",
                 severity="error",
                 causes=(cause, "data.layout"),
                 measured=f"{quantity}: {_format_value(their_value)} in {evaluated.name}",
                 expected=f"{_format_value(our_value)}, as in {trained.name}",
                 action="prepare both sets alike (sightline data info DIR shows how each was), or set data alike",
+                evidence={"field": field},
             )
             return
 
 
-def _scale_findings(sets: _Sets) -> Iterator[Finding]:
+def _scale_faults(trained: CloudSample, evaluated: CloudSample) -> Iterator[Fault]:
     """Find clouds whose sizes differ by a factor of five or more and do not overlap."""
-    trained, evaluated, _ = sets
     if min(len(trained.sizes), len(evaluated.sizes)) < _MIN_CLOUDS:
         return
     ours, theirs = np.array(trained.sizes), np.array(evaluated.sizes)
@@ -174,20 +152,20 @@ def _scale_findings(sets: _Sets) -> Iterator[Finding]:
     is_apart = theirs.min() > ours.max() or theirs.max() < ours.min()
     if not is_apart or max(ratio, 1 / ratio) < _MIN_SCALE_RATIO:
         return
-    unit = next((f": {text}?" for factor, text in _UNITS.items() if 0.5 < max(ratio, 1 / ratio) / factor < 2), "")
-    yield sets.finding(
-        "points",
-        f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on{unit}",
+    units = explain(max(ratio, 1 / ratio), 1.0, _UNITS, likeness=is_within_factor(2))
+    yield Fault(
+        f"clouds of {evaluated.name} are {ratio:.3g} times as large as those trained on"
+        + (f": {units[0].text}?" if units else ""),
         causes=("data.normalisation", "data.sampling", "cfg.contract"),
         measured=f"median radius {np.median(theirs):.4g} ({theirs.min():.4g} .. {theirs.max():.4g})",
         expected=f"about {np.median(ours):.4g} ({ours.min():.4g} .. {ours.max():.4g} in {trained.name})",
         action="bring both sets to one unit, or normalise in transforms.train and in transforms.evaluate",
+        evidence={"field": "points"},
     )
 
 
-def _order_findings(sets: _Sets) -> Iterator[Finding]:
+def _order_faults(trained: CloudSample, evaluated: CloudSample) -> Iterator[Fault]:
     """Find exchanged columns that bring nearly every cloud nearer to the training clouds of its class."""
-    trained, evaluated, _ = sets
     ours, theirs = _compute_statistics(trained), _compute_statistics(evaluated)
     shared = set(trained.labels) & set(evaluated.labels)
     if ours is None or theirs is None or ours.shape[1] != theirs.shape[1] or not shared:
@@ -198,52 +176,48 @@ def _order_findings(sets: _Sets) -> Iterator[Finding]:
     expected = np.stack([centres[label] for label in labels[is_shared]])
     spread = _compute_spread(ours, trained_labels)
     plain = _compute_distances(theirs[is_shared], expected, spread)
-    exchanges = list(_list_exchanges(trained.info, ours.shape[1]))
-    if _upper_tail(len(plain), len(plain)) * len(exchanges) >= _MAX_CHANCE:
-        yield _finding_too_few(sets, len(plain), len(exchanges))
+    exchanges = list(_iter_exchanges(trained.info, ours.shape[1]))
+    num_clouds = len(plain)
+    if _upper_tail(num_clouds, num_clouds) * len(exchanges) >= _MAX_CHANCE:
+        needed = math.floor(math.log2(len(exchanges) / _MAX_CHANCE)) + 1
+        yield Fault(  # even if all of so few clouds voted for one order, it could be chance
+            f"too few clouds of {evaluated.name} to decide whether axes or channels are swapped",
+            severity="note",
+            causes=("cfg.axis_swap", "data.layout"),
+            measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that occur in training",
+            expected=f"{needed} or more, so that their agreement is not chance",
+            action="look at pictures of both sets: is the same axis up in both?",
+            evidence={"field": "points"},
+        )
         return
-    best: tuple[float, float, int, _Exchange] | None = None
-    for exchange in exchanges:
-        swapped = _compute_distances(theirs[is_shared][:, list(exchange.order)], expected, spread)
+
+    def is_chance(swapped: np.ndarray) -> bool:
         wins, losses = int((swapped < plain).sum()), int((swapped > plain).sum())
-        chance = _upper_tail(wins, wins + losses) * len(exchanges)
-        if (
-            swapped.mean() < _MAX_RATIO * plain.mean()
-            and chance < _MAX_CHANCE
-            and (best is None or swapped.mean() < best[0])
-        ):
-            best = (float(swapped.mean()), chance, wins, exchange)
-    if best is not None:
-        yield _finding_exchange(sets, best[3], best[2], len(plain), best[0] / float(plain.mean()))
+        return _upper_tail(wins, wins + losses) * len(exchanges) >= _MAX_CHANCE
 
-
-def _finding_too_few(sets: _Sets, num_clouds: int, num_exchanges: int) -> Finding:
-    """Build a note: even if all of so few clouds voted for one order, it could be chance."""
-    needed = math.floor(math.log2(num_exchanges / _MAX_CHANCE)) + 1
-    return sets.finding(
-        "points",
-        f"too few clouds of {sets.evaluated.name} to decide whether axes or channels are swapped",
-        severity="note",
-        causes=("cfg.axis_swap", "data.layout"),
-        measured=f"{num_clouds} cloud{'' if num_clouds == 1 else 's'} of classes that occur in training",
-        expected=f"{needed} or more, so that their agreement is not chance",
-        action="look at pictures of both sets: is the same axis up in both?",
+    swaps = [(exchange, theirs[is_shared][:, list(exchange.prediction)]) for exchange in exchanges]
+    distances = [(exchange, _compute_distances(table, expected, spread)) for exchange, table in swaps]
+    fitting = explain(
+        plain,
+        plain,
+        (exchange._replace(prediction=swapped) for exchange, swapped in distances if not is_chance(swapped)),
+        likeness=lambda plain, swapped: -float(swapped.mean()),
+        above=-_MAX_RATIO * float(plain.mean()),
     )
+    if fitting:
+        best, swapped = fitting[0], fitting[0].hypothesis.prediction
+        yield Fault(
+            f"clouds of {evaluated.name} look like those trained on with {best.text}",
+            causes=(best.cause, "data.layout" if best.cause != "data.layout" else "cfg.contract"),
+            measured=f"then {int((swapped < plain).sum())} of {num_clouds} clouds are nearer to the training clouds of "
+            f"their class; their mean distance falls to {-best.likeness / float(plain.mean()):.2g} of what it is",
+            expected="no more clouds nearer than farther, if the columns mean the same",
+            action="look at pictures of both sets; prepare them with the same columns and the same axis up",
+            evidence={"field": "points" if best.cause == "cfg.axis_swap" else "features"},
+        )
 
 
-def _finding_exchange(sets: _Sets, exchange: _Exchange, wins: int, num_clouds: int, share: float) -> Finding:
-    return sets.finding(
-        "points" if exchange.cause == "cfg.axis_swap" else "features",
-        f"clouds of {sets.evaluated.name} look like those trained on with {exchange.description}",
-        causes=(exchange.cause, "data.layout" if exchange.cause != "data.layout" else "cfg.contract"),
-        measured=f"then {wins} of {num_clouds} clouds are nearer to the training clouds of their class; their mean "
-        f"distance falls to {share:.2g} of what it is",
-        expected="no more clouds nearer than farther, if the columns mean the same",
-        action="look at pictures of both sets; prepare them with the same columns and the same axis up",
-    )
-
-
-def _list_exchanges(info: DataInfo, num_channels: int) -> Iterator[_Exchange]:
+def _iter_exchanges(info: DataInfo, num_channels: int) -> Iterator[Hypothesis]:
     """Yield permutations: of the axes, with and without the normals'; points for normals; any two other columns."""
     start, starts = 3, {}
     for name in info.features:
@@ -256,17 +230,17 @@ def _list_exchanges(info: DataInfo, num_channels: int) -> Iterator[_Exchange]:
         description = "the axes in the order " + ", ".join("xyz"[axis] for axis in axes)
         order = [*axes, *range(3, num_channels)]
         if normals is not None:
-            yield _Exchange(tuple(order), f"{description} (normals as they are)", "cfg.axis_swap")
+            yield Hypothesis("cfg.axis_swap", f"{description} (normals as they are)", tuple(order))
             order[normals : normals + 3] = [normals + axis for axis in axes]
-        yield _Exchange(tuple(order), description, "cfg.axis_swap")
+        yield Hypothesis("cfg.axis_swap", description, tuple(order))
     if normals is not None:
         order = list(range(num_channels))
         order[:3], order[normals : normals + 3] = range(normals, normals + 3), range(3)
-        yield _Exchange(tuple(order), "points and normals exchanged", "data.layout")
+        yield Hypothesis("data.layout", "points and normals exchanged", tuple(order))
     for one, two in itertools.combinations(range(3, num_channels), 2):
         order = list(range(num_channels))
         order[one], order[two] = two, one
-        yield _Exchange(tuple(order), f"channels {one} and {two} exchanged", "data.layout")
+        yield Hypothesis("data.layout", f"channels {one} and {two} exchanged", tuple(order))
 
 
 def _get_width(info: DataInfo, name: str, default: int) -> int:

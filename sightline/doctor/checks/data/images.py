@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from sightline.data.store.prepared_writer import normalize_to_unit_sphere
 from sightline.doctor.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Hypothesis, explain
 from sightline.doctor.core.sample_statistics import describe_sample, read_samples
 from sightline.engine.build import DataSubset
 from sightline.errors import DataError
@@ -32,7 +33,7 @@ _MIN_STRANGE = 0.75
 
 
 @check("G2", "mismatched-image", "preflight", config_path="data")
-def mismatched_image(context: Context) -> list[Finding]:
+def mismatched_image(context: Context) -> Fault | None:
     """A sample's image is, bit for bit, one of the views stored under the name of its cloud.
 
     Finds: Images that show other objects than the clouds that they are paired with.
@@ -43,23 +44,51 @@ def mismatched_image(context: Context) -> list[Finding]:
     part = context.built.data.train
     pictures = DataMembers.pictures.get(part.dataset)
     if pictures is None or "image" not in part.dataset.info.fields or DataMembers.sample_name.get(part.dataset) is None:
-        return []
+        return None
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_MAX_SAMPLES)]
     try:
         samples = read_samples(part.dataset, keys)
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
-        return []
-    foreign = [
-        (key.index, name)
+        return None
+    shown_names = {
+        key.index: _find_object_name(part, pictures, key.index, np.asarray(sample["image"]))
         for key, sample in zip(keys, samples, strict=True)
-        if (name := _find_object_name(part, pictures, key.index, np.asarray(sample["image"])))
-        != part.sample_name(key.index)
-    ]
+    }
+    foreign = [(index, name) for index, name in shown_names.items() if name != part.sample_name(index)]
     if foreign:
-        return [_finding_foreign(context, pictures, part, foreign, len(keys))]
+        listed = "; ".join(
+            f"the picture of {part.sample_name(index)} is {f'of {shown_name}' if shown_name else 'none of its own'}"
+            for index, shown_name in foreign[:3]
+        )
+        return Fault(
+            f"clouds are paired with pictures of other objects: {len(foreign)} of {len(keys)} looked at",
+            causes=("data.pairing", "data.path", "data.ordering"),
+            split="train",
+            sample=foreign[0][0],
+            measured=listed,
+            expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
+            action="pair clouds and pictures by their names, never by their order",
+            evidence={"foreign": [[part.sample_name(index), shown_name] for index, shown_name in foreign]},
+        )
     strange = _find_strange(part, pictures, keys, samples)
-    is_of_others = len(strange) >= max(1, _MIN_STRANGE * len(keys))
-    return [_finding_strange(context, pictures, part, strange, len(keys))] if is_of_others else []
+    if len(strange) < max(1, _MIN_STRANGE * len(keys)):
+        return None
+    rows = [[part.sample_name(row.sample), row.best_name, row.own_iou, row.best_iou] for row in strange]
+    return Fault(
+        f"pictures under the clouds' names show other objects: {len(strange)} of {len(keys)} looked at",
+        causes=("data.pairing", "data.path"),
+        split="train",
+        sample=strange[0].sample,
+        measured="; ".join(
+            f"{name} overlaps {own:.0%} with its own pictures, {best:.0%} with those of {other}"
+            for name, other, own, best in rows[:3]
+        ),
+        expected=f"clouds whose silhouettes match the pictures of {pictures.views.root} (silhouettes from two of its "
+        "cameras)",
+        action=f"render the set that is read: sightline data render SET --to DIR; these are of "
+        f"{pictures.views.manifest['source']['path']}",
+        evidence={"strange": rows},
+    )
 
 
 class _Strange(NamedTuple):
@@ -143,51 +172,6 @@ def _is_view(pictures: Any, name: str, image: np.ndarray) -> bool:
     return any(np.array_equal(views.image(name, view, background=pictures.background), image) for view in range(number))
 
 
-def _finding_strange(
-    context: Context, pictures: Any, part: DataSubset, strange: list[_Strange], num_read: int
-) -> Finding:
-    listed = "; ".join(
-        f"{part.sample_name(row.sample)} overlaps {row.own_iou:.0%} with its own pictures, {row.best_iou:.0%} with "
-        f"those of {row.best_name}"
-        for row in strange[:3]
-    )
-    views = pictures.views
-    return mismatched_image.finding(
-        context,
-        f"pictures under the clouds' names show other objects: {len(strange)} of {num_read} looked at",
-        causes=("data.pairing", "data.path"),
-        split="train",
-        sample=strange[0].sample,
-        measured=listed,
-        expected=f"clouds whose silhouettes match the pictures of {views.root} (silhouettes from two of its cameras)",
-        action=f"render the set that is read: sightline data render SET --to DIR; these are of "
-        f"{views.manifest['source']['path']}",
-        evidence={
-            "strange": [[part.sample_name(row.sample), row.best_name, row.own_iou, row.best_iou] for row in strange]
-        },
-    )
-
-
-def _finding_foreign(
-    context: Context, pictures: Any, part: DataSubset, foreign: list[tuple[int, str]], num_read: int
-) -> Finding:
-    listed = "; ".join(
-        f"the picture of {part.sample_name(index)} is {f'of {shown_name}' if shown_name else 'none of its own'}"
-        for index, shown_name in foreign[:3]
-    )
-    return mismatched_image.finding(
-        context,
-        f"clouds are paired with pictures of other objects: {len(foreign)} of {num_read} looked at",
-        causes=("data.pairing", "data.path", "data.ordering"),
-        split="train",
-        sample=foreign[0][0],
-        measured=listed,
-        expected=f"one of the views that {pictures.views.root} has under the cloud's own name",
-        action="pair clouds and pictures by their names, never by their order",
-        evidence={"foreign": [[part.sample_name(index), shown_name] for index, shown_name in foreign]},
-    )
-
-
 _MAX_VIEW_SAMPLES = 64
 _MIN_OBJECTS = 24
 _CHUNK = 16
@@ -212,7 +196,7 @@ class _PairedClouds(NamedTuple):
 
 
 @check("G2", "mismatched-views", "preflight", config_path="transforms.train")
-def mismatched_views(context: Context) -> list[Finding]:
+def mismatched_views(context: Context) -> Fault | None:
     """A row read alone equals the same row in a batch, and both of its clouds resemble the row's object.
 
     Finds: Paired views that show different objects, or that depend on the rest of the batch.
@@ -222,12 +206,15 @@ def mismatched_views(context: Context) -> list[Finding]:
     """
     part = context.built.data.train
     if not {"points", "other_points"} <= part.reader.keys or "offsets" in part.reader.keys:
-        return []
+        return None
     try:
-        finding = _finding_batch_dependence(context)
-        return [finding] if finding is not None else _shape_findings(context, _read_objects(context))
+        fault = _judge_rows(part, context.config.seed) or _judge_shapes(_read_objects(context))
+        if fault is not None:
+            sample = describe_sample(part.dataset, fault.sample or 0)
+            fault = replace(fault, split="train", evidence={**fault.evidence, "sample": sample})
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
-        return []
+        return None
+    return fault
 
 
 def shape_statistics(points: np.ndarray) -> np.ndarray:
@@ -241,10 +228,9 @@ def shape_statistics(points: np.ndarray) -> np.ndarray:
     return np.concatenate([spread, np.quantile(distances, _QUANTILES) / size])
 
 
-def _finding_batch_dependence(context: Context) -> Finding | None:
+def _judge_rows(part: DataSubset, seed: int) -> Fault | None:
     """Find a row whose values read alone differ from those read in a batch."""
-    part = context.built.data.train
-    keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:_NUM_READ_ALONE]]
+    keys = [SampleKey(int(index), 0, seed) for index in part.indices[:_NUM_READ_ALONE]]
     together = part.reader(keys)
     for row, key in enumerate(keys):
         alone = part.reader([key])
@@ -253,11 +239,10 @@ def _finding_batch_dependence(context: Context) -> Finding | None:
                 continue
             match = next((index for index in range(len(keys)) if _is_same_row(alone, together, name, index)), None)
             detail = "has other values" if match is None else f"has the values of row {match} of the batch"
-            return _finding_sample(
-                context,
-                key,
+            return Fault(
                 f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
                 causes=("data.pairing", "data.duplicate_randomness"),
+                sample=key.index,
                 measured=f"read alone, '{name}' {detail}, although the object is in row {row}",
                 expected="the same values alone and in any batch",
                 action=f"look for what reorders '{name}': a transform or `collate` that shuffles, a shared generator",
@@ -291,32 +276,37 @@ def _read_objects(context: Context) -> _PairedClouds:
     return objects
 
 
-def _shape_findings(context: Context, paired: _PairedClouds) -> list[Finding]:
+def _judge_shapes(paired: _PairedClouds) -> Fault | None:
     if len(paired.keys) < _MIN_OBJECTS or not _are_finite(paired):
-        return []
-    objects, first, second = (np.stack([shape_statistics(cloud) for cloud in clouds]) for clouds in paired[1:])
-    likeness = [_compute_likeness(objects, views) for views in (first, second)]
+        return None
+    objects, *views = (np.stack([shape_statistics(cloud) for cloud in clouds]) for clouds in paired[1:])
+    likeness = [_compute_likeness(objects, view) for view in views]
     error = _UNIFORM_STD / len(objects) ** 0.5
     best, worst = max(likeness), min(likeness)
     if best < 0.5 + _MIN_SIGMA * error or worst > 0.5 + _MAX_CHANCE_SIGMA * error:
-        return []
-    name = ("points", "other_points")[likeness.index(worst)]
-    shift = _find_shift(objects, (first, second)[likeness.index(worst)], min_likeness=0.5 + _MIN_SIGMA * error)
+        return None
+    index = likeness.index(worst)
+    name = ("points", "other_points")[index]
+    shifts = explain(
+        views[index],
+        0,
+        (Hypothesis("data.pairing", "rows are shifted", shift) for shift in (-2, -1, 1, 2)),
+        likeness=lambda view, shift: _compute_likeness(objects, np.roll(view, shift, axis=0)),
+        above=np.nextafter(0.5 + _MIN_SIGMA * error, 0),
+    )
+    shift = shifts[0].hypothesis.prediction if shifts else None
     detail = "" if shift is None else f"; it resembles the objects {abs(shift)} {'on' if shift > 0 else 'back'}"
-    return [
-        _finding_sample(
-            context,
-            paired.keys[0],
-            f"'{name}' does not show the objects of its rows{detail}",
-            severity="warning",
-            causes=("data.pairing", "data.augment_target_mismatch"),
-            measured=f"this view is nearer to its own object than to {worst:.0%} of the others, the other view than to "
-            f"{best:.0%} ({len(objects)} objects)",
-            expected=f"similar shares for both views, well above {0.5 + _MAX_CHANCE_SIGMA * error:.0%}: chance is 50%",
-            action="make both views of one row from one object: see the transform or data set that gives them",
-            evidence={"field": name, "shift": shift},
-        )
-    ]
+    return Fault(
+        f"'{name}' does not show the objects of its rows{detail}",
+        severity="warning",
+        causes=("data.pairing", "data.augment_target_mismatch"),
+        sample=paired.keys[0].index,
+        measured=f"this view is nearer to its own object than to {worst:.0%} of the others, the other view than to "
+        f"{best:.0%} ({len(objects)} objects)",
+        expected=f"similar shares for both views, well above {0.5 + _MAX_CHANCE_SIGMA * error:.0%}: chance is 50%",
+        action="make both views of one row from one object: see the transform or data set that gives them",
+        evidence={"field": name, "shift": shift},
+    )
 
 
 def _compute_likeness(objects: np.ndarray, views: np.ndarray) -> float:
@@ -326,13 +316,6 @@ def _compute_likeness(objects: np.ndarray, views: np.ndarray) -> float:
     is_other = ~np.eye(len(objects), dtype=bool)
     is_farther = (distances > own_distances) + 0.5 * (distances == own_distances)
     return float((is_farther * is_other).sum() / is_other.sum())
-
-
-def _find_shift(objects: np.ndarray, views: np.ndarray, *, min_likeness: float) -> int | None:
-    """Find the shift, in rows, after which the views resemble the objects; None if no shift does."""
-    likeness = {shift: _compute_likeness(objects, np.roll(views, shift, axis=0)) for shift in (-2, -1, 1, 2)}
-    best = max(likeness, key=lambda shift: likeness[shift])
-    return best if likeness[best] >= min_likeness else None
 
 
 def _compute_distances(objects: np.ndarray, views: np.ndarray) -> np.ndarray:
@@ -349,16 +332,10 @@ def _to_array(points: Any) -> np.ndarray:
     return np.asarray(points, dtype=np.float64)
 
 
-def _finding_sample(
-    context: Context, key: SampleKey, summary: str, *, evidence: dict[str, Any], **fields: Any
-) -> Finding:
-    sample = describe_sample(context.built.data.train.dataset, key.index)
-    evidence = {**evidence, "sample": sample}
-    return mismatched_views.finding(context, summary, split="train", sample=key.index, evidence=evidence, **fields)
-
-
 _CHANNELS = ("range", "x", "y", "z", "remission")
 _MAX_MEAN = 3.0
+_UNITS = {1000: ": coordinates look like millimetres", 100: ": coordinates look like centimetres"}
+"""Ratio of the mean range to that of the sensor, and what it suggests; scans are in metres."""
 _MIN_STD, _MAX_STD = 0.02, 10.0
 """Standard deviations of the filled pixels after normalisation; 0 to 255 for 0 to 1 is a factor of 255."""
 
@@ -367,19 +344,16 @@ _MIN_STD, _MAX_STD = 0.02, 10.0
     "G3",
     "input-statistics",
     "preflight",
+    each=images_by_part,
     severity="warning",
     causes=("data.normalisation", "data.layout", "cfg.override"),
     config_path="data.sensor",
 )
-def input_statistics(context: Context) -> list[Finding]:
+def input_statistics(context: Context, images: PartImages) -> Fault | None:
     """Normalised channels have a mean from -3 to 3 and a deviation from 1/50 to 10 over the filled pixels.
 
     Finds: Range images that `input_mean` and `input_std` do not normalise to mean 0 and standard deviation 1.
     """
-    return [finding for images in images_by_part(context) if (finding := _finding_part(context, images)) is not None]
-
-
-def _finding_part(context: Context, images: PartImages) -> Finding | None:
     facts = images.part.dataset.info.facts
     is_filled = images.range_image >= 0
     image = torch.cat([batch["image"] for batch in images.batches]).cpu().movedim(1, -1)[is_filled].double()
@@ -392,15 +366,15 @@ def _finding_part(context: Context, images: PartImages) -> Finding | None:
         if abs(channel_mean) <= _MAX_MEAN and (_MIN_STD <= channel_std <= _MAX_STD or is_constant):
             continue
         stated, scale = facts["input_mean"][channel], facts["input_std"][channel]
-        return input_statistics.finding(
-            context,
-            f"the stated statistics are not those of the scans: {name}",
-            split=images.part.split,
+        factor = (facts["input_mean"][0] + float(mean[0]) * facts["input_std"][0]) / facts["input_mean"][0]
+        guess = next((text for unit, text in _UNITS.items() if unit / 3 < factor < 3 * unit), "")
+        return Fault(
+            f"the scans are unlike those that the sensor's mean and deviation describe, first in {name}{guess}",
             measured=f"{name} {stated + channel_mean * scale:.4g} with a deviation of {channel_std * scale:.4g} in "
             f"{images.num_scans} scans: after normalisation {channel_mean:.3g} and {channel_std:.3g}",
-            expected=f"about the stated {stated:g} and {scale:g}, in the order {', '.join(_CHANNELS)}",
-            action="leave input_mean and input_std out, so that they are measured; or correct sensor.remission_max, "
-            "the unit of the coordinates (metres) or the order of the five numbers",
+            expected=f"about {stated:g} and {scale:g}, as data.sensor or its preset has them ({', '.join(_CHANNELS)})",
+            action="write x, y, z in metres, or correct sensor.remission_max or the order of the five numbers; for "
+            "another sensor leave input_mean and input_std out, so that they are measured",
             evidence={"field": "image", "mean": mean.tolist(), "std": std.tolist()},
         )
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import permutations
 from typing import NamedTuple
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from sightline import registry
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault, Hypothesis, explain
 from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.build import DataSubset
 from sightline.geometry.volumes import CubePlacement, decode, occupancy, peaks, permute_axes, to_camera, to_voxels
@@ -27,20 +29,13 @@ _MAX_SHIFT = 12  # voxels
 
 
 @check("G41", "misplaced-volume", "preflight", config_path="transforms")
-def misplaced_volume(context: Context) -> list[Finding]:
+def misplaced_volume(context: Context) -> Iterator[Fault]:
     """Points of a frame, mapped by its placement, occupy exactly the voxels of the network's input.
 
     Finds: Voxels that are not those of the frame: another order of axes, centre, rotation or scale than declared.
     """
-    for part in parts_with(context, _NEEDED_OF_VOLUMES):
-        batch = read_first_batch(part, _NUM_VOLUME_SAMPLES, context.config.seed)
-        placement = CubePlacement.from_rows(batch["placement"])
-        expected = occupancy(batch["depth"], batch["camera"], placement) > 0
-        occupied = batch["volume"] > 0
-        iou = _compute_iou(occupied, expected)
-        if occupied.shape != expected.shape or iou < _MIN_IOU:
-            return [_finding_volume(context, part, batch, placement, iou)]
-    return []
+    faults = (_judge_volume(part, context.config.seed) for part in parts_with(context, _NEEDED_OF_VOLUMES))
+    yield from itertools.islice((fault for fault in faults if fault is not None), 1)
 
 
 def parts_with(context: Context, needed: frozenset[str]) -> Iterator[DataSubset]:
@@ -56,29 +51,30 @@ def read_first_batch(part: DataSubset, count: int, seed: int) -> Batch:
     return part.reader([SampleKey(int(index), 0, seed) for index in part.indices[:count]])
 
 
-def _compute_iou(occupied: Tensor, expected: Tensor) -> float:
+def _compute_iou(occupied: Tensor, expected: Tensor | None) -> float:
     """Compute the IoU of two grids of occupied voxels; 0 if their shapes differ."""
-    if occupied.shape != expected.shape:
+    if expected is None or occupied.shape != expected.shape:
         return 0.0
     num_either = int((occupied | expected).sum())
     return int((occupied & expected).sum()) / num_either if num_either else 1.0
 
 
-def _list_volume_explanations(batch: Batch, placement: CubePlacement) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield possible faults: the cause, a description, and the voxels that it would give."""
+def _iter_volume_causes(batch: Batch, placement: CubePlacement) -> Iterator[Hypothesis]:
+    """Yield possible faults with the voxels that each would give."""
     depth, camera = batch["depth"], batch["camera"]
-    unpermuted = occupancy(depth, camera, replace(placement, axes="xyz"))[:, 0]
+    unpermuted = occupancy(depth, camera, replace(placement, axes="xyz"))[:, 0] > 0
     for order in permutations((0, 1, 2)):
         axes = ", ".join("xyz"[axis] for axis in order)
-        yield "data.layout", f"its axes are {axes}", unpermuted.permute(0, *(axis + 1 for axis in order))[:, None]
+        grid = unpermuted.permute(0, *(axis + 1 for axis in order))[:, None]
+        yield Hypothesis("data.layout", f"its axes are {axes}", grid)
     for explanation, changed in (
         ("the grid is scaled by the inverse", replace(placement, scale=1 / placement.scale)),
         ("the grid is rotated in the opposite direction", replace(placement, angle_rad=-placement.angle_rad)),
         ("the grid is not augmented, but the target is", unaugmented_placement(placement)),
     ):
-        yield "data.augment_target_mismatch", explanation, occupancy(depth, camera, changed)
+        yield Hypothesis("data.augment_target_mismatch", explanation, occupancy(depth, camera, changed) > 0)
     metres = torch.where(depth > 0, depth / 1000, depth)
-    yield "data.normalisation", "depth is taken for metres", occupancy(metres, camera, placement)
+    yield Hypothesis("data.normalisation", "depth is taken for metres", occupancy(metres, camera, placement) > 0)
 
 
 def unaugmented_placement(placement: CubePlacement) -> CubePlacement:
@@ -92,29 +88,34 @@ def unaugmented_placement(placement: CubePlacement) -> CubePlacement:
     )
 
 
-def _estimate_shift(occupied: Tensor, expected: Tensor) -> tuple[float, tuple[int, ...]]:
-    """Estimate one integer shift for all samples from their mean voxels; return the IoU after it, and it."""
-    means = [grid[:, 0].nonzero()[:, 1:].double().mean(dim=0) for grid in (occupied, expected)]
-    offset = tuple(int(steps) for steps in (means[0] - means[1]).nan_to_num().round().clamp(-_MAX_SHIFT, _MAX_SHIFT))
-    return _compute_iou(occupied, expected.roll(offset, dims=(2, 3, 4))), offset
+def _iter_shifts(occupied: Tensor, expected: Tensor) -> Iterator[Hypothesis]:
+    """Yield one integer shift for all samples, estimated from their mean voxels."""
+    if occupied.shape == expected.shape:
+        means = [grid[:, 0].nonzero()[:, 1:].double().mean(dim=0) for grid in (occupied, expected)]
+        steps = (means[0] - means[1]).nan_to_num().round().clamp(-_MAX_SHIFT, _MAX_SHIFT)
+        offset = tuple(int(step) for step in steps)
+        text = f"it is shifted by {offset} voxels: another centre"
+        yield Hypothesis("data.centre", text, expected.roll(offset, dims=(2, 3, 4)))
 
 
-def _finding_volume(context: Context, part: DataSubset, batch: Batch, placement: CubePlacement, iou: float) -> Finding:
+def _judge_volume(part: DataSubset, seed: int) -> Fault | None:
+    batch = read_first_batch(part, _NUM_VOLUME_SAMPLES, seed)
+    placement = CubePlacement.from_rows(batch["placement"])
+    expected = occupancy(batch["depth"], batch["camera"], placement) > 0
     occupied = batch["volume"] > 0
+    iou = _compute_iou(occupied, expected)
+    if occupied.shape == expected.shape and iou >= _MIN_IOU:
+        return None
+    compare = partial(explain, occupied, None, likeness=_compute_iou, above=_MIN_EXPLAINED_IOU)
+    unpermuted = occupancy(batch["depth"], batch["camera"], replace(placement, axes="xyz"))
+    fitting = compare(candidates=_iter_volume_causes(batch, placement)) or compare(
+        candidates=_iter_shifts(occupied, permute_axes(unpermuted, placement.axes) > 0)
+    )
     cause, explanation = "data.projection", "no permutation, rotation, scale or shift explains it"
-    best = _MIN_EXPLAINED_IOU
-    for other_cause, description, volume in _list_volume_explanations(batch, placement):
-        other_iou = _compute_iou(occupied, volume > 0)
-        if other_iou > best:
-            best, cause, explanation = other_iou, other_cause, description
-    expected = permute_axes(occupancy(batch["depth"], batch["camera"], replace(placement, axes="xyz")), placement.axes)
-    if occupied.shape == expected.shape and best == _MIN_EXPLAINED_IOU:
-        other_iou, offset = _estimate_shift(occupied, expected > 0)
-        if other_iou > _MIN_EXPLAINED_IOU:
-            best, cause, explanation = other_iou, "data.centre", f"it is shifted by {offset} voxels: another centre"
+    if fitting:
+        cause, explanation = fitting[0].cause, fitting[0].text
     sample = int(part.indices[0])
-    return misplaced_volume.finding(
-        context,
+    return Fault(
         f"the network's voxels are not those of the frame: {explanation}",
         causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         split=part.split,
@@ -122,7 +123,7 @@ def _finding_volume(context: Context, part: DataSubset, batch: Batch, placement:
         measured=f"{iou:.0%} of the voxels are common in {describe_sample(part.dataset, sample)} and those after it",
         expected="the voxels that the frame's points occupy, mapped by 'placement'",
         action="look at the transform that makes 'volume' and at the one that makes 'placement'",
-        evidence={"common_share": iou, "explained_share": best if best > _MIN_EXPLAINED_IOU else None},
+        evidence={"common_share": iou, "explained_share": fitting[0].likeness if fitting else None},
     )
 
 
@@ -158,32 +159,28 @@ class _Maps(NamedTuple):
         return bool((distances <= self.bound).double().mean() > _MIN_AGREEING)
 
 
-@check("G41", "misplaced-heatmap", "preflight")
-def misplaced_heatmap(context: Context) -> list[Finding]:
+@check("G41", "misplaced-heatmap", "preflight", config_path="transforms.train")
+def misplaced_heatmap(context: Context) -> Iterator[Fault]:
     """Each target map, decoded like a prediction, gives its joint's position and has the width of the config.
 
     Finds: Heat maps that do not show the joints: another order of axes, centre, scale or width than declared.
 
     A width far from that of Moon et al. 2018, the default of `draw_heatmaps`, gets a warning.
     """
-    for part in parts_with(context, _NEEDED):
-        batch = read_first_batch(part, _NUM_SAMPLES, context.config.seed)
-        placement = CubePlacement.from_rows(batch["placement"])
-        joints = batch["joints"].double()
-        maps = _decode_maps(batch["heatmaps"], joints, batch["visible"].bool(), placement)
-        if int(maps.is_usable.sum()) < _MIN_MAPS:
-            continue
-        if not maps.agrees_with(maps.expected):
-            return [_finding_position(context, part, joints, placement, maps)]
-        if not len(maps.widths):
-            continue
-        stated, measured = _get_stated_width(context, part), float(maps.widths.median())
-        published = float(registry.transforms.entry(ComponentConfig("draw_heatmaps")).arguments["sigma"].default)
-        if stated is not None and abs(measured / stated - 1) > _MAX_WIDTH_ERROR:
-            return [_finding_width(context, part, measured, stated)]
-        if max(measured / published, published / measured) > _MAX_PUBLISHED_RATIO:
-            return [_finding_published(context, part, measured, published)]
-    return []
+    faults = (_judge_heatmaps(context, part) for part in parts_with(context, _NEEDED))
+    yield from itertools.islice((fault for fault in faults if fault is not None), 1)
+
+
+def _judge_heatmaps(context: Context, part: DataSubset) -> Fault | None:
+    batch = read_first_batch(part, _NUM_SAMPLES, context.config.seed)
+    placement = CubePlacement.from_rows(batch["placement"])
+    joints = batch["joints"].double()
+    maps = _decode_maps(batch["heatmaps"], joints, batch["visible"].bool(), placement)
+    if int(maps.is_usable.sum()) < _MIN_MAPS:
+        return None
+    if not maps.agrees_with(maps.expected):
+        return _judge_position(part, joints, placement, maps)
+    return _judge_width(context, part, maps) if len(maps.widths) else None
 
 
 def measure_widths(heatmaps: Tensor) -> Tensor:
@@ -214,36 +211,29 @@ def _convert_to_cells(joints: Tensor, placement: CubePlacement, cells: int) -> T
     return to_voxels(joints, placement) / (placement.size / cells) + (0.5 if placement.compat == "release" else 0.0)
 
 
-def _list_explanations(joints: Tensor, placement: CubePlacement, maps: _Maps) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield possible faults: the cause, a description, and the joints (B, J, 3) in cells that it would give."""
+def _iter_position_causes(joints: Tensor, placement: CubePlacement, maps: _Maps) -> Iterator[Hypothesis]:
+    """Yield possible faults with the joints (B, J, 3) in cells that each would give."""
     for order in list(permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
-        yield "data.layout", f"their axes are {axes}", maps.expected[..., list(order)]
-    other_placements = {
-        "they do not follow the augmentation of the input": unaugmented_placement(placement),
-        "they are scaled by the inverse of the input's scale": replace(placement, scale=1 / placement.scale),
-        "they are rotated in the opposite direction": replace(placement, angle_rad=-placement.angle_rad),
-    }
-    for explanation, other_placement in other_placements.items():
-        yield "data.augment_target_mismatch", explanation, _convert_to_cells(joints, other_placement, maps.cells)
+        yield Hypothesis("data.layout", f"their axes are {axes}", maps.expected[..., list(order)])
+    mismatch = partial(Hypothesis, "data.augment_target_mismatch")
+    for explanation, changed in (
+        ("they do not follow the augmentation of the input", unaugmented_placement(placement)),
+        ("they are scaled by the inverse of the input's scale", replace(placement, scale=1 / placement.scale)),
+        ("they are rotated in the opposite direction", replace(placement, angle_rad=-placement.angle_rad)),
+    ):
+        yield mismatch(explanation, _convert_to_cells(joints, changed, maps.cells))
     for factor in (0.5, 2.0):
-        yield (
-            "data.augment_target_mismatch",
-            f"their coordinates are {factor:g} times what they should be",
-            (maps.expected * factor),
-        )
+        yield mismatch(f"their coordinates are {factor:g} times what they should be", maps.expected * factor)
     shift = (maps.decoded - maps.expected)[maps.is_usable].median(dim=0).values
     shift_text = ", ".join(f"{value:+.2f}" for value in shift.tolist())
     is_half = bool(((shift.abs() - 0.5).abs() < _MAX_ERROR).all())
     cause = "data.target_encoding" if is_half else "data.centre"
-    yield cause, f"they are shifted by ({shift_text}) cells", maps.expected + shift
-    shifts = torch.stack(
-        [
-            _compute_median_offset(decoded - expected, is_usable)
-            for decoded, expected, is_usable in zip(maps.decoded, maps.expected, maps.is_usable, strict=True)
-        ]
-    )
-    yield "data.centre", "they are relative to another centre in every sample", maps.expected + shifts[:, None]
+    yield Hypothesis(cause, f"they are shifted by ({shift_text}) cells", maps.expected + shift)
+    offsets = zip(maps.decoded - maps.expected, maps.is_usable, strict=True)
+    shifts = torch.stack([_compute_median_offset(*row) for row in offsets])
+    text = "they are relative to another centre in every sample"
+    yield Hypothesis("data.centre", text, maps.expected + shifts[:, None])
 
 
 def _compute_median_offset(offset: Tensor, is_usable: Tensor) -> Tensor:
@@ -259,24 +249,22 @@ def _get_stated_width(context: Context, part: DataSubset) -> float | None:
     return None
 
 
-def _finding_position(
-    context: Context, part: DataSubset, joints: Tensor, placement: CubePlacement, maps: _Maps
-) -> Finding:
-    fitting = (
-        (cause, description)
-        for cause, description, positions in _list_explanations(joints, placement, maps)
-        if maps.agrees_with(positions)
+def _judge_position(part: DataSubset, joints: Tensor, placement: CubePlacement, maps: _Maps) -> Fault:
+    best, *_ = explain(
+        maps,
+        maps.expected,
+        _iter_position_causes(joints, placement, maps),
+        likeness=_Maps.agrees_with,
+        otherwise=Hypothesis("data.target_encoding", "no permutation, shift or scale explains it"),
     )
-    cause, explanation = next(fitting, ("data.target_encoding", "no permutation, shift or scale explains it"))
     distances = (maps.decoded - maps.expected).abs().amax(dim=-1)
     worst = int(torch.where(maps.is_usable, distances, -1.0).flatten().argmax()) // joints.shape[1]
     pooling = placement.size / maps.cells
     mean_mm = float((to_camera(maps.decoded * pooling, placement) - joints).norm(dim=-1)[maps.is_usable].mean())
     largest_cells = float(distances[maps.is_usable].max())
-    return misplaced_heatmap.finding(
-        context,
-        f"heat maps do not show the joints: {explanation}",
-        causes=(cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
+    return Fault(
+        f"heat maps do not show the joints: {best.text}",
+        causes=(best.cause, "data.layout", "data.centre", "data.augment_target_mismatch"),
         at="transforms",
         split=part.split,
         sample=int(part.indices[worst]),
@@ -287,31 +275,30 @@ def _finding_position(
     )
 
 
-def _finding_width(context: Context, part: DataSubset, measured: float, stated: float) -> Finding:
-    return misplaced_heatmap.finding(
-        context,
-        f"heat maps are {measured / stated:.2f} times as wide as in the config",
-        causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
-        at="transforms.train",
-        split=part.split,
-        measured=f"a deviation of {measured:.2f} cells",
-        expected=f"{stated:g} cells: exp(-d^2 / (2 sigma^2))",
-        action="look for a variance taken for a deviation, a missing 2, or voxels taken for cells",
-        evidence={"measured_cells": measured, "said_cells": stated},
-    )
-
-
-def _finding_published(context: Context, part: DataSubset, measured: float, published: float) -> Finding:
-    return misplaced_heatmap.finding(
-        context,
-        f"heat maps are {measured / published:.2f} times as wide as the published ones",
-        causes=("data.target_encoding", "cfg.contract"),
-        at="transforms.train",
-        split=part.split,
-        measured=f"a deviation of {measured:.2f} cells",
-        expected=f"{published:g} cells (Moon et al. 2018), up to {_MAX_PUBLISHED_RATIO:g} times that either way",
-        action="leave out draw_heatmaps' sigma, which is in cells of two voxels; if the width is intended, add "
-        "checks.skip=[misplaced-heatmap]",
-        evidence={"measured_cells": measured, "published_cells": published},
-        severity="warning",
-    )
+def _judge_width(context: Context, part: DataSubset, maps: _Maps) -> Fault | None:
+    stated, width = _get_stated_width(context, part), float(maps.widths.median())
+    published = float(registry.transforms.entry(ComponentConfig("draw_heatmaps")).arguments["sigma"].default)
+    measured = f"a deviation of {width:.2f} cells"
+    if stated is not None and abs(width / stated - 1) > _MAX_WIDTH_ERROR:
+        return Fault(
+            f"heat maps are {width / stated:.2f} times as wide as in the config",
+            causes=("data.target_encoding", "cfg.contract", "data.augment_target_mismatch"),
+            split=part.split,
+            measured=measured,
+            expected=f"{stated:g} cells: exp(-d^2 / (2 sigma^2))",
+            action="look for a variance taken for a deviation, a missing 2, or voxels taken for cells",
+            evidence={"measured_cells": width, "said_cells": stated},
+        )
+    if max(width / published, published / width) > _MAX_PUBLISHED_RATIO:
+        return Fault(
+            f"heat maps are {width / published:.2f} times as wide as the published ones",
+            causes=("data.target_encoding", "cfg.contract"),
+            split=part.split,
+            measured=measured,
+            expected=f"{published:g} cells (Moon et al. 2018), up to {_MAX_PUBLISHED_RATIO:g} times that either way",
+            action="leave out draw_heatmaps' sigma, which is in cells of two voxels; if the width is intended, add "
+            "checks.skip=[misplaced-heatmap]",
+            evidence={"measured_cells": width, "published_cells": published},
+            severity="warning",
+        )
+    return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sightline.describe.report import projection_view
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.sample_statistics import distinct_parts, evenly_spaced_keys
 from sightline.engine.build import DataSubset
 from sightline.geometry.scans.projection import RangeView, compute_pixels
@@ -80,50 +81,29 @@ _MIN_FOV_DEG = 2.0
 """Smallest plausible field of view in degrees; a smaller number is in radians."""
 
 
-class _Fault(NamedTuple):
-    """Fault of a projection: the summary, measured and usual values, and the action."""
-
-    summary: str
-    measured: str
-    expected: str
-    action: str
-
-
 @check(
     "G3",
     "projection-coverage",
     "preflight",
+    each=images_by_part,
     severity="warning",
     causes=("data.projection", "cfg.axis_swap", "data.layout"),
     config_path="data.sensor",
 )
-def projection_coverage(context: Context) -> list[Finding]:
+def projection_coverage(context: Context, images: PartImages) -> Fault | None:
     """Points are within the image and most have a pixel; row 0 is the highest beam, and half of the rows are used.
 
     Finds: Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
     """
-    findings = []
-    for images in images_by_part(context):
-        fault = next(_find_faults(images), None)
-        if fault is not None:
-            findings.append(
-                projection_coverage.finding(
-                    context,
-                    fault.summary,
-                    split=images.part.split,
-                    measured=f"{fault.measured} in {images.num_scans} scans",
-                    expected=fault.expected,
-                    action=fault.action,
-                    evidence={
-                        "field": "range_image",
-                        "pixels_filled": float((images.range_image >= 0).double().mean()),
-                    },
-                )
-            )
-    return findings
+    fault = next(_iter_faults(images), None)
+    if fault is None:
+        return None
+    filled = float((images.range_image >= 0).double().mean())
+    evidence = {"field": "range_image", "pixels_filled": filled}
+    return replace(fault, measured=f"{fault.measured} in {images.num_scans} scans", evidence=evidence)
 
 
-def _find_faults(images: PartImages) -> Iterator[_Fault]:
+def _iter_faults(images: PartImages) -> Iterator[Fault]:
     view = images.view
     row, elevation, beside, clamped, shown = _measure_points(images)
     if len(row) < _MIN_POINTS:
@@ -131,29 +111,30 @@ def _find_faults(images: PartImages) -> Iterator[_Fault]:
     if clamped > _MAX_CLAMPED:
         yield _make_clamped_fault(view, elevation, clamped)
     if beside > _MAX_BESIDE:
-        yield _Fault(
+        yield Fault(
             f"{beside:.0%} of the points are left or right of the image, but are still scored",
-            f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to {view.azimuth_deg[1]:g}",
-            f"at most {_MAX_BESIDE:.0%}",
-            "widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
+            measured=f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to "
+            f"{view.azimuth_deg[1]:g}",
+            expected=f"at most {_MAX_BESIDE:.0%}",
+            action="widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
         )
     correlation = float(torch.corrcoef(torch.stack([row.double(), elevation]))[0, 1])
     if correlation > _MAX_CORRELATION:  # False if it is NaN, for a single beam
-        yield _Fault(
+        yield Fault(
             "rows of the image do not fall with the elevation of their points",
-            f"a correlation of {correlation:.2f} between row and elevation",
-            f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
-            "look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
+            measured=f"a correlation of {correlation:.2f} between row and elevation",
+            expected=f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
+            action="look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
             "in which they were measured",
         )
-    yield from _find_empty_faults(images)
+    yield from _iter_empty_faults(images)
     if shown < _MIN_SHOWN:
         wider = view.width * 2 ** math.ceil(math.log2(len(row) / max(1, images.num_scans * view.height * view.width)))
-        yield _Fault(
+        yield Fault(
             f"the image shows {shown:.0%} of the points, the others are hidden by nearer ones in the same pixel",
-            f"{shown:.1%} of the points in {view.height} x {view.width} pixels",
-            f"at least {_MIN_SHOWN:.0%}",
-            f"make the image wider, up to the columns that the sensor measures: `project` with width: "
+            measured=f"{shown:.1%} of the points in {view.height} x {view.width} pixels",
+            expected=f"at least {_MIN_SHOWN:.0%}",
+            action=f"make the image wider, up to the columns that the sensor measures: `project` with width: "
             f"{max(wider, 2 * view.width)} or more",
         )
 
@@ -179,19 +160,19 @@ def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float, f
     return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped, shown
 
 
-def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> _Fault:
+def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> Fault:
     low, high = (
         float(angle)
         for angle in torch.rad2deg(elevation.sort().values[[len(elevation) // 50, -1 - len(elevation) // 50]])
     )
     up, down = view.fov_deg
     is_radians = up - down < _MIN_FOV_DEG
-    return _Fault(
+    return Fault(
         f"{clamped:.0%} of the points are above or below the image"
         + (", whose borders look like radians" * is_radians),
-        f"borders at {up:g} and {down:g} degrees, 96 % of the points between {high:.1f} and {low:.1f}",
-        f"at most {_MAX_CLAMPED:.0%} of the points outside",
-        "give data.sensor.fov_deg in degrees, highest first"
+        measured=f"borders at {up:g} and {down:g} degrees, 96 % of the points between {high:.1f} and {low:.1f}",
+        expected=f"at most {_MAX_CLAMPED:.0%} of the points outside",
+        action="give data.sensor.fov_deg in degrees, highest first"
         + (
             ""
             if is_radians
@@ -200,25 +181,25 @@ def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> _
     )
 
 
-def _find_empty_faults(images: PartImages) -> Iterator[_Fault]:
+def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
     is_filled = images.range_image >= 0
     rows, columns = (is_filled.any(dim=0).any(dim=axis) for axis in (1, 0))
     empty = int((~rows).sum())
     if empty > _MAX_EMPTY_ROWS * len(rows):
-        yield _Fault(
+        yield Fault(
             f"{empty} of {len(rows)} rows of the image are always empty",
-            f"no point in {empty} of {len(rows)} rows",
-            f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
-            "set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
+            measured=f"no point in {empty} of {len(rows)} rows",
+            expected=f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
+            action="set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
         )
     gap = _find_longest_gap(columns)
     if gap > _MAX_EMPTY_COLUMNS * len(columns):
         degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
-        yield _Fault(
+        yield Fault(
             f"{gap} of {len(columns)} columns of the image, side by side, are always empty",
-            f"no point within {degrees:.0f} degrees",
-            f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
-            "set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
+            measured=f"no point within {degrees:.0f} degrees",
+            expected=f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
+            action="set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
         )
 
 

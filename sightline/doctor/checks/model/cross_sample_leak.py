@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.doctor.checks.loss_terms import pairs_task
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, check, evaluations, first_steps
 from sightline.doctor.core.dry_evaluation import DryEvaluation, keys_to_evaluate
-from sightline.doctor.core.dry_run import NUM_SAMPLES, isolated_copy
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
+from sightline.doctor.core.finding import Fault
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
@@ -42,12 +42,13 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "G24",
     "cross-sample-leak",
     "preflight",
+    each=first_steps,
     causes=("model.cross_sample_leak", "model.norm_mode"),
     config_path="model",
     expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
     "samples are divided into batches and over processes",
 )
-def cross_sample_leak(context: Context) -> list[Finding]:
+def cross_sample_leak(context: Context, step: DryRun) -> Fault | None:
     """In evaluation mode, the outputs of a sample alone equal those of the same sample in a batch, except for rounding.
 
     Finds: A network whose outputs for a sample depend on other samples in the batch, or in earlier batches.
@@ -57,44 +58,41 @@ def cross_sample_leak(context: Context) -> list[Finding]:
     units in the last place, or other random numbers, cause as well is a decision or a draw, not a leak. A state that an
     earlier pass has left is a leak, too.
     """
-    evaluation = next(
-        (candidate for candidate in context.dry_evaluations if candidate.failure is None and not candidate.skipped),
-        None,
-    )
-    if evaluation is None or not context.dry_run.is_sound:
-        return []
+    evaluation = next((candidate for candidate in evaluations(context) if not candidate.skipped), None)
+    if evaluation is None:
+        return None
     built = context.built
     evaluator = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
     takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and evaluator.batch_size >= _LARGE_GROUP
     for size in (2, _LARGE_GROUP) if takes_more else (2,):
         keys = keys_to_evaluate(evaluator, evaluation.part, size)
         if len(keys) < size:
-            return []
+            return None
         try:
             group = _Group(context, evaluation, keys)
             batched = group.outputs(group.model, group.batch)
         except Exception:  # noqa: BLE001 - `first-evaluation` reports any error
-            return []
-        if (finding := _compare_samples(context, group, batched)) is not None:
-            return [finding]
-    return []
+            return None
+        if (fault := _compare_samples(group, batched)) is not None:
+            return fault
+    return None
 
 
-def _compare_samples(context: Context, group: _Group, batched: Mapping[str, Tensor]) -> Finding | None:
-    """Return a finding if the outputs of a sample alone differ from its `batched` outputs, or after another sample."""
+def _compare_samples(group: _Group, batched: Mapping[str, Tensor]) -> Fault | None:
+    """Return a fault if the outputs of a sample alone differ from its `batched` outputs, or after another sample."""
     for single in group.singles:
         try:
             alone = group.outputs(group.model, single.batch)
         except Exception as error:  # noqa: BLE001 - any error is reported
-            return _finding_failure(context, group, single, error)
+            return _make_failure(group, single, error)
         if single.leads and len(group.keys) == 2:
             repeated = group.outputs(group.model, single.batch)
             is_suspect = any(difference.share > group.suspect for difference in _find_changes(alone, repeated))
-            if is_suspect and (finding := _finding_memory(context, group)) is not None:
-                return finding
+            if is_suspect and (fault := _judge_memory(group)) is not None:
+                return fault
         is_suspect = any(difference.share > group.suspect for difference in group.differences(single, batched, alone))
-        if is_suspect and (finding := _finding_suspect(context, group, single)) is not None:
-            return finding
+        if is_suspect and (fault := _judge_suspect(group, single)) is not None:
+            return fault
     return None
 
 
@@ -197,8 +195,8 @@ class _Group:
         return (len(batched), len(alone)) in sizes
 
 
-def _finding_suspect(context: Context, group: _Group, single: _Single) -> Finding | None:
-    """Return a finding if float64 shows the difference too and neither rounding nor random numbers explain it.
+def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
+    """Return a fault if float64 shows the difference too and neither rounding nor random numbers explain it.
 
     A sample that changes when it is read again is not the model's fault: `data-mutation` reports it.
     """
@@ -230,7 +228,7 @@ def _finding_suspect(context: Context, group: _Group, single: _Single) -> Findin
         return None
     worst = max(suspects.values(), key=lambda difference: difference.share)
     layer, location = _find_leak(group, model, group_batch, dataclasses.replace(single, batch=single_batch))
-    return _finding_leak(context, group, single, worst, layer, location)
+    return _make_leak(group, single, worst, layer, location)
 
 
 def _find_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
@@ -254,8 +252,8 @@ def _measure_difference(name: str, output: Tensor, other: Tensor) -> _Difference
     return _Difference(name, float((other - output).abs().max()), float(output.abs().max().maximum(other.abs().max())))
 
 
-def _finding_memory(context: Context, group: _Group) -> Finding | None:
-    """Return a finding if the outputs for a sample depend on the sample of the previous pass.
+def _judge_memory(group: _Group) -> Fault | None:
+    """Return a fault if the outputs for a sample depend on the sample of the previous pass.
 
     Copies of the model get one or the other sample first, so that draws of a generator inside the model are the same.
     """
@@ -281,8 +279,7 @@ def _finding_memory(context: Context, group: _Group) -> Finding | None:
         return None
     worst = max(changes, key=lambda change: change.share)
     written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
-    return cross_sample_leak.finding(
-        context,
+    return Fault(
         f"what the model returns for a sample depends on the samples before it: '{worst.name}' differs",
         measured=f"{sample.name} after a pass of {other.name} and after a pass of its own, in evaluation mode: "
         f"'{worst.name}' differs by {worst.share:.2g} of its largest value{written}",
@@ -353,15 +350,12 @@ def _record_calls(
     return record(model, enter=pass_on, leave=pass_on)
 
 
-def _finding_leak(
-    context: Context, group: _Group, single: _Single, worst: _Difference, layer: str, location: str
-) -> Finding:
+def _make_leak(group: _Group, single: _Single, worst: _Difference, layer: str, location: str) -> Fault:
     module = group.model.get_submodule(layer)
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
-    return cross_sample_leak.finding(
-        context,
+    return Fault(
         f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
         causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
         measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
@@ -374,11 +368,10 @@ def _finding_leak(
     )
 
 
-def _finding_failure(context: Context, group: _Group, single: _Single, error: Exception) -> Finding:
+def _make_failure(group: _Group, single: _Single, error: Exception) -> Fault:
     norms = (name for name, module in group.model.named_modules() if _uses_batch_norm_statistics(module))
     norm = next(norms, None)
-    return cross_sample_leak.finding(
-        context,
+    return Fault(
         f"the model fails for a sample alone, not for two: {type(error).__name__}",
         causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
         measured=f"{single.name} alone, in evaluation mode: {summarise_error(error)}",
@@ -405,7 +398,7 @@ MIN_PAIRS = 16
     causes=("dist.sync", "data.sampling"),
     config_path="distributed.sync_batch_norm",
 )
-def batch_statistics(context: Context) -> list[Finding]:
+def batch_statistics(context: Context) -> Fault | None:
     """Each batch norm of a contrastive run on several processes sees at least 16 pairs, or all pairs of the step.
 
     Finds: Batch norms that see few of a step's pairs, because each process computes its own statistics.
@@ -416,25 +409,20 @@ def batch_statistics(context: Context) -> list[Finding]:
     """
     train, size = context.config.train, context.world.size
     if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:
-        return []
+        return None
     num_pairs = train.batch_size // train.micro_batches
     pairs_per_process = num_pairs // size
     norms = list(_iter_training_norms(context))
     if pairs_per_process >= MIN_PAIRS or not norms:
-        return []
+        return None
     larger_batch = "a larger train.batch_size"
-    return [
-        batch_statistics.finding(
-            context,
-            f"{len(norms)} batch norm(s) see {pairs_per_process} pairs on each of {size} processes",
-            measured=f"{num_pairs} pairs over {size} processes: statistics of {pairs_per_process} at '{norms[0]}' "
-            "and the others",
-            expected=f"{MIN_PAIRS} pairs or more, or the {num_pairs} of one process",
-            action=f"set {larger_batch}"
-            if train.compile
-            else f"set distributed.sync_batch_norm: true, or {larger_batch}",
-        )
-    ]
+    return Fault(
+        f"{len(norms)} batch norm(s) see {pairs_per_process} pairs on each of {size} processes",
+        measured=f"{num_pairs} pairs over {size} processes: statistics of {pairs_per_process} at '{norms[0]}' "
+        "and the others",
+        expected=f"{MIN_PAIRS} pairs or more, or the {num_pairs} of one process",
+        action=f"set {larger_batch}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger_batch}",
+    )
 
 
 def _iter_training_norms(context: Context) -> Iterator[str]:

@@ -19,10 +19,10 @@ from sightline import registry
 from sightline.binding import model_output_keys
 from sightline.config import RunConfig
 from sightline.doctor.checks.loss_terms import OUTPUTS
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, check, first_steps
 from sightline.doctor.core.dry_evaluation import DryEvaluation
-from sightline.doctor.core.dry_run import StepFailure, error_location, isolated_copy, read_batch
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.core.dry_run import DryRun, StepFailure, error_location, isolated_copy, read_batch
+from sightline.doctor.core.finding import Fault, FindingLocation
 from sightline.doctor.core.sample_statistics import PartStatistics
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
@@ -35,23 +35,25 @@ from sightline.types import Batch, SampleKey
 _PACKAGE = Path(sightline.__file__).parent
 _TRANSFORMS = _PACKAGE / "transforms"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_LAST_STEP = "the last step of an epoch"
 
 
 @check("G6", "first-step", "preflight")
-def first_step(context: Context) -> list[Finding]:
+def first_step(context: Context) -> list[Fault]:
     """Samples can be read, and one training step succeeds, also for a last batch of one sample.
 
     Finds: A first training step, or last step of an epoch, that fails, reported before the run begins.
     """
-    findings = [
-        _finding_reading(context, survey.part, *fault)
+    faults = [
+        _make_reading_fault(context, survey.part, *fault)
         for survey in context.statistics
         if (fault := _find_fault(survey))
     ]
-    if findings:
-        return findings
-    failure = context.dry_run.failure
-    return _tail_findings(context) if failure is None else [_finding_failure(context, failure, step=0)]
+    failure, step = context.dry_run.failure, 0
+    if not faults and failure is None:
+        step = context.built.job.stream.plan.steps_per_epoch - 1
+        failure = _fail_last_step(context, step)
+    return faults or ([] if failure is None else [_make_step_fault(context, failure, step=step)])
 
 
 def _find_fault(survey: PartStatistics) -> tuple[int, Exception] | None:
@@ -67,18 +69,17 @@ def _find_fault(survey: PartStatistics) -> tuple[int, Exception] | None:
     return None
 
 
-def _finding_reading(context: Context, part: DataSubset, index: int, error: Exception) -> Finding:
+def _make_reading_fault(context: Context, part: DataSubset, index: int, error: Exception) -> Fault:
     file, line = error_location(error)
     advice = (
         _get_advice(error) if _is_transform_error(error) else None
     )  # such as a sample that is too small for the transform
     path = "data" if advice is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
     location = FindingLocation(file=file, line=line) if advice is None else context.place(path)
-    return first_step.finding(
-        dataclasses.replace(
-            location, dataset=f"{context.config.data.name}/{part.split}", sample=index, config_path=path
-        ),
+    dataset = f"{context.config.data.name}/{part.split}"
+    return Fault(
         f"a sample of the {part.split} part cannot be read",
+        where=dataclasses.replace(location, dataset=dataset, sample=index, config_path=path),
         causes=("data.corrupt_sample", "data.path", "data.missing_modality")
         if advice is None
         else ("cfg.contract", "data.sampling", "data.layout"),
@@ -88,42 +89,42 @@ def _finding_reading(context: Context, part: DataSubset, index: int, error: Exce
     )
 
 
-def _tail_findings(context: Context) -> list[Finding]:
+def _fail_last_step(context: Context, step: int) -> StepFailure | None:
     """Run the last step of an epoch if it has a part of one sample, which batch norm cannot process."""
-    job = context.built.job
-    plan = job.stream.plan
-    step = plan.steps_per_epoch - 1
-    parts = [part for micro in plan.step_keys(step) for part in micro]
-    smallest = min(parts, key=len)
+    job, device = context.built.job, context.world.device
+    smallest = min((part for micro in job.stream.plan.step_keys(step) for part in micro), key=len)
     is_at_risk = len(smallest) == 1 and any(isinstance(m, _BATCH_NORMS) for m in job.model.modules())
     if not is_at_risk or context.config.distributed.sync_batch_norm:
-        return []
-    device = context.world.device
+        return None
     model = isolated_copy(job.model).train()
     try:
         batch = read_batch(job, smallest, device)
         with torch.no_grad():
             compute_batch_losses(job.task, model, batch, device, job.precision)
     except Exception as error:  # noqa: BLE001 - any error is reported
-        file, line = error_location(error)
-        return [_finding_failure(context, StepFailure("the last step of an epoch", error, None, file, line), step=step)]
-    return []
+        return StepFailure(_LAST_STEP, error, None, *error_location(error))
+    return None
 
 
-def _finding_failure(context: Context, failure: StepFailure, *, step: int) -> Finding:
+def _describe_tail(context: Context) -> str:
+    """Describe why a part of the last step has one sample, with the share of the data if the config sets one."""
+    config, count = context.config, len(context.built.data.train.indices)
+    share = config.data.arguments.get("fraction", 1.0)
+    of_share = "" if share == 1.0 else f", which data.fraction={share:g} leaves,"
+    return f"; {count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
+
+
+def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
     causes, action = _diagnose(failure.error)
-    batch = context.dry_run.batch
-    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
     advice = _get_advice(failure.error)
     is_from_transform = advice is not None and _is_transform_error(failure.error)
-    causes = ("cfg.contract", "data.sampling") if is_from_transform else causes
     path = "model" if advice is None else _find_argument_path(context, advice)
     path = "transforms.train" if is_from_transform else path
     fallback = context.place(path)
-    is_ours = failure.file is not None and Path(failure.file).is_relative_to(_PACKAGE)
-    is_config = failure.file is None or (advice is not None and is_ours)
-    return first_step.finding(
-        FindingLocation(
+    is_config = failure.file is None or (advice is not None and _is_ours(failure.file))
+    return Fault(
+        f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
+        where=FindingLocation(
             file=fallback.file if is_config else failure.file,
             line=fallback.line if is_config else failure.line,
             layer=failure.layer,
@@ -131,13 +132,21 @@ def _finding_failure(context: Context, failure: StepFailure, *, step: int) -> Fi
             dataset=f"{context.config.data.name}/train",
             config_path=path if advice is None or is_from_transform else f"transforms or {path}",
         ),
-        f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
-        causes=causes,
-        measured=summarise_error(failure.error),
+        causes=("cfg.contract", "data.sampling") if is_from_transform else causes,
+        measured=summarise_error(failure.error)
+        + (f"; {_describe_tail(context)}" if failure.stage == _LAST_STEP else ""),
         expected="a step on the data set's samples succeeds",
         action=advice or action,
-        evidence={"batch": shapes},
+        evidence={"batch": _describe_shapes(context.dry_run.batch)},
     )
+
+
+def _is_ours(file: str | None) -> bool:
+    return file is not None and Path(file).is_relative_to(_PACKAGE)
+
+
+def _describe_shapes(batch: Batch) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
 
 
 def _get_advice(error: Exception) -> str | None:
@@ -218,32 +227,28 @@ def measure_spread(rows: np.ndarray) -> FeatureSpread:
     "G18",
     "collapsed-features",
     "preflight",
+    each=first_steps,
     causes=("model.constant_output", "model.init", "model.activation"),
     config_path="model",
 )
-def collapsed_features(context: Context) -> list[Finding]:
+def collapsed_features(context: Context, step: DryRun) -> Fault | None:
     """Embeddings of different objects differ at the first step, if their clouds differ.
 
     Finds: Embeddings that are the same for every object, or that vary along one line only.
     """
-    rehearsal = context.dry_run
-    if not isinstance(context.built.job.task, Contrast) or not rehearsal.is_sound or _are_clouds_equal(rehearsal.batch):
-        return []
-    findings = []
-    for name, rows in _embeddings(rehearsal.seen_outputs):
+    if not isinstance(context.built.job.task, Contrast) or _are_clouds_equal(step.batch):
+        return None
+    for name, rows in _embeddings(step.seen_outputs):
         spread = measure_spread(rows)
         if len(rows) > 1 and spread.variance <= _MIN_VARIANCE_FRESH:
-            findings.append(
-                collapsed_features.finding(
-                    context,
-                    f"the model returns the same '{name}' for every object",
-                    measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
-                    expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
-                    action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
-                    evidence=spread.figures,
-                )
+            return Fault(
+                f"the model returns the same '{name}' for every object",
+                measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
+                expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
+                action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
+                evidence=spread.figures,
             )
-    return findings[:1]
+    return None
 
 
 @check(
@@ -255,41 +260,28 @@ def collapsed_features(context: Context) -> list[Finding]:
     config_path="model",
     action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
 )
-def collapsed_trained_features(context: Context) -> list[Finding]:
+def collapsed_trained_features(context: Context) -> Iterator[Fault]:
     """Embeddings of different objects differ after training, in more than one direction.
 
     Finds: Embeddings that are the same for every object, or that vary along one line only.
     """
     if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
-        return []
+        return
     model = context.trained_model
-    if model is None:
-        return []
-    return [
-        finding
-        for name, rows in _compute_trained_features(context, model).items()
-        if (finding := _finding_collapse(context, name, measure_spread(rows))) is not None
-    ]
-
-
-def _finding_collapse(context: Context, name: str, spread: FeatureSpread) -> Finding | None:
-    if spread.num_rows < _MIN_ROWS:
-        return None
-    if spread.variance < _MIN_VARIANCE:
-        summary, measured = f"'{name}' has collapsed: it is the same for all objects", f"variance {spread.variance:.3g}"
-        expected = f"at least {_MIN_VARIANCE:g}"
-    elif spread.rank < _MIN_RANK:
-        summary, measured = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}"
-        expected = f"at least {_MIN_RANK:g}"
-    else:
-        return None
-    return collapsed_trained_features.finding(
-        context,
-        summary,
-        measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
-        expected=expected,
-        evidence=spread.figures,
-    )
+    for name, rows in () if model is None else _compute_trained_features(context, model).items():
+        spread = measure_spread(rows)
+        if spread.num_rows < _MIN_ROWS or (spread.variance >= _MIN_VARIANCE and spread.rank >= _MIN_RANK):
+            continue
+        summary, measured, bound = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}", _MIN_RANK
+        if spread.variance < _MIN_VARIANCE:
+            summary, bound = f"'{name}' has collapsed: it is the same for all objects", _MIN_VARIANCE
+            measured = f"variance {spread.variance:.3g}"
+        yield Fault(
+            summary,
+            measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
+            expected=f"at least {bound:g}",
+            evidence=spread.figures,
+        )
 
 
 def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
@@ -326,39 +318,34 @@ def _are_clouds_equal(batch: Batch) -> bool:
 
 
 @check("G6", "first-evaluation", "preflight")
-def first_evaluation(context: Context) -> list[Finding]:
+def first_evaluation(context: Context) -> Iterator[Fault]:
     """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
 
     Finds: An evaluation that fails, reported before the run begins and not after its first epoch.
     """
-    return [
-        _finding_evaluation_failure(context, evaluation, evaluation.failure)
-        for evaluation in context.dry_evaluations
-        if evaluation.failure is not None
-    ]
+    for evaluation in context.dry_evaluations:
+        if evaluation.failure is not None:
+            yield _make_evaluation_fault(context, evaluation, evaluation.failure)
 
 
-def _finding_evaluation_failure(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Finding:
-    is_of_metric = evaluation.path.startswith("metrics")
-    is_ours = failure.file is None or Path(failure.file).is_relative_to(_PACKAGE)
-    shapes = ", ".join(
-        f"{name} {tuple(value.shape)}" for name, value in evaluation.batch.items() if hasattr(value, "shape")
-    )
+def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Fault:
+    is_ours = failure.file is None or _is_ours(failure.file)
+    shapes, split = _describe_shapes(evaluation.batch), evaluation.part.split
     location = context.place(evaluation.path)
     if location.file is None:  # the config does not name the task, which does not match the model
         location = context.place("model")
-    return first_evaluation.finding(
-        FindingLocation(
+    return Fault(
+        f"the {split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
+        f"of {evaluation.component}",
+        where=FindingLocation(
             file=location.file if is_ours else failure.file,
             line=location.line if is_ours else failure.line,
             layer=failure.layer,
-            dataset=f"{context.config.data.name}/{evaluation.part.split}",
+            dataset=f"{context.config.data.name}/{split}",
             config_path=evaluation.path,
         ),
-        f"the {evaluation.part.split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
-        f"of {evaluation.component}",
         causes=("eval.protocol", "cfg.contract", "eval.decode")
-        if is_of_metric
+        if evaluation.path.startswith("metrics")
         else ("cfg.contract", "eval.decode", "data.layout"),
         measured=summarise_error(failure.error),
         expected=f"{len(evaluation.keys)} samples are predicted, scored and drawn as an evaluation does it",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import array_leaves
-from sightline.doctor.context import Context, check
+from sightline.doctor.context import Context, check, first_steps
 from sightline.doctor.core.dry_run import DryRun, forward_backward, isolated_copy
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault
 from sightline.doctor.core.object_graph import iter_reachable
 from sightline.engine.step import single_batch_step
 from sightline.instrument import record
@@ -46,22 +46,19 @@ class LayerGradient:
         return self.gradient / self.weight if self.weight > 0 else float("inf")
 
 
-@check("G10", "gradient-flow", "deep", config_path="model")
-def gradient_flow(context: Context) -> list[Finding]:
+@check("G10", "gradient-flow", "deep", each=first_steps, config_path="model")
+def gradient_flow(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each layer's gradient-to-weight ratio is within 1e-7 to 1e6 of the median, and at most half its units are dead.
 
     Finds: Gradients that vanish or explode in the backward pass, and dead units, at the first step.
 
     Linear layers and convolutions are measured, on a copy without dropout, on the samples of the first step.
     """
-    if not context.dry_run.is_sound:
-        return []
     flows = _measure_layers(context)
-    return (
-        [_finding_note(context, flows), *_size_findings(context, flows), *_dead_findings(context, flows)]
-        if flows
-        else []
-    )
+    if flows:
+        yield _make_note(flows)
+        yield from _size_faults(flows)
+        yield from _dead_faults(flows, step.num_samples)
 
 
 def _measure_layers(context: Context) -> list[LayerGradient]:
@@ -85,7 +82,7 @@ def _measure_layer(name: str, layer: nn.Module) -> LayerGradient:
     return LayerGradient(name, len(is_zero), weight.numel(), size, gradient_size, dead, zeros)
 
 
-def _finding_note(context: Context, flows: Sequence[LayerGradient]) -> Finding:
+def _make_note(flows: Sequence[LayerGradient]) -> Fault:
     rows = [
         [
             layer.name,
@@ -98,8 +95,7 @@ def _finding_note(context: Context, flows: Sequence[LayerGradient]) -> Finding:
     ]
     moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
     smallest, largest = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
-    return gradient_flow.finding(
-        context,
+    return Fault(
         f"gradients are {smallest.ratio:.1e} to {largest.ratio:.1e} of their weights at the first step",
         severity="note",
         causes=("model.init",),
@@ -110,8 +106,8 @@ def _finding_note(context: Context, flows: Sequence[LayerGradient]) -> Finding:
     )
 
 
-def _size_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator[Finding]:
-    """Yield a finding for the layers with the smallest and the largest ratio, if they are out of bounds."""
+def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
+    """Yield a fault for the layers with the smallest and the largest ratio, if they are out of bounds."""
     ratios = {flow.name: flow.ratio for flow in flows if 0 < flow.ratio < float("inf")}
     if len(ratios) < 3:
         return
@@ -122,10 +118,10 @@ def _size_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator
         (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "explode in"),
     ):
         if is_far:
-            yield _finding_warning(
-                context,
-                name,
-                summary=f"gradients {effect} '{name}'",
+            yield Fault(
+                f"gradients {effect} '{name}'",
+                severity="warning",
+                layer=name,
                 measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
                 expected=f"between {_MIN_RELATIVE_RATIO:g} and {_MAX_RELATIVE_RATIO:g} times the median {median:.2e}",
                 causes=("model.init", "model.activation", "model.numerics"),
@@ -133,39 +129,23 @@ def _size_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator
             )
 
 
-def _dead_findings(context: Context, flows: Sequence[LayerGradient]) -> Iterator[Finding]:
-    """Yield a finding for the last layer with mostly dead units; layers before it may be dead because of it.
+def _dead_faults(flows: Sequence[LayerGradient], num_samples: int) -> Iterator[Fault]:
+    """Yield a fault for the last layer with mostly dead units; layers before it may be dead because of it.
 
     A branch that ends in a zero-initialised layer passes no gradient at first, by design.
     """
     has_zero_layer = any(flow.weight == 0 for flow in flows)
     dead = [f for f in flows if f.dead > _MAX_DEAD and f.units >= _MIN_UNITS and not (f.dead == 1 and has_zero_layer)]
-    if dead:
-        last = dead[-1]
-        yield _finding_warning(
-            context,
-            last.name,
-            summary=f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
+    for last in dead[-1:]:
+        yield Fault(
+            f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
+            severity="warning",
+            layer=last.name,
             measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
-            expected=f"at most {_MAX_DEAD:.0%} on {context.dry_run.num_samples} samples",
+            expected=f"at most {_MAX_DEAD:.0%} on {num_samples} samples",
             causes=("model.activation", "model.init", "data.normalisation"),
             action="look at the activation after it and at its bias: a ReLU of negative inputs passes no gradient on",
         )
-
-
-def _finding_warning(
-    context: Context, name: str, *, summary: str, measured: str, expected: str, causes: tuple[str, ...], action: str
-) -> Finding:
-    return gradient_flow.finding(
-        context,
-        summary,
-        severity="warning",
-        causes=causes,
-        layer=name,
-        measured=measured,
-        expected=expected,
-        action=action,
-    )
 
 
 _MAX_SHOWN = 10
@@ -173,20 +153,21 @@ _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 @check("G10", "no-gradient", "preflight")
-def no_gradient(context: Context) -> list[Finding]:
+def no_gradient(context: Context) -> Iterator[Fault]:
     """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser.
 
     Finds: Parameters that get no gradient, that are in no optimiser, or that the model does not register.
     """
-    coverage = list(_coverage_findings(context))
-    rehearsal = context.dry_run
-    if not rehearsal.is_sound:
-        return coverage
-    reach = [*_reach_findings(context), *_loss_findings(context)]
-    return [*coverage, *_registration_findings(context), *_term_findings(context), *reach, *_intent_findings(context)]
+    yield from _coverage_faults(context)
+    if context.dry_run.is_sound:
+        yield from _registration_faults(context)
+        yield from _term_faults(context)
+        yield from _reach_faults(context)
+        yield from _loss_faults(context)
+        yield from _intent_faults(context)
 
 
-def _coverage_findings(context: Context) -> Iterator[Finding]:
+def _coverage_faults(context: Context) -> Iterator[Fault]:
     """Check that the optimiser holds exactly the trainable parameters of the model and its learnt losses."""
     job = context.built.job
     trained = job.trained_module
@@ -197,8 +178,7 @@ def _coverage_findings(context: Context) -> Iterator[Finding]:
     foreign = len(optimised - trained_ids)
     if not left_out and not foreign:
         return
-    yield _finding_parameters(
-        context,
+    yield _make_fault(
         left_out,
         f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
         if left_out
@@ -212,8 +192,8 @@ def _coverage_findings(context: Context) -> Iterator[Finding]:
     )
 
 
-def _registration_findings(context: Context) -> Iterator[Finding]:
-    """Yield a finding for parameters in plain lists, dicts or objects, which are not trained, moved or saved."""
+def _registration_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters in plain lists, dicts or objects, which are not trained, moved or saved."""
     model = context.dry_run.model
     registered = {id(parameter) for parameter in model.parameters()}
     for name, module in model.named_modules():
@@ -227,8 +207,7 @@ def _registration_findings(context: Context) -> Iterator[Finding]:
             continue
         registered |= {id(value) for _, value in iter_reachable(attributes, nn.Parameter)}
         attribute = paths[0].split("]", 1)[0].strip("['")
-        yield _finding_parameters(
-            context,
+        yield _make_fault(
             [f"{name}.{attribute}".lstrip(".")],
             f"'{attribute}' holds layers that the model does not register, so they are never trained",
             layer=name or type(module).__name__,
@@ -241,16 +220,15 @@ def _registration_findings(context: Context) -> Iterator[Finding]:
         )
 
 
-def _term_findings(context: Context) -> Iterator[Finding]:
-    """Yield a finding for each loss with a positive count and weight that depends on no parameter."""
+def _term_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for each loss with a positive count and weight that depends on no parameter."""
     rehearsal, job = context.dry_run, context.built.job
     first, last = job.loss_weights_at(0), job.loss_weights_at(job.num_steps)
     for name, term in rehearsal.terms.items():
         is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
         if not is_counted or term.requires_grad or _is_frozen_by_config(context, name):
             continue
-        yield _finding_parameters(
-            context,
+        yield _make_fault(
             [],
             f"the loss '{name}' has no gradient: it is cut off from the model",
             causes=("loss.detached", "model.frozen_unintended"),
@@ -261,10 +239,10 @@ def _term_findings(context: Context) -> Iterator[Finding]:
         )
 
 
-def _reach_findings(context: Context) -> Iterator[Finding]:
-    """Yield a finding per reason for trainable parameters without a gradient in all micro-batches tried."""
+def _reach_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault per reason for trainable parameters without a gradient in all micro-batches tried."""
     rehearsal, job = context.dry_run, context.built.job
-    is_detached = any(True for _ in _term_findings(context))
+    is_detached = any(True for _ in _term_faults(context))
     frozen_names = _find_frozen_names(context)
     silent = [
         name
@@ -285,11 +263,11 @@ def _reach_findings(context: Context) -> Iterator[Finding]:
     )
     for names, reason in groups:
         if names:
-            yield _finding_silent(context, names, reason, idle_outputs)
+            yield _make_silent_fault(context, names, reason, idle_outputs)
 
 
-def _loss_findings(context: Context) -> Iterator[Finding]:
-    """Yield a finding for parameters of losses that got no gradient in the dry run."""
+def _loss_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters of losses that got no gradient in the dry run."""
     job = context.built.job
     frozen_prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
     silent = [
@@ -301,8 +279,7 @@ def _loss_findings(context: Context) -> Iterator[Finding]:
         and not name.startswith(frozen_prefixes)
     ]
     if silent:
-        yield _finding_parameters(
-            context,
+        yield _make_fault(
             silent,
             f"{len(silent)} parameter(s) of losses get no gradient",
             causes=("loss.detached", "model.structure"),
@@ -313,7 +290,7 @@ def _loss_findings(context: Context) -> Iterator[Finding]:
         )
 
 
-def _finding_silent(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Finding:
+def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Fault:
     is_alone = context.world.size == 1
     unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
     rehearsal = context.dry_run
@@ -339,8 +316,7 @@ def _finding_silent(context: Context, names: Sequence[str], reason: str, idle_ou
             "look for detach(), no_grad or .data in the model, or declare them in optimizer.frozen",
         ),
     }[reason]
-    return _finding_parameters(
-        context,
+    return _make_fault(
         names,
         f"{len(names)} parameter(s) get no gradient",
         causes=causes,
@@ -351,14 +327,13 @@ def _finding_silent(context: Context, names: Sequence[str], reason: str, idle_ou
     )
 
 
-def _intent_findings(context: Context) -> Iterator[Finding]:
-    """Yield a finding for parameters with requires_grad False that the config does not freeze."""
+def _intent_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters with requires_grad False that the config does not freeze."""
     frozen_names = _find_frozen_names(context)
     frozen = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in frozen_names]
     if not frozen:
         return
-    yield _finding_parameters(
-        context,
+    yield _make_fault(
         frozen,
         f"{len(frozen)} parameter(s) frozen, though the config freezes nothing there",
         severity="warning",
@@ -422,13 +397,10 @@ def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping
     return tape.outputs, terms
 
 
-def _finding_parameters(
-    context: Context, names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any
-) -> Finding:
+def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:
     shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
     first = names[0] if names else None
-    return no_gradient.finding(
-        context,
+    return Fault(
         summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),
         param=first,
         layer=layer or (_get_owner(first) or None if first else None),

@@ -7,14 +7,15 @@ import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.context import Check, Context, check
-from sightline.doctor.core.dry_run import isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.doctor.context import Context, check, first_steps
+from sightline.doctor.core.dry_run import DryRun, isolated_copy
+from sightline.doctor.core.finding import Fault, FindingLocation
 from sightline.doctor.oracles.results import float64, tree_map
 from sightline.engine.step import compute_batch_losses
 
@@ -51,8 +52,17 @@ class _Hook(NamedTuple):
     line: int | None
 
 
-@check("G37", "leftover-hooks", "preflight")
-def leftover_hooks(context: Context) -> list[Finding]:
+_FOREIGN = partial(
+    check,
+    "G37",
+    expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
+    action="remove the hook's handle before training, or remove the call that registers it",
+)
+"""Declaration of a rule about foreign hooks."""
+
+
+@_FOREIGN("leftover-hooks", "preflight")
+def leftover_hooks(context: Context) -> Fault | None:
     """No module and no parameter has a foreign hook, neither its own nor a global one.
 
     Finds: Hooks that a logger or a plugin left on the model, which observe or change its activations.
@@ -60,20 +70,17 @@ def leftover_hooks(context: Context) -> list[Finding]:
     Outputs must not depend on a foreign hook.
     """
     hooks = find_foreign_hooks(context.built.job.model)
-    if not hooks:
-        return []
-    changed = _find_changed_outputs(context) if any(hook.kind.startswith("forward") for hook in hooks) else []
-    return [_finding_hooks(leftover_hooks, hooks, changed)]
+    is_forward = any(hook.kind.startswith("forward") for hook in hooks)
+    return _judge_hooks(hooks, _find_changed_outputs(context) if is_forward else [])
 
 
-@check("G37", "hooks-of-loggers", "offline")
-def hooks_of_loggers(context: Context) -> list[Finding]:
+@_FOREIGN("hooks-of-loggers", "offline")
+def hooks_of_loggers(context: Context) -> Fault | None:
     """The model has no foreign hooks after training: loggers receive numbers and need no hooks.
 
     Finds: Hooks that a logger or a plugin left on the model, which observe or change its activations.
     """
-    hooks = find_foreign_hooks(context.built.job.model)
-    return [_finding_hooks(hooks_of_loggers, hooks, [])] if hooks else []
+    return _judge_hooks(find_foreign_hooks(context.built.job.model), [])
 
 
 def find_foreign_hooks(model: nn.Module) -> list[_Hook]:
@@ -182,19 +189,20 @@ def _describe_layer(layer: str) -> str:
     return "every module" if layer == "*" else f"'{layer or 'the model'}'"
 
 
-def _finding_hooks(check: Check, hooks: list[_Hook], changed: list[str]) -> Finding:
+def _judge_hooks(hooks: list[_Hook], changed: list[str]) -> Fault | None:
+    if not hooks:
+        return None
     first = hooks[0]
     listed = "; ".join(f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks[:3])
     more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
     effect = f", and '{changed[0]}' differs with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
-    return check.finding(
-        FindingLocation(file=first.file, line=first.line, layer=first.layer.strip("*") or None, config_path="model"),
+    layer = first.layer.strip("*") or None
+    return Fault(
         f"{first.owner.split('.')[0]} has hooks on the model{effect}",
+        where=FindingLocation(file=first.file, line=first.line, layer=layer, config_path="model"),
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
         measured=f"{listed}{more}",
-        expected="none: observers receive numbers and no model (log.wandb and log.tensorboard need no `watch`)",
-        action="remove the hook's handle before training, or remove the call that registers it",
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )
 
@@ -207,37 +215,33 @@ _COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
     "G20",
     "norm-variance",
     "deep",
+    each=first_steps,
     severity="note",
     causes=("model.init", "data.normalisation", "model.norm_mode"),
     config_path="model",
 )
-def norm_variance(context: Context) -> list[Finding]:
+def norm_variance(context: Context, step: DryRun) -> Fault | None:
     """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps).
 
     Finds: Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1.
     """
-    if not context.dry_run.is_sound:
-        return []
     modules: dict[str, Any] = dict(context.built.job.model.named_modules())
     variances = {name: float(v.median()) for name, v in input_variances(context).items()}
     small = {name: v for name, v in variances.items() if v < _MIN_RATIO * modules[name].eps}
     if not small:
-        return []
+        return None
     rows = [
         [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
     ]
     smallest = min(small, key=lambda name: small[name])
-    return [
-        norm_variance.finding(
-            context,
-            f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
-            layer=smallest,
-            measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
-            expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
-            action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
-            evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
-        )
-    ]
+    return Fault(
+        f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
+        layer=smallest,
+        measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
+        expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
+        action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
+        evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
+    )
 
 
 def input_variances(context: Context) -> dict[str, Tensor]:

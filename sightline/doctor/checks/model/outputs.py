@@ -6,16 +6,19 @@ The outputs for one cloud in evaluation mode are compared, bit for bit, between 
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.doctor.context import Context, check
-from sightline.doctor.core.dry_run import isolated_copy, read_batch, step_keys
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.context import Context, assignments, check, first_steps
+from sightline.doctor.core.assigned_boxes import AssignedBoxes
+from sightline.doctor.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
+from sightline.doctor.core.finding import Fault, Finding
 from sightline.doctor.core.object_graph import output_range
 from sightline.doctor.core.sample_statistics import class_axis, parts_by_category
 from sightline.doctor.oracles.derivatives import SquaredErrorLoss
@@ -29,75 +32,66 @@ _LOW_TARGET, _MAX_LOW_TARGETS = 0.01, 0.1
 _RECTIFIERS = ("Relu", "Threshold")
 
 
-@check("G22", "final-activation", "preflight", config_path="model")
-def final_activation(context: Context) -> list[Finding]:
+@check("G22", "final-activation", "preflight", each=first_steps, config_path="model")
+def final_activation(context: Context, step: DryRun) -> Iterator[Fault]:
     """The range of the last operation includes every target, and outputs at 0 below a target get a gradient.
 
     Finds: A last layer that cannot reach the loss's targets: a ReLU, a sigmoid or the like at the end.
 
     The graph of operations decides, not the loss, which falls also while some outputs have gradients.
     """
-    if not context.dry_run.is_sound:
-        return []
-    findings = [
-        finding
-        for name, squares in context.squared_losses.items()
-        for finding in _squares_findings(context, name, squares)
-    ]
-    for component in context.config.losses:
-        if component.name not in context.squared_losses:
-            findings += _logits_findings(context, component.name)
-    return findings
+    layer = context.last_layer
+    names = [component.name for component in context.config.losses if component.name not in context.squared_losses]
+    for output, fault in itertools.chain(
+        *(_squares_faults(step, name, squares) for name, squares in context.squared_losses.items()),
+        *(_logits_faults(context, name) for name in names),
+    ):
+        action = f"remove the activation after the last layer from the model; '{output}' must be linear"
+        yield replace(fault, layer=layer, action=action)
 
 
-def _squares_findings(context: Context, name: str, squares: SquaredErrorLoss) -> Iterator[Finding]:
-    operation = context.dry_run.ends.get(squares.output_key, "")
+def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Iterator[tuple[str, Fault]]:
+    key, operation = squares.output_key, step.ends.get(squares.output_key, "")
     low, high = output_range(operation)
     counted = squares.weight > 0
     target, output = squares.target[counted], squares.output[counted]
     slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
     outside = _share((target < low - slack) | (target > high + slack))
     if outside > 0:
-        yield _finding_at_end(
-            context,
-            squares.output_key,
-            f"'{squares.output_key}' ends in {_describe_operation(operation)}, "
-            f"which cannot reach the targets of '{name}'",
-            measured=f"{outside:.1%} of the targets are outside {_format_interval(low, high)}: "
-            f"{float(target.min()):.3g} to {float(target.max()):.3g}",
-            expected="a linear last layer, or targets within its range",
-            causes=("model.activation", "data.target_encoding", "data.normalisation"),
+        yield (
+            key,
+            Fault(
+                f"'{key}' ends in {_describe_operation(operation)}, which cannot reach the targets of '{name}'",
+                measured=f"{outside:.1%} of the targets are outside {_format_interval(low, high)}: "
+                f"{float(target.min()):.3g} to {float(target.max()):.3g}",
+                expected="a linear last layer, or targets within its range",
+                causes=("model.activation", "data.target_encoding", "data.normalisation"),
+            ),
         )
     elif bool((output >= 0).all()) and bool((target > 0).any()):
-        yield from _rectified_findings(context, name, squares, operation, output, target)
-
-
-def _rectified_findings(
-    context: Context, name: str, squares: SquaredErrorLoss, operation: str, output: Tensor, target: Tensor
-) -> Iterator[Finding]:
-    """Yield a finding for outputs at 0 below their targets, or a ReLU with many targets just above 0."""
-    zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
-    low = _share((target > 0) & (target < _LOW_TARGET * target.max()))
-    if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and low > _MAX_LOW_TARGETS):
-        yield _finding_at_end(
-            context,
-            squares.output_key,
-            f"the last layer of '{squares.output_key}' is rectified: no gradient flows where it outputs 0",
-            severity="warning",
-            measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
-            f"{low:.0%} of the targets of '{name}' are just above 0; "
-            f"the last operation is {_describe_operation(operation)}",
-            expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros and targets well above 0",
-            causes=("model.activation", "model.init"),
-        )
+        zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
+        near = _share((target > 0) & (target < _LOW_TARGET * target.max()))
+        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and near > _MAX_LOW_TARGETS):
+            yield (
+                key,
+                Fault(
+                    f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
+                    severity="warning",
+                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
+                    f"{near:.0%} of the targets of '{name}' are just above 0; "
+                    f"the last operation is {_describe_operation(operation)}",
+                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros and targets well above 0",
+                    causes=("model.activation", "model.init"),
+                ),
+            )
 
 
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
 
 
-def _logits_findings(context: Context, name: str) -> Iterator[Finding]:
-    """Yield findings on bounded logits of a shift-invariant loss (softmax): the loss cannot reach 0."""
+def _logits_faults(context: Context, name: str) -> Iterator[tuple[str, Fault]]:
+    """Yield faults of bounded logits of a shift-invariant loss (softmax): the loss cannot reach 0."""
     logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
     operation = context.dry_run.ends.get("logits", "")
     low, high = output_range(operation)
@@ -109,25 +103,27 @@ def _logits_findings(context: Context, name: str) -> Iterator[Finding]:
     num_classes = logits.shape[axis]
     if math.isfinite(low) and math.isfinite(high):
         floor = math.log1p((num_classes - 1) * math.exp(low - high))
-        yield _finding_at_end(
-            context,
+        causes = ("model.activation", "loss.double_softmax")
+        yield (
             "logits",
-            f"the logits end in {_describe_operation(operation)}, so the loss '{name}' cannot fall below {floor:.4g}",
-            measured=f"logits within {_format_interval(low, high)}",
-            expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
-            causes=("loss.double_softmax", "model.activation")
-            if operation == "Softmax"
-            else ("model.activation", "loss.double_softmax"),
+            Fault(
+                f"the logits end in {_describe_operation(operation)}, so the loss '{name}' cannot fall below "
+                f"{floor:.4g}",
+                measured=f"logits within {_format_interval(low, high)}",
+                expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
+                causes=causes[:: -1 if operation == "Softmax" else 1],
+            ),
         )
     elif low == 0:
-        yield _finding_at_end(
-            context,
+        yield (
             "logits",
-            f"the logits end in {_describe_operation(operation)}: a class with logit 0 gets no gradient",
-            severity="warning",
-            measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
-            expected="a linear last layer",
-            causes=("model.activation",),
+            Fault(
+                f"the logits end in {_describe_operation(operation)}: a class with logit 0 gets no gradient",
+                severity="warning",
+                measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
+                expected="a linear last layer",
+                causes=("model.activation",),
+            ),
         )
 
 
@@ -155,37 +151,35 @@ def _format_interval(low: float, high: float) -> str:
     return f"{low:g} .. {high:g}".replace("inf", "infinity")
 
 
-def _find_last_layer(context: Context) -> str | None:
-    """Return the name of the last module with direct parameters, which the activation follows; None without one."""
-    names = [name for name, module in context.built.job.model.named_modules() if list(module.parameters(recurse=False))]
-    return names[-1] if names else None
-
-
-def _finding_at_end(context: Context, output: str, summary: str, **fields: Any) -> Finding:
-    action = f"remove the activation after the last layer from the model; '{output}' must be linear"
-    return final_activation.finding(context, summary, layer=_find_last_layer(context), action=action, **fields)
-
-
 _MAX_SECONDS = 0.1  # CPU time of this thread, at the start of a training
 _MAX_SECONDS_OF_CHECK = 5.0
-_EVIDENCE = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
 _CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
 
 
-@check("G3", "category-input", "preflight", config_path="model")
-def category_input(context: Context) -> list[Finding]:
+@check("G3", "category-input", "preflight", each=first_steps, config_path="model")
+def category_input(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each category has different outputs, and indices beyond the categories have no distinct outputs.
 
     Finds: Models that ignore their category input, or that were built for another number of categories than the data.
     """
     table, model = parts_by_category(context.built.data.facts), context.built.job.model
-    rehearsal = context.dry_run
-    if table is None or len(table) < 2 or not rehearsal.is_sound or "category" not in rehearsal.batch:
-        return []
-    if "category" not in inspect.signature(model.forward).parameters:
-        return [_finding_no_category(context)] if context.is_thorough else []
-    outputs = _CategoryOutputs(context, len(table))
-    return list(_output_findings(context, outputs, len(table)))
+    if table is None or len(table) < 2 or "category" not in step.batch:
+        return
+    fault = None
+    if "category" in inspect.signature(model.forward).parameters:
+        fault = _judge_categories(_CategoryOutputs(context, len(table)), len(table))
+    elif context.is_thorough:
+        fault = Fault(
+            f"model '{context.config.model.name}' does not take the category of an object",
+            severity="note",
+            causes=("cfg.contract",),
+            measured="its forward takes no 'category'",
+            expected="nothing; some published part models take the one-hot category and others do not",
+            action="compare its results with those of models without the category too, or choose a model that takes it",
+        )
+    if fault is not None:
+        evidence = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
+        yield replace(fault, evidence=evidence)
 
 
 class _CategoryOutputs:
@@ -227,90 +221,53 @@ def _order_categories(num_categories: int) -> list[int]:
     return list(dict.fromkeys([*ends, *range(num_categories)]))
 
 
-def _output_findings(context: Context, category_outputs: _CategoryOutputs, num_categories: int) -> Iterator[Finding]:
-    """Yield a finding if outputs are missing, equal, or distinct beyond the data's categories."""
+def _judge_categories(category_outputs: _CategoryOutputs, num_categories: int) -> Fault | None:
+    """Return a fault if outputs are missing, equal, or distinct beyond the data's categories."""
     tested = [category for category in range(num_categories) if category in category_outputs.outputs]
     refused = [category for category in tested if category_outputs.outputs[category] is None]
     if len(refused) == len(tested):
-        return  # the failure is due to the single cloud or the device, not the category
-    pairs = [
-        (one, other) for one in tested for other in tested if one < other and category_outputs.are_alike(one, other)
-    ]
+        return None  # the failure is due to the single cloud or the device, not the category
+    pairs = [(one, other) for one, other in itertools.combinations(tested, 2) if category_outputs.are_alike(one, other)]
+    build = "build the model for num_categories (a fact: name it in the constructor)"
+    one_hot = f"a one-hot of length {num_categories}, the data set's fact num_categories"
     if refused:
-        yield _finding_refused(context, refused, num_categories)
-    elif len(pairs) == len(tested) * (len(tested) - 1) // 2:
-        yield _finding_ignored(context, tested)
-    elif pairs:
-        yield _finding_equal(context, pairs, num_categories)
-    else:
-        beyond = category_outputs.outputs.get(num_categories)
-        is_same = category_outputs.are_alike(num_categories, num_categories + 1)
-        is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
-        if beyond is not None and num_categories + 1 in category_outputs.outputs and not is_same and not is_clamped:
-            yield _finding_length(context, num_categories)
-
-
-def _finding_no_category(context: Context) -> Finding:
-    return category_input.finding(
-        context,
-        f"model '{context.config.model.name}' does not take the category of an object",
-        severity="note",
-        causes=("cfg.contract",),
-        measured="its forward takes no 'category'",
-        expected="nothing; some published part models take the one-hot category and others do not",
-        action="compare its results with those of models without the category too, or choose a model that takes it",
-        evidence=_EVIDENCE,
-    )
-
-
-def _finding_refused(context: Context, refused: Sequence[int], num_categories: int) -> Finding:
-    return category_input.finding(
-        context,
-        f"the model fails on category {refused[0]}, which occurs in the data",
-        causes=("cfg.class_count", "cfg.contract"),
-        measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
-        expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
-        action="build the model for num_categories (a fact: name it in the constructor)",
-        evidence=_EVIDENCE,
-    )
-
-
-def _finding_ignored(context: Context, categories: Sequence[int]) -> Finding:
-    return category_input.finding(
-        context,
-        "the model takes 'category', but its outputs do not depend on it",
-        severity="warning",
-        causes=("cfg.contract", "model.structure", "model.init"),
-        measured=f"the same bits for one cloud as category {', '.join(map(str, categories))}",
-        expected="different outputs for different categories",
-        action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
-        evidence=_EVIDENCE,
-    )
-
-
-def _finding_equal(context: Context, pairs: Sequence[tuple[int, int]], num_categories: int) -> Finding:
-    listed = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
-    return category_input.finding(
-        context,
-        f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
-        causes=("cfg.class_count", "model.structure"),
-        measured=f"the same bits for one cloud as category {listed}",
-        expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
-        action="build the model for num_categories (a fact: name it in the constructor), and do not clamp the category",
-        evidence=_EVIDENCE,
-    )
-
-
-def _finding_length(context: Context, num_categories: int) -> Finding:
-    return category_input.finding(
-        context,
+        return Fault(
+            f"the model fails on category {refused[0]}, which occurs in the data",
+            causes=("cfg.class_count", "cfg.contract"),
+            measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
+            expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
+            action=build,
+        )
+    if len(pairs) == len(tested) * (len(tested) - 1) // 2:
+        return Fault(
+            "the model takes 'category', but its outputs do not depend on it",
+            severity="warning",
+            causes=("cfg.contract", "model.structure", "model.init"),
+            measured=f"the same bits for one cloud as category {', '.join(map(str, tested))}",
+            expected="different outputs for different categories",
+            action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
+        )
+    if pairs:
+        return Fault(
+            f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
+            causes=("cfg.class_count", "model.structure"),
+            measured="the same bits for one cloud as category "
+            + ", ".join(f"{one} and {other}" for one, other in pairs[:8]),
+            expected=one_hot,
+            action=f"{build}, and do not clamp the category",
+        )
+    beyond = category_outputs.outputs.get(num_categories)
+    is_same = category_outputs.are_alike(num_categories, num_categories + 1)
+    is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
+    if beyond is None or num_categories + 1 not in category_outputs.outputs or is_same or is_clamped:
+        return None
+    return Fault(
         f"the model was built for more categories than the {num_categories} of the data",
         severity="warning",
         causes=("cfg.class_count", "cfg.contract"),
         measured=f"category {num_categories} has distinct outputs",
-        expected=f"a one-hot of length {num_categories}, the data set's fact num_categories",
-        action="build the model for num_categories (a fact: name it in the constructor)",
-        evidence=_EVIDENCE,
+        expected=one_hot,
+        action=build,
     )
 
 
@@ -324,9 +281,17 @@ _LARGER_SCALE = 3
 
 
 @check(
-    "G29", "level-order", "preflight", causes=("model.structure", "assign.anchor_coverage"), config_path="model.head"
+    "G29",
+    "level-order",
+    "preflight",
+    each=assignments,
+    causes=("model.structure", "assign.anchor_coverage"),
+    config_path="model.head",
+    expected=f"more than {_MIN_SHARE:.0%}",
+    action="flatten by flatten_to_priors of models/detection/heads.py: levels finest first, rows, columns, "
+    "priors of a cell",
 )
-def level_order(context: Context) -> list[Finding]:
+def level_order(context: Context, assigned: AssignedBoxes) -> Fault | Finding | None:
     """A change of the upper right corner of each map mostly changes the outputs of the priors there.
 
     Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
@@ -335,26 +300,21 @@ def level_order(context: Context) -> list[Finding]:
     """
     model: Any = context.built.job.model
     channels = getattr(getattr(model, "neck", None), "channels", None)
-    if context.assignments is None or channels is None:
-        return []
+    if channels is None:
+        return None
     head = isolated_copy(model.head).eval().cpu().double()
     try:
         misordered = _find_misordered(head, channels, 1) and _find_misordered(head, channels, _LARGER_SCALE)
     except Exception as error:  # noqa: BLE001 - a plugin's head may need maps of certain sizes
-        return [level_order.not_run(context, error)]
-    return [
-        level_order.finding(
-            context,
-            f"'{name}' of the head is in another order than the priors",
-            measured=f"of the change of a corner of each map, {', '.join(shares)} at the priors of that corner, "
-            "by level",
-            expected=f"more than {_MIN_SHARE:.0%}",
-            action="flatten by flatten_to_priors of models/detection/heads.py: levels finest first, rows, columns, "
-            "priors of a cell",
-            layer="head",
-        )
-        for name, shares in list(misordered.items())[:1]
-    ]
+        return level_order.not_run(context, error)
+    if not misordered:
+        return None
+    name, shares = next(iter(misordered.items()))
+    return Fault(
+        f"'{name}' of the head is in another order than the priors",
+        measured=f"of the change of a corner of each map, {', '.join(shares)} at the priors of that corner, by level",
+        layer="head",
+    )
 
 
 def _find_misordered(head: Any, channels: Sequence[int], scale: int) -> dict[str, list[str]]:
@@ -391,31 +351,29 @@ def _iter_corner_shares(
     "G20",
     "prior-bias",
     "preflight",
+    each=assignments,
     severity="warning",
     causes=("model.init", "model.structure"),
     config_path="model.head",
+    action="start the class layer with the bias -ln((1 - p) / p) and small weights, and no norm after it",
 )
-def prior_bias(context: Context) -> list[Finding]:
+def prior_bias(context: Context, assigned: AssignedBoxes) -> Fault | None:
     """The mean score, or objectness, of an untrained detector is the head's `prior` (0.01) within a factor of 10.
 
     Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
 
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
     """
+    if not context.is_fresh:
+        return None
     head = context.config.model.arguments.get("head")
-    if context.assignments is None or context.config.init is not None or context.built.job.step:
-        return []
     prior = float(getattr(head, "arguments", {}).get("prior", _PRIOR))
     outputs = context.first_outputs[1]
     score = float(outputs.get("objectness", outputs["logits"]).double().sigmoid().mean())
     if prior / _FACTOR <= score <= prior * _FACTOR:
-        return []
-    return [
-        prior_bias.finding(
-            context,
-            "the untrained detector does not start with rare objects",
-            measured=f"a mean score of {score:.4g}",
-            expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
-            action="start the class layer with the bias -ln((1 - p) / p) and small weights, and no norm after it",
-        )
-    ]
+        return None
+    return Fault(
+        "the untrained detector does not start with rare objects",
+        measured=f"a mean score of {score:.4g}",
+        expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sightline.data.loading.batch_reader import array_leaves
-from sightline.doctor.checks.data.batches import sample_of_element
+from sightline.doctor.checks.data.batches import find_non_finite, sample_of_element
 from sightline.doctor.context import Context, check
 from sightline.doctor.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
-from sightline.doctor.core.finding import Finding, FindingLocation, gather_findings
+from sightline.doctor.core.finding import Fault, Finding, FindingLocation, gather_findings
 from sightline.doctor.core.sample_statistics import describe_sample
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import combine_modules
@@ -39,7 +40,8 @@ def non_finite(context: Context) -> list[Finding]:
     rehearsal = context.dry_run
     if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
         return []
-    return [_locate(context.built.job, [rehearsal.batch], context.world.device)]
+    job = context.built.job
+    return [_build(job, _locate(job, [rehearsal.batch], context.world.device))]
 
 
 def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
@@ -49,12 +51,12 @@ def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
     """
     with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
         try:
-            finding = _locate(error.job, error.micro_batches, world.device)
+            fault = _locate(error.job, error.micro_batches, world.device)
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
-            finding = _finding_unknown(error.job, "the step could not be run again on a copy")
+            fault = _make_unknown("the step could not be run again on a copy")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
-    findings = gather_findings([finding], world)
+    findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
     return replace(_blame_learning_rate(error.job, first), phase="runtime")
 
@@ -65,15 +67,8 @@ def explain_fault(error: Exception, job: TrainState) -> Finding | None:
     Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
     """
     reason = " ".join(str(error).split()).partition("; find where with")[0]
-    finding = _finding_stage(
-        job,
-        "fault",
-        reason,
-        causes=("optim.lr", "model.numerics"),
-        measured=reason,
-        expected="",
-        action="",
-    )
+    fault = Fault(reason, causes=("optim.lr", "model.numerics"), measured=reason, evidence={"stage": "fault"})
+    finding = _build(job, fault)
     explained = _blame_learning_rate(job, finding)
     return None if explained is finding else replace(explained, phase="runtime")
 
@@ -113,17 +108,25 @@ def _largest_weight(parameter: Tensor) -> float:
     return float(torch.where(values.isfinite(), values, 0.0).max())
 
 
-def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
+def _build(job: TrainState, fault: Fault) -> Finding:
+    """Build the finding of a fault of the job's step."""
+    dataset = getattr(job.stream.reader, "dataset", None)
+    name = type(dataset).__name__ if dataset is not None else None
+    location = FindingLocation(step=job.step, dataset=name, **fault.place)
+    return non_finite.build(replace(fault, where=location, layer=None, param=None, sample=None))
+
+
+def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
     reads = _find_read_keys(job, micro_batches[0], device)
     for batch in micro_batches:
-        finding = _check_data(job, batch, reads) or None
-        if finding is not None:
-            return finding
-    finding = _check_parameters(job)
-    for _ in range(_NUM_TRIES if finding is None else 0):
+        fault = _check_data(job, batch, reads)
+        if fault is not None:
+            return fault
+    fault = _check_parameters(job)
+    for _ in range(_NUM_TRIES if fault is None else 0):
         for batch in micro_batches:
-            finding = finding or _check_step(job, batch, device)
-    return finding or _check_norm(job, micro_batches, device)
+            fault = fault or _check_step(job, batch, device)
+    return fault or _check_norm(job, micro_batches, device)
 
 
 # --- the stages, in the order in which a fault would arise -----------------------------------------------------------
@@ -139,38 +142,33 @@ def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[
     return tracked.read
 
 
-def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Finding | None:
-    for key in sorted(reads & batch.keys()):
-        for leaf, tensor in array_leaves(batch[key], key):
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                position = tuple((~tensor.isfinite()).nonzero()[0].tolist())
-                index = sample_of_element(batch, tensor, position)
-                return _finding_stage(
-                    job,
-                    "data",
-                    f"'{key}' of the batch holds {float(tensor[position])}",
-                    causes=("data.corrupt_sample", "data.normalisation"),
-                    measured=f"{float(tensor[position])} at {leaf}{list(position)}{_describe_sample(job, index)}",
-                    expected="finite numbers in what model and losses read",
-                    action="repair or leave out the sample, or correct the transform that divides by zero",
-                    sample=index,
-                )
-    return None
+def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
+    number = next(find_non_finite(batch, sorted(reads & batch.keys())), None)
+    if number is None:
+        return None
+    return Fault(
+        f"'{number.key}' of the batch holds {number.value}",
+        causes=("data.corrupt_sample", "data.normalisation"),
+        measured=f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}",
+        expected="finite numbers in what model and losses read",
+        action="repair or leave out the sample, or correct the transform that divides by zero",
+        sample=number.sample,
+        evidence={"stage": "data"},
+    )
 
 
-def _check_parameters(job: TrainState) -> Finding | None:
+def _check_parameters(job: TrainState) -> Fault | None:
     for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
-            return _finding_stage(
-                job,
-                "parameter",
+            return Fault(
                 f"the parameter {name} is not finite before the step",
                 causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
                 measured=f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest",
                 expected="finite weights",
                 action="start from a sound checkpoint with a lower learning rate, or look at how it is initialised",
                 param=name,
+                evidence={"stage": "parameter"},
             )
     return None
 
@@ -221,8 +219,8 @@ class _Trace:
         return ", ".join(_format_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
 
 
-def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Finding | None:
-    """Repeat one micro-batch on a copy with hooks; return the first finding of forward pass, losses, backward pass."""
+def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
+    """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
     model = isolated_copy(job.model)
     trace = _Trace()
     backward = _BackwardTrace()
@@ -230,22 +228,28 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Finding 
     with record(model, enter=trace.enter, leave=trace.leave):
         terms, counts = forward_backward(watched, model, [batch], device)
     if trace.event is not None:
-        return _finding_forward(job, batch, trace, trace.event)
+        return _make_forward(job, batch, trace, trace.event)
     for name, term in terms.items():
-        if not bool(term.detach().isfinite()) or not bool(counts[name].isfinite()):
-            return _finding_loss(job, name, float(term.detach()), float(counts[name]), trace)
-    return _finding_backward(job, combine_modules(model, job.losses), trace, backward)
+        total, count = float(term.detach()), float(counts[name])
+        if not math.isfinite(total) or not math.isfinite(count):
+            return Fault(
+                f"the loss '{name}' is {total} though the model's outputs are finite",
+                causes=("loss.form", "model.numerics", "loss.normaliser"),
+                measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
+                expected="a finite sum and a finite count >= 0",
+                action="look for log(0), 0/0 or an overflow in this loss; take logits, not probabilities",
+                evidence={"stage": "loss", "loss": name},
+            )
+    return _judge_backward(combine_modules(model, job.losses), trace, backward)
 
 
-def _finding_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Finding:
+def _make_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Fault:
     position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
     index = sample_of_element(batch, event.tensor, position)
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
         location += f", after '{event.after}'" if event.after else ", before its first layer"
-    return _finding_stage(
-        job,
-        "forward",
+    return Fault(
         f"the forward pass gives {float(event.tensor[position])} first in {location}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
@@ -254,24 +258,11 @@ def _finding_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event
         action="guard the division, root, logarithm or exponential there, or lower the learning rate",
         layer=event.layer or event.after,
         sample=index,
-        evidence={"largest_activation_before": trace.largest},
+        evidence={"stage": "forward", "largest_activation_before": trace.largest},
     )
 
 
-def _finding_loss(job: TrainState, name: str, total: float, count: float, trace: _Trace) -> Finding:
-    return _finding_stage(
-        job,
-        "loss",
-        f"the loss '{name}' is {total} though the model's outputs are finite",
-        causes=("loss.form", "model.numerics", "loss.normaliser"),
-        measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
-        expected="a finite sum and a finite count >= 0",
-        action="look for log(0), 0/0 or an overflow in this loss; take logits, not probabilities",
-        evidence={"loss": name},
-    )
-
-
-def _finding_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _BackwardTrace) -> Finding | None:
+def _judge_backward(model: nn.Module, trace: _Trace, back: _BackwardTrace) -> Fault | None:
     affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if not affected:
         return None
@@ -279,9 +270,7 @@ def _finding_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _B
     loss = back.loss if layer is None else None
     operation = back.name or "an operation that hooks do not see"
     location = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
-    return _finding_stage(
-        job,
-        "backward",
+    return Fault(
         f"only the backward pass is not finite: {operation} in {location}",
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
         measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
@@ -290,12 +279,12 @@ def _finding_backward(job: TrainState, model: nn.Module, trace: _Trace, back: _B
         action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
         layer=layer or None,
         param=affected[0],
-        evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
+        evidence={"stage": "backward", "operation": operation, "loss": loss, "largest_activation": trace.largest},
     )
 
 
-def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Finding:
-    """Return a finding on summed gradients, or their norm, that overflow although all parts are finite."""
+def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+    """Return a fault of summed gradients, or their norm, that overflow although all parts are finite."""
     model = isolated_copy(job.model)
     forward_backward(job, model, micro_batches, device)
     named = combine_modules(model, job.losses).named_parameters()
@@ -304,28 +293,26 @@ def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.d
     name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
     if name is None or torch.isfinite(torch.tensor(norm)):
-        return _finding_unknown(job, f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
-    return _finding_stage(
-        job,
-        "norm",
+        return _make_unknown(f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    return Fault(
         "the gradients are too large for their number format",
         causes=("optim.nonfinite", "optim.lr", "model.init"),
         measured=f"norm {norm}, largest {largest[name]:.4g} in {name}",
         expected="a norm below the largest float32, 3.4e38",
         action="lower the learning rate, clip gradients (train.clip_norm), or look at how this layer is initialised",
         param=name,
+        evidence={"stage": "norm"},
     )
 
 
-def _finding_unknown(job: TrainState, measured: str) -> Finding:
-    return _finding_stage(
-        job,
-        "unknown",
+def _make_unknown(measured: str) -> Fault:
+    return Fault(
         "the gradient is not finite, and a second run of the step does not show where",
         causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
         measured=measured,
         expected="the fault again",
         action="run with train.determinism: strict or dropout 0; if it occurs with any draw, lower the learning rate",
+        evidence={"stage": "unknown"},
     )
 
 
@@ -433,24 +420,3 @@ def _describe_sample(job: TrainState, index: int | None) -> str:
     if index is None:
         return ""
     return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"
-
-
-def _finding_stage(
-    job: TrainState,
-    stage: str,
-    summary: str,
-    *,
-    layer: str | None = None,
-    param: str | None = None,
-    sample: int | None = None,
-    evidence: Mapping[str, Any] | None = None,
-    **fields: Any,
-) -> Finding:
-    dataset = getattr(job.stream.reader, "dataset", None)
-    name = type(dataset).__name__ if dataset is not None else None
-    return non_finite.finding(
-        FindingLocation(step=job.step, layer=layer, param=param, sample=sample, dataset=name),
-        summary,
-        evidence={"stage": stage, **(evidence or {})},
-        **fields,
-    )

@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sightline.doctor.context import Context, check
-from sightline.doctor.core.finding import Finding
+from sightline.doctor.core.finding import Fault
 
 _MAX_STEPS = 20_000
 _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
 
 
-@check("G15", "zero-learning-rate", "preflight")
-def zero_learning_rate(context: Context) -> list[Finding]:
+@check("G15", "zero-learning-rate", "preflight", causes=("optim.scheduler", "optim.lr"), config_path="schedule")
+def zero_learning_rate(context: Context) -> Iterator[Fault]:
     """Most steps have a positive learning rate, and two steps at the highest rate change the weights.
 
     Finds: Learning rates that change no weight, for the whole run or a share of it, or because of the optimiser.
     """
-    steps, rates = _compute_rates(context)
-    wrong = np.flatnonzero(~np.isfinite(rates) | (rates < 0))
+    evidence = {"num_steps": context.built.job.num_steps}
+    for fault in _rate_faults(context, *_compute_rates(context)):
+        yield replace(fault, evidence=evidence)
+
+
+def _rate_faults(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Fault]:
+    wrong, job = np.flatnonzero(~np.isfinite(rates) | (rates < 0)), context.built.job
     if len(wrong):
-        return [_finding_value(context, int(steps[wrong[0]]), float(rates[wrong[0]]))]
-    if not rates.any():
-        return [_finding_all_zero(context, len(steps))]
-    return [*_share_findings(context, steps, rates), *_replay_findings(context, int(steps[rates.argmax()]))]
+        step, rate = int(steps[wrong[0]]), float(rates[wrong[0]])
+        yield Fault(
+            f"the learning rate of step {step} is {rate:g}",
+            step=step,
+            measured=f"{rate:g}, the highest base rate times schedule({step})",
+            expected="a finite number, not below 0",
+            action="look at the schedule's formula at this step",
+        )
+    elif not rates.any():
+        base_rates = [group["base_lr"] for group in job.optimizer.param_groups]
+        is_base = not any(base_rates)
+        yield Fault(
+            "the learning rate is zero at every step: nothing is ever trained",
+            causes=("optim.lr", "optim.scheduler"),
+            at="optimizer.lr" if is_base else "schedule",
+            step=0,
+            measured=f"0 at all {len(steps)} steps looked at of {job.num_steps}; base rates {base_rates}",
+            expected="base rate x schedule(step) > 0",
+            action="give the optimiser a positive lr"
+            if is_base
+            else "correct the schedule: its factor is 0 throughout",
+        )
+    else:
+        yield from _share_faults(steps, rates, job.num_steps)
+        yield from _replay_faults(context, int(steps[rates.argmax()]))
 
 
 def _compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
@@ -41,74 +68,34 @@ def _compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.array([highest * job.schedule(int(step)) for step in steps], dtype=np.float64)
 
 
-def _finding_value(context: Context, step: int, rate: float) -> Finding:
-    return zero_learning_rate.finding(
-        context,
-        f"the learning rate of step {step} is {rate:g}",
-        causes=("optim.scheduler", "optim.lr"),
-        at="schedule",
-        step=step,
-        measured=f"{rate:g}, the highest base rate times schedule({step})",
-        expected="a finite number, not below 0",
-        action="look at the schedule's formula at this step",
-        evidence={"num_steps": context.built.job.num_steps},
-    )
-
-
-def _finding_all_zero(context: Context, num_looked_at: int) -> Finding:
-    job = context.built.job
-    base_rates = [group["base_lr"] for group in job.optimizer.param_groups]
-    is_base = not any(base_rates)
-    return zero_learning_rate.finding(
-        context,
-        "the learning rate is zero at every step: nothing is ever trained",
-        causes=("optim.lr", "optim.scheduler"),
-        at="optimizer.lr" if is_base else "schedule",
-        step=0,
-        measured=f"0 at all {num_looked_at} steps looked at of {job.num_steps}; base rates {base_rates}",
-        expected="base rate x schedule(step) > 0",
-        action="give the optimiser a positive lr" if is_base else "correct the schedule: its factor is 0 throughout",
-        evidence={"num_steps": context.built.job.num_steps},
-    )
-
-
-def _share_findings(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Finding]:
-    """Yield findings for rates of 0 in too many steps at the start (warm-up) or at the end (decay) of the run."""
+def _share_faults(steps: np.ndarray, rates: np.ndarray, num_steps: int) -> Iterator[Fault]:
+    """Yield the faults of rates of 0 in too many steps at the start (warm-up) or at the end (decay) of the run."""
     is_moving = np.flatnonzero(rates > 0)
-    num_steps = context.built.job.num_steps
     first, last = int(steps[is_moving[0]]), int(steps[is_moving[-1]])
     num_final_zeros = num_steps - 1 - last
     if first > max(1, _WARMUP_SHARE * num_steps):
-        yield zero_learning_rate.finding(
-            context,
+        yield Fault(
             f"the first {first} of {num_steps} steps have learning rate zero",
             severity="warning",
-            causes=("optim.scheduler", "optim.lr"),
-            at="schedule",
             step=0,
             measured=f"0 before step {first}, {first / num_steps:.0%} of the run",
             expected=f"zeros of a warm-up for at most {_WARMUP_SHARE:.0%} of the run",
             action="shorten the warm-up, or count it in the schedule's own unit (epochs, not steps)",
-            evidence={"num_steps": context.built.job.num_steps},
         )
     if num_final_zeros > max(1, _TAIL_SHARE * num_steps):
-        yield zero_learning_rate.finding(
-            context,
+        yield Fault(
             f"from step {last + 1} of {num_steps} on the learning rate is zero",
             severity="warning",
-            causes=("optim.scheduler", "optim.lr"),
-            at="schedule",
             step=last + 1,
             measured=f"0 at the last {num_final_zeros} steps, {num_final_zeros / num_steps:.0%} of the run; "
             f"{rates.max():g} at the highest",
             expected=f"zeros for at most the last {_TAIL_SHARE:.0%} of the run",
             action="stretch the schedule over the whole run, give it a floor, or train fewer steps",
-            evidence={"num_steps": context.built.job.num_steps},
         )
 
 
-def _replay_findings(context: Context, step: int) -> Iterator[Finding]:
-    """Yield a finding if two steps of a copy of the optimiser, with real gradients, change no bit of any weight."""
+def _replay_faults(context: Context, step: int) -> Iterator[Fault]:
+    """Yield a fault if two steps of a copy of the optimiser, with real gradients, change no bit of any weight."""
     rehearsal, job = context.dry_run, context.built.job
     if not rehearsal.is_sound:
         return
@@ -126,8 +113,7 @@ def _replay_findings(context: Context, step: int) -> Iterator[Finding]:
         optimizer.step()
     if any(not torch.equal(original, copied) for original, copied in parameters.values()):
         return
-    yield zero_learning_rate.finding(
-        context,
+    yield Fault(
         "two optimiser steps at the highest learning rate change no bit of any weight",
         causes=("optim.lr", "optim.clip", "optim.state"),
         at="optimizer.lr",
@@ -137,7 +123,6 @@ def _replay_findings(context: Context, step: int) -> Iterator[Finding]:
         "above half a unit in the last place",
         action="raise the learning rate, or look at what the optimiser does with its gradients",
         param=next(iter(parameters)),
-        evidence={"num_steps": context.built.job.num_steps},
     )
 
 

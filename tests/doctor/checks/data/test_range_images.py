@@ -158,6 +158,10 @@ class TestInputStatistics:
         built = make_scans(monkeypatch, **({"edit": edit} if edit else {}), facts=facts)
         the_only(built, input_statistics, "data.normalisation")
 
+    def test_millimetres_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        built = make_scans(monkeypatch, edit=moved(lambda points: points * 1000))
+        assert found(built, input_statistics)[0].summary.endswith(": coordinates look like millimetres")
+
     def test_files_without_remissions_are_no_fault(self, monkeypatch: pytest.MonkeyPatch) -> None:
         edit: Edit = lambda dataset, sample, key: {**sample, "remission": sample["remission"] * 0}  # noqa: E731
         assert found(make_scans(monkeypatch, edit=edit)) == []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.initial_loss import _finding_definition, _make_case, _weighted_mean
+from sightline.doctor.checks.initial_loss import _judge_definition, _make_case, _weighted_mean
 from sightline.doctor.context import Context
 from sightline.doctor.suite import run_all
 from sightline.engine.build import TrainingSetup
@@ -135,7 +135,7 @@ def test_smoothing_cancels_exactly(tmp_path: Path) -> None:
         for column in zip(*(case.value(case.relabel(torch.arange(12).roll(s))) for s in range(12)), strict=True)
     )
     assert total / count == pytest.approx(_weighted_mean(case.log_p, torch.ones(12, dtype=torch.float64)), rel=1e-13)
-    assert _finding_definition(case) is None
+    assert _judge_definition(case) is None
 
 
 def test_weights_that_are_far_too_large(tmp_path: Path) -> None:

@@ -63,6 +63,14 @@ def test_a_last_batch_of_one_sample_under_batch_norm(tmp_path: Path) -> None:
     finding = caught(make(tmp_path, "train.batch_size=43"), "first-step", "model.norm_mode")
     assert finding.where.step == 5
     assert "tail: drop" in finding.action
+    assert finding.measured.endswith("216 training samples in batches of 43: a part of the last has one")
+
+
+def test_a_share_of_the_data_that_leaves_a_last_batch_of_one_sample(tmp_path: Path) -> None:
+    words = ("data.fraction=0.5", "train.batch_size=107")
+    size = len(make(tmp_path, *words).data.train.indices)
+    finding = caught(make(tmp_path, words[0], f"train.batch_size={size - 1}"), "first-step", "model.norm_mode")
+    assert f"{size} training samples, which data.fraction=0.5 leaves, in batches of {size - 1}" in finding.measured
 
 
 def test_a_last_batch_of_one_sample_that_is_dropped(tmp_path: Path) -> None:

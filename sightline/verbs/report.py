@@ -1,0 +1,57 @@
+"""`sightline report`: one page about a run, or about the differences between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline.commands.look import ReportOptions, ViewOptions
+from sightline.draw.page import PageClouds, render_page
+from sightline.errors import UserError
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.verbs.output import print_note
+from sightline.verbs.view import view_run_or_config
+from sightline.view.run_pages import name_runs
+from sightline.view.run_report import (
+    ReportedRun,
+    list_differences,
+    list_hardest_samples,
+    make_report,
+    make_samples,
+    read_reported_run,
+)
+
+_NUM_HARDEST = 6
+_MAX_BYTES = 5_000_000
+
+
+def report(options: ReportOptions) -> int:
+    """Write the page of one or several runs from what their folders hold; return the exit code."""
+    names = name_runs(options.runs, verb="report")
+    runs = [read_reported_run(path, name) for path, name in zip(options.runs, names, strict=True)]
+    out = options.out or (options.runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    assert_writable(out, option="--out")
+    samples, left_out = _view_samples(runs, options) if options.samples else (None, [])
+    blocks, notes = make_report(runs, samples)
+    notes += left_out
+    page = render_page(f"{'Report of' if len(runs) == 1 else 'Comparison of'} {', '.join(names)}", blocks)
+    notes += [f"{out}: has {len(page) / 1e6:.1f} MB; name fewer samples or runs"] if len(page) > _MAX_BYTES else []
+    write_file(out, page)
+    for note in notes:
+        print_note(f"warning: {note}")
+    print_note(f"{out}: open it in a browser")
+    differences = {key: values for key, *values in list_differences(runs)}
+    document = {"page": str(out), "runs": [str(run.path) for run in runs], "figures": [run.facts() for run in runs]}
+    write_document(options.json, {**document, "config_differences": differences, "notes": notes})
+    return 0
+
+
+def _view_samples(runs: Sequence[ReportedRun], options: ReportOptions) -> tuple[PageClouds, list[str]]:
+    """View the asked samples of the only run; also return notes on those that do not fit."""
+    if len(runs) > 1:
+        raise UserError("--samples: are those of one run; give one run, or leave it out")
+    asked = options.samples
+    names = ",".join(list_hardest_samples(runs[0], most=_NUM_HARDEST)) if asked == "hardest" else asked
+    path = runs[0].path
+    wanted = ViewOptions(paths=(path,), out=path, samples=names, device=options.device, plugins=options.plugins)
+    return make_samples(view_run_or_config(path, wanted)[0])

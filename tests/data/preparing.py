@@ -1,0 +1,122 @@
+"""Preparations as the command line runs them, stopped or killed on the way, and the damage that files come with."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+
+from sightline import registry
+from sightline.errors import DataError
+
+__all__ = [
+    "cut",
+    "expect_progress",
+    "flip_bit",
+    "kill_process",
+    "prepare_set",
+    "read_files",
+    "record_messages",
+    "refuse",
+    "replace_line",
+    "set_key",
+    "stop_at",
+]
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle."""
+
+
+def expect_progress(done: int, total: int, message: str) -> None:
+    """A progress that checks its arguments."""
+    assert 0 < done <= total
+    assert message
+
+
+def prepare_set(name: str, source: Path, target: Path, progress: Any = expect_progress, **options: Any) -> Any:
+    """Prepare as the command line does, by the name of the set; its manifest."""
+    builder = registry.data.get_entry(name).builder
+    return builder.prepare(source=source, target=target, name=name, progress=progress, **options)
+
+
+def stop_at(last: int, prepare: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """A preparation that ends in the middle, when its progress has come to `last`."""
+
+    def die(done: int, total: int, message: str) -> None:
+        if done == last:
+            raise Killed
+
+    with pytest.raises(Killed):
+        prepare(*arguments, progress=die, **options)
+
+
+def kill_process(module: str, last: int, source: Path, target: Path) -> None:
+    """As `stop_at`, `prepare` of this module in a process of its own, which gets no chance to clear up."""
+    program = (
+        f"import os, signal, sys; from pathlib import Path; from {module} import prepare;"
+        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
+        f"progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == {last} else None)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, source, target], check=False, timeout=60)
+    assert killed.returncode == -9
+    assert not target.exists()
+
+
+def record_messages(prepare: Callable[..., object], *arguments: Any, **options: Any) -> list[str]:
+    """The messages that the progress of a preparation gets."""
+    messages: list[str] = []
+    prepare(*arguments, progress=lambda done, total, message: messages.append(message), **options)
+    return messages
+
+
+def read_files(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in root.iterdir()}
+
+
+def refuse(
+    prepare: Callable[..., object], source: Path, message: str, *arguments: Any, is_list: bool = False, **options: Any
+) -> None:
+    """An error of one line that names its place, or a list below such a line, and nothing at the target."""
+    target = source.parent / "target"
+    with pytest.raises(DataError, match=message) as caught:
+        prepare(source, target, *arguments, **options)
+    text = str(caught.value)
+    assert "\n" not in text or (is_list and text.split("\n")[0].endswith("leave them out:"))
+    assert str(source.parent) in text
+    assert not target.exists()
+
+
+def flip_bit(path: Path, place: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path: Path, *, by: int = 1) -> None:
+    """Take the last bytes off a file."""
+    path.write_bytes(path.read_bytes()[:-by])
+
+
+def replace_line(path: Path, number: int, line: str | Callable[[str], str] | None) -> None:
+    """Replace a line, the first being 1, or change it; None cuts the file in front of it."""
+    lines = path.read_text().split("\n")
+    new = line(lines[number - 1]) if callable(line) else line
+    path.write_text("\n".join(lines[: number - 1] if new is None else [*lines[: number - 1], new, *lines[number:]]))
+
+
+def set_key(key: str, value: Any = None) -> Callable[[h5py.File], None]:
+    """Set an array of an HDF5 file, or change it; without a value it is deleted."""
+
+    def change(file: h5py.File) -> None:
+        new = value(file[key][...]) if callable(value) else value
+        del file[key]
+        if new is not None:
+            file[key] = new
+
+    return change

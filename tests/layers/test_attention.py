@@ -1,0 +1,534 @@
+"""Attention among points: the authors' numbers, hand-worked weights, the quick forms against the plain ones."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline import numba_kernels
+from sightline.geometry import gather_points, nearest_neighbours
+from sightline.geometry.packed import Edges, build_pyramid
+from sightline.layers.dense_vector_attention import (
+    DenseAttentionFunction,
+    DenseVectorAttention,
+    PlainDenseVectorAttention,
+)
+from sightline.layers.edge_conv import map_edges, map_gradient, map_points
+from sightline.layers.transformer import OffsetAttention, SelfAttention
+from sightline.layers.vector_attention import PlainVectorAttention, VectorAttention
+from sightline.published.translation import convert_state_dict, translate_key
+from tests.golden_parity import (
+    Golden,
+    assert_gradients_and_buffers,
+    assert_near_largest,
+    assert_outputs,
+    each_mode,
+    load_golden,
+    stored_part,
+)
+from tests.layers.passes import (
+    BOUND,
+    assert_bf16_errs_no_more,
+    assert_passes_agree,
+    assert_processes_agree,
+    make_pair,
+    run,
+)
+
+FORMS = pytest.mark.parametrize("form", [PlainVectorAttention, VectorAttention])
+
+
+class OnEdges(nn.Module):
+    """An attention with the edges that it is to be called with."""
+
+    def __init__(self, attention: nn.Module, *clouds: Edges) -> None:
+        super().__init__()
+        self.attention = attention
+        self.clouds = clouds
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.attention(features, self.clouds[0])
+
+
+def edges_of(sizes: tuple[int, ...], num_neighbours: int, *, dtype: torch.dtype = torch.float64) -> Edges:
+    """Neighbours among random clouds, some way off the origin."""
+    points, offsets = torch.randn(sum(sizes), 3, dtype=dtype) + 5, F.pad(torch.tensor(sizes).cumsum(0), (1, 0))
+    return build_pyramid(points, offsets=offsets, strides=(1,), num_neighbours=(num_neighbours,))[0].neighbours
+
+
+def pair_of_layers(channels: int) -> tuple[PlainVectorAttention, VectorAttention]:
+    return make_pair(PlainVectorAttention, VectorAttention, channels=channels)
+
+
+def our_name(key: str) -> str | None:
+    """Ours of a key of the layer alone."""
+    name = translate_key(f"enc1.1.transformer2.{key}", "postech_point_transformer_seg")
+    return name and name.removeprefix("stages.0.blocks.0.attention.")
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(32, 3538), (64, 13_490), (128, 52_690), (512, 828_178)])
+def test_size_is_the_published_one(channels: int, expected: int) -> None:
+    assert sum(each.numel() for each in PlainVectorAttention(channels=channels).parameters()) == expected
+
+
+@pytest.mark.shared
+@FORMS
+def test_agrees_with_the_reference(shared: Path, form: type[PlainVectorAttention]) -> None:
+    """The second and third cloud have fewer points than neighbours; their first point again is what theirs takes."""
+    golden = load_golden(shared, "pt_korea_layer")
+    layer = form(channels=32).double()
+    layer.load_state_dict({our_name(key): value for key, value in golden.state().items()})
+    points, offsets = golden.tensor("in.coord"), F.pad(golden.tensor("in.offset").long(), (1, 0))
+    masked = build_pyramid(points, offsets=offsets, strides=(1,), num_neighbours=(8,))[0].neighbours
+    index = torch.where(masked.is_valid, masked.index, offsets[:-1].repeat_interleave(offsets.diff())[:, None])
+    padded = Edges(index, points[index] - points[:, None], torch.full((26,), 8), is_whole=True)
+
+    alone = layer.eval()(golden.tensor("in.feat"), masked)[:20]
+    assert_near_largest(alone, golden.tensor("eval.out.out")[:20], BOUND, "the cloud that is large enough, masked")
+    for mode in each_mode(layer):
+        out = layer(golden.tensor("in.feat"), padded)
+        loss = (out * golden.tensor("in.w")).sum()
+        assert_outputs(golden, mode, {"out": out}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, layer, our_name)
+
+
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("channels", "sizes"), [(16, (30, 40)), (32, (30, 4, 1)), (64, (100, 100)), (24, (5,))])
+def test_fused_form_agrees_with_the_plain_one(
+    channels: int, sizes: tuple[int, ...], is_training: bool, has_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
+    edges, count = edges_of(sizes, 6), sum(sizes)
+    plain, fused = (OnEdges(layer.train(is_training), edges) for layer in pair_of_layers(channels))
+    given = {"features": torch.randn(count, channels, dtype=torch.float64) + 3}
+    weight = torch.randn(count, channels, dtype=torch.float64)
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
+
+
+def test_edges_in_parts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven points at a time, and what is left over."""
+    monkeypatch.setattr("sightline.layers.vector_attention._ENTRIES_AT_ONCE", 7 * 6 * 16)
+    edges = edges_of((30, 23), 6)
+    plain, fused = (OnEdges(layer, edges) for layer in pair_of_layers(16))
+    given, weight = {"features": torch.randn(53, 16).double()}, torch.randn(53, 16).double()
+    assert_passes_agree(run(fused, given, weight), run(plain, given, weight), BOUND)
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    _, fused = pair_of_layers(16)
+    edges, features = edges_of((6, 3), 4), torch.randn(9, 16, dtype=torch.float64, requires_grad=True)
+    weights = {name: value.detach().requires_grad_() for name, value in fused.named_parameters()}
+    buffers = {name: value.clone() for name, value in fused.named_buffers()}
+
+    def attended(features: Tensor, *values: Tensor) -> Tensor:
+        # running statistics are written to copies, so that every call is the same function
+        state = dict(zip(weights, values, strict=True)) | {name: value.clone() for name, value in buffers.items()}
+        return torch.func.functional_call(fused, state, (features, edges))
+
+    assert torch.autograd.gradcheck(attended, (features, *weights.values()), atol=1e-6)
+
+
+def test_float32_errs_no_more_than_the_plain_form() -> None:
+    """The plain form's own error against float64 is the yardstick: both round the same inputs."""
+    edges = edges_of((200,), 16, dtype=torch.float32)
+    plain, _ = pair_of_layers(32)
+    features, weight = torch.randn(200, 32), torch.randn(200, 32)
+    wide = Edges(edges.index, edges.relative.double(), edges.count, edges.is_whole)
+    exact = run(OnEdges(plain, wide), {"features": features.double()}, weight.double())
+    errors = []
+    for layer in pair_of_layers(32):
+        layer.load_state_dict(plain.state_dict())
+        found = run(OnEdges(layer.float(), edges), {"features": features}, weight)
+        errors.append((found.output.double() - exact.output).abs().max().item())
+    assert errors[1] <= 2 * errors[0]  # as good, give or take the luck of rounding
+
+
+class OnEdgesOfAnyFormat(OnEdges):
+    """Places follow the layer's weights into float64 and back."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        edges = self.clouds[0]
+        relative = edges.relative.to(next(self.parameters()).dtype)
+        return self.attention(features, Edges(edges.index, relative, edges.count, edges.is_whole))
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+@pytest.mark.parametrize(("channels", "sizes"), [(16, (30, 40)), (32, (60, 4, 1))])
+def test_bfloat16_errs_no_more_than_the_plain_form(channels: int, sizes: tuple[int, ...], is_training: bool) -> None:
+    edges, count = edges_of(sizes, 6, dtype=torch.float32), sum(sizes)
+    plain, fused = (OnEdgesOfAnyFormat(layer.train(is_training), edges) for layer in pair_of_layers(channels))
+    given = {"features": torch.randn(count, channels)}
+    assert_bf16_errs_no_more(plain, fused, given, torch.randn(count, channels))
+
+
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])
+def test_statistics_of_all_processes(sizes: tuple[int, ...]) -> None:
+    """Parts on several processes against the plain form of the whole batch; a part is some of three clouds."""
+    counts = (20, 3, 9)
+    plain, fused = pair_of_layers(16)
+    points = torch.randn(sum(counts), 3, dtype=torch.float64)
+    features, weight = torch.randn(32, 16).double(), torch.randn(32, 16).double()
+    rows = [sum(counts[: sizes[0]]), sum(counts[sizes[0] :])]
+
+    class OnPoints(nn.Module):
+        """Looks the neighbours up by the points that it is given: the clouds lie far apart."""
+
+        def __init__(self, attention: nn.Module) -> None:
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, *, features: Tensor, where: Tensor) -> Tensor:
+            first = 0 if where[0] == 0 else sizes[0]
+            last = len(counts) if where[-1] == len(points) - 1 else sizes[0]
+            offsets = F.pad(torch.tensor(counts[first:last]).cumsum(0), (1, 0))
+            near = build_pyramid(points[where], offsets=offsets, strides=(1,), num_neighbours=(5,))[0].neighbours
+            return self.attention(features, near)
+
+    given = {"features": features, "where": torch.arange(32)}
+    expected = run(OnPoints(plain), given, weight)
+    assert_processes_agree(OnPoints(fused), given, weight, rows, expected)
+
+
+def test_the_same_bits_for_any_number_of_threads() -> None:
+    edges, threads, found = edges_of((50, 3), 6, dtype=torch.float32), torch.get_num_threads(), []
+    layer = pair_of_layers(16)[1].float()
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    given, weight = {"features": torch.randn(53, 16)}, torch.randn(53, 16)
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            layer.load_state_dict(state)
+            layer.zero_grad()
+            found.append(run(OnEdges(layer, edges), given, weight))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0].output, found[1].output)
+    assert all(torch.equal(value, found[1].gradients[name]) for name, value in found[0].gradients.items())
+
+
+@FORMS
+def test_weights_of_neighbours_add_up_to_one(form: type[PlainVectorAttention]) -> None:
+    """Values that are all alike, without codes of places, come out as they are, whatever the scores."""
+    layer = form(channels=16).double()
+    nn.init.zeros_(layer.value.weight)
+    nn.init.zeros_(layer.code.weight)
+    nn.init.zeros_(layer.code.bias)
+    out = layer(torch.randn(33, 16).double(), edges_of((30, 2, 1), 8))
+    torch.testing.assert_close(out, layer.value.bias.expand_as(out), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("changes", [{"dtype": torch.bfloat16}, {"requires_grad": True}])
+def test_what_the_kernels_cannot_take_goes_the_plain_way(changes: dict[str, Any]) -> None:
+    """Half precision, and gradients of the places, which the plain form alone has."""
+    edges = edges_of((20,), 6)
+    relative = edges.relative.to(changes.get("dtype", torch.float64)).requires_grad_("requires_grad" in changes)
+    edges = Edges(edges.index, relative, edges.count, edges.is_whole)
+    plain, fused = (layer.to(relative.dtype) for layer in pair_of_layers(16))
+    features = torch.randn(20, 16).to(relative.dtype)
+    assert torch.equal(fused(features, edges), plain(features, edges))
+    if "requires_grad" in changes:
+        assert torch.autograd.grad(fused(features, edges).square().sum(), relative)[0].any()
+
+
+@FORMS
+def test_nan_is_not_lost(form: type[PlainVectorAttention]) -> None:
+    """In evaluation one point's NaN reaches those that have it as a neighbour, and no other."""
+    edges, features = edges_of((40,), 5), torch.randn(40, 16).double()
+    features[7, 3] = torch.nan
+    layer = form(channels=16).double().eval()
+    assert torch.equal(layer(features, edges).isnan().all(dim=1), (edges.index == 7).any(dim=1))
+
+
+def test_rows_that_leave_the_cloud_are_refused() -> None:
+    edges = edges_of((10,), 4)
+    index = edges.index.clone()
+    index[3, 2] = 10
+    with pytest.raises(ValueError, match=r"rows 0\.\.10 named in clouds of 10 points"):
+        VectorAttention(channels=8).double()(
+            torch.randn(10, 8).double(), Edges(index, edges.relative, edges.count, is_whole=True)
+        )
+
+
+# --- Vector attention: the authors' block, hand-worked weights, and the quick form against the plain one ---
+
+
+BOTH = pytest.mark.parametrize("kind", [PlainDenseVectorAttention, DenseVectorAttention])
+
+
+def our_dense_name(key: str) -> str:
+    """The name of a golden block's parameter in a block of ours, by way of the layout of whole models."""
+    ours = translate_key(f"backbone.transformer1.{key}", "qq456cvb_point_transformer_cls")
+    assert ours is not None
+    return ours.removeprefix("encoder.levels.0.0.")
+
+
+def inputs(golden: Golden) -> tuple[Tensor, Tensor, Tensor]:
+    points = golden.tensor("in.xyz")
+    return points, golden.tensor("in.feat"), nearest_neighbours(points, num_neighbours=6)
+
+
+@pytest.mark.shared
+@BOTH
+def test_agrees_with_the_authors_block(shared: Path, kind: type[PlainDenseVectorAttention]) -> None:
+    golden = load_golden(shared, "pt_sjtu_block")
+    layer = kind(channels=32, width=64).double()
+    layer.load_state_dict({our_dense_name(key): value for key, value in golden.state().items()})
+    points, features, index = inputs(golden)
+    weight = golden.tensor("in.w")
+    for mode in each_mode(layer):
+        out = layer(points, features, index)
+        entered, place = layer.enter(features), layer.place(points[:, :, None] - gather_points(points, index))
+        attention = layer.attention(entered, place, index)
+        assert_outputs(golden, mode, {"out": out, "attention": attention}, (out * weight).sum())
+    (out * weight).sum().backward()
+    assert_gradients_and_buffers(golden, layer, our_dense_name)
+    label = "eval.mid.position code (B,N,k,f)"
+    assert_near_largest(stored_part(golden, label, place.detach()), golden.tensor(label), 1e-10, label)
+
+
+def given(num_points: int, num_neighbours: int, channels: int = 5) -> dict[str, Tensor]:
+    points = torch.randn(2, num_points, 3, dtype=torch.float64)
+    return {
+        "points": points,
+        "features": torch.randn(2, num_points, channels, dtype=torch.float64),
+        "index": nearest_neighbours(points, num_neighbours=num_neighbours),
+    }
+
+
+def pair(channels: int = 5, width: int = 16) -> tuple[PlainDenseVectorAttention, DenseVectorAttention]:
+    plain, quick = (
+        kind(channels=channels, width=width).double() for kind in (PlainDenseVectorAttention, DenseVectorAttention)
+    )
+    quick.load_state_dict(plain.state_dict())
+    return plain, quick
+
+
+@pytest.mark.parametrize(
+    ("num_points", "num_neighbours", "width"),
+    [(20, 6, 16), (9, 9, 7), (4, 1, 8), (1, 1, 8), (700, 8, 64)],
+    ids=["some", "all points", "itself alone", "one point", "several parts, the last a shorter one"],
+)
+def test_quick_form_agrees_with_the_plain_one(num_points: int, num_neighbours: int, width: int) -> None:
+    """Outputs and the gradients of points, features and all parameters, float64."""
+    plain, quick = pair(width=width)
+    values = given(num_points, num_neighbours)
+    weight = torch.randn(2, num_points, 5, dtype=torch.float64)
+    assert_passes_agree(run(quick, values, weight), run(plain, values, weight), BOUND)
+
+
+def test_copies_of_a_point_agree_too() -> None:
+    """All places are equal, so that h is the same for all edges; what reaches a copy is added up."""
+    plain, quick = pair()
+    values = given(12, 5)
+    values["points"][:, 4:] = values["points"][:, :1]
+    weight = torch.randn(2, 12, 5, dtype=torch.float64)
+    assert_passes_agree(run(quick, values, weight), run(plain, values, weight), BOUND)
+
+
+@BOTH
+def test_attention_that_cannot_tell_neighbours_apart_is_their_mean(kind: type[PlainDenseVectorAttention]) -> None:
+    """Without the last map of `weigh` all neighbours weigh alike, and without that of `place` only values are left."""
+    layer, values = kind(channels=5, width=16).double(), given(10, 4)
+    for last in (layer.weigh[2], layer.place[2]):
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    mean = gather_points(layer.value(layer.enter(values["features"])), values["index"]).mean(dim=2)
+    expected = values["features"] + layer.leave(mean)
+    torch.testing.assert_close(layer(**values), expected, rtol=0, atol=1e-13)  # sums of 16 terms below 10
+
+
+@BOTH
+def test_place_of_the_cloud_does_not_matter(kind: type[PlainDenseVectorAttention]) -> None:
+    layer, values = kind(channels=5, width=16).double(), given(10, 4)
+    moved = values | {"points": values["points"] + 1024}
+    # A coordinate near 1024 is off by at most 1.2e-13, and with it a difference of two.
+    torch.testing.assert_close(layer(**moved), layer(**values), rtol=0, atol=1e-11)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    points, index = torch.randn(5, 3).double().requires_grad_(), torch.tensor([[0, 1], [1, 2], [2, 4], [3, 0], [4, 3]])
+    rows = [torch.randn(5, 4).double().requires_grad_() for _ in range(3)]
+    shapes = [(4, 3), (4,), (4, 4), (4, 4), (4, 4), (4,)]
+    maps = [torch.randn(shape).double().requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(
+        lambda *each: DenseAttentionFunction.apply(True, each[0], index, *each[1:]), (points, *rows, *maps)
+    )
+
+
+@pytest.mark.parametrize("num_groups", [1, 16, 33])
+def test_maps_of_edges_are_products(num_groups: int) -> None:
+    """In float32, whatever library does them: a sum of 24 (of up to 264) products of numbers of about 1."""
+    edges, weight, gradient = torch.randn(num_groups, 8, 24), torch.randn(10, 24), torch.randn(num_groups, 8, 10)
+    mapped = map_edges(edges, weight)
+    assert mapped.is_contiguous()
+    torch.testing.assert_close(mapped.double(), edges.double() @ weight.double().mT, rtol=0, atol=1e-4)
+    expected = torch.einsum("mkd,mkc->dc", gradient.double(), edges.double())
+    torch.testing.assert_close(map_gradient(edges, gradient).double(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_points", [5, 8])
+def test_maps_of_points_are_products_with_their_gradients(num_points: int) -> None:
+    """Ten rows, which are no sixteen images, and sixteen that are; float32 against float64."""
+    points, weight = torch.randn(2, num_points, 24, requires_grad=True), torch.randn(10, 24, requires_grad=True)
+    to_mapped = torch.randn(2, num_points, 10)
+    map_points(points, weight).backward(to_mapped)
+    wide_points, wide_weight = (each.detach().double().requires_grad_() for each in (points, weight))
+    expected = wide_points @ wide_weight.mT
+    expected.backward(to_mapped.double())
+    torch.testing.assert_close(map_points(points, weight).double(), expected, rtol=0, atol=1e-4)
+    for found, wide in ((points, wide_points), (weight, wide_weight)):
+        assert found.grad is not None
+        torch.testing.assert_close(found.grad.double(), wide.grad, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("is_half", "times"), [(False, 3), (True, 2)], ids=["single", "half"])
+def test_lower_precision_is_as_near_to_double_as_the_plain_form(is_half: bool, times: int) -> None:
+    """Outputs and gradients are that many times as far from float64 as the plain form's at most, and some roundings.
+
+    The quick form sums in another order and multiplies two maps first. Half precision is that of autocast.
+    """
+    layers = pair(width=64)
+    values = given(100, 8)
+    weight = torch.randn(2, 100, 5, dtype=torch.float64)
+    exact = run(copy.deepcopy(layers[0]), values, weight)
+    narrow = {name: value if name == "index" else value.float() for name, value in values.items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
+        found = [run(layer.float(), narrow, weight.float()) for layer in layers]
+    errors = [(each.output - exact.output).norm().item() for each in found]
+    assert errors[1] <= times * errors[0]
+    roundings = 10 * torch.finfo(torch.bfloat16 if is_half else torch.float32).eps
+    largest = max(gradient.norm() for gradient in exact.gradients.values())
+    for name, gradient in exact.gradients.items():
+        plain_error, quick_error = ((each.gradients[name] - gradient).norm() for each in found)
+        assert quick_error <= times * plain_error + roundings * largest, name
+
+
+def test_backward_may_come_twice() -> None:
+    """What is kept is left as it was."""
+    _, quick = pair(width=64)
+    values = given(20, 4)
+    out = quick.float()(**{name: value if name == "index" else value.float() for name, value in values.items()})
+    first, second = (torch.autograd.grad(out.sum(), quick.enter.weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_neighbours_that_are_not_there_are_refused() -> None:
+    values = given(10, 4)
+    values["index"][1, 3, 2] = 10
+    with pytest.raises(ValueError, match=r"index: rows 0\.\.10 named in clouds of 10 points"):
+        pair()[1](**values)
+
+
+# --- Attention among points against a hand-worked case, the authors' code, and what it claims of itself ---
+
+
+KINDS = pytest.mark.parametrize("kind", [SelfAttention, OffsetAttention])
+THEIRS, OURS, LAYOUT = "pt_last.sa1.", "attend.layers.0.", "strawberry_pct_cls"
+
+
+def test_size_of_offset_attention_is_the_published_one() -> None:
+    assert sum(parameter.numel() for parameter in OffsetAttention(channels=256).parameters()) == 148_480
+
+
+def our_offset_name(theirs: str) -> str:
+    """The name of one layer by itself, by the layout of the network that it is published in."""
+    found = translate_key(THEIRS + theirs, LAYOUT)
+    assert found is not None
+    return found.removeprefix(OURS)
+
+
+@pytest.mark.shared
+def test_offset_attention_agrees_with_the_reference(shared: Path) -> None:
+    golden = load_golden(shared, "pct_offset_attention")
+    layer = OffsetAttention(channels=64).double()
+    state = convert_state_dict({THEIRS + key: value for key, value in golden.state().items()}, LAYOUT)
+    layer.load_state_dict({key.removeprefix(OURS): value for key, value in state.items()})
+    assert sum(parameter.numel() for parameter in layer.parameters()) == golden.info["param_count"]
+    values, weight = golden.tensor("in.x").mT, golden.tensor("in.w").mT
+    taps: dict[str, list[Tensor]] = {"eval.mid.q (B,16,N)": [], "eval.mid.v": []}
+    for part, seen in zip((layer.query, layer.value), taps.values(), strict=True):
+        part.register_forward_hook(lambda module, given, out, seen=seen: seen.append(out.mT))
+    for mode in each_mode(layer):
+        output = layer(values)
+        loss = (output * weight).sum()
+        assert_outputs(golden, mode, {"out": output.mT}, loss)
+    loss.backward()
+    assert_gradients_and_buffers(golden, layer, our_offset_name)
+    for mid, found in taps.items():
+        assert_near_largest(found[0], golden.tensor(mid), 1e-10, mid)
+
+
+@KINDS
+def test_what_a_point_receives_is_an_average(kind: type[SelfAttention]) -> None:
+    """A column of the paper's matrix, a row of ours, adds up to 1: to 1e-9 over a sum, and 50 roundings of 6e-8."""
+    attention = kind(channels=64).attention(torch.randn(3, 50, 64))
+    assert (attention >= 0).all()
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(3, 50), rtol=0, atol=1e-5)
+
+
+def test_two_points_by_hand() -> None:
+    """Queries 1 and 2 give the likeness ((1, 2), (2, 4)): softmax over the last, s(1) and s(2), s(x) = 1/(1 + e^-x).
+
+    Offset: columns (1 - s(1), 1 - s(2)) and (s(1), s(2)), each divided by its sum. Naive: rows, with sqrt(4 / 4) = 1.
+    """
+    values = torch.zeros(1, 2, 4, dtype=torch.float64)
+    values[0, :, 0] = torch.tensor([1.0, 2.0])
+    first, second = torch.sigmoid(torch.tensor([1.0, 2.0], dtype=torch.float64)).tolist()
+    rows = torch.tensor([[1 - first, first], [1 - second, second]], dtype=torch.float64)
+    for kind, expected in ((SelfAttention, rows), (OffsetAttention, (rows / rows.sum(dim=0)).T)):
+        layer = kind(channels=4).double()
+        with torch.no_grad():
+            layer.query.weight.zero_()[0, 0] = 1
+        # The 1e-9 that keeps a sum from being zero shifts a quotient by as much.
+        torch.testing.assert_close(layer.attention(values)[0], expected, rtol=0, atol=2e-9)
+
+
+@KINDS
+def test_queries_and_keys_are_one_map_after_a_step_too(kind: type[SelfAttention]) -> None:
+    """One map, asked once per pass, before and after a step of training: there are no keys that could drift away."""
+    layer, values = kind(channels=16).double(), torch.randn(2, 9, 16, dtype=torch.float64)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    before = layer.query.weight.detach().clone()
+    for _ in range(2):
+        queries: list[Tensor] = []
+        handle = layer.query.register_forward_hook(lambda module, given, out, seen=queries: seen.append(out))
+        layer(values).square().sum().backward()
+        handle.remove()
+        assert len(queries) == 1
+        optimizer.step()
+    assert not torch.equal(layer.query.weight, before)
+    assert not [name for name, _ in layer.named_parameters() if "key" in name]
+
+
+@KINDS
+def test_order_of_points_does_not_matter(kind: type[SelfAttention]) -> None:
+    layer, values, order = kind(channels=8).double().eval(), torch.randn(2, 7, 8).double(), torch.randperm(7)
+    # Sums of seven terms in another order: a few roundings of 2e-16.
+    torch.testing.assert_close(layer(values[:, order]), layer(values)[:, order], rtol=0, atol=1e-14)
+
+
+@KINDS
+def test_gradients_of_offset_attention_agree_with_finite_differences(kind: type[SelfAttention]) -> None:
+    layer = kind(channels=4).double()
+    assert torch.autograd.gradcheck(layer, (torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True),))
+
+
+def test_a_point_that_nobody_looks_at_gives_numbers_in_float16() -> None:
+    """One point draws all others: what they give the rest is below float16's 6e-8, and so is the 1e-9 of the guard."""
+    layer, values = OffsetAttention(channels=8).eval(), torch.rand(1, 20, 8)
+    values[0, 0] = 40
+    with torch.no_grad():
+        layer.query.weight.fill_(0.5)
+        with torch.autocast("cpu", torch.float16):
+            attention = layer.attention(values)
+    # Every column of the paper's matrix is divided by its sum, which float32 can hold.
+    assert attention.isfinite().all()

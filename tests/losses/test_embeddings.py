@@ -1,0 +1,253 @@
+"""NT-Xent with its two uses and the alignment penalty: published code, hand-worked values, finite differences."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+from torch import Tensor, nn
+
+from sightline.binding import AvailableKeys
+from sightline.losses.embeddings import CrossModal, FeatureTransformPenalty, IntraModal, chance_level, nt_xent
+from sightline.tasks.contrast import Contrast
+from tests.golden_parity import load_golden
+
+CASES = [f"case{number}" for number in range(12)]
+RANKS = [f"case{number}" for number in range(5)]
+
+
+def read_slowly(first: np.ndarray, second: np.ndarray, temperature: float) -> np.ndarray:
+    """Anchor by anchor, as the paper says it; the mean of each pair's two anchors."""
+    rows = np.concatenate([first, second])
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    num_pairs, each = len(first), []
+    for anchor, row in enumerate(rows):
+        partner = (anchor + num_pairs) % (2 * num_pairs)
+        others = [math.exp(row @ other / temperature) for place, other in enumerate(rows) if place != anchor]
+        each.append(-math.log(math.exp(row @ rows[partner] / temperature) / sum(others)))
+    return np.array(each).reshape(2, num_pairs).mean(axis=0)
+
+
+def rows(num_pairs: int, width: int = 8) -> tuple[Tensor, Tensor]:
+    return torch.randn(num_pairs, width, dtype=torch.float64), torch.randn(num_pairs, width, dtype=torch.float64)
+
+
+def test_each_pair_agrees_with_a_slow_reading() -> None:
+    first, second = rows(7)
+    expected = read_slowly(first.numpy(), second.numpy(), 0.1)
+    # A sum of 13 exponentials of at most 10: their relative errors are some 1e-15.
+    np.testing.assert_allclose(nt_xent(first, second, temperature=0.1).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_the_reference(shared: Path, case: str) -> None:
+    golden = load_golden(shared, "fn_nt_xent")
+    first, second = (golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab")
+    loss = nt_xent(first, second, temperature=golden.tensor(f"{case}.temperature").item()).mean()
+    loss.backward()
+    torch.testing.assert_close(loss, golden.tensor(f"{case}.loss"), rtol=1e-9, atol=1e-12)
+    for side, given in (("a", first), ("b", second)):
+        expected = golden.tensor(f"{case}.grad_{side}")
+        torch.testing.assert_close(given.grad, expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["crosspoint0", "crosspoint1", "crosspoint2"])
+def test_both_losses_agree_with_the_reference(shared: Path, case: str) -> None:
+    """The prototype is the mean before its rows are normalised; the total is the sum."""
+    golden = load_golden(shared, "fn_nt_xent")
+    given = {
+        ours: golden.tensor(f"{case}.{theirs}").requires_grad_()
+        for ours, theirs in (("first", "z1"), ("second", "z2"), ("pictured", "h"))
+    }
+    imid = IntraModal()(first=given["first"], second=given["second"]).mean()
+    cmid = CrossModal()(**given).mean()
+    (imid + cmid).backward()
+    for found, name in ((imid, "imid"), (cmid, "cmid"), (imid + cmid, "total")):
+        torch.testing.assert_close(found, golden.tensor(f"{case}.{name}"), rtol=1e-9, atol=1e-12)
+    for ours, theirs in (("first", "z1"), ("second", "z2"), ("pictured", "h")):
+        torch.testing.assert_close(given[ours].grad, golden.tensor(f"{case}.grad_{theirs}"), rtol=1e-7, atol=1e-9)
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+class Given(nn.Module):
+    """A network that puts out what it is given."""
+
+    def forward(self, *, one: Tensor, other: Tensor) -> dict[str, Tensor]:
+        return {"first": one, "second": other}
+
+
+class OneOf:
+    """A process among others, whose rows are there already."""
+
+    def __init__(self, everyone: Tensor, rank: int, size: int) -> None:
+        self.everyone, self.rank, self.size = everyone, rank, size
+
+    def all_reduce_sum(self, tensors: dict[str, Tensor], *, operation: str = "") -> dict[str, Tensor]:
+        return {name: value * self.size for name, value in tensors.items()}
+
+    def gather_rows(self, rows: Tensor, *, operation: str = "") -> tuple[Tensor, int]:
+        return self.everyone, self.rank * len(rows)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", RANKS)
+@pytest.mark.parametrize("negatives", ["gathered", "process"])
+def test_processes_together_agree_with_the_reference(shared: Path, case: str, negatives: str) -> None:
+    """Gathered: the loss and gradient of all pairs at once. Alone: what the distributed port of CrossPoint takes."""
+    golden = load_golden(shared, "fn_nt_xent_ranks")
+    size = int(golden.tensor(f"{case}.world"))
+    sides = [golden.tensor(f"{case}.{side}").requires_grad_() for side in "ab"]
+    everyone = torch.cat(sides, dim=1).detach()
+    task = Contrast(
+        model=Given(),
+        losses={"intra_modal": IntraModal()},
+        batch_keys=AvailableKeys("the batch", frozenset({"one", "other", "sample_index"})),
+        output_keys=AvailableKeys("the model", frozenset({"first", "second"})),
+        negatives=negatives,
+    )
+    total, each = torch.zeros((), dtype=torch.float64), []
+    for rank, (one, other) in enumerate(zip(*(side.chunk(size) for side in sides), strict=True)):
+        batch = {"one": one, "other": other, "sample_index": torch.arange(len(one))}
+        counts, around = task.prepare(Given(), [batch], OneOf(everyone, rank, size))
+        part = task.losses(Given(), batch, around[0])["intra_modal"] / counts["intra_modal"]
+        each.append(part.detach() * size)
+        total = total + part
+    total.backward()
+    kind = "full" if negatives == "gathered" else "rank"
+    value = golden.tensor(f"{case}.{'full' if negatives == 'gathered' else 'rank_mean'}")
+    torch.testing.assert_close(total, value, rtol=1e-9, atol=1e-12)
+    for side, given in zip("ab", sides, strict=True):
+        expected = golden.tensor(f"{case}.{kind}_grad_{side}")
+        torch.testing.assert_close(given.grad, expected, rtol=1e-7, atol=1e-9 * max(1.0, expected.abs().max().item()))
+    if negatives == "process":
+        torch.testing.assert_close(torch.stack(each), golden.tensor(f"{case}.rank_loss"), rtol=1e-9, atol=1e-12)
+
+
+# --- what is known beforehand ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_pairs", [2, 16, 20])
+def test_rows_all_alike_are_at_chance(num_pairs: int) -> None:
+    alike = torch.ones(num_pairs, 4, dtype=torch.float64)
+    found = nt_xent(alike, alike, temperature=0.1)
+    assert found.tolist() == pytest.approx([math.log(2 * num_pairs - 1)] * num_pairs, abs=1e-12)
+    assert chance_level(num_pairs) == math.log(2 * num_pairs - 1)
+
+
+def test_perfect_pairs_at_right_angles() -> None:
+    """Twenty pairs: -log(e^10 / (e^10 + 38)) = log(1 + 38 e^-10) = 0.00172."""
+    found = nt_xent(torch.eye(20).double(), torch.eye(20).double(), temperature=0.1)
+    assert found.mean().item() == pytest.approx(math.log1p(38 * math.exp(-10)), rel=1e-12)
+
+
+def test_a_single_pair_has_no_negatives() -> None:
+    assert nt_xent(*rows(1), temperature=0.1).tolist() == [0.0]
+
+
+def test_sides_may_change_places_and_rows_their_length() -> None:
+    first, second = rows(6)
+    expected = nt_xent(first, second, temperature=0.2)
+    torch.testing.assert_close(nt_xent(second, first, temperature=0.2), expected, rtol=1e-12, atol=0)
+    lengths = torch.rand(6, 1, dtype=torch.float64) + 0.1
+    torch.testing.assert_close(nt_xent(first * lengths, 100 * second, temperature=0.2), expected, rtol=1e-12, atol=0)
+
+
+def test_the_length_of_a_view_weighs_in_the_mean_of_both() -> None:
+    first, second = rows(6)
+    pictured = torch.randn(6, 8, dtype=torch.float64)
+    plain = CrossModal()(first=first, second=second, pictured=pictured)
+    assert not torch.allclose(CrossModal()(first=10 * first, second=second, pictured=pictured), plain, atol=1e-3)
+    torch.testing.assert_close(
+        CrossModal()(first=10 * first, second=10 * second, pictured=3 * pictured), plain, rtol=1e-12, atol=0
+    )
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    first, second = (side.requires_grad_() for side in rows(3, 4))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, temperature=0.5), (first, second))
+
+
+def test_a_row_of_zeros_leaves_numbers() -> None:
+    first, second = (side.requires_grad_() for side in (torch.zeros(2, 4), torch.randn(2, 4)))
+    nt_xent(first, second, temperature=0.1).sum().backward()
+    assert first.grad.isfinite().all()
+    assert second.grad.isfinite().all()
+
+
+def test_half_precision_is_compared_in_single() -> None:
+    """At a temperature of a thousandth exp overflows half precision; the rows are rounded, and nothing else is."""
+    first, second = (side.to(torch.bfloat16) for side in rows(5))
+    found = nt_xent(first, second, temperature=1e-3)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, nt_xent(first.float(), second.float(), temperature=1e-3), rtol=0, atol=0)
+
+
+def test_rows_that_are_no_pairs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"nt_xent: found rows of \(3, 8\) and \(4, 8\), expected two \(M, D\)"):
+        nt_xent(torch.zeros(3, 8), torch.zeros(4, 8), temperature=0.1)
+
+
+def test_every_pair_counts_once() -> None:
+    assert int(IntraModal().count(sample_index=torch.arange(6))) == 6
+
+
+# --- The alignment penalty against NumPy, finite differences, a public implementation, and where its root has no slope
+
+
+def test_agrees_with_numpy() -> None:
+    matrices = torch.randn(5, 4, 4, dtype=torch.float64)
+    expected = sum(np.linalg.norm(a @ a.T - np.eye(4), ord="fro") for a in matrices.numpy())
+    penalty = FeatureTransformPenalty()
+    assert penalty(feature_transform=matrices).item() == pytest.approx(expected, rel=1e-14)
+    assert penalty.count(sample_index=torch.zeros(5, dtype=torch.int64)).item() == 5
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", ["reg0", "reg1", "reg2"])
+def test_the_penalty_agrees_with_the_reference(shared: Path, case: str) -> None:
+    golden = load_golden(shared, "fn_pointnet_ops")
+    matrices = golden.tensor(f"{case}.A").requires_grad_()
+    mean = FeatureTransformPenalty()(feature_transform=matrices) / len(matrices)
+    mean.backward()
+    # Up to 64 x 64 terms of one sign in another order: some ten roundings of 1e-16.
+    torch.testing.assert_close(mean, golden.tensor(f"{case}.loss"), rtol=1e-13, atol=0)
+    torch.testing.assert_close(matrices.grad, golden.tensor(f"{case}.grad"), rtol=1e-12, atol=1e-14)
+
+
+def test_gradients_of_the_penalty_agree_with_finite_differences() -> None:
+    matrices = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: FeatureTransformPenalty()(feature_transform=a), (matrices,))
+
+
+def test_exactly_orthogonal_is_zero_with_zero_gradient() -> None:
+    permutation = torch.eye(4)[torch.tensor([2, 0, 3, 1])]
+    matrices = torch.stack([torch.eye(4), permutation, -torch.eye(4)]).requires_grad_()
+    total = FeatureTransformPenalty()(feature_transform=matrices)
+    total.backward()
+    assert total.item() == 0
+    assert torch.equal(matrices.grad, torch.zeros(3, 4, 4))
+
+
+def test_rotations_of_the_features_do_not_matter() -> None:
+    matrix, turn = np.random.default_rng(0).normal(size=(6, 6)), ortho_group.rvs(6, random_state=1)
+    plain, turned = (
+        FeatureTransformPenalty()(feature_transform=torch.from_numpy(a)[None]).item() for a in (matrix, matrix @ turn)
+    )
+    assert turned == pytest.approx(plain, rel=1e-13)
+
+
+def test_lowered_precision_keeps_the_digits_of_a_small_excess() -> None:
+    """Close to the identity, bf16 products would have an excess of their own rounding."""
+    transform = torch.eye(8)[None] + 1e-4 * torch.randn(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    loss = FeatureTransformPenalty()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lowered = loss(feature_transform=transform)
+    assert torch.equal(lowered, loss(feature_transform=transform))

@@ -1,0 +1,231 @@
+"""Errors of joints and the precision of key points: others' own numbers, and cases worked by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline.errors import DataError
+from sightline.metrics.base import State, make_state
+from sightline.metrics.box_groups import match_predictions, precision_and_recall
+from sightline.metrics.joints import (
+    MAX_DETECTIONS,
+    JointError,
+    Keypoints,
+    PersonLabels,
+    keypoint_average_precision,
+    keypoint_similarity,
+    oks_matrix,
+)
+from tests.golden_parity import Golden, load_golden
+
+
+def joint_error(num_joints: int, **arguments: Any) -> JointError:
+    return JointError(num_joints=num_joints, joint_names=tuple(map(str, range(num_joints))), **arguments)
+
+
+def scored(metric: Any, found: Tensor, true: Tensor, visible: Tensor | None = None, parts: int = 1) -> State:
+    """The state after all frames, in as many batches as `parts`."""
+    state = make_state(metric, num_samples=len(true))
+    visible = torch.ones(true.shape[:2], dtype=torch.bool) if visible is None else visible
+    for index in torch.arange(len(true)).tensor_split(parts):
+        metric.update(state, joints_mm=found[index], joints=true[index], visible=visible[index], sample_index=index)
+    return state
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(5))
+def test_agrees_with_the_evaluations_that_papers_use(shared: Path, number: int) -> None:
+    golden = load_golden(shared, "fn_pose_errors", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"case{number}.{name}"]
+
+    true, found = torch.from_numpy(of("gt")), torch.from_numpy(of("pred"))
+    metric = joint_error(true.shape[1], threshold_mm=20.0)
+    state = scored(metric, found, true, parts=min(3, len(true)))
+    figures = metric.compute(state)
+    assert figures["mean_error_mm"] == pytest.approx(of("mean_error").item(), rel=1e-12)
+    assert figures["max_error_mm"] == pytest.approx(of("max_error").item(), rel=1e-12)
+    assert figures["frames_within"] == of("frames_within_max")[20] / len(true)
+    per_joint = [row["error_mm"] for row in metric.per_class(state).values()]
+    np.testing.assert_allclose(per_joint, of("joint_mean"), rtol=1e-12)
+    np.testing.assert_allclose(metric.per_sample(state), of("mean_per_frame"), rtol=1e-12)
+    curve = metric.tables(state)["error_curve"]
+    np.testing.assert_array_equal(np.rint(np.array(curve["frames_by_worst"]) * len(true)), of("frames_within_max"))
+    np.testing.assert_array_equal(np.rint(np.array(curve["frames_by_mean"]) * len(true)), of("frames_within_mean"))
+    np.testing.assert_allclose(curve["joints"], of("ahp_joint")[:81], rtol=1e-12)
+    assert curve["joints"][10] == pytest.approx(of("pck10_le").item(), rel=1e-12)
+
+
+def test_no_answer_is_refused() -> None:
+    found = torch.zeros(2, 1, 3)
+    found[1, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match="1 joints are not finite, first in sample 1"):
+        scored(joint_error(1), found, torch.zeros(2, 1, 3))
+
+
+def test_joints_in_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match="all are"):
+        scored(joint_error(2), torch.zeros(2, 3, 3), torch.zeros(2, 2, 3))
+
+
+def keypoints(num_joints: int, **arguments: Any) -> Keypoints:
+    sigmas = tuple(0.02 + 0.01 * joint for joint in range(num_joints))
+    return Keypoints(**{"num_joints": num_joints, "pck_joints": (0, 1), "keypoint_sigmas": sigmas, **arguments})
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(2))
+def test_similarity_agrees_with_the_plain_formula(shared: Path, number: int) -> None:
+    golden: Golden = load_golden(shared, "fn_oks", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"formula3d_{number}.{name}"]
+
+    true, found = torch.from_numpy(of("gt")), torch.from_numpy(of("pred"))
+    everything = torch.ones(true.shape[:2], dtype=torch.bool)
+    sigmas = tuple(of("sigmas").tolist())
+    metric = keypoints(true.shape[1], pck_joints=(0, 5), keypoint_sigmas=sigmas, share=0.2)
+    assert metric.compute(scored(metric, found, true, everything))["pck"] == pytest.approx(
+        of("pck02").item(), rel=1e-12
+    )
+    if of("visible").astype(bool).all():
+        state = scored(metric, found, true, everything)
+        np.testing.assert_allclose(state["similarity"], of("oks"), rtol=1e-10)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(5))
+def test_similarity_is_that_of_coco(shared: Path, number: int) -> None:
+    """Every detection of an image against each of its labelled people."""
+    golden = load_golden(shared, "fn_oks", area="pose")
+
+    def of(name: str) -> np.ndarray:
+        return golden.arrays[f"case{number}.{name}"]
+
+    image = next(i for i in range(1, 20) if f"case{number}.image{i}_oks" in golden.arrays)
+    expected = of(f"image{image}_oks")
+    theirs, people = of(f"image{image}_dt_order"), of(f"image{image}_gt_order")
+    sigmas = torch.from_numpy(of("sigmas"))
+    for column, person in enumerate(people):
+        joints = torch.from_numpy(of("gt_keypoints")[person])
+        shown = (joints[:, 2] > 0).expand(len(theirs), -1)
+        if not shown.any():  # COCO measures these against their box; no frame of a pose set is like that
+            continue
+        detected = torch.from_numpy(of("dt_keypoints")[theirs])
+        distance = (detected[..., :2] - joints[:, :2]).norm(dim=-1)
+        area = torch.full((len(theirs),), float(of("gt_area")[person]), dtype=torch.float64)
+        similarity = keypoint_similarity(distance, area, sigmas, shown)
+        np.testing.assert_allclose(similarity, expected[:, column], rtol=1e-9, atol=1e-12)
+
+
+# --- Average precision of key points: COCO's own numbers, and cases worked by hand ---
+
+
+NAMES = ("ap", "ap50", "ap75", "ap_medium", "ap_large", "ar", "ar50", "ar75", "ar_medium", "ar_large")
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("number", range(5))
+def test_the_summary_is_that_of_coco(shared: Path, number: int) -> None:
+    arrays = load_golden(shared, "fn_oks", area="pose").arrays
+
+    def of(name: str) -> np.ndarray:
+        return arrays[f"case{number}.{name}"]
+
+    people, found, scores = [], [], []
+    for image in np.union1d(of("gt_image"), of("dt_image")):
+        mine, theirs = of("gt_image") == image, of("dt_image") == image
+        joints = of("gt_keypoints")[mine]
+        crowd = of("gt_crowd")[mine].astype(bool)
+        people.append(
+            PersonLabels(joints[..., :2], joints[..., 2] > 0, of("gt_area")[mine], of("gt_bbox")[mine], crowd)
+        )
+        found.append(of("dt_keypoints")[theirs][..., :2])
+        scores.append(of("dt_score")[theirs])
+        if f"case{number}.image{image}_oks" in arrays:
+            order = np.argsort(-scores[-1], kind="stable")
+            made = oks_matrix(people[-1], found[-1], of("sigmas"))[order]
+            np.testing.assert_allclose(made, of(f"image{image}_oks"), rtol=1e-9, atol=1e-15)
+    images = [
+        match_predictions(
+            oks_matrix(each, joints, of("sigmas")),
+            score,
+            is_ignored=~each.is_labelled.any(axis=1) | each.is_crowd,
+            is_crowd=each.is_crowd,
+            is_outside_area=np.zeros(len(score), dtype=bool),
+            max_detections=MAX_DETECTIONS,
+        )
+        for each, joints, score in zip(people, found, scores, strict=True)
+    ]
+    precision, recall = precision_and_recall(images)
+    np.testing.assert_allclose(precision, of("precision"), rtol=1e-12)
+    np.testing.assert_allclose(recall, of("recall"), rtol=1e-12)
+    result = keypoint_average_precision(people, found, scores, of("sigmas"))
+    np.testing.assert_allclose([result[name] for name in NAMES], of("stats"), rtol=1e-12, atol=1e-12)
+
+
+def test_a_perfect_answer_a_false_one_and_one_that_is_missing() -> None:
+    """Found, false, found, with falling scores, of three labels: precision 1 up to a recall of 1/3, 2/3 up to 2/3."""
+    similarity = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    nothing = np.zeros(3, dtype=bool)
+    found = match_predictions(
+        similarity,
+        np.array([0.9, 0.8, 0.7]),
+        is_ignored=nothing,
+        is_crowd=nothing,
+        is_outside_area=nothing,
+        max_detections=20,
+    )
+    precision, recall = precision_and_recall([found])
+    assert recall == pytest.approx([2 / 3] * 10)
+    assert precision[0] == pytest.approx([1.0] * 34 + [2 / 3] * 33 + [0.0] * 34)
+
+
+def test_what_is_ignored_counts_for_nothing_and_a_crowd_takes_many() -> None:
+    yes, no = np.array([True]), np.array([False])
+    similarity = np.array([[0.9], [0.8]])
+    scores, neither = np.array([0.9, 0.8]), np.zeros(2, dtype=bool)
+    crowd = match_predictions(
+        similarity, scores, is_ignored=yes, is_crowd=yes, is_outside_area=neither, max_detections=20
+    )
+    assert crowd.is_ignored[0].tolist() == [True, True]
+    alone = match_predictions(
+        similarity, scores, is_ignored=yes, is_crowd=no, is_outside_area=neither, max_detections=20
+    )
+    assert alone.is_ignored[0].tolist() == [True, False]
+    assert (crowd.num_labels, alone.num_labels) == (0, 0)
+    assert (precision_and_recall([crowd])[0] == -1).all()
+
+
+def test_only_the_surest_answers_are_looked_at() -> None:
+    no = np.array([False])
+    similarity, scores = np.array([[0.0], [1.0]]), np.array([0.9, 0.1])
+    neither = np.zeros(2, dtype=bool)
+    one = match_predictions(similarity, scores, is_ignored=no, is_crowd=no, is_outside_area=neither, max_detections=1)
+    assert not one.is_found.any()
+
+
+def test_of_equally_similar_labels_the_last_is_taken() -> None:
+    """As COCO's evaluation does. The second answer is like the first label alone, which the first answer left it."""
+    similarity, scores = np.array([[0.8, 0.8], [0.8, 0.2]]), np.array([0.9, 0.5])
+    neither = np.zeros(2, dtype=bool)
+    found = match_predictions(
+        similarity, scores, is_ignored=neither, is_crowd=neither, is_outside_area=neither, max_detections=20
+    )
+    assert found.is_found[0].tolist() == [True, True]
+    first = match_predictions(
+        similarity[:, ::-1], scores, is_ignored=neither, is_crowd=neither, is_outside_area=neither, max_detections=20
+    )
+    assert first.is_found[0].tolist() == [True, False]
+
+
+def test_lists_of_other_images_are_refused() -> None:
+    with pytest.raises(DataError, match="1 images of people, 0 of predictions"):
+        keypoint_average_precision([PersonLabels(*(np.zeros((0, 1)),) * 5)], [], [], np.ones(1))

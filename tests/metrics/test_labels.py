@@ -1,0 +1,471 @@
+"""Labels of clouds, points, parts, pixels: hand-worked cases, the authors' numbers without their quirks, refusals."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sightline import registry
+from sightline.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
+from sightline.metrics.base import State, make_state
+from sightline.metrics.labels import DistanceIoU, PixelIoU, predict_labels
+from sightline.metrics.part_iou import count_parts, count_parts_reference
+from sightline.types import ComponentConfig
+from tests.data.clouds.shapenet_part_writers import CATEGORIES
+from tests.golden_parity import load_golden
+
+
+def accuracy_state(metric: Accuracy, scores: Tensor, label: Tensor, *, parts: int = 1) -> dict[str, Tensor]:
+    state = metric.new_state()
+    for some_scores, some_labels in zip(scores.tensor_split(parts), label.tensor_split(parts), strict=True):
+        metric.update(state, probabilities=some_scores, label=some_labels)
+    return state
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", [f"case{number}" for number in range(4)])
+def test_agrees_with_the_recorded_global_values(shared: Path, case: str) -> None:
+    golden = load_golden(shared, "fn_cls_accuracy")
+    scores, label = golden.tensor(f"{case}.scores"), golden.tensor(f"{case}.target")
+    metric = Accuracy(num_classes=scores.shape[1])
+    found = metric.compute(accuracy_state(metric, scores, label, parts=3))
+    # Divisions and at most 10 additions of numbers up to 1.
+    assert found["overall_accuracy"] == pytest.approx(golden.tensor(f"{case}.oa").item(), abs=1e-15)
+    assert found["mean_class_accuracy"] == pytest.approx(golden.tensor(f"{case}.macc").item(), abs=2e-15)
+
+
+def test_hand_worked_with_an_absent_class() -> None:
+    """Labels a a a b; a is right twice, b once; c never occurs but is answered once: 3/4, and (2/3 + 1) / 2."""
+    scores = torch.eye(3)[torch.tensor([0, 0, 2, 1])]
+    metric = Accuracy(num_classes=3, class_names=("a", "b", "c"))
+    state = accuracy_state(metric, scores, torch.tensor([0, 0, 0, 1]))
+    assert metric.compute(state) == {"overall_accuracy": 0.75, "mean_class_accuracy": pytest.approx(5 / 6, abs=1e-15)}
+    rows = metric.per_class(state)
+    assert list(rows) == ["a", "b", "c"]
+    assert rows["a"] == {"accuracy": pytest.approx(2 / 3, abs=1e-15), "count": 3}
+    assert rows["b"] == {"accuracy": 1.0, "count": 1}
+    assert math.isnan(rows["c"]["accuracy"])
+    assert rows["c"]["count"] == 0
+    assert metric.confusion(state).tolist() == [[2, 0, 1], [0, 1, 0], [0, 0, 0]]
+
+
+def test_functions_of_a_confusion_matrix_stand_alone() -> None:
+    confusion = torch.tensor([[9, 1], [0, 0]])
+    assert (overall_accuracy(confusion), mean_class_accuracy(confusion)) == (0.9, 0.9)
+
+
+def test_facts_come_from_the_data_set() -> None:
+    metric = registry.metrics.build(ComponentConfig("accuracy"), facts={"num_classes": 2, "class_names": ["x", "y"]})
+    assert list(metric.per_class(metric.new_state())) == ["x", "y"]
+
+
+def test_foreign_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"label: found class 3, there are 3 \(0 .. 2\)"):
+        accuracy_state(Accuracy(num_classes=3), torch.rand(2, 3), torch.tensor([0, 3]))
+
+
+def test_wrong_shape_names_both() -> None:
+    with pytest.raises(ValueError, match=r"found the shape \(4, 2\) .*expected \(4, 3\)"):
+        accuracy_state(Accuracy(num_classes=3), torch.rand(4, 2), torch.zeros(4, dtype=torch.int64))
+
+
+# --- Labels from probabilities, worked by hand: one a sample, one a point, and among the parts of the own category ---
+
+
+TABLE = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.1, 0.3, 0.2], [0.25, 0.25, 0.25, 0.25]])
+
+
+def test_a_sample_has_one_label() -> None:
+    assert [int(answer) for answer in predict_labels({}, {"probabilities": TABLE}, {})] == [3, 0, 0]
+
+
+def test_the_points_of_each_cloud_have_theirs() -> None:
+    predictions = {"probabilities": TABLE, "cloud_offsets": torch.tensor([0, 1, 1, 3])}
+    assert [answer.tolist() for answer in predict_labels({}, predictions, {})] == [[3], [], [0, 0]]
+
+
+def test_parts_are_sought_among_those_of_the_cloud() -> None:
+    predictions = {"probabilities": TABLE, "cloud_offsets": torch.tensor([0, 1, 3])}
+    facts = {"parts_of_category": ((0, 1), (2, 3))}
+    batch = {"category": torch.tensor([0, 1])}
+    assert [answer.tolist() for answer in predict_labels(batch, predictions, facts)] == [[1], [2, 2]]
+    # A set that knows parts, but whose batches are of no category, is answered among all.
+    assert [answer.tolist() for answer in predict_labels({}, predictions, facts)] == [[3], [0, 0]]
+
+
+# --- IoU of classes of points: hand-worked, the authors' numbers without their quirks ---
+
+
+IGNORED = 255
+
+
+def measured(metric: IoU, rooms: list[tuple[Tensor, Tensor]], batches: list[list[int]]) -> State:
+    """The state after these rooms (answers, labels), in batches of their indices."""
+    state = make_state(metric, num_samples=len(rooms))
+    for indices in batches:
+        chosen = [rooms[index] for index in indices]
+        sizes = torch.tensor([0, *(len(label) for _, label in chosen)])
+        metric.update(
+            state,
+            probabilities=torch.eye(metric.num_classes)[torch.cat([answer for answer, _ in chosen])],
+            target=torch.cat([label for _, label in chosen]),
+            cloud_offsets=sizes.cumsum(0),
+            sample_index=torch.tensor(indices),
+        )
+    return state
+
+
+def figures(rooms: list[tuple[Tensor, Tensor]], *, num_classes: int = 13) -> dict[str, float]:
+    metric = IoU(num_classes=num_classes, ignore_index=IGNORED)
+    return metric.compute(measured(metric, rooms, [list(range(len(rooms)))]))
+
+
+def test_hand_worked_over_two_rooms() -> None:
+    """Class a: 1 of 3 in the first room, 3 of 3 in the second, so 4 of 6 in all; b: 1/3 and none, so 1 of 3."""
+    first = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+    second = torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0])
+    both = figures([first, second], num_classes=3)
+    assert both["miou"] == (4 / 6 + 1 / 3) / 2
+    assert both["overall_accuracy"] == 5 / 7
+    assert both["mean_class_accuracy"] == (4 / 5 + 1 / 2) / 2
+    alone = [figures([room], num_classes=3)["miou"] for room in (first, second)]
+    assert alone == [1 / 3, 1.0]
+    assert both["miou"] != np.mean(alone)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", [f"case{number}" for number in range(6)])
+def test_agrees_with_the_authors_code_but_for_absent_classes(shared: Path, case: str) -> None:
+    """Theirs adds 1e-10 below every fraction, of which one over a single point then lacks 1e-10."""
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    num_classes = int(golden.tensor(f"{case}.K"))
+    pair = golden.tensor(f"{case}.pred"), golden.tensor(f"{case}.label")
+    metric = IoU(num_classes=num_classes, ignore_index=IGNORED)
+    state = measured(metric, [pair], [[0]])
+    counts = state["confusion"]
+    assert torch.equal(counts.diagonal(), golden.tensor(f"{case}.inter"))
+    assert torch.equal(counts.sum(dim=1), golden.tensor(f"{case}.target"))
+    assert torch.equal(counts.sum(dim=0) + counts.sum(dim=1) - counts.diagonal(), golden.tensor(f"{case}.union"))
+    found = metric.compute(state)
+    for name, stored in (("miou", "mIoU_corrected"), ("mean_class_accuracy", "mAcc_corrected")):
+        expected = golden.tensor(f"{case}.{stored}").item()
+        assert found[name] == pytest.approx(expected, abs=1.1e-10, nan_ok=True)
+    if counts.sum():
+        assert found["overall_accuracy"] == pytest.approx(golden.tensor(f"{case}.OA").item(), abs=1.1e-10)
+
+
+@pytest.mark.shared
+def test_three_rooms_are_one_evaluation_and_not_the_mean_of_three(shared: Path) -> None:
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    rooms = [(golden.tensor(f"room{n}.pred"), golden.tensor(f"room{n}.label")) for n in range(3)]
+    found = figures(rooms)
+    assert found["miou"] == pytest.approx(golden.tensor("rooms_total.mIoU_corrected").item(), abs=1.1e-10)
+    assert found["overall_accuracy"] == pytest.approx(golden.tensor("rooms_total.OA").item(), abs=1.1e-10)
+    alone = [figures([room])["miou"] for room in rooms]
+    for number, value in enumerate(alone):
+        expected = golden.tensor(f"room{number}.room_mIoU_over_present").item()
+        assert value == pytest.approx(expected, abs=1.1e-10)
+    assert abs(np.mean(alone) - found["miou"]) > 1e-4
+
+
+@pytest.mark.shared
+def test_an_answer_that_is_no_class_is_refused_not_counted_as_the_last(shared: Path) -> None:
+    golden = load_golden(shared, "fn_s3dis_metrics")
+    answer, label = (golden.tensor(f"quirk_pred_equals_K.{name}") for name in ("pred", "label"))
+    with pytest.raises(ValueError, match=r"prediction: found class 4, there are 4 \(0 \.\. 3\)"):
+        confusion_matrix(answer, label, num_classes=4, ignore_index=IGNORED)
+
+
+def test_nan_and_foreign_labels_are_refused() -> None:
+    metric = IoU(num_classes=3, ignore_index=IGNORED)
+    given_to = {"cloud_offsets": torch.tensor([0, 2]), "sample_index": torch.tensor([0])}
+    state = make_state(metric, num_samples=1)
+    with pytest.raises(ValueError, match="probabilities: 1 of 2 points are NaN"):
+        metric.update(
+            state, probabilities=torch.tensor([[0, 1, 0], [0, 0, torch.nan]]), target=torch.tensor([1, 1]), **given_to
+        )
+    with pytest.raises(ValueError, match=r"label: found class 3, there are 3 \(0 \.\. 2\)"):
+        metric.update(state, probabilities=torch.eye(3)[:2], target=torch.tensor([1, 3]), **given_to)
+    with pytest.raises(ValueError, match=r"probabilities: found the shape \(3, 3\) for 2 labels"):
+        metric.update(state, probabilities=torch.eye(3), target=torch.tensor([1, 1]), **given_to)
+
+
+# --- the evaluator of SemanticKITTI ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", range(8))
+def test_the_counts_of_squeezeseg(shared: Path, case: int) -> None:
+    """Nothing ignored; an absent class has an IoU of 0 there, and none here."""
+    with np.load(shared / "golden" / "lidar" / "squeezeseg_iou.npz", allow_pickle=False) as golden:
+        label, predicted, expected = (golden[f"case{case}/{name}"] for name in ("label", "pred", "iou_tp_fp_fn"))
+    metric = IoU(num_classes=expected.shape[1])
+    scans = [
+        tuple(torch.from_numpy(each.ravel()).long() for each in pair) for pair in zip(predicted, label, strict=True)
+    ]
+    state = measured(metric, scans, [list(range(len(scans)))])
+    confusion = state["confusion"].numpy()
+    found = np.diag(confusion)
+    np.testing.assert_array_equal(found, expected[1])
+    np.testing.assert_array_equal(confusion.sum(axis=0) - found, expected[2])
+    np.testing.assert_array_equal(confusion.sum(axis=1) - found, expected[3])
+    ious = np.array([row["iou"] for row in metric.per_class(state).values()])
+    np.testing.assert_allclose(np.nan_to_num(ious), expected[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [3, 7, 11])
+def test_several_ignored_classes_are_one_class_of_ours(shared: Path, case: int) -> None:
+    """The evaluator ignores classes 0 and 2 of five there; a label map of ours makes one class of them.
+
+    Where no point is labelled, or none of another class predicted, it gives 0 and we give no number.
+    """
+    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
+        names = ("pred", "target", "api_iou", "api_miou", "api_acc")
+        predicted, target, ious, miou, accuracy = (golden[f"case{case:02d}/{name}"] for name in names)
+    class_of = torch.tensor([0, 1, 0, 2, 3])
+    metric = IoU(num_classes=4, ignore_index=0, absent="zero")
+    scans = [
+        (class_of[torch.from_numpy(answer).long()], class_of[torch.from_numpy(label).long()])
+        for answer, label in zip(predicted, target, strict=True)
+    ]
+    state = measured(metric, scans, [[0], list(range(1, len(scans)))])
+    found = metric.compute(state)
+    is_labelled = any(bool((label > 0).any()) for _, label in scans)
+    assert math.isnan(found["miou"]) != is_labelled
+    for name, official in (("miou", miou), ("overall_accuracy", accuracy)):
+        value = 0.0 if math.isnan(found[name]) else found[name]
+        assert value == pytest.approx(float(official), abs=1e-12)
+    for ours, theirs in ((1, 1), (2, 3), (3, 4)):
+        iou = metric.per_class(state)[str(ours)]["iou"]
+        assert (0.0 if math.isnan(iou) else iou) == pytest.approx(float(ious[theirs]), abs=1e-12)
+
+
+@pytest.mark.parametrize("case", [0, 1, 2, 4, 5, 6, 8, 9, 10])
+def test_the_official_evaluator_of_semantic_kitti(shared: Path, case: int) -> None:
+    """The cases that ignore no class or class 0; among them absent classes, empty scans and predictions of class 0."""
+    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
+        expected = {
+            name: golden[f"case{case:02d}/{name}"] for name in ("pred", "target", "api_iou", "api_miou", "api_acc")
+        }
+    num_classes = len(expected["api_iou"])
+    ignored = 0 if case % 4 in (0, 2) else None
+    metric = IoU(num_classes=num_classes, ignore_index=ignored, absent="zero")
+    scans = [
+        (torch.from_numpy(answer).long(), torch.from_numpy(label).long())
+        for answer, label in zip(expected["pred"], expected["target"], strict=True)
+    ]
+    state = measured(metric, scans, [[0], [1, 2]])
+    found = metric.compute(state)
+    ious = [row["iou"] for row in metric.per_class(state).values()]
+    for number, iou in enumerate(ious):
+        if number != ignored:
+            official = pytest.approx(float(expected["api_iou"][number]), abs=1e-12)
+            assert (0.0 if math.isnan(iou) else iou) == official
+    if any(bool((label != -1 if ignored is None else label != ignored).any()) for _, label in scans):
+        assert found["miou"] == pytest.approx(float(expected["api_miou"]), abs=1e-12)
+    if not math.isnan(found["overall_accuracy"]):
+        assert found["overall_accuracy"] == pytest.approx(float(expected["api_acc"]), abs=1e-12)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", range(12))
+def test_the_evaluator_of_lidar_bonnetal(shared: Path, case: int) -> None:
+    """A point that is predicted as an ignored class is left out there: ours agrees once these points are gone.
+
+    The cases ignore class 0, none, class 0, and classes 0 and 2 of five, in turn; the README of the files says so.
+    """
+    with np.load(shared / "golden" / "lidar" / "iou_eval.npz", allow_pickle=False) as golden:
+        predicted, target, ious, miou, accuracy = (
+            golden[f"case{case:02d}/{name}"] for name in ("pred", "target", "lb_iou", "lb_miou", "lb_acc")
+        )
+    ignored = ([0], [], [0], [0, 2])[case % 4]
+    kept = [each for each in range(len(ious)) if each not in ignored]
+    class_of = torch.zeros(len(ious), dtype=torch.int64)
+    class_of[kept] = torch.arange(bool(ignored), len(kept) + bool(ignored))
+    metric = IoU(num_classes=int(class_of.max()) + 1, ignore_index=0 if ignored else None, absent="zero")
+    scans = []
+    for answer, label in zip(predicted, target, strict=True):
+        is_left = ~np.isin(answer, ignored)
+        scans.append(tuple(class_of[torch.from_numpy(each[is_left]).long()] for each in (answer, label)))
+    state = measured(metric, scans, [[0], list(range(1, len(scans)))])
+    found, rows = metric.compute(state), list(metric.per_class(state).values())
+    ours = np.nan_to_num([row["iou"] for row in rows])
+    np.testing.assert_allclose(ours[class_of[kept].numpy() - (len(rows) < metric.num_classes)], ious[kept], atol=1e-12)
+    np.testing.assert_allclose(np.nan_to_num([found["miou"], found["overall_accuracy"]]), [miou, accuracy], atol=1e-12)
+
+
+# --- IoU by distance and of pixels: hand-worked, and refusals ---
+
+
+BOUNDS = [(0, 10), (10, 20), (20, 30), (30, 40), (40, 50), (50, 99)]
+
+
+def test_a_point_at_an_edge_belongs_to_the_farther_side() -> None:
+    metric = DistanceIoU(num_classes=3, ignore_index=0, edges_m=(10.0, 20.0))
+    state = metric.new_state()
+    metric.update_labels(
+        state,
+        labels=torch.tensor([1, 2, 1, 2, 1, 1]),
+        target=torch.tensor([1, 1, 1, 2, 2, 0]),
+        point_range=torch.tensor([0.0, 9.99, 10.0, 20.0, 50.0, 5.0]),
+    )
+    found = metric.compute(state)
+    assert found.keys() == {"miou_0_10m", "miou_10_20m", "miou_over_20m"}
+    assert found["miou_0_10m"] == (1 / 2 + 0) / 2  # class 1: 1 of 2; class 2: predicted once, never right
+    assert found["miou_10_20m"] == 1.0
+    assert found["miou_over_20m"] == (0 + 1 / 2) / 2
+    assert metric.tables(state)["by_distance"] == {
+        "stretches": ["0_10m", "10_20m", "over_20m"],
+        "iou": {"0": [None] * 3, "1": [0.5, 1.0, 0.0], "2": [0.0, None, 0.5]},
+        "points": [2, 1, 2],
+    }
+
+
+def test_edges_must_rise() -> None:
+    with pytest.raises(ValueError, match="give distances in rising order"):
+        DistanceIoU(num_classes=2, edges_m=(10.0, 10.0))
+
+
+def test_labels_that_are_no_image_are_refused() -> None:
+    metric = PixelIoU(num_classes=3, ignore_index=0)
+    with pytest.raises(ValueError, match=r"found the shape \(4,\); pixel_iou scores range images"):
+        metric.update(metric.new_state(), seen=torch.zeros(4), label=torch.zeros(4))
+
+
+# --- IoU of parts: the authors' numbers, refusals, and the compiled counts ---
+
+
+PARTS = tuple(tuple(range(first, last + 1)) for _, first, last in CATEGORIES.values())
+BAG, CAP = 1, 2
+
+
+def published_metric() -> PartIoU:
+    """The sixteen categories and fifty parts of ShapeNetPart."""
+    return PartIoU(
+        num_classes=50,
+        parts_of_category=PARTS,
+        class_names=tuple(map(str, range(50))),
+        category_names=tuple(CATEGORIES),
+    )
+
+
+def sure_of(parts: list[int]) -> Tensor:
+    """Probabilities (P, 50) of these answers."""
+    return torch.eye(50)[torch.tensor(parts)]
+
+
+def part_state(metric: PartIoU, clouds: list[tuple[Tensor, Tensor, int]], batches: list[list[int]]) -> State:
+    """The state after these clouds (probabilities, target, category), in batches of their indices."""
+    state = make_state(metric, num_samples=len(clouds))
+    for indices in batches:
+        chosen = [clouds[index] for index in indices]
+        sizes = torch.tensor([0, *(len(target) for _, target, _ in chosen)])
+        metric.update(
+            state,
+            probabilities=torch.cat([probabilities for probabilities, _, _ in chosen]),
+            target=torch.cat([target for _, target, _ in chosen]),
+            cloud_offsets=sizes.cumsum(0),
+            category=torch.tensor([category for _, _, category in chosen]),
+            sample_index=torch.tensor(indices),
+        )
+    return state
+
+
+def part_figures(clouds: list[tuple[Tensor, Tensor, int]]) -> dict[str, float]:
+    metric = published_metric()
+    return metric.compute(part_state(metric, clouds, [list(range(len(clouds)))]))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", [*(f"case{number}" for number in range(5)), "crafted"])
+def test_agrees_with_the_authors_codes(shared: Path, case: str) -> None:
+    """Both rules. `masked_cat` itself is NaN as soon as a category is absent; `masked_cat_present` is not."""
+    golden = load_golden(shared, "fn_part_iou")
+    given = {name: golden.tensor(f"{case}.{name}") for name in ("logits", "target", "category")}
+    clouds = list(zip(given["logits"].softmax(dim=2), given["target"], given["category"].tolist(), strict=True))
+    metric = published_metric()
+    state = part_state(metric, clouds, [list(range(len(clouds)))])
+    found, rows = metric.compute(state), metric.per_class(state)
+    ious = metric.per_sample(state)
+    if case == "crafted":  # the file's note gives the masked ones, and its text the whole
+        assert ious.tolist() == [1.0, 1.0]
+        assert found["instance_miou_all_parts"] == golden.tensor("crafted.argmax50_shape_iou").mean()
+        return
+    bound = {"rtol": 0, "atol": 1e-14}  # at most 30 additions of numbers up to 1
+    torch.testing.assert_close(ious, golden.tensor(f"{case}.masked_shape_iou"), **bound)
+    names = {"": ("masked_ins", "masked_cat_present", "masked_acc"), "_all_parts": ("ins", "cat", "acc")}
+    for suffix, stored in names.items():
+        for figure, name in zip(("instance_miou", "class_miou", "point_accuracy"), stored, strict=True):
+            key = name if suffix == "" else f"argmax50_{name}"
+            assert found[f"{figure}{suffix}"] == pytest.approx(golden.tensor(f"{case}.{key}").item(), abs=1e-14), key
+        expected = golden.tensor(f"{case}.{'masked' if suffix == '' else 'argmax50'}_cat_iou")
+        told = torch.tensor([row[f"miou{suffix}"] for row in rows.values()], dtype=torch.float64)
+        torch.testing.assert_close(told, expected, equal_nan=True, **bound)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_labels_answers_and_categories_out_of_place_are_named() -> None:
+    right = sure_of([4, 5])
+    for target, category, fault in (
+        ([4, 6], BAG, r"label: sample 0 of category Bag has part 6, its parts are \[4, 5\]"),
+        ([4, 50], BAG, "label: sample 0 of category Bag has part 50"),
+        ([4, -1], BAG, "label: sample 0 of category Bag has part -1"),
+        ([4, 5], 16, r"category: found 16, there are 16 \(0 \.\. 15\)"),
+        ([4, 5, 5], BAG, r"probabilities: found the shape \(2, 50\) for 3 labels, expected \(3, 50\)"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            part_figures([(right, torch.tensor(target), category)])
+    for part in (4, 49):
+        unknown = right.clone()
+        unknown[1, part] = torch.nan
+        with pytest.raises(ValueError, match="probabilities: 1 of 2 points are NaN, first in sample 0; find where"):
+            part_figures([(unknown, torch.tensor([4, 5]), BAG)])
+
+
+# --- the compiled counts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 5, 10_000])
+def test_compiled_counts_are_those_of_the_plain_form(dtype: torch.dtype, levels: int) -> None:
+    """Few levels make ties of every kind; infinities stand where they may."""
+    generator = torch.Generator().manual_seed(levels)
+    sizes = torch.randint(1, 200, (40,), generator=generator)
+    category = torch.randint(0, 16, (40,), generator=generator)
+    probabilities = torch.randint(0, levels, (int(sizes.sum()), 50), generator=generator).to(dtype)
+    probabilities[::7, 3] = -torch.inf
+    probabilities[5::7, 20] = torch.inf
+    target = torch.cat(
+        [torch.tensor(PARTS[c])[torch.arange(n) % len(PARTS[c])] for c, n in zip(category, sizes, strict=True)]
+    )
+    given = (probabilities, target, torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]), category, PARTS)
+    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_both_forms_find_the_first_fault_of_each_shape() -> None:
+    probabilities = torch.rand(9, 50)
+    probabilities[[4, 5], 49] = torch.nan
+    probabilities[7, 4] = torch.nan
+    given = (probabilities, torch.tensor([4, 5, 5, 4, 4, 4, 6, 6, -1]), torch.tensor([0, 3, 6, 9]))
+    for form in (count_parts, count_parts_reference):
+        assert form(*given, torch.tensor([BAG, BAG, CAP]), PARTS).faults.tolist() == [[-1, -1], [4, -1], [7, 8]]
+
+
+def test_no_shapes_and_points_apart_in_memory_are_taken() -> None:
+    nothing = (
+        torch.zeros(0, 50),
+        torch.zeros(0, dtype=torch.int64),
+        torch.tensor([0]),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    assert count_parts(*nothing, PARTS).predicted.shape == (0, 2, 50)
+    given = (torch.rand(50, 80).T, torch.full((80,), 4), torch.tensor([0, 80]), torch.tensor([BAG]), PARTS)
+    for found, expected in zip(count_parts(*given), count_parts_reference(*given), strict=True):
+        assert torch.equal(found, expected)

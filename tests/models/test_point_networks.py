@@ -1,0 +1,199 @@
+"""PointNet, PointNet++, DGCNN and PCT: what each claims of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sightline.errors import ConfigError
+from sightline.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
+from sightline.models.pct import PCT
+from sightline.models.pointnet import PointNet, PointNetParts, TNet
+from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+
+# --- pointNet against its published sizes, two public implementations, and the symmetries it claims ------------------
+
+
+def test_alignment_starts_from_the_identity() -> None:
+    """With the last layer at zero nothing is learned yet, and the matrix is the identity exactly."""
+    alignment = TNet(in_channels=3, size=3).eval()
+    nn.init.zeros_(alignment.head[-1].weight)
+    nn.init.zeros_(alignment.head[-1].bias)
+    assert torch.equal(alignment(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))
+
+
+def test_features_are_not_turned_by_the_input_alignment() -> None:
+    """Only xyz is multiplied: with the matrix at zero, points count for nothing but features still do."""
+    model = PointNet(num_classes=4, in_channels=6).eval()
+    model.input_alignment.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+    points, features = torch.randn(2, 2, 10, 3).unbind(0)
+    moved = model(points=points + 1, features=features)["logits"]
+    assert torch.equal(moved, model(points=points, features=features)["logits"])
+    assert not torch.equal(moved, model(points=points, features=features + 1)["logits"])
+
+
+# --- pointNet for parts and scenes against its published sizes and the widely used code ------------------------------
+
+
+def test_features_of_parts_are_not_turned_by_the_input_alignment() -> None:
+    """Only xyz is multiplied: with the matrix at zero, points count for nothing but features still do."""
+    model = PointNetParts(num_classes=4, in_channels=6, num_categories=2).eval()
+    model.input_alignment.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+    points, features = torch.randn(2, 2, 10, 3).unbind(0)
+    category = torch.tensor([0, 1])
+    logits = model(points=points, features=features, category=category)["logits"]
+    assert torch.equal(model(points=points + 1, features=features, category=category)["logits"], logits)
+    assert not torch.equal(model(points=points, features=features + 1, category=category)["logits"], logits)
+
+
+# --- pointNet++ against its published sizes, the authors' port, and the symmetries it claims -------------------------
+
+
+KINDS = pytest.mark.parametrize("kind", [PointNet2, PointNet2MultiScale])
+
+
+def small_pointnet2(kind: type[nn.Module], **changes: Any) -> nn.Module:
+    arguments: dict[str, Any] = {"num_classes": 4, "in_channels": 3, "num_centres": (16, 8)}
+    return kind(**arguments | changes).double().eval()
+
+
+@KINDS
+def test_place_of_the_cloud_matters_only_through_its_last_layer(kind: type[nn.Module]) -> None:
+    """Groups see differences alone: the results of the first abstraction do not change when the cloud is moved."""
+    model, points = small_pointnet2(kind), torch.rand(2, 40, 3, dtype=torch.float64)
+    _, here = model.abstractions[0](points, None)
+    _, there = model.abstractions[0](points + 1, None)
+    # A coordinate near 1 moves by less than 1e-15 in rounding, and no distance lies that near to a radius.
+    torch.testing.assert_close(there, here, rtol=0, atol=1e-12)
+
+
+# --- pointNet++ for parts and scenes against its published sizes and the authors' port -------------------------------
+
+
+def test_fewer_points_than_samples_are_refused_with_the_number() -> None:
+    words = r"clouds of 500 points, of which \d+ .*at least \d+ points or lower num_centres"
+    points, category = torch.randn(2, 500, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=words):
+        PointNet2Parts(num_classes=4, in_channels=3, num_categories=2)(points=points, category=category)
+    with pytest.raises(ValueError, match=words):
+        PointNet2Scenes(num_classes=4, in_channels=3)(points=points)
+
+
+# --- DGCNN against its published size, the authors' code, and the symmetries it claims -------------------------------
+
+
+def small_dgcnn(**changes: int) -> DGCNN:
+    arguments = {"num_classes": 4, "in_channels": 3, "num_neighbours": 5, "embedding": 32} | changes
+    return DGCNN(**arguments).double().eval()
+
+
+def test_first_graph_reads_coordinates_alone() -> None:
+    """Features a hundred times as large leave the first graph as it is."""
+    model, points = small_dgcnn(in_channels=5), torch.randn(1, 20, 3, dtype=torch.float64)
+    features = torch.randn(1, 20, 2, dtype=torch.float64)
+    seen = []
+    model.edges[0].register_forward_hook(lambda module, given, output: seen.append(given[1]))
+    model(points=points, features=features)
+    model(points=points, features=100 * features)
+    assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("copies", [2, 4])
+@pytest.mark.parametrize("fused", [True, False])
+def test_dgcnn_in_proportion_sees_repeated_points_as_one(copies: int, fused: bool) -> None:
+    torch.manual_seed(3)
+    model = DGCNN(num_classes=4, in_channels=3, num_neighbours=5, neighbours_at=24, embedding=32, fused=fused)
+    model = model.double().eval()
+    points = torch.rand(2, 24, 3, dtype=torch.float64)
+    repeated = points.repeat_interleave(copies, dim=1)
+    expected = model(points=points)["logits"]
+    torch.testing.assert_close(model(points=repeated)["logits"], expected, rtol=1e-12, atol=1e-12)
+    model.neighbours_at = None
+    assert not torch.allclose(model(points=repeated)["logits"], expected)
+
+
+@pytest.mark.parametrize(
+    ("num_points", "expected"), [(256, 10), (1024, 40), (512, 20), (128, 5), (2, 1), (243, 9), (244, 10)]
+)
+def test_neighbours_in_proportion_are_rounded(num_points: int, expected: int) -> None:
+    model = small_dgcnn(num_neighbours=10)
+    given = small_dgcnn(num_neighbours=expected)
+    given.load_state_dict(model.state_dict())
+    model.neighbours_at = 256
+    points = torch.rand(1, num_points, 3, dtype=torch.float64)
+    assert torch.equal(model(points=points)["logits"], given(points=points)["logits"])
+
+
+def test_dgcnn_meant_for_fewer_points_than_neighbours_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 8, expected at least num_neighbours=10"):
+        small_dgcnn(num_neighbours=10, neighbours_at=8)
+
+
+# --- DGCNN for parts and scenes against its published sizes and the authors' code ------------------------------------
+
+
+def test_transform_starts_from_the_identity() -> None:
+    transform = SpatialTransform(num_neighbours=4, fused=True).eval()
+    assert torch.equal(transform(torch.randn(2, 10, 3)), torch.eye(3).expand(2, 3, 3))
+
+
+def test_first_graph_of_parts_reads_coordinates_alone() -> None:
+    """Features a hundred times as large leave the first graph as it is."""
+    model = DGCNNParts(num_classes=4, in_channels=5, num_categories=2, num_neighbours=5).eval()
+    points, features, category = torch.randn(2, 20, 3), torch.randn(2, 20, 2), torch.tensor([0, 1])
+    seen = []
+    model.levels.edges[0].register_forward_hook(lambda module, given, output: seen.append(given[1]))
+    for factor in (1, 100):
+        model(points=points, features=factor * features, category=category)
+    assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize(("first_graph", "moved"), [("points", slice(0, 3)), ("place", slice(6, 9))])
+def test_first_graph_of_scenes_is_sought_where_it_is_told(first_graph: str, moved: slice) -> None:
+    """It changes with the three channels named, and with no others."""
+    arguments = {"num_classes": 4, "in_channels": 9, "num_neighbours": 5, "first_graph": first_graph}
+    model, channels = DGCNNScenes(**arguments).eval(), torch.randn(1, 30, 9)
+    seen = []
+    model.levels.edges[0].register_forward_hook(lambda module, given, output: seen.append(given[1]))
+    elsewhere = torch.randn(1, 30, 9)
+    elsewhere[..., moved] = channels[..., moved]
+    there = channels.clone()
+    there[..., moved] = torch.randn(1, 30, 3)
+    for values in (channels, elsewhere, there):
+        model(points=values[..., :3], features=values[..., 3:])
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_a_place_that_no_channel_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"first_graph: place .* at least 6 channels, there are 3"):
+        DGCNNScenes(num_classes=4, in_channels=3, first_graph="place")
+
+
+# --- PCT and its simpler forms against their published sizes, three public implementations, and what they ------------
+
+
+def small_pct(**changes: Any) -> PCT:
+    arguments: dict[str, Any] = {"num_classes": 4, "in_channels": 3, "num_centres": (16, 8), "num_neighbours": 5}
+    return PCT(**arguments | changes).double().eval()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_pct_in_proportion_sees_repeated_points_as_one(fused: bool) -> None:
+    """Of all points the groups hold as many copies as there are; those of samples are of distinct points before."""
+    model = small_pct(neighbours_at=24, fused=fused).eval()
+    points = torch.rand(2, 24, 3, dtype=torch.float64)
+    repeated = points.repeat_interleave(3, dim=1)
+    expected = model(points=points)["logits"]
+    torch.testing.assert_close(model(points=repeated)["logits"], expected, rtol=1e-12, atol=1e-12)
+    group: Any = model.groups[0]
+    group.neighbours_at = None
+    assert not torch.allclose(model(points=repeated)["logits"], expected)
+
+
+def test_pct_meant_for_fewer_points_than_neighbours_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"neighbours_at: found 2, expected at least num_neighbours="):
+        small_pct(neighbours_at=2)

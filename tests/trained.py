@@ -1,0 +1,70 @@
+"""Small finished runs, one a task: trained once a session, by the worker that asks first, and copied by each file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.command import succeed
+from tests.probe.contrast import train_thin
+from tests.processes import ROOT
+from tests.runs.poses import train_pose
+from tests.runs.segments import make_parts, make_scenes
+from tests.runs.small import SMALL
+
+__all__ = ["DETECT", "RUNS", "copy_run"]
+
+CONFIGS = ROOT / "configs"
+DETECT = (
+    *("data.train_size=8", "data.validation_size=4", "data.test_size=6"),
+    *("model.backbone.width=8", "model.neck.width=16", "model.head.num_convs=1"),
+    *("train.batch_size=4", "optimizer={name: adam, lr: 0.003}", "task.score=0.02"),
+)
+_NO_CHECK = ("--no-check", "--device", "cpu", "--out")
+
+
+def train_classify(folder: Path) -> Path:
+    """PointNet after an epoch on a few solids of 32 points, of which evaluation takes 24."""
+    cuts = [cut for cut in SMALL if not cut.startswith("train.epochs")]
+    words = ("train.epochs=1", "transforms.evaluate=[{name: sample_points, num_points: 24, order: first}]")
+    succeed("train", CONFIGS / "classify/synthetic_shapes_pointnet.yaml", *cuts, *words, *_NO_CHECK, folder / "run")
+    return folder / "run"
+
+
+def train_detect(folder: Path) -> Path:
+    """RetinaNet after three epochs on eight crowds, with pictures in tensorboard's file."""
+    words = (*DETECT, "train.epochs=3", "log.tensorboard=true")
+    done = succeed("train", CONFIGS / "detect/synthetic_crowds_retinanet.yaml", *words, *_NO_CHECK, folder / "run")
+    assert "COCO, IoU 0.50 to 0.95, at most 100 an image and class; full boxes: " in done.out
+    return folder / "run"
+
+
+RUNS: dict[str, Callable[[Path], Path]] = {
+    "classify": train_classify,
+    "contrast": train_thin,
+    "detect": train_detect,
+    "parts": make_parts,
+    "pose": lambda folder: train_pose(folder / "run"),
+    "scenes": make_scenes,
+}
+"""Makes a run and what it needs, a plugin for example, in an empty folder; returns the run."""
+
+
+def copy_run(name: str, to: Path) -> Path:
+    """Copy a run, with what is beside it, into a folder; returns the copy of the run."""
+    folder = Path(os.environ["SIGHTLINE_TRAINED_RUNS"])  # set by tests/conftest.py
+    folder.mkdir(exist_ok=True)
+    made = folder / name
+    with open(folder / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            part = Path(tempfile.mkdtemp(dir=folder))
+            run = RUNS[name](part)
+            (part / "name").write_text(run.name)
+            os.rename(part, made)
+    shutil.copytree(made, to, symlinks=True, dirs_exist_ok=True)
+    return to / (to / "name").read_text()

@@ -1,0 +1,341 @@
+"""`sightline report`: the page states what the folders of runs hold, and needs neither their data nor a network."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.view import run_report
+from sightline.view.panels import ImagePanel
+from sightline.view.run_report import (
+    list_differences,
+    list_hardest_samples,
+    make_report,
+    make_samples,
+    read_reported_run,
+)
+from sightline.view.stages import Stage, ViewedSample, height_coloring
+from tests.cases import run_each
+from tests.command import run_here
+from tests.view.test_browser import BROWSER, run_in_browser
+from tests.view.test_page import data_of
+
+OLD_RUNS = Path(__file__).parents[1] / "old_runs"
+TASKS = (
+    "centre",
+    "classify",
+    "contrast",
+    "detect",
+    "pose",
+    "segment_lidar",
+    "segment_parts",
+    "segment_rooms",
+    "packed",
+)
+FINDING = {
+    "severity": "warning",
+    "code": "class-imbalance",
+    "summary": "<few> chairs",
+    "measured": "3",
+    "expected": "30",
+    "action": "weigh classes",
+    "where": {},
+}
+
+SEEN = """<script>
+window.addEventListener("error", (event) => { document.title = "failed: " + event.message; });
+resized();
+draw();
+const pictures = [...document.querySelectorAll("#panels img")];
+const told = {
+  cloud: !data.subjects[0].clouds[chosen.stage].isFlat && screen.pixels.some((pixel) => pixel),
+  pictures: pictures.length > 0 && pictures.every((each) => each.src.startsWith("data:image/png;")),
+};
+if (!document.title.startsWith("failed")) document.title = JSON.stringify(told);
+</script>"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A small classifier as an early version left it, with a finding and two pictures."""
+    folder = tmp_path / "run"
+    shutil.copytree(OLD_RUNS / "classify", folder)
+    environment = json.loads((folder / "environment.json").read_text())
+    words = {"command_line": ["sightline", "train", "a b.yaml"], "git": {"commit": "abc", "is_dirty": True}}
+    (folder / "environment.json").write_text(json.dumps(environment | words))
+    (folder / "findings.json").write_text(json.dumps([FINDING]))
+    (folder / "predictions").mkdir()
+    for name in ("a", "b"):
+        noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / "predictions" / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("task", [*TASKS, "packed"])
+def test_every_task_has_its_page(task: str, tmp_path: Path) -> None:
+    page, document = tmp_path / "page.html", tmp_path / "report.json"
+    done = run_here("report", OLD_RUNS / task, "--out", page, "--json", document)
+    assert (done.code, done.err) == (0, f"{page}: open it in a browser\n")
+    final, text = json.loads((OLD_RUNS / task / "final.json").read_text()), page.read_text()
+    assert len(text) < 5_000_000
+    for word in ("http:", "https:", "href=", "@import", "url(", "<script"):
+        assert word not in text.replace("http://www.w3.org/2000/svg", ""), word
+    assert json.loads(document.read_text())["figures"][0].items() >= final["metrics"].items()
+    for name, value in final["metrics"].items():
+        assert f"<td>{name}</td><td>{'–' if value is None else f'{value:.4f}'}</td>" in text
+    for name, row in final["per_class"].items():
+        first = next(iter(row.values()))
+        assert f"<td>{name}</td><td>{'–' if first is None else f'{first:.4f}'}</td>" in text
+    assert ("<h2>Joints</h2>" in text) == (task == "pose")
+    for heading in ("Confusions", "By distance"):
+        key = {"Confusions": "confusion", "By distance": "by_distance"}[heading]
+        assert (f"<h2>{heading}</h2>" in text) == (key in final)
+
+
+def test_findings_pictures_and_the_command_are_on_the_page(run: Path) -> None:
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert '<tr class="marked"><td>warning</td><td>class-imbalance</td><td>&lt;few&gt; chairs</td>' in text
+    assert text.count('<img src="data:image/png;base64,') == 2
+    assert "<td>command</td><td>sightline train &#39;a b.yaml&#39;</td>" in text
+    assert "<td>commit</td><td>abc, with changes that were not committed</td>" in text
+    assert f"sightline train {run} --out {run}_again" in text
+
+
+@pytest.mark.parametrize(
+    ("sessions", "expected"),
+    [
+        ([], "Whether the training was checked is not recorded (no sessions.jsonl). No finding."),
+        (
+            [{"checked": True}],
+            "The quick checks ran before the training, those of its folder after it. No",
+        ),
+        ([{"checked": True}, {"checked": False}], "1 of 2 sessions of the training were not checked (--no-check). No"),
+        ([{}], "1 of 1 sessions of the training were not checked"),
+    ],
+)
+def test_no_finding_of_a_run_that_was_not_checked_is_no_praise(
+    run: Path, sessions: list[dict[str, object]], expected: str
+) -> None:
+    (run / "findings.json").write_text("[]")
+    if sessions:
+        (run / "sessions.jsonl").write_text("".join(f"{json.dumps(session)}\n" for session in sessions))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert expected in text
+    assert f"<li>All checks: sightline check {run}</li>" in text
+
+
+def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (run / "predictions" / "a.png").stat().st_size
+    monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert text.count("<img") == 1
+    assert f"1 more pictures are in {run / 'predictions'}; the page would be too large." in text
+
+
+def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
+    page, document = tmp_path / "both.html", tmp_path / "both.json"
+    done = run_here("report", run, OLD_RUNS / "packed", "--out", page, "--json", document)
+    assert done.code == 0, done.err
+    text, found = page.read_text(), json.loads(document.read_text())
+    first, second = (row["overall_accuracy"] for row in found["figures"])
+    assert f"<td>overall_accuracy</td><td>{first:.4f}</td><td>{second:.4f}</td>" in text
+    assert '<th scope="col">accuracy, run</th><th scope="col">accuracy, packed</th>' in text
+    assert found["config_differences"]["log.gradients"] == ["–", "false"]
+    assert "compress" not in found["config_differences"], "null is what no key means"
+    assert found["runs"] == [str(run), str(OLD_RUNS / "packed")]
+
+
+def test_differences_are_those_of_the_leaves(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"lr: \S+", "lr: 0.125", config, count=1))
+    runs = [read_reported_run(path, path.name) for path in (run, other)]
+    assert [(key, new) for key, _, new in list_differences(runs)] == [("optimizer.lr", "0.125")]
+
+
+def test_an_unfinished_run_has_no_figures(run: Path) -> None:
+    (run / "final.json").unlink()
+    done = run_here("report", run)
+    assert done.code == 0
+    assert "there is no final.json; the page has no figures of it" in done.err
+    assert "no final.json: the training is not finished" in (run / "report.html").read_text()
+
+
+def test_shares_of_a_matrix_and_the_list_of_many_classes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final = json.loads((run / "final.json").read_text())
+    final["confusion"] = {"classes": ["a", "b"], "counts": [[3, 1], [0, 0]]}
+    (run / "final.json").write_text(json.dumps(final))
+    for most, expected in ((2, [["a", "3", "1"], ["b", "0", "0"]]), (1, [["a", "b", "1", "25.0%"]])):
+        monkeypatch.setattr(run_report, "_MAX_MATRIX", most)
+        blocks, _ = make_report([read_reported_run(run, "run")])
+        (table,) = (each for each in blocks if getattr(each, "head", [""])[0].startswith("label"))
+        assert table.rows == expected  # type: ignore[attr-defined]
+        assert table.shares == ([[0.75, 0.25], [0.0, 0.0]] if most == 2 else ())  # type: ignore[attr-defined]
+
+
+def test_long_curves_keep_their_ends(run: Path) -> None:
+    line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    lines = [json.dumps(line | {"step": step}) for step in range(1, 5001)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    blocks, _ = make_report([read_reported_run(run, "run")])
+    (chart,) = (each for each in blocks if each.kind == "chart")
+    points = chart.rows[0][0].series[0].points  # type: ignore[attr-defined]
+    assert (len(points), points[0][0], points[-1][0]) == (400, 1, 5000)
+
+
+def written(name: str, text: str) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_text(text)
+
+
+MISTAKES = {
+    "no run": (lambda run: (run / "config.yaml").unlink(), "is not a run directory"),
+    "config": (written("config.yaml", "a: ["), "config.yaml"),
+    "config of a list": (written("config.yaml", "- a"), "found a list"),
+    "cut final": (written("final.json", '{"a'), "final.json: cannot be read"),
+    "final of a list": (written("final.json", "[]"), "final.json: does not hold a mapping"),
+    "final of nothing": (written("final.json", "{}"), "KeyError"),
+    "figures that are none": (written("final.json", '{"metrics": 3}'), "not of the form"),
+    "classes that are none": (lambda run: changed(run, "per_class", [1]), "not of the form"),
+    "rows that are none": (lambda run: changed(run, "per_class", {"a": 1}), "not of the form"),
+    "ragged confusion": (lambda run: changed(run, "confusion", {"classes": ["a"], "counts": [[1], [2, 3]]}), "form"),
+    "other confusion": (lambda run: changed(run, "confusion", {"classes": ["a"], "counts": "x"}), "not of the form"),
+    "lines": (written("metrics.jsonl", "{\n{}\n"), "metrics.jsonl:1"),
+    "lines without steps": (written("metrics.jsonl", '{"a": 1}\n'), "not of the form"),
+    "text as a figure": (written("metrics.jsonl", '{"step": 1, "epoch": 0, "split": "a", "b": "c"}\n'), "form"),
+    "findings": (written("findings.json", "{"), "findings.json: cannot be read"),
+    "findings of a mapping": (written("findings.json", "{}"), "does not hold a list"),
+    "findings of numbers": (written("findings.json", "[1]"), "not of the form"),
+    "sessions": (written("sessions.jsonl", "{\n{}\n"), "sessions.jsonl:1"),
+    "no environment": (lambda run: (run / "environment.json").unlink(), "environment.json: is missing"),
+    "other environment": (written("environment.json", '{"git": 3}'), "not of the form"),
+    "a picture": (written("predictions/a.png", "no"), "a.png"),
+    "folder as page": (lambda run: (run / "report.html").mkdir(), "is a folder"),
+}
+
+
+def changed(run: Path, key: str, value: object) -> None:
+    final = json.loads((run / "final.json").read_text())
+    (run / "final.json").write_text(json.dumps(final | {key: value}))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(name: str, run: Path) -> None:
+    make, expected = MISTAKES[name]
+    make(run)
+    done = run_here("report", run)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert expected in done.err
+
+
+@pytest.mark.parametrize("task", ["classify", "detect", "pose", "segment_lidar"])
+def test_samples_are_on_the_page_of_a_run_whose_data_are_at_hand(task: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    plugins = [word for path in (OLD_RUNS / task).glob("plugins/*.py") for word in ("--plugin", path)]
+    done = run_here("report", OLD_RUNS / task, "--samples", "0,1", "--device", "cpu", "--out", page, *plugins)
+    assert done.code == 0, done.err
+    text = page.read_text()
+    subjects = data_of(text)["subjects"]
+    assert len(subjects) == 2
+    assert subjects[0]["clouds"][-1]["stage"] == "prediction"
+    assert "<h2>Samples</h2>" in text
+    assert len(text) < 5_000_000
+    if BROWSER is not None:  # a cloud is drawn, or its pictures are; no script complains
+        told = run_in_browser(text, tmp_path, SEEN)
+        assert told["cloud"] or told["pictures"]
+        assert told["pictures"] or task == "classify"
+
+
+def save_manifest(run: Path, samples: object) -> None:
+    (run / "predictions" / "test").mkdir(parents=True)
+    (run / "predictions" / "test" / "manifest.json").write_text(json.dumps({"samples": samples}))
+
+
+def test_the_hardest_samples_are_those_of_saved_predictions(run: Path, tmp_path: Path) -> None:
+    answers = [(4, "a", "a"), (2, "a", "b"), (7, "b", "a"), (1, "b", "b")]
+    save_manifest(run, [{"index": i, "answer": answer, "label": label} for i, answer, label in answers])
+    known = read_reported_run(run, "run")
+    assert list_hardest_samples(known, most=9) == ["2", "7"]
+    assert list_hardest_samples(known, most=1) == ["2"]
+    shutil.rmtree(run / "predictions" / "test")
+    save_manifest(run, [{"index": i, "iou": iou} for i, iou in enumerate((0.5, None, 0.25, 1.0, 0.75))])
+    assert list_hardest_samples(known, most=3) == ["2", "0", "4"]
+    done = run_here("report", run, "--samples", "hardest", "--device", "cpu", "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert len(data_of((tmp_path / "page.html").read_text())["subjects"]) == 3
+
+
+def test_samples_that_do_not_fit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).uniform(-1, 1, (2000, 3))
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3)).astype(np.uint8)
+    stage = Stage("raw", points, (height_coloring(points, "z"),), panels=(ImagePanel("noise", noise),))
+    subjects = [ViewedSample(str(number), (stage,)) for number in range(4)]
+    monkeypatch.setattr(run_report, "MAX_SAMPLE_BYTES", 130_000)
+    clouds, notes = make_samples(subjects)
+    assert len(clouds.data["subjects"]) == 2
+    assert len(clouds.encode()) <= 130_000
+    assert notes == ["2 samples do not fit into the page"]
+
+
+SAMPLE_MISTAKES = {
+    "no predictions": (lambda run: None, "hardest", "--samples hardest: "),
+    "no errors": (lambda run: save_manifest(run, [{"index": 0, "iou": 1.0}]), "hardest", "no sample with an error"),
+    "other predictions": (lambda run: save_manifest(run, 3), "hardest", "not of the form"),
+    "no names": (lambda run: save_manifest(run, [{"iou": 0.5}]), "hardest", "KeyError"),
+    "no such sample": (lambda run: None, "99999", "found '99999', which is not a sample of the test part"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLE_MISTAKES)
+def test_mistakes_with_samples_are_one_line(name: str, run: Path) -> None:
+    make, samples, expected = SAMPLE_MISTAKES[name]
+    make(run)
+    done = run_here("report", run, "--samples", samples, "--device", "cpu")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert expected in done.err
+    assert not (run / "report.html").exists()
+
+
+def test_samples_of_several_runs_are_refused(run: Path) -> None:
+    done = run_here("report", run, OLD_RUNS / "packed", "--samples", "0", "--out", run / "page.html")
+    assert (done.code, done.err) == (
+        2,
+        "error: --samples: are those of one run; give one run, or leave it out\n",
+    )
+
+
+@run_each("words, expected", [(("a/b",), "a/b: is not a run directory"), ((), "RUN")])
+def test_no_run_is_refused(words: tuple[str, ...], expected: str) -> None:
+    done = run_here("report", *words)
+    assert done.code == 2
+    assert expected in done.err
+
+
+def test_a_run_given_twice_is_refused(run: Path) -> None:
+    assert run_here("report", run, run).err == "error: report: a run is given twice; name every run once\n"
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+def test_the_page_fits_a_window_and_asks_for_nothing(run: Path, tmp_path: Path) -> None:
+    assert run_here("report", run).code == 0
+    hands = """<script>document.title = JSON.stringify({
+      requests: performance.getEntriesByType("resource").filter((each) => !each.name.startsWith("data:")).length,
+      wide: document.documentElement.scrollWidth > window.innerWidth,
+      pictures: [...document.images].every((each) => each.complete && each.naturalWidth),
+      names: [...document.querySelectorAll("[role=img], img")].every((each) => each.alt || each.ariaLabel),
+    });</script>"""
+    page = (run / "report.html").read_text().replace("style-src", "script-src 'unsafe-inline'; style-src")
+    told = run_in_browser(page, tmp_path, hands)
+    assert told == {"requests": 0, "wide": False, "pictures": True, "names": True}
