@@ -55,7 +55,7 @@ class Drawing:
             f' {key.replace("_", "-")}="{escape(f"{value:g}" if isinstance(value, float) else str(value))}"'
             for key, value in attributes.items()
         )
-        shown = "" if text is None else escape(escape_to_one_line(text))  # a control character is no XML
+        shown = "" if text is None else escape(escape_to_one_line(text))  # XML has no control characters
         self.elements.append(f"<{name}{written}/>" if text is None else f"<{name}{written}>{shown}</{name}>")
 
     def add_group(self, x: int, y: int, drawing: Drawing) -> None:

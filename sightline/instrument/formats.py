@@ -63,7 +63,7 @@ def coarser(first: Format, second: Format) -> Format:
 
 
 def result_format(operator: Any, result: Any) -> Format | None:
-    """Return the format of an operator's result, TF32 for a product that may round to it; None if it is no number."""
+    """Return the format of an operator's result, TF32 for a product that may round to it; None if not a number."""
     if not isinstance(result, Tensor) or not result.is_floating_point():
         return None
     is_tf32 = result.is_cuda and result.dtype == torch.float32 and _may_be_tf32(operator.overloadpacket.__name__)

@@ -64,7 +64,7 @@ class ReportedRun:
 
 
 def read_reported_run(path: Path, name: str) -> ReportedRun:
-    """Read the files of a run's folder. Raises UserError for a folder that is no run, and for damaged files."""
+    """Read the files of a run's folder. Raises UserError for a folder that is not a run, and for damaged files."""
     if not is_run(path):
         raise UserError(f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
     faults = ConfigFaults()

@@ -70,7 +70,7 @@ class Finding:
 
     `error` means a broken invariant, with its counter-example; `warning` a statistic outside its range; `note` a fact.
     `cause` and `alternatives` are of `CAUSES`, the most likely first. `value` is beyond `bound`, with the probability
-    `sureness` that this is no chance; rules of another kind have none of these.
+    `sureness` that this is not chance; rules of another kind have none of these.
     """
 
     guard: str
