@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.bench.case import BenchmarkCase, Implementation, Run, equal, implementation
-from sightline.bench.suites import make_frames
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.scenes.s3dis import S3dis
-from sightline.data.scenes.s3dis_files import list_rooms, read_room
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.geometry.volumes import CubePlacement, occupancy
-from sightline.layers.quantisation.clustering import cluster_weight
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.scenes.sets.s3dis import S3dis
+from sightline.areas.scenes.sets.s3dis_files import list_rooms, read_room
+from sightline.compute.geometry.volumes import CubePlacement, occupancy
+from sightline.compute.layers.quantisation.clustering import cluster_weight
+from sightline.contract.types import SampleKey
+from sightline.parts.transforms.point_selection import ShufflePoints
+from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits
-from sightline.transforms.point_selection import ShufflePoints
-from sightline.transforms.points import Scale, Translate
-from sightline.types import SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, equal, implementation
+from sightline.workbench.bench.suites import make_frames
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2

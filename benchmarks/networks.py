@@ -23,8 +23,16 @@ from benchmarks.textbook import (
     TextbookPointNet2,
     TextbookPointTransformer,
 )
-from sightline.bench.case import BenchmarkCase, Implementation, Run
-from sightline.bench.networks import (
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder
+from sightline.areas.clouds.models.pct import PCT
+from sightline.areas.clouds.models.pointnet2 import PointNet2
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.contrast.crosspoint import CrossPoint
+from sightline.contract.types import SampleKey
+from sightline.parts.losses.embeddings import CrossModal, IntraModal
+from sightline.parts.models.resnet import ResNet18Encoder
+from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run
+from sightline.workbench.bench.networks import (
     IN_FLOAT64,
     build_plain,
     close_in_float32,
@@ -33,14 +41,6 @@ from sightline.bench.networks import (
     spread_norms,
     step_form,
 )
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.losses.embeddings import CrossModal, IntraModal
-from sightline.models.crosspoint import CrossPoint
-from sightline.models.dgcnn import DGCNN, DGCNNEncoder
-from sightline.models.pct import PCT
-from sightline.models.pointnet2 import PointNet2
-from sightline.models.resnet import ResNet18Encoder
-from sightline.types import SampleKey
 
 _TEMPERATURE = 0.1
 MODELS: dict[str, tuple[type[nn.Module], Callable[[Any], nn.Module]]] = {

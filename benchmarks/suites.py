@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks import assignment, data, geometry, metrics, networks
-from sightline.bench.case import BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase
-from sightline.bench.suites import LIBRARY as INSTALLED
+from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series
-from sightline.errors import UserError
+from sightline.workbench.bench.case import BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase
+from sightline.workbench.bench.suites import LIBRARY as INSTALLED
 
 AXES = ("points", "neighbours", "batch")
 

@@ -26,9 +26,9 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.svm import SVC
 
 from benchmarks.turns import median_and_spread
-from sightline.probe.classifiers import stratified_folds
-from sightline.probe.features import FeatureCache, Features
-from sightline.probe.svm import COSTS, SVM
+from sightline.workbench.probe.classifiers import stratified_folds
+from sightline.workbench.probe.features import FeatureCache, Features
+from sightline.workbench.probe.svm import COSTS, SVM
 
 
 def main() -> None:

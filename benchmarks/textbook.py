@@ -14,12 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.mlp import LinearNorm
-from sightline.layers.transformer import OffsetAttention
-from sightline.models.dgcnn import DGCNN, DGCNNEncoder
-from sightline.models.pct import PCT
-from sightline.models.point_transformer import PointTransformer
-from sightline.models.pointnet2 import PointNet2
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder
+from sightline.areas.clouds.models.pct import PCT
+from sightline.areas.clouds.models.pointnet2 import PointNet2
+from sightline.areas.scenes.point_transformer import PointTransformer
+from sightline.compute.layers.mlp import LinearNorm
+from sightline.compute.layers.transformer import OffsetAttention
 
 _CHUNK_SIZE = 1024
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.doctor.suite import all_checks
-from sightline.optional_members import MEMBERS
-from sightline.registry import REGISTRIES
-from sightline.schema import describe_type
-from sightline.types import ComponentConfig
+from sightline.contract.members import MEMBERS
+from sightline.contract.registry import REGISTRIES
+from sightline.contract.schema import describe_type
+from sightline.contract.types import ComponentConfig
+from sightline.workbench.check.suite import all_checks
 
 REFERENCE = Path(__file__).with_name("reference")
 

@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.arguments import Count
+from sightline.contract import registry
+from sightline.contract.arguments import Count
+from sightline.contract.errors import DataError
+from sightline.contract.loss import Loss
+from sightline.contract.metric import State
+from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.run_loading import TrainedRun
-from sightline.errors import DataError
-from sightline.losses.base import Loss
-from sightline.metrics.base import State
-from sightline.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
-from sightline.tasks.supervised import Supervised
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 
 SIZE_PX = 28
 _PIXELS = np.stack(np.meshgrid(*[np.linspace(-1, 1, SIZE_PX)] * 2, indexing="xy"), axis=-1) * [1, -1]  # x right, y up

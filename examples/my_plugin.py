@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.arguments import Count, NonNegativeFloat, Probability
-from sightline.losses.base import Loss
-from sightline.metrics.base import State
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+from sightline.contract.loss import Loss
+from sightline.contract.metric import State
+from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 
 KINDS = {"round": (1.0, 1.0, 1.0), "flat": (1.0, 1.0, 0.5), "long": (0.6, 0.6, 1.0)}
 

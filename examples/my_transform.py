@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.arguments import Probability
-from sightline.draws import Draws
+from sightline.contract import registry
+from sightline.contract.arguments import Probability
+from sightline.contract.draws import Draws
 
 
 @registry.transforms.add("mirror")

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline import geometry, metrics
     from sightline.api import LoadedRun, build_model, load_run, train_run
-    from sightline.surrogates import surrogate_gradient
+    from sightline.compute import geometry
+    from sightline.compute.surrogates import surrogate_gradient
+    from sightline.parts import metrics
 
 __all__ = [
     "LoadedRun",
@@ -37,15 +38,16 @@ __version__ = "0.1.0"
 aliases.install()
 
 _MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
-_MODULE_BY_NAME["surrogate_gradient"] = "sightline.surrogates"
+_MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
+_FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first access; Python calls this for names that are not imported yet."""
     if name in _MODULE_BY_NAME:
         return getattr(importlib.import_module(_MODULE_BY_NAME[name]), name)
-    if name in ("geometry", "metrics"):
-        return importlib.import_module(f"sightline.{name}")
+    if name in _FACES:
+        return importlib.import_module(_FACES[name])
     raise AttributeError(f"module 'sightline' has no attribute '{name}'")
 
 

@@ -90,7 +90,121 @@ _MERGED: Mapping[str, str] = {
 }
 """Module -> names that parts of it had as modules of the same folder."""
 
-MODULES: Mapping[str, str] = {
+_MOVED: Mapping[str, str] = {
+    "arguments": "contract.arguments",
+    "assigners": "areas.detect.assigners",
+    "bench": "workbench.bench",
+    "binding": "contract.binding",
+    "compare": "workbench.compare",
+    "compress": "workbench.compress",
+    "data": "store",
+    "data.boxes": "areas.detect.sets",
+    "data.clouds": "areas.clouds.sets",
+    "data.clouds.shapenet_render": "areas.contrast.shapenet_render",
+    "data.depth": "areas.pose.sets",
+    "data.files": "store.files",
+    "data.files.depth_files": "areas.pose.depth_files",
+    "data.loading": "store.loading",
+    "data.render": "areas.clouds.render",
+    "data.scans": "areas.scans.sets",
+    "data.scans.scan_reading": "store.files.scan_reading",
+    "data.scans.scan_samples": "store.files.scan_samples",
+    "data.scenes": "areas.scenes.sets",
+    "data.store": "store.prepared",
+    "data.synthetic": "store",
+    "data.synthetic.synthetic_crowds": "areas.detect.sets.synthetic_crowds",
+    "data.synthetic.synthetic_figures": "areas.pose.sets.synthetic_figures",
+    "data.synthetic.synthetic_hands": "areas.pose.sets.synthetic_hands",
+    "data.synthetic.synthetic_lidar": "areas.scans.sets.synthetic_lidar",
+    "data.synthetic.synthetic_rooms": "areas.scenes.sets.synthetic_rooms",
+    "data.synthetic.synthetic_shapes": "areas.clouds.sets.synthetic_shapes",
+    "data.synthetic.synthetic_solids": "areas.clouds.sets.synthetic_solids",
+    "describe": "workbench.describe",
+    "doctor": "workbench.check",
+    "doctor.checks.data.boxes": "areas.detect.checks",
+    "doctor.checks.data.projection_coverage": "areas.scans.checks",
+    "doctor.core.assigned_boxes": "areas.detect.assigned_boxes",
+    "doctor.overfit": "workbench.fit",
+    "draw.boxes": "areas.detect.pictures",
+    "draws": "contract.draws",
+    "errors": "contract.errors",
+    "evaluation": "workbench.evaluate",
+    "evaluation.box_results": "areas.detect.box_results",
+    "facts": "contract.facts",
+    "gc_pause": "contract.gc_pause",
+    "geometry": "compute.geometry",
+    "layers": "compute.layers",
+    "losses": "parts.losses",
+    "losses.base": "contract.loss",
+    "losses.boxes": "areas.detect.losses",
+    "losses.free_anchor": "areas.detect.free_anchor",
+    "losses.pose": "areas.pose.losses",
+    "metrics": "parts.metrics",
+    "metrics.base": "contract.metric",
+    "metrics.box_ap": "areas.detect.metrics.box_ap",
+    "metrics.box_errors": "areas.detect.metrics.box_errors",
+    "metrics.crowds": "areas.detect.metrics.crowds",
+    "metrics.joints": "areas.pose.metrics",
+    "metrics.pairs": "areas.contrast.metrics",
+    "models": "parts.models",
+    "models.crosspoint": "areas.contrast.crosspoint",
+    "models.darknet": "parts.models.darknet",
+    "models.detection": "areas.detect",
+    "models.dgcnn": "areas.clouds.models.dgcnn",
+    "models.pct": "areas.clouds.models.pct",
+    "models.point_bert": "areas.clouds.models.point_bert",
+    "models.point_transformer": "areas.scenes.point_transformer",
+    "models.point_transformer_dense": "areas.clouds.models.point_transformer_dense",
+    "models.pointnet": "areas.clouds.models.pointnet",
+    "models.pointnet2": "areas.clouds.models.pointnet2",
+    "models.range_image": "areas.scans.models",
+    "models.resnet": "parts.models.resnet",
+    "models.v2v": "areas.pose.v2v",
+    "models.vit": "parts.models.vit",
+    "numba_kernels": "compute.numba_kernels",
+    "optional_members": "contract.members",
+    "plugins": "contract.plugins",
+    "predict": "workbench.predict",
+    "predict.depth_reader": "areas.pose.depth_reader",
+    "predict.detect": "areas.detect.predictor",
+    "predict.frame_centres": "areas.pose.frame_centres",
+    "predict.pose": "areas.pose.predictor",
+    "predict.predictor": "workbench.predict.predictor",
+    "probe": "workbench.probe",
+    "pytree": "contract.pytree",
+    "registry": "contract.registry",
+    "regular_files": "contract.regular_files",
+    "schema": "contract.schema",
+    "studies": "workbench.study",
+    "surrogates": "compute.surrogates",
+    "tasks": "parts.tasks",
+    "tasks.contrast": "areas.contrast.task",
+    "tasks.detect": "areas.detect.task",
+    "tasks.detection_output": "areas.detect.output",
+    "transforms": "parts.transforms",
+    "transforms.combined_images": "areas.detect.combined_images",
+    "transforms.range_projection": "areas.scans.range_projection",
+    "transforms.scene_points": "areas.scenes.transforms",
+    "transforms.volumes": "areas.pose.transforms",
+    "types": "contract.types",
+    "view.cloud_stages": "areas.clouds.stages",
+    "view.depth_stages": "areas.pose.stages",
+    "view.image_stages": "areas.detect.stages",
+}
+"""Folder or module of the package -> its path since the areas became folders; the longest beginning counts."""
+
+
+def locate_moved(path: str) -> str:
+    """Return today's path of a module or folder of the package; a path that did not move is returned as it is."""
+    parts = path.split(".")[1:]
+    for length in range(len(parts), 0, -1):
+        moved = _MOVED.get(".".join(parts[:length]))
+        if moved is not None:
+            return ".".join(["sightline", moved, *parts[length:]])
+    return path
+
+
+_RENAMED: Mapping[str, str] = {
     "sightline.box_pictures": "sightline.draw.boxes",
     "sightline.chart": "sightline.draw.charts",
     "sightline.compress.report": "sightline.studies.compression_report",
@@ -107,21 +221,27 @@ MODULES: Mapping[str, str] = {
     "sightline.studies.train_run": "sightline.training.train_run",
     **{f"{path.rpartition('.')[0]}.{name}": path for path, names in _MERGED.items() for name in names.split()},
 }
+"""Old path of a module -> the path that it had before the areas became folders."""
+
+MODULES: Mapping[str, str] = {
+    **{f"sightline.{path}": locate_moved(f"sightline.{path}") for path in _MOVED},
+    **{old: locate_moved(path) for old, path in _RENAMED.items()},
+}
 """Old path of a module -> its path."""
 
 NAMES: Mapping[str, Mapping[str, str]] = {
-    "sightline.arguments": {
+    "sightline.contract.arguments": {
         "Factor": "NonNegativeFloat",
         "Fraction": "FractionBelowOne",
         "QuantisedAs": "WeightQuantisation",
         "Share": "PositiveFraction",
         "Size": "PositiveFloat",
     },
-    "sightline.assigners.base": {"Predicted": "PriorPredictions"},
-    "sightline.binding": {"Offer": "AvailableKeys"},
-    "sightline.compress.search.base": {"Evaluator": "PolicyEvaluator"},
-    "sightline.data.depth.depth_frames": {"FramePart": "FrameSplit"},
-    "sightline.doctor.context": {"Check": "Rule"},
+    "sightline.areas.detect.assigners.base": {"Predicted": "PriorPredictions"},
+    "sightline.contract.binding": {"Offer": "AvailableKeys"},
+    "sightline.workbench.compress.search.base": {"Evaluator": "PolicyEvaluator"},
+    "sightline.areas.pose.sets.depth_frames": {"FramePart": "FrameSplit"},
+    "sightline.workbench.check.context": {"Check": "Rule"},
     "sightline.engine.optimizers": {"Recipe": "OptimizerSpec"},
     "sightline.draw.pictures": {
         "colors_of": "label_colors",
@@ -129,14 +249,14 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "ramp": "apply_colormap",
         "stretched": "normalize_to_uint8",
     },
-    "sightline.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
-    "sightline.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
-    "sightline.layers.quantisation.activations": {"calibrated": "calibrate_activations"},
-    "sightline.metrics.base": {"fault_of_state": "find_state_fault", "fresh_state": "make_state"},
-    "sightline.models.detection.heads": {"at_priors": "flatten_to_priors"},
-    "sightline.predict.depth_reader": {"OwnFrames": "DepthFrameOptions"},
-    "sightline.predict.predictor": {"not_finite": "refuse_non_finite"},
-    "sightline.types": {
+    "sightline.contract.errors": {"in_one_line": "escape_to_one_line", "summary_of": "summarise_error"},
+    "sightline.compute.geometry.boxes.suppression": {"Kept": "SuppressionResult"},
+    "sightline.compute.layers.quantisation.activations": {"calibrated": "calibrate_activations"},
+    "sightline.contract.metric": {"fault_of_state": "find_state_fault", "fresh_state": "make_state"},
+    "sightline.areas.detect.heads": {"at_priors": "flatten_to_priors"},
+    "sightline.areas.pose.depth_reader": {"OwnFrames": "DepthFrameOptions"},
+    "sightline.workbench.predict.predictor": {"not_finite": "refuse_non_finite"},
+    "sightline.contract.types": {
         "CloudForm": "CloudInputSpec",
         "Component": "ComponentConfig",
         "Ramp": "LinearRamp",
@@ -153,7 +273,10 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        return ModuleSpec(fullname, _Loader(MODULES[fullname])) if fullname in MODULES else None
+        if not fullname.startswith("sightline."):
+            return None
+        path = MODULES.get(fullname) or locate_moved(fullname)
+        return None if path == fullname else ModuleSpec(fullname, _Loader(path))
 
 
 class _Loader(Loader):
@@ -169,9 +292,12 @@ class _Loader(Loader):
 
 
 def install() -> None:
-    """Let the modules of `MODULES` be imported by their old paths. Safe to call twice."""
+    """Let modules be imported by their old paths. Safe to call twice.
+
+    The finder comes first: a folder of an old path may still hold compiled files, and would be imported as empty.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())
 
 
 def old_names(module: str) -> Callable[[str], Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import TrainedRun, build_model, open_trained
-from sightline.predict.prediction import Predictions, predict_files
+from sightline.workbench.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
     from sightline.training.train_run import Reporter, TrainResult

@@ -20,8 +20,8 @@ from sightline.commands.fields import Command, CommandParameter
 from sightline.commands.look import LOOK_COMMANDS, STUDY_COMMANDS
 from sightline.commands.prove import PROVE_COMMANDS
 from sightline.commands.run import COMPRESS_COMMANDS, RUN_COMMANDS
-from sightline.errors import UserError
-from sightline.gc_pause import gc_paused
+from sightline.contract.errors import UserError
+from sightline.contract.gc_pause import gc_paused
 from sightline.verbs.terminal import MOVED, describe_move, guard_streams, stdout_failure
 
 SECTIONS = {

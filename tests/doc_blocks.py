@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sightline.config.shipped import copy_shipped
-from sightline.data.files.ply import write_ply
+from sightline.store.files.ply import write_ply
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
 from sightline.published.translation import convert_state_dict, translate_key
-from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

@@ -5,8 +5,8 @@ Each process of a test would take more than a second of processor time for it.
 
 import numba
 
-from sightline.doctor.suite import all_checks
-from sightline.registry import REGISTRIES
+from sightline.contract.registry import REGISTRIES
+from sightline.workbench.check.suite import all_checks
 
 for registry in REGISTRIES.values():
     registry.names()

@@ -87,5 +87,5 @@ def test_keywords_have_their_old_names_and_the_signature_the_new_ones() -> None:
 
 
 def test_a_name_that_never_was_is_missing() -> None:
-    with pytest.raises(AttributeError, match=r"module 'sightline\.types' has no attribute 'Gone'"):
-        old_names("sightline.types")("Gone")
+    with pytest.raises(AttributeError, match=r"module 'sightline\.contract\.types' has no attribute 'Gone'"):
+        old_names("sightline.contract.types")("Gone")

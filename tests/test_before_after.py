@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sightline import registry
-from sightline.optional_members import DataMembers
+from sightline.contract import registry
+from sightline.contract.members import DataMembers
 from tests.published_layouts import MODELS
 from tools import before_after
 from tools.before_after_rows import LAYOUTS, SETS, rows

@@ -8,10 +8,10 @@ from typing import TypedDict
 
 import pytest
 
-from sightline.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
-from sightline.errors import ConfigError
-from sightline.optional_members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
-from sightline.registry import REGISTRIES
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, declared_outputs
+from sightline.contract.errors import ConfigError
+from sightline.contract.members import MEMBERS, REQUIRED, find_misspelt_members, suggest_member
+from sightline.contract.registry import REGISTRIES
 from tests.cases import run_each
 from tests.command import run_here
 from tests.conftest import ROOT

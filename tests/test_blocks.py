@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sightline import registry
-from sightline.arguments import Backbone, Count, Head, Neck
-from sightline.errors import ConfigError
-from sightline.types import ComponentConfig, SourceLocation
+from sightline.contract import registry
+from sightline.contract.arguments import Backbone, Count, Head, Neck
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SourceLocation
 
 
 class Thing:

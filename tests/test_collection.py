@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from sightline.gc_pause import gc_paused
+from sightline.contract.gc_pause import gc_paused
 
 
 class Knot:

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import numba_kernels
-from sightline.numba_kernels import can_use_numba, run_parallel
+from sightline.compute import numba_kernels
+from sightline.compute.numba_kernels import can_use_numba, run_parallel
 from tests.cases import run_each
 from tools import compile_kernels
 
@@ -99,7 +99,7 @@ def test_kernels_run_where_numba_is_told_not_to_compile() -> None:
 READ_ONLY = """
 import sys, tempfile
 import numpy as np
-from sightline.numba_kernels import numba_kernel
+from sightline.compute.numba_kernels import numba_kernel
 
 def refused(dir=None, *, make=tempfile.TemporaryFile, **more):
     if any(str(dir).startswith(each) for each in sys.argv[1:]):

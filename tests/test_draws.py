@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from sightline.draws import Draws
-from sightline.types import SampleKey
+from sightline.contract.draws import Draws
+from sightline.contract.types import SampleKey
 
 KEYS = [SampleKey(index, epoch=2, seed=9) for index in range(64)]
 

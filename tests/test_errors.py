@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 
-from sightline.errors import ConfigError, DataError, MissingDataError, UserError, escape_to_one_line
+from sightline.contract.errors import ConfigError, DataError, MissingDataError, UserError, escape_to_one_line
 
 
 def test_a_data_error_is_one_line() -> None:

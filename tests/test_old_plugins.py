@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 import sightline
-from sightline import registry
-from sightline.doctor.context import CHECKS
-from sightline.doctor.suite import all_checks
-from sightline.optional_members import MEMBERS, suggest_member
-from sightline.plugins import Plugin, load_plugins, run_file
+from sightline.contract import registry
+from sightline.contract.members import MEMBERS, suggest_member
+from sightline.contract.plugins import Plugin, load_plugins, run_file
+from sightline.workbench.check.context import CHECKS
+from sightline.workbench.check.suite import all_checks
 from tests.command import Outcome, run_here
 from tests.doc_blocks import lay_out
 from tests.old_plugins.list_names import HERE, NAMES, find
@@ -67,7 +67,9 @@ def test_every_name_that_they_use_is_there() -> None:
     assert missing == {}, "plugins of users have these names: keep them as aliases (tests/old_plugins/README.md)"
 
 
-@pytest.mark.parametrize("line", ["from sightline.types import Gone", "sightline.gone", "sightline.types.Field(gone=)"])
+@pytest.mark.parametrize(
+    "line", ["from sightline.contract.types import Gone", "sightline.gone", "sightline.contract.types.Field(gone=)"]
+)
 def test_a_name_that_is_gone_is_found(line: str) -> None:
     with pytest.raises((ImportError, AttributeError, TypeError)):
         find(line)
@@ -161,7 +163,7 @@ def test_a_probe_and_a_search_of_one_s_own(tmp_path: Path) -> None:
 def test_a_set_of_depth_frames_and_a_reference_point() -> None:
     load_plugins([EVERY])
     dataset = registry.data.get_entry("old_frames").builder(split="train", size=3)
-    sample = dataset[sightline.types.SampleKey(1, 0, 0)]
+    sample = dataset[sightline.contract.types.SampleKey(1, 0, 0)]
     assert sample["reference"].tolist() == pytest.approx([0, 0, 301], abs=10)
     middle = registry.references.get_entry("old_middle").builder()
     done = run_here("show", RUNS / "pose", "--plugin", RUNS / "nets.py", "data.reference={name: old_middle}")
@@ -244,8 +246,8 @@ def test_the_page_on_training(pages: Path) -> None:
 def test_the_page_on_checks_and_surrogates(monkeypatch: pytest.MonkeyPatch) -> None:
     defined = run_page("reference")
     assert defined["stop"](torch.ones(1, requires_grad=True)).requires_grad is False
-    context = importlib.import_module("sightline.doctor.context")
-    finding = importlib.import_module("sightline.doctor.core.finding")
+    context = importlib.import_module("sightline.workbench.check.context")
+    finding = importlib.import_module("sightline.workbench.check.core.finding")
     all_checks()
     monkeypatch.delitem(CHECKS, "first-step")
     made = run_page("how_to_add", check=context.check, Context=context.Context, Finding=finding.Finding)

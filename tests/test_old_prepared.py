@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.registry import data
+from sightline.contract.registry import data
 from tests.command import run_here
 from tests.old_prepared.make import HERE, RECORD, SETS, VIEWS, describe, unpack
 from tests.old_runs.test_old_runs import assert_close

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
 from tests.cases import run_each
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline import registry
 from sightline.config import read_config
-from sightline.errors import ConfigError, PluginError
-from sightline.plugins import Plugin, check_recorded, find_plugin, load_plugins
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, PluginError
+from sightline.contract.plugins import Plugin, check_recorded, find_plugin, load_plugins
 from tests.command import run_here
 
 HEALTHY = Path(__file__).parent / "broken_configs" / "_healthy.yaml"
@@ -111,7 +111,7 @@ def test_a_name_used_twice_in_one_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_built_in_name_is_refused_with_the_line(tmp_path: Path) -> None:
-    assert "parts.py:4: the model 'dgcnn' is registered already, by sightline.models.dgcnn" in refused(
+    assert "parts.py:4: the model 'dgcnn' is registered already, by sightline.areas.clouds.models.dgcnn" in refused(
         model(tmp_path, name="dgcnn")
     )
 

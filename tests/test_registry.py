@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from sightline import registry
-from sightline.arguments import PointEncoder, TransformBlock
-from sightline.binding import UnknownKeyError
-from sightline.errors import CheckpointError, ConfigError, DataError
-from sightline.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, locate_errors
-from sightline.types import ComponentConfig, SourceLocation
+from sightline.contract import registry
+from sightline.contract.arguments import PointEncoder, TransformBlock
+from sightline.contract.binding import UnknownKeyError
+from sightline.contract.errors import CheckpointError, ConfigError, DataError
+from sightline.contract.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, locate_errors
+from sightline.contract.types import ComponentConfig, SourceLocation
 from tests.cases import run_each
 
 HERE = SourceLocation("mine.yaml", 3, "model")
@@ -21,7 +21,7 @@ HERE = SourceLocation("mine.yaml", 3, "model")
 @pytest.fixture
 def parts() -> Registry:
     """A registry of its own, whose room holds nothing."""
-    return Registry("models", "model", "sightline.geometry")
+    return Registry("models", "model", modules={})
 
 
 def block(name: str, **arguments: Any) -> ComponentConfig:
@@ -71,7 +71,7 @@ def test_the_weight_of_a_loss_is_not_an_argument_of_it() -> None:
     def weighted(*, weight: float) -> None: ...
 
     with pytest.raises(AssertionError, match="'weight' has a meaning of its own in a config"):
-        Registry("losses", "loss", "sightline.geometry").add("bad")(weighted)
+        Registry("losses", "loss", modules={}).add("bad")(weighted)
 
 
 def test_one_name_is_one_part(parts: Registry) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
-from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
-from sightline.schema import check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.schema import check_value, describe_type, format_value, signature_parameters, suggest
 from tests.cases import run_each
 
 

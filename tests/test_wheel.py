@@ -15,7 +15,7 @@ import pytest
 
 from sightline.config import read_config
 from sightline.config.shipped import copy_shipped, shipped_configs
-from sightline.errors import UserError
+from sightline.contract.errors import UserError
 from tests.bare import write_bare_site
 from tests.command import run_here
 

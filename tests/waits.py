@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline import numba_kernels
+from sightline.compute import numba_kernels
 
 _WAITING = {
     "aten::_local_scalar_dense",

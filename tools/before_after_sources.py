@@ -154,8 +154,8 @@ def _published_state(layout: str) -> dict[str, Tensor]:
 
 
 def _own_state(layout: str) -> dict[str, Tensor]:
-    from sightline import registry
-    from sightline.optional_members import DataMembers
+    from sightline.contract import registry
+    from sightline.contract.members import DataMembers
     from sightline.published.files import make_meta_model
     from sightline.published.rows import read_layout
 

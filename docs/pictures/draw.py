@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sightline.data.depth.depth_frames import DepthFrames
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_hands import SyntheticBodies, SyntheticHands
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.pose.sets.depth_frames import DepthFrames
+from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, SyntheticHands
+from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.compute.geometry.pinhole import project_points, ring_cameras
+from sightline.compute.geometry.rendering import Style, on_background, render_cloud
+from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE, encode_png, label_colors, render_clouds
-from sightline.geometry.pinhole import project_points, ring_cameras
-from sightline.geometry.rendering import Style, on_background, render_cloud
-from sightline.transforms.point_selection import SamplePoints
-from sightline.transforms.points import Rotate, Scale
-from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
-from sightline.types import SampleKey
+from sightline.parts.transforms.point_selection import SamplePoints
+from sightline.parts.transforms.points import Rotate, Scale
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.view.page import draw_sheet
 from sightline.view.samples import Branch, view_sample
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sightline.config.yaml_tree import ConfigFaults, LocatedValue, read_value
-from sightline.schema import check_value, describe_type, format_value, signature_parameters, suggest
-from sightline.types import SourceLocation
+from sightline.contract.schema import check_value, describe_type, format_value, signature_parameters, suggest
+from sightline.contract.types import SourceLocation
 
 COMMAND_LINE = "command line"
 _INDEX = re.compile(r"[0-9]{1,6}")

@@ -20,14 +20,14 @@ from typing import Any
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from sightline import registry, schema
-from sightline.arguments import NonNegativeFloat, PositiveFloat
 from sightline.config.overrides import apply_overrides, merge
 from sightline.config.run_config import RunConfig, check_consistency
 from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_value, read_yaml
-from sightline.errors import ConfigError
-from sightline.registry import Registry
-from sightline.types import ComponentConfig, LinearRamp, SourceLocation
+from sightline.contract import registry, schema
+from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
+from sightline.contract.errors import ConfigError
+from sightline.contract.registry import Registry
+from sightline.contract.types import ComponentConfig, LinearRamp, SourceLocation
 
 
 def parse_component(

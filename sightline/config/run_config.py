@@ -20,11 +20,11 @@ from annotated_types import Ge, Le, Lt
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
-from sightline import registry
-from sightline.arguments import Count, Index, PositiveFloat, Seed, WeightQuantisation
 from sightline.config.yaml_tree import ConfigFaults
-from sightline.errors import ConfigError
-from sightline.types import ComponentConfig, SourceLocation
+from sightline.contract import registry
+from sightline.contract.arguments import Count, Index, PositiveFloat, Seed, WeightQuantisation
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SourceLocation
 
 STATISTICS = ("min", "max", "mean", "std", "zeros", "grad_norm")
 """Statistics of a tensor; `zeros` is the share of zeros, `grad_norm` the norm of its gradient."""

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline.errors import UserError
-from sightline.schema import suggest
+from sightline.contract.errors import UserError
+from sightline.contract.schema import suggest
 
 _FOLDERS = ("configs", "examples")
 _BASE = re.compile(r"^base:\s*([^\s#]+)", flags=re.MULTILINE)

@@ -18,10 +18,10 @@ from typing import TypeAlias
 import yaml
 
 from sightline.config.shipped import shipped_path
-from sightline.errors import ConfigError
-from sightline.registry import ConfigFault
-from sightline.schema import suggest
-from sightline.types import SourceLocation
+from sightline.contract.errors import ConfigError
+from sightline.contract.registry import ConfigFault
+from sightline.contract.schema import suggest
+from sightline.contract.types import SourceLocation
 
 
 class ConfigFaults:

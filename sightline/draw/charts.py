@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
-from sightline.errors import escape_to_one_line
+from sightline.contract.errors import escape_to_one_line
 
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40

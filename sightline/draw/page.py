@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sightline.contract.errors import escape_to_one_line
 from sightline.draw.charts import HEIGHT, WIDTH, ChartPanel, render_svg
 from sightline.draw.pictures import encode_png
-from sightline.errors import escape_to_one_line
 
 
 class PageBlock:

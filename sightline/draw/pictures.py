@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from sightline.aliases import old_names
-from sightline.errors import escape_to_one_line
+from sightline.contract.errors import escape_to_one_line
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from sightline.draws import Draws
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError, RunError, UserError
+from sightline.contract.types import Batch, SampleKey
 from sightline.engine.launcher import exit_with_parent
 from sightline.engine.watchdog import rank_label, worker_exit_message
-from sightline.errors import ConfigError, DataError, RunError, UserError
-from sightline.types import Batch, SampleKey
 
 logger = logging.getLogger(__name__)
 

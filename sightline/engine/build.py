@@ -19,11 +19,17 @@ import numpy as np
 import yaml
 from torch import nn
 
-from sightline import registry, schema
-from sightline.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
+from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
+from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.config import RunConfig, locate_errors, read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform, stratified_split
-from sightline.data.store.columns import prepared_root
+from sightline.contract import registry, schema
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
+from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
+from sightline.contract.loss import Loss, learns
+from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
+from sightline.contract.metric import Metric, find_state_fault
+from sightline.contract.plugins import check_recorded, loaded_plugins
+from sightline.contract.types import ComponentConfig, Dataset, SourceLocation
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
@@ -33,21 +39,15 @@ from sightline.engine.optimizers import ModuleRate, OptimizerSpec
 from sightline.engine.records import preserve_rng_state, resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
-from sightline.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
-from sightline.layers.batch_norm import disable_cudnn_batch_norm
-from sightline.layers.quantisation.parametrised import apply_policy
-from sightline.losses.base import Loss, learns
-from sightline.metrics.base import Metric, find_state_fault
-from sightline.optional_members import DataMembers, TaskMembers, TransformMembers
-from sightline.plugins import check_recorded, loaded_plugins
+from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys, teacher_keys
+from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import trace_lineage
 from sightline.runs.run_directory import load_document, read_facts
 from sightline.runs.weights import WeightLoadReport, load_weights
-from sightline.tasks.distillation import DistillationTask, add_teacher_keys, teacher_keys
-from sightline.tasks.supervised import Supervised
-from sightline.types import ComponentConfig, Dataset, SourceLocation
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
+from sightline.store.prepared.columns import prepared_root
 
 Change = Callable[[nn.Module], nn.Module]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sightline.config.run_config import Cudnn
-from sightline.errors import RunError
+from sightline.contract.errors import RunError
 
 
 def to_device(

@@ -24,12 +24,12 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # before the process group: see World.close
 from torch import Tensor, nn
 
+from sightline.compute.layers.batch_norm import convert_sync_batchnorm
+from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
 from sightline.engine.learnt_losses import flatten_gradients, make_buckets, set_gradients
 from sightline.engine.watchdog import PeerLostError, Watchdog, exit_process, format_user_frame, report_failure
-from sightline.errors import RunError, UserError
-from sightline.layers.batch_norm import convert_sync_batchnorm
 from sightline.runs.run_directory import RunDirectory
 
 P = ParamSpec("P")

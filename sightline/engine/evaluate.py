@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import BoundFunction
+from sightline.contract.binding import BoundFunction
+from sightline.contract.errors import RunError
+from sightline.contract.members import MetricMembers, TaskMembers
+from sightline.contract.metric import Metric, State, make_state, pool_states, row_states, sorted_rows
+from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.batch_stream import BatchLoader, evaluation_keys, read_batches
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, Task, divide_by_count, single_batch_step
-from sightline.errors import RunError
-from sightline.metrics.base import Metric, State, make_state, pool_states, row_states, sorted_rows
-from sightline.optional_members import MetricMembers, TaskMembers
-from sightline.types import Batch, SampleKey
 
 _NUM_HARD = 5
 BatchCallback = Callable[[Batch, Mapping[str, Any]], None]

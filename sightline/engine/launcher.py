@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.engine.watchdog import (
     LAUNCH_FOLDER,
     Failure,
@@ -21,7 +22,6 @@ from sightline.engine.watchdog import (
     remove_launch_folder,
     remove_own_folder,
 )
-from sightline.errors import UserError, escape_to_one_line
 
 _GRACE_S = 300
 """Seconds for processes to finish their step and save after a signal; a second signal ends them at once."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import CheckpointError, ConfigError
-from sightline.losses.base import Loss, learns
+from sightline.contract.errors import CheckpointError, ConfigError
+from sightline.contract.loss import Loss, learns
 from sightline.runs.weights import load_weights, plain_state
 
 _PREFIX = "losses"

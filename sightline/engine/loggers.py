@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from sightline.contract.errors import assert_installed
+from sightline.contract.regular_files import read_regular_file
 from sightline.draw.pictures import Picture, encode_png
 from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, samples_per_s
-from sightline.errors import assert_installed
-from sightline.regular_files import read_regular_file
 
 
 class TensorBoard:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from sightline.contract.errors import escape_to_one_line
 from sightline.engine.records import EvaluationRecord, StepRecord, preserve_rng_state
 from sightline.engine.step import StepAverager, average_records, evaluation_scalars, format_rate, samples_per_s
-from sightline.errors import escape_to_one_line
 from sightline.runs.atomic_files import assert_appendable, disk_failure
 
 if TYPE_CHECKING:

@@ -15,14 +15,14 @@ from pydantic import ConfigDict
 from torch import nn
 from typing_extensions import TypedDict
 
-from sightline import registry
 from sightline.aliases import old_names
-from sightline.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
+from sightline.compute.layers.quantisation.parametrised import Codebook, quantised_weights
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
+from sightline.contract.errors import ConfigError
+from sightline.contract.gc_pause import gc_paused
+from sightline.contract.schema import suggest
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, has_memory_gaps, match_memory_format
-from sightline.errors import ConfigError
-from sightline.gc_pause import gc_paused
-from sightline.layers.quantisation.parametrised import Codebook, quantised_weights
-from sightline.schema import suggest
 
 _CONFIG_PATH = "optimizer.layer_decay"
 

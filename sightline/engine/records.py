@@ -16,12 +16,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 
-from sightline import schema
 from sightline.config import RunConfig
+from sightline.contract import schema
+from sightline.contract.errors import ConfigError, LostFolderError, RunError
+from sightline.contract.metric import Metric, is_higher_better, make_state
+from sightline.contract.types import SourceLocation
 from sightline.draw.pictures import Picture
-from sightline.errors import ConfigError, LostFolderError, RunError
-from sightline.metrics.base import Metric, is_higher_better, make_state
-from sightline.types import SourceLocation
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Log, to_plain
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import Plugin, check_recorded
 from sightline.engine.distributed import World
 from sightline.engine.loggers import TensorBoard, Wandb
-from sightline.errors import UserError
-from sightline.plugins import Plugin, check_recorded
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE

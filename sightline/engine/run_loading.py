@@ -12,24 +12,24 @@ from typing import Any
 
 from torch import nn
 
-from sightline import registry
 from sightline.config import RunConfig, read_config
-from sightline.data.loading.batch_reader import NamedTransform, TransformPipeline
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.loss import Loss
+from sightline.contract.plugins import check_recorded, load_plugins
+from sightline.contract.schema import check_value, suggest
+from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
 from sightline.engine import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import Task
-from sightline.errors import ConfigError, UserError
-from sightline.losses.base import Loss
-from sightline.plugins import check_recorded, load_plugins
+from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs import checkpoint as trained_weights
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
 from sightline.runs.weights import load_weights
-from sightline.schema import check_value, suggest
-from sightline.tasks.distillation import teacher_keys
-from sightline.types import Batch, ComponentConfig, SampleKey, SourceLocation
+from sightline.store.loading.batch_reader import NamedTransform, TransformPipeline
 
 logger = logging.getLogger(__name__)
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from sightline import registry
-from sightline.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
-from sightline.errors import ConfigError
+from sightline.contract import registry
+from sightline.contract.arguments import (
+    Count,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveFraction,
+    Probability,
+)
+from sightline.contract.errors import ConfigError
 
 
 class Schedule(Protocol):

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import to_plain
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
@@ -32,7 +33,6 @@ from sightline.engine.observers import EpochTimes, MetricsLog, Progress, TrainLo
 from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.train import train
-from sightline.errors import CheckpointError
 from sightline.runs import checkpoint
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
 from sightline.runs.run_directory import RunDirectory

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import RunError
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
@@ -20,9 +23,6 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
-from sightline.errors import RunError
-from sightline.optional_members import TaskMembers
-from sightline.types import Batch, LinearRamp
 
 _SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
-from sightline.errors import RunError, UserError, escape_to_one_line
+from sightline.contract.errors import RunError, UserError, escape_to_one_line
 from sightline.runs.atomic_files import ProcessIdentity
 
 LAUNCH_FOLDER = "sightline_launch_"

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from sightline.contract.pytree import tree_map
 from sightline.instrument.formats import FORMATS, Format
-from sightline.pytree import tree_map
 
 PARTS = frozenset(("inputs", "outputs", "gradients"))
 """Parts of a call that `record` keeps if they are named."""

@@ -17,8 +17,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.instrument import InterceptedFunctions, InterceptedOperators
-from sightline.pytree import tree_leaves, tree_map
 
 _RANDOM_OPERATIONS = frozenset(
     "bernoulli binomial cauchy exponential geometric log_normal multinomial native_dropout normal poisson rand "

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, from_numpy, nn
 from torch.nn import functional as F
 
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.instrument.formats import FORMATS, Format
 from sightline.instrument.replay import (
     CONVOLUTIONS,
@@ -46,7 +47,6 @@ from sightline.instrument.replay import (
     computes_as,
     replay,
 )
-from sightline.pytree import tree_leaves, tree_map
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.instrument import InterceptedOperators, ModuleCall, record, watch_gradient
 from sightline.instrument.float64 import Float32Draws, Float64Convolutions
 from sightline.instrument.formats import FORMATS, Format, coarser, result_format
-from sightline.pytree import tree_leaves, tree_map
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 PRODUCTS = (nn.Linear, *CONVOLUTIONS)

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.compute.geometry.volumes import Axes
 from sightline.config import RunConfig, render_config
 from sightline.config.run_config import to_plain
-from sightline.data.files.atomic_write import sync_folder
-from sightline.data.store.prepared_set import compute_sha256
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, UserError
+from sightline.contract.members import DataMembers
+from sightline.contract.plugins import Plugin
+from sightline.contract.schema import suggest
+from sightline.contract.types import DataInfo
 from sightline.engine.build import build_model
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
-from sightline.errors import CheckpointError, UserError
-from sightline.geometry.volumes import Axes
-from sightline.optional_members import DataMembers
-from sightline.plugins import Plugin
 from sightline.published import recipe
 from sightline.published.files import PublishedFile, make_meta_model, read_source
 from sightline.published.rows import FACTS, PublishedLayout, list_names, read_layout
@@ -36,8 +36,8 @@ from sightline.runs.atomic_files import disk_failure
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, inputs_document
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from sightline.runs.weights import load_weights
-from sightline.schema import suggest
-from sightline.types import DataInfo
+from sightline.store.files.atomic_write import sync_folder
+from sightline.store.prepared.prepared_set import compute_sha256
 
 _MAX_LISTED = 5
 

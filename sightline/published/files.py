@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, UserError
+from sightline.contract.regular_files import check_regular_file
+from sightline.contract.types import ComponentConfig
 from sightline.engine.records import preserve_rng_state
-from sightline.errors import CheckpointError, UserError
 from sightline.published.rows import PublishedLayout, list_layouts, model_arguments, nest_paths, read_layout
-from sightline.regular_files import check_regular_file
-from sightline.types import ComponentConfig
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "base_model", "net", "network", "weights")
 """Entries under which training scripts keep a model's weights, next to epoch, optimiser and the like."""

@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline import registry
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Init, format_inline
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.members import DataMembers, TransformMembers
+from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.build import build_transforms
 from sightline.engine.run_loading import config_path_of_run
-from sightline.errors import ConfigError, UserError
-from sightline.optional_members import DataMembers, TransformMembers
 from sightline.published.rows import PublishedLayout
-from sightline.types import ComponentConfig, DataInfo
 
 _FIRST_POINTS = {"modelnet40": 1024}
 """Numbers of points that the authors' recipes take from the beginning of a cloud, by data set."""

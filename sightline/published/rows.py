@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from sightline.errors import CheckpointError
+from sightline.contract.errors import CheckpointError
 
 if TYPE_CHECKING:  # the command line lists names, and does not import torch for it
     from torch import Tensor
@@ -150,7 +150,7 @@ def read_layout(name: str) -> PublishedLayout:
     """Read the row of a layout. Raises CheckpointError for an unknown name."""
     names = list_names()
     if name not in names:
-        from sightline.schema import suggest  # imports pydantic, which no help text needs
+        from sightline.contract.schema import suggest  # imports pydantic, which no help text needs
 
         raise CheckpointError(f"no published layout is called '{name}'{suggest(name, names)}")
     row = dict(_read_row(name))
@@ -226,7 +226,7 @@ def _find_rows() -> Mapping[str, _RowText]:
 @functools.cache
 def _read_row(name: str) -> Mapping[str, Any]:
     """Read a row merged over the rows of its `base`."""
-    from sightline.data.files.input_files import parsed_yaml
+    from sightline.store.files.input_files import parsed_yaml
 
     file, text = _find_rows()[name]
     row = parsed_yaml(text.encode(), file, name="a row of layouts")[name]

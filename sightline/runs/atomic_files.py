@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline.data.files.atomic_write import open_atomic
-from sightline.errors import DataError, RunError
-from sightline.regular_files import check_regular_file
+from sightline.contract.errors import DataError, RunError
+from sightline.contract.regular_files import check_regular_file
+from sightline.store.files.atomic_write import open_atomic
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLOSED = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sightline.data.files.atomic_write import sync_folder
-from sightline.data.store.prepared_set import compute_sha256
-from sightline.errors import CheckpointError
-from sightline.regular_files import find_outward_link, parse_json
+from sightline.contract.errors import CheckpointError
+from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import Snapshot, parse_step, read_snapshot, read_steps, write_snapshot
 from sightline.runs.weights import plain_name
+from sightline.store.files.atomic_write import sync_folder
+from sightline.store.prepared.prepared_set import compute_sha256
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

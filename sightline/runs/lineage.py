@@ -13,16 +13,16 @@ from typing import Any
 
 from torch import nn
 
-from sightline import registry
+from sightline.compute.layers.quantisation.parametrised import weight_sizes
 from sightline.config import RunConfig, read_config
-from sightline.errors import UserError
-from sightline.layers.quantisation.parametrised import weight_sizes
+from sightline.contract import registry
+from sightline.contract.errors import UserError
+from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import evaluated_sha256, resolve_weights
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
 from sightline.runs.run_directory import load_document, read_facts
 from sightline.runs.weights import WeightLoadReport
-from sightline.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
 
 INPUTS_FILE = "inputs.json"
 

@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from sightline.errors import DataError, LostFolderError, UserError
-from sightline.regular_files import find_outward_link, parse_json, read_regular_file
+from sightline.contract.errors import DataError, LostFolderError, UserError
+from sightline.contract.regular_files import find_outward_link, parse_json, read_regular_file
 from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, process_start_time, replace_atomic
 
 LOCK = ".lock"

@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sightline.data.files.atomic_write import sync_folder
-from sightline.errors import CheckpointError
-from sightline.regular_files import check_regular_file, parse_json
+from sightline.contract.errors import CheckpointError
+from sightline.contract.regular_files import check_regular_file, parse_json
 from sightline.runs.atomic_files import create_atomic
+from sightline.store.files.atomic_write import sync_folder
 
 FORMAT_VERSION = 1
 

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.compute.geometry.neighbours import scale_num_neighbours
 from sightline.config.run_config import to_plain
-from sightline.errors import CheckpointError
-from sightline.geometry.neighbours import scale_num_neighbours
-from sightline.schema import get_block_marker, suggest
-from sightline.types import ComponentConfig
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError
+from sightline.contract.schema import get_block_marker, suggest
+from sightline.contract.types import ComponentConfig
 
 _WRAPPERS = ("module", "_orig_mod")
 _MAX_LISTED = 5

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any
 
-from sightline import registry
 from sightline.config import RunConfig
 from sightline.config.run_config import to_plain
+from sightline.contract import registry
+from sightline.contract.members import DataMembers
+from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.build import DataSubset
-from sightline.optional_members import DataMembers
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.runs.weights import find_neighbour_graph, get_argument, iterate_blocks
-from sightline.types import ComponentConfig, DataInfo
 
 _COMMAND_LINE_ENTRIES = ("arguments", "overrides", "parts config")
 """Protocol entries from the command line, which published rows do not have."""
@@ -264,7 +264,7 @@ def _protocol(
     points = preprocessing_signature(config, info)["num_points"]
     checkpoint = {"checkpoint": describe_checkpoint(which, is_test_selected=is_test_selected)}
     if config.task.name == "contrast":
-        from sightline.probe.svm import describe_choice  # probes are imported only for contrastive runs
+        from sightline.workbench.probe.svm import describe_choice  # probes are imported only for contrastive runs
 
         probe = {"points in the probe": points, "C": describe_choice()}
         return pretraining_protocol(config, info) | probe | checkpoint

@@ -27,7 +27,10 @@ from torch import nn
 from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
-from sightline.describe.report import pose_baselines
+from sightline.contract.errors import RunError, UserError
+from sightline.contract.members import DataMembers
+from sightline.contract.plugins import Plugin, check_recorded, load_plugins
+from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
@@ -38,17 +41,14 @@ from sightline.engine.run_loading import config_path_of_run, is_run
 from sightline.engine.session import StopRequest, TrainingSession, evaluation_document
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import exit_process
-from sightline.errors import RunError, UserError
-from sightline.optional_members import DataMembers
-from sightline.plugins import Plugin, check_recorded, load_plugins
-from sightline.probe.features import source_sha256
-from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
 from sightline.training.published_results import compare_with_published
+from sightline.workbench.describe.report import pose_baselines
+from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
-    from sightline.doctor.core.finding import Finding
-    from sightline.doctor.overfit.layer_trace import ExpectationObserver
+    from sightline.workbench.check.core.finding import Finding
+    from sightline.workbench.fit.layer_trace import ExpectationObserver
 
 
 class ConfigWithPlugins(NamedTuple):
@@ -77,7 +77,7 @@ def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
     """Read the config of `read_with_plugins` again with other overrides; plugins are loaded already."""
     config = read_config(config_path_of_run(path), overrides)
     if config.checks.skip:
-        from sightline.doctor.suite import assert_known
+        from sightline.workbench.check.suite import assert_known
 
         assert_known(config)
     return config
@@ -96,9 +96,9 @@ def probe_metrics(
     """
     if config.task.name != "contrast":  # probes are imported only for contrastive runs
         return {}
-    from sightline.probe.features import FeatureCache
-    from sightline.probe.measure import final_metrics
-    from sightline.probe.probed_run import CACHE
+    from sightline.workbench.probe.features import FeatureCache
+    from sightline.workbench.probe.measure import final_metrics
+    from sightline.workbench.probe.probed_run import CACHE
 
     def is_open() -> str:
         return "yes" if os.access(run.path, os.W_OK) else "no"
@@ -286,7 +286,7 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
-        from sightline.doctor.suite import run_quick
+        from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
@@ -299,7 +299,7 @@ class _TrainRun:
         """Make the observers that check the config's `expect`."""
         if not built.config.expect:
             return []
-        from sightline.doctor.overfit.layer_trace import expectation_observers
+        from sightline.workbench.fit.layer_trace import expectation_observers
 
         return expectation_observers(built, note=self._note)
 
@@ -349,18 +349,18 @@ class _TrainRun:
         try:
             yield
         except KeyError:
-            from sightline.doctor.checks.model.first_step import missing_keys_explained
+            from sightline.workbench.check.checks.model.first_step import missing_keys_explained
 
             with missing_keys_explained(session.config, session.job.model):
                 raise
         except NonFiniteGradientError as error:
-            from sightline.doctor.checks.optimiser.non_finite import diagnose_non_finite
+            from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite
 
             finding = diagnose_non_finite(error, self._world)
             session.directory.write_json("findings.json", [finding.to_dict()])
             raise RunError(str(finding)) from error
         except ValueError as error:
-            from sightline.doctor.checks.optimiser.non_finite import explain_fault
+            from sightline.workbench.check.checks.optimiser.non_finite import explain_fault
 
             diagnosis = None if isinstance(error, UserError) else explain_fault(error, session.job)
             if diagnosis is None:
@@ -397,7 +397,7 @@ class _TrainRun:
 
     def _check_after_training(self, session: TrainingSession) -> tuple[Finding, ...]:
         """Run the checks after training, report their findings and add them to findings.json; by this process alone."""
-        from sightline.doctor.suite import run_after
+        from sightline.workbench.check.suite import run_after
 
         built, directory = session.built, session.directory
         findings = tuple(

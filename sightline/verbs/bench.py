@@ -9,20 +9,28 @@ from typing import Any
 
 import torch
 
-from sightline.bench.case import CHECKOUT, BenchmarkCase, BenchmarkResult, CaseLibrary, Growth, GrowthCase, load_library
-from sightline.bench.memory import MemoryMeter
-from sightline.bench.runner import BenchmarkReport, Runner, describe_machine
 from sightline.commands.look import BenchOptions
+from sightline.contract.errors import UserError
 from sightline.draw.charts import render_svg
-from sightline.errors import UserError
 from sightline.runs.run_directory import write_document, write_file
 from sightline.verbs.output import print_note, show_table
+from sightline.workbench.bench.case import (
+    CHECKOUT,
+    BenchmarkCase,
+    BenchmarkResult,
+    CaseLibrary,
+    Growth,
+    GrowthCase,
+    load_library,
+)
+from sightline.workbench.bench.memory import MemoryMeter
+from sightline.workbench.bench.runner import BenchmarkReport, Runner, describe_machine
 
 COLUMNS = ("case", "times as fast as", "ratio (quartiles)", "CPU, theirs", "wall, theirs", "peak, theirs")
 GROWTH = ("what", "along", "form", "value", "from, to", "grows as its power")
 
 
-def bench(options: BenchOptions, *, home: str = "sightline.bench") -> int:
+def bench(options: BenchOptions, *, home: str = "sightline.workbench.bench") -> int:
     """Run the chosen cases of a home and show a row per implementation; return 1 if a result differs from its baseline.
 
     An interrupted run shows and saves the rows that it has, and returns 130.

@@ -11,18 +11,27 @@ from typing import Any
 
 from sightline.commands.prove import CheckOptions, FitOneOptions
 from sightline.config import RunConfig
-from sightline.doctor.overfit.fit_attempt import SHARES, FitCurve
-from sightline.doctor.overfit.fit_one import FitOptions, FitResult, Kept, draw_curves, draw_verdicts, result_document
-from sightline.doctor.overfit.fit_one import fit_one as fit
-from sightline.doctor.overfit.layer_trace import (
+from sightline.contract.errors import UserError
+from sightline.contract.schema import suggest
+from sightline.engine.build import build
+from sightline.engine.distributed import World, start_world
+from sightline.engine.run_loading import open_run
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.training.train_run import reread
+from sightline.verbs.output import load_config, print_note, show_findings, show_table
+from sightline.workbench.check.suite import run_all
+from sightline.workbench.fit.fit_attempt import SHARES, FitCurve
+from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, draw_verdicts, result_document
+from sightline.workbench.fit.fit_one import fit_one as fit
+from sightline.workbench.fit.layer_trace import (
     ExpectationResult,
     LayerTrace,
     ModelSnapshot,
     followed_document,
     trace_fit,
 )
-from sightline.doctor.overfit.optimizer_grid import OptimizerResult
-from sightline.doctor.overfit.sample_ladder import (
+from sightline.workbench.fit.optimizer_grid import OptimizerResult
+from sightline.workbench.fit.sample_ladder import (
     FittedVariant,
     fit_variants,
     parse_rungs,
@@ -30,15 +39,6 @@ from sightline.doctor.overfit.sample_ladder import (
     run_ladder,
     rung_document,
 )
-from sightline.doctor.suite import run_all
-from sightline.engine.build import build
-from sightline.engine.distributed import World, start_world
-from sightline.engine.run_loading import open_run
-from sightline.errors import UserError
-from sightline.runs.run_directory import assert_writable, write_document, write_file
-from sightline.schema import suggest
-from sightline.training.train_run import reread
-from sightline.verbs.output import load_config, print_note, show_findings, show_table
 
 
 def check(options: CheckOptions) -> int:

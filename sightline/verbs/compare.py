@@ -10,32 +10,40 @@ from typing import Any
 
 import torch
 
-from sightline import registry
-from sightline.bench.memory import peak_of_run
 from sightline.commands.prove import CompareOptions
-from sightline.compare.comparison import (
+from sightline.config import RunConfig
+from sightline.contract import registry
+from sightline.contract.errors import UserError
+from sightline.contract.pytree import tree_leaves
+from sightline.engine.build import TrainingSetup
+from sightline.engine.device import set_backends
+from sightline.engine.distributed import start_world
+from sightline.engine.run_loading import OpenRun, open_run
+from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
+from sightline.runs.run_directory import write_document, write_file
+from sightline.verbs.output import load_config, print_note, show_table
+from sightline.workbench.bench.memory import peak_of_run
+from sightline.workbench.compare.comparison import (
     OTHER_KERNELS,
     ComparisonSubject,
     VariantComparison,
     compare_networks,
     make_record,
 )
-from sightline.compare.layerwise import LayerComparison
-from sightline.compare.recording import write_record
-from sightline.compare.report import NOT_AVAILABLE, STEPS, CellResult, cells, encode_comparison_page, run_cell, verdict
-from sightline.compare.repro import LayerOrigin, assert_empty_folder, write_repro
-from sightline.config import RunConfig
-from sightline.describe.memory import first_samples
-from sightline.describe.sources import build_subject
-from sightline.engine.build import TrainingSetup
-from sightline.engine.device import set_backends
-from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import OpenRun, open_run
-from sightline.errors import UserError
-from sightline.instrument.judge import INFINITE_RATIO, MAX_ROUNDING_UNITS
-from sightline.pytree import tree_leaves
-from sightline.runs.run_directory import write_document, write_file
-from sightline.verbs.output import load_config, print_note, show_table
+from sightline.workbench.compare.layerwise import LayerComparison
+from sightline.workbench.compare.recording import write_record
+from sightline.workbench.compare.report import (
+    NOT_AVAILABLE,
+    STEPS,
+    CellResult,
+    cells,
+    encode_comparison_page,
+    run_cell,
+    verdict,
+)
+from sightline.workbench.compare.repro import LayerOrigin, assert_empty_folder, write_repro
+from sightline.workbench.describe.memory import first_samples
+from sightline.workbench.describe.sources import build_subject
 
 _COLUMNS = ("layer", "class", "forward", "backward", "farthest off")
 _MATRIX = ("format", "device", "cuDNN", "TF32", *(f"loss at {step}" for step in STEPS), "s/step", "peak MiB")

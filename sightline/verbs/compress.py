@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from sightline import registry
 from sightline.commands.fields import Command
 from sightline.commands.run import (
     BudgetOptions,
@@ -23,22 +22,25 @@ from sightline.commands.run import (
     FineTuneOptions,
     ProtectedBudgetOptions,
 )
-from sightline.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
-from sightline.compress.policy_simulator import BudgetOn
-from sightline.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
-from sightline.compress.search.base import Search, SearchProgress, SearchResult
 from sightline.config import read_config
 from sightline.config.reader import parse_component
+from sightline.contract import registry
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import load_plugins
+from sightline.contract.schema import suggest
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.observers import wants_live
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.errors import UserError
-from sightline.plugins import load_plugins
 from sightline.runs.checkpoint import PACKED_FILE
 from sightline.runs.run_directory import assert_writable, write_document, write_file
-from sightline.schema import suggest
-from sightline.studies.compression import (
+from sightline.verbs.output import print_note, show_evaluation, show_table
+from sightline.verbs.train import TerminalReporter
+from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_from_dict, policy_to_dict, read_policy
+from sightline.workbench.compress.policy_simulator import BudgetOn
+from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, make_simulator, untraced_problem
+from sightline.workbench.compress.search.base import Search, SearchProgress, SearchResult
+from sightline.workbench.study.compression import (
     WORK,
     Compression,
     FineTuning,
@@ -47,7 +49,7 @@ from sightline.studies.compression import (
     lock_folder,
     run_searches,
 )
-from sightline.studies.compression_report import (
+from sightline.workbench.study.compression_report import (
     NAME,
     CompressionReport,
     bits_svg,
@@ -55,9 +57,7 @@ from sightline.studies.compression_report import (
     pareto_svg,
     search_rows,
 )
-from sightline.studies.study_runs import UnfinishedError
-from sightline.verbs.output import print_note, show_evaluation, show_table
-from sightline.verbs.train import TerminalReporter
+from sightline.workbench.study.study_runs import UnfinishedError
 
 POLICY = "policy.json"
 MAX_DRAWN_RATIO = 1.2

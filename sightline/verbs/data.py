@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sightline import registry
 from sightline.commands.data import (
     ConvertOptions,
     ConvertWeightsOptions,
@@ -20,18 +19,19 @@ from sightline.commands.data import (
     VerifyOptions,
 )
 from sightline.config.overrides import read_key_values
-from sightline.data.store import prepared_set
-from sightline.data.store.columns import prepared_root
-from sightline.data.store.views import VIEWS_SET, Views
-from sightline.errors import UserError, escape_to_one_line
-from sightline.optional_members import DataMembers
-from sightline.plugins import load_plugins
+from sightline.contract import registry
+from sightline.contract.errors import UserError, escape_to_one_line
+from sightline.contract.members import DataMembers
+from sightline.contract.plugins import load_plugins
+from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
-from sightline.schema import Parameter, describe_type, signature_parameters, suggest
+from sightline.store.prepared import prepared_set
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
-    from sightline.data.render.rendering import RenderSource
+    from sightline.areas.clouds.render.rendering import RenderSource
 
 
 _WIDTH = 110
@@ -72,7 +72,7 @@ def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
     if name is None:
         return "", []
     if name == VIEWS_SET:
-        from sightline.data.render.mvcnn import import_views as function
+        from sightline.areas.clouds.render.mvcnn import import_views as function
     else:
         function = _builder(name).prepare
     parameters = {key: p for key, p in signature_parameters(function).items() if key not in _SET_BY_PREPARE}
@@ -87,7 +87,7 @@ def _describe_option(parameter: Parameter) -> str:
 
 def _import_views(options: PrepareOptions) -> int:
     """Write a view store of pictures rendered elsewhere; list shapes without pictures or clouds."""
-    from sightline.data.render import mvcnn
+    from sightline.areas.clouds.render import mvcnn
 
     excluded = ("source", "target", "progress")
     arguments = read_key_values(
@@ -101,7 +101,7 @@ def _import_views(options: PrepareOptions) -> int:
 
 def render(options: RenderOptions) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
-    from sightline.data.render.rendering import RenderSettings, render_set
+    from sightline.areas.clouds.render.rendering import RenderSettings, render_set
 
     elevations = _parse_elevations(options.elevations)
     settings = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
@@ -125,8 +125,8 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
 
 def _find_objects(options: RenderOptions) -> RenderSource:
     """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
-    from sightline.data.render.rendering import PreparedObjects, SyntheticObjects, open_render_source
-    from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+    from sightline.areas.clouds.render.rendering import PreparedObjects, SyntheticObjects, open_render_source
+    from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 
     folder, names = Path(options.source).expanduser(), registry.data.names()
     if options.source == "synthetic_shapes":
@@ -222,7 +222,7 @@ def verify(options: VerifyOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Convert box labels to another layout, and print what was dropped."""
-    from sightline.data.boxes import convert as converting
+    from sightline.areas.detect.sets import convert as converting
 
     for option, name in (("--layout", options.layout), ("--as", options.as_layout)):
         if name not in converting.LAYOUTS:

@@ -10,9 +10,17 @@ import torch
 
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
-from sightline.describe.drawing import build_figure, draw, short_number, show_shape
-from sightline.describe.memory import Memory, estimate_memory
-from sightline.describe.profiling import (
+from sightline.contract.errors import UserError
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.device import set_backends
+from sightline.engine.distributed import World, start_world
+from sightline.engine.run_loading import open_run
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.training.train_run import reread
+from sightline.verbs.output import load_config, print_note, show_table
+from sightline.workbench.describe.drawing import build_figure, draw, short_number, show_shape
+from sightline.workbench.describe.memory import Memory, estimate_memory
+from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
@@ -24,23 +32,15 @@ from sightline.describe.profiling import (
     sum_rows,
     try_settings,
 )
-from sightline.describe.report import (
+from sightline.workbench.describe.report import (
     anchor_coverage,
     description_document,
     learnt_losses,
     projection_summary,
     trace_run,
 )
-from sightline.describe.sources import build_subject
-from sightline.describe.trace import Node, Trace
-from sightline.engine.build import TrainingSetup, build
-from sightline.engine.device import set_backends
-from sightline.engine.distributed import World, start_world
-from sightline.engine.run_loading import open_run
-from sightline.errors import UserError
-from sightline.runs.run_directory import assert_writable, write_document, write_file
-from sightline.training.train_run import reread
-from sightline.verbs.output import load_config, print_note, show_table
+from sightline.workbench.describe.sources import build_subject
+from sightline.workbench.describe.trace import Node, Trace
 
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
 _DROPPABLE = ("inputs", "outputs", "class", "defined in")

@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import nn
 
-from sightline import registry
+from sightline.areas.detect.box_results import DetectionWriter
+from sightline.areas.detect.metrics.box_errors import BoxErrors
+from sightline.areas.detect.task import Detect
 from sightline.commands.run import EvaluateOptions
 from sightline.config import RunConfig, read_config
-from sightline.describe.difficulty import class_difficulty
-from sightline.describe.report import pose_baselines
-from sightline.doctor.checks.data.dataset_mismatch import CloudSample, compare_sets, dataset_mismatch, sample_clouds
-from sightline.doctor.core.finding import FindingLocation
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import ComponentConfig
 from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
@@ -27,20 +29,23 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.run_loading import OpenRun, config_path_of_run, open_run, read_run
 from sightline.engine.session import evaluation_document
-from sightline.errors import ConfigError, UserError
-from sightline.evaluation.box_results import DetectionWriter
-from sightline.evaluation.saved_predictions import MANIFEST, LabelWriter, assert_folds, tested_folds
-from sightline.metrics.box_errors import BoxErrors
-from sightline.optional_members import TaskMembers
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
 from sightline.runs.run_directory import assert_writable, write_document
-from sightline.tasks.detect import Detect
 from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.training.train_run import probe_metrics
-from sightline.types import ComponentConfig
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
 from sightline.verbs.score import assert_against, bind_error_metric, show_errors
+from sightline.workbench.check.checks.data.dataset_mismatch import (
+    CloudSample,
+    compare_sets,
+    dataset_mismatch,
+    sample_clouds,
+)
+from sightline.workbench.check.core.finding import FindingLocation
+from sightline.workbench.describe.difficulty import class_difficulty
+from sightline.workbench.describe.report import pose_baselines
+from sightline.workbench.evaluate.saved_predictions import MANIFEST, LabelWriter, assert_folds, tested_folds
 
 _EVALUATION_KEYS = (
     "evaluate.*",

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sightline.config import RunConfig
-from sightline.errors import UserError, escape_to_one_line
-from sightline.optional_members import DataMembers
+from sightline.contract.errors import UserError, escape_to_one_line
+from sightline.contract.members import DataMembers
 from sightline.training.published_results import Difference, format_figure
 from sightline.training.train_run import read_with_plugins
 

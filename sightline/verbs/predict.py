@@ -10,15 +10,18 @@ from typing import Any, cast, get_args
 
 import torch
 
+from sightline.areas.pose.frame_centres import FileSplit, centre_lines, find_centres
 from sightline.commands.run import PredictOptions
-from sightline.data.files.cloud_files import check_columns
+from sightline.contract.errors import DataError, RunError, UserError, escape_to_one_line
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
-from sightline.errors import DataError, RunError, UserError, escape_to_one_line
-from sightline.predict.frame_centres import FileSplit, centre_lines, find_centres
-from sightline.predict.prediction import build_predictor, collect_files, predict_each
-from sightline.predict.predictor import (
+from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.store.files.cloud_files import check_columns
+from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.workbench.predict.prediction import build_predictor, collect_files, predict_each
+from sightline.workbench.predict.predictor import (
     FLAGS,
     CommandLine,
     Predictor,
@@ -27,9 +30,6 @@ from sightline.predict.predictor import (
     parse_options,
     predictor_class,
 )
-from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.runs.run_directory import assert_writable, write_document, write_file
-from sightline.verbs.output import load_config, print_note, show_table, split_options
 
 _FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 

@@ -7,17 +7,23 @@ import json
 from pathlib import Path
 
 from sightline.commands.prove import ProbeOptions
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import load_plugins
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.launcher import launch, resolve_num_processes
-from sightline.errors import UserError
-from sightline.plugins import load_plugins
-from sightline.probe.classifiers import Probe, assert_fits, build_probe, split_words
-from sightline.probe.measure import Comparison, compare_with_baselines
-from sightline.probe.probed_run import CACHE, FeatureComparison, ProbedRun, extract_with_random_baselines, open_probed
 from sightline.runs.run_directory import assert_writable, write_document, write_file
-from sightline.studies.probe_suite import check_input_scale
 from sightline.verbs.output import print_note, show_table
+from sightline.workbench.probe.classifiers import Probe, assert_fits, build_probe, split_words
+from sightline.workbench.probe.measure import Comparison, compare_with_baselines
+from sightline.workbench.probe.probed_run import (
+    CACHE,
+    FeatureComparison,
+    ProbedRun,
+    extract_with_random_baselines,
+    open_probed,
+)
+from sightline.workbench.study.probe_suite import check_input_scale
 
 
 def probe(options: ProbeOptions) -> int:

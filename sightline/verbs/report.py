@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.commands.look import ReportOptions, ViewOptions
+from sightline.contract.errors import UserError
 from sightline.draw.page import PageClouds, render_page
-from sightline.errors import UserError
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.verbs.output import print_note
 from sightline.verbs.view import view_run_or_config

@@ -9,28 +9,34 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline import registry
-from sightline.binding import AvailableKeys, bind
+from sightline.areas.detect.box_results import (
+    box_images,
+    pycocotools_figures,
+    results_faults,
+    score_boxes,
+    scoring_order,
+)
+from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
+from sightline.areas.detect.sets.records import ground_truth_rows
 from sightline.commands.run import ScoreOptions
 from sightline.config import read_sections
-from sightline.data.boxes.records import ground_truth_rows
-from sightline.data.loading.batch_reader import BatchReader
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation
 from sightline.engine.run_loading import config_path_of_run
 from sightline.engine.session import describe_data_subset
-from sightline.errors import UserError
-from sightline.evaluation.box_results import box_images, pycocotools_figures, results_faults, score_boxes, scoring_order
-from sightline.evaluation.saved_predictions import ExternalPredictions, score_labels
-from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
-from sightline.metrics.box_groups import NO_LIMIT
-from sightline.plugins import load_plugins
+from sightline.parts.metrics.box_groups import NO_LIMIT
 from sightline.runs.run_directory import RunDirectory, write_document
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import compare_figures_with_published, explain_no_rows
-from sightline.types import ComponentConfig, SampleKey
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.view.run_pages import draw_errors, encode_errors, find_best_score, find_worst_images
+from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 
 
 def score(options: ScoreOptions) -> int:

@@ -12,20 +12,28 @@ from sightline.commands.look import CopyOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
 from sightline.config.run_config import format_inline, to_plain
 from sightline.config.shipped import ShippedConfig, copy_shipped, shipped_configs
+from sightline.contract.errors import UserError
+from sightline.contract.metric import is_higher_better
+from sightline.contract.plugins import find_plugin, load_plugins
+from sightline.contract.registry import (
+    DATA_FACTS,
+    REGISTRIES,
+    Registry,
+    RegistryEntry,
+    locate_errors,
+    metrics,
+    optimizers,
+)
+from sightline.contract.schema import describe_type, suggest
+from sightline.contract.types import SourceLocation
 from sightline.engine.build import build_losses
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.optimizers import ModuleRate, OptimizerSpec, format_module_rates
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
-from sightline.errors import UserError
-from sightline.metrics.base import is_higher_better
-from sightline.plugins import find_plugin, load_plugins
 from sightline.published.rows import list_layouts, list_names
-from sightline.registry import DATA_FACTS, REGISTRIES, Registry, RegistryEntry, locate_errors, metrics, optimizers
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import write_document
-from sightline.schema import describe_type, suggest
-from sightline.types import SourceLocation
 from sightline.verbs.output import load_config, print_note
 
 WIDTH = 110

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.commands.look import StudyOptions
-from sightline.errors import UserError
-from sightline.probe.classifiers import split_words
+from sightline.contract.errors import UserError
 from sightline.runs.run_directory import assert_writable, load_document, write_document
-from sightline.studies.grid import NAME as GRID_NAME
-from sightline.studies.grid import GridStudy, parse_factors
-from sightline.studies.label_efficiency import COLUMNS, LabelShare, LabelStudy, table_cells
-from sightline.studies.label_efficiency import NAME as LABELS_NAME
-from sightline.studies.probe_suite import NAME as SUITE_NAME
-from sightline.studies.probe_suite import ProbeSuite, SuiteRequest
-from sightline.studies.study_runs import StudySettings
 from sightline.verbs.output import print_note, show_table, split_options
 from sightline.verbs.train import TerminalReporter
+from sightline.workbench.probe.classifiers import split_words
+from sightline.workbench.study.grid import NAME as GRID_NAME
+from sightline.workbench.study.grid import GridStudy, parse_factors
+from sightline.workbench.study.label_efficiency import COLUMNS, LabelShare, LabelStudy, table_cells
+from sightline.workbench.study.label_efficiency import NAME as LABELS_NAME
+from sightline.workbench.study.probe_suite import NAME as SUITE_NAME
+from sightline.workbench.study.probe_suite import ProbeSuite, SuiteRequest
+from sightline.workbench.study.study_runs import StudySettings
 
 Number = TypeVar("Number", int, float)
 

@@ -10,8 +10,8 @@ import sys
 import traceback
 from typing import Any, TextIO, get_type_hints
 
+from sightline.contract.errors import RunError, UserError, escape_to_one_line
 from sightline.engine.watchdog import report_failure, worker_exit_message
-from sightline.errors import RunError, UserError, escape_to_one_line
 
 _READER_GONE = frozenset({errno.EPIPE, errno.EIO, errno.ECONNRESET})
 """Errors of a pipe that was closed, as `head` does, or of a closed terminal."""
@@ -136,7 +136,7 @@ def format_error(error: Exception) -> int:
 def _suggest_override(option: str) -> str:
     """Describe how to write a config key that was given as an option; empty if no key has this name."""
     from sightline.config import RunConfig  # slow, as is the next; the streams above are guarded first
-    from sightline.registry import optimizers
+    from sightline.contract.registry import optimizers
 
     name = option.lstrip("-").replace("-", "_")
     keys = [name] if name in get_type_hints(RunConfig) else []

@@ -12,33 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from sightline import registry
-from sightline.assigners.report import compare_assigners
+from sightline.areas.detect.assigners.report import compare_assigners
+from sightline.areas.detect.stages import takes_score
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
-from sightline.data.files.cloud_files import check_columns
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scans.scan_reading import SCAN_SUFFIXES
+from sightline.contract import registry
+from sightline.contract.errors import UserError, escape_to_one_line
+from sightline.contract.members import TaskMembers
 from sightline.draw.pictures import Axis
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, is_run, open_run
 from sightline.engine.train import Task
-from sightline.errors import UserError, escape_to_one_line
-from sightline.optional_members import TaskMembers
-from sightline.predict.prediction import collect_files
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
+from sightline.store.files.cloud_files import check_columns
+from sightline.store.files.scan_reading import SCAN_SUFFIXES
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.train_run import reread
 from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
-from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views
 from sightline.view.page import MAX_SHOWN
 from sightline.view.run_pages import draw_runs
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import SamplePredictor, Stage, ViewedSample
+from sightline.workbench.predict.prediction import collect_files
 
 CURVES = "curves.svg"
 METRICS = "metrics.jsonl"

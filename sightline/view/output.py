@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.data.files.array_files import read_npy
-from sightline.data.files.cloud_files import is_no_return
-from sightline.data.files.input_files import file_size
-from sightline.data.files.ply import write_ply
-from sightline.data.files.scan_files import read_label_ids
-from sightline.data.scans.scan_reading import PREDICTING, read_scan
+from sightline.contract.errors import DataError
 from sightline.draw.pictures import Axis, encode_png
-from sightline.errors import DataError
-from sightline.evaluation.saved_predictions import file_stems
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import RunDirectory
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.cloud_files import is_no_return
+from sightline.store.files.input_files import file_size
+from sightline.store.files.ply import write_ply
+from sightline.store.files.scan_files import read_label_ids
+from sightline.store.files.scan_reading import PREDICTING, read_scan
 from sightline.view.page import Tile, draw_sheet, encode_page, make_tiles
 from sightline.view.panels import Volume
 from sightline.view.stages import ClassColoring, Coloring, RgbColoring, Stage, ViewedSample, height_coloring
+from sightline.workbench.evaluate.saved_predictions import file_stems
 
 _COLORS = (("red", "green", "blue"), ("r", "g", "b"), ("diffuse_red", "diffuse_green", "diffuse_blue"))
 _SCANS = (".bin", ".pcd")

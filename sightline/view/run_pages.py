@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sightline.draw.boxes import Color, DrawnBox, draw_boxes
+from sightline.areas.contrast.task import CHANCE_SUFFIX
+from sightline.areas.detect.metrics.box_errors import KINDS, DetectionErrors
+from sightline.areas.detect.output import COLORS
+from sightline.areas.detect.pictures import Color, DrawnBox, draw_boxes
+from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
 from sightline.draw.pictures import Picture
-from sightline.errors import UserError
-from sightline.metrics.box_errors import KINDS, DetectionErrors
 from sightline.runs.run_directory import read_lines
-from sightline.tasks.contrast import CHANCE_SUFFIX
-from sightline.tasks.detection_output import COLORS
 
 _NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys without a curve: those that identify a line, and those that only grow or never change."""

@@ -16,12 +16,12 @@ import numpy as np
 
 from sightline.config.run_config import format_inline
 from sightline.config.yaml_tree import ConfigFaults, read_yaml
-from sightline.data.files.image_files import read_image
+from sightline.contract.errors import UserError
+from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.engine.run_loading import is_run
-from sightline.errors import UserError
-from sightline.regular_files import parse_json, read_regular_file
 from sightline.runs.run_directory import load_document, read_lines
+from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.run_pages import Line, encode_curves, make_curve_panels
 from sightline.view.stages import ViewedSample

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from sightline.data.loading.batch_reader import BatchReader
+from sightline.contract.members import MetricMembers
+from sightline.contract.metric import Meter
+from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import UNLABELLED, Axis, Frame, apply_colormap, label_colors
 from sightline.engine.device import Precision, to_device
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.step import Task
-from sightline.metrics.base import Meter
-from sightline.optional_members import MetricMembers
-from sightline.tasks.segment import WRONG
-from sightline.types import Batch, SampleKey
+from sightline.parts.tasks.segment import WRONG
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.view.panels import ImagePanel, JointFigure, Volume
 
 _RIGHT = np.array([196, 201, 208], dtype=np.uint8)

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
-from sightline.assigners.optimal_transport import OTA, SimOTA
-from sightline.assigners.report import assignment_report
-from sightline.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
-from sightline.bench.memory import peak_of_run
-from sightline.errors import MissingExtraError
-from sightline.geometry import neighbours
-from sightline.geometry.boxes import overlaps
-from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA
+from sightline.areas.detect.assigners.report import assignment_report
+from sightline.areas.detect.assigners.static import ATSS, FCOS, FreeAnchor, MaxIoU
+from sightline.compute.geometry import neighbours
+from sightline.compute.geometry.boxes import overlaps
+from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.contract import registry
+from sightline.contract.errors import MissingExtraError
+from sightline.workbench.bench.memory import peak_of_run
 from tests.geometry.boxes.crowds import crowd
 
 STRIDES = (8, 16, 32)

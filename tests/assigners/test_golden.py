@@ -13,11 +13,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 from torch import Tensor
 
-from sightline.assigners import optimal_transport
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
-from sightline.assigners.optimal_transport import OTA, SimOTA, _Costs, sinkhorn
-from sightline.assigners.static import ATSS, FCOS, MaxIoU
-from sightline.geometry.boxes.overlaps import (
+from sightline.areas.detect.assigners import optimal_transport
+from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, PriorPredictions, candidate_pairs
+from sightline.areas.detect.assigners.optimal_transport import OTA, SimOTA, _Costs, sinkhorn
+from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
+from sightline.areas.detect.losses import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from sightline.compute.geometry.boxes.overlaps import (
     OVERLAPS,
     box_areas,
     box_sizes,
@@ -29,8 +30,7 @@ from sightline.geometry.boxes.overlaps import (
     iou,
     pairwise_iou,
 )
-from sightline.geometry.boxes.priors import Priors, make_points
-from sightline.losses.boxes import overlap_loss, sigmoid_bce, sigmoid_focal, smooth_l1
+from sightline.compute.geometry.boxes.priors import Priors, make_points
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

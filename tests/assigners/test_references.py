@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.assigners.base import BACKGROUND, IGNORED
-from sightline.assigners.static import ATSS, FCOS, MaxIoU
-from sightline.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
+from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
+from sightline.areas.detect.assigners.static import ATSS, FCOS, MaxIoU
+from sightline.compute.geometry.boxes.priors import AnchorShapes, Priors, make_anchors, make_points
 from tests.geometry.boxes.crowds import crowd
 
 SEEDS = range(200)

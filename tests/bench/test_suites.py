@@ -14,10 +14,10 @@ from scipy.spatial import cKDTree
 from benchmarks import networks, textbook
 from benchmarks.suites import LIBRARY
 from benchmarks.textbook import TextbookPointTransformer
-from sightline.bench import suites as installed
-from sightline.bench.case import BenchmarkCase
-from sightline.bench.networks import IN_FLOAT64, make_parts
-from sightline.errors import UserError
+from sightline.contract.errors import UserError
+from sightline.workbench.bench import suites as installed
+from sightline.workbench.bench.case import BenchmarkCase
+from sightline.workbench.bench.networks import IN_FLOAT64, make_parts
 from tests.marks import long_but
 
 # --- the shipped cases: their names, what patterns choose, and that their forms agree at the sizes of a s ------------

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.contract import registry
 
 
 class Logits(TypedDict):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.layerwise import LayerComparison, compare_layerwise
-from sightline.compare.recording import StepRecording
-from sightline.compare.variants import ModelVariant, deterministic_copy, record_step
 from sightline.engine.device import Precision
+from sightline.workbench.compare.layerwise import LayerComparison, compare_layerwise
+from sightline.workbench.compare.recording import StepRecording
+from sightline.workbench.compare.variants import ModelVariant, deterministic_copy, record_step
 
 __all__ = ["compared", "guilty", "step_of", "variant"]
 

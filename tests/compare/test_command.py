@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sightline.compare.comparison import Stages, compare_stages
-from sightline.compare.recording import Writer, _Reader
-from sightline.errors import UserError
+from sightline.contract.errors import UserError
+from sightline.workbench.compare.comparison import Stages, compare_stages
+from sightline.workbench.compare.recording import Writer, _Reader
 from tests.command import Outcome, run_here
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -266,7 +266,7 @@ def test_more_samples_than_a_batch_of_the_recipe(tmp_path: Path) -> None:
 def test_our_own_model_of_another_width_is_refused_in_a_line(tmp_path: Path) -> None:
     path = tmp_path / "wide.py"
     path.write_text(
-        "from sightline.models.pointnet import PointNetPlain\n\n\ndef build():\n"
+        "from sightline.areas.clouds.models.pointnet import PointNetPlain\n\n\ndef build():\n"
         "    return PointNetPlain(num_classes=12, in_channels=3, embedding=128)\n"
     )
     outcome, _ = compare(tmp_path, *SMALL, "--against", path, "--steps", 0)
@@ -277,7 +277,7 @@ def test_our_own_model_of_another_width_is_refused_in_a_line(tmp_path: Path) -> 
 def test_a_map_is_read_though_the_reference_is_our_own_model(tmp_path: Path) -> None:
     path, keys = tmp_path / "same.py", tmp_path / "keys.json"
     path.write_text(
-        "from sightline.models.pointnet import PointNetPlain\n\n\ndef build():\n"
+        "from sightline.areas.clouds.models.pointnet import PointNetPlain\n\n\ndef build():\n"
         "    return PointNetPlain(num_classes=12, in_channels=3, embedding=64)\n"
     )
     keys.write_text('{"nonsense": "head"}')

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.external_model import layouts_between, load_matched_weights, match_keys, nearest_layout
-from sightline.errors import UserError
+from sightline.contract.errors import UserError
+from sightline.workbench.compare.external_model import layouts_between, load_matched_weights, match_keys, nearest_layout
 from tests.cases import run_each
 
 POINTS = torch.randn(2, 5, 3)

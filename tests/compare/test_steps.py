@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.compare.comparison import ComparisonSubject, bisect_layers, compare_networks
-from sightline.compare.report import MatrixCell, cells, run_cell
-from sightline.compare.steps import LossTrace, losses_over_steps, trace_losses
-from sightline.compare.variants import ModelVariant, deterministic_copy
-from sightline.describe.memory import first_samples
+from sightline.contract import registry
+from sightline.contract.errors import UserError
 from sightline.engine.device import Precision
-from sightline.errors import UserError
+from sightline.workbench.compare.comparison import ComparisonSubject, bisect_layers, compare_networks
+from sightline.workbench.compare.report import MatrixCell, cells, run_cell
+from sightline.workbench.compare.steps import LossTrace, losses_over_steps, trace_losses
+from sightline.workbench.compare.variants import ModelVariant, deterministic_copy
+from sightline.workbench.describe.memory import first_samples
 from tests.cases import run_each
 from tests.runs.small import small_run
 

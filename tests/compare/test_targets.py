@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.compare.layerwise import LOSS, TARGETS, LayerComparison, compare_layerwise
-from sightline.compare.variants import record_step
+from sightline.workbench.compare.layerwise import LOSS, TARGETS, LayerComparison, compare_layerwise
+from sightline.workbench.compare.variants import record_step
 from tests.command import run_here
 from tests.compare.steps import variant
 from tests.processes import ROOT

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.compress.policy import (
+from sightline.workbench.compress.policy import (
     FP32,
     Activation,
     LayerCost,
@@ -20,7 +20,7 @@ from sightline.compress.policy import (
     layer_costs,
     state_vectors,
 )
-from sightline.describe.trace import trace
+from sightline.workbench.describe.trace import trace
 from tests.golden_parity import Golden, load_golden
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import truncnorm
 from torch import Tensor
 
-from sightline.compress.search.ddpg import Agent, ReplayBuffer, Transitions, exploration_std, truncated_normal
+from sightline.workbench.compress.search.ddpg import Agent, ReplayBuffer, Transitions, exploration_std, truncated_normal
 from tests.compress.toys import closed_by_ddpg
 from tests.golden_parity import Golden, load_golden, rule_made_state
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.compress.policy import (
+from sightline.contract.errors import ConfigError
+from sightline.workbench.compress.policy import (
     FP16,
     FP32,
     Activation,
@@ -22,7 +23,6 @@ from sightline.compress.policy import (
     protected_choices,
     read_policy,
 )
-from sightline.errors import ConfigError
 from tests.golden_parity import load_golden
 
 NAMES = ("stem.conv.weight", "body.0.weight", "body.1.weight", "head.weight")

@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import registry
-from sightline.compress.policy import FP32, Activation, LayerCost, Policy, WeightFormat
-from sightline.compress.search.base import (
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
+from sightline.contract.types import ComponentConfig
+from sightline.draw.charts import COLORS
+from sightline.workbench.compress.policy import FP32, Activation, LayerCost, Policy, WeightFormat
+from sightline.workbench.compress.search.base import (
     Curvature,
     EvaluationCache,
     PolicyEvaluation,
@@ -28,11 +31,8 @@ from sightline.compress.search.base import (
     open_record,
     run_search,
 )
-from sightline.compress.search.knapsack import solve_knapsack
-from sightline.draw.charts import COLORS
-from sightline.errors import ConfigError, DataError, MissingExtraError, RunError, UserError
-from sightline.studies.compression_report import bits_svg, hyper_volume, pareto_front, pareto_svg, search_rows
-from sightline.types import ComponentConfig
+from sightline.workbench.compress.search.knapsack import solve_knapsack
+from sightline.workbench.study.compression_report import bits_svg, hyper_volume, pareto_front, pareto_svg, search_rows
 from tests.compress.toys import counted, made
 from tests.golden_parity import load_golden
 

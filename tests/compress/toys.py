@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sightline.compress.policy import FP32, LayerCost, Policy, WeightFormat
-from sightline.compress.search.base import EvaluationCache, PolicyEvaluator, Problem
-from sightline.compress.search.ddpg import DDPG
-from sightline.compress.search.knapsack import best_levels
+from sightline.workbench.compress.policy import FP32, LayerCost, Policy, WeightFormat
+from sightline.workbench.compress.search.base import EvaluationCache, PolicyEvaluator, Problem
+from sightline.workbench.compress.search.ddpg import DDPG
+from sightline.workbench.compress.search.knapsack import best_levels
 
 HEADER_BYTES = 12
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline import registry
+from sightline.contract import registry
 from tests.command import run_here, succeed
 from tests.marks import long_but
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from sightline import registry
 from sightline.config import RunConfig, read_config, render_config
-from sightline.errors import ConfigError
-from sightline.types import ComponentConfig, SourceLocation
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SourceLocation
 from tests.command import run_here, succeed
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"

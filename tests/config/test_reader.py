@@ -10,8 +10,8 @@ import pytest
 
 from sightline.config import RunConfig, locate_errors, read_config, render_config
 from sightline.config.reader import MAX_BASES
-from sightline.errors import ConfigError
-from sightline.types import LinearRamp, SourceLocation
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import LinearRamp, SourceLocation
 from tests.cases import run_each
 
 FOLDER = Path(__file__).resolve().parents[1] / "broken_configs"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from sightline import registry
 from sightline.config import read_config, render_config
-from sightline.errors import ConfigError
-from sightline.plugins import find_plugin
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.plugins import find_plugin
 from tests.cases import run_each
 from tests.command import succeed
 

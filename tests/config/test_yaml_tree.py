@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sightline.config.reader import read_config
 from sightline.config.yaml_tree import MAX_NODES, ConfigFaults, read_value, read_yaml
-from sightline.errors import ConfigError
+from sightline.contract.errors import ConfigError
 from tests.cases import run_each
 
 HEALTHY = Path(__file__).resolve().parents[1] / "broken_configs" / "_healthy.yaml"

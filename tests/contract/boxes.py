@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.losses.base import Loss
-from sightline.metrics.base import append_rows
-from sightline.tasks.supervised import Supervised
+from sightline.contract.loss import Loss
+from sightline.contract.metric import append_rows
+from sightline.parts.tasks.supervised import Supervised
 from tests.contract.toy import Made, Toy, field, supervised
 
 # detect: positives are decided by assignment, counted before the forward pass

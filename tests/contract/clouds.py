@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.layers.quantisation.parametrised import apply_policy
-from sightline.losses.base import Loss
-from sightline.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
-from sightline.metrics.labels import IoU
-from sightline.tasks.distillation import DistillationTask, add_teacher_keys
-from sightline.tasks.segment import Segment
-from sightline.tasks.supervised import Classify, Supervised
-from sightline.transforms.range_projection import Project
+from sightline.areas.scans.range_projection import Project
+from sightline.compute.layers.quantisation.parametrised import apply_policy
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.loss import Loss
+from sightline.parts.losses.classification import CrossEntropy, Distillation, LovaszSoftmax
+from sightline.parts.metrics.labels import IoU
+from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
+from sightline.parts.tasks.segment import Segment
+from sightline.parts.tasks.supervised import Classify, Supervised
+from sightline.store.loading.batch_reader import NamedTransform
 from tests.contract.toy import NUM_CLASSES, CrossEntropySum, Logits, Made, Toy, field, supervised
 
 # classify: clouds of one size

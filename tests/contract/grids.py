@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.losses.base import Loss
+from sightline.contract.loss import Loss
 from tests.contract.toy import NUM_CLASSES, NUM_SAMPLES, CrossEntropySum, Logits, Made, Toy, field, supervised
 
 # pose: voxel grids to heat maps; the count is visible joints x voxels

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, make_sample
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.data.loading.concat import Concat
-from sightline.metrics.base import State
-from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.box_errors import BoxErrors
-from sightline.metrics.crowds import CrowdAp, MissRate
-from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps
-from sightline.transforms.images import FlipImage, NormalizeImage
-from sightline.types import ComponentConfig
+from sightline.areas.detect.combined_images import CutImage, FitImage, ScaleSteps
+from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.metrics.box_errors import BoxErrors
+from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
+from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, make_sample
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.metric import State
+from sightline.contract.types import ComponentConfig
+from sightline.parts.transforms.images import FlipImage, NormalizeImage
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.store.loading.concat import Concat
 from tests.contract.toy import NUM_SAMPLES, Made, Toy
 
 CLASSES = ("light", "dark")

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import AvailableKeys
+from sightline.areas.contrast.crosspoint import CrossPointOutput
+from sightline.areas.contrast.metrics import CrossPairs
+from sightline.areas.contrast.task import Contrast as OwnContrast
+from sightline.contract.binding import AvailableKeys
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.losses.embeddings import CrossModal, IntraModal, PairLoss, nt_xent
-from sightline.metrics.pairs import CrossPairs
-from sightline.models.crosspoint import CrossPointOutput
-from sightline.tasks.contrast import Contrast as OwnContrast
+from sightline.parts.losses.embeddings import CrossModal, IntraModal, PairLoss, nt_xent
 from tests.contract.toy import NUM_SAMPLES, Made, Toy, field
 
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import AvailableKeys, bind, declared_outputs
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.contract.binding import AvailableKeys, bind, declared_outputs
+from sightline.contract.loss import Loss
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.learnt_losses import LearntLosses
-from sightline.losses.base import Loss
-from sightline.optional_members import TaskMembers
-from sightline.tasks.supervised import Supervised
-from sightline.types import DataInfo, Field, SampleKey
+from sightline.parts.tasks.supervised import Supervised
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 NUM_SAMPLES = 43
 NUM_CLASSES = 3

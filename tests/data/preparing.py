@@ -11,8 +11,8 @@ from typing import Any
 import h5py
 import pytest
 
-from sightline import registry
-from sightline.errors import DataError
+from sightline.contract import registry
+from sightline.contract.errors import DataError
 
 __all__ = [
     "cut",

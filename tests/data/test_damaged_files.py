@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.boxes.layout_reading import read_kitti, read_lines, read_yolo
-from sightline.data.boxes.people_files import read_citypersons
-from sightline.data.clouds.modelnet_files import ClassSubset, text_contents
-from sightline.data.files.scan_files import velodyne_poses
-from sightline.data.scans.squeezeseg_npy import read_range_image
-from sightline.errors import DataError
+from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
+from sightline.areas.detect.sets.layout_reading import read_kitti, read_lines, read_yolo
+from sightline.areas.detect.sets.people_files import read_citypersons
+from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
+from sightline.contract.errors import DataError
+from sightline.store.files.scan_files import velodyne_poses
 from tests.data.boxes.box_writers import pattern, write_image
 
 IDENTITY = "1 0 0 0 0 1 0 0 0 0 1 0"

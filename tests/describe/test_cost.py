@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import sightline
-from sightline.describe.trace import count_macs
 from sightline.instrument import record
+from sightline.workbench.describe.trace import count_macs
 from tests.cases import run_each
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from sightline import registry
 from sightline.config import read_config, render_config
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.describe.sources import PlaceholderDataset, build_subject
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
-from sightline.errors import DataError
 from sightline.runs.lineage import INPUTS_FILE, inputs_document
-from sightline.types import DataInfo, Field, SampleKey
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.describe.sources import PlaceholderDataset, build_subject
 from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from sightline.describe.difficulty import boundary_mask, rank_correlation
+from sightline.workbench.describe.difficulty import boundary_mask, rank_correlation
 from tests.command import run_here
 
 

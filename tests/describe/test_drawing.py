@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.describe.drawing import Figure, build_figure, draw, short_number, show_shape
-from sightline.describe.trace import Trace, trace
+from sightline.workbench.describe.drawing import Figure, build_figure, draw, short_number, show_shape
+from sightline.workbench.describe.trace import Trace, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
 

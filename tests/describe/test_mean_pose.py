@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.describe.report import mean_pose_error_mm, pose_baselines
+from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset
-from sightline.types import SampleKey
+from sightline.workbench.describe.report import mean_pose_error_mm, pose_baselines
 from tests.doctor.planting import make
 from tests.doctor.posing import make_pose
 

@@ -18,12 +18,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
 from sightline.config import read_config
-from sightline.describe.memory import MemoryTracker, estimate_memory, first_samples, storage_bytes
+from sightline.contract.pytree import tree_leaves
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train_step
 from sightline.instrument import record
-from sightline.pytree import tree_leaves
+from sightline.workbench.describe.memory import MemoryTracker, estimate_memory, first_samples, storage_bytes
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "classify"
 SIZE = {"data.num_points": "128", "data.train_size": "96", "train.batch_size": "24"}
@@ -191,8 +191,8 @@ CHILD = """
 import gc, json, sys
 from pathlib import Path
 from tests.describe.test_memory import Laps, built_of, held
-from sightline.pytree import tree_leaves
-from sightline.describe.memory import storage_bytes, estimate_memory, first_samples
+from sightline.contract.pytree import tree_leaves
+from sightline.workbench.describe.memory import storage_bytes, estimate_memory, first_samples
 from sightline.engine.distributed import World
 from sightline.engine.train import train_step
 

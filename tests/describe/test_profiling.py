@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.config import read_config
-from sightline.describe.memory import estimate_memory
-from sightline.describe.profiling import (
+from sightline.contract.errors import RunError, UserError
+from sightline.engine.build import TrainingSetup, build
+from sightline.engine.distributed import World
+from sightline.workbench.describe.memory import estimate_memory
+from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
@@ -26,9 +29,6 @@ from sightline.describe.profiling import (
     run_steps,
     try_settings,
 )
-from sightline.engine.build import TrainingSetup, build
-from sightline.engine.distributed import World
-from sightline.errors import RunError, UserError
 from tests.cases import run_each
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -71,7 +71,7 @@ def test_every_table_adds_up_and_the_trace_is_a_file_for_viewers(tmp_path: Path)
     parts = {row["part"] for row in document["parts"]}
     assert parts >= {"data", "transfer", "prepare", "forward", "loss", "backward", "optimise", "between steps"}
     edge = next(row for row in document["modules"] if row["path"] == "edges.0")
-    assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/layers/edge_conv.py")
+    assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/compute/layers/edge_conv.py")
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     assert {"module: edges.0", "end of data", "ProfilerStep#2"} <= {event["name"] for event in events}
 

@@ -6,8 +6,15 @@ from typing import Any
 
 import pytest
 
-from sightline.describe.profiler_trace import HOST, MODULE, WAITING, StepCosts, classify_kernel, compute_step_costs
-from sightline.errors import RunError
+from sightline.contract.errors import RunError
+from sightline.workbench.describe.profiler_trace import (
+    HOST,
+    MODULE,
+    WAITING,
+    StepCosts,
+    classify_kernel,
+    compute_step_costs,
+)
 from tests.cases import run_each
 
 PRODUCTS = "matrix products, convolutions"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline import registry
-from sightline.describe.trace import Trace, trace
-from sightline.errors import RunError
+from sightline.contract import registry
+from sightline.contract.errors import RunError
+from sightline.workbench.describe.trace import Trace, trace
 from tests.models.small_models import make_inputs, small_model
 
 

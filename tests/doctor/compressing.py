@@ -19,20 +19,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
+from sightline.compute.layers.quantisation import clustering, parametrised
+from sightline.compute.layers.quantisation.clustering import Clusters
+from sightline.compute.layers.quantisation.linear import quantisable_weights
+from sightline.compute.layers.quantisation.parametrised import (
+    Codebook,
+    HalfPrecision,
+    UniformQuantiser,
+    quantised_weights,
+)
 from sightline.config import read_config
-from sightline.doctor.context import CHECKS, Context
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.suite import all_checks
+from sightline.contract import registry
 from sightline.engine import build as model_surgery
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.layers.quantisation import clustering, parametrised
-from sightline.layers.quantisation.clustering import Clusters
-from sightline.layers.quantisation.linear import quantisable_weights
-from sightline.layers.quantisation.parametrised import Codebook, HalfPrecision, UniformQuantiser, quantised_weights
-from sightline.tasks.distillation import DistillationTask
-from sightline.tasks.supervised import Supervised
+from sightline.parts.tasks.distillation import DistillationTask
+from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
 from tests.doctor.power import print_alarms, processor_time, table

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from sightline.data.synthetic import synthetic_shapes
-from sightline.data.synthetic.synthetic_lidar import Scan, SyntheticLidar
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.areas.clouds.sets import synthetic_shapes
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.scans.sets.synthetic_lidar import Scan, SyntheticLidar
 
 
 @pytest.fixture(autouse=True)

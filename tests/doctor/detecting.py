@@ -15,24 +15,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
+from sightline.areas.detect import heads
+from sightline.areas.detect import task as detect
+from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assigner, Assignment
+from sightline.areas.detect.heads import DenseHead, RetinaHead
+from sightline.areas.detect.losses import SigmoidFocal, sigmoid_focal
+from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.metrics.crowds import CrowdAp
+from sightline.areas.detect.sets import synthetic_crowds
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.task import Detect
+from sightline.compute.geometry.boxes.priors import Priors
 from sightline.config import read_config
-from sightline.data.synthetic import synthetic_crowds
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.doctor.context import CHECKS, Context
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.suite import all_checks
+from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.geometry.boxes.priors import Priors
-from sightline.losses.boxes import SigmoidFocal, sigmoid_focal
-from sightline.metrics.box_ap import BoxAp
-from sightline.metrics.crowds import CrowdAp
-from sightline.models.detection import heads
-from sightline.models.detection.heads import DenseHead, RetinaHead
-from sightline.tasks import detect
-from sightline.tasks.detect import Detect
-from sightline.types import Sample
+from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
 from tests.doctor.power import processor_time, table
 

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys, declared_outputs
+from sightline.areas.contrast.crosspoint import CrossPointOutput
+from sightline.areas.contrast.task import Contrast
 from sightline.config import read_config
+from sightline.contract.binding import AvailableKeys, declared_outputs
+from sightline.contract.types import ComponentConfig, Field, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.losses.embeddings import CrossModal, IntraModal
-from sightline.models.crosspoint import CrossPointOutput
-from sightline.tasks.contrast import Contrast
-from sightline.types import ComponentConfig, Field, SampleKey
+from sightline.parts.losses.embeddings import CrossModal, IntraModal
 from tests.doctor.planting import with_data
 
 CONFIG = """\

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys, declared_outputs
 from sightline.config import read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.doctor.core.finding import CAUSES, Finding
-from sightline.doctor.suite import run_all
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, declared_outputs
+from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
-from sightline.tasks.supervised import Classify
-from sightline.types import SampleKey
+from sightline.parts.tasks.supervised import Classify
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.check.core.finding import CAUSES, Finding
+from sightline.workbench.check.suite import run_all
 
 CONFIG = """\
 data: {name: synthetic_shapes, num_points: 32, train_size: 240, test_size: 24}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 __all__ = ["make_pose", "with_transform"]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from sightline.doctor.context import CHECKS, Context
+from sightline.workbench.check.context import CHECKS, Context
 
 __all__ = ["print_alarms", "processor_time", "table"]
 

@@ -10,13 +10,13 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys, declared_outputs
-from sightline.doctor.context import Context
+from sightline.contract.binding import AvailableKeys, declared_outputs
+from sightline.contract.loss import Loss
+from sightline.contract.types import ComponentConfig, Field
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.losses.base import Loss
-from sightline.tasks.supervised import Supervised
-from sightline.types import ComponentConfig, Field
+from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import Wrapped, make, with_data
 
 SIZE, SIGMA = 10, 1.3

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from sightline.config import read_config
-from sightline.doctor.checks.optimiser.non_finite import diagnose_non_finite
-from sightline.doctor.suite import run_quick
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
 from sightline.engine.train import NonFiniteGradientError, train
+from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite
+from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import Wrapped, with_data
 
 

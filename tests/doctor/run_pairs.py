@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from sightline.areas.contrast.task import Contrast
 from sightline.config import read_config
-from sightline.doctor.checks.loss_terms import negatives
-from sightline.doctor.context import Context
 from sightline.engine.build import build
 from sightline.engine.distributed import start_world
-from sightline.tasks.contrast import Contrast
+from sightline.workbench.check.checks.loss_terms import negatives
+from sightline.workbench.check.context import Context
 
 
 class Deaf(Contrast):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.config import read_config
-from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
+from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.types import DataInfo, Sample, SampleKey
 from tests.conftest import ROOT
 
 __all__ = ["READ", "SMALL", "Edit", "labels_of_next", "make_scans", "with_rows"]

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys, bind, declared_outputs
 from sightline.config import read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, bind, declared_outputs
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_evaluator
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.tasks.segment import Segment
-from sightline.types import DataInfo, Field, Sample, SampleKey
+from sightline.parts.tasks.segment import Segment
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.doctor.planting import CONFIG, losses_of
 
 PARTS = (

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.synthetic.synthetic_hands import SyntheticBodies, SyntheticHands
-from sightline.doctor.checks.data.batches import non_finite_data
-from sightline.doctor.checks.data.channel_contract import channel_contract
-from sightline.doctor.checks.data.data_mutation import data_mutation, duplicate_clouds
-from sightline.doctor.checks.data.dataset_mismatch import dataset_mismatch
-from sightline.doctor.context import Context
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.synthetic_hands import SyntheticBodies, SyntheticHands
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.batches import non_finite_data
+from sightline.workbench.check.checks.data.channel_contract import channel_contract
+from sightline.workbench.check.checks.data.data_mutation import data_mutation, duplicate_clouds
+from sightline.workbench.check.checks.data.dataset_mismatch import dataset_mismatch
+from sightline.workbench.check.context import Context
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.doctor.planting import Wrapped, make, with_data
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.checks.initial_loss import expected_mean_square, initial_squares
-from sightline.doctor.checks.loss_progress import trivial_predictions, trivial_predictors
-from sightline.doctor.checks.model.gradients import gradient_flow
-from sightline.doctor.checks.model.leftover_hooks import input_variances, norm_variance
-from sightline.doctor.checks.model.outputs import final_activation
-from sightline.doctor.checks.weights import find_scheme, initial_weights
-from sightline.doctor.context import Context
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.contract.loss import Loss
+from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
-from sightline.losses.base import Loss
-from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
-from sightline.types import ComponentConfig
+from sightline.workbench.check.checks.initial_loss import expected_mean_square, initial_squares
+from sightline.workbench.check.checks.loss_progress import trivial_predictions, trivial_predictors
+from sightline.workbench.check.checks.model.gradients import gradient_flow
+from sightline.workbench.check.checks.model.leftover_hooks import input_variances, norm_variance
+from sightline.workbench.check.checks.model.outputs import final_activation
+from sightline.workbench.check.checks.weights import find_scheme, initial_weights
+from sightline.workbench.check.context import Context
 from tests.cases import run_each
 from tests.doctor.planting import assert_complete, caught, losses_of, make, with_losses, with_model
 from tests.doctor.regressing import MapOutput, Maps, MeanSquare, context_of, grid, heat_maps, make_maps

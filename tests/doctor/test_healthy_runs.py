@@ -13,6 +13,7 @@ import torch
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Evaluate, Train
+from sightline.contract.types import ComponentConfig
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build
 from sightline.engine.device import Precision
@@ -20,7 +21,6 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.schedules import Constant
 from sightline.engine.train import TrainState
-from sightline.types import ComponentConfig
 from tests.conftest import ROOT
 from tests.contract.toy import NUM_SAMPLES, meters
 from tests.contract.toys import TOYS

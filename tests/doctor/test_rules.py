@@ -10,16 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.context import CHECKS, Context, check, metrics, splits
-from sightline.doctor.core.finding import Fault, Hypothesis, explain, finding_from_dict, is_near, is_within_factor
 from sightline.engine.build import DataSubset
 from sightline.engine.distributed import World
+from sightline.workbench.check.context import CHECKS, Context, check, metrics, splits
+from sightline.workbench.check.core.finding import (
+    Fault,
+    Hypothesis,
+    explain,
+    finding_from_dict,
+    is_near,
+    is_within_factor,
+)
 from tests.doctor.planting import make
 
 
 @pytest.fixture
 def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
-    monkeypatch.setattr("sightline.doctor.context.CHECKS", dict(CHECKS))
+    monkeypatch.setattr("sightline.workbench.check.context.CHECKS", dict(CHECKS))
     return Context(make(tmp_path), World())
 
 

@@ -14,20 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import numba_kernels
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.compute import numba_kernels
 from sightline.config import read_config
 from sightline.config.reader import RENAMED_CHECKS
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.doctor import suite
-from sightline.doctor.context import CHECKS, Context, FindingBuilder
-from sightline.doctor.core.dry_run import dry_run
-from sightline.doctor.core.finding import Finding, FindingLocation, finding_from_dict, gather_findings, merge_findings
-from sightline.doctor.suite import all_checks, run_all, run_quick
+from sightline.contract.errors import ConfigError
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState, train
-from sightline.errors import ConfigError
 from sightline.verbs.output import show_findings
+from sightline.workbench.check import suite
+from sightline.workbench.check.context import CHECKS, Context, FindingBuilder
+from sightline.workbench.check.core.dry_run import dry_run
+from sightline.workbench.check.core.finding import (
+    Finding,
+    FindingLocation,
+    finding_from_dict,
+    gather_findings,
+    merge_findings,
+)
+from sightline.workbench.check.suite import all_checks, run_all, run_quick
 from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import STRONG, make_pairs
 from tests.doctor.planting import CONFIG, assert_complete, make, with_model

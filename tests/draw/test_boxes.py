@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.draw.boxes import DrawnBox, draw_boxes
-from sightline.tasks.detection_output import COLORS, show_detections
+from sightline.areas.detect.output import COLORS, show_detections
+from sightline.areas.detect.pictures import DrawnBox, draw_boxes
 
 RED = (250, 0, 0)
 

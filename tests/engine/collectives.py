@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import RunError
 from sightline.engine.distributed import World, start_world
-from sightline.errors import RunError
 
 DTYPES = ("uint8", "int16", "int32", "int64", "float32", "float64", "bfloat16")
 ROWS = {2: [(3, 1), (0, 4), (0, 0)], 3: [(2, 0, 5), (0, 0, 1), (4, 4, 4)]}

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sightline.config import RunConfig, read_config, render_config
+from sightline.contract.errors import CheckpointError, ConfigError, UserError
 from sightline.engine import build as build_module
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.resume import RunLocation, assert_same_run, resolve_run_location
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
 from sightline.engine.session import StopRequest, TrainingSession
-from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment
 from tests.engine.snapshots import snapshot_of

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 import sightline
-from sightline import registry
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.errors import CheckpointError, ConfigError
-from sightline.models import point_transformer
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.scenes import point_transformer
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, ConfigError
+from sightline.contract.types import DataInfo, Field
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
-from sightline.types import DataInfo, Field
 from tests.command import run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.engine.published_weights import saved, small_state

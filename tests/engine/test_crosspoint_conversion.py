@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 import sightline
-from sightline import registry
-from sightline.errors import CheckpointError, ConfigError, UserError
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, ConfigError, UserError
+from sightline.contract.types import ComponentConfig, DataInfo, Field
 from sightline.published.conversion import convert_published_weights
 from sightline.published.translation import published_name
 from sightline.runs.weights import load_weights
-from sightline.types import ComponentConfig, DataInfo, Field
 from tests.command import succeed
 from tests.golden_parity import OUTPUT_BOUND, assert_near_largest, cloud_inputs, load_golden
 from tests.models.test_image_encoders import SIZES

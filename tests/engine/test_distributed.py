@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.contract.errors import ConfigError, RunError, UserError
 from sightline.engine.build import build
 from sightline.engine.distributed import World, _select_device, start_world
-from sightline.errors import ConfigError, RunError, UserError
 from tests.engine.collectives import DTYPES, PARTS, ROWS, TEXTS, Uneven, network, random_numbers, whole_batch
 from tests.processes import free_port, run_ranks
 from tests.runs.small import small_config

@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
 from sightline.config import read_config
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.registry import RegistryEntry
+from sightline.contract.schema import signature_parameters
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
 from sightline.engine.resume import assert_same_run
 from sightline.engine.session import StopRequest, TrainingSession
-from sightline.errors import ConfigError
-from sightline.registry import RegistryEntry
 from sightline.runs.run_directory import RunDirectory
-from sightline.schema import signature_parameters
-from sightline.types import ComponentConfig, SampleKey
 from sightline.verbs.show import _add_origin_of_mode
 from tests.cases import run_each
 from tests.doctor.planting import CONFIG, make

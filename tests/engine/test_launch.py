@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from sightline.contract.errors import UserError
 from sightline.engine.launcher import (
     RankInfo,
     _report,
@@ -24,7 +25,6 @@ from sightline.engine.launcher import (
 )
 from sightline.engine.session import StopRequest
 from sightline.engine.watchdog import Failure, Watchdog, exit_process, read_failure, report_failure
-from sightline.errors import UserError
 from sightline.runs.atomic_files import ProcessIdentity, process_start_time
 from tests.command import run_here
 from tests.processes import ROOT, _slurm

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.doctor.suite import run_quick
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError, ConfigError
+from sightline.contract.loss import Loss, cast_forward
+from sightline.contract.plugins import load_plugins
 from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
@@ -25,11 +27,9 @@ from sightline.engine.optimizers import SGD, apply_freezing
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.step import StepTimer
 from sightline.engine.train import StepTotals, train_step
-from sightline.errors import CheckpointError, ConfigError
-from sightline.losses.base import Loss, cast_forward
-from sightline.plugins import load_plugins
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
+from sightline.workbench.check.suite import run_quick
 from tests.command import run_here, succeed
 from tests.doctor.planting import CONFIG, make
 
@@ -42,7 +42,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.losses.base import Loss
+from sightline.contract.loss import Loss
 
 
 class Out(TypedDict):

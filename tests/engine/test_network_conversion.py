@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.api import load_run
-from sightline.errors import CheckpointError, ConfigError, UserError
-from sightline.models.point_bert import PointBERT
+from sightline.areas.clouds.models.point_bert import PointBERT
+from sightline.contract.errors import CheckpointError, ConfigError, UserError
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
 from tests.command import Outcome, refuse, run_here, succeed

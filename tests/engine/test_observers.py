@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.contract.errors import RunError
 from sightline.engine.loggers import TensorBoard
 from sightline.engine.observers import EpochTimes, MetricsLog, Pace, Progress, TrainLog, wants_live
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord, StopRun, preserve_rng_state
 from sightline.engine.step import average_records, format_rate
-from sightline.errors import RunError
 from tests.cases import run_each
 from tests.engine.told import Lines, evaluation, random_states, step
 

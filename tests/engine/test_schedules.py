@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import LinearRamp
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.schedules import Constant, Cosine, Exponential, OneCycle, Steps
 from sightline.engine.train import train
-from sightline.errors import ConfigError
-from sightline.types import LinearRamp
 from tests.command import succeed
 from tests.runs.small import SMALL, small_config, small_run
 
@@ -203,7 +203,7 @@ def test_a_resumed_run_has_the_bits_of_the_unbroken_one(tmp_path: Path) -> None:
 
 
 def test_checks_pass_over_a_term_that_weighs_nothing_at_first() -> None:
-    from sightline.doctor.suite import run_quick
+    from sightline.workbench.check.suite import run_quick
 
     torch.use_deterministic_algorithms(False)
     assert [f.code for f in run_quick(small_run(RAMP), World()) if f.severity == "error"] == []

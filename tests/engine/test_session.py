@@ -15,9 +15,9 @@ import torch
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.session import StopRequest, TrainingSession
+from sightline.parts.tasks.supervised import Classify
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
-from sightline.tasks.supervised import Classify
 from tests.doctor.planting import make
 from tests.marks import long_but
 from tests.runs.broken_off import Bench, Forked, differences, run_forked

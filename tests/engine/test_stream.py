@@ -17,9 +17,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sightline.contract.errors import ConfigError, DataError, RunError
+from sightline.contract.types import SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream, _warn_of_cores, evaluation_keys, read_batches
-from sightline.errors import ConfigError, DataError, RunError
-from sightline.types import SampleKey
 
 
 def flat(plan: BatchSampler, step: int) -> list[int]:

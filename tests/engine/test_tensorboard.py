@@ -11,9 +11,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sightline.config import read_config
+from sightline.contract.errors import MissingExtraError
 from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.engine.records import Observers
-from sightline.errors import MissingExtraError
 from sightline.training.train_run import train_run
 from tests.command import run_here
 from tests.conftest import ROOT
@@ -152,8 +152,8 @@ PLUGIN = '''
 import numpy as np
 from torch import Tensor
 from sightline import registry
-from sightline.metrics.labels import Accuracy
-from sightline.metrics.base import State
+from sightline.parts.metrics.labels import Accuracy
+from sightline.contract.metric import State
 from sightline.draw.pictures import Picture
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.types import Batch
 from sightline.engine.device import Precision, describe_nondeterminism, set_determinism, to_device
 from sightline.engine.distributed import World
 from sightline.engine.observers import MetricsLog
@@ -30,7 +31,6 @@ from sightline.engine.step import (
 )
 from sightline.engine.train import NonFiniteGradientError, train, train_step, update_ema
 from sightline.runs.run_directory import RunDirectory
-from sightline.types import Batch
 from sightline.view.run_pages import encode_curves
 from tests.runs.small import small_run
 from tests.waits import counted_waits

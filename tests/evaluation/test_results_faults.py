@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.boxes.detections import Detections, ImageRef
-from sightline.evaluation.box_results import results_faults
+from sightline.areas.detect.box_results import results_faults
+from sightline.areas.detect.sets.detections import Detections, ImageRef
 
 NAMES = ("person", "rider", "car")
 Rows = list[np.ndarray]

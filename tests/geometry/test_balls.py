@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.geometry import neighbours
-from sightline.geometry.neighbours import ball_query, gather_points
-from sightline.geometry.sampling import farthest_point_sample
+from sightline.compute.geometry import neighbours
+from sightline.compute.geometry.neighbours import ball_query, gather_points
+from sightline.compute.geometry.sampling import farthest_point_sample
 from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden

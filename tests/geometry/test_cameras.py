@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from sightline.geometry.pinhole import (
+from sightline.compute.geometry.pinhole import (
     Axis,
     Cameras,
     Projection,
@@ -20,7 +20,7 @@ from sightline.geometry.pinhole import (
     ring_cameras,
     unproject_pixels,
 )
-from sightline.geometry.rotations import (
+from sightline.compute.geometry.rotations import (
     axis_rotation,
     euler_matrix,
     quaternion_matrix,

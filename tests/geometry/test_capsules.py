@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.draws import Draws
-from sightline.geometry import capsules as module
-from sightline.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
-from sightline.geometry.surfaces import (
+from sightline.compute.geometry import capsules as module
+from sightline.compute.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
+from sightline.compute.geometry.surfaces import (
     FACING,
     PatchSamples,
     cone_patch,
@@ -20,7 +19,8 @@ from sightline.geometry.surfaces import (
     sphere_patch,
     torus_patch,
 )
-from sightline.types import SampleKey
+from sightline.contract.draws import Draws
+from sightline.contract.types import SampleKey
 from tests.cases import run_each
 
 CAMERA = np.array([200.0, -210.0, 40.0, 30.0])

@@ -10,10 +10,10 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.geometry import neighbour_kernels, neighbours
-from sightline.geometry.distances import paired_squared_distances, squared_distances
-from sightline.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
-from sightline.geometry.neighbours import (
+from sightline.compute.geometry import neighbour_kernels, neighbours
+from sightline.compute.geometry.distances import paired_squared_distances, squared_distances
+from sightline.compute.geometry.neighbour_kernels import neighbours_by_product, neighbours_by_tree
+from sightline.compute.geometry.neighbours import (
     gather_points,
     nearest_neighbours,
     nearest_neighbours_reference,

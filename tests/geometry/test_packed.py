@@ -7,9 +7,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import collate
-from sightline.geometry import ball_query, farthest_point_sample, interpolate, nearest_neighbours
-from sightline.geometry.packed import (
+from sightline.compute.geometry import ball_query, farthest_point_sample, interpolate, nearest_neighbours
+from sightline.compute.geometry.packed import (
     build_pyramid,
     pack,
     packed_ball_query,
@@ -18,7 +17,8 @@ from sightline.geometry.packed import (
     packed_nearest_neighbours,
     unpack,
 )
-from sightline.types import Field, SampleKey
+from sightline.contract.types import Field, SampleKey
+from sightline.store.loading.batch_reader import collate
 from tests.golden_parity import Golden, load_golden
 
 COUNTS = (37, 1, 0, 500, 5)

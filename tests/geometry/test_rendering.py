@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.geometry import rendering
-from sightline.geometry.pinhole import Projection, ring_cameras
-from sightline.geometry.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
-from sightline.geometry.surfaces import fit_surfels, sample_surface
+from sightline.compute.geometry import rendering
+from sightline.compute.geometry.pinhole import Projection, ring_cameras
+from sightline.compute.geometry.rendering import Style, on_background, render_cloud, render_cloud_reference, render_mesh
+from sightline.compute.geometry.surfaces import fit_surfels, sample_surface
 from tests.cases import run_each
 
 LIGHT = np.array([-0.3, 0.4, 0.85]) / np.linalg.norm([0.3, 0.4, 0.85])

@@ -9,9 +9,9 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from sightline.geometry import sampling
-from sightline.geometry.neighbours import Weighting, interpolate, inverse_distance_weights, nearest_neighbours
-from sightline.geometry.sampling import farthest_point_sample
+from sightline.compute.geometry import sampling
+from sightline.compute.geometry.neighbours import Weighting, interpolate, inverse_distance_weights, nearest_neighbours
+from sightline.compute.geometry.sampling import farthest_point_sample
 from tests.cases import run_each
 from tests.geometry.threads import with_one_and_two_threads
 from tests.golden_parity import load_golden

@@ -10,8 +10,8 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Tensor
 
-from sightline.geometry.rotations import euler_matrix, rotate_points
-from sightline.geometry.surfaces import areas_and_normals, estimate_normals, sample_surface
+from sightline.compute.geometry.rotations import euler_matrix, rotate_points
+from sightline.compute.geometry.surfaces import areas_and_normals, estimate_normals, sample_surface
 
 # A step: a 3 by 4 floor of two triangles and a right triangle of legs 3 and 2 standing on its edge y = 0.
 VERTICES = np.array([[0, 0, 0], [3, 0, 0], [3, 4, 0], [0, 4, 0], [3, 0, 2]], dtype=np.float64)

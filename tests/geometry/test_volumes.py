@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry import volumes
-from sightline.geometry.pinhole import (
+from sightline.compute.geometry import volumes
+from sightline.compute.geometry.pinhole import (
     CropPlacement,
     crop_depth,
     from_crop_coordinates,
     project_points,
     to_crop_coordinates,
 )
-from sightline.geometry.volumes import (
+from sightline.compute.geometry.volumes import (
     CubePlacement,
     decode,
     gaussian_heatmaps,

@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import numba_kernels
-from sightline.geometry.neighbours import nearest_neighbours
-from sightline.layers.edge_conv import EdgeConv, EdgeMLP, EdgePropagation, PlainEdgeConv, PlainEdgeMLP, graph_features
-from sightline.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
+from sightline.compute import numba_kernels
+from sightline.compute.geometry.neighbours import nearest_neighbours
+from sightline.compute.layers.edge_conv import (
+    EdgeConv,
+    EdgeMLP,
+    EdgePropagation,
+    PlainEdgeConv,
+    PlainEdgeMLP,
+    graph_features,
+)
+from sightline.compute.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from tests.golden_parity import load_golden
 from tests.layers.passes import BOUND, assert_passes_agree, assert_processes_agree, make_pair, run
 

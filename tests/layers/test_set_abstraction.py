@@ -11,9 +11,9 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sightline import numba_kernels
-from sightline.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
-from sightline.layers.set_abstraction import (
+from sightline.compute import numba_kernels
+from sightline.compute.layers.group_kernels import extremes_and_sums, group_gradients, group_sums
+from sightline.compute.layers.set_abstraction import (
     BallGroup,
     BallScale,
     FeaturePropagation,

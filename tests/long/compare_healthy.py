@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sightline import registry
+from sightline.contract import registry
 from tests.command import run_here
 from tests.compare.steps import compared, guilty
 from tests.models.small_models import make_inputs, small_model

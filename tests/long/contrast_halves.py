@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sightline import load_run
-from sightline.transforms.points import to_unit_sphere
+from sightline.parts.transforms.points import to_unit_sphere
 
 COSTS = (3.0, 10.0, 30.0, 100.0)
 

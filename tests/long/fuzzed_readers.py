@@ -42,8 +42,8 @@ def file_readers(folder: Path) -> Iterator[Reader]:
 def _clouds(folder: Path) -> Iterator[Reader]:
     from scipy.io import savemat
 
-    from sightline.data.files.array_files import read_mat
-    from sightline.data.files.cloud_files import has_normals, read_cloud
+    from sightline.store.files.array_files import read_mat
+    from sightline.store.files.cloud_files import has_normals, read_cloud
 
     points = np.random.default_rng(0).normal(size=(12, 3))
     for path in _write_clouds(folder, points):
@@ -57,7 +57,7 @@ def _clouds(folder: Path) -> Iterator[Reader]:
 def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
     import h5py
 
-    from sightline.data.files.ply import write_ply
+    from sightline.store.files.ply import write_ply
 
     np.save(folder / "cloud.npy", points)
     np.savez(folder / "cloud.npz", points=points, normals=points)
@@ -95,7 +95,7 @@ def _write_clouds(folder: Path, points: np.ndarray) -> list[Path]:
 
 
 def _depth(folder: Path) -> Iterator[Reader]:
-    from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
+    from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
 
     depth = np.random.default_rng(1).integers(300, 900, (12, 16)).astype(np.uint16)
     Image.fromarray(depth).save(folder / "depth.png")
@@ -112,10 +112,10 @@ def _depth(folder: Path) -> Iterator[Reader]:
 
 
 def _scans(folder: Path) -> Iterator[Reader]:
-    from sightline.data.files.scan_files import read_bin, read_label_ids, velodyne_poses
-    from sightline.data.scans.kitti_object import image_size_px, read_calibration, read_objects
-    from sightline.data.scans.scan_reading import read_scan
-    from sightline.data.scans.squeezeseg_npy import read_range_image
+    from sightline.areas.scans.sets.kitti_object import image_size_px, read_calibration, read_objects
+    from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
+    from sightline.store.files.scan_files import read_bin, read_label_ids, velodyne_poses
+    from sightline.store.files.scan_reading import read_scan
     from tests.data.scans.lidar_writers import street_scan, write_kitti_object, write_semantic_kitti, write_squeezeseg
 
     write_semantic_kitti(folder, {"00": 1})
@@ -139,7 +139,7 @@ def _scans(folder: Path) -> Iterator[Reader]:
 
 
 def _images(folder: Path) -> Iterator[Reader]:
-    from sightline.data.files.image_files import check_image, read_header, read_image, read_view
+    from sightline.store.files.image_files import check_image, read_header, read_image, read_view
 
     pixels = np.random.default_rng(2).integers(0, 255, (16, 16, 3)).astype(np.uint8)
     exif = Image.Exif()
@@ -160,11 +160,11 @@ def _images(folder: Path) -> Iterator[Reader]:
 
 
 def _documents(folder: Path) -> Iterator[Reader]:
-    from sightline.compress.policy import WeightFormat, policy_to_dict, read_policy
+    from sightline.areas.detect.sets.detections import read_results
+    from sightline.areas.detect.sets.image_listing import CategoryIds
     from sightline.config import read_config
-    from sightline.data.boxes.detections import read_results
-    from sightline.data.boxes.image_listing import CategoryIds
-    from sightline.probe.few_shot import read_episodes
+    from sightline.workbench.compress.policy import WeightFormat, policy_to_dict, read_policy
+    from sightline.workbench.probe.few_shot import read_episodes
     from tests.runs.broken_off import CONFIG
 
     images = [_Ref(f"{each}.jpg", each, 9, 9) for each in (1, 2)]
@@ -187,7 +187,7 @@ def _documents(folder: Path) -> Iterator[Reader]:
 
 
 def _episodes(folder: Path, read: Callable[..., object]) -> Iterator[Reader]:
-    from sightline.probe.few_shot import EpisodeSetting, draw_episodes, plain_episodes
+    from sightline.workbench.probe.few_shot import EpisodeSetting, draw_episodes, plain_episodes
 
     labels = np.repeat(np.arange(4), 6)
     episodes = draw_episodes(EpisodeSetting(2, 1, 2), "train", labels, labels, runs=2, seed=0)
@@ -252,9 +252,9 @@ def folder_readers(folder: Path) -> Iterator[Reader]:
 
 
 def _annotations(folder: Path) -> Iterator[Reader]:
-    from sightline.data.boxes.convert import convert_annotations
-    from sightline.data.boxes.layout_reading import read_coco, read_kitti, read_lines, read_yolo
-    from sightline.data.boxes.people_files import read_citypersons, read_ecp, read_widerperson
+    from sightline.areas.detect.sets.convert import convert_annotations
+    from sightline.areas.detect.sets.layout_reading import read_coco, read_kitti, read_lines, read_yolo
+    from sightline.areas.detect.sets.people_files import read_citypersons, read_ecp, read_widerperson
     from tests.data.boxes.box_writers import pattern, write_coco, write_image
     from tests.data.boxes.test_people import written
 
@@ -294,9 +294,9 @@ def _texts(tree: Path) -> list[Path]:
 
 
 def _prepared(folder: Path) -> Iterator[Reader]:
-    from sightline.data.clouds.modelnet import ModelNet40
-    from sightline.data.store.prepared_set import PreparedSet, add_digest, read_manifest, verify
-    from sightline.types import SampleKey
+    from sightline.areas.clouds.sets.modelnet import ModelNet40
+    from sightline.contract.types import SampleKey
+    from sightline.store.prepared.prepared_set import PreparedSet, add_digest, read_manifest, verify
     from tests.data.clouds.modelnet_writers import prepare, write_text
 
     folder.mkdir()

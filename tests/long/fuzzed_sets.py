@@ -113,7 +113,7 @@ def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
 
 
 def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
-    from sightline.data.scans.label_maps import read_label_map
+    from sightline.areas.scans.sets.label_maps import read_label_map
     from tests.data.scans import lidar_writers, test_scan_folder
 
     options = {"columns": test_scan_folder.COLUMNS, "num_beams": 16}
@@ -141,8 +141,8 @@ def _scan_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
 
 def _opened(name: str, parts: Sequence[str] = ("train", "test"), options: Any = None, **arguments: Any) -> Prepare:
     """A set surveyed and prepared with `options`, and the first samples of its `parts` read with `arguments`."""
-    from sightline import registry
-    from sightline.types import SampleKey
+    from sightline.contract import registry
+    from sightline.contract.types import SampleKey
 
     builder: Any = registry.data.get_entry(name).builder
 
@@ -164,7 +164,7 @@ def _integers(source: Path, target: Path) -> object:
 
 
 def _msra() -> Any:
-    from sightline.data.depth.msra_hands import MsraHands
+    from sightline.areas.pose.sets.msra_hands import MsraHands
 
     return MsraHands
 
@@ -175,7 +175,7 @@ def _quiet(done: int, total: int, what: str) -> None:
 
 def _prepared(kind: Any, source: Path, target: Path) -> None:
     """A set of depth frames prepared, and its first frame of each part read: the images stay where they are."""
-    from sightline.types import SampleKey
+    from sightline.contract.types import SampleKey
 
     kind.prepare(source=source, target=target, name=kind.set_name, progress=_quiet)
     for split in ("train", "test"):
@@ -186,9 +186,9 @@ def _prepared(kind: Any, source: Path, target: Path) -> None:
 
 def teacher_readers(folder: Path) -> Iterator[Reader]:
     """Every file of the run that `teacher.from` names, and the tensors of its checkpoint under new seals."""
+    from sightline.contract.plugins import load_plugins
     from sightline.engine.build import _load_teacher
     from sightline.engine.distributed import World
-    from sightline.plugins import load_plugins
     from sightline.runs.run_directory import read_facts
     from tests.runs.broken_off import Bench, run_forked
 

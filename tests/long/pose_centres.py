@@ -25,14 +25,14 @@ import numpy as np
 import torch
 
 from sightline.api import LoadedRun, load_run
+from sightline.areas.pose.depth_reader import DepthFrameOptions
 from sightline.config import RunConfig
-from sightline.data.loading.batch_reader import BatchReader
+from sightline.contract.draws import Draws
+from sightline.contract.types import Batch, DataInfo, Dataset, Sample, SampleKey
 from sightline.draw.charts import ChartPanel, Series, render_svg
-from sightline.draws import Draws
 from sightline.engine.build import Data, DataSubset, build_data, build_evaluator, build_task
 from sightline.engine.distributed import World
-from sightline.predict.depth_reader import DepthFrameOptions
-from sightline.types import Batch, DataInfo, Dataset, Sample, SampleKey
+from sightline.store.loading.batch_reader import BatchReader
 
 __all__ = ["Moved", "main", "offset_curve", "own_camera"]
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
+from sightline.contract.types import SampleKey
 from tests.bare import write_bare_site
 from tests.runs.poses import hands, write_frames
 from tests.test_wheel import clone, installed, wheels  # noqa: F401  fixtures

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.errors import CheckpointError
+from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import load, newest_valid
 from tests.runs.broken_off import Bench, run_forked
 

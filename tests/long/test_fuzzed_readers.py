@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from sightline.errors import RunError, UserError
+from sightline.contract.errors import RunError, UserError
 from tests.long.fuzzed_readers import Reader, file_readers, folder_readers, run_readers
 from tests.long.fuzzed_sets import set_readers, teacher_readers
 from tests.long.mutations import mutated

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sightline.config import read_config
-from sightline.doctor.context import Context
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
 from tests.conftest import ROOT
 from tests.doctor.detecting import findings_of, quick
 

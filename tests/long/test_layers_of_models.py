@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sightline import registry
+from sightline.contract import registry
 from tests.compare import test_planted
 from tests.doctor.oracles.test_examine import MODELS, assert_nothing_wrong
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
-from sightline.types import SampleKey
+from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
+from sightline.contract.types import SampleKey
 from tests.long.pose_centres import Moved
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.models.v2v import V2V
+from sightline.areas.pose.v2v import V2V
 from sightline.published.translation import convert_state_dict
 from tests.golden_parity import assert_near_largest, load_golden
 from tests.models.test_v2v import LAYOUT

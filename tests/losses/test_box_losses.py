@@ -11,10 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import OVERLAPS, encode_deltas, encode_distances
-from sightline.geometry.boxes.priors import BACKGROUND, IGNORED
-from sightline.losses.base import Loss
-from sightline.losses.boxes import (
+from sightline.areas.detect.losses import (
     BoxDensity,
     BoxIouBce,
     BoxOverlap,
@@ -32,6 +29,9 @@ from sightline.losses.boxes import (
     sigmoid_focal,
     smooth_l1,
 )
+from sightline.compute.geometry.boxes.overlaps import OVERLAPS, encode_deltas, encode_distances
+from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
+from sightline.contract.loss import Loss
 from tests.cases import run_each
 from tests.geometry.boxes.crowds import aligned_pairs
 from tests.golden_parity import load_golden

@@ -17,10 +17,10 @@ from sklearn.metrics import jaccard_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline import registry
-from sightline.doctor.oracles.losses import focal, lovasz
-from sightline.errors import ConfigError
-from sightline.losses.classification import (
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
+from sightline.parts.losses.classification import (
     CrossEntropy,
     Distillation,
     FocalCrossEntropy,
@@ -28,7 +28,7 @@ from sightline.losses.classification import (
     lovasz_of_image,
     resolve_class_weights,
 )
-from sightline.types import ComponentConfig
+from sightline.workbench.check.oracles.losses import focal, lovasz
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 

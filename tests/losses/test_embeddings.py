@@ -11,9 +11,9 @@ import torch
 from scipy.stats import ortho_group
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
-from sightline.losses.embeddings import CrossModal, FeatureTransformPenalty, IntraModal, chance_level, nt_xent
-from sightline.tasks.contrast import Contrast
+from sightline.areas.contrast.task import Contrast
+from sightline.contract.binding import AvailableKeys
+from sightline.parts.losses.embeddings import CrossModal, FeatureTransformPenalty, IntraModal, chance_level, nt_xent
 from tests.golden_parity import load_golden
 
 CASES = [f"case{number}" for number in range(12)]

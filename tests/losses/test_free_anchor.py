@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.assigners.base import BACKGROUND, IGNORED
-from sightline.assigners.static import FreeAnchor
-from sightline.geometry.boxes.overlaps import decode_deltas, encode_deltas, iou
-from sightline.geometry.boxes.priors import Priors, anchor_bags
-from sightline.losses.boxes import bag_losses
-from sightline.losses.free_anchor import FreeAnchorNegative, FreeAnchorPositive
+from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
+from sightline.areas.detect.assigners.static import FreeAnchor
+from sightline.areas.detect.free_anchor import FreeAnchorNegative, FreeAnchorPositive
+from sightline.areas.detect.losses import bag_losses
+from sightline.compute.geometry.boxes.overlaps import decode_deltas, encode_deltas, iou
+from sightline.compute.geometry.boxes.priors import Priors, anchor_bags
 from tests.assigners.test_golden import PLUS_ONE, case_of
 from tests.cases import run_each
 from tests.geometry.boxes.crowds import crowd

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.pinhole import CropPlacement
-from sightline.geometry.volumes import CubePlacement, gaussian_heatmaps
-from sightline.losses.pose import CentreMSE, HeatmapCrossEntropy, HeatmapMSE, JointL1
+from sightline.areas.pose.losses import CentreMSE, HeatmapCrossEntropy, HeatmapMSE, JointL1
+from sightline.compute.geometry.pinhole import CropPlacement
+from sightline.compute.geometry.volumes import CubePlacement, gaussian_heatmaps
 from tests.golden_parity import load_golden
 
 CELLS = 6

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from sightline.metrics.base import Meter, Metric, State
+from sightline.contract.metric import Meter, Metric, State
 from tests.metrics.exam import Sample
 
 POINTS = (0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0)

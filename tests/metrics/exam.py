@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.metrics.base import Meter, Metric, State, find_state_fault, make_state, row_states, sorted_rows
-from sightline.optional_members import MetricMembers
+from sightline.contract import registry
+from sightline.contract.members import MetricMembers
+from sightline.contract.metric import Meter, Metric, State, find_state_fault, make_state, row_states, sorted_rows
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, Tensor]

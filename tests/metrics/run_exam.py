@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys, bind
+from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.types import SampleKey
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World, start_world
 from sightline.engine.evaluate import BoundMetric, Evaluator
-from sightline.types import SampleKey
 from tests.metrics.cases import CASES
 from tests.metrics.exam import Batch, Case, bits
 

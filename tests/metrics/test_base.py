@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.errors import ConfigError
-from sightline.metrics.base import append_rows, find_state_fault, pool_states, sorted_rows
-from sightline.registry import RegistryEntry
-from sightline.schema import signature_parameters
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.metric import append_rows, find_state_fault, pool_states, sorted_rows
+from sightline.contract.registry import RegistryEntry
+from sightline.contract.schema import signature_parameters
 from tests.doctor.planting import make
 
 State = dict[str, Tensor]

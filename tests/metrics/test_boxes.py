@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import numba_kernels
-from sightline.metrics.base import Meter, State, append_rows, pool_states
-from sightline.metrics.box_ap import BINS, MISS_RATE_RULES, BoxAp, DetectionCurve, _curves
-from sightline.metrics.box_errors import KINDS, BoxErrors, classify_errors
-from sightline.metrics.box_groups import match_predictions
-from sightline.metrics.crowds import CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
+from sightline.areas.detect.metrics.box_ap import BINS, MISS_RATE_RULES, BoxAp, DetectionCurve, _curves
+from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
+from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
+from sightline.compute import numba_kernels
+from sightline.contract.metric import Meter, State, append_rows, pool_states
+from sightline.parts.metrics.box_groups import match_predictions
 from tests.metrics.box_references import (
     COCO_NAMES,
     Image,

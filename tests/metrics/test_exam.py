@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline import registry
+from sightline.contract import registry
+from sightline.contract.plugins import load_plugins
 from sightline.engine.distributed import World
-from sightline.plugins import load_plugins
 from tests.metrics.cases import CASES
 from tests.metrics.exam import CHECKS, Case, bits, evaluate
 from tests.metrics.run_exam import BATCH_SIZE, evaluated

@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.errors import DataError
-from sightline.metrics.base import State, make_state
-from sightline.metrics.box_groups import match_predictions, precision_and_recall
-from sightline.metrics.joints import (
+from sightline.areas.pose.metrics import (
     MAX_DETECTIONS,
     JointError,
     Keypoints,
@@ -22,6 +19,9 @@ from sightline.metrics.joints import (
     keypoint_similarity,
     oks_matrix,
 )
+from sightline.contract.errors import DataError
+from sightline.contract.metric import State, make_state
+from sightline.parts.metrics.box_groups import match_predictions, precision_and_recall
 from tests.golden_parity import Golden, load_golden
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
-from sightline.metrics.base import State, make_state
-from sightline.metrics.labels import DistanceIoU, PixelIoU, predict_labels
-from sightline.metrics.part_iou import count_parts, count_parts_reference
-from sightline.types import ComponentConfig
+from sightline.contract import registry
+from sightline.contract.metric import State, make_state
+from sightline.contract.types import ComponentConfig
+from sightline.parts.metrics import Accuracy, IoU, PartIoU, confusion_matrix, mean_class_accuracy, overall_accuracy
+from sightline.parts.metrics.labels import DistanceIoU, PixelIoU, predict_labels
+from sightline.parts.metrics.part_iou import count_parts, count_parts_reference
 from tests.data.clouds.shapenet_part_writers import CATEGORIES
 from tests.golden_parity import load_golden
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.models.range_image.rangenet import RangeImageNetwork
-from sightline.types import ComponentConfig
+from sightline.areas.scans.models.rangenet import RangeImageNetwork
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
 
 __all__ = ["FACTS", "INPUTS", "make_inputs", "small_model"]
 

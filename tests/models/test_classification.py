@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.models.dgcnn import DGCNN
-from sightline.models.pct import PCT, NaivePCT, SimplePCT
-from sightline.models.point_bert import PointBERT
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.pointnet import PointNet, PointNetPlain
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale
+from sightline.areas.clouds.models.dgcnn import DGCNN
+from sightline.areas.clouds.models.pct import PCT, NaivePCT, SimplePCT
+from sightline.areas.clouds.models.point_bert import PointBERT
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetPlain
+from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 Kind = type[nn.Module]

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.mlp import LinearNorm
-from sightline.losses.classification import CrossEntropy
-from sightline.losses.embeddings import FeatureTransformPenalty
-from sightline.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
-from sightline.models.pct import PCT, PCTParts
-from sightline.models.point_bert import PointBERTParts
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes
+from sightline.areas.clouds.models.pct import PCT, PCTParts
+from sightline.areas.clouds.models.point_bert import PointBERTParts
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
+from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.compute.layers.mlp import LinearNorm
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.parts.losses.embeddings import FeatureTransformPenalty
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.losses.classification import CrossEntropy
-from sightline.losses.embeddings import CrossModal, IntraModal, nt_xent
-from sightline.models.crosspoint import CrossPoint, IntraPoint, projection_head
-from sightline.models.dgcnn import DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder
-from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.areas.clouds.models.dgcnn import DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder
+from sightline.areas.contrast.crosspoint import CrossPoint, IntraPoint, projection_head
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.parts.losses.embeddings import CrossModal, IntraModal, nt_xent
+from sightline.parts.models.resnet import ResNet18Encoder, ResNet50Encoder
 from sightline.published.translation import convert_state_dict, translate_key, unused_names
-from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import model_output_keys
+from sightline.contract import registry
+from sightline.contract.binding import model_output_keys
+from sightline.contract.schema import get_block_marker, signature_parameters
 from sightline.engine.learnt_losses import flatten_gradients, set_gradients
 from sightline.engine.optimizers import SGD
-from sightline.schema import get_block_marker, signature_parameters
 from tests.memory_order import ORDERS
 from tests.models.small_models import make_inputs, small_model
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.errors import ConfigError
-from sightline.layers.images import ConvNorm
-from sightline.models.crosspoint import projection_head
-from sightline.models.darknet import Darknet53Encoder
-from sightline.models.resnet import ResNet18Encoder, ResNet50Encoder
-from sightline.models.vit import ViTEncoder
-from sightline.types import ComponentConfig
+from sightline.areas.contrast.crosspoint import projection_head
+from sightline.compute.layers.images import ConvNorm
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
+from sightline.parts.models.darknet import Darknet53Encoder
+from sightline.parts.models.resnet import ResNet18Encoder, ResNet50Encoder
+from sightline.parts.models.vit import ViTEncoder
 
 SIZES = {
     "darknet53": (40_584_928, 1024),

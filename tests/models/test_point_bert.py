@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.errors import ConfigError
-from sightline.layers.transformer import (
+from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
+from sightline.compute.layers.transformer import (
     MiniPointNet,
     MultiHeadAttention,
     StochasticDepth,
     TransformerBlock,
     group_points,
 )
-from sightline.losses.classification import CrossEntropy
-from sightline.models.point_bert import PointBERT, PointBERTParts
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
+from sightline.parts.losses.classification import CrossEntropy
 from sightline.published.translation import convert_state_dict, translate_key
 from sightline.runs.weights import load_weights
-from sightline.types import ComponentConfig
 from tests.golden_parity import (
     Golden,
     assert_gradients_and_buffers,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.models.crosspoint import IntraPoint
-from sightline.models.point_transformer import PointTransformer
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.types import ComponentConfig
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.areas.contrast.crosspoint import IntraPoint
+from sightline.areas.scenes.point_transformer import PointTransformer
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
 from tests.models.small_models import ARGUMENTS, FACTS, small_model
 
 FEATURE_WIDTHS = {

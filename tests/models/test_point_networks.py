@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.errors import ConfigError
-from sightline.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
-from sightline.models.pct import PCT
-from sightline.models.pointnet import PointNet, PointNetParts, TNet
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
+from sightline.areas.clouds.models.pct import PCT
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, TNet
+from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.contract.errors import ConfigError
 
 # --- pointNet against its published sizes, two public implementations, and the symmetries it claims ------------------
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.errors import ConfigError
-from sightline.geometry.packed import Edges, InterpolationWeights, PyramidLevel, build_pyramid
-from sightline.models import point_transformer
-from sightline.models.point_transformer import PointTransformer, PointTransformerBlock
+from sightline.areas.scenes import point_transformer
+from sightline.areas.scenes.point_transformer import PointTransformer, PointTransformerBlock
+from sightline.compute.geometry.packed import Edges, InterpolationWeights, PyramidLevel, build_pyramid
+from sightline.contract.errors import ConfigError
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     Golden,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from sightline import registry
-from sightline.errors import ConfigError
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.types import ComponentConfig
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 

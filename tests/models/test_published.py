@@ -15,17 +15,23 @@ import torch
 from torch import Tensor
 
 import sightline
-from sightline.errors import CheckpointError
-from sightline.models.crosspoint import CrossPoint, IntraPoint
-from sightline.models.dgcnn import DGCNN, DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
-from sightline.models.pct import PCT, PCTParts
-from sightline.models.point_bert import PointBERT, PointBERTParts
-from sightline.models.point_transformer import PointTransformer
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
-from sightline.models.resnet import ImageClassifier, ResNet18Encoder, ResNet34Encoder, ResNet50Encoder, ResNet101Encoder
-from sightline.models.vit import ViTTinyEncoder
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNEncoder, DGCNNParts, DGCNNPartsEncoder, DGCNNScenes
+from sightline.areas.clouds.models.pct import PCT, PCTParts
+from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTParts
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes
+from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.areas.contrast.crosspoint import CrossPoint, IntraPoint
+from sightline.areas.scenes.point_transformer import PointTransformer
+from sightline.contract.errors import CheckpointError
+from sightline.parts.models.resnet import (
+    ImageClassifier,
+    ResNet18Encoder,
+    ResNet34Encoder,
+    ResNet50Encoder,
+    ResNet101Encoder,
+)
+from sightline.parts.models.vit import ViTTinyEncoder
 from sightline.published.files import read_published
 from sightline.published.translation import convert_state_dict
 from tests.published_layouts import LAYOUTS, MODELS

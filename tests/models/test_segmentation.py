@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.types import ComponentConfig
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
 from tests.layers.passes import BOUND, assert_passes_agree, run
 
 SMALL: dict[str, dict[str, Any]] = {

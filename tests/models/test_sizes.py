@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from sightline.models.darknet import DARKNET21, DARKNET53, Darknet
-from sightline.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
-from sightline.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
-from sightline.models.point_bert import PointBERT, PointBERTEncoder, PointBERTParts
-from sightline.models.point_transformer import PointTransformer
-from sightline.models.point_transformer_dense import DensePointTransformer
-from sightline.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes, TNet
-from sightline.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
-from sightline.models.v2v import ScaleNet
-from sightline.registry import models
+from sightline.areas.clouds.models.dgcnn import DGCNN, DGCNNParts, DGCNNScenes, SpatialTransform
+from sightline.areas.clouds.models.pct import PCT, NaivePCT, PCTParts, SimplePCT
+from sightline.areas.clouds.models.point_bert import PointBERT, PointBERTEncoder, PointBERTParts
+from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
+from sightline.areas.clouds.models.pointnet import PointNet, PointNetParts, PointNetPlain, PointNetScenes, TNet
+from sightline.areas.clouds.models.pointnet2 import PointNet2, PointNet2MultiScale, PointNet2Parts, PointNet2Scenes
+from sightline.areas.pose.v2v import ScaleNet
+from sightline.areas.scenes.point_transformer import PointTransformer
+from sightline.contract.registry import models
+from sightline.parts.models.darknet import DARKNET21, DARKNET53, Darknet
 from tests.cases import run_each
 
 PUBLISHED: list[tuple[Any, dict[str, Any], dict[tuple[int, int], int]]] = [

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.images import ResidualBlock3d, UpsampleBlock3d
-from sightline.losses.pose import HeatmapCrossEntropy, HeatmapMSE
-from sightline.models.v2v import V2V, ScaleNet, V2VSmall
+from sightline.areas.pose.losses import HeatmapCrossEntropy, HeatmapMSE
+from sightline.areas.pose.v2v import V2V, ScaleNet, V2VSmall
+from sightline.compute.layers.images import ResidualBlock3d, UpsampleBlock3d
 from sightline.published.translation import convert_state_dict, translate_key
 from tests.golden_parity import (
     assert_gradients_and_buffers,
@@ -200,7 +200,7 @@ def test_the_integral_variant_agrees_with_the_port(shared: Path) -> None:
     model.load_state_dict(convert_state_dict(theirs, LAYOUT))
     target, wanted = golden.tensor("in.target_heat"), golden.tensor("in.target_coord")
     visible = torch.ones(target.shape[:2], dtype=torch.bool)
-    from sightline.geometry.volumes import soft_cells
+    from sightline.compute.geometry.volumes import soft_cells
 
     for mode in each_mode(model):
         likelihood = model(volume=golden.tensor("in.x"))["likelihood"]

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.clouds.cloud_preparation import draw_points, estimated_normals
-from sightline.data.clouds.modelnet import ModelNet10
-from sightline.data.files.cloud_files import PointCloud
-from sightline.data.scenes.s3dis import S3dis
-from sightline.data.store.prepared_writer import normalize_to_unit_sphere
-from sightline.errors import DataError
-from sightline.predict.cloud_samples import FileSample, make_sample, read_sample
-from sightline.types import CloudInputSpec, DataInfo, Field, SampleKey
+from sightline.areas.clouds.sets.cloud_preparation import draw_points, estimated_normals
+from sightline.areas.clouds.sets.modelnet import ModelNet10
+from sightline.areas.scenes.sets.s3dis import S3dis
+from sightline.contract.errors import DataError
+from sightline.contract.types import CloudInputSpec, DataInfo, Field, SampleKey
+from sightline.store.files.cloud_files import PointCloud
+from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
+from sightline.workbench.predict.cloud_samples import FileSample, make_sample, read_sample
 from tests.data.clouds.cloud_writers import write_off
 from tests.data.clouds.modelnet_writers import prepare
 from tests.data.scenes.scene_writers import no_progress, write_s3dis

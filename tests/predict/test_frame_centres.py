@@ -8,13 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline import registry
 from sightline.api import load_run
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.depth.references import CentreOfMass
-from sightline.draw.pictures import PALETTE
-from sightline.errors import DataError
-from sightline.predict.frame_centres import (
+from sightline.areas.pose.frame_centres import (
     CentreOfMassFinder,
     FileCentreFinder,
     FrameCentres,
@@ -22,9 +17,14 @@ from sightline.predict.frame_centres import (
     TrackingCentreFinder,
     centre_lines,
 )
-from sightline.predict.pose import draw_pose
+from sightline.areas.pose.predictor import draw_pose
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.contract.types import ComponentConfig, Folds, SampleKey
+from sightline.draw.pictures import PALETTE
 from sightline.runs.lineage import LINEAGE_FILE, read_inputs
-from sightline.types import ComponentConfig, Folds, SampleKey
 from tests.command import Outcome, run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.runs.small import ROOT

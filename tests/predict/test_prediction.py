@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 import sightline
-from sightline import registry
 from sightline.api import LoadedRun
-from sightline.errors import ConfigError, escape_to_one_line
-from sightline.predict import classify
-from sightline.predict import prediction as module
-from sightline.predict import prediction as size_batching
-from sightline.predict.classify import ClassPredictor
-from sightline.predict.prediction import predict_files
-from sightline.predict.predictor import Inference, ReadFile, Refusal
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, escape_to_one_line
+from sightline.contract.types import DataInfo, Field
 from sightline.published.conversion import convert_published_weights
 from sightline.runs import checkpoint
-from sightline.types import DataInfo, Field
+from sightline.workbench.predict import classify
+from sightline.workbench.predict import prediction as module
+from sightline.workbench.predict import prediction as size_batching
+from sightline.workbench.predict.classify import ClassPredictor
+from sightline.workbench.predict.prediction import predict_files
+from sightline.workbench.predict.predictor import Inference, ReadFile, Refusal
 from tests.engine.published_weights import saved, small_state
 
 NUM_CLASSES = 4

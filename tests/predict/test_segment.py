@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
-from sightline.errors import UserError
-from sightline.predict.cloud_samples import PointOrigin
-from sightline.predict.predictor import output_names
-from sightline.predict.segment import ENDINGS, nearest_predicted_row
+from sightline.contract.errors import UserError
+from sightline.workbench.predict.cloud_samples import PointOrigin
+from sightline.workbench.predict.predictor import output_names
+from sightline.workbench.predict.segment import ENDINGS, nearest_predicted_row
 
 # --- which answer stands for which point of a file -------------------------------------------------------------------
 

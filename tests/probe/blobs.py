@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sightline.probe.features import Features
+from sightline.workbench.probe.features import Features
 
 __all__ = ["blobs"]
 

@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline import registry
-from sightline.plugins import load_plugins
-from sightline.probe import features
-from sightline.probe.features import iterate_blocks, plugin_digests
-from sightline.types import ComponentConfig
+from sightline.contract import registry
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import ComponentConfig
+from sightline.workbench.probe import features
+from sightline.workbench.probe.features import iterate_blocks, plugin_digests
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
 POINTS = "{name: dgcnn, num_neighbours: 8, embedding: 16}"
 MODEL = """\
 from sightline import registry
-from sightline.models.crosspoint import IntraPoint
+from sightline.areas.contrast.crosspoint import IntraPoint
 
 @registry.models.add("scaled_intrapoint")
 class Scaled(IntraPoint):
@@ -94,7 +94,7 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
     plugin = tmp_path / "held_encoder.py"
     plugin.write_text(
         "from sightline import registry\n"
-        "from sightline.models.dgcnn import DGCNNEncoder\n\n"
+        "from sightline.areas.clouds.models.dgcnn import DGCNNEncoder\n\n"
         '@registry.point_encoders.add("held_dgcnn")\n'
         "class Held(DGCNNEncoder):\n"
         '    """A graph network."""\n'
@@ -171,7 +171,7 @@ def test_the_source_is_a_part_of_the_key(tmp_path: Path) -> None:
 def test_the_source_is_looked_at_before_training_begins() -> None:
     """A checkout may be edited while a run trains: its features are those of the source that was imported."""
     code = (
-        "import sightline.training.train_run\nfrom sightline.probe import features\n"
+        "import sightline.training.train_run\nfrom sightline.workbench.probe import features\n"
         "print(features.source_sha256.cache_info().currsize)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.errors import ConfigError, DataError
-from sightline.probe.classifiers import standardise
-from sightline.probe.features import Features
-from sightline.probe.few_shot import (
+from sightline.contract.errors import ConfigError, DataError
+from sightline.workbench.probe.classifiers import standardise
+from sightline.workbench.probe.features import Features
+from sightline.workbench.probe.few_shot import (
     EpisodeSetting,
     FewShot,
     draw_episodes,

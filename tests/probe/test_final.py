@@ -14,16 +14,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sightline.areas.contrast.crosspoint import IntraPoint
 from sightline.config import RunConfig, read_config
+from sightline.contract.errors import DataError
 from sightline.engine.distributed import World
-from sightline.errors import DataError
-from sightline.models.crosspoint import IntraPoint
-from sightline.probe import measure
-from sightline.probe.features import FeatureCache, share_errors
-from sightline.probe.svm import map_in_threads
 from sightline.runs.run_directory import RunDirectory
 from sightline.training import train_run
 from sightline.verbs import train as verb
+from sightline.workbench.probe import measure
+from sightline.workbench.probe.features import FeatureCache, share_errors
+from sightline.workbench.probe.svm import map_in_threads
 from tests.probe.contrast import THIN, train_thin
 from tests.processes import run_ranks
 from tests.runs.broken_off import Forked, run_forked, wait_for
@@ -31,7 +31,7 @@ from tests.runs.broken_off import Forked, run_forked, wait_for
 WAITING = """
 import sys, time
 from sightline.engine.distributed import start_world
-from sightline.probe.measure import fit_on_rank_zero
+from sightline.workbench.probe.measure import fit_on_rank_zero
 
 def learn():
     time.sleep(7)
@@ -157,7 +157,7 @@ import os
 import time
 from pathlib import Path
 
-from sightline.probe import svm
+from sightline.workbench.probe import svm
 
 made = svm.support_vector_machine
 

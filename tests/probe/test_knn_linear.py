@@ -12,10 +12,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sightline.errors import ConfigError
-from sightline.probe.classifiers import stratified_folds
-from sightline.probe.features import Features
-from sightline.probe.linear import KNN, Linear, majority_vote, nearest_labels
+from sightline.contract.errors import ConfigError
+from sightline.workbench.probe.classifiers import stratified_folds
+from sightline.workbench.probe.features import Features
+from sightline.workbench.probe.linear import KNN, Linear, majority_vote, nearest_labels
 from tests.probe.blobs import blobs
 
 

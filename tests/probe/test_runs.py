@@ -15,21 +15,21 @@ import torch
 from sklearn.svm import SVC
 
 from sightline.api import load_run
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.config import read_config
-from sightline.data.loading import concat
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.contract.errors import DataError
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.distributed import World
-from sightline.errors import DataError
-from sightline.probe import classifiers as probe_outcome
-from sightline.probe import probed_run
-from sightline.probe.classifiers import stratified_folds
-from sightline.probe.features import FeatureCache, Features
-from sightline.probe.measure import Comparison
-from sightline.probe.probed_run import FeatureComparison, extract_with_random_baselines, open_probed
-from sightline.probe.svm import COSTS, SVM
-from sightline.types import ComponentConfig, SampleKey
+from sightline.store.loading import concat
+from sightline.store.loading.batch_reader import BatchReader
 from sightline.verbs import probe as verb
+from sightline.workbench.probe import classifiers as probe_outcome
+from sightline.workbench.probe import probed_run
+from sightline.workbench.probe.classifiers import stratified_folds
+from sightline.workbench.probe.features import FeatureCache, Features
+from sightline.workbench.probe.measure import Comparison
+from sightline.workbench.probe.probed_run import FeatureComparison, extract_with_random_baselines, open_probed
+from sightline.workbench.probe.svm import COSTS, SVM
 from tests.command import Outcome, run_here
 from tests.probe.contrast import THIN, train_thin
 from tests.trained import copy_run

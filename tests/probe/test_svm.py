@@ -12,10 +12,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from sightline.errors import DataError
-from sightline.probe.classifiers import chance_accuracy, stratified_folds, support_vector_machine
-from sightline.probe.features import Features, feature_statistics
-from sightline.probe.svm import COSTS, SVM
+from sightline.contract.errors import DataError
+from sightline.workbench.probe.classifiers import chance_accuracy, stratified_folds, support_vector_machine
+from sightline.workbench.probe.features import Features, feature_statistics
+from sightline.workbench.probe.svm import COSTS, SVM
 from tests.golden_parity import load_golden
 from tests.probe.blobs import blobs
 

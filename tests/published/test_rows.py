@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.files.input_files import parsed_yaml
-from sightline.errors import DataError
+from sightline.contract.errors import DataError
 from sightline.published import rows
 from sightline.published.files import make_meta_model
 from sightline.published.rows import AxisSize, ImageSide, expand_names, list_layouts, list_names
 from sightline.published.translation import CHANGES
+from sightline.store.files.input_files import parsed_yaml
 from tests.cases import run_each
 
 FACTS = {"num_classes": 2, "in_channels": 9, "num_categories": 2, "num_joints": 2}

@@ -9,9 +9,9 @@ import time
 
 from torch import Tensor
 
-from sightline import registry
-from sightline.draws import Draws
-from sightline.errors import DataError
+from sightline.contract import registry
+from sightline.contract.draws import Draws
+from sightline.contract.errors import DataError
 
 
 @registry.transforms.add("fault")

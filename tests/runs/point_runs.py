@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline import registry
-from sightline.plugins import load_plugins
-from sightline.tasks.segment import Segment
-from sightline.types import SampleKey
+from sightline.contract import registry
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import SampleKey
+from sightline.parts.tasks.segment import Segment
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import write_ply
 
@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.layers.mlp import as_packed
-from sightline.types import CloudForm, DataInfo, Field, Sample, SampleKey
+from sightline.compute.layers.mlp import as_packed
+from sightline.contract.types import CloudForm, DataInfo, Field, Sample, SampleKey
 
 
 class Output(TypedDict):

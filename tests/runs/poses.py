@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
-from sightline.types import SampleKey
+from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
+from sightline.contract.types import SampleKey
 from tests.command import succeed
 from tests.runs.small import ROOT
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.types import DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 
 
 class Output(TypedDict):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.errors import CheckpointError
+from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import Snapshot, enclosing_run, load, newest_valid, resolve, rewind, save
 from tests.engine.snapshots import assert_same, bits, snapshot_of
 

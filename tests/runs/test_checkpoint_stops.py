@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sightline.errors import RunError
+from sightline.contract.errors import RunError
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load, newest_valid, save
 from tests.command import Outcome, run_here, succeed

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.output import COLORS
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained
-from sightline.tasks.detection_output import COLORS
-from sightline.types import SampleKey
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.trained import DETECT, copy_run

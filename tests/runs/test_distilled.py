@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from scipy.special import softmax
 from scipy.stats import entropy
 
+from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.config import read_config, render_config
 from sightline.config.run_config import to_plain
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run, open_trained
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
-from sightline.errors import ConfigError
-from sightline.layers.quantisation.linear import quantisable_weights
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
-from sightline.types import SampleKey
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 from tests.runs.small import SMALL, small_config, small_run

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import sightline
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build_part
-from sightline.evaluation.saved_predictions import file_stems
-from sightline.types import SampleKey
 from sightline.verbs import evaluate as verb
+from sightline.workbench.evaluate.saved_predictions import file_stems
 from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
 from tests.runs.small import ROOT

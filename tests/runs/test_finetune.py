@@ -20,8 +20,8 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
 from sightline.runs.lineage import describe_lineage, read_lineage
-from sightline.studies.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
-from sightline.studies.study_runs import StudyRun
+from sightline.workbench.study.label_efficiency import STARTS, LabelRow, LabelRun, label_rows, table_cells
+from sightline.workbench.study.study_runs import StudyRun
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.processes import ROOT
 

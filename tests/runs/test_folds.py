@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.types import DataInfo, Field, Folds, Sample, SampleKey
+from sightline.contract.types import DataInfo, Field, Folds, Sample, SampleKey
 
 AREAS = ("north", "south", "west")
 

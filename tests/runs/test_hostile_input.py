@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.contract.errors import CheckpointError, PluginError, UserError
+from sightline.contract.plugins import check_recorded
 from sightline.engine.observers import Progress
 from sightline.engine.records import Observers
-from sightline.errors import CheckpointError, PluginError, UserError
-from sightline.plugins import check_recorded
 from sightline.runs.checkpoint import resolve
 from sightline.runs.lineage import describe_lineage, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts

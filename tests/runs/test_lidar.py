@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import train
-from sightline.types import Sample, SampleKey
 from tests.command import run_here, succeed
 from tests.data.scans.lidar_writers import write_kitti_object, write_own, write_semantic_kitti
 from tests.doctor.scanning import make_scans

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sightline.contract.errors import LostFolderError
 from sightline.engine.session import TrainingSession
-from sightline.errors import LostFolderError
-from sightline.probe.features import FeatureCache, Features
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory
 from sightline.training import train_run
+from sightline.workbench.probe.features import FeatureCache, Features
 from tests.command import Outcome, run_here
 from tests.engine.snapshots import snapshot_of
 from tests.runs.broken_off import Bench, Forked, wait_for

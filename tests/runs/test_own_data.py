@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import sightline
-from sightline.data.clouds.cloud_folder import CloudFolder
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
+from sightline.contract.types import SampleKey
 from tests.command import Outcome, run_here, succeed
 from tests.conftest import ROOT
 from tests.data.clouds.cloud_writers import CLASSES, write_folder

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import sightline
-from sightline import registry
 from sightline.config import read_config
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, PluginError
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import DataInfo
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.errors import ConfigError, DataError, PluginError
-from sightline.plugins import load_plugins
-from sightline.types import DataInfo
 from tests.runs.broken_off import Forked, run_forked
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ import torch
 
 from sightline.api import load_run
 from sightline.config import read_config
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build_data
-from sightline.types import SampleKey
 from tests.command import refuse, succeed
 from tests.doctor.posing import CONFIG
 
@@ -47,8 +47,8 @@ def test_an_ensemble_is_the_mean_of_the_joints_of_all_checkpoints(run: Path, tmp
     found = []
     for checkpoint in sorted((run / "checkpoints").glob("step_*")):
         loaded = load_run(run, checkpoint=checkpoint)
-        from sightline.geometry.volumes import CubePlacement
-        from sightline.tasks.supervised import decode_joints
+        from sightline.compute.geometry.volumes import CubePlacement
+        from sightline.parts.tasks.supervised import decode_joints
 
         with torch.no_grad():
             likelihood = loaded.model.eval()(volume=batch["volume"])["likelihood"]

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sightline
-from sightline import registry
-from sightline.errors import ConfigError
-from sightline.predict.depth_reader import DepthFrameOptions
-from sightline.tasks.supervised import CentreRefinement, Pose
-from sightline.types import ComponentConfig, SampleKey
+from sightline.areas.pose.depth_reader import DepthFrameOptions
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.parts.tasks.supervised import CentreRefinement, Pose
 from tests.command import Outcome, refuse, run_here, succeed
 from tests.runs.poses import NUM_HANDS, hands, train_refiner, write_frames
 from tests.runs.small import ROOT

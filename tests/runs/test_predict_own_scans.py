@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.data.scans.kitti_object import KittiObject
-from sightline.data.scans.scan_folder import ScanFolder
-from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.data.synthetic.synthetic_lidar import SyntheticLidar
-from sightline.errors import DataError
-from sightline.predict.scan_samples import read_scan_sample
-from sightline.types import SampleKey
+from sightline.areas.scans.sets.kitti_object import KittiObject
+from sightline.areas.scans.sets.scan_folder import ScanFolder
+from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
+from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
+from sightline.workbench.predict.scan_samples import read_scan_sample
 from tests.command import Outcome, run_here
 from tests.data.scans.lidar_writers import (
     OWN,

@@ -14,15 +14,15 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline import registry
-from sightline.data.files.ply import read_ply
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.errors import ConfigError
-from sightline.predict.prediction import predict_each
-from sightline.predict.segment import SegmentPrediction
-from sightline.types import ComponentConfig, SampleKey
+from sightline.store.files.ply import read_ply
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.predict.prediction import predict_each
+from sightline.workbench.predict.segment import SegmentPrediction
 from tests.command import succeed
 from tests.data.clouds.cloud_writers import write_off, write_ply
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, prepare, write_layout
@@ -367,7 +367,7 @@ def test_large_files_are_held_one_at_a_time(rooms: Run, tmp_path: Path, monkeypa
     large = {name: np.resize(values, 30_000) for name, values in room.items()}
     for number in range(6):
         write(tmp_path / f"{number}.ply", large)
-    monkeypatch.setattr("sightline.predict.prediction._MAX_SIZE", 10_000)
+    monkeypatch.setattr("sightline.workbench.predict.prediction._MAX_SIZE", 10_000)
     run = dataclasses.replace(rooms.load(), transforms=())
     peaks = {}
     for number in (1, 1, 6):  # the first time, things are imported and compiled
@@ -389,7 +389,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sightline.data.files.atomic_write.os.fsync", full)
+    monkeypatch.setattr("sightline.store.files.atomic_write.os.fsync", full)
     told = rooms("predict", rooms.path, tmp_path / "a.ply", "--out", tmp_path / "out", expect=1)
     assert "a.labels.npy: cannot write: no space left on device" in told
     assert not list((tmp_path / "out").iterdir())

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.semantic_kitti import LABEL_MAPS
-from sightline.errors import UserError
-from sightline.predict.prediction import build_predictor
-from sightline.predict.segment import PointPredictor
+from sightline.areas.scans.sets.label_maps import read_label_map
+from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
+from sightline.contract.errors import UserError
+from sightline.workbench.predict.prediction import build_predictor
+from sightline.workbench.predict.segment import PointPredictor
 from tests.command import Outcome, run_here
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scans.lidar_writers import write_semantic_kitti

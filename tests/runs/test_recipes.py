@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
 from sightline.config.run_config import to_plain
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.types import SampleKey
+from sightline.contract.types import SampleKey
 from tests.command import run_here, succeed
 from tests.data.clouds.shapenet_part_writers import LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import write_s3dis

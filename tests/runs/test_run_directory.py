@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.errors import DataError, RunError, UserError
+from sightline.contract.errors import DataError, RunError, UserError
 from sightline.runs.run_directory import RunDirectory, collect_environment, create_numbered_folder
 
 

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 import sightline
-from sightline.data.scenes.s3dis import S3dis
+from sightline.areas.scenes.sets.s3dis import S3dis
 from tests.command import refuse, run_here, succeed
 from tests.data.clouds.shapenet_part_writers import CATEGORIES, LAYOUTS, prepare, write_layout
 from tests.data.scenes.scene_writers import ROOMS, no_progress, write_s3dis
@@ -32,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.arguments import Probability
-from sightline.layers.mlp import as_dense, as_packed, one_hot_category
+from sightline.contract.arguments import Probability
+from sightline.compute.layers.mlp import as_dense, as_packed, one_hot_category
 
 
 class Output(TypedDict):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
-from sightline.errors import CheckpointError
+from sightline.contract.errors import CheckpointError
 from sightline.runs.checkpoint import (
     Snapshot,
     get_rng_state,

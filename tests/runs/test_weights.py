@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.errors import CheckpointError
+from sightline.contract.errors import CheckpointError
 from sightline.runs.weights import load_weights, plain_name
 
 

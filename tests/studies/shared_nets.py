@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.models.pointnet import PointNetPlainOutput
+from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
+from sightline.contract import registry
 
 
 @registry.models.add("shared_net")

@@ -14,21 +14,21 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.compress.policy import Policy
-from sightline.compress.policy_simulator import PolicySimulator
-from sightline.compress.run_problem import CompressionOptions, RunProblem
+from sightline.compute.layers.quantisation.linear import halvable, round_to_half
+from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.config import read_config
-from sightline.describe.trace import trace
-from sightline.doctor.checks.weights import _find_different_tensors
+from sightline.contract.errors import ConfigError
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.errors import ConfigError
-from sightline.layers.quantisation.linear import halvable, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs.lineage import describe_stage
 from sightline.runs.packed import float_bytes, read_packed
 from sightline.runs.run_directory import RunDirectory
-from sightline.studies.compression import Compression, FineTuning, can_distil
-from sightline.studies.compression_report import ReportRow, gzip_bytes
+from sightline.workbench.check.checks.weights import _find_different_tensors
+from sightline.workbench.compress.policy import Policy
+from sightline.workbench.compress.policy_simulator import PolicySimulator
+from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem
+from sightline.workbench.describe.trace import trace
+from sightline.workbench.study.compression import Compression, FineTuning, can_distil
+from sightline.workbench.study.compression_report import ReportRow, gzip_bytes
 from tests.command import Outcome, run_here, succeed
 from tests.processes import ROOT
 

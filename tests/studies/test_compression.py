@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.compress.packing import packed_layer_sizes
-from sightline.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
-from sightline.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
-from sightline.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
+from sightline.compute.layers.quantisation.activations import calibrate_activations, quantise_inputs
+from sightline.compute.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
+from sightline.compute.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.config import read_config
+from sightline.contract.errors import UserError
 from sightline.engine.build import build_data
 from sightline.engine.run_loading import OpenRun, open_run, open_trained
-from sightline.errors import UserError
-from sightline.layers.quantisation.activations import calibrate_activations, quantise_inputs
-from sightline.layers.quantisation.linear import halvable, quantisable_weights, round_to_half
-from sightline.layers.quantisation.parametrised import apply_policy, dense_state_dict
 from sightline.runs import lineage
 from sightline.runs.packed import (
     compression_ratios,
@@ -31,7 +27,11 @@ from sightline.runs.packed import (
     tensor_specs,
     write_packed,
 )
-from sightline.studies.study_runs import assert_same_source, init_override, scratch_overrides
+from sightline.workbench.compress.packing import packed_layer_sizes
+from sightline.workbench.compress.policy import FP16, FP32, WeightFormat, policy_to_dict, read_policy
+from sightline.workbench.compress.policy_simulator import PolicySimulator, reestimate_batch_norm
+from sightline.workbench.compress.run_problem import CompressionOptions, RunProblem, calibration_part, make_simulator
+from sightline.workbench.study.study_runs import assert_same_source, init_override, scratch_overrides
 from tests.cases import run_each
 from tests.command import refuse, run_here, succeed
 from tests.processes import ROOT

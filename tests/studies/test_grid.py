@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sightline.errors import RunError
-from sightline.studies import grid, study_runs
-from sightline.studies.grid import grid_panel, paired_differences, parse_factors, student_t
+from sightline.contract.errors import RunError
 from sightline.training import train_run
+from sightline.workbench.study import grid, study_runs
+from sightline.workbench.study.grid import grid_panel, paired_differences, parse_factors, student_t
 from tests.cases import run_each
 from tests.command import Outcome, run_here
 

@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 
-from sightline import registry
 from sightline.commands.look import StudyOptions
 from sightline.config import read_config
 from sightline.config.run_config import to_plain
+from sightline.contract import registry
+from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Field
 from sightline.engine.session import TrainingSession
-from sightline.probe.few_shot import FewShot
-from sightline.probe.probed_run import open_probed
-from sightline.probe.svm import SVM
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
 from sightline.runs.weights import get_argument
-from sightline.studies.probe_suite import (
+from sightline.training import published_results
+from sightline.training.published_results import ResultRow, protocol_differences
+from sightline.verbs.study import run_preset
+from sightline.workbench.probe.few_shot import FewShot
+from sightline.workbench.probe.probed_run import open_probed
+from sightline.workbench.probe.svm import SVM
+from sightline.workbench.study.probe_suite import (
     PARTS,
     column_heading,
     comparison_rows,
@@ -29,10 +33,6 @@ from sightline.studies.probe_suite import (
     probe_protocol,
     probe_rows,
 )
-from sightline.training import published_results
-from sightline.training.published_results import ResultRow, protocol_differences
-from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Field
-from sightline.verbs.study import run_preset
 from tests.command import run_here, succeed
 from tests.probe.contrast import train_thin
 from tests.trained import copy_run

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from sightline import registry
+from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.config import read_config
-from sightline.data.boxes.coco import Coco
-from sightline.data.scans.semantic_kitti import SemanticKitti
+from sightline.contract import registry
+from sightline.contract.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
 from sightline.training import published_results
 from sightline.training.published_results import (
     compare_figures_with_published,
@@ -26,7 +27,6 @@ from sightline.training.published_results import (
     published_names,
     published_rows,
 )
-from sightline.types import CloudInputSpec, ComponentConfig, DataInfo, Folds
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.published_layouts import MODELS

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import sightline
-from sightline.doctor import suite
-from sightline.doctor.core.finding import Finding, FindingLocation
+from sightline.contract.errors import UserError
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
-from sightline.errors import UserError
 from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts
+from sightline.workbench.check import suite
+from sightline.workbench.check.core.finding import Finding, FindingLocation
 from tests.command import succeed
 from tests.doctor.planting import make
 from tests.marks import long_but

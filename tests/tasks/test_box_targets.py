@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.assigners.report import assignment_report, compare_assigners, timed_report
-from sightline.assigners.static import FCOS, MaxIoU
-from sightline.geometry.boxes.priors import PRESETS, make_anchors, make_points
-from sightline.tasks.detection_output import COLORS, LEVEL_COLORS, show_assignments, show_priors
+from sightline.areas.detect.assigners.report import assignment_report, compare_assigners, timed_report
+from sightline.areas.detect.assigners.static import FCOS, MaxIoU
+from sightline.areas.detect.output import COLORS, LEVEL_COLORS, show_assignments, show_priors
+from sightline.compute.geometry.boxes.priors import PRESETS, make_anchors, make_points
 
 MAPS, STRIDES = [(48, 64), (24, 32)], [8, 16]
 POINTS = make_points(MAPS, STRIDES)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
+from sightline.areas.contrast.task import Contrast
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
 from sightline.engine.distributed import World
-from sightline.errors import ConfigError
-from sightline.losses.classification import CrossEntropy
-from sightline.losses.embeddings import IntraModal, nt_xent
-from sightline.tasks.contrast import Contrast
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.parts.losses.embeddings import IntraModal, nt_xent
 
 
 class Two(TypedDict):

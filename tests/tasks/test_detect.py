@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.draws import Draws
+from sightline.areas.detect.combined_images import FitImage, ScaleSteps
+from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.task import Detect
+from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances, pairwise_iou
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, RunError
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.step import compute_batch_losses
-from sightline.errors import ConfigError, RunError
-from sightline.geometry.boxes.overlaps import encode_deltas, encode_distances, pairwise_iou
-from sightline.metrics.box_ap import BoxAp
-from sightline.tasks.detect import Detect
-from sightline.transforms.combined_images import FitImage, ScaleSteps
-from sightline.transforms.images import FlipImage, NormalizeImage
-from sightline.types import ComponentConfig, SampleKey
+from sightline.parts.transforms.images import FlipImage, NormalizeImage
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 LOSSES = {"retina": ("sigmoid_focal", "box_smooth_l1"), "fcos": ("sigmoid_focal", "box_overlap", "centreness")}
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys
-from sightline.errors import ConfigError
-from sightline.geometry.boxes.overlaps import decode_boxes
-from sightline.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
-from sightline.geometry.boxes.suppression import GreedyNMS, SuppressionResult
-from sightline.tasks.detection_output import DetectionFilter
-from sightline.types import ComponentConfig
+from sightline.areas.detect.output import DetectionFilter
+from sightline.compute.geometry.boxes.overlaps import decode_boxes
+from sightline.compute.geometry.boxes.priors import BACKGROUND, make_anchors, make_points
+from sightline.compute.geometry.boxes.suppression import GreedyNMS, SuppressionResult
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
 
 STRIDES, MAPS = (8, 16), ((2, 3), (1, 2))
 

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from sightline.areas.detect.combined_images import CutImage, FitImage, TurnImage
+from sightline.areas.detect.losses import smooth_l1
+from sightline.areas.detect.output import DetectionFilter
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
+from sightline.contract.types import SampleKey
 from sightline.engine.step import compute_batch_losses
-from sightline.losses.boxes import smooth_l1
-from sightline.tasks.detection_output import DetectionFilter
-from sightline.transforms.combined_images import CutImage, FitImage, TurnImage
-from sightline.transforms.images import FlipImage, NormalizeImage
-from sightline.types import SampleKey
+from sightline.parts.transforms.images import FlipImage, NormalizeImage
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.processes import ROOT
 from tests.tasks.test_detect import LOSSES, detect
 

@@ -13,17 +13,17 @@ from scipy.stats import entropy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.binding import AvailableKeys
-from sightline.doctor.oracles.results import FixedOutputs
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import Batch
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer, prepare_step, single_batch_step
-from sightline.errors import ConfigError
-from sightline.losses.classification import CrossEntropy, Distillation, FeatureDistillation
-from sightline.optional_members import TaskMembers
-from sightline.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
-from sightline.tasks.segment import Segment
-from sightline.tasks.supervised import Supervised
-from sightline.types import Batch
+from sightline.parts.losses.classification import CrossEntropy, Distillation, FeatureDistillation
+from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys, unwrap_distillation
+from sightline.parts.tasks.segment import Segment
+from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.check.oracles.results import FixedOutputs
 from tests.contract.clouds import RaggedNet
 
 CPU = torch.device("cpu")

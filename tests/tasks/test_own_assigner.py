@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
-from sightline.binding import AvailableKeys, model_output_keys
+from sightline.areas.detect.assigners.base import BACKGROUND, Assigner, Assignment, PriorPredictions
+from sightline.areas.detect.heads import RetinaHead
+from sightline.compute.geometry.boxes.priors import Priors
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
-from sightline.errors import ConfigError
-from sightline.geometry.boxes.priors import Priors
-from sightline.models.detection.heads import RetinaHead
-from sightline.types import ComponentConfig
 from tests.cases import run_each
 from tests.doctor.detecting import make_crowds
 from tests.tasks.test_detect_heads import FREE, MAPS, STRIDES

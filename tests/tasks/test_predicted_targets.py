@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys
+from sightline.areas.detect.task import Detect
+from sightline.compute.geometry.boxes.overlaps import pairwise_iou
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
 from sightline.engine.device import Precision
 from sightline.engine.distributed import World
 from sightline.engine.step import prepare_step
-from sightline.errors import ConfigError
-from sightline.geometry.boxes.overlaps import pairwise_iou
-from sightline.tasks.detect import Detect
-from sightline.types import ComponentConfig
 from tests.tasks.test_detect import batch  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")

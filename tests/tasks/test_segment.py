@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
-from sightline.errors import ConfigError
-from sightline.losses.classification import CrossEntropy
-from sightline.losses.embeddings import FeatureTransformPenalty
-from sightline.tasks.segment import BlockWindows, Segment, SphereWindows, column_windows, sphere_windows, split_clouds
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.parts.losses.embeddings import FeatureTransformPenalty
+from sightline.parts.tasks.segment import (
+    BlockWindows,
+    Segment,
+    SphereWindows,
+    column_windows,
+    sphere_windows,
+    split_clouds,
+)
 
 # --- the task of labels for points: one form of answers for every form of batches ------------------------------------
 

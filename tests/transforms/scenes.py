@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.draws import Draws
-from sightline.types import SampleKey
+from sightline.contract.draws import Draws
+from sightline.contract.types import SampleKey
 
 __all__ = ["Given", "draws_of", "make_scene"]
 

@@ -10,15 +10,15 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.draws import Draws
-from sightline.errors import ConfigError, DataError
-from sightline.geometry.boxes.priors import warp_boxes
-from sightline.registry import transforms
-from sightline.transforms import images
-from sightline.transforms.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
-from sightline.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
-from sightline.types import ComponentConfig, DataInfo, Field, SampleKey
+from sightline.areas.detect.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
+from sightline.compute.geometry.boxes.priors import warp_boxes
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.registry import transforms
+from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
+from sightline.parts.transforms import images
+from sightline.parts.transforms.images import ColorJitter, CropImage, FlipImage, NormalizeImage, ResizeImage, crop_boxes
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
 from tests.transforms.scenes import draws_of
 

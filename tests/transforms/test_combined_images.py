@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.detect.combined_images import MixUp, Mosaic, TurnImage
+from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
-from sightline.data.boxes.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.draws import Draws
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import build_data
-from sightline.errors import ConfigError, DataError
-from sightline.transforms.combined_images import MixUp, Mosaic, TurnImage
-from sightline.types import DataInfo, Sample, SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.processes import ROOT
 
 SIZE = (96, 128)

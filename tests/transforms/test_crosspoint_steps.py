@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.draws import Draws
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract import registry
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig, SampleKey
 from sightline.engine.batch_stream import read_batches
-from sightline.errors import ConfigError
-from sightline.transforms.point_selection import choose_points, index_after_drop
-from sightline.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate, TwoViews
-from sightline.types import ComponentConfig, SampleKey
+from sightline.parts.transforms.point_selection import choose_points, index_after_drop
+from sightline.parts.transforms.points import Jitter, NormalizeUnitSphere, Rotate, Scale, Translate, TwoViews
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.transforms.scenes import Given
 from tests.transforms.test_points import Golden
 

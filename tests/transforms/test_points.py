@@ -13,11 +13,12 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from torch import Tensor
 
-from sightline.draws import Draws
-from sightline.errors import ConfigError, DataError
-from sightline.geometry.rotations import axis_rotation, euler_matrix, rotate_points
-from sightline.registry import transforms
-from sightline.transforms.point_selection import (
+from sightline.compute.geometry.rotations import axis_rotation, euler_matrix, rotate_points
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.registry import transforms
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.parts.transforms.point_selection import (
     DropPoints,
     FarthestPoints,
     SamplePoints,
@@ -25,7 +26,7 @@ from sightline.transforms.point_selection import (
     choose_points,
     index_after_drop,
 )
-from sightline.transforms.points import (
+from sightline.parts.transforms.points import (
     Flip,
     Jitter,
     NormalizeUnitSphere,
@@ -37,7 +38,6 @@ from sightline.transforms.points import (
     clipped_noise,
     to_unit_sphere,
 )
-from sightline.types import ComponentConfig, SampleKey
 from tests.cases import run_each
 from tests.transforms.scenes import Given
 

@@ -12,17 +12,17 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.draws import Draws
-from sightline.errors import ConfigError, DataError
-from sightline.registry import transforms
-from sightline.tasks.segment import Segment
-from sightline.transforms.point_selection import DropPoints, SamplePoints
-from sightline.transforms.points import Flip, Jitter, Rotate, Scale, Translate
-from sightline.transforms.range_projection import Project, RingFromOrder
-from sightline.types import ComponentConfig, DataInfo, Dataset, Field, Sample, SampleKey
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.scans.range_projection import Project, RingFromOrder
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.registry import transforms
+from sightline.contract.types import ComponentConfig, DataInfo, Dataset, Field, Sample, SampleKey
+from sightline.parts.tasks.segment import Segment
+from sightline.parts.transforms.point_selection import DropPoints, SamplePoints
+from sightline.parts.transforms.points import Flip, Jitter, Rotate, Scale, Translate
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
 from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.transforms.scenes import draws_of

@@ -14,11 +14,12 @@ from scipy.ndimage import convolve
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_rooms import SyntheticRooms
-from sightline.errors import ConfigError, DataError
-from sightline.registry import transforms
-from sightline.transforms.images import (
+from sightline.areas.scenes.sets.synthetic_rooms import SyntheticRooms
+from sightline.areas.scenes.transforms import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.registry import transforms
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.parts.transforms.images import (
     ChromaticAutoContrast,
     ChromaticJitter,
     ChromaticTranslation,
@@ -29,9 +30,8 @@ from sightline.transforms.images import (
     stretch_contrast,
     turn_hue,
 )
-from sightline.transforms.points import Elastic, Flip, Jitter, Rotate, Scale, bend, smooth
-from sightline.transforms.scene_points import CropPoints, PlaceOnFloor, SampleBlock, VoxelSample, voxel_groups
-from sightline.types import ComponentConfig, SampleKey
+from sightline.parts.transforms.points import Elastic, Flip, Jitter, Rotate, Scale, bend, smooth
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.cases import run_each
 from tests.golden_parity import load_golden
 from tests.transforms.scenes import Given, draws_of, make_scene

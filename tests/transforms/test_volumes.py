@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.synthetic.synthetic_hands import SyntheticHands
-from sightline.draws import Draws
-from sightline.errors import ConfigError
-from sightline.geometry.pinhole import CropPlacement, from_crop_coordinates
-from sightline.geometry.volumes import CubePlacement, decode, to_camera, to_voxels
-from sightline.losses.pose import CentreMSE
-from sightline.tasks.supervised import decode_joints
-from sightline.transforms.point_selection import CropDepth
-from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
-from sightline.types import SampleKey
+from sightline.areas.pose.losses import CentreMSE
+from sightline.areas.pose.sets.synthetic_hands import SyntheticHands
+from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.compute.geometry.pinhole import CropPlacement, from_crop_coordinates
+from sightline.compute.geometry.volumes import CubePlacement, decode, to_camera, to_voxels
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import SampleKey
+from sightline.parts.tasks.supervised import decode_joints
+from sightline.parts.transforms.point_selection import CropDepth
 
 VARIED = {"size": 44, "scale": (0.8, 1.2), "max_angle_rad": math.radians(40), "max_shift": 2.0}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.doctor.checks import loss_progress
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.workbench.check.checks import loss_progress
 from tests.command import run_here, succeed
 from tests.doctor.pairing import CONFIG as PAIRING
 from tests.doctor.planting import CONFIG

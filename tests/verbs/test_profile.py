@@ -82,7 +82,7 @@ def test_a_model_that_fails_is_one_line_and_as_a_setting_keeps_the_profile(tmp_p
     plugin.write_text(
         "from torch import Tensor, nn\n"
         "from typing import TypedDict\n"
-        "from sightline.registry import models\n"
+        "from sightline.contract.registry import models\n"
         "class Out(TypedDict):\n    logits: Tensor\n"
         "@models.add('broken')\n"
         "class Broken(nn.Module):\n"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import sightline
-from sightline.data.files.ply import read_ply, write_ply
+from sightline.contract.types import SampleKey
 from sightline.draw.pictures import PALETTE
 from sightline.engine.build import build_data, build_part
-from sightline.types import SampleKey
+from sightline.store.files.ply import read_ply, write_ply
 from tests.command import Outcome, run_here, succeed
 from tests.runs.segments import SCENES
 from tests.trained import copy_run
@@ -320,7 +320,7 @@ NUMBERS = """
 import torch
 
 from sightline import registry
-from sightline.types import DataInfo, Field
+from sightline.contract.types import DataInfo, Field
 
 
 @registry.data.add("numbers")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.draws import Draws
-from sightline.transforms.volumes import DrawHeatmaps, PlaceCube, Voxelize
-from sightline.types import DataInfo, Field, Sample, SampleKey
+from sightline.areas.pose.transforms import DrawHeatmaps, PlaceCube, Voxelize
+from sightline.contract.draws import Draws
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 JOINTS = torch.tensor([[10.0, 30.0, 400.0], [-20.0, 5.0, 420.0], [24.0, -15.0, 480.0]])
 NAMES = ("wrist", "thumb", "tip")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from sightline.areas.detect.metrics.box_errors import KINDS
 from sightline.draw.pictures import Picture
-from sightline.metrics.box_errors import KINDS
 from sightline.view.run_pages import encode_errors
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sightline.draw.pictures import PALETTE, UNLABELLED
-from sightline.tasks.segment import WRONG
+from sightline.parts.tasks.segment import WRONG
 from sightline.view.stages import ClassColoring, RgbColoring, Stage, ViewedSample, error_coloring, height_coloring
 
 CLOUD = np.array([[0.0, 1, 2], [4, 5, 6], [np.nan, 0, 0], [-1, 8, 3]], dtype=np.float32)

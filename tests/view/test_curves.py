@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
-from sightline.errors import DataError, UserError
 from sightline.runs.run_directory import read_lines
 from sightline.view.run_pages import draw_runs, encode_curves
 from tests.command import run_here

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.binding import AvailableKeys
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
+from sightline.areas.pose.transforms import Voxelize
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.draws import Draws
+from sightline.contract.types import Sample, SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.draws import Draws
 from sightline.engine.device import Precision
-from sightline.tasks.supervised import Pose
-from sightline.transforms.volumes import Voxelize
-from sightline.types import Sample, SampleKey
+from sightline.parts.tasks.supervised import Pose
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.view.page import draw_sheet, make_tiles
 from sightline.view.samples import Branch, view_sample
 from sightline.view.stages import SamplePredictor, Stage, ViewedSample

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.draws import Draws
+from sightline.contract.draws import Draws
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey
 from sightline.engine.batch_stream import read_batches
-from sightline.types import DataInfo, Field, Sample, SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.view.samples import RawReads, item_digest
 
 EPOCHS = 3

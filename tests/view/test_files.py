@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.files.ply import write_ply
+from sightline.contract.errors import DataError
 from sightline.draw.pictures import PALETTE
-from sightline.errors import DataError
+from sightline.store.files.ply import write_ply
 from sightline.view.output import view_file
 from sightline.view.stages import ClassColoring
 

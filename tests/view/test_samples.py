@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import UNLABELLED
 from sightline.engine.device import Precision
-from sightline.errors import ConfigError, DataError
-from sightline.tasks.segment import WRONG
-from sightline.transforms.point_selection import SamplePoints, ShufflePoints
-from sightline.transforms.points import Rotate, Scale, TwoViews
-from sightline.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.parts.tasks.segment import WRONG
+from sightline.parts.transforms.point_selection import SamplePoints, ShufflePoints
+from sightline.parts.transforms.points import Rotate, Scale, TwoViews
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.view.samples import Branch, view_sample
 from sightline.view.stages import ClassColoring, SamplePredictor, ViewedSample
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sightline.data.boxes.labelled_images import LabelledImages
+from sightline.areas.detect.sets.labelled_images import LabelledImages
 
 __all__ = ["digest_of", "pattern", "quiet", "write_coco", "write_image"]
 

@@ -10,13 +10,13 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from sightline.data.boxes.coco import Coco, mask_to_box
-from sightline.data.boxes.convert import LAYOUTS
-from sightline.data.boxes.image_listing import AnnotationFaults
-from sightline.data.boxes.people import WiderPerson
-from sightline.data.boxes.records import BoxForm, ShownBoxes, box_notes
-from sightline.data.boxes.yolo_txt import YoloTxt
-from sightline.errors import DataError
+from sightline.areas.detect.sets.coco import Coco, mask_to_box
+from sightline.areas.detect.sets.convert import LAYOUTS
+from sightline.areas.detect.sets.image_listing import AnnotationFaults
+from sightline.areas.detect.sets.people import WiderPerson
+from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes
+from sightline.areas.detect.sets.yolo_txt import YoloTxt
+from sightline.contract.errors import DataError
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.people_writers import write_ecp, write_widerperson

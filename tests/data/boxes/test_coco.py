@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.data.boxes.coco import Coco, mask_to_box
-from sightline.data.boxes.detections import Detections
-from sightline.data.boxes.layout_reading import read_coco
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.store.prepared_set import verify
-from sightline.errors import ConfigError, DataError
-from sightline.transforms.combined_images import FitImage
-from sightline.types import SampleKey
+from sightline.areas.detect.combined_images import FitImage
+from sightline.areas.detect.sets.coco import Coco, mask_to_box
+from sightline.areas.detect.sets.detections import Detections
+from sightline.areas.detect.sets.layout_reading import read_coco
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.store.prepared.prepared_set import verify
 from tests.command import run_here
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_coco, write_image
 from tests.data.preparing import cut

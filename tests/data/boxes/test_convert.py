@@ -17,12 +17,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from sightline import registry
+from sightline.areas.detect.sets.annotations import LabelledBox
+from sightline.areas.detect.sets.convert import LAYOUTS, convert_annotations
 from sightline.commands.data import _BOXES
-from sightline.data.boxes.annotations import LabelledBox
-from sightline.data.boxes.convert import LAYOUTS, convert_annotations
-from sightline.data.files.atomic_write import whole_folder
-from sightline.errors import DataError, RunError, UserError
+from sightline.contract import registry
+from sightline.contract.errors import DataError, RunError, UserError
+from sightline.store.files.atomic_write import whole_folder
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 from tests.data.boxes.people_writers import write_citypersons
@@ -481,7 +481,7 @@ def test_two_writers_and_killed_ones(tmp_path: Path) -> None:
     with whole_folder(target) as folder:
         assert folder == work
         (folder / "one").write_text("1")
-        code = "import sys, pathlib; from sightline.data.files.atomic_write import whole_folder\n"
+        code = "import sys, pathlib; from sightline.store.files.atomic_write import whole_folder\n"
         code += "with whole_folder(pathlib.Path(sys.argv[1])): pass"
         other = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
         assert "another process writes this folder; wait for it" in other.stderr

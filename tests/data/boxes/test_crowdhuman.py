@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.boxes.crowdhuman import CrowdHuman
-from sightline.data.boxes.records import BOX_FIELDS
-from sightline.data.loading.concat import Concat
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.detect.sets.crowdhuman import CrowdHuman
+from sightline.areas.detect.sets.records import BOX_FIELDS
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.concat import Concat
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.detect.sets.labelled_images import hold_out_images
 from sightline.config import read_config, read_sections, render_config
-from sightline.data.boxes.coco import Coco
-from sightline.data.boxes.labelled_images import hold_out_images
-from sightline.data.loading.concat import Concat
 from sightline.runs.lineage import inputs_document
+from sightline.store.loading.concat import Concat
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 
 

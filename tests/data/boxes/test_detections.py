@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.boxes.coco import Coco
-from sightline.data.boxes.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
-from sightline.data.boxes.image_listing import CategoryIds
-from sightline.draws import Draws
-from sightline.errors import DataError
-from sightline.tasks.detection_output import to_file_pixels
-from sightline.transforms.combined_images import FitImage
-from sightline.types import SampleKey
+from sightline.areas.detect.combined_images import FitImage
+from sightline.areas.detect.output import to_file_pixels
+from sightline.areas.detect.sets.coco import Coco
+from sightline.areas.detect.sets.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
+from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.contract.draws import Draws
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
 from tests.data.boxes.box_writers import pattern, quiet, write_coco, write_image
 
 IMAGES = [ImageRef("a,1", 7, 480, 640), ImageRef("b,2", 3, 33, 77), ImageRef("c", 4, 5, 5)]

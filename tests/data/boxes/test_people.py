@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline import registry
-from sightline.data.boxes.detections import BoxImages, Detections, read_results
-from sightline.data.boxes.people import CityPersons, EuroCityPersons, WiderPerson
-from sightline.data.boxes.people_files import ecp_visible_share
-from sightline.data.loading.concat import Concat
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.errors import ConfigError, DataError
-from sightline.types import SampleKey
+from sightline.areas.detect.sets.detections import BoxImages, Detections, read_results
+from sightline.areas.detect.sets.people import CityPersons, EuroCityPersons, WiderPerson
+from sightline.areas.detect.sets.people_files import ecp_visible_share
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.concat import Concat
 from tests.data.boxes.people_writers import write_citypersons, write_ecp, write_widerperson
 from tests.data.preparing import cut, prepare_set
 

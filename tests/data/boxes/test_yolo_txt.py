@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.data.boxes.yolo_txt import YoloTxt
-from sightline.data.store.prepared_set import verify
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.detect.sets.yolo_txt import YoloTxt
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
+from sightline.store.prepared.prepared_set import verify
 from tests.data.boxes.box_writers import digest_of, pattern, quiet, write_image
 
 

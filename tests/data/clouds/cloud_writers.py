@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from sightline.data.clouds.cloud_folder import CloudFolder
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
 
 CLASSES = ("ball", "plate", "rod")
 STRETCH = {"ball": (1.0, 1.0, 1.0), "plate": (1.0, 1.0, 0.05), "rod": (0.1, 0.1, 1.0)}

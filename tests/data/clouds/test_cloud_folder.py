@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
+from sightline.areas.clouds.sets.cloud_preparation import prepare_cloud
 from sightline.commands.data import PrepareOptions
-from sightline.data.clouds.cloud_folder import CloudFolder
-from sightline.data.clouds.cloud_preparation import prepare_cloud
-from sightline.data.files.cloud_files import read_cloud
-from sightline.data.store.prepared_set import verify
-from sightline.errors import ConfigError, DataError, UserError
-from sightline.geometry.surfaces import estimate_normals
-from sightline.predict.cloud_samples import read_sample
-from sightline.types import SampleKey
+from sightline.compute.geometry.surfaces import estimate_normals
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.types import SampleKey
+from sightline.store.files.cloud_files import read_cloud
+from sightline.store.prepared.prepared_set import verify
 from sightline.verbs.data import prepare as prepare_verb
+from sightline.workbench.predict.cloud_samples import read_sample
 from tests.data.clouds.cloud_writers import CLASSES, prepare_folder, solid, write_folder, write_ply
 
 

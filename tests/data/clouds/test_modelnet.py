@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.clouds.modelnet import ModelNet10, ModelNet40
-from sightline.data.files.cloud_formats import read_off
-from sightline.errors import ConfigError, DataError
-from sightline.registry import data
-from sightline.types import ComponentConfig, SampleKey
+from sightline.areas.clouds.sets.modelnet import ModelNet10, ModelNet40
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.registry import data
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.store.files.cloud_formats import read_off
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     LAYOUTS,

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from sightline.errors import DataError
+from sightline.contract.errors import DataError
 from tests.data.clouds.modelnet_writers import (
     CLASS_NAMES,
     NUM_POINTS,

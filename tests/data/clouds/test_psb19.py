@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.clouds.psb19 import Psb19
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.psb19 import Psb19
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
 
 
 def prepare(source: Path, target: Path) -> dict[str, object]:

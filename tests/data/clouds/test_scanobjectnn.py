@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.clouds.sets.scanobjectnn import ScanObjectNN
 from sightline.config import read_config
-from sightline.data.clouds.scanobjectnn import ScanObjectNN
+from sightline.contract.errors import DataError, MissingDataError
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.errors import DataError, MissingDataError
-from sightline.types import SampleKey
 from tests.command import run_here
 from tests.data.clouds.scanobjectnn_writers import CLASSES, FILES, NUM_POINTS, SIZES, object_of, prepare, write_variant
 from tests.data.preparing import set_key

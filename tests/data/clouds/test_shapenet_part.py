@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.clouds.shapenet_part import ShapeNetPart
-from sightline.data.loading.batch_reader import collate
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.shapenet_part import ShapeNetPart
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.batch_reader import collate
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import write_hdf5 as write_modelnet
 from tests.data.clouds.shapenet_part_writers import (

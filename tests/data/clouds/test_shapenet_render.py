@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.data.clouds.shapenet_render import ShapeNetRender
-from sightline.data.files.image_files import read_view
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.store.views import Views
-from sightline.errors import DataError, MissingDataError
-from sightline.types import SampleKey
+from sightline.areas.contrast.shapenet_render import ShapeNetRender
+from sightline.contract.errors import DataError, MissingDataError
+from sightline.contract.types import SampleKey
+from sightline.store.files.image_files import read_view
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.prepared.views import Views
 from tests.command import run_here
 from tests.data.clouds.shapenet_part_writers import write_text as write_parts
 from tests.data.clouds.shapenet_render_writers import (

@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from sightline.data.synthetic.synthetic_figures import render_figures
-from sightline.data.synthetic.synthetic_hands import BODY_CAMERA, SyntheticBodies, SyntheticHands, View
-from sightline.types import Sample, SampleKey
+from sightline.areas.pose.sets.synthetic_figures import render_figures
+from sightline.areas.pose.sets.synthetic_hands import BODY_CAMERA, SyntheticBodies, SyntheticHands, View
+from sightline.contract.types import Sample, SampleKey
 from tests.data.depth.depth_trees import msra_bytes
 
 __all__ = ["write_itop_bodies", "write_msra_centres", "write_msra_hands"]

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import registry
-from sightline.config import read_config
-from sightline.data.depth.depth_frames import DepthCamera, DepthFrames, FrameSplit
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.depth.references import (
+from sightline.areas.pose.sets.depth_frames import DepthCamera, DepthFrames, FrameSplit
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.references import (
     CentreOfMass,
     DepthFrame,
     FrameOrder,
@@ -20,11 +18,13 @@ from sightline.data.depth.references import (
     ReferencePointFile,
     TrueJoint,
 )
-from sightline.data.depth.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.errors import ConfigError, DataError
-from sightline.geometry.pinhole import project_points
-from sightline.types import ComponentConfig, SampleKey
+from sightline.areas.pose.sets.skeletons import BODY_15, HAND_14, HAND_16, HAND_21, HAND_21_BY_LEVEL, Skeleton
+from sightline.compute.geometry.pinhole import project_points
+from sightline.config import read_config
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.store.loading.batch_reader import BatchReader
 from tests.command import run_here
 from tests.data.depth.depth_trees import no_progress, write_msra
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from scipy.io import loadmat, savemat
 
-from sightline.data.depth.depth_sets import PreparedFrames
-from sightline.data.depth.hand_sets import Hands2017, IcvlHands, NyuHands
-from sightline.data.depth.itop import Itop
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.depth.references import CentreOfMass, ReferencePointFile, TrueJoint
-from sightline.data.files.text_tables import LabelLines
-from sightline.data.synthetic.synthetic_hands import View
-from sightline.errors import ConfigError, DataError
-from sightline.types import Sample, SampleKey
+from sightline.areas.pose.sets.depth_sets import PreparedFrames
+from sightline.areas.pose.sets.hand_sets import Hands2017, IcvlHands, NyuHands
+from sightline.areas.pose.sets.itop import Itop
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.pose.sets.references import CentreOfMass, ReferencePointFile, TrueJoint
+from sightline.areas.pose.sets.synthetic_hands import View
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Sample, SampleKey
+from sightline.store.files.text_tables import LabelLines
 from tests.data.depth.depth_trees import Drawn, no_progress, png16, write_hands2017, write_icvl, write_itop, write_nyu
 from tests.data.depth.figure_trees import write_itop_bodies, write_msra_centres, write_msra_hands
 from tests.data.preparing import replace_line, set_key
@@ -179,7 +179,7 @@ def edit_training(root: Path, change: Callable[[str], str]) -> None:
 
 
 def test_blocks_of_lines_are_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sightline.data.files.text_tables.BLOCK_LINES", 3)
+    monkeypatch.setattr("sightline.store.files.text_tables.BLOCK_LINES", 3)
     (tmp_path / "labels.txt").write_text("".join(f"n{i} {i} -{i}.5\r\n" for i in range(8)))
     labels = LabelLines(tmp_path / "labels.txt", num_columns=2)
     assert labels.names == [f"n{i}" for i in range(8)]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import registry
-from sightline.data.depth import msra_hands
-from sightline.data.depth.msra_hands import FAULTY, MsraHands
-from sightline.data.depth.references import ReferencePointFile
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.store.prepared_set import verify
-from sightline.errors import ConfigError, DataError, UserError
-from sightline.evaluation.saved_predictions import assert_folds
-from sightline.types import ComponentConfig, SampleKey
+from sightline.areas.pose.sets import msra_hands
+from sightline.areas.pose.sets.msra_hands import FAULTY, MsraHands
+from sightline.areas.pose.sets.references import ReferencePointFile
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.prepared.prepared_set import verify
+from sightline.workbench.evaluate.saved_predictions import assert_folds
 from tests.data.depth.depth_trees import Drawn, msra_bytes, no_progress, write_msra
 from tests.data.preparing import cut, replace_line
 

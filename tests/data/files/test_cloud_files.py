@@ -14,17 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sightline.data.clouds.modelnet_files import has_npz_keys
-from sightline.data.files.array_files import npz_header
-from sightline.data.files.cloud_files import (
+from sightline.areas.clouds.sets.modelnet_files import has_npz_keys
+from sightline.contract.errors import ConfigError, DataError
+from sightline.store.files.array_files import npz_header
+from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     has_normals,
     list_skipped_files,
     note_mixed_units,
     read_cloud,
 )
-from sightline.data.files.cloud_formats import read_off
-from sightline.errors import ConfigError, DataError
+from sightline.store.files.cloud_formats import read_off
 from tests.data.clouds.cloud_writers import WRITERS, solid, write_ply
 
 POINTS = solid("ball", 0, 40)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from pypcd4 import Encoding, PointCloud
 
-from sightline.data.files import ply
-from sightline.data.files.cloud_files import has_normals, read_cloud
-from sightline.data.files.cloud_formats import read_las, read_off, read_pcd
-from sightline.data.files.ply import read_ply
-from sightline.data.files.ply import write_ply as write_ply_cloud
-from sightline.errors import DataError, MissingExtraError
+from sightline.contract.errors import DataError, MissingExtraError
+from sightline.store.files import ply
+from sightline.store.files.cloud_files import has_normals, read_cloud
+from sightline.store.files.cloud_formats import read_las, read_off, read_pcd
+from sightline.store.files.ply import read_ply
+from sightline.store.files.ply import write_ply as write_ply_cloud
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import PLY_TYPES, solid, write_ply
 
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up_leaves_the_older_file(tmp_path: Path, monkeypatch:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sightline.data.files.atomic_write.os.fsync", full)
+    monkeypatch.setattr("sightline.store.files.atomic_write.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_ply_cloud(tmp_path / "a.ply", points=points + 1, colors=colors, label=label)
     assert [path.name for path in tmp_path.iterdir()] == ["a.ply"]

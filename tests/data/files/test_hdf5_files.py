@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from sightline import registry
-from sightline.data.files.array_files import TEXT, open_hdf5, read_hdf5_arrays
-from sightline.errors import DataError
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.store.files.array_files import TEXT, open_hdf5, read_hdf5_arrays
 from tests.data.clouds.modelnet_writers import write_hdf5 as write_modelnet
 from tests.data.clouds.scanobjectnn_writers import write_variant
 from tests.data.clouds.shapenet_part_writers import write_hdf5 as write_parts

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sightline.data.files.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
-from sightline.data.files.image_files import check_image, read_header, read_image
-from sightline.data.store.columns import pack_depth, unpack_depth
-from sightline.errors import DataError
-from sightline.geometry.pinhole import unproject_pixels
+from sightline.areas.pose.depth_files import read_colour_png, read_depth, read_raw_depth, read_windowed_depth
+from sightline.compute.geometry.pinhole import unproject_pixels
+from sightline.contract.errors import DataError
+from sightline.store.files.image_files import check_image, read_header, read_image
+from sightline.store.prepared.columns import pack_depth, unpack_depth
 from tests.data.depth.depth_trees import msra_bytes, png16, png_colour
 from tests.golden_parity import load_golden
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.data.clouds.shapenet_part_files import Category, _make_shard
-from sightline.data.clouds.shapenet_render import _fault
-from sightline.data.files.array_files import read_mat
-from sightline.data.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
-from sightline.data.files.depth_files import read_depth, read_windowed_depth
-from sightline.data.files.image_files import read_image, read_view
-from sightline.data.files.input_files import read_file
-from sightline.data.store.prepared_writer import normalize_to_unit_sphere
-from sightline.errors import DataError
+from sightline.areas.clouds.sets.shapenet_part_files import Category, _make_shard
+from sightline.areas.contrast.shapenet_render import _fault
+from sightline.areas.pose.depth_files import read_depth, read_windowed_depth
+from sightline.contract.errors import DataError
+from sightline.store.files.array_files import read_mat
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
+from sightline.store.files.image_files import read_image, read_view
+from sightline.store.files.input_files import read_file
+from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from tests.command import run_here
 from tests.data.clouds.cloud_writers import WRITERS, prepare_folder, solid, write_folder
 

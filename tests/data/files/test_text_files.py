@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import text_tables
-from sightline.data.files.input_files import MAX_BYTES, MAX_NODES, parsed_yaml
-from sightline.data.files.text_tables import parse_numbers, parse_numbers_reference, read_line_blocks
-from sightline.errors import DataError
+from sightline.contract.errors import DataError
+from sightline.store.files import text_tables
+from sightline.store.files.input_files import MAX_BYTES, MAX_NODES, parsed_yaml
+from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, read_line_blocks
 from tests.cases import run_each
 from tests.long.mutations import ALIASES, MERGES
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.store.prepared_set import PreparedSet, add_digest, open_prepared, verify
-from sightline.data.store.prepared_writer import (
+from sightline.contract.errors import DataError, RunError
+from sightline.store.prepared.prepared_set import PreparedSet, add_digest, open_prepared, verify
+from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
     Progress,
@@ -24,7 +25,6 @@ from sightline.data.store.prepared_writer import (
     find_duplicates,
     write_prepared_set,
 )
-from sightline.errors import DataError, RunError
 from tests.data.preparing import cut, flip_bit, kill_process, read_files, record_messages, stop_at
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}

@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.areas.scenes.transforms import CropPoints, SampleBlock, VoxelSample
 from sightline.config import read_config
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform, batch_keys, collate, stratified_split
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.draws import Draws
+from sightline.contract import registry
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import ComponentConfig, DataInfo, Field, Sample, SampleKey
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.errors import ConfigError, DataError
-from sightline.transforms.point_selection import DropPoints, SamplePoints, ShufflePoints
-from sightline.transforms.points import Jitter, Rotate
-from sightline.transforms.scene_points import CropPoints, SampleBlock, VoxelSample
-from sightline.types import ComponentConfig, DataInfo, Field, Sample, SampleKey
+from sightline.parts.transforms.point_selection import DropPoints, SamplePoints, ShufflePoints
+from sightline.parts.transforms.points import Jitter, Rotate
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform, batch_keys, collate, stratified_split
 from tests.cases import run_each
 from tests.runs.small import ROOT
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.files.image_files import composite_over
-from sightline.data.render.mvcnn import import_views, list_pictures, read_picture
-from sightline.data.store.prepared_set import verify
-from sightline.data.store.views import IMAGE, Views
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.clouds.render.mvcnn import import_views, list_pictures, read_picture
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
+from sightline.store.files.image_files import composite_over
+from sightline.store.prepared.prepared_set import verify
+from sightline.store.prepared.views import IMAGE, Views
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import prepare, write_npz
 from tests.data.preparing import read_files, stop_at

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.render import rendering
-from sightline.data.render.rendering import (
+from sightline.areas.clouds.render import rendering
+from sightline.areas.clouds.render.rendering import (
     FileObjects,
     PreparedObjects,
     RenderSettings,
@@ -23,14 +22,15 @@ from sightline.data.render.rendering import (
     SyntheticObjects,
     render_set,
 )
-from sightline.data.store.prepared_set import verify
-from sightline.data.store.prepared_writer import normalize_to_unit_sphere
-from sightline.data.store.views import Views
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.errors import ConfigError, DataError, RunError
-from sightline.geometry.pinhole import ring_cameras
-from sightline.geometry.rendering import on_background, render_cloud, render_mesh
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.compute.geometry.pinhole import ring_cameras
+from sightline.compute.geometry.rendering import on_background, render_cloud, render_mesh
+from sightline.contract.errors import ConfigError, DataError, RunError
+from sightline.contract.types import SampleKey
+from sightline.store.prepared.prepared_set import verify
+from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
+from sightline.store.prepared.views import Views
 from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 from tests.data.preparing import read_files, record_messages, stop_at
@@ -152,7 +152,7 @@ def test_what_was_stopped_is_continued_to_the_same_bits(
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
-from sightline.data.render import rendering
+from sightline.areas.clouds.render import rendering
 from tests.data.render.test_rendering import render, shapes_of
 if __name__ == "__main__":
     rendering._OBJECTS_PER_SHARD, rendering._CHUNK = 5, 1

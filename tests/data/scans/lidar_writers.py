@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sightline.data.scans.scan_samples import SensorBlock, make_sensor
-from sightline.data.synthetic.synthetic_lidar import SENSOR_HEIGHT_M, LidarNoise, Scan, Street, cast_street, draw_street
+from sightline.areas.scans.sets.synthetic_lidar import (
+    SENSOR_HEIGHT_M,
+    LidarNoise,
+    Scan,
+    Street,
+    cast_street,
+    draw_street,
+)
+from sightline.store.files.scan_samples import SensorBlock, make_sensor
 
 __all__ = ["OWN", "TYPE_OF", "own_scan", "quiet", "street_scan", "write_bin", "write_kitti_object", "write_labels"]
 __all__ += ["write_own", "write_semantic_kitti", "write_squeezeseg"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.scans.kitti_object import TYPES, KittiObject, read_frame, read_objects
-from sightline.data.scans.kitti_object import PointsInBoxRule as Boxing
-from sightline.errors import DataError
-from sightline.types import SampleKey
+from sightline.areas.scans.sets.kitti_object import TYPES, KittiObject, read_frame, read_objects
+from sightline.areas.scans.sets.kitti_object import PointsInBoxRule as Boxing
+from sightline.contract.errors import DataError
+from sightline.contract.types import SampleKey
 from tests.data.scans.lidar_writers import TYPE_OF, quiet, write_kitti_object
 
 WHOLE = ("000000", "000001", "000002", "000003", "002155", "007347")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.scans.scan_folder import ScanFolder
-from sightline.data.scans.scan_reading import read_scan
-from sightline.data.scans.scan_samples import SensorBlock
-from sightline.errors import ConfigError, DataError
-from sightline.types import SampleKey
+from sightline.areas.scans.sets.scan_folder import ScanFolder
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
+from sightline.store.files.scan_reading import read_scan
+from sightline.store.files.scan_samples import SensorBlock
 from tests.data.scans.lidar_writers import OWN, own_scan, quiet, write_bin, write_labels, write_own
 
 COLUMNS = ("x", "y", "z", "intensity", "ring")

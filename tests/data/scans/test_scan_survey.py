@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sightline.areas.scans.sets.kitti_object import KittiObject
+from sightline.areas.scans.sets.scan_folder import ScanFolder
+from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
 from sightline.commands.data import InfoOptions
-from sightline.data.scans.kitti_object import KittiObject
-from sightline.data.scans.scan_folder import ScanFolder
-from sightline.data.scans.scan_samples import SensorBlock, SensorName, make_sensor
-from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.errors import ConfigError
-from sightline.registry import DATA_FACTS
+from sightline.contract.errors import ConfigError
+from sightline.contract.registry import DATA_FACTS
+from sightline.store.files.scan_samples import SensorBlock, SensorName, make_sensor
 from sightline.verbs import data
 from tests.cases import run_each
 from tests.data.scans.lidar_writers import (

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.areas.scans.sets.label_maps import read_label_map
+from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.commands.data import InfoOptions
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scans.label_maps import read_label_map
-from sightline.data.scans.semantic_kitti import LABEL_MAPS, SemanticKitti
-from sightline.data.store import prepared_set
-from sightline.errors import ConfigError, DataError, UserError
-from sightline.types import SampleKey
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.prepared import prepared_set
 from sightline.verbs import data
 from tests.data.scans.lidar_writers import quiet, write_bin, write_labels, write_semantic_kitti
 from tests.data.scans.lidar_writers import street_scan as street_scan

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.scans.squeezeseg_npy import SqueezeSegNpy
-from sightline.data.store import prepared_set
-from sightline.errors import ConfigError, DataError
-from sightline.types import Sample, SampleKey
+from sightline.areas.scans.sets.squeezeseg_npy import SqueezeSegNpy
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Sample, SampleKey
+from sightline.store.prepared import prepared_set
 from tests.data.scans.lidar_writers import quiet, street_scan, write_squeezeseg
 
 NAMES = [f"2011_09_26_{drive:04d}_{frame:010d}" for drive in (1, 2, 5) for frame in (3, 17)]

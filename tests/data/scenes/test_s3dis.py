@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.files import text_tables
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scenes import labelled_scenes, s3dis_files
-from sightline.data.scenes.s3dis import S3dis
-from sightline.data.scenes.s3dis_files import CLASS_NAMES
-from sightline.data.store.prepared_set import verify
-from sightline.errors import ConfigError, DataError
-from sightline.types import SampleKey
+from sightline.areas.scenes.sets import labelled_scenes, s3dis_files
+from sightline.areas.scenes.sets.s3dis import S3dis
+from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
+from sightline.store.files import text_tables
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.prepared.prepared_set import verify
 from tests.data.preparing import prepare_set, read_files, record_messages, stop_at
 from tests.data.scenes.scene_writers import ROOMS, annotation, write_s3dis
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.scenes.s3dis import S3disOneRoom
-from sightline.data.scenes.s3dis_files import CLASS_NAMES
-from sightline.errors import ConfigError, DataError
-from sightline.types import SampleKey
+from sightline.areas.scenes.sets.s3dis import S3disOneRoom
+from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import SampleKey
 from tests.data.scenes.scene_writers import no_progress
 
 

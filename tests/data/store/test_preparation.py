@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.scans.semantic_kitti import SemanticKitti
-from sightline.data.store.columns import ColumnSpec
-from sightline.data.store.prepared_set import (
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.areas.scans.sets.semantic_kitti import SemanticKitti
+from sightline.contract.errors import DataError, RunError
+from sightline.contract.types import SampleKey
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_set import (
     PreparedSet,
     add_digest,
     compute_sha256,
@@ -23,9 +25,7 @@ from sightline.data.store.prepared_set import (
     read_manifest,
     verify,
 )
-from sightline.data.store.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
-from sightline.errors import DataError, RunError
-from sightline.types import SampleKey
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, write_prepared_set
 from tests.data.clouds.modelnet_writers import LAYOUTS, SHAPES, prepare, write_layout, write_off, write_text
 from tests.data.preparing import flip_bit, kill_process, read_files, record_messages, stop_at
 from tests.data.scans.lidar_writers import quiet, write_semantic_kitti

@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.depth.hand_sets import Hands2017
-from sightline.data.depth.msra_hands import MsraHands
-from sightline.data.scans.scan_folder import ScanFolder
-from sightline.data.store.prepared_set import add_digest, read_manifest, verify
-from sightline.errors import DataError
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.areas.pose.sets.hand_sets import Hands2017
+from sightline.areas.pose.sets.msra_hands import MsraHands
+from sightline.areas.scans.sets.scan_folder import ScanFolder
+from sightline.contract.errors import DataError
+from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
 from tests.command import run_here
 from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder

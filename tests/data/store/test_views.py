@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.clouds.cloud_folder import CloudFolder
-from sightline.data.clouds.modelnet import ModelNet40
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.store.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, write_prepared_set
-from sightline.data.store.views import IMAGE, VIEWS_SET, Views
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.errors import ConfigError, DataError, MissingDataError
-from sightline.geometry.pinhole import ring_cameras
-from sightline.geometry.rendering import on_background, render_cloud
-from sightline.types import SampleKey
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
+from sightline.areas.clouds.sets.modelnet import ModelNet40
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.compute.geometry.pinhole import ring_cameras
+from sightline.compute.geometry.rendering import on_background, render_cloud
+from sightline.contract.errors import ConfigError, DataError, MissingDataError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, write_prepared_set
+from sightline.store.prepared.views import IMAGE, VIEWS_SET, Views
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz
 
 NAMES = SHAPES["train"] + SHAPES["test"]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.errors import ConfigError
-from sightline.transforms.combined_images import FitImage
-from sightline.types import SampleKey
+from sightline.areas.detect.combined_images import FitImage
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 
 NUM_SCENES = 40
 

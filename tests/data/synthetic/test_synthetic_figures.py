@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline import registry
-from sightline.data.depth.depth_frames import DepthCamera
-from sightline.data.depth.references import CentreOfMass, TrueJoint
-from sightline.data.synthetic.synthetic_figures import Figures, SyntheticFigures, render_figures
-from sightline.data.synthetic.synthetic_hands import (
+from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.references import CentreOfMass, TrueJoint
+from sightline.areas.pose.sets.synthetic_figures import Figures, SyntheticFigures, render_figures
+from sightline.areas.pose.sets.synthetic_hands import (
     BODY_CAMERA,
     HAND_CAMERA,
     SyntheticBodies,
@@ -23,9 +22,10 @@ from sightline.data.synthetic.synthetic_hands import (
     default_body,
     default_hand,
 )
-from sightline.errors import ConfigError
-from sightline.geometry.pinhole import depth_points, project_points
-from sightline.types import Batch, ComponentConfig, SampleKey
+from sightline.compute.geometry.pinhole import depth_points, project_points
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import Batch, ComponentConfig, SampleKey
 
 Make = Callable[..., SyntheticFigures]
 
@@ -297,7 +297,7 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(make: Make, monkeypa
         value.zero_()
     assert_same(figures.get_batch(keys(index)), bits)
     assert_same(pickle.loads(pickle.dumps(figures)).get_batch(keys(index)), bits)
-    monkeypatch.setattr("sightline.data.synthetic.synthetic_figures._MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 0)
     longer = make(split="train", train_size=900)
     for row, place in reversed(list(enumerate(index))):
         sample = longer[SampleKey(place, epoch=4, seed=9)]
@@ -309,7 +309,7 @@ def test_a_frame_is_a_pure_function_of_seed_split_and_index(make: Make, monkeypa
 
 def test_a_frame_that_does_not_fit_into_memory_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     one = SyntheticHands(split="train").get_batch(keys([0]))
-    monkeypatch.setattr("sightline.data.synthetic.synthetic_figures._MAX_CACHE_BYTES", 100_000)
+    monkeypatch.setattr("sightline.areas.pose.sets.synthetic_figures._MAX_CACHE_BYTES", 100_000)
     hands = SyntheticHands(split="train")
     hands.get_batch(keys(range(10)))
     assert 1 <= len(hands._cache) < 4

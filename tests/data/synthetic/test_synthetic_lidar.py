@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scans.scan_samples import SensorBlock, make_sensor
-from sightline.data.synthetic.synthetic_lidar import (
+from sightline.areas.scans.sets.synthetic_lidar import (
     CLASS_IDS,
     CLASS_NAMES,
     SENSOR_HEIGHT_M,
@@ -21,9 +19,11 @@ from sightline.data.synthetic.synthetic_lidar import (
     cast_street,
     draw_street,
 )
-from sightline.errors import ConfigError
-from sightline.geometry.capsules import GROUND, Obstacles
-from sightline.types import SampleKey
+from sightline.compute.geometry.capsules import GROUND, Obstacles
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import SampleKey
+from sightline.store.files.scan_samples import SensorBlock, make_sensor
+from sightline.store.loading.batch_reader import BatchReader
 
 EXACT = LidarNoise(range_m=0.0, remission=0.0, lost_share=0.0)
 HDL64 = make_sensor(None, preset="hdl64", owner="the test")

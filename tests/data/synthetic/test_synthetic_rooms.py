@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy.spatial import cKDTree
 
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.data.scenes.s3dis_files import CLASS_NAMES, CLUTTER, ORDERS
-from sightline.data.synthetic.synthetic_rooms import SyntheticRooms, furnish_room
-from sightline.draws import Draws
-from sightline.errors import ConfigError
-from sightline.types import Sample, SampleKey
+from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES, CLUTTER, ORDERS
+from sightline.areas.scenes.sets.synthetic_rooms import SyntheticRooms, furnish_room
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import Sample, SampleKey
+from sightline.store.loading.batch_reader import BatchReader
 
 EPS = np.finfo(np.float32).eps
 LABEL = {name: label for label, name in enumerate(CLASS_NAMES)}

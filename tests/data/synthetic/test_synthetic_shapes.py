@@ -14,10 +14,10 @@ from scipy.optimize import least_squares
 from scipy.spatial import cKDTree
 from sklearn.ensemble import RandomForestClassifier
 
-from sightline.data.synthetic.synthetic_shapes import SyntheticShapes
-from sightline.errors import ConfigError
-from sightline.registry import data
-from sightline.types import Batch, ComponentConfig, SampleKey
+from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.contract.errors import ConfigError
+from sightline.contract.registry import data
+from sightline.contract.types import Batch, ComponentConfig, SampleKey
 from tests.cases import run_each
 
 NAMES = SyntheticShapes(split="train").info.facts["class_names"]
@@ -177,7 +177,7 @@ def test_remembered_clouds_are_those_made_anew(monkeypatch: pytest.MonkeyPatch) 
         field.zero_()
     assert_same(shapes.get_batch(keys(range(40))), first_bits)
     assert_same(pickle.loads(pickle.dumps(shapes)).get_batch(keys(range(40))), first_bits)
-    monkeypatch.setattr("sightline.data.synthetic.synthetic_shapes._MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("sightline.areas.clouds.sets.synthetic_shapes._MAX_CACHE_BYTES", 0)
     assert_same(SyntheticShapes(split="train", num_points=100).get_batch(keys(range(40))), first_bits)
 
 

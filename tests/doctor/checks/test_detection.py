@@ -12,28 +12,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.assigners.static import MaxIoU
+from sightline.areas.detect.assigned_boxes import is_significantly_above
+from sightline.areas.detect.assigners.static import MaxIoU
+from sightline.areas.detect.backbones import FPN
+from sightline.areas.detect.checks import unmatched_boxes
+from sightline.areas.detect.heads import RetinaHead
+from sightline.areas.detect.losses import SigmoidFocal
+from sightline.areas.detect.sets.records import box_facts
+from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
-from sightline.data.boxes.records import box_facts
-from sightline.data.synthetic.synthetic_crowds import SyntheticCrowds
-from sightline.doctor.checks.data.boxes import unmatched_boxes
-from sightline.doctor.checks.data.channel_contract import label_range
-from sightline.doctor.checks.data.classes import untrained_class
-from sightline.doctor.checks.data.data_mutation import data_mutation
-from sightline.doctor.checks.loss_terms import loss_normaliser
-from sightline.doctor.checks.model.first_step import first_step
-from sightline.doctor.checks.model.outputs import level_order
-from sightline.doctor.context import Context
-from sightline.doctor.core.assigned_boxes import is_significantly_above
-from sightline.doctor.suite import run_quick
+from sightline.contract import registry
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.losses.boxes import SigmoidFocal
-from sightline.models.detection.backbones import FPN
-from sightline.models.detection.heads import RetinaHead
-from sightline.plugins import load_plugins
-from sightline.types import Sample
+from sightline.workbench.check.checks.data.channel_contract import label_range
+from sightline.workbench.check.checks.data.classes import untrained_class
+from sightline.workbench.check.checks.data.data_mutation import data_mutation
+from sightline.workbench.check.checks.loss_terms import loss_normaliser
+from sightline.workbench.check.checks.model.first_step import first_step
+from sightline.workbench.check.checks.model.outputs import level_order
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.conftest import ROOT
 from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, quick
@@ -98,7 +98,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sightline import registry
-from sightline.losses.base import Loss
+from sightline.contract.loss import Loss
 
 
 @registry.losses.add("mean_bce")

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.doctor.oracles.derivatives import gradient_errors
-from sightline.doctor.oracles.results import GRADIENT
+from sightline.workbench.check.oracles.derivatives import gradient_errors
+from sightline.workbench.check.oracles.results import GRADIENT
 
 __all__ = ["HEALTHY", "NUM_SEEDS", "PLANTED", "Planted", "alarms", "found"]
 

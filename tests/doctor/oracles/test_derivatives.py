@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.gradcheck import GradcheckError
 
-from sightline.doctor.oracles.derivatives import describe_uncompared, gradient_errors, make_gradient_function
+from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, make_gradient_function
 from tests.cases import run_each
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from sightline import registry
-from sightline.doctor.oracles.examine import distinct_layers, examine_layers
-from sightline.doctor.oracles.results import OracleResult
-from sightline.layers.edge_conv import EdgeConv
-from sightline.layers.mlp import LinearNorm
-from sightline.layers.range_image import CircularPad
-from sightline.surrogates import note_surrogates, surrogate_gradient
+from sightline.compute.layers.edge_conv import EdgeConv
+from sightline.compute.layers.mlp import LinearNorm
+from sightline.compute.layers.range_image import CircularPad
+from sightline.compute.surrogates import note_surrogates, surrogate_gradient
+from sightline.contract import registry
+from sightline.workbench.check.oracles.examine import distinct_layers, examine_layers
+from sightline.workbench.check.oracles.results import OracleResult
 from tests.marks import long_but
 from tests.models.small_models import make_inputs, small_model
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.oracles.known_layers import examine_known, is_known, make_input, shrink_layer
-from sightline.doctor.oracles.losses import cross_entropy, mean_square, orthogonality
-from sightline.doctor.oracles.references import find_reference, relative_error, to_float64_array
-from sightline.doctor.oracles.results import FORWARD, OracleResult
+from sightline.workbench.check.oracles.known_layers import examine_known, is_known, make_input, shrink_layer
+from sightline.workbench.check.oracles.losses import cross_entropy, mean_square, orthogonality
+from sightline.workbench.check.oracles.references import find_reference, relative_error, to_float64_array
+from sightline.workbench.check.oracles.results import FORWARD, OracleResult
 from tests.cases import run_each
 
 LAYERS = [

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.oracles.derivatives import expected_factor
-from sightline.losses.base import Loss
+from sightline.contract.loss import Loss
+from sightline.workbench.check.oracles.derivatives import expected_factor
 from tests.doctor.regressing import MeanSquare, context_of, make_maps
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline import registry
+from sightline.contract import registry
+from sightline.contract.loss import Loss
+from sightline.contract.types import Field, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.losses.base import Loss
-from sightline.types import Field, SampleKey
 from tests.doctor.planting import Wrapped, make, with_data, with_losses, with_model
 
 NUM_CLASSES = 12

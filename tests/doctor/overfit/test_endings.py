@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.network import WithoutActivation, find_output_activation
+from sightline.workbench.fit.network import WithoutActivation, find_output_activation
 from tests.cases import run_each
 
 

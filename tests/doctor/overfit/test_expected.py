@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.overfit.fit_one import FitOptions
-from sightline.doctor.overfit.layer_trace import trace_fit
+from sightline.workbench.fit.fit_one import FitOptions
+from sightline.workbench.fit.layer_trace import trace_fit
 from tests.command import Outcome, run_here
 from tests.doctor.planting import make
 

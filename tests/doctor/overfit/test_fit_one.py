@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.overfit.fit_one import FitOptions, FitResult, fit_one, result_document
+from sightline.contract.errors import UserError
+from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.errors import UserError
-from sightline.types import SampleKey
+from sightline.workbench.fit.fit_one import FitOptions, FitResult, fit_one, result_document
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import edited, fields, regression, run, with_loss
 from tests.doctor.planting import assert_complete

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.fit_one import FitOptions
-from sightline.doctor.overfit.layer_trace import followed_document, trace_fit
-from sightline.errors import ConfigError
+from sightline.contract.errors import ConfigError
+from sightline.workbench.fit.fit_one import FitOptions
+from sightline.workbench.fit.layer_trace import followed_document, trace_fit
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
 

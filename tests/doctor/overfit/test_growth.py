@@ -10,12 +10,12 @@ import torch
 from torch.nn import functional as F
 
 from sightline.config import read_config
-from sightline.doctor.overfit.fit_one import FitOptions
-from sightline.doctor.overfit.sample_ladder import fit_constant, fit_variants, parse_rungs, parse_variants, run_ladder
+from sightline.contract.errors import UserError
+from sightline.contract.types import SampleKey
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.errors import UserError
-from sightline.types import SampleKey
+from sightline.workbench.fit.fit_one import FitOptions
+from sightline.workbench.fit.sample_ladder import fit_constant, fit_variants, parse_rungs, parse_variants, run_ladder
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
 from tests.runs.small import ROOT, small_config, small_run

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.overfit.fit_attempt import FitSetup
-from sightline.doctor.overfit.fit_one import FitOptions, make_setup
-from sightline.doctor.overfit.loss_probe import LossProbe, probe_loss
+from sightline.workbench.fit.fit_attempt import FitSetup
+from sightline.workbench.fit.fit_one import FitOptions, make_setup
+from sightline.workbench.fit.loss_probe import LossProbe, probe_loss
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import regression, run, with_loss
 from tests.runs.small import ROOT

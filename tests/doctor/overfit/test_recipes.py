@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
-from sightline.doctor.overfit.fit_one import FitOptions, fit_one
 from sightline.engine.build import build
 from sightline.engine.distributed import World
+from sightline.workbench.fit.fit_one import FitOptions, fit_one
 from tests.marks import long_but
 
 ROOT = Path(__file__).resolve().parents[3]

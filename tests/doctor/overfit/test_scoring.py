@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.overfit.fit_one import FitOptions, fit_one, make_setup, result_document
-from sightline.doctor.overfit.samples import training_score
+from sightline.workbench.fit.fit_one import FitOptions, fit_one, make_setup, result_document
+from sightline.workbench.fit.samples import training_score
 from tests.doctor.overfit import nets
 from tests.doctor.overfit.nets import run
 

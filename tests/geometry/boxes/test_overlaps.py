@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import (
+from sightline.compute.geometry.boxes.overlaps import (
     OVERLAPS,
     box_areas,
     box_centres,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
-from sightline.geometry.boxes.priors import (
+from sightline.compute.geometry.boxes.overlaps import box_areas, box_centres, box_sizes
+from sightline.compute.geometry.boxes.priors import (
     PRESETS,
     AnchorShapes,
     PriorGrid,

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline import registry
-from sightline.geometry.boxes.overlaps import iou, pairwise_iou
-from sightline.geometry.boxes.suppression import (
+from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
+from sightline.compute.geometry.boxes.suppression import (
     Adaptive,
     GreedyNMS,
     SetSuppression,
@@ -25,6 +24,7 @@ from sightline.geometry.boxes.suppression import (
     soft_nms,
     soft_nms_reference,
 )
+from sightline.contract import registry
 from tests.geometry.boxes.crowds import crowd
 from tests.golden_parity import load_golden
 

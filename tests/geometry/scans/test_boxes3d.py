@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.data.scans.kitti_object import read_calibration
-from sightline.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
+from sightline.areas.scans.sets.kitti_object import read_calibration
+from sightline.compute.geometry.scans.boxes3d import Calibration, boxes_velodyne, corners_camera, points_in_box
 from tests.cases import run_each
 from tests.golden_parity import Golden, load_golden
 

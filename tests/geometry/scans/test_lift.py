@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.geometry.scans.lift import (
+from sightline.compute.geometry.scans.lift import (
     KNNVote,
     gaussian_window,
     lift_knn,
@@ -19,7 +19,7 @@ from sightline.geometry.scans.lift import (
     mean_iou,
     upper_bound_confusions,
 )
-from sightline.geometry.scans.projection import Projection, RangeView, project_scans
+from sightline.compute.geometry.scans.projection import Projection, RangeView, project_scans
 from tests.cases import run_each
 from tests.geometry.scans.lidar_scene import NAMES, cast_scan
 from tests.golden_parity import load_golden

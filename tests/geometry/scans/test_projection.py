@@ -13,8 +13,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from sightline.geometry.scans.lift import ProjectionSummary
-from sightline.geometry.scans.projection import (
+from sightline.compute.geometry.scans.lift import ProjectionSummary
+from sightline.compute.geometry.scans.projection import (
     Projection,
     RangeView,
     border_mask,

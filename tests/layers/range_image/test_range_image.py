@@ -9,8 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.layers.images import ConvBlock, join_channels
-from sightline.layers.range_image import CircularPad, Compat, RangeImageCRF, UpsampleColumns, build_pool, column_padding
+from sightline.compute.layers.images import ConvBlock, join_channels
+from sightline.compute.layers.range_image import (
+    CircularPad,
+    Compat,
+    RangeImageCRF,
+    UpsampleColumns,
+    build_pool,
+    column_padding,
+)
 from tests.cases import run_each
 
 IMAGE = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(0))

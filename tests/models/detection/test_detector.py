@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import sightline
-from sightline import registry
-from sightline.binding import model_output_keys
-from sightline.errors import ConfigError
-from sightline.layers.images import FrozenBatchNorm, SqueezeExcitation
-from sightline.models.detection.backbones import FPN
-from sightline.models.detection.heads import flatten_to_priors
-from sightline.types import ComponentConfig
+from sightline.areas.detect.backbones import FPN
+from sightline.areas.detect.heads import flatten_to_priors
+from sightline.compute.layers.images import FrozenBatchNorm, SqueezeExcitation
+from sightline.contract import registry
+from sightline.contract.binding import model_output_keys
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
 from tests.cases import run_each
 
 BACKBONES = {

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline import registry
-from sightline.types import ComponentConfig
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
 from tests.detect_parity import (
     anchor_major,
     assert_training,

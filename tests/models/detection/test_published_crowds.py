@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline import registry
-from sightline.errors import CheckpointError
-from sightline.geometry.boxes.priors import PriorGrid, make_anchors
+from sightline.compute.geometry.boxes.priors import PriorGrid, make_anchors
+from sightline.contract import registry
+from sightline.contract.errors import CheckpointError
+from sightline.contract.types import ComponentConfig
 from sightline.published.files import darknet_shapes as _tensors
 from sightline.published.files import read_darknet
 from sightline.published.rows import model_arguments as _model_arguments
 from sightline.published.rows import nest_paths as _nest_paths
 from sightline.published.translation import convert_state_dict, published_name
-from sightline.types import ComponentConfig
 from tests.cases import run_each
 from tests.command import succeed
 from tests.detect_parity import load_detect_golden

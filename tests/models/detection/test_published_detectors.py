@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
-from sightline import registry
+from sightline.contract import registry
+from sightline.contract.types import DataInfo, Field
 from sightline.published.translation import convert_state_dict, find_layouts
-from sightline.types import DataInfo, Field
 from tests.command import succeed
 from tests.golden_parity import rule_made_state
 

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sightline.contract.types import DataInfo
 from sightline.engine.run_loading import open_trained
 from sightline.published.conversion import select_classes as _select_classes
-from sightline.types import DataInfo
 from tests.command import succeed
 from tests.geometry.boxes.test_priors import STRIDES, maps_of, torchvisions
 from tests.golden_parity import rule_made_state
@@ -31,7 +31,7 @@ RESIZED = (80, 107)
 """Of a photo of 480 x 640 pixels, short side 80; the rest of the canvas is filled."""
 NAME_OF = {
     int(place): name
-    for place, name in json.loads((ROOT / "sightline/data/boxes/coco.json").read_text())["classes"].items()
+    for place, name in json.loads((ROOT / "sightline/areas/detect/sets/coco.json").read_text())["classes"].items()
 }
 SCORE, IOU, MOST = {RETINA: 0.05, FCOS: 0.2}, {RETINA: 0.5, FCOS: 0.6}, {RETINA: 300, FCOS: 100}
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sightline
-from sightline.models.range_image.rangenet import RangeImageNetwork
-from sightline.registry import models
+from sightline.areas.scans.models.rangenet import RangeImageNetwork
+from sightline.contract.registry import models
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "deeplabv3": {"width": 4},

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import sightline
-from sightline.errors import ConfigError
-from sightline.models.darknet import Darknet
-from sightline.types import ComponentConfig
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import ComponentConfig
+from sightline.parts.models.darknet import Darknet
 from tests.lidar_parity import assert_parity, load_lidar_golden
 
 # --- deepLabV3: its published counts, the dilations of its blocks, its sizes -----------------------------------------

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from sightline.doctor.context import Context
-from sightline.doctor.suite import run_quick
 from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_quick
 from tests.doctor.compressing import (
     BUGS,
     MIXED,

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.compression import search_split, size_promise, unreset_episode
-from sightline.layers.quantisation.parametrised import (
+from sightline.compute.layers.quantisation.parametrised import (
     Codebook,
     apply_policy,
     bake_quantised_weights,
@@ -19,6 +18,7 @@ from sightline.layers.quantisation.parametrised import (
     quantised_weights,
 )
 from sightline.runs.packed import compression_ratios, packed_size, tensor_specs, write_packed
+from sightline.workbench.check.checks.compression import search_split, size_promise, unreset_episode
 from tests.doctor.planting import assert_complete
 
 POLICY = {"0.weight": {"kind": "codebook", "bits": 3}}

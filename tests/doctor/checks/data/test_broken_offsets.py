@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.batches import broken_offsets
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.batches import broken_offsets
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import Joined, make_parts, make_rooms
 

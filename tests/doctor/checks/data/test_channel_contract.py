@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.suite import run_all
+from sightline.contract.types import Field
 from sightline.engine.distributed import World
-from sightline.types import Field
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
 from tests.doctor.segmenting import Edited, PerPoint, make_parts, make_rooms
 
@@ -80,9 +80,9 @@ def test_in_channels_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_features_count_as_channels(tmp_path: Path) -> None:
-    from sightline.doctor.checks.data.channel_contract import channel_contract
-    from sightline.doctor.context import Context
     from sightline.engine.distributed import World
+    from sightline.workbench.check.checks.data.channel_contract import channel_contract
+    from sightline.workbench.check.context import Context
 
     wrap = changed("points", Tensor.clone, facts={"in_channels": 6}, features=("normals",))
     assert channel_contract(Context(with_data(make(tmp_path), wrap), World())) == []

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.doctor.checks.data.classes import class_balance, name_unit, untrained_class
-from sightline.doctor.context import Context
-from sightline.doctor.core.sample_statistics import collect_statistics
-from sightline.doctor.suite import run_all, run_quick
+from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import Sample, SampleKey
+from sightline.workbench.check.checks.data.classes import class_balance, name_unit, untrained_class
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.sample_statistics import collect_statistics
+from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.detecting import make_crowds
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
@@ -65,7 +65,9 @@ def key_of(index: int) -> SampleKey:
 
 def test_a_training_part_not_wholly_counted_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the start of a training some samples stand for all, and those tell of no absence; `check` counts on."""
-    monkeypatch.setattr("sightline.doctor.context.collect_statistics", partial(collect_statistics, most_samples=4))
+    monkeypatch.setattr(
+        "sightline.workbench.check.context.collect_statistics", partial(collect_statistics, most_samples=4)
+    )
     built = make_rooms(tmp_path, recoloured(3, 1), wrap_test=lambda inner: inner)
     quick, slow = Context(built, World(), forward_s=1.5), Context(built, World())
     assert untrained_class(quick) == []

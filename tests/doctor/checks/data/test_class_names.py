@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sightline.doctor.checks.data.classes import class_names
-from sightline.doctor.context import Context
-from sightline.doctor.core.finding import Finding
+from sightline.contract.types import Field, Sample
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import Field, Sample
+from sightline.workbench.check.checks.data.classes import class_names
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 from tests.doctor.segmenting import CLASS_NAMES, Edited, make_parts, make_rooms
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.data_mutation import data_mutation
-from sightline.doctor.context import Context
+from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import SampleKey
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.check.checks.data.data_mutation import data_mutation
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
 
 
@@ -167,7 +167,7 @@ def test_random_states_are_put_back_before_each_read(tmp_path: Path, cls: Any) -
 
 
 def test_generators_and_flags_are_left_as_they_were(tmp_path: Path) -> None:
-    from sightline.doctor.suite import run_all
+    from sightline.workbench.check.suite import run_all
 
     built = with_data(make(tmp_path), OwnGenerator)
     dataset = built.data.train.dataset

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.data.loading.batch_reader import BatchReader, NamedTransform
-from sightline.doctor.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, sample_clouds
-from sightline.doctor.context import Context
-from sightline.doctor.suite import run_all
+from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import DataInfo, Field, SampleKey
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.check.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, sample_clouds
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data
 from tests.doctor.segmenting import Edited, make_parts, make_rooms
 
@@ -248,7 +248,7 @@ def test_the_sign_test_is_the_binomial_tail() -> None:
     """Against SciPy: all trials won, none, and one in between."""
     from scipy.stats import binom
 
-    from sightline.doctor.checks.data.dataset_mismatch import _upper_tail
+    from sightline.workbench.check.checks.data.dataset_mismatch import _upper_tail
 
     for wins, trials in [(20, 20), (0, 7), (70, 120), (200, 256)]:
         assert math.isclose(_upper_tail(wins, trials), binom.sf(wins - 1, trials, 0.5), rel_tol=1e-9)

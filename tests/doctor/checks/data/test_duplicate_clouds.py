@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sightline.doctor.checks.data.data_mutation import duplicate_clouds
-from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.data_mutation import duplicate_clouds
+from sightline.workbench.check.context import Context
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 

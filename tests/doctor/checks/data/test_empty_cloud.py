@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.empty_loader import empty_cloud
-from sightline.doctor.context import Context
+from sightline.contract.types import Sample
 from sightline.engine.distributed import World
-from sightline.types import Sample
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.check.checks.data.empty_loader import empty_cloud
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import Edited, Joined, make_parts, make_rooms
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sightline.doctor.checks.data.empty_loader import empty_loader
-from sightline.doctor.context import Context
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.empty_loader import empty_loader
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.categories import label_outside_parts
-from sightline.doctor.context import Context
-from sightline.doctor.core.sample_statistics import collect_statistics
-from sightline.doctor.suite import run_all
+from sightline.contract.types import SampleKey
 from sightline.engine.distributed import World
-from sightline.types import SampleKey
+from sightline.workbench.check.checks.data.categories import label_outside_parts
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.sample_statistics import collect_statistics
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, with_data
 from tests.doctor.segmenting import make_parts, make_rooms
 
@@ -50,7 +50,9 @@ def test_check_reads_on_where_a_training_starts_with_some_samples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One bad sample among many, which the few that are read first do not show."""
-    monkeypatch.setattr("sightline.doctor.context.collect_statistics", partial(collect_statistics, most_samples=4))
+    monkeypatch.setattr(
+        "sightline.workbench.check.context.collect_statistics", partial(collect_statistics, most_samples=4)
+    )
     built = make_parts(tmp_path)
     bad = int(built.data.train.indices[100])
 

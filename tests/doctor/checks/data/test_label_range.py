@@ -95,7 +95,7 @@ def test_healthy_run(tmp_path: Path) -> None:
 
 
 def _all(built: Any) -> list:
-    from sightline.doctor.suite import run_all
     from sightline.engine.distributed import World
+    from sightline.workbench.check.suite import run_all
 
     return run_all(built, World())

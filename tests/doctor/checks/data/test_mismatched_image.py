@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.data.render.rendering import PreparedObjects, RenderSettings, Surface, render_set
-from sightline.doctor.checks.data.images import mismatched_image
-from sightline.doctor.context import Context
+from sightline.areas.clouds.render.rendering import PreparedObjects, RenderSettings, Surface, render_set
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.images import mismatched_image
+from sightline.workbench.check.context import Context
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
 from tests.data.clouds.shapenet_render_writers import prepare, write_release
 from tests.doctor.pairing import Pictured, make_pairs, make_pictured

@@ -11,12 +11,12 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.images import mismatched_views, shape_statistics
-from sightline.doctor.context import Context
+from sightline.contract.types import Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import Field, SampleKey
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.check.checks.data.images import mismatched_views, shape_statistics
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import STRONG, make_pairs, transforms_of
 from tests.doctor.planting import Wrapped, assert_complete, caught, with_data
 

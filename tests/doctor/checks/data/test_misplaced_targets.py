@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.data.misplaced_targets import measure_widths, misplaced_heatmap, misplaced_volume
-from sightline.doctor.context import Context
-from sightline.doctor.core.finding import Finding
+from sightline.compute.geometry.volumes import CubePlacement, gaussian_heatmaps
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.geometry.volumes import CubePlacement, gaussian_heatmaps
+from sightline.workbench.check.checks.data.misplaced_targets import measure_widths, misplaced_heatmap, misplaced_volume
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.posing import make_pose, with_transform
 

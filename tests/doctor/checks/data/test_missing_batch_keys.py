@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sightline.doctor.suite import run_all
+from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import SampleKey
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
 
 

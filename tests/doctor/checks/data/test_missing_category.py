@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sightline.doctor.checks.data.categories import missing_category
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.categories import missing_category
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import Wrapped, assert_complete, assert_healthy, caught, make, with_data
 from tests.doctor.segmenting import Edited, PerPoint, make_parts, make_rooms
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.loading.batch_reader import NamedTransform
-from sightline.doctor.checks.data.batches import sample_of_element
-from sightline.doctor.suite import run_all
 from sightline.engine.distributed import World
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.check.checks.data.batches import sample_of_element
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data
 
 

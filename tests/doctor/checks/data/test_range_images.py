@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.data.scans.kitti_object import PointsInBoxRule, image_size_px, read_frame
-from sightline.data.scans.squeezeseg_npy import read_range_image
-from sightline.doctor.checks.data.classes import mismatched_labels
-from sightline.doctor.checks.data.images import input_statistics
-from sightline.doctor.checks.data.projection_coverage import projection_coverage
-from sightline.doctor.context import Check, Context
-from sightline.doctor.core.finding import Finding
+from sightline.areas.scans.checks import projection_coverage
+from sightline.areas.scans.sets.kitti_object import PointsInBoxRule, image_size_px, read_frame
+from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
+from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.types import Sample
+from sightline.workbench.check.checks.data.classes import mismatched_labels
+from sightline.workbench.check.checks.data.images import input_statistics
+from sightline.workbench.check.context import Check, Context
+from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import Edit, labels_of_next, make_scans, with_rows
 

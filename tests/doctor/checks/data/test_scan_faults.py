@@ -9,20 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.data.batches import broken_offsets
-from sightline.doctor.checks.data.channel_contract import channel_contract, label_range
-from sightline.doctor.checks.data.classes import class_balance
-from sightline.doctor.checks.data.images import input_statistics
-from sightline.doctor.checks.loss_terms import class_weight_length
-from sightline.doctor.checks.model.first_step import first_step
-from sightline.doctor.context import Check, Context
-from sightline.doctor.core.finding import merge_findings
+from sightline.areas.scans.models.squeezeseg import SqueezeSeg
+from sightline.areas.scans.range_projection import Project
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import Sample
 from sightline.engine.build import build_transforms
 from sightline.engine.distributed import World
-from sightline.errors import ConfigError
-from sightline.models.range_image.squeezeseg import SqueezeSeg
-from sightline.transforms.range_projection import Project
-from sightline.types import Sample
+from sightline.workbench.check.checks.data.batches import broken_offsets
+from sightline.workbench.check.checks.data.channel_contract import channel_contract, label_range
+from sightline.workbench.check.checks.data.classes import class_balance
+from sightline.workbench.check.checks.data.images import input_statistics
+from sightline.workbench.check.checks.loss_terms import class_weight_length
+from sightline.workbench.check.checks.model.first_step import first_step
+from sightline.workbench.check.context import Check, Context
+from sightline.workbench.check.core.finding import merge_findings
 from tests.doctor.planting import with_data
 from tests.doctor.scanning import Edit, make_scans
 from tests.doctor.segmenting import Edited

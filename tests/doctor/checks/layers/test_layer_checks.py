@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.layers import layer_drift, layer_forward, layer_gradient, unverified_layers
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.suite import run_all
+from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
+from sightline.compute.surrogates import surrogate_gradient
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.models.pointnet import PointNetPlainOutput
-from sightline.surrogates import surrogate_gradient
+from sightline.workbench.check.checks.layers import layer_drift, layer_forward, layer_gradient, unverified_layers
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import run_all
 from tests.doctor.oracles.test_examine import Scaled, SumsInHalf
 from tests.doctor.oracles.test_references import Biased
 from tests.doctor.planting import assert_complete, make, with_model

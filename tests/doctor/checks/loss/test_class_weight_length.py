@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.engine.build import TrainingSetup
-from sightline.metrics import Accuracy
-from sightline.models.pointnet import PointNetPlain
+from sightline.parts.metrics import Accuracy
 from tests.doctor.planting import Wrapped, assert_healthy, caught, losses_of, make, with_data, with_losses, with_model
 
 WEIGHTS = [1.0 + 0.1 * i for i in range(12)]

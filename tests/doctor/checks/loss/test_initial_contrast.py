@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.checks.initial_loss import initial_contrast
-from sightline.doctor.context import Context
-from sightline.doctor.oracles.losses import nt_xent as reference_loss
 from sightline.engine.distributed import World
-from sightline.losses.embeddings import IntraModal, PairLoss, nt_xent
+from sightline.parts.losses.embeddings import IntraModal, PairLoss, nt_xent
+from sightline.workbench.check.checks.initial_loss import initial_contrast
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.oracles.losses import nt_xent as reference_loss
 from tests.doctor.pairing import STRONG, make_pairs, make_pictured, with_task
 from tests.doctor.planting import assert_complete, caught
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.doctor.checks.initial_loss import _judge_definition, _make_case, _weighted_mean
-from sightline.doctor.context import Context
-from sightline.doctor.suite import run_all
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.losses.classification import CrossEntropy
-from sightline.metrics.labels import Accuracy
-from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.parts.metrics.labels import Accuracy
+from sightline.workbench.check.checks.initial_loss import _judge_definition, _make_case, _weighted_mean
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data, with_losses, with_model
 from tests.doctor.segmenting import with_metric
 
@@ -171,6 +171,6 @@ def test_a_model_that_has_learned_is_not_asked(tmp_path: Path) -> None:
 def test_fresh_models_know_nothing(tmp_path: Path, model: str, seed: int) -> None:
     more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
     context = Context(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"), World())
-    from sightline.doctor.checks.initial_loss import initial_loss
+    from sightline.workbench.check.checks.initial_loss import initial_loss
 
     assert initial_loss(context) == []

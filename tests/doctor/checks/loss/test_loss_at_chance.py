@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sightline.doctor.checks.loss_progress import at_chance, loss_at_chance
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.loss_progress import at_chance, loss_at_chance
+from sightline.workbench.check.context import Context
 from tests.cases import run_each
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete

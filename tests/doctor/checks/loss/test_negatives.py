@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.checks.loss_terms import negatives
-from sightline.doctor.context import Context
+from sightline.areas.contrast.task import Contrast
 from sightline.engine.distributed import World
-from sightline.losses.embeddings import CrossModal, IntraModal, PairLoss
-from sightline.tasks.contrast import Contrast
+from sightline.parts.losses.embeddings import CrossModal, IntraModal, PairLoss
+from sightline.workbench.check.checks.loss_terms import negatives
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import STRONG, make_pairs, make_pictured, with_task
 from tests.doctor.planting import assert_complete, assert_healthy, caught
 from tests.processes import run_ranks

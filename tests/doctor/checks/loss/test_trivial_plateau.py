@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.loss_progress import stays_at, trivial_plateau
-from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup
+from sightline.workbench.check.checks.loss_progress import stays_at, trivial_plateau
+from sightline.workbench.check.context import Context
 from tests.cases import run_each
 from tests.doctor.planting import assert_complete
 from tests.doctor.regressing import Maps, context_of, make_maps

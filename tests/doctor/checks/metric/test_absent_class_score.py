@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metrics import _falls_short, absent_class_score
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.metrics.labels import Accuracy, IoU, confusion_matrix
-from sightline.metrics.part_iou import PartIoU
+from sightline.parts.metrics.labels import Accuracy, IoU, confusion_matrix
+from sightline.parts.metrics.part_iou import PartIoU
+from sightline.workbench.check.checks.metrics import _falls_short, absent_class_score
+from sightline.workbench.check.context import Context
 from tests.cases import run_each
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import make_parts, make_rooms, with_metric

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sightline.doctor.checks.scored_targets import ignored_targets, unscored_points
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
-from sightline.losses.classification import CrossEntropy, FocalCrossEntropy, LovaszSoftmax
-from sightline.metrics.labels import IoU
+from sightline.parts.losses.classification import CrossEntropy, FocalCrossEntropy, LovaszSoftmax
+from sightline.parts.metrics.labels import IoU
+from sightline.workbench.check.checks.scored_targets import ignored_targets, unscored_points
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import make_scans
 from tests.doctor.segmenting import Edited, make_rooms

@@ -10,13 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.metrics import _make_batches, build_prediction_maker, per_batch_metric, score_metric
-from sightline.doctor.context import Context
+from sightline.areas.contrast.metrics import Pairs
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.metrics.labels import IoU, class_ious, confusion_matrix
-from sightline.metrics.pairs import Pairs
-from sightline.metrics.part_iou import PartIoU
+from sightline.parts.metrics.labels import IoU, class_ious, confusion_matrix
+from sightline.parts.metrics.part_iou import PartIoU
+from sightline.workbench.check.checks.metrics import (
+    _make_batches,
+    build_prediction_maker,
+    per_batch_metric,
+    score_metric,
+)
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 from tests.doctor.posing import make_pose

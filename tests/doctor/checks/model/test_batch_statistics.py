@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sightline.doctor.checks.model.cross_sample_leak import batch_statistics
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.model.cross_sample_leak import batch_statistics
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, make
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.doctor.checks.model.outputs import category_input
-from sightline.doctor.context import Context
-from sightline.doctor.suite import run_quick
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.model.outputs import category_input
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_quick
 from tests.doctor.planting import assert_healthy, caught, make
 from tests.doctor.segmenting import OfCategory, PerPoint, make_parts, make_rooms
 
@@ -66,7 +66,7 @@ def test_a_one_hot_that_is_too_long(tmp_path: Path, length: int) -> None:
 def test_the_start_of_a_training_asks_for_the_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no time at all the first two categories are still asked."""
     built = run_of(tmp_path, hearing(12, torch.zeros_like))
-    monkeypatch.setattr("sightline.doctor.checks.model.outputs._MAX_SECONDS", 0.0)
+    monkeypatch.setattr("sightline.workbench.check.checks.model.outputs._MAX_SECONDS", 0.0)
     (finding,) = [each for each in run_quick(built, World()) if each.code == "category-input"]
     assert "category 0, 1" in finding.measured
     assert ", 2" not in finding.measured

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from sightline.doctor.checks.model.first_step import (
+from sightline.engine.distributed import World
+from sightline.workbench.check.checks.model.first_step import (
     collapsed_features,
     collapsed_trained_features,
     measure_spread,
 )
-from sightline.doctor.context import Context
-from sightline.engine.distributed import World
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs, make_pictured
 from tests.doctor.planting import assert_complete, caught
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.doctor.checks.model.cross_sample_leak import cross_sample_leak
-from sightline.doctor.context import Context
-from sightline.doctor.core.finding import Finding
+from sightline.areas.clouds.models.pointnet import PointNetPlainOutput
+from sightline.compute.geometry import farthest_point_sample, gather_points, nearest_neighbours
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import Evaluator
-from sightline.geometry import farthest_point_sample, gather_points, nearest_neighbours
-from sightline.models.pointnet import PointNetPlainOutput
+from sightline.workbench.check.checks.model.cross_sample_leak import cross_sample_leak
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make, with_model
 from tests.doctor.segmenting import Logits, make_rooms
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline import registry
-from sightline.binding import AvailableKeys, bind
-from sightline.doctor import suite
-from sightline.doctor.checks.model.first_step import first_evaluation
-from sightline.doctor.context import Context
-from sightline.doctor.core.dry_evaluation import rehearse_evaluations
-from sightline.doctor.core.finding import Finding
-from sightline.doctor.suite import run_quick
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, bind
 from sightline.draw.pictures import Picture
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.tasks.supervised import Classify
+from sightline.parts.tasks.supervised import Classify
+from sightline.workbench.check import suite
+from sightline.workbench.check.checks.model.first_step import first_evaluation
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.dry_evaluation import rehearse_evaluations
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
@@ -118,7 +118,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline import registry
-from sightline.losses.base import Loss
+from sightline.contract.loss import Loss
 
 
 class Out(TypedDict):

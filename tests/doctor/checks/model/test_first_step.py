@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.config import read_config
-from sightline.doctor.checks.model.first_step import first_step
-from sightline.doctor.context import Context
+from sightline.contract.errors import DataError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
-from sightline.errors import DataError
-from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.workbench.check.checks.model.first_step import first_step
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import CONFIG, Wrapped, assert_healthy, caught, make, with_data, with_model
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from sightline.doctor.checks.model.leftover_hooks import find_foreign_hooks, hooks_of_loggers, leftover_hooks
-from sightline.doctor.context import Context
 from sightline.engine.distributed import World
+from sightline.workbench.check.checks.model.leftover_hooks import find_foreign_hooks, hooks_of_loggers, leftover_hooks
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make
 

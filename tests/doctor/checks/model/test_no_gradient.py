@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline import registry
-from sightline.doctor.checks.model.gradients import no_gradient
-from sightline.doctor.context import Context
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.contract import registry
 from sightline.engine.distributed import World
-from sightline.losses.classification import CrossEntropy
-from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.workbench.check.checks.model.gradients import no_gradient
+from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_healthy, caught, losses_of, make, with_losses, with_model
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.data.loading.batch_reader import BatchReader
-from sightline.doctor.checks.optimiser.non_finite import diagnose_non_finite, explain_fault
-from sightline.doctor.core.finding import Finding
+from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainOutput
 from sightline.engine.build import TrainingSetup
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.step import StepTimer
 from sightline.engine.train import NonFiniteGradientError, train_step
-from sightline.losses.classification import CrossEntropy
-from sightline.models.pointnet import PointNetPlain, PointNetPlainOutput
+from sightline.parts.losses.classification import CrossEntropy
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.check.checks.optimiser.non_finite import diagnose_non_finite, explain_fault
+from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import Wrapped, assert_complete, caught, make, with_data, with_losses, with_model
 
 

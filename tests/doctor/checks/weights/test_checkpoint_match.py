@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.config import read_config
+from sightline.contract.errors import CheckpointError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.errors import CheckpointError
-from sightline.models.pointnet import PointNetPlain
 from sightline.runs import checkpoint
 from tests.doctor.planting import CONFIG, assert_healthy, caught, make, with_model
 
@@ -39,8 +39,8 @@ def test_healthy_start(tmp_path: Path, source: Path) -> None:
 
 
 def test_declared_partial_start_is_told(tmp_path: Path, source: Path) -> None:
-    from sightline.doctor.checks.weights import checkpoint_match
-    from sightline.doctor.context import Context
+    from sightline.workbench.check.checks.weights import checkpoint_match
+    from sightline.workbench.check.context import Context
 
     path = tmp_path / "small.yaml"
     path.write_text(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from sightline.config import read_config
+from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
-from sightline.types import CloudInputSpec, DataInfo, Field
 from tests.command import run_here
 from tests.doctor.planting import CONFIG, assert_healthy, caught
 

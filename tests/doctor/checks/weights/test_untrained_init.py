@@ -9,11 +9,11 @@ import torch
 
 from sightline.config import read_config, render_config
 from sightline.config.run_config import to_plain
-from sightline.doctor.checks.weights import untrained_init
-from sightline.doctor.context import Context
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.runs import checkpoint
+from sightline.workbench.check.checks.weights import untrained_init
+from sightline.workbench.check.context import Context
 from tests.doctor.planting import CONFIG, assert_complete, assert_healthy, caught, make
 
 

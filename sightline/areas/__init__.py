@@ -1,0 +1,1 @@
+"""The areas, each a folder that can be read alone: nothing outside imports one."""

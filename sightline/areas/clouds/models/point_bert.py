@@ -1,0 +1,225 @@
+"""Point-BERT's point transformer, as feature extractor and for classification. Source: Yu et al. 2022, Point-BERT.
+
+Point-BERT's point transformer for part segmentation. Source: Yu et al. 2022, Point-BERT.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.layers.edge_conv import EdgePropagation
+from sightline.compute.layers.mlp import LinearNorm, Width, concat_channels, dense_channels, one_hot_category
+from sightline.compute.layers.set_abstraction import FeaturePropagation, gather_rows, sample_centres
+from sightline.compute.layers.transformer import PatchEmbedding, TransformerEncoder
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, Probability
+
+_HEAD_WIDTH = 256
+
+
+class PointBERTOutput(TypedDict):
+    """`logits` (B, num_classes), before any softmax."""
+
+    logits: Tensor
+
+
+@registry.point_encoders.add("point_bert")
+class PointBERTEncoder(nn.Module):
+    """Point-BERT encoder: a transformer over a class token and patch tokens; the class token joined with their maximum.
+
+    `encode` returns (B, 2 * width). Each of `num_groups` tokens represents the `group_size` points about a centre; the
+    positions of the centres are added before every block. The authors take 64 groups of 32 for 1,024 points and 512 of
+    32 for 8,192. Sampling starts at the first point, in training and in evaluation; else the order of the points does
+    not matter. Published weights need `min_squared_norm: 1e-3`: the sampling that they were trained with skips
+    points nearer to the origin. Channels beyond the coordinates are an addition of ours: the members of a group have
+    them. `drop_path` drops branches at random in training. `embed` makes tokens, `trunk` is the transformer.
+    Source: Yu et al. 2022, section 3.1, the feature and positions as in its code; layout of lulutang0608/Point-BERT.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        width: Width = 384,
+        depth: Count = 12,
+        num_heads: Count = 6,
+        num_groups: Count = 64,
+        group_size: Count = 32,
+        drop_path: Probability = 0.1,
+        min_squared_norm: NonNegativeFloat | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.feature_width = 2 * width
+        self.embed = PatchEmbedding(
+            in_channels=in_channels,
+            width=width,
+            num_groups=num_groups,
+            group_size=group_size,
+            min_squared_norm=min_squared_norm,
+        )
+        self.trunk = TransformerEncoder(width=width, depth=depth, num_heads=num_heads, drop_path=drop_path)
+
+    def encode(self, *, points: Tensor, features: Tensor | None = None) -> Tensor:
+        """Encode `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
+        channels = concat_channels(points, features, in_channels=self.in_channels)
+        tokens, positions, _ = self.embed(points, channels)
+        tokens = self.trunk(tokens, positions)
+        return torch.cat([tokens[:, 0], tokens[:, 1:].max(dim=1).values], dim=-1)
+
+
+@registry.models.add("point_bert")
+class PointBERT(PointBERTEncoder):
+    """Point-BERT classifier: its point transformer and a two-layer head, fully trained or as a frozen extractor.
+
+    Frozen: `optimizer.frozen: [{modules: embed}, {modules: trunk}]`. The arguments are those of the point encoder
+    `point_bert`. Source: Yu et al. 2022, section 4.2; layout of lulutang0608/Point-BERT.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        width: Width = 384,
+        depth: Count = 12,
+        num_heads: Count = 6,
+        num_groups: Count = 64,
+        group_size: Count = 32,
+        drop_path: Probability = 0.1,
+        dropout: Probability = 0.5,
+        min_squared_norm: NonNegativeFloat | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            width=width,
+            depth=depth,
+            num_heads=num_heads,
+            num_groups=num_groups,
+            group_size=group_size,
+            drop_path=drop_path,
+            min_squared_norm=min_squared_norm,
+        )
+        self.head = nn.Sequential(
+            nn.Linear(self.feature_width, _HEAD_WIDTH),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_HEAD_WIDTH, num_classes),
+        )
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointBERTOutput:
+        """Predict from `points` (B, N, 3) in any unit.
+
+        `features` (B, N, in_channels - 3) are required if the model has more channels.
+        """
+        return {"logits": self.head(self.encode(points=points, features=features))}
+
+
+_DEPTH = 12
+_TAP_BLOCKS = (4, 8, 12)
+"""Numbers of blocks after which features are taken."""
+_NUM_HEADS = 6
+_PARTS_HEAD_WIDTH = 128
+
+
+class PointBERTPointsOutput(TypedDict):
+    """`logits` of every point before the softmax: (B, N, num_classes) or (P, num_classes), as the input."""
+
+    logits: Tensor
+
+
+@registry.models.add("point_bert_parts")
+class PointBERTParts(nn.Module):
+    """Point-BERT part segmentation: features of three depths, propagated from the groups to all points.
+
+    The object's category is an input. The tokens of the 4th and the 8th block reach `num_centres` points each by
+    interpolation, those of the last by edges through both; all points receive them by interpolation, joined with their
+    category and channels. Clouds need at least `num_centres[0]` points, and are of one size in a batch. Sampling starts
+    at the first point, in training and in evaluation. Published weights need `min_squared_norm: 1e-3`, as for
+    `point_bert`, whose pre-trained `embed` and `trunk` have the same names. Source: Yu et al. 2022, section 4.2; layout
+    of lulutang0608/Point-BERT.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        in_channels: int,
+        num_categories: int,
+        width: Width = 384,
+        num_groups: Count = 128,
+        group_size: Count = 32,
+        num_centres: tuple[Count, Count] = (512, 256),
+        drop_path: Probability = 0.1,
+        dropout: Probability = 0.5,
+        min_squared_norm: NonNegativeFloat | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.num_categories = num_categories
+        self.num_centres = num_centres
+        self.min_squared_norm = min_squared_norm
+        self.embed = PatchEmbedding(
+            in_channels=in_channels,
+            width=width,
+            num_groups=num_groups,
+            group_size=group_size,
+            min_squared_norm=min_squared_norm,
+        )
+        self.trunk = TransformerEncoder(width=width, depth=_DEPTH, num_heads=_NUM_HEADS, drop_path=drop_path)
+        self.propagations = nn.ModuleList(
+            FeaturePropagation(in_channels=skip_width + width, widths=(4 * width, width))
+            for skip_width in (num_categories + in_channels, 3, 3)
+        )
+        self.edges = nn.ModuleList(
+            EdgePropagation(channels=width, hidden=4 * width // 3, out_channels=width) for _ in num_centres
+        )
+        self.head = nn.Sequential(
+            LinearNorm(in_channels=width, out_channels=_PARTS_HEAD_WIDTH, has_bias=True, activation=nn.ReLU()),
+            nn.Dropout(dropout),
+            nn.Linear(_PARTS_HEAD_WIDTH, num_classes),
+        )
+
+    def forward(
+        self, *, points: Tensor, category: Tensor, features: Tensor | None = None, offsets: Tensor | None = None
+    ) -> PointBERTPointsOutput:
+        """Predict from `points` (B, N, 3) or, with `offsets` (B+1,), (B*N, 3), in any unit.
+
+        `features` are as wide as the data set states.
+        `category` (B,) int64. Raises ValueError for clouds of several sizes and for values that are not finite.
+        """
+        channels_BNC = dense_channels(points, features, offsets, in_channels=self.in_channels)
+        chosen = one_hot_category(category, like=channels_BNC, num_categories=self.num_categories)
+        all_points = channels_BNC[..., :3]
+        groups, (early, middle, late) = self._group_features(all_points, channels_BNC)
+        fine, coarse = (self._centres(all_points, count) for count in self.num_centres)
+
+        to_all, to_fine, to_coarse = self.propagations
+        fine_features = to_fine(fine, fine, groups, early)
+        coarse_features = to_coarse(coarse, coarse, groups, middle)
+        over_fine, over_coarse = self.edges
+        coarse_features = over_coarse(coarse, coarse_features, groups, late)
+        fine_features = over_fine(fine, fine_features, coarse, coarse_features)
+        repeated_BNK = chosen[:, None].expand(-1, channels_BNC.shape[1], -1)
+        own_BNC = torch.cat([repeated_BNK, channels_BNC], dim=-1)
+        logits = self.head(to_all(all_points, own_BNC, fine, fine_features))
+        return {"logits": logits.view(*points.shape[:-1], -1)}
+
+    def _group_features(self, points: Tensor, channels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return the centres of the groups, and their features (B, num_groups, width) at each tapped depth."""
+        tokens, positions, centres = self.embed(points, channels)
+        taken = []
+        for number, block in enumerate(self.trunk.blocks, start=1):
+            tokens = block(tokens + positions)
+            if number in _TAP_BLOCKS:
+                taken.append(self.trunk.norm(tokens)[:, 1:])
+        return centres, taken
+
+    def _centres(self, points: Tensor, count: int) -> Tensor:
+        return gather_rows(points, sample_centres(points, count, min_squared_norm=self.min_squared_norm))

@@ -1,0 +1,349 @@
+"""Data set `cloud_folder`: the user's own labelled point clouds, from a folder per class or a list of files."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sightline.areas.clouds.sets.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
+from sightline.areas.clouds.sets.cloud_preparation import Normals, cloud_radius, prepare_cloud
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
+from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.compute.geometry.rendering import Background
+from sightline.contract import registry
+from sightline.contract.arguments import Count, PositiveFraction, Seed
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import CloudInputSpec
+from sightline.store.files.cloud_files import (
+    CLOUD_SUFFIXES,
+    check_columns,
+    has_normals,
+    list_skipped_files,
+    note_mixed_units,
+    read_cloud,
+)
+from sightline.store.prepared.prepared_set import PreparedSet, make_card
+from sightline.store.prepared.prepared_writer import (
+    ColumnSpec,
+    PreparationPlan,
+    Progress,
+    SampleRow,
+    Shard,
+    find_duplicates,
+    write_prepared_set,
+)
+
+_GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
+
+
+@registry.data.add("cloud_folder")
+class CloudFolder(LabelledClouds):
+    """Labelled point clouds of the user, prepared by `sightline data prepare cloud_folder` (docs/start/own_data.md).
+
+    `num_points` takes the first stored points of each cloud. `normals` adds the stored (`file`) or `estimated` ones,
+    `channels` stored values by name, such as intensity. `fraction` trains on that share of every class, seeded by
+    `fraction_seed`. Source: the user's files.
+    """
+
+    set_name = "cloud_folder"
+    readable_sets = ("cloud_folder",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        num_points: Count | None = None,
+        normals: Normals = "none",
+        channels: tuple[str, ...] = (),
+        fraction: PositiveFraction = 1.0,
+        fraction_seed: Seed = 0,
+        views: str | None = None,
+        background: Background | None = None,
+        without_views: Literal["refused", "left_out"] = "refused",
+    ) -> None:
+        super().__init__(
+            split=split,
+            root=root,
+            num_points=num_points,
+            normals=normals,
+            fraction=fraction,
+            fraction_seed=fraction_seed,
+            views=views,
+            background=background,
+            without_views=without_views,
+        )
+        stored = tuple(self._prepared.manifest["channels"])
+        unknown = [name for name in channels if name not in stored]
+        if unknown or len(set(channels)) < len(channels):
+            fault = f"'{unknown[0]}' is not stored" if unknown else "one is named twice"
+            raise ConfigError(
+                f"channels: {fault}; {self._prepared.root} holds {', '.join(stored) or 'none'}; name others in columns "
+                "when preparing"
+            )
+        self._channels = channels
+        self._channel_index = [stored.index(name) for name in channels]
+        self._features = (*self._features, *(["channels"] if channels else []))
+
+    def _read(self, name: str, index: np.ndarray) -> np.ndarray:
+        values = super()._read(name, index)
+        return np.ascontiguousarray(values[..., self._channel_index]) if name == "channels" else values
+
+    def _width(self, name: str) -> int:
+        return len(self._channels) if name == "channels" else super()._width(name)
+
+    def _preparation(self, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {
+            **manifest["preparation"],
+            "channels": list(self._channels),
+            "with_normals": "normals" in self._stored_features,  # a file needs only the features that the run reads
+        }
+
+    def _make_input_spec(self) -> CloudInputSpec:
+        """Add the smallest number of distinct points and the range of radii, if the manifest has them."""
+        manifest = self._prepared.manifest  # manifests of older versions lack both entries
+        radii = manifest.get("radii")
+        return dataclasses.replace(
+            super()._make_input_spec(),
+            fewest_points=manifest.get("fewest_points"),
+            radii=None if radii is None else (radii[0], radii[1]),
+        )
+
+    @property
+    def duplicates(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of clouds of the whole set with identical points, each cloud as `split/class/file`."""
+        return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
+
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+        return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        up_axis: Literal["x", "y", "z"],
+        num_points: Count = 1024,
+        columns: tuple[str, ...] | None = None,
+        normalisation: Literal["unit_sphere", "none"] = "unit_sphere",
+        unit: Literal["m", "cm", "mm"] | None = None,
+        choice: Literal["random", "farthest"] = "random",
+        faces: Literal["sample", "ignore"] = "sample",
+        test_share: PositiveFraction = 0.2,
+        validation_share: PositiveFraction = 0.1,
+        seed: Seed = 0,
+    ) -> dict[str, Any]:
+        """Write the clouds of a folder or list in native form; return the manifest with `root` and `outcome`.
+
+        `columns` names the columns of files without a header, and the values to store besides points and normals. The
+        other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
+        splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
+        ConfigError for options that do not fit each other. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        if normalisation == "none" and unit is None:
+            raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
+        names = None if columns is None else check_columns(columns)
+        columns_list = None if names is None else list(names)  # lists, as JSON returns them
+        if target.resolve().is_relative_to(source.expanduser().resolve()):
+            raise ConfigError(
+                f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
+            )
+        layout, clouds = list_clouds(source)
+        split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)
+        clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
+        channels = _channels(names)
+        class_names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
+        preparation = {
+            "num_points": num_points,
+            "choice": choice,
+            "faces": faces,
+            "normalisation": normalisation,
+            "with_normals": _with_normals(clouds, names, faces),
+            "channels": list(channels),
+        }
+        about = {
+            "up_axis": up_axis,
+            "unit": unit if normalisation == "none" else None,
+            "file_unit": unit,
+            "orientation": f"{up_axis} up, as the files have it",
+            "normalisation": normalisation,
+            "class_names": class_names,
+            "channels": list(channels),
+            "source_columns": columns_list,
+            "preparation": preparation,
+            "split": split_text,
+        }
+        plan = PreparationPlan(
+            name,
+            layout,
+            source.expanduser().resolve(),
+            _columns(preparation),
+            tuple(_make_shards(clouds, class_names, names, preparation)),
+            about,
+            partial(
+                _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
+            ),
+            {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
+        )
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card("cloud_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Reader of one cloud file that returns the values of its row."""
+
+    columns: tuple[str, ...] | None
+    preparation: Mapping[str, Any]
+    class_names: Sequence[str]
+
+    def __call__(self, cloud: ListedCloud) -> SampleRow:
+        point_cloud = read_cloud(cloud.path, columns=self.columns)
+        values = prepare_cloud(point_cloud, **self.preparation, where=str(cloud.path))
+        return SampleRow(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
+
+
+def _make_shards(
+    clouds: Sequence[ListedCloud],
+    class_names: Sequence[str],
+    columns: tuple[str, ...] | None,
+    preparation: Mapping[str, Any],
+) -> Iterator[Shard]:
+    """Yield one shard per split and class."""
+    reader = _Reader(columns, preparation, class_names)
+    for split in SPLITS:
+        for name in class_names:
+            members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
+            if members:
+                paths = tuple(cloud.path for cloud in members)
+                yield Shard(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    reader: _Reader
+    members: tuple[ListedCloud, ...]
+
+    def __call__(self) -> Iterator[SampleRow]:
+        return map(self.reader, self.members)
+
+
+def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the names of the columns that are neither points nor normals."""
+    return tuple(name for name in columns or () if name not in _GEOMETRY)
+
+
+def _with_normals(clouds: Sequence[ListedCloud], columns: tuple[str, ...] | None, faces: str) -> bool:
+    """Return True if normals are stored: if `columns` names them, by default if the files have them.
+
+    Raises DataError if some files have normals and others have none, before any file is read as a whole.
+    """
+    if columns is not None:
+        return "nx" in columns
+    files_with: list[ListedCloud] = []
+    files_without: list[ListedCloud] = []
+    for cloud in clouds:
+        with contextlib.suppress(DataError, OSError):  # unreadable files are reported later, all together
+            (files_with if has_normals(cloud.path, by_faces=faces == "sample") else files_without).append(cloud)
+    if files_with and files_without:
+        raise DataError(
+            f"{files_with[0].path.parent.parent}: {_file_count(files_with)} normals or faces "
+            f"({files_with[0].path.name}), {len(files_without)} {'has' if len(files_without) == 1 else 'have'} none "
+            f"({files_without[0].path.name}); take the points "
+            "alone with 'columns=[x, y, z]', or write nx, ny, nz into every file"
+        )
+    for cloud in files_with:  # the list of faces may be empty
+        with contextlib.suppress(DataError):
+            first = read_cloud(cloud.path)
+            return first.normals is not None or (faces == "sample" and first.faces is not None and len(first.faces) > 0)
+    return False
+
+
+def _file_count(clouds: Sequence[ListedCloud]) -> str:
+    return "1 file has" if len(clouds) == 1 else f"{len(clouds)} files have"
+
+
+def _describe_split(test_share: float, validation_share: float, seed: int) -> str:
+    return (
+        f"dealt by a hash of seed {seed} and the names: of every class {test_share:g} to test, {validation_share:g} to "
+        "validation, rounded, at least one; the rest to training"
+    )
+
+
+def _columns(preparation: Mapping[str, Any]) -> dict[str, ColumnSpec]:
+    """Return the columns of a row: points, label, and normals and channels if they are stored."""
+    num_points, channels = preparation["num_points"], preparation["channels"]
+    vectors = ("points", "normals") if preparation["with_normals"] else ("points",)
+    return {
+        **{name: ColumnSpec((num_points, 3), "float32") for name in vectors},
+        **({"channels": ColumnSpec((num_points, len(channels)), "float32")} if channels else {}),
+        "label": ColumnSpec((), "int64"),
+    }
+
+
+def _digest(clouds: Sequence[ListedCloud]) -> str:
+    """Return the SHA-256 of the listed paths, classes and splits."""
+    entries = [[str(cloud.path), cloud.label, cloud.split] for cloud in clouds]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays."""
+    num_classes = len(prepared.manifest["class_names"])
+    counts = {
+        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
+    }
+    duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
+    clouds = {
+        f"{split}/{name}": points
+        for split in prepared.splits
+        for name, points in zip(prepared.names(split), prepared.array(split, "points"), strict=True)
+    }
+    distinct = np.array([len(np.unique(points, axis=0)) for points in clouds.values()])
+    sizes: dict[str, Any] = {"fewest_points": int(distinct.min())}
+    num_points = prepared.manifest["preparation"]["num_points"]
+    if num_repeated := int((distinct < num_points).sum()):
+        notes.append(
+            f"{num_repeated} of {len(clouds)} clouds have fewer different points than num_points={num_points}, the "
+            f"smallest {distinct.min()}: points are repeated; num_points={distinct.min()} repeats none"
+        )
+    if prepared.manifest["normalisation"] == "none":
+        radii = [cloud_radius(points) for points in clouds.values()]
+        sizes["radii"] = [min(radii), max(radii)]
+        notes += note_mixed_units(list(clouds), radii, "clouds")
+    return {
+        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "duplicates": duplicates,
+        "differences": [*notes, *map(_duplicate_note, duplicates)],
+        **sizes,
+    }
+
+
+def _duplicate_note(group: Sequence[str]) -> str:
+    """Describe one group of identical clouds (`split/class/file` each); the most serious fault decides."""
+    labels = {name.split("/")[1] for name in group}
+    splits = {name.split("/")[0] for name in group}
+    if len(labels) > 1:
+        fault = f"the same cloud in the classes {', '.join(sorted(labels))}: at most one label is right"
+    elif len(splits) > 1:
+        fault = f"the same cloud in the parts {', '.join(sorted(splits))}: the test is not one of unseen clouds"
+    else:
+        fault = "the same cloud more than once"
+    return f"{fault} ({', '.join(group)})"

@@ -1,0 +1,197 @@
+"""Listing of the user's clouds with class and split, from folders or from a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.contract.errors import DataError
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
+from sightline.store.prepared.prepared_set import MANIFEST, summarise_folder
+
+SPLITS = ("train", "validation", "test")
+_LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
+
+
+class ListedCloud(NamedTuple):
+    """One cloud file with the name of its class, and its split if the source names one."""
+
+    path: Path
+    label: str
+    split: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}/{self.path.name}"
+
+
+def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
+    """List the clouds of a source, sorted by class and path; return them after the layout.
+
+    The layout is `folders`, `split_folders` or `csv`. Raises DataError for a source in none of these layouts, an empty
+    class, a single class, and a list with paths that do not exist, with the line.
+    """
+    root = source.expanduser().resolve()
+    if root.is_file():
+        layout, clouds = "csv", list(_read_csv(root))
+    elif root.is_dir():
+        layout, clouds = _list_folders(root)
+    else:
+        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
+    names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
+    if len(names) < 2:
+        raise DataError(
+            f"{root}: holds {f'one class, {names[0]}' if names else 'no clouds'}, at least two classes are needed; "
+            f"lay it out as {_LAYOUTS}"
+        )
+    splits = {cloud.split for cloud in clouds}
+    if splits != {None} and not {"train", "test"} <= splits:
+        split_names = ", ".join(sorted(str(split) for split in splits))
+        raise DataError(f"{root}: names the parts {split_names}, train and test are needed; name both, or none")
+    return layout, sorted(clouds, key=lambda cloud: (natural_sort_key(cloud.label), natural_sort_key(str(cloud.path))))
+
+
+def split_clouds(
+    clouds: Sequence[ListedCloud], *, test_share: float, validation_share: float, seed: int
+) -> list[ListedCloud]:
+    """Assign a split to every cloud: the one of the source, else by a hash of seed and name, stratified by class.
+
+    Shares are rounded to the nearest number of clouds, at least one. Files that are added later move few others.
+    Raises DataError naming a class without a cloud in one of the splits.
+    """
+    classes = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
+    if clouds[0].split is None:
+        clouds = [
+            cloud
+            for name in classes
+            for cloud in _assign_splits([c for c in clouds if c.label == name], test_share, validation_share, seed)
+        ]
+    counts = Counter((cloud.label, cloud.split) for cloud in clouds)
+    for split in [split for split in SPLITS if any(cloud.split == split for cloud in clouds)]:
+        empty = [name for name in classes if not counts[name, split]]
+        if empty:
+            raise DataError(
+                f"{clouds[0].path.parent}: class '{empty[0]}' has no cloud in the {split} part; add one, or leave the "
+                "class out"
+            )
+    return list(clouds)
+
+
+def _assign_splits(
+    members: Sequence[ListedCloud], test_share: float, validation_share: float, seed: int
+) -> Iterator[ListedCloud]:
+    """Yield the clouds of one class with their splits assigned, in the order of `members`."""
+    num_test = max(1, round(test_share * len(members)))
+    num_validation = max(1, round(validation_share * len(members)))
+    if num_test + num_validation >= len(members):
+        count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
+        raise DataError(
+            f"{members[0].path.parent}: class '{members[0].label}' has {count}, too few for {num_test} "
+            f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
+        )
+    order = sorted(
+        members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
+    )
+    split_by_path = {cloud.path: "test" for cloud in order[:num_test]}
+    split_by_path |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
+    for cloud in members:
+        yield cloud._replace(split=split_by_path.get(cloud.path, "train"))
+
+
+def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
+    """List the clouds of a root with one folder per class, or per split and class."""
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of the files")
+    folders = _list_subfolders(root)
+    split_dirs = [folder for folder in folders if folder.name in SPLITS]
+    if not split_dirs:
+        return "folders", [cloud for folder in folders for cloud in _list_class_folder(folder, None)]
+    if len(split_dirs) < len(folders):
+        other = next(folder for folder in folders if folder not in split_dirs)
+        raise DataError(
+            f"{root}: holds the part '{split_dirs[0].name}' and '{other.name}', which is none; lay it out as {_LAYOUTS}"
+        )
+    return "split_folders", [
+        cloud
+        for split_dir in split_dirs
+        for folder in _list_subfolders(split_dir)
+        for cloud in _list_class_folder(folder, split_dir.name)
+    ]
+
+
+def _list_subfolders(root: Path) -> list[Path]:
+    """List the visible subfolders of a folder. Raises DataError if there are none, or if clouds lie next to them."""
+    stray = [path for path in root.iterdir() if is_cloud_file(path)]
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if stray or not folders:
+        fault = f"{min(stray).name} is not in the folder of a class" if stray else f"it holds {summarise_folder(root)}"
+        raise DataError(f"{root}: {fault}; lay it out as {_LAYOUTS}")
+    return folders
+
+
+def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
+    """List the clouds of one class folder. Raises DataError if it has no clouds, or subfolders."""
+    subfolder = next(
+        (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None
+    )
+    paths = [path for path in folder.iterdir() if is_cloud_file(path)]
+    if subfolder is not None or not paths:
+        fault = (
+            f"holds the folder {subfolder.name}"
+            if subfolder
+            else f"holds no cloud, it holds {summarise_folder(folder)}"
+        )
+        raise DataError(
+            f"{folder}: is taken for a class and {fault}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
+            f"{_LAYOUTS}"
+        )
+    return [ListedCloud(path, folder.name, split) for path in paths]
+
+
+def _read_csv(path: Path) -> Iterator[ListedCloud]:
+    """Yield the clouds of a CSV list; paths are relative to its folder. Raises DataError with the line."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: is not UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
+    reader = csv.reader(io.StringIO(text), strict=True)
+    line_by_path: dict[Path, int] = {}
+    try:
+        header = [name.strip().lower() for name in next(reader, [])]
+        if header not in (["path", "label"], ["path", "label", "split"]):
+            raise DataError(f"{path}:1: names the columns {','.join(header)[:60]!r}; path,label or path,label,split")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header) or not all(value.strip() for value in row):
+                raise DataError(f"{where}: {','.join(row)[:60]!r} is not a row of {','.join(header)}; mend the line")
+            cloud = _parse_row(path, dict(zip(header, map(str.strip, row), strict=True)), where)
+            if cloud.path in line_by_path:
+                raise DataError(
+                    f"{where}: {cloud.path.name} is listed on line {line_by_path[cloud.path]} already; keep one"
+                )
+            line_by_path[cloud.path] = reader.line_num
+            yield cloud
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: does not read as CSV ({error}); mend the line") from error
+
+
+def _parse_row(listed: Path, row: Mapping[str, str], where: str) -> ListedCloud:
+    """Build the cloud of one row of a CSV list. Raises DataError for a path, file type or split that is not valid."""
+    path = Path(os.path.realpath(listed.parent / row["path"]))
+    if not os.path.isfile(path):  # os.path.isfile accepts names that are too long for the disk
+        raise DataError(f"{where}: there is no file {row['path']} (looked at {path}); mend the path")
+    if path.suffix.lower() not in CLOUD_SUFFIXES:
+        raise DataError(f"{where}: {row['path']} is not a cloud file; there are {', '.join(CLOUD_SUFFIXES)}")
+    if row.get("split", "train") not in SPLITS:
+        raise DataError(f"{where}: '{row['split']}' is not a part; there are {', '.join(SPLITS)}")
+    return ListedCloud(path, row["label"], row.get("split"))

@@ -1,0 +1,325 @@
+"""ShapeNetPart: part segmentation of shapes of sixteen categories, from either public layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sightline.aliases import keep_old_members
+from sightline.areas.clouds.sets.cloud_preparation import Normals, estimated_normals
+from sightline.areas.clouds.sets.shapenet_part_files import (
+    CATEGORIES_FILE,
+    LISTS_FOLDER,
+    SPLITS,
+    categories,
+    hdf5_files,
+    hdf5_parts,
+    lists_digest,
+    make_columns,
+    part_names,
+    published_counts,
+    text_parts,
+)
+from sightline.contract import registry
+from sightline.contract.arguments import PositiveFraction, Seed
+from sightline.contract.errors import DataError
+from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.prepared_set import (
+    MANIFEST,
+    PreparedSet,
+    open_prepared,
+    prepare_command,
+    summarise_folder,
+    verify,
+)
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+
+_FRAME = "object, y up"
+_NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
+_INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_partanno_segmentation_benchmark_v0_normal")
+
+
+@registry.data.add("shapenet_part")
+@keep_old_members(name_of="sample_name")
+class ShapeNetPart:
+    """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
+
+    Samples are whole shapes: 2,048 points each from the HDF5 release, as many as there are from the text release;
+    `sample_points` makes them equal. `label` is the part of each point, `category` that of the shape. `normals` adds
+    the stored (`file`) or `estimated` ones. `training: trainval` trains on the validation shapes too, as some published
+    figures do. `fraction` trains on that share of every category, seeded by `fraction_seed`.
+    Source: Yi et al. 2016, "A Scalable Active Framework for Region Annotation in 3D Shape Collections".
+    """
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        normals: Normals = "none",
+        training: Literal["train", "trainval"] = "train",
+        fraction: PositiveFraction = 1.0,
+        fraction_seed: Seed = 0,
+    ) -> None:
+        self._prepared = open_prepared(prepared_root(root, "shapenet_part"), set_names=("shapenet_part",))
+        self._normals = _check_normals(normals, self._prepared)
+        self._sizes = _split_sizes(self._prepared, training)
+        if split not in self._sizes:
+            available = ", ".join(f"{name} ({size})" for name, size in self._sizes.items())
+            raise DataError(
+                f"{self._prepared.root}: has no split '{split}' with training: {training}; it has {available}"
+            )
+        self._split = split
+        self._shapes = _list_shapes(self._prepared, ("train", "validation") if self._is_joined(training) else (split,))
+        self.strata = self._read_categories()
+        if split == "train" and fraction < 1:
+            subset = stratified_subset(self.strata, fraction, seed=fraction_seed)
+            self._shapes = [self._shapes[row] for row in subset]
+            self.strata = self._read_categories()
+
+    @cached_property
+    def info(self) -> DataInfo:
+        """Facts, fields and sizes; `class_counts` counts the points of each part in the samples that are used."""
+        info = _make_info(self._normals)
+        counts = np.zeros(len(info.facts["class_names"]), dtype=np.int64)
+        for split, row in self._shapes:
+            counts += np.bincount(self._prepared.row(split, "label", row), minlength=len(counts))
+        return DataInfo(
+            facts={**info.facts, "class_counts": tuple(counts.tolist())},
+            fields=info.fields,
+            split_sizes=self._sizes | {self._split: len(self)},
+            features=info.features,
+            clouds=info.clouds,
+        )
+
+    @classmethod
+    def expected_info(cls, *, normals: Normals = "none") -> DataInfo:
+        """Expected DataInfo before preparation, without counts."""
+        return _make_info(normals)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the manifest, which contains the hash of every file."""
+        return str(self._prepared.manifest["digest"])
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Read a whole shape as new tensors. Raises IndexError for an index out of range."""
+        if not 0 <= key.index < len(self):
+            raise IndexError(f"shapenet_part has the samples 0 to {len(self) - 1}, asked for {key.index}")
+        split, row = self._shapes[key.index]
+        points = np.array(self._prepared.row(split, "points", row))
+        sample = {"points": torch.from_numpy(points)}
+        if self._normals == "file":
+            sample["normals"] = torch.from_numpy(np.array(self._prepared.row(split, "normals", row)))
+        elif self._normals == "estimated":
+            where = f"{self._prepared.root}: {split}/{self.sample_name(key.index)}"
+            sample["normals"] = torch.from_numpy(estimated_normals(points, where=where))
+        label = self._prepared.row(split, "label", row).astype(np.int64)
+        return {**sample, "label": torch.from_numpy(label), "category": torch.tensor(int(self.strata[key.index]))}
+
+    def sample_name(self, index: int) -> str:
+        """Name of a sample in reports."""
+        split, row = self._shapes[index]
+        return self._names[split][row]
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """Write the set in native form from either layout; return the manifest with `root` and `outcome`.
+
+        Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
+        contains something else. A killed run is continued by the same call.
+        """
+        assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
+        layout, root = _detect_layout(source)
+        parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
+        options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
+        about = {
+            "up_axis": "y",
+            "orientation": "y is up, as stored",
+            "normalisation": _NORMALISATION,
+            "class_names": list(part_names()),
+            "category_names": [category.name for category in categories()],
+            "notes": notes,
+        }
+        columns = make_columns(has_normals=layout == "text")
+        plan = PreparationPlan(name, layout, root, columns, tuple(parts), about, _summary, options)
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """Summary of a prepared folder for `data info`."""
+        prepared = open_prepared(root, set_names=("shapenet_part",))
+        manifest = prepared.manifest
+        splits = manifest["splits"]
+        names, parts = manifest["category_names"], manifest["class_names"]
+        listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
+        return {
+            "set": manifest["set"],
+            "root": str(root.resolve()),
+            "source": manifest["source"]["path"],
+            "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
+            "points": manifest["num_elements"],
+            "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
+            "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
+            "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
+            "has_normals": "normals" in manifest["columns"],
+            **{key: manifest[key] for key in listed},
+        }
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
+        return verify(root)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        facts = published_counts()
+        return {
+            "set": "shapenet_part",
+            "splits": facts["split_sizes"],
+            "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
+            "parts": {category.name: len(category.parts) for category in categories()},
+            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
+            "prepare": prepare_command("shapenet_part", "DIR"),
+        }
+
+    @cached_property
+    def _names(self) -> dict[str, list[str]]:
+        return {split: self._prepared.names(split) for split in self._prepared.splits}
+
+    def _is_joined(self, training: str) -> bool:
+        return training == "trainval" and self._split == "train"
+
+    def _read_categories(self) -> np.ndarray:
+        """Read the category of every sample (num_samples,) int64, read-only."""
+        category_ids = np.array(
+            [self._prepared.row(split, "category", row) for split, row in self._shapes], dtype=np.int64
+        )
+        category_ids.flags.writeable = False
+        return category_ids
+
+
+def _list_shapes(prepared: PreparedSet, splits: Sequence[str]) -> list[tuple[str, int]]:
+    """List the stored split and the row of every shape of the given splits."""
+    return [(split, row) for split in splits for row in range(prepared.manifest["splits"][split]["num_rows"])]
+
+
+def _split_sizes(prepared: PreparedSet, training: str) -> dict[str, int]:
+    """Return the number of shapes of each split; `trainval` joins validation to train."""
+    sizes = {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}
+    if training == "trainval":  # training samples must not select the checkpoint
+        sizes["train"] += sizes.pop("validation")
+    return sizes
+
+
+def _check_normals(normals: Normals, prepared: PreparedSet) -> Normals:
+    """Return `normals` unchanged. Raises DataError for `file` if none are stored."""
+    if normals == "file" and "normals" not in prepared.manifest["columns"]:
+        raise DataError(
+            f"{prepared.root}: holds no normals (layout {prepared.manifest['layout']}); set normals: estimated or "
+            "none, or prepare the set from the text release, which has them"
+        )
+    return normals
+
+
+def _make_info(normals: Normals) -> DataInfo:
+    """Build the DataInfo that does not depend on how the set was prepared, without counts."""
+    all_categories = categories()
+    features = () if normals == "none" else ("normals",)
+    fields = {
+        "points": Field("points 3", "float32", "radius of the shape", _FRAME, -1.0, 1.0, "concatenate"),
+        "normals": Field("points 3", "float32", "unit vector", _FRAME, -1.0, 1.0, "concatenate"),
+        "label": Field("points", "int64", "part", "", 0, all_categories[-1].parts[-1], "concatenate"),
+        "category": Field("", "int64", "category", "", 0, len(all_categories) - 1),
+    }
+    return DataInfo(
+        facts={
+            "num_classes": len(part_names()),
+            "class_names": part_names(),
+            "in_channels": 3 + 3 * len(features),
+            "up_axis": "y",
+            "num_categories": len(all_categories),
+            "category_names": tuple(category.name for category in all_categories),
+            "parts_of_category": tuple(category.parts for category in all_categories),
+        },
+        fields={name: fields[name] for name in ("points", *features, "label", "category")},
+        features=features,
+        clouds=CloudInputSpec(unit_sphere="applied", estimates_normals=normals == "estimated"),
+    )
+
+
+def _detect_layout(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
+    """Detect the layout of a folder; return it with the resolved path. Raises DataError for none or several."""
+    root = source.expanduser().resolve()
+    if not root.is_dir():
+        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of the public release")
+    if (root / MANIFEST).is_file():
+        raise DataError(f"{root}: is prepared already; give the folder of the public release")
+    matches = _match_layouts(root)
+    for inner in _INNER_FOLDERS if not matches else ():
+        matches += _match_layouts((root / inner).resolve())
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        layouts = ", ".join(f"{path} ({layout})" for layout, path in matches)
+        raise DataError(f"{root}: holds {len(matches)} layouts, give the folder of one: {layouts}")
+    facts = published_counts()["layouts"].values()
+    looked_for = "; ".join(f"{layout_facts['title']} ({layout_facts['looks_like']})" for layout_facts in facts)
+    raise DataError(
+        f"{root}: holds {summarise_folder(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}"
+    )
+
+
+def _match_layouts(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
+    """List the layouts (name, path) that the contents of a folder match."""
+    matches: list[tuple[Literal["hdf5", "text"], Path]] = []
+    if any(hdf5_files(folder, split) for split in SPLITS):
+        matches.append(("hdf5", folder))
+    if (folder / CATEGORIES_FILE).is_file() or (folder / LISTS_FOLDER).is_dir():
+        matches.append(("text", folder))
+    return matches
+
+
+def _summary(prepared: PreparedSet) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays."""
+    all_categories, splits = categories(), {}
+    for split in prepared.splits:
+        lengths = np.diff(prepared.offsets(split))
+        counts = np.bincount(prepared.array(split, "category"), minlength=len(all_categories))
+        splits[split] = {
+            "num_rows": len(lengths),
+            "category_counts": counts.tolist(),
+            "class_counts": np.bincount(prepared.array(split, "label"), minlength=len(part_names())).tolist(),
+            "points_per_shape": [int(lengths.min()), int(lengths.max())],
+        }
+    return {
+        "splits": splits,
+        "differences": [*_differences(splits), *prepared.manifest["notes"]],
+        "duplicates": find_duplicates(prepared, "points"),
+    }
+
+
+def _differences(splits: dict[str, dict[str, Any]]) -> list[str]:
+    """List the numbers of shapes that differ from the published ones."""
+    facts = published_counts()
+    pairs = [(split, splits.get(split, {}).get("num_rows", 0), size) for split, size in facts["split_sizes"].items()]
+    for index, (name, category_facts) in enumerate(facts["categories"].items()):
+        counts = {split: split_facts["category_counts"][index] for split, split_facts in splits.items()}
+        pairs += [
+            (name, sum(counts.values()), category_facts["shapes"]),
+            (f"test/{name}", counts.get("test", 0), category_facts["test"]),
+        ]
+    return [
+        f"{subject}: {count} shapes, published {published}" for subject, count, published in pairs if count != published
+    ]

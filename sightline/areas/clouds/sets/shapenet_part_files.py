@@ -1,0 +1,392 @@
+"""Text release of ShapeNetPart with normals: a file per shape, and the official lists of the splits.
+
+HDF5 release of ShapeNetPart: files of many shapes each.
+
+Categories and parts of ShapeNetPart, and helpers shared by both of its layouts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.contract.errors import DataError
+from sightline.contract.regular_files import parse_json
+from sightline.contract.schema import suggest
+from sightline.store.files.array_files import Hdf5File, open_hdf5
+from sightline.store.files.input_files import file_size, read_file
+from sightline.store.files.text_tables import read_table, read_text
+from sightline.store.prepared.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere
+
+SPLITS = {"train": "train", "validation": "val", "test": "test"}
+"""Our name of each official split, with that of the release."""
+
+
+class Category(NamedTuple):
+    """Category with its label, and its parts numbered from 0 to 49."""
+
+    name: str
+    label: int
+    synset: str
+    parts: tuple[int, ...]
+
+
+def published_counts() -> dict[str, Any]:
+    """Read the published facts: categories with sizes and parts, layouts, terms of use."""
+    return json.loads(Path(__file__).with_name("shapenet_part.json").read_text(encoding="utf-8"))
+
+
+def categories() -> tuple[Category, ...]:
+    """Return the sixteen categories in the order of their labels; parts are numbered in the same order."""
+    result: list[Category] = []
+    for label, (name, facts) in enumerate(published_counts()["categories"].items()):
+        first = result[-1].parts[-1] + 1 if result else 0
+        result.append(Category(name, label, facts["synset"], tuple(range(first, first + facts["num_parts"]))))
+    return tuple(result)
+
+
+def category_from_name(name: str) -> Category | None:
+    """Return the category of a name in any public spelling (Motorbike, motor, ...), None if unknown."""
+    plain = name.lower()
+    plain = published_counts()["aliases"].get(plain, plain)
+    return next((category for category in categories() if category.name == plain), None)
+
+
+def part_names() -> tuple[str, ...]:
+    """Return a name for each of the fifty parts, which releases only number: `chair_0` is a chair's first part."""
+    return tuple(f"{category.name}_{index}" for category in categories() for index in range(len(category.parts)))
+
+
+def make_columns(*, has_normals: bool) -> dict[str, ColumnSpec]:
+    """Return the columns of a row: points, normals if there are any, part labels, category."""
+    names = ("points", "normals") if has_normals else ("points",)
+    return {
+        **{name: ColumnSpec((3,), "float32", is_ragged=True) for name in names},
+        "label": ColumnSpec((), "uint8", is_ragged=True),
+        "category": ColumnSpec((), "int64"),
+    }
+
+
+def row_values(
+    category: Category,
+    *,
+    points: np.ndarray,
+    normals: np.ndarray | None,
+    parts: np.ndarray,
+    where: str,
+    place_of: Callable[[int], str],
+) -> dict[str, Any]:
+    """Compute the values of a row from points (N, 3), normals (N, 3) and parts (N,): unit sphere, unit normals.
+
+    Raises DataError, beginning with `place_of` of the first wrong point, for a part that the category does not have,
+    and for a normal whose length is not finite; beginning with `where` for a shape whose points coincide.
+    """
+    is_foreign = ~np.isin(parts, category.parts)
+    if is_foreign.any():
+        first = int(np.argmax(is_foreign))
+        raise DataError(
+            f"{place_of(first)}: part {parts[first]:g} is none of {category.name}'s ({category.parts[0]} to "
+            f"{category.parts[-1]}); download the file again"
+        )
+    values = {"points": normalize_to_unit_sphere(points, where=where), "label": parts, "category": category.label}
+    if normals is not None:
+        with np.errstate(over="ignore"):
+            lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all():
+            first = int(np.argmin(np.isfinite(lengths)))
+            raise DataError(f"{place_of(first)}: the normal is too long to be one; download the file again")
+        values["normals"] = normals / np.where(lengths > 0, lengths, 1.0)
+    return values
+
+
+CATEGORIES_FILE = "synsetoffset2category.txt"
+LISTS_FOLDER = "train_test_split"
+_NUM_COLUMNS = 7
+_MIN_BYTES_PER_POINT = 40
+"""Smallest length of a line of seven numbers as the release prints them."""
+
+
+def text_parts(root: Path) -> tuple[list[Shard], list[str]]:
+    """List the shards of the release, one per split and category, sorted by name; return them with report notes.
+
+    Raises DataError with file and line for lists that are missing, damaged, contradictory or name a missing file.
+    """
+    by_synset = _read_categories(root / CATEGORIES_FILE)
+    in_order = sorted(by_synset.values(), key=lambda category: category.label)
+    shapes = [
+        shape for split, name in SPLITS.items() for shape in _read_list(_list_path(root, name), split, by_synset, root)
+    ]
+    _assert_each_once(shapes)
+    notes = _check_files(root, shapes, by_synset)
+    parts = []
+    for split in SPLITS:
+        for category in in_order:
+            members = sorted(
+                (shape for shape in shapes if (shape.split, shape.category) == (split, category)),
+                key=lambda shape: shape.path.name,
+            )
+            parts.append(_make_shard(split, category, [shape.path for shape in members]))
+    return parts, notes
+
+
+def lists_digest(root: Path) -> str:
+    """Return the SHA-256 of the official lists of the splits."""
+    digest = hashlib.sha256()
+    for name in SPLITS.values():
+        digest.update(read_file(_list_path(root, name)))
+    return digest.hexdigest()
+
+
+def _list_path(root: Path, name: str) -> Path:
+    """Return the path of the official list of a split."""
+    return root / LISTS_FOLDER / f"shuffled_{name}_file_list.json"
+
+
+class _Listed(NamedTuple):
+    """Listed shape, with the line of the list that names it."""
+
+    path: Path
+    split: str
+    category: Category
+    where: str
+
+
+def _read_categories(path: Path) -> dict[str, Category]:
+    """Read synset -> category, as the release names them. Raises DataError for a line in another form."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, it names the categories; unpack the release again")
+    by_synset: dict[str, Category] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        where, fields = f"{path}:{number}", line.split()
+        if len(fields) != 2:
+            raise DataError(f"{where}: {line.strip()[:40]!r} is not a name and a synset; download the file again")
+        name, synset = fields
+        category = category_from_name(name)
+        if category is None:
+            valid_names = [category.name for category in categories()]
+            raise DataError(f"{where}: '{name}' is not one of the 16 categories{suggest(name.lower(), valid_names)}")
+        if category.synset != synset:
+            raise DataError(f"{where}: gives {synset} for {name}, it is {category.synset}; download the file again")
+        if synset in by_synset:
+            raise DataError(f"{where}: names {name} a second time; download the file again")
+        by_synset[synset] = category
+    return by_synset
+
+
+def _read_list(path: Path, split: str, by_synset: Mapping[str, Category], root: Path) -> list[_Listed]:
+    """Read the shapes of an official list, `shape_data/<synset>/<id>` each."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, it lists the shapes of the {split} split; unpack the release again")
+    shapes = []
+    for number, entry in _read_entries(path):
+        where, pieces = f"{path}:{number}", entry.split("/")
+        if len(pieces) != 3 or not all(pieces) or ".." in pieces:
+            raise DataError(f"{where}: {entry[:60]!r} is not shape_data/<synset>/<id>; download the file again")
+        if pieces[1] not in by_synset:
+            raise DataError(
+                f"{where}: {entry} is of the synset {pieces[1]}, which {CATEGORIES_FILE} does not name; download both "
+                "files again"
+            )
+        shape = root / pieces[1] / f"{pieces[2]}.txt"
+        shapes.append(_Listed(shape, split, by_synset[pieces[1]], where))
+    return shapes
+
+
+def _read_entries(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the line number and the text of every entry of a JSON list."""
+    try:
+        text = read_file(path).decode()
+        entries = parse_json(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); download the file again") from error
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"{path}: cannot be read ({error}); download the file again") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries) or not entries:
+        raise DataError(f"{path}:1: is not a list of texts, shape_data/<synset>/<id> each; download the file again")
+    line, position = 1, 0
+    for entry, token in zip(entries, re.finditer(r'"(?:[^"\\]|\\.)*"', text), strict=True):
+        line += text.count("\n", position, token.start())
+        position = token.start()
+        yield line, entry
+
+
+def _assert_each_once(shapes: Sequence[_Listed]) -> None:
+    """Raise DataError for a shape that is listed twice, in one split or in two."""
+    first_by_path: dict[Path, _Listed] = {}
+    for shape in shapes:
+        first = first_by_path.setdefault(shape.path, shape)
+        if first is not shape:
+            repetition = "twice" if first.split == shape.split else f"in the splits {first.split} and {shape.split}"
+            raise DataError(
+                f"{shape.where}: {shape.path.parent.name}/{shape.path.stem} is listed {repetition}, before at "
+                f"{first.where}; download the lists again"
+            )
+
+
+def _check_files(root: Path, shapes: Sequence[_Listed], by_synset: Mapping[str, Category]) -> list[str]:
+    """Raise DataError for a missing file of a list; return a note on files that no list names."""
+    existing = {
+        folder / name
+        for synset in by_synset
+        if (folder := root / synset).is_dir()
+        for name in os.listdir(folder)
+        if name.endswith(".txt")
+    }
+    missing = [shape for shape in shapes if shape.path not in existing]
+    if missing:
+        raise DataError(
+            f"{missing[0].where}: lists {missing[0].path}, which is missing, as are {len(missing)} of {len(shapes)} "
+            "files; unpack the release again"
+        )
+    unlisted = sorted(existing - {shape.path for shape in shapes})
+    if not unlisted:
+        return []
+    return [f"note: {len(unlisted)} files are in no list and left out ({unlisted[0].relative_to(root)}, ...)"]
+
+
+def _make_shard(split: str, category: Category, paths: Sequence[Path]) -> Shard:
+    """Make the shard of one category of one split."""
+    estimated_points = sum(file_size(path) for path in paths) // _MIN_BYTES_PER_POINT
+    return Shard(
+        split, f"{split}/{category.name}", len(paths), tuple(paths), _Rows(category, tuple(paths)), estimated_points
+    )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    category: Category
+    paths: tuple[Path, ...]
+
+    def __call__(self) -> Iterator[SampleRow]:
+        return map(self._row, self.paths)
+
+    def _row(self, path: Path) -> SampleRow:
+        table = read_table(path, num_columns=_NUM_COLUMNS)
+        values = row_values(
+            self.category,
+            points=table[:, :3],
+            normals=table[:, 3:6],
+            parts=table[:, 6],
+            where=str(path),
+            place_of=lambda row: f"{path}:{row + 1}",
+        )
+        return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)
+
+
+_KEYS = ("data", "label", "pid")
+_WHAT = "a file of ShapeNetPart"
+
+
+def hdf5_files(root: Path, split: str) -> list[Path]:
+    """List the files of a split, those with the release's word for it in their names, sorted by number."""
+    return sorted(root.glob(f"*{SPLITS[split]}*.h5"), key=lambda path: natural_sort_key(path.name))
+
+
+def hdf5_parts(root: Path) -> list[Shard]:
+    """List the shards of the release, one per file; shapes are not read yet. Raises DataError with file and key."""
+    all_categories, parts = categories(), []
+    for split in SPLITS:
+        files = hdf5_files(root, split)
+        if not files:
+            raise DataError(f"{root}: holds no *{SPLITS[split]}*.h5, the {split} split; unpack the release again")
+        _assert_no_gap(files)
+        for path in files:
+            num_shapes, num_points = _scan(path, len(all_categories))
+            parts.append(
+                Shard(split, path.name, num_shapes, (path,), _ArrayRows(path, all_categories), num_shapes * num_points)
+            )
+    return parts
+
+
+def _assert_no_gap(files: list[Path]) -> None:
+    """Raise DataError if the numbers in the file names of a split leave one out."""
+    matches = [re.search(r"(\d+)\.h5$", path.name) for path in files]
+    if len(files) == 1 and matches[0] is None:
+        return
+    numbers = [int(number[1]) if number else -1 for number in matches]
+    if numbers != list(range(len(files))):
+        gap = next(number for number in range(len(files)) if number not in numbers)
+        stem = files[0].name[: matches[0].start(1)] if matches[0] else files[0].stem
+        raise DataError(
+            f"{files[0].parent / f'{stem}{gap}.h5'}: is missing, there are {', '.join(path.name for path in files)}; "
+            "unpack the release again"
+        )
+
+
+class _Arrays(NamedTuple):
+    data: Any
+    label: Any
+    pid: Any
+
+
+def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
+    """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
+    arrays = _Arrays(*(file.array(key) for key in _KEYS))
+    data, label, pid = arrays
+    if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
+        raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
+    if label.shape not in {data.shape[:1], (len(data), 1)} or label.dtype.kind not in "iu":
+        raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
+    if pid.shape != data.shape[:2] or pid.dtype.kind not in "iu":
+        raise DataError(f"{path}: 'pid' is {pid.dtype} {pid.shape}, integers {data.shape[:2]} are needed")
+    return arrays
+
+
+def _scan(path: Path, num_categories: int) -> tuple[int, int]:
+    """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
+    with open_hdf5(path, what=_WHAT) as file:
+        arrays = _read_arrays(path, file)
+        labels = arrays.label[...].reshape(-1)
+        invalid = np.flatnonzero((labels < 0) | (labels >= num_categories))
+        if len(invalid):
+            raise DataError(
+                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories (0 to "
+                f"{num_categories - 1}); download the file again"
+            )
+        return arrays.data.shape[:2]
+
+
+@dataclass(frozen=True)
+class _ArrayRows:
+    path: Path
+    known: tuple[Category, ...]
+
+    def __call__(self) -> Iterator[SampleRow]:
+        with open_hdf5(self.path, what=_WHAT) as file:
+            points, labels, parts = (array[...] for array in _read_arrays(self.path, file))
+
+        def row(index: int, label: int) -> SampleRow:
+            where = f"{self.path}: shape {index}"
+            _assert_finite(points[index], where)
+            values = row_values(
+                self.known[label],
+                points=points[index],
+                normals=None,
+                parts=parts[index],
+                where=where,
+                place_of=lambda point: f"{self.path}: pid[{index}, {point}]",
+            )
+            return SampleRow(f"{self.path.stem}/{index:04d}", where, values)
+
+        return map(row, range(len(points)), labels.reshape(-1).tolist())
+
+
+def _assert_finite(points: np.ndarray, where: str) -> None:
+    """Raise DataError naming the first coordinate that is not finite."""
+    is_finite = np.isfinite(points)
+    if not is_finite.all():
+        point, axis = np.argwhere(~is_finite)[0]
+        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")

@@ -1,0 +1,264 @@
+"""Stages of a point cloud sample, with the predictions of a model for its points or for the whole cloud.
+
+Flat pictures of a range image: distances, labels, predictions and errors, one row per beam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Batch, DataInfo, Sample
+from sightline.draw.pictures import UNLABELLED, Frame, apply_colormap, label_colors, pad_to_3d
+from sightline.parts.metrics.labels import predict_labels
+from sightline.parts.tasks.segment import WRONG
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import (
+    ClassColoring,
+    Coloring,
+    RgbColoring,
+    SamplePredictor,
+    Stage,
+    error_coloring,
+    height_coloring,
+)
+
+_MIN_HEIGHT_PX, _MAX_ASPECT = 64, 24
+"""Least height of a drawn range image, and largest ratio of its width to its height, both to a whole number of rows."""
+_EMPTY = np.array([28, 31, 36], dtype=np.uint8)
+
+
+def image_panels(sample: Sample, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
+    """Draw the distances of a `range_image` (H, W), near pixels dark and empty ones black, and its labels if any."""
+    distance = sample["range_image"].float().numpy()
+    is_empty = distance < 0
+    pixels = np.broadcast_to(_EMPTY, (*distance.shape, 3)).copy()
+    if not is_empty.all():
+        pixels[~is_empty] = apply_colormap(np.log1p(distance[~is_empty]))
+    panels = [_panel("range", pixels)]
+    if "label" in sample and sample["label"].shape == distance.shape:
+        panels.append(_panel("labels", _class_pixels(sample["label"].numpy(), is_empty, facts)))
+    return tuple(panels)
+
+
+def prediction_panels(sample: Mapping[str, Any], seen: np.ndarray, facts: Mapping[str, Any]) -> tuple[ImagePanel, ...]:
+    """Draw the predicted classes (H, W) of a range image, and the wrong pixels in red."""
+    is_empty = sample["range_image"].float().cpu().numpy() < 0
+    panels = [_panel("predicted pixels", _class_pixels(seen, is_empty, {}))]
+    if "label" in sample and sample["label"].shape == seen.shape:
+        label = sample["label"].cpu().numpy()
+        is_wrong = (seen != label) & (label != facts.get("ignore_index")) & ~is_empty
+        pixels = np.where(is_empty[..., None], _EMPTY, np.where(is_wrong[..., None], WRONG, UNLABELLED))
+        panels.append(_panel("wrong pixels", pixels.astype(np.uint8)))
+    return tuple(panels)
+
+
+def _panel(name: str, pixels: np.ndarray) -> ImagePanel:
+    """Draw a range image (H, W, 3) with its rows repeated if it is too low to be seen."""
+    height, width = pixels.shape[:2]
+    return ImagePanel(name, pixels.repeat(max(1, _MIN_HEIGHT_PX // height, width // (_MAX_ASPECT * height)), axis=0))
+
+
+def describe_image(sample: Sample) -> str:
+    """Describe the share of filled pixels, and of points that are shown by a pixel."""
+    distance = sample["range_image"]
+    num_filled = int((distance >= 0).sum())
+    height, width = distance.shape
+    num_points = len(sample["points"])
+    num_returns = int((sample["point_range"] > 0).sum()) if "point_range" in sample else num_points
+    share = num_filled / max(1, num_returns)
+    return f"{height} x {width} pixels, {num_filled / distance.numel():.1%} filled, {share:.1%} of the points shown"
+
+
+def _class_pixels(labels: np.ndarray, is_empty: np.ndarray, facts: Mapping[str, Any]) -> np.ndarray:
+    codes = np.where(labels == facts.get("ignore_index"), -1, labels)
+    pixels: np.ndarray = np.where(is_empty[..., None], _EMPTY, label_colors(codes)).astype(np.uint8)
+    return pixels
+
+
+TRUTH = "ground truth"
+"""The name of the colouring by the labels of the data."""
+_CLASSES_OF = {"label": (TRUTH, "class_names"), "part": ("part", "part_names"), "instance": ("instance", "")}
+"""Fields with one class per point: the name of their colouring, and the fact that names the classes."""
+
+
+class CloudStages:
+    """Stages of samples with `points`."""
+
+    needs = frozenset({"points"})
+
+    def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
+        self.facts = facts
+        self.frame: Frame = facts.get("up_axis", "z")
+        self.whole = _sample_labels(raw, facts)
+        self._unit = _unit(info)
+
+    def raw_stage(self, sample: Sample) -> Stage:
+        """Build the stage of the cloud as the data set returns it."""
+        return self._cloud("raw", sample, unit=self._unit)
+
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
+        """Build the stages of the cloud after a transform.
+
+        If a sample has two views of its object, both are shown, coloured by height only: the rows of other fields do
+        not match theirs.
+        """
+        if "other_points" in sample:
+            for view, name in (("points", "first"), ("other_points", "second")):
+                yield self._cloud(f"{stage}, {name}", {"points": sample[view]})
+        elif "range_image" in sample and "range_image" not in before:
+            full_scan = {**sample, "label": sample["whole_label"]} if "whole_label" in sample else sample
+            panels = image_panels(sample, self.facts)
+            yield replace(self._cloud(stage, full_scan), panels=panels, description=describe_image(sample))
+        else:
+            yield self._cloud(stage, sample)
+
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
+        """Build the stage of the cloud coloured by its predictions, and the figures that go with it.
+
+        `clouds` are the stages that the model's sample went through. Raises ConfigError for a task that gives no
+        probability per class.
+        """
+        if "probabilities" not in predictions:
+            raise ConfigError(
+                f"the task predicts {', '.join(sorted(predictions))}; view shows classes of clouds, and needs theirs"
+            )
+        cloud, figures = _prediction_stage(
+            clouds, batch, predictions, self.facts, iou=predictor.iou(batch, predictions)
+        )
+        if "range_image" in batch and "seen" in predictions:
+            scan: Sample = {name: batch[name][0] for name in ("range_image", "label") if name in batch}
+            seen = predictions["seen"].view(batch["range_image"].shape)[0].cpu().numpy()
+            cloud = replace(cloud, panels=prediction_panels(scan, seen, self.facts))
+        return cloud, figures
+
+    def _cloud(self, stage: str, sample: Sample, *, unit: str = "") -> Stage:
+        points = _array(sample["points"])
+        if points.ndim != 2:
+            raise DataError(f"view: points have the shape {points.shape}; a cloud is (points, 2) or (points, 3)")
+        width = points.shape[1]
+        description = {2: "drawn at z = 0"}.get(width, f"drawn by the first 3 of {width} columns" if width > 3 else "")
+        return Stage(stage, pad_to_3d(points), tuple(_colorings(sample, points, self.facts)), unit, description)
+
+
+def _colorings(sample: Sample, points: np.ndarray, facts: Mapping[str, Any]) -> Iterator[Coloring]:
+    """Iterate over the colourings that the fields of a sample allow: its own colours first, height last."""
+    colours, normals = sample.get("colours"), sample.get("normals")
+    if colours is not None and colours.shape == points.shape:
+        yield RgbColoring("colours", _to_uint8(_array(colours)))
+    for field, (name, fact) in _CLASSES_OF.items():
+        values = sample.get(field)
+        if isinstance(values, Tensor) and values.shape == points.shape[:1] and not values.is_floating_point():
+            ignored = facts.get("ignore_index") if field == "label" else None
+            yield ClassColoring.from_labels(name, values.numpy(), facts.get(fact, ()), ignore_index=ignored)
+    if normals is not None and normals.shape == points.shape:
+        yield RgbColoring("normals", _to_uint8((_array(normals) + 1) / 2))
+    yield height_coloring(pad_to_3d(points), facts.get("up_axis", "z"))
+
+
+def _to_uint8(shares: np.ndarray) -> np.ndarray:
+    """Convert colours from [0, 1] to uint8; values outside are clipped."""
+    return (np.nan_to_num(shares).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _array(values: Tensor) -> np.ndarray:
+    """Convert a tensor to an array: float64 stays float64, every other dtype becomes float32."""
+    return (values if values.dtype == torch.float64 else values.float()).numpy()
+
+
+def _unit(info: DataInfo) -> str:
+    """Return the unit that the data set states for its raw points; after transforms the unit is unknown."""
+    return info.fields["points"].unit if "points" in info.fields else ""
+
+
+def _sample_labels(sample: Sample, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the class of the whole sample, or the category of an object with parts, by name."""
+    labels = {}
+    for field, key, fact in (("label", "class", "class_names"), ("category", "category", "category_names")):
+        value = sample.get(field)
+        if value is not None and np.ndim(value) == 0:
+            labels[key] = _class_name(int(value), facts.get(fact, ()))
+    return labels
+
+
+def _class_name(label: int, names: Sequence[str]) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+# --- predictions -----------------------------------------------------------------------------------------------------
+
+
+def _prediction_stage(
+    clouds: Sequence[Stage],
+    batch: Batch,
+    predictions: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    *,
+    iou: float | None,
+) -> tuple[Stage, dict[str, Any]]:
+    prediction = predict_labels(batch, predictions, facts)[0].cpu()
+    if prediction.ndim == 0:
+        return _whole_prediction_stage(clouds[-1], int(prediction), batch, predictions, facts)
+    target = predictions.get("target")
+    labels = None if target is None else target.cpu().numpy()
+    cloud = _find_predicted_cloud(clouds, len(prediction), labels)
+    names, ignored = facts.get("class_names", ()), facts.get("ignore_index")
+    labels_predicted = prediction.numpy()
+    colorings: list[Coloring] = [ClassColoring.from_labels("prediction", labels_predicted, names)]
+    figures: dict[str, Any] = {"num_points": len(labels_predicted)}
+    description = ""
+    if labels is not None:
+        counted = labels if ignored is None else np.where(labels == ignored, -1, labels)
+        error = error_coloring(labels_predicted, counted, int(facts["num_classes"]))
+        truth = ClassColoring.from_labels(TRUTH, labels, names, ignore_index=ignored)
+        colorings = [truth, *colorings, error]
+        num_counted = int((error.codes >= 0).sum())
+        figures["accuracy"] = float((error.codes == 0).sum() / num_counted) if num_counted else None
+        description = f"{figures['accuracy']:.1%} of its points right" if num_counted else "no point with a label"
+    if iou is not None and np.isfinite(iou):
+        figures["iou"] = iou
+        description += f", IoU {iou:.3f}"
+    others = [coloring for coloring in cloud.colorings if coloring.name != TRUTH]
+    return Stage("prediction", cloud.points, (*colorings, *others), cloud.unit, description), figures
+
+
+def _whole_prediction_stage(
+    cloud: Stage, prediction: int, batch: Batch, predictions: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[Stage, dict[str, Any]]:
+    """Build the stage of the cloud that the model read, with the class that it predicted."""
+    names = facts.get("class_names", ())
+    probability = float(predictions["probabilities"][0, prediction])
+    figures: dict[str, Any] = {"class": _class_name(prediction, names), "probability": probability}
+    description, is_right = f"predicted {figures['class']} ({probability:.2f})", None
+    if "label" in batch:
+        label = int(batch["label"][0])
+        is_right = label == prediction
+        figures |= {"true_class": _class_name(label, names), "is_right": is_right}
+        description += ", right" if is_right else f", is {figures['true_class']}"
+    return Stage("prediction", cloud.points, cloud.colorings, cloud.unit, description, is_right), figures
+
+
+def _find_predicted_cloud(clouds: Sequence[Stage], num_points: int, labels: np.ndarray | None) -> Stage:
+    """Find the last stage with one point per prediction and the labels of the targets: later ones were thinned."""
+    for cloud in reversed(clouds):
+        truth = cloud.coloring(TRUTH)
+        if len(cloud.points) != num_points:
+            continue
+        if labels is None or not isinstance(truth, ClassColoring) or _has_labels(truth, labels):
+            return cloud
+    stage_sizes = ", ".join(f"{cloud.stage} {len(cloud.points)}" for cloud in clouds)
+    raise DataError(f"the task predicts {num_points} points, but no stage of the sample has as many: {stage_sizes}")
+
+
+def _has_labels(truth: ClassColoring, labels: np.ndarray) -> bool:
+    """Return True if `labels` equal those of a colouring, except at points without a class."""
+    shown = truth.labels()
+    return bool(((shown == labels) | (shown < 0)).all())

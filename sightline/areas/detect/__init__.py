@@ -1,0 +1,55 @@
+"""Detectors: backbones, necks and heads, and the model that joins one of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PARTS: Mapping[str, Mapping[str, str]] = {
+    "assigners": {
+        "assigners.optimal_transport": "ota simota",
+        "assigners.static": "atss fcos free_anchor max_iou",
+    },
+    "backbones": {
+        "backbones": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50",
+    },
+    "checks": {
+        "checks": "anchor-coverage broken-boxes ignored-regions swapped-canvas unmatched-boxes",
+    },
+    "data": {
+        "sets.coco": "coco",
+        "sets.crowdhuman": "crowdhuman",
+        "sets.people": "citypersons ecp widerperson",
+        "sets.synthetic_crowds": "synthetic_crowds",
+        "sets.yolo_txt": "yolo_txt",
+    },
+    "heads": {
+        "heads": "atss fcos retina retina_emd yolov3 yolox",
+    },
+    "losses": {
+        "free_anchor": "free_anchor_negative free_anchor_positive",
+        "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
+        "quality_focal sigmoid_focal",
+    },
+    "metrics": {
+        "metrics.box_ap": "box_ap",
+        "metrics.box_errors": "box_errors",
+        "metrics.crowds": "crowd_ap miss_rate",
+    },
+    "models": {
+        "backbones": "detector",
+    },
+    "necks": {
+        "backbones": "fpn pafpn",
+        "heads": "yolov3",
+    },
+    "predictors": {
+        "predictor": "detect",
+    },
+    "tasks": {
+        "task": "detect",
+    },
+    "transforms": {
+        "combined_images": "cut_image fit_image mix_up mosaic scale_steps turn_image",
+    },
+}
+"""Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

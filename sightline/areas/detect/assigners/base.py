@@ -1,0 +1,220 @@
+"""Base class of assigners, with the shared rules of ignore regions and of images without boxes.
+
+Candidate pairs of boxes and priors, and classification costs, for assigners by predictions.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.aliases import keep_old_members, old_names
+from sightline.compute.geometry.boxes.overlaps import (
+    box_centres,
+    column_blocks,
+    encode_distances,
+    pairwise_ioa,
+    promote_to_float32,
+)
+from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
+
+_MAX_COVERED = 0.5
+"""Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
+
+
+@keep_old_members(num_claims="num_candidates")
+class Assignment(NamedTuple):
+    """Targets of the priors of an image.
+
+    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_candidates` (P,) int64: the number of
+    boxes to which the assigner's rule would give the prior; more than one is ambiguous. `second_matched` (P,) int64,
+    for an assigner of two boxes per prior, is the other one.
+    """
+
+    matched: Tensor
+    num_candidates: Tensor
+    second_matched: Tensor | None = None
+
+
+class PriorPredictions(NamedTuple):
+    """Predictions of a network at the priors of an image, float32 at least and without gradient.
+
+    `logits` (P, K) before the sigmoid, decoded `boxes` (P, 4) in pixels, `objectness` (P,) before the sigmoid, or None.
+    For a head of two predictions at each prior they are (P, 2, K) and (P, 2, 4).
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    objectness: Tensor | None = None
+
+    @classmethod
+    def from_tensors(cls, logits: Tensor, boxes: Tensor, objectness: Tensor | None = None) -> PriorPredictions:
+        """Build predictions from logits (P, K), boxes (P, 4) and objectness (P,), detached and in float32 at least."""
+        tensors = (
+            None if tensor is None else promote_to_float32(tensor.detach()) for tensor in (logits, boxes, objectness)
+        )
+        return cls(*tensors)  # type: ignore[arg-type]
+
+
+@keep_old_members(needs="needs_predictions", takes="prior_kinds")
+class Assigner(ABC):
+    """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
+
+    `prior_kinds` are the kinds of priors that it can assign boxes to. `excludes` are the outputs that its targets do
+    not train: a head that predicts one of them cannot be trained with it. Subclasses implement their rule in `match`,
+    which also returns `second_matched` if `boxes_per_prior` is 2. Ties go to the lower index, of a box or of a prior.
+    If `needs_predictions` is True, the call and `match` also take the labels and the predictions of the image.
+    """
+
+    prior_kinds: ClassVar[frozenset[PriorKind]]
+    needs_predictions: ClassVar[bool] = False
+    excludes: ClassVar[frozenset[str]] = frozenset()
+    boxes_per_prior: int = 1
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        priors: Priors,
+        boxes: Tensor,
+        is_ignored: Tensor,
+        labels: Tensor | None = None,
+        predicted: PriorPredictions | None = None,
+    ) -> Assignment:
+        """Assign boxes (M, 4) to priors; `is_ignored` (M,) bool marks the boxes that are ignore regions.
+
+        A region is never a target. A background prior becomes ignored if it is a point inside a region, or an anchor
+        with more than half of its area in one region; a prior with a box keeps it. `labels` (M,) and `predicted` are
+        read if `needs_predictions` is True. Under autocast, too, `match` gets predictions in float32 at least.
+        Raises ValueError for priors of another kind, for `boxes` or `is_ignored` of another shape, for an `is_ignored`
+        that is not bool, for corners that are not finite, for missing predictions, and for a faulty result of `match`.
+        """
+        self._assert_known(priors, boxes, is_ignored)
+        boxes = boxes.to(priors.coordinates.dtype)
+        targets = (~is_ignored).nonzero().flatten()
+        prediction_arguments: tuple[Any, ...] = ()
+        if self.needs_predictions:
+            if labels is None or predicted is None or len(predicted.logits) != len(priors):
+                count = "none" if predicted is None else f"those of {len(predicted.logits)}"
+                raise ValueError(
+                    f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
+                )
+            prediction_arguments = labels[targets], PriorPredictions.from_tensors(*predicted)
+        if len(targets):
+            with torch.autocast(boxes.device.type, enabled=False):
+                assignment = self.match(priors, boxes[targets], *prediction_arguments)
+            self._assert_assigned(assignment, len(priors), len(targets))
+        else:
+            none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
+            assignment = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
+        is_hidden = _region_mask(boxes[is_ignored], priors)
+
+        def among_all(matched: Tensor) -> Tensor:
+            if len(targets):
+                matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+            return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
+
+        second = None if assignment.second_matched is None else among_all(assignment.second_matched)
+        return Assignment(among_all(assignment.matched), assignment.num_candidates, second)
+
+    @abstractmethod
+    def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
+        """Match priors to `boxes` (M, 4) of their dtype; M is at least 1, and none of the boxes is an ignore region.
+
+        If `needs_predictions` is True, `args` are the labels (M,) int64 of the boxes and a `PriorPredictions`.
+        """
+
+    def _assert_assigned(self, assignment: Any, num_priors: int, num_boxes: int) -> None:
+        """Raise ValueError for typical mistakes in the result of a `match`."""
+        name = type(self).__name__
+        if not isinstance(assignment, Assignment):
+            raise ValueError(f"{name}: match returned a {type(assignment).__name__}; return an Assignment")
+        for field, tensor in assignment._asdict().items():
+            if tensor is not None and (tensor.shape != (num_priors,) or tensor.dtype != torch.int64):
+                raise ValueError(
+                    f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
+                    "torch.int64, one number for each prior"
+                )
+            if tensor is None or not num_priors or field == "num_candidates":
+                continue
+            if (highest := int(tensor.max())) >= num_boxes:
+                raise ValueError(f"{name}: match returned {field} {highest} of {num_boxes} boxes, counted from 0")
+
+    def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
+        name = type(self).__name__
+        if priors.kind not in self.prior_kinds:
+            raise ValueError(f"{name}: found {priors.kind} as priors, takes {' or '.join(sorted(self.prior_kinds))}")
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or is_ignored.shape != boxes.shape[:1]:
+            raise ValueError(
+                f"{name}: found boxes {tuple(boxes.shape)} and is_ignored {tuple(is_ignored.shape)}; expected (M, 4) "
+                "and (M,)"
+            )
+        if is_ignored.dtype != torch.bool:
+            raise ValueError(f"{name}: is_ignored is {is_ignored.dtype}, expected torch.bool")
+        if not boxes.isfinite().all():
+            row = int((~boxes.isfinite()).any(dim=1).nonzero()[0])
+            raise ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
+
+
+def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
+    """Argmax by group: the `member` (n,) int64 with the largest `value` (n,) of each group (num_groups,).
+
+    Ties go to the lowest. -1 for a group that is not in `group` (n,).
+    """
+    highest = value.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, value, "amax")
+    is_best = value == highest[group]
+    none = torch.iinfo(torch.int64).max
+    winners = torch.full((num_groups,), none, device=value.device)
+    winners = winners.scatter_reduce(0, group[is_best], member[is_best], "amin")
+    return torch.where(winners == none, -1, winners)
+
+
+def _region_mask(regions: Tensor, priors: Priors) -> Tensor:
+    """Return a mask (P,) of the priors inside one of the `regions` (R, 4)."""
+    is_inside = torch.zeros(len(priors), dtype=torch.bool, device=regions.device)
+    if not len(regions):
+        return is_inside
+    for part in column_blocks(len(regions), len(priors), regions.device):
+        rows = promote_to_float32(priors.coordinates[part])
+        if priors.kind == "anchors":
+            is_inside[part] = (pairwise_ioa(rows, promote_to_float32(regions)) > _MAX_COVERED).any(dim=1)
+        else:
+            is_past = (rows[:, None] >= regions[:, :2]) & (rows[:, None] < regions[:, 2:])
+            is_inside[part] = is_past.all(dim=2).any(dim=1)
+    return is_inside
+
+
+def is_within_reach(boxes: Tensor, points: Tensor, reach_px: Tensor) -> Tensor:
+    """Return a mask (M, P): points (P, 2) nearer than `reach_px` (P,) to the centres of boxes (M, 4), in x and y."""
+    centres = box_centres(boxes)
+    is_near = (points[:, 0] - centres[:, :1]).abs() < reach_px
+    return is_near & ((points[:, 1] - centres[:, 1:]).abs() < reach_px)
+
+
+def candidate_pairs(
+    priors: Priors, boxes: Tensor, radius: float, *, inside_px: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the boxes (E,) and priors (E,) whose centres are less than `radius` strides apart, in x and in y.
+
+    With `inside_px` the prior must also be inside the box by more than that.
+    """
+    centres, reach, all_pairs = priors.centres, radius * priors.prior_stride, []
+    for part in column_blocks(len(boxes), len(priors), boxes.device):
+        pairs = is_within_reach(boxes, centres[part], reach[part]).nonzero()
+        all_pairs.append(pairs + pairs.new_tensor([0, part.start]))
+    box, prior = torch.cat(all_pairs).unbind(dim=1)
+    if inside_px is not None:
+        is_inside = encode_distances(centres[prior], boxes[box]).amin(dim=1) > inside_px
+        box, prior = box[is_inside], prior[is_inside]
+    return box, prior
+
+
+def class_costs(of_background: Tensor, of_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cost (P, K) of each class as the only one, and of none (P,), from binary costs per class (P, K)."""
+    none = of_background.sum(dim=1)
+    return none[:, None] + (of_target - of_background), none
+
+
+__getattr__ = old_names(__name__)

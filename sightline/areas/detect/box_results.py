@@ -1,0 +1,380 @@
+"""COCO result files: writing the detections of an evaluation, and scoring detections of any detector.
+
+COCO metrics computed by pycocotools, if it is installed, for comparison with our own.
+
+Plausibility checks of a result file: other box formats, shifted classes, missing or duplicate rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.metrics.box_ap import BoxAp
+from sightline.areas.detect.sets.detections import (
+    BoxImages,
+    DetectionResults,
+    Detections,
+    duplicate_image_ids,
+    read_results,
+)
+from sightline.areas.detect.sets.records import ground_truth_rows, visible_fractions
+from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.metric import State, make_state, sorted_rows
+from sightline.contract.types import Batch, ComponentConfig
+from sightline.engine.build import DataSubset, build_metrics
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric, Evaluation, MetricResult, make_evaluation
+from sightline.parts.metrics.box_groups import iou_or_ioa
+from sightline.store.prepared.prepared_set import summarise_folder
+from sightline.workbench.evaluate.saved_predictions import MANIFEST
+
+RESULTS = "detections.json"
+"""Name of the COCO result file, with the image and category ids of the data set's own files."""
+
+
+class DetectionWriter:
+    """Writer of an evaluation's detections as `RESULTS`, called by an `Evaluator` batch by batch; and of a manifest.
+
+    Raises DataError for a part whose images have no ids, or share one.
+    """
+
+    def __init__(self, path: Path, part: DataSubset, world: World) -> None:
+        self.path = path
+        self._images = box_images(part)
+        if shared := duplicate_image_ids(map(self._images.image, range(len(self._images)))):
+            raise DataError(
+                f"--save-predictions: {next(iter(shared.values()))}, and rows would be of either; evaluate the images "
+                "of each annotation file by themselves (data.tested, or prepare with annotations=[FILE])"
+            )
+        self._rows: list[Tensor] = [torch.zeros(0, 7, dtype=torch.float64)]
+        self._world = world
+        self._directory = world.run_directory(path)
+        self._directory.remove(MANIFEST)
+
+    def __call__(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        """Store the detections of a batch."""
+        index = batch["sample_index"].cpu().repeat_interleave(predictions["detection_offsets"].diff().cpu())
+        self._rows.append(torch.cat([index.double()[:, None], predictions["detections"].double().cpu()], dim=1))
+
+    def finish(self, evaluation: Evaluation, about: Mapping[str, Any]) -> None:
+        """Write the detections by image, and the manifest, which begins with `about`. Called on every process."""
+        gathered, _ = self._world.gather_rows(torch.cat(self._rows).to(self._world.device), operation="detections")
+        rows = sorted_rows(gathered).cpu().numpy()
+        ids = self._images.classes.ids
+        lines = []
+        for image_rows in np.split(rows, np.flatnonzero(np.diff(rows[:, 0])) + 1):
+            if len(image_rows):
+                detections = Detections(
+                    self._images.image(int(image_rows[0, 0])), image_rows[:, 1:5], image_rows[:, 5], image_rows[:, 6]
+                )
+                lines += [json.dumps(row) for row in detections.to_coco(ids)]
+        self._directory.write_text(RESULTS, "[" + ",\n".join(lines) + "]\n")
+        classes = {"class_names": list(self._images.classes.names), "category_ids": list(ids)}
+        counts = {"num_images": evaluation.num_samples, "num_detections": len(lines)}
+        self._directory.write_json(MANIFEST, {**about, **classes, **counts, "file": RESULTS})
+
+
+def box_images(part: DataSubset) -> BoxImages:
+    """Return the data set of a split. Raises DataError if its images have no ids."""
+    if not isinstance(part.dataset, BoxImages):
+        raise DataError(
+            f"files of detections are of one set of images with boxes; {type(part.dataset).__name__} is not one, its "
+            "samples have no image ids of their own"
+        )
+    return part.dataset
+
+
+def score_boxes(
+    part: DataSubset, components: Sequence[ComponentConfig], path: Path, *, more: Sequence[BoundMetric] = ()
+) -> tuple[Evaluation, list[str], DetectionResults]:
+    """Compute metrics for a file of detections; also return names of metrics that need more, and the read results.
+
+    `path` is a file, or a folder with one; `more` are further metrics. Images are not decoded. Raises
+    ConfigError if no metric can be computed, DataError for a file that does not fit.
+    """
+    started = time.perf_counter()
+    images = box_images(part)
+    results = read_results(_find_results_file(path), images)
+    order = scoring_order(images)
+    records = [images.record(int(index)) for index in order]
+    detections_by_image = [results.detections[index] for index in order]
+    detections = [
+        np.column_stack([detection.boxes, detection.scores, detection.label]) for detection in detections_by_image
+    ]
+    batch = {
+        "sample_index": torch.arange(len(images)),
+        "file_px": torch.tensor(
+            [(detection.image.height, detection.image.width) for detection in detections_by_image]
+        ).reshape(-1, 2),
+        **_concatenate("truth", list(map(ground_truth_rows, records)), "truth_offsets"),
+        **_concatenate("truth_visible", list(map(visible_fractions, records)), "truth_offsets"),
+        **_concatenate("detections", detections, "detection_offsets"),
+    }
+    bound_metrics: list[BoundMetric] = []
+    others = []
+    for component, metric in zip(components, build_metrics(components, part.dataset.info.facts), strict=True):
+        try:
+            update = bind(
+                metric.update, AvailableKeys("files", batch), owner=f"metrics.{component.name}", exclude=("state",)
+            )
+        except UnknownKeyError:
+            others.append(component.name)
+            continue
+        bound_metrics.append(BoundMetric(metric, update))
+    if not bound_metrics:
+        raise ConfigError(
+            f"metrics: none of {', '.join(others)} is computed from boxes; box_ap, crowd_ap and miss_rate are"
+        )
+    metric_results = []
+    for meter in (*bound_metrics, *more):
+        state = make_state(meter.metric, num_samples=len(images))
+        meter.update.function(state, **meter.update.select(batch))
+        metric_results.append(MetricResult(meter, "", state))
+    seconds = time.perf_counter() - started
+    return make_evaluation(metric_results, num_samples=len(images), seconds=seconds), others, results
+
+
+def scoring_order(images: BoxImages) -> np.ndarray:
+    """Return the order of images (n,) for scoring: by image id, which breaks ties of scores as in pycocotools."""
+    return np.argsort([images.image(index).image_id for index in range(len(images))], kind="stable")
+
+
+def _find_results_file(path: Path) -> Path:
+    """Find the result file in a folder. Raises DataError unless there is exactly one."""
+    if not path.is_dir():
+        return path
+    files = [path / RESULTS] if (path / RESULTS).is_file() else [*path.glob("*.json"), *path.glob("*.odgt")]
+    if len(files) != 1:
+        raise DataError(f"{path}: holds {summarise_folder(path)}; give the file of results itself")
+    return files[0]
+
+
+def _concatenate(name: str, parts: Sequence[np.ndarray], offsets: str) -> dict[str, Tensor]:
+    ends = list(accumulate((len(part) for part in parts), initial=0))
+    return {name: torch.from_numpy(np.concatenate(parts)), offsets: torch.tensor(ends)}
+
+
+_SIZES = ("", "_small", "_medium", "_large")
+
+
+def pycocotools_figures(metric: BoxAp, state: State, images: Tensor) -> dict[str, float] | None:
+    """Compute the metrics of `box_ap` with pycocotools; None if it is not installed.
+
+    `images` are the indices of all images. Ignored labels are passed as crowds, those without a class once per class;
+    the maximal number of detections per image is the metric's, in AP, too. NaN replaces pycocotools' -1.
+    """
+    if importlib.util.find_spec("pycocotools") is None:
+        return None
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    annotations: list[dict[str, Any]] = []
+    num_classes = len(metric.class_names)
+    for image, *box, label, area, is_ignored in state["labels"].tolist():
+        for category in range(num_classes) if label < 0 else (int(label),):
+            about = {"id": len(annotations) + 1, "image_id": int(image), "category_id": category}
+            annotations.append({**about, "bbox": _to_xywh(*box), "area": area, "iscrowd": int(is_ignored)})
+    detections = [
+        {"image_id": int(image), "category_id": int(label), "bbox": _to_xywh(*box), "score": score}
+        for image, *box, score, label in state["detections"].tolist()
+    ]
+    truth = COCO()
+    truth.dataset = {
+        "images": [{"id": int(image)} for image in images],
+        "annotations": annotations,
+        "categories": [{"id": number} for number in range(num_classes)],
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(detections) if detections else COCO(), "bbox")
+        evaluation.params.maxDets = [1, 10, metric.most]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    figures = {"ap50": precision[0, :, :, 0, -1], "ap75": precision[5, :, :, 0, -1]}
+    figures |= {f"ap{size}": precision[..., area, -1] for area, size in enumerate(_SIZES)}
+    figures |= {f"ar{size}": recall[..., area, -1] for area, size in enumerate(_SIZES)}
+    figures |= {"ar1": recall[..., 0, 0], "ar10": recall[..., 0, 1]}
+    return {name: float(v[v > -1].mean()) if (v > -1).any() else float("nan") for name, v in figures.items()}
+
+
+def _to_xywh(left: float, top: float, right: float, bottom: float) -> list[float]:
+    return [left, top, right - left, bottom - top]
+
+
+_MAX_LOWEST_SCORE = 0.05
+_MAX_DUPLICATE_SHARE, _MAX_EMPTY_SHARE = 1e-3, 0.02
+_MIN_LABELS = 20
+_MIN_FACTOR = 1.5
+"""Minimal factor by which another reading must match more labels to be the likelier one."""
+
+
+_MIN_LABEL_SHARE = 0.05
+"""Minimal share of the labels that another reading must match; boxes anywhere match some by chance."""
+_MAX_SHARE_COORDINATE = 2.0
+"""Maximal coordinate of boxes in shares of an image (boxes may exceed its border), not in pixels."""
+_PLAIN = "left, top, width, height"
+_WANTED = "left, top, width, height in pixels of the files"
+_ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
+    _PLAIN: lambda a, b, c, d: np.column_stack([a, b, a + c, b + d]),
+    "left, top, right, bottom": lambda a, b, c, d: np.column_stack([a, b, c, d]),
+    "middle x, middle y, width, height": lambda a, b, c, d: np.column_stack(
+        [a - c / 2, b - d / 2, a + c / 2, b + d / 2]
+    ),
+    "top, left, height, width": lambda a, b, c, d: np.column_stack([b, a, b + d, a + c]),
+    "top, left, bottom, right": lambda a, b, c, d: np.column_stack([b, a, d, c]),
+}
+"""Functions from the four columns of rows to corners (D, 4), for each possible order."""
+
+
+def results_faults(
+    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str], *, most: int
+) -> Iterator[str]:
+    """Yield sentences on implausible detections, compared with `truths` (G, 7) by image, and what to do.
+
+    `most` detections per image and class are evaluated by the metrics of the config.
+    """
+    scores = np.concatenate([result.scores for result in results]) if results else np.zeros(0)
+    if not len(scores):
+        yield "no detection is of these images; check that the file is of this part, and that it was written to its end"
+        return
+    if scores.min() > _MAX_LOWEST_SCORE:
+        yield (
+            f"the lowest score is {scores.min():.3g}: detections below it were dropped, and curves end early; write "
+            f"all from {_MAX_LOWEST_SCORE:g} on, for crowds from 0.01 on"
+        )
+    pairs = list(zip(results, truths, strict=True))
+    empty = [result.image.name for result, truth in pairs if (truth[:, 6] == 0).any() and not len(result.scores)]
+    if len(empty) > _MAX_EMPTY_SHARE * len(results):
+        yield (
+            f"{len(empty)} of {len(results)} images have labels and no detections, such as '{empty[0]}'; their labels "
+            "count as missed: write the results of all images"
+        )
+    rows = [np.column_stack([result.boxes, result.scores, result.label]) for result in results]
+    num_duplicates = sum(len(image_rows) - len(np.unique(image_rows, axis=0)) for image_rows in rows)
+    if num_duplicates > _MAX_DUPLICATE_SHARE * len(scores):
+        yield (
+            f"{num_duplicates} of {len(scores)} rows are there twice, and count as wrong: "
+            "merge the parts of the file once"
+        )
+    max_counts = [max(np.bincount(result.label, minlength=1)) for result in results]
+    if max(max_counts) > most:
+        yield (
+            f"{sum(count > most for count in max_counts)} images have more than {most} detections of a class, "
+            f"{max(max_counts)} at most; the others are not looked at: set `most` of the metrics"
+        )
+    num_labels = max((np.bincount(t[t[:, 6] == 0, 4].astype(int), minlength=1).max() for t in truths), default=0)
+    if num_labels > most:
+        yield (
+            f"an image has {num_labels} labels of a class, and {most} detections are looked at: "
+            "set `most` of the metrics"
+        )
+    yield from _find_box_faults(results, truths)
+    if len(class_names) > 1:
+        yield from _find_class_faults(results, truths, class_names)
+
+
+def _find_box_faults(results: Sequence[Detections], truths: Sequence[np.ndarray]) -> Iterator[str]:
+    """Report another reading of the boxes (order of columns, rescaled canvas) that matches more labels."""
+    num_labels = sum(int((truth[:, 6] == 0).sum()) for truth in truths)
+    num_matched = _count_matched_labels([result.boxes for result in results], results, truths)
+    min_matches = max(_MIN_FACTOR * num_matched, _MIN_LABEL_SHARE * num_labels)
+    is_share = max((np.abs(result.boxes).max(initial=0) for result in results), default=0) <= _MAX_SHARE_COORDINATE
+    for readings, min_significant in (
+        (_reorder_boxes(results, is_share=is_share), _min_significant_count(num_matched)),
+        ({} if is_share else _rescale_boxes(results), _MIN_LABELS),
+    ):
+        counts = {reading: _count_matched_labels(boxes, results, truths) for reading, (boxes, _) in readings.items()}
+        best = max(counts, key=counts.__getitem__, default="")
+        if counts.get(best, 0) >= max(min_matches, min_significant):
+            yield (
+                f"boxes look like {best}: so read they find {counts[best]} labels, as they are {num_matched}; write "
+                f"{readings[best][1]}"
+            )
+            return
+
+
+def _min_significant_count(plain: int) -> int:
+    """Return the number of labels that chance does not match if `plain` are: three deviations more, 20 at most."""
+    return next(
+        (count for count in range(plain + 1, _MIN_LABELS) if (count - plain) ** 2 >= 9 * (count + plain)), _MIN_LABELS
+    )
+
+
+def _reorder_boxes(results: Sequence[Detections], *, is_share: bool) -> dict[str, tuple[list[np.ndarray], str]]:
+    """Read the boxes by other orders of the columns; as shares of the image if `is_share`."""
+    rows = [
+        np.concatenate([result.boxes[:, :2], result.boxes[:, 2:] - result.boxes[:, :2]], axis=1) for result in results
+    ]
+    readings = {}
+    for name, corners in _ORDERS.items():
+        if is_share:
+            sizes = [np.array([result.image.width, result.image.height] * 2) for result in results]
+            boxes = [corners(*row.T) * size for row, size in zip(rows, sizes, strict=True)]
+            readings[f"{name} as shares of the image"] = boxes, _WANTED
+        elif name != _PLAIN:
+            readings[name] = [corners(*row.T) for row in rows], _WANTED
+    return readings
+
+
+def _rescale_boxes(results: Sequence[Detections]) -> dict[str, tuple[list[np.ndarray], str]]:
+    """Rescale the boxes from a resized or letterboxed canvas, estimated from their extent, to the files."""
+    canvas = np.quantile(np.concatenate([result.boxes[:, 2:] for result in results]), 0.999, axis=0)
+    sizes = np.array([(result.image.width, result.image.height) for result in results])
+    stretched = sizes / canvas
+    ways = {"stretched to": stretched, "padded to": stretched.max(axis=1, keepdims=True).repeat(2, axis=1)}
+    return {
+        f"those of images {way} about {canvas[0]:.0f} x {canvas[1]:.0f} pixels": (
+            [result.boxes * np.tile(factor, 2) for result, factor in zip(results, factors, strict=True)],
+            "them in pixels of the files",
+        )
+        for way, factors in ways.items()
+    }
+
+
+def _count_matched_labels(
+    boxes: Sequence[np.ndarray], results: Sequence[Detections], truths: Sequence[np.ndarray]
+) -> int:
+    """Count labels with IoU >= 0.5 to one of the image's top-scoring boxes (as many as labels), of any class."""
+    count = 0
+    for image_boxes, result, truth in zip(boxes, results, truths, strict=True):
+        valid_truth = truth[truth[:, 6] == 0]
+        top_boxes = image_boxes[np.argsort(-result.scores, kind="stable")[: len(valid_truth)]]
+        count += int((iou_or_ioa(top_boxes, valid_truth[:, :4], False).max(axis=0, initial=0) >= 0.5).sum())
+    return count
+
+
+def _find_class_faults(
+    results: Sequence[Detections], truths: Sequence[np.ndarray], class_names: Sequence[str]
+) -> Iterator[str]:
+    """Report if the classes of well-placed boxes match those of the labels after a shift by one."""
+    shifts: list[np.ndarray] = []
+    for result, truth in zip(results, truths, strict=True):
+        valid_truth = truth[truth[:, 6] == 0]
+        if len(valid_truth) and len(result.boxes):
+            iou = iou_or_ioa(result.boxes, valid_truth[:, :4], False)
+            shifts.append((result.label - valid_truth[iou.argmax(axis=1), 4])[iou.max(axis=1) >= 0.5])
+    shift = np.concatenate(shifts) if shifts else np.zeros(0)
+    num_equal = int((shift == 0).sum())
+    for offset in (1, -1):
+        count = int((shift == offset).sum())
+        if count >= max(_MIN_LABELS, _MIN_FACTOR * num_equal):
+            other = class_names[max(0, -offset)], class_names[max(0, offset)]
+            yield (
+                f"category ids look shifted by {offset}: of {len(shift)} well-placed boxes {num_equal} have the class "
+                f"of their label, and {count} the {'next' if offset > 0 else 'previous'} one "
+                f"('{other[1]}' for '{other[0]}')"
+            )

@@ -1,0 +1,171 @@
+"""FreeAnchor losses: a box is detected if one anchor of its bag detects it. Source: Zhang et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sightline.areas.detect.losses import bag_losses, sigmoid_focal
+from sightline.compute.geometry.boxes.overlaps import (
+    DeltaWeights,
+    column_blocks,
+    decode_boxes,
+    encode_deltas,
+    pairwise_iou,
+    promote_to_float32,
+)
+from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
+from sightline.contract import registry
+from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.loss import Loss
+
+
+class _BoxesLoss(Loss):
+    """Base of sums over bags of anchors that are divided by the number of boxes."""
+
+    assigner = "free_anchor"
+
+    def count(self, *, is_ignored: Tensor) -> Tensor:
+        """Count the boxes that are not ignored; `is_ignored` (G,) bool."""
+        return (~is_ignored).sum()
+
+
+@registry.losses.add("free_anchor_positive")
+class FreeAnchorPositive(_BoxesLoss):
+    """FreeAnchor positive loss: -`alpha` log of the mean-max, over each box's bag, of the matching probabilities.
+
+    An anchor's probability is that of the box's class times exp(-`box_weight` smooth L1 of its deltas, times
+    `delta_weights`). The bag is chosen among the anchors that the assigner `free_anchor` gives to boxes. Divided by the
+    number of boxes.
+    Source: Zhang et al. 2019, FreeAnchor, equations 7 and 8; the weights of deltas are those of the authors' code.
+    """
+
+    def __init__(
+        self,
+        *,
+        bag_size: Count = 50,
+        alpha: Probability = 0.5,
+        box_weight: NonNegativeFloat = 0.75,
+        beta: NonNegativeFloat = 0.11,
+        delta_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0),
+    ) -> None:
+        super().__init__()
+        self.bag_size, self.alpha, self.box_weight, self.beta = bag_size, alpha, box_weight, beta
+        self.delta_weights: DeltaWeights = delta_weights
+
+    def forward(
+        self,
+        *,
+        logits: Tensor,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+        box_offsets: Tensor,
+    ) -> Tensor:
+        """Compute the loss sum from `logits` (B, P, K) before the sigmoid, and `codes` (B, P, 4) as anchor deltas."""
+        _assert_anchors("free_anchor_positive", priors)
+        total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+            member = (target[image] >= 0).nonzero().flatten()
+            image_boxes = image_boxes.to(priors.dtype)
+            bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+            true = encode_deltas(priors[bags], image_boxes[:, None], weights=self.delta_weights)
+            predicted = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            distance = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta).sum(dim=2)
+            log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
+            total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
+        return total
+
+
+@registry.losses.add("free_anchor_negative")
+class FreeAnchorNegative(_BoxesLoss):
+    """FreeAnchor negative loss: (1 - `alpha`) q^gamma (-log(1 - q)) / `bag_size` of every class at every prior.
+
+    q is the probability of the class times that of detecting no box of it: 1 if the predicted box overlaps none by
+    more than `least_iou`, 0 if it overlaps one more than any other prediction does, linear between. Ignored priors
+    do not count. Divided by the number of boxes. Source: Zhang et al. 2019, FreeAnchor, equations 6 and 9.
+    """
+
+    def __init__(
+        self,
+        *,
+        bag_size: Count = 50,
+        alpha: Probability = 0.5,
+        gamma: PositiveFloat = 2.0,
+        least_iou: FractionBelowOne = 0.6,
+    ) -> None:
+        super().__init__()
+        self.bag_size, self.alpha, self.gamma, self.least_iou = bag_size, alpha, gamma, least_iou
+
+    def forward(
+        self,
+        *,
+        logits: Tensor,
+        codes: Tensor,
+        priors: Tensor,
+        target: Tensor,
+        boxes: Tensor,
+        label: Tensor,
+        is_ignored: Tensor,
+        box_offsets: Tensor,
+    ) -> Tensor:
+        """Compute the loss sum from `logits` (B, P, K) and `codes` (B, P, 4) as in `free_anchor_positive`.
+
+        The predicted boxes get no gradient.
+        """
+        _assert_anchors("free_anchor_negative", priors)
+        weight = (target != IGNORED)[..., None].to(logits.dtype).repeat(1, 1, logits.shape[2])
+        terms = []
+        for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
+            with torch.no_grad():
+                predicted = decode_boxes(priors, codes[image])
+                prior, kind, p = self._detection_probabilities(predicted, image_boxes.to(predicted.dtype), classes)
+            is_counted = weight[image, prior, kind] > 0
+            prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
+            weight[image, prior, kind] = 0
+            value = promote_to_float32(logits[image, prior, kind])
+            log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
+            log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
+            terms.append((-(self.gamma * log_q).exp() * log_other).sum())
+        none = torch.zeros((), dtype=torch.bool, device=logits.device)
+        plain = sigmoid_focal(logits, none, alpha=None, gamma=self.gamma, weight=weight)
+        return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
+
+    def _detection_probabilities(
+        self, predicted: Tensor, boxes: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return priors, classes, and the probability that the prior detects a box of the class, if it is above 0."""
+        best, pairs, values = boxes.new_zeros(len(boxes)), [], []
+        for part in column_blocks(len(boxes), len(predicted), boxes.device):
+            overlap = pairwise_iou(boxes, predicted[part])
+            best = torch.maximum(best, overlap.amax(dim=1))
+            overlapping = (overlap > self.least_iou).nonzero()
+            pairs.append(overlapping + overlapping.new_tensor([0, part.start]))
+            values.append(overlap[overlapping[:, 0], overlapping[:, 1]])
+        box, prior = torch.cat(pairs).unbind(dim=1)
+        p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
+        keys, group = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
+        most = p.new_zeros(len(keys)).scatter_reduce(0, group, p, "amax")
+        return keys[:, 0], keys[:, 1], most
+
+
+def _assert_anchors(name: str, priors: Tensor) -> None:
+    if priors.shape[1] != 4:
+        raise ValueError(f"{name}: found points as priors, expected anchors; take the head retina")
+
+
+def _iterate_images(
+    boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Iterate over the images with boxes that are not ignored: their boxes and classes."""
+    for image, (first, last) in enumerate(pairwise(offsets.tolist())):
+        is_counted = ~is_ignored[first:last]
+        if is_counted.any():
+            yield image, boxes[first:last][is_counted], label[first:last][is_counted]

@@ -1,0 +1,337 @@
+"""COCO box AP and AR in the pixels of the files, from all images at once.
+
+Curves of pedestrian detection: precision over recall, and the miss rate over false positives per image (FPPI).
+
+Header of box metric tables: protocol, label counts, and reasons of missing figures.
+
+Bins of labels by visible share, height and density.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract import registry
+from sightline.contract.arguments import Count
+from sightline.contract.metric import State, append_rows
+from sightline.parts.metrics.box_groups import (
+    BoxGroups,
+    DetectionColumn,
+    GroupMatches,
+    LabelColumn,
+    Matches,
+    cumulative_tp_fp,
+    group_boxes,
+    iou_or_ioa,
+    precision_and_recall,
+)
+
+_CALTECH_2 = np.array([0.01, 0.0178, 0.0316, 0.0562, 0.1, 0.1778, 0.3162, 0.5623, 1.0])
+CALTECH_4 = np.array([0.0001, 0.0003, 0.001, 0.0032, 0.01, 0.0316, 0.1, 0.3162, 1.0])
+"""FPPI at which MR^-2 and MR^-4 sample the miss rate, rounded as in their evaluators."""
+_MIN_MISS_RATE = 1e-10
+"""Replacement of a miss rate of 0, which has no logarithm."""
+
+
+class MissRateRule(NamedTuple):
+    """Sampling rule of a miss-rate curve: the first entry that reaches a point, or the last at or below it.
+
+    `unreached` is the recall if no entry does: the last one of the curve, or 0.
+    """
+
+    points: np.ndarray
+    picks: Literal["first", "last"]
+    unreached: Literal["final", "zero"]
+
+
+MISS_RATE_RULES: Mapping[str, MissRateRule] = {
+    "crowdhuman": MissRateRule(_CALTECH_2, "first", "final"),
+    "citypersons": MissRateRule(_CALTECH_2, "last", "zero"),
+    "citypersons_script": MissRateRule(_CALTECH_2, "last", "final"),
+    "ecp": MissRateRule(np.logspace(-2, 0, 9), "last", "zero"),
+}
+"""Sampling rules of published evaluators.
+
+That of CityPersons reads the final recall if its curve begins above a point, by an index of -1; `citypersons` reads a
+recall of 0 there.
+"""
+
+
+class DetectionCurve(NamedTuple):
+    """Cumulative true and false positives (D,) of the counted detections, by falling score."""
+
+    scores: np.ndarray
+    true_positives: np.ndarray
+    false_positives: np.ndarray
+    num_labels: int
+    num_images: int
+
+    @property
+    def recall(self) -> np.ndarray:
+        """Recall (D,): the share of matched labels."""
+        return self.true_positives / max(self.num_labels, 1)
+
+    @property
+    def precision(self) -> np.ndarray:
+        """Precision (D,): the share of matched detections."""
+        return self.true_positives / (self.true_positives + self.false_positives)
+
+    @property
+    def fppi(self) -> np.ndarray:
+        """False positives per image (D,)."""
+        return self.false_positives / max(self.num_images, 1)
+
+    def average_precision(self) -> float:
+        """Compute the area below precision over recall by trapezia, from the highest-scoring detection on.
+
+        NaN without labels.
+        A perfect detector of n labels has 1 - 1 / n. Source: Shao et al. 2018, CrowdHuman, its published evaluation.
+        """
+        if not self.num_labels:
+            return float("nan")
+        means = (self.precision[1:] + self.precision[:-1]) / 2
+        return float((np.diff(self.recall) * means).sum())
+
+    def recalls_at(self, rule: MissRateRule) -> np.ndarray:
+        """Return the recall (K,) at each of the rule's points."""
+        if not len(self.scores):
+            return np.zeros(len(rule.points))
+        recall = np.append(self.recall, [0.0, self.recall[-1]])
+        if rule.picks == "first":
+            index = np.searchsorted(self.fppi, rule.points, side="left")
+            missing = index == len(self.scores)
+        else:
+            index = np.searchsorted(self.fppi, rule.points, side="right") - 1
+            missing = index < 0
+        return recall[np.where(missing, -1 if rule.unreached == "final" else -2, index)]
+
+    def miss_rate(self, rule: MissRateRule, *, is_clamped: bool = False) -> float:
+        """Compute the log-average miss rate, the geometric mean at the rule's points; NaN without labels.
+
+        0 if one of them is 0, as in the published evaluators, unless it is clamped at 1e-10. Source: Dollar et
+        al. 2012, Pedestrian Detection: An Evaluation of the State of the Art.
+        """
+        if not self.num_labels:
+            return float("nan")
+        missed = 1 - self.recalls_at(rule)
+        if is_clamped:
+            missed = np.maximum(missed, _MIN_MISS_RATE)
+        return float(np.exp(np.log(missed).mean())) if (missed > 0).all() else 0.0
+
+
+def detection_curve(
+    scores: np.ndarray, found: np.ndarray, ignored: np.ndarray, *, num_labels: int, num_images: int
+) -> DetectionCurve:
+    """Compute the curve of detections (D,) in the order of images, without the ignored ones."""
+    counts = ~ignored
+    matches = Matches(scores[counts], found[counts][None], np.zeros((1, int(counts.sum())), dtype=bool), num_labels)
+    ordered, right, wrong = cumulative_tp_fp([matches])
+    return DetectionCurve(ordered, right[0], wrong[0], num_labels, num_images)
+
+
+def protocol_header(protocol: str, state: State) -> dict[str, Any]:
+    """Return the protocol, the number of counted and ignored labels, and `undefined`: NaN figures with the reason."""
+    num_ignored = int((state["labels"][:, LabelColumn.IS_IGNORED] > 0).sum())
+    num_boxes = len(state["labels"]) - num_ignored
+    undefined = {} if num_boxes else {"all": "no label counts"}
+    return {"protocol": protocol, "num_boxes": num_boxes, "num_ignored": num_ignored, "undefined": undefined}
+
+
+def nan_mean(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    valid = [value for value in values if not np.isnan(value)]
+    return float(np.mean(valid)) if valid else float("nan")
+
+
+_AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
+"""Area ranges of labels as stated in their files, in square pixels; both ends inclusive."""
+_FEWER = (1, 10)
+_ROWS = {"ap50": 0, "ap75": 5}
+"""Rows of `IOU_THRESHOLDS` at 0.50 and 0.75."""
+
+
+@registry.metrics.add("box_ap")
+class BoxAp:
+    """COCO box AP and AR, means over IoU of 0.50 to 0.95: `ap` with `ap50` and `ap75`, and `ar`.
+
+    Reads `detections` (D, 6), left, top, right, bottom, score and class, of the images that `detection_offsets` begin,
+    and `truth` (G, 7) with class, area and if a label is ignored; all in pixels of the files. `_small`, `_medium` and
+    `_large` are of labels under 32^2, up to 96^2 and above; `ar1`, `ar10` use the highest-scoring one and ten of an
+    image and class, all others at most `most`. Ignored labels are crowds: they do not count, and any number of
+    detections of their class may match one, of every class if theirs is -1. NaN without labels.
+
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter
+    >>> from sightline.areas.detect.metrics.box_ap import BoxAp
+    >>> batch = {  # an image of two people: one is found, the other is not, and a detection is wrong
+    ...     "detections": torch.tensor([[0, 0, 10, 20, 0.9, 0], [50, 0, 60, 20, 0.8, 0]]),
+    ...     "detection_offsets": torch.tensor([0, 2]),
+    ...     "truth": torch.tensor([[0, 0, 10, 20, 0, 200, 0], [12, 0, 22, 20, 0, 200, 0]]),
+    ...     "truth_offsets": torch.tensor([0, 2]),
+    ...     "sample_index": torch.tensor([0]),
+    ... }
+    >>> meter = Meter(BoxAp(class_names=("person",)))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'ap': 0.5049504950495048, 'ap50': 0.5049504950495048, 'ap75': 0.5049504950495048,
+    'ap_small': 0.5049504950495048, 'ap_medium': nan, 'ap_large': nan, 'ar': 0.5, 'ar_small': 0.5, 'ar_medium': nan,
+    'ar_large': nan, 'ar1': 0.5, 'ar10': 0.5}
+
+    Source: Lin et al. 2014, COCO, and its published evaluation.
+    """
+
+    rows = ("detections", "labels")
+    higher_is_better = True
+
+    def __init__(self, *, class_names: tuple[str, ...], most: Count = 100) -> None:
+        self.class_names = tuple(class_names)
+        self.most = most
+
+    def new_state(self) -> State:
+        """Return empty detections and labels."""
+        sizes = {"detections": 7, "labels": 8}
+        return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_offsets: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add the images of a batch: detections (D, 6), truth (G, 7), their offsets (B+1,), sample_index (B,)."""
+        for name, rows, offsets in (("detections", detections, detection_offsets), ("labels", truth, truth_offsets)):
+            append_rows(state, name, sample_index.repeat_interleave(offsets.diff()), rows)
+
+    def compute(self, state: State) -> dict[str, float]:
+        """Compute the numbers, means over classes that have labels."""
+        curves_of = _curves(state, self.most, len(self.class_names))
+        result, recalls = {}, {}
+        for area in _AREAS:
+            curves = [curves_of.curve(number, area, self.most) for number in range(len(self.class_names))]
+            result[f"ap{area}"] = _mean([precision for precision, _ in curves])
+            recalls[f"ar{area}"] = _mean([recall for _, recall in curves])
+            if not area:
+                for name, row in _ROWS.items():
+                    result[name] = _mean([precision[row] for precision, _ in curves])
+        for fewer in _FEWER:
+            curves = [curves_of.curve(number, "", fewer) for number in range(len(self.class_names))]
+            recalls[f"ar{fewer}"] = _mean([recall for _, recall in curves])
+        return result | recalls
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
+        about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
+        area, is_ignored = state["labels"][:, LabelColumn.AREA], state["labels"][:, LabelColumn.IS_IGNORED] > 0
+        for name, (low, high) in _AREAS.items():
+            if name and about["num_boxes"] and not bool((~is_ignored & (area >= low) & (area <= high)).any()):
+                reason = (
+                    f"no label of {low:.0f} {'square pixels or more' if high > 1e9 else f'to {high:.0f} square pixels'}"
+                )
+                about["undefined"] |= {f"{figure}{name}": reason for figure in ("ap", "ar")}
+        return {"scored_boxes": about}
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Return `ap`, `ap50`, and the number of counted labels of every class."""
+        curves_of = _curves(state, self.most, len(self.class_names))
+        result: dict[str, dict[str, Any]] = {}
+        for number, name in enumerate(self.class_names):
+            precision, _ = curves_of.curve(number, "", self.most)
+            _, label_rows = curves_of.groups.class_slices(number)
+            count = int((~curves_of.label_ignored[0][label_rows]).sum())
+            result[name] = {"ap": _mean([precision]), "ap50": _mean([precision[0]]), "count": count}
+        return result
+
+
+class _Curves(NamedTuple):
+    """Detections matched for every range of areas, and a mask (A, G) of the labels that each range ignores."""
+
+    groups: BoxGroups
+    label_ignored: np.ndarray
+    matched: GroupMatches
+
+    def curve(self, number: int, area: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Compute precision (L, 101) and recall (L,) of a class, from the `most` best detections of every image."""
+        kind = list(_AREAS).index(area)
+        detection_rows, label_rows = self.groups.class_slices(number)
+        chosen = self.groups.rank[detection_rows] < most
+        is_matched, ignored = (mask[kind][:, detection_rows][:, chosen] for mask in self.matched[:2])
+        num_labels = int((~self.label_ignored[kind][label_rows]).sum())
+        return precision_and_recall(
+            [Matches(self.groups.boxes[detection_rows, 5][chosen], is_matched, ignored, num_labels)]
+        )
+
+
+def _curves(state: State, most: int, num_classes: int) -> _Curves:
+    """Match every detection within its image and class, for each range of areas."""
+    groups = group_boxes(state["detections"], state["labels"], num_classes)
+    area = groups.labels[:, LabelColumn.AREA]
+    label_ignored = np.stack([groups.is_ignored | (area < low) | (area > high) for low, high in _AREAS.values()])
+    matched = groups.match(label_ignored, most=most)
+    corners = groups.boxes[:, DetectionColumn.BOX]
+    sizes = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+    is_other = np.stack([(sizes < low) | (sizes > high) for low, high in _AREAS.values()])
+    matched = matched._replace(is_ignored=matched.is_ignored | ~matched.is_matched & is_other[:, None])
+    return _Curves(groups, label_ignored, matched)
+
+
+def _mean(values: list[np.ndarray]) -> float:
+    """Return the mean of the values above -1; NaN if there are none."""
+    flat = np.concatenate([np.ravel(array) for array in values]) if values else np.zeros(0)
+    valid = flat[flat > -1]
+    return float(valid.mean()) if valid.size else float("nan")
+
+
+class Bin(NamedTuple):
+    """Bin of labels with `low` <= value < `high` of a property."""
+
+    quantity: str
+    low: float
+    high: float
+
+
+BINS: Mapping[str, Bin] = {
+    "visible >= 0.65": Bin("visible", 0.65, math.inf),
+    "visible 0.2 to 0.65": Bin("visible", 0.2, 0.65),
+    "visible < 0.2": Bin("visible", 0.0, 0.2),
+    "height < 50 px": Bin("height", 0, 50),
+    "height 50 to 150 px": Bin("height", 50, 150),
+    "height >= 150 px": Bin("height", 150, math.inf),
+    "density < 0.2": Bin("density", 0, 0.2),
+    "density 0.2 to 0.5": Bin("density", 0.2, 0.5),
+    "density >= 0.5": Bin("density", 0.5, math.inf),
+}
+"""Bins of labels by name, over three quantities.
+
+`visible` is the visible share of a label, with CityPersons' limits; `height` that of its box in pixels of the
+file; `density` its largest IoU with another label of its class that counts (Liu et al. 2019, Adaptive NMS).
+"""
+
+
+def label_values(groups: BoxGroups) -> dict[str, np.ndarray]:
+    """Compute the quantity (G,) of every label, by quantity name.
+
+    NaN if it is unknown, density 0 for ignored labels.
+    """
+    density = np.zeros(len(groups.labels))
+    for _, label_rows in groups.groups():
+        counted = label_rows.start + np.flatnonzero(~groups.is_ignored[label_rows])
+        overlap = iou_or_ioa(groups.labels[counted, LabelColumn.BOX], groups.labels[counted, LabelColumn.BOX], False)
+        np.fill_diagonal(overlap, 0)
+        density[counted] = overlap.max(axis=1, initial=0)
+    height = groups.labels[:, LabelColumn.BOTTOM] - groups.labels[:, LabelColumn.TOP]
+    return {"visible": groups.labels[:, LabelColumn.VISIBLE], "height": height, "density": density}
+
+
+def in_bin(one: Bin, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a mask (G,) of the labels in a bin."""
+    return (values[one.quantity] >= one.low) & (values[one.quantity] < one.high)

@@ -1,0 +1,118 @@
+"""Drawing of boxes and marks on images, with Pillow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sightline.contract.errors import escape_to_one_line
+from sightline.draw.pictures import draw_legend
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageDraw
+
+Style = Literal["solid", "dashed", "crossed", "hatched"]
+Color = tuple[int, int, int]
+PixelPosition = tuple[int, int]
+_MIN_SIDE_PX = 360
+"""Minimal longer side: smaller images are enlarged by a whole number, so that lines and captions hide less."""
+_LINE_WIDTHS_PER_SIDE = 240
+"""Longer side of a picture in line widths, so that lines are visible when it is shown small."""
+_DARK = (20, 20, 20)
+
+
+@dataclass(frozen=True)
+class DrawnBox:
+    """Box to draw: corners (left, top, right, bottom) in pixels of the image, colour, and caption above it."""
+
+    corners: tuple[float, ...]
+    color: Color
+    caption: str = ""
+    style: Style = "solid"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Dot at `place` (x, y) in pixels of the image; its radius is in line widths, `ring` colours its rim."""
+
+    place: tuple[float, float]
+    color: Color
+    radius: float = 1.0
+    ring: Color = _DARK
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: Sequence[DrawnBox],
+    *,
+    marks: Sequence[Mark] = (),
+    legend: Mapping[str, Color] | None = None,
+) -> np.ndarray:
+    """Draw boxes and marks in order on an image (H, W, 3) uint8, enlarged if it is small; the first are lowest.
+
+    `hatched` boxes are filled with slanted lines: regions that do not count; `crossed` ones are dashed, with diagonals.
+    Every line has a dark rim, so that it is visible on any ground. A legend of colours is drawn below.
+    """
+    from PIL import Image, ImageDraw
+
+    factor = max(1, -(-_MIN_SIDE_PX // max(image.shape[:2])))
+    canvas = Image.fromarray(image).resize((image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(canvas)
+    width = max(1, round(max(canvas.size) / _LINE_WIDTHS_PER_SIDE))
+    for box in boxes:
+        left_px, top_px, right_px, bottom_px = (round(corner * factor) for corner in box.corners)
+        right_px, bottom_px = max(right_px - 1, left_px), max(bottom_px - 1, top_px)
+        if box.style == "hatched":
+            _draw_hatching(canvas, (left_px, top_px, right_px, bottom_px), box.color, 7 * width + 2)
+        draw.rectangle((left_px - 1, top_px - 1, right_px + 1, bottom_px + 1), outline=_DARK, width=width + 2)
+        if box.style in ("dashed", "crossed"):
+            for start, end in _list_edges(left_px, top_px, right_px, bottom_px, is_crossed=box.style == "crossed"):
+                _draw_dashes(draw, start, end, box.color, width)
+        else:
+            draw.rectangle((left_px, top_px, right_px, bottom_px), outline=box.color, width=width)
+        if box.caption:
+            size_px = max(11, 4 * width)
+            position = (left_px + 1, max(top_px - size_px, 0))
+            caption = escape_to_one_line(box.caption)
+            draw.rectangle(draw.textbbox(position, caption, font_size=size_px), fill=_DARK)
+            draw.text(position, caption, fill=box.color, font_size=size_px)
+    for mark in marks:
+        x, y = (value * factor for value in mark.place)
+        for radius, color in ((mark.radius * width + width / 2, mark.ring), (mark.radius * width, mark.color)):
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=color)
+    below = draw_legend([*(legend or {}).items()], canvas.width, line_px=11 * width)
+    return np.concatenate([np.asarray(canvas), below])
+
+
+def _list_edges(
+    left: int, top: int, right: int, bottom: int, *, is_crossed: bool
+) -> list[tuple[PixelPosition, PixelPosition]]:
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    diagonals = [(corners[0], corners[2]), (corners[1], corners[3])] if is_crossed else []
+    return [*zip(corners, [*corners[1:], corners[0]], strict=True), *diagonals]
+
+
+def _draw_dashes(draw: ImageDraw.ImageDraw, start: PixelPosition, end: PixelPosition, color: Color, width: int) -> None:
+    """Draw a line of dashes as long as the gaps between them."""
+    along = np.subtract(end, start)
+    length = float(np.hypot(*along))
+    dash_px = 2 * width + 4
+    for start_px in np.arange(0, length, 2 * dash_px):
+        stop = min(start_px + dash_px, length)
+        ends = np.add(start, np.outer((start_px, stop), along / length))
+        draw.line(ends.ravel().tolist(), fill=color, width=width)
+
+
+def _draw_hatching(canvas: Image.Image, corners: tuple[int, int, int, int], color: Color, step_px: int) -> None:
+    """Fill the corners with slanted lines, each next to a dark one."""
+    from PIL import Image
+
+    left_px, top_px, right_px, bottom_px = np.clip(corners, 0, [canvas.width, canvas.height] * 2).tolist()
+    row, column = np.mgrid[: canvas.height, : canvas.width]
+    is_inside = (row >= top_px) & (row < bottom_px) & (column >= left_px) & (column < right_px)
+    stripe = (row + column) % step_px // -(-step_px // 9)
+    for number, paint in enumerate((color, _DARK)):
+        canvas.paste(paint, mask=Image.fromarray((is_inside & (stripe == number)).astype(np.uint8) * 255))

@@ -1,0 +1,385 @@
+"""Listing of images with boxes: files are checked and stay in place, boxes are stored next to the list."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes
+from sightline.contract.errors import DataError, escape_to_one_line
+from sightline.store.files.image_files import ImageHeader, check_image, read_header
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, iterate_batches
+
+FaultPolicy = Literal["refuse", "leave_out"]
+"""Treatment of unusable images and boxes: an error that counts them (`refuse`), or a note (`leave_out`)."""
+BoxCorners = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+MAX_PX = 2**24
+"""Largest absolute box coordinate: beyond it float32 cannot distinguish pixels, and no image is as wide."""
+Values = Mapping[str, np.ndarray]
+"""Columns of the boxes of an image: name → array."""
+
+_IMAGES_PER_SHARD = 1000
+_COLUMNS = {
+    "size_px": ColumnSpec((2,), "int64"),
+    "orientation": ColumnSpec((), "int64"),
+    "image_id": ColumnSpec((), "int64"),
+}
+_SPLIT_PATTERN = re.compile(r"(?:^|[^a-z])(train|val|test)")
+_SPLIT_BY_WORD = {"train": "train", "val": "validation", "test": "test"}
+_MAX_IMAGE_SIZES = 5
+
+
+class CategoryIds(NamedTuple):
+    """Class names and the category ids that the files use, in ascending order of the ids."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+    @classmethod
+    def from_ids(cls, names: Mapping[int, str], *, where: str) -> CategoryIds:
+        """Sort a mapping of id → name. Raises DataError, led by `where`, for no class and for a repeated name."""
+        ids = tuple(sorted(names))
+        counts = Counter(names.values())
+        repeated = [name for name, count in counts.items() if count > 1]
+        if not ids or repeated:
+            fault = f"'{repeated[0]}' is the name of two classes" if repeated else "names no class"
+            raise DataError(f"{where}: {fault}; every class needs a name of its own")
+        return cls(tuple(names[number] for number in ids), ids)
+
+
+class AnnotationFaults:
+    """Unusable images and boxes: kind of fault → descriptions."""
+
+    def __init__(self) -> None:
+        self._faults: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, kind: str, fault: str) -> None:
+        self._faults[kind].append(fault)
+
+    def raise_or_note(self, faulty: FaultPolicy, *, root: Path, target: Path | None = None) -> list[str]:
+        """Return a note for each kind of fault, or raise DataError with the same text if faults are refused.
+
+        A note states the count and the first fault. If several are of one kind, `<target>.faults.txt` lists all, if a
+        `target` is given.
+        """
+        reported = [f"{len(faults)} {kind}, first: {faults[0]}" for kind, faults in self._faults.items()]
+        listed = "" if target is None else self._list_all(target.with_name(f"{target.name}.faults.txt"))
+        if reported and faulty == "refuse":
+            raise DataError(f"{root}: {'; '.join(reported)}; correct them, or prepare with faulty=leave_out{listed}")
+        more = "; a file called as the set, and .faults.txt, lists all" if listed else ""
+        return [f"left out: {note}{more}" for note in reported]
+
+    def _list_all(self, report: Path) -> str:
+        """Write all faults to `report` if several are of one kind; return the text that refers to it, else ""."""
+        with contextlib.suppress(OSError):
+            report.unlink(missing_ok=True)
+            if any(len(faults) > 1 for faults in self._faults.values()):
+                lines = [f"{kind}: {fault}" for kind, faults in self._faults.items() for fault in faults]
+                report.parent.mkdir(parents=True, exist_ok=True)
+                report.write_bytes("".join(f"{escape_to_one_line(line)}\n" for line in lines).encode(errors="replace"))
+                return f"; {report} lists all"
+        return ""
+
+
+@dataclass(frozen=True)
+class ListedImage:
+    """Image that annotations name; `read` returns its boxes for a height and width, and adds faults.
+
+    `size_px` is the height and width that the annotations state. `files` are the annotation files of its boxes.
+    """
+
+    split: str
+    name: str
+    path: Path
+    read: Callable[[tuple[int, int], AnnotationFaults], Values]
+    image_id: int = 0
+    size_px: tuple[int, int] | None = None
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class ListedImageSet:
+    """Images listed below `root`, the columns of their boxes, and notes.
+
+    `shown` is the column of boxes that statistics are about. `faults` are the faults found so far. `form` is the
+    coordinate form of the boxes in the files.
+    """
+
+    root: Path
+    layout: str
+    classes: CategoryIds
+    images: Sequence[ListedImage]
+    columns: Mapping[str, ColumnSpec]
+    shown: str
+    faults: AnnotationFaults
+    notes: Sequence[str] = field(default_factory=list)
+    form: BoxForm = "corner, size"
+
+
+class _CheckedImage(NamedTuple):
+    image: ListedImage
+    header: ImageHeader
+    orientation: int
+    size_px: tuple[int, int]
+    values: Values
+
+
+def box_column(shape: tuple[int, ...], dtype: str) -> ColumnSpec:
+    """Return the spec of a ragged column with one entry for each box of an image (possibly none)."""
+    return ColumnSpec(shape, dtype, is_ragged=True, can_be_empty=True)
+
+
+def guess_split(path: Path) -> str:
+    """Guess the split (`train`, `validation`, `test`) from the words in a path, last part first; else `all`."""
+    for part in reversed(path.parts):
+        if match := _SPLIT_PATTERN.search(part.lower()):
+            return _SPLIT_BY_WORD[match[1]]
+    return "all"
+
+
+def xywh_to_xyxy(bbox: Any) -> BoxCorners:
+    """Convert a box from left, top, width, height to left, top, right, bottom.
+
+    Raises ValueError, TypeError or OverflowError for anything but four numbers, and for coordinates beyond `MAX_PX`.
+    """
+    left, top, width, height = map(parse_number, bbox)
+    corners = left, top, left + width, top + height
+    if not all(abs(corner) <= MAX_PX for corner in corners):
+        raise ValueError(f"finite numbers, of pixels at most {MAX_PX:,} from the corner, are needed")
+    return corners
+
+
+def parse_number(value: Any) -> float:
+    """Convert a number to float. Raises TypeError for text and booleans, which `float` would accept."""
+    if isinstance(value, bool | str | bytes):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def is_valid_box(box: BoxCorners, *, is_ignored: bool) -> bool:
+    """Return True if a box lies within `MAX_PX` pixels and is not empty; ignored boxes may be empty."""
+    left, top, right, bottom = box
+    return all(abs(corner) <= MAX_PX for corner in box) and (is_ignored or (left < right and top < bottom))
+
+
+def plan_image_set(
+    listed: ListedImageSet,
+    *,
+    set_name: str,
+    faulty: FaultPolicy,
+    options: Mapping[str, Any],
+    progress: Progress,
+    target: Path,
+) -> PreparationPlan:
+    """Build the preparation plan of a set of images with boxes; every image is decoded once to check it.
+
+    Faults of headers and annotations are reported before images are decoded. Raises DataError with the first image
+    that is missing, damaged or not of the stated size, the first invalid box, and their counts; they are left out if
+    `faulty` is `leave_out`. A file next to `target` lists all.
+    """
+    checked = _read_headers(listed, progress=progress)
+    listed.faults.raise_or_note(faulty, root=listed.root, target=target)
+    checked = _decode(listed, checked, progress=progress)
+    notes = [
+        *listed.notes,
+        *listed.faults.raise_or_note(faulty, root=listed.root, target=target),
+        *_collect_notes(checked, listed),
+    ]
+    shards = []
+    order = ("train", "validation", "test", "all")
+    for split, members in itertools.groupby(
+        sorted(checked, key=lambda item: (order.index(item.image.split), item.image.image_id)),
+        key=lambda item: item.image.split,
+    ):
+        for shard_items in iterate_batches(members, _IMAGES_PER_SHARD):
+            files = {file: None for item in shard_items for file in (item.image.path, *item.image.files)}
+            title = f"{shard_items[0].image.name} to {shard_items[-1].image.name}"
+            num_boxes = sum(len(item.values["label"]) for item in shard_items)
+            shards.append(
+                Shard(split, title, len(shard_items), tuple(files), partial(_iterate_rows, shard_items), num_boxes)
+            )
+    about = {
+        "classes": {"names": list(listed.classes.names), "ids": list(listed.classes.ids)},
+        "statistics": _compute_statistics(listed, checked),
+        "differences": notes,
+    }
+    columns = {**_COLUMNS, **listed.columns}
+    options = {**options, "faulty": faulty}
+    return PreparationPlan(
+        set_name, listed.layout, listed.root, columns, tuple(shards), about, lambda _: {}, options, True
+    )
+
+
+def survey_images(listed: ListedImageSet) -> dict[str, Any]:
+    """Summary of unprepared files for `data info NAME --from PATH`; reads image headers only, refuses nothing."""
+    checked = _read_headers(listed, progress=lambda *_: None)
+    notes = [
+        *listed.notes,
+        *listed.faults.raise_or_note("leave_out", root=listed.root),
+        *_collect_notes(checked, listed),
+    ]
+    return {
+        "source": str(listed.root),
+        "layout": listed.layout,
+        **_compute_statistics(listed, checked),
+        "differences": notes,
+    }
+
+
+def _read_headers(listed: ListedImageSet, *, progress: Progress) -> list[_CheckedImage]:
+    """Read the header and the boxes of every image; add faults. Raises DataError if no image is usable."""
+    headers: list[tuple[ListedImage, ImageHeader]] = []
+    images = _assign_splits(listed)
+    for done, image in enumerate(images, start=1):
+        try:
+            headers.append((image, read_header(image.path)))
+        except DataError as error:
+            listed.faults.add("images that are missing or damaged", str(error))
+        progress(done, 2 * len(images), f"looking at {image.name}")
+    stored_px = {
+        header.size_px(upright=False) == image.size_px != header.size_px(upright=True) for image, header in headers
+    }
+    checked = []
+    for image, header in headers:
+        is_turned = header.orientation > 1 and _is_upright(image, header, otherwise=True not in stored_px)
+        size_px = header.size_px(upright=is_turned)
+        if image.size_px in (None, size_px):
+            orientation = header.orientation if is_turned else 1
+            checked.append(_CheckedImage(image, header, orientation, size_px, image.read(size_px, listed.faults)))
+        else:
+            (rows, columns), (height, width) = image.size_px or (0, 0), size_px
+            listed.faults.add(
+                "images of another size than stated",
+                f"{image.path} is {width} wide and {height} high, the annotations state {columns} and {rows}",
+            )
+    return _require_images(listed, checked)
+
+
+def _decode(listed: ListedImageSet, checked: Sequence[_CheckedImage], *, progress: Progress) -> list[_CheckedImage]:
+    """Return the images that can be decoded; add faults. Raises DataError if there are none."""
+    decodable = []
+    for done, item in enumerate(checked, start=1):
+        try:
+            check_image(item.image.path)
+            decodable.append(item)
+        except DataError as error:
+            listed.faults.add("images that are missing or damaged", str(error))
+        progress(len(checked) + done, 2 * len(checked), f"decoding {item.image.name}")
+    return _require_images(listed, decodable)
+
+
+def _require_images(listed: ListedImageSet, checked: list[_CheckedImage]) -> list[_CheckedImage]:
+    if not checked:
+        listed.faults.raise_or_note("refuse", root=listed.root)
+        raise DataError(f"{listed.root}: the annotations name no image; give the folder of another set")
+    return checked
+
+
+def _is_upright(image: ListedImage, header: ImageHeader, *, otherwise: bool) -> bool:
+    """Return True if boxes refer to the EXIF-rotated image, judged by the stated size; else `otherwise`."""
+    is_stored, is_upright = (header.size_px(upright=upright) == image.size_px for upright in (False, True))
+    return is_upright if is_stored != is_upright else otherwise
+
+
+def _assign_splits(listed: ListedImageSet) -> list[ListedImage]:
+    """Return the images in their final splits: validation images are the test split if there is no other."""
+    counts = check_splits([(image.split, image.name) for image in listed.images], root=listed.root)
+    if "validation" in counts and "test" not in counts:
+        return [replace(image, split="test") if image.split == "validation" else image for image in listed.images]
+    return list(listed.images)
+
+
+def check_splits(images: Sequence[tuple[str, str]], *, root: Path) -> Counter[str]:
+    """Count images, given as (split, name), by split.
+
+    Raises DataError if some belong to a split by their path and others do not.
+    """
+    counts = Counter(split for split, _ in images)
+    if "all" in counts and len(counts) > 1:
+        name = next(name for split, name in images if split == "all")
+        raise DataError(
+            f"{root}: {counts['all']} images, first '{name}', belong to no split, the others to "
+            f"{', '.join(sorted(counts.keys() - {'all'}))}; call folders and files train, val and test, or none of them"
+        )
+    return counts
+
+
+def _iterate_rows(part: Sequence[_CheckedImage]) -> Iterator[SampleRow]:
+    for item in part:
+        image_columns = {"size_px": item.size_px, "orientation": item.orientation, "image_id": item.image.image_id}
+        yield SampleRow(item.image.name, str(item.image.path), {**image_columns, **item.values}, (item.image.path,))
+
+
+def _compute_statistics(listed: ListedImageSet, checked: Sequence[_CheckedImage]) -> dict[str, Any]:
+    label, is_ignored, boxes = (
+        np.concatenate([item.values[name] for item in checked]) for name in ("label", "is_ignored", listed.shown)
+    )
+    sizes, modes = (Counter(values) for values in ([i.size_px for i in checked], [i.header.mode for i in checked]))
+    counts = np.bincount(label[~is_ignored], minlength=len(listed.classes.names)).tolist()
+    heights = np.sort((boxes[:, 3] - boxes[:, 1])[~is_ignored])
+    limits = np.concatenate([np.tile(item.size_px[::-1], (len(item.values["label"]), 1)) for item in checked])
+    is_outside = (boxes[:, :2] >= limits).any(axis=1) | (boxes[:, 2:] <= 0).any(axis=1)
+    per_split = Counter(item.image.split for item in checked)
+    return {
+        "images": dict(per_split),
+        "images_without_boxes": sum(len(item.values["label"]) == 0 for item in checked),
+        "image_sizes": {f"{width}x{height}": count for (height, width), count in sizes.most_common(_MAX_IMAGE_SIZES)},
+        "image_modes": dict(sorted(modes.items())),
+        "boxes": {
+            split: sum(len(item.values["label"]) for item in checked if item.image.split == split)
+            for split in per_split
+        },
+        "ignored_share": round(float(is_ignored.mean()), 4) if len(label) else 0.0,
+        "boxes_outside": int(is_outside.sum()),
+        "box_heights_px": heights[[0, len(heights) // 2, -1]].round(2).tolist() if len(heights) else [],
+        "boxes_per_class": dict(zip(listed.classes.names, counts, strict=True)),
+    }
+
+
+def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> list[str]:
+    non_rgb = [item for item in checked if item.header.mode != "RGB"]
+    rotated = [item for item in checked if item.orientation > 1]
+    not_rotated = [item for item in checked if item.header.orientation > 1 and item.orientation == 1]
+    split_by_path: dict[Path, str] = {}
+    in_two_splits = [
+        item for item in checked if split_by_path.setdefault(item.image.path, item.image.split) != item.image.split
+    ]
+    counts = Counter((item.image.path, item.image.split) for item in checked)
+    repeated = [item for item in checked if counts.pop((item.image.path, item.image.split), 0) > 1]
+    modes = ", ".join(f"{count} {mode}" for mode, count in sorted(Counter(i.header.mode for i in non_rgb).items()))
+    notes = (
+        (non_rgb, f"are not RGB and are converted ({modes})"),
+        (rotated, "are turned as their EXIF orientation says"),
+        (not_rotated, "are not turned as their EXIF orientation says, for the annotations are about the stored pixels"),
+        (in_two_splits, "are in two splits"),
+        (repeated, "are listed more than once in one split"),
+    )
+    lines = [
+        f"{len(images)} images {description}, first: {images[0].image.name}" for images, description in notes if images
+    ]
+    return [
+        *lines,
+        *box_notes(_collect_shown(checked, listed.shown), [item.image.name for item in checked], listed.form),
+    ]
+
+
+def _collect_shown(checked: Sequence[_CheckedImage], column: str) -> ShownBoxes:
+    """Concatenate all boxes that are not ignored."""
+    boxes, labels, is_ignored = (
+        np.concatenate([item.values[name] for item in checked]) for name in (column, "label", "is_ignored")
+    )
+    counts = [len(item.values["label"]) for item in checked]
+    limits = np.repeat([item.size_px[::-1] for item in checked], counts, axis=0)
+    images = np.repeat(np.arange(len(checked)), counts)
+    return ShownBoxes(*(array[~is_ignored] for array in (boxes, limits, images, labels)))

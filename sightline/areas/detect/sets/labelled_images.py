@@ -1,0 +1,320 @@
+"""Base of the prepared data sets of images with boxes.
+
+Seeded splits of a set of images with boxes, stratified by class and folder, if its source states none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sightline.aliases import keep_old_members
+from sightline.areas.detect.sets.detections import ImageRef, SetIndex
+from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.schema import suggest
+from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
+from sightline.store.files.image_files import read_image
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.prepared_set import LISTED, PreparedSet, open_prepared, verify
+from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
+
+SplitRule = Literal["seeded", "sorted"]
+"""Rule for splits that the source does not state: drawn by `split_seed` (`seeded`), or the last names (`sorted`)."""
+
+
+def deal_by(rule: SplitRule, prepared: PreparedSet, *, seed: int) -> Deal:
+    """Return the function that splits the images of a set into two parts by the rule."""
+    return split_off_last if rule == "sorted" else partial(_deal_seeded, prepared, seed)
+
+
+def _deal_seeded(
+    prepared: PreparedSet, seed: int, rows: Sequence[tuple[str, int]], share: float
+) -> tuple[RowRefs, RowRefs]:
+    names = {split: prepared.names(split) for split in {split for split, _ in rows}}
+    folders = [names[split][row].rpartition("/")[0] for split, row in rows]
+    images, labels = _list_classes(prepared, rows)
+    is_held = hold_out_images(images, labels, folders, count=count_held(len(rows), share), seed=seed)
+    remaining, held_out = (
+        tuple(row for row, is_row_held in zip(rows, is_held, strict=True) if is_row_held is side)
+        for side in (False, True)
+    )
+    return remaining, held_out
+
+
+def _list_classes(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unique pairs of image and class: indices into `rows` (P,) int64, and labels (P,) int64."""
+    images, labels = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for split in prepared.splits:
+        index_by_row = np.full(len(prepared.names(split)), -1)
+        index_by_row[[row for name, row in rows if name == split]] = [
+            n for n, row in enumerate(rows) if row[0] == split
+        ]
+        image = index_by_row[np.repeat(np.arange(len(index_by_row)), np.diff(prepared.offsets(split)))]
+        is_shown = (image >= 0) & ~prepared.array(split, "is_ignored")
+        images.append(image[is_shown])
+        labels.append(np.asarray(prepared.array(split, "label"))[is_shown])
+    image, label = np.concatenate(images), np.concatenate(labels).astype(np.int64)
+    num_classes = int(label.max(initial=0)) + 1
+    pairs = np.unique(image * num_classes + label)
+    return pairs // num_classes, pairs % num_classes
+
+
+def hold_out_images(
+    images: np.ndarray, labels: np.ndarray, folders: Sequence[str], *, count: int, seed: int
+) -> list[bool]:
+    """Return the hold-out mask of a stratified split: `count` images are True, or more if classes need it.
+
+    Images are drawn at even distances from a list that is ordered by the rarest class of each, then by folder, then
+    randomly. A class of two images or more is in both parts, unless another class would be lost by it; a class of a
+    single image is trained on, if there are enough others. Source: systematic sampling, Cochran 1977, chapter 8.
+    """
+    num_images, num_classes = len(folders), int(labels.max(initial=-1)) + 1
+    sizes = np.bincount(labels, minlength=num_classes)
+    draws = Draws.for_samples([SampleKey(0, 0, seed)])
+    [order] = draws.stream("dealt images").permutation(num_images).numpy()
+    rank = np.lexsort((np.arange(num_classes), sizes)).argsort()
+    rarest = np.full(num_images, num_classes)
+    np.minimum.at(rarest, images, rank[labels])
+    folder = np.unique(folders, return_inverse=True)[1]
+    candidates = order[np.lexsort((folder[order], rarest[order]))]
+    is_single = np.isin(np.arange(num_images), images[sizes[labels] == 1])
+    if count <= (~is_single).sum():
+        candidates = candidates[~is_single[candidates]]
+    is_held = np.zeros(num_images, dtype=bool)
+    if count:
+        start = float(draws.stream("first of the held out").uniform().item())
+        is_held[candidates[((np.arange(count) + start) * len(candidates) / count).astype(np.int64)]] = True
+        sides = _Sides(is_held, images, labels)
+        sides.spread(np.argsort(sizes, kind="stable"), order)
+        sides.even_out(count, order)
+    return is_held.tolist()
+
+
+class _Sides:
+    """Assignment of images to the remaining part (side 0) or the held-out part (side 1), with class counts of both."""
+
+    def __init__(self, is_held: np.ndarray, images: np.ndarray, labels: np.ndarray) -> None:
+        self._is_held, self._labels = is_held, labels
+        self._begins = np.searchsorted(images, np.arange(len(is_held) + 1))
+        self._shows = np.zeros(len(is_held), dtype=bool)
+        self._images = images
+        num_classes = int(labels.max(initial=-1)) + 1
+        self._counts = np.stack(
+            [np.bincount(labels[is_held[images] == side], minlength=num_classes) for side in (0, 1)]
+        )
+
+    def spread(self, classes: np.ndarray, order: np.ndarray) -> None:
+        """Move one image of every class that has several images but all on one side, if no class is lost by it."""
+        for label in classes:
+            side_counts = self._counts[:, label]
+            if side_counts.min() > 0 or side_counts.max() < 2:
+                continue
+            self._shows[:] = False
+            self._shows[self._images[self._labels == label]] = True
+            self._move(order[self._shows[order]], side=int(side_counts.argmin()), num_moves=1)
+
+    def even_out(self, count: int, order: np.ndarray) -> None:
+        """Move images until `count` are held out, or until no image can be moved without losing a class."""
+        surplus = int(self._is_held.sum()) - count
+        self._move(order[self._is_held[order] == (surplus > 0)], side=int(surplus < 0), num_moves=abs(surplus))
+
+    def _move(self, images: np.ndarray, *, side: int, num_moves: int) -> None:
+        """Move up to `num_moves` of the images, in order, to `side`; skip the last image of a class on its side."""
+        for image in images:
+            if not num_moves:
+                return
+            labels = self._labels[self._begins[image] : self._begins[image + 1]]
+            if (self._counts[1 - side, labels] > 1).all():
+                self._is_held[image] = bool(side)
+                self._counts[side, labels] += 1
+                self._counts[1 - side, labels] -= 1
+                num_moves -= 1
+
+
+OtherClasses = Literal["left_out", "ignored"]
+"""Treatment of boxes of classes that a config does not choose."""
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """Names of the stored columns: boxes to train on, boxes to score, their ignore marks and areas."""
+
+    boxes: str = "boxes"
+    scored: str = "boxes"
+    is_ignored: str = "is_ignored"
+    is_scored_ignored: str = "is_ignored"
+    area: str | None = "area"
+    clip: bool = False
+
+    @property
+    def box_type(self) -> str:
+        """Name of the scored boxes, for reports; `annotated` if a set has one kind of boxes."""
+        return "annotated" if self.scored == "boxes" else self.scored
+
+
+@keep_old_members(name_of="sample_name")
+class LabelledImages:
+    """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
+
+    Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Splits
+    that the source does not state follow `split_rule`: `seeded` (stratified by class and folder), or the last by name.
+
+    Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
+    """
+
+    set_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        classes: tuple[str, ...] = (),
+        other_classes: OtherClasses = "left_out",
+        ignore_below_px: NonNegativeFloat = 0.0,
+        tested: tuple[str, ...] = (),
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        split_rule: SplitRule = "seeded",
+        split_seed: Seed = 0,
+    ) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        self._columns = self._columns_in(prepared)
+        parts = make_splits(
+            prepared,
+            test_names=tested,
+            test_share=test_share,
+            validation_share=validation_share,
+            what="image",
+            deal=deal_by(split_rule, prepared, seed=split_seed),
+        )
+        check_part(parts, split, root=prepared.root, what="image")
+        self._prepared = prepared
+        self._rows = parts.rows[split]
+        names = {stored: prepared.names(stored) for stored in prepared.splits}
+        self._names = tuple(names[stored][row] for stored, row in self._rows)
+        self._keeps_others = other_classes == "ignored"
+        self._min_px = ignore_below_px
+        self.classes = _select_classes(prepared, classes)
+        chosen = {name: label for label, name in enumerate(self.classes.names)}
+        self._class_of = np.array([chosen.get(name, -1) for name in prepared.manifest["classes"]["names"]])
+        facts = box_facts(self.classes.names, self._columns.box_type)
+        sizes = {name: len(rows) for name, rows in parts.rows.items() if rows}
+        dealing = Dealing(split_rule, split_seed if split_rule == "seeded" else None, parts.dealt)
+        self.info = DataInfo(facts, BOX_FIELDS, split_sizes=sizes, folds=parts.folds, dealing=dealing)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """Read one image at its original size with its boxes, as new tensors.
+
+        Raises IndexError for an index out of range, and DataError with the file that is missing, was changed, or cannot
+        be decoded.
+        """
+        record, (split, row) = self.record(key.index), self._rows[key.index]
+        path = self._prepared.listing(split).paths(row)[0]
+        pixels = read_image(path, orientation=int(self._read_column(key.index, "orientation")))
+        actual, expected = (
+            " x ".join(map(str, size)) for size in (pixels.shape[:2], self._read_column(key.index, "size_px"))
+        )
+        if actual != expected:
+            raise DataError(f"{path}: has {actual} pixels, {expected} when the set was prepared; prepare it again")
+        return make_sample(pixels, record)
+
+    def record(self, index: int) -> BoxRecord:
+        """Return the boxes of an image as read-only arrays, without its pixels."""
+        columns = self._columns
+        label = self._class_of[self._read_column(index, "label")]
+        is_other = label < 0
+        selected = np.ones_like(is_other) if self._keeps_others else ~is_other
+        boxes, scored = (self._read_column(index, name)[selected] for name in (columns.boxes, columns.scored))
+        is_ignored, is_scored_ignored = (
+            (self._read_column(index, name) | is_other)[selected]
+            for name in (columns.is_ignored, columns.is_scored_ignored)
+        )
+        area = (scored[:, 2:] - scored[:, :2]).prod(axis=1)
+        if columns.area is not None:
+            area = self._read_column(index, columns.area)[selected]
+        if columns.clip:
+            height, width = self._read_column(index, "size_px")
+            boxes = np.clip(boxes, 0, [width, height, width, height])
+        is_ignored |= _shorter_side(boxes) < self._min_px
+        is_scored_ignored |= _shorter_side(scored) < self._min_px
+        visible = self._visible(index)
+        visible = None if visible is None else visible[selected]
+        return BoxRecord(boxes, scored, label[selected], is_ignored, area, is_scored_ignored, visible)
+
+    def image(self, index: int) -> ImageRef:
+        """Return the identity of an image in result files, and its size."""
+        height, width = self._read_column(index, "size_px").tolist()
+        return ImageRef(self._names[index], int(self._read_column(index, "image_id")), height, width)
+
+    def set_index(self) -> SetIndex:
+        """Return all images and classes of the prepared set, also those that this split does not contain."""
+        prepared = self._prepared
+        ids = {number for split in prepared.splits for number in prepared.array(split, "image_id").tolist()}
+        names = {name for split in prepared.splits for name in prepared.names(split)}
+        return SetIndex(frozenset(ids | names), frozenset(prepared.manifest["classes"]["ids"]))
+
+    def sample_name(self, index: int) -> str:
+        """Name of a sample in reports."""
+        return self._names[index]
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """Summary of a prepared folder for `data info`."""
+        prepared = open_prepared(root, set_names=(cls.set_name,))
+        manifest, listed = prepared.manifest, prepared.manifest[LISTED]
+        return {
+            "set": manifest["set"],
+            "layout": manifest["layout"],
+            "root": str(prepared.root.resolve()),
+            "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
+            **manifest["statistics"],
+            "differences": manifest["differences"],
+        }
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
+        return verify(root)
+
+    def _read_column(self, index: int, column: str) -> np.ndarray:
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.set_name} has the samples 0 to {len(self) - 1}, asked for {index}")
+        split, row = self._rows[index]
+        return self._prepared.row(split, column, row)
+
+    def _visible(self, index: int) -> np.ndarray | None:
+        """Return the visible share (G,) of the stored boxes, NaN if unknown; None for sets without that label."""
+        return None
+
+    def _columns_in(self, prepared: PreparedSet) -> BoxColumns:
+        """Return the names of the columns to read; sets with several kinds of boxes choose by the config."""
+        return BoxColumns()
+
+
+def _shorter_side(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+
+
+def _select_classes(prepared: PreparedSet, names: tuple[str, ...]) -> CategoryIds:
+    """Select classes by name, in the order of the config; all if it names none. Raises ConfigError."""
+    stored = CategoryIds(*(tuple(prepared.manifest["classes"][key]) for key in ("names", "ids")))
+    unknown = [name for name in names if name not in stored.names]
+    if unknown:
+        raise ConfigError(f"classes: {prepared.root} has no class '{unknown[0]}'{suggest(unknown[0], stored.names)}")
+    if len(set(names)) < len(names):
+        raise ConfigError("classes: names a class twice; name each once")
+    chosen = names or stored.names
+    return CategoryIds(chosen, tuple(stored.ids[stored.names.index(name)] for name in chosen))

@@ -1,0 +1,319 @@
+"""The user's own images with boxes in YOLO text files.
+
+Reader of YOLO text files: one row per box, in relative coordinates, next to the image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.detect.sets.coco import COLUMNS
+from sightline.areas.detect.sets.image_listing import (
+    AnnotationFaults,
+    CategoryIds,
+    FaultPolicy,
+    ListedImage,
+    ListedImageSet,
+    Values,
+    guess_split,
+    plan_image_set,
+    survey_images,
+)
+from sightline.areas.detect.sets.labelled_images import LabelledImages
+from sightline.contract import registry
+from sightline.contract.errors import DataError
+from sightline.store.files.image_files import IMAGE_SUFFIXES
+from sightline.store.files.input_files import parsed_yaml, read_file
+from sightline.store.files.text_tables import parse_count
+from sightline.store.prepared.prepared_set import make_card, summarise_folder
+from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+
+_NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
+_SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
+_MARGIN = 0.01
+"""Tolerance of relative coordinates outside 0 to 1: annotation tools round. Source: ultralytics, data/utils.py."""
+
+
+def find_yolo(source: Path, *, names: Sequence[str] | None) -> ListedImageSet:
+    """List the images below a folder with their text files; `names` are the classes if no file names them.
+
+    Raises DataError for a folder without images or without any text file of theirs, and for classes without names.
+    """
+    root = source.expanduser().resolve()
+    paths = list_images(root)
+    config_path, config = _read_config(root)
+    classes = _read_classes(root, names, config_path, config)
+    split_by, shared, missing = _read_splits(root, config_path, config)
+    label_paths = {path: _find_label_file(root, path) for path in paths}
+    numbers = _assign_image_ids(paths)
+    images: list[ListedImage] = []
+    unlabelled: list[Path] = []
+    for path, labels in label_paths.items():
+        split = guess_split(path.relative_to(root)) if split_by is None else split_by.get(path)
+        if split is None:
+            continue  # in none of the splits that the file of names states
+        unlabelled += [path] if labels is None else []
+        files = tuple(file for file in (labels, config_path) if file is not None)
+        name = path.relative_to(root).as_posix()
+        images.append(
+            ListedImage(split, name, path, partial(_make_columns, labels, classes, name), numbers[path], None, files)
+        )
+    if not images:
+        raise DataError(f"{config_path}: the splits that it states hold none of the {len(paths)} images below {root}")
+    if len(unlabelled) == len(images):
+        raise DataError(
+            f"{root}: none of {len(images)} images has a text file in labels/ or beside it; give their folder"
+        )
+    notes = (
+        [f"{len(unlabelled)} images have no text file and count as empty, first: {unlabelled[0].relative_to(root)}"]
+        if unlabelled
+        else []
+    )
+    notes += [f"{config_path} states {entry}, which is not below {root}: passed over" for entry in missing]
+    left_out = len(paths) - len(images)
+    notes += [f"{left_out} images are in none of the splits that {config_path} states, left out"] if left_out else []
+    if shared:
+        counts = "none" if {*(split_by or {}).values()} == {"all"} else "the first"
+        notes += [f"{len(shared)} images are stated for two splits and count for {counts}, first: {shared[0]}"]
+    users = Counter(text for text in label_paths.values() if text is not None)
+    shared_files = [text for text, count in users.items() if count > 1]
+    if shared_files:
+        notes += [
+            f"{len(shared_files)} text files are those of several images, which all have their boxes, "
+            f"first: {shared_files[0]}"
+        ]
+    faults = AnnotationFaults()
+    for path in sorted((split_by or {}).keys() - label_paths.keys()):
+        faults.add("images that are missing or damaged", f"{path}, which {config_path} states")
+    for text in _find_unused_label_files(label_paths):
+        faults.add("text files without an image", str(text))
+    return ListedImageSet(root, "yolo_txt", classes, images, COLUMNS, "boxes", faults, notes, "middle, size")
+
+
+def _assign_image_ids(paths: Sequence[Path]) -> dict[Path, int]:
+    """Return the ids of images in result files: the number in the file name if all have one, else the index from 1."""
+    stems = [path.stem for path in paths]
+    has_numbers = all(stem.isascii() and stem.isdecimal() and len(stem) < 19 for stem in stems)
+    numbers = [*map(int, stems)] if has_numbers else []
+    return dict(zip(paths, numbers if len({*numbers}) == len(paths) else range(1, len(paths) + 1), strict=True))
+
+
+def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
+    """List all images below a folder, links followed, sorted by path.
+
+    Raises DataError if there are none, unless `may_lack`.
+    """
+    images: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in visited:  # a link back: the same images once more, or without end
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
+        images.extend(Path(folder) / name for name in names)
+    if not images and not may_lack:
+        contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+        raise DataError(
+            f"{root}: {contents}, no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with images"
+        )
+    return sorted(images)
+
+
+def _read_config(root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Find the YAML file of a folder that names the classes; return its path and content, or (None, {})."""
+    for path in sorted(root.glob("*.y*ml")):
+        content = read_file(path)
+        document = parsed_yaml(content, path, name="a file of classes") if b"names" in content else None
+        if isinstance(document, dict) and "names" in document:
+            return path, document
+    return None, {}
+
+
+def _read_classes(root: Path, names: Sequence[str] | None, path: Path | None, config: dict[str, Any]) -> CategoryIds:
+    if names is not None:
+        return CategoryIds.from_ids(dict(enumerate(names)), where="names")
+    if path is not None:
+        table = config["names"]
+        pairs = table if isinstance(table, dict) else dict(enumerate(table)) if isinstance(table, list) else {}
+        numbers = [parse_count(str(key)) for key in pairs]
+        is_name = [isinstance(name, str | int | float) for name in pairs.values()]
+        if None in numbers or len({*numbers}) < len(numbers) or not all(is_name):
+            raise DataError(f"{path}: names needs a list of names, or a name for each of some whole numbers")
+        texts = {number: str(name) for number, name in zip(numbers, pairs.values(), strict=True) if number is not None}
+        return CategoryIds.from_ids(texts, where=str(path))
+    for list_path in (folder / file for folder in (root, root / "labels") for file in _NAME_LISTS):
+        if list_path.is_file():
+            lines = read_file(list_path).decode("utf-8-sig", "replace").splitlines()
+            return CategoryIds.from_ids(
+                dict(enumerate(line.strip() for line in lines if line.strip())), where=str(list_path)
+            )
+    raise DataError(
+        f"{root}: nothing names the classes: no YAML file with names, no {', '.join(_NAME_LISTS)}; state 'names=[a, b]'"
+    )
+
+
+def _read_splits(
+    root: Path, config_path: Path | None, config: dict[str, Any]
+) -> tuple[dict[Path, str] | None, list[str], list[str]]:
+    """Read the splits of images from the folders or lists that the YAML file states; None if no image is stated.
+
+    Also returns the images stated for two splits (training images that would be tested), and the missing folders and
+    lists. If all images are in two splits, as with one folder for everything, the folder's name decides the split.
+    """
+    splits: dict[Path, str] = {}
+    shared: list[str] = []
+    missing: list[str] = []
+    base = "".join(_read_texts(config, "path", config_path)[:1])
+    for key, split in _SPLIT_KEYS.items():
+        for entry in _read_texts(config, key, config_path):
+            images = _list_stated_images(root, base, entry)
+            if images is None:
+                missing.append(f"{key}: {entry}")
+            for path in images or ():
+                if splits.setdefault(path, split) != split:
+                    shared.append(str(path))
+    if {*splits} == {*map(Path, shared)} and isinstance(folder := config.get("train"), str):
+        splits = dict.fromkeys(splits, guess_split(Path(folder)))
+    return splits or None, shared, missing
+
+
+def _read_texts(config: dict[str, Any], key: str, path: Path | None) -> list[str]:
+    """Return the text of an entry, or the texts in its list; [] if the entry is missing."""
+    stated = config.get(key)
+    texts = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    wrong = next((text for text in texts if isinstance(text, bool) or not isinstance(text, str | int | float)), None)
+    if wrong is not None:
+        raise DataError(f"{path}: {key}: found {str(wrong)[:40]}, the path of a folder, or a list of paths, is needed")
+    return [*map(str, texts)]  # a folder may be called 2024
+
+
+def _list_stated_images(root: Path, base: str, stated: str) -> list[Path] | None:
+    """List the images of a stated folder or list file, resolved below `root`; None if neither exists."""
+    entry = stated
+    while entry.startswith(("../", "./")):
+        entry = entry.partition("/")[2]
+    candidates = (path for path in (root / base / entry, root / entry) if path.is_relative_to(root))
+    path = next(filter(os.path.exists, candidates), None)  # os.path.exists accepts names too long for the file system
+    if path is None:
+        return None
+    if path.is_dir():
+        return list_images(path)
+    lines = read_file(path).decode("utf-8-sig", "replace").splitlines()
+    return [path.parent / line.strip().removeprefix("./") for line in lines]
+
+
+def _find_label_file(root: Path, path: Path) -> Path | None:
+    """Find the text file of an image: in `labels` if the image is in `images`, else next to it; None if missing."""
+    parts = path.relative_to(root).with_suffix(".txt").parts
+    folders = [index for index, part in enumerate(parts[:-1]) if part == "images"]
+    in_labels = [root.joinpath(*parts[:index], "labels", *parts[index + 1 :]) for index in folders[-1:]]
+    return next((file for file in (*in_labels, root.joinpath(*parts)) if file.is_file()), None)
+
+
+def _find_unused_label_files(label_paths: Mapping[Path, Path | None]) -> list[Path]:
+    """List the text files in separate folders (`labels`) that belong to no image."""
+    used = {text for text in label_paths.values() if text is not None}
+    folders = {text.parent for path, text in label_paths.items() if text is not None and text.parent != path.parent}
+    existing = (text for folder in sorted(folders) for text in sorted(folder.glob("*.txt")))
+    return [text for text in existing if text not in used and text.name not in _NAME_LISTS]
+
+
+def _make_columns(
+    path: Path | None, classes: CategoryIds, name: str, size_px: tuple[int, int], faults: AnnotationFaults
+) -> Values:
+    """Read the boxes of a text file as columns, in pixels of an image with `size_px` (height, width)."""
+    text = "" if path is None else read_file(path).decode("utf-8-sig", "replace")
+    label_by_class = {number: label for label, number in enumerate(classes.ids)}
+    scale = np.array(size_px[::-1] * 2, dtype=np.float64)
+    boxes, labels = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.split():
+            continue
+        try:
+            label, box = _parse_row(line)
+            if label not in label_by_class:
+                raise ValueError(f"class {label} of {len(label_by_class)}")
+        except ValueError as error:
+            faults.add("impossible rows", f"{path}:{number}: '{line[:60]}' ({error})")
+            continue
+        boxes.append(box * scale)
+        labels.append(label_by_class[label])
+    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    is_ignored = np.zeros(len(corners), dtype=bool)
+    area = (corners[:, 2:] - corners[:, :2]).prod(axis=1)
+    return {"boxes": corners, "label": np.array(labels, dtype=np.int64), "area": area, "is_ignored": is_ignored}
+
+
+def _parse_row(line: str) -> tuple[int, np.ndarray]:
+    """Parse a row into class and relative box (4,) xyxy: from centre and size, or from the corners of a polygon."""
+    values = np.array(line.split(), dtype=np.float64)
+    numbers = values[1:]
+    if len(numbers) != 4 and (len(numbers) < 6 or len(numbers) % 2):
+        raise ValueError("class, centre x, centre y, width and height, or class and corners, are needed")
+    if not np.isfinite(values).all() or values[0] != int(values[0]):
+        raise ValueError("a whole number and finite shares are needed")
+    if numbers.min() < -_MARGIN or numbers.max() > 1 + _MARGIN:
+        raise ValueError("shares of the image from 0 to 1 are needed, not pixels")
+    centre, half = numbers[:2], numbers[2:4] / 2
+    corners = numbers.reshape(-1, 2)
+    box = np.concatenate(
+        [centre - half, centre + half] if len(numbers) == 4 else [corners.min(axis=0), corners.max(axis=0)]
+    )
+    if not (box[2:] > box[:2]).all():
+        raise ValueError("width and height above 0 are needed")
+    return int(values[0]), box
+
+
+@registry.data.add("yolo_txt")
+class YoloTxt(LabelledImages):
+    """Images with boxes in YOLO's text files, prepared by `sightline data prepare yolo_txt`.
+
+    `classes` chooses some by name, in this order; boxes of the others are left out or ignored. Boxes narrower or
+    lower than `ignore_below_px` pixels of the file are ignored. Where neither folders nor a file of names state a test
+    part, `tested` are beginnings of names, or the last `test_share` is tested.
+    Source: the user's files; the format is that of Darknet (Redmon and Farhadi 2018, YOLOv3).
+    """
+
+    set_name = "yolo_txt"
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        names: tuple[str, ...] | None = None,
+        faulty: FaultPolicy = "refuse",
+    ) -> dict[str, Any]:
+        """List the images below a folder, and keep the boxes of their text files; returns the manifest.
+
+        `names` are the classes where no YAML file, classes.txt, obj.names or names.txt names them. Raises DataError as
+        `find_yolo`, and for images and rows that cannot be used unless `faulty` is `leave_out`.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        listed = find_yolo(source, names=names)
+        options = {"names": None if names is None else list(names)}
+        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
+        return survey_images(find_yolo(source, names=None))
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card("yolo_txt", {}, set_name=cls.set_name)

@@ -1,0 +1,187 @@
+"""Stages of an image sample, and the pictures that its task draws of a prediction."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sightline.areas.detect.output import COLORS
+from sightline.areas.detect.pictures import DrawnBox, draw_boxes
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import Batch, DataInfo, Sample
+from sightline.draw.pictures import Frame
+from sightline.engine.train import Task
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import RgbColoring, SamplePredictor, Stage
+
+_NO_POINTS = np.zeros((0, 3), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values that are drawn black (`low`) and white (`high`), per channel (3,) float64."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def between(cls, low: float, high: float) -> _Scale:
+        return cls(np.full(3, low), np.full(3, high))
+
+    def pixels(self, rows_of_colors: np.ndarray) -> np.ndarray:
+        """Convert values (H, W, 3) to uint8; values beyond the scale are clipped."""
+        span = np.maximum(self.high - self.low, np.finfo(np.float32).tiny)
+        return ((rows_of_colors - self.low) / span * 255).clip(0, 255).round().astype(np.uint8)
+
+    def fits(self, rows_of_colors: np.ndarray) -> bool:
+        """Return True if values lie within the scale and span part of it, so that they may be in its unit."""
+        low, high = rows_of_colors.min(), rows_of_colors.max()
+        span = self.high.max() - self.low.min()
+        is_within = low >= self.low.min() - _SLACK * span and high <= self.high.max() + _SLACK * span
+        return bool(is_within and (high - low >= _SLACK * span or high == low))
+
+    def match_normalized(self, before: np.ndarray, after: np.ndarray) -> _Scale | None:
+        """Return the scale of `after` if each channel is an affine map of that of `before`, else None."""
+        x, y = before.reshape(-1, 3).astype(np.float64), after.reshape(-1, 3).astype(np.float64)
+        spread = x - x.mean(axis=0)
+        square = (spread**2).sum(axis=0)
+        is_flat = square < np.finfo(np.float32).eps  # a constant channel: any factor fits
+        factor = np.where(is_flat, 1.0, (spread * y).sum(axis=0) / np.where(is_flat, 1.0, square))
+        shift = y.mean(axis=0) - factor * x.mean(axis=0)
+        if (factor <= 0).any() or np.abs(x * factor + shift - y).max() > 1e-3 * max(float(np.ptp(y)), 1e-6):
+            return None
+        return _Scale(factor * self.low + shift, factor * self.high + shift)
+
+
+_SLACK = 0.02
+
+
+class ImageStages:
+    """Stages of samples with an `image` (1 or 3, H, W) or (H, W, 3), drawn in their true brightness.
+
+    All stages share a scale: the bounds of the field if it has any, else the lowest and highest value of the raw image;
+    a normalisation is undone. A stage in another unit is drawn from its own lowest to its own highest value. Boxes are
+    drawn on each stage as it is, so that a box that did not move with its pixels is seen.
+    """
+
+    needs = frozenset({"image"})
+
+    def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
+        self.frame: Frame = "camera_y_down"
+        self.whole = {
+            name: f"{value.item():.4g}{f' {unit}' if (unit := info.fields[name].unit) else ''}"
+            for name, value in raw.items()
+            if name in info.fields and isinstance(value, Tensor) and value.ndim == 0
+        }
+        promise, values = info.fields.get("image"), raw["image"].float()
+        low = values.min().item() if promise is None or promise.low is None else promise.low
+        high = values.max().item() if promise is None or promise.high is None else promise.high
+        self._raw_scale = _Scale.between(low, high)
+        self._last: tuple[Tensor, _Scale] = (raw["image"], self._raw_scale)
+        self.pixels = self._raw_scale.pixels(_rows_of_colors(raw["image"]))
+        """Pixels (H, W, 3) uint8 of the stage that was drawn last, without boxes."""
+
+    def raw_stage(self, sample: Sample) -> Stage:
+        """Build the stage of the image as the data set returns it."""
+        return self._stage("raw", sample, self._raw_scale)
+
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
+        """Build the stage of the image after a transform."""
+        image, scale = self._last
+        if before["image"] is not image:  # another branch begins with the raw sample
+            scale = self._raw_scale
+        yield self._stage(stage, sample, self._scale_after(scale, before["image"], sample["image"]))
+
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
+        """Build the stage of the pictures that the task draws of the prediction, and return its numbers."""
+        show = TaskMembers.show.get(predictor.task)
+        optional_arguments = {"pixels": self.pixels, **({} if predictor.score is None else {"score": predictor.score})}
+        pictures = [] if show is None else show(batch, predictions, **_select_arguments(show, optional_arguments))
+        figures = {
+            name: predictions[name][0].double().cpu().tolist()
+            for name in sorted(TaskMembers.predicts.get(predictor.task))
+            if isinstance(predictions.get(name), Tensor) and len(predictions[name]) == predictions[name].numel() == 1
+        }
+        text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
+        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        return _picture_stage("prediction", text, panels), figures
+
+    def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
+        earlier, later = _rows_of_colors(before), _rows_of_colors(after)
+        is_changed = before.shape != after.shape or not scale.fits(later)  # channels moved first, or another unit
+        normalised = scale.match_normalized(earlier, later) if is_changed and earlier.shape == later.shape else None
+        if normalised is not None or scale.fits(later):
+            return normalised or scale
+        return _Scale.between(float(later.min()), float(later.max()))
+
+    def _stage(self, stage: str, sample: Sample, scale: _Scale) -> Stage:
+        image = sample["image"]
+        self._last, self.pixels = (image, scale), scale.pixels(_rows_of_colors(image))
+        low, high = image.float().min(), image.float().max()
+        pixels = self.pixels
+        size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
+        if "boxes" in sample:
+            pixels, size = draw_boxes(pixels, _sample_boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
+        return _picture_stage(stage, size, (ImagePanel(stage, pixels),))
+
+
+def _rows_of_colors(image: Tensor) -> np.ndarray:
+    """Convert an image (1 or 3, H, W) or (H, W, 3) to (H, W, 3) float32."""
+    values = image.float()
+    return (values if values.shape[0] not in (1, 3) else values.expand(3, -1, -1).permute(1, 2, 0)).numpy()
+
+
+def _select_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the arguments that a function's signature names."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def _sample_boxes(sample: Sample) -> list[DrawnBox]:
+    """Build the drawn boxes of a sample: green, and hatched grey if they are ignored."""
+    ignored = sample["is_ignored"].tolist() if "is_ignored" in sample else [False] * len(sample["boxes"])
+    truth, hidden = DrawnBox((), COLORS["truth"]), DrawnBox((), COLORS["ignored"], style="hatched")
+    corners = map(tuple, sample["boxes"].tolist())
+    boxes = [
+        replace(hidden if is_ignored else truth, corners=box_corners)
+        for box_corners, is_ignored in zip(corners, ignored, strict=True)
+    ]
+    return sorted(boxes, key=lambda box: box.style)
+
+
+def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None) -> Iterator[Stage]:
+    """Build the stages of a task's targets (such as an assignment) if it draws them, on `pixels` (H, W, 3) uint8."""
+    show_targets = TaskMembers.show_targets.get(task)
+    if show_targets is None:
+        return
+    optional_arguments = {} if pixels is None else _select_arguments(show_targets, {"pixels": pixels})
+    for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
+        panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
+        text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
+        yield _picture_stage(stage, text, panels, figures)
+
+
+def draws_pictures(task: Task) -> bool:
+    """Return True if a task draws pictures of its predictions."""
+    return TaskMembers.show.get(task) is not None
+
+
+def takes_score(task: Task) -> bool:
+    """Return True if a task can draw only detections above a given score."""
+    show = TaskMembers.show.get(task)
+    return show is not None and "score" in inspect.signature(show).parameters
+
+
+def _picture_stage(
+    stage: str, text: str, panels: tuple[ImagePanel, ...], figures: Mapping[str, Any] | None = None
+) -> Stage:
+    """Build a stage that has pictures only."""
+    none = RgbColoring("image", np.zeros((0, 3), dtype=np.uint8))
+    return Stage(stage, _NO_POINTS, (none,), description=text, panels=panels, figures=figures or {})

@@ -1,0 +1,504 @@
+"""Object detection: assignment of priors to boxes before the forward pass, detections after it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import TypedDict
+
+from sightline.areas.detect.assigners.base import PriorPredictions
+from sightline.areas.detect.output import (
+    MIN_DRAWN_SCORE,
+    Candidates,
+    DetectionFilter,
+    clip_boxes,
+    get_image_pixels,
+    show_assignments,
+    show_detections,
+    show_priors,
+    to_file_pixels,
+)
+from sightline.compute.geometry.boxes.overlaps import decode_boxes, pairwise_iou
+from sightline.compute.geometry.boxes.priors import (
+    IGNORED,
+    PRESETS,
+    AnchorShapes,
+    PriorGrid,
+    Priors,
+    make_anchors,
+    make_points,
+)
+from sightline.contract import registry
+from sightline.contract.arguments import (
+    AssignerBlock,
+    Count,
+    FractionBelowOne,
+    NonNegativeFloat,
+    PositiveFloat,
+    SuppressionBlock,
+)
+from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.errors import ConfigError, RunError
+from sightline.contract.loss import Loss
+from sightline.contract.members import AssignerMembers, HeadMembers
+from sightline.contract.types import Batch
+from sightline.draw.pictures import Picture
+from sightline.parts.tasks.supervised import Supervised
+
+
+class AnchorBlock(TypedDict, total=False):
+    """Anchors of a cell: a preset of `geometry.boxes.priors`, of which single values may be replaced.
+
+    `sizes` replace all other values, which may come from a base config: widths and heights in pixels of the anchors
+    of a cell, level by level, the finest first.
+    """
+
+    preset: Literal["retinanet", "crowddet", "s3"]
+    scales: tuple[PositiveFloat, ...]
+    ratios: tuple[PositiveFloat, ...]
+    base_strides: PositiveFloat
+    keeps: Literal["area", "width"]
+    whole_px: bool
+    sizes: tuple[tuple[tuple[PositiveFloat, PositiveFloat], ...], ...]
+
+
+class GridBlock(TypedDict, total=False):
+    """Positions of cells: `offset` in steps, 0.5 for their centres; a step is the stride, or image side / cells.
+
+    `offset_px` replaces `offset`, in pixels at every level. See `geometry.boxes.priors.PriorGrid`.
+    """
+
+    offset: FractionBelowOne
+    offset_px: NonNegativeFloat
+    steps: Literal["stride", "image"]
+
+
+@registry.tasks.add("detect")
+class Detect(Supervised):
+    """Predicts `detections` (D, 6) in pixels of the files: left, top, right, bottom, score, class.
+
+    Detections of image b are the rows `detection_offsets[b]` to `detection_offsets[b + 1]`, by falling score. Targets
+    are assigned to priors once a step, before the forward pass. Losses and metrics read these keys:
+    - `priors` (P, 4) or (P, 2), and `prior_stride` (P,), the pixels between the cells of their level;
+    - `target` (B, P): class of the assigned box, -1 for background, -2 for priors that no loss counts;
+    - `matched_boxes` (B, P, 4), and `matched_density` (B, P), the box's highest IoU with another box;
+    - `is_unmatched` (G,): boxes of the batch that are not ignored, but assigned to no prior;
+    - `second_match` (B, P), for heads of two predictions per prior: row of the second box in the batch, -1, or -2.
+
+    Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
+    (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
+    `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; without `clip`, boxes may exceed the
+    file's border. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    """
+
+    predicts = frozenset({"detections", "detection_offsets"})
+    extra_batch_keys = frozenset({"image", "boxes", "label", "is_ignored", "box_offsets", "to_canvas", "file_px"})
+    context_keys = frozenset(
+        {"priors", "prior_stride", "target", "matched_boxes", "matched_density", "second_match", "is_unmatched"}
+    )
+    evaluation_arguments = frozenset({"suppression", "score", "per_level", "most", "clip"})
+    keeps_candidates = False
+    """True if predictions also contain `candidates` (C, 6) and `candidate_offsets`: detections before suppression."""
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        losses: Mapping[str, Loss],
+        batch_keys: AvailableKeys,
+        output_keys: AvailableKeys,
+        assigner: AssignerBlock,
+        anchors: AnchorBlock | None = None,
+        grid: GridBlock | None = None,
+        suppression: SuppressionBlock | None = None,
+        score: FractionBelowOne = 0.05,
+        per_level: Count = 1000,
+        most: Count = 100,
+        clip: bool = True,
+    ) -> None:
+        self._head: Any = getattr(model, "head", None)
+        if self._head is None:
+            raise ConfigError(f"task: detect needs a model with a head, such as detector, found {type(model).__name__}")
+        super().__init__(model=model, losses=losses, batch_keys=batch_keys, output_keys=output_keys)
+        self._model = model
+        self._shapes = _make_anchor_shapes(anchors, self._head)
+        self._grid: GridBlock = grid or {}
+        self._assigner = assigner
+        _assert_compatible(assigner, self._head)
+        _assert_losses(losses, self._head)
+        _assert_losses_match_assigner(losses, assigner)
+        if suppression is None:
+            suppression = registry.suppressions.get_entry("greedy").builder()
+        _assert_offered(suppression, output_keys, self._head)
+        self._select = DetectionFilter(suppression, score, per_level, most)
+        self._clip = clip
+        self._made: dict[tuple[Any, ...], Priors] = {}
+
+    @property
+    def selection(self) -> DetectionFilter:
+        """Selection of the detections from the predictions."""
+        return self._select
+
+    def context(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Assign every prior its target: `target` (B, P), `matched_boxes` (B, P, 4) and the other `context_keys`."""
+        priors = self.get_priors(batch["image"])
+        predictions = (
+            self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
+        )
+        targets, boxes, densities, second = [], [], [], []
+        is_unmatched = ~batch["is_ignored"]
+        for image, rows in enumerate(_image_slices(batch["box_offsets"])):
+            image_boxes = batch["boxes"][rows].to(priors.coordinates)
+            extra_arguments = () if predictions is None else (batch["label"][rows], predictions[image])
+            matched, _, other = self._assigner(priors, image_boxes, batch["is_ignored"][rows], *extra_arguments)
+            has_box, box_index = (
+                matched >= 0,
+                matched.clamp(min=-1),
+            )  # priors without a box get the last row, of zeros
+            is_unmatched[matched[has_box] + rows.start] = False
+            targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[box_index], matched))
+            boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
+            densities.append(
+                functional.pad(_compute_densities(image_boxes, batch["is_ignored"][rows]), (0, 1))[box_index]
+            )
+            if other is not None:
+                second.append(torch.where(other >= 0, other + rows.start, other))
+                is_unmatched[second[-1][other >= 0]] = False
+        return {
+            **({"second_match": torch.stack(second)} if second else {}),
+            "priors": priors.coordinates,
+            "prior_stride": priors.prior_stride,
+            "target": torch.stack(targets),
+            "matched_boxes": torch.stack(boxes),
+            "matched_density": torch.stack(densities),
+            "is_unmatched": is_unmatched,
+        }
+
+    @torch.no_grad()
+    def _predict_priors(self, model: nn.Module, batch: Batch) -> list[PriorPredictions]:
+        """Compute the predictions of each image that an assigner reads; the losses' own pass then repeats them.
+
+        The model keeps its device and state; its running statistics do not see the batch a second time.
+        """
+        image = batch["image"]
+        reference = next(model.parameters(), image) if isinstance(model, nn.Module) else image  # else a stand-in
+        is_compatible = (reference.device, reference.dtype) == (image.device, image.dtype)
+        with _buffers_preserved(model):
+            outputs = self.outputs(model, batch if is_compatible else {**batch, "image": image.to(reference)})
+        rows = self.get_priors(image).coordinates
+        names = [name for name in ("logits", "codes", "objectness") if name in outputs]
+        logits, codes, *objectness = (outputs[name].to(image.device) for name in names)
+        if codes.ndim == 4:  # of a head of several predictions at each prior
+            rows = rows[:, None]
+        return [
+            PriorPredictions.from_tensors(*tensors)
+            for tensors in zip(logits, decode_boxes(rows, codes), *objectness, strict=True)
+        ]
+
+    def step_counts(self, contexts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Count priors with a box, ignored priors, and unmatched boxes over a step's micro-batches."""
+        target = torch.cat([context["target"].flatten() for context in contexts])
+        unmatched = torch.cat([context["is_unmatched"] for context in contexts]).sum()
+        return {"n_pos": (target >= 0).sum(), "n_ignore": (target == IGNORED).sum(), "unmatched_gt": unmatched}
+
+    def get_priors(self, image: Tensor) -> Priors:
+        """Return the priors of images (B, 3, H, W), on their device, cached; levels have a cell per begun stride."""
+        key = (*image.shape[2:], image.device, image.dtype)
+        if key not in self._made:
+            maps = [tuple(-(-side // stride) for side in image.shape[2:]) for stride in self._head.strides]
+            by_image = self._grid.get("steps") == "image"
+            sides = (image.shape[2], image.shape[3]) if by_image else None
+            grid = PriorGrid(self._grid.get("offset", 0.5), sides, self._grid.get("offset_px"))
+            form: Any = {"grid": grid, "device": image.device}
+            form["dtype"] = torch.promote_types(image.dtype, torch.float32)
+            if self._head.priors == "anchors":
+                made = make_anchors(maps, self._head.strides, self._shapes, **form)
+            else:
+                made = make_points(maps, self._head.strides, **form)
+            self._made = {key: made}  # one size only: canvases seldom change, and hundreds would fill the memory
+        return self._made[key]
+
+    def outputs(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Compute the model's outputs for a batch. Raises RunError if its maps differ from those of the priors."""
+        outputs = super().outputs(model, batch)
+        priors = self.get_priors(batch["image"])
+        maps = priors.maps
+        map_sizes = [tuple(size) for size in outputs["level_shapes"][0].tolist()]
+        if map_sizes != list(maps):
+            raise RunError(
+                f"task detect: the model's maps of {tuple(batch['image'].shape[2:])} pixels have {map_sizes} cells, "
+                f"priors of the strides {self._head.strides} lie on {list(maps)}; state the strides that the network "
+                "has"
+            )
+        to_deltas = HeadMembers.to_deltas.get(self._head)
+        return outputs if to_deltas is None else {**outputs, "codes": to_deltas(outputs["codes"], priors)}
+
+    def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
+        """Convert outputs to detections (D, 6) in pixels of the files."""
+        priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
+        candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
+
+        def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
+            return [
+                to_file_pixels(rows_of_image, *maps, clip=self._clip)
+                for rows_of_image, maps in zip(rows, zip(*canvas_maps, strict=True), strict=True)
+            ]
+
+        canvas_px = torch.tensor(batch["image"].shape[2:])
+        about = {"to_canvas": canvas_maps[0], "file_px": canvas_maps[1], "canvas_px": canvas_px}  # `vote` reads them
+        predictions = {
+            **outputs,
+            **about,
+            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in candidates])),
+        }
+        if self.keeps_candidates:
+            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in candidates]))
+            predictions["candidates"], predictions["candidate_offsets"] = (
+                unsuppressed["detections"],
+                unsuppressed["detection_offsets"],
+            )
+        return predictions
+
+    def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
+        detections = []
+        for image, file_px in enumerate(passes[0]["file_px"]):
+            pooled = Candidates.concatenate([self._candidates_in_file(predictions, image) for predictions in passes])
+            survivors = self._select.suppress(pooled)
+            detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
+        return {**passes[0], **_concatenate_detections(detections)}
+
+    def _candidates_in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
+        """Select the candidates of one pass in an image, in pixels of its file."""
+        like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
+        candidates = self._select.candidates(predictions, image, self.get_priors(like))
+        canvas_map = predictions["to_canvas"][image], predictions["file_px"][image]
+        return candidates._replace(detections=to_file_pixels(candidates.detections, *canvas_map, clip=False))
+
+    def show(
+        self,
+        batch: Batch,
+        predictions: Mapping[str, Any],
+        *,
+        pixels: np.ndarray | None = None,
+        score: float = MIN_DRAWN_SCORE,
+    ) -> list[Picture]:
+        """Draw the first images with true and false positives and missed labels; `pixels` (H, W, 3) of the first."""
+        return show_detections(batch, predictions, least_score=score, pixels=pixels) if "truth" in batch else []
+
+    def show_targets(
+        self, batch: Batch, *, pixels: np.ndarray | None = None
+    ) -> dict[str, tuple[list[Picture], dict[str, Any]]]:
+        """Draw, for the first image, a cell's anchors on each level, and the assignment by every compatible assigner.
+
+        The run's assigner comes first, with its arguments, the others have their defaults. Those that need predictions
+        get those of the current model.
+        """
+        rows = _image_slices(batch["box_offsets"])[0]
+        pixels = get_image_pixels(batch, 0, pixels)
+        priors = self.get_priors(batch["image"])
+        boxes, is_ignored = batch["boxes"][rows].to(priors.coordinates), batch["is_ignored"][rows]
+        name_of_own = _get_assigner_name(self._assigner)
+        others = _make_other_assigners(name_of_own, self._head)
+        assigners = {f"{name_of_own} (this config's)": self._assigner, **others}
+        if any(map(AssignerMembers.needs_predictions.get, assigners.values())):
+            first_image = {**batch, "image": batch["image"][:1]}
+            [predicted] = self._predict_priors(self._model, first_image)
+            assigners = {
+                name: partial(assigner, labels=batch["label"][rows], predicted=predicted)
+                if AssignerMembers.needs_predictions.get(assigner)
+                else assigner
+                for name, assigner in assigners.items()
+            }
+        pictures, reports = show_assignments(pixels, priors, boxes, is_ignored, assigners)
+        return {"priors": (show_priors(pixels, priors, boxes), {}), "assignment": (pictures, {"assigners": reports})}
+
+
+@contextmanager
+def _buffers_preserved(model: nn.Module) -> Iterator[None]:
+    """Context that restores the buffers (running statistics) of a model in training mode."""
+    is_trained = isinstance(model, nn.Module) and model.training
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()] if is_trained else []
+    try:
+        yield
+    finally:
+        for buffer, values in saved:
+            buffer.copy_(values)
+
+
+def _compute_densities(boxes: Tensor, is_ignored: Tensor) -> Tensor:
+    """Compute each box's highest IoU (G,) with another box of (G, 4) that is not ignored."""
+    overlap = torch.where(is_ignored, 0, pairwise_iou(boxes, boxes)).fill_diagonal_(0)
+    return functional.pad(overlap, (0, 1)).amax(dim=1)
+
+
+def _concatenate_detections(detections: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Concatenate the detections (D_b, 6) of each image: `detections` (D, 6), `detection_offsets` (B + 1,)."""
+    offsets = torch.tensor([0, *(len(rows) for rows in detections)]).cumsum(0)
+    return {"detections": torch.cat(list(detections)), "detection_offsets": offsets}
+
+
+def _image_slices(offsets: Tensor) -> list[slice]:
+    return [slice(*pair) for pair in pairwise(offsets.tolist())]
+
+
+def _make_anchor_shapes(block: AnchorBlock | None, head: Any) -> AnchorShapes | Sequence[Sequence[tuple[float, float]]]:
+    """Make the anchor shapes of a cell. Raises ConfigError if the head predicts another number, or from points."""
+    if head.priors != "anchors":
+        if block is not None:
+            raise ConfigError(f"anchors: {type(head).__name__} predicts from points; leave anchors out")
+        return PRESETS["retinanet"]
+    if head.priors_per_cell == 1 and block is None:
+        return AnchorShapes((1.0,), (1.0,), base_strides=8.0)
+    values: dict[str, Any] = dict(block or {})
+    sizes = values.pop("sizes", None)
+    if sizes is not None and (len(sizes) != len(head.strides) or len({*map(len, sizes)}) != 1):
+        raise ConfigError(
+            f"anchors: sizes take as many (width, height) for each of the {len(head.strides)} levels; found "
+            f"{[len(level) for level in sizes]} of {len(sizes)}"
+        )
+    shapes = sizes or replace(PRESETS[values.pop("preset", "retinanet")], **values)
+    count = len(sizes[0] if sizes else shapes.sizes(1))
+    if count != head.priors_per_cell:
+        stated = "sizes" if sizes else f"{len(shapes.scales)} scales x {len(shapes.ratios)} ratios"
+        raise ConfigError(
+            f"anchors: {stated} are {count} anchors a cell, the head predicts {head.priors_per_cell}; set "
+            f"model.head.num_anchors={count}"
+        )
+    return shapes
+
+
+def _get_assigner_name(assigner: Any) -> str:
+    """Return an assigner's name in configs, or that of its class if it is not registered."""
+    names = (
+        name for name in registry.assigners.names() if registry.assigners.get_entry(name).builder is type(assigner)
+    )
+    return next(names, type(assigner).__name__)
+
+
+def _describe_mismatch(name: str, assigner: Any, head: Any) -> str | None:
+    """Describe why a head cannot be trained with an assigner, or with those of a class; None if it can."""
+    takes, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
+    if isinstance(takes, str):
+        return f"{predictor}: its `takes` is a text; write frozenset({{'{takes}'}})"
+    if head.priors not in takes:
+        stated = (
+            f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"
+        )
+        return f"{predictor}, which predicts from {head.priors}: {stated}"
+    if untrained := sorted({*AssignerMembers.excludes.get(assigner)} & _head_output_keys(head)):
+        return f"{predictor}, which predicts '{untrained[0]}': its targets do not train that"
+    only = HeadMembers.assigners.get(head)
+    if only is not None and name in {*registry.assigners.names()} - {*only}:
+        return f"{predictor}, whose `assigners` are {', '.join(sorted(only))}"
+    return None
+
+
+def _head_output_keys(head: Any) -> frozenset[str]:
+    """Return the keys that a head returns; empty for a user's head that does not state them."""
+    try:
+        return model_output_keys(head, owner="the head")
+    except ConfigError:
+        return frozenset()
+
+
+def _list_assigners(head: Any) -> dict[str, dict[str, Any]]:
+    """List the registered assigners that a head can be trained with, each with the required arguments."""
+    count, compatible = HeadMembers.predictions_per_prior.get(head), {}
+    for name in registry.assigners.names():
+        entry = registry.assigners.get_entry(name)
+        arguments = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
+        fits = bool(arguments) or AssignerMembers.boxes_per_prior.get(entry.builder) == count
+        if fits and _describe_mismatch(name, entry.builder, head) is None:
+            compatible[name] = arguments
+    return compatible
+
+
+def _make_other_assigners(excluded: str, head: Any) -> dict[str, Any]:
+    """Make the other assigners that a head can be trained with, with their default arguments."""
+    names = _list_assigners(head)
+    entries = {name: registry.assigners.get_entry(name) for name in names if name != excluded}
+    return {
+        name: entry.builder(**names[name])
+        for name, entry in entries.items()
+        if not any(parameter.is_required for parameter in entry.parameters.values())
+    }
+
+
+def _assert_compatible(assigner: Any, head: Any) -> None:
+    """Raise ConfigError for an assigner that a head cannot be trained with."""
+    name, predictor = _get_assigner_name(assigner), type(head).__name__
+    others = _list_assigners(head)
+    if reason := _describe_mismatch(name, assigner, head):
+        raise ConfigError(f"assigner: {name} does not fit {reason}; take {', '.join(others) or 'one of your own'}")
+    expected, count = HeadMembers.predictions_per_prior.get(head), AssignerMembers.boxes_per_prior.get(assigner)
+    if count != expected:
+        advice = f"take {', '.join(others) or 'one of your own'}"
+        if others.get(name):
+            advice = f"set task.assigner.boxes_per_prior={expected}"
+        raise ConfigError(
+            f"assigner: {predictor} predicts {expected} boxes at each prior, {name} names {count}; {advice}"
+        )
+
+
+def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
+    """Raise ConfigError for a loss of one prediction per prior if the head has two, and the reverse."""
+    count = HeadMembers.predictions_per_prior.get(head)
+    for name, loss in losses.items():
+        parameters = {*inspect.signature(loss.forward).parameters}
+        if parameters & {"logits", "codes"} and ("second_match" in parameters) != (count == 2):
+            advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
+            predictor = f"{type(head).__name__}, which predicts {count} boxes at each prior"
+            raise ConfigError(f"losses: {name} does not fit {predictor}; {advice}")
+
+
+def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
+    """Raise ConfigError for losses made for another assigner, and for an assigner without its losses."""
+    name = _get_assigner_name(assigner)
+    owned = {entry: loss for entry, loss in losses.items() if loss.assigner is not None}
+    for entry, loss in owned.items():
+        if loss.assigner != name:
+            raise ConfigError(
+                f"losses: {entry} is a loss for targets of the assigner {loss.assigner}, found {name}; set "
+                f"task.assigner.name={loss.assigner}, or take other losses"
+            )
+        for key in sorted(vars(assigner).keys() & vars(loss).keys()):
+            if getattr(assigner, key) != getattr(loss, key):
+                raise ConfigError(
+                    f"losses: {entry} has {key}={getattr(loss, key)}, its assigner {name} {getattr(assigner, key)}; "
+                    "state the same for both"
+                )
+    entries = {entry: registry.losses.get_entry(entry).builder for entry in registry.losses.names()}
+    wanted = sorted(entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name)
+    if wanted and not owned:
+        raise ConfigError(
+            f"assigner: {name} gives targets for the losses {' and '.join(wanted)}, found {', '.join(losses)}; take "
+            "those, or another assigner"
+        )
+
+
+def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
+    """Raise ConfigError for a suppression that reads a key which the head does not predict."""
+    offered = {"density"} & {*output_keys.keys}
+    if HeadMembers.predictions_per_prior.get(head) > 1:
+        offered.add("proposal")
+    advice = {
+        "density": "set model.head.density=true for retina, and train it with the loss box_density",
+        "proposal": "take a head of two predictions at each prior, such as retina_emd",
+    }
+    for name in sorted(suppression.reads - offered):
+        raise ConfigError(
+            f"suppression: {type(suppression).__name__} needs '{name}', which {type(head).__name__} does not offer; "
+            f"{advice[name]}, or another suppression"
+        )

@@ -1,0 +1,207 @@
+"""Depth image files: 16-bit PNG, NPY, raw float32, and the windows of MSRA; in mm, 0 without a measurement."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from sightline.contract.errors import DataError
+from sightline.store.files.array_files import check_decompressed_size, read_npy
+from sightline.store.files.image_files import DECODE_ERRORS, FREE_IMAGE_BYTES, PNG_END
+from sightline.store.files.input_files import assert_regular, file_size, read_file
+
+SizePx: TypeAlias = tuple[int, int]
+"""Width and height of an image, in pixels."""
+_HEADER = struct.Struct("<6i")
+"""Header of MSRA's files: width and height of the image, then left, top, right, bottom (exclusive)."""
+_MAX_SIZE_PX = 16_384
+_MIN_RANGE_MM = 20.0
+"""Shortest range of any depth camera: an image whose largest depth is below it is in metres."""
+
+
+def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float = 1.0) -> np.ndarray:
+    """Read the depth image (H, W) of a user's file, float32 in mm, 0 without a measurement.
+
+    PNG files have one channel of 16 bits; NPY files numbers of any type (H, W), NaN without a measurement; BIN files
+    either float32 row by row without a header, for which `size_px` (width, height) must be known, or MSRA's header and
+    window. Raises DataError, one line, for other files, for images of another size than `size_px`, and if the numbers
+    cannot be depths in mm.
+    """
+    assert_regular(path)
+    suffix = path.suffix.lower()
+    if suffix == ".png":
+        image = read_depth_png(path)
+    elif suffix == ".npy":
+        image = _check_npy_depth(read_npy(path), path)
+    elif suffix == ".bin":
+        image = _read_bin(path, size_px)
+    else:
+        raise DataError(f"{path}: is not a depth image of a known kind; give .png (16 bits), .npy or .bin (float32)")
+    _check_size(image, size_px, path)
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite
+        depth = (image * np.float64(mm_per_unit)).astype(np.float32)
+    if np.isinf(depth).any():
+        raise DataError(
+            f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm; the file is damaged or in "
+            "another format"
+        )
+    if 0 < depth.max(initial=0) < _MIN_RANGE_MM:
+        raise DataError(
+            f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
+            "metres, set mm_per_unit to 1000"
+        )
+    return depth
+
+
+def read_depth_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
+    """Read the pixels (H, W) uint16 of a 16-bit, one-channel PNG file. Raises DataError for any other file."""
+    mode, pixels = _decode_png(path)
+    if mode not in ("I;16", "I"):
+        raise DataError(f"{path}: has the mode {mode}, one channel of 16 bits is needed, which holds depths in mm")
+    _check_size(pixels, size_px, path)
+    return pixels.astype(np.uint16)
+
+
+def read_colour_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
+    """Read the depths (H, W) uint16 of a PNG file with the high byte in the green and the low byte in the blue channel.
+
+    Source: the reader that comes with the NYU hand data.
+    """
+    mode, pixels = _decode_png(path)
+    if mode != "RGB":
+        raise DataError(f"{path}: has the mode {mode}, RGB is needed, whose green and blue hold the depth")
+    _check_size(pixels, size_px, path)
+    depth: np.ndarray = pixels[..., 1].astype(np.uint16) * 256 + pixels[..., 2]
+    return depth
+
+
+def read_raw_depth(path: Path, *, size_px: SizePx) -> np.ndarray:
+    """Read the depths (H, W) float32 of a file of little-endian float32, row by row, without a header."""
+    content = read_file(path)
+    width, height = size_px
+    if len(content) != 4 * width * height:
+        raise DataError(
+            f"{path}: has {len(content)} bytes, an image of {width} x {height} float32 has {4 * width * height}; the "
+            "file is damaged, or its image has another size: give that size"
+        )
+    return _check_depths(np.frombuffer(content, "<f4"), path, start=0).reshape(height, width)
+
+
+def read_windowed_depth(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
+    """Read the depths (H, W) float32 of an MSRA file: a header and a window of the image; the rest is 0.
+
+    The header gives the window's left column and top row, counted from 0. Raises DataError with the byte at which the
+    header, or a depth, is wrong, and with the size that the header requires.
+    """
+    content = read_file(path)
+    if len(content) < _HEADER.size:
+        raise DataError(
+            f"{path}: has {len(content)} bytes, the header alone has {_HEADER.size}; the file is damaged or in "
+            "another format"
+        )
+    width, height, left, top, right, bottom = _HEADER.unpack_from(content)
+    if size_px not in (None, (width, height)) or not (0 < width <= _MAX_SIZE_PX and 0 < height <= _MAX_SIZE_PX):
+        wanted = "{} x {}".format(*size_px) if size_px else f"at most {_MAX_SIZE_PX} a side"
+        raise DataError(
+            f"{path}: byte 0: the image is {width} x {height}, {wanted} is needed; the file is damaged or in another "
+            "format"
+        )
+    if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
+        raise DataError(
+            f"{path}: byte 8: the window from {left}, {top} to {right}, {bottom} is not within the image of {width} x "
+            f"{height}; the file is damaged or in another format"
+        )
+    expected = _HEADER.size + 4 * (right - left) * (bottom - top)
+    if len(content) != expected:
+        raise DataError(
+            f"{path}: has {len(content)} bytes, its window of {right - left} x {bottom - top} asks for {expected}; "
+            "the file is damaged or in another format"
+        )
+    check_decompressed_size(str(path), 4 * width * height, len(content))
+    depth = np.zeros((height, width), dtype=np.float32)
+    window = _check_depths(np.frombuffer(content, "<f4", offset=_HEADER.size), path, start=_HEADER.size)
+    depth[top:bottom, left:right] = window.reshape(bottom - top, right - left)
+    return depth
+
+
+def _read_bin(path: Path, size_px: SizePx | None) -> np.ndarray:
+    """Read a BIN file, raw or with MSRA's header, by its size and first bytes."""
+    num_bytes = file_size(path)
+    if size_px is not None and num_bytes == 4 * size_px[0] * size_px[1]:
+        return read_raw_depth(path, size_px=size_px)
+    with path.open("rb") as file:
+        header = file.read(_HEADER.size)
+    if len(header) == _HEADER.size:
+        width, height, left, top, right, bottom = _HEADER.unpack(header)
+        if 0 <= left <= right <= width <= _MAX_SIZE_PX and 0 <= top <= bottom <= height <= _MAX_SIZE_PX:
+            return read_windowed_depth(path, size_px=size_px)
+    if size_px is None:
+        raise DataError(
+            f"{path}: has no header, so its {num_bytes} bytes may be an image of any shape; give its width and height"
+        )
+    return read_raw_depth(path, size_px=size_px)
+
+
+def _decode_png(path: Path) -> tuple[str, np.ndarray]:
+    """Decode a PNG file to its mode and pixels. Raises DataError if it is truncated or damaged."""
+    content = read_file(path)
+    if not content.endswith(PNG_END):
+        raise DataError(
+            f"{path}: does not end as PNG files do, at byte {len(content)}; the file is damaged or in another format"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings about large images: these are checked below
+            opened = Image.open(io.BytesIO(content), formats=["PNG"])
+        with opened as image:
+            check_decompressed_size(
+                str(path), 8 * image.width * image.height, len(content), free_bytes=FREE_IMAGE_BYTES
+            )
+            return image.mode, np.asarray(image)
+    except DataError:
+        raise
+    except DECODE_ERRORS as error:
+        reason = " ".join(str(error).partition(" <_io.")[0].split())
+        raise DataError(f"{path}: cannot be decoded ({reason}); the file is damaged or in another format") from error
+
+
+def _check_npy_depth(array: np.ndarray, path: Path) -> np.ndarray:
+    """Check the depths (H, W) of an NPY file and replace NaN by 0."""
+    if array.ndim != 2 or array.dtype.kind not in "uif":
+        raise DataError(f"{path}: holds {array.dtype} {array.shape}, numbers (height, width) are needed")
+    depth = np.where(np.isnan(array), 0, array) if array.dtype.kind == "f" else array
+    wrong_pixels = np.argwhere(~np.isfinite(depth) | (depth < 0))
+    if len(wrong_pixels):
+        row, column = (int(index) for index in wrong_pixels[0])
+        raise DataError(
+            f"{path}: the depth in row {row}, column {column} is {array[row, column]}; put 0 where nothing was measured"
+        )
+    return depth
+
+
+def _check_depths(depths: np.ndarray, path: Path, *, start: int) -> np.ndarray:
+    """Return the depths of a file, read from the byte `start` on, after a check that all are finite and >= 0."""
+    invalid = np.flatnonzero(~np.isfinite(depths) | (depths < 0))
+    if len(invalid):
+        index = int(invalid[0])
+        raise DataError(
+            f"{path}: the depth at byte {start + 4 * index} is {depths[index]}; pixels without a measurement must be "
+            "0: the file is damaged or in another format"
+        )
+    return depths.astype(np.float32, copy=False)
+
+
+def _check_size(image: np.ndarray, size_px: SizePx | None, path: Path) -> None:
+    """Raise DataError if an image has another size than `size_px`."""
+    image_size_px = (image.shape[1], image.shape[0])
+    if size_px is not None and image_size_px != size_px:
+        raise DataError(
+            f"{path}: the image is {image_size_px[0]} x {image_size_px[1]} pixels, the camera's "
+            f"{size_px[0]} x {size_px[1]}; give the intrinsics and the size of this image's camera"
+        )

@@ -1,0 +1,127 @@
+"""Reader of depth images of the user's own camera, in the coordinate frame of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sightline.aliases import keep_old_members, old_names
+from sightline.areas.pose.depth_files import SizePx, read_depth
+from sightline.areas.pose.sets.depth_frames import DepthCamera
+from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.engine.run_loading import TrainedRun
+
+DEPTH_SUFFIXES = (".png", ".npy", ".bin")
+
+
+@keep_old_members(follows="tracks_previous")
+@dataclass(frozen=True)
+class DepthFrameOptions:
+    """Options for reading depth images, and for the reference point of the figure in them.
+
+    `intrinsics` are fx, fy, u0 and v0 in pixels, by default those of the run's own set; the sign of fy sets whether the
+    prediction's Y points down (fy > 0) or up. `size_px`, width and height, is only needed for raw files. The reference
+    point is the centre of mass, computed as `centre_of_mass` states (default: as in the run); or read from a file,
+    `centres`; or, with `tracks_previous`, near the prediction for the previous frame. A `refiner`, a run of the task
+    `centre`, moves the point to the figure's middle joint.
+    """
+
+    intrinsics: tuple[float, float, float, float] | None = None
+    size_px: SizePx | None = None
+    mm_per_unit: float = 1.0
+    centre_of_mass: CentreOfMass | None = None
+    tracks_previous: bool = False
+    centres: Path | None = None
+    refiner: TrainedRun | None = None
+
+    def __post_init__(self) -> None:
+        if self.centres is not None and (self.tracks_previous or self.refiner is not None):
+            other = "refiner=" if self.refiner is not None else "reference=previous"
+            raise ConfigError(
+                f"centres={self.centres}: gives the position of every figure, as does {other}; give only one of them"
+            )
+        if self.intrinsics is not None:
+            fx, fy, *middle = self.intrinsics
+            if not all(map(math.isfinite, self.intrinsics)) or fx <= 0 or fy == 0:
+                numbers = ", ".join(f"{value:g}" for value in (fx, fy, *middle))
+                raise ConfigError(
+                    f"camera: fx, fy, u0, v0 are {numbers}; fx must be positive, fy not 0 (negative: Y up)"
+                )
+
+
+class FrameReader:
+    """Reader of depth images in the coordinate frame of a run, in which Y points as in the run's own set.
+
+    `camera` (4,) float64 are the intrinsics with which the run sees them.
+    """
+
+    def __init__(self, run: TrainedRun, options: DepthFrameOptions) -> None:
+        self._options = options
+        self._trained = load_camera(run)
+        intrinsics = np.array(
+            self._trained.intrinsics if options.intrinsics is None else options.intrinsics, dtype=np.float64
+        )
+        self.own_camera = intrinsics
+        self.camera = intrinsics * [1.0, np.sign(self._trained.fy) * np.sign(intrinsics[1]), 1.0, 1.0]
+
+    def notes(self) -> list[str]:
+        """List a note if frames get the camera of the run's set, since none is given."""
+        if self._options.intrinsics is not None:
+            return []
+        width, height = self._trained.width_px, self._trained.height_px
+        fx, fy, u0, v0 = (f"{value:g}" for value in self._trained.intrinsics)
+        return [
+            f"no camera.* is given: frames of {width} x {height} pixels are taken for those of the run's camera, "
+            f"fx {fx}, fy {fy}, u0 {u0}, v0 {v0}; another needs its own camera.fx=, camera.fy=, camera.u0=, camera.v0="
+        ]
+
+    @property
+    def is_turned(self) -> bool:
+        """True if Y points the other way in the user's frame."""
+        return bool(self.camera[1] != self.own_camera[1])
+
+    def read(self, path: Path) -> np.ndarray:
+        """Read the depths (H, W) float32 in mm. Raises DataError for a file that cannot be predicted."""
+        width, height = self._trained.width_px, self._trained.height_px
+        size = self._options.size_px
+        if size is None and path.suffix.lower() == ".bin" and path.is_file():
+            size = (width, height) if path.stat().st_size == 4 * width * height else None
+        depth = read_depth(path, size_px=size, mm_per_unit=self._options.mm_per_unit)
+        if self._options.intrinsics is None and depth.shape != (height, width):
+            raise DataError(
+                f"{path}: the image is {depth.shape[1]} x {depth.shape[0]} pixels, those of the run's camera are "
+                f"{width} x {height}; give this camera's own camera.fx=, camera.fy=, camera.u0= and camera.v0="
+            )
+        return depth
+
+    def flip_y(self, points_mm: np.ndarray) -> np.ndarray:
+        """Convert points (..., 3) from the run's frame to the user's, or back, by the sign of Y."""
+        return points_mm * [1.0, -1.0, 1.0] if self.is_turned else points_mm
+
+
+def load_camera(run: TrainedRun) -> DepthCamera:
+    """Load the camera of the set that a run was trained on.
+
+    A run older than the recorded camera builds its set again. Raises UserError if neither can be read.
+    """
+    size, intrinsics = run.facts.get("image_size_px"), run.facts.get("camera_px")
+    if intrinsics is None:
+        try:
+            facts = registry.data.build(run.config.data, facts={"split": "train"}).info.facts
+            size, intrinsics = facts["image_size_px"], facts["camera_px"]
+        except (UserError, KeyError) as error:
+            raise UserError(
+                f"{run.path}: does not record its camera, and its data set cannot be read: {error}"
+            ) from error
+    if size is None:
+        raise UserError(f"{run.path}: does not record the size of its images; make the run again")
+    fx, fy, u0, v0 = intrinsics
+    return DepthCamera(fx, fy, u0, v0, width_px=size[0], height_px=size[1])
+
+
+__getattr__ = old_names(__name__)

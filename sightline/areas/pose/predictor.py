@@ -1,0 +1,424 @@
+"""Predictor of the task `pose`: joints in depth images in mm and in pixels, with peaks and times.
+
+Picture of a depth image with the predicted joints and the crop cube.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sightline.areas.pose.depth_reader import DEPTH_SUFFIXES, DepthFrameOptions, FrameReader
+from sightline.areas.pose.frame_centres import (
+    INPUTS,
+    CentreFinder,
+    CentreOfMassFinder,
+    FileCentreFinder,
+    FrameCentre,
+    RefinedCentreFinder,
+    Refiner,
+    TrackingCentreFinder,
+    assert_depth_run,
+    frame_sample,
+    get_centre_of_mass,
+    without_target_transforms,
+)
+from sightline.areas.pose.sets.references import CentreOfMass
+from sightline.compute.geometry.pinhole import project_points
+from sightline.config.overrides import read_key_values
+from sightline.contract import registry
+from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.errors import ConfigError, UserError
+from sightline.draw.pictures import PALETTE, encode_png
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun, open_trained
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.predict.predictor import (
+    CommandLine,
+    Inference,
+    Predictor,
+    ReadFile,
+    Refusal,
+    StageTimer,
+    median_times,
+    refuse_non_finite,
+    report_write_errors,
+)
+
+_WIDTH_PX = 640
+"""Minimum width; smaller images are enlarged by an integer factor."""
+_FINER = 2  # factor of supersampling for lines
+_PAPER, _NEAR, _FAR, _OUTSIDE = (
+    np.array(c, dtype=np.float64) for c in ((28, 31, 36), (236,) * 3, (96,) * 3, (58,) * 3)
+)
+_CUBE = (120, 170, 255)
+
+
+def draw_pose(
+    depth: np.ndarray,
+    joints_px: np.ndarray,
+    bones: Sequence[tuple[int, int]],
+    *,
+    reference_mm: np.ndarray,
+    camera: np.ndarray,
+    cube_mm: float,
+) -> np.ndarray:
+    """Draw a pose as (H, W, 3) uint8: depths in the cube from light to dark, the rest of the image dim.
+
+    `depth` (H, W) in mm; `joints_px` (J, 2) columns and rows; `bones` a tree of pairs of joints, of which every branch
+    from the root has a colour. The frame is the cube's section through the reference point.
+    """
+    factor = max(1, math.ceil(_WIDTH_PX / depth.shape[1]))
+    shaded = _shade_depth(depth, float(reference_mm[2]), cube_mm).repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = shaded.shape[:2]
+    canvas = Image.fromarray(shaded).resize((width * _FINER, height * _FINER), Image.Resampling.NEAREST)
+    pen, step = ImageDraw.Draw(canvas), factor * _FINER
+    corners = [reference_mm + np.array([x, y, 0]) * cube_mm / 2 for x in (-1, 1) for y in (-1, 1)]
+    frame = (project_points(np.stack(corners), camera)[:, :2] + 0.5) * step  # pixel centres are at integers
+    pen.rectangle([*frame.min(axis=0), *frame.max(axis=0)], outline=_CUBE, width=_FINER)
+    positions = (np.clip(joints_px, -1e4, 1e4) + 0.5) * step
+    colors = _branch_colors(len(joints_px), bones)
+    for first, second in bones:
+        pen.line([*positions[first], *positions[second]], fill=colors[second], width=3 * _FINER)
+    for position, color in zip(positions, colors, strict=True):
+        radius = 3.5 * _FINER
+        pen.ellipse([*(position - radius), *(position + radius)], fill=color, outline=(255, 255, 255), width=_FINER)
+    return np.asarray(canvas.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def _shade_depth(depth: np.ndarray, middle_mm: float, cube_mm: float) -> np.ndarray:
+    """Shade the depths (H, W) to grey values (H, W, 3) uint8 by their position in the cube."""
+    share = ((depth - middle_mm) / cube_mm + 0.5)[..., None]
+    shade = np.where((share >= 0) & (share <= 1), _NEAR + share * (_FAR - _NEAR), _OUTSIDE)
+    shaded: np.ndarray = np.where((depth > 0)[..., None], shade, _PAPER).round().astype(np.uint8)
+    return shaded
+
+
+def _branch_colors(num_joints: int, bones: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """Choose a colour per joint: that of its branch from the root; white for the root."""
+    parent = {second: first for first, second in bones}
+    colors = []
+    for joint in range(num_joints):
+        ancestor = joint
+        while parent.get(parent.get(ancestor, -1)) is not None:
+            ancestor = parent[ancestor]
+        roots = [second for first, second in bones if first not in parent]
+        red, green, blue = PALETTE[roots.index(ancestor)].tolist() if ancestor in roots else (255, 255, 255)
+        colors.append((red, green, blue))
+    return colors
+
+
+STAGES = ("read", "centre", "voxelise", "network", "decode")
+"""Timed stages of each frame."""
+_PICTURE = ".pose.png"
+_COORDINATES = ("x_mm", "y_mm", "z_mm", "u_px", "v_px", "peak")
+
+
+@dataclass(frozen=True, eq=False)
+class JointPrediction:
+    """Predicted joints of one depth image.
+
+    `joints_mm` (J, 3) float64 and `reference_mm` (3,) are in the frame of the image's `camera` (fx, fy, u0, v0), whose
+    Y points up if fy is negative. `joints_px` (J, 2) are columns and rows. `peaks` (J,) are the largest values of
+    the joints' heat maps: 1 for a confident prediction, near 0 for a dead map. `reference` names the source of the
+    reference point, `treatment` describes what was done to the frame. `ms` are the milliseconds of each of `STAGES`;
+    frames of one batch share them evenly. `depth` (H, W) is kept while predictions come one by one.
+    """
+
+    file: Path
+    joints_mm: np.ndarray
+    joints_px: np.ndarray
+    peaks: np.ndarray
+    joint_names: tuple[str, ...]
+    bones: tuple[tuple[int, int], ...]
+    reference_mm: np.ndarray
+    reference: str
+    camera: tuple[float, ...]
+    cube_mm: float
+    treatment: str
+    ms: Mapping[str, float]
+    depth: np.ndarray | None = None
+
+    def without_depth(self) -> JointPrediction:
+        """Return the same prediction without its depth image, to save memory."""
+        return dataclasses.replace(self, depth=None)
+
+    @property
+    def total_ms(self) -> float:
+        """Milliseconds of all stages."""
+        return sum(self.ms.values())
+
+
+class _Source(NamedTuple):
+    """Depth image (H, W), its reference point, and the milliseconds of both."""
+
+    depth: np.ndarray
+    centre: FrameCentre
+    ms: Mapping[str, float]
+
+
+@registry.predictors.add("pose")
+class PosePredictor(Predictor[JointPrediction]):
+    """Predictor of a `JointPrediction` per depth image, from the `joints_mm` and `peaks` of the task.
+
+    `frames` states how the images are read, and where the figure is searched. If it tracks a video, frames are
+    predicted one by one. Raises UserError for a run whose camera is unknown and for a file of reference points that
+    does not fit; ConfigError for a run that was not trained on depth images, or whose set does not name its joints, and
+    for a refiner of another task. Source: made here.
+    """
+
+    reads = frozenset({"joints_mm", "peaks"})
+    suffixes = DEPTH_SUFFIXES
+    endings = (_PICTURE,)
+    noun = "frame"
+    is_timed = True
+    columns = ("file", "looked for about", "mean peak", *(f"{stage} ms" for stage in STAGES), "all ms")
+
+    def __init__(self, *, run: TrainedRun, world: World, frames: DepthFrameOptions | None = None) -> None:
+        super().__init__(run=run)
+        assert_depth_run(run, self.info)
+        missing = [name for name in ("joint_names", "bones", "cube_mm") if name not in run.facts]
+        if missing:
+            raise ConfigError(f"{run.path}: its data set states no {', '.join(missing)}; predict needs them for joints")
+        self._options = frames or DepthFrameOptions()
+        self._world = world
+        self._reader = FrameReader(run, self._options)
+        self._centres: CentreFinder
+        self.fields = {name: self.info.fields[name] for name in INPUTS}
+        self.is_sequential = self._options.tracks_previous
+        self._names = tuple(run.facts["joint_names"])
+        self._bones = tuple((int(first), int(second)) for first, second in run.facts["bones"])
+        self._cube_mm = float(run.facts["cube_mm"])
+        self._camera = tuple(self._reader.own_camera.tolist())
+        self._treatment = "as it is"
+        if self._reader.is_turned:
+            direction, trained = ("down", "up") if self._reader.own_camera[1] > 0 else ("up", "down")
+            self._treatment = f"Y points {direction}, in the run {trained}: turned for the run, and back"
+        joints = (f"{name} {coordinate}" for name in self._names for coordinate in _COORDINATES)
+        reference = ("reference x_mm", "reference y_mm", "reference z_mm")
+        times = (f"{stage} ms" for stage in STAGES)
+        self.csv_columns = ("file", "reference", *reference, *joints, *times, "all ms", "treatment")
+
+    @classmethod
+    def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+        """Parse `frames` from the arguments `camera.*`, `reference.*`, `reference`, `centres` and `refiner`."""
+        arguments: dict[str, list[str]] = {"camera.": [], "reference.": [], "": []}
+        for argument in line.key_values:
+            key = argument.partition("=")[0].strip()
+            prefix = "" if key in ("reference", "centres", "refiner") else f"{key.partition('.')[0]}."
+            if prefix not in arguments:
+                allowed = "camera.*, reference.*, reference, centres and refiner"
+                raise UserError(f"predict: found {argument!r}, allowed is key=value with {allowed}")
+            arguments[prefix].append(argument)
+        camera = read_key_values("camera", _camera, arguments["camera."], command="predict", prefix="camera.")
+        mass = read_key_values(
+            "centre_of_mass", CentreOfMass, arguments["reference."], command="predict", prefix="reference."
+        )
+        place = _reference(**read_key_values("pose", _reference, arguments[""], command="predict"))
+        refiner = place.pop("refiner")
+        frames = DepthFrameOptions(
+            **_camera(**camera),
+            **place,
+            centre_of_mass=CentreOfMass(**mass) if mass else None,
+            refiner=None if refiner is None else open_trained(refiner, plugins=line.plugins),
+        )
+        return {"frames": frames}
+
+    def start(self, files: Sequence[Path]) -> None:
+        """Open the file of reference points, which has a line for each frame."""
+        self._centres = self._make_centres(files)
+
+    def close(self) -> None:
+        """Move the refiner back to the CPU."""
+        if self._options.refiner is not None:
+            self._options.refiner.model.cpu()  # a loaded run keeps its model on the CPU
+
+    def transforms(self) -> Sequence[NamedTransform]:
+        """Return the run's evaluation transforms without those that draw targets, which need labels."""
+        return without_target_transforms(self.run.transforms, self.info)
+
+    def read(self, path: Path) -> ReadFile:
+        """Read the depths, the camera and the reference point of a frame."""
+        laps = StageTimer(self._world)
+        depth = self._reader.read(path)
+        laps.end_stage("read")
+        centre = self._centres(path, depth)
+        laps.end_stage("centre")
+        return ReadFile(
+            path, frame_sample(depth, self._reader.camera, centre.point_mm), _Source(depth, centre, laps.ms)
+        )
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[JointPrediction | Refusal]:
+        """Make the prediction of each frame; frames of one batch share their time evenly."""
+        joints, peaks = (inference.predictions[name].double().cpu().numpy() for name in ("joints_mm", "peaks"))
+        shares = {{"transforms": "voxelise"}.get(stage, stage): ms / len(files) for stage, ms in inference.ms.items()}
+        if self.is_sequential:
+            self._centres.update(joints[0], peaks[0])
+        return [
+            self._make_prediction(file, joints_mm, joint_peaks, shares)
+            for file, joints_mm, joint_peaks in zip(files, joints, peaks, strict=True)
+        ]
+
+    def compact(self, prediction: JointPrediction) -> JointPrediction:
+        """Return the prediction without its depth image."""
+        return prediction.without_depth()
+
+    def document(self, prediction: JointPrediction) -> dict[str, Any]:
+        """Return all fields except those of the run's set, which `about` has."""
+        return {
+            "file": str(prediction.file),
+            "joints_mm": prediction.joints_mm.tolist(),
+            "joints_px": prediction.joints_px.tolist(),
+            "peaks": prediction.peaks.tolist(),
+            "reference_mm": prediction.reference_mm.tolist(),
+            "reference": prediction.reference,
+            "camera": list(prediction.camera),
+            "treatment": prediction.treatment,
+            "ms": {**prediction.ms, "all": prediction.total_ms},
+        }
+
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return file, reference, mean peak and times."""
+        times = (f"{ms:.1f}" for ms in document["ms"].values())
+        return [document["file"], document["reference"], float(np.mean(document["peaks"])), *times]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the coordinates and peaks of every joint, with reference and times."""
+        peaks = np.array(document["peaks"])[:, None]
+        joints = np.concatenate([document["joints_mm"], document["joints_px"], peaks], axis=1)
+        numbers = [*document["reference_mm"], *joints.ravel().tolist(), *document["ms"].values()]
+        return [document["file"], document["reference"], *numbers, document["treatment"]]
+
+    def write(self, prediction: JointPrediction, name: Path) -> dict[str, Path]:
+        """Write a picture of the joints and of the crop cube."""
+        assert prediction.depth is not None, "the depth is there while predictions come one by one"
+        pixels = draw_pose(
+            prediction.depth,
+            prediction.joints_px,
+            prediction.bones,
+            reference_mm=prediction.reference_mm,
+            camera=np.array(prediction.camera),
+            cube_mm=prediction.cube_mm,
+        )
+        path = name.with_name(name.name + _PICTURE)
+        with report_write_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(pixels))
+        return {"picture": path}
+
+    def about(self) -> dict[str, Any]:
+        """Return the names of the joints and the bones between them."""
+        return {"joint_names": list(self._names), "bones": [list(bone) for bone in self.run.facts["bones"]]}
+
+    def notes(self) -> list[str]:
+        """List notes if the camera is that of the run's set, or if training used other reference points."""
+        camera = self._reader.notes()
+        trained = str(self.run.facts.get("reference_source", ""))
+        source = "centre_of_mass" if self._options.refiner is None else "refiner"
+        if (
+            self._options.centres is not None
+            or not trained
+            or (trained == "centre_of_mass") == (source == "centre_of_mass")
+        ):
+            return camera
+        point = "where a refiner puts the middle joint" if source == "refiner" else "the centre of mass"
+        line = f"the run was trained about reference points of '{trained}', not {point}: its predictions may be worse"
+        return [*camera, line]
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return the median time of each stage."""
+        return [median_times(documents, STAGES, noun="frame")] if documents else []
+
+    def _make_prediction(
+        self, file: ReadFile, joints: np.ndarray, peaks: np.ndarray, ms: Mapping[str, float]
+    ) -> JointPrediction | Refusal:
+        if not (np.isfinite(joints).all() and np.isfinite(peaks).all()):
+            return refuse_non_finite(file.path)
+        source: _Source = file.source
+        joints_mm = self._reader.flip_y(joints)
+        times = {**source.ms, **ms}
+        return JointPrediction(
+            file=file.path,
+            joints_mm=joints_mm,
+            joints_px=project_points(joints_mm, self._reader.own_camera)[:, :2],
+            peaks=peaks,
+            joint_names=self._names,
+            bones=self._bones,
+            reference_mm=self._reader.flip_y(source.centre.point_mm),
+            reference=source.centre.source,
+            camera=self._camera,
+            cube_mm=self._cube_mm,
+            treatment=self._treatment,
+            ms={stage: times[stage] for stage in STAGES},
+            depth=source.depth,
+        )
+
+    def _make_centres(self, files: Sequence[Path]) -> CentreFinder:
+        """Make the finder of reference points that `frames` states."""
+        options, reader = self._options, self._reader
+        refine = None if options.refiner is None else Refiner(options.refiner, reader, options, self._world)
+        source_run = options.refiner or self.run
+        cube_mm = float(source_run.facts["cube_mm"])
+        mass = CentreOfMassFinder(
+            options.centre_of_mass or get_centre_of_mass(source_run), reader.camera, cube_mm=cube_mm
+        )
+        if options.centres is not None:
+            return FileCentreFinder(
+                options.centres, files, mass, camera=reader.camera, cube_mm=cube_mm, flip_y=reader.flip_y
+            )
+        start: CentreFinder = TrackingCentreFinder(mass) if options.tracks_previous else mass
+        return start if refine is None else RefinedCentreFinder(start, refine)
+
+
+@registry.predictors.add("centre")
+class CentrePredictor(Predictor[Any]):
+    """Refusal of a run of the task `centre`, which refines the reference points of another run. Source: made here."""
+
+    def __init__(self, *, run: TrainedRun) -> None:
+        raise UserError(
+            f"{run.path}: refines reference points; give it as refiner={run.path} to a run of the task pose"
+        )
+
+
+def _reference(
+    *,
+    reference: Literal["centre_of_mass", "previous"] = "centre_of_mass",
+    centres: str | None = None,
+    refiner: str | None = None,
+) -> dict[str, Any]:
+    """Convert the arguments about reference points to those of `DepthFrameOptions`, and the path of the refiner."""
+    path = None if centres is None else Path(centres)
+    return {"tracks_previous": reference == "previous", "centres": path, "refiner": refiner}
+
+
+def _camera(
+    *,
+    fx: PositiveFloat | None = None,
+    fy: float | None = None,
+    u0: float | None = None,
+    v0: float | None = None,
+    width_px: Count | None = None,
+    height_px: Count | None = None,
+    mm_per_unit: PositiveFloat = 1.0,
+) -> dict[str, Any]:
+    """Convert the arguments `camera.*` to those of `DepthFrameOptions`."""
+    intrinsics: dict[str, float | None] = {"fx": fx, "fy": fy, "u0": u0, "v0": v0}
+    size = {"width_px": width_px, "height_px": height_px}
+    for group in (intrinsics, size):
+        missing = [f"camera.{name}=" for name, value in group.items() if value is None]
+        if missing and len(missing) < len(group):
+            raise UserError(
+                f"predict: {', '.join(missing)}: is missing, other values of the camera are given; give it too"
+            )
+    return {
+        "intrinsics": None if fx is None else tuple(intrinsics.values()),
+        "size_px": None if width_px is None else tuple(size.values()),
+        "mm_per_unit": mm_per_unit,
+    }

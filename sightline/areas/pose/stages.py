@@ -1,0 +1,374 @@
+"""Stages of a depth frame with joints: the placed cube, its voxels, heat maps, and the decoded joints.
+
+After the raw stage, coordinates are voxels of the placed cube's grid, as the network sees them. Joints decoded from a
+target are transformed back to mm by the inverse placement and compared with the raw joints, which no transform changed.
+
+Errors of joints as numbers and as text: in the placed cube, in the target, and as predicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.pinhole import depth_points, project_points
+from sightline.compute.geometry.volumes import CubePlacement, permute_axes, to_camera, to_voxels
+from sightline.contract.types import Batch, DataInfo, Sample
+from sightline.draw.pictures import PALETTE, Frame
+from sightline.parts.tasks.supervised import decode_joints
+from sightline.view.panels import READ, TRUE, JointFigure, Volume, Window, depth_panel, slices_panel, volume_panels
+from sightline.view.stages import ClassColoring, RgbColoring, SamplePredictor, Stage
+
+_ROUND_TRIP_MM = 1e-9
+"""Rounding error of coordinates of some thousand mm in float64 after a dozen operations."""
+_HALF_A_CELL = 0.5 + 1e-3
+"""Largest error of argmax decoding: next to a cell's border, float32 cannot decide which of two cells is larger."""
+
+
+def without_rounding(placement: CubePlacement) -> CubePlacement:
+    """Return the placement without the roundings of the authors' release, for exact positions."""
+    return replace(placement, compat="none")
+
+
+def median_nearest_distance(joints: np.ndarray, points: np.ndarray) -> float | None:
+    """Compute the median over joints (J, 3) of the distance to the nearest point (N, 3); None if there are none.
+
+    A joint is a finger's radius below the skin: a distance much above that means that joints and image disagree.
+    """
+    if not len(joints) or not len(points):
+        return None
+    return float(np.median([np.sqrt(((points - joint) ** 2).sum(axis=1).min()) for joint in joints]))
+
+
+def measure_placement(placement: CubePlacement, joints: Tensor, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """Count the joints (J, 3) inside the cube and measure their round-trip error in mm, compared with the raw joints.
+
+    Joints that are not visible are left out.
+    """
+    exact = without_rounding(placement)
+    voxels = to_voxels(joints.double()[None], exact)
+    error_mm = (to_camera(voxels, exact)[0] - raw).norm(dim=1)[visible]
+    inside = ((voxels[0] >= 0) & (voxels[0] < placement.size)).all(dim=1) & visible
+    furthest = float(error_mm.max()) if len(error_mm) else None
+    return {
+        "num_joints": int(visible.sum()),
+        "num_joints_inside": int(inside.sum()),
+        "round_trip_mm": furthest,
+        "is_sound": None if furthest is None else furthest <= _ROUND_TRIP_MM,
+    }
+
+
+def measure_target(heatmaps: Tensor, placement: CubePlacement, raw: Tensor, visible: Tensor) -> dict[str, Any]:
+    """Measure the error of joints decoded from heat maps (J, V, V, V) against the raw joints (J, 3), in mm and cells.
+
+    Decoded by argmax, which is at most half a cell off along each axis of the grid, and by a parabola around the
+    maximum. Only visible joints inside the cube count: the heat maps of the others have no peak.
+    """
+    cell_voxels = placement.size / heatmaps.shape[-1]
+    exact = without_rounding(placement)
+    expected = to_voxels(raw[None], exact) / cell_voxels
+    is_inside = ((expected[0] >= 0) & (expected[0] < heatmaps.shape[-1])).all(dim=1)
+    counted = is_inside & visible
+    figures: dict[str, Any] = {
+        "cell_mm": placement.voxel_mm * cell_voxels / float(placement.scale[0]),
+        "num_joints": int(visible.sum()),
+        "num_joints_inside": int(counted.sum()),
+    }
+    names = ("target_off_cells", "target_off_mm", "target_off_max_mm", "parabola_off_max_mm", "is_sound")
+    if not bool(counted.any()):
+        return figures | dict.fromkeys(names)
+    decoded = decode_joints(heatmaps[None], placement, decoding="argmax")
+    max_error_cells = float(((to_voxels(decoded, exact) / cell_voxels) - expected)[0, counted].abs().max())
+    error_mm = (decoded[0] - raw).norm(dim=1)[counted]
+    smooth = decode_joints(heatmaps[None], placement, decoding="parabola")[0]
+    parabola_max_mm = float((smooth - raw).norm(dim=1)[counted].max())
+    values = (
+        max_error_cells,
+        float(error_mm.mean()),
+        float(error_mm.max()),
+        parabola_max_mm,
+        max_error_cells <= _HALF_A_CELL,
+    )
+    return figures | dict(zip(names, values, strict=True))
+
+
+def measure_joint_errors(found: Tensor, true: Tensor, visible: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Compute the distance in mm of each decoded joint (J, 3) from the true one, by name, with mean and maximum."""
+    error_mm = (found - true).norm(dim=1)
+    errors_by_name = {
+        name: float(mm) if is_visible else None for name, mm, is_visible in zip(names, error_mm, visible, strict=True)
+    }
+    if not bool(visible.any()):
+        return {"mean_error_mm": None, "max_error_mm": None, "worst_joint": None, "error_mm": errors_by_name}
+    worst = int(torch.where(visible, error_mm, -1.0).argmax())
+    return {
+        "mean_error_mm": float(error_mm[visible].mean()),
+        "max_error_mm": float(error_mm[worst]),
+        "worst_joint": names[worst],
+        "error_mm": errors_by_name,
+    }
+
+
+# --- in words --------------------------------------------------------------------------------------------------------
+
+
+def describe_placement(placement: CubePlacement) -> str:
+    """Describe the position of the cube and its augmentation."""
+    middle = ", ".join(f"{value:.0f}" for value in placement.reference_mm[0].tolist())
+    neutral = (placement.grid_size - placement.size) / 2
+    shift = (placement.shift[0] - neutral).tolist()
+    varied = [f"scaled by {float(placement.scale[0]):.2f}"] if float(placement.scale[0]) != 1 else []
+    if float(placement.angle_rad[0]):
+        varied.append(f"turned by {np.degrees(float(placement.angle_rad[0])):.0f} degrees")
+    if any(shift):
+        varied.append(f"shifted by {', '.join(f'{value:.1f}' for value in shift)} voxels")
+    return ", ".join([f"cube of {placement.cube_mm:g} mm about ({middle})", *varied])
+
+
+def describe_round_trip(figures: Mapping[str, Any]) -> str:
+    """Describe how many joints are inside the cube, and their error from mm to the grid and back."""
+    if figures["round_trip_mm"] is None:
+        return "no joint is labelled"
+    text = f"{figures['num_joints_inside']} of {figures['num_joints']} joints inside, "
+    if figures["is_sound"]:
+        return f"{text}back in mm {figures['round_trip_mm']:.0e} mm from the raw ones"
+    return f"{text}BACK IN MM THEY ARE {figures['round_trip_mm']:.1f} mm FROM THE RAW ONES: a transform moves joints"
+
+
+def describe_target(figures: Mapping[str, Any]) -> str:
+    """Describe the errors of the joints decoded from the target."""
+    if figures["is_sound"] is None:
+        return "no labelled joint is in the cube"
+    num_outside = figures["num_joints"] - figures["num_joints_inside"]
+    text = (
+        f"read back from the target, joints are {figures['target_off_mm']:.1f} mm from the raw ones "
+        f"({figures['target_off_max_mm']:.1f} at most), {figures['target_off_cells']:.2f} of a cell of "
+        f"{figures['cell_mm']:.1f} mm along an axis; by the parabola {figures['parabola_off_max_mm']:.2g} mm"
+    )
+    text += f"; {num_outside} joints outside of the cube" if num_outside else ""
+    return text if figures["is_sound"] else f"MORE THAN HALF A CELL: {text}; target and raw joints disagree"
+
+
+def describe_errors(figures: Mapping[str, Any]) -> str:
+    """Describe the errors of the predicted joints."""
+    if figures["mean_error_mm"] is None:
+        return "no joint is labelled"
+    worst = f"{figures['worst_joint']} {figures['max_error_mm']:.1f} mm"
+    return f"{figures['mean_error_mm']:.1f} mm off on average, {worst}"
+
+
+_ADDED_FIELDS = ("heatmaps", "volume", "placement")
+"""Fields that transforms add; a stage is drawn by the first of these that its transform added."""
+_MIN_DRAWN = 0.5
+_CORNERS = np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)])
+_EDGES = tuple((a, b) for a in range(8) for b in range(a + 1, 8) if np.abs(_CORNERS[a] - _CORNERS[b]).sum() == 1)
+_CUBE = np.array([120, 128, 140], dtype=np.uint8)
+_MARGIN_PX = 4
+
+
+class DepthStages:
+    """Stages of samples with a `depth` image, its `camera`, `joints` and which of them are `visible`."""
+
+    needs = frozenset({"depth", "camera", "joints", "visible"})
+
+    def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:
+        self.whole: dict[str, str] = {}
+        self._joints = raw["joints"].double().clone()  # a copy, which no transform can change
+        self._visible = raw["visible"].bool().clone()
+        self._y_is_up = float(raw["camera"][1]) < 0
+        self.frame: Frame = "camera_y_up" if self._y_is_up else "camera_y_down"
+        count = len(self._joints)
+        self._names = tuple(facts.get("joint_names", map(str, range(count))))
+        self._bones = tuple(tuple(bone) for bone in facts.get("bones", ()))
+        self._unit = info.fields["depth"].unit if "depth" in info.fields else ""
+
+    # --- stages -------------------------------------------------------------------------------------------------------
+
+    def raw_stage(self, sample: Sample) -> Stage:
+        """Build the stage of the measured points and joints in the camera frame, with the joints over the image."""
+        return self._frame_stage("raw", sample)
+
+    def after_transform(self, stage: str, before: Sample, sample: Sample) -> Iterator[Stage]:
+        """Build the stage of what a transform added (placed cube, voxels or heat maps), else of the changed frame."""
+        new = [name for name in _ADDED_FIELDS if name in sample and not _is_same(before.get(name), sample[name])]
+        draw = {"heatmaps": self._target_stage, "volume": self._voxel_stage, "placement": self._cube_stage}
+        yield draw[new[0]](stage, sample) if new else self._frame_stage(stage, sample)
+
+    def prediction_stages(
+        self, clouds: Sequence[Stage], batch: Batch, predictions: Mapping[str, Any], predictor: SamplePredictor
+    ) -> tuple[Stage, dict[str, Any]]:
+        """Build the stage of the predicted heat maps and joints next to the true ones, with the joint errors in mm."""
+        sample = {name: batch[name][0].cpu() for name in (*self.needs, "placement")}
+        joints_mm = predictions["joints_mm"][0].double().cpu()
+        figures = measure_joint_errors(joints_mm, self._joints, self._visible, self._names)
+        placement = CubePlacement.from_rows(sample["placement"][None])
+        maps = self._maps(predictions["likelihood"][0].float().cpu(), placement)
+        true_figure, predicted_figure = (
+            self._true_figure(self._joints),
+            self._decoded_figure("predicted joints", joints_mm),
+        )
+        depth, camera = self._image(sample)
+        _, window = _project_cube(placement, camera, depth)
+        depth_picture = depth_panel("predicted and true", depth, camera, [true_figure, predicted_figure], window=window)
+        cloud = self._heatmap_stage(
+            "prediction", maps, placement, [true_figure, predicted_figure], behind=batch["volume"][0, 0].cpu()
+        )
+        return replace(
+            cloud, description=describe_errors(figures), panels=(depth_picture, *cloud.panels[:3]), figures=figures
+        ), figures
+
+    def _frame_stage(self, stage: str, sample: Sample) -> Stage:
+        depth, camera = self._image(sample)
+        points = depth_points(depth, camera)
+        joints = sample["joints"].double()
+        joint_distance = median_nearest_distance(joints[self._visible].numpy(), points)
+        description = (
+            ""
+            if joint_distance is None
+            else f"joints {joint_distance:.1f} {self._unit} from the nearest measured point (median)"
+        )
+        skeleton = self._true_figure(joints)
+        return Stage(
+            stage,
+            points,
+            (RgbColoring.from_values("depth", points[:, 2]),),
+            self._unit,
+            description,
+            skeletons=(skeleton,),
+            panels=(depth_panel("depth and joints", depth, camera, [skeleton]),),
+            figures={"joint_to_surface_mm": joint_distance},
+        )
+
+    def _cube_stage(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
+        depth, camera = self._image(sample)
+        points = _to_voxels(depth_points(depth, camera), placement)
+        is_inside = ((points >= 0) & (points < placement.size)).all(axis=1)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
+        figures |= {"num_points_inside": int(is_inside.sum())}
+        image = np.zeros(depth.shape, dtype=bool)
+        image[depth > 0] = is_inside
+        cube, window = _project_cube(placement, camera, depth)
+        skeleton = self._true_figure(sample["joints"].double())
+        crop = depth_panel("in the cube", depth, camera, [skeleton], window=window, is_inside=image, cube=cube)
+        inside_points = points[is_inside]
+        colors = (RgbColoring.from_values("depth", inside_points[:, 2]),)
+        description = f"{describe_placement(placement)}; {describe_round_trip(figures)}"
+        cloud = Stage(
+            stage, inside_points, colors, "voxels", description, figures["is_sound"], panels=(crop,), figures=figures
+        )
+        return replace(cloud, skeletons=(self._to_grid(skeleton, placement),))
+
+    def _voxel_stage(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
+        values = permute_axes(sample["volume"][0].float(), placement.axes).numpy()
+        volume = Volume.from_voxels(values, is_y_up=self._y_is_up)
+        middles, _ = volume.cell_centres_above(_MIN_DRAWN)
+        figures = measure_placement(placement, sample["joints"], self._joints, self._visible)
+        skeleton = self._to_grid(self._true_figure(sample["joints"].double()), placement)
+        joint_distance = median_nearest_distance(skeleton.joints[self._visible.numpy()], middles)
+        figures |= {
+            "num_voxels": len(middles),
+            "share": len(middles) / values.size,
+            "joint_to_surface_voxels": joint_distance,
+        }
+        distance_note = "" if joint_distance is None else f", joints {joint_distance:.1f} from the nearest (median)"
+        return Stage(
+            stage,
+            middles,
+            (RgbColoring.from_values("depth", middles[:, 2]),),
+            "voxels",
+            f"{figures['share']:.2%} of the voxels{distance_note}; {describe_round_trip(figures)}",
+            figures["is_sound"],
+            skeletons=(skeleton,),
+            panels=(*volume_panels(volume, [skeleton]), slices_panel(volume)),
+            volume=volume,
+            figures=figures,
+        )
+
+    def _target_stage(self, stage: str, sample: Sample) -> Stage:
+        placement = CubePlacement.from_rows(sample["placement"][None])
+        figures = measure_target(sample["heatmaps"], placement, self._joints, self._visible)
+        joints_mm = decode_joints(sample["heatmaps"][None], placement, decoding="argmax")[0]
+        skeletons = [self._true_figure(self._joints), self._decoded_figure("joints read from the target", joints_mm)]
+        maps = self._maps(sample["heatmaps"].float(), placement)
+        behind = sample["volume"][0] if "volume" in sample else None
+        cloud = self._heatmap_stage(stage, maps, placement, skeletons, behind=behind)
+        return replace(cloud, description=describe_target(figures), is_right=figures["is_sound"], figures=figures)
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+
+    def _heatmap_stage(
+        self,
+        stage: str,
+        maps: np.ndarray,
+        placement: CubePlacement,
+        skeletons: Sequence[JointFigure],
+        *,
+        behind: Tensor | None,
+    ) -> Stage:
+        """Build the stage of the cells above 0.5, coloured by joint; maps (J, V, V, V) are indexed x, y, z."""
+        volume = Volume.from_heatmaps(maps, cell=placement.size / maps.shape[-1], is_y_up=self._y_is_up)
+        shade = None
+        if behind is not None:
+            shade = Volume.from_voxels(permute_axes(behind.float(), placement.axes).numpy(), is_y_up=self._y_is_up)
+        middles, owners = volume.cell_centres_above(_MIN_DRAWN)
+        grid_skeletons = [self._to_grid(skeleton, placement) for skeleton in skeletons]
+        palette = PALETTE[np.arange(len(maps)) % len(PALETTE)]
+        return Stage(
+            stage,
+            middles,
+            (ClassColoring("joint", owners, self._names, np.arange(len(maps)), palette),),
+            "voxels",
+            skeletons=tuple(grid_skeletons),
+            panels=(*volume_panels(volume, grid_skeletons, behind=shade), slices_panel(volume)),
+            volume=volume,
+        )
+
+    def _maps(self, maps: Tensor, placement: CubePlacement) -> np.ndarray:
+        return permute_axes(maps, placement.axes).numpy()
+
+    def _image(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return sample["depth"].float().numpy(), sample["camera"].double().numpy()
+
+    def _true_figure(self, joints: Tensor) -> JointFigure:
+        return JointFigure("true joints", joints.numpy(), self._visible.numpy(), self._bones, TRUE)
+
+    def _decoded_figure(self, name: str, joints: Tensor) -> JointFigure:
+        return JointFigure(name, joints.numpy(), self._visible.numpy(), self._bones, READ)
+
+    def _to_grid(self, skeleton: JointFigure, placement: CubePlacement) -> JointFigure:
+        return skeleton.with_joints(_to_voxels(skeleton.joints, placement))
+
+
+def _is_same(before: Any, after: Tensor) -> bool:
+    """Return True if both are the same memory in the same shape: a transform passed its tensor on."""
+    return isinstance(before, Tensor) and before.data_ptr() == after.data_ptr() and before.shape == after.shape
+
+
+def _to_voxels(points_mm: np.ndarray, placement: CubePlacement) -> np.ndarray:
+    """Convert camera coordinates (P, 3) in mm to continuous voxel coordinates (P, 3) float64."""
+    return to_voxels(torch.from_numpy(points_mm.astype(np.float64))[None], without_rounding(placement))[0].numpy()
+
+
+def _project_cube(placement: CubePlacement, camera: np.ndarray, depth: np.ndarray) -> tuple[JointFigure | None, Window]:
+    """Return the edges of the placed cube in the camera frame, and the window of the image that shows the cube.
+
+    If the cube reaches behind the camera or lies outside the image: None, and the whole image.
+    """
+    height, width = depth.shape
+    corners = to_camera(torch.from_numpy(_CORNERS * placement.size)[None], without_rounding(placement))[0].numpy()
+    if corners[:, 2].min() < 1:
+        return None, (0, 0, width, height)
+    pixels = project_points(corners, camera)[:, :2]
+    left, top = np.floor(pixels.min(axis=0)).astype(int) - _MARGIN_PX
+    right, bottom = np.ceil(pixels.max(axis=0)).astype(int) + _MARGIN_PX + 1
+    window = (max(0, int(left)), max(0, int(top)), min(width, int(right)), min(height, int(bottom)))
+    if window[0] >= window[2] or window[1] >= window[3]:
+        return None, (0, 0, width, height)
+    return JointFigure("cube", corners, np.ones(8, dtype=bool), _EDGES, _CUBE), window

@@ -1,0 +1,231 @@
+"""V2V-PoseNet: occupied voxels to a likelihood of every joint at every voxel. Source: Moon et al. 2018.
+
+ScaleNet: the middle of a hand, refined from three crops about a guess. Source: Oberweger and Lepetit 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypedDict, cast
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.layers.images import (
+    ResidualBlock3d,
+    UpsampleBlock3d,
+    VolumeBlock,
+    assert_volumes,
+    checkpoint_activations,
+)
+from sightline.contract import registry
+from sightline.contract.arguments import Probability
+
+Init = Literal["v2v", "torch_default", "kaiming"]
+_INIT_STD = 0.001
+
+
+class V2VOutput(TypedDict):
+    """`likelihood` (B, J, X/2, Y/2, Z/2), unbounded: the last layer is linear."""
+
+    likelihood: Tensor
+
+
+class _VolumeNetwork(nn.Module):
+    """Base of volumetric networks: initialisation, memory format, and activation checkpointing."""
+
+    size_divisor = 8
+
+    def __init__(self, *, channels_last: bool, recompute: bool) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.recompute = recompute
+
+    def forward(self, *, volume: Tensor) -> V2VOutput:
+        """Predict from `volume` (B, 1, X, Y, Z): 1 where a voxel is occupied, else 0."""
+        assert_volumes(volume, multiple=self.size_divisor)
+        if self.channels_last:
+            volume = volume.contiguous(memory_format=torch.channels_last_3d)
+        return {"likelihood": self.likelihood(volume)}
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        """Compute the likelihood (B, J, X/2, Y/2, Z/2) of a volume (B, 1, X, Y, Z)."""
+        raise NotImplementedError
+
+    def stage(self, layers: nn.Module, volume: Tensor) -> Tensor:
+        """Apply `layers` to a volume.
+
+        With `recompute`, its inner values are recomputed in backward instead of stored.
+        """
+        return checkpoint_activations(layers, volume) if self.recompute and torch.is_grad_enabled() else layers(volume)
+
+    def _start(self, init: Init) -> None:
+        starts: dict[Init, Callable[[Tensor], object]] = {
+            "v2v": lambda weight: nn.init.normal_(weight, std=_INIT_STD),
+            "kaiming": lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"),
+        }
+        for module in self.modules():
+            if init in starts and isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                starts[init](module.weight)
+                nn.init.zeros_(cast(Tensor, module.bias))
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+@registry.models.add("v2v")
+class V2V(_VolumeNetwork):
+    """V2V-PoseNet as published: sides halved three times and doubled twice, with residual blocks and two skips.
+
+    The sides of a volume are multiples of 8, 88 in the paper; 3,410,453 parameters for 21 joints. `shortcuts: false`
+    removes the shortcuts of residual blocks and the skips, `init` is the initialisation of the weights (a deviation of
+    0.001 as published), `channels_last` the memory format that bf16 on a CPU is fast in, `recompute` trades time for
+    memory. Source: Moon et al. 2018, figure 4; layout of V2V-PoseNet_RELEASE.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_joints: int,
+        shortcuts: bool = True,
+        init: Init = "v2v",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(channels_last=channels_last, recompute=recompute)
+
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
+
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=16, kernel_size=7), nn.MaxPool3d(2))
+        self.front = nn.Sequential(block(16, 32), block(32, 32), block(32, 32))
+        self.outer_skip = block(32, 32) if shortcuts else None
+        self.down = nn.Sequential(nn.MaxPool3d(2), block(32, 64))
+        self.inner_skip = block(64, 64) if shortcuts else None
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(64, 128), block(128, 128), block(128, 128))
+        self.inner_up = UpsampleBlock3d(in_channels=128, out_channels=64)
+        self.inner = block(64, 64)
+        self.outer_up = UpsampleBlock3d(in_channels=64, out_channels=32)
+        self.back = nn.Sequential(
+            block(32, 32),
+            VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
+            VolumeBlock(in_channels=32, out_channels=32, kernel_size=1),
+        )
+        self.output = nn.Conv3d(32, num_joints, 1)
+        self._start(init)
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        outer = self.stage(self.front, self.stage(self.stem, volume))
+        inner = self.stage(self.down, outer)
+        raised = self.stage(self.inner_up, self.stage(self.middle, inner))
+        if self.inner_skip is not None:
+            raised = raised + self.stage(self.inner_skip, inner)
+        raised = self.stage(self.outer_up, self.stage(self.inner, raised))
+        if self.outer_skip is not None:
+            raised = raised + self.stage(self.outer_skip, outer)
+        return cast(Tensor, self.output(self.stage(self.back, raised)))
+
+
+@registry.models.add("v2v_small")
+class V2VSmall(_VolumeNetwork):
+    """Small V2V-PoseNet for quick work: one block per stage, 8 to 32 channels, sides halved twice.
+
+    The sides of a volume are multiples of 4. Arguments as those of v2v. Source: made here, after Moon et al. 2018.
+    """
+
+    size_divisor = 4
+
+    def __init__(
+        self,
+        *,
+        num_joints: int,
+        shortcuts: bool = True,
+        init: Init = "v2v",
+        channels_last: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(channels_last=channels_last, recompute=recompute)
+
+        def block(width_in: int, width_out: int) -> ResidualBlock3d:
+            return ResidualBlock3d(in_channels=width_in, out_channels=width_out, has_shortcut=shortcuts)
+
+        self.stem = nn.Sequential(VolumeBlock(in_channels=1, out_channels=8, kernel_size=5), nn.MaxPool3d(2))
+        self.front = block(8, 16)
+        self.skip = block(16, 16) if shortcuts else None
+        self.middle = nn.Sequential(nn.MaxPool3d(2), block(16, 32))
+        self.up = UpsampleBlock3d(in_channels=32, out_channels=16)
+        self.output = nn.Conv3d(16, num_joints, 1)
+        self._start(init)
+
+    def likelihood(self, volume: Tensor) -> Tensor:
+        outer = self.stage(self.front, self.stage(self.stem, volume))
+        raised = self.stage(self.up, self.stage(self.middle, outer))
+        if self.skip is not None:
+            raised = raised + self.stage(self.skip, outer)
+        return cast(Tensor, self.output(raised))
+
+
+_SIZE = 128
+_CHANNELS = 8
+_POOLS = ((4, 2), (2, 2), (2, 1))
+"""Pool sizes of the first two convolutions of each branch, the whole crop's first; the third has none."""
+_FLAT = 968 + 968 + 512
+_WIDTH = 1024
+
+
+class ScaleNetOutput(TypedDict):
+    """`offset` (B, 3): from the middle of the crop, in halves of its side."""
+
+    offset: Tensor
+
+
+@registry.models.add("scale_net")
+class ScaleNet(nn.Module):
+    """ScaleNet: refines a reference point from the crop, its middle half and its middle quarter, at one scale.
+
+    Three branches of three valid convolutions, then layers of 1,024 values with `dropout` after each; 3,567,651
+    parameters. The crop is one of 128 by 128, by the transform `crop_depth`.
+    Source: Oberweger and Lepetit 2017, DeepPrior++, section 3.1; layers of the authors' scalenet.py.
+    """
+
+    def __init__(self, *, dropout: Probability = 0.3) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_branch(*pools) for pools in _POOLS)
+        self.head = nn.Sequential(
+            nn.Linear(_FLAT, _WIDTH),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_WIDTH, _WIDTH),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(_WIDTH, 3),
+        )
+
+    def forward(self, *, crop: Tensor) -> ScaleNetOutput:
+        """Predict from `crop` (B, 1, 128, 128), from -1 at the front to 1 at the back."""
+        if crop.shape[1:] != (1, _SIZE, _SIZE):
+            raise ValueError(
+                f"crop: found the shape {tuple(crop.shape)}, scale_net takes (B, 1, {_SIZE}, {_SIZE}); set size: "
+                f"{_SIZE} in crop_depth"
+            )
+        branch_features = [branch(_middle(crop, _SIZE >> level)) for level, branch in enumerate(self.branches)]
+        return {"offset": cast(Tensor, self.head(torch.cat(branch_features, dim=1)))}
+
+
+def _branch(first_pool: int, second_pool: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, _CHANNELS, 5),
+        nn.MaxPool2d(first_pool),
+        nn.ReLU(),
+        nn.Conv2d(_CHANNELS, _CHANNELS, 5),
+        nn.MaxPool2d(second_pool),
+        nn.ReLU(),
+        nn.Conv2d(_CHANNELS, _CHANNELS, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+    )
+
+
+def _middle(crop: Tensor, size: int) -> Tensor:
+    """Return the `size` by `size` pixels in the middle."""
+    start = (crop.shape[-1] - size) // 2
+    return crop[..., start : start + size, start : start + size]

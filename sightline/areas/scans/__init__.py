@@ -1,0 +1,27 @@
+"""LiDAR scans: range images, their networks, and labels of points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PARTS: Mapping[str, Mapping[str, str]] = {
+    "checks": {
+        "checks": "projection-coverage",
+    },
+    "data": {
+        "sets.kitti_object": "kitti_object",
+        "sets.scan_folder": "scan_folder",
+        "sets.semantic_kitti": "semantic_kitti",
+        "sets.squeezeseg_npy": "squeezeseg_npy",
+        "sets.synthetic_lidar": "synthetic_lidar",
+    },
+    "models": {
+        "models.rangenet": "deeplabv3 rangenet21 rangenet53",
+        "models.salsanext": "salsanext",
+        "models.squeezeseg": "squeezeseg squeezesegv2",
+    },
+    "transforms": {
+        "range_projection": "project ring_from_order",
+    },
+}
+"""Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -1,0 +1,211 @@
+"""Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
+
+Range images of a run's parts for checks: those of the dry runs, or more if the checks are thorough.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.scans.projection import RangeView, compute_pixels
+from sightline.contract.types import Batch
+from sightline.engine.build import DataSubset
+from sightline.workbench.check.context import Context, check
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys
+from sightline.workbench.describe.report import projection_view
+
+_MAX_SCANS = 16
+
+
+class PartImages(NamedTuple):
+    """Batches of a part with projected scans, and the view of the projection."""
+
+    part: DataSubset
+    view: RangeView
+    batches: list[Batch]
+
+    @property
+    def num_scans(self) -> int:
+        return sum(len(batch["range_image"]) for batch in self.batches)
+
+    @property
+    def range_image(self) -> Tensor:
+        """Range images (S, H, W) in metres, -1 where empty."""
+        return torch.cat([batch["range_image"] for batch in self.batches]).cpu()
+
+
+def images_by_part(context: Context) -> Iterator[PartImages]:
+    """Yield the projected scans of each part: up to four, or up to sixteen under `sightline check`."""
+    for part, batches in _read_batches(context):
+        stage = context.config.transforms.train if part.split == "train" else context.config.transforms.evaluate
+        view = projection_view(stage, part.dataset.info.facts)
+        image_batches = [batch for batch in batches if "range_image" in batch and "nearest" in batch]
+        if view is not None and image_batches:
+            yield PartImages(part, view, image_batches)
+
+
+def _read_batches(context: Context) -> Iterator[tuple[DataSubset, list[Batch]]]:
+    data = context.built.data
+    dry_batches = {} if context.is_thorough else {id(dry.part): dry.batch for dry in context.dry_evaluations}
+    for part in distinct_parts(data):
+        if not context.is_thorough:
+            yield part, [context.dry_run.batch if part is data.train else dry_batches.get(id(part), {})]
+            continue
+        keys = evenly_spaced_keys(part, epoch=0, seed=context.config.seed, most_samples=_MAX_SCANS)
+        try:
+            yield part, [part.reader(key) for key in keys]
+        except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+            continue
+
+
+_MAX_CLAMPED = 0.1
+"""Share of points above or below the image; up to 0.044 for real scans of KITTI."""
+_MAX_BESIDE = 0.1
+_MAX_EMPTY_ROWS = 0.5
+"""Share of the rows; KITTI's camera leaves the lowest 23 of 64 rows empty."""
+_MAX_EMPTY_COLUMNS = 0.25
+"""Share of adjacent columns; KITTI's camera leaves 0.1 of 90 degrees empty."""
+_MAX_CORRELATION = -0.5
+"""Correlation of rows with elevations; -1 for rows of equal pitch."""
+_MIN_SHOWN = 0.5
+"""Share of points that have a pixel of their own; 0.79 of real scans of 64 beams in 2048 columns."""
+_MIN_POINTS = 100
+_MIN_FOV_DEG = 2.0
+"""Smallest plausible field of view in degrees; a smaller number is in radians."""
+
+
+@check(
+    "G3",
+    "projection-coverage",
+    "preflight",
+    each=images_by_part,
+    severity="warning",
+    causes=("data.projection", "cfg.axis_swap", "data.layout"),
+    config_path="data.sensor",
+)
+def projection_coverage(context: Context, images: PartImages) -> Fault | None:
+    """Points are within the image and most have a pixel; row 0 is the highest beam, and half of the rows are used.
+
+    Finds: Range images that scans fill in part: wrong field of view, degrees in radians, exchanged axes or rows.
+    """
+    fault = next(_iter_faults(images), None)
+    if fault is None:
+        return None
+    filled = float((images.range_image >= 0).double().mean())
+    evidence = {"field": "range_image", "pixels_filled": filled}
+    return replace(fault, measured=f"{fault.measured} in {images.num_scans} scans", evidence=evidence)
+
+
+def _iter_faults(images: PartImages) -> Iterator[Fault]:
+    view = images.view
+    row, elevation, beside, clamped, shown = _measure_points(images)
+    if len(row) < _MIN_POINTS:
+        return
+    if clamped > _MAX_CLAMPED:
+        yield _make_clamped_fault(view, elevation, clamped)
+    if beside > _MAX_BESIDE:
+        yield Fault(
+            f"{beside:.0%} of the points are left or right of the image, but are still scored",
+            measured=f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to "
+            f"{view.azimuth_deg[1]:g}",
+            expected=f"at most {_MAX_BESIDE:.0%}",
+            action="widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
+        )
+    correlation = float(torch.corrcoef(torch.stack([row.double(), elevation]))[0, 1])
+    if correlation > _MAX_CORRELATION:  # False if it is NaN, for a single beam
+        yield Fault(
+            "rows of the image do not fall with the elevation of their points",
+            measured=f"a correlation of {correlation:.2f} between row and elevation",
+            expected=f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
+            action="look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
+            "in which they were measured",
+        )
+    yield from _iter_empty_faults(images)
+    if shown < _MIN_SHOWN:
+        wider = view.width * 2 ** math.ceil(math.log2(len(row) / max(1, images.num_scans * view.height * view.width)))
+        yield Fault(
+            f"the image shows {shown:.0%} of the points, the others are hidden by nearer ones in the same pixel",
+            measured=f"{shown:.1%} of the points in {view.height} x {view.width} pixels",
+            expected=f"at least {_MIN_SHOWN:.0%}",
+            action=f"make the image wider, up to the columns that the sensor measures: `project` with width: "
+            f"{max(wider, 2 * view.width)} or more",
+        )
+
+
+def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float, float]:
+    """Compute row and elevation (rad) of each point, (N,), and the shares beside, above or below, and shown."""
+    rows, elevations, num_seen, num_clamped, num_points, num_shown = [], [], 0, 0, 0, 0
+    for batch in images.batches:
+        points, offsets = batch["points"], batch["whole_offsets"]
+        if len(points) != int(offsets[-1]):
+            continue  # a later transform thinned them
+        pixels = compute_pixels(points, view=images.view, offsets=offsets, ring=batch.get("ring"))
+        is_point = pixels.ranges > 0
+        rows.append((batch["nearest"] // images.view.width)[is_point].cpu())
+        elevations.append((points[is_point, 2] / pixels.ranges[is_point]).double().clamp(-1, 1).asin().cpu())
+        num_seen += int(pixels.is_seen.sum())
+        num_clamped += int(pixels.is_clamped.sum())
+        num_points += int(is_point.sum())
+        num_shown += int((batch["range_image"] >= 0).sum())
+    empty = torch.empty(0)
+    beside = 1 - num_seen / max(1, num_points)
+    clamped, shown = (count / max(1, num_seen) for count in (num_clamped, num_shown))
+    return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped, shown
+
+
+def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> Fault:
+    low, high = (
+        float(angle)
+        for angle in torch.rad2deg(elevation.sort().values[[len(elevation) // 50, -1 - len(elevation) // 50]])
+    )
+    up, down = view.fov_deg
+    is_radians = up - down < _MIN_FOV_DEG
+    return Fault(
+        f"{clamped:.0%} of the points are above or below the image"
+        + (", whose borders look like radians" * is_radians),
+        measured=f"borders at {up:g} and {down:g} degrees, 96 % of the points between {high:.1f} and {low:.1f}",
+        expected=f"at most {_MAX_CLAMPED:.0%} of the points outside",
+        action="give data.sensor.fov_deg in degrees, highest first"
+        + (
+            ""
+            if is_radians
+            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or correct the order of x, y and z (z is up)"
+        ),
+    )
+
+
+def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
+    is_filled = images.range_image >= 0
+    rows, columns = (is_filled.any(dim=0).any(dim=axis) for axis in (1, 0))
+    empty = int((~rows).sum())
+    if empty > _MAX_EMPTY_ROWS * len(rows):
+        yield Fault(
+            f"{empty} of {len(rows)} rows of the image are always empty",
+            measured=f"no point in {empty} of {len(rows)} rows",
+            expected=f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
+            action="set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
+        )
+    gap = _find_longest_gap(columns)
+    if gap > _MAX_EMPTY_COLUMNS * len(columns):
+        degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
+        yield Fault(
+            f"{gap} of {len(columns)} columns of the image, side by side, are always empty",
+            measured=f"no point within {degrees:.0f} degrees",
+            expected=f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
+            action="set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
+        )
+
+
+def _find_longest_gap(is_filled: Tensor) -> int:
+    """Find the largest number of adjacent empty columns; the last column is next to the first."""
+    filled_columns = is_filled.nonzero()[:, 0]
+    if not len(filled_columns):
+        return len(is_filled)
+    return int(torch.cat([filled_columns.diff(), filled_columns[:1] + len(is_filled) - filled_columns[-1:]]).max()) - 1

@@ -1,0 +1,373 @@
+"""KITTI object detection scans as a segmentation set: each point has the type of its labelled box.
+
+Reader of KITTI object files: labelled objects, calibration, and the resulting type of every point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Ge, Le
+from PIL import Image
+
+from sightline.areas.scans.sets.label_maps import read_label_map
+from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.scan_preparation import (
+    BY_NAME,
+    ListedScan,
+    describe_split,
+    read_name_lists,
+    scan_plan,
+    survey_scans,
+)
+from sightline.compute.geometry.scans.boxes3d import Calibration, points_in_box
+from sightline.contract import registry
+from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
+from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
+from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.prepared.columns import ColumnSpec, prepared_root
+from sightline.store.prepared.prepared_set import make_card, open_prepared, summarise_folder
+from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.splits import make_splits
+
+TYPES = ("Background", "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
+"""Types of objects; the id of a type is its index. Background are the points in no box."""
+DONT_CARE = TYPES.index("DontCare")
+OUTSIDE = len(TYPES)
+"""Id of points outside the image, where nothing is labelled."""
+_NUM_COLUMNS = (15, 16)
+"""Columns of a labelled object, and of a detection, which also has a score."""
+_SHAPES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
+_MAX_SIDE_M = 1000.0
+"""Largest side of an object; larger values are in other units, or damaged."""
+_MAX_ENTRY = 1e9
+"""Largest entry of a projection matrix (KITTI's are below a thousand); its inverse is the minimum length of a row."""
+_MIN_DETERMINANT = 1e-3
+"""Minimum determinant of a projection divided by the product of its row lengths; 0.7 for KITTI's cameras."""
+
+
+class KittiObjects(NamedTuple):
+    """Labelled objects of a frame.
+
+    `types` (M,) int64 are indices into `TYPES`, `boxes_image_px` (M, 4) left, top, right, bottom, `boxes_camera` (M, 7)
+    as in geometry/scans/boxes3d.py. `boxes_camera` is meaningless for DontCare.
+    """
+
+    types: np.ndarray
+    boxes_image_px: np.ndarray
+    boxes_camera: np.ndarray
+
+
+class PointsInBoxRule(NamedTuple):
+    """Rule for the points of a box: it is widened by `margin_m`, and its lowest `ground_m` are left out."""
+
+    margin_m: float = 0.0
+    ground_m: float = 0.0
+
+
+def read_objects(path: Path) -> KittiObjects:
+    """Read the objects of a label file. Raises DataError with the line for an invalid object or an empty box."""
+    types, numbers = [], []
+    for number, line in enumerate(read_file(path).decode("ascii", "replace").splitlines(), start=1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        if tokens[0] not in TYPES[1:] or len(tokens) not in _NUM_COLUMNS:
+            fault = (
+                f"has {len(tokens)} columns, 15 are expected"
+                if tokens[0] in TYPES
+                else f"no type is '{tokens[0][:40]}'"
+            )
+            raise DataError(f"{path}:{number}: {fault}; types are {', '.join(TYPES[1:])}")
+        try:
+            values = [float(token) for token in tokens[1:]]
+        except ValueError:
+            raise DataError(f"{path}:{number}: contains values that are not numbers; get the file again") from None
+        if fault := _describe_fault(tokens[0], values):
+            raise DataError(f"{path}:{number}: {fault}, so the {tokens[0]} can contain no point; correct the line")
+        types.append(TYPES.index(tokens[0]))
+        numbers.append(values[:14])
+    table = np.array(numbers, dtype=np.float64).reshape(-1, 14)
+    height, width, length = table[:, 7], table[:, 8], table[:, 9]
+    boxes = np.column_stack([table[:, 10:13], length, height, width, table[:, 13]])
+    return KittiObjects(np.array(types, dtype=np.int64), table[:, 3:7], boxes)
+
+
+def _describe_fault(kind: str, values: Sequence[float]) -> str:
+    """Describe why an object cannot contain points; "" if it can."""
+    if not all(map(math.isfinite, values)):
+        return "holds a number that is not finite"
+    left, top, right, bottom, *sizes = values[3:10]
+    if kind == TYPES[DONT_CARE]:
+        is_region = left < right and top < bottom
+        return "" if is_region else f"left, top, right, bottom are {left:g}, {top:g}, {right:g}, {bottom:g}"
+    if all(0 < size <= _MAX_SIDE_M for size in sizes):
+        return ""
+    return "height, width, length are {:g}, {:g}, {:g} m".format(*sizes)
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read the calibration of a frame.
+
+    Raises DataError for a file without P2, R0_rect or Tr_velo_to_cam, and with the line for a matrix that is not a
+    rotation, or a projection that is singular.
+    """
+    rows, parts = read_matrices(path), {}
+    for name, shape in _SHAPES.items():
+        count = len(rows[name].numbers) if name in rows else 0
+        if name not in rows or count != math.prod(shape):
+            fault = f"has {count} numbers in {name}" if name in rows else f"has no row '{name}'"
+            where = rows[name].where if name in rows else path
+            raise DataError(f"{where}: {fault}, {math.prod(shape)} numbers are expected; get the file again")
+        parts[name] = rows[name].numbers.reshape(shape)
+    for name in ("R0_rect", "Tr_velo_to_cam"):
+        check_pose(parts[name], where=f"{rows[name].where}: {name}")
+    projection = parts["P2"]
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(projection[:, :3], axis=1)
+        is_sized = lengths.min() > 1 / _MAX_ENTRY and np.abs(projection).max() < _MAX_ENTRY
+        is_camera = is_sized and np.linalg.det(projection[:, :3]) > _MIN_DETERMINANT * lengths.prod()
+    if not is_camera:
+        raise DataError(
+            f"{rows['P2'].where}: P2 is not a camera: it maps space on a line or a point, or mirrors it; get it again"
+        )
+    return Calibration.from_matrices(
+        velo_to_cam=parts["Tr_velo_to_cam"], rectification=parts["R0_rect"], projection=projection
+    )
+
+
+def image_size_px(path: Path) -> tuple[int, int]:
+    """Read width and height of an image from its header. Raises DataError for a file that is not an image."""
+    assert_regular(path)
+    try:
+        with BoundedFile(path) as file, Image.open(file) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: cannot be read as an image; get the file again") from error
+
+
+def label_points_by_boxes(
+    points: np.ndarray,
+    objects: KittiObjects,
+    calibration: Calibration,
+    *,
+    size_px: tuple[int, int],
+    box_rule: PointsInBoxRule,
+) -> np.ndarray:
+    """Compute the type (N,) int64 of every point (N, 3) of a scan: an index into `TYPES`, or OUTSIDE.
+
+    The smallest of several boxes wins. A point in no box is DontCare if it projects into such a region, OUTSIDE if it
+    is not in the image of `size_px` (width, height), else Background.
+    """
+    camera = calibration.to_camera(points)
+    pixels = calibration.to_image(camera)
+    with np.errstate(invalid="ignore"):  # points behind the camera are NaN, and in no region
+        visible_mask = ((pixels >= 0) & (pixels < size_px)).all(axis=1)
+        types = np.where(visible_mask, 0, OUTSIDE)
+        for left, top, right, bottom in objects.boxes_image_px[objects.types == DONT_CARE]:
+            in_region_mask = (pixels >= (left, top)) & (pixels <= (right, bottom))
+            types[visible_mask & in_region_mask.all(axis=1)] = DONT_CARE
+    box_indices = np.flatnonzero(objects.types != DONT_CARE)
+    volumes = objects.boxes_camera[box_indices, 3:6].prod(axis=1)
+    for index in box_indices[np.argsort(-volumes, kind="stable")]:
+        box = objects.boxes_camera[index]
+        types[points_in_box(camera, box, margin_m=box_rule.margin_m, bottom_m=box_rule.ground_m)] = objects.types[index]
+    return types
+
+
+def read_frame(
+    scan: Path,
+    label: Path,
+    calib: Path,
+    *,
+    size_px: tuple[int, int],
+    box_rule: PointsInBoxRule,
+    visible_only: bool = False,
+) -> RawScan:
+    """Read a scan with the type of every point as its id; `visible_only` leaves out points outside the image."""
+    table = read_bin(scan, num_columns=4)
+    objects, calibration = read_objects(label), read_calibration(calib)
+    ids = label_points_by_boxes(table[:, :3], objects, calibration, size_px=size_px, box_rule=box_rule)
+    if visible_only:
+        table, ids = table[ids != OUTSIDE], ids[ids != OUTSIDE]
+    return RawScan(table[:, :3], table[:, 3], ids)
+
+
+LABEL_MAPS = {"kitti_object": "kitti_object.yaml"}
+_SUFFIX_BY_FOLDER = {"velodyne": ".bin", "label_2": ".txt", "calib": ".txt", "image_2": ".png"}
+_MAX_NAMED = 10
+Margin = Annotated[float, Ge(0.0), Le(1.0)]
+
+
+@registry.data.add("kitti_object")
+class KittiObject(LabelledScans):
+    """Scans of KITTI's object data set with the classes of SqueezeSeg, by the boxes that contain the points.
+
+    `crop: camera` leaves out points outside the image, where nothing is labelled. `tested` are beginnings of frame
+    numbers; without them the lists of the source decide, or the last `test_share` of the frames. Points in DontCare
+    regions are neither trained on nor scored; background is.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
+    Source: Geiger et al. 2012; the classes of Wu et al. 2018.
+    """
+
+    set_name = "kitti_object"
+    _value_columns = ("image_size_px",)
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        crop: Literal["camera", "none"] = "camera",
+        tested: tuple[str, ...] = (),
+        label_map: str = "kitti_object",
+        sensor: SensorBlock | None = None,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
+        balanced: bool = False,
+    ) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
+        self._crop = crop
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
+            label_map=read_label_map(label_map, LABEL_MAPS),
+            sensor=make_sensor({**front, **(sensor or {})}, preset="hdl64", owner=self.set_name),
+            frames=ScanSampling(min_labelled, balanced),
+        )
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        image_px: tuple[Count, Count] | None = None,
+        margin_m: Margin = 0.0,
+        ground_m: Margin = 0.0,
+    ) -> dict[str, Any]:
+        """List scans, labels and calibrations in place, and count the points of each type; returns the manifest.
+
+        Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
+        `image_px` (width, height) replaces missing images. Incomplete frames are left out, with a note. Raises
+        DataError for damaged files and if no frame is complete.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        folder = _find_frame_folder(root)
+        frames, incomplete = _find_complete_frames(folder, needs_image=image_px is None)
+        lists = next((path for path in (root / "ImageSets", root.parent / "ImageSets") if path.is_dir()), root)
+        parts, notes = read_name_lists(lists, list(frames))
+        box_rule = PointsInBoxRule(margin_m, ground_m)
+        scans = [
+            _list_scan(part, frame, frames[frame], image_px, box_rule)
+            for part, names in parts.items()
+            for frame in names
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="object",
+            root=root,
+            scans=scans,
+            columns={"image_size_px": ColumnSpec((2,), "int64")},
+            about={
+                "split": describe_split(
+                    parts, "lists of names", otherwise=f"{BY_NAME}, which may be neighbours in time"
+                )
+            },
+            options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
+            notes=[*notes, *incomplete],
+        )
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def survey(cls, source: Path) -> dict[str, Any]:
+        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `prepare`.
+
+        Frames without an image are assumed to have 1242 x 375 pixels.
+        """
+        root = source.expanduser().resolve()
+        frames, _ = _find_complete_frames(_find_frame_folder(root), needs_image=False)
+        scans = [_list_scan("", name, paths, (1242, 375), PointsInBoxRule()) for name, paths in frames.items()]
+        readers = {
+            scan.files[0]: partial(
+                read_frame,
+                *scan.files,
+                size_px=scan.values["image_size_px"],
+                box_rule=PointsInBoxRule(),
+                visible_only=True,
+            )
+            for scan in scans
+        }
+        sensor = make_sensor({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
+        return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card(
+            "kitti_object",
+            {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
+            set_name=cls.set_name,
+        )
+
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        options = self._prepared.manifest["options"]
+        width, height = values["image_size_px"].tolist()
+        box_rule = PointsInBoxRule(options["margin_m"], options["ground_m"])
+        return read_frame(*files, size_px=(width, height), box_rule=box_rule, visible_only=self._crop == "camera")
+
+
+def _find_frame_folder(root: Path) -> Path:
+    """Find the folder with the frames of a tree. Raises DataError if there is none."""
+    for folder in (root / "training", root):
+        if (folder / "velodyne").is_dir():
+            return folder
+    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+    raise DataError(f"{root}: {contents}; velodyne, label_2, calib and image_2 are needed, in it or in training")
+
+
+def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:
+    """Return the files of every complete frame, and a note that names the incomplete frames."""
+    files_by_part = {
+        part: {path.stem: path for path in sorted((folder / part).glob(f"*{end}"))}
+        for part, end in _SUFFIX_BY_FOLDER.items()
+    }
+    needed = [part for part in _SUFFIX_BY_FOLDER if part != "image_2" or needs_image]
+    frames = sorted(set().union(*files_by_part.values()))
+    missing_by_frame = {frame: [part for part in needed if frame not in files_by_part[part]] for frame in frames}
+    complete = {
+        frame: {part: paths[frame] for part, paths in files_by_part.items() if frame in paths}
+        for frame, missing in missing_by_frame.items()
+        if not missing
+    }
+    lines = [f"{frame} lacks {', '.join(parts)}" for frame, parts in missing_by_frame.items() if parts]
+    if not complete:
+        first = f"; {lines[0]}" if lines else ""
+        advice = "; if there are no images, give their size: image_px=[1242, 375]" if needs_image else ""
+        raise DataError(f"{folder}: no frame has all of {', '.join(needed)}{first}{advice}")
+    more = f", and {len(lines) - _MAX_NAMED} more" if len(lines) > _MAX_NAMED else ""
+    return complete, [f"{len(lines)} frames left out: {'; '.join(lines[:_MAX_NAMED])}{more}"] if lines else []
+
+
+def _list_scan(
+    part: str, frame: str, paths: Mapping[str, Path], image_px: Sequence[int] | None, box_rule: PointsInBoxRule
+) -> ListedScan:
+    width, height = image_size_px(paths["image_2"]) if "image_2" in paths else image_px or (0, 0)
+    files = (paths["velodyne"], paths["label_2"], paths["calib"])
+    read = partial(read_frame, *files, size_px=(width, height), box_rule=box_rule)
+    return ListedScan(part, frame, files, read, {"image_size_px": (width, height)})

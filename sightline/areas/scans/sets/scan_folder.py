@@ -1,0 +1,272 @@
+"""The user's own LiDAR scans, of any sensor, with an id at every point."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.scans.sets.label_maps import LabelMap, identity_map, read_label_map
+from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.scan_preparation import (
+    NO_RETURNS,
+    ListedScan,
+    describe_split,
+    id_counts,
+    read_name_lists,
+    scan_plan,
+    survey_scans,
+)
+from sightline.contract import registry
+from sightline.contract.arguments import Count, FractionBelowOne
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import ScanInputSpec
+from sightline.store.files.cloud_files import check_columns
+from sightline.store.files.scan_reading import (
+    SCAN_SUFFIXES,
+    NoReturn,
+    RingOrder,
+    read_scan,
+    ring_column,
+    scan_ids,
+    to_raw_scan,
+)
+from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.prepared.columns import ColumnSpec, prepared_root
+from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared, summarise_folder
+from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.splits import make_splits
+
+_SPLITS = ("train", "validation", "test")
+
+
+@registry.data.add("scan_folder")
+class ScanFolder(LabelledScans):
+    """The user's own scans with an id at every point, prepared by `sightline data prepare scan_folder`.
+
+    `sensor` describes the sensor: its field of view and number of beams at least. Without a `label_map` every id is a
+    class, in ascending order; id 0 is then ignored. `tested` are beginnings of names; without them folders or lists of
+    the source decide, or the last `test_share` of the scans in the order of their names.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
+    Source: the user's files.
+    """
+
+    set_name = "scan_folder"
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        sensor: SensorBlock,
+        root: str | None = None,
+        label_map: str | None = None,
+        tested: tuple[str, ...] = (),
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
+        balanced: bool = False,
+    ) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        checked_sensor = make_sensor(sensor, preset=None, owner=self.set_name)
+        num_beams = prepared.manifest["options"]["num_beams"]
+        self.has_rings = num_beams is not None
+        if self.has_rings and checked_sensor.num_beams != num_beams:
+            raise ConfigError(
+                f"sensor: num_beams is {checked_sensor.num_beams}, {prepared.root} was prepared with {num_beams}"
+            )
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
+            label_map=_map_every_id(prepared) if label_map is None else read_label_map(label_map, {}),
+            sensor=checked_sensor,
+            frames=ScanSampling(min_labelled, balanced),
+        )
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        columns: tuple[str, ...] | None = None,
+        label: str = "label",
+        num_beams: Count | None = None,
+        ring_order: RingOrder = "top_first",
+        no_return: NoReturn | None = None,
+    ) -> dict[str, Any]:
+        """List the scans of a folder in place, and count the ids of each; returns the manifest.
+
+        `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
+        `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
+        `ring_order` states whether ring 0 is the top. With `no_return=nan` points that are NaN at x, y and z have no
+        return: they keep their index and label in the file, and are ignored. Raises DataError for a folder without
+        scans, and for a file in another format.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        names = None if columns is None else check_columns(columns)
+        reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
+        parts, notes = _list_splits(root)
+        notes += _note_unused_rings(next(iter(parts.values())), reader)
+        scans = [
+            ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), reader.make_reader(path))
+            for part, paths in parts.items()
+            for path in paths
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="split_folders" if "test" in parts else "folder",
+            root=root,
+            scans=scans,
+            columns={} if no_return is None else {NO_RETURNS: ColumnSpec((), "int64")},
+            about={"split": describe_split(parts, "folders" if (root / "test").is_dir() else "lists of names")},
+            options=reader.options(),
+            notes=notes,
+        )
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def survey(
+        cls,
+        source: Path,
+        *,
+        columns: tuple[str, ...] | None = None,
+        label: str = "label",
+        num_beams: Count | None = None,
+        ring_order: RingOrder = "top_first",
+        no_return: NoReturn | None = None,
+        label_map: str | None = None,
+        sensor: SensorBlock | None = None,
+    ) -> dict[str, Any]:
+        """Survey unprepared scans, with or without labels, and propose a `sensor` block or compare with a given one.
+
+        Options as those of `prepare`. Raises as `prepare`.
+        """
+        root = source.expanduser().resolve()
+        reader = _ReaderOptions(
+            None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
+        )
+        paths = [path for part_paths in _list_splits(root)[0].values() for path in part_paths]
+        return survey_scans(
+            {path: _FileReader(reader, path, is_survey=True) for path in paths},
+            source=root,
+            label_map=None if label_map is None else read_label_map(label_map, {}),
+            sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
+        )
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card("scan_folder", {"files": ", ".join(SCAN_SUFFIXES)}, set_name=cls.set_name)
+
+    def _input_spec(self) -> ScanInputSpec:
+        options = self._prepared.manifest["options"]
+        columns = None if options["columns"] is None else tuple(options["columns"])
+        return replace(
+            super()._input_spec(),
+            columns=columns,
+            num_beams=options["num_beams"],
+            ring_order=options["ring_order"],
+            no_return=options.get("no_return"),
+        )
+
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        return _ReaderOptions(**self._prepared.manifest["options"]).make_reader(files[0])()
+
+
+@dataclass(frozen=True)
+class _ReaderOptions:
+    """Options of reading a scan file, for preparation and for later reads."""
+
+    columns: Sequence[str] | None
+    label: str
+    num_beams: int | None
+    ring_order: RingOrder
+    no_return: NoReturn | None = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields for the manifest; `no_return`, which older manifests lack, only if it is set."""
+        entries = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
+        return {name: value for name, value in entries.items() if name != "no_return" or value is not None}
+
+    def make_reader(self, path: Path) -> _FileReader:
+        return _FileReader(self, path)
+
+
+@dataclass(frozen=True)
+class _FileReader:
+    reader: _ReaderOptions
+    path: Path
+    is_survey: bool = False
+    """True to accept files without labels, and to infer the number of rings."""
+
+    def __call__(self) -> RawScan:
+        options, path = self.reader, self.path
+        cloud = read_scan(path, columns=options.columns, no_return=options.no_return)
+        is_unlabelled = self.is_survey and options.label not in cloud.channels and len(_add_label_file(path)) == 1
+        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, options.label)
+        num_beams, rings = options.num_beams, ring_column(cloud)
+        if num_beams is None and self.is_survey and rings is not None and len(rings):
+            num_beams = int(np.nanmax(rings, initial=0)) + 1
+        return to_raw_scan(
+            cloud, ids, ring_order=options.ring_order, num_beams=num_beams, path=path, no_return=options.no_return
+        )
+
+
+def _note_unused_rings(paths: Sequence[Path], reader: _ReaderOptions) -> list[str]:
+    """Return a note if the first scan has a column of rings that is not read."""
+    with contextlib.suppress(DataError):  # is reported when all scans are read
+        rings = ring_column(read_scan(paths[0], columns=reader.columns, no_return=reader.no_return))
+        if reader.num_beams is None and rings is not None and len(rings):
+            last = int(np.nanmax(rings, initial=0))
+            return [
+                f"the column of rings (0 to {last} in {paths[0].name}) is not read, because num_beams is not given: "
+                f"rows of range images follow elevations; prepare again with num_beams={last + 1}, or the sensor's"
+            ]
+    return []
+
+
+def _add_label_file(path: Path) -> tuple[Path, ...]:
+    label_path = path.with_suffix(".label")
+    return (path, label_path) if label_path.exists() else (path,)
+
+
+def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give one with scans")
+    folders = {split: _list_scans(root / split) for split in _SPLITS if (root / split).is_dir()}
+    if folders:
+        empty = [split for split in ("train", "test") if not folders.get(split)]
+        if empty:
+            raise DataError(f"{root}: has no scan in the folder '{empty[0]}'; put scans into train and test")
+        return folders, []
+    scans = _list_scans(root)
+    paths = {path.stem: path for path in scans}
+    duplicate = next((path for path in scans if paths[path.stem] != path), None)
+    if duplicate is not None:
+        raise DataError(f"{duplicate}: {paths[duplicate.stem].name} has the same name; leave one of them out")
+    if not paths:
+        raise DataError(f"{root}: holds {summarise_folder(root)}, no scan ({' '.join(SCAN_SUFFIXES)})")
+    parts, notes = read_name_lists(root, list(paths))
+    return {part: [paths[name] for name in names] for part, names in parts.items()}, notes
+
+
+def _list_scans(folder: Path) -> list[Path]:
+    lists = ("train.txt", "val.txt", "test.txt")
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SCAN_SUFFIXES and path.name not in lists)
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
+def _map_every_id(prepared: PreparedSet) -> LabelMap:
+    rows = [(split, row) for split in prepared.splits for row in range(len(prepared.names(split)))]
+    return identity_map(id_counts(prepared, rows)[0].tolist(), where=str(prepared.root))

@@ -1,0 +1,166 @@
+"""SqueezeSeg range images of KITTI: 10,848 labelled front views, read as points in file order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sightline.areas.scans.sets.label_maps import MAX_ID, read_label_map
+from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
+from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
+from sightline.contract import registry
+from sightline.contract.arguments import FractionBelowOne
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import ScanInputSpec
+from sightline.store.files.array_files import read_npy
+from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.prepared_set import make_card, open_prepared, summarise_folder
+from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.splits import make_splits
+
+LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
+_X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
+_NUM_CHANNELS = 6
+_MAX_RANGE_ERROR = 1e-3
+"""Maximum relative error between range and coordinates: half precision files reach 5e-4."""
+
+
+@registry.data.add("squeezeseg_npy")
+class SqueezeSegNpy(LabelledScans):
+    """Range images of SqueezeSeg as scans: the filled pixels, row by row, with `ring` (the row) and `column`.
+
+    `tested` are beginnings of names, such as drives, whose images are tested on; without them the lists of the source
+    decide, or the last `test_share` of the images in the order of their names. The last `validation_share` of the rest
+    chooses the checkpoint. Background is a class that is scored.
+    Scans with less than `min_labelled` of labels are not trained on; `balanced` draws rare classes more often.
+    Source: Wu et al. 2018 (SqueezeSeg).
+    """
+
+    set_name = "squeezeseg_npy"
+    has_rings = True
+    has_columns = True
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        tested: tuple[str, ...] = (),
+        label_map: str = "squeezeseg",
+        sensor: SensorBlock | None = None,
+        test_share: FractionBelowOne = 0.2,
+        validation_share: FractionBelowOne = 0.1,
+        min_labelled: FractionBelowOne = 0.0,
+        balanced: bool = False,
+    ) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
+        full_sensor = make_sensor(front, preset="hdl64", owner=self.set_name)
+        height = prepared.manifest["image_size_px"][0]
+        if full_sensor.num_beams != height:
+            raise ConfigError(
+                f"sensor: num_beams is {full_sensor.num_beams}, the images of {prepared.root} have {height} rows"
+            )
+        super().__init__(
+            prepared=prepared,
+            split=split,
+            parts=make_splits(
+                prepared, test_names=tested, test_share=test_share, validation_share=validation_share, what="scan"
+            ),
+            label_map=read_label_map(label_map, LABEL_MAPS),
+            sensor=full_sensor,
+            frames=ScanSampling(min_labelled, balanced),
+        )
+
+    @classmethod
+    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
+        """List the images in place, and count the labels of each; returns the manifest.
+
+        Raises DataError for files of different shapes, for channels in another order, and for invalid labels.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        folder = next((path for path in (root / "lidar_2d", root) if any(path.glob("*.npy"))), None)
+        if folder is None:
+            contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
+            raise DataError(f"{root}: {contents}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
+        paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+        height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
+        parts, notes = read_name_lists(root / "ImageSet", list(paths))
+        scans = [
+            ListedScan(part, stem, (paths[stem],), partial(read_range_image, paths[stem], height=height, width=width))
+            for part, names in parts.items()
+            for stem in names
+        ]
+        plan = scan_plan(
+            set_name=name,
+            layout="npy",
+            root=root,
+            scans=scans,
+            columns={},
+            about={"image_size_px": [height, width], "split": describe_split(parts, "lists of names")},
+            options={},
+            notes=notes,
+        )
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, download page and licence."""
+        return make_card(
+            "squeezeseg_npy",
+            {"classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names)},
+            set_name=cls.set_name,
+        )
+
+    def _input_spec(self) -> ScanInputSpec:
+        height, width = self._prepared.manifest["image_size_px"]
+        return replace(super()._input_spec(), image_px=(height, width))
+
+    def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
+        height, width = self._prepared.manifest["image_size_px"]
+        return read_range_image(files[0], height=height, width=width)
+
+
+def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
+    if image.ndim != 3 or image.shape[2] != _NUM_CHANNELS or image.dtype.kind != "f":
+        raise DataError(
+            f"{path}: holds {image.dtype} {image.shape}; a range image is float (64, 512, 6): x, y, z, intensity, "
+            "range, label"
+        )
+    return image.shape[0], image.shape[1]
+
+
+def read_range_image(path: Path, *, height: int, width: int) -> RawScan:
+    """Read the filled pixels of a range image. Raises DataError for a wrong shape, channel order or label."""
+    image = read_npy(path)
+    if _image_shape(image, path) != (height, width):
+        raise DataError(f"{path}: has {image.shape[:2]} pixels, the first image has {(height, width)}; leave it out")
+    row, column = np.nonzero(image[..., _RANGE] > 0)
+    pixels = image[row, column]
+    distance = pixels[:, _RANGE]
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below
+        points = pixels[:, : _Z + 1].astype(np.float32)
+        norm = np.linalg.norm(points, axis=1)
+        is_mismatch = ~(np.abs(norm - distance) <= _MAX_RANGE_ERROR * np.maximum(distance, 1))
+    if is_mismatch.any():
+        index = int(is_mismatch.argmax())
+        raise DataError(
+            f"{path}: pixel ({row[index]}, {column[index]}) lies {norm[index]:.3f} m away and "
+            f"channel {_RANGE} is {distance[index]:.3f}; the channels must be x, y, z, intensity, range, label"
+        )
+    label = pixels[:, _LABEL]
+    is_wrong = ~((label == np.floor(label)) & (label >= 0) & (label <= MAX_ID))
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        raise DataError(
+            f"{path}: pixel ({row[index]}, {column[index]}) has the label {label[index]:g}; labels are whole numbers "
+            "from 0"
+        )
+    return RawScan(points, pixels[:, _INTENSITY].astype(np.float32), label.astype(np.int64), row, column)

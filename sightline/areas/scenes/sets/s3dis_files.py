@@ -1,0 +1,253 @@
+"""Reader of the raw text of S3DIS: areas, rooms and annotation files, with repair of stray bytes.
+
+`Area_<1..6>/<room>/Annotations/<class>_<number>.txt`, one point per line: x y z in metres, red green blue to 255.
+
+Thirteen classes of indoor scenes, and the two orders in which files number them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.contract.errors import DataError
+from sightline.store.files.input_files import file_size
+from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
+from sightline.store.prepared.prepared_set import summarise_folder
+
+CLASS_NAMES = (
+    *("ceiling", "floor", "wall", "beam", "column", "window", "door"),
+    *("table", "chair", "sofa", "bookcase", "board", "clutter"),
+)
+"""Classes of Armeni et al. 2016 in the order of PointNet's release of S3DIS, which this project uses."""
+
+CLUTTER = CLASS_NAMES.index("clutter")
+
+ORDERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "A": CLASS_NAMES,
+        "B": (*CLASS_NAMES[:7], "chair", "table", "bookcase", "sofa", "board", "clutter"),
+    }
+)
+"""Class names by label: order A of PointNet, order B of the names file of the Point Transformer code."""
+
+
+ROOMS_PER_AREA = (44, 40, 23, 49, 68, 48)
+AREAS = tuple(f"Area_{number}" for number in range(1, 7))
+_NUM_COLUMNS = 6
+_MIN_LINE_BYTES = 2 * _NUM_COLUMNS
+"""Minimum length of a line: a digit and a separator for each number."""
+_LAYOUT = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt"
+_STRAY_PATTERN = re.compile(rb"[^\t\r\x20-\x7e]")
+_FILE_NAME_PATTERN = re.compile(r"(?P<label>[A-Za-z]+)_\d+\.txt")
+
+
+class Repair(NamedTuple):
+    """Repaired line of a file: the stored text and the text that was read."""
+
+    path: Path
+    line: int
+    before: str
+    after: str
+
+    def describe(self, root: Path) -> str:
+        return f"{self.path.relative_to(root)}:{self.line}: {self.before!r} read as {self.after!r}"
+
+
+class Room(NamedTuple):
+    """Room of S3DIS: area, folder, annotation files with their labels, and names of unknown classes."""
+
+    area: str
+    folder: Path
+    files: tuple[tuple[Path, int], ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.area}/{self.folder.name}"
+
+
+class RoomPoints(NamedTuple):
+    """Points (N, 3) float64 as in the files, colours (N, 3) uint8, labels (N,) uint8, and the repairs of a room."""
+
+    points: np.ndarray
+    colours: np.ndarray
+    label: np.ndarray
+    repairs: tuple[Repair, ...]
+
+
+def list_rooms(root: Path) -> list[Room]:
+    """List all rooms below `root` by area and name; no file is opened.
+
+    Raises DataError for a folder without areas, an unknown area, a room without annotations, and a file that is not
+    named after a class.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: there is no such folder; give the one that holds Area_1 to Area_6")
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
+    if not folders:
+        raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
+    unknown = [folder for folder in folders if folder.name not in AREAS]
+    if unknown:
+        raise DataError(f"{unknown[0]}: is not one of the areas 1 to 6; S3DIS is laid out as {_LAYOUT}")
+    return [_list_room(area.name, folder) for area in folders for folder in _list_room_folders(area)]
+
+
+def read_room(room: Room) -> RoomPoints:
+    """Read all points of a room, files concatenated. Raises DataError with file and line if a repair is impossible."""
+    # Buffers for the most points that the files can contain. The unused rest is never touched, so it takes no memory.
+    max_points = sum(file_size(path) for path, _ in room.files) // _MIN_LINE_BYTES + len(room.files)
+    points, colours = np.empty((max_points, 3)), np.empty((max_points, 3), dtype=np.uint8)
+    sizes: list[int] = []
+    repairs: list[Repair] = []
+    for path, _ in room.files:
+        first = stop = sum(sizes)
+        for table, table_repairs in _read_tables(path):
+            rows = slice(stop, stop + len(table))
+            if rows.stop > max_points:
+                raise DataError(
+                    f"{path}: grew while it was read; let the program that writes it finish, then read it again"
+                )
+            _split(table, points[rows], colours[rows], path=path, num_before=stop - first)
+            stop = rows.stop
+            repairs += table_repairs
+        if stop == first:
+            raise DataError(f"{path}: holds no points; get the file again, or take it out")
+        sizes.append(stop - first)
+    label = np.repeat(np.array([file_label for _, file_label in room.files], dtype=np.uint8), sizes)
+    return RoomPoints(points[: len(label)], colours[: len(label)], label, tuple(repairs))
+
+
+def unknown_notes(rooms: Sequence[Room]) -> list[str]:
+    """Return notes on files of unknown classes, which count as clutter."""
+    counts = Counter(name for room in rooms for name in room.unknown)
+    return [f"files of the unknown class '{name}' count as clutter: {count}" for name, count in sorted(counts.items())]
+
+
+def missing_notes(areas: Sequence[str]) -> list[str]:
+    """Return notes on areas whose number of rooms differs from the release; `areas` has one entry per room."""
+    counts = Counter(areas)
+    return [
+        f"{area} has {counts[area]} rooms, the release has {published}"
+        for area, published in zip(AREAS, ROOMS_PER_AREA, strict=True)
+        if counts[area] != published
+    ]
+
+
+def _list_room_folders(area: Path) -> list[Path]:
+    folders = [path for path in area.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not folders:
+        raise DataError(f"{area}: holds no room; S3DIS is laid out as {_LAYOUT}")
+    return sorted(folders, key=lambda path: natural_sort_key(path.name))
+
+
+def _list_room(area: str, folder: Path) -> Room:
+    annotations = folder / "Annotations"
+    if not annotations.is_dir():
+        raise DataError(
+            f"{folder}: has no folder Annotations, it holds {summarise_folder(folder)}; get the room again, "
+            "or take its folder "
+            "out"
+        )
+    paths = [path for path in annotations.glob("*.txt") if not path.name.startswith(".")]
+    paths.sort(key=lambda path: natural_sort_key(path.name))
+    if not paths:
+        raise DataError(f"{annotations}: holds no <class>_<number>.txt; get the room again, or take its folder out")
+    files, unknown = [], []
+    for path in paths:
+        match = _FILE_NAME_PATTERN.fullmatch(path.name)
+        if match is None:
+            raise DataError(f"{path}: is not named <class>_<number>.txt, so its class is not known; rename it")
+        name = match["label"]
+        if name not in CLASS_NAMES:
+            unknown.append(name)
+        files.append((path, CLASS_NAMES.index(name) if name in CLASS_NAMES else CLUTTER))
+    return Room(area, folder, tuple(files), tuple(unknown))
+
+
+def _read_tables(path: Path) -> Iterator[tuple[np.ndarray, list[Repair]]]:
+    """Yield the tables (N, 6) of an annotation file block by block, each with its repaired lines."""
+    try:
+        with path.open("rb") as file:
+            num_lines = 0
+            for block in read_line_blocks(file):
+                table, irregular = parse_numbers(block, num_columns=_NUM_COLUMNS)
+                repairs = []
+                lines = block.split(b"\n") if len(irregular) else []
+                for row in irregular:
+                    table[row], repair = _read_line(path, num_lines + int(row) + 1, lines[row])
+                    repairs += repair
+                num_lines += len(table)
+                yield table, repairs
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions") from error
+
+
+def _split(table: np.ndarray, points: np.ndarray, colours: np.ndarray, *, path: Path, num_before: int) -> None:
+    """Split a table (N, 6) into coordinates and colours, in place. Raises DataError with the line of a wrong colour.
+
+    `num_before` is the number of lines of the file before the table.
+    """
+    if can_use_numba(torch.empty(0)):
+        is_wrong = np.zeros(len(table), dtype=np.bool_)
+        run_parallel(_split_rows, len(table), table, points, colours, is_wrong)
+    else:
+        is_wrong = _split_reference(table, points, colours)
+    if is_wrong.any():
+        wrong = int(np.flatnonzero(is_wrong)[0])
+        colour = " ".join(f"{value:g}" for value in table[wrong, 3:])
+        raise DataError(
+            f"{path}:{num_before + wrong + 1}: the colour {colour} is not three whole numbers from 0 to 255; get the "
+            "file again"
+        )
+
+
+def _split_reference(table: np.ndarray, points: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Split a table without numba (reference); return the mask (N,) of rows with a wrong colour."""
+    points[:] = table[:, :3]
+    with np.errstate(invalid="ignore"):  # values out of range change by the cast, and then differ
+        colours[:] = table[:, 3:].astype(np.uint8)
+    is_wrong: np.ndarray = (colours != table[:, 3:]).any(axis=1)
+    return is_wrong
+
+
+@numba_kernel
+def _split_rows(
+    first: int, last: int, table: np.ndarray, points: np.ndarray, colours: np.ndarray, is_wrong: np.ndarray
+) -> None:
+    for row in range(first, last):
+        for axis in range(3):
+            points[row, axis] = table[row, axis]
+            value = table[row, 3 + axis]
+            colours[row, axis] = np.uint8(value) if 0 <= value <= 255 else np.uint8(0)
+            is_wrong[row] |= value != colours[row, axis]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> tuple[np.ndarray, list[Repair]]:
+    """Read the numbers of an irregular line: with long numbers, or with stray bytes.
+
+    A stray byte is removed if six numbers remain, as in `103.0\\x100000`, or replaced by a blank if that makes six, as
+    in `185\\x00187`; both are never possible. Raises DataError with the line for anything else.
+    """
+    stripped = line.strip(b" \t\r")
+    if not _STRAY_PATTERN.search(stripped):
+        numbers = parse_rows([stripped.decode("ascii")], [number], path=path, num_columns=_NUM_COLUMNS)
+        return numbers[0], []
+    for replacement in (b"", b" "):
+        repaired = _STRAY_PATTERN.sub(replacement, stripped)
+        table, irregular = parse_numbers_reference(repaired, num_columns=_NUM_COLUMNS)
+        if len(table) == 1 and not len(irregular):
+            return table[0], [Repair(path, number, stripped.decode("latin-1"), repaired.decode("ascii"))]
+    shown = stripped.decode("latin-1")[:60]
+    raise DataError(
+        f"{path}:{number}: {shown!r} has stray bytes and is not {_NUM_COLUMNS} numbers without them; correct the line"
+    )

@@ -1,0 +1,253 @@
+"""Box overlaps: IoU, GIoU, DIoU, CIoU and SIoU with exact gradients, and matrices of all pairs.
+
+The functions of `OVERLAPS` and `ioa` broadcast: boxes (..., 4) with boxes (..., 4). Aligned rows are `iou(a, b)`, all
+pairs `iou(a[:, None], b)`. Half precision is computed in float32. A box without an area overlaps nothing: its IoU is 0,
+and gradients are finite.
+
+Box coders: deltas relative to anchors and distances from points, with their inverses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.boxes.box_kernels import pairwise_ioa_kernel, pairwise_iou_kernel
+from sightline.compute.numba_kernels import NumbaKernel, can_use_numba, run_parallel
+
+_ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
+"""Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""
+
+
+def promote_to_float32(values: Tensor) -> Tensor:
+    """Cast integers and half precision to float32, any shape (...); other dtypes are unchanged."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def box_sizes(boxes: Tensor) -> Tensor:
+    """Return width and height (..., 2) of boxes (..., 4), at least 0."""
+    boxes = promote_to_float32(boxes)
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0)
+
+
+def box_centres(boxes: Tensor) -> Tensor:
+    """Return the centres (..., 2) of boxes (..., 4)."""
+    boxes = promote_to_float32(boxes)
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def box_areas(boxes: Tensor) -> Tensor:
+    """Return the areas (...) of boxes (..., 4), in square pixels."""
+    return box_sizes(boxes).prod(dim=-1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the IoU (...) of boxes (..., 4) and (..., 4), 0 to 1."""
+    return _iou_and_union(a, b)[0]
+
+
+def ioa(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the share (...) of the area of `a` (..., 4) inside `b` (..., 4), 0 to 1."""
+    return _ratio(_intersection(a, b), box_areas(a))
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the GIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
+
+    The IoU less the uncovered share of the enclosing box.
+    Source: Rezatofighi et al. 2019.
+    """
+    overlap, union = _iou_and_union(a, b)
+    enclosing = _enclosing(a, b).prod(dim=-1)
+    return overlap - _ratio(enclosing - union, enclosing)
+
+
+def diou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the DIoU (...) of boxes (..., 4) and (..., 4), -1 to 1.
+
+    The IoU less the squared distance of the centres over the squared diagonal of the enclosing box.
+    Source: Zheng et al. 2020, equation 7.
+    """
+    return iou(a, b) - _distance_term(a, b)
+
+
+def ciou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the CIoU (...) of boxes (..., 4) and (..., 4): the DIoU less a penalty for different aspect ratios.
+
+    The penalty's factor has no gradient. Source: Zheng et al. 2020, eq. 10.
+    """
+    overlap = iou(a, b)
+    angle = _aspect(a) - _aspect(b)
+    both = ((box_sizes(a) > 0) & (box_sizes(b) > 0)).all(dim=-1)
+    difference = torch.where(both, 4 / math.pi**2 * angle.square(), 0)
+    with torch.no_grad():
+        factor = _ratio(difference, 1 - overlap + difference)
+    return overlap - _distance_term(a, b) - factor * difference
+
+
+def siou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the SIoU (...) of boxes (..., 4) and (..., 4): the IoU less half of a distance term and a shape term.
+
+    An angle sharpens the distance term. Source: Gevorgyan 2022.
+    """
+    offset = (box_centres(a) - box_centres(b)).abs()
+    # 1 - 2 sin^2(asin x - pi / 4) is 2 x sqrt(1 - x^2), and x is the smaller side of the offset over its length.
+    angle = 2 * _ratio(offset.prod(dim=-1), offset.square().sum(dim=-1))
+    relative = _ratio(offset, _enclosing(a, b)).square()
+    distance = (1 - torch.exp((angle - 2)[..., None] * relative)).sum(dim=-1)
+    sizes_a, sizes_b = box_sizes(a), box_sizes(b)
+    shape = (1 - torch.exp(-_ratio((sizes_a - sizes_b).abs(), torch.maximum(sizes_a, sizes_b)))).pow(4).sum(dim=-1)
+    return iou(a, b) - (distance + shape) / 2
+
+
+OVERLAPS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "iou": iou,
+    "giou": giou,
+    "diou": diou,
+    "ciou": ciou,
+    "siou": siou,
+}
+"""Overlap functions by config name; each is 1 for equal boxes."""
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the IoU (N, M) of all pairs of boxes (N, 4) and (M, 4).
+
+    The bits of `iou(a[:, None], b)`, compiled on the CPU.
+    """
+    return _pairwise(iou, pairwise_iou_kernel, a, b)
+
+
+def pairwise_ioa(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the share (N, M) of each box of `a` (N, 4) inside each of `b` (M, 4).
+
+    The bits of `ioa(a[:, None], b)`.
+    """
+    return _pairwise(ioa, pairwise_ioa_kernel, a, b)
+
+
+def column_blocks(num_rows: int, num_columns: int, device: torch.device) -> Iterator[slice]:
+    """Iterate over column slices that keep a matrix of `num_rows` rows within the memory limit."""
+    entries = _ENTRIES_AT_ONCE.get(device.type, _ENTRIES_AT_ONCE["cpu"])
+    step = max(1, entries // max(1, num_rows))
+    yield from (slice(first, first + step) for first in range(0, num_columns, step))
+
+
+def _pairwise(plain: Callable[[Tensor, Tensor], Tensor], kernel: NumbaKernel, a: Tensor, b: Tensor) -> Tensor:
+    needs_gradient = torch.is_grad_enabled() and (a.requires_grad or b.requires_grad)
+    if needs_gradient or not can_use_numba(a, b):
+        return plain(a[:, None], b)
+    matrix = a.new_empty(len(a), len(b))
+    columns = b.detach().T.contiguous().numpy()
+    run_parallel(kernel, len(a), a.detach().contiguous().numpy(), columns, matrix.numpy())
+    return matrix
+
+
+def _ratio(part: Tensor, total: Tensor) -> Tensor:
+    """Divide, with 0 where `total` is 0; the gradient is finite everywhere."""
+    is_some = total >= torch.finfo(total.dtype).tiny
+    return torch.where(is_some, part / torch.where(is_some, total, 1), 0)
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    a, b = promote_to_float32(a), promote_to_float32(b)
+    first, last = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    return (last - first).clamp(min=0).prod(dim=-1)
+
+
+def _iou_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    intersection = _intersection(a, b)
+    union = box_areas(a) + box_areas(b) - intersection
+    return _ratio(intersection, union), union
+
+
+def _enclosing(a: Tensor, b: Tensor) -> Tensor:
+    """Return width and height (..., 2) of the smallest box around both; an inverted box counts as its first corner."""
+    a, b = promote_to_float32(a), promote_to_float32(b)
+    first = torch.minimum(a[..., :2], b[..., :2])
+    last = torch.maximum(torch.maximum(*a.split(2, dim=-1)), torch.maximum(*b.split(2, dim=-1)))
+    return last - first
+
+
+def _distance_term(a: Tensor, b: Tensor) -> Tensor:
+    squared = (box_centres(a) - box_centres(b)).square().sum(dim=-1)
+    return _ratio(squared, _enclosing(a, b).square().sum(dim=-1))
+
+
+def _aspect(boxes: Tensor) -> Tensor:
+    """Return the angle (...) of width over height, 0 for a box without a height."""
+    width, height = box_sizes(boxes).unbind(dim=-1)
+    return torch.atan(_ratio(width, height))
+
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""Upper bound of the predicted log ratio: a decoded box is at most 1000 / 16 times as wide and high as its prior."""
+
+DeltaWeights = tuple[float, float, float, float]
+
+
+def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Encode boxes as box deltas: centre offsets in prior sizes and log ratios of the sizes, each times its weight.
+
+    `priors` and `boxes` (..., 4) -> (..., 4); a side of 0 counts as the least positive number. Source: Girshick et al.
+    2014, appendix C; the weights are those of Fast R-CNN's code, (10, 10, 5, 5) in its second stage.
+    """
+    prior_sizes, sizes = _positive_sizes(priors), _positive_sizes(boxes)
+    offsets = (box_centres(boxes) - box_centres(priors)) / prior_sizes
+    return torch.cat([offsets, (sizes / prior_sizes).log()], dim=-1) * offsets.new_tensor(weights)
+
+
+def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Decode box deltas: priors (..., 4), deltas (..., 4) -> boxes (..., 4).
+
+    The inverse of `encode_deltas`, with log ratios of at most `MAX_LOG_RATIO`.
+    """
+    deltas = promote_to_float32(deltas)
+    deltas = deltas / deltas.new_tensor(weights)
+    sizes = box_sizes(priors)
+    centres = box_centres(priors) + deltas[..., :2] * sizes
+    half = sizes * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2
+    return torch.cat([centres - half, centres + half], dim=-1)
+
+
+def encode_distances(points: Tensor, boxes: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
+    """Encode boxes (..., 4) as distances (..., 4) in strides: of points (..., 2) from left, top, right and bottom.
+
+    `strides` is one number or broadcasts with the result, such as (P, 1). A distance is negative if the point is beyond
+    that side. Source: Tian et al. 2019, equation 1.
+    """
+    points, boxes = promote_to_float32(points), promote_to_float32(boxes)
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1) / strides
+
+
+def decode_distances(points: Tensor, distances: Tensor, *, strides: Tensor | float = 1.0) -> Tensor:
+    """Decode points (..., 2) and distances (..., 4) in strides to boxes (..., 4): the inverse of `encode_distances`."""
+    points, distances = promote_to_float32(points), promote_to_float32(distances) * strides
+    return torch.cat([points - distances[..., :2], points + distances[..., 2:]], dim=-1)
+
+
+def decode_boxes(priors: Tensor, codes: Tensor) -> Tensor:
+    """Decode predictions (..., 4) to boxes (..., 4).
+
+    Deltas if `priors` are anchors (..., 4), pixels if points (..., 2).
+    """
+    return decode_deltas(priors, codes) if priors.shape[-1] == 4 else decode_distances(priors, codes)
+
+
+def centreness(distances: Tensor) -> Tensor:
+    """Compute the centreness (...) from distances (..., 4) in any unit.
+
+    1 in the middle of a box, 0 on its sides and outside.
+    Source: Tian et al. 2019, equation 3.
+    """
+    distances = promote_to_float32(distances).clamp(min=0)
+    smaller, larger = torch.aminmax(torch.stack([distances[..., :2], distances[..., 2:]]), dim=0)
+    return (smaller / larger.clamp(min=torch.finfo(larger.dtype).tiny)).prod(dim=-1).sqrt()
+
+
+def _positive_sizes(boxes: Tensor) -> Tensor:
+    sizes = box_sizes(boxes)
+    return sizes.clamp(min=torch.finfo(sizes.dtype).tiny)

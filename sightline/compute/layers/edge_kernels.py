@@ -1,0 +1,222 @@
+"""Kernels of fused edge convolution: sums, extremes and their gradients per edge, in numba and in torch.
+
+Every edge i -> j of a cloud carries u_j + v_i. `pairs` (B, N, 2C) contains u and v, `index` (B, N, K) the neighbours j
+of each i. Nothing of size (B, N, K, C) is allocated: the kernels process the edges point by point, the torch forms
+neighbour by neighbour.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.neighbours import assert_rows
+from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
+
+_POINTS_AT_ONCE = 1024
+"""Points of one block of partial sums: fixed, so that the order of adding does not depend on the threads."""
+
+
+class EdgeSums(NamedTuple):
+    """Extremes of the edges per point, and sums over all edges per channel.
+
+    `extreme` u_j (B, N, C), `position` (B, N, C) uint8 or int32, the neighbour's slot; the sum and the sum of squares
+    of u_j + v_i - shift over all edges (C,) float64.
+    """
+
+    extreme: Tensor
+    position: Tensor
+    total: Tensor
+    total_of_squares: Tensor
+
+
+def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
+    """Find the largest u_j (B, N, C) of each point where `sign` is 1, the smallest where -1, the first where 0.
+
+    `pairs` (B, N, 2C), `index` (B, N, K). NaN wins. `sign` and `shift` are (C,) in the dtype of `pairs`. Of equal
+    values, the neighbour that comes first in `index`.
+    """
+    if can_use_numba(pairs):
+        return _compiled_extremes_and_sums(pairs, index, sign, shift)
+    return _plain_extremes_and_sums(pairs, index, sign, shift)
+
+
+def edge_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    """Compute the gradients of u and v, (B, N, 2C), from that of edge values y = u_j + v_i through a batch norm.
+
+    The gradient of edge (i, j) is `chosen` (B, N, C) at the slot `position`, and at every edge
+    - `constant` - `slope` * (y - `shift`), all (C,): the terms of the batch's mean and variance.
+    """
+    if can_use_numba(pairs):
+        return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)
+    return _plain_gradients(pairs, index, position, chosen, constant, slope, shift)
+
+
+def _position_dtype(num_neighbours: int) -> torch.dtype:
+    return torch.uint8 if num_neighbours <= 256 else torch.int32
+
+
+# --- torch: the fallback of a GPU, of half precision, and of a machine without numba -----------------------------
+
+
+def _plain_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+    ahead, behind = pairs.chunk(2, dim=-1)
+    moved = behind - shift
+    extreme = _rows(ahead, index[..., 0])
+    position = torch.zeros(extreme.shape, dtype=_position_dtype(index.shape[-1]), device=pairs.device)
+    sums = [extreme.new_zeros(len(shift), dtype=torch.float64) for _ in range(2)]
+    for slot in range(index.shape[-1]):
+        values = _rows(ahead, index[..., slot])
+        is_better = (sign * values > sign * extreme) | values.isnan()  # as torch's maximum: NaN wins
+        extreme = torch.where(is_better, values, extreme)
+        position.masked_fill_(is_better, slot)
+        edges = values + moved
+        sums[0] += edges.sum((0, 1), dtype=torch.float64)
+        sums[1] += edges.square().sum((0, 1), dtype=torch.float64)
+    return EdgeSums(extreme, position, *sums)
+
+
+def _plain_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    ahead, behind = pairs.chunk(2, dim=-1)
+    num_neighbours = index.shape[-1]
+    moved = behind - shift
+    to_ahead, received = torch.zeros_like(ahead), torch.zeros_like(ahead)
+    neighbour_sums = torch.zeros_like(behind)
+    degree = ahead.new_zeros(ahead.shape[:2])
+    for slot in range(num_neighbours):
+        neighbour = index[..., slot]
+        rows = neighbour[..., None].expand_as(behind)
+        received.scatter_add_(1, rows, moved)
+        to_ahead.scatter_add_(1, rows, torch.where(position == slot, chosen, 0))
+        degree.scatter_add_(1, neighbour, torch.ones_like(degree))
+        neighbour_sums += _rows(ahead, neighbour)
+    to_ahead -= degree[..., None] * constant + slope * (degree[..., None] * ahead + received)
+    to_behind = chosen - num_neighbours * constant - slope * (neighbour_sums + num_neighbours * moved)
+    return torch.cat([to_ahead, to_behind], dim=-1)
+
+
+def _rows(values: Tensor, index_BN: Tensor) -> Tensor:
+    return values.gather(1, index_BN[..., None].expand(-1, -1, values.shape[-1]))
+
+
+# --- numba ------------------------------------------------------------------------------------------------------
+
+
+def _compiled_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+    assert_rows(index, pairs, num_queries=pairs.shape[1])
+    num_samples, num_points, width = pairs.shape
+    blocks = num_samples * -(-num_points // _POINTS_AT_ONCE)
+    extreme = pairs.new_empty((num_samples, num_points, width // 2))
+    position = torch.empty(extreme.shape, dtype=_position_dtype(index.shape[-1]))
+    sums = np.zeros((2, blocks, width // 2))
+    arrays = [tensor.contiguous().numpy() for tensor in (pairs, index, sign, shift)]
+    run_parallel(_reduce_edges, blocks, *arrays, extreme.numpy(), position.numpy(), sums)
+    return EdgeSums(extreme, position, *torch.from_numpy(sums.sum(axis=1)))
+
+
+def _compiled_gradients(
+    pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+) -> Tensor:
+    result = torch.empty_like(pairs)
+    inputs = (pairs, index, position, chosen, constant, slope, shift)
+    run_parallel(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in inputs), result.numpy())
+    return result
+
+
+@numba_kernel
+def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sums):  # type: ignore[no-untyped-def]
+    num_points, num_neighbours = index.shape[1], index.shape[2]
+    width = extreme.shape[2]
+    blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
+    moved = np.empty(width, pairs.dtype)
+    best = np.empty(width, pairs.dtype)
+    slot_of_best = np.empty(width, np.int32)
+    total = np.empty(width, pairs.dtype)
+    squares = np.empty(width, pairs.dtype)
+    for block in range(first, last):
+        sample = block // blocks_of_a_cloud
+        start = (block % blocks_of_a_cloud) * _POINTS_AT_ONCE
+        for point in range(start, min(start + _POINTS_AT_ONCE, num_points)):
+            centre_terms = pairs[sample, point]
+            for channel in range(width):
+                moved[channel] = centre_terms[width + channel] - shift[channel]
+            nearest = pairs[sample, index[sample, point, 0]]
+            for channel in range(width):
+                edge = nearest[channel] + moved[channel]
+                total[channel] = edge
+                squares[channel] = edge * edge
+            for channel in range(width):
+                best[channel] = nearest[channel] * sign[channel]
+                slot_of_best[channel] = 0
+            for slot in range(1, num_neighbours):
+                other = pairs[sample, index[sample, point, slot]]
+                for channel in range(width):
+                    edge = other[channel] + moved[channel]
+                    total[channel] += edge
+                    squares[channel] += edge * edge
+                for channel in range(width):
+                    signed = other[channel] * sign[channel]
+                    is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
+                    best[channel] = signed if is_better else best[channel]
+                    slot_of_best[channel] = slot if is_better else slot_of_best[channel]
+            for channel in range(width):
+                sums[0, block, channel] += total[channel]
+                sums[1, block, channel] += squares[channel]
+            for channel in range(width):
+                position[sample, point, channel] = slot_of_best[channel]
+            for channel in range(width):
+                extreme[sample, point, channel] = pairs[sample, index[sample, point, slot_of_best[channel]], channel]
+
+
+@numba_kernel
+def _spread_gradients(  # type: ignore[no-untyped-def]
+    first, last, pairs, index, position, chosen, constant, slope, shift, result
+):
+    num_points, num_neighbours = index.shape[1], index.shape[2]
+    width = chosen.shape[2]
+    moved = np.empty(width, pairs.dtype)
+    neighbour_sums = np.empty(width, pairs.dtype)
+    degree = np.empty(num_points, np.int64)
+    for sample in range(first, last):
+        degree[:] = 0
+        result[sample] = 0
+        for point in range(num_points):
+            terms = pairs[sample, point]
+            for channel in range(width):
+                moved[channel] = terms[width + channel] - shift[channel]
+                neighbour_sums[channel] = 0
+            for slot in range(num_neighbours):
+                neighbour = index[sample, point, slot]
+                degree[neighbour] += 1
+                other = pairs[sample, neighbour]
+                target = result[sample, neighbour]
+                for channel in range(width):
+                    neighbour_sums[channel] += other[channel]
+                for channel in range(width):
+                    target[channel] += moved[channel]
+            grad_centre = result[sample, point]
+            for channel in range(width):
+                grad_centre[width + channel] = (
+                    chosen[sample, point, channel]
+                    - num_neighbours * constant[channel]
+                    - slope[channel] * (neighbour_sums[channel] + num_neighbours * moved[channel])
+                )
+        for point in range(num_points):
+            terms = pairs[sample, point]
+            target = result[sample, point]
+            count = degree[point]
+            for channel in range(width):
+                target[channel] = -count * constant[channel] - slope[channel] * (
+                    count * terms[channel] + target[channel]
+                )
+        for point in range(num_points):
+            for channel in range(width):
+                neighbour = index[sample, point, position[sample, point, channel]]
+                result[sample, neighbour, channel] += chosen[sample, point, channel]

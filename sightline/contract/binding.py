@@ -1,0 +1,90 @@
+"""Binding of batch and output keys to the parameters of forward functions, losses, metrics and transforms."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.aliases import old_names
+from sightline.contract.errors import ConfigError
+from sightline.contract.members import ModelMembers
+
+
+class UnknownKeyError(ConfigError):
+    """Error for a key that no source, or more than one, provides; `key` is the missing key."""
+
+    key = ""
+
+
+@dataclass(frozen=True)
+class AvailableKeys:
+    """Keys that a source provides: `AvailableKeys("data set 'scans'", {"points", "label"})`."""
+
+    source: str
+    keys: Collection[str]
+
+
+@dataclass(frozen=True)
+class BoundFunction:
+    """A function and the keys that it takes; call it with mappings that contain them, in the order of `bind`."""
+
+    function: Callable[..., Any]
+    names: tuple[str, ...]
+
+    def __call__(self, *mappings: Mapping[str, Any]) -> Any:
+        return self.function(**self.select(*mappings))
+
+    def select(self, *mappings: Mapping[str, Any]) -> dict[str, Any]:
+        """Select the arguments of this function from the mappings."""
+        return {name: mapping[name] for name in self.names for mapping in mappings if name in mapping}
+
+
+def bind(
+    function: Callable[..., Any], *offers: AvailableKeys, owner: str, exclude: Collection[str] = ()
+) -> BoundFunction:
+    """Bind parameters to keys by name. Parameters with a default are optional; those in `exclude` come from elsewhere.
+
+    Raises ConfigError, naming both sides, for a parameter without a source and for a key of two sources.
+    """
+    names = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in exclude or name == "self":
+            continue
+        assert parameter.kind not in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL), (
+            f"{owner}: parameters must be named, but '{name}' takes any"
+        )
+        sources = [offer.source for offer in offers if name in offer.keys]
+        if len(sources) > 1:
+            raise UnknownKeyError(
+                f"{owner} takes '{name}', which {' and '.join(sources)} both offer; rename one of them"
+            )
+        if sources:
+            names.append(name)
+        elif parameter.default is inspect.Parameter.empty:
+            offered = "; ".join(f"{o.source} offers {', '.join(sorted(o.keys)) or 'nothing'}" for o in offers)
+            error = UnknownKeyError(f"{owner} needs '{name}'; {offered}")
+            error.key = name
+            raise error
+    return BoundFunction(function, tuple(names))
+
+
+def declared_outputs(function: Callable[..., Any], *, owner: str) -> frozenset[str]:
+    """Return the output keys of a forward function, read from its TypedDict return annotation."""
+    annotation = typing.get_type_hints(function).get("return")
+    if annotation is None or not typing.is_typeddict(annotation):
+        raise ConfigError(
+            f"{owner}: annotate the return value of '{function.__qualname__}' with a TypedDict that names its outputs"
+        )
+    return frozenset(annotation.__annotations__)
+
+
+def model_output_keys(model: Any, *, owner: str) -> frozenset[str]:
+    """Return the output keys of a model: those that it states itself, else those of its `forward`."""
+    stated = ModelMembers.output_keys.get(model)
+    return declared_outputs(model.forward, owner=owner) if stated is None else stated
+
+
+__getattr__ = old_names(__name__)

@@ -1,0 +1,34 @@
+"""Catalogue of the package's parts: the module that registers a name, read without importing the module.
+
+A room that has parts states them in its `__init__`, as `PARTS`: kind -> module of the room -> the names that it
+registers. So the name of a part imports one module, and a new folder in `areas/` needs no other entry.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+
+ROOMS = ("compute", "parts", "store", "engine", "workbench")
+"""Rooms with parts, in addition to the areas."""
+
+Parts = Mapping[str, Mapping[str, str]]
+
+
+def list_areas() -> list[str]:
+    """List the folders of `areas/` by name."""
+    areas = importlib.import_module("sightline.areas")
+    return sorted(module.name for module in pkgutil.iter_modules(areas.__path__) if module.ispkg)
+
+
+@cache
+def find_modules(kind: str) -> Mapping[str, str]:
+    """Return the module of each part of a kind by the part's name."""
+    modules: dict[str, str] = {}
+    for room in (*ROOMS, *(f"areas.{area}" for area in list_areas())):
+        parts: Parts = getattr(importlib.import_module(f"sightline.{room}"), "PARTS", {})
+        for module, names in parts.get(kind, {}).items():
+            modules |= dict.fromkeys(names.split(), f"sightline.{room}.{module}")
+    return modules

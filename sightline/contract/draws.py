@@ -1,0 +1,102 @@
+"""Random numbers for whole batches, as a function of (seed, epoch, sample index, stream) alone."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.aliases import keep_old_members
+from sightline.contract.types import SampleKey
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+@keep_old_members(of_step="shared_by_step")
+class Draws:
+    """Random streams, one independent one per sample, drawn for all samples of a batch at once.
+
+    The numbers of a sample are the same whether it is drawn alone or in any batch, in any worker, on any process.
+    Every draw advances the stream; `stream(name)` starts an independent one. The bits are those of SplitMix64 run as
+    a counter-based generator: output i is the finaliser of (key + i * golden ratio).
+    Source: Steele, Lea and Flood 2014 (the mixing function); Salmon et al. 2011 (counter-based generation).
+    """
+
+    def __init__(self, keys_B: np.ndarray, step_key: np.ndarray | None = None) -> None:
+        self._keys_B = keys_B
+        self._step_key = step_key
+        self._position = 0
+
+    @classmethod
+    def for_samples(cls, keys: Sequence[SampleKey]) -> Draws:
+        """Create the streams of these samples, in this order."""
+        steps = {(key.seed, key.step) for key in keys}
+        step_key = _hash_rows([*steps]) if len(steps) == 1 else None
+        return cls(_hash_rows([(key.seed, key.epoch, key.index) for key in keys]), step_key)
+
+    def __len__(self) -> int:
+        return len(self._keys_B)
+
+    def stream(self, name: str) -> Draws:
+        """Return streams that are independent of this one and of those of any other name."""
+        salt = np.uint64(zlib.crc32(name.encode()) + 1)
+        return Draws(_mix(self._keys_B ^ salt), None if self._step_key is None else _mix(self._step_key ^ salt))
+
+    @property
+    def shared_by_step(self) -> Draws:
+        """One stream, the same for all samples of a step: numbers come with a batch of 1.
+
+        Raises ValueError for samples of several steps or seeds.
+        """
+        if self._step_key is None:
+            raise ValueError("these samples are not of one step, so they share no draws")
+        return Draws(self._step_key, self._step_key)
+
+    def bits(self, *shape: int) -> np.ndarray:
+        """Draw uniform 64-bit integers (B, *shape), uint64."""
+        count = int(np.prod(shape, dtype=np.int64))
+        steps = np.arange(self._position + 1, self._position + count + 1, dtype=np.uint64)
+        self._position += count
+        with np.errstate(over="ignore"):
+            states = self._keys_B[:, None] + steps * _GOLDEN
+        return _mix(states).reshape(len(self._keys_B), *shape)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Draw uniform numbers in [low, high): (B, *shape) float32, 24 random bits each."""
+        unit = (self.bits(*shape) >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
+        return torch.from_numpy(unit).mul_(high - low).add_(low)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw standard normal numbers: (B, *shape) float32. Source: Box and Muller 1958."""
+        bits = self.bits(*shape)
+        radius = ((bits >> np.uint64(40)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24)
+        angle = (bits & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24 * 2 * np.pi)
+        return torch.from_numpy(np.sqrt(np.float32(-2) * np.log(radius)) * np.cos(angle))
+
+    def permutation(self, length: int) -> Tensor:
+        """Draw a permutation of 0 .. length-1 for each sample: (B, length) int64."""
+        return torch.from_numpy(np.argsort(self.bits(length), axis=-1))
+
+
+def _hash_rows(rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """Hash each row of numbers to a key (B,) uint64."""
+    mixed = np.zeros(len(rows), dtype=np.uint64)
+    for column in zip(*rows, strict=True):
+        mixed = _mix((mixed ^ np.array(column, dtype=np.uint64)) + _GOLDEN)
+    return mixed
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """Apply SplitMix64's finaliser: a bijection of uint64 in which every input bit reaches every output bit."""
+    with np.errstate(over="ignore"):
+        values = values ^ (values >> np.uint64(30))
+        values *= _MIX_1
+        values ^= values >> np.uint64(27)
+        values *= _MIX_2
+        values ^= values >> np.uint64(31)
+    return values

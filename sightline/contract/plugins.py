@@ -1,0 +1,155 @@
+"""Plugins: Python files with a user's components, named on the command line, never in a config."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sightline.contract.errors import PluginError
+from sightline.contract.registry import REGISTRIES
+from sightline.contract.regular_files import read_regular_file
+
+_MODULE_PREFIX = "sightline_plugin_"
+_PLUGIN_ATTRIBUTE = "__sightline_plugin__"
+"""Attribute of a plugin's module that contains its `Plugin`."""
+
+
+class Plugin:
+    """Plugin file: its path, and its text when it was read; `option` is the command line option that names it."""
+
+    def __init__(self, path: Path, *, option: str = "--plugin") -> None:
+        self.path = path
+        self.option = option
+        try:
+            self.text = read_regular_file(path).decode("utf-8")
+        except FileNotFoundError:
+            raise PluginError(f"{option} {path}: no such file; check the path") from None
+        except UnicodeDecodeError as error:
+            raise PluginError(f"{option} {path}: is not UTF-8 text (byte {error.start})") from None
+        except OSError as error:
+            raise PluginError(f"{option} {path}: cannot be read: {error.strerror}") from None
+        if path.suffix != ".py":
+            raise PluginError(f"{option} {path}: is not a Python file (.py)")
+        self.sha256 = hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def module_name(self) -> str:
+        return f"{_MODULE_PREFIX}{self.path.stem}"
+
+    def record(self) -> dict[str, str]:
+        """Return path, name and SHA-256, as a run records them."""
+        return {"path": str(self.path.resolve()), "name": self.path.name, "sha256": self.sha256}
+
+
+def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
+    """Run plugin files, each once, so that they register their components.
+
+    Raises PluginError with the file's own line for any failure.
+    """
+    plugins = list({plugin.path.resolve(): plugin for plugin in map(Plugin, paths)}.values())
+    by_name: dict[str, Plugin] = {}
+    for plugin in plugins:
+        if plugin.path.name in by_name:
+            both = f"{by_name[plugin.path.name].path} and {plugin.path}"
+            raise PluginError(f"--plugin: {both} have one name, and a run keeps them by name; rename one")
+        by_name[plugin.path.name] = plugin
+    if plugins:
+        for registry in REGISTRIES.values():
+            registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
+    for plugin in plugins:
+        run_file(plugin)
+    return plugins
+
+
+def find_plugin(builder: Callable[..., Any]) -> Path | None:
+    """Return the path of a component's plugin, or None for a built-in one."""
+    if not builder.__module__.startswith(_MODULE_PREFIX):
+        return None
+    return Path(str(sys.modules[builder.__module__].__file__))
+
+
+def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
+    """Return file name and SHA-256 of a component's plugin, as it was run; empty for a built-in one."""
+    path = find_plugin(builder)
+    return {} if path is None else {path.name: getattr(sys.modules[builder.__module__], _PLUGIN_ATTRIBUTE).sha256}
+
+
+def loaded_plugins() -> list[Plugin]:
+    """List the plugins that this process has run."""
+    return [
+        getattr(module, _PLUGIN_ATTRIBUTE) for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)
+    ]
+
+
+def run_file(plugin: Plugin) -> ModuleType:
+    """Run the text that was hashed, even if the file has changed since; return its module.
+
+    Raises PluginError with the file's own line for any failure.
+    """
+    module = ModuleType(plugin.module_name)
+    module.__file__ = str(plugin.path)
+    setattr(module, _PLUGIN_ATTRIBUTE, plugin)
+    sys.modules[plugin.module_name] = module
+    try:
+        exec(compile(plugin.text, str(plugin.path), "exec"), module.__dict__)
+    except SyntaxError as error:
+        raise PluginError(f"{plugin.option} {error.filename or plugin.path}:{error.lineno}: {error.msg}") from None
+    except SystemExit as error:
+        raise PluginError(
+            f"{plugin.option} {_locate_error(plugin, error)}: ends the program; a plugin only defines parts"
+        ) from None
+    except Exception as error:
+        what = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "  # a message of the registry
+        raise PluginError(f"{plugin.option} {_locate_error(plugin, error)}: {kind}{what}") from error
+    return module
+
+
+def _locate_error(plugin: Plugin, error: BaseException) -> str:
+    """Return the last line of the plugin itself that an error passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(plugin.path)]
+    return f"{plugin.path}:{lines[-1]}" if lines else str(plugin.path)
+
+
+def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugin], *, run: Path) -> list[str]:
+    """List notes on plugins that changed since a run was made. Raises PluginError for one that is missing."""
+    if not _is_record(recorded):
+        raise PluginError(
+            f"{run}: its environment.json lists plugins in another form than runs write; get the run again"
+        )
+    by_name = {plugin.path.name: plugin for plugin in loaded}
+    notes = []
+    lost = [str(_find_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
+    if lost:
+        named, again = ("the plugin", "it") if len(lost) == 1 else ("the plugins", "them")
+        raise PluginError(
+            f"{run}: was made with {named} {', '.join(lost)}; give {again} again: "
+            + " ".join(f"--plugin {path}" for path in lost)
+        )
+    for entry in recorded:
+        plugin = by_name[entry["name"]]
+        if plugin.sha256 != entry["sha256"]:
+            copy = run / "plugins" / entry["name"]
+            notes.append(f"plugin-changed: {plugin.path} is not what {run} was made with (its copy: {copy})")
+    return notes
+
+
+def _find_source(entry: Mapping[str, str], run: Path) -> Path:
+    """Return the file that a plugin was read from, or its copy in the run if that file is missing."""
+    path, copy = Path(entry["path"]), run / "plugins" / entry["name"]
+    is_moved = os.path.isfile(copy) and not os.path.isfile(path)  # which know names that are too long for a disk
+    return copy if is_moved else path
+
+
+def _is_record(recorded: Any) -> bool:
+    """Return True for a list of the names, paths and digests of plugins."""
+    keys = ("name", "path", "sha256")
+    return isinstance(recorded, list | tuple) and all(
+        isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in keys) for entry in recorded
+    )

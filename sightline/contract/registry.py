@@ -1,0 +1,475 @@
+"""Registries of components: one per kind, from names to builders, with arguments checked by signature."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from sightline.contract.binding import UnknownKeyError
+from sightline.contract.catalogue import find_modules
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
+from sightline.contract.gc_pause import gc_paused
+from sightline.contract.members import MEMBERS, find_misspelt_members
+from sightline.contract.schema import (
+    Block,
+    Parameter,
+    check_value,
+    describe_type,
+    format_value,
+    get_block_marker,
+    signature_parameters,
+    suggest,
+)
+from sightline.contract.types import ComponentConfig, SourceLocation
+
+MAX_ARGUMENTS = 10
+
+BuilderT = TypeVar("BuilderT", bound=Callable[..., Any])
+
+
+class ConfigFault(NamedTuple):
+    """Fault in a config: its location and description."""
+
+    where: SourceLocation
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
+class BlockFacts(NamedTuple):
+    """Facts that earlier blocks of a component state for later ones, and the name of the last block."""
+
+    facts: Mapping[str, Any]
+    stated_by: str
+
+
+class RegistryEntry(NamedTuple):
+    """Registered component: its builder, the builder's parameters, and those that only other blocks give."""
+
+    name: str
+    builder: Callable[..., Any]
+    parameters: Mapping[str, Parameter]
+    block_facts: frozenset[str] = frozenset()
+
+    @property
+    def source(self) -> str:
+        """The docstring's text after 'Source:'; empty if there is none."""
+        _, _, source = (inspect.getdoc(self.builder) or "").partition("Source:")
+        return " ".join(source.split())
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring, without its source."""
+        return (inspect.getdoc(self.builder) or "").split("\n", 1)[0].partition("Source:")[0].strip()
+
+    @property
+    def arguments(self) -> dict[str, Parameter]:
+        """The parameters that a config may set: all except facts."""
+        injected = FACTS | self.block_facts
+        return {name: parameter for name, parameter in self.parameters.items() if name not in injected}
+
+    @property
+    def facts(self) -> list[str]:
+        """The parameters that come from the data set or the run."""
+        return [name for name in self.parameters if name in FACTS]
+
+    @property
+    def parameters_from_blocks(self) -> list[str]:
+        """The parameters that come from an earlier block."""
+        return [name for name in self.parameters if name in self.block_facts]
+
+
+class Registry:
+    """Registry of the components of one kind (`noun`); a component's module is imported on the first use of its name.
+
+    Components of an `in_chain` kind take the `BLOCK_FACTS` that an earlier block of such a kind has as attributes.
+    `modules` are the shipped components' modules by name; by default those of the catalogue.
+    """
+
+    def __init__(
+        self, kind: str, noun: str, *, in_chain: bool = False, modules: Mapping[str, str] | None = None
+    ) -> None:
+        self.kind = kind
+        self.noun = noun
+        self.block_facts = BLOCK_FACTS if in_chain else frozenset()
+        self._given_modules = modules
+        self._entries: dict[str, RegistryEntry] = {}
+        self._shipped: dict[str, RegistryEntry] = {}
+
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Modules of the shipped components by name."""
+        return find_modules(self.kind) if self._given_modules is None else self._given_modules
+
+    def add(self, name: str) -> Callable[[BuilderT], BuilderT]:
+        """Register a class or function under `name`; its keyword-only arguments are what a config may give."""
+
+        def register(builder: BuilderT) -> BuilderT:
+            reserved = ("name", "weight") if self.kind == "losses" else ("name",)
+            _assert_signature(builder, name, reserved=reserved, facts=FACTS | self.block_facts)
+            self._assert_no_misspelt_members(builder, name)
+            is_shipped = self.modules.get(name) == builder.__module__
+            if not is_shipped:
+                self._load(name)
+            registered_origin = _builder_origin(self._entries[name].builder) if name in self._entries else None
+            assert registered_origin in (None, _builder_origin(builder)), (
+                f"the {self.noun} '{name}' is registered already, by {'.'.join(registered_origin or ())}; "
+                "take another name"
+            )
+            self._entries[name] = RegistryEntry(name, builder, signature_parameters(builder), self.block_facts)
+            if is_shipped:
+                self._shipped[name] = self._entries[name]
+            return builder
+
+        return register
+
+    def names(self) -> list[str]:
+        return sorted({*self._entries, *self.modules})
+
+    def entry(self, component: ComponentConfig) -> RegistryEntry:
+        """Return the entry of a component block. Raises ConfigError with the nearest name."""
+        self._load(component.name)
+        if component.name not in self._entries:
+            raise ConfigError(str(self._unknown_name_fault(component)))
+        return self._entries[component.name]
+
+    def get_entry(self, name: str) -> RegistryEntry:
+        """Return the entry of a name from `names()`."""
+        return self.entry(ComponentConfig(name))
+
+    def faults(
+        self, component: ComponentConfig, *, elsewhere: Mapping[str, str] = MappingProxyType({})
+    ) -> list[ConfigFault]:
+        """List the faults of a component block that its signature shows.
+
+        `elsewhere` maps keys of other sections to their dotted paths, for a key that is in the wrong section.
+        """
+        self._load(component.name)
+        if component.name not in self._entries:
+            return [self._unknown_name_fault(component)]
+        entry = self._entries[component.name]
+        missing = [
+            ConfigFault(
+                _locate_key(component.location, name),
+                f"is required and missing: '{component.name}' needs {describe_type(parameter.annotation)} here",
+            )
+            for name, parameter in entry.arguments.items()
+            if parameter.is_required and name not in component.arguments
+        ]
+        return [*self._find_argument_faults(component, entry, elsewhere), *missing]
+
+    def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
+        """Return the facts that a block and its inner blocks take; required if any of them requires it.
+
+        Facts that blocks state for one another are left out. Inner blocks must be valid: `faults` lists invalid ones.
+        """
+        entry = self.entry(component)
+        accepted = {name: entry.parameters[name] for name in entry.facts}
+        for name, parameter in entry.parameters.items():
+            block = get_block_marker(parameter.annotation)
+            if block is None or name not in component.arguments:
+                continue
+            for inner_block in nested_blocks(component, name):
+                inner = REGISTRIES[block.kind].accepted_facts(inner_block)
+                accepted |= {
+                    fact: fact_parameter
+                    for fact, fact_parameter in inner.items()
+                    if fact_parameter.is_required or fact not in accepted
+                }
+        return accepted
+
+    def needed_facts(self, component: ComponentConfig) -> set[str]:
+        """Return the facts that a block or its inner blocks cannot be built without."""
+        return {name for name, parameter in self.accepted_facts(component).items() if parameter.is_required}
+
+    def build(
+        self, component: ComponentConfig, *, facts: Mapping[str, object], stated: BlockFacts | None = None
+    ) -> Any:
+        """Call the builder with the block's arguments and with the facts that its signature names.
+
+        The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
+        Raises ConfigError for an argument that is unknown, ill-typed, missing, given by the config and as a fact, or
+        refused by the builder itself.
+        """
+        entry = self.entry(component)
+        faults = [str(fault) for fault in self.faults(component)]
+        faults += self._find_misstated_facts(component, entry, stated)
+        missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
+        if missing:
+            remedies = "".join(
+                f"; {REMEDIES[name]}, or take '{component.name}' out" for name in missing if name in REMEDIES
+            )
+            faults.append(
+                f"{component.location}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
+                f"{', '.join(sorted(facts)) or 'no facts'}{remedies}"
+            )
+        if faults:
+            raise ConfigError(*faults)
+        arguments: dict[str, Any] = {}
+        inner_facts: BlockFacts | None = None
+        for name, parameter in entry.parameters.items():
+            if name in component.arguments:
+                arguments[name], inner_facts = self._build_argument(component, parameter, facts, inner_facts)
+        injected = {name: facts[name] for name in entry.facts if name in facts}
+        if stated is not None:
+            injected |= {name: stated.facts[name] for name in entry.parameters_from_blocks if name in stated.facts}
+        with locate_errors(component):
+            return entry.builder(**arguments, **injected)
+
+    def _find_misstated_facts(
+        self, component: ComponentConfig, entry: RegistryEntry, stated: BlockFacts | None
+    ) -> Iterator[str]:
+        """Yield faults of facts that an earlier block should state, but does not, or states with another type."""
+        subject = f"{component.location}: {self.noun} '{component.name}'"
+        stated_by = "a block" if stated is None else f"the {stated.stated_by}"
+        for name in entry.parameters_from_blocks:
+            annotation = entry.parameters[name].annotation
+            if stated is not None and name in stated.facts:
+                for _, text in check_value(annotation, stated.facts[name])[1]:
+                    yield f"{subject} takes {name} of {stated_by} before it: {text}"
+            elif entry.parameters[name].is_required:
+                allowed = describe_type(annotation)
+                yield f"{subject} needs {name}; {stated_by} before it should state it, as an attribute: {allowed}"
+
+    def _assert_no_misspelt_members(self, builder: Callable[..., Any], name: str) -> None:
+        """Raise AssertionError for a misspelt member: it would never be called, without any sign of it."""
+        for misspelt, member_name in find_misspelt_members(self.kind, builder):
+            member = MEMBERS.get(self.kind, {}).get(member_name)
+            meaning = "a member that every one needs" if member is None else member.meaning
+            raise AssertionError(
+                f"the {self.noun} '{name}': {builder.__qualname__}.{misspelt} is close to '{member_name}' ({meaning}); "
+                f"call it '{member_name}', or give a member of your own a name that is less like it"
+            )
+
+    def _build_argument(
+        self, component: ComponentConfig, parameter: Parameter, facts: Mapping[str, object], stated: BlockFacts | None
+    ) -> tuple[Any, BlockFacts | None]:
+        """Convert a value for the builder, and build it if it is a block; also return the facts stated since."""
+        value, block = component.arguments[parameter.name], get_block_marker(parameter.annotation)
+        if block is None:
+            return check_value(parameter.annotation, value)[0], stated
+        kind, built = REGISTRIES[block.kind], []
+        for inner_block in nested_blocks(component, parameter.name):
+            built.append(kind.build(inner_block, facts=facts, stated=stated))
+            if kind.block_facts:
+                block_facts = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
+                stated = BlockFacts(block_facts, f"{kind.noun} '{inner_block.name}'")
+        if isinstance(value, list | tuple):
+            return tuple(built), stated
+        return (built[0] if built else None), stated
+
+    def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
+        hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
+        plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
+        where = component.origins.get("name", _locate_key(component.location, "name"))
+        return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
+
+    def _find_argument_faults(
+        self, component: ComponentConfig, entry: RegistryEntry, elsewhere: Mapping[str, str]
+    ) -> Iterator[ConfigFault]:
+        for name, value in component.arguments.items():
+            where = component.origins.get(name, _locate_key(component.location, name))
+            if name in FACTS:
+                giver = "data set" if name in DATA_FACTS else "run"
+                yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here{_hint_shares(name, entry)}")
+            elif name in entry.block_facts:
+                yield ConfigFault(where, f"'{name}' is given by an earlier block; remove it here")
+            elif name not in entry.parameters:
+                allowed = list(entry.arguments)
+                otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
+                hint = suggest(name, allowed, otherwise=otherwise)
+                hint = f"; did you mean '{elsewhere[name]}'?" if name in elsewhere else hint
+                yield ConfigFault(where, f"'{component.name}' has no such argument{hint}")
+            elif (block := get_block_marker(entry.parameters[name].annotation)) is not None:
+                yield from _find_block_faults(component, entry.parameters[name], block, where)
+            else:
+                for path, text in check_value(entry.parameters[name].annotation, value)[1]:
+                    value_path = f"{name}.{path}".rstrip(".")
+                    yield ConfigFault(component.origins.get(value_path, _locate_key(where, path)), text)
+
+    def _load(self, name: str) -> None:
+        """Import the module of a shipped component, unless it is registered."""
+        if name in self._entries or name not in self.modules:
+            return
+        with gc_paused():
+            importlib.import_module(self.modules[name])
+        self._entries.setdefault(name, self._shipped[name])
+
+
+def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
+    """Return the component blocks in an argument: one, several in a list, or none if it is null.
+
+    They must be mappings with a name: `faults` lists those that are not.
+    """
+    value = component.arguments[name]
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return [_make_block(component, f"{name}.{index}", item) for index, item in enumerate(value)]
+    return [_make_block(component, name, value)]
+
+
+def _make_block(component: ComponentConfig, path: str, value: Any) -> ComponentConfig:
+    """Make a component of the value at `path` in a component's block, with the locations of its values."""
+    if isinstance(value, ComponentConfig):
+        return value
+    origins = {
+        key_path.removeprefix(f"{path}."): where
+        for key_path, where in component.origins.items()
+        if key_path.startswith(f"{path}.")
+    }
+    named = origins.get("name") or component.origins.get(path, component.location)
+    below = _locate_key(component.location, path)
+    where = SourceLocation(named.source, named.line, below.path) if below.path else below
+    arguments = {key: item for key, item in value.items() if key != "name"}
+    return ComponentConfig(value["name"], arguments, location=where, origins=origins)
+
+
+def _hint_shares(name: str, entry: RegistryEntry) -> str:
+    """Return the arguments that set the parts of a data set, for a `split` given by hand; else an empty text."""
+    arguments = [f"data.{a}" for a in entry.arguments if a.startswith(("test", "validation", "split"))]
+    means = f"set by {', '.join(arguments)}" if arguments else "those of the files or of `data prepare`"
+    return f": a run opens every part itself; parts are {means}" if name == "split" else ""
+
+
+def _find_block_faults(
+    component: ComponentConfig, parameter: Parameter, block: Block, where: SourceLocation
+) -> Iterator[ConfigFault]:
+    value, annotation = component.arguments[parameter.name], parameter.annotation
+    is_list = typing.get_origin(annotation) is tuple
+    is_optional = type(None) in typing.get_args(annotation)
+    if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
+        yield ConfigFault(where, f"found {format_value(value)}, allowed is {describe_type(annotation)}")
+        return
+    for item in value if is_list else [value]:
+        is_block = isinstance(item, ComponentConfig) or (
+            isinstance(item, Mapping) and isinstance(item.get("name"), str)
+        )
+        if not is_block and (item is not None or is_list):
+            yield ConfigFault(where, f"found {format_value(item)}, allowed is {describe_type(annotation)}")
+            return
+    for nested in nested_blocks(component, parameter.name):
+        yield from REGISTRIES[block.kind].faults(nested)
+
+
+@contextmanager
+def locate_errors(component: ComponentConfig) -> Iterator[None]:
+    """Context that adds the location of a block, or of the argument that an error names, to a builder's errors."""
+    try:
+        yield
+    except UnknownKeyError:
+        raise
+    except ConfigError as error:
+        raise ConfigError(*(_add_location(component, fault) for fault in error.faults)) from error
+    except DataError as error:
+        # The argument that contains the folder at the beginning of the message, else the root.
+        message, arguments = str(error), component.arguments.items()
+        named = (name for name, value in arguments if isinstance(value, str) and message.startswith(f"{value}: "))
+        raise type(error)(f"{component.origins.get(next(named, 'root'), component.location)}: {error}") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{component.location}: '{component.name}' refuses its arguments: {error}") from error
+
+
+def _add_location(component: ComponentConfig, fault: str) -> str:
+    """Add the location to a builder's message `argument: text` or `<block>.argument: text`."""
+    subject, _, text = fault.partition(": ")
+    outer, _, name = subject.rpartition(".")
+    if name in component.arguments and outer in ("", component.name, component.location.path):
+        return f"{component.origins.get(name, _locate_key(component.location, name))}: {text}"
+    if component.location.path and subject.startswith(f"{component.location.path}."):
+        argument_path = subject.removeprefix(f"{component.location.path}.")
+        nearby = component.origins.get(argument_path) or component.origins.get(
+            argument_path.split(".")[0], component.location
+        )
+        return f"{SourceLocation(nearby.source, nearby.line, subject)}: {text}"
+    return f"{component.location}: {fault}"
+
+
+def _locate_key(where: SourceLocation, name: str) -> SourceLocation:
+    """Return the location of a block's key that has none itself."""
+    if not name:
+        return where
+    if not where.path:  # a call from Python, not a file
+        return SourceLocation(f"{where.source}.{name}", where.line)
+    return SourceLocation(where.source, where.line, f"{where.path}.{name}")
+
+
+def _builder_origin(builder: Callable[..., Any]) -> tuple[str, str]:
+    return builder.__module__, builder.__qualname__
+
+
+def _assert_signature(
+    builder: Callable[..., Any], name: str, *, reserved: tuple[str, ...], facts: frozenset[str]
+) -> None:
+    parameters = inspect.signature(builder).parameters.values()
+    assert all(p.kind is inspect.Parameter.KEYWORD_ONLY for p in parameters), (
+        f"'{name}': every argument must be keyword-only and named (no *args, no **kwargs)"
+    )
+    config_parameters = [
+        parameter for parameter in parameters if parameter.name not in facts
+    ]  # users never set the others
+    assert len(config_parameters) <= MAX_ARGUMENTS, (
+        f"'{name}': {len(config_parameters)} arguments, at most {MAX_ARGUMENTS}"
+    )
+    for parameter in parameters:
+        assert parameter.annotation is not inspect.Parameter.empty, (
+            f"'{name}': annotate the argument '{parameter.name}'"
+        )
+        assert parameter.name not in reserved, (
+            f"'{name}': '{parameter.name}' has a meaning of its own in a config; rename it"
+        )
+
+
+data = Registry("data", "data set")
+models = Registry("models", "model")
+point_encoders = Registry("point_encoders", "point encoder")
+image_encoders = Registry("image_encoders", "image encoder")
+backbones = Registry("backbones", "backbone", in_chain=True)
+necks = Registry("necks", "neck", in_chain=True)
+heads = Registry("heads", "head", in_chain=True)
+references = Registry("references", "reference point")
+assigners = Registry("assigners", "assigner")
+suppressions = Registry("suppressions", "suppression")
+tasks = Registry("tasks", "task")
+losses = Registry("losses", "loss")
+metrics = Registry("metrics", "metric")
+transforms = Registry("transforms", "transform")
+optimizers = Registry("optimizers", "optimizer")
+schedules = Registry("schedules", "schedule")
+predictors = Registry("predictors", "predictor")
+probes = Registry("probes", "probe")
+searches = Registry("searches", "search")
+
+REGISTRIES: dict[str, Registry] = {
+    registry.kind: registry
+    for registry in (
+        models,
+        point_encoders,
+        image_encoders,
+        backbones,
+        necks,
+        heads,
+        data,
+        references,
+        assigners,
+        losses,
+        metrics,
+        suppressions,
+        transforms,
+        optimizers,
+        schedules,
+        tasks,
+        predictors,
+        probes,
+        searches,
+    )
+}

@@ -1,1 +1,0 @@
-"""Detectors: backbones, necks and heads, and the model that joins one of each."""

@@ -1,0 +1,348 @@
+"""Losses of classification: cross-entropy, focal, Lovász, distillation, and class weights.
+
+Cross entropy over classes, with label smoothing, class weights and ignored targets.
+
+Focal loss: cross entropy in which easy targets weigh little.
+
+Lovász-softmax loss: the Lovász extension of the Jaccard loss, a differentiable surrogate of the mean IoU.
+
+Base of losses over classes: counted targets, and class weights given or derived from class frequencies.
+
+Knowledge distillation: a teacher's class probabilities, softened by a temperature, or its features as targets.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.contract import registry
+from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.errors import ConfigError
+from sightline.contract.loss import Loss
+
+logger = logging.getLogger(__name__)
+
+ClassWeights = Literal["inverse", "inverse_log"] | tuple[NonNegativeFloat, ...] | None
+"""Class weights: a number for each class, none (all 1), or a rule for the class's share f of all training targets.
+
+`inverse` is 1 / (f + 0.001), `inverse_log` is 1 / ln(f + 1.02). Source: Milioto et al. 2019 (RangeNet++), section
+III-B; Paszke et al. 2016 (ENet), section 5.2.
+"""
+_MIN_SHARE, _MIN_LOG_ARGUMENT = 0.001, 1.02
+
+
+class ClassLoss(Loss):
+    """Loss of `logits` (..., C), classes last, against labels (...), 0 .. C-1 or ignored, with class weights."""
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        ignore_index: int | None,
+        class_weights: ClassWeights = None,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        weights = resolve_class_weights(
+            class_weights, loss=name, num_classes=num_classes, class_counts=class_counts, ignore_index=ignore_index
+        )
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def label_weight(self, label: Tensor) -> Tensor:
+        """Return the number of labels (...) that are not ignored (int64), or their summed class weights (float64)."""
+        is_counted = self.is_counted(label)
+        if self.class_weights is None:
+            return is_counted.sum()
+        return self.class_weights[label[is_counted]].sum()
+
+    def is_counted(self, label: Tensor) -> Tensor:
+        """Return a mask (...) of the labels (...) that are not ignored."""
+        return torch.ones_like(label, dtype=torch.bool) if self.ignore_index is None else label != self.ignore_index
+
+    def assert_shapes(self, logits: Tensor, label: Tensor) -> None:
+        """Raise ValueError unless logits are (..., C) for labels (...)."""
+        if logits.shape != (*label.shape, self.num_classes):
+            raise ValueError(
+                f"logits: found the shape {tuple(logits.shape)} for labels {tuple(label.shape)}, expected "
+                f"{(*label.shape, self.num_classes)}"
+            )
+
+
+def resolve_class_weights(
+    weights: ClassWeights,
+    *,
+    loss: str,
+    num_classes: int,
+    class_counts: Sequence[int] | None,
+    ignore_index: int | None,
+) -> Tensor | None:
+    """Return the weights (C,) float64 of a loss; the ignored class, and classes that never occur, weigh 0 by a rule.
+
+    Raises ConfigError, prefixed by the name of the loss, for another number of weights than classes, and for a rule if
+    the data set does not state its `class_counts`.
+    """
+    if weights is None:
+        return None
+    if not isinstance(weights, str):
+        if len(weights) != num_classes:
+            raise ConfigError(
+                f"{loss}.class_weights: found {len(weights)} for {num_classes} classes; give one each, or inverse"
+            )
+        return torch.tensor(weights, dtype=torch.float64)
+    if class_counts is None:
+        raise ConfigError(
+            f"{loss}.class_weights: {weights} needs the fact class_counts, which this data set does not state; give "
+            f"{num_classes} numbers"
+        )
+    total = max(1, sum(class_counts))
+    absent = [index for index, count in enumerate(class_counts) if count == 0 and index != ignore_index]
+    if absent:
+        logger.warning(
+            "absent-class-weight: %s.class_weights: classes %s do not occur in the training data; they weigh 0",
+            loss,
+            ", ".join(map(str, absent)),
+        )
+    values = [
+        0.0 if count == 0 or index == ignore_index else _by_rule(weights, count / total)
+        for index, count in enumerate(class_counts)
+    ]
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _by_rule(rule: str, share: float) -> float:
+    return 1 / (share + _MIN_SHARE) if rule == "inverse" else 1 / math.log(share + _MIN_LOG_ARGUMENT)
+
+
+@registry.losses.add("cross_entropy")
+class CrossEntropy(ClassLoss):
+    """Cross entropy with label smoothing and class weights: the sum over targets of -sum_c w_c q_c log p_c.
+
+    q is 1 - label_smoothing on the label and the rest elsewhere. `smoothing_over` distributes the rest: evenly to the
+    `others` (the code of the DGCNN family), or evenly to `all` classes, the label included (torch). Every target that
+    is not ignored counts, with its class's weight; `class_weights` are numbers, or a rule for the classes' shares of
+    the training data: `inverse`, `inverse_log`.
+    Source: Szegedy et al. 2016, section 7 (smoothing).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        ignore_index: int | None = None,
+        label_smoothing: Probability = 0.0,
+        smoothing_over: Literal["others", "all"] = "others",
+        class_weights: ClassWeights = None,
+        class_counts: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(
+            "cross_entropy",
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            class_counts=class_counts,
+        )
+        if label_smoothing > 0 and smoothing_over == "others" and num_classes < 2:
+            raise ConfigError(
+                "cross_entropy.label_smoothing: one class has no others to smooth over; take 0 or smoothing_over: all"
+            )
+        num_sharing = num_classes - 1 if smoothing_over == "others" else num_classes
+        self.share = label_smoothing / num_sharing if label_smoothing > 0 else 0.0
+        self.extra_on_label = 1.0 - label_smoothing - (self.share if smoothing_over == "others" else 0.0)
+
+    def count(self, *, label: Tensor) -> Tensor:
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
+        return self.label_weight(label)
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        """Compute the loss sum from `logits` (B, C) with `label` (B,), or (P, C) with (P,).
+
+        Classes come last; labels are 0 .. C-1 or ignored.
+        """
+        self.assert_shapes(logits, label)
+        is_counted = self.is_counted(label)
+        target = torch.where(is_counted, label, 0)[..., None]
+        negative = -F.log_softmax(logits, dim=-1)
+        if self.class_weights is not None:
+            negative = negative * self.class_weights.to(negative.dtype)
+        loss = self.extra_on_label * negative.gather(-1, target).squeeze(-1)
+        if self.share > 0:
+            loss = loss + self.share * negative.sum(dim=-1)
+        return torch.where(is_counted, loss, 0.0).sum()
+
+
+@registry.losses.add("focal_cross_entropy")
+class FocalCrossEntropy(ClassLoss):
+    """Focal loss with a softmax: the sum over targets of -w_c (1 - p)^gamma log p, p the probability of the class c.
+
+    Targets that are not ignored count: `divide_by: weights` counts each with the weight of its class, `targets`
+    each once (the code of SqueezeSeg). Source: Lin et al. 2017, equation 5.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        class_counts: tuple[int, ...] | None = None,
+        ignore_index: int | None = None,
+        gamma: NonNegativeFloat = 2.0,
+        class_weights: ClassWeights = None,
+        divide_by: Literal["weights", "targets"] = "weights",
+    ) -> None:
+        super().__init__(
+            "focal_cross_entropy",
+            num_classes=num_classes,
+            ignore_index=ignore_index,
+            class_weights=class_weights,
+            class_counts=class_counts,
+        )
+        self.gamma = gamma
+        self.divide_by = divide_by
+
+    def count(self, *, label: Tensor) -> Tensor:
+        """Count the labels (...) that are not ignored (int64), or sum their class weights (float64)."""
+        return self.is_counted(label).sum() if self.divide_by == "targets" else self.label_weight(label)
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        """Compute the loss sum from `logits` (..., C) with `label` (...): classes last, labels 0 .. C-1 or ignored."""
+        self.assert_shapes(logits, label)
+        is_counted = self.is_counted(label)
+        target = torch.where(is_counted, label, 0)
+        log_p = F.log_softmax(logits, dim=-1).gather(-1, target[..., None]).squeeze(-1)
+        loss = -((1 - log_p.exp()) ** self.gamma) * log_p
+        if self.class_weights is not None:
+            loss = loss * self.class_weights.to(loss.dtype)[target]
+        return torch.where(is_counted, loss, 0.0).sum()
+
+
+@registry.losses.add("lovasz_softmax")
+class LovaszSoftmax(ClassLoss):
+    """Lovász-softmax loss: the sum over images of the mean, over the labels' classes, of the extension of 1 - IoU.
+
+    It is 0 to 1. An image is a row of the batch, for packed points a cloud. Images with a label that is not ignored
+    count; one without gives a loss and gradients of 0. From random weights it learns worse alone than combined with
+    cross entropy. Source: Berman et al. 2018, equations 8 and 9, algorithm 1.
+    """
+
+    def __init__(self, *, num_classes: int, ignore_index: int | None = None) -> None:
+        super().__init__("lovasz_softmax", num_classes=num_classes, ignore_index=ignore_index)
+
+    def count(self, *, label: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Count the images of `label` (B, ...), or clouds of (P,) with `offsets` (S+1,), with a label that counts."""
+        return torch.stack([self.is_counted(image).any() for image in _images(label, label, offsets)]).sum()
+
+    def forward(self, *, logits: Tensor, label: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Compute the loss sum from `logits` (B, ..., C) with `label` (B, ...), or (P, C) with (P,) and `offsets`.
+
+        Classes come last.
+        """
+        self.assert_shapes(logits, label)
+        total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
+        for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
+            is_counted = self.is_counted(labels).flatten()
+            chosen = image.reshape(-1, self.num_classes)[is_counted]
+            probabilities = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).softmax(dim=1)
+            total = total + lovasz_of_image(probabilities, labels.flatten()[is_counted])
+        return total
+
+
+def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
+    """Compute the mean Lovász loss over the classes of `label` (P,), for `probabilities` (P, C); 0 for no pixels."""
+    if not len(label):
+        return probabilities.sum()
+    losses = []
+    for number in label.unique():
+        is_class = (label == number).to(probabilities.dtype)
+        errors = (is_class - probabilities[:, number]).abs()
+        ordered, order = errors.sort(descending=True, stable=True)
+        losses.append(ordered.dot(_jaccard_gradient(is_class[order])))  # autocast would lower a product by @
+    return torch.stack(losses).mean()
+
+
+def _jaccard_gradient(is_class: Tensor) -> Tensor:
+    """Return the increase of 1 - IoU with each further error (P,), errors in falling order. Source: algorithm 1."""
+    intersection = is_class.sum() - is_class.cumsum(0)
+    union = is_class.sum() + (1 - is_class).cumsum(0)
+    jaccard = 1 - intersection / union
+    return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+
+
+def _images(values: Tensor, label: Tensor, offsets: Tensor | None) -> list[Tensor]:
+    """Split values into the rows of a batch, or into clouds if the labels are packed."""
+    if label.ndim > 1:
+        return list(values)
+    if offsets is None:
+        raise ValueError(
+            f"label: found the shape {tuple(label.shape)} and no offsets; expected images or joined clouds"
+        )
+    return list(values.split(offsets.diff().tolist()))
+
+
+@registry.losses.add("distillation")
+class Distillation(ClassLoss):
+    """Knowledge distillation: the sum over targets of T^2 KL(softmax(teacher / T), softmax(student / T)).
+
+    Targets that are not ignored count. Combined with the task's own loss, use the weights alpha and 1 - alpha, such as
+    0.7 and 0.3. `teacher_logits` come from a task with a teacher, and get no gradient. Source: Hinton, Vinyals and Dean
+    2015, section 2.
+    """
+
+    def __init__(self, *, num_classes: int, ignore_index: int | None = None, temperature: PositiveFloat = 4.0) -> None:
+        super().__init__("distillation", num_classes=num_classes, ignore_index=ignore_index)
+        self.temperature = temperature
+
+    def count(self, *, label: Tensor) -> Tensor:
+        """Count the labels (...) that are not ignored."""
+        return self.label_weight(label)
+
+    def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
+        """Compute the loss sum from `logits` and `teacher_logits` (..., C); `label` (...) marks the ignored targets."""
+        self.assert_shapes(logits, label)
+        self.assert_shapes(teacher_logits, label)
+        student = F.log_softmax(logits / self.temperature, dim=-1)
+        teacher = F.log_softmax(teacher_logits.detach() / self.temperature, dim=-1)
+        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
+        return torch.where(self.is_counted(label), self.temperature**2 * divergence, 0.0).sum()
+
+
+@registry.losses.add("feature_distillation")
+class FeatureDistillation(Loss):
+    """Feature distillation: the sum of squared differences between outputs of the same modules of student and teacher.
+
+    Numbers are counted, so the mean is over all numbers of all modules that `teacher.features` names; its weight is
+    beta. The task provides the outputs of every call of a module; those of the teacher get no gradient. Raises
+    ConfigError for modules of different shapes. Source: Romero et al. 2015 (FitNets), eq. 3, without its regressor.
+    """
+
+    def count(self, *, teacher_modules: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Count the numbers in the outputs (...) of `teacher_modules`."""
+        return torch.tensor(sum(output.numel() for outputs in teacher_modules.values() for output in outputs))
+
+    def forward(
+        self, *, student_modules: Mapping[str, Sequence[Tensor]], teacher_modules: Mapping[str, Sequence[Tensor]]
+    ) -> Tensor:
+        """Compute the loss sum from outputs (...) by module name, of the same shapes in both."""
+        sums = []
+        for name, outputs in teacher_modules.items():
+            student_shapes, teacher_shapes = (
+                [tuple(tensor.shape) for tensor in tensors] for tensors in (student_modules[name], outputs)
+            )
+            if student_shapes != teacher_shapes:
+                raise ConfigError(
+                    f"teacher.features: '{name}' returns {student_shapes}, the teacher's {teacher_shapes}; name others"
+                )
+            for student, teacher in zip(student_modules[name], outputs, strict=True):
+                dtype = torch.promote_types(student.dtype, torch.float32)
+                sums.append((student.to(dtype) - teacher.detach().to(dtype)).square().sum())
+        return torch.stack(sums).sum()

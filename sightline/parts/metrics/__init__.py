@@ -1,0 +1,29 @@
+"""Metrics: states that add up exactly over batches and processes, and the numbers computed from them once."""
+
+from __future__ import annotations
+
+from sightline.contract.metric import Meter, Metric, State
+from sightline.parts.metrics.labels import (
+    Accuracy,
+    IoU,
+    class_ious,
+    confusion_matrix,
+    mean_class_accuracy,
+    overall_accuracy,
+)
+from sightline.parts.metrics.part_iou import PartIoU, category_means, shape_ious
+
+__all__ = [
+    "Accuracy",
+    "IoU",
+    "Meter",
+    "Metric",
+    "PartIoU",
+    "State",
+    "category_means",
+    "class_ious",
+    "confusion_matrix",
+    "mean_class_accuracy",
+    "overall_accuracy",
+    "shape_ious",
+]

@@ -1,0 +1,308 @@
+"""Grouping and matching of detections and labels by class and image, shared by box metrics.
+
+COCO average precision: predictions matched to labels by a similarity, at ten thresholds.
+
+What the similarity is (overlap of boxes, likeness of key points) is the caller's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compute.numba_kernels import can_use_numba, run_parallel
+from sightline.contract.metric import State, append_rows
+from sightline.parts.metrics.match_kernels import match_boxes
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""Similarity thresholds of a match."""
+RECALLS = np.linspace(0.0, 1.0, 101)
+"""Recalls at which the precision-recall curve is sampled."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Matches of one image: scores of its predictions, falling, and a mask (L, D) of those matched at each threshold.
+
+    A prediction that `is_ignored` (L, D) counts neither as a true nor as a false positive. `num_labels` does not count
+    ignored ones. `label` (L, D) is the matched label of each prediction, -1 for none, if it was recorded.
+    """
+
+    scores: np.ndarray
+    is_found: np.ndarray
+    is_ignored: np.ndarray
+    num_labels: int
+    label: np.ndarray | None = None
+
+
+def match_predictions(
+    similarity: np.ndarray,
+    scores: np.ndarray,
+    *,
+    is_ignored: np.ndarray,
+    is_crowd: np.ndarray,
+    is_outside_area: np.ndarray,
+    max_detections: int,
+    iou_thresholds: np.ndarray = IOU_THRESHOLDS,
+) -> Matches:
+    """Match each prediction of an image, highest score first, to the most similar label that is still free.
+
+    `similarity` (D, G) of predictions and labels. A label that `is_ignored` (G,) is used only if no other is left, and
+    turns its prediction into one that does not count; a crowd, `is_crowd` (G,), may be matched any number of times.
+    Unmatched predictions of another size, `is_outside_area` (D,), do not count either. Only the `max_detections`
+    highest-scoring predictions take part; among equally similar labels the last is matched, as in COCO.
+    Source: Lin et al. 2014, COCO, and its published evaluation.
+    """
+    ranked = np.argsort(-scores, kind="stable")[:max_detections]
+    labels = np.argsort(is_ignored, kind="stable")
+    sorted_similarity = similarity[np.ix_(ranked, labels)]
+    ignored, crowd = is_ignored[labels], is_crowd[labels]
+    matched_label = np.full((len(iou_thresholds), len(ranked)), -1)
+    for row, level in enumerate(iou_thresholds):
+        is_taken = np.zeros(len(labels), dtype=bool)
+        for column, similarities in enumerate(sorted_similarity):
+            free = (~is_taken | crowd) & (similarities >= min(level, 1 - 1e-10))
+            choices = free & ~ignored if (free & ~ignored).any() else free
+            if not choices.any():
+                continue
+            best = len(similarities) - 1 - int(np.argmax(np.where(choices, similarities, -np.inf)[::-1]))
+            matched_label[row, column], is_taken[best] = best, True
+    is_found = matched_label >= 0
+    into_ignored = is_found & (ignored[matched_label] if len(labels) else False)
+    does_not_count = into_ignored | (~is_found & is_outside_area[ranked])
+    label = np.append(labels, -1)[matched_label]
+    return Matches(scores[ranked], is_found, does_not_count, int((~ignored).sum()), label)
+
+
+def cumulative_tp_fp(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the scores (D,) of all images, falling, and cumulative true and false positives (L, D).
+
+    Equal scores keep the order of the images.
+    """
+    scores = np.concatenate([image.scores for image in images])
+    order = np.argsort(-scores, kind="stable")
+    is_found = np.concatenate([image.is_found for image in images], axis=1)[:, order]
+    counts = ~np.concatenate([image.is_ignored for image in images], axis=1)[:, order]
+    return scores[order], (is_found & counts).cumsum(axis=1), (~is_found & counts).cumsum(axis=1)
+
+
+def precision_and_recall(images: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """Compute precision (L, 101) at `RECALLS` and the final recall (L,), over all images; -1 without a label.
+
+    Precision at a recall is the highest at that recall or a larger one; 0 if no such recall is reached.
+    """
+    num_labels = sum(image.num_labels for image in images)
+    num_levels = len(images[0].is_found) if images else len(IOU_THRESHOLDS)
+    precision, recall = np.full((num_levels, len(RECALLS)), -1.0), np.full(num_levels, -1.0)
+    if num_labels == 0:
+        return precision, recall
+    _, true_positives, false_positives = cumulative_tp_fp(images)
+    for row in range(num_levels):
+        recalls = true_positives[row] / num_labels
+        share = true_positives[row] / (true_positives[row] + false_positives[row] + np.spacing(1))
+        best_from = np.maximum.accumulate(share[::-1])[::-1]
+        index = np.searchsorted(recalls, RECALLS, side="left")
+        recall[row] = recalls[-1] if len(recalls) else 0.0
+        precision[row] = np.append(best_from, 0.0)[index]
+    return precision, recall
+
+
+NO_LIMIT = 2**31
+"""More detections than an image has."""
+
+
+class BoxColumn:
+    """Columns that rows of detections and of labels share: the sample's index, and the box in pixels."""
+
+    IMAGE, LEFT, TOP, RIGHT, BOTTOM = 0, 1, 2, 3, 4
+    BOX = slice(LEFT, BOTTOM + 1)
+
+
+class DetectionColumn(BoxColumn):
+    """Columns (7) of a metric's `detections`, and of `BoxGroups.boxes`."""
+
+    SCORE, CLASS = 5, 6
+    SCORED_BOX = slice(BoxColumn.LEFT, SCORE + 1)
+
+
+class LabelColumn(BoxColumn):
+    """Columns (9 or 10) of a metric's `labels`: class, area in square pixels, ignored or not, visible share, index."""
+
+    CLASS, AREA, IS_IGNORED, VISIBLE, INDEX = 5, 6, 7, 8, 9
+
+
+class BoxRows:
+    """Base of metrics with detections, labels with their visible share, and images with their sizes."""
+
+    rows = ("detections", "labels", "images")
+
+    def new_state(self) -> State:
+        """Return empty detections, labels and images."""
+        sizes = {"detections": 7, "labels": 9, "images": 3}
+        return {name: torch.zeros(0, columns, dtype=torch.float64) for name, columns in sizes.items()}
+
+    def update(
+        self,
+        state: State,
+        *,
+        detections: Tensor,
+        detection_offsets: Tensor,
+        truth: Tensor,
+        truth_visible: Tensor,
+        truth_offsets: Tensor,
+        file_px: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add a batch: detections (D, 6), truth (G, 7), truth_visible (G,), offsets (B+1,), file_px (B, 2)."""
+        append_rows(state, "detections", sample_index.repeat_interleave(detection_offsets.diff()), detections)
+        columns = truth_visible.double()[:, None] if truth_visible.ndim == 1 else truth_visible
+        labels = torch.cat([truth.double(), columns], dim=1)
+        append_rows(state, "labels", sample_index.repeat_interleave(truth_offsets.diff()), labels)
+        append_rows(state, "images", sample_index, file_px)
+
+
+class GroupMatches(NamedTuple):
+    """Matched detections (A, L, D), and those that do not count (A, L, D), for label sets A and thresholds L.
+
+    `is_label_matched` (A, L, G) are the matched labels.
+    """
+
+    is_matched: np.ndarray
+    is_ignored: np.ndarray
+    is_label_matched: np.ndarray
+
+
+class BoxGroups(NamedTuple):
+    """Detections and labels sorted by class and image, detections then by falling score.
+
+    Group g begins at `box_starts[g]` and `label_starts[g]`. `boxes` (D, 7) have image, left, top, right, bottom, score
+    and class; `labels` (G, 8 or more) image, box, class, area, if it is ignored, and further columns. A label of no
+    class is in the groups of all classes. `group_keys` (N, 2) are class and image, for groups that have a detection or
+    a label.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    is_ignored: np.ndarray
+    box_starts: np.ndarray
+    label_starts: np.ndarray
+    group_keys: np.ndarray
+
+    @property
+    def rank(self) -> np.ndarray:
+        """Rank (D,) of each detection in its group, from 0."""
+        return np.arange(len(self.boxes)) - np.repeat(self.box_starts[:-1], np.diff(self.box_starts))
+
+    def class_slices(self, number: int) -> tuple[slice, slice]:
+        """Return the slices of a class: detections, labels."""
+        detection_bounds, label_bounds = (
+            np.searchsorted(column, [number, number + 1])
+            for column in (self.boxes[:, DetectionColumn.CLASS], self.labels[:, LabelColumn.CLASS])
+        )
+        return slice(*detection_bounds), slice(*label_bounds)
+
+    def groups(self) -> list[tuple[slice, slice]]:
+        """Return the slices of each group: detections, labels."""
+        pairs = zip(self.box_starts, self.box_starts[1:], self.label_starts, self.label_starts[1:], strict=False)
+        return [(slice(a, b), slice(c, d)) for a, b, c, d in pairs]
+
+    def match(
+        self,
+        label_ignored: np.ndarray,
+        *,
+        is_crowd: np.ndarray | None = None,
+        levels: np.ndarray = IOU_THRESHOLDS,
+        most: int = NO_LIMIT,
+        epsilon: float = 0.0,
+        reuses: bool = False,
+    ) -> GroupMatches:
+        """Match detections by the rules of `match_predictions`, with `label_ignored` (A, G) for each label set.
+
+        `is_crowd` (G,) are crowds, by default the data set's own ignored labels. Only the `most` highest-scoring
+        detections of a group take part. `epsilon` and `reuses` as in `match_boxes`.
+        """
+        is_crowd = self.is_ignored if is_crowd is None else is_crowd
+        is_matched = np.zeros((len(label_ignored), len(levels), len(self.boxes)), dtype=bool)
+        result = GroupMatches(
+            is_matched, np.zeros_like(is_matched), np.zeros((*is_matched.shape[:2], len(self.labels)), dtype=bool)
+        )
+        boxes, labels = self.boxes[:, DetectionColumn.BOX], self.labels[:, LabelColumn.BOX]
+        arrays = (boxes, self.box_starts, labels, self.label_starts, label_ignored)
+        arguments = (*map(np.ascontiguousarray, (*arrays, is_crowd, levels)), most, epsilon, reuses)
+        if can_use_numba(torch.from_numpy(self.boxes)):
+            run_parallel(match_boxes, len(self.box_starts) - 1, *arguments, *result)
+        else:
+            _match_reference(self, label_ignored, is_crowd, levels, most, epsilon, reuses, result)
+        return result
+
+
+def group_boxes(detections: Tensor, labels: Tensor, num_classes: int, *, last_is_first: bool = False) -> BoxGroups:
+    """Group the rows of metric states: detections (D, 7), labels (G, 8 or more), in the order of samples.
+
+    Of labels that a detection overlaps equally the last is matched, with `last_is_first` the first of the data set.
+    """
+    boxes, rows = (array.cpu().numpy() for array in (detections, labels))
+    has_class = rows[:, LabelColumn.CLASS] >= 0
+    copies = np.repeat(rows[~has_class], num_classes, axis=0)
+    copies[:, LabelColumn.CLASS] = np.tile(np.arange(num_classes), int((~has_class).sum()))
+    rows = np.concatenate([rows[has_class], copies])[:: -1 if last_is_first else 1]
+    num_images = 1 + max(array[:, BoxColumn.IMAGE].max(initial=0) for array in (boxes, rows))
+    keys = [
+        (array[:, column] * num_images + array[:, BoxColumn.IMAGE]).astype(np.int64)
+        for array, column in ((boxes, DetectionColumn.CLASS), (rows, LabelColumn.CLASS))
+    ]
+    orders = np.lexsort((-boxes[:, DetectionColumn.SCORE], keys[0])), np.argsort(keys[1], kind="stable")
+    boxes, rows, keys = boxes[orders[0]], rows[orders[1]], [key[order] for key, order in zip(keys, orders, strict=True)]
+    groups = np.unique(np.concatenate(keys))
+    box_starts, label_starts = (np.append(np.searchsorted(array, groups), len(array)) for array in keys)
+    of_groups = np.column_stack([groups // num_images, groups % num_images]).astype(np.int64)
+    return BoxGroups(boxes, rows, rows[:, LabelColumn.IS_IGNORED] > 0, box_starts, label_starts, of_groups)
+
+
+def iou_or_ioa(boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray | bool, epsilon: float = 0.0) -> np.ndarray:
+    """Compute the IoU (D, G) of boxes (D, 4) and labels (G, 4); for crowds the covered share of the detection (IoA)."""
+    sides = np.minimum(boxes[:, None, 2:], labels[:, 2:]) - np.maximum(boxes[:, None, :2], labels[:, :2])
+    shared = np.maximum(sides, 0).prod(axis=2)
+    box_areas, label_areas = ((corners[:, 2:] - corners[:, :2]).prod(axis=1) for corners in (boxes, labels))
+    union = box_areas[:, None] + np.where(is_crowd, 0, label_areas - shared) + epsilon
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _match_reference(
+    groups: BoxGroups,
+    label_ignored: np.ndarray,
+    is_crowd: np.ndarray,
+    levels: np.ndarray,
+    most: int,
+    epsilon: float,
+    reuses: bool,
+    result: GroupMatches,
+) -> None:
+    """Reference of `match_boxes`, group by group through `match_predictions`."""
+    for detection_rows, label_rows in groups.groups():
+        detection_rows = slice(detection_rows.start, min(detection_rows.stop, detection_rows.start + most))
+        overlap = iou_or_ioa(
+            groups.boxes[detection_rows, 1:5], groups.labels[label_rows, 1:5], is_crowd[label_rows], epsilon
+        )
+        for kind, is_ignored in enumerate(label_ignored[:, label_rows]):
+            matches: Matches = match_predictions(
+                overlap,
+                groups.boxes[detection_rows, 5],
+                is_ignored=is_ignored,
+                is_crowd=is_crowd[label_rows] | (is_ignored & reuses),
+                is_outside_area=np.zeros(len(overlap), dtype=bool),
+                max_detections=most,
+                iou_thresholds=levels,
+            )
+            result.is_matched[kind][:, detection_rows], result.is_ignored[kind][:, detection_rows] = (
+                matches.is_found,
+                matches.is_ignored,
+            )
+            assert matches.label is not None
+            for row, label in enumerate(matches.label):
+                result.is_label_matched[kind, row, label_rows.start + label[label >= 0]] = True

@@ -1,0 +1,348 @@
+"""Part IoU of objects, from counts of points per object; no mean of batches anywhere.
+
+Counts of labelled, predicted and correctly predicted points per shape and part: reference and CPU kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.contract import registry
+from sightline.contract.metric import State
+
+
+class PartCounts(NamedTuple):
+    """Point counts, int64, of S shapes, C parts, and two rules (predictions among own parts, and among all).
+
+    `labelled` (S, C); `predicted` and `common`, predicted as labelled, (S, 2, C); `confusion` (C, C) of predictions
+    among own parts, rows are labels. `faults` (S, 2): the first point of a shape whose probabilities have a NaN, and
+    the first whose label is none of its category's parts, counted over all shapes, -1 if there is none. With a fault
+    the counts mean nothing.
+    """
+
+    labelled: Tensor
+    predicted: Tensor
+    common: Tensor
+    confusion: Tensor
+    faults: Tensor
+
+
+def count_parts(
+    probabilities: Tensor,
+    target: Tensor,
+    cloud_offsets: Tensor,
+    category: Tensor,
+    parts_of_category: Sequence[Sequence[int]],
+) -> PartCounts:
+    """Count the points of packed shapes: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,).
+
+    `category` (S,) is one of those that have parts. The prediction is the most probable part, the lowest among equals.
+    """
+    if not can_use_numba(probabilities) or len(category) == 0:
+        return count_parts_reference(probabilities, target, cloud_offsets, category, parts_of_category)
+    num_shapes, num_parts = len(category), probabilities.shape[1]
+    longest = max(map(len, parts_of_category))
+    parts = np.array([[*sorted(own_parts), *[-1] * (longest - len(own_parts))] for own_parts in parts_of_category])
+    counts = np.zeros((num_shapes, 5, num_parts), dtype=np.int64)
+    faults = np.full((num_shapes, 2), -1, dtype=np.int64)
+    prediction = np.zeros(len(probabilities), dtype=np.int64)
+    inputs = (probabilities.detach(), target, cloud_offsets, category)
+    arrays = (tensor.contiguous().numpy() for tensor in inputs)
+    run_parallel(_count, num_shapes, *arrays, parts, counts, faults, prediction)
+    point_counts, first_faults = torch.from_numpy(counts), torch.from_numpy(faults)
+    confusion = torch.zeros(num_parts, num_parts, dtype=torch.int64)
+    if bool((first_faults < 0).all()):
+        confusion = _confusion(torch.from_numpy(prediction), target, num_parts)
+    return PartCounts(point_counts[:, 0], point_counts[:, 1:3], point_counts[:, 3:5], confusion, first_faults)
+
+
+def count_parts_reference(
+    probabilities: Tensor,
+    target: Tensor,
+    cloud_offsets: Tensor,
+    category: Tensor,
+    parts_of_category: Sequence[Sequence[int]],
+) -> PartCounts:
+    """Reference of `count_parts`, on any device: `probabilities` (P, C), `target` (P,), `cloud_offsets` (S + 1,)."""
+    num_parts, sizes = probabilities.shape[1], cloud_offsets.diff()
+    owner = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
+    is_own = torch.zeros(len(parts_of_category), num_parts, dtype=torch.bool, device=target.device)
+    for number, parts in enumerate(parts_of_category):
+        is_own[number, list(parts)] = True
+    is_own_PC = is_own[category[owner]]
+    is_outside = (target < 0) | (target >= num_parts)
+    inside = target.clamp(0, num_parts - 1)
+    is_foreign = is_outside | ~is_own_PC.gather(1, inside[:, None]).flatten()
+    faults = torch.stack([_first(probabilities.isnan().any(dim=1), owner, sizes), _first(is_foreign, owner, sizes)], 1)
+    own_prediction = probabilities.where(is_own_PC, -torch.inf).argmax(
+        dim=1
+    )  # torch promises the first of equal maxima
+    predictions = (own_prediction, probabilities.argmax(dim=1))
+
+    def count_points(part: Tensor, chosen: Tensor) -> Tensor:
+        flat = torch.bincount(owner[chosen] * num_parts + part[chosen], minlength=len(sizes) * num_parts)
+        return flat.view(len(sizes), num_parts)
+
+    everything = torch.ones_like(target, dtype=torch.bool)
+    return PartCounts(
+        labelled=count_points(inside, everything),
+        predicted=torch.stack([count_points(prediction, everything) for prediction in predictions], dim=1),
+        common=torch.stack([count_points(inside, prediction == target) for prediction in predictions], dim=1),
+        confusion=_confusion(own_prediction, inside, num_parts),
+        faults=faults,
+    )
+
+
+def _first(is_faulty: Tensor, owner: Tensor, sizes: Tensor) -> Tensor:
+    """Return the first faulty point (S,) of each shape, -1 if there is none."""
+    first = torch.full_like(sizes, len(owner))
+    points = is_faulty.nonzero().flatten()
+    first = first.scatter_reduce(0, owner[points], points, "amin")
+    return torch.where(first < len(owner), first, -1)
+
+
+def _confusion(answer: Tensor, target: Tensor, num_parts: int) -> Tensor:
+    return torch.bincount(target * num_parts + answer, minlength=num_parts**2).view(num_parts, num_parts)
+
+
+@numba_kernel
+def _count(
+    first: int,
+    last: int,
+    probabilities: np.ndarray,
+    target: np.ndarray,
+    offsets: np.ndarray,
+    category: np.ndarray,
+    parts: np.ndarray,
+    counts: np.ndarray,
+    faults: np.ndarray,
+    prediction: np.ndarray,
+) -> None:
+    """CPU kernel of `count_parts`; `parts` (categories, max parts) are those of each category, rising, padded with -1.
+
+    `counts` (S, 5, C): labelled, predicted by either rule, common by either rule.
+    """
+    num_parts, one = probabilities.shape[1], np.int32(1)
+    is_part = np.zeros(num_parts, dtype=np.bool_)
+    for shape in range(first, last):
+        own_parts, num_own = parts[category[shape]], 0
+        is_part[:] = False
+        while num_own < len(own_parts) and own_parts[num_own] >= 0:
+            is_part[own_parts[num_own]] = True
+            num_own += 1
+        for point in range(offsets[shape], offsets[shape + 1]):
+            label, own_prediction = target[point], own_parts[0]
+            if not 0 <= label < num_parts or not is_part[label]:
+                faults[shape, 1] = point if faults[shape, 1] < 0 else faults[shape, 1]
+                continue
+            largest = probabilities[point, own_prediction]
+            for rank in range(1, num_own):
+                is_larger = probabilities[point, own_parts[rank]] > largest
+                own_prediction = own_parts[rank] if is_larger else own_prediction
+                largest = probabilities[point, own_parts[rank]] if is_larger else largest
+            num_not_below = np.int32(0)  # of 32 bits, as what is compared: the compiler makes vectors of it
+            for part in range(num_parts):
+                num_not_below = np.int32(num_not_below + (np.int32(0) if probabilities[point, part] < largest else one))
+            overall = own_prediction if num_not_below == 1 else _first_largest(probabilities, point)
+            if overall < 0:
+                faults[shape, 0] = point if faults[shape, 0] < 0 else faults[shape, 0]
+                continue
+            prediction[point] = own_prediction
+            counts[shape, 0, label] += 1
+            counts[shape, 1, own_prediction] += 1
+            counts[shape, 2, overall] += 1
+            counts[shape, 3, own_prediction] += own_prediction == label
+            counts[shape, 4, overall] += overall == label
+
+
+@numba_kernel
+def _first_largest(probabilities: np.ndarray, point: int) -> int:
+    """Return the most probable part, the lowest among equals; -1 if one is NaN."""
+    overall = 0
+    for part in range(probabilities.shape[1]):
+        if probabilities[point, part] != probabilities[point, part]:
+            return -1
+        if probabilities[point, part] > probabilities[point, overall]:
+            overall = part
+    return overall
+
+
+_RULES = ("", "_all_parts")
+"""Suffixes of two rules: predictions among the object's own parts, and among all; published numbers mix the two."""
+
+
+@registry.metrics.add("part_iou")
+class PartIoU:
+    """Part segmentation mIoU: `instance_miou` over shapes, `class_miou` over categories, and point accuracy, 0 to 1.
+
+    A shape's IoU is the mean over the parts of its category; a part in neither label nor prediction counts 1.
+    `instance_miou` is the mean over all shapes; `class_miou` the mean over the categories that occur of the mean over
+    their shapes. The prediction is the most probable part among those of the shape's category, the lowest index among
+    equals; figures with the suffix `_all_parts` take it among all parts.
+
+    >>> import torch
+    >>> from sightline.parts.metrics import Meter, PartIoU
+    >>> parts = {"parts_of_category": ((0, 1), (2, 3)), "class_names": ("blade", "grip", "seat", "leg")}
+    >>> batch = {  # a knife of three points, a chair of two
+    ...     "probabilities": torch.eye(4)[[0, 1, 1, 2, 3]],
+    ...     "target": torch.tensor([0, 0, 1, 2, 3]),
+    ...     "cloud_offsets": torch.tensor([0, 3, 5]),
+    ...     "category": torch.tensor([0, 1]),
+    ...     "sample_index": torch.tensor([0, 1]),
+    ... }
+    >>> meter = Meter(PartIoU(num_classes=4, category_names=("knife", "chair"), **parts))
+    >>> meter.update(**batch)
+    >>> meter.compute()
+    {'instance_miou': 0.75, 'class_miou': 0.75, 'point_accuracy': 0.8, 'instance_miou_all_parts': 0.75,
+    'class_miou_all_parts': 0.75, 'point_accuracy_all_parts': 0.8}
+
+    Source: Yi et al. 2016 (the measure); Qi et al. 2017 (PointNet), section 5.1 (a part that is absent in both).
+    """
+
+    slots = frozenset({"common", "answered", "labelled", "category", "seen"})
+    higher_is_better = True
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        parts_of_category: Sequence[Sequence[int]],
+        class_names: tuple[str, ...],
+        category_names: tuple[str, ...],
+    ) -> None:
+        self.num_classes = num_classes
+        self.parts_of_category = [list(parts) for parts in parts_of_category]
+        self.class_names = tuple(class_names)
+        self.category_names = tuple(category_names)
+
+    def new_state(self, *, num_samples: int = 0) -> State:
+        shape = (num_samples, len(_RULES), self.num_classes)
+        state = {name: torch.zeros(shape, dtype=torch.int64) for name in ("common", "answered")}
+        return state | {
+            "labelled": torch.zeros(num_samples, self.num_classes, dtype=torch.int64),
+            "category": torch.zeros(num_samples, dtype=torch.int64),
+            "seen": torch.zeros(num_samples, dtype=torch.int64),
+            "confusion": torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64),
+        }
+
+    def update(
+        self,
+        state: State,
+        *,
+        probabilities: Tensor,
+        target: Tensor,
+        cloud_offsets: Tensor,
+        category: Tensor,
+        sample_index: Tensor,
+    ) -> None:
+        """Add a batch of packed clouds: `probabilities` (P, C), `target` (P,), `cloud_offsets` (B+1,).
+
+        `category` and `sample_index` are (B,). Raises ValueError for NaN and for labels outside the parts of the
+        cloud's category.
+        """
+        self._assert_shapes(probabilities, target, category)
+        counts = count_parts(probabilities, target, cloud_offsets, category, self.parts_of_category)
+        self._assert_sound(counts.faults, probabilities, target, category, sample_index)
+        for name, count in (("labelled", counts.labelled), ("answered", counts.predicted), ("common", counts.common)):
+            state[name][sample_index] += count
+        state["confusion"] += counts.confusion
+        state["category"][sample_index] = category
+        state["seen"][sample_index] += 1
+
+    def compute(self, state: State) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        is_seen = state["seen"] > 0
+        for rule, suffix in enumerate(_RULES):
+            ious = self._shape_ious(state, rule)[is_seen]
+            by_category = category_means(ious, state["category"][is_seen], len(self.category_names))
+            right = state["common"][:, rule].sum().double()
+            numbers[f"instance_miou{suffix}"] = ious.mean().item()
+            numbers[f"class_miou{suffix}"] = by_category.nanmean().item()
+            numbers[f"point_accuracy{suffix}"] = (right / state["labelled"].sum()).item()
+        return numbers
+
+    def per_class(self, state: State) -> dict[str, dict[str, Any]]:
+        """Return, by category name, `miou` over its shapes by both rules, and the `count` of its shapes."""
+        is_seen = state["seen"] > 0
+        category = state["category"][is_seen]
+        counts = torch.bincount(category, minlength=len(self.category_names)).tolist()
+        means = [
+            category_means(self._shape_ious(state, rule)[is_seen], category, len(counts)).tolist()
+            for rule in range(len(_RULES))
+        ]
+        return {
+            name: {**{f"miou{suffix}": means[rule][row] for rule, suffix in enumerate(_RULES)}, "count": counts[row]}
+            for row, name in enumerate(self.category_names)
+        }
+
+    def per_sample(self, state: State) -> Tensor:
+        """Return the IoU (num_samples,) float64 of each shape, by predictions among its category's parts.
+
+        NaN if unseen.
+        """
+        return torch.where(state["seen"] > 0, self._shape_ious(state, 0), torch.nan)
+
+    def tables(self, state: State) -> dict[str, Any]:
+        """Return `confusion` of the parts among those of the shape's category: rows are labels, columns predictions."""
+        return {"confusion": {"classes": list(self.class_names), "counts": state["confusion"].tolist()}}
+
+    def _shape_ious(self, state: State, rule: int) -> Tensor:
+        common = state["common"][:, rule]
+        union = state["answered"][:, rule] + state["labelled"] - common
+        return shape_ious(common, union, state["category"], self.parts_of_category)
+
+    def _assert_shapes(self, probabilities: Tensor, target: Tensor, category: Tensor) -> None:
+        if probabilities.shape != (len(target), self.num_classes):
+            raise ValueError(
+                f"probabilities: found the shape {tuple(probabilities.shape)} for {len(target)} labels, expected "
+                f"({len(target)}, {self.num_classes})"
+            )
+        is_unknown = (category < 0) | (category >= len(self.category_names))
+        if bool(is_unknown.any()):
+            raise ValueError(
+                f"category: found {int(category[is_unknown][0])}, there are {len(self.category_names)} (0 .. "
+                f"{len(self.category_names) - 1}); mend the data set"
+            )
+
+    def _assert_sound(
+        self, faults: Tensor, probabilities: Tensor, target: Tensor, category: Tensor, sample_index: Tensor
+    ) -> None:
+        has_nan, has_foreign = (faults >= 0).unbind(dim=1)
+        if bool(has_nan.any()):
+            num_bad = int(probabilities.isnan().any(dim=1).sum())
+            raise ValueError(
+                f"probabilities: {num_bad} of {len(target)} points are NaN, first in sample "
+                f"{int(sample_index[has_nan][0])}; find where with `sightline check`"
+            )
+        if bool(has_foreign.any()):
+            cloud = int(has_foreign.nonzero()[0])
+            raise ValueError(
+                f"label: sample {int(sample_index[cloud])} of category {self.category_names[int(category[cloud])]} has "
+                f"part {int(target[faults[cloud, 1]])}, its parts are {self.parts_of_category[int(category[cloud])]}; "
+                "mend the labels"
+            )
+
+
+def shape_ious(common: Tensor, union: Tensor, category: Tensor, parts_of_category: Sequence[Sequence[int]]) -> Tensor:
+    """Compute the mean IoU (S,) of each shape over the parts of its category, from counts (S, C) int64.
+
+    0/0 counts 1.
+    """
+    iou = torch.where(union > 0, common.double() / union.clamp(min=1), 1.0)
+    result = torch.zeros(len(category), dtype=torch.float64)
+    for number, parts in enumerate(parts_of_category):
+        rows = category == number
+        result[rows] = iou[rows][:, list(parts)].mean(dim=1)
+    return result
+
+
+def category_means(ious: Tensor, category: Tensor, num_categories: int) -> Tensor:
+    """Compute the mean (num_categories,) of the shapes' IoU (S,) of each category (S,), NaN if there is none."""
+    means = [ious[category == number].mean() for number in range(num_categories)]
+    return torch.stack(means)

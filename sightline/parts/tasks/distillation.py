@@ -1,0 +1,171 @@
+"""Knowledge distillation: a task whose losses also read the outputs of a trained, frozen teacher."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import ConfigError
+from sightline.contract.types import Batch, ComponentConfig
+from sightline.instrument import ModuleCall, record
+from sightline.parts.tasks.supervised import AllReduce, Supervised
+
+_PREFIX = "teacher_"
+_FEATURES = ("student_modules", "teacher_modules")
+"""Keys of mappings: name of a module -> its outputs, one for each of its calls."""
+
+
+def teacher_keys(component: ComponentConfig) -> set[str]:
+    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
+    builder = registry.losses.entry(component).builder
+    functions = (getattr(builder, name, None) for name in ("count", "forward"))
+    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
+    return {name for name in names if name.startswith(_PREFIX)}
+
+
+def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys, *, features: Sequence[str] = ()) -> AvailableKeys:
+    """Add a teacher's outputs, called `teacher_<output>`, to the keys of a batch."""
+    taught = {_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
+    return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
+
+
+class DistillationTask:
+    """A task, its `parent`, whose losses and counts read each output of `teacher` as `teacher_<output>`.
+
+    The teacher predicts a micro-batch once, in `prepare`: in evaluation mode, without gradient, in the number format
+    of the step. `teacher_task` is the parent's task bound to the teacher's forward; if evaluation divides a sample into
+    windows, the teacher gets the same windows. Losses read the outputs of the modules `features` of both networks as
+    `student_modules` and `teacher_modules`, name -> one tensor for each call. Predictions, metrics, pictures and all
+    else are the parent's, whose attributes this task has. Source: Hinton, Vinyals and Dean 2015, section 2.
+    """
+
+    def __init__(
+        self, parent: Any, *, teacher: nn.Module, teacher_task: Supervised, features: Sequence[str] = ()
+    ) -> None:
+        self.parent = parent
+        self.teacher = teacher.eval().requires_grad_(False)
+        self._teachers = {(parameter.dtype, parameter.device): teacher for parameter in teacher.parameters()}
+        self._teacher_task = teacher_task
+        self._features = tuple(features)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "parent":  # `copy` looks up attributes before they exist
+            raise AttributeError(name)
+        return getattr(self.parent, name)
+
+    @property
+    def on_phase_end(self) -> Callable[[str], None]:
+        """The parent's callback, set by the timer of a step."""
+        lap: Callable[[str], None] = self.parent.on_phase_end
+        return lap
+
+    @on_phase_end.setter
+    def on_phase_end(self, lap: Callable[[str], None]) -> None:
+        self.parent.on_phase_end = lap
+
+    @property
+    def step_counts(self) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
+        """The parent's function, of the parent's contexts."""
+        step_counts = self.parent.step_counts
+        return lambda contexts: step_counts([parent_context for _, parent_context in contexts])
+
+    def prepare(
+        self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
+    ) -> tuple[Mapping[str, Tensor], list[tuple[dict[str, Any], Any]]]:
+        """Return the parent's counts, and per micro-batch the teacher's outputs and the parent's context."""
+        teacher_outputs = [
+            self._predict_teacher(batch, in_windows=not getattr(model, "training", True)) for batch in micro_batches
+        ]
+        counts, contexts = self.parent.prepare(model, list(map(_merge_keys, micro_batches, teacher_outputs)), world)
+        return counts, list(zip(teacher_outputs, contexts, strict=True))
+
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
+        """Return the parent's loss sums over this micro-batch."""
+        teacher_outputs, parent_context = context
+        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
+            sums: Mapping[str, Tensor] = self.parent.losses(model, _merge_keys(batch, teacher_outputs), parent_context)
+        return sums
+
+    def losses_and_predictions(
+        self, model: nn.Module, batch: Batch, context: Any
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Return the parent's loss sums and predictions of one forward pass."""
+        teacher_outputs, parent_context = context
+        with _module_outputs_recorded(model, self._features, teacher_outputs, "student_modules"):
+            result: tuple[Any, Any] = self.parent.losses_and_predictions(
+                model, _merge_keys(batch, teacher_outputs), parent_context
+            )
+        return result
+
+    @torch.no_grad()
+    def _predict_teacher(self, batch: Batch, *, in_windows: bool) -> dict[str, Any]:
+        run = self._teacher_task.evaluated_outputs if in_windows else self._teacher_task.outputs
+        teacher_outputs: dict[str, Any] = {}
+        teacher = self._match_teacher(self._teacher_task.inputs(batch).values())
+        with _module_outputs_recorded(teacher, self._features, teacher_outputs, "teacher_modules"):
+            outputs = run(teacher, batch)
+        for name in self._features:
+            teacher_outputs["teacher_modules"][name]
+        return teacher_outputs | {_PREFIX + name: value for name, value in outputs.items()}
+
+    def _match_teacher(self, inputs: Iterable[Any]) -> nn.Module:
+        """Return the teacher in the dtype and on the device of its inputs, which differ when steps are compared."""
+        reference = next(
+            (tensor for tensor in inputs if isinstance(tensor, Tensor) and tensor.is_floating_point()), None
+        )
+        if reference is None:
+            return self.teacher
+        key = reference.dtype, reference.device
+        if key not in self._teachers:
+            self._teachers[key] = copy.deepcopy(self.teacher).to(key[1], key[0])
+        return self._teachers[key]
+
+
+def unwrap_distillation(task: Any) -> Any:
+    """Return the task without its teacher, or the task itself."""
+    return task.parent if isinstance(task, DistillationTask) else task
+
+
+def _merge_keys(batch: Batch, teacher_outputs: dict[str, Any]) -> Any:
+    """Add keys to a batch, without a copy, so that a batch which records the keys that are read still does."""
+    return ChainMap(teacher_outputs, batch)
+
+
+class _Outputs(dict[str, list[Tensor]]):
+    """Outputs of modules by name; a module that was not called raises ConfigError on access."""
+
+    def __missing__(self, name: str) -> list[Tensor]:
+        raise ConfigError(
+            f"teacher.features: '{name}' is not called in a forward pass: fused layers read the weights of their "
+            "parts; build model and teacher with fused: false, or name another module"
+        )
+
+
+@contextmanager
+def _module_outputs_recorded(model: nn.Module, names: Sequence[str], into: dict[str, Any], key: str) -> Iterator[None]:
+    """Record the outputs of the named modules in `into[key]` while the model runs.
+
+    For a stand-in, which has outputs and no modules, the teacher's are used.
+    """
+    outputs = into[key] = _Outputs()
+    modules = dict(model.named_modules(remove_duplicate=False)) if names and isinstance(model, nn.Module) else {}
+    if not modules.keys() >= {*names}:
+        outputs.update(into["teacher_modules"])
+
+    def note(call: ModuleCall, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise ConfigError(f"teacher.features: '{call.path}' returns a {kind}, not a tensor; name another")
+        outputs.setdefault(call.path, []).append(output)
+
+    with record({name: modules[name] for name in names if name in modules}, leave=note):
+        yield

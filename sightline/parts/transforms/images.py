@@ -1,0 +1,371 @@
+"""Image transforms: resize, crop, flip, colour jitter, and the final normalisation.
+
+Pure and batched: `image` (B, H, W, 3), red, green and blue from 0 to 255, uint8 or float32, comes in and goes out;
+`normalize_image` comes last and gives (B, 3, H, W). Each image draws from its own stream and is computed by itself or
+element by element, so that it gets the same bits alone and in any batch.
+
+Colour augmentation of clouds: contrast, shift, noise, hue and saturation, or dropping.
+
+Pure and batched: `colours` (B, N, 3), red, green and blue from 0 to 1, come in and go out. Each cloud draws from its
+own stream. Source of all but `drop_colour`: Choy et al. 2019 (Minkowski networks), as the S3DIS training of
+POSTECH-CVLab's Point Transformer, after Zhao et al. 2021, uses them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, PositiveFraction, Probability
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@registry.transforms.add("resize_image")
+class ResizeImage:
+    """Resizing of each image to height and width `size_px`, with a triangle filter as wide as the larger pixel.
+
+    uint8 is rounded and stays uint8. Source: bilinear resizing of Pillow, which torchvision's recipes use.
+    """
+
+    moves_pixels = True
+
+    def __init__(self, *, size_px: Count = 224) -> None:
+        self.size_px = size_px
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        return {"image": torch.stack([resize_images(single, size=(self.size_px, self.size_px)) for single in image])}
+
+
+@registry.transforms.add("crop_image")
+class CropImage:
+    """Random resized crop of `size_px` pixels a side, resized as in `resize_image`.
+
+    The part has a share of the area uniform in [low, high) and a ratio of width to height whose logarithm is uniform
+    between those of 3/4 and 4/3; if ten draws do not fit into the image, it is the largest part in the middle that
+    does. Source: Szegedy et al. 2015, section 6; the draws as torchvision's RandomResizedCrop makes them.
+    """
+
+    moves_pixels = True
+
+    def __init__(self, *, size_px: Count = 224, low: PositiveFraction = 0.08, high: PositiveFraction = 1.0) -> None:
+        if low > high:
+            raise ConfigError(f"crop_image: low {low:g} is above high {high:g}; exchange them")
+        self.size_px = size_px
+        self.low = low
+        self.high = high
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        boxes = crop_boxes(draws, height=image.shape[1], width=image.shape[2], low=self.low, high=self.high)
+        parts = [
+            resize_images(single[top : top + height, left : left + width], size=(self.size_px, self.size_px))
+            for single, (top, left, height, width) in zip(image, boxes, strict=True)
+        ]
+        return {"image": torch.stack(parts)}
+
+
+@registry.transforms.add("flip_image")
+class FlipImage:
+    """Random horizontal flip of each image, with its boxes if there are any.
+
+    It may follow `normalize_image`, for `transforms.vote`.
+    Source: Krizhevsky et al. 2012, section 4.1.
+    """
+
+    moves_pixels = True
+
+    def __init__(self, *, probability: Probability = 0.5) -> None:
+        self.probability = probability
+
+    def __call__(
+        self, draws: Draws, *, image: Tensor, boxes: Tensor | None = None, to_canvas: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        across = 3 if is_normalized(image) else 2
+        is_flipped = draws.uniform(1, 1, 1) < self.probability
+        flipped = {"image": torch.where(is_flipped, image.flip(across), image)}
+        width = image.shape[across]
+        if boxes is not None:
+            left, top, right, bottom = boxes.unbind(-1)
+            mirrored = torch.stack([width - right, top, width - left, bottom], dim=-1)
+            flipped["boxes"] = torch.where(is_flipped[..., 0], mirrored, boxes)
+        if to_canvas is not None:
+            mirrored = to_canvas.clone()
+            mirrored[:, 0] = -mirrored[:, 0]
+            mirrored[:, 0, 2] += width
+            flipped["to_canvas"] = torch.where(is_flipped[..., 0], mirrored, to_canvas)
+        return flipped
+
+
+@registry.transforms.add("color_jitter")
+class ColorJitter:
+    """Colour jitter: brightness, contrast and saturation of each image changed by random factors in random order.
+
+    A factor is uniform in [1 - amount, 1 + amount), at least 0. It blends the image with black, with the mean of its
+    grey, or with its grey; values outside 0..255 are clipped after each. Becomes float32, not rounded in between.
+    Source: Howard 2013, section 2.2; the blends as torchvision's ColorJitter makes them, whose recipes take 0.4 each.
+    """
+
+    def __init__(
+        self,
+        *,
+        brightness: NonNegativeFloat = 0.4,
+        contrast: NonNegativeFloat = 0.4,
+        saturation: NonNegativeFloat = 0.4,
+    ) -> None:
+        self.amounts = (brightness, contrast, saturation)
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        low = torch.tensor([max(0.0, 1 - amount) for amount in self.amounts])
+        high = torch.tensor([1 + amount for amount in self.amounts])
+        factors_B3 = low + draws.uniform(3) * (high - low)
+        order_B3 = draws.permutation(3)
+        jittered = image.float()
+        for turn in range(3):
+            which_B1 = order_B3[:, turn : turn + 1]
+            factor = factors_B3.gather(1, which_B1)[:, :, None, None]
+            jittered = _blend(jittered, which_B1[:, :, None, None], factor)
+        return {"image": jittered}
+
+
+@registry.transforms.add("normalize_image")
+class NormalizeImage:
+    """Normalisation of images to float32 (B, 3, H, W).
+
+    Colours over 255, less `mean`, over `std`, ImageNet's by default.
+    It comes last: the others take rows of pixels with colours of 0..255.
+    Source: the mean and deviation of ImageNet's training images, as torchvision's weights were trained with.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = _IMAGENET_MEAN,
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = _IMAGENET_STD,
+    ) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        channels = image.permute(0, 3, 1, 2).contiguous().float() / 255
+        mean = torch.tensor(self.mean, dtype=torch.float32)[:, None, None]
+        std = torch.tensor(self.std, dtype=torch.float32)[:, None, None]
+        return {"image": (channels - mean) / std}
+
+
+def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """Resize images (..., H, W, 3) to another height and width, in their dtype; a copy if they have it already.
+
+    A triangle filter as wide as the larger pixel; uint8 is rounded.
+    """
+    if tuple(image.shape[-3:-1]) == size:
+        return image.clone()
+    channels = image.reshape(-1, *image.shape[-3:]).permute(0, 3, 1, 2).contiguous()
+    resized = functional.interpolate(channels, size=size, mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).reshape(*image.shape[:-3], *size, 3).contiguous()
+
+
+def crop_boxes(draws: Draws, *, height: int, width: int, low: float, high: float) -> list[tuple[int, int, int, int]]:
+    """Draw the crop of each image, as for `crop_image`: top, left, height and width."""
+    shares = draws.uniform(_TRIES, low=low, high=high).double()
+    ratios = draws.uniform(_TRIES, low=-math.log(_WIDEST), high=math.log(_WIDEST)).double().exp()
+    widths = (shares * height * width * ratios).sqrt().round().long()
+    heights = (shares * height * width / ratios).sqrt().round().long()
+    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
+    first = fits.long().argmax(dim=1, keepdim=True)
+    widest = (min(height, round(width * _WIDEST)), min(width, round(height * _WIDEST)))
+    has_one = fits.any(dim=1)
+    rows = torch.where(has_one, heights.gather(1, first)[:, 0], widest[0])
+    columns = torch.where(has_one, widths.gather(1, first)[:, 0], widest[1])
+    offsets = draws.uniform(2).double()
+    offsets = torch.where(has_one[:, None], offsets, 0.5)
+    top = (offsets[:, 0] * (height - rows + 1)).long()
+    left = (offsets[:, 1] * (width - columns + 1)).long()
+    return [(t, s, r, c) for t, s, r, c in torch.stack((top, left, rows, columns), dim=1).tolist()]
+
+
+_TRIES = 10
+_WIDEST = 4 / 3
+
+
+def _blend(image: Tensor, which: Tensor, factor: Tensor) -> Tensor:
+    """Blend the image by `factor` with black (which = 0), the mean of its grey (1) or its grey (2)."""
+    red, green, blue = image.split(1, dim=3)
+    grey = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    mean = _sum_of_pixels(grey) / (grey.shape[1] * grey.shape[2])
+    other = torch.where(which == 0, torch.zeros_like(grey), torch.where(which == 1, mean, grey))
+    return (factor * image + (1 - factor) * other).clamp(0, 255)
+
+
+def _sum_of_pixels(grey: Tensor) -> Tensor:
+    """Sum pixels to (B, 1, 1, 1) in an order that depends on H and W alone: halves are added until one is left."""
+    pixels = grey.flatten(1)
+    while (length := pixels.shape[1]) > 1:
+        half = length // 2
+        folded = pixels[:, :half] + pixels[:, half : 2 * half]
+        pixels = torch.cat((folded, pixels[:, 2 * half :]), dim=1) if length % 2 else folded
+    return pixels[:, :, None, None]
+
+
+def is_normalized(image: Tensor) -> bool:
+    """Return True if images are (B, 3, H, W) as from `normalize_image`; raise ConfigError if they are not images."""
+    is_made = image.ndim == 4 and image.shape[1] == 3 and image.is_floating_point()
+    if not is_made:
+        _assert_rows_of_colours(image)
+    return is_made
+
+
+def _assert_rows_of_colours(image: Tensor) -> None:
+    """Raise ConfigError unless images are rows of pixels with three colours: `normalize_image` came before."""
+    if image.ndim != 4 or image.shape[3] != 3:
+        raise ConfigError(
+            f"image: batches of (height, width, 3) are needed, found {tuple(image.shape)}; put normalize_image last"
+        )
+
+
+@registry.transforms.add("chromatic_auto_contrast")
+class ChromaticAutoContrast:
+    """Auto-contrast with a probability: every channel of a cloud is stretched to 0..1 and blended with the original.
+
+    The share of the stretched one is uniform in [0, 1). Source: Choy et al. 2019, training code (0.2).
+    """
+
+    def __init__(self, *, probability: Probability = 0.2) -> None:
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        is_changed, blend = _gate(draws, self.probability), draws.uniform(1, 1).to(colours.dtype)
+        return {"colours": torch.where(is_changed, stretch_contrast(colours, blend), colours)}
+
+
+@registry.transforms.add("chromatic_translation")
+class ChromaticTranslation:
+    """Colour shift of a cloud with a probability, each channel uniformly within +-`max_shift`.
+
+    Values outside 0..1 are clipped. Source: Choy et al. 2019, training code (0.95, a shift of 0.05 of the range).
+    """
+
+    def __init__(self, *, max_shift: Probability = 0.05, probability: Probability = 0.95) -> None:
+        self.max_shift = max_shift
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        is_changed = _gate(draws, self.probability)
+        shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(colours.dtype)
+        return {"colours": torch.where(is_changed, (colours + shift_B13).clamp(0, 1), colours)}
+
+
+@registry.transforms.add("chromatic_jitter")
+class ChromaticJitter:
+    """Colour jitter with a probability: independent normal noise on every channel of every point, clipped to 0..1.
+
+    Source: Choy et al. 2019, training code (0.95; 0.005 of the range in the Point Transformer's).
+    """
+
+    def __init__(self, *, std: NonNegativeFloat = 0.005, probability: Probability = 0.95) -> None:
+        self.std = std
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        is_changed = _gate(draws, self.probability)
+        noise_BN3 = draws.normal(*colours.shape[1:]).to(colours.dtype) * self.std
+        return {"colours": torch.where(is_changed, (colours + noise_BN3).clamp(0, 1), colours)}
+
+
+@registry.transforms.add("hue_saturation")
+class HueSaturation:
+    """Random hue and saturation of a cloud, within `max_hue` of the circle and 1 +- `max_saturation`.
+
+    Both uniform. Colours stay exact; the reference rounds them down to 8 bits.
+    Source: Choy et al. 2019, training code (0.5 and 0.2).
+    """
+
+    def __init__(self, *, max_hue: Probability = 0.5, max_saturation: Probability = 0.2) -> None:
+        self.max_hue = max_hue
+        self.max_saturation = max_saturation
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        turn = draws.uniform(1, low=-self.max_hue, high=self.max_hue).to(colours.dtype)
+        ratio = draws.uniform(1, low=1 - self.max_saturation, high=1 + self.max_saturation).to(colours.dtype)
+        return {"colours": turn_hue(colours, turn, ratio)}
+
+
+@registry.transforms.add("drop_colour")
+class DropColour:
+    """Colour dropping with a probability: all colours of a cloud become 0.
+
+    A model thereby learns not to depend on them. Source: Qian et al. 2022 (PointNeXt), section 3.1 (0.2 on S3DIS).
+    """
+
+    def __init__(self, *, probability: Probability = 0.2) -> None:
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, colours: Tensor) -> dict[str, Tensor]:
+        return {"colours": torch.where(_gate(draws, self.probability), torch.zeros_like(colours), colours)}
+
+
+def stretch_contrast(colours: Tensor, blend: Tensor) -> Tensor:
+    """Blend `colours` (B, N, 3) by `blend` (B, 1, 1) with themselves, each channel stretched to 0..1.
+
+    A constant channel cannot be stretched, and is unchanged.
+    """
+    low, high = colours.amin(dim=1, keepdim=True), colours.amax(dim=1, keepdim=True)
+    is_flat = high == low
+    stretched = (colours - low) / torch.where(is_flat, torch.ones_like(high), high - low)
+    return torch.where(is_flat, colours, (1 - blend) * colours + blend * stretched)
+
+
+def turn_hue(colours: Tensor, turn: Tensor, ratio: Tensor) -> Tensor:
+    """Shift the hue of `colours` (B, N, 3) by `turn` (B, 1) of the circle, and scale saturation by `ratio` (B, 1)."""
+    hue, saturation, value = hsv_from_rgb(colours).unbind(-1)
+    return rgb_from_hsv(torch.stack((torch.remainder(hue + turn, 1), (saturation * ratio).clamp(0, 1), value), -1))
+
+
+def hsv_from_rgb(rgb: Tensor) -> Tensor:
+    """Convert RGB (..., 3) to hue (a share of the circle from red), saturation and value (..., 3), 0 to 1 each.
+
+    Source: Smith 1978.
+    """
+    red, green, blue = rgb.unbind(-1)
+    value, low = rgb.amax(dim=-1), rgb.amin(dim=-1)
+    chroma = value - low
+    safe = torch.where(chroma > 0, chroma, torch.ones_like(chroma))
+    sector = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    hue = torch.where(chroma > 0, torch.remainder(sector / 6, 1), torch.zeros_like(chroma))
+    saturation = torch.where(value > 0, chroma / torch.where(value > 0, value, torch.ones_like(value)), value)
+    return torch.stack((hue, saturation, value), -1)
+
+
+def rgb_from_hsv(hsv: Tensor) -> Tensor:
+    """Convert HSV (..., 3) to RGB (..., 3), the inverse of `hsv_from_rgb`.
+
+    Source: Smith 1978, in the form without cases.
+    A channel falls from the value by value * saturation * w, w a trapezoid of the hue with a period of the circle.
+    """
+    hue, saturation, value = hsv.unbind(-1)
+    channels = []
+    for shift in (5.0, 3.0, 1.0):
+        sector = torch.remainder(shift + 6 * hue, 6)
+        weight = torch.minimum(sector, 4 - sector).clamp(0, 1)
+        channels.append(value - value * saturation * weight)
+    return torch.stack(channels, -1)
+
+
+def _gate(draws: Draws, probability: float) -> Tensor:
+    """Draw a mask (B, 1, 1) of the clouds to change."""
+    return draws.uniform(1, 1) < probability

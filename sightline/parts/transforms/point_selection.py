@@ -1,0 +1,265 @@
+"""Selection and reordering of the points of clouds, with all fields of a point (normal, colour, label, ...).
+
+Crops of depth frames about a reference point, for a refiner of this point.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.neighbours import nearest_neighbours
+from sightline.compute.geometry.pinhole import CROP_WIDTH, CropPlacement, crop_depth
+from sightline.compute.geometry.sampling import farthest_point_sample
+from sightline.contract import registry
+from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Field
+
+
+class PointSelection(NamedTuple):
+    """Rows to keep of each cloud, in order, (B, K) int64; and the position (3,) of the new origin, if any."""
+
+    rows: Tensor
+    origin: Tensor | None = None
+
+
+class PointSelector(ABC):
+    """Base of transforms that select or reorder points, with all their fields; a subclass defines `choose`.
+
+    With `score_all`, the kept point that represents each original point is added, too: `nearest` and `whole_label`.
+    """
+
+    chooses_points = True
+    score_all = False
+
+    @abstractmethod
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection | None:
+        """Return the rows of `points` (B, N, 3) to keep; None to keep all, unchanged."""
+
+    def __call__(
+        self,
+        draws: Draws,
+        *,
+        points: Tensor,
+        normals: Tensor | None = None,
+        channels: Tensor | None = None,
+        features: Tensor | None = None,
+        part: Tensor | None = None,
+        label: Tensor | None = None,
+        colours: Tensor | None = None,
+        place: Tensor | None = None,
+        remission: Tensor | None = None,
+        ring: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        choice = self.choose(draws, points)
+        if choice is None:
+            return {}
+        fields = {"points": points, "normals": normals, "channels": channels, "features": features, "part": part}
+        fields |= {"colours": colours, "place": place, "remission": remission, "ring": ring}
+        is_of_points = label is not None and label.ndim > 1  # else one label for the whole cloud, which stays
+        chosen = choose_points(choice.rows, fields | {"label": label if is_of_points else None})
+        if self.score_all:
+            chosen["nearest"] = _find_nearest_kept(points, chosen["points"], choice.rows)
+            if label is not None:
+                chosen["whole_label"] = _point_labels(label).clone()
+        if choice.origin is not None:
+            chosen["points"] = chosen["points"] - choice.origin
+        return chosen
+
+
+@registry.transforms.add("sample_points")
+class SamplePoints(PointSelector):
+    """Sampling of `num_points` points of each cloud, none twice: its first ones, or a random subset in random order.
+
+    A cloud of fewer points is an error or, with `if_fewer: repeat`, keeps all of them and then begins again.
+    `score_all` lets evaluation score the removed points, too: it adds `nearest`, the row of the kept point closest to
+    each (a kept point's is its own), and `whole_label`; then no transform that chooses or reorders points may follow.
+    Raises DataError for clouds with fewer points; ConfigError for `score_all` if the labels are of whole clouds.
+    Source: simple random sampling by a random permutation's head.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_points: Count,
+        order: Literal["first", "random"] = "random",
+        if_fewer: Literal["refuse", "repeat"] = "refuse",
+        score_all: bool = False,
+    ) -> None:
+        self.num_points = num_points
+        self.order = order
+        self.if_fewer = if_fewer
+        self.score_all = score_all
+        self.adds: dict[str, Field] = full_cloud_fields() if score_all else {}
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        num_clouds, available, _ = points.shape
+        if available < self.num_points and self.if_fewer == "refuse":
+            raise DataError(
+                f"sample_points: the clouds have {available} points, num_points asks for {self.num_points}; "
+                f"set num_points to at most {available}, or if_fewer: repeat"
+            )
+        rows = torch.arange(self.num_points) % available
+        if self.order == "first":
+            return PointSelection(rows.expand(num_clouds, -1))
+        return PointSelection(draws.permutation(available)[:, rows])
+
+
+@registry.transforms.add("shuffle_points")
+class ShufflePoints(PointSelector):
+    """Random order of each cloud's points, uniform over all orders.
+
+    Source: Wang et al. 2019 (DGCNN), whose training shuffles the points of each cloud.
+    """
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        return PointSelection(draws.permutation(points.shape[1]))
+
+
+@registry.transforms.add("farthest_points")
+class FarthestPoints(PointSelector):
+    """Farthest-point sampling of `num_points` points of each cloud, starting at its first point.
+
+    Draws nothing. With `min_squared_norm`, points whose squared norm is not above it are never kept after the first, as
+    in the CUDA library of the published codes (1e-3 there); if no other is left, the first is repeated.
+    Raises DataError for clouds with fewer points.
+    Source: Qi et al. 2017 (PointNet++), section 3.2; before the model, Yu et al. 2022 (Point-BERT), its training code.
+    """
+
+    def __init__(self, *, num_points: Count, min_squared_norm: NonNegativeFloat | None = None) -> None:
+        self.num_points = num_points
+        self.min_squared_norm = min_squared_norm
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        if points.shape[1] < self.num_points:
+            raise DataError(
+                f"farthest_points: the clouds have {points.shape[1]} points, num_points asks for {self.num_points}; "
+                f"set num_points to at most {points.shape[1]}"
+            )
+        return PointSelection(
+            farthest_point_sample(points, num_samples=self.num_points, min_squared_norm=self.min_squared_norm)
+        )
+
+
+@registry.transforms.add("drop_points")
+class DropPoints(PointSelector):
+    """Random input dropout: a share of the points, uniform in [0, max_ratio), is replaced by copies of the first point.
+
+    The number of points is unchanged; the copies have the first point's normal, channels, features and part too. With
+    `fill: none` there are no copies, and the cloud has fewer points. Raises DataError for stacked batches there.
+    Source: Qi et al. 2017 (PointNet++), section 3.3 (random input dropout, 95 % there; 0.875 in its training code);
+    Cortinhal et al. 2020 (SalsaNext), its training code (no copies, 0.5).
+    """
+
+    def __init__(self, *, max_ratio: Probability = 0.875, fill: Literal["first", "none"] = "first") -> None:
+        self.max_ratio = max_ratio
+        self.fill = fill
+
+    def choose(self, draws: Draws, points: Tensor) -> PointSelection:
+        ratio_B1, uniform_BN = draws.uniform(1, high=self.max_ratio), draws.uniform(points.shape[1])
+        if self.fill == "first":
+            return PointSelection(index_after_drop(uniform_BN, ratio_B1))
+        if len(points) != 1:
+            raise DataError(
+                f"drop_points: got {len(points)} clouds stacked, which cannot come to differ in size; take fill: first"
+            )
+        return PointSelection((uniform_BN > ratio_B1).nonzero()[:, 1][None])
+
+
+def index_after_drop(uniform: Tensor, ratio: Tensor) -> Tensor:
+    """Return each point's own index, or 0 if `uniform` (B, N) is at most `ratio` (B, 1): int64 (B, N)."""
+    own_index = torch.arange(uniform.shape[1]).expand_as(uniform)
+    return torch.where(uniform <= ratio, torch.zeros_like(own_index), own_index)
+
+
+def _point_labels(label: Tensor) -> Tensor:
+    if label.ndim > 1:
+        return label
+    raise ConfigError("score_all: predicts points, but the labels of this data set are of whole clouds; take it out")
+
+
+def _find_nearest_kept(points: Tensor, kept: Tensor, index: Tensor) -> Tensor:
+    """Return the row (B, N) of `kept` (B, K, 3) for each of `points` (B, N, 3): its own, else the nearest."""
+    num_clouds, num_points = points.shape[:2]
+    num_own = min(num_points, kept.shape[1])  # what comes after the last point is a repetition
+    kept_index = index[:, :num_own]
+    nearest = torch.empty(num_clouds, num_points, dtype=torch.int64)
+    nearest.scatter_(1, kept_index, torch.arange(num_own).expand(num_clouds, -1))
+    if num_own < num_points:
+        is_removed = torch.ones(num_clouds, num_points, dtype=torch.bool).scatter(1, kept_index, False)
+        removed = is_removed.nonzero()[:, 1].view(num_clouds, -1)
+        removed_points = points.gather(1, removed[..., None].expand(-1, -1, 3))
+        nearest.scatter_(1, removed, nearest_neighbours(kept, num_neighbours=1, queries=removed_points)[..., 0])
+    return nearest
+
+
+def full_cloud_fields() -> dict[str, Field]:
+    """Return the fields that `score_all` adds: the kept point that represents each original point, and its label."""
+    shared_arguments = {"dtype": "int64", "collate": "concatenate", "offsets": "whole_offsets"}
+    return {
+        "nearest": Field("whole points", unit="row of the kept points", low=0, **shared_arguments),  # type: ignore[arg-type]
+        "whole_label": Field("whole points", unit="class", **shared_arguments),  # type: ignore[arg-type]
+    }
+
+
+def choose_points(index: Tensor, fields: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Gather the rows `index` (B, K), 0 to N - 1, of every given field (B, N, ...): new tensors (B, K, ...)."""
+    low, high = index.aminmax() if index.numel() else (0, -1)
+    chosen = {}
+    for name, field in fields.items():
+        if field is not None:
+            if low < 0 or high >= field.shape[1]:
+                raise IndexError(f"{name}: rows {int(low)} to {int(high)} of clouds of {field.shape[1]}")
+            # Rows of one long array: a quarter of the time that indexing by cloud and row takes.
+            rows = (index + torch.arange(len(index)).unsqueeze(1) * field.shape[1]).flatten()
+            chosen[name] = field.flatten(0, 1).index_select(0, rows).unflatten(0, index.shape)
+    return chosen
+
+
+@registry.transforms.add("crop_depth")
+class CropDepth:
+    """Crop (B, 1, size, size) of the cube about the reference point, `side_mm` wide or as the data set states.
+
+    Depths run from -1 at the cube's front to 1 at its back, which is the background too. For training the point is
+    moved by a normal error of `moved_mm` along each axis, the side multiplied by a factor uniform in `scale`, and the
+    crop turned by up to `max_angle_rad`; `crop_placement` records this, for loss and task.
+    Source: Oberweger and Lepetit 2017 (DeepPrior++), section 3.3: 5 mm, any angle.
+    """
+
+    adds: ClassVar[dict[str, Field]] = {
+        "crop": Field("1 S S", "float32", low=-1.0, high=1.0),
+        "crop_placement": Field(str(CROP_WIDTH), "float64"),
+    }
+
+    def __init__(
+        self,
+        *,
+        cube_mm: float,
+        size: Count = 128,
+        side_mm: PositiveFloat | None = None,
+        moved_mm: NonNegativeFloat = 0.0,
+        scale: tuple[PositiveFloat, PositiveFloat] = (1.0, 1.0),
+        max_angle_rad: NonNegativeFloat = 0.0,
+    ) -> None:
+        if scale[0] > scale[1]:
+            raise ConfigError(
+                f"crop_depth: scale [{scale[0]:g}, {scale[1]:g}] is empty; the smaller factor comes first"
+            )
+        self.side_mm = float(cube_mm if side_mm is None else side_mm)
+        self.size = size
+        self.moved_mm = moved_mm
+        self.scale = scale
+        self.max_angle_rad = max_angle_rad
+
+    def __call__(self, draws: Draws, *, depth: Tensor, camera: Tensor, reference: Tensor) -> dict[str, Tensor]:
+        moved = draws.normal(3).double() * self.moved_mm
+        scale = draws.uniform(low=self.scale[0], high=self.scale[1]).double()
+        angle = draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad).double()
+        placement = CropPlacement(reference.double() + moved, camera.double(), self.side_mm * scale, angle)
+        return {"crop": crop_depth(depth, placement, size=self.size), "crop_placement": placement.rows()}

@@ -1,0 +1,374 @@
+"""Geometric transforms of clouds: scale, rotate, shift, flip, jitter, normalise.
+
+Pure and batched: `points` (B, N, 3) and `normals` (B, N, 3) come in, the fields that change go out. Each cloud draws
+from its own stream and meets only element-wise arithmetic or sums of a fixed order, so that a cloud gets the same bits
+alone and in any batch.
+
+Elastic distortion of clouds: smoothed noise on a coarse grid, interpolated at the points.
+
+Two independently augmented views of every cloud.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from sightline.compute.geometry.rotations import (
+    axis_rotation,
+    euler_matrix,
+    quaternion_matrix,
+    rotate_points,
+    uniform_quaternion,
+)
+from sightline.contract import registry
+from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock
+from sightline.contract.draws import Draws
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Field, Transform
+
+
+@registry.transforms.add("normalize_unit_sphere")
+class NormalizeUnitSphere:
+    """Normalisation of clouds to the unit sphere: mean at the origin, farthest point at distance 1.
+
+    Zero for equal points.
+    Draws nothing; normals are unchanged. Source: Qi et al. 2017 (PointNet), section 5.1, and its code for the mean.
+    """
+
+    makes_unit_sphere = True
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        return {"points": to_unit_sphere(points)}
+
+
+@registry.transforms.add("scale")
+class Scale:
+    """Random scaling of each cloud about the origin by factors uniform in [low, high): one per axis, or one for all.
+
+    Normals follow as S^-1 n, normalised, if the axes differ. Source: Wang et al. 2019 (DGCNN), its training code (per
+    axis, 2/3 to 3/2); Qi et al. 2017 (PointNet++), its training code (one factor, 0.8 to 1.25).
+    """
+
+    def __init__(self, *, low: PositiveFloat = 2 / 3, high: PositiveFloat = 3 / 2, isotropic: bool = False) -> None:
+        if low > high:
+            raise ConfigError(f"scale: low {low:g} is above high {high:g}; exchange them")
+        self.low = low
+        self.high = high
+        self.isotropic = isotropic
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        num_factors = 1 if self.isotropic else 3
+        factors_B1C = draws.uniform(1, num_factors, low=self.low, high=self.high).to(points.dtype)
+        changed = {"points": points * factors_B1C}
+        if normals is not None and not self.isotropic:
+            changed["normals"] = scale_normals(normals, factors_B1C)
+        return changed
+
+
+@registry.transforms.add("rotate")
+class Rotate:
+    """Random rotation of each cloud about the origin, with its normals, by an angle uniform in [-max, max).
+
+    The `axis` `up` is the data set's own up axis; `any` draws uniformly from all rotations of space.
+    Source: Qi et al. 2017 (PointNet), section 5.1 (about the up axis); Shoemake 1992 (all rotations).
+    """
+
+    def __init__(
+        self,
+        *,
+        up_axis: Literal["x", "y", "z"],
+        axis: Literal["up", "x", "y", "z", "any"] = "up",
+        max_angle_rad: NonNegativeFloat = math.pi,
+    ) -> None:
+        if axis == "any" and max_angle_rad < math.pi:
+            raise ConfigError(
+                f"rotate: max_angle_rad {max_angle_rad:g} has no meaning for axis 'any', which turns by every angle; "
+                "name one axis, or leave max_angle_rad out"
+            )
+        self.axis: Literal["x", "y", "z", "any"] = up_axis if axis == "up" else axis
+        self.max_angle_rad = max_angle_rad
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        return _rotate_fields(self._matrix(draws), points, normals)
+
+    def _matrix(self, draws: Draws) -> Tensor:
+        if self.axis == "any":
+            return quaternion_matrix(uniform_quaternion(draws.uniform(3)))
+        return axis_rotation(self.axis, draws.uniform(low=-self.max_angle_rad, high=self.max_angle_rad))
+
+
+@registry.transforms.add("perturb_rotation")
+class PerturbRotation:
+    """Small random rotation of each cloud, with its normals.
+
+    Normal angles within +-clip radians, about x, then y, then z.
+    Source: Qi et al. 2017 (PointNet++), its training code: 0.06 rad, clipped at 0.18.
+    """
+
+    def __init__(self, *, std: NonNegativeFloat = 0.06, clip: NonNegativeFloat = 0.18) -> None:
+        self.std = std
+        self.clip = clip
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        return _rotate_fields(
+            euler_matrix(clipped_noise(draws.normal(3), std=self.std, clip=self.clip)), points, normals
+        )
+
+
+_Ranges = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+
+
+@registry.transforms.add("translate")
+class Translate:
+    """Random translation of each cloud, uniform in [-max_shift, max_shift), or in the `ranges` of x, y, z.
+
+    `relative` measures the shift of an axis in extents of the cloud's bounding box along it. Points of LiDAR scans
+    without a return stay at the origin, as with `jitter`.
+    Source: Wang et al. 2019 (DGCNN), its training code (absolute, 0.2); Afham et al. 2022 (CrossPoint), its training
+    code (relative, 0.5); Cortinhal et al. 2020 (SalsaNext), its training code (ranges [-5, 5], [-3, 3], [-1, 0]).
+    """
+
+    def __init__(
+        self, *, max_shift: NonNegativeFloat = 0.2, relative: bool = False, ranges: _Ranges | None = None
+    ) -> None:
+        if ranges is not None and max_shift != 0.2:
+            raise ConfigError("translate: ranges stand in place of max_shift; take one of them out")
+        if any(low > high for low, high in ranges or ()):
+            raise ConfigError(
+                f"translate: of ranges {[list(bounds) for bounds in ranges or ()]} each must begin with its low"
+            )
+        self.max_shift = max_shift
+        self.relative = relative
+        self.ranges = None if ranges is None else torch.tensor(ranges)
+
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
+        if self.ranges is None:
+            shift_B13 = draws.uniform(1, 3, low=-self.max_shift, high=self.max_shift).to(points.dtype)
+        else:
+            low, high = self.ranges.T
+            shift_B13 = (draws.uniform(1, 3) * (high - low) + low).to(points.dtype)
+        shifted = points + (shift_B13 * bounding_box_size(points) if self.relative else shift_B13)
+        return {"points": _keep_missing(points, shifted, remission)}
+
+
+@registry.transforms.add("jitter")
+class Jitter:
+    """Jitter: independent normal noise on every coordinate, clipped to +-clip; normals are unchanged.
+
+    Source: Qi et al. 2017 (PointNet), section 5.1; 0.01 and 0.05 are those of its training code (the paper: 0.02).
+    """
+
+    def __init__(self, *, std: NonNegativeFloat = 0.01, clip: NonNegativeFloat = 0.05) -> None:
+        self.std = std
+        self.clip = clip
+
+    def __call__(self, draws: Draws, *, points: Tensor, remission: Tensor | None = None) -> dict[str, Tensor]:
+        standard_BN3 = draws.normal(points.shape[1], 3).to(points.dtype)
+        disturbed = points + clipped_noise(standard_BN3, std=self.std, clip=self.clip)
+        return {"points": _keep_missing(points, disturbed, remission)}
+
+
+@registry.transforms.add("flip")
+class Flip:
+    """Random flip of each cloud, with its normals, along each named axis with a probability.
+
+    Source: the scene training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (x and y, one half each).
+    """
+
+    def __init__(
+        self, *, axes: tuple[Literal["x", "y", "z"], ...] = ("x", "y"), probability: Probability = 0.5
+    ) -> None:
+        if len(set(axes)) < len(axes):
+            raise ConfigError(f"flip: axes {', '.join(axes)} name an axis twice; two flips undo each other")
+        self.is_flipped = torch.tensor([axis in axes for axis in "xyz"])
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, points: Tensor, normals: Tensor | None = None) -> dict[str, Tensor]:
+        is_mirrored_B13 = (draws.uniform(1, 3) < self.probability) & self.is_flipped
+        sign_B13 = torch.where(is_mirrored_B13, -1.0, 1.0).to(points.dtype)
+        changed = {"points": points * sign_B13}
+        if normals is not None:
+            changed["normals"] = normals * sign_B13
+        return changed
+
+
+def to_unit_sphere(points: Tensor) -> Tensor:
+    """Normalise clouds (B, N, 3) to mean 0 and largest norm 1; clouds of equal points become zero."""
+    # From the first point, so that equal points are exactly zero before a rounded mean can set them apart.
+    relative = points - points[:, :1]
+    centred = relative - _sum_over_points(relative) / points.shape[1]
+    return centred / _positive_or_one(_norm(centred).amax(dim=1, keepdim=True))
+
+
+def scale_normals(normals: Tensor, factors: Tensor) -> Tensor:
+    """Transform unit normals (B, N, 3) of surfaces scaled by `factors` (B, 1, 3) along the axes: normalise(S^-1 n).
+
+    Source: the transform of a gradient under a linear map, its inverse transpose.
+    """
+    stretched = normals / factors
+    return stretched / _positive_or_one(_norm(stretched))
+
+
+def clipped_noise(standard: Tensor, *, std: float, clip: float) -> Tensor:
+    """Scale standard normal numbers by `std` and clip them to +-`clip`."""
+    return (standard * std).clamp(-clip, clip)
+
+
+def bounding_box_size(points: Tensor) -> Tensor:
+    """Return the side lengths (B, 1, 3) of the bounding boxes of clouds (B, N, 3)."""
+    return points.amax(dim=1, keepdim=True) - points.amin(dim=1, keepdim=True)
+
+
+def _keep_missing(points: Tensor, moved: Tensor, remission: Tensor | None) -> Tensor:
+    """Return the moved points; in LiDAR scans, which have remissions, points without a return stay at the origin."""
+    if remission is None:
+        return moved
+    return torch.where((points != 0).any(dim=-1, keepdim=True), moved, points)
+
+
+def _rotate_fields(matrix: Tensor, points: Tensor, normals: Tensor | None) -> dict[str, Tensor]:
+    changed = {"points": rotate_points(points, matrix.to(points.dtype))}
+    if normals is not None:
+        changed["normals"] = rotate_points(normals, matrix.to(normals.dtype))
+    return changed
+
+
+def _sum_over_points(points: Tensor) -> Tensor:
+    """Sum points to (B, 1, 3) in an order that depends on N alone: halves are added until one row is left."""
+    while (length := points.shape[1]) > 1:
+        half = length // 2
+        folded = points[:, :half] + points[:, half : 2 * half]
+        points = torch.cat((folded, points[:, 2 * half :]), dim=1) if length % 2 else folded
+    return points
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """Compute lengths (..., 1), written out: a library reduction may round differently for another batch size."""
+    x, y, z = vectors.split(1, dim=-1)
+    return torch.sqrt(x * x + y * y + z * z)
+
+
+def _positive_or_one(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, lengths, torch.ones_like(lengths))
+
+
+_MAX_NODES = 4_000_000
+
+
+@registry.transforms.add("elastic")
+class Elastic:
+    """Elastic distortion of a cloud with a probability, at several scales in turn.
+
+    At each scale normal noise on a grid of `granularities` is smoothed by two passes of a moving mean of three nodes
+    along every axis, interpolated between the nodes, and multiplied by `magnitudes`, both in the unit of the points.
+    Normals are unchanged. Source: Choy et al. 2019 (Minkowski networks), training code (0.2 and 0.8 m,
+    0.4 and 1.6 m), after Simard et al. 2003.
+    """
+
+    def __init__(
+        self,
+        *,
+        granularities: tuple[PositiveFloat, ...] = (0.2, 0.8),
+        magnitudes: tuple[NonNegativeFloat, ...] = (0.4, 1.6),
+        probability: Probability = 0.95,
+    ) -> None:
+        if len(granularities) != len(magnitudes):
+            raise ConfigError(
+                f"elastic: {len(granularities)} granularities and {len(magnitudes)} magnitudes; give one magnitude for "
+                "each granularity"
+            )
+        self.granularities = granularities
+        self.magnitudes = magnitudes
+        self.probability = probability
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        is_changed = draws.uniform(1, 1) < self.probability
+        bent = points
+        for level, (granularity, magnitude) in enumerate(zip(self.granularities, self.magnitudes, strict=True)):
+            # a stream of its own: how many numbers one scale takes depends on the cloud, and must not move the next
+            bent = _bend_clouds(bent, draws.stream(f"scale {level}"), granularity, magnitude)
+        return {"points": torch.where(is_changed, bent, points)}
+
+
+def _bend_clouds(points: Tensor, draws: Draws, granularity: float, magnitude: float) -> Tensor:
+    low = points.amin(dim=1)
+    sizes = ((points.amax(dim=1) - low) / granularity).floor().long() + 2
+    counts = [int(nodes.prod()) for nodes in sizes]
+    if max(counts) > _MAX_NODES:
+        raise DataError(
+            f"elastic: a grid of {granularity:g} over a cloud of {max(counts)} cells is too fine; give a larger "
+            "granularity, or points in its unit"
+        )
+    noise = draws.normal(max(counts), 3).to(points.dtype)  # the first of a stream are the same, however many are drawn
+    clouds = []
+    for cloud, start, nodes, count, cloud_noise in zip(points, low, sizes.tolist(), counts, noise, strict=True):
+        grid = smooth(cloud_noise[:count].view(*nodes, 3))
+        clouds.append(cloud + bend(grid, (cloud - start) / granularity) * magnitude)
+    return torch.stack(clouds)
+
+
+def smooth(grid: Tensor) -> Tensor:
+    """Smooth `grid` (X, Y, Z, 3) by two passes of a mean over three nodes along each axis; outside there are zeros."""
+    for axis in (0, 1, 2, 0, 1, 2):
+        rows = grid.movedim(axis, 0)
+        zero = torch.zeros_like(rows[:1])
+        wide = torch.cat((zero, rows, zero))
+        grid = ((wide[:-2] + wide[1:-1] + wide[2:]) / 3).movedim(0, axis)
+    return grid
+
+
+def bend(grid: Tensor, place: Tensor) -> Tensor:
+    """Interpolate `grid` (X, Y, Z, 3) trilinearly at `place` (N, 3), in nodes from the first: (N, 3)."""
+    node = place.floor().long()
+    share = place - node
+    total = torch.zeros_like(place)
+    last = torch.tensor(grid.shape[:3]) - 1
+    for corner in torch.cartesian_prod(*[torch.tensor([0, 1])] * 3):
+        weights = torch.where(corner.bool(), share, 1 - share)
+        weight_N1 = weights[:, 0:1] * weights[:, 1:2] * weights[:, 2:3]
+        x, y, z = torch.minimum(node + corner, last).unbind(-1)
+        total = total + weight_N1 * grid[x, y, z]
+    return total
+
+
+@registry.transforms.add("two_views")
+class TwoViews:
+    """Two augmented views of each cloud, `points` and `other_points`, both by the transforms of `each`.
+
+    The two draw from streams of their own. A transform of `each` takes points alone, and keeps their number.
+    Source: Afham et al. 2022, CrossPoint, section 3.1.
+    """
+
+    adds: ClassVar[dict[str, Field]] = {"other_points": Field("as points", "float32", "as points", "as points")}
+
+    def __init__(self, *, each: tuple[TransformBlock, ...]) -> None:
+        for index, transform in enumerate(each):
+            needed = _list_required_fields(transform)
+            if needed != {"points"}:
+                raise ConfigError(
+                    f"two_views.each: transform {index} takes {', '.join(sorted(needed))}; only those of points alone "
+                    "can be drawn twice"
+                )
+        self.each: tuple[Transform, ...] = each
+
+    def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
+        return {
+            "points": self._view(draws.stream("first"), points),
+            "other_points": self._view(draws.stream("second"), points),
+        }
+
+    def _view(self, draws: Draws, points: Tensor) -> Tensor:
+        for index, transform in enumerate(self.each):
+            points = transform(draws.stream(str(index)), points=points)["points"]
+        return points
+
+
+def _list_required_fields(transform: Transform) -> set[str]:
+    """Return the names of the fields that a transform requires."""
+    parameters = inspect.signature(transform.__call__).parameters.values()
+    return {p.name for p in parameters if p.default is inspect.Parameter.empty} - {"draws", "self"}

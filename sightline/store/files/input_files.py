@@ -1,0 +1,117 @@
+"""Reading of user-given files: regular files only, because pipes and devices would block.
+
+Strict YAML reader for the user's own files, such as label maps and lists of classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sightline.config.yaml_tree import ConfigFaults, read_tables
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.regular_files import check_regular_file, parse_json
+
+
+class BoundedFile(io.BufferedReader):
+    """Reader that never requests more bytes than the file has; Pillow requests as many as a chunk states."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._num_bytes = os.fstat(self.fileno()).st_size
+
+    def __repr__(self) -> str:
+        return repr(os.fspath(self.name))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(-1 if size is None or size > self._num_bytes else size)
+
+
+def assert_regular(path: Path) -> None:
+    """Raise DataError unless the path is a regular file, which opening and reading cannot block."""
+    try:
+        check_regular_file(path)
+    except OSError as error:
+        if error.errno == errno.ENOENT and not os.path.lexists(path):
+            raise DataError(f"{path}: there is no such file; check the path") from error
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ELOOP):
+            raise _unreadable(path, error) from error
+        kinds = "a broken link, a folder, a pipe or a device"
+        raise DataError(f"{path}: is not a regular file ({kinds}); take it out") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Raises DataError if it does not exist or cannot be opened."""
+    assert_regular(path)
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read the bytes of a regular file. Raises DataError if it cannot be read, or does not fit into memory."""
+    num_bytes = file_size(path)
+    if not path.is_dir():  # for a folder the system raises a clear error
+        assert_regular(path)
+    if num_bytes > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):  # sparse files can be larger than the disk
+        raise _too_large(path, num_bytes)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise _too_large(path, num_bytes) from error
+
+
+def parse_json_content(content: bytes, *, where: str, advice: str) -> Any:
+    """Parse JSON in UTF-8. Raises DataError with the location and the advice for anything else."""
+    try:
+        return parse_json(content.decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(f"{where}: does not read as JSON ({error}); {advice}") from error
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a file in bytes. Raises DataError if it does not exist."""
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _too_large(path: Path, num_bytes: int) -> DataError:
+    return DataError(
+        f"{path}: its {num_bytes} bytes do not fit into memory; split the file, or use a machine with more memory"
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); check the file and its permissions")
+
+
+MAX_BYTES = 2_000_000
+MAX_NODES = 100_000
+
+
+def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
+    """Parse a YAML (or JSON) document to plain values; its keys are text, integers too.
+
+    `name` is its name in errors. Raises DataError with the line for anything but plain YAML: repeated keys, tags, merge
+    keys, anchors that contain themselves or expand to more than `MAX_NODES` values, numbers beyond 64 bits.
+    """
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{path}: has {len(content):,} bytes; {name} has at most {MAX_BYTES:,}")
+    faults = ConfigFaults()
+    try:
+        tree = read_tables(content.decode("utf-8-sig"), str(path), faults, name=name, max_nodes=MAX_NODES)
+        faults.raise_any()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except ConfigError as error:
+        more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
+        raise DataError(f"{error.faults[0]}{more}") from None
+    return tree.plain()

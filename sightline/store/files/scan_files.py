@@ -1,0 +1,145 @@
+"""LiDAR scans in KITTI's format: points and labels in raw little-endian binary, poses in text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sightline.contract.errors import DataError
+from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.input_files import read_file
+
+_MAX_SKEW = 0.01
+"""Maximum deviation of an entry of R R^T from the identity; in published files it is at most 1e-5."""
+_MAX_DISTANCE_M = 1e9
+"""Maximum distance from the origin: all coordinates on Earth are below, and sums remain finite."""
+
+
+class MatrixRow(NamedTuple):
+    """Numbers of a named row, with the file and line."""
+
+    numbers: np.ndarray
+    where: str
+
+
+def read_bin(path: Path, *, num_columns: int) -> np.ndarray:
+    """Read the rows (N, num_columns) float32 of a raw file; an empty file has none.
+
+    Raises DataError if the file's size is not that of whole rows.
+    """
+    content = read_file(path)
+    if len(content) % (4 * num_columns):
+        raise DataError(
+            f"{path}: has {len(content)} bytes, whole points of {num_columns} float32 have a multiple of "
+            f"{4 * num_columns}; it is cut short or has other columns"
+        )
+    return np.frombuffer(content, dtype="<f4").reshape(-1, num_columns)
+
+
+def read_label_ids(path: Path, *, num_points: int, points_path: Path) -> np.ndarray:
+    """Read the semantic ids (N,) int64 of a SemanticKITTI label file: the lower 16 bits of its numbers.
+
+    The upper bits are instances. Raises DataError unless there is one for each of the `num_points` in `points_path`.
+    """
+    content = read_file(path)
+    if len(content) != 4 * num_points:
+        raise DataError(
+            f"{path}: has {len(content)} bytes, {4 * num_points} are expected: one uint32 for each of the "
+            f"{num_points} points of {points_path}; one of the files is damaged, or of another scan"
+        )
+    return (np.frombuffer(content, dtype="<u4") & 0xFFFF).astype(np.int64)
+
+
+def write_label_ids(path: Path, ids: np.ndarray) -> None:
+    """Write ids (N,) as a SemanticKITTI label file, without instances; the file is complete or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_atomic(path) as file:
+        file.write(ids.astype("<u4").tobytes())
+
+
+def read_matrices(path: Path) -> dict[str, MatrixRow]:
+    """Read the named rows of a KITTI calibration file, `Tr: 1 0 0 ...`, float64 each; blank lines are skipped.
+
+    Raises DataError with the line for one in another form, and for a repeated name.
+    """
+    matrices: dict[str, MatrixRow] = {}
+    for number, line in _read_numbered_lines(path):
+        where, (name, colon, numbers) = f"{path}:{number}", line.partition(":")
+        if not colon:
+            raise DataError(f"{where}: is not `name: numbers`; the file is damaged or in another format")
+        if (key := name.strip()) in matrices:
+            raise DataError(f"{where}: '{key[:40]}' is there twice, before in {matrices[key].where}; keep one of them")
+        matrices[key] = MatrixRow(_parse_numbers(numbers, where), where)
+    return matrices
+
+
+def check_pose(matrix: np.ndarray, *, where: str) -> None:
+    """Raise DataError, beginning with `where`, unless a matrix (3, 3) or (3, 4) is a rotation with a translation."""
+    rotation = matrix[:3, :3]
+    with np.errstate(over="ignore", invalid="ignore"):
+        skew = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if not skew <= _MAX_SKEW:
+        raise DataError(
+            f"{where}: is not a rotation: R R^T is {skew:.3g} off the identity, {_MAX_SKEW:g} may be; the numbers are "
+            "zeros, scaled or damaged: copy or download the file again"
+        )
+    if np.linalg.det(rotation) < 0:
+        raise DataError(f"{where}: mirrors space, a rotation does not; the file is damaged or in another format")
+    if not (farthest := float(np.abs(matrix).max())) <= _MAX_DISTANCE_M:
+        raise DataError(f"{where}: is {farthest:.3g} m away; the file is damaged or in another format")
+
+
+def velodyne_poses(poses_path: Path, calib_path: Path) -> np.ndarray:
+    """Read the poses (N, 3, 4) float64 of a sequence's scans, in the scanner's frame at the start of the sequence.
+
+    A pose P in `poses.txt` is the camera's; with Tr of `calib.txt` the scanner's is inverse(Tr) P Tr.
+    Raises DataError with file and line unless a row is twelve numbers that form a pose.
+    Source: Behley et al. 2019, semantic-kitti-api.
+    """
+    rows = [
+        _make_pose(_parse_numbers(line, f"{poses_path}:{n}"), f"{poses_path}:{n}")
+        for n, line in _read_numbered_lines(poses_path)
+    ]
+    matrices = read_matrices(calib_path)
+    if "Tr" not in matrices:
+        raise DataError(f"{calib_path}: has no row 'Tr'; the file is damaged or in another format")
+    transform = _make_pose(*matrices["Tr"])
+    poses: np.ndarray = (np.linalg.inv(transform) @ np.array(rows).reshape(-1, 4, 4) @ transform)[:, :3]
+    return poses
+
+
+def _make_pose(numbers: np.ndarray, where: str) -> np.ndarray:
+    """Build the pose (4, 4) from the twelve numbers of its first three rows."""
+    if len(numbers) != 12:
+        raise DataError(
+            f"{where}: has {len(numbers)} numbers, 12 are expected; the file is damaged or in another format"
+        )
+    check_pose(numbers.reshape(3, 4), where=where)
+    return np.vstack([numbers.reshape(3, 4), [0.0, 0.0, 0.0, 1.0]])
+
+
+def _parse_numbers(text: str, where: str) -> np.ndarray:
+    try:
+        numbers = np.array([float(token) for token in text.split()])
+    except ValueError:
+        raise DataError(
+            f"{where}: holds something else than numbers; the file is damaged or in another format"
+        ) from None
+    if not np.isfinite(numbers).all():
+        raise DataError(f"{where}: holds a number that is not finite; the file is damaged or in another format")
+    return numbers
+
+
+def _read_numbered_lines(path: Path) -> list[tuple[int, str]]:
+    return [(number, line) for number, line in enumerate(_read_lines(path), start=1) if line.strip()]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return read_file(path).decode("ascii").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not text (byte {error.start}); the file is damaged or in another format"
+        ) from error

@@ -1,0 +1,204 @@
+"""Reader of LiDAR scans from any file: raw binary with stated columns, PCD, or other point cloud formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from sightline.areas.scans.sets.label_maps import MAX_ID
+from sightline.contract.errors import DataError
+from sightline.store.files.cloud_files import CLOUD_SUFFIXES, PointCloud, check_columns, is_no_return, read_cloud
+from sightline.store.files.input_files import file_size
+from sightline.store.files.scan_files import read_bin, read_label_ids
+from sightline.store.files.scan_samples import RawScan, check_scan, count_others
+
+SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
+"""File suffixes that `read_scan` accepts."""
+RingOrder: TypeAlias = Literal["top_first", "bottom_first"]
+"""Numbering of beams in files: ring 0 is the highest or the lowest beam."""
+NoReturn: TypeAlias = Literal["nan"]
+"""Mark of points without a return in files: `nan`, x, y and z are all NaN (organised clouds of ROS and Ouster)."""
+_REMISSION_NAMES = ("remission", "intensity", "reflectance", "i")
+_RING_NAMES = ("ring", "laser", "beam")
+_MIN_FAN_RAD = 1e-3
+"""Minimum range of elevations from which the order of beams is checked."""
+
+
+class Advice(NamedTuple):
+    """Advice in error messages about a file, worded for the command that reads it.
+
+    `columns` has the places `example` and `words`, for as many columns as fit the file.
+    """
+
+    columns: str
+    no_ring: str
+    num_beams: str
+    order: str
+    axes: str
+
+
+PREPARING = Advice(
+    columns="state them, for example 'columns=[{example}]' for data prepare, --columns {words} for other commands "
+    "(_ skips a column)",
+    no_ring="name the column ring in columns, or leave num_beams out, with rows: pitch",
+    num_beams="set num_beams",
+    order="set ring_order={other}, or correct the order of x, y and z",
+    axes="name the columns in the order of the file, as in columns=[x, z, y, intensity, ring]",
+)
+PREDICTING = Advice(
+    columns="name them with --columns (_ skips a column), as in --columns {words}",
+    no_ring="name its column ring with --columns; for a file sorted by laser, highest first, as KITTI's, name the "
+    "existing columns and give rings=order",
+    num_beams="name the column of rings with --columns, or give scans of the run's sensor",
+    order="the run's set numbers the beams {stated}: name the columns of x, y, z and ring with --columns, or give "
+    "scans of that form",
+    axes="name the columns of x, y, z and ring with --columns in the order of the file",
+)
+
+
+def read_scan(
+    path: Path, *, columns: Sequence[str] | None, no_return: NoReturn | None = None, advice: Advice = PREPARING
+) -> PointCloud:
+    """Read all points of a file in file order. For raw binary (.bin, float32) `columns` must name every column.
+
+    Points without a return are included as NaN at x, y and z; in PCD, by the format's rule, only with `no_return`.
+    Raises DataError for a .bin without stated columns, with the numbers of columns that fit its size, and for a .bin
+    whose size does not fit the stated columns; else as `read_cloud`.
+    """
+    if path.suffix.lower() != ".bin":
+        cloud = read_cloud(path, columns=columns, keeps_no_returns=True)
+        is_left_out = no_return is None and path.suffix.lower() == ".pcd"
+        return cloud.rows(~is_no_return(cloud)) if is_left_out else cloud
+    names = None if columns is None else check_columns(columns)
+    num_bytes = file_size(path)
+    if names is None and not num_bytes:
+        raise DataError(f"{path}: is empty; leave the file out, or get it again")
+    if names is None or num_bytes % (4 * len(names)):
+        fits = [str(count) for count in (3, 4, 5, 6) if num_bytes % (4 * count) == 0]
+        fit = f"fit {' and '.join(fits)} columns" if fits else "fit no number of columns from 3 to 6"
+        fault = f"its {num_bytes} bytes {fit} of float32, and the file does not state which"
+        if names is not None:
+            expected = f"whole points of {len(names)} float32 have a multiple of {4 * len(names)}"
+            fault = f"has {num_bytes} bytes, {expected} ({', '.join(names)}); they {fit}"
+        example = ("x", "y", "z", "intensity", "_", "_")[: 4 if "4" in fits or not fits else int(fits[0])]
+        raise DataError(
+            f"{path}: {fault}; {advice.columns.format(example=', '.join(example), words=','.join(example))}"
+        )
+    table = read_bin(path, num_columns=len(names))
+    column_by_name = dict(zip(names, table.T, strict=True))
+    with np.errstate(invalid="ignore"):  # a signalling NaN is left out like any other NaN
+        points = np.stack([column_by_name[axis] for axis in "xyz"], axis=1).astype(np.float64)
+    return PointCloud(
+        points, channels={name: column_by_name[name] for name in names if name not in ("x", "y", "z", "_")}
+    )
+
+
+def scan_ids(cloud: PointCloud, path: Path, label: str) -> np.ndarray:
+    """Read the ids (N,) int64 of a scan from its column `label`, else from a file `<name>.label` next to it.
+
+    Raises DataError if there is neither, and for a label that is not a whole number from 0 to 65535.
+    """
+    label_path = path.with_suffix(".label")
+    if label not in cloud.channels:
+        if not label_path.exists():
+            available = ", ".join(cloud.channels) or "none besides x, y, z"
+            raise DataError(
+                f"{path}: has no column '{label}', it has {available}, and there is no {label_path.name}; name the "
+                "column: label=NAME"
+            )
+        try:
+            return read_label_ids(label_path, num_points=len(cloud.points), points_path=path)
+        except DataError as error:
+            if path.suffix.lower() == ".pcd" and file_size(label_path) > 4 * len(cloud.points):
+                raise DataError(f"{error}; NaN points of PCD are left out: no_return=nan keeps them") from error
+            raise
+    values = np.where(is_no_return(cloud), 0, cloud.channels[label])
+    is_wrong = ~((values == np.floor(values)) & (values >= 0) & (values <= MAX_ID))
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        raise DataError(f"{path}: {label}[{index}] is {values[index]:g}; labels are whole numbers from 0 to {MAX_ID}")
+    return values.astype(np.int64)
+
+
+def has_remission(cloud: PointCloud) -> bool:
+    """Return True if a cloud has a channel that `to_raw_scan` reads as the remission."""
+    return any(name in cloud.channels for name in _REMISSION_NAMES)
+
+
+def ring_column(cloud: PointCloud) -> np.ndarray | None:
+    """Return the column of rings (N,) as stored in the file, or None."""
+    return next((cloud.channels[name] for name in _RING_NAMES if name in cloud.channels), None)
+
+
+def to_raw_scan(
+    cloud: PointCloud,
+    ids: np.ndarray,
+    *,
+    ring_order: RingOrder,
+    num_beams: int | None,
+    path: Path,
+    no_return: NoReturn | None = None,
+    advice: Advice = PREPARING,
+) -> RawScan:
+    """Convert a cloud to a RawScan; rings count from the highest beam, missing remissions are zeros.
+
+    With `no_return` points without a return are set to the origin, so that every point keeps its index in the file.
+    Raises DataError for rings that are missing or beyond `num_beams`, and if `ring_order` contradicts the elevations of
+    the points.
+    """
+    remission = next((cloud.channels[name] for name in _REMISSION_NAMES if name in cloud.channels), np.zeros(len(ids)))
+    rings, points, is_return = ring_column(cloud), cloud.points, ~is_no_return(cloud)
+    if no_return is None and not is_return.all():
+        raise DataError(
+            f"{path}: point {int((~is_return).argmax())} of {len(is_return)} is NaN at x, y and z"
+            f"{count_others(~is_return, 'so are')}; give no_return=nan if that marks points without a return, or get "
+            "the file again"
+        )
+    if no_return is not None:
+        points, remission = np.where(is_return[:, None], points, 0.0), np.where(is_return, remission, 0.0)
+        rings = None if rings is None else np.where(is_return | np.isfinite(rings), rings, 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below, with their index
+        scan = RawScan(points.astype(np.float32), remission.astype(np.float32), ids)
+    scan = check_scan(scan, where=str(path))._replace(is_return=None if no_return is None else is_return)
+    if num_beams is None:
+        return scan
+    if rings is None:
+        available = ", ".join(cloud.channels) or "none besides x, y, z"
+        raise DataError(f"{path}: has no column {' or '.join(_RING_NAMES)}, it has {available}; {advice.no_ring}")
+    with np.errstate(invalid="ignore"):  # a ring that is not finite differs from every whole number
+        ring = rings.astype(np.int64)
+    if ((ring != rings) | (ring < 0) | (ring >= num_beams)).any():
+        raise DataError(
+            f"{path}: rings run from {rings.min():g} to {rings.max():g}, and the sensor has {num_beams} beams, 0 to "
+            f"{num_beams - 1}; {advice.num_beams}"
+        )
+    if ring_order == "bottom_first":
+        ring = num_beams - 1 - ring
+    _check_order(scan.points, ring, ring_order, path, advice)
+    return scan._replace(ring=ring)
+
+
+def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: Path, advice: Advice) -> None:
+    """Raise DataError if elevations rise with the ring number; they must fall."""
+    distance = np.linalg.norm(points, axis=1)
+    is_far = distance > 0
+    if not is_far.any():
+        return
+    angles, ring = np.arcsin(points[is_far] / distance[is_far, None]), ring[is_far]
+    if np.ptp(ring) and np.ptp(angles[:, 2]) > _MIN_FAN_RAD and np.corrcoef(ring, angles[:, 2])[0, 1] > 0:
+        with np.errstate(divide="ignore", invalid="ignore"):  # an axis may be constant
+            correlations = np.abs(np.corrcoef(ring, angles.T)[0, 1:])
+        up = "xyz"[int(np.nan_to_num(correlations).argmax())]
+        if up != "z":
+            raise DataError(
+                f"{path}: rings follow the column that is read as {up}, not z, which is up: x, y and z are in another "
+                f"order; {advice.axes}"
+            )
+        other = "bottom_first" if order == "top_first" else "top_first"
+        raise DataError(
+            f"{path}: the points' elevations contradict ring_order={order}; "
+            f"{advice.order.format(other=other, stated=order)}"
+        )

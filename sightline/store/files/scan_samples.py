@@ -1,0 +1,265 @@
+"""Samples of all sets of LiDAR scans: raw scans, fields, and the statistics of range images.
+
+LiDAR sensors: presets, the config block that describes another sensor, and the facts for projection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+from typing_extensions import TypedDict
+
+from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import Field
+
+FEATURES = ("remission",)
+"""Features of a point in addition to its coordinates."""
+_MIN_STD = 1e-3
+"""Lower bound of standard deviations, for channels that hardly vary, such as the heights of one beam."""
+_MAX_REACH_M = 1e4
+_MAX_REACH_RATIO = 100.0
+"""Largest distance of a return, absolute or relative to the distance of 99 % of the scan. Echoes of an earlier pulse
+are within ten times that distance."""
+_MAX_WORLD_M = 1e6
+"""Distance from which a scan is taken to be in world coordinates."""
+
+
+class RawScan(NamedTuple):
+    """Scan as stored in its files, in file order.
+
+    `points` (N, 3) float32 metres, x forward, y left, z up; `remission` (N,) float32 on the files' scale; `ids` (N,)
+    int64 of a label map; `ring` (N,) int64, 0 the highest beam, and `column` (N,) int64 of the sensor's image, if files
+    have them. `is_return` (N,) bool, if files mark points without a return, which are at the origin.
+    """
+
+    points: np.ndarray
+    remission: np.ndarray
+    ids: np.ndarray
+    ring: np.ndarray | None = None
+    column: np.ndarray | None = None
+    is_return: np.ndarray | None = None
+
+    def returns(self) -> RawScan:
+        """Return the scan without points that have no return."""
+        if self.is_return is None:
+            return self
+        ring, column = (None if array is None else array[self.is_return] for array in (self.ring, self.column))
+        points, remission, ids = (array[self.is_return] for array in (self.points, self.remission, self.ids))
+        return RawScan(points, remission, ids, ring, column)
+
+
+def check_scan(scan: RawScan, *, where: str) -> RawScan:
+    """Check a scan and return it unchanged.
+
+    Raises DataError, led by `where`, for a number that is not finite, a negative remission, and a point that is too far
+    beyond all others to be a return.
+    """
+    is_wrong = ~(np.isfinite(scan.points).all(axis=1) & np.isfinite(scan.remission) & (scan.remission >= 0))
+    if is_wrong.any():
+        index = int(is_wrong.argmax())
+        values = ", ".join(f"{value:g}" for value in (*scan.points[index], scan.remission[index]))
+        raise DataError(
+            f"{where}: point {index} is {values} (x, y, z, remission){count_others(is_wrong, 'so are')}; "
+            "coordinates must be finite and remissions not negative: take these points out, or get the file again"
+        )
+    _check_reach(scan.points, where)
+    return scan
+
+
+def count_others(mask: np.ndarray, verb: str) -> str:
+    """Format the number of True entries after the first, as in `, and so are 3 more`; "" if there is only one."""
+    num_others = int(mask.sum()) - 1
+    return f", and {verb} {num_others} more" if num_others > 0 else ""
+
+
+def _check_reach(points: np.ndarray, where: str) -> None:
+    reach = np.abs(points).max(axis=1, initial=0.0)
+    if reach.max(initial=0.0) <= _MAX_REACH_M:
+        return
+    typical_reach = float(np.quantile(reach, 0.99, method="lower"))
+    if typical_reach > _MAX_WORLD_M:
+        raise DataError(
+            f"{where}: 99 % of its points lie up to {typical_reach:.4g} m away, as in coordinates of the world; scans "
+            "are in metres from the sensor: subtract its position"
+        )
+    is_stray = reach > max(_MAX_REACH_M, _MAX_REACH_RATIO * typical_reach)
+    if is_stray.any():
+        index = int(is_stray.argmax())
+        raise DataError(
+            f"{where}: point {index} lies {reach[index]:.4g} m away{count_others(is_stray, 'so far do')}, "
+            f"99 % of the {len(points)} points within {typical_reach:.4g} m; no sensor measures that: take these "
+            "points out, or get the file again"
+        )
+
+
+def scan_fields(
+    *, num_classes: int, reach_m: float, num_beams: int | None, ignore_index: int = 0, has_columns: bool = False
+) -> dict[str, Field]:
+    """Return the fields of a scan; `ring` with `num_beams` (0 is the highest), `column` with `has_columns`."""
+    frame = "sensor: x forward, y left, z up"
+    fields = {
+        "points": Field("points 3", "float32", "m", frame, -reach_m, reach_m, "concatenate"),
+        "remission": Field("points 1", "float32", "share of what was sent", "", 0.0, 1.0, "concatenate"),
+        "label": Field("points", "int64", "class", "", 0, max(num_classes - 1, ignore_index), "concatenate"),
+    }
+    if num_beams is not None:
+        fields["ring"] = Field("points", "int64", "beam, 0 the highest", "", 0, num_beams - 1, "concatenate")
+    if has_columns:
+        fields["column"] = Field("points", "int64", "column of the image", "", 0, None, "concatenate")
+    return fields
+
+
+def channel_sums(points: np.ndarray, remission: np.ndarray) -> np.ndarray:
+    """Sum range, x, y, z, remission and their squares: points (N, 3), remission (N, 1) -> (2, 5) float64."""
+    x, y, z = points.T.astype(np.float64)
+    channels = (np.sqrt(x * x + y * y + z * z), x, y, z, remission[:, 0].astype(np.float64))
+    return np.array([[channel.sum() for channel in channels], [channel @ channel for channel in channels]])
+
+
+def mean_and_std(sums: np.ndarray, count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Compute mean and standard deviation of five channels from sums (2, 5) over `count` points, to four decimals."""
+    mean, square = sums / max(count, 1)
+    std = np.sqrt(np.maximum(square - mean**2, _MIN_STD**2))
+    return tuple(mean.round(4).tolist()), tuple(std.round(4).tolist())
+
+
+SensorName = Literal["hdl64", "hdl32", "vlp16", "os1_64", "pandar64"]
+"""Name of a preset in `sensors.json`."""
+Elevation = Annotated[float, Ge(-90.0), Le(90.0)]
+Azimuth = Annotated[float, Ge(-360.0), Le(360.0)]
+StdDev = Annotated[float, Gt(0.0), Le(1e9)]
+Five = tuple[float, float, float, float, float]
+
+
+class SensorBlock(TypedDict, total=False):
+    """Config block of a sensor; missing keys are taken from `preset`.
+
+    Degrees. `fov_deg` is the highest and the lowest elevation of the image; `azimuth_deg` the azimuths of its left and
+    its right edge, counted from forward to the left; `beams_deg` the elevation of every beam, highest first. Remissions
+    in files are from 0 to `remission_max`. `input_mean` and `input_std` are of range, x, y, z (metres) and remission
+    (0 to 1).
+    """
+
+    preset: SensorName
+    fov_deg: tuple[Elevation, Elevation]
+    azimuth_deg: tuple[Azimuth, Azimuth]
+    beams_deg: tuple[Elevation, ...]
+    num_beams: Count
+    remission_max: PositiveFloat
+    input_mean: Five
+    input_std: tuple[StdDev, StdDev, StdDev, StdDev, StdDev]
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Checked description of a sensor. Fields as in `SensorBlock`; `beams_deg` is empty for equally spaced beams.
+
+    `input_mean` and `input_std` are None if unknown.
+    """
+
+    fov_deg: tuple[float, float]
+    azimuth_deg: tuple[float, float]
+    beams_deg: tuple[float, ...]
+    num_beams: int
+    remission_max: float
+    input_mean: tuple[float, ...] | None
+    input_std: tuple[float, ...] | None
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of a data set with this sensor, without unknown statistics."""
+        names = ("fov_deg", "azimuth_deg", "beams_deg", "num_beams", "input_mean", "input_std")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def elevations_rad(self) -> np.ndarray:
+        """Return the elevation of every beam (H,) float64 in rad, highest first; equally spaced without a table."""
+        beams = self.beams_deg or np.linspace(*self.fov_deg, self.num_beams)
+        return np.deg2rad(np.asarray(beams, dtype=np.float64))
+
+    def azimuths_rad(self, num_columns: int) -> np.ndarray:
+        """Return the azimuth of the centre of every image column (W,) float64 in rad, left to right."""
+        first, last = self.azimuth_deg
+        return np.deg2rad(first + (np.arange(num_columns) + 0.5) / num_columns * (last - first))
+
+
+def make_sensor(block: SensorBlock | None, *, preset: SensorName | None, owner: str) -> Sensor:
+    """Make a sensor from a config block and a preset, which the block may name itself.
+
+    Raises ConfigError, led by `owner`, for missing keys and for contradictory angles.
+    """
+    overrides: dict[str, Any] = dict(block or {})
+    name = overrides.pop("preset", preset)
+    base = {} if name is None else _read_presets()[name]
+    if any(
+        key in overrides and _to_tuple(overrides[key]) != base.get(key) for key in ("fov_deg", "beams_deg", "num_beams")
+    ):
+        dropped = (*_BEAM_KEYS, "fov_deg") if "beams_deg" in overrides else _BEAM_KEYS
+        base = {key: value for key, value in base.items() if key not in dropped}  # they belong to the preset's beams
+    values = {**_DEFAULTS, **base, **overrides}
+    if overrides.get("beams_deg"):
+        values = {"fov_deg": (overrides["beams_deg"][0], overrides["beams_deg"][-1]), **values}
+        values["num_beams"] = overrides.get("num_beams", len(overrides["beams_deg"]))
+    missing = [key for key in ("fov_deg", "num_beams") if key not in values]
+    if missing:
+        raise ConfigError(
+            f"sensor: {owner} needs {' and '.join(missing)} of the sensor; give them, or a preset: "
+            f"{', '.join(_read_presets())}"
+        )
+    sensor = Sensor(**{key: _to_tuple(value) for key, value in values.items()})
+    _check(sensor)
+    return sensor
+
+
+_BEAM_KEYS = ("beams_deg", "input_mean", "input_std")
+_DEFAULTS: Mapping[str, Any] = {
+    "azimuth_deg": (180.0, -180.0),
+    "beams_deg": (),
+    "remission_max": 1.0,
+    "input_mean": None,
+    "input_std": None,
+}
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_presets() -> dict[SensorName, dict[str, Any]]:
+    entries = json.loads(Path(__file__).with_name("sensors.json").read_text(encoding="utf-8"))
+    return {name: _expand_preset(entry) for name, entry in entries.items()}
+
+
+def _expand_preset(entry: Mapping[str, Any]) -> dict[str, Any]:
+    blocks = [np.linspace(first, last, count) for first, last, count in entry.get("beam_blocks_deg", ())]
+    beams = tuple(np.concatenate(blocks).round(6).tolist()) if blocks else ()
+    fields = {key: value for key, value in entry.items() if key not in ("about", "beam_blocks_deg")}
+    return {key: _to_tuple(value) for key, value in {**fields, "beams_deg": beams}.items()}
+
+
+def _check(sensor: Sensor) -> None:
+    up, down = sensor.fov_deg
+    if not up > down:
+        raise ConfigError(f"sensor: fov_deg is [{up:g}, {down:g}]; the highest elevation comes first, in degrees")
+    left, right = sensor.azimuth_deg
+    if not 0 < left - right <= 360:
+        raise ConfigError(
+            f"sensor: azimuth_deg is [{left:g}, {right:g}]; the left edge comes first, at most 360 degrees from the "
+            "right one, as in [45, -45]"
+        )
+    beams = np.asarray(sensor.beams_deg)
+    if len(beams) not in (0, sensor.num_beams):
+        raise ConfigError(f"sensor: beams_deg has {len(beams)} elevations, num_beams is {sensor.num_beams}")
+    if (np.diff(beams) >= 0).any():
+        index = int((np.diff(beams) >= 0).argmax()) + 1
+        raise ConfigError(
+            f"sensor: beams_deg[{index}] is {beams[index]:g} after {beams[index - 1]:g}; give every beam once, the "
+            "highest first"
+        )
+    if (sensor.input_mean is None) != (sensor.input_std is None):
+        raise ConfigError("sensor: give both input_mean and input_std, or neither")

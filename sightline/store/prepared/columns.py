@@ -1,0 +1,296 @@
+"""Array files of the columns of a split while they are written: fixed rows are mapped, ragged rows are appended.
+
+A ragged column contains the elements (points) of all rows, concatenated; all ragged columns of a set have the same
+number of elements in a row, and `<split>.offsets.npy` contains the start of each row.
+
+Default folder of a prepared set.
+
+Lossless compression of depth images to bytes, without their empty margin.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sightline.contract.errors import DataError, RunError
+
+OFFSETS = "offsets"
+"""File name part, in place of a column's name, of the row starts (and the last end) of the ragged columns."""
+_BLOCK_BYTES = 2**24
+
+
+class ColumnSpec(NamedTuple):
+    """Specification of one array of the native form: the shape of a row and the dtype.
+
+    In a ragged column a row has any number of elements, and `shape` is that of an element; an empty row is refused
+    unless `can_be_empty`, which is the same for all ragged columns of a set.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    is_ragged: bool = False
+    can_be_empty: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Size in bytes of a row, or of an element if rows are ragged."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class SampleRow(NamedTuple):
+    """One sample to be written: name, location for errors, a value per column, and the files to list in place."""
+
+    name: str
+    where: str
+    values: Mapping[str, Any]
+    files: tuple[Path, ...] = ()
+
+
+class SplitWriter:
+    """Writer of the array files of a split: rows in order, over the files that an earlier run may have left.
+
+    Rows are written in shards: each is either kept as the files have it (`keep`), or begun and `put` row by row.
+    `lengths` and `checksums` are those of the current shard. A context manager, which closes the files.
+    """
+
+    def __init__(self, folder: Path, split: str, num_rows: int, columns: Mapping[str, ColumnSpec]) -> None:
+        assert OFFSETS not in columns, f"'{OFFSETS}' cannot be the name of a column"
+        self._columns = columns
+        self._offsets = np.zeros(num_rows + 1, dtype=np.int64)
+        self._offsets_path = folder / f"{split}.{OFFSETS}.npy"
+        paths = {name: folder / f"{split}.{name}.npy" for name in columns}
+        self._ragged = {name: _RaggedFile(paths[name], column) for name, column in columns.items() if column.is_ragged}
+        self._fixed = {
+            name: _open_array(paths[name], (num_rows, *column.shape), column.dtype)
+            for name, column in columns.items()
+            if not column.is_ragged
+        }
+        self._start = self._row = 0
+
+    def __enter__(self) -> SplitWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._ragged.values():
+            file.close()
+
+    def begin(self) -> None:
+        """Begin a shard at the next row."""
+        self._start = self._row
+        for file in self._ragged.values():
+            file.cut(int(self._offsets[self._row]))
+
+    def put(self, row: SampleRow) -> None:
+        """Write the next row. Raises DataError for values of another shape or not finite; RunError for a full disk."""
+        values = {name: _check_value(row, name, column) for name, column in self._columns.items()}
+        lengths = {len(values[name]) for name in self._ragged}
+        assert len(lengths) < 2, f"{row.where}: ragged columns of {sorted(lengths)} elements"
+        for name, array in self._fixed.items():
+            array[self._row] = values[name]
+        for name, file in self._ragged.items():
+            file.append(values[name])
+        self._row += 1
+        self._offsets[self._row] = self._offsets[self._row - 1] + max(lengths, default=0)
+
+    def lengths(self) -> list[int] | None:
+        """Return the number of elements of each row written since `begin()`, or None if no column is ragged."""
+        return np.diff(self._offsets[self._start : self._row + 1]).tolist() if self._ragged else None
+
+    def checksums(self) -> dict[str, int]:
+        """Return the CRC-32 of the rows of this shard, by column."""
+        return self._checksum_fixed(self._row) | {name: file.checksum_put() for name, file in self._ragged.items()}
+
+    def keep(self, num_rows: int, lengths: Sequence[int] | None, checksums: Mapping[str, int]) -> bool:
+        """Keep the next rows if the files match the notes of an earlier run; return True if they are kept."""
+        self._start = self._row
+        if (lengths is not None) != bool(self._ragged) or len(lengths or []) not in (0, num_rows):
+            return False
+        first, count = int(self._offsets[self._row]), sum(lengths or [])
+        ragged = {name: file.checksum(first, count) for name, file in self._ragged.items()}
+        if self._checksum_fixed(self._row + num_rows) | ragged != checksums:
+            return False
+        begin, end = self._row, self._row + num_rows
+        if lengths is not None:
+            self._offsets[begin + 1 : end + 1] = self._offsets[begin] + np.cumsum(lengths, dtype=np.int64)
+        self._row = end
+        return True
+
+    def finish(self) -> int:
+        """Complete the files after the last row; return the number of elements of the ragged columns, 0 without any."""
+        assert self._row == len(self._offsets) - 1, f"{self._row} of {len(self._offsets) - 1} rows were written"
+        for array in self._fixed.values():
+            array.flush()
+        for file in self._ragged.values():
+            file.finish(int(self._offsets[-1]))
+        if self._ragged:
+            np.save(self._offsets_path, self._offsets)
+        return int(self._offsets[-1])
+
+    def _checksum_fixed(self, end: int) -> dict[str, int]:
+        """Compute the CRC-32 of the rows up to `end` of this shard, by fixed column."""
+        return {name: zlib.crc32(array[self._start : end].data) for name, array in self._fixed.items()}
+
+
+class _RaggedFile:
+    """File of a ragged column: elements are appended, and the header is completed at the end."""
+
+    def __init__(self, path: Path, column: ColumnSpec) -> None:
+        self._path = path
+        self._column = column
+        self._header_bytes = len(self._header(0))
+        self._checksum_put = 0
+        if not path.exists():
+            path.touch()
+        self._file = path.open("r+b")
+
+    def cut(self, num_elements: int) -> None:
+        """Truncate the file after its first `num_elements` elements and continue there."""
+        self._file.truncate(self._place(num_elements))
+        self._file.seek(self._place(num_elements))
+        self._checksum_put = 0
+
+    def append(self, values: np.ndarray) -> None:
+        with self._writing():
+            self._file.write(values.data)
+        self._checksum_put = zlib.crc32(values.data, self._checksum_put)
+
+    def checksum_put(self) -> int:
+        """Return the CRC-32 of the data since the last cut, which is then flushed to the file."""
+        with self._writing():
+            self._file.flush()
+        return self._checksum_put
+
+    def checksum(self, first: int, count: int) -> int:
+        """Compute the CRC-32 of `count` elements from the `first` on, or of fewer if the file ends."""
+        self._file.seek(self._place(first))
+        remaining, checksum = count * self._column.num_bytes, 0
+        while remaining and (block := self._file.read(min(remaining, _BLOCK_BYTES))):
+            checksum = zlib.crc32(block, checksum)
+            remaining -= len(block)
+        return checksum
+
+    def finish(self, num_elements: int) -> None:
+        with self._writing():
+            self._file.truncate(self._place(num_elements))
+            self._file.seek(0)
+            self._file.write(self._header(num_elements))
+            self._file.flush()
+
+    def close(self) -> None:
+        with self._writing():
+            self._file.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self._path}: cannot be written ({error.strerror}); make room and run the command again, which "
+                "continues where this one stopped"
+            ) from error
+
+    def _place(self, element: int) -> int:
+        return self._header_bytes + element * self._column.num_bytes
+
+    def _header(self, num_elements: int) -> bytes:
+        """Build the header that numpy.save writes, of the same length for any number of rows."""
+        header = io.BytesIO()
+        descr = np.lib.format.dtype_to_descr(np.dtype(self._column.dtype))
+        shape = (num_elements, *self._column.shape)
+        np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+        return header.getvalue()
+
+
+def _check_value(row: SampleRow, name: str, column: ColumnSpec) -> np.ndarray:
+    """Convert the value of a column to its dtype. Raises DataError for another shape or a number that is not finite."""
+    with np.errstate(over="ignore"):  # values too large for the column become infinite, and are refused below
+        value = np.asarray(row.values[name]).astype(column.dtype, order="C", copy=False)
+    if column.is_ragged:
+        is_empty = len(value) == 0 and not column.can_be_empty
+        if value.ndim != 1 + len(column.shape) or value.shape[1:] != column.shape or is_empty:
+            wanted = " ".join(map(str, column.shape))
+            minimum = "" if column.can_be_empty else " with at least one point"
+            raise DataError(
+                f"{row.where}: {name} has the shape {value.shape}, (points{wanted and f', {wanted}'}){minimum} "
+                "is needed"
+            )
+    elif value.shape != column.shape:
+        raise DataError(
+            f"{row.where}: {name} has the shape {value.shape}, {column.shape} is needed as in the first file"
+        )
+    is_finite = np.isfinite(value)
+    if not is_finite.all():
+        position = tuple(int(i) for i in np.argwhere(~is_finite)[0])
+        raise DataError(
+            f"{row.where}: {name}{list(position)} is {value[position]}; mend the file or leave the shape out"
+        )
+    return value
+
+
+def _open_array(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    """Open the array file of an earlier run if it matches, else create a new one."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+        if (array.shape, array.dtype) == (shape, np.dtype(dtype)):
+            return array
+    except (OSError, ValueError):
+        pass
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+
+def prepared_root(root: str | None, set_name: str) -> Path:
+    """Return the folder of a prepared set: `root`, else `set_name` in $SIGHTLINE_DATA (default `data`)."""
+    if root is not None:
+        return Path(root).expanduser()
+    return Path(os.environ.get("SIGHTLINE_DATA", "data")).expanduser() / set_name
+
+
+DEPTH_TYPES = ("uint16", "float16", "float32")
+"""Supported dtypes of depth images."""
+_WINDOW = struct.Struct("<4H")
+"""Left, top, right and bottom of the measured window, the last two exclusive."""
+_LEVEL = 1
+"""Compression level of zlib; higher ones take several times as long to save a few per cent."""
+
+
+def pack_depth(depth: np.ndarray) -> np.ndarray:
+    """Pack a depth image (H, W) of one of `DEPTH_TYPES` into bytes (N,) uint8.
+
+    Integers are stored as differences to the previous pixel: neighbours are similar, and small numbers compress well.
+    High and low bytes are separated for the same reason.
+    """
+    assert depth.dtype.name in DEPTH_TYPES, f"depths are {depth.dtype}"
+    rows, columns = np.flatnonzero(depth.any(axis=1)), np.flatnonzero(depth.any(axis=0))
+    left, right = (int(columns[0]), int(columns[-1]) + 1) if len(columns) else (0, 0)
+    top, bottom = (int(rows[0]), int(rows[-1]) + 1) if len(rows) else (0, 0)
+    window = depth[top:bottom, left:right]
+    if depth.dtype == np.uint16:
+        window = np.diff(window, axis=1, prepend=np.uint16(0))  # modulo 2^16
+    little = np.ascontiguousarray(window.astype(depth.dtype.newbyteorder("<"), copy=False))
+    planes = little.view(np.uint8).reshape(-1, depth.dtype.itemsize).T
+    packed = _WINDOW.pack(left, top, right, bottom) + zlib.compress(planes.tobytes(), _LEVEL)
+    return np.frombuffer(packed, dtype=np.uint8)
+
+
+def unpack_depth(packed: np.ndarray, *, dtype: str, width_px: int, height_px: int) -> np.ndarray:
+    """Unpack the bytes (N,) of `pack_depth` to a depth image (height_px, width_px) of `dtype`."""
+    kind = np.dtype(dtype).newbyteorder("<")
+    stored = packed.tobytes()
+    left, top, right, bottom = _WINDOW.unpack_from(stored)
+    planes = np.frombuffer(zlib.decompress(stored[_WINDOW.size :]), dtype=np.uint8)
+    window = np.ascontiguousarray(planes.reshape(kind.itemsize, -1).T).view(kind).reshape(bottom - top, right - left)
+    depth = np.zeros((height_px, width_px), dtype=dtype)
+    if dtype == "uint16":
+        window = np.cumsum(window, axis=1, dtype=np.uint16)
+    depth[top:bottom, left:right] = window
+    return depth

@@ -1,0 +1,553 @@
+"""Atomic writer of prepared data sets; a killed run is continued.
+
+The partial result is in `<target>.partial`: `set/` is the folder to be, `parts/` contains one note per finished shard
+(names and hashes), `origin.json` names what is being prepared. At the end `set/` is renamed to the target.
+
+Faulty source files of a preparation: collected in one pass, a few printed, all listed in a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeAlias
+
+import numpy as np
+from typing_extensions import TypeVar
+
+from sightline.contract.errors import DataError, RunError
+from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.store.files.input_files import file_size
+from sightline.store.prepared.columns import ColumnSpec, SampleRow, SplitWriter
+from sightline.store.prepared.prepared_set import (
+    FORMAT_VERSION,
+    LISTED,
+    MANIFEST,
+    ListedFile,
+    PreparedSet,
+    add_digest,
+    check_sizes,
+    compute_sha256,
+    list_file,
+    read_manifest,
+    summarise_folder,
+)
+
+_MAX_PRINTED = 8
+"""Maximum number of printed faults; with the line before and the line after them ten lines."""
+_MAX_FAULTS = 10_000
+
+
+class FaultCollector:
+    """Collector of the errors of reading a set's rows; `report` is the file that lists all if there are many."""
+
+    def __init__(self, target: Path) -> None:
+        self.report = target.with_name(f"{target.name}.unusable.txt")
+        self._faults: list[str] = []
+        self._last: DataError | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
+
+    def skip_unusable(self, begin: Callable[[], Iterator[SampleRow]]) -> Iterator[SampleRow]:
+        """Iterate over the readable rows of `begin()` and collect the errors of the others.
+
+        Reading goes on after an error if the iterator does: a `map` does, a generator does not.
+        """
+        try:
+            rows = begin()
+        except DataError as error:
+            self.add(error)
+            return
+        while len(self._faults) < _MAX_FAULTS:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except DataError as error:
+                self.add(error)
+
+    def add(self, error: DataError) -> None:
+        """Add the fault of one more file or shard."""
+        self._faults.append(str(error))
+        self._last = error
+
+    def raise_any(self, num_rows: int) -> None:
+        """Raise DataError with every fault: a single one unchanged, several below a line that counts them."""
+        self.report.unlink(missing_ok=True)
+        if self._last is None:
+            return
+        if len(self._faults) == 1:
+            raise self._last
+        lines, remainder = self._faults, ""
+        if len(lines) > _MAX_PRINTED + 1:
+            lines, remainder = lines[:_MAX_PRINTED], f"and {len(lines) - _MAX_PRINTED} more"
+            with contextlib.suppress(OSError):
+                self.report.write_text(
+                    "".join(f"{line}\n" for line in self._faults), encoding="utf-8", errors="replace"
+                )
+                remainder += f"; all are in {self.report}"
+        head = f"{len(self._faults)} of {num_rows} samples cannot be used; mend their files, or leave them out:"
+        raise DataError.from_lines([head, *lines, *([remainder] if remainder else [])])
+
+
+T = TypeVar("T")
+Row = TypeVar("Row", default=SampleRow)
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""Callback with the number of finished rows, the total number of rows, and the title of the current shard."""
+
+
+@dataclass(frozen=True)
+class Shard(Generic[Row]):
+    """Consecutive rows of a split, prepared as one unit: a continued run reads an unfinished shard from its first row.
+
+    `files` are the files that the rows are read from. `estimated_elements` estimates the number of elements, such as
+    points, that these rows add to each ragged column: if the disk has too little space, nothing is prepared.
+    """
+
+    split: str
+    title: str
+    num_rows: int
+    files: tuple[Path, ...]
+    rows: Callable[[], Iterator[Row]]
+    estimated_elements: int = 0
+
+    def map_rows(self, convert: Callable[[Row], SampleRow]) -> Shard[SampleRow]:
+        """Return the shard with its rows converted; reading goes on after a row that cannot be."""
+        rows = self.rows
+        return Shard(
+            self.split, self.title, self.num_rows, self.files, lambda: map(convert, rows()), self.estimated_elements
+        )
+
+
+@dataclass(frozen=True)
+class PreparationPlan:
+    """Plan of a preparation; `manifest_extra` is copied into the manifest, `summarise` adds entries from the arrays.
+
+    `options` are everything that the result depends on beyond its files. With `lists_files` the rows name files below
+    `source` that are listed in place.
+    """
+
+    set_name: str
+    layout: str
+    source: Path
+    columns: Mapping[str, ColumnSpec]
+    shards: tuple[Shard, ...]
+    manifest_extra: Mapping[str, Any]
+    summarise: Callable[[PreparedSet], Mapping[str, Any]]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lists_files: bool = False
+
+    @property
+    def split_sizes(self) -> dict[str, int]:
+        sizes: Counter[str] = Counter()
+        for shard in self.shards:
+            sizes[shard.split] += shard.num_rows
+        return {split: size for split, size in sizes.items() if size}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sorted list of source files with their sizes, and their times if they are listed."""
+        files = {file for shard in self.shards for file in shard.files}
+        times = {file: [file.stat().st_mtime_ns] if self.lists_files else [] for file in files}
+        return _digest(sorted([os.path.relpath(file, self.source), file_size(file), *times[file]] for file in files))
+
+
+def write_prepared_set(plan: PreparationPlan, target: Path, *, progress: Progress) -> dict[str, Any]:
+    """Prepare a set at `target`; return its manifest with `root` and `outcome` (`prepared` or `already there`).
+
+    A killed run is continued: shards whose files, count and checksum still agree are kept, and the result has the same
+    bits. A partial folder of the same set and source in an earlier state is started again.
+    Raises DataError for a faulty source, with every file that cannot be used, and for a target or a partial folder that
+    contains something else.
+    """
+    target = target.resolve()
+    work = target.with_name(target.name + ".partial")
+    existing_manifest = _read_existing(plan, target)
+    if existing_manifest is not None:
+        if _read_note(work / "origin.json") and not (work / "set").exists():  # left by a run killed after the renaming
+            shutil.rmtree(work, ignore_errors=True)
+        return {**existing_manifest, "root": str(target), "outcome": "already there"}
+    _claim(work, plan)
+    with _lock_folder(work), _report_full_disk(work):
+        written = _fill(work, plan, progress, FaultCollector(target))
+        manifest = _finish(work / "set", plan, written)
+    try:
+        os.rename(work / "set", target)
+    except OSError as error:
+        raise RunError(
+            f"{target}: cannot be put in place ({error.strerror}); the prepared files are in {work / 'set'}"
+        ) from error
+    _flush_folder(target.parent)
+    shutil.rmtree(work)
+    return {**manifest, "root": str(target), "outcome": "prepared"}
+
+
+@contextmanager
+def _report_full_disk(work: Path) -> Iterator[None]:
+    """Raise RunError if the disk, or the limit on a file's size, has no room for the data."""
+    try:
+        yield
+    except OSError as error:
+        is_source = error.filename is not None and not Path(error.filename).is_relative_to(work)
+        if is_source or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        advice = (
+            "raise the limit on the size of a file (ulimit -f)" if error.errno == errno.EFBIG else "free some space"
+        )
+        raise RunError(
+            f"{work}: cannot write: {error.strerror}; {advice} and run the same command again, which continues there"
+        ) from error
+
+
+def normalize_to_unit_sphere(points: np.ndarray, *, where: str) -> np.ndarray:
+    """Centre the points (N, 3) on their mean and scale the largest distance to 1; float32.
+
+    Raises DataError, beginning with `where`, if all coincide, and for coordinates so large that distances overflow.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        centred = points - points.mean(axis=0, dtype=np.float64)
+        radius = np.linalg.norm(centred, axis=1).max()
+    if not np.isfinite(radius):
+        raise DataError(
+            f"{where}: a coordinate is {np.abs(points).max():.4g}; the file is damaged or in another format"
+        )
+    if not radius > 0:
+        raise DataError(f"{where}: all {len(points)} points coincide, so the shape has no extent; leave the file out")
+    return (centred / radius).astype(np.float32)
+
+
+def assert_extent(points: np.ndarray, *, where: str) -> None:
+    """Raise DataError, beginning with `where`, if all points coincide (as zeros of unwritten data do)."""
+    if (points == points[0]).all():
+        raise DataError(
+            f"{where}: all {len(points)} points coincide, so the shape has no extent; download the file again"
+        )
+
+
+def find_duplicates(prepared: PreparedSet, column: str) -> list[list[str]]:
+    """Group the rows whose values in this column have the same bytes, each as `split/name`, over all splits."""
+    names_by_digest: defaultdict[bytes, list[str]] = defaultdict(list)
+    for split in prepared.splits:
+        for name, row in zip(prepared.names(split), prepared.rows(split, column), strict=True):
+            names_by_digest[hashlib.sha256(row.data).digest()].append(f"{split}/{name}")
+    return [group for group in names_by_digest.values() if len(group) > 1]
+
+
+def iterate_batches(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """Yield the items in their order, `size` at a time; the last batch may be smaller."""
+    iterator = iter(items)
+    while batch := tuple(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _read_existing(plan: PreparationPlan, target: Path) -> dict[str, Any] | None:
+    """Read the manifest of the same set at the target; None if it is empty. Raises DataError for anything else."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    if not (target / MANIFEST).is_file():
+        contents = f"holds {summarise_folder(target)}" if target.is_dir() else "is a file"
+        raise DataError(f"{target}: {contents}, which sightline did not prepare; give another folder with --to")
+    manifest = read_manifest(target)
+    if (manifest["set"], manifest["source"]["path"]) != (plan.set_name, str(plan.source)):
+        raise DataError(
+            f"{target}: holds '{manifest['set']}' prepared from {manifest['source']['path']}, not '{plan.set_name}' "
+            f"from {plan.source}; delete it or give another folder with --to"
+        )
+    stored = manifest.get("options", {})
+    changed = [key for key in {**stored, **plan.options} if stored.get(key) != plan.options.get(key)]
+    if changed:
+        raise DataError(
+            f"{target}: was prepared with {changed[0]} = {stored.get(changed[0])}, now it is "
+            f"{plan.options.get(changed[0])}; delete it to prepare it again, or give another folder with --to"
+        )
+    if manifest["source"]["fingerprint"] != plan.fingerprint:
+        raise DataError(
+            f"{target}: was prepared from {plan.source} before its files changed; delete it to prepare it again"
+        )
+    check_sizes(target, manifest)
+    return manifest
+
+
+def _claim(work: Path, plan: PreparationPlan) -> None:
+    """Make the partial folder, or check that it is an unfinished preparation of the very same set."""
+    origin = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": str(plan.source),
+        "columns": _columns_json(plan),
+        "split_sizes": plan.split_sizes,
+        **({"options": dict(plan.options)} if plan.options else {}),
+    }
+    note = work / "origin.json"
+    if _read_note(note) == origin:
+        (work / "set").mkdir(exist_ok=True)
+        return
+    _forget_earlier(work, plan)
+    if work.exists():
+        raise DataError(
+            f"{work}: is an unfinished preparation of something else (see {note.name} in it), not of "
+            f"'{plan.set_name}' from {plan.source} as it is now; delete it or give another folder with --to"
+        )
+    try:
+        for folder in (work / "parts", work / "set"):
+            folder.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{work}: cannot be made ({error.strerror}); give another folder with --to") from error
+    needed = _estimate_bytes(plan)
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        shutil.rmtree(work)
+        raise RunError(
+            f"{work.parent}: {needed / 2**30:.2f} GiB are needed, {free / 2**30:.2f} GiB are free; make room"
+        )
+    _write_json(note, origin)
+
+
+def _forget_earlier(work: Path, plan: PreparationPlan) -> None:
+    """Remove an unfinished preparation of the same set and source with other files or options."""
+    origin = _read_note(work / "origin.json")
+    if (origin.get("set"), origin.get("source")) == (plan.set_name, str(plan.source)):
+        with _lock(work):
+            shutil.rmtree(work)
+
+
+@contextlib.contextmanager
+def _lock_folder(work: Path) -> Iterator[None]:
+    """Lock the partial folder, and remove it in the end if no shard was finished in it.
+
+    Raises RunError if another process has locked it, or if it was moved or deleted meanwhile.
+    """
+    with _lock(work) as status:
+        lost = RunError(f"{work}: was moved or deleted while the set was prepared in it; prepare it again")
+        try:
+            yield
+        except OSError as error:
+            if not _is_unmoved(work, status):
+                raise lost from error
+            raise
+        finally:
+            if _is_unmoved(work, status) and (work / "parts").is_dir() and not any((work / "parts").iterdir()):
+                shutil.rmtree(work)
+        if not _is_unmoved(work, status):
+            raise lost
+
+
+@contextlib.contextmanager
+def _lock(work: Path) -> Iterator[os.stat_result]:
+    """Lock the origin note of a partial folder (flock), until the block or the process ends."""
+    with (work / "origin.json").open("rb") as note:
+        try:
+            fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{work}: another process prepares this set; wait for it") from None
+        yield os.fstat(note.fileno())
+
+
+def _is_unmoved(work: Path, status: os.stat_result) -> bool:
+    """Return True if the origin note is still the file of this status."""
+    try:
+        return os.path.samestat(status, os.stat(work / "origin.json"))
+    except OSError:
+        return False
+
+
+class _Written(NamedTuple):
+    """Names of written rows, and the files that each row lists."""
+
+    names: list[str]
+    listed: list[list[ListedFile]]
+
+
+class _Filled(NamedTuple):
+    """Written rows, and the number of elements of the ragged columns, by split."""
+
+    rows: dict[str, _Written]
+    num_elements: dict[str, int]
+
+
+def _fill(work: Path, plan: PreparationPlan, progress: Progress, unusable: FaultCollector) -> _Filled:
+    """Write the rows of every unfinished shard; return their names and numbers of elements.
+
+    After the first unreadable row the others are only read, to find all unreadable rows.
+    """
+    rows = {split: _Written([], []) for split in plan.split_sizes}
+    num_done, num_all = 0, sum(plan.split_sizes.values())
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(SplitWriter(work / "set", split, size, plan.columns))
+            for split, size in plan.split_sizes.items()
+        }
+        for index, shard in enumerate(shard for shard in plan.shards if shard.num_rows):
+            writer = writers[shard.split]
+            note = work / "parts" / f"{index:05d}.json"
+            shard_rows = _load_kept_rows(note, shard, writer)
+            if shard_rows is None:
+                note.unlink(missing_ok=True)
+                advance = partial(_advance, progress, shard.title, num_done, num_all)
+                shard_rows = _write_rows(shard, writer, plan.source if plan.lists_files else None, advance, unusable)
+                if unusable:
+                    continue
+                listed = {LISTED: shard_rows.listed} if plan.lists_files else {}
+                _write_json(note, {**_shard_state(shard), **_shard_result(writer), "names": shard_rows.names, **listed})
+            else:
+                progress(num_done + shard.num_rows, num_all, f"{shard.title}: kept from the run before")
+            rows[shard.split].names.extend(shard_rows.names)
+            rows[shard.split].listed.extend(shard_rows.listed)
+            num_done += shard.num_rows
+        unusable.raise_any(num_all)
+        return _Filled(rows, {split: writer.finish() for split, writer in writers.items()})
+
+
+def _advance(progress: Progress, title: str, num_before: int, num_all: int, done: int) -> None:
+    progress(num_before + done, num_all, title)
+
+
+def _write_rows(
+    shard: Shard, writer: SplitWriter, root: Path | None, done: Callable[[int], None], unusable: FaultCollector
+) -> _Written:
+    """Write the rows of a shard; `root` is the folder below which they list files, None if they list none."""
+    written = _Written([], [])
+    writer.begin()
+    for row in unusable.skip_unusable(shard.rows):
+        try:
+            writer.put(row)
+        except DataError as error:
+            unusable.add(error)
+            continue
+        written.names.append(row.name)
+        if root is not None:
+            written.listed.append([list_file(path, root) for path in row.files])
+        done(len(written.names))
+    assert unusable or len(written.names) == shard.num_rows, (
+        f"{shard.title}: {len(written.names)} rows, {shard.num_rows} were promised"
+    )
+    return written
+
+
+def _load_kept_rows(note: Path, shard: Shard, writer: SplitWriter) -> _Written | None:
+    """Return the rows of a finished shard if its files, number of rows and column checksums still agree."""
+    state = _read_note(note)
+    names, lengths, checksums = state.pop("names", None), state.pop("lengths", None), state.pop("crc32", None)
+    listed = state.pop(LISTED, [])
+    is_kept = checksums and state == _shard_state(shard) and writer.keep(shard.num_rows, lengths, checksums)
+    return _Written(names, [[ListedFile(*entry) for entry in row] for row in listed]) if is_kept else None
+
+
+def _shard_state(shard: Shard) -> dict[str, Any]:
+    files = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in shard.files]
+    return {"files": _digest(files), "num_rows": shard.num_rows}
+
+
+def _shard_result(writer: SplitWriter) -> dict[str, Any]:
+    lengths = writer.lengths()
+    return {"crc32": writer.checksums(), **({} if lengths is None else {"lengths": lengths})}
+
+
+def _finish(folder: Path, plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
+    """Write names and manifest, and flush everything to the disk."""
+    for split in plan.split_sizes:
+        _write_json(folder / f"{split}.name.json", filled.rows[split].names)
+        if plan.lists_files:
+            _write_json(folder / f"{split}.{LISTED}.json", filled.rows[split].listed, indent=None)
+    draft: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "set": plan.set_name,
+        "layout": plan.layout,
+        "source": {"path": str(plan.source), "fingerprint": plan.fingerprint},
+        "columns": _columns_json(plan),
+        "splits": {split: {"num_rows": size} for split, size in plan.split_sizes.items()},
+        **({"num_elements": filled.num_elements} if any(array.is_ragged for array in plan.columns.values()) else {}),
+        "num_nonfinite": 0,
+        **({"options": dict(plan.options)} if plan.options else {}),
+        **({LISTED: _summarise_listed_files(plan, filled)} if plan.lists_files else {}),
+        **plan.manifest_extra,
+    }
+    prepared = PreparedSet(folder, draft)
+    draft["ranges"] = {
+        name: [min(low for low, _ in bounds), max(high for _, high in bounds)]
+        for name in plan.columns
+        if (
+            bounds := [
+                _compute_range(array) for split in prepared.splits if (array := prepared.array(split, name)).size
+            ]
+        )
+    }
+    draft |= plan.summarise(prepared)
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    draft["files"] = {path.name: {"bytes": path.stat().st_size, "sha256": compute_sha256(path)} for path in files}
+    manifest = add_digest(draft)
+    _write_json(folder / MANIFEST, manifest)
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _flush_folder(folder)
+    return manifest
+
+
+def _summarise_listed_files(plan: PreparationPlan, filled: _Filled) -> dict[str, Any]:
+    """Summarise the listed files: root, number and total bytes."""
+    files = {file.path: file.num_bytes for rows in filled.rows.values() for row in rows.listed for file in row}
+    return {"root": str(plan.source), "num_files": len(files), "num_bytes": sum(files.values())}
+
+
+def _compute_range(array: np.ndarray) -> tuple[float, float]:
+    return float(array.min()), float(array.max())
+
+
+def _columns_json(plan: PreparationPlan) -> dict[str, Any]:
+    return {
+        name: {
+            "shape": list(column.shape),
+            "dtype": column.dtype,
+            **({"is_ragged": True} if column.is_ragged else {}),
+            **({"can_be_empty": True} if column.can_be_empty else {}),
+        }
+        for name, column in plan.columns.items()
+    }
+
+
+def _estimate_bytes(plan: PreparationPlan) -> int:
+    num_rows, num_elements = sum(plan.split_sizes.values()), sum(shard.estimated_elements for shard in plan.shards)
+    columns = plan.columns.values()
+    return sum(column.num_bytes * (num_elements if column.is_ragged else num_rows) for column in columns)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _read_note(path: Path) -> dict[str, Any]:
+    """Read a note of an earlier run; empty if it is missing or damaged."""
+    try:
+        return parse_json(read_regular_file(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=indent, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,385 @@
+"""Checks of the loss before training: its value at chance for each kind of loss."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.types import Batch
+from sightline.engine.step import compute_batch_losses
+from sightline.parts.losses.embeddings import chance_level
+from sightline.workbench.check.checks.loss_terms import BUILT_IN, OUTPUTS, pair_losses, pairs_task
+from sightline.workbench.check.context import Context, SquaredLoss, check, first_steps, squared_losses
+from sightline.workbench.check.core.dry_run import DryRun, Outputs
+from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near
+from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
+from sightline.workbench.check.oracles.losses import nt_xent
+from sightline.workbench.check.oracles.results import FixedOutputs, loss_counts
+
+_NUM_PERMUTATIONS = 100
+_MIN_PERMUTATIONS = 50
+_MAX_SECONDS = 0.5
+_MIN_CLASSES = 5
+_MAX_Z = 6.0  # the maximum of 60 correct networks was 2.9
+_MAX_STD = 3.0
+_RELATIVE = 1e-4  # float32 sums of a few hundred terms are off by some 1e-6
+_RELATIVE_16_BIT = 3e-2
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Loss that reads `logits` and `label`, with the first outputs of the model, to evaluate it for any labels."""
+
+    context: Context
+    name: str
+    batch: Batch
+    outputs: Outputs
+    label: Tensor
+    is_class: Tensor
+    num_classes: int
+    log_p: Tensor
+    logits: Tensor
+
+    def value(self, label: Tensor) -> tuple[float, float]:
+        """Return the configured loss's sum and count for these labels."""
+        job, device = self.context.built.job, self.context.world.device
+        with torch.no_grad():
+            sums, counts = compute_batch_losses(
+                job.task, FixedOutputs(self.outputs), self._batch(label), device, job.precision
+            )
+        return float(sums[self.name]), float(counts[self.name])
+
+    def count(self, label: Tensor) -> float:
+        """Return the configured loss's count for these labels."""
+        with torch.no_grad():
+            counts = loss_counts(self.context.built.job, self._batch(label), self.outputs, self.context.world.device)
+        return counts[self.name]
+
+    def _batch(self, label: Tensor) -> Batch:
+        return {**self.batch, "label": label}
+
+    def mean(self, label: Tensor) -> float:
+        total, count = self.value(label)
+        return total / count if count > 0 else math.nan
+
+    def relabel(self, table: Tensor) -> Tensor:
+        """Map the labels by `table` (num_classes,) int64; ignored targets keep their labels."""
+        return torch.where(self.is_class, table[self.label.clamp(0, self.num_classes - 1)], self.label)
+
+
+@check("G20", "initial-loss", "preflight", each=first_steps)
+def initial_loss(context: Context, step: DryRun) -> Iterator[Fault]:
+    """The mean cross entropy over all cyclic shifts of the classes is mean_i[logsumexp(z_i) - mean_c z_ic].
+
+    Finds: A first loss that differs from the cross entropy of the same logits, and logits that no untrained model has.
+
+    This holds for any logits z. The logits of an untrained model have a standard deviation of at most 3, and its loss
+    on the true labels is as that on permuted classes.
+    """
+    batch, outputs = context.first_outputs
+    for component in context.config.losses:
+        case = _make_case(context, component.name, batch, outputs)
+        if case is not None:
+            fault = _judge_definition(case) if component.name == "cross_entropy" else None
+            yield from [fault] if fault is not None else _start_faults(case) if context.is_fresh else []
+
+
+def _make_case(context: Context, name: str, batch: Batch, outputs: Outputs) -> _Case | None:
+    facts = context.built.data.facts
+    logits, label, num_classes = outputs.get("logits"), batch.get("label"), facts.get("num_classes")
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or not isinstance(num_classes, int):
+        return None
+    axis = class_axis(logits, label)
+    if axis is None or logits.shape[axis] != num_classes or num_classes < 2 or label.is_floating_point():
+        return None
+    is_class = (label >= 0) & (label < num_classes)
+    if facts.get("ignore_index") is not None:
+        is_class &= label != facts["ignore_index"]
+    if not bool(is_class.any()) or not bool(logits.isfinite().all()):
+        return None
+    logits_NC = logits.movedim(axis, -1)[is_class].double()
+    return _Case(
+        context, name, batch, outputs, label, is_class, num_classes, F.log_softmax(logits_NC, dim=-1), logits_NC
+    )
+
+
+# --- the exact part: what cross entropy is ---------------------------------------------------------------------------
+
+
+def _judge_definition(case: _Case) -> Fault | None:
+    """Compare the loss, averaged over all cyclic shifts of the classes, with the definition of cross entropy.
+
+    Over all shifts every class is the label once, so label smoothing and targets cancel. With weights w_c (measured by
+    the counts) the mean is sum_ic w_c (-log p_ic) / (N sum_c w_c), exactly.
+    """
+    shifts = [torch.arange(case.num_classes, device=case.label.device).roll(shift) for shift in range(case.num_classes)]
+    values = [case.value(case.relabel(table)) for table in shifts]
+    measured_sum, measured_count = (math.fsum(column) for column in zip(*values, strict=True))
+    weights_C = _measure_class_weights(case)
+    if weights_C is None or measured_count <= 0:
+        return None
+    measured = measured_sum / measured_count
+    expected = _weighted_mean(case.log_p, weights_C)
+    tolerance = _RELATIVE if case.outputs["logits"].dtype in (torch.float32, torch.float64) else _RELATIVE_16_BIT
+    if abs(measured - expected) <= tolerance * max(1.0, abs(expected)):
+        return None
+    ratio = measured / expected if expected else math.nan
+    best, *_ = explain(
+        measured,
+        expected,
+        _iter_loss_faults(case, weights_C),
+        likeness=is_near(1e-3),
+        otherwise=Hypothesis("loss.form", f"{ratio:.4g} times it", action="compare the loss with its definition"),
+    )
+    others = ("loss.normaliser", "loss.form", "loss.weights", "loss.double_softmax", "loss.sign")
+    return Fault(
+        f"the loss '{case.name}' is not the cross entropy of these logits: {best.text}",
+        causes=(best.cause, *[other for other in others if other != best.cause][:3]),
+        at=case.context.loss_path(case.name),
+        measured=f"{measured:.6g}, sum / count over all {case.num_classes} shifts of the classes",
+        expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
+        + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
+        action=best.hypothesis.action,
+        evidence={"ratio": measured / expected, "targets": len(case.logits), "num_classes": case.num_classes},
+    )
+
+
+def _measure_class_weights(case: _Case) -> Tensor | None:
+    """Measure the class weights (C,), relative to their mean, by counts of one-class batches; None if invalid."""
+    counts = [case.count(torch.where(case.is_class, c, case.label)) for c in range(case.num_classes)]
+    weights_C = torch.tensor(counts, dtype=torch.float64, device=case.log_p.device)
+    return weights_C / weights_C.mean() if bool(weights_C.isfinite().all()) and float(weights_C.sum()) > 0 else None
+
+
+def _weighted_mean(log_p_NC: Tensor, weights_C: Tensor) -> float:
+    return float(-(log_p_NC * weights_C).sum() / (len(log_p_NC) * weights_C.sum()))
+
+
+def _iter_loss_faults(case: _Case, weights_C: Tensor) -> Iterator[Hypothesis]:
+    """Yield what a cross entropy may be instead: of a softmax, negative, or with a division missing or one too many."""
+    yield Hypothesis(
+        "loss.double_softmax",
+        "the value of a softmax taken twice",
+        _weighted_mean(F.log_softmax(case.logits.softmax(dim=-1), dim=-1), weights_C),
+        "give the loss logits: take the softmax out of the model or of the loss",
+    )
+    action = "minimise the negative log likelihood: drop the extra minus"
+    yield Hypothesis("loss.sign", "its sign is flipped", operator.neg, action)
+    logits, num_samples = case.outputs["logits"], len(case.batch["sample_index"])
+    numbers = {
+        "the samples of the batch": num_samples,
+        "the targets of a sample": logits.numel() // (num_samples * case.num_classes),
+        "all targets": len(case.logits),
+        "the classes": case.num_classes,
+        "all logits": logits.numel(),
+    }
+    for name, number in numbers.items():
+        for factor, change in ((1 / number, "divided by"), (number, "multiplied by")) if number > 1 else ():
+            action = "return a SUM from forward and its divisor from count"
+            yield Hypothesis("loss.normaliser", f"{change} {name} ({number})", partial(operator.mul, factor), action)
+
+
+# --- the statistical part: a fresh model has learnt nothing -----------------------------------------------------------
+
+
+def _start_faults(case: _Case) -> Iterator[Fault]:
+    centred_NC = case.logits - case.logits.mean(dim=-1, keepdim=True)
+    std = float(centred_NC.std(correction=0))
+    uniform = math.log(case.num_classes)
+    measured = case.mean(case.label)
+    if std > _MAX_STD:
+        yield Fault(
+            f"the untrained model is over-confident: its logits have standard deviation {std:.3g}",
+            severity="warning",
+            causes=("model.init", "model.numerics", "data.normalisation"),
+            at="model",
+            layer=case.context.last_layer,
+            measured=f"logit std {std:.4g}, '{case.name}' {measured:.4g}",
+            expected=f"std <= {_MAX_STD:g}; a loss near ln {case.num_classes} = {uniform:.4g} (plus std^2 / 2)",
+            action="scale the initial weights by 1/sqrt(fan-in), or normalise what goes into the last layer",
+            evidence={"targets": len(case.logits)},
+        )
+    elif case.num_classes >= _MIN_CLASSES:
+        yield from _dependence_faults(case, measured)
+
+
+def _dependence_faults(case: _Case, measured: float) -> Iterator[Fault]:
+    """Yield a fault if the loss on the true labels is far from that on permuted classes, before training."""
+    draws = np.random.Generator(np.random.PCG64(0))
+    start_seconds = compute_seconds()
+    values: list[float] = []
+    while len(values) < _NUM_PERMUTATIONS and compute_seconds() - start_seconds < _MAX_SECONDS:
+        table = torch.from_numpy(draws.permutation(case.num_classes)).to(case.label.device)
+        values.append(case.mean(case.relabel(table)))
+    mean, std = float(np.mean(values)), float(np.std(values))
+    if len(values) < _MIN_PERMUTATIONS or not math.isfinite(std) or std <= 1e-9 * max(1.0, abs(mean)):
+        return
+    z = (measured - mean) / std
+    if abs(z) <= _MAX_Z:
+        return
+    is_lower = z < 0
+    yield Fault(
+        f"the untrained model does far {'better' if is_lower else 'worse'} on the true labels than on permuted ones",
+        severity="warning",
+        causes=("data.label_leak", "model.init") if is_lower else ("data.label_mapping", "model.init", "loss.sign"),
+        at="data" if is_lower else case.context.loss_path(case.name),
+        split="train",
+        measured=f"'{case.name}' {measured:.4g}, z = {z:.3g} against {len(values)} permutations of the classes",
+        expected=f"{mean:.4g} +- {std:.2g}, |z| <= {_MAX_Z:g}",
+        action=f"look for {'the label among the inputs' if is_lower else 'classes in another order in data or head'}",
+        evidence={"targets": len(case.logits), "renamings": len(values)},
+    )
+
+
+_TOLERANCE = 1e-6  # relative, in float64: both sides have the same rows
+_MAX_CONTRAST_Z = 6.0
+_NUM_CONTRAST_PERMUTATIONS = 200
+_MIN_PAIRS = 4
+_COSINE_GAP = 1e-3
+"""1 - cosine of the two rows with which the temperature is measured."""
+_ROW_SCALE = 3.0
+"""Factor of all rows that must not change the loss, which depends on cosines alone."""
+
+
+@check("G20", "initial-contrast", "preflight", each=first_steps)
+def initial_contrast(context: Context, step: DryRun) -> Iterator[Fault]:
+    """The first contrastive loss equals an independent float64 NT-Xent of the same rows.
+
+    Finds: A first contrastive loss that differs from NT-Xent of the same rows, or that no untrained model has.
+
+    It is also not larger than with randomly permuted partners: before training, an object's partner is as near as any
+    other object, or nearer. The first loss is about ln(2M - 1) + 1 / (2 tau^2 d). Source: Chen et al. 2020, eq. 1.
+    """
+    if pairs_task(context) is None:
+        return
+    _, outputs = context.first_outputs
+    rows = {name: value.double().cpu() for name in OUTPUTS if isinstance(value := outputs.get(name), Tensor)}
+    if not rows or any(value.ndim != 2 or not bool(value.isfinite().all()) for value in rows.values()):
+        return
+    for name, value in pair_losses(context, rows).items():
+        fault = _judge_contrast(context, name, value, rows)
+        if fault is None and context.is_fresh and len(rows["first"]) >= _MIN_PAIRS:
+            fault = _judge_start_contrast(context, name, value, rows)
+        if fault is not None:
+            yield fault
+
+
+def _get_anchors_and_partners(name: str, rows: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the anchors (M, D) and partners (M, D) that a loss compares."""
+    first, second = rows["first"].numpy(), rows["second"].numpy()
+    return (first, second) if name == "intra_modal" else ((first + second) / 2, rows["pictured"].numpy())
+
+
+def _measure_temperature(context: Context, name: str) -> float:
+    """Measure the temperature tau of a loss: two pairs of rows with cosine 1 - d have the loss ln(1 + 2 exp(-d / tau)).
+
+    d is small, so that float64 represents the exponential at every temperature that a loss may have.
+    """
+    cosine = 1 - _COSINE_GAP
+    rows = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
+    value = pair_losses(context, dict.fromkeys(OUTPUTS, rows))[name]
+    ratio = math.expm1(value) / 2
+    return -_COSINE_GAP / math.log(ratio) if 0 < ratio < 1 else math.nan
+
+
+def _judge_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
+    assert name in BUILT_IN, "the definition of another loss is not known"
+    temperature = _measure_temperature(context, name)
+    expected = nt_xent(*_get_anchors_and_partners(name, rows), temperature=temperature)
+    if abs(value - expected) <= _TOLERANCE * max(1.0, abs(expected)):
+        return None
+    scaled = pair_losses(context, {key: _ROW_SCALE * row for key, row in rows.items()})[name]
+    has_scale = not math.isclose(scaled, value, rel_tol=1e-6)
+    reason = "rows are not scaled to length 1" if has_scale else "its value differs"
+    return Fault(
+        f"the loss '{name}' is not the NT-Xent of these rows: {reason}",
+        causes=("loss.form", "loss.negatives", "loss.normaliser", "model.numerics"),
+        at=context.loss_path(name),
+        measured=f"{value:.6g} for {len(rows['first'])} pairs; {scaled:.6g} with all rows times {_ROW_SCALE:g}",
+        expected=f"{expected:.6g}, computed independently in float64 with tau = {temperature:.4g}, "
+        "for any scale of the rows",
+        action="divide every row by its length first" if has_scale else "compare the loss with its definition",
+        evidence={"temperature": temperature, "pairs": len(rows["first"])},
+    )
+
+
+def _judge_start_contrast(context: Context, name: str, value: float, rows: Mapping[str, Tensor]) -> Fault | None:
+    """Compare the loss with those of randomly permuted partners; return a fault if it is far larger."""
+    anchors, partners = _get_anchors_and_partners(name, rows)
+    temperature = _measure_temperature(context, name)
+    draws = np.random.Generator(np.random.PCG64(0))
+    permuted_losses = [
+        nt_xent(anchors, partners[draws.permutation(len(partners))], temperature=temperature)
+        for _ in range(_NUM_CONTRAST_PERMUTATIONS)
+    ]
+    mean, std = float(np.mean(permuted_losses)), float(np.std(permuted_losses))
+    chance = chance_level(len(anchors))
+    if std <= 1e-9 * max(1.0, mean) or (value - mean) / std <= _MAX_CONTRAST_Z:
+        return None
+    return Fault(
+        f"before training, partners are farther from each other than other objects are ('{name}')",
+        severity="warning",
+        causes=("data.pairing", "loss.sign", "model.init"),
+        at=context.loss_path(name),
+        measured=f"{value:.4g}, z = {(value - mean) / std:.3g} against {_NUM_CONTRAST_PERMUTATIONS} permutations "
+        "of partners",
+        expected=f"{mean:.4g} +- {std:.2g} or less; equal rows have ln(2M - 1) = {chance:.4g}",
+        action="check whether row i of both sides is the same object, and whether similarity is rewarded",
+        evidence={"chance": chance, "pairs": len(anchors)},
+    )
+
+
+_MIN_SHARE = 0.5
+_MAX_RATIO = 2.0
+
+
+@check("G20", "initial-squares", "preflight", each=squared_losses, severity="warning")
+def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
+    """The first mean squared error is E o^2 + E t^2 - 2 E o E t, nearly: fresh outputs do not depend on the targets.
+
+    Finds: A first mean squared error that does not follow from the sizes of outputs and targets.
+
+    It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets.
+    """
+    squares = loss.squares
+    if not context.is_fresh or not squares.zero > 0:
+        return None
+    value, expected = squares.mean(squares.output), expected_mean_square(squares)
+    size = value / squares.zero
+    measured = f"{value:.4e} = {size:.4g} times {squares.zero:.4e}, the loss of predicting 0"
+    if value < _MIN_SHARE * expected:
+        return Fault(
+            f"the untrained model is far nearer to the targets of '{loss.name}' than the size of its outputs allows",
+            measured=measured,
+            expected=f"{expected:.4e} = E o^2 + E t^2 - 2 E o E t, "
+            "within a tenth for outputs independent of the target",
+            causes=("data.label_leak", "model.structure"),
+            action="look for the target among the inputs",
+        )
+    if size > _MAX_RATIO:
+        return Fault(
+            f"the untrained model predicts values far larger than the targets of '{loss.name}'",
+            measured=measured,
+            expected=f"at most {_MAX_RATIO:g} times; 1.0 to 1.1 for heat maps",
+            causes=("model.init", "data.target_encoding", "data.normalisation"),
+            action="start the last layer smaller, as the paper does, or bring the targets to size 1",
+        )
+    return None
+
+
+def expected_mean_square(squares: SquaredErrorLoss) -> float:
+    """Compute the first mean squared error from the sizes of outputs and targets, as if they were independent."""
+    total = float(squares.weight.sum())
+    size = float((squares.weight * squares.output.square()).sum()) / squares.count
+    mean_output = float((squares.weight * squares.output).sum()) / total
+    return size + squares.zero - 2 * mean_output * squares.middle * squares.factor

@@ -1,0 +1,424 @@
+"""Checks of metrics on synthetic predictions: absent classes, scores that depend on the batches.
+
+The labels serve as predictions, once with every class and once with a single one. If only the second score is below 1,
+the metric scores classes that neither labels nor predictions have.
+
+The same predictions are scored as one batch and as two; a metric of sums and counts gives the same values. Synthetic
+predictions are scored if the task predicts from logits, the model's own of a few evaluated samples for every task.
+
+Synthetic predictions with known errors, passed to a run's metrics through its task.
+
+Labels are synthetic as well, in the form of a training batch, so that neither data nor weights affect the result.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.contract.errors import summarise_error
+from sightline.contract.members import MetricMembers, TaskMembers
+from sightline.contract.metric import Meter
+from sightline.contract.types import Batch
+from sightline.engine.evaluate import BoundMetric
+from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
+from sightline.workbench.check.core.dry_run import error_location, read_batch, step_keys
+from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
+from sightline.workbench.check.oracles.results import FixedOutputs
+
+_LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1
+_THINNED = ("nearest", "point_range", "whole_label", "whole_offsets")
+
+
+class SyntheticBatch(NamedTuple):
+    """Batch with synthetic labels, and the logits that replace those of the model."""
+
+    batch: Batch
+    logits: Tensor
+
+
+Predicted = tuple[Batch, Mapping[str, Any]]
+"""Batch and its predictions."""
+ChooseLabels = Callable[[int, int, int], list[int]]
+"""Function (rank, size, category) -> labels of sample `rank`, which has `size` targets and this category."""
+
+
+@dataclass(frozen=True)
+class PredictionMaker:
+    """Maker of synthetic batches in the form of a run's training batches.
+
+    `choices` are the classes that targets may have: all that are not ignored, or the parts of each category.
+    """
+
+    context: Context
+    num_samples: int
+    num_classes: int
+    axis: int
+    choices: tuple[tuple[int, ...], ...]
+    has_category: bool
+
+    def make_batch(
+        self, ranks: Sequence[int], choose_labels: ChooseLabels, *, get_category: Callable[[int], int], wrong: bool
+    ) -> SyntheticBatch:
+        """Make the batch of these ranks, predicted correctly, or with `wrong` partly not; the same way in any batch."""
+        device = self.context.world.device
+        batch = {name: value for name, value in self._read(ranks).items() if name not in _THINNED}
+        labels, predictions = torch.zeros_like(batch["label"]), torch.zeros_like(batch["label"])
+        for row, rank in enumerate(ranks):
+            rows = _find_rows(batch, row)
+            size = labels[rows].numel()
+            target_labels = choose_labels(rank, size, get_category(rank))
+            predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
+            labels[rows] = torch.tensor(target_labels, device=device).view(labels[rows].shape)
+            predictions[rows] = torch.tensor(predicted_labels, device=device).view(labels[rows].shape)
+        batch["label"] = labels
+        batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
+        if self.has_category:
+            batch["category"] = torch.tensor([get_category(rank) for rank in ranks], dtype=torch.int64, device=device)
+        logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
+        return SyntheticBatch(batch, logits.movedim(-1, self.axis))
+
+    def _read(self, ranks: Sequence[int]) -> Batch:
+        """Read the training samples that give the batch its form; those of the dry run are already read."""
+        dry_run, job = self.context.dry_run, self.context.built.job
+        rows = [rank % self.num_samples for rank in ranks]
+        if rows == list(range(self.num_samples)):
+            return dry_run.batch
+        keys = step_keys(job, step=0)
+        return read_batch(job, [keys[row] for row in rows], self.context.world.device)
+
+
+def build_prediction_maker(context: Context) -> PredictionMaker | None:
+    """Build the maker for this run; None if its task does not predict targets of the batch from `logits`."""
+    dry_run, facts = context.dry_run, context.built.data.facts
+    logits, label = dry_run.seen_outputs.get("logits"), dry_run.batch.get("label")
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
+        return None
+    axis = class_axis(logits, label)
+    if axis is None or logits.shape[axis] < 2 or not _is_by_sample(dry_run.batch, label):
+        return None
+    num_classes = logits.shape[axis]
+    table = parts_by_category(facts)
+    has_category = table is not None and "category" in dry_run.batch
+    classes = tuple(number for number in range(num_classes) if number != facts.get("ignore_index"))
+    choices = tuple(map(tuple, table)) if has_category and table is not None else (classes,)
+    if not all(choices) or any(not 0 <= part < num_classes for parts in choices for part in parts):
+        return None
+    try:
+        context.built.job.task.predict(FixedOutputs({"logits": logits}), dry_run.batch)
+    except Exception:  # noqa: BLE001 - a task that needs more than logits; `first-step` reports other reasons
+        return None
+    return PredictionMaker(context, dry_run.num_samples, num_classes, axis - logits.ndim, choices, has_category)
+
+
+def can_score(context: Context, meter: BoundMetric) -> bool:
+    """Return True if all that a metric reads is in batches or follows from logits; other outputs are not made."""
+    available = {"logits", *context.dry_run.batch, *TaskMembers.predicts.get(context.built.job.task)}
+    return set(meter.update.names) <= available - set(_THINNED)
+
+
+def score_metric(context: Context, meter: BoundMetric, sheets: Sequence[SyntheticBatch]) -> dict[str, float]:
+    """Compute the values of a metric after these batches, in their order.
+
+    Errors of the metric and the task pass through.
+    """
+    return metric_values(meter, task_predictions(context, sheets)).used
+
+
+class MetricValues(NamedTuple):
+    """Values computed by the updated object, and by a copy from the same state; empty if the copy fails."""
+
+    used: dict[str, float]
+    other: dict[str, float]
+
+
+def metric_values(meter: BoundMetric, batches: Sequence[Predicted]) -> MetricValues:
+    """Compute the values of copies of a metric after these batches and their predictions.
+
+    Errors of the metric pass through.
+    """
+    metric, other = copy.deepcopy(meter.metric), copy.deepcopy(meter.metric)
+    used = Meter(metric, num_samples=1 + max(int(batch["sample_index"].max()) for batch, _ in batches))
+    for batch, predictions in batches:
+        used.update(**meter.update.select(batch, predictions))
+    values = dict(used.compute())
+    try:
+        return MetricValues(values, dict(other.compute(used.state)))
+    except Exception:  # noqa: BLE001 - it lacks what `update` put on the first one; its missing values report that
+        return MetricValues(values, {})
+
+
+def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list[Predicted]:
+    """Return each batch with the task's predictions from its logits. Errors of the task pass through."""
+    task = context.built.job.task
+    return [(item.batch, task.predict(FixedOutputs({"logits": item.logits}), item.batch)) for item in sheets]
+
+
+def _make_partly_wrong(labels: list[int], rank: int) -> list[int]:
+    """Replace labels by the sample's next class: none, half, half or a quarter of them, by `rank` modulo 4."""
+    wrong = ((), (0, 3), (0, 2), (3,))[rank % 4]
+    present = sorted(set(labels))
+    others = present if len(present) > 1 else [present[0], max(present[0] - 1, 0) if present[0] else 1]
+    following = dict(zip(others, [*others[1:], others[0]], strict=True))
+    return [following[label] if index % 4 in wrong else label for index, label in enumerate(labels)]
+
+
+def _find_rows(batch: Mapping[str, Any], row: int) -> slice | int:
+    """Return the rows of a sample's targets, or its row if it has a single target."""
+    if len(batch["label"]) == len(batch["sample_index"]):
+        return row
+    start, end = batch["offsets"][row : row + 2].tolist()
+    return slice(start, end)
+
+
+def _is_by_sample(batch: Mapping[str, Any], label: Tensor) -> bool:
+    """Return True if each sample's targets can be located; `broken-offsets` reports offsets that are not valid."""
+    offsets, num_samples = batch.get("offsets"), len(batch["sample_index"])
+    if label.ndim == 0 or len(label) == num_samples or not isinstance(offsets, Tensor):
+        return label.ndim > 0 and len(label) == num_samples
+    is_valid = not offsets.is_floating_point() and offsets.shape == (num_samples + 1,)
+    return is_valid and bool((offsets.diff() > 0).all()) and int(offsets[-1]) == len(label)
+
+
+_BEST_IS_ONE = re.compile(r"(^|[_\W])(m?iou|accuracy|acc|precision|recall|dice|f1)([_\W]|$)", re.IGNORECASE)
+_ROUNDING = 1e-6  # the mean of a thousand float32 ones is nearer to 1
+_MAX_BATCHES = 64
+
+
+@check("G16", "absent-class-score", "preflight")
+def absent_class_score(context: Context) -> Iterator[Fault]:
+    """Values named after an IoU, accuracy, precision, recall, Dice or F1 are 1 (or NaN) for perfect predictions.
+
+    Finds: Metrics that do not give perfect predictions the best score, for example because absent classes score 0.
+    """
+    maker = build_prediction_maker(context)
+    if maker is None:
+        return
+    single, full = _make_one_class_batches(maker), _make_every_class_batches(maker)
+    for metric in metrics(context):
+        if full and can_score(context, metric.meter):
+            yield from _absent_class_faults(context, metric, single, full)
+
+
+def _absent_class_faults(
+    context: Context, metric: JudgedMetric, single: list[SyntheticBatch], full: list[SyntheticBatch]
+) -> Iterator[Fault]:
+    try:
+        single_values, full_values = (score_metric(context, metric.meter, batches) for batches in (single, full))
+    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
+        return
+    below_one = {name: value for name, value in full_values.items() if _falls_short(name, value)}
+    absent = {name: value for name, value in single_values.items() if _falls_short(name, value)}
+    name, figures = next(iter(below_one or absent), ""), below_one or absent
+    listed = ", ".join(f"{name} {value:.6g}" for name, value in list(figures.items())[:3])
+    if below_one:
+        yield Fault(
+            f"'{name}' of the metric '{metric.name}' is below 1 for perfect predictions",
+            causes=("eval.decode", "eval.protocol", "eval.aggregation", "eval.absent_class"),
+            at=metric.path,
+            measured=f"{listed} for predictions equal to the labels, with every class among them",
+            expected="1, the best score",
+            action="check how the metric derives the prediction (argmax over the classes), and its divisor",
+            evidence={"figures": figures, "looked_at": "synthetic predictions"},
+        )
+    elif absent and not MetricMembers.scores_absent_zero.get(metric.meter.metric):  # else as the config asks for
+        yield Fault(
+            f"'{name}' of the metric '{metric.name}' scores classes that neither labels nor predictions have",
+            causes=("eval.absent_class", "eval.protocol", "eval.decode"),
+            at=metric.path,
+            measured=f"{listed} for perfect predictions with a single class; "
+            f"{full_values.get(name, math.nan):.6g} with every class",
+            expected="1 for perfect predictions, for any set of classes",
+            action="score a part that both lack as 1 (shapes with parts), or leave the class out of the mean (scenes); "
+            "never as 0",
+            evidence={"figures": figures, "looked_at": "synthetic predictions"},
+        )
+
+
+def _falls_short(name: str, value: float) -> bool:
+    return _BEST_IS_ONE.search(name) is not None and not math.isnan(value) and value < 1 - _ROUNDING
+
+
+def _make_one_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
+    """Make a batch of a single class: the first part of the category with the most parts, or the first class."""
+    richest = max(range(len(maker.choices)), key=lambda category: len(maker.choices[category]))
+
+    def choose_labels(rank: int, size: int, category: int) -> list[int]:
+        return [maker.choices[category][0]] * size
+
+    ranks = range(maker.num_samples)
+    return [maker.make_batch(list(ranks), choose_labels, get_category=lambda rank: richest, wrong=False)]
+
+
+def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
+    """Make batches until every class and every category has occurred; an empty list if too few targets fit."""
+    used: set[int] = set()
+    categories: set[int] = set()
+    batches: list[SyntheticBatch] = []
+    num_targets = 0
+
+    def get_category(rank: int) -> int:
+        return rank % len(maker.choices)
+
+    def choose_labels(rank: int, size: int, category: int) -> list[int]:
+        nonlocal num_targets
+        choices = maker.choices[category]
+        start = 0 if len(maker.choices) > 1 else num_targets
+        num_targets += size
+        labels = [choices[(start + offset) % len(choices)] for offset in range(size)]
+        used.update(labels)
+        categories.add(category)
+        return labels
+
+    wanted = {label for choices in maker.choices for label in choices}
+    is_of_parts = len(maker.choices) > 1
+    while (len(categories) < len(maker.choices) if is_of_parts else used < wanted) and len(batches) < _MAX_BATCHES:
+        first = len(batches) * maker.num_samples
+        ranks = list(range(first, first + maker.num_samples))
+        batches.append(maker.make_batch(ranks, choose_labels, get_category=get_category, wrong=False))
+    return batches if used >= wanted else []
+
+
+_TOLERANCE = (
+    1e-6  # float32 sums in another order differ by less over the few samples here; a mean of batches by far more
+)
+
+_MIN_EVALUATED = 2
+_MIN_SAMPLES = 3  # two samples only split evenly; a step with fewer gives the form of one of them twice
+
+
+@check("G16", "per-batch-metric", "preflight")
+def per_batch_metric(context: Context) -> Iterator[Fault]:
+    """Each value is the same for one batch and for two with the same predictions, and follows from the state alone.
+
+    Finds: Metrics whose values depend on the split of the samples into batches, such as a mean of batches.
+    """
+    maker = build_prediction_maker(context)
+    for metric in metrics(context):
+        can_make = maker is not None and can_score(context, metric.meter)
+        fault = _judge_synthetic(context, metric, maker) if maker is not None and can_make else None
+        fault = fault or _judge_predictions(context, metric)
+        if fault is not None:
+            yield fault
+
+
+def _judge_synthetic(context: Context, metric: JudgedMetric, maker: PredictionMaker) -> Fault | None:
+    """Compare synthetic predictions, some of them wrong, as one batch and as two uneven ones."""
+    ranks = list(range(max(_MIN_SAMPLES, maker.num_samples)))
+    try:
+        joint, split = (
+            task_predictions(context, _make_batches(maker, *parts)) for parts in ([ranks], [ranks[:1], ranks[1:]])
+        )
+        return _judge_splits(metric, joint, [split], "synthetic predictions")
+    except Exception as error:  # noqa: BLE001 - any error of a metric would end the first evaluation
+        return _make_failure(context, metric, error)
+
+
+def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
+    """Compare the model's predictions of a few evaluated samples as one batch and as two.
+
+    If the evaluation fails, `first-evaluation` reports it.
+    """
+    dry = next(iter(context.dry_evaluations), None)
+    if dry is None or dry.failure is not None or len(dry.batch.get("sample_index", ())) < _MIN_EVALUATED:
+        return None
+    ranks = list(range(len(dry.keys)))
+    half = len(ranks) // 2
+    try:
+        joint, *splits = (
+            [row for part in split if (row := dry.rows(part, metric.meter.update.names)) is not None]
+            for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
+        )
+        return _judge_splits(metric, joint, splits, "predictions") if joint else None
+    except Exception as error:  # noqa: BLE001 - as above: an evaluation may end with a batch of one sample
+        return _make_failure(context, metric, error)
+
+
+def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:
+    """Make batches of these ranks, partly predicted wrongly, regardless of the split."""
+
+    def choose_labels(rank: int, size: int, category: int) -> list[int]:
+        choices = maker.choices[category]
+        return [choices[(rank + offset) % len(choices)] for offset in range(size)]
+
+    def get_category(rank: int) -> int:
+        return rank % len(maker.choices)
+
+    return [maker.make_batch(batch, choose_labels, get_category=get_category, wrong=True) for batch in batches]
+
+
+def _judge_splits(
+    metric: JudgedMetric, joint: Sequence[Predicted], splits: Sequence[Sequence[Predicted]], kind: str
+) -> Fault | None:
+    values, others = metric_values(metric.meter, joint)
+    missed = {
+        name: (value, others.get(name)) for name, value in values.items() if not _are_equal(value, others.get(name))
+    }
+    if missed:
+        listed = [
+            f"{name} {one:.6g} and {'nothing' if other is None else format(other, '.6g')}"
+            for name, (one, other) in missed.items()
+        ]
+        return Fault(
+            f"'{next(iter(missed))}' of the metric '{metric.name}' does not follow from its state alone",
+            causes=("eval.aggregation", "eval.protocol"),
+            at=metric.path,
+            measured=f"from the object that was updated, and from another with the same state: {', '.join(listed[:3])}",
+            expected="the same value: `compute` runs on the sum of the states of all processes, once per evaluation",
+            action="keep what `update` puts on the object in the state: int64 counts, or a row for each sample",
+            evidence={"field": metric.path},
+        )
+    by_definition = MetricMembers.within_batch.get(metric.meter.metric)
+    for split in splits:
+        apart = metric_values(metric.meter, split).used
+        pairs = {
+            name: (value, apart[name]) for name, value in values.items() if name in apart and name not in by_definition
+        }
+        differing = {name: pair for name, pair in pairs.items() if not _are_equal(*pair)}
+        if differing:
+            sizes = [len(batch["sample_index"]) for batch, _ in split]
+            return Fault(
+                f"'{next(iter(differing))}' of the metric '{metric.name}' depends on the split of the samples into "
+                "batches",
+                causes=("eval.aggregation", "eval.protocol", "eval.mode"),
+                at=metric.path,
+                measured=f"{sum(sizes)} samples as one batch, and the same {kind} as batches of {sizes[0]} and "
+                f"{sizes[1]}: "
+                + ", ".join(f"{name} {one:.6g} and {other:.6g}" for name, (one, other) in list(differing.items())[:3]),
+                expected="the same value for every split: counts summed over all samples, divided once in `compute`",
+                action="keep counts, or a row for each sample, in the state, and take no mean in `update`",
+                evidence={
+                    "field": metric.path,
+                    "figures": {name: list(pair) for name, pair in differing.items()},
+                    "looked_at": kind,
+                },
+            )
+    return None
+
+
+def _are_equal(one: float, other: float | None) -> bool:
+    if other is None:
+        return False
+    return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
+
+
+def _make_failure(context: Context, metric: JudgedMetric, error: Exception) -> Fault:
+    file, line = error_location(error)
+    path = metric.path
+    return Fault(
+        f"the metric '{metric.name}' cannot be computed: {type(error).__name__}",
+        where=FindingLocation(file=file, line=line, config_path=path) if file else context.place(path),
+        causes=("eval.protocol", "cfg.contract", "eval.decode"),
+        measured=summarise_error(error),
+        expected="values for predictions in the form of a training batch",
+        action="correct the metric: the first evaluation would end the run",
+        evidence={"field": path, "looked_at": "synthetic predictions"},
+    )

@@ -1,0 +1,435 @@
+"""A network whose outputs for a sample depend on other samples in the batch, or in earlier batches."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.layers.batch_norm import uses_batch_statistics
+from sightline.contract.errors import summarise_error
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.types import Batch, SampleKey
+from sightline.engine.device import to_device
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import compute_batch_losses
+from sightline.instrument import ModuleCall, record
+from sightline.instrument.float64 import Float64Convolutions
+from sightline.instrument.formats import get_format
+from sightline.workbench.check.checks.loss_terms import pairs_task
+from sightline.workbench.check.context import Context, check, evaluations, first_steps
+from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
+from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
+from sightline.workbench.check.core.finding import Fault
+
+_SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
+"""Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
+_ROUNDING_SHARE = 2.0**-36  # share of the largest value in float64: a hundred thousand rounding errors
+_ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same for a network that cannot run in float64
+_LEAK_FACTOR = 16.0
+_MAX_DRAWS = 4
+_PERTURBATION_UNITS = 16
+_LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
+_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
+
+
+@check(
+    "G24",
+    "cross-sample-leak",
+    "preflight",
+    each=first_steps,
+    causes=("model.cross_sample_leak", "model.norm_mode"),
+    config_path="model",
+    expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
+    "samples are divided into batches and over processes",
+)
+def cross_sample_leak(context: Context, step: DryRun) -> Fault | None:
+    """In evaluation mode, the outputs of a sample alone equal those of the same sample in a batch, except for rounding.
+
+    Finds: A network whose outputs for a sample depend on other samples in the batch, or in earlier batches.
+
+    The batch has two samples, under `sightline check` also five, unless that is slow or batches are smaller. If outputs
+    differ in the run's own format, both passes are repeated in float64. A difference that inputs perturbed by a few
+    units in the last place, or other random numbers, cause as well is a decision or a draw, not a leak. A state that an
+    earlier pass has left is a leak, too.
+    """
+    evaluation = next((candidate for candidate in evaluations(context) if not candidate.skipped), None)
+    if evaluation is None:
+        return None
+    built = context.built
+    evaluator = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
+    takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and evaluator.batch_size >= _LARGE_GROUP
+    for size in (2, _LARGE_GROUP) if takes_more else (2,):
+        keys = keys_to_evaluate(evaluator, evaluation.part, size)
+        if len(keys) < size:
+            return None
+        try:
+            group = _Group(context, evaluation, keys)
+            batched = group.outputs(group.model, group.batch)
+        except Exception:  # noqa: BLE001 - `first-evaluation` reports any error
+            return None
+        if (fault := _compare_samples(group, batched)) is not None:
+            return fault
+    return None
+
+
+def _compare_samples(group: _Group, batched: Mapping[str, Tensor]) -> Fault | None:
+    """Return a fault if the outputs of a sample alone differ from its `batched` outputs, or after another sample."""
+    for single in group.singles:
+        try:
+            alone = group.outputs(group.model, single.batch)
+        except Exception as error:  # noqa: BLE001 - any error is reported
+            return _make_failure(group, single, error)
+        if single.leads and len(group.keys) == 2:
+            repeated = group.outputs(group.model, single.batch)
+            is_suspect = any(difference.share > group.suspect for difference in _find_changes(alone, repeated))
+            if is_suspect and (fault := _judge_memory(group)) is not None:
+                return fault
+        is_suspect = any(difference.share > group.suspect for difference in group.differences(single, batched, alone))
+        if is_suspect and (fault := _judge_suspect(group, single)) is not None:
+            return fault
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """Largest difference between an output of a sample alone and in a batch, with the output's scale."""
+
+    name: str
+    largest: float
+    scale: float
+
+    @property
+    def share(self) -> float:
+        return self.largest / self.scale if self.scale > 0 else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Single:
+    """Batch of one sample; `leads` is True if it is the first of the group, and `read` reads it again."""
+
+    batch: Batch
+    read: Callable[[], Batch]
+    name: str
+    leads: bool
+
+    def rows(self, batched: Tensor | None, alone: Tensor) -> Tensor | None:
+        """Return the sample's rows of a batched tensor with rows in the order of samples; None for other tensors."""
+        if batched is None or not alone.is_floating_point() or not batched.is_floating_point() or not alone.numel():
+            return None
+        if not alone.ndim or batched.ndim != alone.ndim or batched.shape[1:] != alone.shape[1:]:
+            return None
+        if len(batched) <= len(alone):
+            return None
+        rows = batched[: len(alone)] if self.leads else batched[-len(alone) :]
+        return rows if bool(rows.isfinite().all()) and bool(alone.isfinite().all()) else None
+
+
+class _ModelOutputs(Exception):  # noqa: N818 - not an error: it ends a pass early
+    """Control flow: ends a forward pass and carries the outputs of the model."""
+
+    def __init__(self, outputs: Any) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+
+class _Group:
+    """Batch of samples of an evaluated split; the first and the last sample also alone. Reading errors propagate."""
+
+    def __init__(self, context: Context, evaluation: DryEvaluation, keys: Sequence[SampleKey]) -> None:
+        self.device, self.keys = context.world.device, keys
+        self.model = isolated_copy(context.built.job.evaluation_model).eval()
+        self._task, part = evaluation.evaluator.task, evaluation.part
+        dtype, reader = evaluation.evaluator.precision.parameter_dtype, evaluation.evaluator.reader
+        self.suspect = _SUSPECT_SHARE[dtype]
+
+        def read(keys: Sequence[SampleKey]) -> Batch:
+            batch: Batch = to_device(reader(list(keys)), self.device, float_dtype=dtype)
+            return batch
+
+        self.singles = [
+            _Single(read([key]), partial(read, [key]), f"{part.split} sample {key.index}", leads=key is keys[0])
+            for key in (keys[0], keys[-1])
+        ]
+        self.batch = read(keys)
+
+    def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return the tensors, by path, of the model's first call by its task; the losses are not computed."""
+
+        def end(*called: Any) -> None:
+            raise _ModelOutputs(called[-1])
+
+        torch.manual_seed(seed)
+        try:
+            with torch.no_grad(), Float64Convolutions(), record({"": model}, leave=end):
+                compute_batch_losses(self._task, model, batch, self.device)
+        except _ModelOutputs as stop:
+            return {name: tensor.detach() for name, tensor in tree_leaves(stop.outputs)}
+        return {}
+
+    def differences(
+        self, single: _Single, batched: Mapping[str, Tensor], alone: Mapping[str, Tensor]
+    ) -> list[_Difference]:
+        """Measure the difference of each output that has rows of the sample in both passes."""
+        results = []
+        for name, output in alone.items():
+            has_rows = self._has_rows_of_samples(single, batched.get(name), output)
+            rows = single.rows(batched.get(name), output) if has_rows else None
+            if rows is not None:
+                results.append(_measure_difference(name, output, rows))
+        return results
+
+    def _has_rows_of_samples(self, single: _Single, batched: Tensor | None, alone: Tensor) -> bool:
+        """Return True if an output has one row per sample, or one per point of concatenated clouds."""
+        if batched is None or not batched.ndim or not alone.ndim:
+            return False
+        sizes = [(len(self.keys), 1)]
+        offsets = [batch.get("offsets") for batch in (self.batch, single.batch)]
+        if all(isinstance(offset, Tensor) for offset in offsets):
+            sizes.append(tuple(int(offset[-1]) for offset in offsets))  # type: ignore[arg-type, index]
+        return (len(batched), len(alone)) in sizes
+
+
+def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
+    """Return a fault if float64 shows the difference too and neither rounding nor random numbers explain it.
+
+    A sample that changes when it is read again is not the model's fault: `data-mutation` reports it.
+    """
+    reread = dict(tree_leaves(single.read()))
+    if not all(name in reread and torch.equal(tensor, reread[name]) for name, tensor in tree_leaves(single.batch)):
+        return None
+    model, group_batch, single_batch, min_share = (
+        isolated_copy(group.model).double(),
+        _to_float64(group.batch),
+        _to_float64(single.batch),
+        _ROUNDING_SHARE,
+    )
+    try:
+        alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
+    except Exception:  # noqa: BLE001 - the network may support one number format only
+        model, group_batch, single_batch, min_share = group.model, group.batch, single.batch, _ROUNDING_SHARE_ONE_FORMAT
+        alone, batched = group.outputs(model, single_batch), group.outputs(model, group_batch)
+    suspects = {
+        difference.name: difference
+        for difference in group.differences(single, batched, alone)
+        if difference.share > min_share
+    }
+    for draw in range(_MAX_DRAWS if suspects else 0):
+        perturbed = group.outputs(model, _perturb_batch(single_batch, draw), seed=draw + 1)
+        for name in [name for name in suspects if name in perturbed and perturbed[name].shape == alone[name].shape]:
+            if suspects[name].largest <= _LEAK_FACTOR * float((perturbed[name] - alone[name]).abs().max()):
+                del suspects[name]
+    if not suspects:
+        return None
+    worst = max(suspects.values(), key=lambda difference: difference.share)
+    layer, location = _find_leak(group, model, group_batch, dataclasses.replace(single, batch=single_batch))
+    return _make_leak(group, single, worst, layer, location)
+
+
+def _find_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
+    """Measure the difference of each output of one sample between two passes."""
+    differences = []
+    for name, output in before.items():
+        later_output = after.get(name)
+        if (
+            later_output is None
+            or not output.is_floating_point()
+            or output.shape != later_output.shape
+            or not output.numel()
+        ):
+            continue
+        if bool(output.isfinite().all()) and bool(later_output.isfinite().all()):
+            differences.append(_measure_difference(name, output, later_output))
+    return differences
+
+
+def _measure_difference(name: str, output: Tensor, other: Tensor) -> _Difference:
+    return _Difference(name, float((other - output).abs().max()), float(output.abs().max().maximum(other.abs().max())))
+
+
+def _judge_memory(group: _Group) -> Fault | None:
+    """Return a fault if the outputs for a sample depend on the sample of the previous pass.
+
+    Copies of the model get one or the other sample first, so that draws of a generator inside the model are the same.
+    """
+    sample, other = group.singles
+
+    def run_after(first: Batch) -> tuple[dict[str, Tensor], list[str]]:
+        model = isolated_copy(group.model)
+        initial_buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        group.outputs(model, first)
+        changed = [name for name, buffer in model.named_buffers() if not torch.equal(initial_buffers[name], buffer)]
+        return group.outputs(model, sample.batch), changed
+
+    after_itself, _ = run_after(sample.batch)
+    after_other, buffers = run_after(other.batch)
+    repeated, _ = run_after(sample.batch)
+    noise = {change.name: change.largest for change in _find_changes(after_itself, repeated)}
+    changes = [
+        change
+        for change in _find_changes(after_itself, after_other)
+        if change.share > group.suspect and change.largest > _LEAK_FACTOR * noise.get(change.name, 0.0)
+    ]
+    if not changes:
+        return None
+    worst = max(changes, key=lambda change: change.share)
+    written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
+    return Fault(
+        f"what the model returns for a sample depends on the samples before it: '{worst.name}' differs",
+        measured=f"{sample.name} after a pass of {other.name} and after a pass of its own, in evaluation mode: "
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{written}",
+        action="let the forward pass write to buffers and attributes only where self.training is True",
+        layer=buffers[0].rpartition(".")[0] or None if buffers else None,
+        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+    )
+
+
+def _to_float64(batch: Batch) -> Batch:
+    converted: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    return converted
+
+
+def _perturb_batch(batch: Batch, seed: int) -> Batch:
+    """Return the batch with its floating-point numbers perturbed by some units in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def perturb_tensor(path: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        perturbed = get_format(tensor.dtype).perturb(tensor.double(), generator, units=_PERTURBATION_UNITS)
+        return perturbed.to(tensor.dtype)
+
+    perturbed_batch: Batch = tree_map(batch, perturb_tensor)
+    return perturbed_batch
+
+
+def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Single) -> tuple[str, str]:
+    """Return the layer to report and a text on where the sample's rows differ first; "" if no layer shows it."""
+    events: list[tuple[str, bool, list[Tensor]]] = []
+    with _record_calls(model, lambda *event: events.append(event)):
+        group.outputs(model, single.batch)
+    expected = iter(events)
+    differing: list[tuple[str, bool]] = []
+
+    def compare(name: str, is_result: bool, tensors: list[Tensor]) -> None:
+        recorded = next(expected, ("", False, []))
+        if differing or recorded[:2] != (name, is_result):
+            return
+        for batched, alone in zip(tensors, recorded[2], strict=False):
+            rows = single.rows(batched, alone)
+            if rows is not None and float((rows - alone).abs().max()) > _ROUNDING_SHARE * 64 * float(alone.abs().max()):
+                differing.append((name, is_result))
+                return
+
+    with _record_calls(model, compare):
+        group.outputs(model, group_batch)
+    if not differing:
+        return "", ""
+    name, is_result = differing[0]
+    if is_result:
+        return name, f"first in the outputs of '{name or 'the model'}'"
+    if not name:
+        return "", "already in the inputs of the model: the collated batch differs"
+    owner = name.rpartition(".")[0]
+    return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
+
+
+def _record_calls(
+    model: nn.Module, note: Callable[[str, bool, list[Tensor]], None]
+) -> contextlib.AbstractContextManager[Any]:
+    """Context in which `note(name, is_result, tensors)` gets copies of all modules' inputs and outputs, in order."""
+
+    def pass_on(call: ModuleCall, module: nn.Module, *values: Any) -> None:
+        note(call.path, len(values) > 1, [tensor.clone() for _, tensor in tree_leaves(values[-1])])
+
+    return record(model, enter=pass_on, leave=pass_on)
+
+
+def _make_leak(group: _Group, single: _Single, worst: _Difference, layer: str, location: str) -> Fault:
+    module = group.model.get_submodule(layer)
+    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+    others = [sample.name for sample in group.singles if sample is not single]
+    others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
+    return Fault(
+        f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
+        causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
+        measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}",
+        action=_NORM_ACTION
+        if is_norm
+        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
+        layer=layer or None,
+        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+    )
+
+
+def _make_failure(group: _Group, single: _Single, error: Exception) -> Fault:
+    norms = (name for name, module in group.model.named_modules() if _uses_batch_norm_statistics(module))
+    norm = next(norms, None)
+    return Fault(
+        f"the model fails for a sample alone, not for two: {type(error).__name__}",
+        causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
+        measured=f"{single.name} alone, in evaluation mode: {summarise_error(error)}",
+        action=_NORM_ACTION
+        if norm is not None
+        else "look for an axis of length 1 that is dropped (squeeze), or a number that one sample does not have",
+        layer=norm,
+    )
+
+
+def _uses_batch_norm_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch_statistics(module)
+
+
+MIN_PAIRS = 16
+"""Minimum number of pairs per process for statistics of its own; the notes' port had two."""
+
+
+@check(
+    "G34",
+    "batch-statistics",
+    "static",
+    severity="warning",
+    causes=("dist.sync", "data.sampling"),
+    config_path="distributed.sync_batch_norm",
+)
+def batch_statistics(context: Context) -> Fault | None:
+    """Each batch norm of a contrastive run on several processes sees at least 16 pairs, or all pairs of the step.
+
+    Finds: Batch norms that see few of a step's pairs, because each process computes its own statistics.
+
+    The norm of a projection head has one row per embedding. The mean and deviation of few rows depend mostly on the
+    embedding itself, so they reveal which samples are in the batch. Source: Chen et al. 2020, SimCLR, section 2.2
+    (batch norms over all devices); the bound of 16 pairs is this project's own.
+    """
+    train, size = context.config.train, context.world.size
+    if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:
+        return None
+    num_pairs = train.batch_size // train.micro_batches
+    pairs_per_process = num_pairs // size
+    norms = list(_iter_training_norms(context))
+    if pairs_per_process >= MIN_PAIRS or not norms:
+        return None
+    larger_batch = "a larger train.batch_size"
+    return Fault(
+        f"{len(norms)} batch norm(s) see {pairs_per_process} pairs on each of {size} processes",
+        measured=f"{num_pairs} pairs over {size} processes: statistics of {pairs_per_process} at '{norms[0]}' "
+        "and the others",
+        expected=f"{MIN_PAIRS} pairs or more, or the {num_pairs} of one process",
+        action=f"set {larger_batch}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger_batch}",
+    )
+
+
+def _iter_training_norms(context: Context) -> Iterator[str]:
+    """Yield the names of the batch norms that use batch statistics in training; frozen modules do not."""
+    model = isolated_copy(context.built.job.model).train()
+    apply_freezing(model, context.built.job.frozen, context.built.job.epoch)
+    for name, module in model.named_modules():
+        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        if is_norm and module.training:
+            yield name

@@ -1,0 +1,389 @@
+"""Checks of the first step and evaluation: exceptions, shapes, collapsed features."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import sightline
+from sightline.areas.contrast.task import Contrast
+from sightline.config import RunConfig
+from sightline.contract import registry
+from sightline.contract.binding import model_output_keys
+from sightline.contract.errors import ConfigError, UserError, summarise_error
+from sightline.contract.members import ModelMembers
+from sightline.contract.types import Batch, SampleKey
+from sightline.engine.build import DataSubset
+from sightline.engine.device import to_device
+from sightline.engine.step import compute_batch_losses
+from sightline.workbench.check.checks.loss_terms import OUTPUTS
+from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.core.dry_evaluation import DryEvaluation
+from sightline.workbench.check.core.dry_run import DryRun, StepFailure, error_location, isolated_copy, read_batch
+from sightline.workbench.check.core.finding import Fault, FindingLocation
+from sightline.workbench.check.core.sample_statistics import PartStatistics
+
+_PACKAGE = Path(sightline.__file__).parent
+_TRANSFORMS = _PACKAGE / "transforms"
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
+_LAST_STEP = "the last step of an epoch"
+
+
+@check("G6", "first-step", "preflight")
+def first_step(context: Context) -> list[Fault]:
+    """Samples can be read, and one training step succeeds, also for a last batch of one sample.
+
+    Finds: A first training step, or last step of an epoch, that fails, reported before the run begins.
+    """
+    faults = [
+        _make_reading_fault(context, survey.part, *fault)
+        for survey in context.statistics
+        if (fault := _find_fault(survey))
+    ]
+    failure, step = context.dry_run.failure, 0
+    if not faults and failure is None:
+        step = context.built.job.stream.plan.steps_per_epoch - 1
+        failure = _fail_last_step(context, step)
+    return faults or ([] if failure is None else [_make_step_fault(context, failure, step=step)])
+
+
+def _find_fault(survey: PartStatistics) -> tuple[int, Exception] | None:
+    """Return the index and the error of a sample that the data set or the evaluation transforms cannot read."""
+    part = survey.part
+    if survey.unreadable is not None or part.split == "train" or not len(part.indices):
+        return survey.unreadable
+    key = SampleKey(int(part.indices[0]), 0, 0)
+    try:
+        part.reader([key])
+    except Exception as error:  # noqa: BLE001 - any error is reported
+        return key.index, error
+    return None
+
+
+def _make_reading_fault(context: Context, part: DataSubset, index: int, error: Exception) -> Fault:
+    file, line = error_location(error)
+    advice = (
+        _get_advice(error) if _is_transform_error(error) else None
+    )  # such as a sample that is too small for the transform
+    path = "data" if advice is None else f"transforms.{'train' if part.split == 'train' else 'evaluate'}"
+    location = FindingLocation(file=file, line=line) if advice is None else context.place(path)
+    dataset = f"{context.config.data.name}/{part.split}"
+    return Fault(
+        f"a sample of the {part.split} part cannot be read",
+        where=dataclasses.replace(location, dataset=dataset, sample=index, config_path=path),
+        causes=("data.corrupt_sample", "data.path", "data.missing_modality")
+        if advice is None
+        else ("cfg.contract", "data.sampling", "data.layout"),
+        measured=f"sample {index}: {summarise_error(error)}",
+        expected="every sample can be read",
+        action=advice or "repair or leave out the sample; `sightline data prepare` prepares a set again",
+    )
+
+
+def _fail_last_step(context: Context, step: int) -> StepFailure | None:
+    """Run the last step of an epoch if it has a part of one sample, which batch norm cannot process."""
+    job, device = context.built.job, context.world.device
+    smallest = min((part for micro in job.stream.plan.step_keys(step) for part in micro), key=len)
+    is_at_risk = len(smallest) == 1 and any(isinstance(m, _BATCH_NORMS) for m in job.model.modules())
+    if not is_at_risk or context.config.distributed.sync_batch_norm:
+        return None
+    model = isolated_copy(job.model).train()
+    try:
+        batch = read_batch(job, smallest, device)
+        with torch.no_grad():
+            compute_batch_losses(job.task, model, batch, device, job.precision)
+    except Exception as error:  # noqa: BLE001 - any error is reported
+        return StepFailure(_LAST_STEP, error, None, *error_location(error))
+    return None
+
+
+def _describe_tail(context: Context) -> str:
+    """Describe why a part of the last step has one sample, with the share of the data if the config sets one."""
+    config, count = context.config, len(context.built.data.train.indices)
+    share = config.data.arguments.get("fraction", 1.0)
+    of_share = "" if share == 1.0 else f", which data.fraction={share:g} leaves,"
+    return f"; {count} training samples{of_share} in batches of {config.train.batch_size}: a part of the last has one"
+
+
+def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
+    causes, action = _diagnose(failure.error)
+    advice = _get_advice(failure.error)
+    is_from_transform = advice is not None and _is_transform_error(failure.error)
+    path = "model" if advice is None else _find_argument_path(context, advice)
+    path = "transforms.train" if is_from_transform else path
+    fallback = context.place(path)
+    is_config = failure.file is None or (advice is not None and _is_ours(failure.file))
+    return Fault(
+        f"step {step} cannot be taken: {type(failure.error).__name__} in {failure.stage}",
+        where=FindingLocation(
+            file=fallback.file if is_config else failure.file,
+            line=fallback.line if is_config else failure.line,
+            layer=failure.layer,
+            step=step,
+            dataset=f"{context.config.data.name}/train",
+            config_path=path if advice is None or is_from_transform else f"transforms or {path}",
+        ),
+        causes=("cfg.contract", "data.sampling") if is_from_transform else causes,
+        measured=summarise_error(failure.error)
+        + (f"; {_describe_tail(context)}" if failure.stage == _LAST_STEP else ""),
+        expected="a step on the data set's samples succeeds",
+        action=advice or action,
+        evidence={"batch": _describe_shapes(context.dry_run.batch)},
+    )
+
+
+def _is_ours(file: str | None) -> bool:
+    return file is not None and Path(file).is_relative_to(_PACKAGE)
+
+
+def _describe_shapes(batch: Batch) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if hasattr(value, "shape"))
+
+
+def _get_advice(error: Exception) -> str | None:
+    """Return the advice in a message of a layer or a transform, after its last semicolon; None for other errors."""
+    advice = " ".join(str(error).split()).rpartition("; ")[2]
+    has_advice = type(error) in (ValueError, UserError) or _is_transform_error(error)
+    return advice if "; " in str(error) and has_advice else None
+
+
+def _is_transform_error(error: Exception) -> bool:
+    file, _ = error_location(error)
+    return isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
+
+
+def _find_argument_path(context: Context, advice: str) -> str:
+    """Return the config path of the model argument that the advice names, else "model"."""
+    model = context.config.model
+    argument_names = registry.models.entry(model).parameters.keys() - registry.FACTS
+    return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in argument_names), "model")
+
+
+def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
+    """Return the likely causes of an error of a step, and the action."""
+    text = str(error)
+    if "more than 1 value per channel" in text:
+        return ("model.norm_mode", "data.sampling"), (
+            "batch norm needs two samples: set another train.batch_size, fewer micro_batches, or train.tail: drop"
+        )
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return ("sys.resource",), "set more train.micro_batches: the results stay the same and need less memory"
+    if isinstance(error, UserError | OSError) and type(error) is not UserError:
+        return ("data.corrupt_sample", "data.path"), "repair or leave out the sample"
+    if isinstance(error, IndexError) or "out of bounds" in text or "out of range" in text:
+        return ("data.label_mapping", "cfg.class_count", "cfg.contract"), "compare indices and labels with their ranges"
+    if "shape" in text or "size" in text:
+        return ("cfg.contract", "data.layout", "cfg.class_count"), "make the shapes of data, model and losses match"
+    return ("cfg.contract", "data.layout"), "look at the line named above"
+
+
+_NUM_SAMPLES = 64
+_MIN_ROWS = 8
+_MIN_STEPS = 100  # before, the running averages, which evaluation uses, are close to their initial values
+_MIN_VARIANCE_FRESH = 1e-10  # a thousand times the squared float32 error (1e-7) of unit rows
+_MIN_VARIANCE = 1e-4  # of unit rows: all angles between them are below about one degree
+_MIN_RANK = 1.5
+
+
+class FeatureSpread(NamedTuple):
+    """Spread of unit rows: `variance` is 0 if all are equal and 1 if their mean is 0.
+
+    `rank` is the effective rank of the centred rows, exp of the entropy of their singular values: 1 on a line.
+    Source: Roy and Vetterli 2007, "The effective rank".
+    """
+
+    variance: float
+    rank: float
+    num_rows: int
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Evidence of a finding: variance and effective rank by name."""
+        return {"variance": self.variance, "effective_rank": self.rank}
+
+
+def measure_spread(rows: np.ndarray) -> FeatureSpread:
+    """Compute the spread of rows (N, D), each normalised to length 1 first; a row of zeros stays unchanged."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit_rows = rows / np.where(lengths > 0, lengths, 1.0)
+    centred = unit_rows - unit_rows.mean(axis=0)
+    variance = float((centred**2).sum(axis=1).mean())
+    spectrum = np.linalg.svd(centred, compute_uv=False)
+    share = spectrum / spectrum.sum() if spectrum.sum() > 0 else np.ones(1)
+    share = share[share > 0]
+    return FeatureSpread(variance, float(np.exp(-(share * np.log(share)).sum())), len(rows))
+
+
+@check(
+    "G18",
+    "collapsed-features",
+    "preflight",
+    each=first_steps,
+    causes=("model.constant_output", "model.init", "model.activation"),
+    config_path="model",
+)
+def collapsed_features(context: Context, step: DryRun) -> Fault | None:
+    """Embeddings of different objects differ at the first step, if their clouds differ.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
+    if not isinstance(context.built.job.task, Contrast) or _are_clouds_equal(step.batch):
+        return None
+    for name, rows in _embeddings(step.seen_outputs):
+        spread = measure_spread(rows)
+        if len(rows) > 1 and spread.variance <= _MIN_VARIANCE_FRESH:
+            return Fault(
+                f"the model returns the same '{name}' for every object",
+                measured=f"variance {spread.variance:.3g} of {len(rows)} rows of length 1, of different clouds",
+                expected=f"above {_MIN_VARIANCE_FRESH:g}: nothing can be learnt from equal rows",
+                action=f"look at the layers before '{name}': a factor of zero, a ReLU at the end, a broken pooling",
+                evidence=spread.figures,
+            )
+    return None
+
+
+@check(
+    "G18",
+    "collapsed-trained-features",
+    "offline",
+    severity="warning",
+    causes=("loss.collapse", "loss.negatives", "optim.lr"),
+    config_path="model",
+    action="compare the losses with chance in metrics.jsonl; try a lower learning rate, or more pairs per step",
+)
+def collapsed_trained_features(context: Context) -> Iterator[Fault]:
+    """Embeddings of different objects differ after training, in more than one direction.
+
+    Finds: Embeddings that are the same for every object, or that vary along one line only.
+    """
+    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
+        return
+    model = context.trained_model
+    for name, rows in () if model is None else _compute_trained_features(context, model).items():
+        spread = measure_spread(rows)
+        if spread.num_rows < _MIN_ROWS or (spread.variance >= _MIN_VARIANCE and spread.rank >= _MIN_RANK):
+            continue
+        summary, measured, bound = f"'{name}' has collapsed onto a line", f"effective rank {spread.rank:.3g}", _MIN_RANK
+        if spread.variance < _MIN_VARIANCE:
+            summary, bound = f"'{name}' has collapsed: it is the same for all objects", _MIN_VARIANCE
+            measured = f"variance {spread.variance:.3g}"
+        yield Fault(
+            summary,
+            measured=f"{measured} of {spread.num_rows} rows of length 1, of different objects",
+            expected=f"at least {bound:g}",
+            evidence=spread.figures,
+        )
+
+
+def _compute_trained_features(context: Context, model: nn.Module) -> dict[str, np.ndarray]:
+    """Compute features and embeddings of up to 64 objects of the selection split: arrays (N, D) by name."""
+    part, job, device = context.built.data.selection, context.built.job, context.world.device
+    batch = part.reader(
+        [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)]
+    )
+    batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
+    with torch.no_grad(), job.precision.autocast(device):
+        features = dict(_embeddings(job.task.predict(model, batch)))
+        encode = ModelMembers.encode.get(model)
+        if encode is not None:
+            with contextlib.suppress(TypeError):  # an encoder of other inputs than clouds
+                features["features"] = _to_array(encode(points=batch["points"]))
+    return features
+
+
+def _embeddings(outputs: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for name in OUTPUTS:
+        value = outputs.get(name)
+        if isinstance(value, Tensor) and value.ndim == 2 and bool(value.isfinite().all()):
+            yield name, _to_array(value)
+
+
+def _to_array(rows: Tensor) -> np.ndarray:
+    array: np.ndarray = rows.detach().double().cpu().numpy()
+    return array
+
+
+def _are_clouds_equal(batch: Batch) -> bool:
+    points = batch.get("points")
+    return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())
+
+
+@check("G6", "first-evaluation", "preflight")
+def first_evaluation(context: Context) -> Iterator[Fault]:
+    """Four samples of each evaluated split are read, predicted, scored, drawn and logged without an exception.
+
+    Finds: An evaluation that fails, reported before the run begins and not after its first epoch.
+    """
+    for evaluation in context.dry_evaluations:
+        if evaluation.failure is not None:
+            yield _make_evaluation_fault(context, evaluation, evaluation.failure)
+
+
+def _make_evaluation_fault(context: Context, evaluation: DryEvaluation, failure: StepFailure) -> Fault:
+    is_ours = failure.file is None or _is_ours(failure.file)
+    shapes, split = _describe_shapes(evaluation.batch), evaluation.part.split
+    location = context.place(evaluation.path)
+    if location.file is None:  # the config does not name the task, which does not match the model
+        location = context.place("model")
+    return Fault(
+        f"the {split} part cannot be evaluated: {type(failure.error).__name__} in '{failure.stage}' "
+        f"of {evaluation.component}",
+        where=FindingLocation(
+            file=location.file if is_ours else failure.file,
+            line=location.line if is_ours else failure.line,
+            layer=failure.layer,
+            dataset=f"{context.config.data.name}/{split}",
+            config_path=evaluation.path,
+        ),
+        causes=("eval.protocol", "cfg.contract", "eval.decode")
+        if evaluation.path.startswith("metrics")
+        else ("cfg.contract", "eval.decode", "data.layout"),
+        measured=summarise_error(failure.error),
+        expected=f"{len(evaluation.keys)} samples are predicted, scored and drawn as an evaluation does it",
+        action=(evaluation.outputs and _explain_missing_key(failure.error, context.config, evaluation.outputs))
+        or f"correct {evaluation.component}: the first evaluation would end the run",
+        evidence={"field": evaluation.path, **({"batch": shapes} if shapes else {})},
+    )
+
+
+@contextmanager
+def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None]:
+    """Raise a ConfigError of one line if a task of the package reads an output that the model does not return."""
+    try:
+        yield
+    except KeyError as error:
+        outputs = model_output_keys(model, owner=f"model '{config.model.name}'")
+        line = _explain_missing_key(error, config, sorted(outputs))
+        if line is None:
+            raise
+        raise ConfigError(
+            f"{config.model.location if _is_default_task(config) else config.task.location}: {line}"
+        ) from error
+
+
+def _explain_missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
+    """Explain a key that a task of the package reads and neither batch nor outputs contain; None for other errors."""
+    file, _ = error_location(error)
+    is_of_task = file is not None and Path(file).is_relative_to(_PACKAGE / "tasks")
+    if not isinstance(error, KeyError) or not is_of_task:
+        return None
+    unset = " (the default: the config has no task)" if _is_default_task(config) else ""
+    return (
+        f"the task '{config.task.name}'{unset} reads '{error.args[0]}'; the model '{config.model.name}' returns "
+        f"{', '.join(outputs)}: rename its output, or set the task that reads it"
+    )
+
+
+def _is_default_task(config: RunConfig) -> bool:
+    """Return True if the config names no task."""
+    origin = config.origins.get("task.name")
+    return origin is not None and origin.source == "default"

@@ -1,0 +1,409 @@
+"""Checks of gradients: parameters without one, layers that lose it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.engine.step import single_batch_step
+from sightline.instrument import record
+from sightline.store.loading.batch_reader import array_leaves
+from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.object_graph import iter_reachable
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
+_MAX_RELATIVE_RATIO = 1e6
+_MAX_DEAD = 0.5
+_MIN_UNITS = 8
+_COLUMNS = ("layer", "weights", "weight rms", "gradient rms", "ratio", "dead units", "exact zeros")
+
+
+@dataclass(frozen=True)
+class LayerGradient:
+    """RMS of one layer's weight and of its gradient at the first step, and shares of dead units and zero gradients.
+
+    A unit computes one channel; it is dead if the gradient of all its weights is zero.
+    """
+
+    name: str
+    units: int
+    size: int
+    weight: float
+    gradient: float
+    dead: float
+    zeros: float
+
+    @property
+    def ratio(self) -> float:
+        return self.gradient / self.weight if self.weight > 0 else float("inf")
+
+
+@check("G10", "gradient-flow", "deep", each=first_steps, config_path="model")
+def gradient_flow(context: Context, step: DryRun) -> Iterator[Fault]:
+    """Each layer's gradient-to-weight ratio is within 1e-7 to 1e6 of the median, and at most half its units are dead.
+
+    Finds: Gradients that vanish or explode in the backward pass, and dead units, at the first step.
+
+    Linear layers and convolutions are measured, on a copy without dropout, on the samples of the first step.
+    """
+    flows = _measure_layers(context)
+    if flows:
+        yield _make_note(flows)
+        yield from _size_faults(flows)
+        yield from _dead_faults(flows, step.num_samples)
+
+
+def _measure_layers(context: Context) -> list[LayerGradient]:
+    job = context.built.job
+    model = isolated_copy(job.model)
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    model.zero_grad(set_to_none=True)
+    forward_backward(job, model, [context.dry_run.batch], context.world.device)
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
+    return [_measure_layer(name, layer) for name, layer in layers if layer.weight.grad is not None]
+
+
+def _measure_layer(name: str, layer: nn.Module) -> LayerGradient:
+    weight, gradient = layer.weight.detach(), layer.weight.grad.detach()  # type: ignore[union-attr, operator]
+    by_unit = gradient.transpose(0, 1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else gradient
+    is_zero = by_unit.flatten(1) == 0
+    size, gradient_size = (float(tensor.double().square().mean().sqrt()) for tensor in (weight, gradient))
+    dead, zeros = float(is_zero.all(dim=1).double().mean()), float(is_zero.double().mean())
+    return LayerGradient(name, len(is_zero), weight.numel(), size, gradient_size, dead, zeros)
+
+
+def _make_note(flows: Sequence[LayerGradient]) -> Fault:
+    rows = [
+        [
+            layer.name,
+            layer.size,
+            *(f"{value:.2e}" for value in (layer.weight, layer.gradient, layer.ratio)),
+            f"{layer.dead:.0%}",
+            f"{layer.zeros:.0%}",
+        ]
+        for layer in flows
+    ]
+    moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
+    smallest, largest = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
+    return Fault(
+        f"gradients are {smallest.ratio:.1e} to {largest.ratio:.1e} of their weights at the first step",
+        severity="note",
+        causes=("model.init",),
+        measured=f"{len(flows)} layers; smallest ratio in {smallest.name}",
+        expected=f"within a factor of {1 / _MIN_RELATIVE_RATIO:g} of the median",
+        action="nothing",
+        evidence={"table": {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}},
+    )
+
+
+def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
+    """Yield a fault for the layers with the smallest and the largest ratio, if they are out of bounds."""
+    ratios = {flow.name: flow.ratio for flow in flows if 0 < flow.ratio < float("inf")}
+    if len(ratios) < 3:
+        return
+    median = statistics.median(ratios.values())
+    smallest, largest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
+    for name, is_far, effect in (
+        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanish before they reach"),
+        (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "explode in"),
+    ):
+        if is_far:
+            yield Fault(
+                f"gradients {effect} '{name}'",
+                severity="warning",
+                layer=name,
+                measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
+                expected=f"between {_MIN_RELATIVE_RATIO:g} and {_MAX_RELATIVE_RATIO:g} times the median {median:.2e}",
+                causes=("model.init", "model.activation", "model.numerics"),
+                action="look at the initial weights around it, and at activations that saturate after it",
+            )
+
+
+def _dead_faults(flows: Sequence[LayerGradient], num_samples: int) -> Iterator[Fault]:
+    """Yield a fault for the last layer with mostly dead units; layers before it may be dead because of it.
+
+    A branch that ends in a zero-initialised layer passes no gradient at first, by design.
+    """
+    has_zero_layer = any(flow.weight == 0 for flow in flows)
+    dead = [f for f in flows if f.dead > _MAX_DEAD and f.units >= _MIN_UNITS and not (f.dead == 1 and has_zero_layer)]
+    for last in dead[-1:]:
+        yield Fault(
+            f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
+            severity="warning",
+            layer=last.name,
+            measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
+            expected=f"at most {_MAX_DEAD:.0%} on {num_samples} samples",
+            causes=("model.activation", "model.init", "data.normalisation"),
+            action="look at the activation after it and at its bias: a ReLU of negative inputs passes no gradient on",
+        )
+
+
+_MAX_SHOWN = 10
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+@check("G10", "no-gradient", "preflight")
+def no_gradient(context: Context) -> Iterator[Fault]:
+    """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser.
+
+    Finds: Parameters that get no gradient, that are in no optimiser, or that the model does not register.
+    """
+    yield from _coverage_faults(context)
+    if context.dry_run.is_sound:
+        yield from _registration_faults(context)
+        yield from _term_faults(context)
+        yield from _reach_faults(context)
+        yield from _loss_faults(context)
+        yield from _intent_faults(context)
+
+
+def _coverage_faults(context: Context) -> Iterator[Fault]:
+    """Check that the optimiser holds exactly the trainable parameters of the model and its learnt losses."""
+    job = context.built.job
+    trained = job.trained_module
+    optimised = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
+    trained_ids = {id(parameter) for parameter in trained.parameters()}
+    trainable = {name: p for name, p in trained.named_parameters() if p.requires_grad}
+    left_out = [name for name, parameter in trainable.items() if id(parameter) not in optimised]
+    foreign = len(optimised - trained_ids)
+    if not left_out and not foreign:
+        return
+    yield _make_fault(
+        left_out,
+        f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
+        if left_out
+        else f"the optimiser holds {foreign} parameters that are not the model's",
+        causes=("optim.param_coverage", "model.frozen_unintended", "model.unregistered"),
+        at="optimizer",
+        measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are optimised"
+        + (f"; {foreign} that it holds belong to another object" if foreign else ""),
+        expected="each trainable parameter in exactly one group, unless optimizer.frozen names it",
+        action="make the optimiser last, from the model that is trained; name frozen modules in optimizer.frozen",
+    )
+
+
+def _registration_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters in plain lists, dicts or objects, which are not trained, moved or saved."""
+    model = context.dry_run.model
+    registered = {id(parameter) for parameter in model.parameters()}
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if key not in _MODULE_ATTRIBUTES}
+        paths = [
+            path
+            for path, value in iter_reachable(attributes, nn.Parameter)
+            if id(value) not in registered and value.requires_grad and value.grad is not None
+        ]
+        if not paths:
+            continue
+        registered |= {id(value) for _, value in iter_reachable(attributes, nn.Parameter)}
+        attribute = paths[0].split("]", 1)[0].strip("['")
+        yield _make_fault(
+            [f"{name}.{attribute}".lstrip(".")],
+            f"'{attribute}' holds layers that the model does not register, so they are never trained",
+            layer=name or type(module).__name__,
+            causes=("model.unregistered", "optim.param_coverage"),
+            at="model",
+            measured=f"{len(paths)} parameters in a {type(attributes.get(attribute)).__name__} get gradients, "
+            "and are not among model.parameters()",
+            expected="every parameter that takes part is registered",
+            action=f"make '{attribute}' an nn.ModuleList, nn.ModuleDict or nn.ParameterList",
+        )
+
+
+def _term_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for each loss with a positive count and weight that depends on no parameter."""
+    rehearsal, job = context.dry_run, context.built.job
+    first, last = job.loss_weights_at(0), job.loss_weights_at(job.num_steps)
+    for name, term in rehearsal.terms.items():
+        is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
+        if not is_counted or term.requires_grad or _is_frozen_by_config(context, name):
+            continue
+        yield _make_fault(
+            [],
+            f"the loss '{name}' has no gradient: it is cut off from the model",
+            causes=("loss.detached", "model.frozen_unintended"),
+            at=context.loss_path(name),
+            measured=f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False",
+            expected="a sum that depends on the model's parameters",
+            action="look for detach(), no_grad, numpy() or argmax between the model's outputs and this loss",
+        )
+
+
+def _reach_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault per reason for trainable parameters without a gradient in all micro-batches tried."""
+    rehearsal, job = context.dry_run, context.built.job
+    is_detached = any(True for _ in _term_faults(context))
+    frozen_names = _find_frozen_names(context)
+    silent = [
+        name
+        for name, parameter in job.model.named_parameters()
+        if parameter.requires_grad and rehearsal.gradients[name] == "none" and name not in frozen_names
+    ]
+    if not silent or (is_detached and len(silent) == len(rehearsal.gradients)):
+        return
+    idle_outputs = _find_idle_outputs(rehearsal)
+    from_idle = _find_reached(context, silent, idle_outputs) if idle_outputs else set()
+    from_read = _find_reached(context, silent, rehearsal.output_reads) - from_idle
+    executed = {name for name in silent if _get_owner(name) in rehearsal.executed}
+    groups = (
+        ([name for name in silent if name in from_idle], "unused"),
+        ([name for name in silent if name in from_read], "detached"),
+        ([name for name in silent if name not in from_idle | from_read and name not in executed], "idle"),
+        ([name for name in silent if name not in from_idle | from_read and name in executed], "cut"),
+    )
+    for names, reason in groups:
+        if names:
+            yield _make_silent_fault(context, names, reason, idle_outputs)
+
+
+def _loss_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters of losses that got no gradient in the dry run."""
+    job = context.built.job
+    frozen_prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
+    silent = [
+        name
+        for name, parameter in job.trained_module.named_parameters()
+        if job.losses.owner(name)
+        and parameter.requires_grad
+        and parameter.grad is None
+        and not name.startswith(frozen_prefixes)
+    ]
+    if silent:
+        yield _make_fault(
+            silent,
+            f"{len(silent)} parameter(s) of losses get no gradient",
+            causes=("loss.detached", "model.structure"),
+            at="losses",
+            measured=f"no gradient in {context.dry_run.num_tries} micro-batches",
+            expected="the loss depends on each of its parameters",
+            action="use them in the loss's forward, or make them buffers if they are constants",
+        )
+
+
+def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Fault:
+    is_alone = context.world.size == 1
+    unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
+    rehearsal = context.dry_run
+    causes, detail, action = {
+        "unused": (
+            unused,
+            f"only the outputs {', '.join(sorted(idle_outputs))} depend on them, which no loss reads",
+            "give these outputs a loss, or take the head out; several processes would wait for its gradients",
+        ),
+        "detached": (
+            ("loss.detached", "dist.unused_params"),
+            "a loss reads outputs that depend on them, but its value does not",
+            "look for detach(), no_grad or argmax between these outputs and the loss",
+        ),
+        "idle": (
+            ("model.structure", "dist.unused_params"),
+            "their modules never ran",
+            "call these modules in forward, take them out, or declare them in optimizer.frozen",
+        ),
+        "cut": (
+            ("model.frozen_unintended", "model.structure", "dist.unused_params"),
+            "their modules ran, but no output depends on them",
+            "look for detach(), no_grad or .data in the model, or declare them in optimizer.frozen",
+        ),
+    }[reason]
+    return _make_fault(
+        names,
+        f"{len(names)} parameter(s) get no gradient",
+        causes=causes,
+        at="model",
+        measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {detail}",
+        expected="a gradient in at least one of them, unless optimizer.frozen names the module",
+        action=action,
+    )
+
+
+def _intent_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault for parameters with requires_grad False that the config does not freeze."""
+    frozen_names = _find_frozen_names(context)
+    frozen = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in frozen_names]
+    if not frozen:
+        return
+    yield _make_fault(
+        frozen,
+        f"{len(frozen)} parameter(s) frozen, though the config freezes nothing there",
+        severity="warning",
+        causes=("model.frozen_unintended", "cfg.contract"),
+        at="optimizer.frozen",
+        measured="requires_grad False",
+        expected="requires_grad True, unless optimizer.frozen names the module",
+        action="declare them in optimizer.frozen, make them buffers if they are constants, or let them train",
+    )
+
+
+def _find_frozen_names(context: Context) -> set[str]:
+    """Return the names of the parameters in modules that the config freezes at any time."""
+    prefixes = [f"{entry['modules']}." for entry in context.built.job.frozen]
+    names = [name for name, _ in context.built.job.model.named_parameters()]
+    return {name for name in names if any(f"{name}.".startswith(prefix) for prefix in prefixes)}
+
+
+def _find_idle_outputs(rehearsal: DryRun) -> set[str]:
+    return set(rehearsal.seen_outputs) - rehearsal.output_reads
+
+
+def _get_owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _find_reached(context: Context, names: Sequence[str], outputs: Any) -> set[str]:
+    """Return the parameters, among `names`, that the named outputs depend on, by a forward pass on a copy."""
+    model = isolated_copy(context.built.job.model)
+    passes, _ = _run_forward(context, model)
+    parameters = dict(model.named_parameters())
+    roots = [
+        tensor.sum()
+        for result in passes
+        for name in outputs
+        for _, tensor in array_leaves(result.get(name))
+        if isinstance(tensor, Tensor) and tensor.requires_grad
+    ]
+    if not roots:
+        return set()
+    total = torch.stack([root.double() for root in roots]).sum()
+    gradients = torch.autograd.grad(total, [parameters[name] for name in names], allow_unused=True)
+    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def _is_frozen_by_config(context: Context, loss: str) -> bool:
+    """Return True if a loss would depend on parameters if the config froze none."""
+    frozen_names = _find_frozen_names(context)
+    model = isolated_copy(context.built.job.model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or name in frozen_names)
+    return bool(frozen_names) and _run_forward(context, model)[1][loss].requires_grad
+
+
+def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str, Tensor]]:
+    """Return the outputs of each call of a copy in training mode on the batch of the dry run, and its loss sums."""
+    job, batch, device = context.built.job, context.dry_run.batch, context.world.device
+    step = single_batch_step(job.task, model.train(), batch, device, job.precision)
+    with record({"": model}, keep=("outputs",), each=None) as tape:
+        terms = step.loss_sums(model)
+    return tape.outputs, terms
+
+
+def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:
+    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
+    first = names[0] if names else None
+    return Fault(
+        summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),
+        param=first,
+        layer=layer or (_get_owner(first) or None if first else None),
+        evidence={"parameters": list(names[:_MAX_SHOWN]), "num_parameters": len(names)},
+        **fields,
+    )

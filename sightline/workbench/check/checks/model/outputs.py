@@ -1,0 +1,379 @@
+"""Checks of a model's inputs and outputs: final activation, category, detection head.
+
+The outputs for one cloud in evaluation mode are compared, bit for bit, between categories.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.assigned_boxes import AssignedBoxes
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.workbench.check.context import Context, assignments, check, first_steps
+from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
+from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.object_graph import output_range
+from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
+from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
+from sightline.workbench.check.oracles.results import loss_sums
+
+_SLACK = 1e-6
+_MAX_ZEROS = 0.3
+_LOW_TARGET, _MAX_LOW_TARGETS = 0.01, 0.1
+"""Bound of low targets (share of the largest) and their maximum share: a ReLU at 0 gets no gradient to reach them."""
+_RECTIFIERS = ("Relu", "Threshold")
+
+
+@check("G22", "final-activation", "preflight", each=first_steps, config_path="model")
+def final_activation(context: Context, step: DryRun) -> Iterator[Fault]:
+    """The range of the last operation includes every target, and outputs at 0 below a target get a gradient.
+
+    Finds: A last layer that cannot reach the loss's targets: a ReLU, a sigmoid or the like at the end.
+
+    The graph of operations decides, not the loss, which falls also while some outputs have gradients.
+    """
+    layer = context.last_layer
+    names = [component.name for component in context.config.losses if component.name not in context.squared_losses]
+    for output, fault in itertools.chain(
+        *(_squares_faults(step, name, squares) for name, squares in context.squared_losses.items()),
+        *(_logits_faults(context, name) for name in names),
+    ):
+        action = f"remove the activation after the last layer from the model; '{output}' must be linear"
+        yield replace(fault, layer=layer, action=action)
+
+
+def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Iterator[tuple[str, Fault]]:
+    key, operation = squares.output_key, step.ends.get(squares.output_key, "")
+    low, high = output_range(operation)
+    counted = squares.weight > 0
+    target, output = squares.target[counted], squares.output[counted]
+    slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
+    outside = _share((target < low - slack) | (target > high + slack))
+    if outside > 0:
+        yield (
+            key,
+            Fault(
+                f"'{key}' ends in {_describe_operation(operation)}, which cannot reach the targets of '{name}'",
+                measured=f"{outside:.1%} of the targets are outside {_format_interval(low, high)}: "
+                f"{float(target.min()):.3g} to {float(target.max()):.3g}",
+                expected="a linear last layer, or targets within its range",
+                causes=("model.activation", "data.target_encoding", "data.normalisation"),
+            ),
+        )
+    elif bool((output >= 0).all()) and bool((target > 0).any()):
+        zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
+        near = _share((target > 0) & (target < _LOW_TARGET * target.max()))
+        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and near > _MAX_LOW_TARGETS):
+            yield (
+                key,
+                Fault(
+                    f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
+                    severity="warning",
+                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
+                    f"{near:.0%} of the targets of '{name}' are just above 0; "
+                    f"the last operation is {_describe_operation(operation)}",
+                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros and targets well above 0",
+                    causes=("model.activation", "model.init"),
+                ),
+            )
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
+
+
+def _logits_faults(context: Context, name: str) -> Iterator[tuple[str, Fault]]:
+    """Yield faults of bounded logits of a shift-invariant loss (softmax): the loss cannot reach 0."""
+    logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
+    operation = context.dry_run.ends.get("logits", "")
+    low, high = output_range(operation)
+    if not isinstance(logits, Tensor) or not isinstance(label, Tensor) or (low, high) == (-math.inf, math.inf):
+        return
+    axis = class_axis(logits, label)
+    if axis is None or operation == "LogSoftmax" or not _is_shift_invariant(context, name):
+        return
+    num_classes = logits.shape[axis]
+    if math.isfinite(low) and math.isfinite(high):
+        floor = math.log1p((num_classes - 1) * math.exp(low - high))
+        causes = ("model.activation", "loss.double_softmax")
+        yield (
+            "logits",
+            Fault(
+                f"the logits end in {_describe_operation(operation)}, so the loss '{name}' cannot fall below "
+                f"{floor:.4g}",
+                measured=f"logits within {_format_interval(low, high)}",
+                expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
+                causes=causes[:: -1 if operation == "Softmax" else 1],
+            ),
+        )
+    elif low == 0:
+        yield (
+            "logits",
+            Fault(
+                f"the logits end in {_describe_operation(operation)}: a class with logit 0 gets no gradient",
+                severity="warning",
+                measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
+                expected="a linear last layer",
+                causes=("model.activation",),
+            ),
+        )
+
+
+def _is_shift_invariant(context: Context, name: str) -> bool:
+    """Return True if adding a constant to all logits keeps the loss, and adding other values changes it."""
+    outputs, batch = dict(context.dry_run.seen_outputs), context.dry_run.batch
+    logits = outputs["logits"].double()
+    ramp = torch.arange(logits.numel(), dtype=torch.float64, device=logits.device).sin().view(logits.shape)
+    values = []
+    with torch.no_grad():
+        for shift in (0.0, 1.0, ramp):
+            shifted = {**outputs, "logits": logits + shift}
+            values.append(float(loss_sums(context.built.job, batch, shifted)[name]))
+    is_constant_ignored, is_ramp_ignored = (
+        math.isclose(values[0], value, rel_tol=1e-9, abs_tol=1e-9) for value in values[1:]
+    )
+    return is_constant_ignored and not is_ramp_ignored
+
+
+def _describe_operation(operation: str) -> str:
+    return f"'{operation.lower()}'" if operation else "an operation that the graph does not name"
+
+
+def _format_interval(low: float, high: float) -> str:
+    return f"{low:g} .. {high:g}".replace("inf", "infinity")
+
+
+_MAX_SECONDS = 0.1  # CPU time of this thread, at the start of a training
+_MAX_SECONDS_OF_CHECK = 5.0
+_CPU = torch.device("cpu")  # an index out of range makes a GPU unusable for the rest of the process
+
+
+@check("G3", "category-input", "preflight", each=first_steps, config_path="model")
+def category_input(context: Context, step: DryRun) -> Iterator[Fault]:
+    """Each category has different outputs, and indices beyond the categories have no distinct outputs.
+
+    Finds: Models that ignore their category input, or that were built for another number of categories than the data.
+    """
+    table, model = parts_by_category(context.built.data.facts), context.built.job.model
+    if table is None or len(table) < 2 or "category" not in step.batch:
+        return
+    fault = None
+    if "category" in inspect.signature(model.forward).parameters:
+        fault = _judge_categories(_CategoryOutputs(context, len(table)), len(table))
+    elif context.is_thorough:
+        fault = Fault(
+            f"model '{context.config.model.name}' does not take the category of an object",
+            severity="note",
+            causes=("cfg.contract",),
+            measured="its forward takes no 'category'",
+            expected="nothing; some published part models take the one-hot category and others do not",
+            action="compare its results with those of models without the category too, or choose a model that takes it",
+        )
+    if fault is not None:
+        evidence = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
+        yield replace(fault, evidence=evidence)
+
+
+class _CategoryOutputs:
+    """Outputs of a copy of the model on the CPU for one training cloud, per category, within a time limit."""
+
+    def __init__(self, context: Context, num_categories: int) -> None:
+        job = context.built.job
+        self.outputs: dict[int, Tensor | None] = {}
+        self._model = isolated_copy(job.model).to(_CPU).eval()
+        self._task = job.task
+        self._batch = read_batch(job, step_keys(job, step=0)[:1], _CPU)
+        max_seconds = _MAX_SECONDS_OF_CHECK if context.is_thorough else _MAX_SECONDS
+        start_seconds = compute_seconds()
+        for category in _order_categories(num_categories):
+            if len(self.outputs) > 1 and compute_seconds() - start_seconds > max_seconds:
+                break
+            self.outputs[category] = self._run(category)
+
+    def _run(self, category: int) -> Tensor | None:
+        """Return the probabilities that the task predicts; None if the model fails on this category."""
+        batch = {**self._batch, "category": torch.full_like(self._batch["category"], category)}
+        try:
+            with torch.no_grad():
+                predictions = self._task.predict(self._model, batch)
+        except (IndexError, ValueError, RuntimeError):
+            return None
+        probabilities = predictions.get("probabilities")
+        return probabilities if isinstance(probabilities, Tensor) else None
+
+    def are_alike(self, one: int, other: int) -> bool:
+        """Return True if both categories have outputs, and these are bit-identical."""
+        output, other_output = self.outputs.get(one), self.outputs.get(other)
+        return output is not None and other_output is not None and torch.equal(output, other_output)
+
+
+def _order_categories(num_categories: int) -> list[int]:
+    """Return the categories in the order of testing: first and last two, two indices beyond, then all others."""
+    ends = [0, 1, num_categories - 1, num_categories - 2, num_categories, num_categories + 1]
+    return list(dict.fromkeys([*ends, *range(num_categories)]))
+
+
+def _judge_categories(category_outputs: _CategoryOutputs, num_categories: int) -> Fault | None:
+    """Return a fault if outputs are missing, equal, or distinct beyond the data's categories."""
+    tested = [category for category in range(num_categories) if category in category_outputs.outputs]
+    refused = [category for category in tested if category_outputs.outputs[category] is None]
+    if len(refused) == len(tested):
+        return None  # the failure is due to the single cloud or the device, not the category
+    pairs = [(one, other) for one, other in itertools.combinations(tested, 2) if category_outputs.are_alike(one, other)]
+    build = "build the model for num_categories (a fact: name it in the constructor)"
+    one_hot = f"a one-hot of length {num_categories}, the data set's fact num_categories"
+    if refused:
+        return Fault(
+            f"the model fails on category {refused[0]}, which occurs in the data",
+            causes=("cfg.class_count", "cfg.contract"),
+            measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
+            expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
+            action=build,
+        )
+    if len(pairs) == len(tested) * (len(tested) - 1) // 2:
+        return Fault(
+            "the model takes 'category', but its outputs do not depend on it",
+            severity="warning",
+            causes=("cfg.contract", "model.structure", "model.init"),
+            measured=f"the same bits for one cloud as category {', '.join(map(str, tested))}",
+            expected="different outputs for different categories",
+            action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
+        )
+    if pairs:
+        return Fault(
+            f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
+            causes=("cfg.class_count", "model.structure"),
+            measured="the same bits for one cloud as category "
+            + ", ".join(f"{one} and {other}" for one, other in pairs[:8]),
+            expected=one_hot,
+            action=f"{build}, and do not clamp the category",
+        )
+    beyond = category_outputs.outputs.get(num_categories)
+    is_same = category_outputs.are_alike(num_categories, num_categories + 1)
+    is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
+    if beyond is None or num_categories + 1 not in category_outputs.outputs or is_same or is_clamped:
+        return None
+    return Fault(
+        f"the model was built for more categories than the {num_categories} of the data",
+        severity="warning",
+        causes=("cfg.class_count", "cfg.contract"),
+        measured=f"category {num_categories} has distinct outputs",
+        expected=one_hot,
+        action=build,
+    )
+
+
+_PRIOR, _FACTOR = 0.01, 10.0
+_ROWS, _COLUMNS = 8, 11
+"""Size of the finest map; each coarser map has one more row and two more columns, so that all sizes differ."""
+_CORNER_SIZE = 5
+_MIN_SHARE = 0.5
+_LARGER_SCALE = 3
+"""Scale of the maps of the second test: the receptive field of a deep head covers all of the small maps."""
+
+
+@check(
+    "G29",
+    "level-order",
+    "preflight",
+    each=assignments,
+    causes=("model.structure", "assign.anchor_coverage"),
+    config_path="model.head",
+    expected=f"more than {_MIN_SHARE:.0%}",
+    action="flatten by flatten_to_priors of models/detection/heads.py: levels finest first, rows, columns, "
+    "priors of a cell",
+)
+def level_order(context: Context, assigned: AssignedBoxes) -> Fault | Finding | None:
+    """A change of the upper right corner of each map mostly changes the outputs of the priors there.
+
+    Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
+
+    The order of priors is level, row, column, prior of a cell.
+    """
+    model: Any = context.built.job.model
+    channels = getattr(getattr(model, "neck", None), "channels", None)
+    if channels is None:
+        return None
+    head = isolated_copy(model.head).eval().cpu().double()
+    try:
+        misordered = _find_misordered(head, channels, 1) and _find_misordered(head, channels, _LARGER_SCALE)
+    except Exception as error:  # noqa: BLE001 - a plugin's head may need maps of certain sizes
+        return level_order.not_run(context, error)
+    if not misordered:
+        return None
+    name, shares = next(iter(misordered.items()))
+    return Fault(
+        f"'{name}' of the head is in another order than the priors",
+        measured=f"of the change of a corner of each map, {', '.join(shares)} at the priors of that corner, by level",
+        layer="head",
+    )
+
+
+def _find_misordered(head: Any, channels: Sequence[int], scale: int) -> dict[str, list[str]]:
+    """Return the outputs that change too little near the corner, with the share of their change there by level."""
+    draws = torch.Generator().manual_seed(0)
+    sizes = [((_ROWS + level) * scale, (_COLUMNS + 2 * level) * scale) for level in range(len(channels))]
+    pairs = zip(channels, sizes, strict=True)
+    maps = [torch.randn(1, width, *size, generator=draws).double() for width, size in pairs]
+    changed_maps = [level_shares.clone() for level_shares in maps]
+    for level_shares in changed_maps:
+        level_shares[:, :, 1, -2] *= -10
+    with torch.no_grad():
+        shares = dict(_iter_corner_shares(head(maps), head(changed_maps), sizes, _CORNER_SIZE * scale))
+    return {
+        name: [f"{share:.0%}" for share in level_shares]
+        for name, level_shares in shares.items()
+        if min(level_shares) < _MIN_SHARE
+    }
+
+
+def _iter_corner_shares(
+    outputs: Mapping[str, Tensor], changed_outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]], near: int
+) -> Iterator[tuple[str, list[float]]]:
+    """Yield each output's name and the share of its squared change, by level, within `near` cells of the corner."""
+    for name in sorted(outputs.keys() & {"logits", "codes", "centreness", "objectness"}):
+        energy = (changed_outputs[name] - outputs[name])[0].square().reshape(outputs[name].shape[1], -1).sum(dim=1)
+        per_cell = len(energy) // sum(rows * columns for rows, columns in sizes)
+        levels = energy.split([rows * columns * per_cell for rows, columns in sizes])
+        grids = [grid.view(*size, per_cell).sum(dim=2) for grid, size in zip(levels, sizes, strict=True)]
+        yield name, [float(grid[:near, -near:].sum() / grid.sum()) for grid in grids]
+
+
+@check(
+    "G20",
+    "prior-bias",
+    "preflight",
+    each=assignments,
+    severity="warning",
+    causes=("model.init", "model.structure"),
+    config_path="model.head",
+    action="start the class layer with the bias -ln((1 - p) / p) and small weights, and no norm after it",
+)
+def prior_bias(context: Context, assigned: AssignedBoxes) -> Fault | None:
+    """The mean score, or objectness, of an untrained detector is the head's `prior` (0.01) within a factor of 10.
+
+    Finds: A head that does not start with rare objects, or whose outputs are in another order than the priors.
+
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, section 4.1.
+    """
+    if not context.is_fresh:
+        return None
+    head = context.config.model.arguments.get("head")
+    prior = float(getattr(head, "arguments", {}).get("prior", _PRIOR))
+    outputs = context.first_outputs[1]
+    score = float(outputs.get("objectness", outputs["logits"]).double().sigmoid().mean())
+    if prior / _FACTOR <= score <= prior * _FACTOR:
+        return None
+    return Fault(
+        "the untrained detector does not start with rare objects",
+        measured=f"a mean score of {score:.4g}",
+        expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
+    )

@@ -1,0 +1,422 @@
+"""The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.types import Batch
+from sightline.engine.distributed import World
+from sightline.engine.learnt_losses import combine_modules
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.train import NonFiniteGradientError, TrainState
+from sightline.instrument import ModuleCall, record, watch_gradient
+from sightline.store.loading.batch_reader import array_leaves
+from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
+from sightline.workbench.check.context import Context, check
+from sightline.workbench.check.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, gather_findings
+from sightline.workbench.check.core.sample_statistics import describe_sample
+
+logger = logging.getLogger(__name__)
+
+_MAX_WEIGHT = 1e3
+"""Bound of trained weights, which are of the order of 1; a diverging learning rate multiplies them at every step."""
+_NUM_TRIES = 3  # dropout draws differ each time
+
+
+@check("G17", "non-finite", "preflight")
+def non_finite(context: Context) -> list[Finding]:
+    """The first step's gradients are finite.
+
+    Finds: The origin of a gradient that is not finite: data, weights, forward pass, a loss or the backward pass.
+    """
+    rehearsal = context.dry_run
+    if rehearsal.failure is not None or "not finite" not in rehearsal.gradients.values():
+        return []
+    job = context.built.job
+    return [_build(job, _locate(job, [rehearsal.batch], context.world.device))]
+
+
+def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
+    """Locate the origin of a run's non-finite gradient by repeating its step on a copy; one finding for all processes.
+
+    Every process with the error must call this function: the processes exchange findings. The run's model is unchanged.
+    """
+    with preserve_rng_state(), torch.enable_grad(), error.job.losses.preserve_state():
+        try:
+            fault = _locate(error.job, error.micro_batches, world.device)
+        except Exception:
+            logger.warning("non-finite: the step could not be run again", exc_info=True)
+            fault = _make_unknown("the step could not be run again on a copy")
+    stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
+    findings = gather_findings([_build(error.job, fault)], world)
+    first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
+    return replace(_blame_learning_rate(error.job, first), phase="runtime")
+
+
+def explain_fault(error: Exception, job: TrainState) -> Finding | None:
+    """Explain a fault of a run, such as NaN predictions, by the learning rate; None if the weights have a usual size.
+
+    Not every overflow shows in a gradient: distances and metrics refuse numbers that are not finite.
+    """
+    reason = " ".join(str(error).split()).partition("; find where with")[0]
+    fault = Fault(reason, causes=("optim.lr", "model.numerics"), measured=reason, evidence={"stage": "fault"})
+    finding = _build(job, fault)
+    explained = _blame_learning_rate(job, finding)
+    return None if explained is finding else replace(explained, phase="runtime")
+
+
+def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
+    """Return the finding with the learning rate as its cause if training has made a weight larger than 1000.
+
+    The location of the overflow is then only the symptom. Findings on data are returned unchanged.
+    """
+    if job.step == 0 or finding.evidence["stage"] == "data":
+        return finding
+    largest = {
+        name: _largest_weight(p) for name, p in job.trained_module.named_parameters() if p.requires_grad and p.numel()
+    }
+    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
+    if name is None or largest[name] < _MAX_WEIGHT:
+        return finding
+    rate = max(group["lr"] for group in job.optimizer.param_groups)
+    causes = dict.fromkeys((finding.cause, *finding.alternatives))
+    return replace(
+        finding,
+        summary=f"the training diverges at a learning rate of {rate:.3g}: after {job.step} steps weights reach "
+        f"{largest[name]:.3g}; {finding.summary}",
+        cause="optim.lr",
+        alternatives=tuple(cause for cause in causes if cause != "optim.lr"),
+        where=replace(finding.where, param=name),
+        expected=f"weights below {_MAX_WEIGHT:,.0f}, as networks with normalised inputs have them",
+        action="lower optimizer.lr by a factor of 10 or more, warm up (schedule.warmup_epochs), or bound the gradient "
+        "(train.clip_norm)",
+        evidence={**finding.evidence, "largest_weight": largest[name], "lr": rate},
+    )
+
+
+def _largest_weight(parameter: Tensor) -> float:
+    """Return the largest absolute value of the finite weights of a parameter."""
+    values = parameter.detach().abs()
+    return float(torch.where(values.isfinite(), values, 0.0).max())
+
+
+def _build(job: TrainState, fault: Fault) -> Finding:
+    """Build the finding of a fault of the job's step."""
+    dataset = getattr(job.stream.reader, "dataset", None)
+    name = type(dataset).__name__ if dataset is not None else None
+    location = FindingLocation(step=job.step, dataset=name, **fault.place)
+    return non_finite.build(replace(fault, where=location, layer=None, param=None, sample=None))
+
+
+def _locate(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+    reads = _find_read_keys(job, micro_batches[0], device)
+    for batch in micro_batches:
+        fault = _check_data(job, batch, reads)
+        if fault is not None:
+            return fault
+    fault = _check_parameters(job)
+    for _ in range(_NUM_TRIES if fault is None else 0):
+        for batch in micro_batches:
+            fault = fault or _check_step(job, batch, device)
+    return fault or _check_norm(job, micro_batches, device)
+
+
+# --- the stages, in the order in which a fault would arise -----------------------------------------------------------
+
+
+def _find_read_keys(job: TrainState, batch: Batch, device: torch.device) -> set[str]:
+    """Return the batch keys that a step reads; all keys if it fails."""
+    tracked = ReadTrackingDict(batch)
+    try:
+        forward_backward(job, isolated_copy(job.model), [tracked], device)
+    except Exception:  # noqa: BLE001 - if the step fails, every key is suspect
+        return set(batch)
+    return tracked.read
+
+
+def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
+    number = next(find_non_finite(batch, sorted(reads & batch.keys())), None)
+    if number is None:
+        return None
+    return Fault(
+        f"'{number.key}' of the batch holds {number.value}",
+        causes=("data.corrupt_sample", "data.normalisation"),
+        measured=f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}",
+        expected="finite numbers in what model and losses read",
+        action="repair or leave out the sample, or correct the transform that divides by zero",
+        sample=number.sample,
+        evidence={"stage": "data"},
+    )
+
+
+def _check_parameters(job: TrainState) -> Fault | None:
+    for name, parameter in job.trained_module.named_parameters():
+        count = int((~parameter.detach().isfinite()).sum())
+        if count:
+            return Fault(
+                f"the parameter {name} is not finite before the step",
+                causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
+                measured=f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest",
+                expected="finite weights",
+                action="start from a sound checkpoint with a lower learning rate, or look at how it is initialised",
+                param=name,
+                evidence={"stage": "parameter"},
+            )
+    return None
+
+
+@dataclass
+class _Event:
+    """First value, in order of execution, that is not finite: its layer, the preceding layer and its inputs' range."""
+
+    layer: str
+    kind: str
+    after: str | None
+    tensor: Tensor
+    before: str
+
+
+@dataclass
+class _Trace:
+    """Record of the forward pass of a copy: inputs and outputs of each module, and the first non-finite value."""
+
+    event: _Event | None = None
+    largest: float = 0.0
+    last_sound: str | None = None
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    inputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)
+
+    def enter(self, call: ModuleCall, module: nn.Module, inputs: Any) -> None:
+        tensors = _find_floats(inputs)
+        self.inputs[call.path] = tensors
+        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        if bad is not None and self.event is None:
+            parent = "" if call.parent is None else self.paths[call.parent]
+            self.event = _Event(parent, "between", self.last_sound, bad.detach(), self._before(self.last_sound))
+        self.paths.append(call.path)
+
+    def leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        name, tensors = call.path, _find_floats(outputs)
+        self.outputs[name] = tensors
+        bad = next((t for t in tensors if not bool(t.isfinite().all())), None)
+        if bad is None:
+            self.last_sound = name
+            self.largest = max([self.largest, *(float(t.detach().abs().max()) for t in tensors if t.numel())])
+        elif self.event is None:
+            input_range = ", ".join(_format_range(t) for t in self.inputs[name]) or "nothing"
+            self.event = _Event(name, "output", self.last_sound, bad.detach(), input_range)
+
+    def _before(self, name: str | None) -> str:
+        return ", ".join(_format_range(t) for t in self.outputs.get(name or "", [])) or "nothing"
+
+
+def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
+    """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
+    model = isolated_copy(job.model)
+    trace = _Trace()
+    backward = _BackwardTrace()
+    watched: Any = _WatchedJob(job, backward)
+    with record(model, enter=trace.enter, leave=trace.leave):
+        terms, counts = forward_backward(watched, model, [batch], device)
+    if trace.event is not None:
+        return _make_forward(job, batch, trace, trace.event)
+    for name, term in terms.items():
+        total, count = float(term.detach()), float(counts[name])
+        if not math.isfinite(total) or not math.isfinite(count):
+            return Fault(
+                f"the loss '{name}' is {total} though the model's outputs are finite",
+                causes=("loss.form", "model.numerics", "loss.normaliser"),
+                measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
+                expected="a finite sum and a finite count >= 0",
+                action="look for log(0), 0/0 or an overflow in this loss; take logits, not probabilities",
+                evidence={"stage": "loss", "loss": name},
+            )
+    return _judge_backward(combine_modules(model, job.losses), trace, backward)
+
+
+def _make_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Fault:
+    position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
+    index = sample_of_element(batch, event.tensor, position)
+    location = f"'{event.layer}'" if event.layer else "the model's own forward"
+    if event.kind == "between":
+        location += f", after '{event.after}'" if event.after else ", before its first layer"
+    return Fault(
+        f"the forward pass gives {float(event.tensor[position])} first in {location}",
+        causes=("model.numerics", "optim.lr", "model.init"),
+        measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
+        f"{_describe_sample(job, index)}; its inputs: {event.before}",
+        expected="finite outputs from finite inputs and weights",
+        action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+        layer=event.layer or event.after,
+        sample=index,
+        evidence={"stage": "forward", "largest_activation_before": trace.largest},
+    )
+
+
+def _judge_backward(model: nn.Module, trace: _Trace, back: _BackwardTrace) -> Fault | None:
+    affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    if not affected:
+        return None
+    layer = _find_layer(back.node, trace) if back.node is not None else None
+    loss = back.loss if layer is None else None
+    operation = back.name or "an operation that hooks do not see"
+    location = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
+    return Fault(
+        f"only the backward pass is not finite: {operation} in {location}",
+        causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
+        measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
+        f"{len(affected)} parameters are reached, {affected[0]} first",
+        expected="finite gradients from finite values: a derivative that exists there",
+        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
+        layer=layer or None,
+        param=affected[0],
+        evidence={"stage": "backward", "operation": operation, "loss": loss, "largest_activation": trace.largest},
+    )
+
+
+def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.device) -> Fault:
+    """Return a fault of summed gradients, or their norm, that overflow although all parts are finite."""
+    model = isolated_copy(job.model)
+    forward_backward(job, model, micro_batches, device)
+    named = combine_modules(model, job.losses).named_parameters()
+    gradients = {name: p.grad for name, p in named if p.grad is not None and p.grad.numel()}
+    largest = {name: float(gradient.abs().max()) for name, gradient in gradients.items()}
+    name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
+    norm = float(nn.utils.get_total_norm(list(gradients.values())))
+    if name is None or torch.isfinite(torch.tensor(norm)):
+        return _make_unknown(f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    return Fault(
+        "the gradients are too large for their number format",
+        causes=("optim.nonfinite", "optim.lr", "model.init"),
+        measured=f"norm {norm}, largest {largest[name]:.4g} in {name}",
+        expected="a norm below the largest float32, 3.4e38",
+        action="lower the learning rate, clip gradients (train.clip_norm), or look at how this layer is initialised",
+        param=name,
+        evidence={"stage": "norm"},
+    )
+
+
+def _make_unknown(measured: str) -> Fault:
+    return Fault(
+        "the gradient is not finite, and a second run of the step does not show where",
+        causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
+        measured=measured,
+        expected="the fault again",
+        action="run with train.determinism: strict or dropout 0; if it occurs with any draw, lower the learning rate",
+        evidence={"stage": "unknown"},
+    )
+
+
+# --- the backward pass, node by node ---------------------------------------------------------------------------------
+
+
+class _BackwardTrace:
+    """Record of the backward pass: the first graph node that turns finite gradients into non-finite ones."""
+
+    def __init__(self) -> None:
+        self.node: Any = None
+        self.name = ""
+        self.before = ""
+        self._graphs: dict[str, set[Any]] = {}
+
+    def watch(self, terms: Mapping[str, Tensor]) -> None:
+        graphs = {name: set(_iter_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
+        for node in set().union(*graphs.values()):
+            watch_gradient(node, self._on(node))
+        self._graphs = graphs
+
+    @property
+    def loss(self) -> str | None:
+        """Name of the loss whose graph contains the node; None for a node of the model."""
+        return next((name for name, graph in self._graphs.items() if self.node in graph), None)
+
+    def _on(self, node: Any) -> Any:
+        def hook(to_inputs: Any, from_outputs: Any) -> None:
+            if self.node is not None or all(_is_finite(t) for t in to_inputs):
+                return
+            if all(_is_finite(t) for t in from_outputs):
+                self.node, self.name = node, node.name()
+                self.before = ", ".join(_format_range(t) for t in from_outputs if t is not None)
+
+        return hook
+
+
+class _WatchedJob:
+    """Stand-in for a job whose loss graphs are watched in the backward pass."""
+
+    def __init__(self, job: TrainState, back: _BackwardTrace) -> None:
+        self.task = _WatchedTask(job.task, back)
+        self.loss_weights_at = job.loss_weights_at
+        self.step = job.step
+        self.precision = job.precision
+        self.frozen = job.frozen
+        self.epoch = job.epoch
+
+
+class _WatchedTask:
+    def __init__(self, task: Any, back: _BackwardTrace) -> None:
+        self.prepare = task.prepare
+        self._losses = task.losses
+        self._back = back
+
+    def losses(self, model: nn.Module, batch: Batch, context: Any) -> Mapping[str, Tensor]:
+        terms = self._losses(model, batch, context)
+        self._back.watch(terms)
+        return terms
+
+
+def _find_layer(node: Any, trace: _Trace) -> str | None:
+    """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
+    best: tuple[int, str] | None = None
+    for name, outputs in trace.outputs.items():
+        ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
+        starts = [t.grad_fn for t in trace.inputs.get(name, []) if t.grad_fn is not None]
+        inside = list(_iter_nodes(ends, until=starts))
+        if node in inside and (best is None or len(inside) < best[0]):
+            best = (len(inside), name)
+    return None if best is None else best[1]
+
+
+def _iter_nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
+    visited = set(until)
+    waiting = [root for root in roots if root not in visited]
+    while waiting:
+        node = waiting.pop()
+        if node in visited:
+            continue
+        visited.add(node)
+        yield node
+        waiting.extend(following for following, _ in node.next_functions if following is not None)
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _find_floats(values: Any) -> list[Tensor]:
+    return [tensor for _, tensor in array_leaves(values) if tensor.is_floating_point()]
+
+
+def _is_finite(tensor: Tensor | None) -> bool:
+    return tensor is None or not tensor.is_floating_point() or bool(tensor.isfinite().all())
+
+
+def _format_range(tensor: Tensor) -> str:
+    values = tensor.detach()
+    values = values[values.isfinite()]
+    return f"{float(values.min()):.4g} .. {float(values.max()):.4g}" if values.numel() else "nothing finite"
+
+
+def _describe_sample(job: TrainState, index: int | None) -> str:
+    dataset = getattr(job.stream.reader, "dataset", None)
+    if index is None:
+        return ""
+    return f" of {describe_sample(dataset, index) if dataset is not None else f'sample {index}'}"

@@ -1,0 +1,376 @@
+"""Checks of what an evaluation counts: boxes, ignored targets, points without a score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.task import Detect
+from sightline.compute.geometry.boxes.overlaps import pairwise_iou
+from sightline.compute.geometry.boxes.priors import warp_boxes
+from sightline.contract.types import Batch
+from sightline.engine.device import to_device
+from sightline.engine.step import compute_batch_losses
+from sightline.parts.tasks.distillation import unwrap_distillation
+from sightline.workbench.check.checks.metrics import (
+    Predicted,
+    PredictionMaker,
+    SyntheticBatch,
+    build_prediction_maker,
+    can_score,
+    metric_values,
+    score_metric,
+)
+from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
+from sightline.workbench.check.core.dry_evaluation import DryEvaluation
+from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.sample_statistics import class_axis, describe_sample, read_samples
+from sightline.workbench.check.oracles.results import FixedOutputs
+
+_MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors": 0.05}
+"""Metric -> the score from which its published evaluation keeps detections."""
+_MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
+
+
+@check(
+    "G32", "box-protocol", "preflight", severity="warning", causes=("eval.protocol", "eval.decode"), config_path="task"
+)
+def box_protocol(context: Context) -> Iterator[Fault]:
+    """Detections have the range of scores, the number and the classes that metrics and labels require.
+
+    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
+    """
+    task = unwrap_distillation(context.built.job.task)
+    if not isinstance(task, Detect):
+        return
+    limits = {metric.name: _MAX_SCORES[metric.name] for metric in context.config.metrics if metric.name in _MAX_SCORES}
+    selection = task.selection
+    if limits and selection.score > min(limits.values()):
+        name = min(limits, key=limits.__getitem__)
+        yield Fault(
+            f"detections below a score of {selection.score:g} are dropped before {name}: its curve ends early",
+            at="task.score",
+            measured=f"task.score {selection.score:g}",
+            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict score=S`)",
+            action=f"set task.score={limits[name]:g}",
+        )
+    truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
+    valid_truths = [truth[truth[:, 6] == 0] for truth in truths]
+    per_class = [int(torch.bincount(truth[:, 4].long()).max()) if len(truth) else 0 for truth in valid_truths]
+    maxima: dict[str, tuple[float, int]] = {"task.most": (selection.most, max(map(len, valid_truths), default=0))}
+    for index, meter in enumerate(context.built.selection_evaluator.metrics):
+        max_detections = getattr(meter.metric, "most", math.inf)  # user-defined metrics have it, too
+        maxima[f"metrics.{index}.most"] = max_detections, max(per_class, default=0)
+    for path, (max_detections, count) in maxima.items():
+        if max_detections < count:
+            yield Fault(
+                f"{path} is {max_detections}, and an image has {count} boxes: not all of them can be found",
+                at=path,
+                measured=f"{max_detections} detections an image",
+                expected=f"at least {count}; 500 is usual for crowds",
+                action=f"set {path}={max(500, count)}",
+            )
+    yield from _suppression_faults(task, valid_truths)
+
+
+def _suppression_faults(task: Detect, truths: list[Tensor]) -> Iterator[Fault]:
+    """Find labels that suppression would drop because of another class's box, even if detected exactly."""
+    num_lost = num_labels = 0
+    for truth in truths:
+        scores = torch.linspace(0.9, 0.8, len(truth), dtype=torch.float64)
+        label = truth[:, 4].long()
+        rows = [torch.arange(len(truth)), *((label == number).nonzero().flatten() for number in label.unique())]
+        survivors = [
+            {*row[task.selection.suppression(truth[row, :4], scores[row], label[row]).indices].tolist()} for row in rows
+        ]
+        num_lost, num_labels = num_lost + len(set().union(*survivors[1:]) - survivors[0]), num_labels + len(truth)
+    if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
+        yield Fault(
+            "suppression drops boxes because of boxes of another class",
+            at="task.suppression",
+            measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
+            expected=f"at most {_MAX_LOST:.0%}",
+            action="set task.suppression.per_class=true",
+        )
+
+
+@check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
+def box_evaluation(context: Context) -> Iterator[Fault | Finding]:
+    """Boxes are scored in pixels of the files, without ignored boxes, and over all images.
+
+    Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
+    """
+    task = unwrap_distillation(context.built.job.task)
+    if not isinstance(task, Detect):
+        return
+    yield from _ignored_faults(context)
+    yield from _pixel_faults(context, task)
+    boxed = [sample for survey in context.statistics for sample in survey.boxed if (sample["truth"][:, 6] == 0).any()]
+    for metric in metrics(context):
+        if boxed and {"detections", "truth"} <= {*metric.meter.update.names}:
+            try:
+                yield from _box_metric_faults(metric, boxed[:_MAX_IMAGES])
+            except Exception as error:  # noqa: BLE001 - a user-defined metric may need more than boxes
+                yield box_evaluation.not_run(context, error)
+
+
+def _ignored_faults(context: Context) -> Iterator[Fault]:
+    for survey in context.statistics:
+        num_trained = sum(int(sample["is_ignored"].sum()) for sample in survey.boxed)
+        if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
+            yield Fault(
+                "training labels have ignored boxes, scored labels have none: finding them or not counts",
+                severity="warning",
+                causes=("data.ignore_handling", "eval.protocol"),
+                at="data",
+                split=survey.part.split,
+                measured=f"0 ignored boxes in 'truth', {num_trained} in 'boxes', of {survey.coverage_text}",
+                expected="the same ignored boxes in both",
+                action="copy the flag to the last column of 'truth'",
+                evidence={"field": "truth"},
+            )
+
+
+def _pixel_faults(context: Context, task: Detect) -> Iterator[Fault]:
+    """Check that `truth` is in pixels of the file, and that detections are mapped from the canvas to the file."""
+    for evaluation in context.dry_evaluations:
+        if evaluation.failure is not None or not {"truth", "boxes", "to_canvas"} <= evaluation.batch.keys():
+            continue
+        batch, outputs = (to_device(dict(part), torch.device("cpu")) for part in (evaluation.batch, evaluation.outputs))
+        if "logits" not in outputs:
+            continue
+        ious: list[list[float]] = [[], []]
+        ends = [batch[name].tolist() for name in ("truth_offsets", "box_offsets")]
+        for image, matrix in enumerate(batch["to_canvas"]):
+            truth_rows, box_rows = (slice(*offsets[image : image + 2]) for offsets in ends)
+            truth, boxes = batch["truth"][truth_rows, :4].double(), batch["boxes"][box_rows].double()
+            for variant, moved in enumerate((warp_boxes(truth, matrix.double()), truth)):
+                ious[variant] += pairwise_iou(moved, boxes).amax(dim=1).tolist() if len(boxes) else []
+        iou, unmoved = (float(torch.tensor(values).median()) if values else math.nan for values in ious)
+        far_px = torch.full_like(batch["file_px"], 2**30)
+        shifted = batch["to_canvas"].clone()
+        shifted[..., 2] -= 2 * float(max(batch["image"].shape[2:]))
+        doubled = torch.cat([shifted[..., :2] / 2, shifted[..., 2:]], dim=2)
+        plain, larger = (
+            task.postprocess(outputs, {**batch, "file_px": far_px, "to_canvas": to_canvas})["detections"][:, :4]
+            for to_canvas in (shifted, doubled)
+        )
+        is_mapped = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
+        if is_mapped and not (unmoved > 0.9 and iou < 0.7):
+            continue
+        fault = "labels are in pixels of the canvas" if is_mapped else "detections are not mapped to the file"
+        yield Fault(
+            f"{fault}: areas are wrong, and boxes do not match those of other programs",
+            at="data" if is_mapped else "task",
+            measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
+            if is_mapped
+            else "twice as large a file does not make detections twice as large",
+            expected="detections and labels in pixels of the file",
+            action="leave 'truth' in pixels of the file, and keep 'to_canvas' for transforms that move pixels",
+        )
+
+
+def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
+    """Find metrics that count detections in ignored boxes, or leave out images without detections."""
+    perfect = [_make_image(sample, is_ignored=False, is_found=True) for sample in boxed]
+    plain, absorbed, missed = (
+        metric_values(
+            metric.meter,
+            [_join_images([*perfect, *(_make_image(sample, is_ignored=ignored, is_found=hit) for sample in boxed)])],
+        ).used
+        for ignored, hit in ((True, False), (True, True), (False, False))
+    )
+    changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
+    if changed:
+        yield Fault(
+            f"the metric '{metric.name}' counts detections in ignored boxes",
+            causes=("data.ignore_handling", "eval.protocol"),
+            at=metric.path,
+            measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {absorbed[changed[0]]:.6g} with detections in them",
+            expected="the same",
+            action="leave out detections that lie in labels with the last column of 'truth' set",
+        )
+    elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
+        yield Fault(
+            f"the metric '{metric.name}' leaves out images without detections",
+            causes=("eval.aggregation", "eval.protocol"),
+            at=metric.path,
+            measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
+            "images have labels without a detection",
+            expected="lower figures where labels are missed",
+            action="count the labels of every image, also where nothing was detected",
+        )
+
+
+def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_found: bool) -> dict[str, Tensor]:
+    """Make an image of a sample's valid labels, ignored or not, with detections exactly on them or none."""
+    is_valid = sample["truth"][:, 6] == 0
+    truth = sample["truth"][is_valid].clone()
+    truth[:, 6] = float(is_ignored)
+    score = torch.linspace(0.99, 0.9, len(truth), dtype=torch.float64)[:, None]
+    detections = torch.cat([truth[:, :4], score, truth[:, 4:5]], dim=1)[: None if is_found else 0]
+    visible = sample.get("truth_visible", torch.full((len(is_valid),), torch.nan).double())[is_valid]
+    return {"truth": truth, "truth_visible": visible, "detections": detections, "file_px": sample["file_px"]}
+
+
+def _join_images(images: list[dict[str, Tensor]]) -> Predicted:
+    joined: Batch = {"sample_index": torch.arange(len(images))}
+    joined["file_px"] = torch.stack([image["file_px"] for image in images])
+    for name in ("truth", "truth_visible", "detections"):
+        joined[name] = torch.cat([image[name] for image in images])
+    for name, field in (("truth_offsets", "truth"), ("detection_offsets", "detections")):
+        joined[name] = torch.tensor([0, *(len(image[field]) for image in images)]).cumsum(0)
+    return joined, joined
+
+
+def _is_same(first: float, second: float) -> bool:
+    return (math.isnan(first) and math.isnan(second)) or abs(first - second) < 1e-6
+
+
+_MAX_ROWS = 8
+"""Rows of range images: enough for a decision, and few enough to sort."""
+_RELATIVE = 1e-4
+
+
+@check(
+    "G4",
+    "ignored-targets",
+    "preflight",
+    causes=("data.ignore_handling", "loss.form", "eval.protocol"),
+    expected="the same for any prediction at targets that the data set ignores",
+    action="make it take the fact `ignore_index`, and leave out the targets that have it",
+)
+def ignored_targets(context: Context) -> Iterator[Fault | Finding]:
+    """No loss over labels and no metric depends on the predictions for targets with the ignore index.
+
+    Finds: Losses and metrics that do not leave out the targets that the data set ignores.
+    """
+    ignored, maker = context.built.data.facts.get("ignore_index"), build_prediction_maker(context)
+    if ignored is not None and maker is not None:
+        yield from _loss_faults(context, ignored)
+        for metric in metrics(context):
+            if can_score(context, metric.meter):
+                yield from _metric_faults(context, maker, metric, ignored)
+
+
+def _loss_faults(context: Context, ignored: int) -> Iterator[Fault | Finding]:
+    outputs, batch = context.dry_run.seen_outputs, context.dry_run.batch
+    logits, label = outputs["logits"].detach(), batch["label"]
+    axis = class_axis(logits, label)
+    assert axis is not None, "a run without a class axis has no maker"
+    if label.ndim == 3:
+        logits, label = logits.movedim(axis, -1)[:, :_MAX_ROWS].movedim(-1, axis), label[:, :_MAX_ROWS]
+    hidden, other_label = _hide_labels(label, ignored), label.flatten().roll(label.numel() // 2).view(label.shape)
+    try:
+        plain, rolled, relabelled = (
+            _compute_losses(context, {**outputs, "logits": case_logits}, {**batch, "label": case_label})
+            for case_logits, case_label in (
+                (logits, hidden),
+                (_roll_classes(logits, axis, hidden == ignored), hidden),
+                (logits, torch.where(hidden == ignored, hidden, other_label)),
+            )
+        )
+    except Exception as error:  # noqa: BLE001 - a loss may need labels and logits of whole batches
+        yield ignored_targets.not_run(context, error)
+        return
+    for name, value in plain.items():
+        is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
+        if is_of_labels and not torch.isclose(rolled[name], value, rtol=_RELATIVE, atol=0):
+            yield Fault(
+                f"the loss '{name}' learns from targets that the data set ignores",
+                at=context.loss_path(name),
+                measured=f"{float(value):.6g}, and {float(rolled[name]):.6g} with other logits where the label is "
+                f"{ignored}",
+                evidence={"field": "label"},
+            )
+
+
+def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetric, ignored: int) -> Iterator[Fault]:
+    classes = maker.choices[0]
+    synthetic = maker.make_batch(
+        range(maker.num_samples),
+        lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
+        get_category=lambda rank: 0,
+        wrong=True,
+    )
+    label = _hide_labels(synthetic.batch["label"], ignored)
+    batch = {**synthetic.batch, "label": label}
+    rolled = _roll_classes(synthetic.logits, synthetic.logits.ndim + maker.axis, label == ignored)
+    try:
+        plain, other = (
+            score_metric(context, metric.meter, [SyntheticBatch(batch, logits)])
+            for logits in (synthetic.logits, rolled)
+        )
+    except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
+        return
+    changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
+    if changed:
+        yield Fault(
+            f"the metric '{metric.name}' scores targets that the data set ignores",
+            causes=("eval.protocol", "data.ignore_handling"),
+            at=metric.path,
+            measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {other[changed[0]]:.6g} with other predictions where "
+            f"the label is {ignored}",
+            evidence={"field": "target"},
+        )
+
+
+def _hide_labels(label: Tensor, ignored: int) -> Tensor:
+    """Set every third label to the ignore index."""
+    is_hidden = torch.arange(label.numel(), device=label.device).view(label.shape) % 3 == 0
+    return label.masked_fill(is_hidden, ignored)
+
+
+def _roll_classes(logits: Tensor, axis: int, mask: Tensor) -> Tensor:
+    """Roll the logits of the targets in `mask` by one class."""
+    return torch.where(mask.unsqueeze(axis), logits.roll(1, axis), logits)
+
+
+def _compute_losses(context: Context, outputs: Mapping[str, Any], batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    job = context.built.job
+    with torch.no_grad():
+        return compute_batch_losses(job.task, FixedOutputs(outputs), dict(batch), context.world.device, job.precision)[
+            0
+        ]
+
+
+_MAX_SAMPLES = 2
+
+
+@check(
+    "G16",
+    "unscored-points",
+    "preflight",
+    each=evaluations,
+    causes=("eval.protocol", "data.sampling"),
+    config_path="transforms.evaluate",
+    expected="every point once: metrics over some of the points cannot be compared with published ones",
+    action="remove transforms that drop, repeat or reorder points from transforms.evaluate",
+)
+def unscored_points(context: Context, evaluation: DryEvaluation) -> Fault | None:
+    """Evaluations of range images score every point of a scan, by its own label, in the data set's order.
+
+    Finds: Scans of which an evaluation scores other points than the data set contains.
+    """
+    offsets, target = evaluation.predictions.get("cloud_offsets"), evaluation.predictions.get("target")
+    if "range_image" not in evaluation.batch or offsets is None or target is None:
+        return None
+    dataset, keys = evaluation.part.dataset, evaluation.keys[:_MAX_SAMPLES]
+    scored_labels = target.cpu().split(offsets.diff().tolist())
+    for key, sample, scored in zip(keys, read_samples(dataset, keys), scored_labels, strict=False):
+        label = sample["label"].cpu()
+        is_whole = len(scored) == len(label)
+        num_wrong = int((scored != label).sum()) if is_whole else abs(len(scored) - len(label))
+        if num_wrong:
+            return Fault(
+                f"{len(scored)} points are scored of a scan of {len(label)}"
+                + (", some by the labels of others" if is_whole else ""),
+                sample=key.index,
+                measured=f"{num_wrong} points of {describe_sample(dataset, key.index)} not scored by their label",
+                evidence={"field": "target"},
+            )
+    return None

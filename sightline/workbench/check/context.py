@@ -1,0 +1,459 @@
+"""Context of checks, the rules that are registered, and the subjects that rules are about."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from sightline.aliases import keep_old_keywords, keep_old_members, old_names
+from sightline.areas.detect.assigned_boxes import AssignedBoxes, assigned_boxes
+from sightline.areas.detect.task import Detect
+from sightline.config import RunConfig
+from sightline.config.run_config import Init
+from sightline.contract.errors import CheckpointError, summarise_error
+from sightline.contract.types import Batch
+from sightline.engine.build import DataSubset, TrainingSetup, build
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric
+from sightline.engine.run_loading import open_run
+from sightline.parts.tasks.distillation import unwrap_distillation
+from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
+from sightline.workbench.check.core.dry_run import (
+    DryRun,
+    Outputs,
+    dry_run,
+    error_location,
+    first_outputs,
+    isolated_copy,
+)
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, Severity
+from sightline.workbench.check.core.sample_statistics import (
+    ClassCounts,
+    PartStatistics,
+    collect_statistics,
+    count_classes,
+    distinct_parts,
+    evenly_spaced_keys,
+)
+from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error
+from sightline.workbench.check.oracles.examine import examine
+from sightline.workbench.check.oracles.results import OracleResult
+
+Moment = Literal["static", "preflight", "deep", "offline"]
+
+TO_END = "every check of this run to finish"
+"""Expected value in the finding of a check that could not run."""
+_CPU = torch.device("cpu")
+_MAX_ASSIGNED = 64
+_THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
+
+
+@keep_old_members(rehearsal="dry_run")
+@dataclass(frozen=True)
+class Context:
+    """Model, data and cached measurements that a check may read, but not change: it must copy what it modifies.
+
+    `run` is the run directory, for checks of the moment `offline`; `first_loss` is the total loss of the first step, if
+    it is known.
+    """
+
+    built: TrainingSetup
+    world: World
+    forward_s: float = math.inf
+    run: Path | None = None
+    first_loss: float | None = None
+
+    @property
+    def config(self) -> RunConfig:
+        return self.built.config
+
+    @cached_property
+    def dry_run(self) -> DryRun:
+        """One training step on copies (cached; computed on first use)."""
+        return dry_run(self.built.job, self.world.device, forward_s=self.forward_s)
+
+    @cached_property
+    def first_outputs(self) -> tuple[Batch, Outputs]:
+        """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
+        return first_outputs(self.built.job, self.dry_run, self.world.device)
+
+    @cached_property
+    def assignments(self) -> AssignedBoxes | None:
+        """Assignment of boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
+
+        None for a task without boxes, and if the dry run did not succeed.
+        """
+        task = unwrap_distillation(self.built.job.task)
+        if not isinstance(task, Detect) or not self.dry_run.is_sound:
+            return None
+        part, batches = self.built.data.train, iter([self.first_outputs[0]])
+        if self.is_thorough:
+            key_chunks = evenly_spaced_keys(part, epoch=0, seed=self.config.seed, most_samples=_MAX_ASSIGNED)
+            batches = itertools.chain(batches, map(part.reader, key_chunks))
+        return assigned_boxes(task, self.built.job.model, (to_device(batch, _CPU) for batch in batches))
+
+    @cached_property
+    def dry_evaluations(self) -> list[DryEvaluation]:
+        """Evaluations of a few samples on copies, one per evaluated split with another batch form (cached)."""
+        is_slow = bool(self.dry_run.skipped)
+        return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
+
+    @cached_property
+    def statistics(self) -> list[PartStatistics]:
+        """Statistics of samples of each split (cached; samples are read on first use)."""
+        return [collect_statistics(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+
+    @cached_property
+    def class_counts(self) -> list[ClassCounts | None]:
+        """Class counts of each split, in the order of `statistics` (cached); None for a split without class labels."""
+        return [count_classes(statistics, self.thorough_statistics) for statistics in self.statistics]
+
+    @cached_property
+    def squared_losses(self) -> dict[str, SquaredErrorLoss]:
+        """Squared-error losses by name, detected by their values on the first outputs (cached).
+
+        Losses that compare hidden features, or outputs with the loss's own parameters, have no targets in the data and
+        are left out.
+        """
+        rehearsal, losses = self.dry_run, {}
+        if not rehearsal.is_sound:
+            return {}
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        for component in self.config.losses:
+            try:
+                squares = find_squared_error(self.built.job, batch, outputs, component.name)
+            except Exception:  # noqa: BLE001 - a plugin's loss may reject float64 outputs or a stand-in for its model
+                continue
+            if squares is None:
+                continue
+            is_of_data = squares.target_key is not None or not (
+                squares.is_learned or squares.output_key in rehearsal.hidden
+            )
+            if is_of_data:
+                losses[component.name] = squares
+        return losses
+
+    @cached_property
+    def oracle_results(self) -> list[OracleResult]:
+        """Comparison of every kind of layer and every loss with references and finite differences (cached)."""
+        rehearsal = self.dry_run
+        if not rehearsal.is_sound:
+            return []
+        batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
+        return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
+
+    @cached_property
+    def trained_model(self) -> nn.Module | None:
+        """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
+        if self.run is None or not (self.run / "checkpoints" / "last").exists():
+            return None
+        copied = isolated_copy(self.built.job.model)
+        open_run(self.run, config=self.config).load_into(copied)
+        return copied.eval()
+
+    @cached_property
+    def float_model(self) -> nn.Module | None:
+        """Float model before `compress` (cached); None without `compress`, or if its weights cannot be reloaded."""
+        is_resumed = self.config.init is not None and self.built.init_report is None
+        if self.config.compress is None or is_resumed:
+            return None
+        config, world = dataclasses.replace(self.config, compress=None), World(device=self.world.device)
+        try:
+            return build(config, world, data=self.built.data).job.model
+        except CheckpointError:  # `checkpoint-match` reports it
+            return None
+
+    def thorough_statistics(self, survey: PartStatistics) -> PartStatistics:
+        """Return the statistics of a split; under `sightline check`, of as many samples as five seconds allow."""
+        if survey.is_whole or not self.is_thorough:
+            return survey
+        statistics = self._thorough.get(id(survey))
+        if statistics is None:
+            seed, size = self.config.seed, len(survey.part.indices)
+            statistics = collect_statistics(survey.part, seed=seed, most_samples=size, most_seconds=_THOROUGH_S)
+            self._thorough[id(survey)] = statistics
+        return statistics
+
+    @cached_property
+    def _thorough(self) -> dict[int, PartStatistics]:
+        return {}
+
+    @property
+    def is_thorough(self) -> bool:
+        """True under `sightline check`, False at the start of a training."""
+        return math.isinf(self.forward_s)
+
+    def place(self, path: str, **more: Any) -> FindingLocation:
+        """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
+        origins, known_path = self.config.origins, path
+        while known_path:
+            for key in (known_path, f"{known_path}.name"):
+                if key in origins and (origins[key].line is not None or origins[key].source == "command line"):
+                    return FindingLocation(file=origins[key].source, line=origins[key].line, config_path=path, **more)
+            known_path = known_path.rpartition(".")[0]
+        return FindingLocation(config_path=path, **more)
+
+    @property
+    def is_fresh(self) -> bool:
+        """True for a model that neither weights nor a step has trained."""
+        return self.config.init is None and self.built.job.step == 0
+
+    @property
+    def last_layer(self) -> str | None:
+        """Name of the last module with direct parameters; None if there is none."""
+        modules = self.built.job.model.named_modules()
+        names = [name for name, module in modules if list(module.parameters(recurse=False))]
+        return names[-1] if names else None
+
+    def loss_path(self, name: str) -> str:
+        """Return the dotted config path of the loss of this name."""
+        return get_loss_path(self.config, name)
+
+
+def get_loss_path(config: RunConfig, name: str) -> str:
+    """Return the dotted config path of the loss of this name."""
+    names = [component.name for component in config.losses]
+    return f"losses.{names.index(name)}" if name in names else "losses"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindingBuilder:
+    """Builder of findings of one code; the other fields are the defaults of its findings.
+
+    `causes` are of `CAUSES`, the most likely first; `at` is a dotted path of the config.
+    """
+
+    guard: str
+    code: str
+    severity: Severity = "error"
+    causes: tuple[str, ...] = ()
+    at: str = ""
+    expected: str = ""
+    action: str = ""
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Names in `checks.skip`: the code, the guard, and both as findings print them."""
+        return self.code, self.guard, f"{self.guard} {self.code}"
+
+    def is_skipped(self, config: RunConfig) -> bool:
+        """Return True if `checks.skip` of a config names this check."""
+        return not set(self.names).isdisjoint(config.checks.skip)
+
+    def finding(self, where: Context | FindingLocation, summary: str, **fields: Any) -> Finding:
+        """Build the finding of a fault in a context, or at a location; `fields` are those of `Fault`."""
+        if isinstance(where, Context):
+            return self.build(Fault(summary, **fields), where)
+        return self.build(Fault(summary, where=where, **fields))
+
+    def build(self, fault: Fault, context: Context | None = None, *, at: str = "", split: str = "") -> Finding:
+        """Build the finding of a fault; a config path and a split are those of its subject."""
+        cause, *alternatives = dict.fromkeys(fault.causes or self.causes)
+        return Finding(
+            guard=self.guard,
+            code=self.code,
+            severity=fault.severity or self.severity,
+            summary=fault.summary,
+            cause=cause,
+            where=self._locate(fault, context, at, split),
+            measured=fault.measured_text,
+            expected=fault.bound_text or self.expected,
+            action=fault.action or self.action,
+            alternatives=tuple(alternatives),
+            evidence=dict(fault.evidence),
+            value=fault.value,
+            bound=fault.bound,
+            sureness=fault.sureness,
+        )
+
+    def _locate(self, fault: Fault, context: Context | None, at: str, split: str) -> FindingLocation:
+        if fault.where is not None:
+            has_more = bool(fault.at or fault.split or fault.place)
+            assert not has_more, f"check '{self.code}' gives a finding two places"
+            return fault.where
+        assert context is not None, f"check '{self.code}' gives a finding no place"
+        split = fault.split or split
+        dataset = {"dataset": f"{context.config.data.name}/{split}"} if split else {}
+        return context.place(fault.at or self.at or at, **dataset, **fault.place)
+
+    def not_run(
+        self,
+        context: Context,
+        error: Exception,
+        *,
+        severity: Severity = "note",
+        action: str = "nothing, if that component may reject the check's inputs; checks.skip leaves the check out",
+    ) -> Finding:
+        """Build the finding that the check could not run, with the error and its location: a note by default."""
+        file, line = error_location(error)
+        reason = summarise_error(error)
+        return self.finding(
+            FindingLocation(file=file, line=line) if file else context.place("checks"),
+            f"check could not run: {reason}",
+            measured=reason,
+            expected=TO_END,
+            action=action,
+            causes=("sys.environment",),
+            severity=severity,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(FindingBuilder):
+    """Registered rule: its moment, whether every training judges it, and the function that returns its findings."""
+
+    moment: Moment
+    is_quick: bool
+    run: Callable[[Context], list[Finding]]
+
+    def __call__(self, context: Context) -> list[Finding]:
+        return list(self.run(context))
+
+    def judge(self, context: Context, subject: Any, faults: Faults) -> Iterator[Finding]:
+        """Yield the findings of a subject's faults; a split, and a config path, are taken from the subject."""
+        faults = [] if faults is None else [faults] if isinstance(faults, Fault | Finding) else faults
+        part, path = getattr(subject, "part", subject), getattr(subject, "path", "")
+        for fault in faults:
+            if isinstance(fault, Fault):
+                yield self.build(fault, context, at=path, split=getattr(part, "split", ""))
+            else:
+                yield fault
+
+
+Faults = Fault | Finding | Iterable[Fault | Finding] | None
+"""Result of a rule for a subject; None where it holds."""
+Subjects = Callable[[Context], Iterable[Any]]
+"""Function that lists what a rule is about: each must hold. Without any, the rule does not apply to the run."""
+
+CHECKS: dict[str, Rule] = {}
+"""Registered rules of all imported modules, by code."""
+
+
+@keep_old_keywords(at="config_path")
+def check(
+    guard: str,
+    code: str,
+    moment: Moment,
+    *,
+    each: Subjects | None = None,
+    is_quick: bool = True,
+    severity: Severity = "error",
+    causes: tuple[str, ...] = (),
+    config_path: str = "",
+    expected: str = "",
+    action: str = "",
+) -> Callable[[Callable[..., Faults]], Rule]:
+    """Register a function as a rule: it takes the context, and one of the subjects of `each` if given.
+
+    It returns or yields the faults of the subject. Quick rules also run at the start of every training; deep ones are
+    never quick. The arguments from `severity` on are the defaults of the findings.
+    """
+
+    def register(function: Callable[..., Faults]) -> Rule:
+        registered = CHECKS.get(code)
+        assert registered is None or registered.run.__module__ == function.__module__, (
+            f"check '{code}' is registered twice"
+        )
+
+        @functools.wraps(function)
+        def run(context: Context) -> list[Finding]:
+            subjects = [()] if each is None else ((subject,) for subject in each(context))
+            return [
+                finding
+                for subject in subjects
+                for finding in rule.judge(context, next(iter(subject), None), function(context, *subject))
+            ]
+
+        rule = CHECKS[code] = Rule(
+            guard=guard,
+            code=code,
+            severity=severity,
+            causes=causes,
+            at=config_path,
+            expected=expected,
+            action=action,
+            moment=moment,
+            is_quick=is_quick and moment != "deep",
+            run=run,
+        )
+        return rule
+
+    return register
+
+
+# --- subjects ---------------------------------------------------------------------------------------------------------
+
+
+class JudgedMetric(NamedTuple):
+    """Metric of the evaluation that chooses the checkpoint, with its name and its config path."""
+
+    meter: BoundMetric
+    name: str
+    path: str
+
+
+def surveys(context: Context) -> list[PartStatistics]:
+    """List the statistics of the samples of each split."""
+    return context.statistics
+
+
+def splits(context: Context) -> list[DataSubset]:
+    """List the splits without duplicates."""
+    return distinct_parts(context.built.data)
+
+
+def first_steps(context: Context) -> list[DryRun]:
+    """List the first training step, if it succeeds."""
+    return [context.dry_run] if context.dry_run.is_sound else []
+
+
+def initialisations(context: Context) -> list[Init]:
+    """List the weights that the run starts from; a resumed run has its weights from its own checkpoint."""
+    is_loaded = context.config.init is not None and context.built.init_report is not None
+    return [context.config.init] if context.config.init is not None and is_loaded else []
+
+
+def evaluations(context: Context) -> Iterator[DryEvaluation]:
+    """List the dry evaluations that succeed."""
+    return (evaluation for evaluation in context.dry_evaluations if evaluation.failure is None)
+
+
+def metrics(context: Context) -> Iterator[JudgedMetric]:
+    """List the metrics of the evaluation that chooses the checkpoint."""
+    names = [component.name for component in context.config.metrics]
+    for index, meter in enumerate(context.built.selection_evaluator.metrics):
+        name = names[index] if index < len(names) else type(meter.metric).__name__
+        yield JudgedMetric(meter, name, f"metrics.{index}")
+
+
+class SquaredLoss(NamedTuple):
+    """Squared-error loss with its name and its config path."""
+
+    name: str
+    squares: SquaredErrorLoss
+    path: str
+
+
+def squared_losses(context: Context) -> Iterator[SquaredLoss]:
+    """List the squared-error losses whose targets are in the data."""
+    for name, squares in context.squared_losses.items():
+        yield SquaredLoss(name, squares, context.loss_path(name))
+
+
+def assignments(context: Context) -> list[AssignedBoxes]:
+    """List the assignment of boxes to priors, if the task has one."""
+    return [] if context.assignments is None else [context.assignments]
+
+
+__getattr__ = old_names(__name__)

@@ -1,0 +1,275 @@
+"""Dry evaluation on copies: a few samples of an evaluated split are read, predicted, scored and drawn."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.members import MetricMembers
+from sightline.contract.metric import make_state, row_states
+from sightline.contract.types import Batch, SampleKey
+from sightline.draw.pictures import encode_png
+from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.build import DataSubset, TrainingSetup
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
+from sightline.engine.observers import MetricsLog
+from sightline.engine.records import EvaluationRecord
+from sightline.workbench.check.core.dry_run import (
+    NUM_SAMPLES,
+    DryRun,
+    ForwardWatcher,
+    OutOfTimeError,
+    StepFailure,
+    error_location,
+    isolated_copy,
+)
+
+_MAX_SECONDS = 20.0  # for four samples under `sightline check`; one sample has no limit there
+_CORNER_PX = 8  # corner of a picture that is encoded, to test that it can be written
+
+
+@dataclass
+class DryEvaluation:
+    """Evaluation of up to four samples of the split `part`; the run's own model, metrics and data are unchanged.
+
+    `component` and `path` are the last component that was called and its config path: after a failure, the one that
+    failed. `skipped` is the reason if nothing was evaluated for lack of time.
+    """
+
+    part: DataSubset
+    evaluator: Evaluator
+    device: torch.device
+    keys: list[SampleKey] = field(default_factory=list)
+    batch: Batch = field(default_factory=dict)
+    predictions: Mapping[str, Any] = field(default_factory=dict)
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = "read"
+    component: str = "the data set"
+    path: str = "data"
+    failure: StepFailure | None = None
+    skipped: str = ""
+
+    def mark_progress(self, stage: str, component: str, path: str) -> None:
+        """Record the stage, the component and its config path before a call."""
+        self.stage, self.component, self.path = stage, component, path
+
+    def keep(self, batch: Batch, predictions: Mapping[str, Any]) -> None:
+        """Store a batch and its predictions."""
+        self.batch, self.predictions = batch, predictions
+
+    def rows(self, ranks: Sequence[int], names: Sequence[str]) -> tuple[Batch, dict[str, Any]] | None:
+        """Return the batch of some samples and their rows of the named predictions; None if a prediction has no rows.
+
+        The predictions are those of the whole batch, so that only the division into batches differs.
+        """
+        batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
+        offsets = self.predictions.get("cloud_offsets", self.batch.get("offsets"))
+        predictions: dict[str, Any] = {}
+        for name in names:
+            if name in self.predictions and name not in batch:
+                predictions[name] = _rows(self.predictions[name], ranks, len(self.keys), offsets)
+                if predictions[name] is None:
+                    return None
+        return to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype), predictions
+
+
+def rehearse_evaluations(
+    built: TrainingSetup, device: torch.device, *, forward_s: float = math.inf, is_slow: bool = False
+) -> list[DryEvaluation]:
+    """Evaluate a few samples of the selection split, and of the test split if its batches have another form.
+
+    Four samples, or one if the model `is_slow` or needs more than `forward_s` seconds of this thread's own time for
+    four.
+    """
+    evaluations: list[DryEvaluation] = []
+    forms: list[object] = []
+    for part, evaluator in ((built.data.selection, built.selection_evaluator), (built.data.test, built.test_evaluator)):
+        if not len(evaluator.indices):
+            continue
+        form = _describe_batch_form(evaluator, part)
+        if form is None or form not in forms:
+            evaluations.append(_rehearse(built, DryEvaluation(part, evaluator, device), forward_s, is_slow=is_slow))
+            forms.append(form)
+    return evaluations
+
+
+def _describe_batch_form(evaluator: Evaluator, part: DataSubset) -> dict[str, object] | None:
+    """Return names, dtypes and row shapes of a split's batches; None if they cannot be read."""
+    try:
+        batch = evaluator.reader(keys_to_evaluate(evaluator, part, NUM_SAMPLES))
+    except Exception:  # noqa: BLE001 - the dry evaluation reads them again and reports the error
+        return None
+    return {
+        name: (str(value.dtype), tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
+        for name, value in batch.items()
+    }
+
+
+def keys_to_evaluate(evaluator: Evaluator, part: DataSubset, count: int) -> list[SampleKey]:
+    """Return the keys of up to `count` evenly spaced samples of a split."""
+    indices = dataclasses.replace(part, indices=evaluator.indices).evenly_spaced_indices(count)
+    return evaluation_keys(indices, count, epoch=0, seed=evaluator.seed)[0]
+
+
+def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, is_slow: bool) -> DryEvaluation:
+    limits_s = {NUM_SAMPLES: min(forward_s, _MAX_SECONDS), 1: forward_s}
+    for count in (1,) if is_slow else limits_s:
+        result = dataclasses.replace(fresh, keys=keys_to_evaluate(fresh.evaluator, fresh.part, count))
+        try:
+            _run_once(built, result, compute_seconds() + limits_s[count])
+        except OutOfTimeError:
+            continue
+        return result
+    reason = f"the evaluation of one sample needs over {forward_s:g} s of processor time"
+    return dataclasses.replace(fresh, skipped=reason)
+
+
+def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> None:
+    step = DryRun(isolated_copy(built.job.evaluation_model), {})
+    watch = ForwardWatcher(step, deadline)
+    result.evaluator = _wrap_evaluator(built, result)
+    try:
+        evaluation = result.evaluator(step.model, World(device=result.device), pictures=True, on_batch=result.keep)
+        _record(result, evaluation)
+    except OutOfTimeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - `first-evaluation` reports any error
+        file, line = error_location(error)
+        result.failure = StepFailure(result.stage, error, watch.current, file, line)
+    finally:
+        result.outputs = watch.outputs or {}
+        watch.remove()
+    is_of_outputs = result.path.startswith("metrics") or result.stage == "show"
+    if is_of_outputs and not all(map(_is_finite, result.outputs.values())):
+        result.failure = None  # a metric may refuse non-finite outputs; `non-finite` reports them
+
+
+def _wrap_evaluator(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
+    """Return an evaluator of a few samples that records progress; its metrics are copies."""
+    config = built.config
+    names = [component.name for component in config.metrics] + ["?"] * len(result.evaluator.metrics)
+    metrics = [
+        BoundMetric(
+            _ProgressProxy(copy.deepcopy(metric.metric), result, f"the metric '{name}'", f"metrics.{index}"),
+            metric.update,
+        )
+        for index, (metric, name) in enumerate(zip(result.evaluator.metrics, names, strict=False))
+    ]
+    evaluator = result.evaluator
+    return dataclasses.replace(
+        evaluator,
+        task=_ProgressProxy(evaluator.task, result, f"the task '{config.task.name}'", "task"),
+        metrics=metrics,
+        reader=_wrap_reader(evaluator.reader, result, "data"),
+        voting_reader=None
+        if evaluator.voting_reader is None
+        else _wrap_reader(evaluator.voting_reader, result, "transforms.vote"),
+        indices=dataclasses.replace(result.part, indices=evaluator.indices).evenly_spaced_indices(len(result.keys)),
+        batch_size=len(result.keys),
+        workers=0,
+        ensemble_models=(),
+    )
+
+
+def _wrap_reader(reader: Any, result: DryEvaluation, path: str) -> Any:
+    def read(keys: Sequence[SampleKey]) -> Batch:
+        result.mark_progress("read", "the data set", path)
+        batch: Batch = reader(keys)
+        return batch
+
+    return read
+
+
+class _ProgressProxy:
+    """Proxy of a component that records progress at every method call."""
+
+    def __init__(self, inner: Any, result: DryEvaluation, component: str, path: str) -> None:
+        self.inner = inner
+        self.note: Callable[[str], None] = lambda name: result.mark_progress(name, component, path)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.inner, name)
+        if not callable(value):
+            return value
+
+        @functools.wraps(value)  # errors name the author's method
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.note(name)
+            return value(*args, **kwargs)
+
+        return call
+
+
+def _record(result: DryEvaluation, evaluation: Evaluation) -> None:
+    """Process an evaluation as a training session does; raise its errors for invalid states, numbers or pictures."""
+    for picture in evaluation.pictures:
+        encode_png(picture.pixels[:_CORNER_PX, :_CORNER_PX])
+    for metric_result in evaluation.results:
+        metric: Any = metric_result.metric.metric
+        fresh = make_state(metric, num_samples=int(max(result.evaluator.indices)) + 1)
+        metric.note("update")
+        _assert_same_form(fresh, metric_result.state, row_states(metric))
+        _assert_plain("compute", metric.compute(metric_result.state))
+        for member in (MetricMembers.per_class, MetricMembers.tables):
+            if (compute_figures := member.get(metric)) is not None:
+                _assert_plain(member.name, compute_figures(metric_result.state))
+    result.mark_progress("record", "the metrics log", "metrics")
+    numbers = (evaluation.metrics, evaluation.losses, evaluation.seconds, evaluation.num_samples)
+    MetricsLog(_DiscardedLines()).on_evaluation(EvaluationRecord(0, 0, result.part.split, *numbers, is_best=False))
+
+
+class _DiscardedLines:
+    """Log that discards its lines."""
+
+    def append_line(self, name: str, line: Mapping[str, Any], /) -> None: ...
+
+
+def _assert_same_form(fresh: Mapping[str, Tensor], state: Mapping[str, Tensor], ragged: Collection[str]) -> None:
+    for name in fresh.keys() | state.keys():
+        first_axis = 1 if name in ragged else 0  # the number of rows is free
+        forms = [
+            f"{t[name].dtype} {tuple(t[name].shape[first_axis:])}" if name in t else "nothing" for t in (fresh, state)
+        ]
+        if forms[0] != forms[1]:
+            raise TypeError(f"update turns state '{name}' from {forms[0]} into {forms[1]}; add to it in place (+=)")
+
+
+def _assert_plain(name: str, returned: object) -> None:
+    try:
+        json.dumps(returned)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} returns values that JSON cannot represent ({error}); return plain numbers (.item())"
+        ) from None
+
+
+def _is_finite(value: object) -> bool:
+    return not isinstance(value, Tensor) or not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _rows(value: Any, ranks: Sequence[int], num_samples: int, offsets: Tensor | None) -> Any:
+    """Select the rows of some samples from one row per sample or from concatenated clouds; None for other values."""
+    if isinstance(value, list | tuple) and len(value) == num_samples:
+        return type(value)(value[rank] for rank in ranks)
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return None
+    if value is offsets:
+        sizes = value.diff()[list(ranks)]
+        return torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+    if len(value) == num_samples:
+        return value[list(ranks)]
+    if offsets is not None and len(value) == int(offsets[-1]):
+        return torch.cat([value[int(offsets[rank]) : int(offsets[rank + 1])] for rank in ranks])
+    return None

@@ -1,0 +1,362 @@
+"""Dry run: one training step on copies, with the keys read, the modules run and the gradients."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.layers.batch_norm import SynchronisedBatchNorm
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.errors import UserError
+from sightline.contract.pytree import tree_map
+from sightline.contract.types import Batch, SampleKey
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
+from sightline.engine.train import TrainState
+from sightline.instrument import ModuleCall, record
+from sightline.workbench.check.core.object_graph import hidden_outputs, last_operation
+
+_PACKAGE = Path(__file__).resolve().parents[3]
+_RUNNERS = (
+    _PACKAGE / "workbench" / "check",
+    _PACKAGE / "workbench" / "fit",
+    _PACKAGE / "engine" / "step.py",
+    _PACKAGE / "instrument",
+)  # they run a step, but do not cause its faults
+NUM_SAMPLES = 4  # batch norm over two rows gives +-1 for any input; three is the number of coordinates
+_MIN_SAMPLES = 2
+_MAX_TRIES = 8
+_MAX_SECONDS = 3.0
+_FIRST_SAMPLES = 16
+_FORWARD_S = 0.6  # maximum expected time of a larger forward pass
+
+Gradient = Literal["none", "zero", "some", "not finite"]
+Outputs = Mapping[str, Any]
+
+
+class ReadTrackingDict(dict[str, Any]):
+    """Dictionary that records which of its keys were read."""
+
+    def __init__(self, items: Mapping[str, Any]) -> None:
+        super().__init__(items)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(super().keys())
+        return super().values()
+
+
+@dataclass(frozen=True)
+class StepFailure:
+    """Exception of a step, with its stage, its module, and the line of code outside libraries."""
+
+    stage: str
+    error: Exception
+    layer: str | None
+    file: str | None
+    line: int | None
+
+
+@dataclass
+class DryRun:
+    """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
+
+    `model` is the copy after the backward pass, with gradients, before any update. `ends` is the last operation of each
+    output, `hidden` the outputs from which others are computed. `skipped` is the reason if there was no time for a
+    step.
+    """
+
+    model: nn.Module
+    batch: Batch
+    stage: str = "reading"
+    failure: StepFailure | None = None
+    outputs: Outputs | None = None
+    ends: Mapping[str, str] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    counts: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Gradient] = field(default_factory=dict)
+    batch_reads: set[str] = field(default_factory=set)
+    output_reads: set[str] = field(default_factory=set)
+    executed: set[str] = field(default_factory=set)
+    num_tries: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.batch["sample_index"]) if self.batch else 0
+
+    @property
+    def seen_outputs(self) -> Outputs:
+        """Outputs of the model; empty if it returned no mapping, or did not return."""
+        return self.outputs or {}
+
+    @property
+    def is_sound(self) -> bool:
+        """True if forward and backward passes succeeded with finite gradients."""
+        return self.failure is None and self.stage == "done" and "not finite" not in self.gradients.values()
+
+
+def dry_run(job: TrainState, device: torch.device, *, forward_s: float = math.inf) -> DryRun:
+    """Run forward and backward passes on four samples of the first step; on more if a parameter gets no gradient.
+
+    If a forward pass needs more than `forward_s` seconds of this thread's own time (which neither other load nor
+    compiling changes), two samples are tried, then one forward pass of one sample in evaluation mode: `stage` and
+    `skipped` record this.
+    """
+    for num_samples in (NUM_SAMPLES, _MIN_SAMPLES):
+        try:
+            return _run_step(job, device, num_samples, compute_seconds() + forward_s)
+        except OutOfTimeError:
+            continue
+    result = _run_forward_only(job, device, compute_seconds() + forward_s)
+    result.stage, result.skipped = (
+        "out of time",
+        f"a forward pass of {_MIN_SAMPLES} samples needs over {forward_s:g} s of processor time",
+    )
+    return result
+
+
+def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline: float) -> DryRun:
+    start_seconds = compute_seconds()
+    result = DryRun(isolated_copy(job.model), {})
+    keys = step_keys(job, step=0)
+    watcher = ForwardWatcher(result, deadline)
+    try:
+        result.batch = read_batch(job, keys[:num_samples], device)
+        _run_first_pass(job, result, watcher, device)
+        _run_further_passes(job, result, keys[num_samples:], device, start_seconds)
+        result.stage = "done"
+    except OutOfTimeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the check `first-step` reports any error
+        file, line = error_location(error)
+        result.failure = StepFailure(result.stage, error, watcher.current, file, line)
+    finally:
+        result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
+        result.hidden = watcher.hidden
+        watcher.remove()
+    result.seconds = compute_seconds() - start_seconds
+    return result
+
+
+def _run_forward_only(job: TrainState, device: torch.device, deadline: float) -> DryRun:
+    """Compute outputs and losses of one sample in evaluation mode; they stay empty on an error or a time-out.
+
+    An error here is not recorded as `failure`, because training, with more samples, may succeed.
+    """
+    result = DryRun(isolated_copy(job.model), {})
+    watcher = ForwardWatcher(result, deadline)
+    with contextlib.suppress(Exception), torch.no_grad():
+        result.batch = read_batch(job, step_keys(job, step=0)[:1], device)
+        batch = ReadTrackingDict(result.batch)
+        forward_backward(job, result.model, [batch], device, is_training=False)
+        result.batch_reads |= batch.read
+    result.outputs, result.output_reads = watcher.outputs, watcher.output_reads
+    watcher.remove()
+    return result
+
+
+def isolated_copy(model: nn.Module) -> nn.Module:
+    """Deep-copy a model; the copy issues no collectives."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, SynchronisedBatchNorm):
+            module._all_reduce_sum = _return_unchanged  # as in a world of one process; there is no public way
+    return copied
+
+
+def step_keys(job: TrainState, *, step: int) -> list[SampleKey]:
+    """Return the keys of the first part of a step, the same on every process."""
+    return job.stream.plan.step_keys(step)[0][0]
+
+
+def forward_backward(
+    job: TrainState, model: nn.Module, micro_batches: Sequence[Batch], device: torch.device, *, is_training: bool = True
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """Run the training loop's forward and backward passes as a single process; return loss sums and counts.
+
+    Gradients are accumulated in `model`.
+    """
+    model.train(is_training)
+    apply_freezing(model, job.frozen, job.epoch)
+    weights = job.loss_weights_at(job.step)
+    sums: dict[str, Tensor] = {}
+    step = prepare_step(job.task, model, micro_batches, World(device=device), job.precision)
+    for index in range(len(micro_batches)):
+        terms = step.loss_sums(model, index)
+        loss = weighted_sum(step.loss_means(terms), weights)
+        if loss.requires_grad:
+            loss.backward()
+        sums = {name: term + sums[name] if name in sums else term for name, term in terms.items()}
+    return sums, step.counts
+
+
+def first_outputs(job: TrainState, rehearsal: DryRun, device: torch.device) -> tuple[Batch, Outputs]:
+    """Return batch and outputs in training mode before any update: of the dry run, or of more samples if cheap."""
+    keys = step_keys(job, step=0)[:_FIRST_SAMPLES]
+    expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
+    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
+        return rehearsal.batch, rehearsal.seen_outputs
+    model = isolated_copy(job.model).train()
+    apply_freezing(model, job.frozen, job.epoch)
+    try:
+        batch = read_batch(job, keys, device)
+        with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
+            compute_batch_losses(job.task, model, batch, device, job.precision)
+    except Exception:  # noqa: BLE001 - checks of data report samples that fail
+        return rehearsal.batch, rehearsal.seen_outputs
+    return batch, tape.outputs[-1] if tape.outputs and isinstance(tape.outputs[-1], Mapping) else {}
+
+
+def error_location(error: BaseException) -> tuple[str | None, int | None]:
+    """Return the file and line of an exception's innermost frame outside installed libraries.
+
+    For a UserError with a cause, the frame of the cause is returned.
+    """
+    while isinstance(error, UserError) and error.__cause__ is not None:
+        error = error.__cause__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    user_frames = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _RUNNERS))]
+    return (user_frames[-1].filename, user_frames[-1].lineno) if user_frames else (None, None)
+
+
+def read_batch(job: TrainState, keys: Sequence[SampleKey], device: torch.device) -> Batch:
+    """Read a training batch to the run's device, as the training loop does."""
+    return to_device(job.stream.reader(keys), device, float_dtype=job.precision.parameter_dtype)
+
+
+def detach(value: Any) -> Any:
+    """Return a tree with detached tensors."""
+    return tree_map(value, lambda _, tensor: tensor.detach())
+
+
+def _run_first_pass(job: TrainState, result: DryRun, watcher: ForwardWatcher, device: torch.device) -> None:
+    batch = ReadTrackingDict(result.batch)
+    result.stage = "forward and losses"
+    result.terms, result.counts = forward_backward(job, result.model, [batch], device)
+    result.batch_reads |= batch.read
+    result.gradients = _classify_gradients(result.model)
+    result.num_tries = 1
+    watcher.remove()
+
+
+def _run_further_passes(
+    job: TrainState, result: DryRun, keys: list[SampleKey], device: torch.device, start_seconds: float
+) -> None:
+    """Run further micro-batches while a parameter has no gradient: a layer may be dropped at random, or be frozen."""
+    result.stage = "further micro-batches"
+    pieces = [keys[start : start + NUM_SAMPLES] for start in range(0, len(keys), NUM_SAMPLES)] or [[]]
+    while _has_missing_gradient(result) and result.num_tries < _MAX_TRIES:
+        if compute_seconds() - start_seconds > _MAX_SECONDS:
+            return
+        piece = pieces[(result.num_tries - 1) % len(pieces)]
+        batch = read_batch(job, piece, device) if len(piece) == NUM_SAMPLES else result.batch
+        forward_backward(job, result.model, [batch], device)
+        result.gradients = _classify_gradients(result.model)
+        result.num_tries += 1
+
+
+def _has_missing_gradient(result: DryRun) -> bool:
+    trainable = {name for name, parameter in result.model.named_parameters() if parameter.requires_grad}
+    return any(result.gradients.get(name) == "none" for name in trainable)
+
+
+def _classify_gradients(model: nn.Module) -> dict[str, Gradient]:
+    gradients: dict[str, Gradient] = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if gradient is None:
+            gradients[name] = "none"
+        elif not bool(gradient.isfinite().all()):
+            gradients[name] = "not finite"
+        else:
+            gradients[name] = "some" if bool(gradient.any()) else "zero"
+    return gradients
+
+
+def _return_unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class OutOfTimeError(Exception):
+    """Forward pass that exceeds its time limit."""
+
+
+class ForwardWatcher:
+    """Recorder of the modules run, the current module, and the first outputs of the whole model.
+
+    A layer also counts as run if an operation reads its parameters, without a call. The watcher ends a forward pass
+    that exceeds `deadline`.
+    """
+
+    def __init__(self, result: DryRun, deadline: float) -> None:
+        self._deadline = deadline
+        self.outputs: Outputs | None = None
+        self.ends: dict[str, str] = {}
+        self.hidden: frozenset[str] = frozenset()
+        self.output_reads: set[str] = set()
+        self._executed = result.executed
+        self._owner = {id(value): name.rpartition(".")[0] for name, value in result.model.named_parameters()}
+        self._recording = contextlib.ExitStack()
+        self._tape = self._recording.enter_context(
+            record(result.model, enter=self._enter, leave=self._leave, functions=self._note_reads)
+        )
+
+    @property
+    def current(self) -> str | None:
+        """Name of the innermost module that is running."""
+        named = [path for index in self._tape.running if (path := self._tape.calls[index].path)]
+        return named[-1] if named else None
+
+    def remove(self) -> None:
+        self._recording.close()
+
+    def _enter(self, call: ModuleCall, *_: Any) -> None:
+        if compute_seconds() > self._deadline:
+            raise OutOfTimeError
+        self._executed.add(call.path)
+
+    def _note_reads(self, call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
+        if call is not None:
+            inputs = (*args, *kwargs.values())
+            self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
+
+    def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if call.path or not isinstance(outputs, dict):
+            return None
+        recorded = ReadTrackingDict(outputs)
+        recorded.read = self.output_reads
+        if self.outputs is None:
+            self.outputs = {name: detach(value) for name, value in outputs.items()}
+            self.hidden = hidden_outputs(outputs)
+            self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
+        return recorded

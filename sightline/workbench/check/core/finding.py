@@ -1,0 +1,336 @@
+"""Finding of a check: cause, location, measured and expected values, and what to do.
+
+A rule yields faults, of which findings are built; `explain` orders the causes of a fault by evidence.
+
+Merging of findings: one list for all processes, with symptoms listed under the error that explains them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from sightline.contract.errors import escape_to_one_line
+from sightline.engine.distributed import World
+
+Severity = Literal["error", "warning", "note"]
+
+# Controlled vocabulary of causes, by stage in the order in which faults arise; scripts compare the first cause.
+CAUSES = frozenset(
+    "cfg.type cfg.unknown_key cfg.override cfg.axis_swap cfg.class_count cfg.contract "
+    "data.empty_loader data.path data.missing_modality data.pairing data.layout data.normalisation data.label_mapping "
+    "data.label_leak data.ignore_handling data.item_mutation data.augment_target_mismatch data.duplicate_randomness "
+    "data.split data.ordering data.imbalance data.padding data.sampling data.projection data.centre "
+    "data.target_encoding data.corrupt_sample data.stale_cache data.throughput "
+    "model.unregistered model.frozen_unintended model.activation model.constant_output model.structure model.init "
+    "model.norm_mode model.cross_sample_leak model.geometry model.numerics "
+    "loss.sign loss.form loss.normaliser loss.weights loss.double_softmax loss.negatives loss.detached loss.inplace "
+    "loss.collapse optim.grad_accumulation optim.step_order optim.param_coverage optim.lr optim.scheduler optim.hyper "
+    "optim.state optim.nonfinite optim.amp optim.clip assign.anchor_coverage assign.unmatched_gt assign.ignore "
+    "assign.box_format assign.codec eval.aggregation eval.absent_class eval.mode eval.decode eval.protocol "
+    "eval.coordinate clf.feature_scale ckpt.key_mismatch ckpt.corrupt ckpt.race ckpt.incomplete_state ckpt.stale "
+    "ckpt.alias ckpt.selection ckpt.unsafe dist.unused_params dist.collective_mismatch dist.sampler dist.sync "
+    "dist.device dist.seed dist.pickle dist.logging dist.hook dist.leftover dist.port quant.empty_cluster "
+    "quant.no_effect quant.policy quant.calibration quant.distill quant.accounting quant.state_leak sys.backend "
+    "sys.nondeterminism sys.resource sys.environment report.table report.budget report.provenance".split()
+)
+
+
+@dataclass(frozen=True)
+class FindingLocation:
+    """Location of a finding; only the fields that apply are set."""
+
+    file: str | None = None
+    line: int | None = None
+    layer: str | None = None
+    param: str | None = None
+    dataset: str | None = None
+    sample: int | None = None
+    rank: int | None = None
+    step: int | None = None
+    config_path: str | None = None
+
+    def __str__(self) -> str:
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        file = parts.pop("file")
+        line = parts.pop("line")
+        head = [] if file is None else [f"{file}:{line}" if line is not None else file]
+        return ", ".join(
+            [*head, *(f"{name.replace('_', ' ')} {value}" for name, value in parts.items() if value is not None)]
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Silent bug, or a fact worth reporting.
+
+    `error` means a broken invariant, with its counter-example; `warning` a statistic outside its range; `note` a fact.
+    `cause` and `alternatives` are of `CAUSES`, the most likely first. `value` is beyond `bound`, with the probability
+    `sureness` that this is not chance; rules of another kind have none of these.
+    """
+
+    guard: str
+    code: str
+    severity: Severity
+    summary: str
+    cause: str
+    where: FindingLocation
+    measured: str
+    expected: str
+    action: str
+    alternatives: tuple[str, ...] = ()
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    phase: str = "preflight"
+    seconds: float = 0.0
+    value: float | None = None
+    bound: float | None = None
+    sureness: float | None = None
+
+    def __post_init__(self) -> None:
+        unknown = {self.cause, *self.alternatives} - CAUSES
+        assert not unknown, f"check '{self.code}' names causes outside the vocabulary: {sorted(unknown)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON; `where` and the numbers contain only the fields that are set."""
+        document = dataclasses.asdict(self)
+        for name in ("value", "bound", "sureness"):
+            if document[name] is None:
+                del document[name]
+        document["where"] = {k: v for k, v in document["where"].items() if v is not None}
+        document["alternatives"] = list(self.alternatives)
+        document["evidence"] = dict(self.evidence)
+        return document
+
+    def __str__(self) -> str:
+        return (
+            f"[{self.code} {self.severity} {self.cause}] {escape_to_one_line(self.summary)}\n"
+            f"  where: {escape_to_one_line(str(self.where))}\n  measured: {escape_to_one_line(self.measured)}\n"
+            f"  expected: {self.expected}\n"
+            + (f"  or: {', '.join(self.alternatives)}\n" if self.alternatives else "")
+            + f"  do: {self.action}"
+        )
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way in which a subject breaks a rule; the rule and its subject supply what is left out.
+
+    `causes` are ordered by likelihood, repetitions are allowed; `at` is a dotted path of the config, `split` names a
+    split of the run's data set. `where` is a location instead of these. Without texts, `measured` and `expected` are
+    `value` and `bound`.
+    """
+
+    summary: str
+    _: KW_ONLY
+    measured: str = ""
+    expected: str = ""
+    action: str = ""
+    causes: Sequence[str] = ()
+    severity: Severity | None = None
+    where: FindingLocation | None = None
+    at: str = ""
+    split: str = ""
+    dataset: str | None = None
+    sample: int | None = None
+    layer: str | None = None
+    param: str | None = None
+    step: int | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    value: float | None = None
+    bound: float | None = None
+    sureness: float | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Fields of a location that the fault states."""
+        names = ("dataset", "sample", "layer", "param", "step")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    @property
+    def measured_text(self) -> str:
+        """Text of the measured value."""
+        return self.measured or ("" if self.value is None else f"{self.value:.4g}")
+
+    @property
+    def bound_text(self) -> str:
+        """Text of the expected value, or of the bound and its side; "" for the rule's."""
+        if self.expected or self.value is None or self.bound is None:
+            return self.expected
+        return f"at {'most' if self.value > self.bound else 'least'} {self.bound:.4g}"
+
+
+class Hypothesis(NamedTuple):
+    """Possible cause of a fault, in words, and its prediction: what would be found, or a change of the expectation."""
+
+    cause: str
+    text: str
+    prediction: Any = None
+    action: str = ""
+
+
+class Explanation(NamedTuple):
+    """Hypothesis with the likeness of its prediction to what was found."""
+
+    hypothesis: Hypothesis
+    likeness: float
+
+    @property
+    def cause(self) -> str:
+        """Cause of the hypothesis."""
+        return self.hypothesis.cause
+
+    @property
+    def text(self) -> str:
+        """Cause in words."""
+        return self.hypothesis.text
+
+
+def explain(
+    found: Any,
+    expected: Any,
+    candidates: Iterable[Hypothesis],
+    *,
+    likeness: Callable[[Any, Any], float],
+    above: float = -math.inf,
+    otherwise: Hypothesis | None = None,
+) -> list[Explanation]:
+    """Order causes by the likeness of their predictions to what was found; of equals the first comes first.
+
+    Only causes whose predictions are more like it than the expectation is, and `above` a bound, are listed; then
+    `otherwise`, which predicts nothing.
+    """
+    bound = max(above, likeness(found, expected))
+    rows = []
+    for candidate in candidates:
+        prediction = candidate.prediction(expected) if callable(candidate.prediction) else candidate.prediction
+        rows.append(Explanation(candidate, float(likeness(found, prediction))))
+    rows = sorted((row for row in rows if row.likeness > bound), key=lambda row: -row.likeness)
+    return rows if otherwise is None else [*rows, Explanation(otherwise, bound)]
+
+
+def is_near(relative: float) -> Callable[[float, float], float]:
+    """Make the likeness of two numbers: 1 if they are equal to a relative error, else 0."""
+    return lambda found, predicted: float(math.isclose(found, predicted, rel_tol=relative))
+
+
+def is_within_factor(factor: float) -> Callable[[float, float], float]:
+    """Make the likeness of two positive numbers: 1 if their ratio is within a factor of 1, else 0."""
+    return lambda found, predicted: float(predicted / factor < found < predicted * factor)
+
+
+_SEVERITIES = ("error", "warning", "note")
+_STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
+_SET_COMPARISONS = ("dataset-mismatch",)
+"""Codes that compare two splits; they are listed after findings that name the faulty split."""
+_FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
+
+_METRIC_CODES = ("per-batch-metric", "absent-class-score")
+_LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
+
+# An error of the first check explains findings of the others; checks that others explain come later.
+_EXPLAINS: dict[str, tuple[str, ...]] = {
+    "empty-loader": (
+        *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
+        *("empty-cloud", "label-outside-parts", *_LABEL_CODES),
+    ),
+    "checkpoint-match": ("untrained-init", "feature-scale"),
+    "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
+    "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch"),
+    "empty-cloud": (*_FIRST_STEP, *_METRIC_CODES, "dataset-mismatch"),
+    "non-finite-data": _FIRST_STEP,
+    "data-mutation": _METRIC_CODES,
+    "label-range": (*_FIRST_STEP, "untrained-class"),
+    "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),
+    "missing-category": (*_FIRST_STEP, "category-input"),
+    "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
+    "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
+    "ignored-targets": ("initial-loss",),
+    "class-weight-length": (*_STEP_AND_LOSS, *_METRIC_CODES, "class-names"),
+    "class-names": ("untrained-class",),
+    "negatives": ("initial-contrast",),
+    "mismatched-views": ("mismatched-image", "initial-contrast"),
+    "mismatched-image": ("initial-contrast",),
+    "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
+    "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
+    "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
+    "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
+    "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
+    "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "no-gradient": ("zero-learning-rate",),
+    "per-batch-metric": ("absent-class-score",),
+}
+_SAME_FIELD: dict[str, tuple[str, ...]] = {
+    "non-finite-data": ("channel-contract", "label-range"),
+    "data-mutation": ("channel-contract",),
+    "label-range": ("channel-contract",),
+    "per-batch-metric": ("first-evaluation",),
+}
+
+
+def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort findings by severity; findings that an error explains are listed in its evidence only."""
+    remaining = _join_parts(findings)
+    merged: list[Finding] = []
+    for code in _EXPLAINS:
+        for cause in [finding for finding in remaining if finding.severity == "error" and finding.code == code]:
+            symptoms = [finding for finding in remaining if finding is not cause and _is_explained(finding, cause)]
+            remaining = [finding for finding in remaining if finding is not cause and finding not in symptoms]
+            merged.append(
+                _add_evidence(cause, "explains", [f"[{symptom.code}] {symptom.summary}" for symptom in symptoms])
+            )
+    return sorted(
+        [*merged, *remaining],
+        key=lambda finding: (_SEVERITIES.index(finding.severity), finding.code in _SET_COMPARISONS),
+    )
+
+
+def gather_findings(findings: Sequence[Finding], world: World) -> list[Finding]:
+    """Gather the findings of all processes without duplicates; a collective, with the same result on every process."""
+    if world.size == 1:
+        return list(findings)
+    texts = world.gather_text(json.dumps([f.to_dict() for f in findings], default=str), operation="findings")
+    gathered: dict[tuple[str, str, str], Finding] = {}
+    for rank, text in enumerate(texts):
+        for document in json.loads(text):
+            finding = finding_from_dict(document)
+            key = (finding.code, finding.cause, str(finding.where))
+            gathered.setdefault(key, _set_rank(finding, rank))
+    return list(gathered.values())
+
+
+def finding_from_dict(document: dict[str, Any]) -> Finding:
+    """Build a finding from the output of `Finding.to_dict`."""
+    return Finding(
+        **{**document, "where": FindingLocation(**document["where"]), "alternatives": tuple(document["alternatives"])}
+    )
+
+
+def _set_rank(finding: Finding, rank: int) -> Finding:
+    return finding if rank == 0 else dataclasses.replace(finding, where=dataclasses.replace(finding.where, rank=rank))
+
+
+def _is_explained(finding: Finding, cause: Finding) -> bool:
+    if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    field = cause.evidence.get("field")
+    is_same_field = field is not None and finding.evidence.get("field") == field
+    return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
+
+
+def _join_parts(findings: Iterable[Finding]) -> list[Finding]:
+    """Join findings of the same fault and field in several splits into one."""
+    groups: dict[object, list[Finding]] = {}
+    for finding in findings:
+        field = finding.evidence.get("field")
+        key = id(finding) if field is None else (finding.code, finding.cause, finding.severity, field)
+        groups.setdefault(key, []).append(finding)
+    return [_add_evidence(first, "also", [str(other.where) for other in others]) for first, *others in groups.values()]
+
+
+def _add_evidence(finding: Finding, key: str, lines: Sequence[str]) -> Finding:
+    """Return the finding with the lines added to its evidence; unchanged if there are none."""
+    return dataclasses.replace(finding, evidence={**finding.evidence, key: list(lines)}) if lines else finding

@@ -1,0 +1,401 @@
+"""Statistics of samples, read once for all checks of data: values, extremes and first faults of each field.
+
+Labels are also counted per sample: the classes of a cloud, its category, and the mean position of each class.
+
+Class axis of a model's logits.
+
+Class counts of each split: over all samples if these are few or their labels are listed, else over some.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.areas.detect.sets.records import BOX_FIELDS
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.members import DataMembers
+from sightline.contract.types import Dataset, Sample, SampleKey
+from sightline.engine.build import Data, DataSubset
+from sightline.store.loading.batch_reader import array_leaves
+from sightline.workbench.check.core.finding import Fault
+
+_MAX_SAMPLES = 256
+_MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
+_MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
+_CHUNK_SIZE = 16
+_MAX_VALUES = 4_096
+
+
+_FIELD_CAUSES = {
+    "shape": ("cfg.contract", "data.layout"),
+    "order of axes": ("data.layout", "cfg.contract"),
+    "width": ("cfg.contract", "data.layout"),
+    "type": ("data.normalisation", "cfg.contract"),
+    "type of classes": ("data.target_encoding", "data.label_mapping", "cfg.contract"),
+    "range": ("data.normalisation", "data.corrupt_sample", "cfg.contract"),
+    "unit": ("data.normalisation", "cfg.contract"),
+    "class": ("data.label_mapping", "data.ignore_handling", "cfg.class_count"),
+    "class or ignored": ("data.ignore_handling", "data.label_mapping", "cfg.class_count"),
+    "not always ignored": ("data.ignore_handling", "data.label_mapping"),
+    "finite": ("data.corrupt_sample", "data.normalisation", "data.missing_modality"),
+    "any": ("data.corrupt_sample", "data.sampling"),
+    "there": ("cfg.contract", "data.missing_modality"),
+    "always there": ("data.missing_modality", "data.pairing"),
+}
+"""Property that a field lacks -> causes of the fault, the likeliest first."""
+
+
+class NonFinite(NamedTuple):
+    """NaN or infinite value, with its sample, its leaf and its position."""
+
+    sample: int
+    leaf: str
+    position: tuple[int, ...]
+    value: float
+
+
+class SampleLabelCounts(NamedTuple):
+    """Classes (K,) of one sample's targets, their counts (K,), and the mean position (K, 3) of each class's points.
+
+    `category` is None if the sample has none, `means` if it has no labels of points.
+    """
+
+    sample: int
+    category: int | None
+    classes: np.ndarray
+    counts: np.ndarray
+    means: np.ndarray | None
+
+
+@dataclass
+class FieldStatistics:
+    """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them."""
+
+    dtypes: dict[str, int] = field(default_factory=dict)
+    shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    values: dict[int, int] = field(default_factory=dict)
+    low: float = float("inf")
+    low_at: int = -1
+    high: float = float("-inf")
+    high_at: int = -1
+    non_finite: NonFinite | None = None
+    num_non_finite: int = 0
+
+    def add(self, index: int, name: str, value: Any) -> None:
+        """Add one sample's value of the field."""
+        tensors = list(array_leaves(value, name))
+        if isinstance(value, Tensor | np.ndarray | np.generic | int | float) and tensors:
+            self.dtypes.setdefault(str(tensors[0][1].dtype).removeprefix("torch."), index)
+            self.shapes.setdefault(tuple(tensors[0][1].shape), index)
+        for leaf, tensor in tensors:
+            self._add_numbers(index, leaf, tensor)
+
+    def _add_numbers(self, index: int, leaf: str, tensor: Tensor) -> None:
+        if tensor.is_complex() or tensor.numel() == 0:
+            return
+        if tensor.is_floating_point():
+            is_finite = tensor.isfinite()
+            if not bool(is_finite.all()):
+                self._add_fault(index, leaf, tensor, is_finite)
+                tensor = tensor[is_finite]
+        elif tensor.dtype != torch.bool:
+            tensor = tensor.long()  # torch cannot compare all of its unsigned types
+            self._add_values(index, tensor)
+        if tensor.numel() == 0:
+            return
+        low, high = float(tensor.min()), float(tensor.max())
+        if low < self.low:
+            self.low, self.low_at = low, index
+        if high > self.high:
+            self.high, self.high_at = high, index
+
+    def _add_values(self, index: int, tensor: Tensor) -> None:
+        if len(self.values) < _MAX_VALUES:
+            low, high = int(tensor.min()), int(tensor.max())
+            if high - low < tensor.numel():  # pixels: counting is ten times as fast as sorting
+                values = (tensor.flatten() - low).bincount().nonzero().flatten() + low
+            else:
+                values = tensor.unique()
+            for value in values.tolist():
+                self.values.setdefault(value, index)
+
+    def _add_fault(self, index: int, leaf: str, tensor: Tensor, is_finite: Tensor) -> None:
+        self.num_non_finite += 1
+        if self.non_finite is None:
+            position = tuple((~is_finite).nonzero()[0].tolist())
+            self.non_finite = NonFinite(index, leaf, position, float(tensor[position]))
+
+
+@dataclass
+class PartStatistics:
+    """Statistics of samples of one split, by field; `absent` maps promised fields to the samples that lack them.
+
+    `boxed` are samples with boxes, without pixels; `image_px` (2,) is the image's height and width. The labels of
+    ignored boxes are left out of `fields` and `labellings`, because they are never used.
+    """
+
+    part: DataSubset
+    num_sampled: int = 0
+    fields: dict[str, FieldStatistics] = field(default_factory=dict)
+    labellings: list[SampleLabelCounts] = field(default_factory=list)
+    boxed: list[Sample] = field(default_factory=list)
+    absent: dict[str, list[int]] = field(default_factory=dict)
+    unreadable: tuple[int, Exception] | None = None
+
+    @property
+    def coverage_text(self) -> str:
+        """Text of the number of samples that were read."""
+        return f"{self.num_sampled} of {len(self.part.indices)} samples of the {self.part.split} part"
+
+    @property
+    def is_whole(self) -> bool:
+        """True if every sample of the split was read."""
+        return self.num_sampled == len(self.part.indices)
+
+
+def broken_field(
+    survey: PartStatistics,
+    field: str,
+    rule: str,
+    summary: str,
+    *,
+    measured: str,
+    sample: int | None = None,
+    joined: str = "in",
+    detail: str = "",
+    evidence: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> Fault:
+    """Make the fault of a field of a split, with the causes of the broken `rule`.
+
+    If a `sample` shows the fault, `measured` is followed by the word `joined` and the sample's name; then by `detail`.
+    """
+    sample_text = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
+    return Fault(
+        summary,
+        causes=_FIELD_CAUSES[rule],
+        at="data",
+        split=survey.part.split,
+        sample=sample,
+        measured=f"{measured}{sample_text}{detail}",
+        evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
+        **fields,
+    )
+
+
+def collect_statistics(
+    part: DataSubset,
+    *,
+    epoch: int = 0,
+    seed: int = 0,
+    most_samples: int = _MAX_SAMPLES,
+    most_seconds: float = _MAX_SECONDS,
+) -> PartStatistics:
+    """Collect statistics of up to 256 evenly spaced samples of a split, before transforms, within half a second."""
+    result = PartStatistics(part)
+    start_seconds, start_time = compute_seconds(), time.perf_counter()
+    for keys in _split_reads(part, evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
+        try:
+            samples = read_samples(part.dataset, keys)
+        except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+            result.unreadable = _find_unreadable(part.dataset, keys) or (keys[0].index, error)
+            break
+        for key, sample in zip(keys, samples, strict=True):
+            _add_sample(result, key.index, sample)
+        max_wait = _MAX_WAIT_SECONDS / _MAX_SECONDS * most_seconds
+        if compute_seconds() - start_seconds > most_seconds or time.perf_counter() - start_time > max_wait:
+            break
+    return result
+
+
+def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
+    """Split keys into reads between two checks of the time limit: one sample each, or a chunk for batched sets."""
+    for keys in chunks:
+        yield from [keys] if _serves_batches(part.dataset) else ([key] for key in keys)
+
+
+def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:
+    if BOX_FIELDS.keys() <= sample.keys():
+        pixels = {"image": None, "image_px": torch.tensor(sample["image"].shape[:2]), "sample_index": index}
+        result.boxed.append({**sample, **pixels})
+        sample = {**sample, "label": _drop_ignored(sample["label"], sample["is_ignored"])}
+    for name, value in sample.items():
+        if name != "sample_index":
+            result.fields.setdefault(name, FieldStatistics()).add(index, name, value)
+    labelling = _count_labels(index, sample)
+    if labelling is not None:
+        result.labellings.append(labelling)
+    for name in result.part.dataset.info.fields.keys() - sample.keys():
+        result.absent.setdefault(name, []).append(index)
+    result.num_sampled += 1
+
+
+def _drop_ignored(label: Tensor, is_ignored: Tensor) -> Tensor:
+    return label[~is_ignored] if label.shape == is_ignored.shape and is_ignored.dtype == torch.bool else label
+
+
+def _count_labels(index: int, sample: Sample) -> SampleLabelCounts | None:
+    """Count the labels of one sample; None without integer labels."""
+    label, category = _to_integers(sample.get("label")), _to_integers(sample.get("category"))
+    if label is None:
+        return None
+    category_index = int(category) if category is not None and category.ndim == 0 else None
+    if label.ndim == 0:
+        return SampleLabelCounts(index, category_index, label[None], np.ones(1, dtype=np.int64), None)
+    classes, class_index, counts = np.unique(label, return_inverse=True, return_counts=True)
+    points = next((tensor for _, tensor in array_leaves(sample.get("points"))), None)
+    means = None
+    if points is not None and label.ndim == 1 and points.shape == (len(label), 3):
+        axes = points.double().cpu().numpy().T
+        sums = [np.bincount(class_index.ravel(), weights=values, minlength=len(classes)) for values in axes]
+        means = np.stack(sums, axis=1) / counts[:, None]
+    return SampleLabelCounts(index, category_index, classes, counts, means)
+
+
+def _to_integers(value: Any) -> np.ndarray | None:
+    """Convert a value to an array of integers; None if it is not an integer array."""
+    tensors = [tensor for _, tensor in array_leaves(value)]
+    if len(tensors) != 1 or isinstance(value, Mapping | list | tuple):
+        return None
+    is_number = not tensors[0].is_floating_point() and not tensors[0].is_complex() and tensors[0].dtype != torch.bool
+    return tensors[0].long().cpu().numpy() if is_number else None
+
+
+def _find_unreadable(dataset: Dataset, keys: Sequence[SampleKey]) -> tuple[int, Exception] | None:
+    for key in keys:
+        try:
+            read_samples(dataset, [key])
+        except Exception as error:  # noqa: BLE001 - as above
+            return key.index, error
+    return None
+
+
+def read_samples(dataset: Dataset, keys: Sequence[SampleKey]) -> list[Sample]:
+    """Read samples before any transform; as rows of a batch if the data set reads batches of equal shapes."""
+    if not _serves_batches(dataset):
+        return [dataset[key] for key in keys]
+    batch = dataset.get_batch(keys)  # type: ignore[attr-defined]
+    return [{name: value[row] for name, value in batch.items()} for row in range(len(keys))]
+
+
+def _serves_batches(dataset: Dataset) -> bool:
+    is_stacked = all(promise.collate == "stack" for promise in dataset.info.fields.values())
+    return DataMembers.get_batch.get(dataset) is not None and is_stacked
+
+
+def all_labels(survey: PartStatistics) -> np.ndarray | None:
+    """Return the label of every sample of a split (N,) from the strata of the data set; None if strata are not labels.
+
+    Strata may be any grouping for stratified splits: they must equal the labels of all samples that were read.
+    """
+    strata = DataMembers.strata.get(survey.part.dataset)
+    if strata is None or not survey.labellings or set(survey.fields["label"].shapes) != {()}:
+        return None
+    if not all(int(strata[labelling.sample]) == int(labelling.classes[0]) for labelling in survey.labellings):
+        return None
+    return np.asarray(strata)[survey.part.indices]
+
+
+def parts_by_category(facts: Mapping[str, Any]) -> list[list[int]] | None:
+    """Return the parts of each category if labels are parts; None otherwise, also for sets with `num_parts`."""
+    if "parts_of_category" not in facts or "num_parts" in facts:
+        return None
+    return [list(parts) for parts in facts["parts_of_category"]]
+
+
+def describe_position(survey: PartStatistics, field: str, index: int, value: int) -> str:
+    """Format the position of a value in a sample's field as `, label[5]`; "" for a single number."""
+    sample = read_samples(survey.part.dataset, [SampleKey(index, 0, 0)])[0]
+    for leaf, tensor in array_leaves(sample[field], field):
+        hits = (tensor.long() == value).nonzero()
+        if tensor.ndim and len(hits):
+            return f", {leaf}{hits[0].tolist()}"
+    return ""
+
+
+def distinct_parts(data: Data) -> list[DataSubset]:
+    """Return the splits of a run without duplicates."""
+    parts: list[DataSubset] = []
+    for part in (data.train, data.selection, data.test):
+        if not any(part.dataset is other.dataset and np.array_equal(part.indices, other.indices) for other in parts):
+            parts.append(part)
+    return parts
+
+
+def describe_sample(dataset: Dataset, index: int) -> str:
+    """Format a sample as its index, with its name or file if the data set has one."""
+    sample_name = DataMembers.sample_name.get(dataset)
+    return f"sample {index}" if sample_name is None else f"sample {index} ({sample_name(index)})"
+
+
+def evenly_spaced_keys(
+    part: DataSubset, *, epoch: int, seed: int, most_samples: int = _MAX_SAMPLES
+) -> Iterator[list[SampleKey]]:
+    """Yield the keys of up to 256 samples in chunks that are each spread evenly over the split.
+
+    If reading ends early, the samples still cover the whole split.
+    """
+    indices = part.evenly_spaced_indices(most_samples)
+    num_chunks = -(-len(indices) // _CHUNK_SIZE)
+    for start in range(num_chunks):
+        yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]
+
+
+def class_axis(logits: Tensor, label: Tensor) -> int | None:
+    """Return the axis of `logits` without which it has the shape of `label` (the last of several); None without one."""
+    axes = [
+        axis
+        for axis in range(logits.ndim)
+        if logits.ndim == label.ndim + 1 and logits.shape[:axis] + logits.shape[axis + 1 :] == label.shape
+    ]
+    return axes[-1] if axes else None
+
+
+class ClassCounts(NamedTuple):
+    """Counts per class of a split: `targets` (points or samples) of the class, and `samples` that contain it.
+
+    `looked_at` states how many samples were counted; `is_whole` is True if these were all samples. Of `num_labelled`
+    samples with labels of points, `num_single` contain one class only.
+    """
+
+    split: str
+    targets: np.ndarray
+    samples: np.ndarray
+    looked_at: str
+    is_whole: bool
+    num_single: int = 0
+    num_labelled: int = 0
+
+
+def count_classes(survey: PartStatistics, thoroughly: Callable[[PartStatistics], PartStatistics]) -> ClassCounts | None:
+    """Count the classes of a split; None without class labels.
+
+    If the data set does not list all labels, the statistics that `thoroughly` returns are counted.
+    """
+    num_classes = survey.part.dataset.info.facts.get("num_classes")
+    if not isinstance(num_classes, int) or not survey.labellings:
+        return None
+    split, size = survey.part.split, len(survey.part.indices)
+    labels = all_labels(survey)
+    if labels is not None:
+        counts = np.bincount(labels[(labels >= 0) & (labels < num_classes)].astype(np.int64), minlength=num_classes)
+        return ClassCounts(split, counts, counts, f"{size} of {size} samples of the {split} part", is_whole=True)
+    survey = thoroughly(survey)
+    targets, samples = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
+    ignored = survey.part.dataset.info.facts.get("ignore_index")
+    num_single = num_labelled = 0
+    for labelling in survey.labellings:
+        is_class = (labelling.classes >= 0) & (labelling.classes < num_classes) & (labelling.classes != ignored)
+        targets[labelling.classes[is_class]] += labelling.counts[is_class]
+        samples[labelling.classes[is_class]] += 1
+        if labelling.counts.sum() > 1:
+            num_single += int(is_class.sum() == 1)
+            num_labelled += 1
+    return ClassCounts(split, targets, samples, survey.coverage_text, survey.is_whole, num_single, num_labelled)

@@ -1,0 +1,150 @@
+"""Runner of checks: discovery, selection by moment, and protection of the run against side effects."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import pkgutil
+import time
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sightline.config import RunConfig
+from sightline.config.reader import RENAMED_CHECKS
+from sightline.contract.catalogue import find_modules
+from sightline.contract.errors import ConfigError
+from sightline.contract.schema import suggest
+from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
+from sightline.engine.records import preserve_rng_state
+from sightline.workbench.check.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
+from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
+from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
+
+logger = logging.getLogger(__name__)
+
+_SKIPPED = FindingBuilder(
+    guard="G6",
+    code="check-skipped",
+    severity="warning",
+    causes=("sys.resource",),
+    at="model",
+    expected=TO_END,
+    action="run `sightline check`, which has no time limit",
+)
+
+_FORWARD_S = 1.5  # for the forward pass of the quick checks' one step, which keeps all quick checks below ten seconds
+_CHECKS_PACKAGE = "sightline.workbench.check.checks"
+_MOMENTS = typing.get_args(Moment)
+
+
+def all_checks() -> list[Rule]:
+    """Import and return all checks, ordered by moment and code."""
+    package = importlib.import_module(_CHECKS_PACKAGE)
+    own_modules = [module.name for module in pkgutil.walk_packages(package.__path__, f"{_CHECKS_PACKAGE}.")]
+    for module in {*own_modules, *find_modules("checks").values()}:
+        importlib.import_module(module)
+    return sorted(CHECKS.values(), key=lambda check: (_MOMENTS.index(check.moment), check.code))
+
+
+def run_quick(built: TrainingSetup, world: World) -> list[Finding]:
+    """Run the quick checks with which every training starts."""
+    chosen = [check for check in all_checks() if check.is_quick and check.moment in ("static", "preflight")]
+    return _run(chosen, Context(built, world, _FORWARD_S))
+
+
+def run_all(built: TrainingSetup, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
+    """Run all checks of a run that has not begun; with a `run` directory, also the checks of its files.
+
+    `deep` includes the oracles, which compare every layer and loss with references and finite differences.
+    """
+    excluded_moments = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
+    chosen = [check for check in all_checks() if check.moment not in excluded_moments]
+    return _run(chosen, Context(built, world, run=run))
+
+
+def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
+    """Run the checks of a finished training's directory and model; `first_loss` is the loss of its first step."""
+    chosen = [check for check in all_checks() if check.moment == "offline"]
+    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
+
+
+def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
+    """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
+    assert_known(context.config)
+    findings: list[Finding] = []
+    with _preserve_run_state(context.built):
+        for check in checks:
+            if check.is_skipped(context.config):
+                continue
+            start_seconds = time.perf_counter()
+            check_findings = _run_one(check, context)
+            seconds = time.perf_counter() - start_seconds
+            findings += [
+                dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
+            ]
+        findings += _short_time_findings(context)
+    return merge_findings(gather_findings(findings, context.world))
+
+
+def _run_one(check: Rule, context: Context) -> list[Finding]:
+    """Return a check's findings; an exception, which must not end the run on one process alone, becomes a finding."""
+    try:
+        return check(context)
+    except Exception as error:
+        logger.warning("check-failed: '%s' did not run, so it has no finding for this run", check.code, exc_info=True)
+        action = "look at the traceback above, or leave the check out with checks.skip"
+        return [check.not_run(context, error, severity="warning", action=action)]
+
+
+def _short_time_findings(context: Context) -> list[Finding]:
+    """Return a finding if a check used a dry run or dry evaluation that was skipped for lack of time."""
+    if _SKIPPED.is_skipped(context.config):
+        return []
+    dry_run = vars(context).get("dry_run")  # None if no check used it
+    results = [*([] if dry_run is None else [dry_run]), *vars(context).get("dry_evaluations", ())]
+    skipped = [result.skipped for result in results if result.skipped][:1]
+    return [_SKIPPED.finding(context, f"check could not run: {reason}", measured=reason) for reason in skipped]
+
+
+def assert_known(config: RunConfig) -> None:
+    """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
+    valid_names = [name for check in (*all_checks(), _SKIPPED) for name in check.names]
+    for code in config.checks.skip:
+        location = config.origins.get("checks.skip", "checks.skip")
+        if code in RENAMED_CHECKS:
+            raise ConfigError(f"{location}: the check '{code}' is called '{RENAMED_CHECKS[code]}'; write that")
+        if code not in valid_names:
+            raise ConfigError(f"{location}: there is no check '{code}'{suggest(code, valid_names)}")
+
+
+@contextmanager
+def _preserve_run_state(built: TrainingSetup) -> Iterator[None]:
+    """Context that restores random states (also those of data sets), losses and training flags at its end."""
+    model, device = built.job.model, built.job.device
+    flags = {name: module.training for name, module in model.named_modules()}
+    parts = (built.data.train, built.data.selection, built.data.test)
+    readers = (
+        *parts,
+        built.job.stream.reader,
+        built.selection_evaluator.voting_reader,
+        built.test_evaluator.voting_reader,
+    )
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        preserve_rng_state(),
+        torch.random.fork_rng(cuda),
+        preserve_generators(find_generators(*readers)),
+        built.job.losses.preserve_state(),
+        torch.enable_grad(),
+    ):
+        try:
+            yield
+        finally:
+            for name, module in model.named_modules():
+                module.training = flags[name]

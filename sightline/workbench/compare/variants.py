@@ -1,0 +1,158 @@
+"""Variants of a network: a copy in a number format, on a device, with switches of the backend."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import tree_map
+from sightline.contract.types import Batch
+from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
+from sightline.engine.optimizers import apply_freezing
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.step import Step, single_batch_step, weighted_sum, with_prepare
+from sightline.engine.train import TrainState
+from sightline.instrument.formats import Format, get_format
+from sightline.workbench.compare.recording import OverwrittenError, Recorder, StepRecording
+
+
+@dataclass(frozen=True)
+class ModelVariant:
+    """Variant of a network; `model` is its own copy, and `on(model)`, if set, is called in its place."""
+
+    name: str
+    model: nn.Module
+    precision: Precision
+    device: torch.device
+    cudnn: Cudnn = "on"
+    on: Callable[[nn.Module], Any] | None = None
+    inner: str = ""
+
+    @cached_property
+    def replica(self) -> Any:
+        """The callable that computes: the model, or its replacement (cached)."""
+        return self.model if self.on is None else self.on(self.model)
+
+    @property
+    def format(self) -> Format:
+        """Number format of the weights, and of operations that autocast does not lower."""
+        return get_format(self.precision.parameter_dtype)
+
+    @property
+    def is_lowered(self) -> bool:
+        """True if number formats may differ between operations."""
+        return self.precision.name in ("bf16", "fp16") or self.device.type == "cuda"
+
+    def batch(self, batch: Batch) -> Batch:
+        """Convert a batch to this variant's device and format."""
+        converted: Batch = to_device(batch, self.device, float_dtype=self.precision.parameter_dtype)
+        return converted
+
+
+def deterministic_copy(model: nn.Module, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Copy a model without dropout, in-place operations and recomputation; its results are otherwise equal.
+
+    Dropout and stochastic depth would draw other numbers in another variant: they are off.
+    """
+    copied = copy.deepcopy(model).to(device, dtype)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):  # stochastic depth is one
+            module.p = 0.0
+        for switch in ("inplace", "recompute"):
+            if getattr(module, switch, False) is True:
+                setattr(module, switch, False)
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    return copied
+
+
+def mean_losses(job: TrainState, variant: ModelVariant, batch: Batch, *, step: Step | None = None) -> dict[str, Tensor]:
+    """Compute the mean of each loss over the batch and `total`, their weighted sum, as in the training loop.
+
+    The model is in training mode, except its frozen modules.
+    """
+    step = step or variant_step(job, variant, batch)
+    means = step.loss_means(step.loss_sums(variant.replica))
+    return {**means, "total": weighted_sum(means, job.loss_weights_at(job.step))}
+
+
+def record_step(
+    job: TrainState, variant: ModelVariant, batch: Batch, *, hooked: Sequence[str] | None = None
+) -> StepRecording:
+    """Record one training step of a variant, forward and backward, without an update.
+
+    If `hooked` is given, only calls of these modules are recorded. Global random states are preserved. If the model
+    overwrites its own tensors, the step runs again with copies.
+    """
+    try:
+        return _record(job, variant, batch, hooked, copies=False)
+    except OverwrittenError:
+        return _record(job, variant, batch, hooked, copies=True)
+
+
+def _record(
+    job: TrainState, variant: ModelVariant, batch: Batch, hooked: Sequence[str] | None, *, copies: bool
+) -> StepRecording:
+    initial = {name: buffer.clone() for name, buffer in variant.model.named_buffers()}
+    variant.model.zero_grad(set_to_none=True)
+    recorder = Recorder(
+        variant.model, base=variant.format, watches_formats=variant.is_lowered, copies=copies, hooked=hooked
+    )
+    try:
+        with backend_settings(variant):
+            step = variant_step(job, variant, batch)
+            prepared = tree_map(prepared_values(step), lambda _, tensor: tensor.detach().clone())
+            with recorder.recording():
+                losses = mean_losses(job, variant, batch, step=step)
+            recorder.assert_whole()
+            if losses["total"].requires_grad:
+                losses["total"].backward()
+            recorder.assert_whole()
+    finally:
+        for name, buffer in variant.model.named_buffers():
+            buffer.copy_(initial[name])
+    gradients = {name: p.grad for name, p in variant.model.named_parameters() if p.grad is not None}
+    variant.model.zero_grad(set_to_none=True)
+    values = {name: value.detach() for name, value in losses.items()}
+    return StepRecording(recorder.calls, values, gradients, recorder.outside, prepared=prepared)
+
+
+@contextlib.contextmanager
+def backend_settings(variant: ModelVariant) -> Iterator[None]:
+    """Set the backend switches of the variant; random states are restored afterwards."""
+    devices = [variant.device] if variant.device.type == "cuda" else []
+    with preserve_rng_state(), torch.random.fork_rng(devices), cudnn_enabled(variant.cudnn), torch.enable_grad():
+        yield
+
+
+def prepare_in_format(job: TrainState, format_: Format) -> TrainState:
+    """Return the job with a task that prepares steps in a variant's format and returns the results in float64."""
+
+    def prepare(original: Callable[..., Any], model: Any, micro_batches: Sequence[Batch], world: Any) -> Any:
+        floats = torch.float64 if format_.name == "float64" else torch.float32
+        narrow = [to_device(batch, world.device, float_dtype=floats) for batch in micro_batches]
+        prepared = original(model, narrow, world)
+        return tree_map(prepared, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+    decided = copy.copy(job)
+    decided.task = with_prepare(job.task, prepare)
+    return decided
+
+
+def prepared_values(step: Step) -> tuple[dict[str, Tensor], list[Any]]:
+    """Return the values that the task prepared for a step: counts, and the context of each micro-batch."""
+    return dict(step.counts), list(step.contexts)
+
+
+def variant_step(job: TrainState, variant: ModelVariant, batch: Batch) -> Step:
+    """Prepare a batch as a step of the variant, in training mode."""
+    variant.model.train()
+    apply_freezing(variant.model.get_submodule(variant.inner), job.frozen, job.epoch)
+    return single_batch_step(job.task, variant.replica, batch, variant.device, variant.precision)

@@ -1,0 +1,348 @@
+"""Predictions for the user's own files: read by the predictor of the run's task, batched by size, transformed as for
+evaluation.
+
+Collection of the files to predict, from the given files and folders.
+
+Inference with a trained run on samples from files: evaluation transforms, model and task.
+
+Batching of files that are read one by one: files of equal shape wait for one another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
+from sightline.contract.schema import signature_parameters, suggest
+from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
+from sightline.engine.device import Precision, to_device
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun
+from sightline.store.files.cloud_files import is_cloud_file, list_skipped_files
+from sightline.store.loading.batch_reader import BatchReader, NamedTransform, TransformPipeline, batch_keys
+from sightline.workbench.predict.predictor import (
+    Inference,
+    Predictions,
+    Predictor,
+    ReadFile,
+    Refusal,
+    StageTimer,
+    predictor_class,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def collect_files(paths: Iterable[Path], *, suffixes: Sequence[str]) -> tuple[list[Path], list[Refusal]]:
+    """Collect the given files and, sorted, those with one of `suffixes` in and below the given folders.
+
+    Folders without such files, or that cannot be read, are returned as refusals. Each file occurs once. Numbers in
+    names are sorted as numbers: frame_10 follows frame_9. A given file is never skipped, regardless of its suffix;
+    skipped files in a folder are named in a warning. Broken links and pipes are among the files. From a folder in
+    KITTI's layouts the files in folders `velodyne` are taken: poses and calibrations are text, too.
+    """
+    files: dict[Path, None] = {}
+    refused = []
+    for path in paths:
+        if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
+            files.setdefault(path)
+            continue
+        try:
+            os.scandir(path).close()  # rglob silently skips folders without permission
+        except OSError as error:
+            refused.append(Refusal(path, f"{path}: cannot be read ({error.strerror}); check its permissions"))
+            continue
+        matches = [file for file in path.rglob("*") if is_cloud_file(file, suffixes=suffixes)]
+        scans = [file for file in matches if file.parent.name == "velodyne"]
+        selected = sorted(scans or matches, key=_make_sort_key)
+        files |= dict.fromkeys(selected)
+        if skipped := list_skipped_files(path, suffixes=suffixes):
+            logger.warning("%s: %s", path, skipped)
+        if not selected:
+            refused.append(Refusal(path, f"{path}: holds no file of the kinds {', '.join(suffixes)}"))
+    return list(files), refused
+
+
+def _make_sort_key(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]:
+    """Make a sort key of paths: folder by folder, with numbers in names compared as numbers."""
+    parts = [[part for part in re.split(r"(\d+)", name) if part] for name in path.parts]
+    key = [[(not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in name] for name in parts]
+    return key, path
+
+
+class InferencePipeline:
+    """Trained run on a device, bound to the `fields` of the samples; errors call their source `source`.
+
+    The keys `hidden` are not passed to the model. `transforms` are by default the run's own.
+    """
+
+    def __init__(
+        self,
+        run: TrainedRun,
+        info: DataInfo,
+        world: World,
+        *,
+        fields: Mapping[str, Field],
+        source: str,
+        hidden: frozenset[str] = frozenset(),
+        transforms: Sequence[NamedTransform] | None = None,
+    ) -> None:
+        self.run = run
+        self.info = dataclasses.replace(info, fields=dict(fields))
+        self.hidden = hidden
+        self.transforms = run.transforms if transforms is None else tuple(transforms)
+        self._source = source
+        self._device = world.device
+        self._precision = Precision(run.config.train.precision)
+        added = TransformPipeline(self.transforms, fields, source=source).added
+        self.model = run.model.to(self._device)
+        self.task = self._build_task(batch_keys({**fields, **added}, info.features) - hidden)
+
+    def make_batch(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
+        """Make a transformed batch of the samples of these files; random draws depend on the file's name only."""
+        keys = [SampleKey(_compute_sample_index(path), 0, self.run.config.seed) for path in paths]
+        return BatchReader(_SampleStream(self.info, samples), self.transforms)(keys)
+
+    def model_inputs(self, batch: Batch) -> Batch:
+        """Return the batch keys that model and task receive, on their device."""
+        visible = {name: value for name, value in batch.items() if name not in self.hidden}
+        return to_device(visible, self._device, float_dtype=self._precision.parameter_dtype)
+
+    def predict(self, inputs: Batch) -> Mapping[str, Any]:
+        """Run model and task; return the predictions."""
+        with torch.no_grad(), self._autocast():
+            return self.task.predict(self.model, inputs)
+
+    def predict_in_steps(self, inputs: Batch, end: Callable[[str], None]) -> Mapping[str, Any]:
+        """Run the task in its two steps; `end` is called with the name of each finished step."""
+        with torch.no_grad(), self._autocast():
+            outputs = self.task.outputs(self.model, inputs)
+            end("network")
+            predictions: Mapping[str, Any] = self.task.postprocess(outputs, inputs)
+        end("decode")
+        return predictions
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Return the autocast context of the run's precision."""
+        return self._precision.autocast(self._device)
+
+    def _build_task(self, keys: frozenset[str]) -> Any:
+        """Build the run's task without losses, bound to the keys of files."""
+        owner = f"model '{self.run.config.model.name}'"
+        wiring = {
+            "model": self.model,
+            "losses": {},
+            "batch_keys": AvailableKeys(self._source, keys),
+            "output_keys": AvailableKeys(owner, model_output_keys(self.model, owner=owner)),
+        }
+        return registry.tasks.build(self.run.config.task, facts={**self.run.facts, **wiring})
+
+
+class _SampleStream:
+    """Samples as a data set that is read once, in order."""
+
+    def __init__(self, info: DataInfo, samples: Sequence[Sample]) -> None:
+        self.info = info
+        self._size = len(samples)
+        self._samples = iter(samples)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        return next(self._samples)
+
+
+def _compute_sample_index(path: Path) -> int:
+    """Compute a sample index for random draws from the file's name alone, so that other files do not matter."""
+    return int.from_bytes(hashlib.sha256(path.stem.encode(errors="surrogateescape")).digest()[:7], "little")
+
+
+_MAX_WAITING_BATCHES = 8
+"""Maximum number of waiting files of all kinds, in batches."""
+_MAX_SIZE = 2**18
+"""Maximum size of a batch, regardless of the batch size, unless a single file is larger; twice as much may wait."""
+
+
+class SizeBatcher:
+    """Files that wait for others of their kind, until there are `batch_size` of them or they are large enough."""
+
+    def __init__(
+        self, batch_size: int, *, kind_of: Callable[[ReadFile], Hashable], size_of: Callable[[ReadFile], int]
+    ) -> None:
+        self.batch_size = batch_size
+        self._groups: dict[Hashable, list[ReadFile]] = {}
+        self._kind_of = kind_of
+        self._size_of = size_of
+
+    def add(self, file: ReadFile) -> Iterator[list[ReadFile]]:
+        """Add a file; yield batches that are full, or would be too large, or the largest if too many files wait."""
+        kind = self._kind_of(file)
+        if self._size(self._groups.get(kind, [])) + self._size_of(file) > _MAX_SIZE and kind in self._groups:
+            yield self._groups.pop(kind)
+        group = self._groups.setdefault(kind, [])
+        group.append(file)
+        if len(group) >= self.batch_size or self._size(group) >= _MAX_SIZE:
+            yield self._groups.pop(kind)
+        waiting = [waiting_file for group in self._groups.values() for waiting_file in group]
+        if len(waiting) >= _MAX_WAITING_BATCHES * self.batch_size or self._size(waiting) > 2 * _MAX_SIZE:
+            yield self._groups.pop(max(self._groups, key=lambda kind: len(self._groups[kind])))
+
+    def flush(self) -> Iterator[list[ReadFile]]:
+        """Yield every remaining batch, full or not."""
+        while self._groups:
+            yield self._groups.pop(next(iter(self._groups)))
+
+    def _size(self, files: Sequence[ReadFile]) -> int:
+        return sum(map(self._size_of, files))
+
+
+_READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
+"""Exceptions of a reader that missed a fault in a file: they must not end the prediction of the others."""
+
+
+def build_predictor(run: TrainedRun, *, world: World | None = None, **options: Any) -> Predictor[Any]:
+    """Build the predictor for a run's task. Raises ConfigError if there is none, and for an unknown option."""
+    predictor = predictor_class(run)
+    parameters = signature_parameters(predictor)
+    option_names = [name for name in parameters if name not in registry.FACTS]
+    for option in options:
+        if option not in option_names:
+            takes = f"; it takes {', '.join(option_names) or 'none'}"
+            raise ConfigError(
+                f"{run.path}: predict of the task '{run.config.task.name}' has no option '{option}'"
+                f"{suggest(option, option_names, otherwise=takes)}"
+            )
+    facts = {**run.facts, "run": run, "world": world or World()}
+    instance: Predictor[Any] = predictor(**options, **{name: facts[name] for name in parameters if name in facts})
+    return instance
+
+
+def predict_files(
+    run: TrainedRun,
+    paths: Iterable[Path],
+    *,
+    world: World | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Predictions[Any]:
+    """Predict all files in memory; `paths` may be folders.
+
+    Arguments and errors are those of `predict_each` and `build_predictor`.
+    """
+    predictor = build_predictor(run, world=world, **options)
+    files, refused = collect_files(paths, suffixes=predictor.suffixes)
+    prediction_by_path: dict[Path, Any] = {}
+    for path, prediction in predict_each(run, files, predictor=predictor, world=world, batch_size=batch_size):
+        prediction_by_path[path] = prediction if isinstance(prediction, Refusal) else predictor.compact(prediction)
+    ordered = [prediction_by_path[path] for path in files]
+    refused += [prediction for prediction in ordered if isinstance(prediction, Refusal)]
+    return Predictions(
+        tuple(prediction for prediction in ordered if not isinstance(prediction, Refusal)), tuple(refused)
+    )
+
+
+def predict_each(
+    run: TrainedRun,
+    files: Sequence[Path],
+    *,
+    predictor: Predictor[Any] | None = None,
+    world: World | None = None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[Path, Any | Refusal]]:
+    """Yield files and predictions one by one, with the run's evaluation transforms and weights; no votes.
+
+    A file's prediction does not depend on the others, unless the predictor is sequential. A file that is damaged or
+    outside what the run was trained on is refused with its reason, and the others go on. Memory is needed for one large
+    file, or a few batches of small ones. `batch_size` is by default that of evaluation, `predictor` that of the run's
+    task without options. Raises ConfigError for a run whose transforms, model or task do not take the fields of the
+    files.
+    """
+    predictor = predictor or build_predictor(run, world=world)
+    stages = _Stages(predictor, world or World())
+    size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
+    batcher = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
+    try:
+        predictor.start(files)
+        for path in files:
+            try:
+                file = predictor.read(path)
+            except DataError as error:
+                yield path, Refusal(path, str(error))
+                continue
+            except UserError:
+                raise  # an error of an option, not of the file
+            except _READER_ERRORS as error:
+                reason = (
+                    f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
+                    "format"
+                )
+                yield path, Refusal(path, escape_to_one_line(reason))
+                continue
+            for group in batcher.add(file):
+                yield from stages.predict(group)
+                group.clear()  # else its files would stay in memory with those of the next group
+            del file
+        for group in batcher.flush():
+            yield from stages.predict(group)
+            group.clear()
+    finally:
+        predictor.close()
+        run.model.cpu()  # a loaded run keeps its model on the CPU
+
+
+class _Stages:
+    """Stages of inference for files that have been read."""
+
+    def __init__(self, predictor: Predictor[Any], world: World) -> None:
+        self._predictor = predictor
+        self._world = world
+        self._is_warm = not predictor.is_timed
+        self._pipeline = InferencePipeline(
+            predictor.run,
+            predictor.info,
+            world,
+            fields=predictor.fields,
+            source=f"a {predictor.noun} from a file",
+            hidden=predictor.hidden,
+            transforms=predictor.transforms(),
+        )
+
+    def predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:
+        """Predict each file; if the model refuses several at once, each is predicted alone."""
+        try:
+            if not self._is_warm:  # the first pass loads and compiles
+                self._infer(files[:1])
+                self._is_warm = True
+            inference = self._infer(files)
+        except (UserError, ValueError, MemoryError) as error:
+            if len(files) > 1:
+                return [prediction for file in files for prediction in self.predict([file])]
+            path, reason = files[0].path, " ".join(str(error).split())
+            return [(path, Refusal(path, f"{path}: the model cannot process this {self._predictor.noun}: {reason}"))]
+        return list(zip([file.path for file in files], self._predictor.predict(files, inference), strict=True))
+
+    def _infer(self, files: Sequence[ReadFile]) -> Inference:
+        """Run one batch through transforms, model and task, with times if the predictor is timed."""
+        timer = StageTimer(self._world)
+        batch = self._pipeline.make_batch([file.path for file in files], [file.sample for file in files])
+        inputs = self._pipeline.model_inputs(batch)
+        if not self._predictor.is_timed:
+            return Inference(batch, self._pipeline.predict(inputs), {})
+        timer.end_stage("transforms")
+        predictions = self._pipeline.predict_in_steps(inputs, timer.end_stage)
+        return Inference(batch, predictions, timer.ms)

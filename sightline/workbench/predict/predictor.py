@@ -1,0 +1,357 @@
+"""Base class of predictors: one per task, from files to samples and from predictions to rows, JSON and files.
+
+Timer of consecutive stages, in milliseconds.
+
+Names of the files with predictions, and the errors of writing them.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from sightline.aliases import keep_old_members, old_names
+from sightline.config.overrides import read_key_values
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.members import TaskMembers
+from sightline.contract.schema import signature_parameters
+from sightline.contract.types import Batch, DataInfo, Field, Sample
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun
+from sightline.runs.atomic_files import disk_failure
+from sightline.runs.lineage import read_inputs
+from sightline.store.loading.batch_reader import NamedTransform
+
+
+class StageTimer:
+    """Milliseconds of consecutive stages, including the GPU's work."""
+
+    def __init__(self, world: World) -> None:
+        self.ms: dict[str, float] = {}
+        self._is_gpu = world.device.type == "cuda"
+        self._at = time.perf_counter_ns()
+
+    def end_stage(self, stage: str) -> None:
+        """End the current stage now."""
+        if self._is_gpu:
+            torch.cuda.synchronize()
+        now = time.perf_counter_ns()
+        self.ms[stage] = (now - self._at) / 1e6
+        self._at = now
+
+
+def median_times(documents: Sequence[Mapping[str, Any]], stages: Sequence[str], *, noun: str) -> str:
+    """Format the median time of each stage over the documents that have it under `ms`, in one line."""
+    medians = (f"{stage} {statistics.median(document['ms'][stage] for document in documents):.1f}" for stage in stages)
+    times = ", ".join(medians)
+    return f"ms a {noun}, the median of {len(documents)}: {times}; {noun}s that went together share their time"
+
+
+def output_names(files: Sequence[Path], out: Path, *, endings: Collection[str]) -> dict[Path, Path]:
+    """Choose the path without ending of each prediction's files: in `out`, named by the stem of its file.
+
+    The written files have one of the `endings`. Files of one folder with the same stem keep their suffixes; if names
+    still collide, as many parent folders are added as make them unique. Raises UserError if `out` is a file, and if a
+    written file would replace one that is to be read, or its labels (.label).
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    names = {file: out / name for file, name in _make_unique_names(files).items()}
+    input_files = [*files, *(file.with_suffix(".label") for file in files)]
+    inputs = {os.path.realpath(file) for file in input_files if os.path.lexists(file)}
+    for name in names.values():
+        for ending in endings:
+            target = name.with_name(name.name + ending)
+            if os.path.realpath(target) in inputs:
+                raise UserError(
+                    f"--out {out}: {target} {_describe_input(target)} and would be overwritten; give another"
+                )
+    return names
+
+
+def _describe_input(target: Path) -> str:
+    """Describe the input file that would be overwritten."""
+    return "contains the labels of a file to predict" if target.suffix == ".label" else "is a file to predict"
+
+
+@contextmanager
+def report_write_errors(path: Path) -> Iterator[None]:
+    """Raise RunError for a write error of the disk, DataError for a name that is too long for it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise DataError(
+                f"{path}: this name is too long for the disk; shorten that of the file to predict"
+            ) from error
+        raise disk_failure(error, path) from error
+
+
+def _make_unique_names(files: Sequence[Path]) -> Mapping[Path, str]:
+    """Choose a unique name for each file; two spellings of one path share a name."""
+    paths = {file: Path(os.path.normpath(file.absolute())) for file in files}
+    paths_by_stem: dict[Path, set[Path]] = defaultdict(set)
+    for path in paths.values():
+        paths_by_stem[path.parent / path.stem].add(path)
+    base_names = {
+        path: path.name if len(paths_by_stem[path.parent / path.stem]) > 1 else path.stem for path in paths.values()
+    }
+    num_folders = dict.fromkeys(paths.values(), 0)
+    while True:
+        names = {path: "/".join([*_last_folders(path, count), base_names[path]]) for path, count in num_folders.items()}
+        paths_by_name: dict[str, list[Path]] = defaultdict(list)
+        for path, name in names.items():
+            paths_by_name[name].append(path)
+        clashes = [path for colliding in paths_by_name.values() if len(colliding) > 1 for path in colliding]
+        if not clashes:
+            return {file: names[path] for file, path in paths.items()}
+        for path in clashes:
+            num_folders[path] += 1
+
+
+def _last_folders(path: Path, count: int) -> tuple[str, ...]:
+    """Return the last `count` folders of a path, without its root."""
+    folders = path.parent.parts[1:]
+    return folders[max(0, len(folders) - count) :]
+
+
+PredictionT = TypeVar("PredictionT")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """File without a prediction, and the reason; `is_input` is true if the file is the cause, not the model."""
+
+    file: Path
+    reason: str
+    is_input: bool = True
+
+
+@dataclass(frozen=True)
+class Predictions(Generic[PredictionT]):
+    """Predictions and refusals of all given files, each in the order of the files."""
+
+    predicted: tuple[PredictionT, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code: 0 if every file has a prediction, 2 if an input was refused, else 1 (not finite)."""
+        return compute_exit_code(self.refused)
+
+
+def compute_exit_code(refused: Sequence[Refusal]) -> int:
+    """Return 0 if nothing was refused, 2 if an input was, else 1."""
+    if any(refusal.is_input for refusal in refused):
+        return 2
+    return 1 if refused else 0
+
+
+def refuse_non_finite(file: Path) -> Refusal:
+    """Make the refusal of a file for which the model's output is NaN or infinite."""
+    return Refusal(file, f"{file}: the model's output is not finite; are its weights sound?", is_input=False)
+
+
+class ReadFile(NamedTuple):
+    """File as a sample of the run's data set, and `source`: further data of the file for its predictor."""
+
+    path: Path
+    sample: Sample
+    source: Any = None
+
+
+class Inference(NamedTuple):
+    """One pass of a batch: the batch after the transforms, the predictions of the task, and the milliseconds taken.
+
+    `ms` has the stages `transforms`, `network` and `decode`; it is empty unless the predictor is timed.
+    """
+
+    batch: Batch
+    predictions: Mapping[str, Any]
+    ms: Mapping[str, float]
+
+
+class CommandLine(NamedTuple):
+    """Arguments of `sightline predict` for the predictor: flags with values, KEY=VALUE arguments, plugin files."""
+
+    flags: Mapping[str, Any]
+    key_values: Sequence[str] = ()
+    plugins: Sequence[Path] = ()
+
+
+@keep_old_members(kind_of="batch_key", size_of="sample_size")
+class Predictor(Generic[PredictionT]):
+    """Base class of predictors. A subclass is registered under the task's name: `@predictors.add("classify")`.
+
+    Its constructor takes `run`, the `TrainedRun` that predicts, and keyword-only options, which the user gives as
+    KEY=VALUE on the command line or as arguments of `LoadedRun.predict`; facts of the run's data set, and `world`, are
+    passed to every constructor that names them, as for every component.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the task's predictions that it needs.
+
+    A task without a predictor of its own name gets the one that needs the most of what the task `predicts`.
+    """
+    suffixes: tuple[str, ...] = ()
+    """Suffixes of the files that are taken from folders."""
+    endings: tuple[str, ...] = ()
+    """Endings of the files that `write` makes; without any, `--out` is refused."""
+    noun: str = "sample"
+    """Noun for the content of a file, for messages."""
+    is_timed: bool = False
+    """True if the stages of inference are timed; the first pass then runs twice, first to warm up."""
+    is_sequential: bool = False
+    """True if a file's prediction depends on the previous one; files are then predicted one by one, in order."""
+    hidden: ClassVar[frozenset[str]] = frozenset()
+    """Keys of the batch that are passed to transforms but not to the model."""
+    columns: tuple[str, ...] = ("file",)
+    """Columns of the table on the screen."""
+    csv_columns: tuple[str, ...] = ("file",)
+    """Columns of the CSV file."""
+
+    def __init__(self, *, run: TrainedRun) -> None:
+        self.run = run
+        self.info: DataInfo = read_inputs(run.path, run.config)
+        """The data set of the run: fields and features of a sample, recorded when it was trained."""
+        self.fields: dict[str, Field] = {}
+        """Fields of a sample from a file: batch key -> Field, with dtype and collation."""
+
+    @classmethod
+    def flags(cls) -> frozenset[str]:
+        """Return the options that have a flag in `FLAGS`."""
+        return frozenset(FLAGS.keys() & signature_parameters(cls).keys())
+
+    @classmethod
+    def options(cls, run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+        """Parse the constructor's options from the command line. Raises ConfigError for arguments that do not fit."""
+        arguments = read_key_values(
+            run.config.task.name, cls, line.key_values, command="predict", exclude=(*registry.FACTS, *FLAGS)
+        )
+        return {**line.flags, **arguments}
+
+    def start(self, files: Sequence[Path]) -> None:
+        """Prepare for all files; called once, before the first is read.
+
+        Raises UserError for options that do not fit them.
+        """
+
+    def close(self) -> None:
+        """Clean up; called once after the last file, also after an error."""
+
+    def read(self, path: Path) -> ReadFile:
+        """Read the sample of a file. Raises DataError for a file that cannot be predicted."""
+        raise NotImplementedError
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[PredictionT | Refusal]:
+        """Make the prediction of each file of a batch, in order."""
+        raise NotImplementedError
+
+    def transforms(self) -> Sequence[NamedTransform]:
+        """Return the transforms of samples of files: those of the run's evaluation."""
+        return self.run.transforms
+
+    def sample_size(self, file: ReadFile) -> int:
+        """Return the size of a sample; a batch has at most 2^18 in total, regardless of the batch size."""
+        return 0
+
+    def batch_key(self, file: ReadFile) -> Hashable:
+        """Return the key that files of a batch share: the shapes of all fields that are not concatenated."""
+        return tuple(
+            np.shape(file.sample[name]) for name, field in self.fields.items() if field.collate != "concatenate"
+        )
+
+    def compact(self, prediction: PredictionT) -> PredictionT:
+        """Return the prediction in the form that is kept in memory with those of other files."""
+        return prediction
+
+    def document(self, prediction: PredictionT) -> dict[str, Any]:
+        """Return the prediction as plain values for JSON, with the key `file`; rows are made from it."""
+        raise NotImplementedError
+
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the cells of `columns`."""
+        return [document[name] for name in self.columns]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return the cells of `csv_columns`; floats are written with all their digits."""
+        return [document[name] for name in self.csv_columns]
+
+    def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
+        """Choose the path without ending of each prediction's files; called once, before any prediction.
+
+        Raises UserError if a file cannot be written there.
+        """
+        return output_names(files, out, endings=self.endings)
+
+    def write(self, prediction: PredictionT, name: Path) -> dict[str, Path]:
+        """Write the files of a prediction, `name` with one of `endings` each; return their paths by kind.
+
+        Raises RunError if the disk refuses a file, DataError for a name that is too long for it.
+        """
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """Return the further entries of the JSON document, for all files."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Return notes for the user, before any prediction."""
+        return []
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return lines of text about all predictions together."""
+        return []
+
+
+FLAGS = {
+    "columns": "--columns",
+    "to_sphere": "--unit-sphere",
+}
+"""Options of predictors that have a flag of their own on the command line."""
+
+
+def parse_options(predictor: type[Predictor[Any]], run: TrainedRun, line: CommandLine) -> dict[str, Any]:
+    """Parse the constructor's options from the command line. Raises UserError for a flag that is not an option."""
+    for flag in line.flags:
+        if flag not in predictor.flags():
+            flags = ", ".join(FLAGS[name] for name in FLAGS if name in predictor.flags())
+            raise UserError(
+                f"{FLAGS[flag]}: predict has no such option for the task '{run.config.task.name}'"
+                f"{f'; it takes {flags}' if flags else ''}; leave it out ({run.path})"
+            )
+    return predictor.options(run, line)
+
+
+def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
+    """Return the predictor class for a run's task. Raises ConfigError if there is none."""
+    task, names = run.config.task, registry.predictors.names()
+    classes: dict[str, type[Predictor[Any]]] = {
+        name: registry.predictors.get_entry(name).builder  # type: ignore[misc]
+        for name in names
+    }
+    if task.name in classes:
+        return classes[task.name]
+    predicted_keys = TaskMembers.predicts.get(registry.tasks.entry(task).builder)
+    matches = [candidate for candidate in classes.values() if candidate.reads and candidate.reads <= predicted_keys]
+    if not matches:
+        raise ConfigError(
+            f"{run.path}: the task '{task.name}' has no predictor; tasks with one: {', '.join(names)}; a plugin "
+            f"registers its own with predictors.add('{task.name}')"
+        )
+    return max(matches, key=lambda candidate: len(candidate.reads))
+
+
+__getattr__ = old_names(__name__)

@@ -1,0 +1,417 @@
+"""Predictor of the task `segment`: a class for every point; points that the model did not see take the nearest.
+
+Files of a point prediction: labels, coloured cloud and probabilities.
+
+Prediction of the task `segment`: the class of every point of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.areas.scans.sets.labelled_scans import label_path, scan_name
+from sightline.compute.geometry.neighbours import nearest_neighbours
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.schema import suggest
+from sightline.contract.types import Field
+from sightline.draw.pictures import label_colors
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun
+from sightline.parts.metrics.labels import predict_labels
+from sightline.store.files.atomic_write import open_atomic
+from sightline.store.files.ply import write_ply
+from sightline.store.files.scan_files import write_label_ids
+from sightline.store.files.scan_reading import NoReturn
+from sightline.workbench.predict.classify import CloudPredictor
+from sightline.workbench.predict.cloud_samples import FileSample, PointOrigin
+from sightline.workbench.predict.predictor import (
+    Inference,
+    ReadFile,
+    Refusal,
+    StageTimer,
+    median_times,
+    refuse_non_finite,
+    report_write_errors,
+)
+from sightline.workbench.predict.scan_samples import Rings
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentPrediction:
+    """Predicted class of every point of one file, all N in the order of the file.
+
+    `points` (N, 3) float64 are in the file's own coordinates. `labels` (N,) int64 are the most probable classes, among
+    the parts of `category` if the run's set has categories. `probability` (N,) float32 is that of the label among all
+    classes. `treatment` describes what was done to the points.
+    """
+
+    file: Path
+    points: np.ndarray
+    labels: np.ndarray
+    probability: np.ndarray
+    class_names: tuple[str, ...]
+    category: str | None
+    treatment: str
+    table_rows: np.ndarray
+    """Row of `table` for each point (N,)."""
+    table: np.ndarray | None = None
+    """Model probabilities (K, C) float32 of every class, K at most N; None unless requested."""
+
+    @property
+    def num_points(self) -> int:
+        return len(self.labels)
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """Probabilities (N, C) float32 of every class and point, a new array; None unless requested."""
+        return None if self.table is None else self.table[self.table_rows]
+
+    @cached_property
+    def mean_probability(self) -> float:
+        """Mean of `probability` over all points."""
+        return float(self.probability.mean(dtype=np.float64))
+
+    @cached_property
+    def shares(self) -> dict[str, float]:
+        """Share of the points of each class that occurs, the largest first."""
+        counts = np.bincount(self.labels)
+        order = np.argsort(-counts, kind="stable")
+        return {
+            self.label_name(label): float(counts[label]) / self.num_points for label in order.tolist() if counts[label]
+        }
+
+    def label_name(self, label: int) -> str:
+        """Return the name of a class; its number if the run's set has no names."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+
+ENDINGS = {"labels": ".labels.npy", "ply": ".ply", "probabilities": ".probabilities.npy", "label": ".label"}
+"""Ending of each kind of file; `label` contains ids, in the format of SemanticKITTI."""
+_ROWS_AT_ONCE = 2**16
+
+
+def write_point_files(
+    prediction: SegmentPrediction,
+    paths: Mapping[str, Path],
+    *,
+    probabilities: np.dtype | None = None,
+    ids: np.ndarray | None = None,
+) -> None:
+    """Write the files of these kinds (`ENDINGS`); `probabilities` is the stored dtype, `ids` (N,) replace the labels.
+
+    Every file is complete or absent. Raises RunError for a write error, DataError for a name too long for the disk.
+    """
+    for path in paths.values():
+        with report_write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if "labels" in paths:
+        with report_write_errors(paths["labels"]), open_atomic(paths["labels"]) as file:
+            np.lib.format.write_array(file, prediction.labels, allow_pickle=False)
+    if "ply" in paths:
+        with report_write_errors(paths["ply"]):
+            write_ply(
+                paths["ply"],
+                points=_to_float32(prediction.points),
+                colors=label_colors(prediction.labels),
+                label=prediction.labels,
+            )
+    if "label" in paths:
+        assert ids is not None, "label files hold ids"
+        with report_write_errors(paths["label"]):
+            write_label_ids(paths["label"], ids)
+    if "probabilities" in paths:
+        assert probabilities is not None, "probabilities are stored in a type"
+        with report_write_errors(paths["probabilities"]), open_atomic(paths["probabilities"]) as file:
+            _write_probabilities(file, prediction, probabilities)
+
+
+def _write_probabilities(file: BinaryIO, prediction: SegmentPrediction, dtype: np.dtype) -> None:
+    """Write an array (N, C), a bounded number of rows at a time."""
+    assert prediction.table is not None, "probabilities were not asked for"
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (prediction.num_points, prediction.table.shape[1]),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+    for start in range(0, prediction.num_points, _ROWS_AT_ONCE):
+        file.write(prediction.table[prediction.table_rows[start : start + _ROWS_AT_ONCE]].astype(dtype).tobytes())
+
+
+def _to_float32(points: np.ndarray) -> np.ndarray:
+    """Convert the points to float32, which viewers read best, if that keeps every bit."""
+    with np.errstate(over="ignore"):
+        narrow = points.astype(np.float32)
+    return narrow if np.array_equal(narrow, points) else points
+
+
+_FIRST_NUMBER = 2**40
+"""First point number; no class has such a number, so that no point counts as ignored."""
+_MAX_NAMED_CLASSES = 3
+"""Number of classes named in the table."""
+
+
+@registry.predictors.add("segment")
+class PointPredictor(CloudPredictor[SegmentPrediction]):
+    """Predictor of a `SegmentPrediction` per cloud, from the point `probabilities` and the `cloud_offsets`.
+
+    A sample gets the numbers of its points as labels, which reveal what a transform drops and reorders. `category` is
+    the category of all files; without it, that of a file is the name of its folder. `with_probabilities` keeps every
+    class's probabilities; `probabilities` is the dtype in which `write` stores them. `files` are the kinds of files
+    that `write` makes for each cloud, by default all; for scans also `.label` files, in the ids of the set. `lift`
+    replaces that of the run's task. For scans, `no_return=nan` treats points that are NaN at x, y and z as missing
+    returns, and `rings=order` computes the ring of each point from the order of the file. Raises ConfigError for a name
+    that the run's set does not have. Source: made here.
+    """
+
+    reads = frozenset({"probabilities", "cloud_offsets"})
+    hidden = frozenset({"label", "whole_label"})
+    columns = ("file", "points", "classes", "mean probability")
+
+    def __init__(
+        self,
+        *,
+        run: TrainedRun,
+        columns: Sequence[str] | None = None,
+        to_sphere: bool = False,
+        category: str | None = None,
+        with_probabilities: bool = False,
+        probabilities: Literal["float16", "float32"] | None = None,
+        files: tuple[Literal["labels", "ply", "label"], ...] | None = None,
+        lift: Literal["nearest", "knn"] | None = None,
+        no_return: NoReturn | None = None,
+        rings: Rings | None = None,
+    ) -> None:
+        if lift is not None:
+            task = replace(run.config.task, arguments={**run.config.task.arguments, "lift": lift})
+            run = replace(run, config=replace(run.config, task=task))
+        super().__init__(run, columns=columns, to_sphere=to_sphere)
+        info, cloud_spec = self.info, self.info.clouds
+        self.is_timed = info.scans is not None
+        self._ids = None if info.scans is None else np.array(info.scans.ids_of_classes, dtype=np.uint32)
+        self._ms: dict[Path, dict[str, float]] = {}
+        self._label_paths: Mapping[Path, Path] = {}
+        self.no_return, self.rings = no_return, rings
+        if info.scans is None and (no_return or rings):
+            raise ConfigError(
+                "no_return, rings: are options for LiDAR scans, which the run was not trained on; leave them out"
+            )
+        if info.scans is None and "label" in (files or ()):
+            raise ConfigError("files: label files hold the ids of LiDAR scans, which the run was not trained on")
+        self.kinds: list[str] = list(files or ("labels", "ply"))
+        self.kinds += ["label"] if files is None and info.scans is not None else []
+        self.kinds += ["probabilities"] if probabilities is not None else []
+        self.endings = tuple(ENDINGS[kind] for kind in self.kinds)
+        if cloud_spec is not None and cloud_spec.preparation is not None:
+            raise ConfigError(
+                f"{run.path}: was trained on a set whose preparing chooses points; a class for every point of a file "
+                "needs a set that keeps all of them"
+            )
+        self.with_probabilities = with_probabilities or probabilities is not None
+        self.stored = None if probabilities is None else np.dtype(probabilities).newbyteorder("<")
+        self.draws_meshes = cloud_spec is not None and cloud_spec.unit_sphere != "none"
+        points = info.fields["points"]
+        number = Field("points", "int64", "number of the point", collate=points.collate, offsets=points.offsets)
+        self.fields = {**self.fields, "label": number}
+        self.categories = _list_categories(run.facts) if "category" in info.fields else []
+        if self.categories:
+            self.fields = {**self.fields, "category": info.fields["category"]}
+        self.category = None if category is None else self._find_category(category)
+        classes = run.class_names or tuple(map(str, range(run.facts["num_classes"])))
+        self.shares = {f"share of {name}": name for name in classes}
+        self.csv_columns = ("file", "category", "num_points", "mean_probability", "treatment", *self.shares)
+
+    def read(self, path: Path) -> ReadFile:
+        """Read the sample of a file."""
+        laps = StageTimer(World())
+        file = super().read(path)
+        laps.end_stage("read")
+        self._ms[path] = laps.ms
+        return file
+
+    def make_extra_fields(self, path: Path, sample: FileSample) -> dict[str, Any]:
+        """Make the number of every point, and the category."""
+        numbers = {"label": torch.arange(sample.num_points) + _FIRST_NUMBER}
+        return numbers | ({"category": torch.tensor(self._get_category(path))} if self.categories else {})
+
+    def predict(self, files: Sequence[ReadFile], inference: Inference) -> list[SegmentPrediction | Refusal]:
+        """Make the prediction of each file. Raises ConfigError if transforms select points but not their labels."""
+        batch, predictions = inference.batch, inference.predictions
+        numbers = (batch["whole_label"] if "nearest" in batch else batch["label"]).flatten() - _FIRST_NUMBER
+        bounds = list(pairwise(predictions["cloud_offsets"].tolist()))
+        if len(numbers) != bounds[-1][1]:
+            raise ConfigError(
+                f"{self.run.path}: the run's transforms leave {bounds[-1][1]} points and {len(numbers)} labels of "
+                "points; a transform that chooses points must choose from 'label', too"
+            )
+        device = predictions["probabilities"].device
+        category = {"category": batch["category"].to(device)} if self.categories else {}
+        laps = StageTimer(World())
+        labels = predict_labels(category, predictions, self.run.facts)
+        results = [
+            self._make_prediction(
+                file, numbers[start:end].numpy(), predictions["probabilities"][start:end], cloud_labels
+            )
+            for file, cloud_labels, (start, end) in zip(files, labels, bounds, strict=True)
+        ]
+        laps.end_stage("decode")
+        stage_ms = {
+            "lift" if stage == "decode" else stage: ms + laps.ms.get(stage, 0) for stage, ms in inference.ms.items()
+        }
+        for file in files:
+            self._ms[file.path] |= {stage: ms / len(files) for stage, ms in stage_ms.items()}
+        return results
+
+    def document(self, prediction: SegmentPrediction) -> dict[str, Any]:
+        """Return the share of each class; labels and probabilities are written by `write`."""
+        return {
+            "file": str(prediction.file),
+            "category": prediction.category,
+            "num_points": prediction.num_points,
+            "mean_probability": prediction.mean_probability,
+            "shares": prediction.shares,
+            "treatment": prediction.treatment,
+            **({"ms": self._ms[prediction.file]} if self.is_timed else {}),
+        }
+
+    def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return file, number of points, largest shares and mean probability."""
+        shares = _format_largest(document["shares"])
+        return [document["file"], document["num_points"], shares, document["mean_probability"]]
+
+    def csv_row(self, document: Mapping[str, Any]) -> Sequence[Any]:
+        """Return a column for each class, 0 if no point has it."""
+        shares = document["shares"]
+        return [
+            shares.get(self.shares[name], 0.0) if name in self.shares else document[name] for name in self.csv_columns
+        ]
+
+    def output_names(self, files: Sequence[Path], out: Path) -> Mapping[Path, Path]:
+        """Choose the paths as for any cloud; `.label` files of SemanticKITTI go where its evaluator reads them."""
+        if "label" in self.kinds:
+            file_by_path: dict[Path, Path] = {}
+            for file in files:
+                relative_path = label_path(scan_name(file))
+                if relative_path is not None and file_by_path.setdefault(out / relative_path, file) != file:
+                    other = file_by_path[out / relative_path]
+                    raise UserError(
+                        f"--out {out}: {other} and {file} both go to {relative_path}; predict them one by one"
+                    )
+            self._label_paths = {file: relative_path for relative_path, file in file_by_path.items()}
+        return super().output_names(files, out)
+
+    def write(self, prediction: SegmentPrediction, name: Path) -> dict[str, Path]:
+        """Write labels, coloured cloud, probabilities if a dtype is set, and the ids of scans."""
+        laps = StageTimer(World())
+        paths = {kind: name.with_name(name.name + ENDINGS[kind]) for kind in self.kinds}
+        if prediction.file in self._label_paths:
+            paths["label"] = self._label_paths[prediction.file]
+        ids = None if self._ids is None else self._ids[prediction.labels]
+        write_point_files(prediction, paths, probabilities=self.stored, ids=ids)
+        laps.end_stage("write")
+        self._ms[prediction.file] |= laps.ms
+        return paths
+
+    def summary(self, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return the median time of each stage, and the number of scans per second."""
+        if not self.is_timed or not documents:
+            return []
+        total = sum(sum(document["ms"].values()) for document in documents)
+        rate = f"{1e3 * len(documents) / total:.2f} scans a second"
+        return [median_times(documents, list(documents[0]["ms"]), noun="scan"), rate]
+
+    def _make_prediction(
+        self, file: ReadFile, numbers: np.ndarray, probabilities: Tensor, labels: Tensor
+    ) -> SegmentPrediction | Refusal:
+        if not bool(probabilities.isfinite().all()):
+            return refuse_non_finite(file.path)
+        probability = probabilities.gather(1, labels[:, None])[:, 0]
+        origin = file.source.origin
+        assert origin is not None, "sets whose samples have none are refused at the start"
+        rows = nearest_predicted_row(origin, numbers)
+        treatment = [file.source.treatment]
+        num_others = len(rows) - len(np.unique(numbers)) if origin.rows is not None else len(rows)
+        if num_others:
+            treatment.append(f"{num_others} of {len(rows)} points as the nearest of {len(numbers)}")
+        return SegmentPrediction(
+            file=file.path,
+            points=origin.points,
+            labels=labels.cpu().numpy()[rows],
+            probability=probability.float().cpu().numpy()[rows],
+            class_names=self.run.class_names,
+            category=self.categories[int(file.sample["category"])] if self.categories else None,
+            treatment=", ".join(treatment),
+            table_rows=rows,
+            table=probabilities.float().cpu().numpy() if self.with_probabilities else None,
+        )
+
+    def _find_category(self, name: str) -> int:
+        """Return the index of the category that `category` names. Raises ConfigError if there is none."""
+        if not self.categories:
+            raise ConfigError(f"category={name}: the set that the run was trained on has no categories; leave it out")
+        index = _find_name(name, self.categories)
+        if index is None:
+            hint = suggest(name, self.categories, otherwise="")
+            raise ConfigError(f"category={name}: is none of {', '.join(self.categories)}{hint}")
+        return index
+
+    def _get_category(self, path: Path) -> int:
+        """Return the category index of a file, by default from its folder's name. Raises DataError if unknown."""
+        if self.category is not None:
+            return self.category
+        folder = path.absolute().parent.name
+        index = _find_name(folder, self.categories)
+        if index is None:
+            raise DataError(
+                f"{path}: is in the folder '{folder}', which names no category; give category=NAME, or use folders "
+                f"called {', '.join(self.categories)}"
+            )
+        return index
+
+
+def nearest_predicted_row(origin: PointOrigin, numbers: np.ndarray) -> np.ndarray:
+    """Return for each point of a file (N,) int64 its prediction row; row k predicts the sample's row `numbers[k]`.
+
+    A predicted point has its own row, the first if there are several; any other, and every vertex of a mesh, that of
+    the nearest position, the first of equals, by distances in the file's own coordinates.
+    """
+    prediction_rows = np.full(len(origin.points), -1)
+    if origin.rows is not None:
+        prediction_rows[origin.rows[numbers[::-1]]] = np.arange(len(numbers))[::-1]
+    others = np.flatnonzero(prediction_rows < 0)
+    if len(others):
+        positions, queries = (
+            torch.from_numpy(origin.positions[numbers])[None],
+            torch.from_numpy(origin.points[others])[None],
+        )
+        prediction_rows[others] = nearest_neighbours(positions, num_neighbours=1, queries=queries)[0, :, 0].numpy()
+    return prediction_rows
+
+
+def _format_largest(shares: Mapping[str, float]) -> str:
+    """Format the largest shares, and the number of other classes."""
+    texts = [f"{name} {share:.0%}" for name, share in list(shares.items())[:_MAX_NAMED_CLASSES]]
+    num_others = len(shares) - len(texts)
+    return ", ".join(texts) + (f" and {num_others} more" if num_others else "")
+
+
+def _list_categories(facts: Mapping[str, Any]) -> list[str]:
+    """Return the names of the categories, or numbers if the set only has their count; empty without categories."""
+    names = facts.get("category_names") or range(facts.get("num_categories", 0))
+    return [str(name) for name in names]
+
+
+def _find_name(name: str, names: Sequence[str]) -> int | None:
+    """Return the index of a name, ignoring case; None if it is not in the list."""
+    folded = [item.casefold() for item in names]
+    return folded.index(name.casefold()) if name.casefold() in folded else None

@@ -1,0 +1,420 @@
+"""Run to probe: its frozen network on a config's data, compared with random weights.
+
+Data and features of a probe: a config's data, encoded by a run's weights or by random ones.
+
+Warnings of a probe if its clouds differ from those of training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sightline.compute.geometry.neighbours import scale_num_neighbours
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import to_plain
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError
+from sightline.contract.members import DataMembers, TransformMembers
+from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
+from sightline.engine.build import DataSubset, build_model, build_part
+from sightline.engine.distributed import World
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import config_path_of_run, open_run
+from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
+from sightline.runs.preprocessing_signature import (
+    flatten_blocks,
+    makes_pairs,
+    preprocessing_signature,
+    read_fields,
+    signature_differences,
+)
+from sightline.runs.weights import find_neighbour_graph
+from sightline.workbench.probe.classifiers import UnprobableError
+from sightline.workbench.probe.features import (
+    FeatureCache,
+    Features,
+    extract,
+    get_encode,
+    label_key,
+    plugin_digests,
+    share_errors,
+    source_sha256,
+    weights_digest,
+)
+
+_PAIR_FIELDS = frozenset({"image", "other_points", "draws", "self"})
+"""Fields read only by contrastive pairs: a transform with no other fields changes no cloud."""
+_VIEW_ARGUMENTS = frozenset({"views", "background", "without_views"})
+"""Arguments of a data set that add pictures of its clouds."""
+
+
+_LIBRARIES = ("sightline", "torch", "numpy", "numba")
+"""Libraries whose versions features may depend on; numba may be missing."""
+
+
+@dataclass(frozen=True)
+class EncoderRecipe:
+    """Settings of an encoder other than weights and data: the model's block, and the number format."""
+
+    model: ComponentConfig
+    precision: str
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSplit:
+    """Features of both splits: a probe is trained on `train` and scored on `test`."""
+
+    train: Features
+    test: Features
+
+
+@dataclass(frozen=True)
+class ProbedData:
+    """Training and test split of a config's data, read with its evaluation transforms, but without pairs.
+
+    The transform that scales the clouds of a pair to the unit sphere is kept, if the data set's clouds are not in it.
+    `left_out` names the transforms that were not applied.
+    """
+
+    config: RunConfig
+    train: DataSubset
+    test: DataSubset
+    left_out: tuple[str, ...]
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """Facts of the training split (cached)."""
+        return self.train.dataset.info.facts
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the data set."""
+        names = "category_names" if label_key(self.train) == "category" else "class_names"
+        return len(self.facts.get(names, ())) or int(self.facts["num_classes"])
+
+    @property
+    def num_points(self) -> int:
+        """Number of points of the first cloud as the encoder receives it."""
+        batch = self.train.reader([SampleKey(int(self.train.indices[0]), 0, self.config.seed)])
+        return int(batch["points"].shape[-2])
+
+    def identity(self, part: DataSubset) -> dict[str, Any] | None:
+        """Return everything that the clouds of a split depend on; None if the data set has no fingerprint.
+
+        The folder of a prepared data set is identified by the contents of its manifest, not by its path.
+        """
+        fingerprint = DataMembers.fingerprint.get(part.dataset)
+        if fingerprint is None:
+            return None
+        data = to_plain(self.config.data)
+        return {
+            "split": part.split,
+            "num_samples": len(part.indices),
+            "names": _hash_names(part),
+            "fingerprint": fingerprint,
+            "data": {name: value for name, value in data.items() if name != "root"},
+            "transforms": to_plain(self.config.transforms.evaluate),
+            "plugins": plugin_digests(
+                ("data", self.config.data),
+                *(("transforms", transform) for transform in self.config.transforms.evaluate),
+            ),
+            "batch_size": self.config.evaluate.batch_size,
+            "seed": self.config.seed,
+        }
+
+
+def open_data(config: RunConfig) -> ProbedData:
+    """Open the splits to probe on. Raises UnprobableError without a test split or a class for each cloud."""
+    transforms = tuple(t for t in config.transforms.evaluate if not _is_for_pairs(t))
+    left_out = tuple(t.name for t in config.transforms.evaluate if _is_for_pairs(t))
+    normalising_transforms = _keep_normalising(config.transforms.evaluate)
+    config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=transforms))
+    if not any("image" in read_fields(transform) for transform in transforms):
+        config = dataclasses.replace(config, data=_remove_views(config.data))
+    train = build_part(config, "train")
+    clouds = train.dataset.info.clouds
+    if normalising_transforms and (clouds is None or clouds.unit_sphere == "none"):
+        config = dataclasses.replace(
+            config, transforms=dataclasses.replace(config.transforms, evaluate=normalising_transforms)
+        )
+        train = build_part(config, "train")
+    if "test" not in train.dataset.info.split_sizes:
+        raise UnprobableError(
+            f"{config.data.location}: data set '{config.data.name}' has no test part to score a probe on"
+        )
+    test = build_part(config, "test")
+    if label_key(train) is None:
+        raise UnprobableError(
+            f"{config.data.location}: data set '{config.data.name}' gives no class for each cloud (label or category), "
+            "which a probe learns; give other data"
+        )
+    return ProbedData(config, train, test, left_out)
+
+
+def extract_split(
+    model: nn.Module, recipe: EncoderRecipe, data: ProbedData, world: World, *, cache: FeatureCache | None
+) -> FeatureSplit:
+    """Extract the features of both splits; read them from the cache if possible, else store them there."""
+    digest = weights_digest(model)
+    return FeatureSplit(
+        *(_extract_features(model, recipe, data, part, digest, world, cache) for part in (data.train, data.test))
+    )
+
+
+def random_model(config: RunConfig, facts: Mapping[str, Any], world: World, *, seed: int) -> nn.Module:
+    """Build the config's network with random weights of another seed. Global random states do not change."""
+    with preserve_rng_state():
+        return build_model(dataclasses.replace(config, seed=seed), facts, world)
+
+
+def _extract_features(
+    model: nn.Module,
+    recipe: EncoderRecipe,
+    data: ProbedData,
+    part: DataSubset,
+    digest: str,
+    world: World,
+    cache: FeatureCache | None,
+) -> Features:
+    identity = data.identity(part)
+    key = None
+    if cache is not None and identity is not None:
+        key = {
+            **identity,
+            "weights": digest,
+            "model": to_plain(recipe.model),
+            "model_plugins": plugin_digests(("models", recipe.model)),
+            "precision": recipe.precision,
+            "device": world.device.type,
+            "versions": {name: _library_version(name) for name in _LIBRARIES},
+            "source": source_sha256(),
+        }
+    cached = _load_cached(cache, key, world)
+    if cached is not None:
+        return cached
+    if cache is not None and key is not None:
+        with share_errors(world):
+            world.rank_zero_only(cache.assert_writable)()
+    config = data.config
+    computed = extract(
+        model,
+        part,
+        world,
+        batch_size=config.evaluate.batch_size,
+        seed=config.seed,
+        precision=recipe.precision,
+        workers=config.loader.workers,
+    )
+    if cache is not None and key is not None:
+        with share_errors(world):  # the disk may be full
+            world.rank_zero_only(cache.save)(key, computed)
+    return computed
+
+
+def _load_cached(cache: FeatureCache | None, key: Mapping[str, Any] | None, world: World) -> Features | None:
+    """Load features from the cache, either on all processes or on none."""
+    if cache is None or key is None:
+        return None
+    cached = cache.load(key)
+    votes = world.gather_text("" if cached is None else "found", operation="kept features")
+    return cached if all(votes) else None
+
+
+def _library_version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _hash_names(part: DataSubset) -> str:
+    """Hash the names of all samples in order: a data set may select samples by more than its arguments."""
+    names = "\n".join(part.sample_name(int(index)) for index in part.indices)
+    return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # also for file names that are not UTF-8
+
+
+def _is_for_pairs(component: ComponentConfig) -> bool:
+    """Return True if a transform makes pairs for contrastive learning, or changes only their images."""
+    return makes_pairs(component) or set(read_fields(component)) <= _PAIR_FIELDS
+
+
+def _keep_normalising(blocks: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
+    """Drop transforms that make pairs, but keep their scaling to the unit sphere; empty if no pair has that."""
+    transforms: list[ComponentConfig] = []
+    is_needed = False
+    for block in blocks:
+        if not _is_for_pairs(block):
+            transforms.append(block)
+            continue
+        norms = [transform for transform in flatten_blocks([block]) if _makes_unit_sphere(transform)]
+        transforms += norms[:1]
+        is_needed = is_needed or bool(norms)
+    return tuple(transforms) if is_needed else ()
+
+
+def _makes_unit_sphere(component: ComponentConfig) -> bool:
+    return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(component).builder)
+
+
+def _remove_views(component: ComponentConfig) -> ComponentConfig:
+    """Remove from a data set's block the pictures that it would read or render for each cloud.
+
+    Unchanged if pictures are required, or decide which clouds belong to the data set.
+    """
+    arguments = component.arguments
+    views = registry.data.entry(component).arguments.get("views")
+    if views is None or views.default not in (None, 0) or arguments.get("without_views") == "left_out":
+        return component
+    remaining = {name: value for name, value in arguments.items() if name not in _VIEW_ARGUMENTS}
+    return dataclasses.replace(component, arguments=remaining)
+
+
+def warnings_on_data(learnt: RunConfig, info: DataInfo, model: ComponentConfig, data: ProbedData) -> list[str]:
+    """List warnings on differences between the data to probe on and the data of training.
+
+    `learnt` and `info` are the config and the data set of training, `model` is the block that is probed. The number of
+    points may differ on purpose; its effect on the neighbour graph is reported.
+    """
+    training, probing = (
+        preprocessing_signature(learnt, info),
+        preprocessing_signature(data.config, data.train.dataset.info),
+    )
+    probing["num_points"] = probing["encoder"] = None  # the model of the data's config is not the one that is probed
+    lines = signature_differences(training, probing, names=("what was learnt on", "the data to probe on"))
+    return [f"warning: {line}" for line in (*_reach_note(training, data.num_points, model), *lines)]
+
+
+def _reach_note(training: Mapping[str, Any], num_points: int, model: ComponentConfig) -> list[str]:
+    """Return a line if the probed neighbour graph has a smaller or larger reach than that of training."""
+    num_neighbours, training_points, graph = (
+        training["neighbours"],
+        training["num_points"],
+        find_neighbour_graph(model, num_points),
+    )
+    if num_neighbours is None or graph is None:
+        return []
+    equal_reach = scale_num_neighbours(num_neighbours, reference_num_points=training_points, num_points=num_points)
+    if graph.neighbours == equal_reach:
+        return []
+    advised = (
+        equal_reach
+        if graph.expected_num_points is None
+        else scale_num_neighbours(equal_reach, reference_num_points=num_points, num_points=graph.expected_num_points)
+    )
+    advice = f"{graph.path}.num_neighbours={advised}"
+    if graph.can_grow and graph.expected_num_points is None and graph.neighbours == num_neighbours:
+        advice = f"{graph.path}.neighbours_at={training_points}"  # PCT's second groups stay as they are
+    return [
+        f"the encoder learnt on clouds of {training_points} points with {num_neighbours} neighbours each; "
+        f"of {num_points} points {graph.neighbours} "
+        f"reach {'less far' if graph.neighbours < equal_reach else 'farther'}: {advice} keeps their reach"
+    ]
+
+
+CACHE = "features"
+"""Folder of cached features in a run."""
+
+_MODEL_PREFIX = "model."
+
+
+@dataclass(frozen=True, eq=False)
+class ProbedRun:
+    """Run to probe: `config` builds its network, `data` is the data of the probe.
+
+    `training_config` is the config of its training; the two differ only by overrides of the model. `is_test_selected`:
+    the checkpoint was selected on the test split.
+    """
+
+    run: Path
+    checkpoint: Path
+    config: RunConfig
+    training_config: RunConfig
+    facts: Mapping[str, Any]
+    data: ProbedData
+    is_test_selected: bool
+    notes: tuple[str, ...]
+
+    def network(self, world: World) -> nn.Module:
+        """Load the network with the weights of the checkpoint, in evaluation mode."""
+        model = open_run(self.run, config=self.config, checkpoint=str(self.checkpoint), world=world).model
+        get_encode(model)
+        return model
+
+    @property
+    def recipe(self) -> EncoderRecipe:
+        """Settings of the encoder: model and number format."""
+        return EncoderRecipe(self.config.model, self.config.train.precision)
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureComparison:
+    """Features by the run's weights, and by random weights of each seed."""
+
+    trained: FeatureSplit
+    random: Mapping[int, FeatureSplit]
+
+
+def open_probed(
+    run: Path, *, checkpoint: str, data: Path | None, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()
+) -> ProbedRun:
+    """Open a run to probe it on the data of the config at `data`, by default on its own.
+
+    Overrides of `model.` change the run's network (for example its number of neighbours), others the config of the
+    data. Raises UserError for a path that is not a run, and ConfigError for data that does not fit it.
+    """
+    trained = open_run(run, checkpoint=checkpoint, plugins=plugins)
+    training_config = config = trained.config
+    model_overrides = [override for override in overrides if override.strip().startswith(_MODEL_PREFIX)]
+    others = [override for override in overrides if override not in model_overrides]
+    if model_overrides:
+        config = read_config(run / "config.yaml", model_overrides)
+    facts = trained.facts
+    opened = open_data(read_config(config_path_of_run(run if data is None else data), others))
+    run_channels, data_channels = facts.get("in_channels"), opened.facts.get("in_channels")
+    if run_channels != data_channels:
+        raise ConfigError(
+            f"{run}: was trained on {run_channels} channels a point; the data to probe on has {data_channels}"
+        )
+    lineage = read_lineage(run)
+    remarks = [f"warning: {line}" for line in trained.notes]
+    remarks += [] if lineage is None else [describe_lineage(lineage)]
+    weights = trained.checkpoint_path.resolve()
+    is_test_selected = (
+        checkpoint != "last" and training_config.evaluate.select == "test" and weights == _best_checkpoint(run)
+    )
+    if is_test_selected:
+        remarks.append(
+            "warning: the run's best checkpoint was selected on the test split (test-selected); 'last' was not selected"
+        )
+    remarks += warnings_on_data(training_config, read_inputs(run, training_config), config.model, opened)
+    if opened.left_out:
+        remarks.append(f"not applied, as they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
+    return ProbedRun(run, weights, config, training_config, facts, opened, is_test_selected, tuple(remarks))
+
+
+def _best_checkpoint(run: Path) -> Path | None:
+    best = run / "checkpoints" / "best"
+    return best.resolve() if best.exists() else None
+
+
+def extract_with_random_baselines(
+    probed: ProbedRun, world: World, *, num_random: int, cache: Path | None = None
+) -> FeatureComparison:
+    """Extract features by the run's weights and by `num_random` random ones, with the seeds after the run's own."""
+    feature_cache = FeatureCache(probed.run / CACHE if cache is None else cache)
+    trained = extract_split(probed.network(world), probed.recipe, probed.data, world, cache=feature_cache)
+    seeds = range(probed.config.seed + 1, probed.config.seed + 1 + num_random)
+    random = {}
+    for seed in seeds:
+        model = random_model(probed.config, probed.facts, world, seed=seed)
+        random[seed] = extract_split(model, probed.recipe, probed.data, world, cache=feature_cache)
+    return FeatureComparison(trained, random)
