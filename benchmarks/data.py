@@ -26,7 +26,7 @@ from sightline.parts.transforms.points import Scale, Translate
 from sightline.runs.packed import pack_bits
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.bench.case import BenchmarkCase, Implementation, Run, equal, implementation
-from sightline.workbench.bench.suites import make_frames
+from sightline.areas.pose.benchmarks import make_frames
 
 BATCH = 32
 SCALE, SHIFT = (2 / 3, 3 / 2), 0.2

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 ROOMS = ("compute", "parts", "store", "engine", "workbench")
 """Rooms with parts, in addition to the areas."""
@@ -32,3 +33,11 @@ def find_modules(kind: str) -> Mapping[str, str]:
         for module, names in parts.get(kind, {}).items():
             modules |= dict.fromkeys(names.split(), f"sightline.{room}.{module}")
     return modules
+
+
+def load_members(kind: str) -> list[Any]:
+    """Import and return the classes or functions of a kind that no registry has, in the order of their rooms.
+
+    A room names them in `PARTS` as it names registered parts: its verbs and tools find them so, and import no area.
+    """
+    return [getattr(importlib.import_module(module), name) for name, module in find_modules(kind).items()]

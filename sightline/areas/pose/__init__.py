@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
+    "benchmarks": {
+        "benchmarks": "list_hand_cases",
+    },
     "data": {
         "sets.hand_sets": "hands2017 icvl_hands nyu_hands",
         "sets.itop": "itop",

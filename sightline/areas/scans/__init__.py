@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
+    "benchmarks": {
+        "benchmarks": "list_score_cases",
+    },
     "checks": {
         "checks": "projection-coverage",
     },

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sightline.areas.clouds.models.point_transformer_dense import DensePointTransformer
-from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.scenes.point_transformer import PointTransformer
+from sightline.contract import registry
 from sightline.contract.types import SampleKey
 from sightline.workbench.bench.case import BenchmarkCase, Comparator, ExactComparison, Implementation, Run, allclose
 
@@ -56,15 +54,25 @@ def cases() -> list[BenchmarkCase]:
     ]
 
 
+def make_shapes(**arguments: Any) -> Any:
+    """Make the training split of the procedural solids."""
+    return registry.data.get_entry("synthetic_shapes").builder(split="train", **arguments)
+
+
+def _build_model(name: str, **arguments: Any) -> nn.Module:
+    model: nn.Module = registry.models.get_entry(name).builder(**arguments)
+    return model
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def make_parts(*, batch: int, points: int) -> dict[str, Any]:
     """Make solids with part labels of their points, and a model with seeded weights."""
-    shapes = SyntheticShapes(split="train", train_size=max(batch, 12), num_points=points, target="parts")
+    shapes = make_shapes(train_size=max(batch, 12), num_points=points, target="parts")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = PointTransformer(num_classes=50, in_channels=3)
+        model = _build_model("point_transformer", num_classes=50, in_channels=3)
         spread_norms(model)
         for module in model.modules():
             # Where all points of a cloud are neighbours, the place of a point relative to itself is the mean of all:
@@ -77,11 +85,11 @@ def make_parts(*, batch: int, points: int) -> dict[str, Any]:
 
 def _make_categorised_parts(*, batch: int, points: int) -> dict[str, Any]:
     """Make solids with their category and part labels of their points, and a dense model with seeded weights."""
-    shapes = SyntheticShapes(split="train", train_size=batch, num_points=points, target="parts")
+    shapes = make_shapes(train_size=batch, num_points=points, target="parts")
     clouds = shapes.get_batch([SampleKey(index, 0, 0) for index in range(batch)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = DensePointTransformer(**_PARTS)
+        model = _build_model("point_transformer_dense", **_PARTS)
     return {"model": model, **{name: clouds[name] for name in ("points", "category", "label")}}
 
 
@@ -111,15 +119,15 @@ def _first_points_in_float64(inputs: dict[str, Any]) -> dict[str, Any]:
 # --- forms -----------------------------------------------------------------------------------------------------------
 
 
-def build_plain(ours: PointTransformer) -> nn.Module:
+def build_plain(ours: nn.Module) -> nn.Module:
     """Build the model with unfused layers and the same weights."""
     return _copy_weights(
-        ours, PointTransformer(num_classes=ours.num_classes, in_channels=ours.in_channels, fused=False)
+        ours, _build_model("point_transformer", num_classes=ours.num_classes, in_channels=ours.in_channels, fused=False)
     )
 
 
-def _build_plain_dense(ours: DensePointTransformer) -> nn.Module:
-    return _copy_weights(ours, DensePointTransformer(**_PARTS, fused=False))
+def _build_plain_dense(ours: nn.Module) -> nn.Module:
+    return _copy_weights(ours, _build_model("point_transformer_dense", **_PARTS, fused=False))
 
 
 def _copy_weights(ours: nn.Module, plain: nn.Module) -> nn.Module:

@@ -1,48 +1,30 @@
-"""Library of the package's benchmark cases, and those of geometry, data and metrics, each against its plain form.
+"""Library of the package's benchmark cases, and those of geometry and data, each against its plain form.
 
-A scored scan is compared with only reading its files.
+Areas add cases of their own (`PARTS["benchmarks"]`).
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.pose.sets.synthetic_hands import HAND_CAMERA, SyntheticHands
-from sightline.areas.pose.transforms import PlaceCube
-from sightline.areas.scans.sets.label_maps import read_label_map
-from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS, SemanticKitti
 from sightline.compute.geometry.boxes.overlaps import iou, pairwise_iou
 from sightline.compute.geometry.boxes.suppression import greedy_nms, greedy_nms_reference, soft_nms, soft_nms_reference
-from sightline.compute.geometry.capsules import CapsuleDepth, render_capsules, render_capsules_reference
 from sightline.compute.geometry.pinhole import ring_cameras
 from sightline.compute.geometry.rendering import render_cloud, render_cloud_reference
-from sightline.compute.geometry.volumes import CubePlacement, gaussian_heatmaps, gaussian_heatmaps_reference, to_voxels
-from sightline.contract.draws import Draws
-from sightline.contract.types import ComponentConfig, SampleKey
-from sightline.engine.build import DataSubset
-from sightline.store.files.scan_files import write_label_ids
-from sightline.store.loading.batch_reader import BatchReader
+from sightline.contract.catalogue import load_members
+from sightline.contract.types import SampleKey
 from sightline.workbench.bench import networks, training
 from sightline.workbench.bench.case import (
     BenchmarkCase,
     CaseLibrary,
-    Implementation,
-    Run,
     allclose,
     equal,
     implementation,
 )
-from sightline.workbench.evaluate.saved_predictions import ExternalPredictions, score_labels
 
 WIDTH, HEIGHT = 1344, 800
 """Size of an image, in pixels."""
@@ -144,29 +126,11 @@ def _list_data_cases() -> list[BenchmarkCase]:
             baseline=implementation("plain", _render_reference, equal),
             variants=(implementation("sightline", _render, equal),),
         ),
-        BenchmarkCase(
-            suite="data",
-            label="capsules_{frames}x24_320x240px",
-            size={"frames": 8},
-            quick={"frames": 1},
-            make=_make_hands,
-            baseline=implementation("plain", partial(_render_depths, render_capsules_reference), equal),
-            variants=(implementation("sightline", partial(_render_depths, render_capsules), equal),),
-        ),
-        BenchmarkCase(
-            suite="data",
-            label="heatmaps_{frames}x21x{size}",
-            size={"frames": 4, "size": 88},
-            quick={"frames": 1, "size": 24},
-            make=make_frames,
-            baseline=implementation("dense", _make_dense_heatmaps, allclose(1e-6)),
-            variants=(implementation("sightline", _make_heatmaps, allclose(1e-6)),),
-        ),
     ]
 
 
 def _make_clouds(*, clouds: int, points: int, views: int, size_px: int) -> dict[str, Any]:
-    shapes = SyntheticShapes(split="train", train_size=clouds, num_points=points)
+    shapes = networks.make_shapes(train_size=clouds, num_points=points)
     batch = shapes.get_batch([SampleKey(index, 0, 0) for index in range(clouds)])
     return {"points": batch["points"], "cameras": ring_cameras(views, size_px=size_px)}
 
@@ -181,141 +145,17 @@ def _render(inputs: dict[str, Any]) -> Tensor:
     return torch.stack([torch.from_numpy(view) for view in views])
 
 
-def _make_hands(*, frames: int) -> dict[str, Any]:
-    hands = SyntheticHands(split="train", forearm=1.0).figures(range(frames))
-    return {"capsules": torch.from_numpy(hands.capsules)}
-
-
-def _render_depths(render: Callable[..., CapsuleDepth], inputs: dict[str, Any]) -> Tensor:
-    capsules, size = inputs["capsules"].numpy(), {"height_px": HAND_CAMERA.height_px, "width_px": HAND_CAMERA.width_px}
-    rendered = render(capsules, HAND_CAMERA.intrinsics, **size)
-    return torch.from_numpy(np.stack((rendered.depth, rendered.owner)))
-
-
-def make_frames(*, frames: int, size: int) -> dict[str, Any]:
-    """Make hands in cubes that vary as in training."""
-    hands = SyntheticHands(split="train", train_size=frames, test_size=1)
-    keys = [SampleKey(index, 0, 0) for index in range(frames)]
-    batch = hands.get_batch(keys)
-    place_cube = PlaceCube(cube_mm=_CUBE_MM, size=size, scale=(0.8, 1.2), max_angle_rad=0.698, max_shift=4.0)
-    rows = place_cube(Draws.for_samples(keys), reference=batch["reference"])["placement"]
-    placement = CubePlacement.from_rows(rows)
-    return {**batch, "placement": placement, "cells": to_voxels(batch["joints"].double(), placement) / 2}
-
-
-def _make_dense_heatmaps(inputs: dict[str, Any]) -> Tensor:
-    return gaussian_heatmaps_reference(inputs["cells"], cells=inputs["placement"].size // 2).float()
-
-
-def _make_heatmaps(inputs: dict[str, Any]) -> Tensor:
-    return gaussian_heatmaps(inputs["cells"], cells=inputs["placement"].size // 2)
-
-
-# --- scores of scans -------------------------------------------------------------------------------------------------
-
-
-_IOU = ComponentConfig("iou", {"absent": "zero"})
-_BY_DISTANCE = ComponentConfig("iou_by_distance", {"absent": "zero"})
-
-
-class Scores(NamedTuple):
-    """Number of labelled points, and the mean IoU of 19 classes; None if the files were only read."""
-
-    num_labelled: int
-    miou: float | None = None
-
-
-def _list_score_cases() -> list[BenchmarkCase]:
-    return [
-        BenchmarkCase(
-            suite="metrics",
-            label=f"{what}_{{scans}}x{{points}}",
-            size={"scans": 100, "points": 120_000},
-            quick={"scans": 2, "points": 500},
-            make=_make_scans,
-            baseline=Implementation("reading", _open_reading, _compare_scores),
-            variants=(Implementation("sightline", partial(_open_scoring, metrics=metrics), _compare_scores),),
-        )
-        for what, metrics in (("scan_scores", (_IOU,)), ("scan_scores_by_distance", (_IOU, _BY_DISTANCE)))
-    ]
-
-
-def _make_scans(*, scans: int, points: int) -> dict[str, Any]:
-    """Make a scan with labels, predictions that are right at four of five points, and their mean IoU.
-
-    All files have the same content with rolled labels: only their number matters.
-    """
-    generator = np.random.default_rng(0)
-    cloud = np.concatenate((generator.normal(0, 20, (points, 3)), generator.random((points, 1))), axis=1)
-    label = generator.integers(0, 20, points)
-    guess = np.where(generator.random(points) < 0.8, label, generator.integers(0, 20, points))
-    table = np.zeros((20, 20), dtype=np.int64)
-    np.add.at(table, (label[label > 0], guess[label > 0]), 1)
-    correct = np.diag(table)[1:]
-    ious = correct / (table.sum(axis=0) + table.sum(axis=1) - np.diag(table))[1:]
-    return {"cloud": cloud.astype("<f4"), "label": label, "guess": guess, "scans": scans, "miou": ious.mean()}
-
-
-@contextmanager
-def _write_scans(inputs: dict[str, Any]) -> Iterator[tuple[DataSubset, Path]]:
-    """Prepare a set with these scans as its test split; yield the split and the folder of predictions."""
-    label_map = read_label_map("single", LABEL_MAPS)
-    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
-        folder = Path(name)
-        (folder / "kitti/sequences/08/velodyne").mkdir(parents=True)
-        for number in range(inputs["scans"]):
-            inputs["cloud"].tofile(folder / f"kitti/sequences/08/velodyne/{number:06d}.bin")
-            for subfolder, labels in (("kitti/sequences/08/labels", "label"), ("sequences/08/predictions", "guess")):
-                ids = label_map.ids(np.roll(inputs[labels], number))
-                write_label_ids(folder / subfolder / f"{number:06d}.label", ids)
-        SemanticKitti.prepare(
-            source=folder / "kitti", target=folder / "set", name="semantic_kitti", progress=lambda *_: None
-        )
-        dataset = SemanticKitti(split="test", root=str(folder / "set"))
-        yield DataSubset(dataset, np.arange(len(dataset)), BatchReader(dataset), "test"), folder
-
-
-@contextmanager
-def _open_reading(inputs: dict[str, Any]) -> Iterator[Run]:
-    """Read the labels and predictions of every scan, mapped to classes."""
-    with _write_scans(inputs) as (part, folder):
-
-        def run() -> Scores:
-            predictions, count = ExternalPredictions(folder, part), 0
-            for index in part.indices.tolist():
-                label = part.dataset[SampleKey(index, 0, 0)]["label"]
-                predictions.labels_for(index, num_points=len(label))
-                count += int((label > 0).sum())
-            return Scores(count)
-
-        yield run
-
-
-@contextmanager
-def _open_scoring(inputs: dict[str, Any], *, metrics: tuple[ComponentConfig, ...]) -> Iterator[Run]:
-    with _write_scans(inputs) as (part, folder):
-
-        def run() -> Scores:
-            evaluation, _ = score_labels(part, metrics, ExternalPredictions(folder, part))
-            counts = sum(map(sum, evaluation.tables["confusion"]["counts"]))
-            return Scores(counts, evaluation.metrics["miou"])
-
-        yield run
-
-
-def _compare_scores(inputs: dict[str, Any], expected: Scores, actual: Scores) -> str | None:
-    if actual.num_labelled != expected.num_labelled:
-        return f"{actual.num_labelled} labelled points, {expected.num_labelled} are needed"
-    error = 0.0 if actual.miou is None else abs(actual.miou - inputs["miou"])
-    return None if error <= 1e-12 else f"mean IoU off by {error:.1e}"
+def _list_cases_of_areas(suite: str) -> list[BenchmarkCase]:
+    """List the cases of a suite that areas add."""
+    return [case for list_cases in load_members("benchmarks") for case in list_cases() if case.suite == suite]
 
 
 LIBRARY = CaseLibrary(
     {
         "geometry": _list_box_cases,
         "models": lambda: [*networks.cases(), *training.recipe_cases()],
-        "data": _list_data_cases,
-        "metrics": _list_score_cases,
+        "data": lambda: [*_list_data_cases(), *_list_cases_of_areas("data")],
+        "metrics": lambda: _list_cases_of_areas("metrics"),
         "train": training.cases,
         "compress": list,
     }
