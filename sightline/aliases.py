@@ -125,7 +125,6 @@ _MOVED: Mapping[str, str] = {
     "doctor.checks.data.projection_coverage": "areas.scans.checks",
     "doctor.core.assigned_boxes": "areas.detect.assigned_boxes",
     "doctor.overfit": "workbench.fit",
-    "draw.boxes": "areas.detect.pictures",
     "draws": "contract.draws",
     "errors": "contract.errors",
     "evaluation": "workbench.evaluate",
@@ -187,9 +186,7 @@ _MOVED: Mapping[str, str] = {
     "transforms.scene_points": "areas.scenes.transforms",
     "transforms.volumes": "areas.pose.transforms",
     "types": "contract.types",
-    "view.cloud_stages": "areas.clouds.stages",
     "view.depth_stages": "areas.pose.stages",
-    "view.image_stages": "areas.detect.stages",
 }
 """Folder or module of the package -> its path since the areas became folders; the longest beginning counts."""
 

@@ -67,13 +67,13 @@ verbs.score areas.detect.metrics.box_ap
 verbs.score areas.detect.metrics.box_errors
 verbs.score areas.detect.sets.records
 verbs.view areas.detect.assigners.report
-verbs.view areas.detect.stages
+verbs.view view.image_stages
 view.run_pages areas.contrast.task
 view.run_pages areas.detect.metrics.box_errors
 view.run_pages areas.detect.output
-view.run_pages areas.detect.pictures
-view.samples areas.clouds.stages
-view.samples areas.detect.stages
+view.run_pages draw.boxes
+view.samples view.cloud_stages
+view.samples view.image_stages
 view.samples areas.pose.stages
 workbench.bench.networks areas.clouds.models.point_transformer_dense
 workbench.bench.networks areas.clouds.sets.synthetic_shapes

@@ -28,7 +28,7 @@ def list_areas() -> list[str]:
 def find_modules(kind: str) -> Mapping[str, str]:
     """Return the module of each part of a kind by the part's name."""
     modules: dict[str, str] = {}
-    for room in (*ROOMS, *(f"areas.{area}" for area in list_areas())):
+    for room in (*(f"areas.{area}" for area in list_areas()), *ROOMS):
         parts: Parts = getattr(importlib.import_module(f"sightline.{room}"), "PARTS", {})
         for module, names in parts.get(kind, {}).items():
             modules |= dict.fromkeys(names.split(), f"sightline.{room}.{module}")
@@ -36,7 +36,7 @@ def find_modules(kind: str) -> Mapping[str, str]:
 
 
 def load_members(kind: str) -> list[Any]:
-    """Import and return the classes or functions of a kind that no registry has, in the order of their rooms.
+    """Import and return the classes or functions of a kind that no registry has, those of areas first.
 
     A room names them in `PARTS` as it names registered parts: its verbs and tools find them so, and import no area.
     """

@@ -12,19 +12,17 @@ from typing import Any
 
 from torch import nn
 
-from sightline.areas.detect.box_results import DetectionWriter
-from sightline.areas.detect.metrics.box_errors import BoxErrors
-from sightline.areas.detect.task import Detect
 from sightline.commands.run import EvaluateOptions
 from sightline.config import RunConfig, read_config
 from sightline.contract import registry
+from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import ComponentConfig
 from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.evaluate import Evaluation, Evaluator, pool_evaluations
+from sightline.engine.evaluate import Evaluation, pool_evaluations
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.run_loading import OpenRun, config_path_of_run, open_run, read_run
@@ -35,7 +33,7 @@ from sightline.runs.run_directory import assert_writable, write_document
 from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
-from sightline.verbs.score import assert_against, bind_error_metric, show_errors
+from sightline.verbs.score import assert_against, show_errors
 from sightline.workbench.check.checks.data.dataset_mismatch import (
     CloudSample,
     compare_sets,
@@ -45,7 +43,8 @@ from sightline.workbench.check.checks.data.dataset_mismatch import (
 from sightline.workbench.check.core.finding import FindingLocation
 from sightline.workbench.describe.difficulty import class_difficulty
 from sightline.workbench.describe.report import pose_baselines
-from sightline.workbench.evaluate.saved_predictions import MANIFEST, LabelWriter, assert_folds, tested_folds
+from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
+from sightline.workbench.evaluate.scoring import find_scoring
 
 _EVALUATION_KEYS = (
     "evaluate.*",
@@ -116,7 +115,8 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
         document |= _show_class_difficulty(trials[0])
         if options.errors:
             folder = options.out or trials[0].run / "errors" / trials[0].part.split
-            show_errors(trials[0].evaluation, trials[0].part, document, folder)
+            scoring = find_scoring(trials[0].part.dataset.info)
+            show_errors(scoring.report_errors(trials[0].evaluation, trials[0].part, document), folder)
     write_document(options.json, document)
 
 
@@ -152,10 +152,10 @@ def _evaluate_run(run: OpenRun, trained: RunConfig, options: EvaluateOptions) ->
         return None
     evaluator = run.evaluator(part)
     if options.errors:
-        evaluator = _add_error_metric(evaluator, run, part)
+        evaluator = find_scoring(part.dataset.info).add_errors(evaluator, part, run)
     if options.ensemble:
         evaluator = dataclasses.replace(evaluator, ensemble_models=_ensemble_models(run))
-    writer: LabelWriter | DetectionWriter | None = None
+    writer: Any = None
     if options.save_predictions:
         writer = _make_writer(part, options.out or path / "predictions" / part.split, run)
     evaluation = evaluator(run.model, world, on_batch=writer)
@@ -167,15 +167,6 @@ def _evaluate_run(run: OpenRun, trained: RunConfig, options: EvaluateOptions) ->
         writer.finish(evaluation, {**provenance, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
     return EvaluatedRun(path, run.checkpoint_path, config, run.data, part, evaluation)
-
-
-def _add_error_metric(evaluator: Evaluator, run: OpenRun, part: DataSubset) -> Evaluator:
-    """Return the evaluator with the error metric added. Raises UserError for a task without boxes."""
-    if not isinstance(run.task, Detect):
-        raise UserError(f"--errors: needs boxes; the task '{run.config.task.name}' does not predict any")
-    run.task.keeps_candidates = True
-    others = [meter for meter in evaluator.metrics if not isinstance(meter.metric, BoxErrors)]
-    return dataclasses.replace(evaluator, metrics=[*others, bind_error_metric(part)])
 
 
 def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
@@ -196,18 +187,17 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     return members
 
 
-def _make_writer(part: DataSubset, path: Path, run: OpenRun) -> LabelWriter | DetectionWriter:
+def _make_writer(part: DataSubset, path: Path, run: OpenRun) -> Any:
     """Make the writer of a run's predictions. Raises ConfigError for a task without classes or boxes."""
     predicts = TaskMembers.predicts.get(run.task)
-    if "detections" in predicts:
-        return DetectionWriter(path, part, run.world)
-    if "probabilities" not in predicts:
-        outputs = ", ".join(sorted(predicts)) or "no classes"
-        raise ConfigError(
-            f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions writes "
-            "boxes, and classes computed from probabilities"
-        )
-    return LabelWriter(path, part, run.world)
+    for writer in load_members("prediction_writers"):
+        if writer.writes in predicts:
+            return writer(path, part, run.world)
+    outputs = ", ".join(sorted(predicts)) or "no classes"
+    raise ConfigError(
+        f"{run.path}: the task '{run.config.task.name}' predicts {outputs}; --save-predictions writes "
+        "boxes, and classes computed from probabilities"
+    )
 
 
 def _assert_output(options: EvaluateOptions) -> None:

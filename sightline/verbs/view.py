@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sightline.areas.detect.assigners.report import compare_assigners
-from sightline.areas.detect.stages import takes_score
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
 from sightline.contract import registry
@@ -33,6 +32,7 @@ from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.train_run import reread
 from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views
 from sightline.view.page import MAX_SHOWN
 from sightline.view.run_pages import draw_runs

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from sightline.areas.clouds.stages import CloudStages
-from sightline.areas.detect.stages import ImageStages, draws_pictures, target_stages
 from sightline.areas.pose.stages import DepthStages
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import TaskMembers
@@ -22,6 +20,8 @@ from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
 from sightline.draw.pictures import Frame
 from sightline.engine.train import Task
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.view.cloud_stages import CloudStages
+from sightline.view.image_stages import ImageStages, draws_pictures, target_stages
 from sightline.view.stages import SHOWN, SamplePredictor, Stage, ViewedSample
 
 

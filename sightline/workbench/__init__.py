@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
+    "prediction_writers": {
+        "evaluate.saved_predictions": "LabelWriter",
+    },
     "predictors": {
         "predict.classify": "classify",
         "predict.segment": "segment",

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sightline.areas.detect.output import COLORS, show_detections
-from sightline.areas.detect.pictures import DrawnBox, draw_boxes
+from sightline.draw.boxes import DrawnBox, draw_boxes
 
 RED = (250, 0, 0)
 

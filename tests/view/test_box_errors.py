@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from sightline.areas.detect.metrics.box_errors import KINDS
+from sightline.areas.detect.scoring import encode_errors
 from sightline.draw.pictures import Picture
-from sightline.view.run_pages import encode_errors
 
 
 def test_no_name_is_taken_for_a_place_of_the_page() -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.stages import ImageStages, takes_score, target_stages
 from sightline.contract.draws import Draws
 from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.parts.transforms.images import NormalizeImage
+from sightline.view.image_stages import ImageStages, takes_score, target_stages
 from sightline.view.page import encode_page, make_tiles
 from sightline.view.stages import ViewedSample
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.areas.clouds.stages import describe_image, image_panels, prediction_panels
 from sightline.draw.pictures import PALETTE, UNLABELLED
 from sightline.parts.tasks.segment import WRONG
+from sightline.view.cloud_stages import describe_image, image_panels, prediction_panels
 from sightline.view.panels import ImagePanel
 
 EMPTY = np.array([28, 31, 36], dtype=np.uint8)

@@ -16,11 +16,8 @@ from sightline.contract.binding import AvailableKeys, bind
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss, cast_forward, learns
 from sightline.contract.types import Batch
-from sightline.parts.losses.embeddings import PairLoss, chance_level
+from sightline.parts.losses.embeddings import CHANCE_SUFFIX, PairLoss, chance_level
 from sightline.parts.tasks.supervised import AllReduce
-
-CHANCE_SUFFIX = "_of_chance"
-"""Suffix of a loss's name for the loss as a share of the chance level."""
 
 
 class AllGather(AllReduce, Protocol):

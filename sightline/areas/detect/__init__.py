@@ -42,8 +42,14 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "backbones": "fpn pafpn",
         "heads": "yolov3",
     },
+    "prediction_writers": {
+        "box_results": "DetectionWriter",
+    },
     "predictors": {
         "predictor": "detect",
+    },
+    "scorings": {
+        "scoring": "BoxScoring",
     },
     "tasks": {
         "task": "detect",

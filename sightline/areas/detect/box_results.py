@@ -51,6 +51,9 @@ class DetectionWriter:
     Raises DataError for a part whose images have no ids, or share one.
     """
 
+    writes = "detections"
+    """Predictions of a task that are written."""
+
     def __init__(self, path: Path, part: DataSubset, world: World) -> None:
         self.path = path
         self._images = box_images(part)

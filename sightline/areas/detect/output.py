@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sightline.areas.detect.assigners.base import Assignment
 from sightline.areas.detect.assigners.report import timed_report
-from sightline.areas.detect.pictures import Color, DrawnBox, Mark, Style, draw_boxes
 from sightline.compute.geometry.boxes.overlaps import box_areas, decode_boxes, ioa, iou, promote_to_float32
 from sightline.compute.geometry.boxes.priors import Priors, invert_affine, warp_boxes
 from sightline.compute.geometry.boxes.suppression import Suppression
 from sightline.contract.types import Batch
+from sightline.draw.boxes import COLORS, Color, DrawnBox, Mark, Style, draw_boxes
 from sightline.draw.pictures import Picture, normalize_to_uint8
 from sightline.parts.metrics.box_groups import match_predictions
 
@@ -119,14 +119,6 @@ def clip_boxes(detections: Tensor, file_px: Tensor) -> Tensor:
     return torch.cat([boxes, detections[:, 4:]], dim=1)
 
 
-COLORS = {
-    "truth": (0, 190, 140),
-    "found": (86, 180, 233),
-    "made up": (230, 80, 10),
-    "missed": (240, 228, 66),
-    "ignored": (160, 166, 174),
-}
-"""Source: Okabe and Ito 2008, distinct to colour-blind readers."""
 _LEGEND = {"found": "found (TP)", "made up": "made up (FP)", "missed": "missed (FN)", "ignored": "ignored"}
 _LEVEL = np.array([0.5])
 _NUM_SHOWN = 4

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from sightline.contract import registry
 from sightline.contract.loss import Loss
 
+CHANCE_SUFFIX = "_of_chance"
+"""Suffix of a loss's name for the loss as a share of the chance level."""
 Temperature = Annotated[float, Ge(1e-3), Le(100.0)]
 """Divisor of similarities, which are -1 to 1; below a thousandth float32 cannot represent their exponentials."""
 

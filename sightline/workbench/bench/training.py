@@ -341,8 +341,8 @@ def _make_opener(make: Callable[[TrainState], Run], *overrides: str) -> Callable
         with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
             folder = Path(name)
             _write_photos(folder / "photos", 2 * inputs["images"])
-            prepare = registry.data.get_entry("yolo_txt").builder.prepare
-            prepare(source=folder / "photos", target=folder / "set", name="yolo_txt", progress=lambda *_: None)
+            yolo_txt: Any = registry.data.get_entry("yolo_txt").builder
+            yolo_txt.prepare(source=folder / "photos", target=folder / "set", name="yolo_txt", progress=lambda *_: None)
             path = folder / "bench.yaml"
             path.write_text(DETECTOR_CONFIG.format(root=folder / "set", **inputs))
             yield make(build(read_config(path, list(overrides)), World()).job)

@@ -55,6 +55,9 @@ class LabelWriter:
     new one is written; other files stay.
     """
 
+    writes = "probabilities"
+    """Predictions of a task that are written."""
+
     def __init__(self, path: Path, part: DataSubset, world: World) -> None:
         self.path = path
         self._part = part

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.contrast.task import CHANCE_SUFFIX
 from sightline.instrument import record
+from sightline.parts.losses.embeddings import CHANCE_SUFFIX
 from sightline.runs.run_directory import read_lines
 from sightline.workbench.check.context import Context, SquaredLoss, check, squared_losses
 from sightline.workbench.check.core.dry_run import read_batch, step_keys

@@ -22,6 +22,14 @@ _MIN_SIDE_PX = 360
 _LINE_WIDTHS_PER_SIDE = 240
 """Longer side of a picture in line widths, so that lines are visible when it is shown small."""
 _DARK = (20, 20, 20)
+COLORS = {
+    "truth": (0, 190, 140),
+    "found": (86, 180, 233),
+    "made up": (230, 80, 10),
+    "missed": (240, 228, 66),
+    "ignored": (160, 166, 174),
+}
+"""Source: Okabe and Ito 2008, distinct to colour-blind readers."""
 
 
 @dataclass(frozen=True)

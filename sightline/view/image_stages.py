@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sightline.areas.detect.output import COLORS
-from sightline.areas.detect.pictures import DrawnBox, draw_boxes
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, DataInfo, Sample
+from sightline.draw.boxes import COLORS, DrawnBox, draw_boxes
 from sightline.draw.pictures import Frame
 from sightline.engine.train import Task
 from sightline.view.panels import ImagePanel
