@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -219,6 +219,14 @@ class Transform(Protocol):
     """
 
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...
+
+
+class Table(NamedTuple):
+    """Table to print: title, names of columns, and rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
 
 
 __getattr__ = old_names(__name__)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.detect.assigners.report import compare_assigners
 from sightline.commands.look import ViewOptions
 from sightline.config import RunConfig
 from sightline.contract import registry
+from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import TaskMembers
 from sightline.draw.pictures import Axis
@@ -78,7 +78,7 @@ def view(options: ViewOptions) -> int:
     )
     rows = [row for subject in subjects for cloud in subject.stages for row in _stage_rows(subject, cloud)]
     show_table(title, ("sample", "stage", "points", "description"), rows, droppable=("description",))
-    provenance |= _show_assigners(subjects)
+    provenance |= _show_summaries(subjects)
     num_of = {kind: sum(file.endswith(kind) for file in written) for kind in (".png", ".ply", ".vtk")}
     volumes = f" and {num_of['.vtk']} VTK" if num_of[".vtk"] else ""
     print_note(f"written: {num_of['.png']} pictures and {num_of['.ply']} PLY{volumes} files in {options.out}, and")
@@ -128,24 +128,15 @@ def _stage_rows(subject: ViewedSample, cloud: Stage) -> list[tuple[object, ...]]
     return [(subject.name, cloud.stage, len(cloud.points), first), *(("", "", "", line) for line in more)]
 
 
-def _show_assigners(subjects: Sequence[ViewedSample]) -> dict[str, Any]:
-    """Print a row for each assigner of a detector over all samples, and return the rows; nothing for other tasks."""
-    assigner_figures = [
-        cloud.figures["assigners"] for s in subjects for cloud in s.stages if "assigners" in cloud.figures
-    ]
-    if not assigner_figures:
-        return {}
-    rows = compare_assigners({name: [figures[name] for figures in assigner_figures] for name in assigner_figures[0]})
-    counts = ("assigner", "boxes", "unmatched", "positives", "ambiguous")
-    sizes = [f"{size} px ({group['boxes']})" for size, group in rows[0]["of_size"].items()]
-    cells = [
-        [*map(row.get, counts), " ".join(map(str, row["per_level"])), f"{row['cpu_ms']:.1f}"]
-        + [f"{group['positives']:.1f}" for group in row["of_size"].values()]
-        for row in rows
-    ]
-    title = f"assignment, {len(assigner_figures)} images; on the right: positives a box, by its size"
-    show_table(title, (*counts, "per level", "CPU ms an image", *sizes), cells)
-    return {"assigners": rows}
+def _show_summaries(subjects: Sequence[ViewedSample]) -> dict[str, Any]:
+    """Print the tables that areas make of the figures of all samples, and return them for the document."""
+    figures = [stage.figures for subject in subjects for stage in subject.stages]
+    document: dict[str, Any] = {}
+    for summarise in load_members("view_summaries"):
+        if (summary := summarise(figures)) is not None:
+            document |= summary[0]
+            show_table(*summary[1])
+    return document
 
 
 def _is_config(path: Path) -> bool:

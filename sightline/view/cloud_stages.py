@@ -91,6 +91,7 @@ _CLASSES_OF = {"label": (TRUTH, "class_names"), "part": ("part", "part_names"), 
 class CloudStages:
     """Stages of samples with `points`."""
 
+    kind = "clouds"
     needs = frozenset({"points"})
 
     def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:

@@ -68,6 +68,7 @@ class ImageStages:
     drawn on each stage as it is, so that a box that did not move with its pixels is seen.
     """
 
+    kind = "images"
     needs = frozenset({"image"})
 
     def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:

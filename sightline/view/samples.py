@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from sightline.areas.pose.stages import DepthStages
+from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, DataInfo, Sample, SampleKey
@@ -109,9 +109,12 @@ class Branch:
 class StageBuilder(Protocol):
     """Builder of the stages of one kind of sample: raw, after each transform, and prediction.
 
+    It is called with a raw sample, its `DataInfo` and facts. `kind` names the samples, which have the fields `needs`.
     `whole` are facts about the whole sample, `frame` is the coordinate frame of its stages.
     """
 
+    kind: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
     whole: dict[str, str]
     frame: Frame
 
@@ -182,25 +185,24 @@ def view_sample(
     return ViewedSample(name, tuple(clouds), kind.frame, description)
 
 
-_KINDS: dict[str, type[CloudStages | DepthStages | ImageStages]] = {
-    "clouds": CloudStages,
-    "depth frames": DepthStages,
-    "images": ImageStages,
-}
-"""Builders by kind, in this order: a sample is of the first kind whose needed fields it has."""
+def _list_builders() -> list[Any]:
+    """List the classes of builders by kind: a sample is of the first kind whose needed fields it has."""
+    return sorted([CloudStages, ImageStages, *load_members("stages")], key=lambda builder: builder.kind)
 
 
 def can_draw_predictions(task: Task, info: DataInfo) -> bool:
     """Return True if predictions of a task can be drawn over the samples of a set."""
-    first_kind = next((builder for builder in _KINDS.values() if builder.needs <= info.fields.keys()), None)
+    first_kind = next((builder for builder in _list_builders() if builder.needs <= info.fields.keys()), None)
     return draws_pictures(task) if first_kind is ImageStages else bool(SHOWN.keys() & TaskMembers.predicts.get(task))
 
 
 def _choose_builder(sample: Sample, info: DataInfo, facts: Mapping[str, Any]) -> StageBuilder:
-    for kind in _KINDS.values():
-        if kind.needs <= sample.keys():
-            return kind(sample, info, facts)
-    kinds = ", ".join(f"{name} ({', '.join(sorted(kind.needs))})" for name, kind in _KINDS.items())
+    builders = _list_builders()
+    for builder in builders:
+        if builder.needs <= sample.keys():
+            chosen: StageBuilder = builder(sample, info, facts)
+            return chosen
+    kinds = ", ".join(f"{builder.kind} ({', '.join(sorted(builder.needs))})" for builder in builders)
     raise ConfigError(f"view: the data set has the fields {', '.join(sorted(sample))}; view shows {kinds}")
 
 

@@ -57,5 +57,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "transforms": {
         "combined_images": "cut_image fit_image mix_up mosaic scale_steps turn_image",
     },
+    "view_summaries": {
+        "assigners.report": "summarise_assigners",
+    },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

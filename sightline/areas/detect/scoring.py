@@ -25,7 +25,7 @@ from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, Detectio
 from sightline.areas.detect.sets.records import ground_truth_rows
 from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.types import ComponentConfig, SampleKey
+from sightline.contract.types import ComponentConfig, SampleKey, Table
 from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
@@ -34,7 +34,7 @@ from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import BoundMetric, Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
 from sightline.parts.metrics.box_groups import NO_LIMIT
-from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring, Table
+from sightline.workbench.evaluate.scoring import ErrorReport, ScoredFiles, Scoring
 
 _MAX_IMAGES = 12
 _READ_KEYS = (

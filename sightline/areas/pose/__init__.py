@@ -29,6 +29,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "references": {
         "sets.references": "centre_of_mass file truth",
     },
+    "stages": {
+        "stages": "DepthStages",
+    },
     "transforms": {
         "transforms": "draw_heatmaps place_cube voxelize",
     },

@@ -174,6 +174,7 @@ _MARGIN_PX = 4
 class DepthStages:
     """Stages of samples with a `depth` image, its `camera`, `joints` and which of them are `visible`."""
 
+    kind = "depth frames"
     needs = frozenset({"depth", "camera", "joints", "visible"})
 
     def __init__(self, raw: Sample, info: DataInfo, facts: Mapping[str, Any]) -> None:

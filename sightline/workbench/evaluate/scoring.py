@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
-from sightline.contract.types import ComponentConfig, DataInfo
+from sightline.contract.types import ComponentConfig, DataInfo, Table
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
@@ -26,14 +26,6 @@ class ScoredFiles(NamedTuple):
     notes: list[str]
     document: Mapping[str, Any]
     order: list[int] | None = None
-
-
-class Table(NamedTuple):
-    """Table to print: title, names of columns, and rows."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
 
 
 class ErrorReport(NamedTuple):
