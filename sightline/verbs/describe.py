@@ -10,6 +10,7 @@ import torch
 
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
+from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import set_backends
@@ -33,13 +34,11 @@ from sightline.workbench.describe.profiling import (
     try_settings,
 )
 from sightline.workbench.describe.report import (
-    anchor_coverage,
     description_document,
     learnt_losses,
-    projection_summary,
     trace_run,
 )
-from sightline.workbench.describe.sources import build_subject
+from sightline.workbench.describe.sources import DataDescription, build_subject
 from sightline.workbench.describe.trace import Node, Trace
 
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
@@ -68,9 +67,9 @@ def describe(options: DescribeOptions) -> int:
         print_note(f"batch: {subject.batch}")
         traced = trace_run(subject.built)
         memory = estimate_memory(subject.built)
-        readers = {} if subject.is_promised else {"projection": projection_summary, "anchors": anchor_coverage}
-        data_tables = {name: read(subject.built) for name, read in readers.items()}
-    document = description_document(subject, traced, memory, data_tables)
+        makers = [] if subject.is_promised else load_members("descriptions")
+        descriptions: list[DataDescription] = [made for make in makers if (made := make(subject.built)) is not None]
+    document = description_document(subject, traced, memory, descriptions)
     _show_modules(traced, f"{config.model.name}: a forward pass of {traced.num_samples} samples", options.depth)
     for row in learnt_losses(subject.built):
         trainable = f", {row['trainable']:,} trainable" if row["trainable"] != row["parameters"] else ""
@@ -79,10 +78,8 @@ def describe(options: DescribeOptions) -> int:
             f"learns too: {row['path']}, {row['class']} ({location}), {row['parameters']:,} parameters{trainable}"
         )
     _show_memory(memory)
-    if (projection := data_tables.get("projection")) is not None:
-        _show_projection(projection)
-    if (anchors := data_tables.get("anchors")) is not None:
-        _show_anchors(anchors)
+    for line in (line for description in descriptions for line in description.lines):
+        print_note(line) if isinstance(line, str) else show_table(*line)
     if options.svg is not None:
         figure = build_figure(traced, depth=options.depth)
         cost = f"{short_number(traced.macs / traced.num_samples)} multiply-accumulates per sample"
@@ -92,53 +89,6 @@ def describe(options: DescribeOptions) -> int:
         print_note(f"drawing: {options.svg}")
     write_document(options.json, document)
     return 0
-
-
-def _show_projection(projection: Mapping[str, Any]) -> None:
-    """Print the coverage of scans by range images, and the upper bound of the mIoU over points."""
-    height, width = projection["image"]
-    lines = [
-        f"range images of {height} x {width} pixels, over {projection['num_scans']} scan(s): "
-        f"{projection['points_shown']:.1%} of the points shown, {projection['pixels_filled']:.1%} of the pixels filled"
-    ]
-    if "ceiling_knn" in projection:
-        lines.append(
-            f"mIoU over points of a network that is correct in every pixel: {projection['ceiling_nearest']:.4f} by "
-            f"lift: nearest, {projection['ceiling_knn']:.4f} by lift: knn"
-        )
-    for line in lines:
-        print_note(line)
-
-
-def _show_anchors(coverage: Mapping[str, Any]) -> None:
-    """Print the best IoU of training boxes with the anchors and with fitted sizes, by box size."""
-    sets = {
-        "of the config, at their positions": "placed",
-        "of the config, sizes only": "sizes",
-        "fitted, at their positions": "fitted_placed",
-        "fitted, sizes only": "fitted",
-    }
-    bins = [name for name, statistics in coverage["placed"]["bins"].items() if statistics["num_boxes"]]
-    rows = [
-        [
-            title_of_set,
-            *(f"{coverage[key][name]:.3f}" for name in ("mean_best_iou", "share_half", "share_below_0.3")),
-            *(f"{coverage[key]['bins'][name]['mean_best_iou']:.3f}" for name in bins),
-        ]
-        for title_of_set, key in sets.items()
-        if coverage[key] is not None and coverage[key]["num_boxes"]
-    ]
-    counts = [f"{name} ({coverage['placed']['bins'][name]['num_boxes']})" for name in bins]
-    title = (
-        f"best IoU of {coverage['placed']['num_boxes']} boxes "
-        f"in {coverage['num_images']} training images with an anchor"
-    )
-    show_table(title, ("anchors", "mean", "share >= 0.5", "share < 0.3", *counts), rows)
-    if coverage["fitted_placed"] and coverage["fitted_placed"]["mean_best_iou"] > coverage["placed"]["mean_best_iou"]:
-        levels = [[list(anchor) for anchor in level] for level in coverage["fitted_sizes"]]
-        print_note(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")
-    if not coverage["spanned"]["is_spanned"]:
-        print_note("the anchors' centres do not reach all sides of the canvas; look at task.grid and the canvas")
 
 
 def _show_modules(traced: Trace, title: str, depth: int | None) -> None:

@@ -22,6 +22,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
+    "descriptions": {
+        "anchors": "describe_anchors",
+    },
     "heads": {
         "heads": "atss fcos retina retina_emd yolov3 yolox",
     },

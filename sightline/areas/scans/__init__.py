@@ -18,6 +18,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.squeezeseg_npy": "squeezeseg_npy",
         "sets.synthetic_lidar": "synthetic_lidar",
     },
+    "descriptions": {
+        "projections": "describe_projection",
+    },
     "models": {
         "models.rangenet": "deeplabv3 rangenet21 rangenet53",
         "models.salsanext": "salsanext",

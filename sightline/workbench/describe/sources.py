@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError, MissingDataError
 from sightline.contract.members import DataMembers
 from sightline.contract.schema import signature_parameters
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import DataInfo, Field, Sample, SampleKey, Table
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.run_loading import OpenRun
 from sightline.runs.lineage import INPUTS_FILE, read_inputs
@@ -27,6 +27,14 @@ from sightline.workbench.describe.trace import preserve_all_rng_states
 _NUM_SAMPLES = 64
 _DEFAULT_LENGTH = 1024
 """Default length of a named axis: the points per cloud in classification papers."""
+
+
+class DataDescription(NamedTuple):
+    """Description of a run's data that an area adds (`PARTS["descriptions"]`): its key, figures, and lines to print."""
+
+    name: str
+    document: Mapping[str, Any]
+    lines: list[str | Table]
 
 
 class DescribedRun(NamedTuple):
