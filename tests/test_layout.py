@@ -34,6 +34,7 @@ compute.layers
 parts.losses parts.metrics parts.models parts.transforms
 parts.tasks store.files
 store.computed_samples store.prepared store.loading
+store.cloud_preparation store.scene_preparation
 runs
 engine
 published
@@ -52,43 +53,8 @@ __main__ __init__
 """
 FLOOR_OF = {room: floor for floor, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
 KNOTS = """
-areas.clouds.sets.synthetic_solids areas.scenes.sets.s3dis_files
-store.files.scan_reading areas.scans.sets.label_maps
-verbs.data areas.clouds.render.mvcnn
-verbs.data areas.clouds.render.rendering
-verbs.data areas.clouds.sets.synthetic_shapes
-verbs.data areas.detect.sets.convert
-verbs.evaluate areas.detect.box_results
-verbs.evaluate areas.detect.metrics.box_errors
-verbs.evaluate areas.detect.task
-verbs.predict areas.pose.frame_centres
-verbs.score areas.detect.box_results
-verbs.score areas.detect.metrics.box_ap
-verbs.score areas.detect.metrics.box_errors
-verbs.score areas.detect.sets.records
-verbs.view areas.detect.assigners.report
-verbs.view view.image_stages
-view.run_pages areas.contrast.task
-view.run_pages areas.detect.metrics.box_errors
-view.run_pages areas.detect.output
-view.run_pages draw.boxes
-view.samples view.cloud_stages
-view.samples view.image_stages
-view.samples areas.pose.stages
-workbench.bench.networks areas.clouds.models.point_transformer_dense
-workbench.bench.networks areas.clouds.sets.synthetic_shapes
-workbench.bench.networks areas.scenes.point_transformer
-workbench.bench.suites areas.clouds.sets.synthetic_shapes
-workbench.bench.suites areas.pose.sets.synthetic_hands
-workbench.bench.suites areas.pose.transforms
-workbench.bench.suites areas.scans.sets.label_maps
-workbench.bench.suites areas.scans.sets.semantic_kitti
-workbench.bench.training areas.clouds.models.dgcnn
-workbench.bench.training areas.contrast.crosspoint
-workbench.bench.training areas.detect.sets.yolo_txt
 workbench.check.checks.data.classes areas.scans.checks
 workbench.check.checks.data.images areas.scans.checks
-workbench.check.checks.loss_progress areas.contrast.task
 workbench.check.checks.loss_terms areas.contrast.task
 workbench.check.checks.loss_terms areas.detect.assigned_boxes
 workbench.check.checks.model.first_step areas.contrast.task
@@ -97,13 +63,6 @@ workbench.check.checks.scored_targets areas.detect.task
 workbench.check.context areas.detect.assigned_boxes
 workbench.check.context areas.detect.task
 workbench.check.core.sample_statistics areas.detect.sets.records
-workbench.describe.report areas.detect.task
-workbench.describe.report areas.scans.range_projection
-workbench.evaluate.saved_predictions areas.scans.sets.labelled_scans
-workbench.predict.cloud_samples areas.clouds.sets.cloud_preparation
-workbench.predict.cloud_samples areas.scenes.sets.labelled_scenes
-workbench.predict.scan_samples areas.scans.sets.squeezeseg_npy
-workbench.predict.segment areas.scans.sets.labelled_scans
 """
 """Imports that still point upward, or into an area, since the areas became folders: lines may only go."""
 FOLDERS_OF_ROOMS = {"areas", "compute", "parts", "store", "workbench"}

@@ -41,3 +41,8 @@ def load_members(kind: str) -> list[Any]:
     A room names them in `PARTS` as it names registered parts: its verbs and tools find them so, and import no area.
     """
     return [getattr(importlib.import_module(module), name) for name, module in find_modules(kind).items()]
+
+
+def load_member(kind: str, name: str) -> Any:
+    """Import and return one class or function of a kind that no registry has."""
+    return getattr(importlib.import_module(find_modules(kind)[name]), name)

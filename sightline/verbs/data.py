@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -20,18 +19,18 @@ from sightline.commands.data import (
 )
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
+from sightline.contract.catalogue import load_member
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import Parameter, describe_type, signature_parameters, suggest
 from sightline.runs.run_directory import write_document
 from sightline.store.prepared import prepared_set
-from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.views import VIEWS_SET, Views
 from sightline.verbs.output import print_note
 
 if TYPE_CHECKING:
-    from sightline.areas.clouds.render.rendering import RenderSource
+    pass
 
 
 _WIDTH = 110
@@ -71,10 +70,7 @@ def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
     name = next((word for word in words if word == VIEWS_SET or word in list_preparable()), None)
     if name is None:
         return "", []
-    if name == VIEWS_SET:
-        from sightline.areas.clouds.render.mvcnn import import_views as function
-    else:
-        function = _builder(name).prepare
+    function = load_member("tools", "import_views") if name == VIEWS_SET else _builder(name).prepare
     parameters = {key: p for key, p in signature_parameters(function).items() if key not in _SET_BY_PREPARE}
     rows = [(f"{key}=VALUE", _describe_option(parameter)) for key, parameter in parameters.items()]
     return f"Options of {name}, as KEY=VALUE", rows or [("none", "it has no options")]
@@ -87,29 +83,19 @@ def _describe_option(parameter: Parameter) -> str:
 
 def _import_views(options: PrepareOptions) -> int:
     """Write a view store of pictures rendered elsewhere; list shapes without pictures or clouds."""
-    from sightline.areas.clouds.render import mvcnn
-
+    import_views = load_member("tools", "import_views")
     excluded = ("source", "target", "progress")
-    arguments = read_key_values(
-        VIEWS_SET, mvcnn.import_views, options.options, command="data prepare", exclude=excluded
-    )
+    arguments = read_key_values(VIEWS_SET, import_views, options.options, command="data prepare", exclude=excluded)
     with _ProgressBar("views") as progress:
-        report = mvcnn.import_views(options.source, options.target, progress=progress, **arguments)
+        report = import_views(options.source, options.target, progress=progress, **arguments)
     _print_report(report, Views, options.json)
     return 0
 
 
 def render(options: RenderOptions) -> int:
     """Render views of every object of a set, or of a folder of files, into a view store."""
-    from sightline.areas.clouds.render.rendering import RenderSettings, render_set
-
-    elevations = _parse_elevations(options.elevations)
-    settings = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
-    settings.cameras("z")  # raises for invalid options before any object is read
-    objects = _find_objects(options)
-    num_jobs = options.num_jobs or len(os.sched_getaffinity(0))
     with _ProgressBar("views") as progress:
-        report = render_set(objects, options.target, look=settings, num_jobs=num_jobs, progress=progress)
+        report = load_member("tools", "render_views")(options, progress=progress)
     _print_report(report, Views, options.json)
     return 0
 
@@ -121,46 +107,6 @@ def _print_report(report: Mapping[str, Any], describer: Any, json: Path | None) 
     for line in report.get("differences", ()):
         print_note(escape_to_one_line(f"look at this: {line}"))
     write_document(json, report)
-
-
-def _find_objects(options: RenderOptions) -> RenderSource:
-    """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
-    from sightline.areas.clouds.render.rendering import PreparedObjects, SyntheticObjects, open_render_source
-    from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-
-    folder, names = Path(options.source).expanduser(), registry.data.names()
-    if options.source == "synthetic_shapes":
-        if options.up_axis not in (None, "z"):
-            raise UserError(f"data render: --up {options.up_axis}, but z is up in synthetic_shapes; leave it out")
-        excluded = ("split", "views", "normals", "target")
-        return SyntheticObjects(
-            **read_key_values(options.source, SyntheticShapes, options.options, command="data render", exclude=excluded)
-        )
-    arguments = read_key_values(options.source, PreparedObjects, options.options, command="data render")
-    if (
-        not folder.is_dir()
-        and options.source in names
-        and DataMembers.prepare.get(_builder(options.source)) is not None
-    ):
-        folder = prepared_root(None, options.source)
-        if not (folder / prepared_set.MANIFEST).is_file():
-            raise UserError(
-                f"data render: {folder}: is not a prepared data set; give the folder that contains it, or prepare one: "
-                f"{_builder(options.source).card()['prepare']}"
-            )
-    if not folder.is_dir():
-        raise UserError(
-            f"data render: '{options.source}' is neither a folder nor a data set of clouds"
-            f"{suggest(options.source, names)}"
-        )
-    return open_render_source(folder, up_axis=options.up_axis, num_points=arguments.get("num_points"))
-
-
-def _parse_elevations(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(word) for word in text.split(","))
-    except ValueError:
-        raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None
 
 
 def info(options: InfoOptions) -> int:
@@ -222,18 +168,15 @@ def verify(options: VerifyOptions) -> int:
 
 def convert(options: ConvertOptions) -> int:
     """Convert box labels to another layout, and print what was dropped."""
-    from sightline.areas.detect.sets import convert as converting
-
+    convert_annotations, layouts = load_member("tools", "convert_annotations"), load_member("tools", "LAYOUTS")
     for option, name in (("--layout", options.layout), ("--as", options.as_layout)):
-        if name not in converting.LAYOUTS:
-            raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, converting.LAYOUTS)}")
+        if name not in layouts:
+            raise UserError(f"data convert: {option} {name}: no such layout{suggest(name, layouts)}")
     excluded = ("source", "layout", "target", "as_layout")
     arguments = read_key_values(
-        options.layout, converting.convert_annotations, options.options, command="data convert", exclude=excluded
+        options.layout, convert_annotations, options.options, command="data convert", exclude=excluded
     )
-    report = converting.convert_annotations(
-        options.source, options.layout, options.target, options.as_layout, **arguments
-    )
+    report = convert_annotations(options.source, options.layout, options.target, options.as_layout, **arguments)
     _print_tree({key: value for key, value in report.items() if key not in ("dropped", "differences")})
     for line in report["differences"]:
         print_note(escape_to_one_line(f"look at this: {line}"))

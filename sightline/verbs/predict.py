@@ -6,12 +6,12 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 
-from sightline.areas.pose.frame_centres import FileSplit, centre_lines, find_centres
 from sightline.commands.run import PredictOptions
+from sightline.contract.catalogue import load_member
 from sightline.contract.errors import DataError, RunError, UserError, escape_to_one_line
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
@@ -31,6 +31,7 @@ from sightline.workbench.predict.predictor import (
     predictor_class,
 )
 
+_FILE_SPLITS = ("train", "test")
 _FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 
 
@@ -181,14 +182,14 @@ def predict_centres(options: PredictOptions) -> int:
     assert_writable(options.out, option="--out")
     values, overrides = split_options(options.words, ("split",))
     split = values.get("split", "test")
-    if split not in get_args(FileSplit):
-        raise UserError(f"split={split}: allowed are {', '.join(get_args(FileSplit))}; validation frames are in train")
+    if split not in _FILE_SPLITS:
+        raise UserError(f"split={split}: allowed are {', '.join(_FILE_SPLITS)}; validation frames are in train")
     refiner = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     config = load_config(options.data, overrides, options.plugins)
     set_backends(determinism=refiner.config.train.determinism, cudnn=refiner.config.train.cudnn)
     with start_world(device=options.device) as world:
-        predicted = find_centres(refiner, config, split=cast(FileSplit, split), world=world)
-    write_file(options.out, centre_lines(predicted))
+        predicted = load_member("tools", "find_centres")(refiner, config, split=split, world=world)
+    write_file(options.out, predicted.to_text())
     for line in predicted.notes:
         print_note(escape_to_one_line(f"look at this: {line}"))
     rows: list[tuple[str, int | float]] = [

@@ -13,8 +13,8 @@ import pytest
 from sightline.areas.clouds.sets.modelnet_files import ClassSubset, text_contents
 from sightline.areas.detect.sets.layout_reading import read_kitti, read_lines, read_yolo
 from sightline.areas.detect.sets.people_files import read_citypersons
-from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
 from sightline.contract.errors import DataError
+from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_files import velodyne_poses
 from tests.data.boxes.box_writers import pattern, write_image
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sightline.areas.clouds.sets.cloud_preparation import draw_points, estimated_normals
 from sightline.areas.clouds.sets.modelnet import ModelNet10
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, SampleKey
+from sightline.store.cloud_preparation import draw_points, estimated_normals
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.workbench.predict.cloud_samples import FileSample, make_sample, read_sample

@@ -15,7 +15,6 @@ from sightline.areas.pose.frame_centres import (
     FrameCentres,
     RefinedCentreFinder,
     TrackingCentreFinder,
-    centre_lines,
 )
 from sightline.areas.pose.predictor import draw_pose
 from sightline.areas.pose.sets.msra_hands import MsraHands
@@ -268,7 +267,7 @@ def test_other_data_are_refused(refiner: Path, tmp_path: Path, config_name: str,
 
 def test_lines_are_float32_to_the_last_bit() -> None:
     points = np.array([[1 / 3, -2.0, 350.125], [0, 0, 0], [1e-7, 12345.678, 5]], dtype=np.float32)
-    text = centre_lines(FrameCentres(points, np.array([True, False, True]), 0.0, 0.0, ()))
+    text = FrameCentres(points, np.array([True, False, True]), 0.0, 0.0, ()).to_text()
     lines = text.splitlines()
     assert lines[0] == "0.33333334 -2 350.125"
     assert lines[1] == "invalid"

@@ -29,5 +29,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "models.pointnet": "pointnet",
         "models.pointnet2": "pointnet2",
     },
+    "tools": {
+        "render.mvcnn": "import_views",
+        "render.rendering": "render_views",
+    },
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -57,6 +57,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "tasks": {
         "task": "detect",
     },
+    "tools": {
+        "sets.convert": "LAYOUTS convert_annotations",
+    },
     "transforms": {
         "combined_images": "cut_image fit_image mix_up mosaic scale_steps turn_image",
     },

@@ -32,6 +32,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "stages": {
         "stages": "DepthStages",
     },
+    "tools": {
+        "frame_centres": "find_centres",
+    },
     "transforms": {
         "transforms": "draw_heatmaps place_cube voxelize",
     },

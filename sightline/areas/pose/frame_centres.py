@@ -263,6 +263,17 @@ class FrameCentres:
     reference_error_mm: float
     notes: tuple[str, ...]
 
+    def to_text(self) -> str:
+        """Format the text of a file: `x y z` in mm for every frame, exact in float32, or `invalid`.
+
+        Source: the files of Moon et al. 2018 (V2V-PoseNet).
+        """
+        lines = [
+            " ".join(np.format_float_positional(value, trim="-") for value in point) if is_known else "invalid"
+            for point, is_known in zip(self.points_mm, self.is_known, strict=True)
+        ]
+        return "".join(f"{line}\n" for line in lines)
+
 
 def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, world: World) -> FrameCentres:
     """Predict the reference points of a config's set with a run of the task `centre`, from the centres of mass.
@@ -294,18 +305,6 @@ def find_centres(refiner: TrainedRun, config: RunConfig, *, split: FileSplit, wo
     return FrameCentres(
         points, is_known, error_mm, reference_error_mm, tuple(_make_notes(refiner, config, split, is_known))
     )
-
-
-def centre_lines(centres: FrameCentres) -> str:
-    """Format the text of a file: `x y z` in mm for every frame, exact in float32, or `invalid`.
-
-    Source: the files of Moon et al. 2018 (V2V-PoseNet).
-    """
-    lines = [
-        " ".join(np.format_float_positional(value, trim="-") for value in point) if is_known else "invalid"
-        for point, is_known in zip(centres.points_mm, centres.is_known, strict=True)
-    ]
-    return "".join(f"{line}\n" for line in lines)
 
 
 def _build_sets(refiner: TrainedRun, config: RunConfig, split: FileSplit) -> list[DepthFrames]:

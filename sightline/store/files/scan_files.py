@@ -11,6 +11,8 @@ from sightline.contract.errors import DataError
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.input_files import read_file
 
+MAX_ID = 2**16 - 1
+"""Largest id: files store ids in 16 bits; the upper half of a label is an instance."""
 _MAX_SKEW = 0.01
 """Maximum deviation of an entry of R R^T from the identity; in published files it is at most 1e-5."""
 _MAX_DISTANCE_M = 1e9

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from sightline.areas.scans.sets.label_maps import MAX_ID
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, PointCloud, check_columns, is_no_return, read_cloud
 from sightline.store.files.input_files import file_size
-from sightline.store.files.scan_files import read_bin, read_label_ids
+from sightline.store.files.scan_files import MAX_ID, read_bin, read_label_ids
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
 
 SCAN_SUFFIXES = (".bin", *CLOUD_SUFFIXES)
@@ -202,3 +203,24 @@ def _check_order(points: np.ndarray, ring: np.ndarray, order: RingOrder, path: P
             f"{path}: the points' elevations contradict ring_order={order}; "
             f"{advice.order.format(other=other, stated=order)}"
         )
+
+
+def scan_name(path: Path) -> str | None:
+    """Return `08/000000` for `.../08/velodyne/000000.bin`; None for a file in another layout."""
+    sequence = path.absolute().parent.parent.name
+    return f"{sequence}/{path.stem}" if path.parent.name == "velodyne" and sequence.isdecimal() else None
+
+
+def label_path(name: str | None) -> Path | None:
+    """Return `sequences/08/predictions/000000.label` for the scan `08/000000`; None for other names."""
+    match = re.fullmatch(r"(\d+)/(\d+)", name or "")
+    return match and Path("sequences", match[1], "predictions", f"{match[2]}.label")
+
+
+def without_endings(names: Sequence[str]) -> list[str]:
+    """Remove the file suffixes of scan names, as `predict` names its files; names that would collide keep them."""
+    stems = [
+        str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SCAN_SUFFIXES) else name for name in names
+    ]
+    counts = Counter(stems)
+    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]

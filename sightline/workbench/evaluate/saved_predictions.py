@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.sets.labelled_scans import label_path, without_endings
 from sightline.compute.geometry.scans.projection import point_ranges
 from sightline.config import RunConfig
 from sightline.contract import registry
@@ -37,6 +36,7 @@ from sightline.runs.atomic_files import disk_failure
 from sightline.runs.run_directory import load_document
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.scan_files import read_label_ids, write_label_ids
+from sightline.store.files.scan_reading import label_path, without_endings
 
 MANIFEST = "manifest.json"
 """Name of the manifest, which is written last: a folder with it is complete."""

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_preparation import (
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import CloudInputSpec, DataInfo, Field
+from sightline.store.cloud_preparation import (
     NUM_MESH_POINTS,
     cloud_radius,
     distance_from_origin,
@@ -18,11 +20,9 @@ from sightline.areas.clouds.sets.cloud_preparation import (
     generator_from_name,
     prepare_cloud,
 )
-from sightline.areas.scenes.sets.labelled_scenes import COLOUR_NAMES, normalised_position, prepare_scene
-from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import CloudInputSpec, DataInfo, Field
 from sightline.store.files.cloud_files import PointCloud, read_cloud
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
+from sightline.store.scene_preparation import COLOUR_NAMES, normalised_position, prepare_scene
 
 _MAX_SHARE_FAR = 0.01
 """Maximum share of points of a scan or scene far beyond the training range; in a wrong unit most are."""

@@ -10,11 +10,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
 from sightline.compute.geometry.scans.projection import rows_by_file_order
 from sightline.config import RunConfig
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo, Field, ScanInputSpec
+from sightline.store.files.range_images import read_range_image
 from sightline.store.files.scan_reading import PREDICTING, NoReturn, has_remission, read_scan, ring_column, to_raw_scan
 from sightline.store.files.scan_samples import RawScan, check_scan, count_others
 from sightline.workbench.predict.cloud_samples import (

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.sets.labelled_scans import label_path, scan_name
 from sightline.compute.geometry.neighbours import nearest_neighbours
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, DataError, UserError
@@ -31,7 +30,7 @@ from sightline.parts.metrics.labels import predict_labels
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.files.ply import write_ply
 from sightline.store.files.scan_files import write_label_ids
-from sightline.store.files.scan_reading import NoReturn
+from sightline.store.files.scan_reading import NoReturn, label_path, scan_name
 from sightline.workbench.predict.classify import CloudPredictor
 from sightline.workbench.predict.cloud_samples import FileSample, PointOrigin
 from sightline.workbench.predict.predictor import (

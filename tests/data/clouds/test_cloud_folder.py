@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from sightline.areas.clouds.sets.cloud_folder import CloudFolder
-from sightline.areas.clouds.sets.cloud_preparation import prepare_cloud
 from sightline.commands.data import PrepareOptions
 from sightline.compute.geometry.surfaces import estimate_normals
 from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.types import SampleKey
+from sightline.store.cloud_preparation import prepare_cloud
 from sightline.store.files.cloud_files import read_cloud
 from sightline.store.prepared.prepared_set import verify
 from sightline.verbs.data import prepare as prepare_verb

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.clouds.sets.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.areas.clouds.sets.modelnet import ModelNet40
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
-from sightline.areas.scenes.sets.labelled_scenes import prepare_scene
 from sightline.compute.geometry.surfaces import estimate_normals
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.cloud_preparation import EstimatedNormals, prepare_cloud
 from sightline.store.files.cloud_files import PointCloud
 from sightline.store.loading.batch_reader import stratified_subset
+from sightline.store.scene_preparation import prepare_scene
 from tests.cases import run_each
 from tests.data.clouds.cloud_writers import solid
 from tests.data.clouds.modelnet_writers import prepare, write_npz, write_text
@@ -175,7 +175,7 @@ def test_a_set_too_large_to_remember_gives_the_same_normals(monkeypatch: pytest.
     points = SyntheticShapes(split="test", test_size=6, num_points=64).get_batch(keys(4, 1, 4))["points"].numpy()
     index = np.array([4, 1, 4])
     small = EstimatedNormals(6, 64, str).estimate(index, points)
-    monkeypatch.setattr("sightline.areas.clouds.sets.cloud_preparation._MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr("sightline.store.cloud_preparation._MAX_CACHE_BYTES", 0)
     np.testing.assert_array_equal(EstimatedNormals(6, 64, str).estimate(index, points), small)
     np.testing.assert_array_equal(small[1], estimate_normals(torch.from_numpy(points[1:2]))[0].numpy())
 

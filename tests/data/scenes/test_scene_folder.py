@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sightline.areas.scenes.sets import labelled_scenes
-from sightline.areas.scenes.sets.labelled_scenes import from_lowest_corner
 from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.scene_preparation import from_lowest_corner
 from tests.data.clouds.cloud_writers import write_ply
 from tests.data.scenes.scene_writers import no_progress
 

@@ -21,11 +21,17 @@ import numpy as np
 import torch
 
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.commands.data import RenderOptions
 from sightline.compute.geometry.pinhole import Cameras, Projection, ring_cameras
 from sightline.compute.geometry.rendering import Style, render_cloud, render_mesh
-from sightline.contract.errors import ConfigError, DataError, RunError
+from sightline.config.overrides import read_key_values
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError, RunError, UserError
+from sightline.contract.members import DataMembers
+from sightline.contract.schema import suggest
 from sightline.contract.types import SampleKey
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file, read_cloud
+from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -374,3 +380,48 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def render_views(options: RenderOptions, *, progress: Progress) -> dict[str, Any]:
+    """Render views of every object of a set, or of a folder of files, into a view store; return the report."""
+    elevations = _parse_elevations(options.elevations)
+    settings = RenderSettings(options.num_views, options.size_px, options.style, options.projection, elevations)
+    settings.cameras("z")  # raises for invalid options before any object is read
+    objects = _find_objects(options)
+    num_jobs = options.num_jobs or len(os.sched_getaffinity(0))
+    return render_set(objects, options.target, look=settings, num_jobs=num_jobs, progress=progress)
+
+
+def _find_objects(options: RenderOptions) -> RenderSource:
+    """Find the objects to render: of a folder, of a prepared data set by its name, or the synthetic shapes."""
+
+    folder, names = Path(options.source).expanduser(), registry.data.names()
+    if options.source == "synthetic_shapes":
+        if options.up_axis not in (None, "z"):
+            raise UserError(f"data render: --up {options.up_axis}, but z is up in synthetic_shapes; leave it out")
+        excluded = ("split", "views", "normals", "target")
+        return SyntheticObjects(
+            **read_key_values(options.source, SyntheticShapes, options.options, command="data render", exclude=excluded)
+        )
+    arguments = read_key_values(options.source, PreparedObjects, options.options, command="data render")
+    data_set: Any = registry.data.get_entry(options.source).builder if options.source in names else None
+    if not folder.is_dir() and data_set is not None and DataMembers.prepare.get(data_set) is not None:
+        folder = prepared_root(None, options.source)
+        if not (folder / MANIFEST).is_file():
+            raise UserError(
+                f"data render: {folder}: is not a prepared data set; give the folder that contains it, or prepare one: "
+                f"{data_set.card()['prepare']}"
+            )
+    if not folder.is_dir():
+        raise UserError(
+            f"data render: '{options.source}' is neither a folder nor a data set of clouds"
+            f"{suggest(options.source, names)}"
+        )
+    return open_render_source(folder, up_axis=options.up_axis, num_points=arguments.get("num_points"))
+
+
+def _parse_elevations(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(","))
+    except ValueError:
+        raise UserError(f"data render: --elevations {text}: degrees are needed, such as 30 or 10,30,50") from None

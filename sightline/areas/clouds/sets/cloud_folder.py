@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.areas.clouds.sets.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
-from sightline.areas.clouds.sets.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
 from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.compute.geometry.rendering import Background
@@ -23,6 +22,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import CloudInputSpec
+from sightline.store.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
     check_columns,

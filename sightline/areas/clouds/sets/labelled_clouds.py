@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from sightline.aliases import keep_old_members
-from sightline.areas.clouds.sets.cloud_preparation import EstimatedNormals, Normals
 from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify

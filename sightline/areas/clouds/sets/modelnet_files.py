@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_preparation import NUM_MESH_POINTS, draw_points
 from sightline.contract.errors import DataError
 from sightline.contract.schema import suggest
+from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
 from sightline.store.files.array_files import READ_ERRORS, npz_array, npz_header, open_hdf5
 from sightline.store.files.cloud_formats import read_off
 from sightline.store.files.text_tables import read_table, read_text

@@ -16,12 +16,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from sightline.areas.clouds.sets.cloud_preparation import Normals
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, promised_info
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey
+from sightline.store.cloud_preparation import Normals
 from sightline.store.files.array_files import open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root

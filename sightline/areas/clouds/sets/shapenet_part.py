@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from sightline.aliases import keep_old_members
-from sightline.areas.clouds.sets.cloud_preparation import Normals, estimated_normals
 from sightline.areas.clouds.sets.shapenet_part_files import (
     CATEGORIES_FILE,
     LISTS_FOLDER,
@@ -29,6 +28,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (

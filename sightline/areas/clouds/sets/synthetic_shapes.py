@@ -11,7 +11,6 @@ import torch
 from annotated_types import Ge, Le
 
 from sightline.aliases import keep_old_members
-from sightline.areas.clouds.sets.cloud_preparation import EstimatedNormals, Normals
 from sightline.areas.clouds.sets.synthetic_solids import NUM_PROPORTIONS, SOLIDS, build_solids
 from sightline.compute.geometry.surfaces import sample_patches
 from sightline.contract import registry
@@ -20,6 +19,7 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.parts.transforms.points import to_unit_sphere
+from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.computed_samples import ComputedSet, Many
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.loading.concat import RenderedViewsConfig, make_rendered_views

@@ -11,12 +11,11 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import read_regular_file
 from sightline.store.files.input_files import parsed_yaml
+from sightline.store.files.scan_files import MAX_ID
 from sightline.store.files.text_tables import parse_count
 
 IGNORE_INDEX = 255
 """Class of points that are neither trained on nor scored, in maps that do not ignore class 0."""
-MAX_ID = 2**16 - 1
-"""Largest id: files store ids in 16 bits; the upper half of a label is an instance."""
 _UNKNOWN = -1
 _MAX_NAMED = 3
 

@@ -5,11 +5,9 @@ Paths of predicted label files in the layout of the SemanticKITTI evaluator and 
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,7 +18,6 @@ from sightline.areas.scans.sets.label_maps import LabelMap
 from sightline.areas.scans.sets.scan_preparation import describe_scans, id_counts
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
-from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
 from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part
@@ -216,24 +213,3 @@ def _compute_mean_and_std(
     sums = sum((prepared.array(split, "sums")[row] for split, row in rows), start=np.zeros((2, 5)))
     count = sum(int(prepared.array(split, "num_points")[row]) for split, row in rows)
     return mean_and_std(sums * np.stack([scale, scale**2]), count)
-
-
-def scan_name(path: Path) -> str | None:
-    """Return `08/000000` for `.../08/velodyne/000000.bin`; None for a file in another layout."""
-    sequence = path.absolute().parent.parent.name
-    return f"{sequence}/{path.stem}" if path.parent.name == "velodyne" and sequence.isdecimal() else None
-
-
-def label_path(name: str | None) -> Path | None:
-    """Return `sequences/08/predictions/000000.label` for the scan `08/000000`; None for other names."""
-    match = re.fullmatch(r"(\d+)/(\d+)", name or "")
-    return match and Path("sequences", match[1], "predictions", f"{match[2]}.label")
-
-
-def without_endings(names: Sequence[str]) -> list[str]:
-    """Remove the file suffixes of scan names, as `predict` names its files; names that would collide keep them."""
-    stems = [
-        str(PurePosixPath(name).with_suffix("")) if name.lower().endswith(SCAN_SUFFIXES) else name for name in names
-    ]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else name for stem, name in zip(stems, names, strict=True)]

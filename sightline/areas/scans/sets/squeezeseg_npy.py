@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.scans.sets.label_maps import MAX_ID, read_label_map
+from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.labelled_scans import LabelledScans, ScanSampling
 from sightline.areas.scans.sets.scan_preparation import ListedScan, describe_split, read_name_lists, scan_plan
 from sightline.contract import registry
@@ -18,6 +18,7 @@ from sightline.contract.arguments import FractionBelowOne
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import ScanInputSpec
 from sightline.store.files.array_files import read_npy
+from sightline.store.files.range_images import range_image_shape, read_range_image
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import make_card, open_prepared, summarise_folder
@@ -25,10 +26,6 @@ from sightline.store.prepared.prepared_writer import Progress, write_prepared_se
 from sightline.store.prepared.splits import make_splits
 
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
-_X, _Y, _Z, _INTENSITY, _RANGE, _LABEL = range(6)
-_NUM_CHANNELS = 6
-_MAX_RANGE_ERROR = 1e-3
-"""Maximum relative error between range and coordinates: half precision files reach 5e-4."""
 
 
 @registry.data.add("squeezeseg_npy")
@@ -91,7 +88,7 @@ class SqueezeSegNpy(LabelledScans):
             contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
             raise DataError(f"{root}: {contents}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
         paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
-        height, width = _image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
+        height, width = range_image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
         scans = [
             ListedScan(part, stem, (paths[stem],), partial(read_range_image, paths[stem], height=height, width=width))
@@ -126,41 +123,3 @@ class SqueezeSegNpy(LabelledScans):
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         height, width = self._prepared.manifest["image_size_px"]
         return read_range_image(files[0], height=height, width=width)
-
-
-def _image_shape(image: np.ndarray, path: Path) -> tuple[int, int]:
-    if image.ndim != 3 or image.shape[2] != _NUM_CHANNELS or image.dtype.kind != "f":
-        raise DataError(
-            f"{path}: holds {image.dtype} {image.shape}; a range image is float (64, 512, 6): x, y, z, intensity, "
-            "range, label"
-        )
-    return image.shape[0], image.shape[1]
-
-
-def read_range_image(path: Path, *, height: int, width: int) -> RawScan:
-    """Read the filled pixels of a range image. Raises DataError for a wrong shape, channel order or label."""
-    image = read_npy(path)
-    if _image_shape(image, path) != (height, width):
-        raise DataError(f"{path}: has {image.shape[:2]} pixels, the first image has {(height, width)}; leave it out")
-    row, column = np.nonzero(image[..., _RANGE] > 0)
-    pixels = image[row, column]
-    distance = pixels[:, _RANGE]
-    with np.errstate(over="ignore", invalid="ignore"):  # values beyond float32 are refused below
-        points = pixels[:, : _Z + 1].astype(np.float32)
-        norm = np.linalg.norm(points, axis=1)
-        is_mismatch = ~(np.abs(norm - distance) <= _MAX_RANGE_ERROR * np.maximum(distance, 1))
-    if is_mismatch.any():
-        index = int(is_mismatch.argmax())
-        raise DataError(
-            f"{path}: pixel ({row[index]}, {column[index]}) lies {norm[index]:.3f} m away and "
-            f"channel {_RANGE} is {distance[index]:.3f}; the channels must be x, y, z, intensity, range, label"
-        )
-    label = pixels[:, _LABEL]
-    is_wrong = ~((label == np.floor(label)) & (label >= 0) & (label <= MAX_ID))
-    if is_wrong.any():
-        index = int(is_wrong.argmax())
-        raise DataError(
-            f"{path}: pixel ({row[index]}, {column[index]}) has the label {label[index]:g}; labels are whole numbers "
-            "from 0"
-        )
-    return RawScan(points, pixels[:, _INTENSITY].astype(np.float32), label.astype(np.int64), row, column)

@@ -1,7 +1,4 @@
-"""Base of the prepared data sets of scenes with a class at every point.
-
-Preparation of scenes: coordinates from the lowest corner, colours as bytes, unit normals.
-"""
+"""Base of the prepared data sets of scenes with a class at every point."""
 
 from __future__ import annotations
 
@@ -13,108 +10,12 @@ import numpy as np
 import torch
 
 from sightline.aliases import keep_old_members
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.arguments import Count
-from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
-from sightline.store.files.cloud_files import PointCloud, check_strays
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
-
-COLOUR_NAMES = (("red", "green", "blue"), ("r", "g", "b"))
-"""Names of the colour channels in files."""
-
-_POINTS_PER_ROW = 256
-"""Number of points that `_find_lowest_corner` reduces side by side."""
-
-
-def prepare_scene(
-    cloud: PointCloud,
-    *,
-    scale: float,
-    colour_max: float,
-    colour_names: Sequence[str] | None,
-    with_normals: bool,
-    where: str,
-) -> dict[str, np.ndarray]:
-    """Make the columns `points` (N, 3) float32 and, if requested, `colours` (N, 3) uint8, `normals` (N, 3) float32.
-
-    Points are relative to the lowest corner, so that float32 stays exact far from the origin, and multiplied by
-    `scale`. Colours are the channels `colour_names` from 0 to `colour_max`; normals are normalised to length 1. Raises
-    DataError, led by `where`, for a scene without the requested channels, or with colours on another scale.
-    """
-    check_strays(cloud.points, where=where)
-    prepared = {"points": from_lowest_corner(cloud.points, scale=scale)[0]}
-    if colour_names is not None:
-        prepared["colours"] = _read_colours(cloud, colour_names, colour_max, where)
-    if with_normals:
-        prepared["normals"] = _normalise_normals(cloud, where)
-    return prepared
-
-
-def from_lowest_corner(points: np.ndarray, *, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Move points (N, 3) to their lowest corner and multiply by `scale`: (N, 3) float32 and the corner (3,) float64.
-
-    Differences are computed in float64. Values beyond float32 become infinite.
-    """
-    points = points.astype(np.float64, copy=False)
-    corner = _find_lowest_corner(points)
-    relative = np.empty(points.shape, dtype=np.float32)
-    if can_use_numba(torch.empty(0)):
-        run_parallel(_move, len(points), points, corner, scale, relative)
-    else:
-        with np.errstate(over="ignore"):
-            relative[:] = (points - corner) * scale
-    return relative, corner
-
-
-def _find_lowest_corner(points: np.ndarray) -> np.ndarray:
-    """Compute `points.min(axis=0)` (3,) over long rows of many points: rows of three numbers take ten times as long."""
-    num_in_rows = len(points) // _POINTS_PER_ROW * _POINTS_PER_ROW
-    rows = points[:num_in_rows].reshape(-1, 3 * _POINTS_PER_ROW)
-    lowest = [rows.min(axis=0).reshape(-1, 3)] if len(rows) else []
-    corner: np.ndarray = np.concatenate([*lowest, points[num_in_rows:]]).min(axis=0)
-    return corner
-
-
-@numba_kernel
-def _move(first: int, last: int, points: np.ndarray, corner: np.ndarray, scale: float, moved: np.ndarray) -> None:
-    for row in range(first, last):
-        for axis in range(3):
-            moved[row, axis] = np.float32((points[row, axis] - corner[axis]) * scale)
-
-
-def normalised_position(points: np.ndarray) -> np.ndarray:
-    """Scale points (N, 3) to the extent of their cloud, 0 to 1 along every axis; the dtype is kept.
-
-    Source: Qi et al. 2017 (PointNet), section 5.2 (the location as to the room).
-    """
-    low, high = points.min(axis=0), points.max(axis=0)
-    position: np.ndarray = (points - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
-    return position
-
-
-def _read_colours(cloud: PointCloud, names: Sequence[str], colour_max: float, where: str) -> np.ndarray:
-    missing = [name for name in names if name not in cloud.channels]
-    if missing:
-        raise DataError(f"{where}: has no {', '.join(missing)}, which the first file has; name what all files have")
-    colours = np.stack([cloud.channels[name] for name in names], axis=1)
-    low, high = float(colours.min()), float(colours.max())
-    if low < 0 or high > colour_max:
-        raise DataError(f"{where}: colours run from {low:g} to {high:g}, colour_max is {colour_max:g}; set it")
-    if colour_max == 255 and 0 < high <= 1:
-        raise DataError(f"{where}: colours run to {high:g}, which is black on a scale to 255; set colour_max=1")
-    return np.rint(colours * (255 / colour_max)).astype(np.uint8)
-
-
-def _normalise_normals(cloud: PointCloud, where: str) -> np.ndarray:
-    if cloud.normals is None:
-        raise DataError(f"{where}: has no normals, which the first file has; name what all files have with columns")
-    length = np.linalg.norm(cloud.normals, axis=1)
-    if not length.all():
-        raise DataError(f"{where}: the normal of point {int(np.flatnonzero(length == 0)[0])} is zero; correct the file")
-    return (cloud.normals / length[:, None]).astype(np.float32)
-
+from sightline.store.scene_preparation import normalised_position
 
 IGNORE_INDEX = 255
 """Stored label of points without a class."""

@@ -25,7 +25,6 @@ from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
     LabelledScenes,
     SceneSplit,
-    from_lowest_corner,
     scene_columns,
     scene_values,
     summarise_scenes,
@@ -51,6 +50,7 @@ from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec, prepared_root
 from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.scene_preparation import from_lowest_corner
 
 _KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
 _SPLIT = "points below the median y train, all others, those at it included, test; rows that come twice stay"

@@ -18,11 +18,9 @@ import numpy as np
 from sightline.areas.clouds.sets.cloud_listing import SPLITS
 from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
-    COLOUR_NAMES,
     IGNORE_INDEX,
     LabelledScenes,
     SceneSplit,
-    prepare_scene,
     scene_columns,
     scene_values,
     summarise_scenes,
@@ -44,6 +42,7 @@ from sightline.store.files.input_files import file_size
 from sightline.store.prepared.columns import ColumnSpec, prepared_root
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
 
 CLASSES_FILE = "classes.txt"
 _LAYOUTS = "files in one folder, or in its folders train and test (and validation)"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.clouds.sets.synthetic_solids import (
+from sightline.areas.scenes.sets.room_things import (
     NUM_MEASURES,
     Body,
     Thing,

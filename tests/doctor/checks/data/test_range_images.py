@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sightline.areas.scans.checks import projection_coverage
 from sightline.areas.scans.sets.kitti_object import PointsInBoxRule, image_size_px, read_frame
-from sightline.areas.scans.sets.squeezeseg_npy import read_range_image
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
+from sightline.store.files.range_images import read_range_image
 from sightline.workbench.check.checks.data.classes import mismatched_labels
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.context import Check, Context
