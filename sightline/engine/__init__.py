@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "optimizers": {
-        "optimizers": "adam adamw rmsprop sgd",
-    },
-    "schedules": {
-        "schedules": "constant cosine exponential one_cycle step",
-    },
+    "optimizers": {"optimizers": "adam adamw rmsprop sgd"},
+    "schedules": {"schedules": "constant cosine exponential one_cycle step"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

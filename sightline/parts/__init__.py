@@ -18,9 +18,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.labels": "accuracy iou iou_by_distance pixel_iou",
         "metrics.part_iou": "part_iou",
     },
-    "models": {
-        "models.resnet": "image_classifier",
-    },
+    "models": {"models.resnet": "image_classifier"},
     "tasks": {
         "tasks.segment": "segment",
         "tasks.supervised": "centre classify pose",

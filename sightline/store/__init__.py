@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "data": {
-        "loading.concat": "concat",
-    },
+    "data": {"loading.concat": "concat"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

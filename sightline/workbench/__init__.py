@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "prediction_writers": {
-        "evaluate.saved_predictions": "LabelWriter",
-    },
+    "prediction_writers": {"evaluate.saved_predictions": "LabelWriter"},
     "predictors": {
         "predict.classify": "classify",
         "predict.segment": "segment",

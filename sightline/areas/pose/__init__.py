@@ -5,38 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "benchmarks": {
-        "benchmarks": "list_hand_cases",
-    },
+    "benchmarks": {"benchmarks": "list_hand_cases"},
     "data": {
         "sets.hand_sets": "hands2017 icvl_hands nyu_hands",
         "sets.itop": "itop",
         "sets.msra_hands": "msra_hands",
         "sets.synthetic_hands": "synthetic_bodies synthetic_hands",
     },
-    "losses": {
-        "losses": "centre_mse heatmap_cross_entropy heatmap_mse joint_l1",
-    },
-    "metrics": {
-        "metrics": "centre_error detection_rate joint_error keypoints",
-    },
-    "models": {
-        "v2v": "scale_net v2v v2v_small",
-    },
-    "predictors": {
-        "predictor": "centre pose",
-    },
-    "references": {
-        "sets.references": "centre_of_mass file truth",
-    },
-    "stages": {
-        "stages": "DepthStages",
-    },
-    "tools": {
-        "frame_centres": "find_centres",
-    },
-    "transforms": {
-        "transforms": "draw_heatmaps place_cube voxelize",
-    },
+    "losses": {"losses": "centre_mse heatmap_cross_entropy heatmap_mse joint_l1"},
+    "metrics": {"metrics": "centre_error detection_rate joint_error keypoints"},
+    "models": {"v2v": "scale_net v2v v2v_small"},
+    "predictors": {"predictor": "centre pose"},
+    "references": {"sets.references": "centre_of_mass file truth"},
+    "stages": {"stages": "DepthStages"},
+    "tools": {"frame_centres": "find_centres"},
+    "transforms": {"transforms": "draw_heatmaps place_cube voxelize"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

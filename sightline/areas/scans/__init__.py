@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
-    "benchmarks": {
-        "benchmarks": "list_score_cases",
-    },
-    "checks": {
-        "checks": "projection-coverage",
-    },
+    "benchmarks": {"benchmarks": "list_score_cases"},
+    "checks": {"checks": "projection-coverage"},
     "data": {
         "sets.kitti_object": "kitti_object",
         "sets.scan_folder": "scan_folder",
@@ -18,16 +14,12 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.squeezeseg_npy": "squeezeseg_npy",
         "sets.synthetic_lidar": "synthetic_lidar",
     },
-    "descriptions": {
-        "projections": "describe_projection",
-    },
+    "descriptions": {"projections": "describe_projection"},
     "models": {
         "models.rangenet": "deeplabv3 rangenet21 rangenet53",
         "models.salsanext": "salsanext",
         "models.squeezeseg": "squeezeseg squeezesegv2",
     },
-    "transforms": {
-        "range_projection": "project ring_from_order",
-    },
+    "transforms": {"range_projection": "project ring_from_order"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

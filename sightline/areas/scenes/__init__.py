@@ -10,14 +10,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.scene_folder": "scene_folder",
         "sets.synthetic_rooms": "synthetic_rooms",
     },
-    "models": {
-        "point_transformer": "point_transformer",
-    },
-    "point_encoders": {
-        "point_transformer": "point_transformer",
-    },
-    "transforms": {
-        "transforms": "crop_points place_on_floor sample_block voxel_sample",
-    },
+    "models": {"point_transformer": "point_transformer"},
+    "point_encoders": {"point_transformer": "point_transformer"},
+    "transforms": {"transforms": "crop_points place_on_floor sample_block voxel_sample"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""
