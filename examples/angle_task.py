@@ -1,6 +1,6 @@
 """A plugin with a task of its own: the angle by which a drawn digit is turned, from an image.
 
-It brings everything that a task needs: data set, network, loss, metric, task and a predictor for PNG files.
+It brings everything that a task needs: data set, network, loss, metric, task, a predictor for PNG files, and a check.
 """
 
 import math
@@ -24,9 +24,13 @@ from sightline.contract.types import Batch, DataInfo, Field, Sample, SampleKey
 from sightline.draw.pictures import Picture
 from sightline.engine.run_loading import TrainedRun
 from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.check.context import Context, check, surveys
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.sample_statistics import PartStatistics
 from sightline.workbench.predict.predictor import Inference, Predictor, ReadFile, Refusal, refuse_non_finite
 
 SIZE_PX = 28
+_MAX_ANGLES = 64
 _PIXELS = np.stack(np.meshgrid(*[np.linspace(-1, 1, SIZE_PX)] * 2, indexing="xy"), axis=-1) * [1, -1]  # x right, y up
 _STROKES = {  # no digit that looks like itself or like another when it is turned
     1: [(-0.2, 0.35), (0.0, 0.6), (0.0, -0.6)],
@@ -209,3 +213,18 @@ class AnglePredictor(Predictor[AnglePrediction]):
         image = upright(prediction.image[None], torch.tensor([prediction.angle_rad], dtype=torch.float32))[0, 0]
         Image.fromarray((image.clamp(0, 1) * 255).byte().numpy()).save(path)
         return {"upright": path}
+
+
+@check("G38", "one-sided-angles", "preflight", each=surveys, severity="warning", causes=("data.sampling", "data.split"))
+def one_sided_angles(context: Context, statistics: PartStatistics) -> Fault | None:
+    """Angles of a split do not all lie on one side: their mean direction is short.
+
+    Finds: a set whose angles are all alike, so that one constant direction is a good prediction.
+    """
+    part = statistics.part
+    angles = [float(part.dataset[SampleKey(int(i), 0, 0)]["angle"]) for i in part.evenly_spaced_indices(_MAX_ANGLES)]
+    length = float(np.abs(np.exp(1j * np.array(angles)).mean()))
+    bound = 4 / math.sqrt(len(angles))  # uniform angles exceed it once in a million sets
+    if length <= bound:
+        return None
+    return Fault(f"angles lie on one side: their mean direction is {length:.2f} long", value=length, bound=bound)

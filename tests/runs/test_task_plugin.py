@@ -1,4 +1,4 @@
-"""A task of a plugin: data set, network, loss, metric, task and predictor in a file, trained, viewed and predicted."""
+"""A plugin with all parts of an area in one file: trained, resumed, evaluated, predicted, viewed and checked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 
 import sightline
 from sightline.contract import registry
+from sightline.workbench.check.context import CHECKS
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import run_forked
 
@@ -31,6 +32,7 @@ def _own_parts() -> Iterator[None]:
     yield
     for kind, entries in before.items():
         registry.REGISTRIES[kind]._entries = entries
+    CHECKS.pop("one-sided-angles")
 
 
 def verb(*words: object, expect: int = 0) -> Outcome:
@@ -141,3 +143,19 @@ def test_it_is_viewed_and_checked(run: Path, tmp_path: Path) -> None:
     verb("check", run, "--json", tmp_path / "check.json")
     found = json.loads((tmp_path / "check.json").read_text())
     assert (found["errors"], found["warnings"]) == (0, 0)
+
+
+def test_its_check_finds_what_it_is_for(tmp_path: Path) -> None:
+    text = PLUGIN.read_text().replace("random.uniform(-math.pi, math.pi)", "random.uniform(0, 1)")
+    assert text != PLUGIN.read_text()
+    one_sided = tmp_path / "angle_task.py"
+    one_sided.write_text(text)
+    done = run_here(
+        "check", CONFIG, *SHORT, "--plugin", one_sided, "--device", "cpu", "--json", tmp_path / "found.json"
+    )
+    assert done.code == 0, done.err
+    findings = json.loads((tmp_path / "found.json").read_text())["findings"]
+    found = [finding for finding in findings if finding["code"] == "one-sided-angles"]
+    assert [finding["where"]["dataset"] for finding in found] == ["turned_digits/train", "turned_digits/test"]
+    assert {finding["cause"] for finding in found} == {"data.sampling"}
+    assert all(finding["value"] > finding["bound"] == 4 / 8 for finding in found)
