@@ -122,8 +122,6 @@ _MOVED: Mapping[str, str] = {
     "describe": "workbench.describe",
     "doctor": "workbench.check",
     "doctor.checks.data.boxes": "areas.detect.checks",
-    "doctor.checks.data.projection_coverage": "areas.scans.checks",
-    "doctor.core.assigned_boxes": "areas.detect.assigned_boxes",
     "doctor.overfit": "workbench.fit",
     "draws": "contract.draws",
     "errors": "contract.errors",

@@ -128,6 +128,12 @@ class TaskMembers:
         old_name="offers",
     )
     vote: Member[Function] = Member("`vote(passes)`: several predictions of one batch as one", absent=None)
+    get_priors: Member[Function] = Member(
+        "`get_priors(image)`: the priors of a batch of images, of a task that assigns them to boxes", absent=None
+    )
+    compares_rows: Member[bool] = Member(
+        "whether each sample is compared with all others of the step, as in contrastive learning", absent=False
+    )
     show: Member[Function] = Member(
         "`show(batch, predictions)`: pictures for TensorBoard; `view` gives `pixels` (H, W, 3) uint8 of its one image, "
         "and the least `score` to draw, where it takes them",

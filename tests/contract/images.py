@@ -17,12 +17,13 @@ from sightline.areas.detect.combined_images import CutImage, FitImage, ScaleStep
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import BoxErrors
 from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
-from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, make_sample
+from sightline.areas.detect.sets.records import BoxRecord, make_sample
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.metric import State
 from sightline.contract.types import ComponentConfig
 from sightline.parts.transforms.images import FlipImage, NormalizeImage
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import NamedTransform
 from sightline.store.loading.concat import Concat
 from tests.contract.toy import NUM_SAMPLES, Made, Toy

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sightline.areas.detect.combined_images import MixUp, Mosaic, TurnImage
-from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config
 from sightline.contract.draws import Draws
@@ -18,6 +18,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import build_data
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from tests.processes import ROOT
 

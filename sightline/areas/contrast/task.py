@@ -50,6 +50,7 @@ class Contrast:
     `PairLoss`es. Source: Chen et al. 2020, SimCLR, section 2.2; Afham et al. 2022, CrossPoint, section 3.
     """
 
+    compares_rows = True
     predicts: frozenset[str] = frozenset()
 
     def __init__(

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigned_boxes import AssignedBoxes, is_significantly_above
 from sightline.compute.geometry.boxes.overlaps import box_areas, box_sizes, ioa
 from sightline.compute.geometry.boxes.priors import BACKGROUND
 from sightline.engine.device import to_device
 from sightline.workbench.check.context import Context, assignments, check, surveys
+from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, is_significantly_above
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 

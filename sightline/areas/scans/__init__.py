@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 PARTS: Mapping[str, Mapping[str, str]] = {
     "benchmarks": {"benchmarks": "list_score_cases"},
-    "checks": {"checks": "projection-coverage"},
     "data": {
         "sets.kitti_object": "kitti_object",
         "sets.scan_folder": "scan_folder",

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sightline.areas.scans.range_projection import Project
 from sightline.compute.geometry.scans.lift import ProjectionSummary
-from sightline.compute.geometry.scans.projection import RangeView
-from sightline.contract.types import ComponentConfig, SampleKey, Table
-from sightline.engine.build import TrainingSetup, build_transforms
+from sightline.contract.types import SampleKey, Table
+from sightline.engine.build import TrainingSetup
+from sightline.workbench.describe.report import projection_view
 from sightline.workbench.describe.sources import DataDescription
 
 _MAX_SCANS = 8
-
-
-def projection_view(stages: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> RangeView | None:
-    """Return the view of the transform `project` among these, or None without one."""
-    transforms = [transform.apply for transform in build_transforms([s for s in stages if s.name == "project"], facts)]
-    return transforms[-1].view if transforms and isinstance(transforms[-1], Project) else None
 
 
 def projection_summary(built: TrainingSetup) -> dict[str, Any] | None:

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from sightline.aliases import keep_old_keywords, keep_old_members, old_names
-from sightline.areas.detect.assigned_boxes import AssignedBoxes, assigned_boxes
-from sightline.areas.detect.task import Detect
 from sightline.config import RunConfig
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, summarise_error
+from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
@@ -28,6 +27,7 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.engine.run_loading import open_run
 from sightline.parts.tasks.distillation import unwrap_distillation
+from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.core.dry_run import (
     DryRun,
@@ -95,7 +95,7 @@ class Context:
         None for a task without boxes, and if the dry run did not succeed.
         """
         task = unwrap_distillation(self.built.job.task)
-        if not isinstance(task, Detect) or not self.dry_run.is_sound:
+        if TaskMembers.get_priors.get(task) is None or not self.dry_run.is_sound:
             return None
         part, batches = self.built.data.train, iter([self.first_outputs[0]])
         if self.is_thorough:

@@ -6,16 +6,17 @@ Baseline error of a prediction without images: the mean training pose around the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sightline.compute.geometry.scans.projection import RangeView
 from sightline.contract.errors import RunError
 from sightline.contract.members import DataMembers
-from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import Data, DataSubset, TrainingSetup
+from sightline.contract.types import Batch, ComponentConfig, SampleKey
+from sightline.engine.build import Data, DataSubset, TrainingSetup, build_transforms
 from sightline.engine.device import to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
@@ -150,3 +151,10 @@ def _read_batches(part: DataSubset) -> Iterator[Batch]:
             continue
         samples = [part.dataset[key] for key in keys]
         yield {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _REQUIRED_FIELDS}
+
+
+def projection_view(stages: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> RangeView | None:
+    """Return the view of the transform `project` among these, or None without one."""
+    transforms = [transform.apply for transform in build_transforms([s for s in stages if s.name == "project"], facts)]
+    view = getattr(transforms[-1], "view", None) if transforms else None
+    return view if isinstance(view, RangeView) else None

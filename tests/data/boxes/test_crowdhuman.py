@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from sightline.areas.detect.sets.crowdhuman import CrowdHuman
-from sightline.areas.detect.sets.records import BOX_FIELDS
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.concat import Concat
 from tests.command import run_here
 from tests.data.boxes.box_writers import pattern, quiet, write_image

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigned_boxes import is_significantly_above
 from sightline.areas.detect.assigners.static import MaxIoU
 from sightline.areas.detect.backbones import FPN
 from sightline.areas.detect.checks import unmatched_boxes
@@ -33,6 +32,7 @@ from sightline.workbench.check.checks.loss_terms import loss_normaliser
 from sightline.workbench.check.checks.model.first_step import first_step
 from sightline.workbench.check.checks.model.outputs import level_order
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.conftest import ROOT

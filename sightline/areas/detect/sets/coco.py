@@ -34,10 +34,11 @@ from sightline.areas.detect.sets.image_listing import (
     xywh_to_xyxy,
 )
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages
-from sightline.areas.detect.sets.records import BOX_FIELDS, box_facts
+from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.prepared.prepared_set import make_card, summarise_folder
 from sightline.store.prepared.prepared_writer import Progress, write_prepared_set

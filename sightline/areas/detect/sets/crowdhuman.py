@@ -24,11 +24,12 @@ from sightline.areas.detect.sets.image_listing import (
 )
 from sightline.areas.detect.sets.labelled_images import BoxColumns, LabelledImages, SplitRule
 from sightline.areas.detect.sets.layout_reading import read_lines
-from sightline.areas.detect.sets.records import BOX_FIELDS, box_facts
+from sightline.areas.detect.sets.records import box_facts
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.prepared.prepared_set import PreparedSet, make_card
 from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
 

@@ -16,12 +16,13 @@ import numpy as np
 from sightline.aliases import keep_old_members
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
 from sightline.areas.detect.sets.image_listing import CategoryIds
-from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import LISTED, PreparedSet, open_prepared, verify

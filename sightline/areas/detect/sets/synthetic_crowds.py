@@ -19,11 +19,12 @@ from torch.nn import functional
 from sightline.aliases import keep_old_members
 from sightline.areas.detect.sets.detections import ImageRef, SetIndex
 from sightline.areas.detect.sets.image_listing import CategoryIds
-from sightline.areas.detect.sets.records import BOX_FIELDS, BoxRecord, box_facts, make_sample
+from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Seed
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey
+from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache
 
 _MAX_PEOPLE = 40

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.contrast.task import Contrast
-from sightline.areas.detect.assigned_boxes import AssignedBoxes
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
+from sightline.contract.members import TaskMembers
 from sightline.engine.distributed import World
 from sightline.engine.step import compute_batch_losses, divide_by_count, prepare_step
 from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.context import Context, assignments, check
+from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
 from sightline.workbench.check.core.object_graph import iter_reachable
@@ -210,10 +210,10 @@ BUILT_IN = ("intra_modal", "cross_modal")
 """Losses with a known definition; the losses of plugins may be of another kind."""
 
 
-def pairs_task(context: Context) -> Contrast | None:
+def pairs_task(context: Context) -> Any | None:
     """Return the run's contrastive task; None for another task, or without a contrastive loss of the package."""
     task = context.built.job.task
-    if not isinstance(task, Contrast) or not any(loss.name in BUILT_IN for loss in context.config.losses):
+    if not TaskMembers.compares_rows.get(task) or not any(loss.name in BUILT_IN for loss in context.config.losses):
         return None
     return task
 
@@ -304,7 +304,7 @@ def _count_faults(context: Context) -> Iterator[Fault]:
                 return
 
 
-def _world_faults(context: Context, task: Contrast) -> Iterator[Fault]:
+def _world_faults(context: Context, task: Any) -> Iterator[Fault]:
     """Check the number of negatives over all processes, each with a different number of rows."""
     sizes = [_NUM_PAIRS + rank for rank in range(context.world.size)]
     values = pair_losses(context, _make_equal_rows(sizes[context.world.rank]), world=context.world)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.task import Detect
 from sightline.compute.geometry.boxes.overlaps import pairwise_iou
 from sightline.compute.geometry.boxes.priors import warp_boxes
+from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
@@ -44,8 +44,8 @@ def box_protocol(context: Context) -> Iterator[Fault]:
 
     Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
     """
-    task = unwrap_distillation(context.built.job.task)
-    if not isinstance(task, Detect):
+    task: Any = unwrap_distillation(context.built.job.task)
+    if TaskMembers.get_priors.get(task) is None:
         return
     limits = {metric.name: _MAX_SCORES[metric.name] for metric in context.config.metrics if metric.name in _MAX_SCORES}
     selection = task.selection
@@ -77,7 +77,7 @@ def box_protocol(context: Context) -> Iterator[Fault]:
     yield from _suppression_faults(task, valid_truths)
 
 
-def _suppression_faults(task: Detect, truths: list[Tensor]) -> Iterator[Fault]:
+def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
     """Find labels that suppression would drop because of another class's box, even if detected exactly."""
     num_lost = num_labels = 0
     for truth in truths:
@@ -104,8 +104,8 @@ def box_evaluation(context: Context) -> Iterator[Fault | Finding]:
 
     Finds: Box evaluations that deviate from their protocol: thresholds, pixel frames, ignored boxes, omitted images.
     """
-    task = unwrap_distillation(context.built.job.task)
-    if not isinstance(task, Detect):
+    task: Any = unwrap_distillation(context.built.job.task)
+    if TaskMembers.get_priors.get(task) is None:
         return
     yield from _ignored_faults(context)
     yield from _pixel_faults(context, task)
@@ -135,7 +135,7 @@ def _ignored_faults(context: Context) -> Iterator[Fault]:
             )
 
 
-def _pixel_faults(context: Context, task: Detect) -> Iterator[Fault]:
+def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
     """Check that `truth` is in pixels of the file, and that detections are mapped from the canvas to the file."""
     for evaluation in context.dry_evaluations:
         if evaluation.failure is not None or not {"truth", "boxes", "to_canvas"} <= evaluation.batch.keys():

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.checks import projection_coverage
 from sightline.areas.scans.sets.kitti_object import PointsInBoxRule, image_size_px, read_frame
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup
@@ -18,6 +17,7 @@ from sightline.engine.distributed import World
 from sightline.store.files.range_images import read_range_image
 from sightline.workbench.check.checks.data.classes import mismatched_labels
 from sightline.workbench.check.checks.data.images import input_statistics
+from sightline.workbench.check.checks.data.projection_coverage import projection_coverage
 from sightline.workbench.check.context import Check, Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete

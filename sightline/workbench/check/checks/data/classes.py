@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.checks import PartImages, images_by_part
+from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import ClassCounts, PartStatistics, distinct_parts

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.checks import PartImages, images_by_part
 from sightline.compute.geometry.pinhole import Cameras, ring_cameras
 from sightline.compute.geometry.rendering import render_cloud
 from sightline.compute.numba_kernels import compute_seconds
@@ -19,6 +18,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
+from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import describe_sample, read_samples

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import sightline
-from sightline.areas.contrast.task import Contrast
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.binding import model_output_keys
+from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError, UserError, summarise_error
-from sightline.contract.members import ModelMembers
+from sightline.contract.members import ModelMembers, TaskMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.engine.device import to_device
@@ -33,7 +33,6 @@ from sightline.workbench.check.core.finding import Fault, FindingLocation
 from sightline.workbench.check.core.sample_statistics import PartStatistics
 
 _PACKAGE = Path(sightline.__file__).parent
-_TRANSFORMS = _PACKAGE / "transforms"
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _LAST_STEP = "the last step of an epoch"
 
@@ -158,7 +157,13 @@ def _get_advice(error: Exception) -> str | None:
 
 def _is_transform_error(error: Exception) -> bool:
     file, _ = error_location(error)
-    return isinstance(error, UserError) and file is not None and Path(file).is_relative_to(_TRANSFORMS)
+    return isinstance(error, UserError) and file is not None and _is_module_of(file, "transforms")
+
+
+def _is_module_of(file: str, kind: str) -> bool:
+    """Return True for a file that registers parts of a kind."""
+    modules = find_modules(kind).values()
+    return Path(file).resolve() in {_PACKAGE.joinpath(*m.split(".")[1:]).with_suffix(".py").resolve() for m in modules}
 
 
 def _find_argument_path(context: Context, advice: str) -> str:
@@ -236,7 +241,7 @@ def collapsed_features(context: Context, step: DryRun) -> Fault | None:
 
     Finds: Embeddings that are the same for every object, or that vary along one line only.
     """
-    if not isinstance(context.built.job.task, Contrast) or _are_clouds_equal(step.batch):
+    if not TaskMembers.compares_rows.get(context.built.job.task) or _are_clouds_equal(step.batch):
         return None
     for name, rows in _embeddings(step.seen_outputs):
         spread = measure_spread(rows)
@@ -265,7 +270,7 @@ def collapsed_trained_features(context: Context) -> Iterator[Fault]:
 
     Finds: Embeddings that are the same for every object, or that vary along one line only.
     """
-    if not isinstance(context.built.job.task, Contrast) or context.built.job.num_steps < _MIN_STEPS:
+    if not TaskMembers.compares_rows.get(context.built.job.task) or context.built.job.num_steps < _MIN_STEPS:
         return
     model = context.trained_model
     for name, rows in () if model is None else _compute_trained_features(context, model).items():
@@ -373,7 +378,7 @@ def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None
 def _explain_missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
     """Explain a key that a task of the package reads and neither batch nor outputs contain; None for other errors."""
     file, _ = error_location(error)
-    is_of_task = file is not None and Path(file).is_relative_to(_PACKAGE / "tasks")
+    is_of_task = file is not None and _is_module_of(file, "tasks")
     if not isinstance(error, KeyError) or not is_of_task:
         return None
     unset = " (the default: the config has no task)" if _is_default_task(config) else ""

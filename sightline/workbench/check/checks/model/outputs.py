@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.assigned_boxes import AssignedBoxes
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
+from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
 from sightline.workbench.check.core.finding import Fault, Finding
 from sightline.workbench.check.core.object_graph import output_range

@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.task import Detect
 from sightline.compute.geometry.boxes.priors import BACKGROUND, Priors, best_iou_of_boxes
 from sightline.contract.types import Batch
 
@@ -57,8 +56,8 @@ def is_significantly_above(count: int, total: int, share: float) -> bool:
     return count > max(2, share * total + 3 * math.sqrt(share * total))
 
 
-def assigned_boxes(task: Detect, model: nn.Module, batches: Iterable[Batch]) -> AssignedBoxes:
-    """Collect the boxes and assignments of one or more batches on the CPU, in one pass."""
+def assigned_boxes(task: Any, model: nn.Module, batches: Iterable[Batch]) -> AssignedBoxes:
+    """Collect the boxes and assignments of one or more batches on the CPU, in one pass; `task` has `get_priors`."""
     rows = []
     for batch in batches:
         priors, context = task.get_priors(batch["image"]), task.context(model, batch)

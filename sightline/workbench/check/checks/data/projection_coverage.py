@@ -13,13 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.areas.scans.projections import projection_view
 from sightline.compute.geometry.scans.projection import RangeView, compute_pixels
 from sightline.contract.types import Batch
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys
+from sightline.workbench.describe.report import projection_view
 
 _MAX_SCANS = 16
 
