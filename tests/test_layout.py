@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from sightline.aliases import MODULES as MODULES_BY_OLD_PATH
 from sightline.aliases import NAMES
+from sightline.contract.catalogue import load_members
 from sightline.contract.registry import REGISTRIES
 from sightline.workbench.check.suite import all_checks
 from tests.cases import run_each
@@ -89,6 +91,16 @@ COMPONENTS = {
     "tasks": 6,
     "transforms": 39,
 }
+OTHER_KINDS = {
+    "benchmarks": 2,
+    "descriptions": 2,
+    "prediction_writers": 2,
+    "scorings": 1,
+    "stages": 1,
+    "tools": 5,
+    "view_summaries": 1,
+}
+"""Kinds of parts without a registry, which verbs and tools find by name."""
 NUM_CHECKS = 75
 FIRST_STRICT_COMMIT = "de59d13c"
 """The house's rule holds for the subjects of the commits after this one."""
@@ -241,6 +253,31 @@ def test_the_rules_hold_for_the_benchmarks_too() -> None:
 def test_no_component_vanishes(kind: str) -> None:
     """As many as there were when the rooms were rebuilt, or more: a module that nobody imports is silent."""
     assert len(REGISTRIES[kind].names()) >= COMPONENTS[kind]
+
+
+def test_tables_of_parts_hold_what_modules_register() -> None:
+    """A name that no table has would never be imported; one that its module does not register could not be."""
+    code = (
+        "import importlib, pkgutil, sightline\n"
+        "from sightline.contract.catalogue import find_modules\n"
+        "from sightline.contract.registry import REGISTRIES\n"
+        "from sightline.workbench.check.context import CHECKS\n"
+        "for module in pkgutil.walk_packages(sightline.__path__, 'sightline.'):\n"
+        "    if module.name != 'sightline.__main__':\n"
+        "        importlib.import_module(module.name)\n"
+        "for kind, registry in REGISTRIES.items():\n"
+        "    registered = {name: entry.builder.__module__ for name, entry in registry._entries.items()}\n"
+        "    assert registered == find_modules(kind), (kind, registered.items() ^ find_modules(kind).items())\n"
+        "modules = {code: rule.run.__module__ for code, rule in CHECKS.items()}\n"
+        "of_areas = {code: module for code, module in modules.items() if module.startswith('sightline.areas.')}\n"
+        "assert of_areas == find_modules('checks')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+@run_each("kind", OTHER_KINDS)
+def test_members_of_areas_are_found(kind: str) -> None:
+    assert len(load_members(kind)) >= OTHER_KINDS[kind]
 
 
 def test_no_check_vanishes() -> None:
