@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import sightline
-from sightline.contract.errors import CheckpointError, ConfigError, UserError
-from sightline.contract.types import SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.session import StopRequest, TrainingSession
+from sightline.errors import CheckpointError, ConfigError, UserError
 from sightline.runs import checkpoint
 from sightline.runs.run_directory import RunDirectory, collect_environment
+from sightline.types import SampleKey
 from tests.cases import run_each
 from tests.runs.small import small_run
 
@@ -58,7 +58,7 @@ def test_import_is_lazy_and_quick() -> None:
     told = python(
         "import sys, time; start = time.process_time(); import sightline\n"
         "heavy = [m for m in ('torch', 'numpy', 'pydantic', 'rich') if m in sys.modules]\n"
-        "sightline.parts.metrics, sightline.compute.geometry, sightline.build_model, sightline.load_run\n"
+        "sightline.metrics, sightline.geometry, sightline.build_model, sightline.load_run\n"
         "print(heavy, time.process_time() - start)"
     )
     heavy, seconds = told.rsplit(maxsplit=1)
@@ -73,7 +73,7 @@ def test_importing_leaves_random_states_threads_and_loggers_alone() -> None:
         "    loggers = (logging.getLogger().handlers[:], logging.getLogger('sightline').handlers[:])\n"
         "    numbers = numpy.random.get_state()[1].tolist()\n"
         "    return torch.get_rng_state().tolist(), random.getstate(), numbers, torch.get_num_threads(), loggers\n"
-        "before = state(); import sightline; sightline.load_run; sightline.parts.metrics; print(state() == before)"
+        "before = state(); import sightline; sightline.load_run; sightline.metrics; print(state() == before)"
     )
     assert told.strip() == "True"
 
@@ -84,7 +84,7 @@ def test_every_public_name_is_there_and_others_are_not() -> None:
     assert set(sightline.__all__) <= set(dir(sightline))
     with pytest.raises(AttributeError, match="module 'sightline' has no attribute 'metric'"):
         _ = sightline.metric
-    for room in (sightline.parts.metrics, sightline.compute.geometry):
+    for room in (sightline.metrics, sightline.geometry):
         assert all(getattr(room, name).__doc__ for name in room.__all__ if name != "State")
 
 

@@ -226,7 +226,8 @@ def test_a_plugin_that_takes_a_taken_name_is_refused_with_its_line(tmp_path: Pat
         "from sightline import registry\n\n@registry.models.add('pointnet')\ndef build():\n    return None\n"
     )
     with pytest.raises(
-        PluginError, match=r"thief\.py:3: the model 'pointnet' is registered already, by sightline\.models"
+        PluginError,
+        match=r"thief\.py:3: the model 'pointnet' is registered already, by sightline\.areas\.clouds",
     ):
         load_plugins([thief])
 

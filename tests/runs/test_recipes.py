@@ -90,7 +90,7 @@ def prepare_detection(detection_folder: Path) -> Path:
 
 
 def categories() -> list[dict[str, Any]]:
-    names = json.loads((ROOT / "sightline" / "data" / "boxes" / "coco.json").read_text())["classes"]
+    names = json.loads((ROOT / "sightline" / "areas" / "detect" / "sets" / "coco.json").read_text())["classes"]
     return [{"id": int(number), "name": name} for number, name in names.items()]
 
 

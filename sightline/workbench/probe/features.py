@@ -252,7 +252,10 @@ def _to_plain(key: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps({"format": FORMAT_VERSION, **key}))
 
 
-ROOMS = (".", "areas", "compute", "config", "contract", "engine", "instrument", "parts", "store", "workbench/probe")
+ROOMS = (
+    *(".", "areas", "compute", "config", "contract", "engine", "instrument", "parts/models", "parts/transforms"),
+    *("store", "workbench/probe"),
+)
 """Folders of the code from a cloud file to its feature; the package's top-level modules are used by all."""
 
 
