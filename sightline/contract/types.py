@@ -221,7 +221,7 @@ class Transform(Protocol):
     def __call__(self, draws: Any, **fields: Any) -> dict[str, Any]: ...
 
 
-class Table(NamedTuple):
+class PrintedTable(NamedTuple):
     """Table to print: title, names of columns, and rows."""
 
     title: str

@@ -18,7 +18,7 @@ from sightline.compute.geometry.boxes.priors import (
     prior_extent,
     shape_overlaps,
 )
-from sightline.contract.types import SampleKey, Table
+from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.describe.sources import DataDescription
@@ -103,7 +103,9 @@ def describe_anchors(built: TrainingSetup) -> DataDescription | None:
         f"best IoU of {coverage['placed']['num_boxes']} boxes "
         f"in {coverage['num_images']} training images with an anchor"
     )
-    lines: list[str | Table] = [Table(title, ("anchors", "mean", "share >= 0.5", "share < 0.3", *counts), rows)]
+    lines: list[str | PrintedTable] = [
+        PrintedTable(title, ("anchors", "mean", "share >= 0.5", "share < 0.3", *counts), rows)
+    ]
     if coverage["fitted_placed"] and coverage["fitted_placed"]["mean_best_iou"] > coverage["placed"]["mean_best_iou"]:
         levels = [[list(anchor) for anchor in level] for level in coverage["fitted_sizes"]]
         lines.append(f"the fitted sizes cover boxes better: task.anchors={{sizes: {levels}}}")

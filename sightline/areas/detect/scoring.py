@@ -25,7 +25,7 @@ from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, Detectio
 from sightline.areas.detect.sets.records import ground_truth_rows
 from sightline.areas.detect.task import Detect
 from sightline.contract.binding import AvailableKeys, bind
-from sightline.contract.types import ComponentConfig, SampleKey, Table
+from sightline.contract.types import ComponentConfig, PrintedTable, SampleKey
 from sightline.draw.boxes import COLORS, Color, DrawnBox, draw_boxes
 from sightline.draw.charts import ChartPanel, Series
 from sightline.draw.page import PageChart, PageImage, PageTable, PageText, render_page
@@ -106,14 +106,14 @@ class BoxScoring(Scoring):
         metric: Any = result.metric.metric
         error_table, metrics = document["box_errors"], document["metrics"]
         rows = [(kind, error_table["counts"][kind], metrics[f"gain_{kind}"]) for kind in KINDS]
-        error_rows = Table(
+        error_rows = PrintedTable(
             f"errors; AP50 {metrics['error_ap50']:.4f}", ("error", "count", "AP50 gained by repair"), rows
         )
         names = ("not_found", "missed", "suppressed", "labels")
         not_found = [
             (name, *(row[key] for key in names)) for name, row in error_table["labels"].items() if row["labels"]
         ]
-        label_rows = Table("labels that were not found", ("labels", *names[:-1], "of"), not_found)
+        label_rows = PrintedTable("labels that were not found", ("labels", *names[:-1], "of"), not_found)
         errors = classify_errors(result.state, len(metric.class_names), metric.most)
         score = find_best_score(errors)
         images = box_images(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sightline.compute.geometry.scans.lift import ProjectionSummary
-from sightline.contract.types import SampleKey, Table
+from sightline.contract.types import PrintedTable, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.workbench.describe.report import projection_view
 from sightline.workbench.describe.sources import DataDescription
@@ -35,7 +35,7 @@ def describe_projection(built: TrainingSetup) -> DataDescription | None:
     if projection is None:
         return None
     height, width = projection["image"]
-    lines: list[str | Table] = [
+    lines: list[str | PrintedTable] = [
         f"range images of {height} x {width} pixels, over {projection['num_scans']} scan(s): "
         f"{projection['points_shown']:.1%} of the points shown, {projection['pixels_filled']:.1%} of the pixels filled"
     ]

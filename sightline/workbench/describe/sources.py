@@ -17,7 +17,7 @@ from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError, MissingDataError
 from sightline.contract.members import DataMembers
 from sightline.contract.schema import signature_parameters
-from sightline.contract.types import DataInfo, Field, Sample, SampleKey, Table
+from sightline.contract.types import DataInfo, Field, PrintedTable, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.run_loading import OpenRun
 from sightline.runs.lineage import INPUTS_FILE, read_inputs
@@ -34,7 +34,7 @@ class DataDescription(NamedTuple):
 
     name: str
     document: Mapping[str, Any]
-    lines: list[str | Table]
+    lines: list[str | PrintedTable]
 
 
 class DescribedRun(NamedTuple):

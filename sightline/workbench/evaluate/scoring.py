@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import UserError
-from sightline.contract.types import ComponentConfig, DataInfo, Table
+from sightline.contract.types import ComponentConfig, DataInfo, PrintedTable
 from sightline.engine.build import DataSubset
 from sightline.engine.evaluate import Evaluation, Evaluator
 from sightline.engine.run_loading import OpenRun
@@ -31,7 +31,7 @@ class ScoredFiles(NamedTuple):
 class ErrorReport(NamedTuple):
     """Errors of predictions: tables to print, and files by name, each a text or a document."""
 
-    tables: list[Table]
+    tables: list[PrintedTable]
     files: Mapping[str, Any]
 
 

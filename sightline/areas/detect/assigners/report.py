@@ -13,7 +13,7 @@ from torch import Tensor
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED, Assignment
 from sightline.compute.geometry.boxes.overlaps import box_areas, iou
 from sightline.compute.geometry.boxes.priors import Priors
-from sightline.contract.types import Table
+from sightline.contract.types import PrintedTable
 
 _SIZES_PX = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, math.inf)
 """Bounds of box sizes (roots of areas) in the report; octaves, as the levels of a pyramid."""
@@ -63,7 +63,7 @@ def timed_report(
     return assignment, {**report, "cpu_ms": cpu_ms, "box_px": sizes}
 
 
-def summarise_assigners(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], Table] | None:
+def summarise_assigners(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], PrintedTable] | None:
     """Summarise the figures of viewed stages: a row for each assigner over all samples, and the same as a table.
 
     None if no stage shows an assignment.
@@ -79,7 +79,7 @@ def summarise_assigners(figures: Sequence[Mapping[str, Any]]) -> tuple[dict[str,
         means = [f"{group['positives']:.1f}" for group in row["of_size"].values()]
         cells.append((*map(row.get, counts), " ".join(map(str, row["per_level"])), f"{row['cpu_ms']:.1f}", *means))
     title = f"assignment, {len(reports)} images; on the right: positives a box, by its size"
-    return {"assigners": rows}, Table(title, (*counts, "per level", "CPU ms an image", *sizes), cells)
+    return {"assigners": rows}, PrintedTable(title, (*counts, "per level", "CPU ms an image", *sizes), cells)
 
 
 def compare_assigners(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:

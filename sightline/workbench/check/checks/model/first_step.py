@@ -157,10 +157,10 @@ def _get_advice(error: Exception) -> str | None:
 
 def _is_transform_error(error: Exception) -> bool:
     file, _ = error_location(error)
-    return isinstance(error, UserError) and file is not None and _is_module_of(file, "transforms")
+    return isinstance(error, UserError) and file is not None and _registers_kind(file, "transforms")
 
 
-def _is_module_of(file: str, kind: str) -> bool:
+def _registers_kind(file: str, kind: str) -> bool:
     """Return True for a file that registers parts of a kind."""
     modules = find_modules(kind).values()
     return Path(file).resolve() in {_PACKAGE.joinpath(*m.split(".")[1:]).with_suffix(".py").resolve() for m in modules}
@@ -378,7 +378,7 @@ def missing_keys_explained(config: RunConfig, model: nn.Module) -> Iterator[None
 def _explain_missing_key(error: Exception, config: RunConfig, outputs: Iterable[str]) -> str | None:
     """Explain a key that a task of the package reads and neither batch nor outputs contain; None for other errors."""
     file, _ = error_location(error)
-    is_of_task = file is not None and _is_module_of(file, "tasks")
+    is_of_task = file is not None and _registers_kind(file, "tasks")
     if not isinstance(error, KeyError) or not is_of_task:
         return None
     unset = " (the default: the config has no task)" if _is_default_task(config) else ""
