@@ -248,8 +248,11 @@ class TrainingSession:
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
-    def run(self) -> Evaluation | None:
-        """Train to the end and evaluate the last weights on the test split; None if a signal stopped the run."""
+    def run(self) -> dict[str, Any] | None:
+        """Train to the end, evaluate the last weights on the test split, and return the document of `final.json`.
+
+        Returns None if a signal stopped the run.
+        """
         self.observers = Observers(self.world.rank_zero_only(self._default_observers)() or [])
         reason = "failed"
         try:
@@ -392,7 +395,7 @@ class TrainingSession:
             assert_own=self.directory.assert_lock_held,
         )
 
-    def _finish(self) -> Evaluation | None:
+    def _finish(self) -> dict[str, Any] | None:
         """Evaluate the last weights and write final.json; None if a signal came first: a resumed run will evaluate."""
         try:
             with self.stop.raise_on_signal():
@@ -405,7 +408,7 @@ class TrainingSession:
             self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
         document = evaluation_document(self.config, final, self.built.data.test, "last")
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
-        return final
+        return document
 
     def _evaluate_last(self) -> Evaluation:
         part = self.built.data.test

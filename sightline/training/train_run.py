@@ -34,11 +34,10 @@ from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
-from sightline.engine.evaluate import Evaluation
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
 from sightline.engine.run_loading import config_path_of_run, is_run
-from sightline.engine.session import StopRequest, TrainingSession, evaluation_document
+from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import exit_process
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
@@ -335,13 +334,13 @@ class _TrainRun:
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:
         path, job = session.directory.path, session.job
         with self._errors_explained(session):
-            final = session.run()
-        if final is None:
+            document = session.run()
+        if document is None:
             done = f"{job.step} of {job.num_steps}"
             self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {path}")
             return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
-        document, later = self._world.rank_zero_only(self._report)(session, final) or (None, ())
-        return TrainResult(path, (*findings, *later), document)
+        reported, later = self._world.rank_zero_only(self._report)(session, document) or (None, ())
+        return TrainResult(path, (*findings, *later), reported)
 
     @contextlib.contextmanager
     def _errors_explained(self, session: TrainingSession) -> Iterator[None]:
@@ -378,14 +377,13 @@ class _TrainRun:
                 raise
             raise named from error
 
-    def _report(self, session: TrainingSession, final: Evaluation) -> tuple[dict[str, Any], tuple[Finding, ...]]:
+    def _report(self, session: TrainingSession, document: dict[str, Any]) -> tuple[dict[str, Any], tuple[Finding, ...]]:
         """Report the metrics of the last weights, and findings on the finished run."""
         built, directory, reporter = session.built, session.directory, self._reporter
         test = built.data.test
-        document = evaluation_document(built.config, final, test, "last")
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
-        rows = compare_with_published(built.config, test, final.metrics, which="last", lineage=built.lineage)
+        rows = compare_with_published(built.config, test, document["metrics"], which="last", lineage=built.lineage)
         document |= {"published": rows} if rows else {}
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)

@@ -70,16 +70,16 @@ class Disturbed:
             "step": (TrainingSession, "_on_step_end"),
             "writing a checkpoint": (checkpoint, "_replace_checkpoint"),
             "final evaluation": (TrainingSession, "_finish"),
-            "after the end": (train_run, "evaluation_document"),
+            "after the end": (train_run, "compare_with_published"),
         }[moment]
         before = getattr(owner, name)
 
-        def then(*arguments: Any) -> Any:
+        def then(*arguments: Any, **options: Any) -> Any:
             is_due = moment != "step" or arguments[0].job.step == step
             if is_due and self._left:
                 self._left = 0
                 happens()
-            return before(*arguments)
+            return before(*arguments, **options)
 
         self._patch.setattr(owner, name, then)
 
