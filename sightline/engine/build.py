@@ -21,14 +21,14 @@ from torch import nn
 
 from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.compute.layers.quantisation.parametrised import apply_policy
-from sightline.config import RunConfig, locate_errors, read_config
+from sightline.config import RunConfig, locate_errors
 from sightline.contract import registry, schema
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
 from sightline.contract.loss import Loss, learns
 from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
 from sightline.contract.metric import Metric, find_state_fault
-from sightline.contract.plugins import check_recorded, loaded_plugins
+from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset, SourceLocation
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, seed_everything
@@ -44,7 +44,7 @@ from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
 from sightline.runs.lineage import trace_lineage
-from sightline.runs.run_directory import load_document, read_facts
+from sightline.runs.run_files import RunFiles
 from sightline.runs.weights import WeightLoadReport, load_weights
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
 from sightline.store.prepared.columns import prepared_root
@@ -364,13 +364,12 @@ def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> 
         run = checkpoint.enclosing_run(source)
         if run is None:
             raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
-        recorded_plugins = load_document(run / "environment.json").get("plugins", [])
-        for line in check_recorded(recorded_plugins, loaded_plugins(), run=run):
+        files = RunFiles(run)
+        for line in files.check_plugins(loaded_plugins()):
             world.rank_zero_only(logger.warning)("%s", line)
-        teacher_config, teacher_facts = read_config(run / "config.yaml"), read_facts(run)
-        check_same_facts(teacher_facts, facts, run)
+        check_same_facts(files.facts, facts, run)
         with preserve_rng_state():
-            model = build_model(teacher_config, teacher_facts, World(device=world.device))
+            model = build_model(files.config, files.facts, World(device=world.device))
         load_weights(model, checkpoint.load_trained_state(source, remedy="name it: teacher.from=PATH"))
     except UserError as error:
         advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"

@@ -11,16 +11,17 @@ from operator import ge
 from pathlib import Path
 from typing import Any
 
-from sightline.config import RunConfig, read_config
+from sightline.config import RunConfig
 from sightline.config.run_config import Log, to_plain
 from sightline.contract.errors import UserError
-from sightline.contract.plugins import Plugin, check_recorded
+from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
 from sightline.engine.loggers import TensorBoard, Wandb
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256, is_packed
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE
-from sightline.runs.run_directory import assert_own_files, create_numbered_folder, load_document
+from sightline.runs.run_directory import create_numbered_folder
+from sightline.runs.run_files import RunFiles
 
 # None of these changes a number of the run.
 _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.root", "expect", "teacher.from")
@@ -107,11 +108,11 @@ def assert_same_run(run: Path, config: RunConfig, plugins: Sequence[Plugin]) -> 
 
     Raises UserError if the run was trained with another config, with other plugins, or for longer.
     """
-    assert_own_files(run)
-    notes = check_recorded(load_document(run / "environment.json").get("plugins", []), plugins, run=run)
+    files = RunFiles(run)
+    notes = files.check_plugins(plugins)
     if notes:
         raise UserError(f"--resume: {notes[0]}; a run is resumed with the same plugins")
-    recorded = read_config(run / "config.yaml")
+    recorded = files.config
     stored, now = (_flatten(to_plain(c)) for c in (recorded, config))
     is_longer = _get_length(config) != _get_length(recorded) and all(
         map(ge, _get_length(config), _get_length(recorded))

@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from sightline.config import RunConfig, read_config
+from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.loss import Loss
-from sightline.contract.plugins import check_recorded, load_plugins
+from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
 from sightline.engine import build
@@ -27,7 +27,7 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import Task
 from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs import checkpoint as trained_weights
-from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.weights import load_weights
 from sightline.store.loading.batch_reader import NamedTransform, TransformPipeline
 
@@ -39,7 +39,7 @@ class OpenRun:
     """Opened run on the processes of `world`; each component is read or built on first use, then cached.
 
     `config` may differ from the run's in its data and evaluation settings. `notes` name plugins that changed since the
-    run was made. `path` may also be a config file without a run: it has no weights to load.
+    run was made. `path` may also be a config file without a run: it has no `files`, and no weights to load.
     """
 
     path: Path
@@ -47,17 +47,13 @@ class OpenRun:
     checkpoint_name: str = "last"
     world: World = field(default_factory=World)
     notes: tuple[str, ...] = ()
-
-    @cached_property
-    def directory(self) -> Path | None:
-        """The run directory; None for a config file."""
-        return self.path if is_run(self.path) else None
+    files: RunFiles | None = None
 
     @cached_property
     def facts(self) -> Mapping[str, Any]:
         """The facts of the data that the run was trained on; of a config file, those of its training data."""
-        if self.directory is not None:
-            return read_facts(self.directory)
+        if self.files is not None:
+            return self.files.facts
         facts: Mapping[str, Any] = registry.data.build(self.config.data, facts={"split": "train"}).info.facts
         return facts
 
@@ -76,8 +72,8 @@ class OpenRun:
         """The data of `config` (cached). Raises ConfigError if the model was trained for another kind of data."""
         data = build.build_data(self.config)
         build.log_linked_data_folder(self.config, self.world)
-        if self.directory is not None:
-            build.check_same_facts(self.facts, data.facts, self.directory)
+        if self.files is not None:
+            build.check_same_facts(self.facts, data.facts, self.path)
         return data
 
     @cached_property
@@ -151,15 +147,24 @@ class OpenRun:
 class TrainedRun:
     """Trained run, loaded: `model` is on the CPU, in evaluation mode, with the weights of `checkpoint`.
 
-    `facts` are those of the data it was trained on; `transforms` are those that evaluation applies, in order.
+    `transforms` are those that evaluation applies, in order.
     """
 
-    path: Path
+    files: RunFiles
     checkpoint: Path
     config: RunConfig
-    facts: Mapping[str, Any]
     model: nn.Module
     transforms: tuple[NamedTransform, ...]
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.files.path
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The facts of the data that the run was trained on."""
+        return self.files.facts
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -179,27 +184,31 @@ class TrainedRun:
 
 
 def open_run(
-    path: Path,
+    path: Path | RunFiles,
     *,
     config: RunConfig | None = None,
     checkpoint: str = "last",
     plugins: Sequence[Path] = (),
     world: World | None = None,
 ) -> OpenRun:
-    """Open a run directory; nothing is built yet.
+    """Open a run directory, or its files; nothing is built yet.
 
     `config` replaces the run's own, whose plugins were then loaded with it; with it, `path` may be a config file.
     `checkpoint` is `last`, `best` or a path. Raises UserError for a directory that is not a run, PluginError for a
     plugin that is not given.
     """
     notes: list[str] = []
-    if is_run(path):
-        assert_own_files(path)
+    files = path if isinstance(path, RunFiles) else None
+    if not isinstance(path, Path):
+        path = path.path
+    elif config is None or is_run(path):
+        files = RunFiles(path)
     if config is None:
-        config, notes = read_run(path, plugins)
-    if config.teacher is None and is_run(path):  # `teacher=null`: evaluated without the losses that need it
+        assert files is not None, "without a config, the path is a run"
+        notes, config = files.check_plugins(load_plugins(plugins)), files.config
+    if config.teacher is None and files is not None:  # `teacher=null`: evaluated without the losses that need it
         config = dataclasses.replace(config, losses=tuple(loss for loss in config.losses if not teacher_keys(loss)))
-    return OpenRun(path, config, checkpoint, world or World(), tuple(notes))
+    return OpenRun(path, config, checkpoint, world or World(), tuple(notes), files)
 
 
 def open_trained(
@@ -211,12 +220,13 @@ def open_trained(
     the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
     is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
     """
-    run = open_run(Path(path), checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
+    files = RunFiles(Path(path))
+    run = open_run(files, checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
     for line in run.notes:
         logger.warning("%s", line)
     with preserve_rng_state():
         model = run.model
-    return TrainedRun(run.path, run.checkpoint_path.resolve(), run.config, run.facts, model, run.transforms)
+    return TrainedRun(files, run.checkpoint_path.resolve(), run.config, model, run.transforms)
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:
@@ -274,22 +284,3 @@ def _find_checkpoint(run: Path, name: str) -> Path:
     advice = "" if is_link else "; give last, best or a path"
     suggestion = suggest(name, ("last", "best"), otherwise="")
     raise UserError(f"checkpoint {name}: there is no {path}{advice}; {folder} holds {', '.join(available)}{suggestion}")
-
-
-def is_run(path: Path) -> bool:
-    """Return True if a path is a run directory, not a config file."""
-    return (path / "config.yaml").exists()
-
-
-def config_path_of_run(path: Path) -> Path:
-    """Return the config file of a run directory; any other path unchanged."""
-    return path / "config.yaml" if is_run(path) else path
-
-
-def read_run(run: Path, plugins: Sequence[Path]) -> tuple[RunConfig, list[str]]:
-    """Read the config of a run directory and load its plugins; also return notes on plugins that changed since."""
-    if not is_run(run):
-        raise UserError(f"{run}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
-    loaded = load_plugins(plugins)
-    notes = check_recorded(load_document(run / "environment.json").get("plugins", []), loaded, run=run)
-    return read_config(run / "config.yaml"), notes

@@ -17,8 +17,8 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import DataMembers, TransformMembers
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.build import build_transforms
-from sightline.engine.run_loading import config_path_of_run
 from sightline.published.rows import PublishedLayout
+from sightline.runs.run_files import config_path_of_run
 
 _FIRST_POINTS = {"modelnet40": 1024}
 """Numbers of points that the authors' recipes take from the beginning of a cloud, by data set."""

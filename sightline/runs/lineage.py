@@ -39,12 +39,11 @@ def inputs_document(info: DataInfo) -> dict[str, Any]:
     }
 
 
-def read_inputs(run: Path, config: RunConfig) -> DataInfo:
-    """Read the info of a run's training data, from the run directory alone.
+def read_inputs(run: Path, config: RunConfig, facts: Mapping[str, Any]) -> DataInfo:
+    """Read the info of a run's training data, whose `facts` are read, from the run directory alone.
 
     For a run of an older sightline, without this file, the data set is built. Raises UserError if neither can be read.
     """
-    facts = read_facts(run)
     if not (run / INPUTS_FILE).exists():
         return _build_from_config(run, config)
     document = load_document(run / INPUTS_FILE)
@@ -202,7 +201,7 @@ def _read_signature(run: Path | None) -> tuple[dict[str, Any] | None, str | None
     try:
         text = (run / "config.yaml").read_bytes()
         config = read_config(run / "config.yaml")
-        stage = preprocessing_signature(config, read_inputs(run, config))
+        stage = preprocessing_signature(config, read_inputs(run, config, read_facts(run)))
     except (OSError, UserError) as error:
         return None, str(error)
     return stage | {"config_sha256": hashlib.sha256(text).hexdigest()}, None

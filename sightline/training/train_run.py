@@ -36,11 +36,11 @@ from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
-from sightline.engine.run_loading import config_path_of_run, is_run
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
 from sightline.engine.watchdog import exit_process
 from sightline.runs.run_directory import RunDirectory, collect_environment, load_document
+from sightline.runs.run_files import config_path_of_run, is_run
 from sightline.training.published_results import compare_with_published
 from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256

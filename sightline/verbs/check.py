@@ -46,7 +46,7 @@ def check(options: CheckOptions) -> int:
     config = load_config(options.config, options.overrides, options.plugins)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(options.config, config=config, world=world)
-        findings = run_all(opened.training_setup, world, run=opened.directory, deep=options.deep)
+        findings = run_all(opened.training_setup, world, run=opened.files and opened.path, deep=options.deep)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:

@@ -97,11 +97,11 @@ def _count_inputs(built: TrainingSetup) -> int:
 
 def _build_setup(opened: OpenRun) -> TrainingSetup:
     """Build the training setup with the initial weights, or for a run directory with the trained ones."""
-    if opened.config.init is not None and opened.directory is None:
+    if opened.config.init is not None and opened.files is None:
         return opened.training_setup
     subject = build_subject(opened)
     print_note(f"batch: {subject.batch}")
-    if opened.directory is not None:
+    if opened.files is not None:
         opened.load_into(subject.built.job.model)
     return subject.built
 

@@ -93,7 +93,7 @@ def _open(options: CompressStep, world: World) -> OpenRun:
         print_note(f"warning: {line}")
     if model_overrides := [word for word in options.overrides if word.startswith("model.")]:
         config = read_config(run.path / "config.yaml", model_overrides)
-        run = open_run(options.runs[0], config=config, checkpoint=options.checkpoint, world=world)
+        run = open_run(run.files or run.path, config=config, checkpoint=options.checkpoint, world=world)
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
     return run
 

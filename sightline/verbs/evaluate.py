@@ -18,6 +18,7 @@ from sightline.contract import registry
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
+from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
 from sightline.engine.build import Data, DataSubset, build_part
 from sightline.engine.device import set_backends
@@ -25,11 +26,12 @@ from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pool_evaluations
 from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
-from sightline.engine.run_loading import OpenRun, config_path_of_run, open_run, read_run
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
-from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
+from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.training.published_results import compare_with_published, explain_no_rows
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
@@ -64,7 +66,7 @@ _EVALUATION_KEYS = (
 class EvaluatedRun:
     """Evaluation of a run's checkpoint on one subset of the data."""
 
-    run: Path
+    files: RunFiles
     checkpoint: Path
     config: RunConfig
     data: Data
@@ -80,7 +82,7 @@ def evaluate(options: EvaluateOptions) -> int:
     _assert_output(options)
     if len(options.runs) > 1 and options.data is not None:
         raise UserError("evaluate: --data works with one run; several runs are pooled over their own test splits")
-    configs = [_read_configs(run, options) for run in options.runs]
+    configs = [_open_files(run, options) for run in options.runs]
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
@@ -90,9 +92,9 @@ def evaluate(options: EvaluateOptions) -> int:
         if len(options.runs) > 1:
             assert_folds(options.runs, [config for _, config, _ in configs])
         trials = []
-        for run, (trained, config, _) in zip(options.runs, configs, strict=True):
-            opened = open_run(run, config=config, checkpoint=options.checkpoint, world=world)
-            trial = _evaluate_run(opened, trained, options)
+        for files, config, _ in configs:
+            opened = open_run(files, config=config, checkpoint=options.checkpoint, world=world)
+            trial = _evaluate_run(opened, files, options)
             if trial is None:
                 return 1
             trials.append(trial)
@@ -114,7 +116,7 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
         )
         document |= _show_class_difficulty(trials[0])
         if options.errors:
-            folder = options.out or trials[0].run / "errors" / trials[0].part.split
+            folder = options.out or trials[0].files.path / "errors" / trials[0].part.split
             scoring = find_scoring(trials[0].part.dataset.info)
             show_errors(scoring.report_errors(trials[0].evaluation, trials[0].part, document), folder)
     write_document(options.json, document)
@@ -126,29 +128,29 @@ def _published_rows(
     """Return the published rows of this data set and these metrics; print the reason if there are none."""
     first = trials[0]
     tested = [fold for trial in trials for fold in tested_folds(trial.part)]
-    lineage = read_lineage(first.run)
     rows = compare_with_published(
-        first.config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=sorted(tested)
+        first.config, first.part, metrics, which=options.checkpoint, lineage=first.files.lineage, tested=sorted(tested)
     )
     if not rows:
         print_note(f"--against published: {explain_no_rows(first.config.data, first.part.dataset.info, metrics)}")
     return rows
 
 
-def _read_configs(run: Path, options: EvaluateOptions) -> tuple[RunConfig, RunConfig, list[str]]:
-    """Read the config of a run's training, the config to evaluate it by, and notes on its plugins."""
-    trained, notes = read_run(run, options.plugins)
-    assert_about_evaluation(options.overrides, trained.task, verb="evaluate", also=("metrics",))
+def _open_files(run: Path, options: EvaluateOptions) -> tuple[RunFiles, RunConfig, list[str]]:
+    """Open the files of a run, read the config to evaluate it by, and list notes on its plugins."""
+    files = RunFiles(run)
+    notes = files.check_plugins(load_plugins(options.plugins))
+    assert_about_evaluation(options.overrides, files.config.task, verb="evaluate", also=("metrics",))
     path = config_path_of_run(run if options.data is None else options.data)
-    return trained, _with_overrides(trained, options.overrides, path, is_other=bool(options.data)), notes
+    return files, _with_overrides(files.config, options.overrides, path, is_other=bool(options.data)), notes
 
 
-def _evaluate_run(run: OpenRun, trained: RunConfig, options: EvaluateOptions) -> EvaluatedRun | None:
+def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> EvaluatedRun | None:
     """Evaluate one run; return None if the other data (`--data`) differ too much from its training data."""
     config, world, path = run.config, run.world, run.path
     set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     part = run.data.test if options.data is None else build_part(config, "test")
-    if config.data != trained.data and not _is_comparable(run, trained, part):
+    if config.data != files.config.data and not _is_comparable(run, files, part):
         return None
     evaluator = run.evaluator(part)
     if options.errors:
@@ -166,7 +168,7 @@ def _evaluate_run(run: OpenRun, trained: RunConfig, options: EvaluateOptions) ->
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         writer.finish(evaluation, {**provenance, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
-    return EvaluatedRun(path, run.checkpoint_path, config, run.data, part, evaluation)
+    return EvaluatedRun(files, run.checkpoint_path, config, run.data, part, evaluation)
 
 
 def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
@@ -223,11 +225,11 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [
-            {"run": str(trial.run), "tested": list(tested_folds(trial.part)), "metrics": dict(trial.evaluation.metrics)}
-            for trial in trials
+            {"run": str(run), "tested": list(tested_folds(trial.part)), "metrics": dict(trial.evaluation.metrics)}
+            for run, trial in zip(options.runs, trials, strict=True)
         ]
     for trial in trials:
-        lineage = read_lineage(trial.run)
+        lineage = trial.files.lineage
         if lineage is not None:
             print_note(describe_lineage(lineage))
             if len(trials) == 1:
@@ -250,19 +252,19 @@ def _title(trials: Sequence[EvaluatedRun]) -> str:
     return f"{len(trials)} runs, each on the samples that it was not trained on, from summed counts"
 
 
-def _is_comparable(run: OpenRun, trained: RunConfig, part: DataSubset) -> bool:
+def _is_comparable(run: OpenRun, files: RunFiles, part: DataSubset) -> bool:
     """Return True if data of another config may be evaluated; print findings on how they differ.
 
     They are compared with the training data if that can be read, else with the statistics that the run recorded.
     """
-    config, on_first = run.config, run.world.rank_zero_only
+    config, trained, on_first = run.config, files.config, run.world.rank_zero_only
     if dataset_mismatch.is_skipped(config):
         return True
     name = f"{trained.data.name}/train"
     try:
         training_inputs = sample_clouds(build_part(trained, "train"), trained, is_training=True)
     except UserError:
-        training_inputs = CloudSample(read_inputs(run.path, trained), name)
+        training_inputs = CloudSample(files.inputs, name)
         on_first(print_note)(
             f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared"
         )

@@ -16,7 +16,7 @@ from sightline.contract.errors import DataError, RunError, UserError, escape_to_
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
-from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
@@ -113,7 +113,7 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
 
 def _notes(run: TrainedRun) -> list[str]:
     """List notes on a run's predictions: its lineage, up axis and votes."""
-    lineage = read_lineage(run.path)
+    lineage = run.files.lineage
     notes = [] if lineage is None else [describe_lineage(lineage)]
     if up_axis := run.facts.get("up_axis"):
         notes.append(f"the run was trained on clouds with {up_axis} up; files must have the same up axis")

@@ -12,9 +12,9 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.engine.build import DataSubset
-from sightline.engine.run_loading import config_path_of_run
 from sightline.engine.session import describe_data_subset
 from sightline.runs.run_directory import RunDirectory, write_document
+from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import compare_figures_with_published, explain_no_rows
 from sightline.verbs.output import print_note, show_evaluation, show_table

@@ -22,10 +22,11 @@ from sightline.draw.pictures import Axis
 from sightline.engine.build import Data, DataSubset, build_task, build_transforms
 from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import OpenRun, is_run, open_run
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.runs.lineage import describe_lineage, read_lineage
+from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
+from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
@@ -246,7 +247,7 @@ def _target_task(run: OpenRun) -> Task | None:
     """Return the task if it draws its targets, else None; for a config, its model is untrained."""
     if TaskMembers.show_targets.get(registry.tasks.get_entry(run.config.task.name).builder) is None:
         return None
-    return run.task if run.directory else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
+    return run.task if run.files else build_task(run.config, run.data, run.untrained_model(), run.world)[0]
 
 
 def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> SamplePredictor | None:
@@ -262,7 +263,7 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
     if not can_draw_predictions(task, part.dataset.info):
         print_note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
-    lineage = read_lineage(run.path)
+    lineage = run.files and run.files.lineage
     if lineage is not None:
         print_note(describe_lineage(lineage))
     if config.evaluate.votes > 1:

@@ -19,8 +19,8 @@ from sightline.config.yaml_tree import ConfigFaults, read_yaml
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
-from sightline.engine.run_loading import is_run
 from sightline.runs.run_directory import load_document, read_lines
+from sightline.runs.run_files import is_run
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.run_pages import Line, encode_curves, make_curve_panels

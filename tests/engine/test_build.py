@@ -135,7 +135,9 @@ def test_the_evaluator_of_a_run_repeats_its_figures(run: Path) -> None:
 
 def test_a_config_file_is_opened_as_a_run_that_has_not_begun(run: Path) -> None:
     opened = open_run(ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml", config=small_config())
-    assert (opened.directory, open_run(run).directory) == (None, run)
+    assert opened.files is None
+    assert (files := open_run(run).files) is not None
+    assert files.path == run
     assert opened.facts == open_run(run).facts == opened.data.facts
     ours, theirs = opened.training_setup.job.model.state_dict(), open_run(run).training_setup.job.model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())

@@ -23,7 +23,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import ComponentConfig, Folds, SampleKey
 from sightline.draw.pictures import PALETTE
-from sightline.runs.lineage import LINEAGE_FILE, read_inputs
+from sightline.runs.lineage import LINEAGE_FILE
 from tests.command import Outcome, run_here, succeed
 from tests.data.depth.depth_trees import no_progress, write_msra
 from tests.runs.small import ROOT
@@ -165,7 +165,7 @@ def written(refiner: Path, config: Path, *words: object) -> Outcome:
 
 def test_a_run_keeps_which_parts_it_tests(refiner: Path) -> None:
     run = load_run(refiner)
-    assert read_inputs(run.path, run.config).folds == Folds(("P0", "P1", "P2"), ("P1",))
+    assert run.files.inputs.folds == Folds(("P0", "P1", "P2"), ("P1",))
 
 
 @pytest.mark.parametrize(("split", "num_lines"), [("test", 2), ("train", 8)])

@@ -26,7 +26,6 @@ from sightline.contract.members import TaskMembers, TransformMembers
 from sightline.contract.types import Batch, ComponentConfig, DataInfo, Sample, SampleKey
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
-from sightline.runs.lineage import read_inputs, read_lineage
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
 from sightline.workbench.predict.prediction import InferencePipeline
 
@@ -204,7 +203,7 @@ class Refiner:
 
     def __init__(self, run: TrainedRun, other: FrameReader, options: DepthFrameOptions, world: World) -> None:
         assert_refiner(run)
-        info = read_inputs(run.path, run.config)
+        info = run.files.inputs
         assert_depth_run(run, info)
         fx, fy, u0, v0 = other.own_camera.tolist()
         self._pipeline = InferencePipeline(
@@ -379,9 +378,9 @@ def _assert_unseen(refiner: TrainedRun, config: RunConfig, frames: DepthFrames) 
 def _find_training_folds(refiner: TrainedRun, data: ComponentConfig) -> Iterator[tuple[str, set[str] | None]]:
     """Yield the folds of a set on which a run, and every run that it started from, was trained; None: unknown."""
     if refiner.config.data.name == data.name:
-        folds = read_inputs(refiner.path, refiner.config).folds
+        folds = refiner.files.inputs.folds
         yield str(refiner.path), None if folds is None else set(folds.names) - set(folds.tested)
-    lineage = read_lineage(refiner.path)
+    lineage = refiner.files.lineage
     while lineage is not None and "layout" not in lineage:
         trained_run, source = f"{refiner.path}, which started from {lineage['from']}", lineage["source"]
         if source is None:

@@ -25,8 +25,9 @@ from sightline.engine.build import DataSubset, TrainingSetup, build
 from sightline.engine.device import to_device
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
-from sightline.engine.run_loading import open_run
 from sightline.parts.tasks.distillation import unwrap_distillation
+from sightline.runs.checkpoint import load_trained_state
+from sightline.runs.weights import load_weights
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, assigned_boxes
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, rehearse_evaluations
 from sightline.workbench.check.core.dry_run import (
@@ -159,7 +160,7 @@ class Context:
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
             return None
         copied = isolated_copy(self.built.job.model)
-        open_run(self.run, config=self.config).load_into(copied)
+        load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
         return copied.eval()
 
     @cached_property

@@ -73,7 +73,7 @@ def write_packed_run(
     and compared. Raises RunError if it would exceed `at_most` bytes, before anything is written, and if it does not
     contain the model's weights bit by bit.
     """
-    assert run.directory is not None, "what is packed was trained"
+    assert run.files is not None, "what is packed was trained"
     entries, tied = tensor_specs(model, halves)
     meta = packed_metadata(run)
     expected_bytes = packed_size(entries, meta, tied=tied)
@@ -83,15 +83,14 @@ def write_packed_run(
         )
     directory = RunDirectory(out, is_writer=True)
     for name in ("facts.json", INPUTS_FILE, LINEAGE_FILE):
-        if (run.directory / name).exists():
-            directory.write_bytes(name, (run.directory / name).read_bytes())
-    if (run.directory / "plugins").is_dir():
-        shutil.copytree(run.directory / "plugins", out / "plugins", dirs_exist_ok=True)
+        if (run.path / name).exists():
+            directory.write_bytes(name, (run.path / name).read_bytes())
+    if (run.path / "plugins").is_dir():
+        shutil.copytree(run.path / "plugins", out / "plugins", dirs_exist_ok=True)
     file_bytes = write_packed(out / PACKED_FILE, model, meta, halves)
     _assert_same(out / PACKED_FILE, model)
-    plugins = load_document(run.directory / "environment.json").get("plugins", [])
     directory.write_json(
-        "environment.json", collect_environment() | {"plugins": plugins, "checked": False, "num_processes": 1}
+        "environment.json", collect_environment() | {"plugins": run.files.plugins, "checked": False, "num_processes": 1}
     )
     layers, state = packed_layer_sizes(entries, tied, policy), dense_state_dict(model)
     sizes = {

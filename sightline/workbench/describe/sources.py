@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,8 @@ from sightline.contract.schema import signature_parameters
 from sightline.contract.types import DataInfo, Field, PrintedTable, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.run_loading import OpenRun
-from sightline.runs.lineage import INPUTS_FILE, read_inputs
+from sightline.runs.lineage import INPUTS_FILE
+from sightline.runs.run_files import RunFiles
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.describe.trace import preserve_all_rng_states
 
@@ -59,7 +59,7 @@ def build_subject(opened: OpenRun) -> DescribedRun:
                 built, f"the first samples of data set '{config.data.name}', with its training transforms"
             )
         except MissingDataError as error:
-            info, source = _find_expected_info(config, opened.directory, error)
+            info, source = _find_expected_info(config, opened.files, error)
             with locate_errors(config.origins):
                 data = _make_placeholder_data(config, info)
             built = build(config, world, is_resumed=True, data=data)
@@ -98,10 +98,10 @@ class PlaceholderDataset:
         return (low + (unit * (high - low + 1)).floor()).clamp(max=high).to(dtype)
 
 
-def _find_expected_info(config: RunConfig, run: Path | None, error: DataError) -> tuple[DataInfo, str]:
+def _find_expected_info(config: RunConfig, run: RunFiles | None, error: DataError) -> tuple[DataInfo, str]:
     """Return the expected DataInfo and who declares it; raises `error` if nobody does."""
-    if run is not None and (run / INPUTS_FILE).is_file():
-        return read_inputs(run, config), f"the run {run}"
+    if run is not None and (run.path / INPUTS_FILE).is_file():
+        return run.inputs, f"the run {run.path}"
     builder = registry.data.entry(config.data).builder
     promise = DataMembers.expected_info.get(builder)
     if promise is None:

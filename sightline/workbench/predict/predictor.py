@@ -31,7 +31,6 @@ from sightline.contract.types import Batch, DataInfo, Field, Sample
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun
 from sightline.runs.atomic_files import disk_failure
-from sightline.runs.lineage import read_inputs
 from sightline.store.loading.batch_reader import NamedTransform
 
 
@@ -224,7 +223,7 @@ class Predictor(Generic[PredictionT]):
 
     def __init__(self, *, run: TrainedRun) -> None:
         self.run = run
-        self.info: DataInfo = read_inputs(run.path, run.config)
+        self.info: DataInfo = run.files.inputs
         """The data set of the run: fields and features of a sample, recorded when it was trained."""
         self.fields: dict[str, Field] = {}
         """Fields of a sample from a file: batch key -> Field, with dtype and collation."""

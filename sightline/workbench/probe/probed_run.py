@@ -28,8 +28,8 @@ from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
 from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
-from sightline.engine.run_loading import config_path_of_run, open_run
-from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
+from sightline.engine.run_loading import open_run
+from sightline.runs.lineage import describe_lineage
 from sightline.runs.preprocessing_signature import (
     flatten_blocks,
     makes_pairs,
@@ -37,6 +37,7 @@ from sightline.runs.preprocessing_signature import (
     read_fields,
     signature_differences,
 )
+from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.runs.weights import find_neighbour_graph
 from sightline.workbench.probe.classifiers import UnprobableError
 from sightline.workbench.probe.features import (
@@ -330,22 +331,25 @@ _MODEL_PREFIX = "model."
 class ProbedRun:
     """Run to probe: `config` builds its network, `data` is the data of the probe.
 
-    `training_config` is the config of its training; the two differ only by overrides of the model. `is_test_selected`:
-    the checkpoint was selected on the test split.
+    It differs from the config of the run's `files` only by overrides of the model. `is_test_selected`: the checkpoint
+    was selected on the test split.
     """
 
-    run: Path
+    files: RunFiles
     checkpoint: Path
     config: RunConfig
-    training_config: RunConfig
-    facts: Mapping[str, Any]
     data: ProbedData
     is_test_selected: bool
     notes: tuple[str, ...]
 
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.files.path
+
     def network(self, world: World) -> nn.Module:
         """Load the network with the weights of the checkpoint, in evaluation mode."""
-        model = open_run(self.run, config=self.config, checkpoint=str(self.checkpoint), world=world).model
+        model = open_run(self.files, config=self.config, checkpoint=str(self.checkpoint), world=world).model
         get_encode(model)
         return model
 
@@ -371,34 +375,34 @@ def open_probed(
     Overrides of `model.` change the run's network (for example its number of neighbours), others the config of the
     data. Raises UserError for a path that is not a run, and ConfigError for data that does not fit it.
     """
-    trained = open_run(run, checkpoint=checkpoint, plugins=plugins)
-    training_config = config = trained.config
+    files = RunFiles(run)
+    trained = open_run(files, checkpoint=checkpoint, plugins=plugins)
+    config = trained.config
     model_overrides = [override for override in overrides if override.strip().startswith(_MODEL_PREFIX)]
     others = [override for override in overrides if override not in model_overrides]
     if model_overrides:
         config = read_config(run / "config.yaml", model_overrides)
-    facts = trained.facts
     opened = open_data(read_config(config_path_of_run(run if data is None else data), others))
-    run_channels, data_channels = facts.get("in_channels"), opened.facts.get("in_channels")
+    run_channels, data_channels = files.facts.get("in_channels"), opened.facts.get("in_channels")
     if run_channels != data_channels:
         raise ConfigError(
             f"{run}: was trained on {run_channels} channels a point; the data to probe on has {data_channels}"
         )
-    lineage = read_lineage(run)
+    lineage = files.lineage
     remarks = [f"warning: {line}" for line in trained.notes]
     remarks += [] if lineage is None else [describe_lineage(lineage)]
     weights = trained.checkpoint_path.resolve()
     is_test_selected = (
-        checkpoint != "last" and training_config.evaluate.select == "test" and weights == _best_checkpoint(run)
+        checkpoint != "last" and files.config.evaluate.select == "test" and weights == _best_checkpoint(run)
     )
     if is_test_selected:
         remarks.append(
             "warning: the run's best checkpoint was selected on the test split (test-selected); 'last' was not selected"
         )
-    remarks += warnings_on_data(training_config, read_inputs(run, training_config), config.model, opened)
+    remarks += warnings_on_data(files.config, files.inputs, config.model, opened)
     if opened.left_out:
         remarks.append(f"not applied, as they make pairs: transforms.evaluate {', '.join(opened.left_out)}")
-    return ProbedRun(run, weights, config, training_config, facts, opened, is_test_selected, tuple(remarks))
+    return ProbedRun(files, weights, config, opened, is_test_selected, tuple(remarks))
 
 
 def _best_checkpoint(run: Path) -> Path | None:
@@ -415,6 +419,6 @@ def extract_with_random_baselines(
     seeds = range(probed.config.seed + 1, probed.config.seed + 1 + num_random)
     random = {}
     for seed in seeds:
-        model = random_model(probed.config, probed.facts, world, seed=seed)
+        model = random_model(probed.config, probed.files.facts, world, seed=seed)
         random[seed] = extract_split(model, probed.recipe, probed.data, world, cache=feature_cache)
     return FeatureComparison(trained, random)

@@ -24,11 +24,12 @@ from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
-from sightline.engine.run_loading import OpenRun, is_run, open_run
+from sightline.engine.run_loading import OpenRun, open_run
 from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
+from sightline.runs.run_files import is_run
 from sightline.training import train_run
 from sightline.training.train_run import Reporter, reread
 from sightline.workbench.check.checks.compression import search_split, size_promise, unreset_episode

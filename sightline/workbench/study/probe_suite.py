@@ -29,7 +29,6 @@ from sightline.engine.device import Precision, set_backends, to_device
 from sightline.engine.distributed import World, start_world
 from sightline.engine.records import preserve_rng_state
 from sightline.runs.checkpoint import evaluated_sha256, resolve_weights
-from sightline.runs.lineage import read_inputs
 from sightline.runs.preprocessing_signature import preprocessing_signature
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.runs.weights import find_neighbour_graph, get_argument
@@ -112,11 +111,11 @@ def _rank(metric: str) -> int:
 
 def probe_protocol(probed: ProbedRun, *, which: str, probes: Mapping[str, Probe]) -> dict[str, Any]:
     """Build the protocol of training and probing a run, with the entry names of published rows."""
-    training_config, data = probed.training_config, probed.data.config.data
+    training_config, data = probed.files.config, probed.data.config.data
     graph = find_neighbour_graph(probed.config.model, probed.data.num_points)
     variant = get_argument("data", data, "variant")
     return {
-        **pretraining_protocol(training_config, read_inputs(probed.run, training_config)),
+        **pretraining_protocol(training_config, probed.files.inputs),
         "points in the probe": probed.data.num_points,
         "neighbours in the probe": None if graph is None else graph.neighbours,
         "C": next((probe.choice for probe in probes.values() if isinstance(probe, SVM)), None),

@@ -1,0 +1,69 @@
+"""Files of a run's folder: the folder verified once, each file read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, final
+
+from sightline.config import RunConfig, read_config
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import Plugin, check_recorded
+from sightline.contract.types import DataInfo
+from sightline.runs.lineage import read_inputs, read_lineage
+from sightline.runs.run_directory import assert_own_files, load_document, read_facts
+
+
+def is_run(path: Path) -> bool:
+    """Return True if a path is a run directory, not a config file."""
+    return (path / "config.yaml").exists()
+
+
+def config_path_of_run(path: Path) -> Path:
+    """Return the config file of a run directory; any other path unchanged."""
+    return path / "config.yaml" if is_run(path) else path
+
+
+@final
+class RunFiles:
+    """Files of a run directory, verified when they are opened; each is read on first use, then cached."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise UserError for a folder that is not a run, and for one with a link that leads out of it."""
+        if not is_run(path):
+            raise UserError(
+                f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote"
+            )
+        assert_own_files(path)
+        self.path = path
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The config of the run's training."""
+        return read_config(self.path / "config.yaml")
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """The facts of the data that the run was trained on."""
+        return read_facts(self.path)
+
+    @cached_property
+    def inputs(self) -> DataInfo:
+        """The info of the data that the run was trained on."""
+        return read_inputs(self.path, self.config, self.facts)
+
+    @cached_property
+    def lineage(self) -> dict[str, Any] | None:
+        """The lineage of the run's initial weights; None for random ones."""
+        return read_lineage(self.path)
+
+    @cached_property
+    def plugins(self) -> Sequence[Mapping[str, str]]:
+        """The plugins that the run was made with: name, path and digest of each."""
+        plugins: Sequence[Mapping[str, str]] = load_document(self.path / "environment.json").get("plugins", [])
+        return plugins
+
+    def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
+        """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
+        return check_recorded(self.plugins, loaded, run=self.path)
