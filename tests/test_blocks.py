@@ -106,8 +106,8 @@ def test_a_block_that_is_null_is_passed_over(second: Any) -> None:
 
 
 def test_the_data_set_is_not_asked_for_them() -> None:
-    assert registry.models.needed_facts(whole()) == {"num_classes", "in_channels"}
-    assert set(registry.models.accepted_facts(whole())) == {"num_classes", "in_channels"}
+    assert registry.models.bind(whole()).needed_facts == {"num_classes", "in_channels"}
+    assert set(registry.models.bind(whole()).accepted_facts) == {"num_classes", "in_channels"}
     assert list(registry.heads.get_entry("toy_end").arguments) == ["offset"]
     facts = {**FACTS, "channels": (1,), "strides": (1,)}
     assert registry.models.build(whole(), facts=facts).arguments["second"].arguments["channels"] == (4, 8)

@@ -127,7 +127,7 @@ def test_faults_of_a_block_have_place_and_remedy(
 
     places = [line.partition(": ") for line in expected]
     lines = [f"mine.yaml:{line}: model.{text}" for line, _, text in places]
-    assert [str(fault) for fault in parts.faults(component)] == lines
+    assert [str(fault) for fault in parts.bind(component).faults] == lines
     with pytest.raises(ConfigError) as error:
         parts.build(component, facts={"num_classes": 5})
     assert list(error.value.faults) == lines
@@ -184,7 +184,7 @@ def test_a_block_may_be_null_where_it_says_so(parts: Registry) -> None:
 def test_blocks_are_built_first_and_with_the_same_facts(parts: Registry) -> None:
     parts.add("made")(made_of)
     given = block("made", inner={"name": "dgcnn", "embedding": 8}, several=[{"name": "jitter", "std": 0.5}])
-    assert parts.needed_facts(given) == {"in_channels"}
+    assert parts.bind(given).needed_facts == {"in_channels"}
     inner, several = parts.build(given, facts={"in_channels": 6})
     assert (inner.in_channels, inner.feature_width, [each.std for each in several]) == (6, 16, [0.5])
 

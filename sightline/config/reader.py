@@ -315,10 +315,10 @@ class _SectionReader:
         locations = dict(_iterate_locations(block, ""))
         where = SourceLocation(name.where.source, name.where.line, path)
         component = ComponentConfig(name.value, arguments, 1.0 if weight is None else weight, where, locations)
-        faults = kind.faults(component, elsewhere=_section_keys())
-        for fault in faults:
+        bound = kind.bind(component, elsewhere=_section_keys())
+        for fault in bound.faults:
             self.faults.add(*fault)
-        return None if faults or weight is None else self._complete_block(component, kind, path)
+        return None if bound.faults or weight is None else self._complete_block(bound, path)
 
     def _read_weight(self, block: dict[str, LocatedValue], path: str) -> float | LinearRamp | None:
         """Read the weight of a loss, its reserved key: a number, or the mapping of a ramp."""
@@ -339,33 +339,30 @@ class _SectionReader:
             return None
         return LinearRamp(**{name: float(value) for name, value in values.items()})
 
-    def _complete_block(self, component: ComponentConfig, kind: registry.Registry, path: str) -> ComponentConfig:
+    def _complete_block(self, bound: registry.BoundBlock, path: str) -> ComponentConfig:
         """Make every argument that is not a fact explicit, so that a stored config does not follow a later default."""
         arguments: dict[str, Any] = {}
-        for name, parameter in kind.entry(component).arguments.items():
-            if name in component.arguments and schema.get_block_marker(parameter.annotation) is not None:
-                arguments[name] = self._complete_blocks(component, parameter, path)
-            elif name in component.arguments:
-                arguments[name] = schema.check_value(parameter.annotation, component.arguments[name])[0]
-                self.origins[f"{path}.{name}"] = component.origins[name]
+        for name, parameter in bound.entry.arguments.items():
+            if name in bound.blocks:
+                arguments[name] = self._complete_blocks(bound, name, path)
+            elif name in bound.values:
+                arguments[name] = bound.values[name]
+                self.origins[f"{path}.{name}"] = bound.component.origins[name]
             elif parameter.default is not inspect.Parameter.empty:
                 arguments[name] = parameter.default
                 self.origins[f"{path}.{name}"] = SourceLocation(DEFAULT, path=f"{path}.{name}")
-        return dataclasses.replace(component, arguments=arguments)
+        return dataclasses.replace(bound.component, arguments=arguments)
 
-    def _complete_blocks(self, component: ComponentConfig, parameter: schema.Parameter, path: str) -> Any:
+    def _complete_blocks(self, bound: registry.BoundBlock, name: str, path: str) -> Any:
         """Complete the component blocks inside an argument, like those of a section."""
-        block = schema.get_block_marker(parameter.annotation)
-        assert block is not None
-        kind, value = registry.REGISTRIES[block.kind], component.arguments[parameter.name]
-        nested = registry.nested_blocks(component, parameter.name)
-        if not nested:
-            self.origins[f"{path}.{parameter.name}"] = component.origins[parameter.name]
+        if not bound.blocks[name]:
+            self.origins[f"{path}.{name}"] = bound.component.origins[name]
         completed = []
-        for inner in nested:
-            self.origins[f"{inner.location.path}.name"] = inner.origins["name"]
-            completed.append(self._complete_block(inner, kind, inner.location.path))
-        if isinstance(value, list):
+        for inner in bound.blocks[name]:
+            inner_path = inner.component.location.path
+            self.origins[f"{inner_path}.name"] = inner.component.origins["name"]
+            completed.append(self._complete_block(inner, inner_path))
+        if isinstance(bound.component.arguments[name], list):
             return tuple(completed)
         return completed[0] if completed else None
 

@@ -387,10 +387,11 @@ def _try_build(block: tuple[registry.Registry, ComponentConfig], train: Any, fau
     facts: dict[str, int] = {}
     if train is not None and train.epochs is not None:
         facts = {"num_steps": train.epochs * _STEPS_PER_EPOCH, "steps_per_epoch": _STEPS_PER_EPOCH}
-    if kind.needed_facts(component) - facts.keys():
+    bound = kind.bind(component)
+    if bound.needed_facts - facts.keys():
         return
     try:
-        kind.build(component, facts=facts)
+        bound.build(facts=facts)
     except ConfigError as error:
         for text in error.faults:
             _add_located_fault(text, component, faults)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -16,16 +16,7 @@ from sightline.contract.errors import ConfigError, DataError, UserError
 from sightline.contract.facts import BLOCK_FACTS, DATA_FACTS, FACTS, REMEDIES
 from sightline.contract.gc_pause import gc_paused
 from sightline.contract.members import MEMBERS, find_misspelt_members
-from sightline.contract.schema import (
-    Block,
-    Parameter,
-    check_value,
-    describe_type,
-    format_value,
-    get_block_marker,
-    signature_parameters,
-    suggest,
-)
+from sightline.contract.schema import Parameter, check_value, describe_type, format_value, signature_parameters, suggest
 from sightline.contract.types import ComponentConfig, SourceLocation
 
 MAX_ARGUMENTS = 10
@@ -144,18 +135,36 @@ class Registry:
         """Return the entry of a name from `names()`."""
         return self.entry(ComponentConfig(name))
 
-    def faults(
-        self, component: ComponentConfig, *, elsewhere: Mapping[str, str] = MappingProxyType({})
-    ) -> list[ConfigFault]:
-        """List the faults of a component block that its signature shows.
+    def bind(self, component: ComponentConfig, *, elsewhere: Mapping[str, str] = MappingProxyType({})) -> BoundBlock:
+        """Bind a component block and the blocks inside it to their signatures, with all faults that these show.
 
         `elsewhere` maps keys of other sections to their dotted paths, for a key that is in the wrong section.
         """
         self._load(component.name)
-        if component.name not in self._entries:
-            return [self._unknown_name_fault(component)]
-        entry = self._entries[component.name]
-        missing = [
+        entry = self._entries.get(component.name)
+        if entry is None:
+            fault = self._unknown_name_fault(component)
+            return BoundBlock(self, component, RegistryEntry(component.name, dict, {}), {}, {}, [fault])
+        values, blocks, faults = {}, {}, []
+        for name, value in component.arguments.items():
+            where = component.origins.get(name, _locate_key(component.location, name))
+            refusal = _describe_refusal(name, entry, elsewhere)
+            if refusal is not None:
+                faults.append(ConfigFault(where, refusal))
+                continue
+            parameter = entry.parameters[name]
+            if parameter.block is None:
+                values[name], misfits = check_value(parameter.annotation, value)
+                for path, text in misfits:
+                    value_path = f"{name}.{path}".rstrip(".")
+                    faults.append(ConfigFault(component.origins.get(value_path, _locate_key(where, path)), text))
+            elif misfit := _describe_block_misfit(parameter.annotation, value):
+                faults.append(ConfigFault(where, misfit))
+            else:
+                kind = REGISTRIES[parameter.block.kind]
+                blocks[name] = [kind.bind(inner) for inner in nested_blocks(component, name)]
+                faults += [fault for block in blocks[name] for fault in block.faults]
+        faults += [
             ConfigFault(
                 _locate_key(component.location, name),
                 f"is required and missing: '{component.name}' needs {describe_type(parameter.annotation)} here",
@@ -163,80 +172,11 @@ class Registry:
             for name, parameter in entry.arguments.items()
             if parameter.is_required and name not in component.arguments
         ]
-        return [*self._find_argument_faults(component, entry, elsewhere), *missing]
+        return BoundBlock(self, component, entry, values, blocks, faults)
 
-    def accepted_facts(self, component: ComponentConfig) -> dict[str, Parameter]:
-        """Return the facts that a block and its inner blocks take; required if any of them requires it.
-
-        Facts that blocks state for one another are left out. Inner blocks must be valid: `faults` lists invalid ones.
-        """
-        entry = self.entry(component)
-        accepted = {name: entry.parameters[name] for name in entry.facts}
-        for name, parameter in entry.parameters.items():
-            block = get_block_marker(parameter.annotation)
-            if block is None or name not in component.arguments:
-                continue
-            for inner_block in nested_blocks(component, name):
-                inner = REGISTRIES[block.kind].accepted_facts(inner_block)
-                accepted |= {
-                    fact: fact_parameter
-                    for fact, fact_parameter in inner.items()
-                    if fact_parameter.is_required or fact not in accepted
-                }
-        return accepted
-
-    def needed_facts(self, component: ComponentConfig) -> set[str]:
-        """Return the facts that a block or its inner blocks cannot be built without."""
-        return {name for name, parameter in self.accepted_facts(component).items() if parameter.is_required}
-
-    def build(
-        self, component: ComponentConfig, *, facts: Mapping[str, object], stated: BlockFacts | None = None
-    ) -> Any:
-        """Call the builder with the block's arguments and with the facts that its signature names.
-
-        The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
-        Raises ConfigError for an argument that is unknown, ill-typed, missing, given by the config and as a fact, or
-        refused by the builder itself.
-        """
-        entry = self.entry(component)
-        faults = [str(fault) for fault in self.faults(component)]
-        faults += self._find_misstated_facts(component, entry, stated)
-        missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
-        if missing:
-            remedies = "".join(
-                f"; {REMEDIES[name]}, or take '{component.name}' out" for name in missing if name in REMEDIES
-            )
-            faults.append(
-                f"{component.location}: {self.noun} '{component.name}' needs {', '.join(missing)}; the data set offers "
-                f"{', '.join(sorted(facts)) or 'no facts'}{remedies}"
-            )
-        if faults:
-            raise ConfigError(*faults)
-        arguments: dict[str, Any] = {}
-        inner_facts: BlockFacts | None = None
-        for name, parameter in entry.parameters.items():
-            if name in component.arguments:
-                arguments[name], inner_facts = self._build_argument(component, parameter, facts, inner_facts)
-        injected = {name: facts[name] for name in entry.facts if name in facts}
-        if stated is not None:
-            injected |= {name: stated.facts[name] for name in entry.parameters_from_blocks if name in stated.facts}
-        with locate_errors(component):
-            return entry.builder(**arguments, **injected)
-
-    def _find_misstated_facts(
-        self, component: ComponentConfig, entry: RegistryEntry, stated: BlockFacts | None
-    ) -> Iterator[str]:
-        """Yield faults of facts that an earlier block should state, but does not, or states with another type."""
-        subject = f"{component.location}: {self.noun} '{component.name}'"
-        stated_by = "a block" if stated is None else f"the {stated.stated_by}"
-        for name in entry.parameters_from_blocks:
-            annotation = entry.parameters[name].annotation
-            if stated is not None and name in stated.facts:
-                for _, text in check_value(annotation, stated.facts[name])[1]:
-                    yield f"{subject} takes {name} of {stated_by} before it: {text}"
-            elif entry.parameters[name].is_required:
-                allowed = describe_type(annotation)
-                yield f"{subject} needs {name}; {stated_by} before it should state it, as an attribute: {allowed}"
+    def build(self, component: ComponentConfig, *, facts: Mapping[str, object]) -> Any:
+        """Bind a component block and build it, with the facts that its signature names (`BoundBlock.build`)."""
+        return self.bind(component).build(facts=facts)
 
     def _assert_no_misspelt_members(self, builder: Callable[..., Any], name: str) -> None:
         """Raise AssertionError for a misspelt member: it would never be called, without any sign of it."""
@@ -248,51 +188,11 @@ class Registry:
                 f"call it '{member_name}', or give a member of your own a name that is less like it"
             )
 
-    def _build_argument(
-        self, component: ComponentConfig, parameter: Parameter, facts: Mapping[str, object], stated: BlockFacts | None
-    ) -> tuple[Any, BlockFacts | None]:
-        """Convert a value for the builder, and build it if it is a block; also return the facts stated since."""
-        value, block = component.arguments[parameter.name], get_block_marker(parameter.annotation)
-        if block is None:
-            return check_value(parameter.annotation, value)[0], stated
-        kind, built = REGISTRIES[block.kind], []
-        for inner_block in nested_blocks(component, parameter.name):
-            built.append(kind.build(inner_block, facts=facts, stated=stated))
-            if kind.block_facts:
-                block_facts = {name: getattr(built[-1], name) for name in kind.block_facts if hasattr(built[-1], name)}
-                stated = BlockFacts(block_facts, f"{kind.noun} '{inner_block.name}'")
-        if isinstance(value, list | tuple):
-            return tuple(built), stated
-        return (built[0] if built else None), stated
-
     def _unknown_name_fault(self, component: ComponentConfig) -> ConfigFault:
         hint = suggest(component.name, self.names(), otherwise=f"; there are {', '.join(self.names())}")
         plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
         where = component.origins.get("name", _locate_key(component.location, "name"))
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
-
-    def _find_argument_faults(
-        self, component: ComponentConfig, entry: RegistryEntry, elsewhere: Mapping[str, str]
-    ) -> Iterator[ConfigFault]:
-        for name, value in component.arguments.items():
-            where = component.origins.get(name, _locate_key(component.location, name))
-            if name in FACTS:
-                giver = "data set" if name in DATA_FACTS else "run"
-                yield ConfigFault(where, f"'{name}' is given by the {giver}; remove it here{_hint_shares(name, entry)}")
-            elif name in entry.block_facts:
-                yield ConfigFault(where, f"'{name}' is given by an earlier block; remove it here")
-            elif name not in entry.parameters:
-                allowed = list(entry.arguments)
-                otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
-                hint = suggest(name, allowed, otherwise=otherwise)
-                hint = f"; did you mean '{elsewhere[name]}'?" if name in elsewhere else hint
-                yield ConfigFault(where, f"'{component.name}' has no such argument{hint}")
-            elif (block := get_block_marker(entry.parameters[name].annotation)) is not None:
-                yield from _find_block_faults(component, entry.parameters[name], block, where)
-            else:
-                for path, text in check_value(entry.parameters[name].annotation, value)[1]:
-                    value_path = f"{name}.{path}".rstrip(".")
-                    yield ConfigFault(component.origins.get(value_path, _locate_key(where, path)), text)
 
     def _load(self, name: str) -> None:
         """Import the module of a shipped component, unless it is registered."""
@@ -303,10 +203,98 @@ class Registry:
         self._entries.setdefault(name, self._shipped[name])
 
 
+class BoundBlock(NamedTuple):
+    """A component block bound to the signature of its builder: converted values, bound inner blocks, and all faults.
+
+    `blocks` has the inner blocks of each argument that is a block, a list of blocks, or null.
+    """
+
+    kind: Registry
+    component: ComponentConfig
+    entry: RegistryEntry
+    values: Mapping[str, Any]
+    blocks: Mapping[str, Sequence[BoundBlock]]
+    faults: Sequence[ConfigFault]
+
+    @property
+    def accepted_facts(self) -> dict[str, Parameter]:
+        """The facts that the block and its inner blocks take; required if any of them requires it.
+
+        Facts that blocks state for one another are left out.
+        """
+        accepted = {name: self.entry.parameters[name] for name in self.entry.facts}
+        for name in self.entry.parameters:
+            for inner in self.blocks.get(name, ()):
+                accepted |= {
+                    fact: parameter
+                    for fact, parameter in inner.accepted_facts.items()
+                    if parameter.is_required or fact not in accepted
+                }
+        return accepted
+
+    @property
+    def needed_facts(self) -> set[str]:
+        """The facts that the block or its inner blocks cannot be built without."""
+        return {name for name, parameter in self.accepted_facts.items() if parameter.is_required}
+
+    def build(self, *, facts: Mapping[str, object], stated: BlockFacts | None = None) -> Any:
+        """Call the builder with the block's arguments and with the facts that its signature names.
+
+        The blocks inside it are built first, in the order of its signature; `stated` is what those before it state.
+        Raises ConfigError for an argument that is unknown, ill-typed, missing, given by the config and as a fact, or
+        refused by the builder itself.
+        """
+        faults = [*map(str, self.faults), *self._find_misstated_facts(stated), *self._find_missing_facts(facts)]
+        if faults:
+            raise ConfigError(*faults)
+        arguments = dict(self.values)
+        inner_facts: BlockFacts | None = None
+        for name in self.entry.parameters:
+            built = []
+            for block in self.blocks.get(name, ()):
+                built.append(block.build(facts=facts, stated=inner_facts))
+                names = block.kind.block_facts
+                if names:
+                    block_facts = {fact: getattr(built[-1], fact) for fact in names if hasattr(built[-1], fact)}
+                    inner_facts = BlockFacts(block_facts, f"{block.kind.noun} '{block.entry.name}'")
+            if name in self.blocks:
+                is_list = isinstance(self.component.arguments[name], list | tuple)
+                arguments[name] = tuple(built) if is_list else next(iter(built), None)
+        injected = {name: facts[name] for name in self.entry.facts if name in facts}
+        if stated is not None:
+            injected |= {name: stated.facts[name] for name in self.entry.parameters_from_blocks if name in stated.facts}
+        with locate_errors(self.component):
+            return self.entry.builder(**arguments, **injected)
+
+    def _find_missing_facts(self, facts: Mapping[str, object]) -> Iterator[str]:
+        """Yield the fault of facts that the builder requires and nobody gives."""
+        entry = self.entry
+        missing = [name for name in entry.facts if entry.parameters[name].is_required and name not in facts]
+        if missing:
+            remedies = (f"; {REMEDIES[name]}, or take '{entry.name}' out" for name in missing if name in REMEDIES)
+            yield (
+                f"{self.component.location}: {self.kind.noun} '{entry.name}' needs {', '.join(missing)}; the data set "
+                f"offers {', '.join(sorted(facts)) or 'no facts'}{''.join(remedies)}"
+            )
+
+    def _find_misstated_facts(self, stated: BlockFacts | None) -> Iterator[str]:
+        """Yield faults of facts that an earlier block should state, but does not, or states with another type."""
+        subject = f"{self.component.location}: {self.kind.noun} '{self.entry.name}'"
+        stated_by = "a block" if stated is None else f"the {stated.stated_by}"
+        for name in self.entry.parameters_from_blocks:
+            parameter = self.entry.parameters[name]
+            if stated is not None and name in stated.facts:
+                for _, text in check_value(parameter.annotation, stated.facts[name])[1]:
+                    yield f"{subject} takes {name} of {stated_by} before it: {text}"
+            elif parameter.is_required:
+                allowed = describe_type(parameter.annotation)
+                yield f"{subject} needs {name}; {stated_by} before it should state it, as an attribute: {allowed}"
+
+
 def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
     """Return the component blocks in an argument: one, several in a list, or none if it is null.
 
-    They must be mappings with a name: `faults` lists those that are not.
+    They must be mappings with a name: `bind` lists those that are not.
     """
     value = component.arguments[name]
     if value is None:
@@ -339,24 +327,34 @@ def _hint_shares(name: str, entry: RegistryEntry) -> str:
     return f": a run opens every part itself; parts are {means}" if name == "split" else ""
 
 
-def _find_block_faults(
-    component: ComponentConfig, parameter: Parameter, block: Block, where: SourceLocation
-) -> Iterator[ConfigFault]:
-    value, annotation = component.arguments[parameter.name], parameter.annotation
+def _describe_refusal(name: str, entry: RegistryEntry, elsewhere: Mapping[str, str]) -> str | None:
+    """Describe why a config may not give an argument: something else gives it, or the builder has none of this name."""
+    if name in FACTS:
+        giver = "data set" if name in DATA_FACTS else "run"
+        return f"'{name}' is given by the {giver}; remove it here{_hint_shares(name, entry)}"
+    if name in entry.block_facts:
+        return f"'{name}' is given by an earlier block; remove it here"
+    if name in entry.parameters:
+        return None
+    if name in elsewhere:
+        return f"'{entry.name}' has no such argument; did you mean '{elsewhere[name]}'?"
+    allowed = list(entry.arguments)
+    otherwise = f"; allowed: {', '.join(allowed)}" if allowed else "; it takes none"
+    return f"'{entry.name}' has no such argument{suggest(name, allowed, otherwise=otherwise)}"
+
+
+def _describe_block_misfit(annotation: Any, value: Any) -> str | None:
+    """Describe a value that is not a block where a block is expected, or not a list of blocks; None if it fits."""
     is_list = typing.get_origin(annotation) is tuple
     is_optional = type(None) in typing.get_args(annotation)
+    allowed = describe_type(annotation)
     if isinstance(value, list | tuple) != is_list or (value is None and not is_optional):
-        yield ConfigFault(where, f"found {format_value(value)}, allowed is {describe_type(annotation)}")
-        return
+        return f"found {format_value(value)}, allowed is {allowed}"
     for item in value if is_list else [value]:
-        is_block = isinstance(item, ComponentConfig) or (
-            isinstance(item, Mapping) and isinstance(item.get("name"), str)
-        )
-        if not is_block and (item is not None or is_list):
-            yield ConfigFault(where, f"found {format_value(item)}, allowed is {describe_type(annotation)}")
-            return
-    for nested in nested_blocks(component, parameter.name):
-        yield from REGISTRIES[block.kind].faults(nested)
+        is_mapping = isinstance(item, Mapping) and isinstance(item.get("name"), str)
+        if not is_mapping and not isinstance(item, ComponentConfig) and (item is not None or is_list):
+            return f"found {format_value(item)}, allowed is {allowed}"
+    return None
 
 
 @contextmanager

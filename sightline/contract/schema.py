@@ -49,11 +49,15 @@ def get_block_marker(annotation: Any) -> Block | None:
 
 
 class Parameter(typing.NamedTuple):
-    """Parameter of a component: annotation with constraints, and default (`inspect.Parameter.empty` if none)."""
+    """Parameter of a component: annotation with constraints, and default (`inspect.Parameter.empty` if none).
+
+    `block` marks a component block, a list of blocks, or an optional block.
+    """
 
     name: str
     annotation: Any
     default: Any
+    block: Block | None
 
     @property
     def is_required(self) -> bool:
@@ -72,7 +76,7 @@ def signature_parameters(function: Callable[..., Any]) -> dict[str, Parameter]:
     target = function.__init__ if inspect.isclass(function) else function
     hints = typing.get_type_hints(target, include_extras=True)
     return {
-        name: Parameter(name, hints.get(name, Any), parameter.default)
+        name: Parameter(name, hint := hints.get(name, Any), parameter.default, get_block_marker(hint))
         for name, parameter in inspect.signature(function).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }

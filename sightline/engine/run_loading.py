@@ -238,9 +238,10 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
     config_arguments = {key: value for key, value in arguments.items() if key not in facts}
     component = ComponentConfig(name, config_arguments, location=SourceLocation("build_model"))
-    if config_faults := registry.models.faults(component):
-        raise ConfigError(*map(str, config_faults))
-    accepted_facts = registry.models.accepted_facts(component)
+    bound = registry.models.bind(component)
+    if bound.faults:
+        raise ConfigError(*map(str, bound.faults))
+    accepted_facts = bound.accepted_facts
     faults = [
         f"build_model.{key}: '{name}' needs the argument '{key}'"
         for key, parameter in accepted_facts.items()
@@ -248,16 +249,14 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
     ]
     for key, value in facts.items():
         if key not in accepted_facts:
-            parameters = registry.models.entry(component).parameters
-            faults.append(
-                f"build_model.{key}: '{name}' has no such argument{suggest(key, {**parameters, **accepted_facts})}"
-            )
+            names = {**bound.entry.parameters, **accepted_facts}
+            faults.append(f"build_model.{key}: '{name}' has no such argument{suggest(key, names)}")
         else:
             misfits = check_value(accepted_facts[key].annotation, value)[1]
             faults += [f"build_model.{'.'.join(filter(None, (key, part)))}: {text}" for part, text in misfits]
     if faults:
         raise ConfigError(*faults)
-    model: nn.Module = registry.models.build(component, facts=facts)
+    model: nn.Module = bound.build(facts=facts)
     return model
 
 

@@ -20,7 +20,7 @@ from sightline.compute.geometry.neighbours import scale_num_neighbours
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
-from sightline.contract.schema import get_block_marker, suggest
+from sightline.contract.schema import suggest
 from sightline.contract.types import ComponentConfig
 
 _WRAPPERS = ("module", "_orig_mod")
@@ -288,8 +288,7 @@ def iterate_blocks(kind: str, component: ComponentConfig) -> Iterator[tuple[str,
     yield kind, component
     parameters = registry.REGISTRIES[kind].entry(component).arguments
     for name in component.arguments:
-        block = get_block_marker(parameters[name].annotation)
-        if block is not None:
+        if (block := parameters[name].block) is not None:
             for nested in registry.nested_blocks(component, name):
                 yield from iterate_blocks(block.kind, nested)
 
@@ -311,7 +310,7 @@ def find_point_encoder(model: ComponentConfig) -> dict[str, Any]:
     return {"name": block.name} | {
         name: to_plain(_resolve_argument(kind, block, name))
         for name in sorted(parameters)
-        if get_block_marker(parameters[name].annotation) is None
+        if parameters[name].block is None
     }
 
 

@@ -80,7 +80,7 @@ def test_every_inner_value_knows_its_origin(tmp_path: Path) -> None:
 
 def test_the_model_is_built_of_them(tmp_path: Path) -> None:
     config = read_config(write(tmp_path))
-    assert registry.models.needed_facts(config.model) == {"in_channels"}
+    assert registry.models.bind(config.model).needed_facts == {"in_channels"}
     model = registry.models.build(config.model, facts={"in_channels": 6})
     assert (model.points.num_neighbours, model.points.in_channels, model.images.size_px) == (15, 6, 32)
 

@@ -393,6 +393,6 @@ def test_what_is_refused() -> None:
     with pytest.raises(IndexError, match="synthetic_hands has the samples 0 to 479"):
         SyntheticHands(split="test")[SampleKey(480, 0, 0)]
     wrong = ComponentConfig("synthetic_bodies", {"view": "front", "poses": {"scal": [1, 1]}, "missing": [0, 2]})
-    told = [str(fault) for fault in registry.data.faults(wrong)]
+    told = [str(fault) for fault in registry.data.bind(wrong).faults]
     assert len(told) == 3
     assert any("did you mean 'scale'?" in each for each in told)
