@@ -283,6 +283,13 @@ def test_no_check_vanishes() -> None:
     assert len(all_checks()) >= NUM_CHECKS
 
 
+def test_the_engine_knows_no_task(imports: dict[str, dict[str, int]]) -> None:
+    """Tasks and what wraps them, such as distillation, come from registries."""
+    files = {module: names for module, names in imports.items() if room_of(module) == "engine"}
+    assert files
+    assert not [module for module, names in files.items() if "tasks" in map(room_of, names)]
+
+
 def test_only_one_module_knows_processes() -> None:
     """`torch.distributed` belongs to engine/distributed.py; the launcher drives torch's agent from the parent."""
     allowed = {"engine/distributed.py", "engine/launcher.py"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -10,6 +11,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig
+
+TEACHER_PREFIX = "teacher_"
+"""Beginning of the keys of a teacher's outputs."""
 _FORMATS = frozenset({torch.float32, torch.float64})
 """Dtypes of parameters; lower formats come from autocast, which handles them itself."""
 
@@ -37,6 +43,14 @@ class Loss(nn.Module, ABC):
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the sum of the loss over the counted items, as a scalar ()."""
+
+
+def teacher_keys(component: ComponentConfig) -> set[str]:
+    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
+    builder = registry.losses.entry(component).builder
+    functions = (getattr(builder, name, None) for name in ("count", "forward"))
+    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
+    return {name for name in names if name.startswith(TEACHER_PREFIX)}
 
 
 def learns(loss: nn.Module) -> bool:

@@ -438,6 +438,8 @@ references = Registry("references", "reference point")
 assigners = Registry("assigners", "assigner")
 suppressions = Registry("suppressions", "suppression")
 tasks = Registry("tasks", "task")
+task_wrappers = Registry("task_wrappers", "task around another")
+"""Builders of a task around that of the config, by the section of the config that asks for it. No config names them."""
 losses = Registry("losses", "loss")
 metrics = Registry("metrics", "metric")
 transforms = Registry("transforms", "transform")

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sightline.contract.loss import Loss, learns
 from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
-from sightline.contract.types import ComponentConfig, Dataset, SourceLocation
+from sightline.contract.types import ComponentConfig, Dataset
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.device import Precision, seed_everything
 from sightline.engine.distributed import World
@@ -39,11 +40,9 @@ from sightline.engine.optimizers import ModuleRate, OptimizerSpec
 from sightline.engine.records import preserve_rng_state, resolve_mode
 from sightline.engine.step import Task
 from sightline.engine.train import TrainState
-from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys, teacher_keys
-from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import checkpoint
 from sightline.runs.checkpoint import assert_sha256
-from sightline.runs.lineage import trace_lineage
+from sightline.runs.lineage import record_teacher, trace_lineage
 from sightline.runs.run_files import RunFiles
 from sightline.runs.weights import WeightLoadReport, load_weights
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform, stratified_split
@@ -147,7 +146,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         model = apply_model_changes(model, config, world)
         losses = build_losses(config, data.facts, world)
         task, meters = build_task(config, data, model, world, losses=losses)
-        config = _record_teacher_digest(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
+        config = record_teacher(resolve_mode(config, [meter.metric for meter in meters], is_resumed=is_resumed))
         recipe: OptimizerSpec = registry.optimizers.build(config.optimizer, facts=data.facts)
         job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)
@@ -283,11 +282,13 @@ def build_task(
     losses = build_losses(config, facts, world) if losses is None else losses
     wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
     wiring["micro_batches"] = config.train.micro_batches
+    load_network = partial(_load_network, facts=facts, world=world, precision=config.train.precision)
     with _missing_keys_located(config.losses):
         if config.teacher is None:
             task = registry.tasks.build(config.task, facts={**facts, **wiring})
         else:
-            task = _build_distillation_task(config, facts, wiring, _load_teacher(config, facts, world))
+            wrap = registry.task_wrappers.get_entry("teacher").builder
+            task = wrap(config=config, facts={**facts, **wiring}, load_network=load_network)
     predictions = AvailableKeys(
         f"task '{config.task.name}'", TaskMembers.predicts.get(task) | TaskMembers.context_keys.get(task)
     )
@@ -318,77 +319,26 @@ def check_same_facts(trained: Mapping[str, Any], actual_facts: Mapping[str, Any]
             raise ConfigError(f"{run}: was trained with {name} = {ours}; this data set has {theirs}")
 
 
-def _build_distillation_task(
-    config: RunConfig, facts: Mapping[str, Any], wiring: Mapping[str, Any], teacher: nn.Module
-) -> DistillationTask:
-    """Build the config's task with losses that also read a teacher's outputs. Raises ConfigError if they do not fit."""
-    assert config.teacher is not None
-    where, owner = _teacher_location(config), f"the teacher '{config.teacher.source}'"
-    read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
-    if not read:
-        raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
-    if features and "teacher_modules" not in read:
-        raise ConfigError(f"{where}: no loss compares teacher.features; add {{name: feature_distillation}} to losses")
-    if features and config.train.compile:
-        raise ConfigError(
-            f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
-        )
-    for network, whose in ((wiring["model"], "the model"), (teacher, owner)):
-        module_names = [name for name, _ in network.named_modules()]
-        for name in set(features) - set(module_names):
-            raise ConfigError(
-                f"{where}: teacher.features: {whose} has no module '{name}'{schema.suggest(name, module_names)}"
-            )
-    outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
-    teacher_wiring = {"model": teacher, "losses": {}, "output_keys": outputs}
-    try:
-        teacher_task = registry.tasks.build(config.task, facts={**facts, **wiring, **teacher_wiring})
-    except ConfigError as error:
-        raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
-    if not isinstance(teacher_task, Supervised):
-        raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
-    batch_keys = {"batch_keys": add_teacher_keys(wiring["batch_keys"], outputs, features=features)}
-    parent = registry.tasks.build(config.task, facts={**facts, **wiring, **batch_keys})
-    return DistillationTask(parent, teacher=teacher, teacher_task=teacher_task, features=features)
+def _load_network(
+    source: Path, *, sha256: str | None, remedy: str, facts: Mapping[str, Any], world: World, precision: str
+) -> nn.Module:
+    """Load the network of another run on such data, with its evaluated weights, in a number format.
 
-
-def _load_teacher(config: RunConfig, facts: Mapping[str, Any], world: World) -> nn.Module:
-    """Load the network that `teacher` names, with its evaluated weights, in the run's number format.
-
-    The run's random state does not change. Raises UserError if the teacher's run is missing, has other weights, or was
+    The random state does not change. Raises UserError if the run is missing, has other weights than those of the digest
+    `sha256`, or was trained on other data. `remedy` states what to do with a sound checkpoint if this one is damaged.
     """
-    assert config.teacher is not None
-    source = Path(config.teacher.source)
-    try:
-        assert_sha256(source, config.teacher.sha256)
-        run = checkpoint.enclosing_run(source)
-        if run is None:
-            raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
-        files = RunFiles(run)
-        for line in files.check_plugins(loaded_plugins()):
-            world.rank_zero_only(logger.warning)("%s", line)
-        check_same_facts(files.facts, facts, run)
-        with preserve_rng_state():
-            model = build_model(files.config, files.facts, World(device=world.device))
-        load_weights(model, checkpoint.load_trained_state(source, remedy="name it: teacher.from=PATH"))
-    except UserError as error:
-        advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
-        raise ConfigError(
-            f"{_teacher_location(config)}: {error}" + ("" if source.exists() else f"; {advice}")
-        ) from None
-    return model.to(world.device, Precision(config.train.precision).parameter_dtype)
-
-
-def _teacher_location(config: RunConfig) -> SourceLocation | str:
-    return config.origins.get("teacher.from", "teacher.from")
-
-
-def _record_teacher_digest(config: RunConfig) -> RunConfig:
-    """Add the SHA-256 digest of the teacher's weights to the config, so that a later use can be checked."""
-    if config.teacher is None:
-        return config
-    digest = assert_sha256(Path(config.teacher.source), config.teacher.sha256)
-    return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, sha256=digest))
+    assert_sha256(source, sha256)
+    run = checkpoint.enclosing_run(source)
+    if run is None:
+        raise CheckpointError(f"{source}: is not in a run directory, whose config and facts describe the model")
+    files = RunFiles(run)
+    for line in files.check_plugins(loaded_plugins()):
+        world.rank_zero_only(logger.warning)("%s", line)
+    check_same_facts(files.facts, facts, run)
+    with preserve_rng_state():
+        model = build_model(files.config, files.facts, World(device=world.device))
+    load_weights(model, checkpoint.load_trained_state(source, remedy=remedy))
+    return model.to(world.device, Precision(precision).parameter_dtype)
 
 
 @contextmanager

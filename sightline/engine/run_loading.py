@@ -15,7 +15,7 @@ from torch import nn
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError, UserError
-from sightline.contract.loss import Loss
+from sightline.contract.loss import Loss, teacher_keys
 from sightline.contract.plugins import load_plugins
 from sightline.contract.schema import check_value, suggest
 from sightline.contract.types import Batch, ComponentConfig, SampleKey, SourceLocation
@@ -25,7 +25,6 @@ from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.train import Task
-from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs import checkpoint as trained_weights
 from sightline.runs.run_files import RunFiles, is_run
 from sightline.runs.weights import load_weights

@@ -19,6 +19,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.part_iou": "part_iou",
     },
     "models": {"models.resnet": "image_classifier"},
+    "task_wrappers": {"tasks.distillation": "teacher"},
     "tasks": {
         "tasks.segment": "segment",
         "tasks.supervised": "centre classify pose",

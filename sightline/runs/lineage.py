@@ -19,7 +19,7 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.types import CloudInputSpec, DataInfo, Dealing, Field, Folds, ScanInputSpec
 from sightline.runs import checkpoint
-from sightline.runs.checkpoint import evaluated_sha256, resolve_weights
+from sightline.runs.checkpoint import assert_sha256, evaluated_sha256, resolve_weights
 from sightline.runs.preprocessing_signature import preprocessing_signature, signature_differences, training_differences
 from sightline.runs.run_directory import load_document, read_facts
 from sightline.runs.weights import WeightLoadReport
@@ -161,6 +161,14 @@ def trace_lineage(config: RunConfig, info: DataInfo, report: WeightLoadReport) -
         "training_differences": [] if source is None else training_differences(source, signature),
         "lineage": None if run is None else read_lineage(run),
     }
+
+
+def record_teacher(config: RunConfig) -> RunConfig:
+    """Add the SHA-256 digest of the teacher's weights to the config, so that a later use can be checked."""
+    if config.teacher is None:
+        return config
+    digest = assert_sha256(Path(config.teacher.source), config.teacher.sha256)
+    return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, sha256=digest))
 
 
 def describe_lineage(lineage: Mapping[str, Any]) -> str:

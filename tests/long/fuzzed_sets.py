@@ -6,7 +6,6 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,7 +186,7 @@ def _prepared(kind: Any, source: Path, target: Path) -> None:
 def teacher_readers(folder: Path) -> Iterator[Reader]:
     """Every file of the run that `teacher.from` names, and the tensors of its checkpoint under new seals."""
     from sightline.contract.plugins import load_plugins
-    from sightline.engine.build import _load_teacher
+    from sightline.engine.build import _load_network
     from sightline.engine.distributed import World
     from sightline.runs.run_directory import read_facts
     from tests.runs.broken_off import Bench, run_forked
@@ -198,12 +197,11 @@ def teacher_readers(folder: Path) -> Iterator[Reader]:
     load_plugins([bench.plugin])
     run = folder / "run"
     facts = read_facts(run)
-    teacher = SimpleNamespace(source=str(run), sha256=None)
-    config: Any = SimpleNamespace(teacher=teacher, origins={}, train=SimpleNamespace(precision="float32"))
+    more: Any = {"sha256": None, "remedy": "name it", "facts": facts, "world": World(), "precision": "float32"}
     for path in sorted(run.iterdir()):
         if path.suffix in (".json", ".yaml"):
-            yield Reader(f"teacher {path.name}", path, lambda: _load_teacher(config, facts, World()))
+            yield Reader(f"teacher {path.name}", path, lambda: _load_network(run, **more))
     place = (run / "checkpoints/last").resolve()
     for path in sorted(place.iterdir()):
-        read = lambda: _load_teacher(config, facts, World())  # noqa: E731
+        read = lambda: _load_network(run, **more)  # noqa: E731
         yield Reader(f"teacher {path.name}, resealed", path, read, seal_of_checkpoint(place))

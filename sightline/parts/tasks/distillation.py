@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sightline.config.run_config import RunConfig, Teacher
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys
-from sightline.contract.errors import ConfigError
-from sightline.contract.types import Batch, ComponentConfig
+from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.errors import ConfigError, UserError
+from sightline.contract.loss import TEACHER_PREFIX, teacher_keys
+from sightline.contract.schema import suggest
+from sightline.contract.types import Batch, SourceLocation
 from sightline.instrument import ModuleCall, record
 from sightline.parts.tasks.supervised import AllReduce, Supervised
 
-_PREFIX = "teacher_"
 _FEATURES = ("student_modules", "teacher_modules")
 """Keys of mappings: name of a module -> its outputs, one for each of its calls."""
 
 
-def teacher_keys(component: ComponentConfig) -> set[str]:
-    """Return the teacher keys that a loss of a config reads, in its count and in its sum."""
-    builder = registry.losses.entry(component).builder
-    functions = (getattr(builder, name, None) for name in ("count", "forward"))
-    names = (name for function in functions if function is not None for name in inspect.signature(function).parameters)
-    return {name for name in names if name.startswith(_PREFIX)}
-
-
 def add_teacher_keys(batch: AvailableKeys, outputs: AvailableKeys, *, features: Sequence[str] = ()) -> AvailableKeys:
     """Add a teacher's outputs, called `teacher_<output>`, to the keys of a batch."""
-    taught = {_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
+    taught = {TEACHER_PREFIX + name for name in outputs.keys} | ({*_FEATURES} if features else set())
     return AvailableKeys(f"{batch.source}, with {outputs.source},", {*batch.keys, *taught})
 
 
@@ -115,7 +109,7 @@ class DistillationTask:
             outputs = run(teacher, batch)
         for name in self._features:
             teacher_outputs["teacher_modules"][name]
-        return teacher_outputs | {_PREFIX + name: value for name, value in outputs.items()}
+        return teacher_outputs | {TEACHER_PREFIX + name: value for name, value in outputs.items()}
 
     def _match_teacher(self, inputs: Iterable[Any]) -> nn.Module:
         """Return the teacher in the dtype and on the device of its inputs, which differ when steps are compared."""
@@ -128,6 +122,53 @@ class DistillationTask:
         if key not in self._teachers:
             self._teachers[key] = copy.deepcopy(self.teacher).to(key[1], key[0])
         return self._teachers[key]
+
+
+@registry.task_wrappers.add("teacher")
+def build_distillation(
+    *, config: RunConfig, facts: Mapping[str, Any], load_network: Callable[..., nn.Module]
+) -> DistillationTask:
+    """Build the config's task with losses that also read a teacher's outputs. Raises ConfigError if they do not fit.
+
+    `facts` are those that the task itself would be built with; `load_network` loads the network of another run.
+    """
+    assert config.teacher is not None, "it is the section that asks for this"
+    where = config.origins.get("teacher.from", "teacher.from")
+    teacher, owner = _load_teacher(config.teacher, load_network, where), f"the teacher '{config.teacher.source}'"
+    read, features = set().union(*map(teacher_keys, config.losses)), config.teacher.features
+    if not read:
+        raise ConfigError(f"{where}: no loss reads a teacher's outputs; add {{name: distillation}} to losses")
+    if features and "teacher_modules" not in read:
+        raise ConfigError(f"{where}: no loss compares teacher.features; add {{name: feature_distillation}} to losses")
+    if features and config.train.compile:
+        raise ConfigError(
+            f"{where}: torch.compile calls no hooks on modules; leave out teacher.features or train.compile"
+        )
+    for network, whose in ((facts["model"], "the model"), (teacher, owner)):
+        module_names = [name for name, _ in network.named_modules()]
+        for name in set(features) - set(module_names):
+            raise ConfigError(f"{where}: teacher.features: {whose} has no module '{name}'{suggest(name, module_names)}")
+    outputs = AvailableKeys(owner, model_output_keys(teacher, owner=owner))
+    try:
+        teacher_facts = {**facts, "model": teacher, "losses": {}, "output_keys": outputs}
+        teacher_task = registry.tasks.build(config.task, facts=teacher_facts)
+    except ConfigError as error:
+        raise ConfigError(*(f"{where}: {owner}: {fault}" for fault in error.faults)) from error
+    if not isinstance(teacher_task, Supervised):
+        raise ConfigError(f"{where}: the task '{config.task.name}' takes no teacher; only tasks by labels do")
+    keys = add_teacher_keys(facts["batch_keys"], outputs, features=features)
+    parent = registry.tasks.build(config.task, facts={**facts, "batch_keys": keys})
+    return DistillationTask(parent, teacher=teacher, teacher_task=teacher_task, features=features)
+
+
+def _load_teacher(teacher: Teacher, load_network: Callable[..., nn.Module], where: SourceLocation | str) -> nn.Module:
+    """Load the teacher's network. Raises ConfigError if its run is missing, has other weights, or is of other data."""
+    source = Path(teacher.source)
+    try:
+        return load_network(source, sha256=teacher.sha256, remedy="name it: teacher.from=PATH")
+    except UserError as error:
+        advice = "put the teacher's run back or name its place, teacher.from=PATH; teacher=null evaluates without it"
+        raise ConfigError(f"{where}: {error}" + ("" if source.exists() else f"; {advice}")) from None
 
 
 def unwrap_distillation(task: Any) -> Any:

@@ -21,11 +21,11 @@ from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import Compress, Init, Teacher
 from sightline.contract import registry
 from sightline.contract.errors import RunError, UserError
+from sightline.contract.loss import teacher_keys
 from sightline.contract.types import ComponentConfig, LinearRamp
 from sightline.engine.build import DataSubset
 from sightline.engine.resume import assert_empty
 from sightline.engine.run_loading import OpenRun, open_run
-from sightline.parts.tasks.distillation import teacher_keys
 from sightline.runs.checkpoint import PACKED_FILE, evaluated_sha256, is_packed, resolve_weights
 from sightline.runs.packed import tensor_specs
 from sightline.runs.run_directory import LOCK, RunDirectory, assert_writable, load_document, write_document, write_file
