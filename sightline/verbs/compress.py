@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -157,31 +158,84 @@ def compress(options: CompressOptions) -> int:
     return _quantise_and_pack(options, options.out)
 
 
+@dataclass
+class _Work:
+    """Compression in progress: `policy`, `finetuned` and `packing` are what stages leave to later ones."""
+
+    options: CompressOptions
+    out: Path
+    run: OpenRun
+    job: Compression
+    fine_tuning: FineTuning | None
+    search: tuple[CompressionOptions, str, Search] | None = None
+    policy: Mapping[str, WeightFormat] = field(default_factory=dict)
+    finetuned: Path | None = None
+    packing: dict[str, Any] = field(default_factory=dict)
+
+
+def _search(work: _Work) -> str:
+    """Search the policy, unless one is given."""
+    if work.search is None:
+        return ""
+    compression, name, method = work.search
+    options, folder = work.options, work.out / WORK
+    provenance: dict[str, Any] = {"method": (name, *options.arguments), "overrides": options.overrides}
+    provenance |= {"tuning": options.echo(FineTuneOptions)}
+    result, problem = work.job.search(compression, name, method, given=provenance, report=_ProgressReport(name))
+    _show_searches([result], problem)
+    work.policy = problem.with_quantised_inputs(result.policy)
+    write_file(folder / "bits.svg", bits_svg(work.policy, problem.layers))
+    budget_bytes = problem.problem.budget_bytes
+    about = {"search": search_rows([result])[0], "budget_bytes": budget_bytes, **problem.costs(work.policy)}
+    work.packing = {"about": about, "at_most": budget_bytes if compression.budget_on == "file" else None}
+    return f"found: {folder / POLICY}; the command without --stop-after goes on from it"
+
+
+def _finetune(work: _Work) -> str:
+    """Fine-tune the run with quantised weights, if that is asked."""
+    if work.fine_tuning is not None:
+        work.finetuned = work.job.finetune(work.policy, work.fine_tuning)
+    return f"fine-tuned: {work.finetuned}; the command without --stop-after packs it"
+
+
+def _pack(work: _Work) -> str:
+    """Pack the run, and print its figures."""
+    num_batches = work.options.batch_norm
+    document = work.job.pack(work.policy, finetuned=work.finetuned, num_batches=num_batches, **work.packing)
+    _finish(work.out, work.run, document, work.options.json)
+    return ""
+
+
+STAGES: tuple[tuple[str, Callable[[_Work], str]], ...] = (("search", _search), ("finetune", _finetune), ("pack", _pack))
+"""Stages of a compression in their order: name for `--stop-after`, and the work, which returns a note for its end."""
+
+
+def _run_stages(work: _Work) -> int:
+    """Run the stages up to `--stop-after` in the locked folder; return 0, or the code of a stopped fine-tuning."""
+    with work.job.lock():
+        for name, stage in STAGES:
+            try:
+                note = stage(work)
+            except UnfinishedError as error:
+                return _print_stopped(error)
+            if work.options.stop_after == name:
+                print_note(note)
+                break
+    return 0
+
+
 def _search_and_pack(options: CompressOptions, out: Path) -> int:
     compression = _parse_budget(options)
     load_plugins(options.plugins)  # one of them may hold the search
     ((name, built),) = _build_searches([options.method], options.arguments, seed=options.seed).items()
     fine_tuning = _parse_fine_tuning(options) if options.epochs != 0 or options.stop_after == "finetune" else None
-    with start_world(device=options.device) as world, contextlib.ExitStack() as stack:
+    with start_world(device=options.device) as world:
         run = _open(options, world)
         job = Compression(run, out, TerminalReporter())
         if fine_tuning is not None:
             assert_tunable(run, fine_tuning)
         untraced_problem(make_simulator(run), compression)
-        stack.enter_context(job.lock())
-        provenance: dict[str, Any] = {"method": (name, *options.arguments), "overrides": options.overrides}
-        provenance |= {"tuning": options.echo(FineTuneOptions)}
-        result, problem = job.search(compression, name, built, given=provenance, report=_ProgressReport(name))
-        _show_searches([result], problem)
-        policy = problem.with_quantised_inputs(result.policy)
-        write_file(out / WORK / "bits.svg", bits_svg(policy, problem.layers))
-        if options.stop_after == "search":
-            print_note(f"found: {out / WORK / POLICY}; the command without --stop-after goes on from it")
-            return 0
-        more_entries = {"search": search_rows([result])[0], "budget_bytes": problem.problem.budget_bytes}
-        more_entries |= problem.costs(policy)
-        max_file_bytes = problem.problem.budget_bytes if compression.budget_on == "file" else None
-        return _tune_and_pack(options, job, run, policy, fine_tuning, about=more_entries, at_most=max_file_bytes)
+        return _run_stages(_Work(options, out, run, job, fine_tuning, search=(compression, name, built)))
 
 
 def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
@@ -210,34 +264,7 @@ def _quantise_and_pack(options: CompressOptions, out: Path) -> int:
         if fine_tuning is None:
             _assert_without(options, overrides=True)
         job = Compression(run, out, TerminalReporter())
-        with job.lock():
-            return _tune_and_pack(options, job, run, policy, fine_tuning, finetuned=finetuned)
-
-
-def _tune_and_pack(
-    options: CompressOptions,
-    job: Compression,
-    run: OpenRun,
-    policy: Mapping[str, WeightFormat],
-    fine_tuning: FineTuning | None,
-    *,
-    finetuned: Path | None = None,
-    about: Mapping[str, Any] | None = None,
-    at_most: int | None = None,
-) -> int:
-    """Fine-tune, unless `fine_tuning` is None, and pack; the folder of the job is locked."""
-    assert options.out is not None
-    if fine_tuning is not None:
-        try:
-            finetuned = job.finetune(policy, fine_tuning)
-        except UnfinishedError as error:
-            return _print_stopped(error)
-        if options.stop_after == "finetune":
-            print_note(f"fine-tuned: {finetuned}; the command without --stop-after packs it")
-            return 0
-    document = job.pack(policy, finetuned=finetuned, about=about or {}, num_batches=options.batch_norm, at_most=at_most)
-    _finish(options.out, run, document, options.json)
-    return 0
+        return _run_stages(_Work(options, out, run, job, fine_tuning, policy=policy, finetuned=finetuned))
 
 
 def _assert_unused(options: CompressOptions, group: type[Command], reason: str) -> None:

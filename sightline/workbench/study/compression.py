@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sightline.commands.run import TrainOptions
@@ -298,7 +299,7 @@ class Compression:
         policy: Policy,
         *,
         finetuned: Path | None,
-        about: Mapping[str, Any],
+        about: Mapping[str, Any] = MappingProxyType({}),
         num_batches: int,
         at_most: int | None = None,
     ) -> dict[str, Any]:
