@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -289,6 +289,25 @@ class BoundBlock(NamedTuple):
             elif parameter.is_required:
                 allowed = describe_type(parameter.annotation)
                 yield f"{subject} needs {name}; {stated_by} before it should state it, as an attribute: {allowed}"
+
+
+class Need(NamedTuple):
+    """Need of one component, `taker`: that `giver` offers one of the `values` of a topic, such as `priors`."""
+
+    topic: str
+    taker: str
+    values: Collection[Any]
+    giver: str
+    offered: Collection[Any]
+
+
+def find_mismatch(needs: Iterable[Need]) -> str | None:
+    """Describe the first need that is not met, with what is offered instead; None if components fit together."""
+    for topic, taker, values, giver, offered in needs:
+        if {*values}.isdisjoint(offered):
+            needed, given = (sorted(map(str, words)) for words in (values, offered))
+            return f"{taker} needs {topic} {' or '.join(needed)}; {giver} offers {', '.join(given) or 'none'}"
+    return None
 
 
 def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:

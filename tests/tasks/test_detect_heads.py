@@ -180,21 +180,26 @@ def test_second_boxes_are_rows_of_the_batch() -> None:
             "retina_emd",
             ("earth_mover",),
             {"assigner": {"name": "max_iou"}},
-            "RetinaEMDHead predicts 2 boxes at each prior, max_iou names 1; set task.assigner.boxes_per_prior=2",
+            "max_iou needs boxes at each prior: 1; RetinaEMDHead offers 2; set task.assigner.boxes_per_prior=2",
         ),
         (
             "retina",
             ("sigmoid_focal",),
             {"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
-            "RetinaHead predicts 1 boxes at each prior, max_iou names 2",
+            "max_iou needs boxes at each prior: 2; RetinaHead offers 1; set task.assigner.boxes_per_prior=1",
         ),
         (
             "retina_emd",
             ("sigmoid_focal",),
             {"assigner": {"name": "max_iou", "boxes_per_prior": 2}},
-            "losses: sigmoid_focal does not fit RetinaEMDHead, which predicts 2 boxes .* take earth_mover",
+            "losses: sigmoid_focal needs boxes at each prior: 1; RetinaEMDHead offers 2; take earth_mover",
         ),
-        ("retina", ("earth_mover",), {}, "losses: earth_mover does not fit RetinaHead, .* take the head retina_emd"),
+        (
+            "retina",
+            ("earth_mover",),
+            {},
+            "losses: earth_mover needs boxes at each prior: 2; RetinaHead offers 1; take the head retina_emd",
+        ),
     ],
 )
 def test_pairs_and_singles_are_not_mixed(head: str, losses: tuple[str, ...], block: Any, message: str) -> None:
@@ -211,7 +216,7 @@ FREE = ("free_anchor_positive", "free_anchor_negative")
         (
             FREE,
             {"name": "max_iou"},
-            "free_anchor_positive is a loss for targets of the assigner free_anchor, found max_iou",
+            "losses: free_anchor_positive needs targets of free_anchor; max_iou offers max_iou; set task.assigner.name",
         ),
         (
             FREE,
@@ -221,7 +226,7 @@ FREE = ("free_anchor_positive", "free_anchor_negative")
         (
             ("sigmoid_focal", "box_smooth_l1"),
             {"name": "free_anchor"},
-            "free_anchor gives targets for the losses free_anchor_negative and free_anchor_positive, found",
+            "needs the loss free_anchor_negative or free_anchor_positive; the config offers box_smooth_l1, ",
         ),
     ],
 )

@@ -188,17 +188,29 @@ class Texted(Odd):
         (
             "retina",
             {"name": "fcos"},
-            "fcos does not fit RetinaHead, which predicts from anchors: it takes points; tak",
+            "fcos needs priors points; RetinaHead offers anchors; tak",
         ),
-        ("yolov3", {"name": "free_anchor"}, "does not fit YOLOv3Head, which predicts 'objectness': its targets do not"),
-        ("atss", {"name": "max_iou"}, "max_iou does not fit ATSSHead, which predicts 'centreness': its targets do not"),
-        ("retina_emd", {"name": "atss"}, "RetinaEMDHead predicts 2 boxes at each prior, atss names 1; take max_iou, n"),
-        ("retina", {"name": "nearest"}, "nearest does not fit Named, whose `assigners` are max_iou; take max_iou$"),
-        ("retina", {"name": "odd"}, "odd does not fit RetinaHead, .* anchors: it has no `takes`, such as frozenset"),
+        (
+            "yolov3",
+            {"name": "free_anchor"},
+            "YOLOv3Head needs targets of objectness; free_anchor offers codes, logits; take",
+        ),
+        (
+            "atss",
+            {"name": "max_iou"},
+            "ATSSHead needs targets of centreness; max_iou offers codes, logits; take atss, n",
+        ),
+        ("retina_emd", {"name": "atss"}, "atss needs boxes at each prior: 1; RetinaEMDHead offers 2; take max_iou, n"),
+        ("retina", {"name": "nearest"}, "Named needs targets of max_iou; nearest offers nearest; take max_iou$"),
+        (
+            "retina",
+            {"name": "odd"},
+            "odd needs priors that its `prior_kinds` name, such as frozenset.*; RetinaHead offers",
+        ),
         (
             "retina",
             {"name": "texted"},
-            r"texted does not fit RetinaHead: its `takes` is a text; write frozenset\(\{'anc",
+            "texted needs priors that its `prior_kinds` name, such as frozenset",
         ),
     ],
 )

@@ -137,7 +137,11 @@ def test_the_predicted_density_reaches_the_suppression(batch: dict[str, Any]) ->
 
 
 def test_a_suppression_that_reads_what_no_head_predicts_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"Adaptive needs 'density', which FCOSHead does not offer; set model\.head"):
+    with pytest.raises(
+        ConfigError, match=r"Adaptive needs the output density; FCOSHead offers centreness, codes, .*; set model\.head"
+    ):
         detector("fcos", "fcos", suppression={"name": "adaptive"})
-    with pytest.raises(ConfigError, match="SetSuppression needs 'proposal', which RetinaHead does not offer; take"):
+    with pytest.raises(
+        ConfigError, match=r"SetSuppression needs the output proposal; RetinaHead offers codes, .*; take"
+    ):
         detector("retina", "max_iou", suppression={"name": "set"})

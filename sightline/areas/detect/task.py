@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -47,13 +46,17 @@ from sightline.contract.arguments import (
     PositiveFloat,
     SuppressionBlock,
 )
-from sightline.contract.binding import AvailableKeys, model_output_keys
+from sightline.contract.binding import AvailableKeys, BoundFunction, model_output_keys
 from sightline.contract.errors import ConfigError, RunError
 from sightline.contract.loss import Loss
 from sightline.contract.members import AssignerMembers, HeadMembers
+from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.parts.tasks.supervised import Supervised
+
+_BOXES, _TARGETS = "boxes at each prior:", "targets of"
+"""Topics of needs."""
 
 
 class AnchorBlock(TypedDict, total=False):
@@ -136,7 +139,7 @@ class Detect(Supervised):
         self._grid: GridBlock = grid or {}
         self._assigner = assigner
         _assert_compatible(assigner, self._head)
-        _assert_losses(losses, self._head)
+        _assert_losses(self._terms, self._head)
         _assert_losses_match_assigner(losses, assigner)
         if suppression is None:
             suppression = registry.suppressions.get_entry("greedy").builder()
@@ -387,22 +390,19 @@ def _get_assigner_name(assigner: Any) -> str:
     return next(names, type(assigner).__name__)
 
 
-def _describe_mismatch(name: str, assigner: Any, head: Any) -> str | None:
-    """Describe why a head cannot be trained with an assigner, or with those of a class; None if it can."""
-    takes, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
-    if isinstance(takes, str):
-        return f"{predictor}: its `takes` is a text; write frozenset({{'{takes}'}})"
-    if head.priors not in takes:
-        stated = (
-            f"it takes {' or '.join(sorted(takes))}" if takes else "it has no `takes`, such as frozenset({'anchors'})"
-        )
-        return f"{predictor}, which predicts from {head.priors}: {stated}"
-    if untrained := sorted({*AssignerMembers.excludes.get(assigner)} & _head_output_keys(head)):
-        return f"{predictor}, which predicts '{untrained[0]}': its targets do not train that"
-    only = HeadMembers.assigners.get(head)
-    if only is not None and name in {*registry.assigners.names()} - {*only}:
-        return f"{predictor}, whose `assigners` are {', '.join(sorted(only))}"
-    return None
+def _list_needs(name: str, assigner: Any, count: int, head: Any) -> list[Need]:
+    """List the needs of a head, and of an assigner, or class of them, that gives each prior `count` boxes."""
+    kinds, predictor = getattr(assigner, "prior_kinds", ()), type(head).__name__
+    if not kinds or isinstance(kinds, str):
+        kinds = ["that its `prior_kinds` name, such as frozenset({'anchors'})"]
+    outputs, names = _head_output_keys(head), HeadMembers.assigners.get(head)
+    trained = outputs - {*AssignerMembers.excludes.get(assigner)}
+    return [
+        Need("priors", name, kinds, predictor, {head.priors}),
+        *(Need(_TARGETS, predictor, {output}, name, trained) for output in sorted(outputs)),
+        *([] if names is None else [Need(_TARGETS, predictor, names, name, {name})]),
+        Need(_BOXES, name, {count}, predictor, {HeadMembers.predictions_per_prior.get(head)}),
+    ]
 
 
 def _head_output_keys(head: Any) -> frozenset[str]:
@@ -413,21 +413,21 @@ def _head_output_keys(head: Any) -> frozenset[str]:
         return frozenset()
 
 
-def _list_assigners(head: Any) -> dict[str, dict[str, Any]]:
-    """List the registered assigners that a head can be trained with, each with the required arguments."""
-    count, compatible = HeadMembers.predictions_per_prior.get(head), {}
+def _find_fitting(head: Any) -> dict[str, dict[str, Any]]:
+    """Find the registered assigners that a head can be trained with, each with the required arguments."""
+    expected, fitting = HeadMembers.predictions_per_prior.get(head), {}
     for name in registry.assigners.names():
         entry = registry.assigners.get_entry(name)
-        arguments = {"boxes_per_prior": count} if "boxes_per_prior" in entry.parameters else {}
-        fits = bool(arguments) or AssignerMembers.boxes_per_prior.get(entry.builder) == count
-        if fits and _describe_mismatch(name, entry.builder, head) is None:
-            compatible[name] = arguments
-    return compatible
+        arguments = {"boxes_per_prior": expected} if "boxes_per_prior" in entry.parameters else {}
+        count = expected if arguments else AssignerMembers.boxes_per_prior.get(entry.builder)
+        if registry.find_mismatch(_list_needs(name, entry.builder, count, head)) is None:
+            fitting[name] = arguments
+    return fitting
 
 
 def _make_other_assigners(excluded: str, head: Any) -> dict[str, Any]:
     """Make the other assigners that a head can be trained with, with their default arguments."""
-    names = _list_assigners(head)
+    names = _find_fitting(head)
     entries = {name: registry.assigners.get_entry(name) for name in names if name != excluded}
     return {
         name: entry.builder(**names[name])
@@ -436,31 +436,30 @@ def _make_other_assigners(excluded: str, head: Any) -> dict[str, Any]:
     }
 
 
+def _assert_met(section: str, needs: Iterable[Need], advice: str) -> None:
+    """Raise ConfigError, with the advice, if components of a section do not fit others."""
+    if mismatch := registry.find_mismatch(needs):
+        raise ConfigError(f"{section}: {mismatch}; {advice}")
+
+
 def _assert_compatible(assigner: Any, head: Any) -> None:
     """Raise ConfigError for an assigner that a head cannot be trained with."""
-    name, predictor = _get_assigner_name(assigner), type(head).__name__
-    others = _list_assigners(head)
-    if reason := _describe_mismatch(name, assigner, head):
-        raise ConfigError(f"assigner: {name} does not fit {reason}; take {', '.join(others) or 'one of your own'}")
-    expected, count = HeadMembers.predictions_per_prior.get(head), AssignerMembers.boxes_per_prior.get(assigner)
-    if count != expected:
-        advice = f"take {', '.join(others) or 'one of your own'}"
-        if others.get(name):
-            advice = f"set task.assigner.boxes_per_prior={expected}"
-        raise ConfigError(
-            f"assigner: {predictor} predicts {expected} boxes at each prior, {name} names {count}; {advice}"
-        )
+    name, fitting = _get_assigner_name(assigner), _find_fitting(head)
+    count, advice = AssignerMembers.boxes_per_prior.get(assigner), f"take {', '.join(fitting) or 'one of your own'}"
+    if fitting.get(name):
+        advice = f"set task.assigner.boxes_per_prior={fitting[name]['boxes_per_prior']}"
+    _assert_met("assigner", _list_needs(name, assigner, count, head), advice)
 
 
-def _assert_losses(losses: Mapping[str, Loss], head: Any) -> None:
+def _assert_losses(losses: Mapping[str, BoundFunction], head: Any) -> None:
     """Raise ConfigError for a loss of one prediction per prior if the head has two, and the reverse."""
-    count = HeadMembers.predictions_per_prior.get(head)
+    offered = {HeadMembers.predictions_per_prior.get(head)}
     for name, loss in losses.items():
-        parameters = {*inspect.signature(loss.forward).parameters}
-        if parameters & {"logits", "codes"} and ("second_match" in parameters) != (count == 2):
-            advice = "take earth_mover" if count == 2 else "take the head retina_emd, or another loss"
-            predictor = f"{type(head).__name__}, which predicts {count} boxes at each prior"
-            raise ConfigError(f"losses: {name} does not fit {predictor}; {advice}")
+        is_of_pairs = "second_match" in loss.names
+        if {"logits", "codes"} & {*loss.names}:
+            advice = "take the head retina_emd, or another loss" if is_of_pairs else "take earth_mover"
+            need = Need(_BOXES, name, {2 if is_of_pairs else 1}, type(head).__name__, offered)
+            _assert_met("losses", [need], advice)
 
 
 def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> None:
@@ -468,11 +467,8 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
     name = _get_assigner_name(assigner)
     owned = {entry: loss for entry, loss in losses.items() if loss.assigner is not None}
     for entry, loss in owned.items():
-        if loss.assigner != name:
-            raise ConfigError(
-                f"losses: {entry} is a loss for targets of the assigner {loss.assigner}, found {name}; set "
-                f"task.assigner.name={loss.assigner}, or take other losses"
-            )
+        advice = f"set task.assigner.name={loss.assigner}, or take other losses"
+        _assert_met("losses", [Need(_TARGETS, entry, {loss.assigner}, name, {name})], advice)
         for key in sorted(vars(assigner).keys() & vars(loss).keys()):
             if getattr(assigner, key) != getattr(loss, key):
                 raise ConfigError(
@@ -480,25 +476,18 @@ def _assert_losses_match_assigner(losses: Mapping[str, Loss], assigner: Any) -> 
                     "state the same for both"
                 )
     entries = {entry: registry.losses.get_entry(entry).builder for entry in registry.losses.names()}
-    wanted = sorted(entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name)
-    if wanted and not owned:
-        raise ConfigError(
-            f"assigner: {name} gives targets for the losses {' and '.join(wanted)}, found {', '.join(losses)}; take "
-            "those, or another assigner"
-        )
+    wanted = [entry for entry, builder in entries.items() if getattr(builder, "assigner", None) == name]
+    needs = [Need("the loss", name, wanted, "the config", losses)] if wanted else []
+    _assert_met("assigner", needs, "take such losses, or another assigner")
 
 
 def _assert_offered(suppression: Any, output_keys: AvailableKeys, head: Any) -> None:
     """Raise ConfigError for a suppression that reads a key which the head does not predict."""
-    offered = {"density"} & {*output_keys.keys}
-    if HeadMembers.predictions_per_prior.get(head) > 1:
-        offered.add("proposal")
+    offered = {*output_keys.keys} | ({"proposal"} if HeadMembers.predictions_per_prior.get(head) > 1 else set())
     advice = {
         "density": "set model.head.density=true for retina, and train it with the loss box_density",
         "proposal": "take a head of two predictions at each prior, such as retina_emd",
     }
-    for name in sorted(suppression.reads - offered):
-        raise ConfigError(
-            f"suppression: {type(suppression).__name__} needs '{name}', which {type(head).__name__} does not offer; "
-            f"{advice[name]}, or another suppression"
-        )
+    for name in sorted(suppression.reads):
+        need = Need("the output", type(suppression).__name__, {name}, type(head).__name__, offered)
+        _assert_met("suppression", [need], f"{advice[name]}, or another suppression")
