@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ class Registry:
                 faults.append(ConfigFault(where, misfit))
             else:
                 kind = REGISTRIES[parameter.block.kind]
-                blocks[name] = [kind.bind(inner) for inner in nested_blocks(component, name)]
+                blocks[name] = [kind.bind(inner) for inner in _nested_blocks(component, name)]
                 faults += [fault for block in blocks[name] for fault in block.faults]
         faults += [
             ConfigFault(
@@ -215,6 +216,17 @@ class BoundBlock(NamedTuple):
     values: Mapping[str, Any]
     blocks: Mapping[str, Sequence[BoundBlock]]
     faults: Sequence[ConfigFault]
+
+    def iterate(self) -> Iterator[BoundBlock]:
+        """Iterate over the block and all blocks inside it, outer before inner."""
+        yield self
+        for block in itertools.chain(*self.blocks.values()):
+            yield from block.iterate()
+
+    def get_argument(self, name: str) -> Any:
+        """Return an argument of the block, as configured, else its default; None for a required one that is missing."""
+        parameter = self.entry.arguments[name]
+        return self.component.arguments.get(name, None if parameter.is_required else parameter.default)
 
     @property
     def accepted_facts(self) -> dict[str, Parameter]:
@@ -310,7 +322,7 @@ def find_mismatch(needs: Iterable[Need]) -> str | None:
     return None
 
 
-def nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
+def _nested_blocks(component: ComponentConfig, name: str) -> list[ComponentConfig]:
     """Return the component blocks in an argument: one, several in a list, or none if it is null.
 
     They must be mappings with a name: `bind` lists those that are not.

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import fnmatch
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -283,35 +283,19 @@ def _join_first(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_LISTED]) + (f" and {num_more} more" if num_more > 0 else "")
 
 
-def iterate_blocks(kind: str, component: ComponentConfig) -> Iterator[tuple[str, ComponentConfig]]:
-    """Iterate over a component block of a kind and all blocks inside it, each with its kind, outer before inner."""
-    yield kind, component
-    parameters = registry.REGISTRIES[kind].entry(component).arguments
-    for name in component.arguments:
-        if (block := parameters[name].block) is not None:
-            for nested in registry.nested_blocks(component, name):
-                yield from iterate_blocks(block.kind, nested)
-
-
 def get_argument(kind: str, component: ComponentConfig, name: str) -> Any:
     """Return an argument of a component or of a block inside it: as configured, else its default, else None."""
-    for block_kind, block in iterate_blocks(kind, component):
-        if name in registry.REGISTRIES[block_kind].entry(block).arguments:
-            return _resolve_argument(block_kind, block, name)
-    return None
+    blocks = registry.REGISTRIES[kind].bind(component).iterate()
+    return next((block.get_argument(name) for block in blocks if name in block.entry.arguments), None)
 
 
 def find_point_encoder(model: ComponentConfig) -> dict[str, Any]:
     """Return name and plain arguments of a model's point encoder, or of the model if it has none."""
-    kind, block = next(
-        (entry for entry in iterate_blocks("models", model) if entry[0] == "point_encoders"), ("models", model)
-    )
-    parameters = registry.REGISTRIES[kind].entry(block).arguments
-    return {"name": block.name} | {
-        name: to_plain(_resolve_argument(kind, block, name))
-        for name in sorted(parameters)
-        if parameters[name].block is None
-    }
+    bound = registry.models.bind(model)
+    encoder = next((block for block in bound.iterate() if block.kind is registry.point_encoders), bound)
+    names = sorted(name for name, parameter in encoder.entry.arguments.items() if parameter.block is None)
+    plain = {name: to_plain(encoder.get_argument(name)) for name in names}
+    return {"name": encoder.entry.name, **plain}
 
 
 class NeighbourGraph(NamedTuple):
@@ -328,18 +312,11 @@ class NeighbourGraph(NamedTuple):
 
 def find_neighbour_graph(model: ComponentConfig, num_points: int) -> NeighbourGraph | None:
     """Find the first block of a model with `num_neighbours`, for clouds of `num_points` points; None without one."""
-    for kind, block in iterate_blocks("models", model):
-        parameters = registry.REGISTRIES[kind].entry(block).arguments
-        count = _resolve_argument(kind, block, "num_neighbours") if "num_neighbours" in parameters else None
+    for block in registry.models.bind(model).iterate():
+        count = block.get_argument("num_neighbours") if "num_neighbours" in block.entry.arguments else None
         if isinstance(count, int):
-            can_grow = "neighbours_at" in parameters
-            expected_num_points = _resolve_argument(kind, block, "neighbours_at") if can_grow else None
+            can_grow = "neighbours_at" in block.entry.arguments
+            expected_num_points = block.get_argument("neighbours_at") if can_grow else None
             neighbours = scale_num_neighbours(count, reference_num_points=expected_num_points, num_points=num_points)
-            return NeighbourGraph(block.location.path, neighbours, expected_num_points, can_grow)
+            return NeighbourGraph(block.component.location.path, neighbours, expected_num_points, can_grow)
     return None
-
-
-def _resolve_argument(kind: str, block: ComponentConfig, name: str) -> Any:
-    parameter = registry.REGISTRIES[kind].entry(block).arguments[name]
-    is_given = parameter.is_required or name in block.arguments
-    return block.arguments.get(name) if is_given else parameter.default

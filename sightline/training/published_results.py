@@ -16,7 +16,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import ComponentConfig, DataInfo
 from sightline.engine.build import DataSubset
 from sightline.runs.preprocessing_signature import format_setting, preprocessing_signature
-from sightline.runs.weights import find_neighbour_graph, get_argument, iterate_blocks
+from sightline.runs.weights import find_neighbour_graph, get_argument
 
 _COMMAND_LINE_ENTRIES = ("arguments", "overrides", "parts config")
 """Protocol entries from the command line, which published rows do not have."""
@@ -234,13 +234,12 @@ def pretraining_protocol(config: RunConfig, info: DataInfo) -> dict[str, Any]:
     stage = preprocessing_signature(config, info)
     is_contrast = config.task.name == "contrast"
     gathered = get_argument("tasks", config.task, "negatives") != "process"
+    blocks = registry.models.bind(config.model).iterate()
     return {
         "pre-training": config.data.name,
         "losses": format_setting(to_plain(config.losses)),
         "encoder": stage["encoder"]["name"],
-        "image encoder": next(
-            (block.name for kind, block in iterate_blocks("models", config.model) if kind == "image_encoders"), "none"
-        ),
+        "image encoder": next((block.entry.name for block in blocks if block.kind is registry.image_encoders), "none"),
         "training transforms of points": format_setting(stage["training"]),
         "training transforms of images": format_setting(stage["training_images"]),
         "number format": config.train.precision,
@@ -268,7 +267,7 @@ def _protocol(
 
         probe = {"points in the probe": points, "C": describe_choice()}
         return pretraining_protocol(config, info) | probe | checkpoint
-    _, *inner = (block.name for _, block in iterate_blocks("models", config.model))
+    _, *inner = (block.entry.name for block in registry.models.bind(config.model).iterate())
     graph = None if points is None else find_neighbour_graph(config.model, points)
     facts = {
         "model": config.model.name + (f" of {', '.join(inner)}" if inner else ""),

@@ -17,7 +17,7 @@ from sightline.contract import registry
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
 from sightline.workbench.probe import features
-from sightline.workbench.probe.features import iterate_blocks, plugin_digests
+from sightline.workbench.probe.features import plugin_digests
 from tests.command import run_here
 from tests.probe.contrast import train_thin
 
@@ -103,7 +103,7 @@ def test_blocks_inside_blocks_and_base_classes_are_looked_at(tmp_path: Path) -> 
     load_plugins([plugin])
     plugin.write_text("# something else\n")
     block = ComponentConfig("intrapoint", {"points": {"name": "held_dgcnn"}})
-    assert [each.name for _, each in iterate_blocks("models", block)] == ["intrapoint", "held_dgcnn"]
+    assert [each.entry.name for each in registry.models.bind(block).iterate()] == ["intrapoint", "held_dgcnn"]
     assert plugin_digests(("models", block)) == {"held_encoder.py": digest}
     assert plugin_digests(("models", ComponentConfig("intrapoint", {"points": {"name": "dgcnn"}}))) == {}
 

@@ -192,10 +192,11 @@ def assert_depth_run(run: TrainedRun, info: DataInfo) -> None:
 
 def get_centre_of_mass(run: TrainedRun) -> CentreOfMass:
     """Return the centre-of-mass settings of a run's set; the defaults if it uses other reference points."""
-    blocks = registry.nested_blocks(run.config.data, "reference") if "reference" in run.config.data.arguments else []
-    matches = [block for block in blocks if block.name == "centre_of_mass"]
-    settings: CentreOfMass = registry.references.build(matches[0], facts={}) if matches else CentreOfMass()
-    return settings
+    for block in registry.data.bind(run.config.data).blocks.get("reference", ()):
+        if block.entry.name == "centre_of_mass":
+            settings: CentreOfMass = block.build(facts={})
+            return settings
+    return CentreOfMass()
 
 
 class Refiner:

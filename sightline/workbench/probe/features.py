@@ -36,7 +36,6 @@ from sightline.engine.build import DataSubset
 from sightline.engine.device import Precision, to_device
 from sightline.engine.distributed import World
 from sightline.runs.atomic_files import disk_failure, replace_atomic
-from sightline.runs.weights import iterate_blocks
 from sightline.store.files.atomic_write import open_atomic
 from sightline.store.prepared.prepared_set import compute_sha256
 
@@ -265,10 +264,10 @@ def plugin_digests(*blocks: tuple[str, ComponentConfig]) -> dict[str, str]:
     Further imports of a plugin are not included.
     """
     digests: dict[str, str] = {}
-    for kind, component in (inner for block in blocks for inner in iterate_blocks(*block)):
-        builder = registry.REGISTRIES[kind].entry(component).builder
-        for part in getattr(builder, "__mro__", (builder,)):
-            digests |= loaded_sha256(part)
+    for kind, component in blocks:
+        for block in registry.REGISTRIES[kind].bind(component).iterate():
+            for part in getattr(block.entry.builder, "__mro__", (block.entry.builder,)):
+                digests |= loaded_sha256(part)
     return digests
 
 
