@@ -165,6 +165,7 @@ class Registry:
                 kind = REGISTRIES[parameter.block.kind]
                 blocks[name] = [kind.bind(inner) for inner in _nested_blocks(component, name)]
                 faults += [fault for block in blocks[name] for fault in block.faults]
+        blocks = {name: blocks[name] for name in entry.parameters if name in blocks}
         faults += [
             ConfigFault(
                 _locate_key(component.location, name),
@@ -207,7 +208,7 @@ class Registry:
 class BoundBlock(NamedTuple):
     """A component block bound to the signature of its builder: converted values, bound inner blocks, and all faults.
 
-    `blocks` has the inner blocks of each argument that is a block, a list of blocks, or null.
+    `blocks` has the inner blocks of each argument that is a block, a list of blocks, or null, in the signature's order.
     """
 
     kind: Registry
@@ -235,13 +236,10 @@ class BoundBlock(NamedTuple):
         Facts that blocks state for one another are left out.
         """
         accepted = {name: self.entry.parameters[name] for name in self.entry.facts}
-        for name in self.entry.parameters:
-            for inner in self.blocks.get(name, ()):
-                accepted |= {
-                    fact: parameter
-                    for fact, parameter in inner.accepted_facts.items()
-                    if parameter.is_required or fact not in accepted
-                }
+        for inner in itertools.chain(*self.blocks.values()):
+            for fact, parameter in inner.accepted_facts.items():
+                if parameter.is_required or fact not in accepted:
+                    accepted[fact] = parameter
         return accepted
 
     @property
@@ -261,17 +259,16 @@ class BoundBlock(NamedTuple):
             raise ConfigError(*faults)
         arguments = dict(self.values)
         inner_facts: BlockFacts | None = None
-        for name in self.entry.parameters:
+        for name, blocks in self.blocks.items():
             built = []
-            for block in self.blocks.get(name, ()):
+            for block in blocks:
                 built.append(block.build(facts=facts, stated=inner_facts))
                 names = block.kind.block_facts
                 if names:
                     block_facts = {fact: getattr(built[-1], fact) for fact in names if hasattr(built[-1], fact)}
                     inner_facts = BlockFacts(block_facts, f"{block.kind.noun} '{block.entry.name}'")
-            if name in self.blocks:
-                is_list = isinstance(self.component.arguments[name], list | tuple)
-                arguments[name] = tuple(built) if is_list else next(iter(built), None)
+            is_list = isinstance(self.component.arguments[name], list | tuple)
+            arguments[name] = tuple(built) if is_list else next(iter(built), None)
         injected = {name: facts[name] for name in self.entry.facts if name in facts}
         if stated is not None:
             injected |= {name: stated.facts[name] for name in self.entry.parameters_from_blocks if name in stated.facts}

@@ -350,18 +350,17 @@ def _missing_keys_located(losses: Sequence[ComponentConfig]) -> Iterator[None]:
         for component in losses:
             if str(error).removeprefix("the count of ").startswith(f"losses.{component.name} needs "):
                 location = dataclasses.replace(component.location, path="")
-                advice = f"{_describe_removal(component, losses)}, or base the config on another"
+                removal = _describe_removal(component, losses)
+                advice = f"{removal}, or base the config on another"
                 if error.key == "teacher_modules":
                     advice = "name modules of model and teacher: teacher: {from: RUN, features: [MODULE]}"
                 elif error.key.startswith("teacher_"):
-                    advice = "add a trained run as teacher: {from: RUN}, whose model returns it, or "
-                    advice += _describe_removal(component, losses)
+                    advice = f"add a trained run as teacher: {{from: RUN}}, whose model returns it, or {removal}"
                 raise UnknownKeyError(f"{location}: {error}; {advice}") from error
-        transform_names = " or ".join(
-            f"'{name}'" for name in registry.transforms.names() if _transform_adds_key(name, error.key)
-        )
-        if transform_names:
-            advice = f"add {transform_names}, which makes it, to transforms.train and to transforms.evaluate"
+        builders = {name: registry.transforms.get_entry(name).builder for name in registry.transforms.names()}
+        sources = [f"'{name}'" for name, builder in builders.items() if error.key in TransformMembers.adds.get(builder)]
+        if sources:
+            advice = f"add {' or '.join(sources)}, which makes it, to transforms.train and to transforms.evaluate"
             raise UnknownKeyError(f"{error}; {advice}") from error
         raise
 
@@ -375,10 +374,6 @@ def _describe_removal(removed: ComponentConfig, losses: Sequence[ComponentConfig
         blocks.append(yaml.safe_dump({"name": loss.name, **stated, **weight}, default_flow_style=True, sort_keys=False))
     words = ", ".join(" ".join(block.split()) for block in blocks)
     return f"take this loss out: 'losses=[{words}]'" if blocks else "give another of `sightline list losses`"
-
-
-def _transform_adds_key(transform: str, key: str) -> bool:
-    return key in TransformMembers.adds.get(registry.transforms.get_entry(transform).builder)
 
 
 def build_evaluator(config: RunConfig, part: DataSubset, task: Task, meters: Sequence[BoundMetric]) -> Evaluator:

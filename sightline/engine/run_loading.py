@@ -197,10 +197,8 @@ def open_run(
     plugin that is not given.
     """
     notes: list[str] = []
-    files = path if isinstance(path, RunFiles) else None
-    if not isinstance(path, Path):
-        path = path.path
-    elif config is None or is_run(path):
+    path, files = (path, None) if isinstance(path, Path) else (path.path, path)
+    if files is None and (config is None or is_run(path)):
         files = RunFiles(path)
     if config is None:
         assert files is not None, "without a config, the path is a run"

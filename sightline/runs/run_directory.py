@@ -197,11 +197,12 @@ def _encode(text: str) -> bytes:
 
 def collect_environment() -> dict[str, Any]:
     """Collect the environment of a run (versions, machine, git commit), in plain values."""
+    packages = {package: read_version(package) for package in _PACKAGES}
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command_line": list(sys.argv),
         "directory": os.getcwd(),
-        "versions": {"python": platform.python_version(), **_package_versions(), "cuda": torch.version.cuda},
+        "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda},
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "cpu": _read_cpu_model(),
@@ -360,14 +361,12 @@ def _is_alive(pid: int, started: object) -> bool:
 # --- machine ---------------------------------------------------------------------------------------------------------
 
 
-def _package_versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+def read_version(package: str) -> str | None:
+    """Read the version of an installed package; None if it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _read_cpu_model() -> str:

@@ -59,11 +59,10 @@ class RunFiles:
         return read_lineage(self.path)
 
     @cached_property
-    def plugins(self) -> Sequence[Mapping[str, str]]:
-        """The plugins that the run was made with: name, path and digest of each."""
-        plugins: Sequence[Mapping[str, str]] = load_document(self.path / "environment.json").get("plugins", [])
-        return plugins
+    def environment(self) -> dict[str, Any]:
+        """The record of the run's first session: command, versions, machine, plugins."""
+        return load_document(self.path / "environment.json")
 
     def check_plugins(self, loaded: Sequence[Plugin]) -> list[str]:
         """List notes on plugins that changed since the run was made. Raises PluginError for one that is missing."""
-        return check_recorded(self.plugins, loaded, run=self.path)
+        return check_recorded(self.environment.get("plugins", []), loaded, run=self.path)

@@ -199,10 +199,20 @@ def _finetune(work: _Work) -> str:
 
 
 def _pack(work: _Work) -> str:
-    """Pack the run, and print its figures."""
-    num_batches = work.options.batch_norm
-    document = work.job.pack(work.policy, finetuned=work.finetuned, num_batches=num_batches, **work.packing)
-    _finish(work.out, work.run, document, work.options.json)
+    """Pack the run, and print its figures and sizes."""
+    options, file = work.options, work.out / PACKED_FILE
+    document = work.job.pack(work.policy, finetuned=work.finetuned, num_batches=options.batch_norm, **work.packing)
+    show_evaluation(document, title=f"{file} on {document['data']['split']}", dataset=work.run.data.test.dataset)
+    sizes = document["ratios"]
+    print_note(
+        f"{file}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
+        f"{sizes['file']:.4f} (codes alone {sizes['weights']:.4f}, with codebooks {sizes['codebook']:.4f})"
+    )
+    print_note(
+        "a codebook makes the file small, not the arithmetic fast: the model runs at the speed of the float model"
+    )
+    print_note(f"run directory: {work.out}")
+    write_document(options.json, document)
     return ""
 
 
@@ -455,20 +465,3 @@ def _show_searches(results: Sequence[SearchResult], problem: RunProblem) -> None
     names = [row["method"] for row in rows]
     if "ddpg" in names[1:]:
         print_note(f"ddpg, the search of HAQ, was beaten by: {', '.join(names[: names.index('ddpg')])}")
-
-
-def _finish(out: Path, run: OpenRun, document: Mapping[str, Any], json: Path | None) -> None:
-    """Print the figures and sizes of a packed run."""
-    show_evaluation(
-        document, title=f"{out / PACKED_FILE} on {document['data']['split']}", dataset=run.data.test.dataset
-    )
-    sizes = document["ratios"]
-    print_note(
-        f"{out / PACKED_FILE}: {document['file_bytes']:,} bytes of {document['float_bytes']:,} in float32: "
-        f"{sizes['file']:.4f} (codes alone {sizes['weights']:.4f}, with codebooks {sizes['codebook']:.4f})"
-    )
-    print_note(
-        "a codebook makes the file small, not the arithmetic fast: the model runs at the speed of the float model"
-    )
-    print_note(f"run directory: {out}")
-    write_document(json, document)

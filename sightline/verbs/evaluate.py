@@ -20,7 +20,7 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import ComponentConfig
-from sightline.engine.build import Data, DataSubset, build_part
+from sightline.engine.build import DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.evaluate import Evaluation, pool_evaluations
@@ -67,9 +67,7 @@ class EvaluatedRun:
     """Evaluation of a run's checkpoint on one subset of the data."""
 
     files: RunFiles
-    checkpoint: Path
-    config: RunConfig
-    data: Data
+    run: OpenRun
     part: DataSubset
     evaluation: Evaluation
 
@@ -108,7 +106,7 @@ def _report(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> None:
     if options.against:
         document["published"] = _published_rows(trials, document["metrics"], options)
     if len(trials) == 1 and "mean_error_mm" in document["metrics"]:
-        document |= pose_baselines(trials[0].part, trials[0].data)
+        document |= pose_baselines(trials[0].part, trials[0].run.data)
     show_evaluation(document, title=_title(trials), dataset=trials[0].part.dataset)
     if len(trials) == 1:
         print_note(
@@ -126,13 +124,11 @@ def _published_rows(
     trials: Sequence[EvaluatedRun], metrics: Mapping[str, float], options: EvaluateOptions
 ) -> list[dict[str, Any]]:
     """Return the published rows of this data set and these metrics; print the reason if there are none."""
-    first = trials[0]
-    tested = [fold for trial in trials for fold in tested_folds(trial.part)]
-    rows = compare_with_published(
-        first.config, first.part, metrics, which=options.checkpoint, lineage=first.files.lineage, tested=sorted(tested)
-    )
+    first, config = trials[0], trials[0].run.config
+    tested, lineage = sorted(fold for trial in trials for fold in tested_folds(trial.part)), first.files.lineage
+    rows = compare_with_published(config, first.part, metrics, which=options.checkpoint, lineage=lineage, tested=tested)
     if not rows:
-        print_note(f"--against published: {explain_no_rows(first.config.data, first.part.dataset.info, metrics)}")
+        print_note(f"--against published: {explain_no_rows(config.data, first.part.dataset.info, metrics)}")
     return rows
 
 
@@ -168,7 +164,7 @@ def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> Ev
         provenance = {"run": str(path), "checkpoint": checkpoint, "data": config.data.name, "split": part.split}
         writer.finish(evaluation, {**provenance, "votes": config.evaluate.votes, "overrides": list(options.overrides)})
         world.rank_zero_only(print_note)(f"predictions: {writer.path}")
-    return EvaluatedRun(files, run.checkpoint_path, config, run.data, part, evaluation)
+    return EvaluatedRun(files, run, part, evaluation)
 
 
 def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
@@ -221,7 +217,7 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
     """Build the document of `--json`: for one run, or for all runs pooled."""
     first = trials[0]
     evaluation = first.evaluation if len(trials) == 1 else pool_evaluations([trial.evaluation for trial in trials])
-    document = evaluation_document(first.config, evaluation, first.part, options.checkpoint)
+    document = evaluation_document(first.run.config, evaluation, first.part, options.checkpoint)
     document |= {"overrides": list(options.overrides)} if options.overrides else {}
     if len(trials) > 1:
         document["folds"] = [
@@ -239,7 +235,7 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
 
 def _show_class_difficulty(trial: EvaluatedRun) -> dict[str, Any]:
     """Print why classes of a segmentation are hard, and return this part of the document; else empty."""
-    difficulty = class_difficulty(trial.evaluation, trial.part, trial.data)
+    difficulty = class_difficulty(trial.evaluation, trial.part, trial.run.data)
     if difficulty is None:
         return {}
     show_difficulty(difficulty)
@@ -248,7 +244,7 @@ def _show_class_difficulty(trial: EvaluatedRun) -> dict[str, Any]:
 
 def _title(trials: Sequence[EvaluatedRun]) -> str:
     if len(trials) == 1:
-        return f"{trials[0].checkpoint} on {trials[0].part.split}"
+        return f"{trials[0].run.checkpoint_path} on {trials[0].part.split}"
     return f"{len(trials)} runs, each on the samples that it was not trained on, from summed counts"
 
 

@@ -58,9 +58,10 @@ def predict(options: PredictOptions) -> int:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
     for line in predictor.summary(documents):
         print_note(line)
+    document, text = _document(run, predictor, documents, refused), _format_csv(predictor, documents, refused)
     # Files are written first: the reader of the table may close the pipe.
-    write_document(options.json, _document(run, predictor, documents, refused))
-    write_file(options.csv, _format_csv(predictor, documents, refused))
+    write_document(options.json, document)
+    write_file(options.csv, text)
     _show_predictions(run, predictor, documents, refused)
     for refusal in refused:
         print_note(f"refused: {escape_to_one_line(refusal.reason)}")

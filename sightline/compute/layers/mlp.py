@@ -96,8 +96,13 @@ def concat_channels(points: Tensor, features: Tensor | None, *, in_channels: int
             f"points: found the shape {tuple(points.shape)}, which may be three points or three channels; give clouds "
             "of another number of points, channels last"
         )
-    expected = (*points.shape[:2], in_channels - 3)
-    shape = (*points.shape[:2], 0) if features is None else tuple(features.shape)
+    return _concat_features(points, features, in_channels)
+
+
+def _concat_features(points: Tensor, features: Tensor | None, in_channels: int) -> Tensor:
+    """Concatenate points (..., 3) and features (..., in_channels - 3). Raises ValueError for others."""
+    expected = (*points.shape[:-1], in_channels - 3)
+    shape = (*points.shape[:-1], 0) if features is None else tuple(features.shape)
     if shape != expected:
         description = "no features (width 0)" if features is None else f"the shape {shape}"
         raise ValueError(
@@ -165,15 +170,7 @@ def packed_channels(
     points, features, offsets = as_packed(points, features, offsets)
     if points.shape[1] != 3 or len(points) == 0:
         raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")
-    expected = (len(points), in_channels - 3)
-    shape = (len(points), 0) if features is None else tuple(features.shape)
-    if shape != expected:
-        description = "no features (width 0)" if features is None else f"the shape {shape}"
-        raise ValueError(
-            f"features: found {description}, expected {expected}: this model was built for {in_channels} channels, "
-            "xyz and what follows it"
-        )
-    return points, points if features is None else torch.cat([points, features], dim=-1), offsets
+    return points, _concat_features(points, features, in_channels), offsets
 
 
 def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> Tensor:

@@ -14,12 +14,14 @@ from typing import Any
 
 from sightline.contract.errors import MissingExtraError
 from sightline.engine.device import keep_freed_memory
-from sightline.runs.run_directory import collect_environment
+from sightline.runs.run_directory import collect_environment, read_version
 from sightline.workbench.bench.case import BenchmarkCase, BenchmarkResult, Implementation, Quartiles, Run, Seconds
 from sightline.workbench.bench.memory import MemoryMeter
 
 ENOUGH_S = 0.02
 """Minimum duration of a measurement (shorter calls are repeated): more than ten thousand clock ticks."""
+_PEERS = ("numba", "scikit-learn", "faiss-cpu", "fpsample")
+"""Packages whose versions a report states beside those of a run."""
 
 
 @dataclass
@@ -108,7 +110,7 @@ def describe_machine(*, num_threads: int) -> dict[str, Any]:
     environment = collect_environment()
     keys = ("time", "versions", "platform", "cpu", "num_cores", "num_usable_cores", "memory_bytes", "git")
     return {name: environment[name] for name in keys} | {
-        "versions": environment["versions"] | _peer_versions(),
+        "versions": environment["versions"] | {package: read_version(package) for package in _PEERS},
         "num_threads": num_threads,
         "load_average": list(os.getloadavg()),
     }
@@ -142,18 +144,6 @@ def _median_seconds(seconds: Sequence[Seconds]) -> Seconds:
         Quartiles.from_values([item.cpu for item in seconds]).median,
         Quartiles.from_values([item.wall for item in seconds]).median,
     )
-
-
-def _peer_versions() -> dict[str, str | None]:
-    import importlib.metadata
-
-    versions: dict[str, str | None] = {}
-    for package in ("numba", "scikit-learn", "faiss-cpu", "fpsample"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
 
 
 # --- times -----------------------------------------------------------------------------------------------------------

@@ -89,9 +89,8 @@ def write_packed_run(
         shutil.copytree(run.path / "plugins", out / "plugins", dirs_exist_ok=True)
     file_bytes = write_packed(out / PACKED_FILE, model, meta, halves)
     _assert_same(out / PACKED_FILE, model)
-    directory.write_json(
-        "environment.json", collect_environment() | {"plugins": run.files.plugins, "checked": False, "num_processes": 1}
-    )
+    about_run = {"plugins": run.files.environment.get("plugins", []), "checked": False, "num_processes": 1}
+    directory.write_json("environment.json", collect_environment() | about_run)
     layers, state = packed_layer_sizes(entries, tied, policy), dense_state_dict(model)
     sizes = {
         "file_bytes": file_bytes,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,6 +36,7 @@ from sightline.runs.preprocessing_signature import (
     read_fields,
     signature_differences,
 )
+from sightline.runs.run_directory import read_version
 from sightline.runs.run_files import RunFiles, config_path_of_run
 from sightline.runs.weights import find_neighbour_graph
 from sightline.workbench.probe.classifiers import UnprobableError
@@ -196,7 +196,7 @@ def _extract_features(
             "model_plugins": plugin_digests(("models", recipe.model)),
             "precision": recipe.precision,
             "device": world.device.type,
-            "versions": {name: _library_version(name) for name in _LIBRARIES},
+            "versions": {name: read_version(name) for name in _LIBRARIES},
             "source": source_sha256(),
         }
     cached = _load_cached(cache, key, world)
@@ -228,13 +228,6 @@ def _load_cached(cache: FeatureCache | None, key: Mapping[str, Any] | None, worl
     cached = cache.load(key)
     votes = world.gather_text("" if cached is None else "found", operation="kept features")
     return cached if all(votes) else None
-
-
-def _library_version(library: str) -> str | None:
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _hash_names(part: DataSubset) -> str:
