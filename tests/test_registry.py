@@ -11,7 +11,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import PointEncoder, TransformBlock
 from sightline.contract.binding import UnknownKeyError
 from sightline.contract.errors import CheckpointError, ConfigError, DataError
-from sightline.contract.registry import DATA_FACTS, FACTS, REGISTRIES, Registry, locate_errors
+from sightline.contract.registry import DATA_FACTS, FACTS, REGISTRIES, Need, Registry, find_mismatch, locate_errors
 from sightline.contract.types import ComponentConfig, SourceLocation
 from tests.cases import run_each
 
@@ -194,6 +194,32 @@ def test_components_stand_for_blocks_too(parts: Registry) -> None:
     parts.add("made")(made_of)
     inner, _ = parts.build(block("made", inner=ComponentConfig("dgcnn", {"embedding": 8})), facts={"in_channels": 3})
     assert inner.feature_width == 16
+
+
+def test_each_value_is_checked_once(parts: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However deep its block is, and though it is bound, then built."""
+    parts.add("made")(made_of)
+    checked: list[object] = []
+    check = registry.check_value
+
+    def counted(annotation: Any, value: object) -> Any:
+        checked.append(value)
+        return check(annotation, value)
+
+    monkeypatch.setattr(registry, "check_value", counted)
+    given = block("made", inner={"name": "dgcnn", "embedding": 8}, several=[{"name": "jitter", "std": 0.5}])
+    bound = parts.bind(given)
+    bound.build(facts={"in_channels": 3})
+    assert checked == [8, 0.5]
+    assert [part.entry.name for part in bound.iterate()] == ["made", "dgcnn", "jitter"]
+
+
+def test_what_is_needed_is_offered_or_named() -> None:
+    met = Need("priors", "mine", {"anchors", "points"}, "Head", {"points"})
+    unmet = Need("priors", "mine", {"anchors", "points"}, "Head", {"rays"})
+    assert find_mismatch([met]) is None
+    assert find_mismatch([met, unmet]) == "mine needs priors anchors or points; Head offers rays"
+    assert find_mismatch([unmet._replace(offered=())]) == "mine needs priors anchors or points; Head offers none"
 
 
 # --- what builders refuse --------------------------------------------------------------------------------------------

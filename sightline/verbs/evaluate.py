@@ -137,8 +137,7 @@ def _open_files(run: Path, options: EvaluateOptions) -> tuple[RunFiles, RunConfi
     files = RunFiles(run)
     notes = files.check_plugins(load_plugins(options.plugins))
     assert_about_evaluation(options.overrides, files.config.task, verb="evaluate", also=("metrics",))
-    path = config_path_of_run(run if options.data is None else options.data)
-    return files, _with_overrides(files.config, options.overrides, path, is_other=bool(options.data)), notes
+    return files, _with_overrides(files, options.overrides, options.data), notes
 
 
 def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> EvaluatedRun | None:
@@ -299,15 +298,16 @@ def assert_about_evaluation(
             raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
 
 
-def _with_overrides(config: RunConfig, overrides: Sequence[str], path: Path, *, is_other: bool) -> RunConfig:
-    """Return the run's config with data and transforms of the config at `path`, and the overrides of other sections.
+def _with_overrides(files: RunFiles, overrides: Sequence[str], data: Path | None) -> RunConfig:
+    """Return the run's config with data and transforms of the config at `data`, and the overrides of other sections.
 
-    The overrides apply to the config at `path`: the run's own config, or with `is_other` that of other data.
+    The overrides apply to the config at `data`, or without it to the run's own.
     """
-    if not overrides and not is_other:
+    config = files.config
+    if not overrides and data is None:
         return config
-    overridden = read_config(path, overrides)
-    if not is_other:
+    overridden = read_config(config_path_of_run(data or files.path), overrides)
+    if data is None:
         return overridden
     changed: dict[str, Any] = {"data": overridden.data, "transforms": overridden.transforms}
     for section in ("evaluate", "loader", "log", "checks"):
