@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sightline import waits as device_waits
 from sightline.compute import numba_kernels
 
 _WAITING = {
@@ -30,16 +31,26 @@ _WAITING = {
 """Operations whose result the host reads, or whose output has a size that only the device knows."""
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
 _READING = {"__array__", "cpu", "numpy", "tolist"}
+_LINES = False
+_OF_HOST = "of the host"
+_SENDING = {"new_tensor"}
+_MAKING = {"as_tensor", "asarray", "from_numpy", "tensor"}
+"""Functions that copy numbers of the host to the device that they name: the host waits until the copy is done."""
 
 
 @contextlib.contextmanager
 def counted_waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[str]]:
-    """Count waits inside the block by operation and place; without compiled CPU kernels, as on a GPU."""
+    """Count waits inside the block by operation and place; without compiled CPU kernels, as on a GPU.
+
+    Nothing is free to read, so that every choice falls as on a GPU.
+    """
     waits: collections.Counter[str] = collections.Counter()
     with monkeypatch.context() as patch:
         patch.setattr(numba_kernels, "_has_numba", lambda: False)
+        patch.setattr(device_waits, "_FREE_DEVICES", frozenset())
         with _Operations(waits), _Readings(waits):
             yield waits
+            del waits[_OF_HOST]
 
 
 class _Operations(TorchDispatchMode):
@@ -50,6 +61,8 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.name().split(".")[0]
         has_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
+        if name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is not None:
+            name = "known size"
         if name in _WAITING or has_mask:
             self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))
@@ -61,11 +74,17 @@ class _Readings(TorchFunctionMode):
         self._waits = waits
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(function, "__name__", "") in _READING:
-            self._waits[_locate(function.__name__)] += 1
+        name = getattr(function, "__name__", "")
+        if name in _READING or name in _SENDING or (name in _MAKING and (kwargs or {}).get("device") is not None):
+            self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))
 
 
 def _locate(operation: str) -> str:
+    """Return the operation with its file; `waits.py` reads for its caller, and what it sends is the host's."""
     frames = [frame for frame in traceback.extract_stack() if "/sightline/" in frame.filename]
-    return f"{operation} at {frames[-1].filename.rpartition('/sightline/')[2]}" if frames else operation
+    outside = [frame for frame in frames if not frame.filename.endswith("/sightline/waits.py")]
+    is_of_host = bool(frames) and frames[-1].name == "send"
+    if is_of_host or not outside:
+        return _OF_HOST
+    return f"{operation} at {outside[-1].filename.rpartition('/sightline/')[2]}{(':' + str(outside[-1].lineno)) if _LINES else ''}"

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError
+from sightline.waits import send
 
 
 def to_device(
@@ -36,9 +37,7 @@ def to_device(
     """
     if isinstance(value, Tensor):
         dtype = float_dtype if value.is_floating_point() else value.dtype
-        if device.type == "cuda" and value.device.type == "cpu":
-            value = value.pin_memory()  # from pageable memory the copy would wait for the device
-        return value.to(device, dtype, non_blocking=True)
+        return send(value, device, dtype)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):

@@ -23,6 +23,7 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
+from sightline.waits import DeviceCheck, deferred_checks, send
 
 _SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
@@ -160,20 +161,21 @@ def train_step(
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     job.optimizer.zero_grad(set_to_none=True)
-    step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
-    clock.end_phase("prepare")
     weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
-    for index in range(len(micro_batches)):
-        is_last = index == len(micro_batches) - 1
-        with world.reduce_gradients(trained, is_last_micro_batch=is_last):
-            terms = step.loss_sums(network, index)
-            loss = weighted_sum(step.loss_means(terms), weights)
-            clock.end_phase("forward")
-            job.scaler.scale(loss).backward()
-            clock.end_phase("backward")
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + term.detach().double()
+    with deferred_checks() as checks:
+        step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
+        clock.end_phase("prepare")
+        for index in range(len(micro_batches)):
+            is_last = index == len(micro_batches) - 1
+            with world.reduce_gradients(trained, is_last_micro_batch=is_last):
+                terms = step.loss_sums(network, index)
+                loss = weighted_sum(step.loss_means(terms), weights)
+                clock.end_phase("forward")
+                job.scaler.scale(loss).backward()
+                clock.end_phase("backward")
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0.0) + term.detach().double()
     for parameter in apply_freezing(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
@@ -187,7 +189,10 @@ def train_step(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
-    numbers = _read_numbers({**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm})
+    numbers = _read_numbers(
+        {**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm},
+        checks,
+    )
     is_finite = math.isfinite(numbers[_NORM])
     if not is_finite and not _may_be_skipped(job, [numbers[name] for name in sums]):
         raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)
@@ -209,11 +214,18 @@ def train_step(
     )
 
 
-def _read_numbers(scalars: Mapping[str, Tensor]) -> dict[str, float]:
-    """Read scalars (0-d) in one transfer: the only wait for a GPU in a step that does not log gradients."""
+def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) -> dict[str, float]:
+    """Read scalars (0-d) and checks in one transfer: in most steps the only wait for a GPU.
+
+    Raises the error of the first check that does not hold.
+    """
     device = scalars[_NORM].device
-    flat = torch.stack([scalar.detach().to(device, torch.float64) for scalar in scalars.values()])
-    return dict(zip(scalars, flat.tolist(), strict=True))
+    tensors = [*scalars.values(), *(check.holds for check in checks)]
+    flat = torch.stack([send(scalar.detach(), device, torch.float64) for scalar in tensors]).tolist()
+    for check, holds in zip(checks, flat[len(scalars) :], strict=True):
+        if not holds:
+            raise check.make_error()
+    return dict(zip(scalars, flat, strict=False))
 
 
 def _may_be_skipped(job: TrainState, sums: Sequence[float]) -> bool:

@@ -21,6 +21,7 @@ from sightline.compute.layers.vector_attention import SHARE_PLANES, PlainVectorA
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability
 from sightline.contract.errors import ConfigError
+from sightline.waits import read_list
 
 _HEAD_WIDTHS = (256, 128)
 _DROPOUT_OF_CLOUDS = 0.5
@@ -236,9 +237,10 @@ def _assert_stages(
 
 
 def _assert_no_empty_cloud(offsets: Tensor) -> None:
-    is_empty = offsets.diff() == 0
-    if bool(is_empty.any()):
-        raise ValueError(f"offsets: cloud {int(is_empty.nonzero()[0])} has no points, so it has no class; leave it out")
+    bounds = read_list(offsets)
+    for cloud, (first, last) in enumerate(pairwise(bounds)):
+        if first == last:
+            raise ValueError(f"offsets: cloud {cloud} has no points, so it has no class; leave it out")
 
 
 def _head(widths: tuple[int, ...], num_classes: int, dropout: float) -> nn.Sequential:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.waits import is_free_to_read, require
+
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:
     """Compute the squared distance of every query to every point: (C, B, M), (C, B, N) -> (B, M, N).
@@ -68,12 +70,15 @@ def _score_slack(reach: Tensor, num_channels: int) -> Tensor | None:
 
     `reach` is |q| + R, centred: R is the largest |p|. A score is off by at most E = (C + 8) eps reach^2 from the plain
     sum less |q|^2: with u = eps / 2, C + 2 roundings in the score and as many in the plain sum, each of at most u
-    reach^2, and 2 in centring. Slack is 2E. None if squares leave the range of the dtype. Waits for the device.
+    reach^2, and 2 in centring. Slack is 2E. If squares leave the range of the dtype it is None, or infinite on a device
+    that would have to be waited for.
     """
     limits = torch.finfo(reach.dtype)
-    if not bool((reach < limits.max**0.5 / 4).all()):
+    is_in_range = reach < limits.max**0.5 / 4
+    if is_free_to_read(reach) and not bool(is_in_range.all()):
         return None
-    return 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
+    slack = 2 * ((num_channels + 8) * limits.eps * reach.square() + 8 * num_channels * limits.tiny)
+    return torch.where(is_in_range, slack, torch.inf)
 
 
 def _products_are_exact(points: Tensor) -> bool:
@@ -94,15 +99,18 @@ def upcast_for_comparison(values: Tensor) -> Tensor:
 
 
 def assert_finite(values: Tensor, *, name: str) -> None:
-    """Raise ValueError naming the sample and point of `values` (B, N, C) that is not finite. Waits for the device."""
+    """Raise ValueError naming the sample and point of `values` (B, N, C) that is not finite."""
+    values = values.detach()
     is_finite = torch.isfinite(values).all(dim=-1)
-    if bool(is_finite.all()):
-        return
-    sample, point = (~is_finite).nonzero()[0].tolist()
-    raise ValueError(
-        f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
-        "check the data with `sightline check`, or the weights if these are features"
-    )
+
+    def make_error() -> ValueError:
+        sample, point = (~is_finite).nonzero()[0].tolist()
+        return ValueError(
+            f"{name}[{sample}]: point {point} is {values[sample, point].tolist()[:6]}, neighbours need finite numbers; "
+            "check the data with `sightline check`, or the weights if these are features"
+        )
+
+    require(is_finite, make_error)
 
 
 def assert_some(num_neighbours: int) -> None:

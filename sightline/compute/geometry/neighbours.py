@@ -26,6 +26,7 @@ from sightline.compute.geometry.distances import (
 from sightline.compute.geometry.neighbour_kernels import ball_query_by_tree, neighbours_by_product, neighbours_by_tree
 from sightline.compute.numba_kernels import can_use_numba
 from sightline.contract.errors import ConfigError
+from sightline.waits import expect, is_free_to_read, require
 
 _SPARE = 16
 """Candidates beyond the requested neighbours: enough that rounding rarely reaches past them."""
@@ -123,6 +124,8 @@ def _find_by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) ->
     if candidates is None:
         return None
     index, is_proven = candidates
+    if expect(is_proven):
+        return index
     for sample in (~is_proven).any(dim=1).nonzero().flatten().tolist():
         unproven = ~is_proven[sample]
         unproven_queries = queries[sample, unproven][None]
@@ -164,7 +167,7 @@ def gather_points(values: Tensor, index: Tensor) -> Tensor:
 def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
     """Raise ValueError unless `index` (B, num_queries, K) contains rows of `values` (B, N, C).
 
-    For compiled loops, which read and write wherever an index points. Waits for the device.
+    For compiled loops, which read and write wherever an index points.
     """
     num_samples, num_points = values.shape[:2]
     if index.shape[:-1] != (num_samples, num_queries) or index.shape[-1] == 0 or index.dtype != torch.int64:
@@ -173,11 +176,14 @@ def assert_rows(index: Tensor, values: Tensor, *, num_queries: int) -> None:
             "torch.int64 with K >= 1; give the neighbours of every query in every sample"
         )
     if index.numel():
-        lowest, highest = (int(bound) for bound in index.aminmax())
-        if lowest < 0 or highest >= num_points:
-            raise ValueError(
-                f"index: rows {lowest}..{highest} named in clouds of {num_points} points; give rows of these clouds"
-            )
+        lowest, highest = index.aminmax()
+        require(
+            (lowest >= 0) & (highest < num_points),
+            lambda: ValueError(
+                f"index: rows {int(lowest)}..{int(highest)} named in clouds of {num_points} points; give rows of these "
+                "clouds"
+            ),
+        )
 
 
 @torch.no_grad()
@@ -199,6 +205,11 @@ def nearest_neighbours_reference(points: Tensor, queries: Tensor, num_neighbours
 
 def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
     """Return columns (B, M, count) int64 of the smallest entries of each row, in order of (entry, column)."""
+    if distances_BMN.dtype == torch.float32 and not is_free_to_read(distances_BMN):
+        # The bits of numbers that are not negative rise with them: one key orders by distance, then by column.
+        columns = torch.arange(distances_BMN.shape[-1], device=distances_BMN.device)
+        keys = (distances_BMN.view(torch.int32).long() << 32) | columns
+        return keys.topk(count, largest=False, sorted=True).indices
     smallest = distances_BMN.topk(min(count + 1, distances_BMN.shape[-1]), largest=False)
     chosen = smallest.indices[..., :count].sort(dim=-1).values
     order = torch.sort(distances_BMN.gather(-1, chosen), dim=-1, stable=True).indices
@@ -206,9 +217,9 @@ def _first_by_distance_and_index(distances_BMN: Tensor, count: int) -> Tensor:
     if smallest.values.shape[-1] == count:
         return chosen
     # topk takes any of those that tie for the last place. A row with such a tie is sorted whole: six times slower
-    # than topk, and rare outside grids and padded clouds. The test waits for the device, as does the one for NaN.
+    # than topk, and rare outside grids and padded clouds.
     has_tie = smallest.values[..., count - 1] == smallest.values[..., count]
-    if bool(has_tie.any()):
+    if not expect(~has_tie):
         chosen[has_tie] = torch.sort(distances_BMN[has_tie], dim=-1, stable=True).indices[:, :count]
     return chosen
 
@@ -239,8 +250,7 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
     )
     index = search(points, centres, radius, num_neighbours)
     index = torch.where(index == points.shape[1], index[..., :1], index)
-    if bool((index[..., 0] == points.shape[1]).any()):
-        _report_empty(points, centres, index, radius)
+    require(index[..., 0] < points.shape[1], lambda: _empty_ball_error(points, centres, index, radius))
     return index
 
 
@@ -253,7 +263,7 @@ def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_nei
     """
     num_samples, num_points, _ = points.shape
     points_CBN, centres_CBM = (values.permute(2, 0, 1).contiguous() for values in (points, centres))
-    squared_radius = torch.tensor(radius * radius, dtype=points.dtype, device=points.device)
+    squared_radius = torch.full((), radius * radius, dtype=points.dtype, device=points.device)
     place_N = torch.arange(num_points, device=points.device)
     chunk = max(1, _BALL_ENTRIES_AT_ONCE // max(1, num_samples * num_points))
     parts = []
@@ -265,11 +275,11 @@ def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_nei
     return torch.nn.functional.pad(index, (0, num_neighbours - index.shape[-1]), value=num_points)
 
 
-def _report_empty(points: Tensor, centres: Tensor, index: Tensor, radius: float) -> None:
+def _empty_ball_error(points: Tensor, centres: Tensor, index: Tensor, radius: float) -> ValueError:
     sample, centre = (index[..., 0] == points.shape[1]).nonzero()[0].tolist()
     difference = points[sample].double() - centres[sample, centre].double()
     nearest = float(difference.square().sum(-1).min().sqrt())
-    raise ValueError(
+    return ValueError(
         f"centres[{sample}]: centre {centre} has no point within {radius:g}, the nearest one is {nearest:.6g} away; "
         "take centres from the points themselves, or raise the radius"
     )

@@ -28,6 +28,7 @@ from sightline.compute.geometry.neighbours import (
     nearest_neighbours,
 )
 from sightline.compute.geometry.sampling import farthest_point_sample
+from sightline.waits import read_list, require, send_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,10 @@ def packed_farthest_point_sample(
     Raises ValueError for offsets that do not fit and for more samples than points, naming the segment.
     Source: as `farthest_point_sample`; `num_samples` of max(1, n // 4) is the transition of Zhao et al. 2021.
     """
-    new_offsets = torch.nn.functional.pad(num_samples.cumsum(0), (1, 0))
+    counts = read_list(num_samples)
+    new_offsets = list(itertools.accumulate(counts, initial=0))
     chosen = [torch.empty(0, dtype=torch.int64, device=points.device)]
-    point_slices, sample_slices = _slices(points, offsets, "offsets"), _pairs(new_offsets.tolist())
+    point_slices, sample_slices = _slices(points, offsets, "offsets"), _pairs(new_offsets)
     for segment, (point_rows, sample_rows) in enumerate(zip(point_slices, sample_slices, strict=True)):
         if sample_rows.stop - sample_rows.start > point_rows.stop - point_rows.start:
             raise ValueError(
@@ -143,16 +145,18 @@ def packed_farthest_point_sample(
                 f"{point_rows.stop - point_rows.start} points; lower num_samples"
             )
     assert_finite_rows(points, offsets=offsets, name="points")
-    first = torch.as_tensor(start).expand(len(num_samples))[num_samples.cpu() > 0]
+    first = start
+    if isinstance(start, Tensor):
+        first = start.expand(len(counts))[send_list([i for i, count in enumerate(counts) if count > 0], start.device)]
     for point_rows, sample_rows, num_segments in _runs(
         pair for pair in zip(point_slices, sample_slices, strict=True) if pair[1].start < pair[1].stop
     ):
         stacked = points[point_rows].unflatten(0, (num_segments, -1))
         count = (sample_rows.stop - sample_rows.start) // num_segments
-        samples = farthest_point_sample(stacked, num_samples=count, start=first[:num_segments])
+        now, first = (first[:num_segments], first[num_segments:]) if isinstance(first, Tensor) else (first, first)
+        samples = farthest_point_sample(stacked, num_samples=count, start=now)
         chosen.append((samples + _starts(point_rows, num_segments, points.device)[:, None]).flatten())
-        first = first[num_segments:]
-    return PackedSample(torch.cat(chosen), new_offsets)
+    return PackedSample(torch.cat(chosen), send_list(new_offsets, points.device))
 
 
 def packed_interpolate(
@@ -237,21 +241,23 @@ def _starts(rows: slice, num_segments: int, device: torch.device) -> Tensor:
 
 
 def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
-    """Raise ValueError naming the segment and point of `rows` (P, C) that is not finite. Waits for the device."""
+    """Raise ValueError naming the segment and point of `rows` (P, C) that is not finite."""
     is_finite = torch.isfinite(rows).all(dim=-1)
-    if bool(is_finite.all()):
-        return
-    row = int((~is_finite).nonzero()[0])
-    segment = int((offsets <= row).sum()) - 1
-    raise ValueError(
-        f"{name}[{segment}]: point {row - int(offsets[segment])} is {rows[row].tolist()[:6]}, neighbours need finite "
-        "numbers; check the data with `sightline check`, or the weights if these are features"
-    )
+
+    def make_error() -> ValueError:
+        row = int((~is_finite).nonzero()[0])
+        segment = int((offsets <= row).sum()) - 1
+        return ValueError(
+            f"{name}[{segment}]: point {row - int(offsets[segment])} is {rows[row].tolist()[:6]}, neighbours need "
+            "finite numbers; check the data with `sightline check`, or the weights if these are features"
+        )
+
+    require(is_finite, make_error)
 
 
 def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
-    """Return the slice of each segment. Waits for the device: the sizes of segments decide what is run."""
-    bounds = offsets.tolist()
+    """Return the slice of each segment: the sizes of segments decide what is run."""
+    bounds = read_list(offsets)
     if bounds[:1] != [0] or bounds[-1] != len(rows) or bounds != sorted(bounds):
         raise ValueError(
             f"{name} {bounds[:8]} of {len(rows)} rows; they start at 0, never fall, and end at the number of rows "
@@ -296,14 +302,13 @@ class Edges:
         rows = self.relative.detach().double().flatten(0, 1)
         return rows.sum(dim=0) / self.num_edges, rows.mT @ rows / self.num_edges
 
-    def select(self, rows: Tensor, num_neighbours: int) -> Edges:
-        """Select the nearest `num_neighbours` of the queries `rows` (R,).
+    def select(self, rows: Tensor, num_neighbours: int, *, is_whole: bool) -> Edges:
+        """Select the nearest `num_neighbours` of the queries `rows` (R,), `is_whole` if all have so many.
 
         The edges that a search for these alone would find.
         """
         count = self.count[rows].clamp(max=num_neighbours)
-        index, relative = self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours]
-        return Edges(index, relative, count, self.is_whole or bool((count == index.shape[1]).all()))
+        return Edges(self.index[rows, :num_neighbours], self.relative[rows, :num_neighbours], count, is_whole)
 
 
 @dataclass(frozen=True)
@@ -352,12 +357,14 @@ def build_pyramid(
 def _build_coarser_level(fine: PyramidLevel, stride: int, num_neighbours: int) -> PyramidLevel:
     points, offsets, downsampling = fine.points, fine.offsets, None
     if stride > 1:
-        counts = fine.offsets.diff()
-        num_samples = torch.where(counts > 0, (counts // stride).clamp(min=1), 0)
+        sizes = _read_sizes(fine.offsets)
+        num_samples = send_list([min(size, max(1, size // stride)) for size in sizes], points.device)
         chosen = packed_farthest_point_sample(fine.points.detach(), offsets=fine.offsets, num_samples=num_samples)
         points, offsets = fine.points[chosen.index], chosen.offsets
-        if fine.neighbours.index.shape[1] >= min(num_neighbours, int(counts.max())):  # they have been found already
-            downsampling = fine.neighbours.select(chosen.index, num_neighbours)
+        num_found = fine.neighbours.index.shape[1]
+        if num_found >= min(num_neighbours, max(sizes)):  # they have been found already
+            is_whole = all(size >= min(num_neighbours, num_found) for size in sizes if size)
+            downsampling = fine.neighbours.select(chosen.index, num_neighbours, is_whole=is_whole)
         else:
             downsampling = _find_edges(fine.points, fine.offsets, num_neighbours, points, offsets)
     neighbours = _find_edges(points, offsets, num_neighbours)
@@ -374,23 +381,23 @@ def _find_edges(
     query_offsets: Tensor | None = None,
 ) -> Edges:
     # No cloud has more neighbours than points: places that none could fill are not made.
-    largest = int(offsets.diff().max()) if len(offsets) > 1 else 1
+    sizes = _read_sizes(offsets)
+    count = max(1, min(num_neighbours, max(sizes, default=1)))
     neighbours = packed_nearest_neighbours(
         points.detach(),
         offsets=offsets,
-        num_neighbours=max(1, min(num_neighbours, largest)),
+        num_neighbours=count,
         queries=None if queries is None else queries.detach(),
         query_offsets=query_offsets,
     )
-    return _to_edges(neighbours, points, points if queries is None else queries)
+    is_whole = all(size >= count for size in sizes if size)  # an empty cloud has no queries
+    relative = points[neighbours.index] - (points if queries is None else queries)[:, None]
+    relative = relative if is_whole else relative * neighbours.is_valid[..., None]
+    return Edges(neighbours.index, relative, neighbours.is_valid.sum(dim=1), is_whole)
 
 
-def _to_edges(neighbours: Neighbours, points: Tensor, queries: Tensor) -> Edges:
-    """Add relative positions to the neighbours of a search. Waits for the device."""
-    count = neighbours.is_valid.sum(dim=1)
-    relative = points[neighbours.index] - queries[:, None]
-    is_whole = bool((count == neighbours.index.shape[1]).all())
-    return Edges(neighbours.index, relative if is_whole else relative * neighbours.is_valid[..., None], count, is_whole)
+def _read_sizes(offsets: Tensor) -> list[int]:
+    return [last - first for first, last in itertools.pairwise(read_list(offsets))]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from sightline.compute.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.compute.geometry.trees import LEAF_SIZE, build_curve_trees
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.waits import require
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -205,7 +206,7 @@ def farthest_point_sample(
     nearest_BN = torch.full(points.shape[:2], _FAR, dtype=points.dtype, device=points.device)
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
-        nearest_BN[is_barred] = -1  # below every distance, and stays so
+        nearest_BN.masked_fill_(is_barred, -1)  # below every distance, and stays so
     sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
@@ -213,13 +214,18 @@ def farthest_point_sample(
 def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
     """Return `start` as (B,) int64 on the points' device; raise ValueError if it is outside the clouds."""
     num_samples, num_points, _ = points.shape
-    first = torch.as_tensor(start, dtype=torch.int64, device=points.device).expand(num_samples)
-    is_outside = (first < 0) | (first >= num_points)
-    if bool(is_outside.any()):
-        sample = int(is_outside.nonzero()[0])
-        raise ValueError(
+    if not isinstance(start, Tensor):
+        start = torch.full((), start, dtype=torch.int64, device=points.device)
+    first = start.to(points.device, torch.int64).expand(num_samples)
+    is_inside = (first >= 0) & (first < num_points)
+
+    def make_error() -> ValueError:
+        sample = int((~is_inside).nonzero()[0])
+        return ValueError(
             f"start[{sample}]: {int(first[sample])} is outside 0..{num_points - 1}; give an index of a point"
         )
+
+    require(is_inside, make_error)
     return first
 
 

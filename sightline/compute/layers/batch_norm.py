@@ -63,7 +63,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         # float64 for the C+1 numbers that travel: the count of a large batch of edges is no longer exact in float32.
         sums = wide.sum(axes).double()
         part_count = math.prod(values.shape[axis] for axis in axes)
-        totals = self._all_reduce_sum(torch.cat([sums, sums.new_tensor([part_count])]))
+        totals = self._all_reduce_sum(torch.cat([sums, sums.new_full((1,), part_count)]))
         count = totals[-1].detach()
         if part_count < 2:  # two values here are two everywhere: only then need we not wait for the device
             self._refuse_single_value(count, values)
@@ -105,7 +105,7 @@ def reduce_statistics(norm: nn.modules.batchnorm._BatchNorm, sums: ShiftedSums) 
     For layers that know the sums without computing the values. An origin near the mean keeps the variance exact.
     Raises ValueError for a single value per channel, as batch norm itself does.
     """
-    first = torch.cat([sums.total + sums.num_values * sums.origin, sums.total.new_tensor([sums.num_values])])
+    first = torch.cat([sums.total + sums.num_values * sums.origin, sums.total.new_full((1,), sums.num_values)])
     totals = all_reduce_sum(norm, first)
     count = totals[-1]
     if sums.num_values < 2 and count.item() < 2:

@@ -5,6 +5,7 @@ Layouts of clouds, stacked or packed, and the checks of networks on their inputs
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.compute.geometry.distances import assert_finite
+from sightline.waits import read_list, require, send_list
 
 Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels of a layer; more than any model has is a slip, refused before it fills the memory."""
@@ -120,14 +122,14 @@ def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) ->
     """
     if offsets is None:
         return points, features
-    sizes = offsets.diff()
-    if bool((sizes != sizes[0]).any()):
-        smallest, largest = (int(size) for size in sizes.aminmax())
+    bounds = read_list(offsets)
+    sizes = [last - first for first, last in pairwise(bounds)]
+    if len({*sizes}) > 1:
         raise ValueError(
-            f"offsets: found clouds of {smallest} to {largest} points in one batch, this model takes clouds of one "
+            f"offsets: found clouds of {min(sizes)} to {max(sizes)} points in one batch, this model takes clouds of one "
             "size; let a transform choose as many of each (sample_points), or take a model for ragged clouds"
         )
-    shape = (len(sizes), int(sizes[0]), -1)
+    shape = (len(sizes), sizes[0], -1)
     return points.view(shape), None if features is None else features.view(shape)
 
 
@@ -154,7 +156,7 @@ def as_packed(points: Tensor, features: Tensor | None, offsets: Tensor | None) -
     if points.ndim != 3:
         raise ValueError(f"points: found the shape {tuple(points.shape)} without offsets, expected (B, N, 3)")
     num_clouds, num_points, _ = points.shape
-    offsets = torch.arange(num_clouds + 1, device=points.device) * num_points
+    offsets = send_list([cloud * num_points for cloud in range(num_clouds + 1)], points.device)
     return points.flatten(0, 1), None if features is None else features.flatten(0, 1), offsets
 
 
@@ -183,9 +185,13 @@ def one_hot_category(category: Tensor, *, like: Tensor, num_categories: int) -> 
             f"category: found the shape {tuple(category.shape)} {category.dtype}, expected ({len(like)},) torch.int64"
         )
     if category.numel():
-        lowest, highest = (int(bound) for bound in category.aminmax())
-        if lowest < 0 or highest >= num_categories:
-            raise ValueError(
-                f"category: found {lowest} to {highest}, there are {num_categories} (0 .. {num_categories - 1})"
-            )
-    return torch.nn.functional.one_hot(category, num_categories).to(like.dtype)
+        lowest, highest = category.aminmax()
+        require(
+            (lowest >= 0) & (highest < num_categories),
+            lambda: ValueError(
+                f"category: found {int(lowest)} to {int(highest)}, there are {num_categories} (0 .. "
+                f"{num_categories - 1})"
+            ),
+        )
+    # Not `one_hot`, which waits for the device to compare the categories with their number.
+    return (category[:, None] == torch.arange(num_categories, device=category.device)).to(like.dtype)

@@ -1,0 +1,83 @@
+"""Numbers of a device without waiting for it: those that the host sent, and checks that a step reads at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class DeviceCheck(NamedTuple):
+    """Check of values on a device: `holds` (0-d, bool), and a function that makes the error if it does not hold."""
+
+    holds: Tensor
+    make_error: Callable[[], Exception]
+
+
+class RepeatStep(Exception):
+    """Signal that a case was met that `expect` excluded: the step has to be computed again, without deferred checks."""
+
+
+_FREE_DEVICES = frozenset({"cpu"})
+_MAX_KNOWN = 4096
+"""Numbers of a tensor of which the host keeps a list: sizes and offsets, not labels of points."""
+_deferred: list[DeviceCheck] | None = None  # not a context variable: a GPU's backward pass runs in a thread of its own
+
+
+def is_free_to_read(values: Tensor) -> bool:
+    """Return True if reading `values` (...) needs no wait for a device."""
+    return values.device.type in _FREE_DEVICES
+
+
+def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
+    """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end."""
+    if _deferred is not None and not is_free_to_read(holds):
+        _deferred.append(DeviceCheck(holds.all(), make_error))
+    elif not bool(holds.all()):
+        raise make_error()
+
+
+def expect(holds: Tensor) -> bool:
+    """Return True if all of `holds` (...) are True, for a rare case that needs other work.
+
+    In `deferred_checks`, a device's values are taken as expected, and `RepeatStep` is the error if they are not.
+    """
+    if _deferred is None or is_free_to_read(holds):
+        return bool(holds.all())
+    _deferred.append(DeviceCheck(holds.all(), RepeatStep))
+    return True
+
+
+@contextmanager
+def deferred_checks() -> Iterator[list[DeviceCheck]]:
+    """Context that collects the checks of values on a device; the caller reads them before it trusts any result."""
+    global _deferred
+    previous, _deferred = _deferred, []
+    try:
+        yield _deferred
+    finally:
+        _deferred = previous
+
+
+def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Copy values (...) of the host to `device` as `dtype`, without waiting; `read_list` knows a few whole numbers."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # from pageable memory the copy would wait for the device
+    sent = values.to(device, dtype or values.dtype, non_blocking=True)
+    if not (is_free_to_read(sent) or values.is_floating_point()) and values.numel() <= _MAX_KNOWN:
+        sent._host_values = values.tolist(), sent._version  # type: ignore[attr-defined]
+    return sent
+
+
+def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Copy a list of numbers (n,), or a nested one, to `device` without waiting."""
+    return send(torch.tensor(values, dtype=dtype), device)
+
+
+def read_list(values: Tensor) -> list[Any]:
+    """Read values (...) as a list, nested like them; waits for the device unless `send` sent them unchanged."""
+    known, version = getattr(values, "_host_values", (None, None))
+    return known if version == values._version else values.tolist()  # type: ignore[no-any-return]

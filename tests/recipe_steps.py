@@ -1,0 +1,99 @@
+"""One training step of every shipped recipe, small, on procedural data of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import to_plain
+from tests.processes import ROOT
+
+RECIPES = sorted(
+    f"{path.parent.name}/{path.stem}" for path in (ROOT / "configs").glob("*/*.yaml") if path.stem[0] != "_"
+)
+BATCH_SIZE = 3
+
+_SIZES = {"train_size": 6, "test_size": 3}
+_SHAPES = {"name": "synthetic_shapes", "num_points": 64, **_SIZES}
+_CLOUDS = {"data": _SHAPES, "transforms": {"train": [{"name": "scale"}], "evaluate": []}}
+_PHOTOS = [{"name": "fit_image", "height": 64, "width": 96}, {"name": "normalize_image"}]
+_SCANS = [{"name": "project", "height": 64, "width": 64, "rows": "ring"}]
+_ROOMS = [{"name": "crop_points", "max_points": 256}, {"name": "place_on_floor", "plan": "centre", "up": "keep"}]
+_PAIRS = [{"name": "two_views", "each": [{"name": "scale"}]}]
+_IMAGES = [{"name": "resize_image", "size_px": 48}, {"name": "normalize_image"}]
+_CUBE = [{"name": "place_cube", "size": 32}, {"name": "voxelize"}, {"name": "draw_heatmaps"}]
+
+
+def _both(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"train": transforms, "evaluate": transforms}
+
+
+_STAND_INS: dict[str, dict[str, Any]] = {
+    "classify": _CLOUDS,
+    "parts": _CLOUDS | {"data": _SHAPES | {"target": "parts"}},
+    "detect": {
+        "data": {"name": "synthetic_crowds", **_SIZES, "validation_size": 3},
+        "transforms": _both(_PHOTOS),
+    },
+    "scans": {
+        "data": {"name": "synthetic_lidar", "count_classes": True, "num_columns": 64, **_SIZES},
+        "transforms": _both(_SCANS),
+    },
+    "rooms": {"data": {"name": "synthetic_rooms", "points_per_m2": 10, **_SIZES}, "transforms": _both(_ROOMS)},
+    "intrapoint": {"data": _SHAPES, "transforms": _both(_PAIRS)},
+    "crosspoint": {
+        "data": _SHAPES | {"views": {"count": 2, "size_px": 48}},
+        "transforms": _both([*_PAIRS, *_IMAGES]),
+    },
+    "pose": {"data": {"name": "synthetic_hands", **_SIZES}, "transforms": _both(_CUBE)},
+    "centre": {"data": {"name": "synthetic_hands", **_SIZES}},
+}
+"""Data of each kind that need no files, instead of those that a recipe names."""
+_POINT_TRANSFORMER = {"widths": [16, 32], "strides": [1, 4], "num_blocks": [1, 1], "num_neighbours": [8, 8]}
+_POINT_BERT = {"width": 48, "num_groups": 16, "group_size": 8}
+_BALLS = {"num_centres": [32, 16], "radii": [1.0, 2.0], "num_neighbours": [8, 8]}
+_SMALLER: dict[str, dict[str, Any]] = {
+    "dgcnn": {"num_neighbours": 8, "neighbours_at": None},
+    "pct": {"num_centres": [32, 16], "num_neighbours": 8, "neighbours_at": None},
+    "point_bert": _POINT_BERT | {"depth": 2, "num_heads": 4},
+    "point_bert_parts": _POINT_BERT | {"num_centres": [32, 16]},
+    "point_transformer": _POINT_TRANSFORMER,
+    "point_transformer_dense": {"num_blocks": [1, 1], "num_neighbours": 8, "width": 32},
+    "pointnet2": _BALLS,
+    "pointnet2_parts": _BALLS,
+    "vit": {"size_px": 48},
+    "vit_small": {"size_px": 48},
+}
+"""Arguments that fit each model to so few points."""
+
+
+def _kind(config: RunConfig, recipe: str) -> str:
+    task, _, name = recipe.partition("/")
+    if task == "contrast":
+        return config.model.name
+    if task == "segment":
+        return "rooms" if "room" in name or "s3dis" in name else "parts" if "shape" in name else "scans"
+    return config.task.name
+
+
+def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
+    """Read a recipe with its task, model, losses and training, on few small procedural samples."""
+    path = ROOT / "configs" / f"{recipe}.yaml"
+    shipped = read_config(path)
+    block = to_plain(shipped.model)
+    for part in (block, block.get("points", {}), block.get("images", {})):
+        part.update(_SMALLER.get(part.get("name"), {}))
+    stand_in = _STAND_INS[_kind(shipped, recipe)]
+    if to_plain(shipped.data).get("normals") == "file":
+        stand_in = stand_in | {"data": stand_in["data"] | {"normals": "file"}}
+    losses = [to_plain(loss) for loss in shipped.losses]
+    for loss in losses:
+        if isinstance(loss.get("class_weights"), list):  # the set has other classes
+            loss["class_weights"] = "inverse"
+    small = folder / f"{path.stem}.yaml"
+    small.write_text(yaml.safe_dump({"base": str(path), "init": None, "model": block, "losses": losses, **stand_in}))
+    few = (f"train.batch_size={BATCH_SIZE}", "train.steps=2", "loader.workers=0", "evaluate.select=test")
+    return read_config(small, (*few, *overrides))
