@@ -23,9 +23,9 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
-from sightline.waits import DeviceCheck, deferred_checks, send
+from sightline.waits import DeviceCheck, RepeatStep, deferred_checks, is_free_to_read, send
 
-_SAMPLES, _STOP, _COUNT_PREFIX = "(samples)", "(stop)", "(tally) "
+_SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 _NORM, _MEAN_PREFIX = "(norm)", "(mean) "
 """Keys of the numbers that a step reads besides these sums."""
@@ -152,7 +152,39 @@ def train_step(
     *,
     stop_requested: bool = False,
 ) -> StepTotals:
-    """Run one optimiser step; results do not depend on the split into micro-batches and processes."""
+    """Run one optimiser step; results do not depend on the split into micro-batches and processes.
+
+    On a device that the host would have to wait for, the step is computed as if no rare case occurred (`waits.expect`),
+    and again if one did, on all processes and from the same state. fp16 waits, since its scaler cannot repeat a step.
+    """
+    arguments = (job, network, micro_batches, world, clock, stop_requested)
+    if is_free_to_read(torch.empty(0, device=job.device)) or job.scaler.is_enabled():
+        return _compute_step(*arguments, checks=None)
+    buffers = [(buffer, buffer.clone()) for buffer in job.trained_module.buffers()]
+    cuda = [job.device] if job.device.type == "cuda" else []
+    random_states = torch.get_rng_state(), [torch.cuda.get_rng_state(device) for device in cuda]
+    try:
+        with deferred_checks() as checks:
+            return _compute_step(*arguments, checks=checks)
+    except RepeatStep:
+        for buffer, values in buffers:
+            buffer.copy_(values)
+        torch.set_rng_state(random_states[0])
+        for device, state in zip(cuda, random_states[1], strict=True):
+            torch.cuda.set_rng_state(state, device)
+    return _compute_step(*arguments, checks=None)
+
+
+def _compute_step(
+    job: TrainState,
+    network: nn.Module,
+    micro_batches: Sequence[Batch],
+    world: World,
+    clock: PhaseTimer,
+    stop_requested: bool,
+    *,
+    checks: Sequence[DeviceCheck] | None,
+) -> StepTotals:
     job.model.train()
     job.losses.train()
     trained = job.trained_module
@@ -161,21 +193,20 @@ def train_step(
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     job.optimizer.zero_grad(set_to_none=True)
+    step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
+    clock.end_phase("prepare")
     weights = job.loss_weights_at(job.step)
     sums: dict[str, Tensor] = {}
-    with deferred_checks() as checks:
-        step = prepare_step(job.task, job.model, micro_batches, world, job.precision)
-        clock.end_phase("prepare")
-        for index in range(len(micro_batches)):
-            is_last = index == len(micro_batches) - 1
-            with world.reduce_gradients(trained, is_last_micro_batch=is_last):
-                terms = step.loss_sums(network, index)
-                loss = weighted_sum(step.loss_means(terms), weights)
-                clock.end_phase("forward")
-                job.scaler.scale(loss).backward()
-                clock.end_phase("backward")
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + term.detach().double()
+    for index in range(len(micro_batches)):
+        is_last = index == len(micro_batches) - 1
+        with world.reduce_gradients(trained, is_last_micro_batch=is_last):
+            terms = step.loss_sums(network, index)
+            loss = weighted_sum(step.loss_means(terms), weights)
+            clock.end_phase("forward")
+            job.scaler.scale(loss).backward()
+            clock.end_phase("backward")
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + term.detach().double()
     for parameter in apply_freezing(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
@@ -185,14 +216,19 @@ def train_step(
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)
     extra = {_SAMPLES: sum(sizes), _STOP: float(stop_requested)} | {_COUNT_PREFIX + n: c for n, c in counts.items()}
+    if checks is not None:
+        rare = (~check.holds for check in checks if check.make_error is RepeatStep)
+        extra[_RARE] = sum(rare, torch.zeros((), device=job.device))
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
     )
     means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
     numbers = _read_numbers(
         {**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm},
-        checks,
+        [check for check in checks or () if check.make_error is not RepeatStep],
     )
+    if numbers.get(_RARE):
+        raise RepeatStep
     is_finite = math.isfinite(numbers[_NORM])
     if not is_finite and not _may_be_skipped(job, [numbers[name] for name in sums]):
         raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)
@@ -215,7 +251,7 @@ def train_step(
 
 
 def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) -> dict[str, float]:
-    """Read scalars (0-d) and checks in one transfer: in most steps the only wait for a GPU.
+    """Read scalars (0-d) and checks in one transfer: for most networks the only wait for a GPU.
 
     Raises the error of the first check that does not hold.
     """

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -26,6 +27,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
+from sightline.waits import is_free_to_read, read_list
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,9 @@ class ClassLoss(Loss):
         is_counted = self.is_counted(label)
         if self.class_weights is None:
             return is_counted.sum()
-        return self.class_weights[label[is_counted]].sum()
+        if is_free_to_read(label):
+            return self.class_weights[label[is_counted]].sum()
+        return torch.where(is_counted, self.class_weights[torch.where(is_counted, label, 0)], 0.0).sum()
 
     def is_counted(self, label: Tensor) -> Tensor:
         """Return a mask (...) of the labels (...) that are not ignored."""
@@ -250,10 +254,14 @@ class LovaszSoftmax(ClassLoss):
         self.assert_shapes(logits, label)
         total = logits[:0].sum()  # 0, with a gradient of 0 where nothing counts
         for image, labels in zip(_images(logits, label, offsets), _images(label, label, offsets), strict=True):
-            is_counted = self.is_counted(labels).flatten()
-            chosen = image.reshape(-1, self.num_classes)[is_counted]
-            probabilities = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).softmax(dim=1)
-            total = total + lovasz_of_image(probabilities, labels.flatten()[is_counted])
+            pixels, labels, is_counted = image.reshape(-1, self.num_classes), labels.flatten(), self.is_counted(labels)
+            if is_free := is_free_to_read(labels):
+                pixels, labels = pixels[is_counted.flatten()], labels[is_counted.flatten()]
+            probabilities = pixels.to(torch.promote_types(pixels.dtype, torch.float32)).softmax(dim=1)
+            if is_free:
+                total = total + lovasz_of_image(probabilities, labels)
+            else:
+                total = total + masked_lovasz_of_image(probabilities, labels, is_counted.flatten())
         return total
 
 
@@ -270,10 +278,23 @@ def lovasz_of_image(probabilities: Tensor, label: Tensor) -> Tensor:
     return torch.stack(losses).mean()
 
 
+def masked_lovasz_of_image(probabilities: Tensor, label: Tensor, is_counted: Tensor) -> Tensor:
+    """Compute `lovasz_of_image` of the pixels `is_counted` (P,) without waiting for a device, all classes at once.
+
+    The others come last and have no error. Equal but for the order of the sum over pixels.
+    """
+    is_class = (label[:, None] == torch.arange(probabilities.shape[1], device=label.device)) & is_counted[:, None]
+    errors = torch.where(is_counted[:, None], (is_class.to(probabilities.dtype) - probabilities).abs(), -1.0)
+    ordered, order = errors.sort(dim=0, descending=True, stable=True)
+    gradient = _jaccard_gradient(is_class.gather(0, order).to(probabilities.dtype))
+    losses, is_present = (ordered.clamp(min=0) * gradient).sum(dim=0), is_class.any(dim=0)
+    return torch.where(is_present, losses, 0.0).sum() / is_present.sum().clamp(min=1)
+
+
 def _jaccard_gradient(is_class: Tensor) -> Tensor:
-    """Return the increase of 1 - IoU with each further error (P,), errors in falling order. Source: algorithm 1."""
-    intersection = is_class.sum() - is_class.cumsum(0)
-    union = is_class.sum() + (1 - is_class).cumsum(0)
+    """Return the increase of 1 - IoU with each further error (P, ...), errors in falling order. Source: algorithm 1."""
+    intersection = is_class.sum(dim=0) - is_class.cumsum(0)
+    union = is_class.sum(dim=0) + (1 - is_class).cumsum(0)
     jaccard = 1 - intersection / union
     return torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
 
@@ -286,7 +307,7 @@ def _images(values: Tensor, label: Tensor, offsets: Tensor | None) -> list[Tenso
         raise ValueError(
             f"label: found the shape {tuple(label.shape)} and no offsets; expected images or joined clouds"
         )
-    return list(values.split(offsets.diff().tolist()))
+    return list(values.split([last - first for first, last in pairwise(read_list(offsets))]))
 
 
 @registry.losses.add("distillation")
