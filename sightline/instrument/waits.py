@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sightline.contract.pytree import tree_leaves, tree_map
+
 
 class DeviceCheck(NamedTuple):
     """Check of values on a device: `holds` (0-d, bool), and a function that makes the error if it does not hold."""
@@ -68,7 +70,7 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=True)
     if not (is_free_to_read(sent) or values.is_floating_point()) and values.numel() <= _MAX_KNOWN:
-        sent._host_values = values.tolist(), sent._version  # type: ignore[attr-defined]
+        sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
     return sent
 
 
@@ -79,5 +81,45 @@ def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = 
 
 def read_list(values: Tensor) -> list[Any]:
     """Read values (...) as a list, nested like them; waits for the device unless `send` sent them unchanged."""
-    known, version = getattr(values, "_host_values", (None, None))
-    return known if version == values._version else values.tolist()  # type: ignore[no-any-return]
+    version, known = getattr(values, "_host_values", (None, None))
+    return known if version == _version(values) else values.tolist()  # type: ignore[no-any-return]
+
+
+def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:
+    """Call a function with its tensors on the host, fetched in one transfer, and send the tensors that it returns."""
+    copies = iter(_fetch([tensor for _, tensor in tree_leaves(arguments)]))
+    result = function(*tree_map(arguments, lambda path, tensor: next(copies)))
+    return tree_map(result, lambda path, tensor: send(tensor, device))
+
+
+def _fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
+    wide_first = sorted(range(len(tensors)), key=lambda index: -tensors[index].itemsize)  # so that all stay aligned
+    parts = [tensors[index].detach().reshape(-1).contiguous().view(torch.uint8) for index in wide_first]
+    copies: list[Tensor] = [*tensors]
+    for index, part in zip(wide_first, torch.cat(parts).cpu().split([len(part) for part in parts]), strict=True):
+        copies[index] = part.view(tensors[index].dtype).view(tensors[index].shape)
+    return copies
+
+
+def find_positive(values: Tensor) -> tuple[Tensor, ...]:
+    """Return the indices (n,), one of each axis, of values (...) of 0 or more; found once for a tensor."""
+    index = get_positive(values)
+    if index is None:
+        index = (values >= 0).nonzero(as_tuple=True)
+        remember_positive(values, index)
+    return index
+
+
+def get_positive(values: Tensor) -> tuple[Tensor, ...] | None:
+    """Return what `find_positive` or `remember_positive` stored for values (...), if they are unchanged."""
+    version, index = getattr(values, "_positive", (None, None))
+    return index if version == _version(values) else None
+
+
+def remember_positive(values: Tensor, index: tuple[Tensor, ...]) -> None:
+    """Store what `find_positive` will return for `values` (...), as long as they are unchanged."""
+    values._positive = _version(values), index  # type: ignore[attr-defined]
+
+
+def _version(values: Tensor) -> int:
+    return -1 if values.is_inference() else values._version

@@ -27,6 +27,7 @@ from sightline.compute.geometry.boxes.priors import IGNORED
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.waits import find_positive
 
 _MIN_OVERLAP = 1e-7
 """Lower bound of the overlap inside the logarithm: disjoint boxes have a loss of 16 without a gradient."""
@@ -46,7 +47,8 @@ def sigmoid_focal(
 
 def focal_losses(logits: Tensor, is_target: Tensor | bool, *, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
     """Compute the terms (..., K) of `sigmoid_focal` from logits (..., K), in their dtype."""
-    is_target = torch.as_tensor(is_target, device=logits.device)
+    if not isinstance(is_target, Tensor):
+        is_target = torch.full((), is_target, device=logits.device)
     of_truth = torch.where(is_target, logits, -logits)
     losses = -(gamma * functional.logsigmoid(-of_truth)).exp() * functional.logsigmoid(of_truth)
     return losses if alpha is None else losses * torch.where(is_target, alpha, 1 - alpha)
@@ -203,7 +205,7 @@ class QualityFocal(_PositivesLoss):
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         quality = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         wanted = torch.zeros_like(logits, dtype=quality.dtype)
         wanted[image, prior, target[image, prior]] = quality
@@ -227,7 +229,7 @@ class ClassBCE(_PositivesLoss):
         self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
         """Compute the loss sum from `logits` (B, P, K), before the sigmoid; the IoU has no gradient."""
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         positive_logits = logits[image, prior]
         wanted = _is_class(target[image, prior], positive_logits).to(positive_logits.dtype)
         if self.quality == "iou":
@@ -277,7 +279,7 @@ class BoxSmoothL1(_PositivesLoss):
         `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
         Raises ValueError for points without their `prior_stride` (P,).
         """
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         positive_priors, predicted = priors[prior], codes[image, prior]
         if priors.shape[1] == 2:
             if prior_stride is None:
@@ -314,7 +316,7 @@ class BoxOverlap(Loss):
         """
         if self.weigh == "none":
             return (target >= 0).sum()
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         return _compute_centreness(priors[prior], matched_boxes[image, prior]).sum()
 
     def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
@@ -322,7 +324,7 @@ class BoxOverlap(Loss):
 
         `codes` are deltas of anchors (P, 4), or distances in pixels from points (P, 2).
         """
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         positive_priors, true = priors[prior], matched_boxes[image, prior]
         weight = _compute_centreness(positive_priors, true) if self.weigh == "centreness" else None
         return overlap_loss(
@@ -343,7 +345,7 @@ class CentreNess(_PositivesLoss):
 
     def forward(self, *, centreness: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
         """Compute the loss sum from `centreness` (B, P), before the sigmoid."""
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         return sigmoid_bce(centreness[image, prior], _compute_centreness(priors[prior], matched_boxes[image, prior]))
 
 
@@ -414,7 +416,7 @@ class BoxDensity(_PositivesLoss):
 
     def forward(self, *, density: Tensor, target: Tensor, matched_density: Tensor) -> Tensor:
         """Compute the loss sum from `density` (B, P), not bounded, and `matched_density` (B, P), 0 to 1."""
-        return smooth_l1(density[target >= 0], matched_density[target >= 0], beta=self.beta)
+        return smooth_l1(density[find_positive(target)], matched_density[find_positive(target)], beta=self.beta)
 
 
 @registry.losses.add("box_iou_bce")
@@ -431,7 +433,7 @@ class BoxIouBce(_PositivesLoss):
         self, *, centreness: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
     ) -> Tensor:
         """Compute the loss sum from `centreness` (B, P), before the sigmoid; `codes` (B, P, 4) as in `box_overlap`."""
-        image, prior = (target >= 0).nonzero(as_tuple=True)
+        image, prior = find_positive(target)
         overlap = _quality(codes[image, prior], priors[prior], matched_boxes[image, prior])
         return sigmoid_bce(centreness[image, prior], overlap)
 

@@ -6,6 +6,8 @@ Candidate pairs of boxes and priors, and classification costs, for assigners by 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -20,6 +22,16 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
+from sightline.waits import (
+    call_on_host,
+    find_positive,
+    get_positive,
+    is_free_to_read,
+    read_list,
+    remember_positive,
+    require,
+    send_list,
+)
 
 _MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
@@ -59,6 +71,10 @@ class PriorPredictions(NamedTuple):
         return cls(*tensors)  # type: ignore[arg-type]
 
 
+ImageBoxes = tuple[Tensor, Tensor, Tensor | None, PriorPredictions | None]
+"""Boxes (M, 4) of an image, `is_ignored` (M,), and labels (M,) and predictions for assigners that need them."""
+
+
 @keep_old_members(needs="needs_predictions", takes="prior_kinds")
 class Assigner(ABC):
     """Assigner, called with the priors and the boxes of one image, on one device; no gradient, no random numbers.
@@ -91,33 +107,66 @@ class Assigner(ABC):
         Raises ValueError for priors of another kind, for `boxes` or `is_ignored` of another shape, for an `is_ignored`
         that is not bool, for corners that are not finite, for missing predictions, and for a faulty result of `match`.
         """
-        self._assert_known(priors, boxes, is_ignored)
-        boxes = boxes.to(priors.coordinates.dtype)
-        targets = (~is_ignored).nonzero().flatten()
-        prediction_arguments: tuple[Any, ...] = ()
-        if self.needs_predictions:
-            if labels is None or predicted is None or len(predicted.logits) != len(priors):
+        return self.assign_images(priors, [(boxes, is_ignored, labels, predicted)])[0]
+
+    @torch.no_grad()
+    def assign_images(self, priors: Priors, images: Sequence[ImageBoxes]) -> list[Assignment]:
+        """Assign the boxes of several images, as calls with each of `images` do; waits for a GPU once at most.
+
+        Choices among predictions are made on the host: they are many small operations.
+        """
+        for boxes, is_ignored, labels, predicted in images:
+            self._assert_known(priors, boxes, is_ignored)
+            if self.needs_predictions and (labels is None or predicted is None or len(predicted.logits) != len(priors)):
                 count = "none" if predicted is None else f"those of {len(predicted.logits)}"
                 raise ValueError(
                     f"{type(self).__name__}: needs labels and predictions at {len(priors)} priors, found {count}"
                 )
-            prediction_arguments = labels[targets], PriorPredictions.from_tensors(*predicted)
-        if len(targets):
-            with torch.autocast(boxes.device.type, enabled=False):
-                assignment = self.match(priors, boxes[targets], *prediction_arguments)
-            self._assert_assigned(assignment, len(priors), len(targets))
-        else:
-            none = torch.full((len(priors),), BACKGROUND, device=boxes.device)
-            assignment = Assignment(none, torch.zeros_like(none), none if self.boxes_per_prior == 2 else None)
-        is_hidden = _region_mask(boxes[is_ignored], priors)
+        if self.needs_predictions and not is_free_to_read(priors.coordinates):
+            return self._assign_on_host(priors, images)
+        device, assignments = priors.coordinates.device, []
+        flags = [read_list(is_ignored) for _, is_ignored, *_ in images]
+        targets, regions = (
+            [send_list([row for row, flag in enumerate(rows) if flag is wanted], device) for rows in flags]
+            for wanted in (False, True)
+        )
+        wide = [boxes.to(priors.coordinates.dtype) for boxes, *_ in images]
+        target_boxes = [boxes[rows] for boxes, rows in zip(wide, targets, strict=True)]
+        for rows, boxes, (*_, labels, predicted) in zip(targets, target_boxes, images, strict=True):
+            if not len(rows):
+                none = torch.full((len(priors),), BACKGROUND, device=device)
+                second = none if self.boxes_per_prior == 2 else None
+                assignments.append(Assignment(none, torch.zeros_like(none), second))
+                continue
+            arguments: tuple[Any, ...] = ()
+            if labels is not None and predicted is not None and self.needs_predictions:
+                arguments = labels[rows], PriorPredictions.from_tensors(*predicted)
+            with torch.autocast(device.type, enabled=False):
+                assignments.append(self.match(priors, boxes, *arguments))
+            self._assert_assigned(assignments[-1], len(priors), len(rows))
+        return [
+            _among_all(assignment, rows, _region_mask(boxes[region_rows], priors))
+            for assignment, rows, boxes, region_rows in zip(
+                self.settle(priors, target_boxes, assignments), targets, wide, regions, strict=True
+            )
+        ]
 
-        def among_all(matched: Tensor) -> Tensor:
-            if len(targets):
-                matched = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
-            return torch.where((matched == BACKGROUND) & is_hidden, IGNORED, matched)
+    def settle(
+        self, priors: Priors, boxes: Sequence[Tensor], assignments: Sequence[Assignment]
+    ) -> Sequence[Assignment]:
+        """Complete the assignments of images by what only the host can decide, in one transfer for all of them."""
+        return assignments
 
-        second = None if assignment.second_matched is None else among_all(assignment.second_matched)
-        return Assignment(among_all(assignment.matched), assignment.num_candidates, second)
+    def _assign_on_host(self, priors: Priors, images: Sequence[ImageBoxes]) -> list[Assignment]:
+
+        def assign(images: Sequence[ImageBoxes]) -> list[tuple[Assignment, tuple[Tensor, ...]]]:
+            assignments = self.assign_images(priors.on_host, images)
+            return [(assignment, find_positive(assignment.matched)) for assignment in assignments]
+
+        assignments = call_on_host(assign, images, device=priors.coordinates.device)
+        for assignment, index in assignments:
+            remember_positive(assignment.matched, index)
+        return [assignment for assignment, _ in assignments]
 
     @abstractmethod
     def match(self, priors: Priors, boxes: Tensor, *args: Any, **kwargs: Any) -> Assignment:
@@ -139,8 +188,8 @@ class Assigner(ABC):
                 )
             if tensor is None or not num_priors or field == "num_candidates":
                 continue
-            if (highest := int(tensor.max())) >= num_boxes:
-                raise ValueError(f"{name}: match returned {field} {highest} of {num_boxes} boxes, counted from 0")
+            error = partial(_too_high_error, f"{name}: match returned {field}", tensor, num_boxes)
+            require(tensor.max() < num_boxes, error)
 
     def _assert_known(self, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> None:
         name = type(self).__name__
@@ -153,21 +202,47 @@ class Assigner(ABC):
             )
         if is_ignored.dtype != torch.bool:
             raise ValueError(f"{name}: is_ignored is {is_ignored.dtype}, expected torch.bool")
-        if not boxes.isfinite().all():
+
+        def make_error() -> ValueError:
             row = int((~boxes.isfinite()).any(dim=1).nonzero()[0])
-            raise ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
+            return ValueError(f"{name}: boxes[{row}] is {boxes[row].tolist()}; give finite corners")
+
+        require(boxes.isfinite(), make_error)
 
 
-def argmax_by_group(group: Tensor, value: Tensor, member: Tensor, num_groups: int) -> Tensor:
+def _too_high_error(returned: str, tensor: Tensor, num_boxes: int) -> ValueError:
+    return ValueError(f"{returned} {int(tensor.max())} of {num_boxes} boxes, counted from 0")
+
+
+def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> Assignment:
+    """Count boxes as in the image, of which `targets` are to be predicted; background `is_hidden` (P,) is ignored."""
+
+    def count(matched: Tensor) -> Tensor:
+        rows = matched
+        if len(targets):
+            rows = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
+        rows = torch.where((rows == BACKGROUND) & is_hidden, IGNORED, rows)
+        if (index := get_positive(matched)) is not None:
+            remember_positive(rows, index)
+        return rows
+
+    second = assignment.second_matched
+    return Assignment(count(assignment.matched), assignment.num_candidates, None if second is None else count(second))
+
+
+def argmax_by_group(
+    group: Tensor, value: Tensor, member: Tensor, num_groups: int, is_valid: Tensor | None = None
+) -> Tensor:
     """Argmax by group: the `member` (n,) int64 with the largest `value` (n,) of each group (num_groups,).
 
-    Ties go to the lowest. -1 for a group that is not in `group` (n,).
+    Ties go to the lowest. -1 for a group that is not in `group` (n,), where it `is_valid` (n,).
     """
+    value = value if is_valid is None else torch.where(is_valid, value, -torch.inf)
     highest = value.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, value, "amax")
-    is_best = value == highest[group]
+    is_best = value == highest[group] if is_valid is None else (value == highest[group]) & is_valid
     none = torch.iinfo(torch.int64).max
     winners = torch.full((num_groups,), none, device=value.device)
-    winners = winners.scatter_reduce(0, group[is_best], member[is_best], "amin")
+    winners = winners.scatter_reduce(0, group, torch.where(is_best, member, none), "amin")
     return torch.where(winners == none, -1, winners)
 
 

@@ -11,6 +11,7 @@ FreeAnchor: bags of anchors, from which training chooses. Source: Zhang et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -30,6 +31,7 @@ from sightline.compute.geometry.neighbours import nearest_neighbours
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import assert_installed
+from sightline.waits import call_on_host, is_free_to_read, remember_positive
 
 _MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""
@@ -75,17 +77,12 @@ class MaxIoU(Assigner):
         highest = torch.where(highest > 0, highest, torch.inf)  # a box without any overlap has no best anchor
         if self.low_quality is None:
             highest.fill_(torch.inf)
-        box, prior, num_claims = self._claims(priors, boxes, highest)
-        if self.low_quality == "detectron":
-            matched[prior] = best[prior]
-        else:
-            rank = box.to(highest.dtype) if self.low_quality == "overwrite" else highest[box]
-            owner = argmax_by_group(prior, rank, box, len(priors))
-            matched = torch.where(owner >= 0, owner, matched)
-        if self.low_quality == "guarantee":
-            matched = _with_every_box(matched, priors, boxes)
+        owner, num_claims = self._claims(priors, boxes, highest)
+        matched = torch.where(owner >= 0, best if self.low_quality == "detectron" else owner, matched)
         if self.boxes_per_prior == 1:
             return Assignment(matched, num_claims)
+        if self.low_quality == "guarantee":  # the second box depends on the first
+            matched = _with_every_box(matched, priors, boxes)
         other, best_other, _ = _best_boxes(priors, boxes, torch.where(matched >= 0, matched, best))
         return Assignment(matched, num_claims, self._by_thresholds(other, best_other))
 
@@ -93,19 +90,60 @@ class MaxIoU(Assigner):
         """Return the `box` (P,) of each anchor, IGNORED or BACKGROUND, by its `overlap` (P,) with the box."""
         return torch.where(overlap >= self.positive, box, torch.where(overlap >= self.negative, IGNORED, BACKGROUND))
 
-    def _claims(self, priors: Priors, boxes: Tensor, highest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the pairs of boxes and anchors with the box's `highest` IoU (M,), and box counts per anchor (P,).
+    def settle(
+        self, priors: Priors, boxes: Sequence[Tensor], assignments: Sequence[Assignment]
+    ) -> Sequence[Assignment]:
+        """Give boxes without an anchor one, if that is guaranteed: a linear assignment, which the host solves."""
+        if self.low_quality != "guarantee" or self.boxes_per_prior == 2 or not assignments:
+            return assignments
+        device = priors.coordinates.device
+        if is_free_to_read(priors.coordinates):
+            return [
+                assignment._replace(matched=_with_every_box(assignment.matched, priors, image_boxes))
+                if len(image_boxes)
+                else assignment
+                for assignment, image_boxes in zip(assignments, boxes, strict=True)
+            ]
+
+        def change(all_boxes: Sequence[Tensor], all_matched: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+            """Return the anchors that change, their boxes, and the anchors that then have one, of each image."""
+            changes = []
+            for image_boxes, narrow in zip(all_boxes, all_matched, strict=True):
+                before = narrow.long()
+                after = _with_every_box(before, priors.on_host, image_boxes) if len(image_boxes) else before
+                rows = (after != before).nonzero().flatten()
+                changes.append((rows, after[rows], (after >= 0).nonzero().flatten()))
+            return changes
+
+        narrow = [assignment.matched.int() for assignment in assignments]
+        settled = []
+        for assignment, change_of_image in zip(
+            assignments, call_on_host(change, boxes, narrow, device=device), strict=True
+        ):
+            rows, owners, positive = change_of_image
+            matched = assignment.matched.index_put((rows,), owners)
+            remember_positive(matched, (positive,))
+            settled.append(assignment._replace(matched=matched))
+        return settled
+
+    def _claims(self, priors: Priors, boxes: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the box (P,) that claims each anchor by its `highest` IoU (M,), or -1, and box counts (P,).
 
         The IoU is computed a second time: the whole matrix may be larger than the memory.
         """
-        pairs, counts = [], []
+        rank = torch.arange(len(boxes), device=boxes.device) if self.low_quality == "overwrite" else highest
+        rank, owners, counts = rank.to(highest.dtype), [], []
         for part in column_blocks(len(boxes), len(priors), boxes.device):
             overlap = pairwise_iou(boxes, priors.coordinates[part])
             is_best = overlap == highest[:, None]
             counts.append(((overlap >= self.positive) | is_best).sum(dim=0))
-            pairs.append(is_best.nonzero() + is_best.new_tensor([0, part.start], dtype=torch.int64))
-        box, prior = torch.cat(pairs).unbind(dim=1)
-        return box, prior, torch.cat(counts)
+            if is_free_to_read(boxes):
+                box, prior = is_best.nonzero(as_tuple=True)
+                owners.append(argmax_by_group(prior, rank[box], box, overlap.shape[1]))
+            else:
+                value, box = torch.where(is_best, rank[:, None], -torch.inf).max(dim=0)
+                owners.append(torch.where(value > -torch.inf, box, -1))
+        return torch.cat(owners), torch.cat(counts)
 
 
 def _best_boxes(priors: Priors, boxes: Tensor, besides: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,10 +248,11 @@ class ATSS(Assigner):
         overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
         inside = encode_distances(priors.centres[candidates], boxes[:, None]).amin(dim=2) > _MIN_INSIDE_PX
-        box, candidate = ((overlap >= limit[:, None]) & inside).nonzero(as_tuple=True)
-        prior = candidates[box, candidate]
-        matched = argmax_by_group(prior, overlap[box, candidate], box, len(priors))
-        num_claims = torch.zeros_like(matched).index_add_(0, prior, torch.ones_like(prior))
+        is_positive = ((overlap >= limit[:, None]) & inside).flatten()
+        box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates).flatten()
+        prior = candidates.flatten()
+        matched = argmax_by_group(prior, overlap.flatten(), box, len(priors), is_positive)
+        num_claims = torch.zeros_like(matched).index_add_(0, prior, is_positive.long())
         return Assignment(torch.where(matched >= 0, matched, BACKGROUND), num_claims)
 
     def _candidates(self, priors: Priors, boxes: Tensor) -> Tensor:

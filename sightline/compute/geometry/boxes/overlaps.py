@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.boxes.box_kernels import pairwise_ioa_kernel, pairwise_iou_kernel
 from sightline.compute.numba_kernels import NumbaKernel, can_use_numba, run_parallel
+from sightline.waits import send_list
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""
@@ -187,9 +188,10 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 """Upper bound of the predicted log ratio: a decoded box is at most 1000 / 16 times as wide and high as its prior."""
 
 DeltaWeights = tuple[float, float, float, float]
+_ALL_ONE: DeltaWeights = (1.0, 1.0, 1.0, 1.0)
 
 
-def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = _ALL_ONE) -> Tensor:
     """Encode boxes as box deltas: centre offsets in prior sizes and log ratios of the sizes, each times its weight.
 
     `priors` and `boxes` (..., 4) -> (..., 4); a side of 0 counts as the least positive number. Source: Girshick et al.
@@ -197,16 +199,18 @@ def encode_deltas(priors: Tensor, boxes: Tensor, *, weights: DeltaWeights = (1.0
     """
     prior_sizes, sizes = _positive_sizes(priors), _positive_sizes(boxes)
     offsets = (box_centres(boxes) - box_centres(priors)) / prior_sizes
-    return torch.cat([offsets, (sizes / prior_sizes).log()], dim=-1) * offsets.new_tensor(weights)
+    deltas = torch.cat([offsets, (sizes / prior_sizes).log()], dim=-1)
+    return deltas if weights == _ALL_ONE else deltas * send_list(weights, deltas.device, deltas.dtype)
 
 
-def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode_deltas(priors: Tensor, deltas: Tensor, *, weights: DeltaWeights = _ALL_ONE) -> Tensor:
     """Decode box deltas: priors (..., 4), deltas (..., 4) -> boxes (..., 4).
 
     The inverse of `encode_deltas`, with log ratios of at most `MAX_LOG_RATIO`.
     """
     deltas = promote_to_float32(deltas)
-    deltas = deltas / deltas.new_tensor(weights)
+    if weights != _ALL_ONE:
+        deltas = deltas / send_list(weights, deltas.device, deltas.dtype)
     sizes = box_sizes(priors)
     centres = box_centres(priors) + deltas[..., :2] * sizes
     half = sizes * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() / 2

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sightline.compute.geometry.boxes.overlaps import box_areas, column_blocks, giou, pairwise_iou
+from sightline.waits import expect
 
 PriorKind = Literal["anchors", "points"]
 BACKGROUND = -1
@@ -87,6 +88,11 @@ class Priors:
         """Slice of the rows of each level."""
         ends = itertools.accumulate(self.num_per_level, initial=0)
         return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+    @cached_property
+    def on_host(self) -> Priors:
+        """The same priors on the host (cached)."""
+        return replace(self, coordinates=self.coordinates.cpu())
 
     @cached_property
     def prior_level(self) -> Tensor:
@@ -338,7 +344,7 @@ def anchor_bags(anchors: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tens
         overlap = pairwise_iou(boxes[part], anchors)
         best, bag = overlap.topk(size, dim=1)
         is_short = (best == 0).any(dim=1)
-        if is_short.any():
+        if not expect(~is_short):
             short = overlap[is_short]
             far = giou(boxes[part][is_short, None], anchors) - 1  # below any IoU
             bag[is_short] = torch.where(short > 0, short, far).topk(size, dim=1).indices
