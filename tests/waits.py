@@ -85,7 +85,11 @@ class _Readings(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if name in _READING or name in _SENDING or (name in _MAKING and (kwargs or {}).get("device") is not None):
+        if (
+            name in _READING
+            or name in _SENDING
+            or (name in _MAKING and (kwargs or {}).get("device") not in (None, "cpu"))
+        ):
             self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))
 

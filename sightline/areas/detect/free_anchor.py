@@ -22,6 +22,10 @@ from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
+from sightline.waits import expect, is_free_to_read, read_list, send_list
+
+_MAX_DENSE = 2**22
+"""Predictions of an image up to which all are computed on a device, instead of waiting for those near boxes."""
 
 
 class _BoxesLoss(Loss):
@@ -73,11 +77,14 @@ class FreeAnchorPositive(_BoxesLoss):
         _assert_anchors("free_anchor_positive", priors)
         total = promote_to_float32(logits[:0]).sum() + promote_to_float32(codes[:0]).sum()
         for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
-            member = (target[image] >= 0).nonzero().flatten()
-            image_boxes = image_boxes.to(priors.dtype)
-            bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+            image_boxes, is_member = image_boxes.to(priors.dtype), target[image] >= 0
+            if is_free_to_read(target) or not expect(is_member.sum() >= self.bag_size):
+                member = is_member.nonzero().flatten()
+                bags = member[anchor_bags(priors[member], image_boxes, self.bag_size)[0]]
+            else:
+                bags = anchor_bags(priors, image_boxes, self.bag_size, is_member)[0]
             true = encode_deltas(priors[bags], image_boxes[:, None], weights=self.delta_weights)
-            predicted = promote_to_float32(codes[image, bags]) * true.new_tensor(self.delta_weights)
+            predicted = promote_to_float32(codes[image, bags]) * send_list(self.delta_weights, true.device, true.dtype)
             distance = functional.smooth_l1_loss(predicted, true, reduction="none", beta=self.beta).sum(dim=2)
             log_p = functional.logsigmoid(promote_to_float32(logits[image, bags, classes[:, None]]))
             total = total + self.alpha * bag_losses(log_p - self.box_weight * distance).sum().to(total.dtype)
@@ -126,17 +133,32 @@ class FreeAnchorNegative(_BoxesLoss):
         for image, image_boxes, classes in _iterate_images(boxes, label, is_ignored, box_offsets):
             with torch.no_grad():
                 predicted = decode_boxes(priors, codes[image])
-                prior, kind, p = self._detection_probabilities(predicted, image_boxes.to(predicted.dtype), classes)
-            is_counted = weight[image, prior, kind] > 0
-            prior, kind, p = prior[is_counted], kind[is_counted], p[is_counted]
-            weight[image, prior, kind] = 0
-            value = promote_to_float32(logits[image, prior, kind])
+                arguments = predicted, image_boxes.to(predicted.dtype), classes
+                if is_free_to_read(target) or logits[image].numel() > _MAX_DENSE:
+                    prior, kind, p = self._detection_probabilities(*arguments)
+                    is_counted = weight[image, prior, kind] > 0
+                    p, place = p[is_counted], (image, prior[is_counted], kind[is_counted])
+                    is_counted = is_counted[is_counted]
+                else:
+                    p, place = self._all_detection_probabilities(*arguments, logits.shape[2]), (image,)
+                    is_counted = (weight[image] > 0) & (p > 0)
+                    p = torch.where(is_counted, p, 0.0)
+            weight[place] = torch.where(is_counted, 0.0, weight[place])
+            value = promote_to_float32(logits[place])
             log_class, log_rest = functional.logsigmoid(value), functional.logsigmoid(-value)
             log_q, log_other = log_class + (1 - p).log(), torch.logaddexp(log_rest, log_class + p.log())
-            terms.append((-(self.gamma * log_q).exp() * log_other).sum())
+            terms.append(torch.where(is_counted, -(self.gamma * log_q).exp() * log_other, 0.0).sum())
         none = torch.zeros((), dtype=torch.bool, device=logits.device)
         plain = sigmoid_focal(logits, none, alpha=None, gamma=self.gamma, weight=weight)
         return (1 - self.alpha) / self.bag_size * torch.stack([plain, *terms]).sum()
+
+    def _all_detection_probabilities(self, predicted: Tensor, boxes: Tensor, classes: Tensor, count: int) -> Tensor:
+        """Return the probability (P, count) that a prior detects a box of each class, without waiting for a device."""
+        blocks = column_blocks(len(boxes), len(predicted), boxes.device)
+        overlap = torch.cat([pairwise_iou(boxes, predicted[part]) for part in blocks], dim=1)
+        p = (overlap - self.least_iou) / (overlap.amax(dim=1, keepdim=True) - self.least_iou)
+        p = torch.where(overlap > self.least_iou, p, 0.0)
+        return p.new_zeros(count, p.shape[1]).scatter_reduce(0, classes[:, None].expand_as(p), p, "amax").T
 
     def _detection_probabilities(
         self, predicted: Tensor, boxes: Tensor, classes: Tensor
@@ -146,9 +168,9 @@ class FreeAnchorNegative(_BoxesLoss):
         for part in column_blocks(len(boxes), len(predicted), boxes.device):
             overlap = pairwise_iou(boxes, predicted[part])
             best = torch.maximum(best, overlap.amax(dim=1))
-            overlapping = (overlap > self.least_iou).nonzero()
-            pairs.append(overlapping + overlapping.new_tensor([0, part.start]))
-            values.append(overlap[overlapping[:, 0], overlapping[:, 1]])
+            box, prior = (overlap > self.least_iou).nonzero(as_tuple=True)
+            pairs.append(torch.stack([box, prior + part.start], dim=1))
+            values.append(overlap[box, prior])
         box, prior = torch.cat(pairs).unbind(dim=1)
         p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
         keys, group = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
@@ -165,7 +187,8 @@ def _iterate_images(
     boxes: Tensor, label: Tensor, is_ignored: Tensor, offsets: Tensor
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Iterate over the images with boxes that are not ignored: their boxes and classes."""
-    for image, (first, last) in enumerate(pairwise(offsets.tolist())):
-        is_counted = ~is_ignored[first:last]
-        if is_counted.any():
-            yield image, boxes[first:last][is_counted], label[first:last][is_counted]
+    flags = read_list(is_ignored)
+    for image, (first, last) in enumerate(pairwise(read_list(offsets))):
+        rows = send_list([row for row in range(first, last) if not flags[row]], boxes.device)
+        if len(rows):
+            yield image, boxes[rows], label[rows]
