@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from torch import Tensor
 
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
+from sightline.engine.build import build
+from sightline.engine.device import to_device
+from sightline.engine.distributed import World
+from sightline.engine.step import StepTimer
+from sightline.engine.train import StepTotals, train_step
 from tests.processes import ROOT
 
 RECIPES = sorted(
@@ -64,10 +72,19 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "point_transformer_dense": {"num_blocks": [1, 1], "num_neighbours": 8, "width": 32},
     "pointnet2": _BALLS,
     "pointnet2_parts": _BALLS,
+    "resnet18": {"width": 8},
+    "resnet50": {"width": 8},
+    "cspdarknet": {"width": 8},
+    "fpn": {"width": 16},
+    "retina": {"num_convs": 1},
+    "retina_emd": {"num_convs": 1},
+    "fcos": {"num_convs": 1},
+    "rangenet53": {"width": 8},
+    "salsanext": {"width": 8},
     "vit": {"size_px": 48},
     "vit_small": {"size_px": 48},
 }
-"""Arguments that fit each model to so few points."""
+"""Arguments that fit each model to so few points, and narrow images' networks."""
 
 
 def _kind(config: RunConfig, recipe: str) -> str:
@@ -84,7 +101,7 @@ def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
     path = ROOT / "configs" / f"{recipe}.yaml"
     shipped = read_config(path)
     block = to_plain(shipped.model)
-    for part in (block, block.get("points", {}), block.get("images", {})):
+    for part in (block, *(block.get(key, {}) for key in ("points", "images", "backbone", "neck", "head"))):
         part.update(_SMALLER.get(part.get("name"), {}))
     stand_in = _STAND_INS[_kind(shipped, recipe)]
     if to_plain(shipped.data).get("normals") == "file":
@@ -97,3 +114,24 @@ def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
     small.write_text(yaml.safe_dump({"base": str(path), "init": None, "model": block, "losses": losses, **stand_in}))
     few = (f"train.batch_size={BATCH_SIZE}", "train.steps=2", "loader.workers=0", "evaluate.select=test")
     return read_config(small, (*few, *overrides))
+
+
+class SmallStep:
+    """A recipe's training on small data, its first micro-batches, and steps on them."""
+
+    def __init__(self, recipe: str, folder: Path, *overrides: str) -> None:
+        torch.manual_seed(0)
+        self.job = build(small_recipe(recipe, folder, *overrides), World()).job
+        with contextlib.closing(self.job.stream.iterate(0, 1)) as steps:
+            self.micro_batches = next(steps)
+
+    def run(self) -> StepTotals:
+        dtype = self.job.precision.parameter_dtype
+        sent = [to_device(batch, torch.device("cpu"), float_dtype=dtype) for batch in self.micro_batches]
+        timer = StepTimer(self.job.task, remainder="loss")
+        return train_step(self.job, self.job.model, sent, World(), timer)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Gradients, weights and buffers."""
+        gradients = {f"gradient of {n}": p.grad for n, p in self.job.model.named_parameters() if p.grad is not None}
+        return gradients | dict(self.job.model.state_dict())

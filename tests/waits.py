@@ -31,11 +31,11 @@ _WAITING = {
 """Operations whose result the host reads, or whose output has a size that only the device knows."""
 _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
 _READING = {"__array__", "cpu", "numpy", "tolist"}
-_LINES = False
 _OF_HOST = "of the host"
 _SENDING = {"new_tensor"}
+"""Copies numbers of the host to a tensor's device: the host waits until the copy is done."""
 _MAKING = {"as_tensor", "asarray", "from_numpy", "tensor"}
-"""Functions that copy numbers of the host to the device that they name: the host waits until the copy is done."""
+"""Functions that do so if they name a device."""
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ class _Operations(TorchDispatchMode):
         name = function.name().split(".")[0]
         has_mask = name in _INDEXING and any(isinstance(i, Tensor) and i.dtype == torch.bool for i in args[1])
         if name == "aten::repeat_interleave" and (kwargs or {}).get("output_size") is not None:
-            name = "known size"
+            name = "of a known size"
         if name in _WAITING or has_mask:
             self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))
@@ -85,11 +85,8 @@ class _Readings(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")
-        if (
-            name in _READING
-            or name in _SENDING
-            or (name in _MAKING and (kwargs or {}).get("device") not in (None, "cpu"))
-        ):
+        is_sent = name in _MAKING and (kwargs or {}).get("device") not in (None, "cpu")
+        if is_sent or name in _READING or name in _SENDING:
             self._waits[_locate(name)] += 1
         return function(*args, **(kwargs or {}))
 
@@ -100,6 +97,6 @@ def _locate(operation: str) -> str:
     outside = [frame for frame in frames if not frame.filename.endswith("/sightline/waits.py")]
     names = [frame.name for frame in frames]
     is_of_host = "send" in names[-1:] or ("call_on_host" in names and "_fetch" not in names)
-    if is_of_host or not outside or (outside[-1].filename.endswith("detect.py") and outside[-1].name == "outputs"):
+    if is_of_host or (outside and outside[-1].filename.endswith("detect.py") and outside[-1].name == "outputs"):
         return _OF_HOST  # `outputs` reads the maps' sizes, which the detector states on the host
-    return f"{operation} at {outside[-1].filename.rpartition('/sightline/')[2]}{(':' + str(outside[-1].lineno)) if _LINES else ''}"
+    return f"{operation} at {outside[-1].filename.rpartition('/sightline/')[2]}" if outside else operation

@@ -23,7 +23,7 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
-from sightline.waits import DeviceCheck, RepeatStep, deferred_checks, is_free_to_read, send
+from sightline.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 
 _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
@@ -166,7 +166,7 @@ def train_step(
     try:
         with deferred_checks() as checks:
             return _compute_step(*arguments, checks=checks)
-    except RepeatStep:
+    except RepeatStepError:
         for buffer, values in buffers:
             buffer.copy_(values)
         torch.set_rng_state(random_states[0])
@@ -217,7 +217,7 @@ def _compute_step(
     counts = {} if step_counts is None else step_counts(step.contexts)
     extra = {_SAMPLES: sum(sizes), _STOP: float(stop_requested)} | {_COUNT_PREFIX + n: c for n, c in counts.items()}
     if checks is not None:
-        rare = (~check.holds for check in checks if check.make_error is RepeatStep)
+        rare = (~check.holds for check in checks if check.make_error is RepeatStepError)
         extra[_RARE] = sum(rare, torch.zeros((), device=job.device))
     totals = world.all_reduce_sum(
         sums | {name: torch.as_tensor(number).double() for name, number in extra.items()}, operation="losses"
@@ -225,10 +225,10 @@ def _compute_step(
     means = {name: divide_by_count(totals[name], step.counts[name]) for name in sums}
     numbers = _read_numbers(
         {**totals, **{_MEAN_PREFIX + n: m for n, m in means.items()}, _NORM: grad_norm},
-        [check for check in checks or () if check.make_error is not RepeatStep],
+        [check for check in checks or () if check.make_error is not RepeatStepError],
     )
     if numbers.get(_RARE):
-        raise RepeatStep
+        raise RepeatStepError
     is_finite = math.isfinite(numbers[_NORM])
     if not is_finite and not _may_be_skipped(job, [numbers[name] for name in sums]):
         raise NonFiniteGradientError(job, micro_batches, step.counts, totals, grad_norm)

@@ -19,8 +19,8 @@ class DeviceCheck(NamedTuple):
     make_error: Callable[[], Exception]
 
 
-class RepeatStep(Exception):
-    """Signal that a case was met that `expect` excluded: the step has to be computed again, without deferred checks."""
+class RepeatStepError(Exception):
+    """Error for a case that `expect` excluded: the step has to be computed again, without deferred checks."""
 
 
 _FREE_DEVICES = frozenset({"cpu"})
@@ -45,11 +45,11 @@ def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
 def expect(holds: Tensor) -> bool:
     """Return True if all of `holds` (...) are True, for a rare case that needs other work.
 
-    In `deferred_checks`, a device's values are taken as expected, and `RepeatStep` is the error if they are not.
+    In `deferred_checks`, a device's values are taken as expected, and `RepeatStepError` is the error if they are not.
     """
     if _deferred is None or is_free_to_read(holds):
         return bool(holds.all())
-    _deferred.append(DeviceCheck(holds.all(), RepeatStep))
+    _deferred.append(DeviceCheck(holds.all(), RepeatStepError))
     return True
 
 
@@ -81,8 +81,8 @@ def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = 
 
 def read_list(values: Tensor) -> list[Any]:
     """Read values (...) as a list, nested like them; waits for the device unless `send` sent them unchanged."""
-    version, known = getattr(values, "_host_values", (None, None))
-    return known if version == _version(values) else values.tolist()  # type: ignore[no-any-return]
+    version, known = getattr(values, "_host_values", (None, []))
+    return known if version == _version(values) else values.tolist()
 
 
 def call_on_host(function: Callable[..., Any], *arguments: Any, device: torch.device) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,10 +138,11 @@ class FreeAnchorNegative(_BoxesLoss):
                 if is_free_to_read(target) or logits[image].numel() > _MAX_DENSE:
                     prior, kind, p = self._detection_probabilities(*arguments)
                     is_counted = weight[image, prior, kind] > 0
-                    p, place = p[is_counted], (image, prior[is_counted], kind[is_counted])
+                    p, prior, kind = p[is_counted], prior[is_counted], kind[is_counted]
+                    place: Any = (image, prior, kind)
                     is_counted = is_counted[is_counted]
                 else:
-                    p, place = self._all_detection_probabilities(*arguments, logits.shape[2]), (image,)
+                    p, place = self._all_detection_probabilities(*arguments, logits.shape[2]), image
                     is_counted = (weight[image] > 0) & (p > 0)
                     p = torch.where(is_counted, p, 0.0)
             weight[place] = torch.where(is_counted, 0.0, weight[place])

@@ -160,7 +160,8 @@ class Detect(Supervised):
         predictions = (
             self._predict_priors(model, batch) if AssignerMembers.needs_predictions.get(self._assigner) else None
         )
-        targets, boxes, densities, second, positive = [], [], [], [], []
+        targets, boxes, densities, second = [], [], [], []
+        positive: list[tuple[Tensor, ...]] = []
         is_matched = torch.zeros(len(batch["boxes"]) + 1, dtype=torch.bool, device=batch["boxes"].device)
         slices = _image_slices(batch["box_offsets"])
         for rows, (matched, _, other) in zip(slices, self._assign(priors, batch, slices, predictions), strict=True):
@@ -170,7 +171,8 @@ class Detect(Supervised):
                 matched.clamp(min=-1),
             )  # priors without a box get the last row, of zeros
             is_matched.scatter_(0, torch.where(has_box, matched + rows.start, -1) % len(is_matched), True)
-            positive.append(get_positive(matched))
+            if (index := get_positive(matched)) is not None:
+                positive.append(index)
             targets.append(torch.where(has_box, functional.pad(batch["label"][rows], (0, 1))[box_index], matched))
             boxes.append(functional.pad(image_boxes, (0, 0, 0, 1))[box_index])
             densities.append(
@@ -180,7 +182,7 @@ class Detect(Supervised):
                 second.append(torch.where(other >= 0, other + rows.start, other))
                 is_matched.scatter_(0, second[-1].clamp(min=-1) % len(is_matched), True)
         target = torch.stack(targets)
-        if None not in positive:
+        if len(positive) == len(targets):
             remember_positive(target, _join_images(positive))
         return {
             **({"second_match": torch.stack(second)} if second else {}),
@@ -195,7 +197,7 @@ class Detect(Supervised):
     def _assign(
         self, priors: Priors, batch: Batch, slices: Sequence[slice], predictions: Sequence[PriorPredictions] | None
     ) -> Sequence[Assignment]:
-        """Assign the boxes of each image: one by one, or all at once on a device, for which the host then waits less."""
+        """Assign the boxes of each image: one by one, or all at once on a device, so that the host waits less."""
         boxes = [batch["boxes"][rows].to(priors.coordinates) for rows in slices]
         flags = [batch["is_ignored"][rows] for rows in slices]
         more: Sequence[tuple[Any, ...]] = [()] * len(slices)

@@ -126,8 +126,8 @@ def as_dense(points: Tensor, features: Tensor | None, offsets: Tensor | None) ->
     sizes = [last - first for first, last in pairwise(bounds)]
     if len({*sizes}) > 1:
         raise ValueError(
-            f"offsets: found clouds of {min(sizes)} to {max(sizes)} points in one batch, this model takes clouds of one "
-            "size; let a transform choose as many of each (sample_points), or take a model for ragged clouds"
+            f"offsets: found clouds of {min(sizes)} to {max(sizes)} points in one batch, this model takes clouds of "
+            "one size; let a transform choose as many of each (sample_points), or take a model for ragged clouds"
         )
     shape = (len(sizes), sizes[0], -1)
     return points.view(shape), None if features is None else features.view(shape)

@@ -107,7 +107,7 @@ class MaxIoU(Assigner):
 
         def change(all_boxes: Sequence[Tensor], all_matched: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
             """Return the anchors that change, their boxes, and the anchors that then have one, of each image."""
-            changes = []
+            changes: list[tuple[Tensor, ...]] = []
             for image_boxes, narrow in zip(all_boxes, all_matched, strict=True):
                 before = narrow.long()
                 after = _with_every_box(before, priors.on_host, image_boxes) if len(image_boxes) else before
