@@ -9,6 +9,7 @@ Centre refinement: a network predicts the offset from a depth frame's reference 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
@@ -117,6 +118,12 @@ class Supervised:
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to predictions: the outputs themselves, unless a task overrides this."""
         return outputs
+
+    def with_one_loss(self, name: str) -> Supervised:
+        """Copy the task with the loss `name` alone."""
+        copied = copy.copy(self)
+        copied._counts, copied._terms = {name: self._counts[name]}, {name: self._terms[name]}
+        return copied
 
     def _sums(self, batch: Batch, outputs: dict[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
         return {name: term(batch, outputs, context) for name, term in self._terms.items()}

@@ -57,6 +57,7 @@ TO_END = "every check of this run to finish"
 """Expected value in the finding of a check that could not run."""
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
+_READING_S, _QUICK_READING_S = 0.5, 0.125
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
@@ -113,7 +114,8 @@ class Context:
     @cached_property
     def statistics(self) -> list[PartStatistics]:
         """Statistics of samples of each split (cached; samples are read on first use)."""
-        return [collect_statistics(part, seed=self.config.seed) for part in distinct_parts(self.built.data)]
+        parts, seed = distinct_parts(self.built.data), self.config.seed
+        return [collect_statistics(part, seed=seed, most_seconds=self.reading_s) for part in parts]
 
     @cached_property
     def class_counts(self) -> list[ClassCounts | None]:
@@ -189,6 +191,11 @@ class Context:
     @cached_property
     def _thorough(self) -> dict[int, PartStatistics]:
         return {}
+
+    @property
+    def reading_s(self) -> float:
+        """CPU time of this thread for the samples that a check reads of a split."""
+        return _READING_S if self.is_thorough else _QUICK_READING_S
 
     @property
     def is_thorough(self) -> bool:

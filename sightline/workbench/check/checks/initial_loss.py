@@ -24,7 +24,7 @@ from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, i
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.losses import nt_xent
-from sightline.workbench.check.oracles.results import FixedOutputs, loss_counts
+from sightline.workbench.check.oracles.results import FixedOutputs, loss_counts, task_with
 
 _NUM_PERMUTATIONS = 100
 _MIN_PERMUTATIONS = 50
@@ -55,14 +55,15 @@ class _Case:
         job, device = self.context.built.job, self.context.world.device
         with torch.no_grad():
             sums, counts = compute_batch_losses(
-                job.task, FixedOutputs(self.outputs), self._batch(label), device, job.precision
+                task_with(job, self.name), FixedOutputs(self.outputs), self._batch(label), device, job.precision
             )
         return float(sums[self.name]), float(counts[self.name])
 
     def count(self, label: Tensor) -> float:
         """Return the configured loss's count for these labels."""
         with torch.no_grad():
-            counts = loss_counts(self.context.built.job, self._batch(label), self.outputs, self.context.world.device)
+            job, device = self.context.built.job, self.context.world.device
+            counts = loss_counts(job, self._batch(label), self.outputs, device, loss=self.name)
         return counts[self.name]
 
     def _batch(self, label: Tensor) -> Batch:
@@ -221,6 +222,8 @@ def _dependence_faults(case: _Case, measured: float) -> Iterator[Fault]:
     while len(values) < _NUM_PERMUTATIONS and compute_seconds() - start_seconds < _MAX_SECONDS:
         table = torch.from_numpy(draws.permutation(case.num_classes)).to(case.label.device)
         values.append(case.mean(case.relabel(table)))
+        if (compute_seconds() - start_seconds) / len(values) * _MIN_PERMUTATIONS > _MAX_SECONDS and len(values) > 2:
+            return  # there is no time for as many as are needed
     mean, std = float(np.mean(values)), float(np.std(values))
     if len(values) < _MIN_PERMUTATIONS or not math.isfinite(std) or std <= 1e-9 * max(1.0, abs(mean)):
         return

@@ -26,7 +26,7 @@ from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.core.finding import Fault
 
-_MAX_SAMPLES = 256
+_MIN_SAMPLES, _MAX_SAMPLES = 4, 256
 _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
 _MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
@@ -198,7 +198,10 @@ def collect_statistics(
     most_samples: int = _MAX_SAMPLES,
     most_seconds: float = _MAX_SECONDS,
 ) -> PartStatistics:
-    """Collect statistics of up to 256 evenly spaced samples of a split, before transforms, within half a second."""
+    """Collect statistics of up to 256 evenly spaced samples of a split, before transforms, within half a second.
+
+    Four samples are read in any time.
+    """
     result = PartStatistics(part)
     start_seconds, start_time = compute_seconds(), time.perf_counter()
     for keys in _split_reads(part, evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
@@ -210,7 +213,8 @@ def collect_statistics(
         for key, sample in zip(keys, samples, strict=True):
             _add_sample(result, key.index, sample)
         max_wait = _MAX_WAIT_SECONDS / _MAX_SECONDS * most_seconds
-        if compute_seconds() - start_seconds > most_seconds or time.perf_counter() - start_time > max_wait:
+        is_late = compute_seconds() - start_seconds > most_seconds or time.perf_counter() - start_time > max_wait
+        if is_late and result.num_sampled >= _MIN_SAMPLES:
             break
     return result
 

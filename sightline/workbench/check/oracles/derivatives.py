@@ -280,8 +280,8 @@ def _fit_squares(
     target_key = _find_target_key(batch, target, weight)
     if target_key is not None:
         target = torch.where(weight > 0, batch[target_key].double(), 0.0)
-    count = loss_counts(job, batch, outputs)[name]
-    is_learned = loss_sums(job, batch, {**outputs, key: output})[name].requires_grad
+    count = loss_counts(job, batch, outputs, loss=name)[name]
+    is_learned = loss_sums(job, batch, {**outputs, key: output}, loss=name)[name].requires_grad
     return SquaredErrorLoss(name, key, target_key, output, target, weight, count, is_learned)
 
 
@@ -289,7 +289,7 @@ def _compute_gradient(
     job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str, key: str, point: Tensor
 ) -> tuple[float, Tensor | None]:
     output = point.detach().clone().requires_grad_(True)
-    total = loss_sums(job, batch, {**outputs, key: output})[name]
+    total = loss_sums(job, batch, {**outputs, key: output}, loss=name)[name]
     if not total.requires_grad:
         return float(total.detach()), None
     (gradient,) = torch.autograd.grad(total, [output], allow_unused=True)

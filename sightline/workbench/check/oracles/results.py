@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sightline.contract import pytree
 from sightline.contract.types import Batch
-from sightline.engine.step import compute_batch_losses, single_batch_step
+from sightline.engine.step import Task, compute_batch_losses, single_batch_step
 from sightline.engine.train import TrainState
+from sightline.parts.tasks.supervised import Supervised
 
 FORWARD = 1e-10
 """Maximum error of a float64 output against its NumPy reference, relative to the largest value or 1."""
@@ -128,15 +129,29 @@ class FixedOutputs(nn.Module):
         return self._outputs
 
 
-def loss_sums(job: TrainState, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Compute the sum of each loss for some outputs, differentiable."""
-    sums, _ = compute_batch_losses(job.task, FixedOutputs(outputs), batch, _CPU)
+def task_with(job: TrainState, loss: str | None) -> Task:
+    """Return the task with one loss, which is all that is computed then; the task itself if it cannot divide them."""
+    if loss is not None and isinstance(job.task, Supervised) and loss in job.task._terms:
+        return job.task.with_one_loss(loss)
+    return job.task
+
+
+def loss_sums(
+    job: TrainState, batch: Batch, outputs: Mapping[str, Any], *, loss: str | None = None
+) -> dict[str, Tensor]:
+    """Compute the sum of each loss, or of one, for some outputs, differentiable."""
+    sums, _ = compute_batch_losses(task_with(job, loss), FixedOutputs(outputs), batch, _CPU)
     return dict(sums)
 
 
 def loss_counts(
-    job: TrainState, batch: Batch, outputs: Mapping[str, Any], device: torch.device = _CPU
+    job: TrainState,
+    batch: Batch,
+    outputs: Mapping[str, Any],
+    device: torch.device = _CPU,
+    *,
+    loss: str | None = None,
 ) -> dict[str, float]:
-    """Compute the count of each loss, by which its sum is divided."""
-    step = single_batch_step(job.task, FixedOutputs(outputs), batch, device)
+    """Compute the count of each loss, or of one, by which its sum is divided."""
+    step = single_batch_step(task_with(job, loss), FixedOutputs(outputs), batch, device)
     return {name: float(count) for name, count in step.counts.items()}

@@ -29,7 +29,6 @@ from sightline.workbench.check.core.sample_statistics import describe_sample
 
 _MAX_SAMPLES = 32
 _MAX_BYTES = 2**26
-_MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
 _MAX_WAIT_S = 2.0  # wall-clock time: a disk may be slow
 _NUM_READS = 3
 
@@ -61,7 +60,7 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
     """
     digests = _digest_arrays(part)
     try:
-        reads = _Reads(part, context.config.seed)
+        reads = _Reads(part, context.config.seed, context.reading_s)
         drift = reads.find_drift()
     except Exception:  # noqa: BLE001 - a part that cannot be read is what the check `first-step` reports
         return None
@@ -90,16 +89,18 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
 class _Reads:
     """Repeated reads of up to 32 samples spread over a part; fewer if they are large or slow to read."""
 
-    def __init__(self, part: DataSubset, seed: int) -> None:
+    def __init__(self, part: DataSubset, seed: int, max_seconds: float) -> None:
         self.part = part
         self._generators = find_generators(part)
         cpu_start, wall_start = compute_seconds(), time.perf_counter()
         sample = self.read(SampleKey(int(part.indices[0]), 0, seed))
-        share = max((compute_seconds() - cpu_start) / _MAX_SECONDS, (time.perf_counter() - wall_start) / _MAX_WAIT_S)
+        share = max((compute_seconds() - cpu_start) / max_seconds, (time.perf_counter() - wall_start) / _MAX_WAIT_S)
         num_bytes = sum(tensor.nbytes for tensor in sample.values())
         limits = (_MAX_SAMPLES, _MAX_BYTES // max(1, num_bytes), int(1 / (_NUM_READS * share)))
         count = max(2, min(limits))
-        self.keys = [SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(count)]
+        keys = [SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(count)]
+        self.keys = [*keys[::3], *keys[1::3], *keys[2::3]]  # the first of them are spread, too
+        self._max_seconds = max_seconds / _NUM_READS
 
     @property
     def extent(self) -> str:
@@ -115,7 +116,13 @@ class _Reads:
 
     def find_drift(self) -> Drift | None:
         """Find the first sample and field whose bits differ in a later read."""
-        first_reads = [self.read(key) for key in self.keys]
+        first_reads: list[Tensors] = []
+        started = compute_seconds()
+        while len(first_reads) < len(self.keys) and (
+            len(first_reads) < 2 or compute_seconds() - started < self._max_seconds
+        ):
+            first_reads.append(self.read(self.keys[len(first_reads)]))
+        self.keys = self.keys[: len(first_reads)]
         for number in range(1, _NUM_READS):
             for key, before in zip(self.keys, first_reads, strict=True):
                 after = self.read(key)

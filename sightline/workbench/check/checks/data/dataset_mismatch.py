@@ -84,7 +84,7 @@ def sample_clouds(part: DataSubset, config: RunConfig, *, is_training: bool = Fa
     clouds: list[np.ndarray] = []
     labels: list[int] = []
     sizes: list[float] = []
-    chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed)
+    chunks = evenly_spaced_keys(part, epoch=0, seed=config.seed) if "points" in reader.keys else iter(())
     reads = (read for keys in chunks for read in ([[key] for key in keys] if is_ragged else [keys]))
     started = compute_seconds()
     for keys in reads:  # between two checks of the time limit: one sample, or a chunk
