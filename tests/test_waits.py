@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from sightline.compute import numba_kernels
-from sightline.engine import train as training
-from sightline.parts.losses.classification import lovasz_of_image, masked_lovasz_of_image
-from sightline.waits import (
+from sightline.compute.waits import (
     RepeatStepError,
     call_on_host,
     deferred_checks,
@@ -23,6 +21,8 @@ from sightline.waits import (
     send,
     send_list,
 )
+from sightline.engine import train as training
+from sightline.parts.losses.classification import lovasz_of_image, masked_lovasz_of_image
 from tests.marks import long_but
 from tests.processes import ROOT
 from tests.recipe_steps import RECIPES, SmallStep

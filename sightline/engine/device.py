@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compute.waits import send
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError
-from sightline.waits import send
 
 
 def to_device(

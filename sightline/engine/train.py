@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sightline.compute.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 from sightline.contract.errors import RunError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
@@ -23,7 +24,6 @@ from sightline.engine.learnt_losses import LearntLosses, combine_modules, module
 from sightline.engine.optimizers import FrozenModules, apply_freezing
 from sightline.engine.records import StepRecord
 from sightline.engine.step import StepTimer, Task, divide_by_count, prepare_step, weighted_sum
-from sightline.waits import DeviceCheck, RepeatStepError, deferred_checks, is_free_to_read, send
 
 _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "(tally) "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""

@@ -20,10 +20,10 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import IGNORED, anchor_bags
+from sightline.compute.waits import expect, is_free_to_read, read_list, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.loss import Loss
-from sightline.waits import expect, is_free_to_read, read_list, send_list
 
 _MAX_DENSE = 2**22
 """Predictions of an image up to which all are computed on a device, instead of waiting for those near boxes."""

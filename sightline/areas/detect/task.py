@@ -37,6 +37,7 @@ from sightline.compute.geometry.boxes.priors import (
     make_anchors,
     make_points,
 )
+from sightline.compute.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import (
     AssignerBlock,
@@ -54,7 +55,6 @@ from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
 from sightline.parts.tasks.supervised import Supervised
-from sightline.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 """Topics of needs."""

@@ -18,10 +18,10 @@ from sightline.compute.layers.transitions import (
     segment_mean,
 )
 from sightline.compute.layers.vector_attention import SHARE_PLANES, PlainVectorAttention, VectorAttention
+from sightline.compute.waits import read_list
 from sightline.contract import registry
 from sightline.contract.arguments import Count, Probability
 from sightline.contract.errors import ConfigError
-from sightline.waits import read_list
 
 _HEAD_WIDTHS = (256, 128)
 _DROPOUT_OF_CLOUDS = 0.5

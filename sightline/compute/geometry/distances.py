@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sightline.waits import is_free_to_read, require
+from sightline.compute.waits import is_free_to_read, require
 
 
 def squared_distances(queries: Tensor, points: Tensor) -> Tensor:

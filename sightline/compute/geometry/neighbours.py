@@ -25,8 +25,8 @@ from sightline.compute.geometry.distances import (
 )
 from sightline.compute.geometry.neighbour_kernels import ball_query_by_tree, neighbours_by_product, neighbours_by_tree
 from sightline.compute.numba_kernels import can_use_numba
+from sightline.compute.waits import expect, is_free_to_read, require
 from sightline.contract.errors import ConfigError
-from sightline.waits import expect, is_free_to_read, require
 
 _SPARE = 16
 """Candidates beyond the requested neighbours: enough that rounding rarely reaches past them."""

@@ -28,7 +28,7 @@ from sightline.compute.geometry.neighbours import (
     nearest_neighbours,
 )
 from sightline.compute.geometry.sampling import farthest_point_sample
-from sightline.waits import read_list, require, send_list
+from sightline.compute.waits import read_list, require, send_list
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.compute.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.compute.geometry.trees import LEAF_SIZE, build_curve_trees
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.waits import require
+from sightline.compute.waits import require
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.compute.geometry.distances import assert_finite
-from sightline.waits import read_list, require, send_list
+from sightline.compute.waits import read_list, require, send_list
 
 Width = Annotated[int, Ge(1), Le(65_536)]
 """Channels of a layer; more than any model has is a slip, refused before it fills the memory."""

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.compute.waits import is_free_to_read, read_list
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
-from sightline.waits import is_free_to_read, read_list
 
 logger = logging.getLogger(__name__)
 

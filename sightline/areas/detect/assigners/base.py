@@ -22,7 +22,7 @@ from sightline.compute.geometry.boxes.overlaps import (
     promote_to_float32,
 )
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED, PriorKind, Priors
-from sightline.waits import (
+from sightline.compute.waits import (
     call_on_host,
     find_positive,
     get_positive,

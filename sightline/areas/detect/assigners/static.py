@@ -28,10 +28,10 @@ from sightline.compute.geometry.boxes.overlaps import (
 )
 from sightline.compute.geometry.boxes.priors import PriorKind, Priors, anchor_bags
 from sightline.compute.geometry.neighbours import nearest_neighbours
+from sightline.compute.waits import call_on_host, is_free_to_read, remember_positive
 from sightline.contract import registry
 from sightline.contract.arguments import Count, NonNegativeFloat, PositiveFloat, Probability
 from sightline.contract.errors import assert_installed
-from sightline.waits import call_on_host, is_free_to_read, remember_positive
 
 _MIN_CANDIDATES = 50
 """Candidates of a box without an anchor; at least as many as there are such boxes, so that each gets one."""

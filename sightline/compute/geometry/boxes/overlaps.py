@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.boxes.box_kernels import pairwise_ioa_kernel, pairwise_iou_kernel
 from sightline.compute.numba_kernels import NumbaKernel, can_use_numba, run_parallel
-from sightline.waits import send_list
+from sightline.compute.waits import send_list
 
 _ENTRIES_AT_ONCE = {"cpu": 2**20, "cuda": 2**25}
 """Entries of a matrix of boxes and priors in memory at a time: 4 MB on the CPU, which fits into its cache."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sightline.compute.geometry.boxes.overlaps import box_areas, column_blocks, giou, pairwise_iou
-from sightline.waits import expect
+from sightline.compute.waits import expect
 
 PriorKind = Literal["anchors", "points"]
 BACKGROUND = -1
