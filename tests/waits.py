@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sightline import waits as device_waits
 from sightline.compute import numba_kernels
+from sightline.compute import waits as device_waits
 
 _WAITING = {
     "aten::_local_scalar_dense",
