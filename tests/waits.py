@@ -97,6 +97,6 @@ def _locate(operation: str) -> str:
     outside = [frame for frame in frames if not frame.filename.endswith("/sightline/compute/waits.py")]
     names = [frame.name for frame in frames]
     is_of_host = "send" in names[-1:] or ("call_on_host" in names and "_fetch" not in names)
-    if is_of_host or (outside and outside[-1].filename.endswith("detect.py") and outside[-1].name == "outputs"):
+    if is_of_host or (outside and outside[-1].filename.endswith("detect/task.py") and outside[-1].name == "outputs"):
         return _OF_HOST  # `outputs` reads the maps' sizes, which the detector states on the host
     return f"{operation} at {outside[-1].filename.rpartition('/sightline/')[2]}" if outside else operation
