@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss, cast_forward, learns
 from sightline.contract.types import Batch
@@ -82,6 +82,11 @@ class Contrast:
         }
         self._learnt = {name: loss for name, loss in losses.items() if learns(loss)}
         self._compared = tuple(dict.fromkeys(name for term in self._terms.values() for name in term.names))
+
+    @property
+    def bound_losses(self) -> dict[str, tuple[BoundFunction, None]]:
+        """Each loss, which returns a value for each pair, with the keys that it takes; pairs are its count."""
+        return {name: (term, None) for name, term in self._terms.items()}
 
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllGather

@@ -67,6 +67,11 @@ class Supervised:
             self._counts[name] = bind(loss.count, batch_keys, *context, owner=f"the count of losses.{name}")
             self._terms[name] = bind(cast_forward(loss), batch_keys, output_keys, *context, owner=f"losses.{name}")
 
+    @property
+    def bound_losses(self) -> dict[str, tuple[BoundFunction, BoundFunction]]:
+        """Each loss's sum and count, with the keys that they take."""
+        return {name: (term, self._counts[name]) for name, term in self._terms.items()}
+
     def prepare(
         self, model: nn.Module, micro_batches: Sequence[Batch], world: AllReduce
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

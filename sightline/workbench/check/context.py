@@ -49,6 +49,7 @@ from sightline.workbench.check.core.sample_statistics import (
 )
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss, find_squared_error
 from sightline.workbench.check.oracles.examine import examine
+from sightline.workbench.check.oracles.loss_case import LossCase, make_cases
 from sightline.workbench.check.oracles.results import OracleResult
 
 Moment = Literal["static", "preflight", "deep", "offline"]
@@ -58,6 +59,8 @@ TO_END = "every check of this run to finish"
 _CPU = torch.device("cpu")
 _MAX_ASSIGNED = 64
 _READING_S, _QUICK_READING_S = 0.5, 0.125
+_MAX_OUTPUTS = 500_000
+"""Number of outputs up to which a loss is judged in some 50 ms."""
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
 
 
@@ -146,6 +149,13 @@ class Context:
             if is_of_data:
                 losses[component.name] = squares
         return losses
+
+    @cached_property
+    def loss_cases(self) -> list[LossCase]:
+        """Losses of the first step as functions of their arguments; at a training's start, those of few outputs."""
+        samples, outputs = (4, math.inf) if self.is_thorough else (2, _MAX_OUTPUTS)
+        facts = self.built.data.facts
+        return list(make_cases(self.built.job, self.dry_run, facts, max_samples=samples, max_outputs=outputs))
 
     @cached_property
     def oracle_results(self) -> list[OracleResult]:
@@ -457,6 +467,11 @@ def squared_losses(context: Context) -> Iterator[SquaredLoss]:
     """List the squared-error losses whose targets are in the data."""
     for name, squares in context.squared_losses.items():
         yield SquaredLoss(name, squares, context.loss_path(name))
+
+
+def losses(context: Context) -> list[LossCase]:
+    """List the losses of the first step as functions of their arguments."""
+    return context.loss_cases
 
 
 def assignments(context: Context) -> list[AssignedBoxes]:
