@@ -151,7 +151,12 @@ def _judge_definition(case: _Case) -> Fault | None:
         expected=f"{expected:.6g} = mean_i[logsumexp(z_i) - mean_c z_ic]"
         + ("" if float(weights_C.std()) < 1e-12 else " with the class weights"),
         action=best.hypothesis.action,
-        evidence={"ratio": measured / expected, "targets": len(case.logits), "num_classes": case.num_classes},
+        evidence={
+            "field": case.name,
+            "ratio": measured / expected,
+            "targets": len(case.logits),
+            "num_classes": case.num_classes,
+        },
     )
 
 

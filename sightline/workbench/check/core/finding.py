@@ -229,6 +229,8 @@ _SET_COMPARISONS = ("dataset-mismatch",)
 _FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 
 _METRIC_CODES = ("per-batch-metric", "absent-class-score")
+_LOSS_CODES = ("loss-gradient", "loss-direction", "loss-pairs", "loss-limits", "loss-sum", "loss-weights")
+"""Codes of relations that a loss must hold: one explains those after it, for the same loss."""
 _LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
 
 # An error of the first check explains findings of the others; checks that others explain come later.
@@ -249,7 +251,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
     "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
     "ignored-targets": ("initial-loss",),
-    "class-weight-length": (*_STEP_AND_LOSS, *_METRIC_CODES, "class-names"),
+    "class-weight-length": (*_STEP_AND_LOSS, *_METRIC_CODES, *_LOSS_CODES, "class-names"),
     "class-names": ("untrained-class",),
     "negatives": ("initial-contrast",),
     "mismatched-views": ("mismatched-image", "initial-contrast"),
@@ -262,12 +264,15 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "no-gradient": ("zero-learning-rate",),
     "per-batch-metric": ("absent-class-score",),
+    **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
     "label-range": ("channel-contract",),
     "per-batch-metric": ("first-evaluation",),
+    "initial-loss": _LOSS_CODES,
+    **{code: (*_LOSS_CODES[index + 1 :], "loss-normaliser") for index, code in enumerate(_LOSS_CODES)},
 }
 
 
