@@ -1,0 +1,674 @@
+"""Faulty and healthy losses as users write them, registered as plugins of small runs, and how often they are found.
+
+`python -m tests.doctor.own_losses 3` prints the table for three seeds; a name after it, those losses alone; a word
+after that, with all that `sightline check` finds.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.areas.detect.losses import sigmoid_focal
+from sightline.compute.geometry.boxes.overlaps import decode_boxes, encode_deltas, iou
+from sightline.config.run_config import Checks
+from sightline.contract import registry
+from sightline.contract.binding import AvailableKeys, declared_outputs
+from sightline.contract.loss import Loss
+from sightline.contract.types import ComponentConfig
+from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
+from sightline.parts.losses.embeddings import PairLoss
+from sightline.parts.tasks.distillation import DistillationTask, add_teacher_keys
+from sightline.parts.tasks.supervised import Classify
+from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.core.finding import Finding, merge_findings
+from sightline.workbench.check.suite import all_checks, run_all
+from tests.doctor.detecting import make_crowds
+from tests.doctor.pairing import make_pairs
+from tests.doctor.planting import make
+from tests.doctor.regressing import make_maps
+from tests.doctor.segmenting import make_parts
+
+__all__ = [
+    "FAULTS",
+    "HEALTHY",
+    "NEW",
+    "Plant",
+    "build_with",
+    "findings_with",
+    "judge_losses",
+    "make_taught",
+    "registered",
+]
+
+NAME = "own"
+NEW = (
+    *("loss-direction", "loss-gradient", "loss-limits", "loss-pairs"),
+    *("loss-sum", "loss-weights", "untrained-loss"),
+)
+OTHERS = ("initial-loss", "loss-normaliser", "no-gradient")
+"""Checks of before, which see some of these faults or their symptoms."""
+
+
+# --- over classes -----------------------------------------------------------------------------------------------------
+
+
+def _over_classes(
+    term: Callable[[Tensor, Tensor], Tensor], count: Callable[[Tensor], Any] = Tensor.numel
+) -> type[Loss]:
+    """A loss of logits (N, C) and labels (N,), whichever form they come in."""
+
+    class OverClasses(Loss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def count(self, *, label: Tensor) -> Tensor:
+            return torch.as_tensor(count(label))
+
+        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+            return term(logits.flatten(0, -2), label.flatten())
+
+    return OverClasses
+
+
+def _ce(logits: Tensor, label: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(logits, label, reduction="sum", **options)
+
+
+def _one_hot(logits: Tensor, label: Tensor) -> Tensor:
+    return F.one_hot(label, logits.shape[1]).to(logits.dtype)
+
+
+def _true_p(logits: Tensor, label: Tensor) -> Tensor:
+    return logits.softmax(dim=1).gather(1, label[:, None]).squeeze(1)
+
+
+def _binary(logits: Tensor, label: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, _one_hot(logits, label), reduction="sum")
+
+
+def _exchanged_binary(logits: Tensor, label: Tensor) -> Tensor:
+    p, t = logits.sigmoid(), _one_hot(logits, label)
+    return -(t * (1 - p + 1e-7).log() + (1 - t) * (p + 1e-7).log()).sum()
+
+
+def _edited_behind_autograd(logits: Tensor, label: Tensor) -> Tensor:
+    p = logits.sigmoid()
+    p.data.mul_(0.9)
+    t = _one_hot(logits, label)
+    return -(t * p.log() + (1 - t) * (1 - p).log()).sum()
+
+
+def _weights(logits: Tensor, slope: float = 1.0) -> Tensor:
+    return 1 + slope * torch.arange(logits.shape[1] + 1, dtype=logits.dtype)
+
+
+def _weighted(index: Callable[[Tensor, int], Tensor]) -> Any:
+    class Weighted(Loss):
+        """Cross entropy times the weight of the label's class, as the table `class_weight` lists them."""
+
+        def __init__(self, *, num_classes: int) -> None:
+            super().__init__()
+            self.num_classes = num_classes
+            self.register_buffer("balance", 1 + torch.arange(float(num_classes)), persistent=False)
+
+        def count(self, *, label: Tensor) -> Tensor:
+            return self.balance[index(label, self.num_classes)].sum()
+
+        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+            rows, labels = logits.flatten(0, -2), label.flatten()
+            each = F.cross_entropy(rows, labels, reduction="none")
+            return (self.balance[index(labels, self.num_classes)].to(rows) * each).sum()
+
+    return Weighted
+
+
+class FrequentWeighMore(Loss):
+    """Weights are shares of the classes, and not one over them."""
+
+    def __init__(self, *, class_counts: tuple[int, ...]) -> None:
+        super().__init__()
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        self.register_buffer("share", counts / counts.sum() * len(counts), persistent=False)
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return self.share[label].sum()
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, -2), label.flatten(), self.share.to(logits), reduction="sum")
+
+
+class PlainTensor(Loss):
+    """Learns a scale that no optimiser knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones((), requires_grad=True)
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel())
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return _ce((self.scale * logits).flatten(0, -2), label.flatten())
+
+
+class ListedLayer(PlainTensor):
+    """Learns a layer in a plain list."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.scale = torch.ones(())
+        self.layers = [nn.Linear(num_classes, num_classes)]
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return _ce(self.layers[0].to(logits)(logits).flatten(0, -2), label.flatten())
+
+
+class Writes(PlainTensor):
+    """Writes into the labels that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(())
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        label[label == 1] = 0
+        return _ce(logits.flatten(0, -2), label.flatten())
+
+
+def _confusion(logits: Tensor, label: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) != label).sum().to(logits)
+
+
+CLASS_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "minus cross entropy": (_over_classes(lambda z, y: -_ce(z, y)), "loss.sign"),
+    "log p without its minus": (_over_classes(lambda z, y: _true_p(z, y).add(1e-9).log().sum()), "loss.sign"),
+    "minus a squared error of probabilities": (
+        _over_classes(lambda z, y: -(z.softmax(1) - _one_hot(z, y)).square().sum()),
+        "loss.sign",
+    ),
+    "1 - p for p inside the logarithm": (
+        _over_classes(lambda z, y: -(1 - _true_p(z, y) + 1e-9).log().sum()),
+        "loss.sign",
+    ),
+    "binary terms exchanged": (_over_classes(_exchanged_binary), "loss.sign"),
+    "labels one class too low": (_over_classes(lambda z, y: _ce(z, (y - 1).clamp(min=0))), "loss.form"),
+    "two classes exchanged": (
+        _over_classes(lambda z, y: _ce(z, torch.where(y == 0, 1, torch.where(y == 1, 0, y)))),
+        "loss.form",
+    ),
+    "NLL of probabilities": (_over_classes(lambda z, y: F.nll_loss(z.softmax(1), y, reduction="sum")), "loss.form"),
+    "NLL of logits": (_over_classes(lambda z, y: F.nll_loss(z, y, reduction="sum")), "loss.form"),
+    "KL of probabilities": (
+        _over_classes(lambda z, y: F.kl_div(z.softmax(1), _one_hot(z, y), reduction="sum")),
+        "loss.form",
+    ),
+    "cross entropy with its arguments swapped": (
+        _over_classes(lambda z, y: F.cross_entropy(_one_hot(z, y), z.softmax(1), reduction="sum")),
+        "loss.form",
+    ),
+    "focal factor p for 1 - p": (
+        _over_classes(lambda z, y: -(_true_p(z, y) ** 2 * _true_p(z, y).add(1e-9).log()).sum()),
+        "loss.form",
+    ),
+    "regresses the number of the class": (
+        _over_classes(
+            lambda z, y: (z.softmax(1) @ torch.arange(z.shape[1]).to(z) - y.to(z)).square().sum(),
+        ),
+        "loss.form",
+    ),
+    "softmax before cross entropy": (_over_classes(lambda z, y: _ce(z.softmax(1), y)), "loss.double_softmax"),
+    "sigmoid before cross entropy": (_over_classes(lambda z, y: _ce(z.sigmoid(), y)), "loss.double_softmax"),
+    "sigmoid before BCE with logits": (_over_classes(lambda z, y: _binary(z.sigmoid(), y)), "loss.double_softmax"),
+    "softmax before BCE with logits": (_over_classes(lambda z, y: _binary(z.softmax(1), y)), "loss.double_softmax"),
+    "softmax before smoothed cross entropy": (
+        _over_classes(lambda z, y: _ce(z.softmax(1), y, label_smoothing=0.2)),
+        "loss.double_softmax",
+    ),
+    "a mean for the sum": (_over_classes(lambda z, y: F.cross_entropy(z, y)), "loss.normaliser"),
+    "a mean times the classes": (_over_classes(lambda z, y: F.cross_entropy(z, y) * z.shape[1]), "loss.normaliser"),
+    "a sum times the batch": (_over_classes(lambda z, y: _ce(z, y) * len(y)), "loss.normaliser"),
+    "a count of one": (_over_classes(_ce, lambda label: 1), "loss.normaliser"),
+    "a column against a row": (
+        _over_classes(lambda z, y: (F.cross_entropy(z, y, reduction="none")[:, None] * (1 + y).to(z)).sum()),
+        "loss.normaliser",
+    ),
+    "a squared error that broadcasts": (
+        _over_classes(lambda z, y: (z.softmax(1)[:, :1] - y / z.shape[1]).square().sum()),
+        "loss.normaliser",
+    ),
+    "labels of the next sample": (_over_classes(lambda z, y: _ce(z, y.roll(1))), "data.pairing"),
+    "weights shifted by one": (_weighted(lambda label, classes: (label + 1) % classes), "loss.weights"),
+    "weights in reverse": (_weighted(lambda label, classes: classes - 1 - label), "loss.weights"),
+    "weights that are shares": (FrequentWeighMore, "loss.weights"),
+    "class 0 left out": (
+        _over_classes(lambda z, y: _ce(z, y, ignore_index=0), lambda label: (label > 0).sum()),
+        "data.ignore_handling",
+    ),
+    "class 0 left out, and counted": (_over_classes(lambda z, y: _ce(z, y, ignore_index=0)), "data.ignore_handling"),
+    "logits detached": (_over_classes(lambda z, y: _ce(z.detach(), y)), "loss.detached"),
+    "a number for a tensor": (_over_classes(lambda z, y: torch.tensor(_ce(z, y).item())), "loss.detached"),
+    "counts errors": (_over_classes(_confusion), "loss.detached"),
+    "probabilities detached": (
+        _over_classes(lambda z, y: -(_true_p(z, y).detach().log() + 0 * z.sum(1)).sum()),
+        "loss.detached",
+    ),
+    "edited behind autograd": (_over_classes(_edited_behind_autograd), "loss.inplace"),
+    "writes into the labels": (Writes, "loss.inplace"),
+    "log of a softmax": (_over_classes(lambda z, y: -_true_p(z, y).log().sum()), "loss.form"),
+    "a scale that no optimiser knows": (PlainTensor, "optim.param_coverage"),
+    "a layer in a list": (ListedLayer, "model.unregistered"),
+}
+
+
+def _smoothed(logits: Tensor, label: Tensor) -> Tensor:
+    return _ce(logits, label, label_smoothing=0.3, weight=1 + torch.arange(logits.shape[1]).to(logits))
+
+
+CLASS_HEALTHY: dict[str, type[Loss]] = {
+    "cross entropy": _over_classes(_ce),
+    "cross entropy of log probabilities": _over_classes(lambda z, y: _ce(z.log_softmax(1), y)),
+    "smoothed with class weights": _over_classes(_smoothed),
+    "focal": _over_classes(
+        lambda z, y: -((1 - _true_p(z, y)) ** 2 * z.log_softmax(1).gather(1, y[:, None])[:, 0]).sum()
+    ),
+    "squared error of probabilities": _over_classes(lambda z, y: (z.softmax(1) - _one_hot(z, y)).square().sum()),
+    "1 - p": _over_classes(lambda z, y: (1 - _true_p(z, y)).sum()),
+    "generalised cross entropy": _over_classes(lambda z, y: ((1 - _true_p(z, y).clamp(min=1e-7).pow(0.7)) / 0.7).sum()),
+    "BCE with logits": _over_classes(_binary),
+    "margin": _over_classes(lambda z, y: F.multi_margin_loss(z, y, reduction="sum")),
+    "squared error of logits": _over_classes(lambda z, y: (z - _one_hot(z, y)).square().sum()),
+    "cross entropy times a constant": _over_classes(lambda z, y: 100 * _ce(z, y)),
+    "cross entropy at a temperature": _over_classes(lambda z, y: _ce(z / 4, y)),
+    "cosines times 16": _over_classes(lambda z, y: _ce(16 * F.normalize(z, dim=1), y)),
+    "a class's own weight": _weighted(lambda label, classes: label),
+}
+
+
+# --- heat maps --------------------------------------------------------------------------------------------------------
+
+
+def _over_maps(term: Callable[[Tensor, Tensor], Tensor], count: Callable[[Tensor], Any] = Tensor.numel) -> type[Loss]:
+    class OverMaps(Loss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def count(self, *, heatmaps: Tensor) -> Tensor:
+            return torch.as_tensor(count(heatmaps))
+
+        def forward(self, *, likelihood: Tensor, heatmaps: Tensor) -> Tensor:
+            return term(likelihood, heatmaps)
+
+    return OverMaps
+
+
+def _map_binary(maps: Tensor, target: Tensor) -> Tensor:
+    p = maps.sigmoid().clamp(1e-6, 1 - 1e-6)
+    t = target.to(p).clamp(1e-6, 1 - 1e-6)
+    return -(p * t.log() + (1 - p) * (1 - t).log()).sum()
+
+
+MAP_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "minus a squared error": (_over_maps(lambda o, t: -(o - t).square().sum()), "loss.sign"),
+    "minus an absolute error": (_over_maps(lambda o, t: -(o - t).abs().sum()), "loss.sign"),
+    "plus a product": (_over_maps(lambda o, t: (o * t).sum()), "loss.sign"),
+    "a difference without a square": (_over_maps(lambda o, t: (o - t).sum()), "loss.form"),
+    "a minus product": (_over_maps(lambda o, t: -(o * t).sum()), "loss.form"),
+    "the square of the sum": (_over_maps(lambda o, t: (o - t).flatten(1).sum(1).square().sum()), "loss.form"),
+    "a sum for a difference": (_over_maps(lambda o, t: (o + t).square().sum()), "loss.sign"),
+    "axes of the target exchanged": (
+        _over_maps(lambda o, t: (o - t.transpose(-1, -2)).square().sum()),
+        "loss.form",
+    ),
+    "BCE with its arguments swapped": (_over_maps(_map_binary), "loss.form"),
+    "sigmoid before BCE with logits": (
+        _over_maps(
+            lambda o, t: F.binary_cross_entropy_with_logits(o.sigmoid(), t.to(o), reduction="sum"),
+        ),
+        "loss.double_softmax",
+    ),
+    "a mean square for the sum": (_over_maps(lambda o, t: F.mse_loss(o, t.to(o))), "loss.normaliser"),
+    "a sum over maps, and a mean over samples": (
+        _over_maps(lambda o, t: (o - t).square().flatten(1).sum(1).mean()),
+        "loss.normaliser",
+    ),
+    "every map against every target": (
+        _over_maps(lambda o, t: (o.flatten(1)[:, None] - t.flatten(1)).square().sum()),
+        "loss.normaliser",
+    ),
+    "maps detached": (_over_maps(lambda o, t: (o.detach() - t).square().sum()), "loss.detached"),
+    "a length without an epsilon": (
+        _over_maps(lambda o, t: (o - t).flatten(1).square().sum(1).sqrt().sum()),
+        "loss.form",
+    ),
+}
+
+MAP_HEALTHY: dict[str, type[Loss]] = {
+    "squared error": _over_maps(lambda o, t: (o - t).square().sum()),
+    "absolute error": _over_maps(lambda o, t: (o - t).abs().sum()),
+    "smooth L1": _over_maps(lambda o, t: F.smooth_l1_loss(o, t.to(o), reduction="sum")),
+    "BCE with logits": _over_maps(lambda o, t: F.binary_cross_entropy_with_logits(o, t.to(o), reduction="sum")),
+    "cross entropy of cells": _over_maps(
+        lambda o, t: (
+            -((t / t.flatten(1).sum(1)[:, None, None, None, None]).flatten(1) * o.flatten(1).log_softmax(1)).sum()
+        ),
+        len,
+    ),
+    "squared error, weighted by the target": _over_maps(lambda o, t: ((1 + 9 * t) * (o - t).square()).sum()),
+}
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+
+class _AtPriors(Loss):
+    """A loss of positives, by the targets of the task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def count(self, *, target: Tensor) -> Tensor:
+        return (target >= 0).sum()
+
+
+def _of_scores(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> type[Loss]:
+    """`term` is given the logits, whether each is a target, and which priors count."""
+
+    class OfScores(_AtPriors):
+        def forward(self, *, logits: Tensor, target: Tensor) -> Tensor:
+            is_target = target[..., None] == torch.arange(logits.shape[-1])
+            return term(logits, is_target, (target != -2)[..., None].to(logits))
+
+    return OfScores
+
+
+def _of_boxes(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> type[Loss]:
+    """`term` is given the codes, the priors and the boxes of positives."""
+
+    class OfBoxes(_AtPriors):
+        def forward(self, *, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor) -> Tensor:
+            image, prior = (target >= 0).nonzero(as_tuple=True)
+            return term(codes[image, prior], priors[prior], matched_boxes[image, prior])
+
+    return OfBoxes
+
+
+class QualityWithGradient(_AtPriors):
+    """The overlap that scores are to reach is not detached."""
+
+    def forward(
+        self, *, logits: Tensor, codes: Tensor, priors: Tensor, target: Tensor, matched_boxes: Tensor
+    ) -> Tensor:
+        image, prior = (target >= 0).nonzero(as_tuple=True)
+        quality = iou(decode_boxes(priors[prior], codes[image, prior]), matched_boxes[image, prior])
+        wanted = torch.zeros_like(logits, dtype=quality.dtype)
+        wanted = wanted.index_put((image, prior, target[image, prior]), quality)
+        weight = (target != -2)[..., None].to(logits)
+        return (weight * F.binary_cross_entropy_with_logits(logits.to(wanted), wanted, reduction="none")).sum()
+
+
+BOX_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "positive and negative terms exchanged": (
+        _of_scores(lambda z, t, w: sigmoid_focal(z, ~t, weight=w)),
+        "loss.sign",
+    ),
+    "scores with a minus": (_of_scores(lambda z, t, w: -sigmoid_focal(z, t, weight=w)), "loss.sign"),
+    "a mean over all scores": (
+        _of_scores(lambda z, t, w: F.binary_cross_entropy_with_logits(z, t.to(z), w.expand_as(z))),
+        "loss.normaliser",
+    ),
+    "sigmoid before BCE of scores": (
+        _of_scores(
+            lambda z, t, w: F.binary_cross_entropy_with_logits(z.sigmoid(), t.to(z), w.expand_as(z), reduction="sum")
+        ),
+        "loss.double_softmax",
+    ),
+    "the overlap itself": (_of_boxes(lambda c, p, b: iou(decode_boxes(p, c), b).sum()), "loss.sign"),
+    "deltas against boxes": (_of_boxes(lambda c, p, b: F.smooth_l1_loss(c, b.to(c), reduction="sum")), "loss.form"),
+    "width and height exchanged": (
+        _of_boxes(lambda c, p, b: F.smooth_l1_loss(c, encode_deltas(p, b).to(c)[:, [0, 1, 3, 2]], reduction="sum")),
+        "loss.form",
+    ),
+    "minus smooth L1": (
+        _of_boxes(lambda c, p, b: -F.smooth_l1_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
+        "loss.sign",
+    ),
+    "a mean over boxes": (_of_boxes(lambda c, p, b: F.l1_loss(c, encode_deltas(p, b).to(c))), "loss.normaliser"),
+    "codes detached": (
+        _of_boxes(lambda c, p, b: F.l1_loss(c.detach(), encode_deltas(p, b).to(c), reduction="sum")),
+        "loss.detached",
+    ),
+    "a quality with a gradient": (QualityWithGradient, "loss.detached"),
+}
+BOX_HEALTHY: dict[str, type[Loss]] = {
+    "focal": _of_scores(lambda z, t, w: sigmoid_focal(z, t, weight=w)),
+    "1 - overlap": _of_boxes(lambda c, p, b: (1 - iou(decode_boxes(p, c), b)).sum()),
+    "L1 of deltas": _of_boxes(lambda c, p, b: F.l1_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
+}
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def _of_pairs(term: Callable[[Tensor, Tensor], Tensor]) -> type[Loss]:
+    class OfPairs(PairLoss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
+            return term(first, second)
+
+    return OfPairs
+
+
+def _similarity(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
+    return F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+
+
+def _one_sided(first: Tensor, second: Tensor) -> Tensor:
+    return F.cross_entropy(_similarity(first, second), torch.arange(len(first)), reduction="none")
+
+
+def _both_sides(first: Tensor, second: Tensor, masked: float = -torch.inf, roll: int = 0) -> Tensor:
+    rows = torch.cat([first, second])
+    similarity = _similarity(rows, rows)
+    similarity = similarity.masked_fill(torch.eye(len(rows), dtype=torch.bool), masked) if masked else similarity
+    target = torch.arange(len(rows)).roll(len(first) + roll)
+    return F.cross_entropy(similarity, target, reduction="none").view(2, -1).mean(0)
+
+
+PAIR_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "plus a cosine": (_of_pairs(lambda a, b: F.cosine_similarity(a, b)), "loss.sign"),
+    "minus NT-Xent": (_of_pairs(lambda a, b: -_both_sides(a, b)), "loss.sign"),
+    "similarity to itself counts": (_of_pairs(lambda a, b: _both_sides(a, b, 0.0)), "loss.negatives"),
+    "partners of the next object": (_of_pairs(lambda a, b: _both_sides(a, b, roll=1)), "data.pairing"),
+    "a mean over pairs": (_of_pairs(lambda a, b: _both_sides(a, b).mean().expand(len(a)) / len(a)), "loss.normaliser"),
+    "rows detached": (_of_pairs(lambda a, b: _both_sides(a.detach(), b.detach())), "loss.detached"),
+    "a softmax without its logarithm": (
+        _of_pairs(lambda a, b: F.nll_loss(_similarity(a, b).softmax(1), torch.arange(len(a)), reduction="none")),
+        "loss.form",
+    ),
+    "minus a product": (_of_pairs(lambda a, b: -(a * b).sum(1)), "loss.form"),
+}
+PAIR_HEALTHY: dict[str, type[Loss]] = {
+    "negative cosine": _of_pairs(lambda a, b: -F.cosine_similarity(a, b)),
+    "negative cosine with a stopped gradient": _of_pairs(
+        lambda a, b: -(F.cosine_similarity(a, b.detach()) + F.cosine_similarity(b, a.detach())) / 2
+    ),
+    "NT-Xent": _of_pairs(_both_sides),
+    "CLIP, one side": _of_pairs(_one_sided),
+}
+
+
+# --- teachers ---------------------------------------------------------------------------------------------------------
+
+
+def _of_teacher(term: Callable[[Tensor, Tensor, Tensor], Tensor]) -> type[Loss]:
+    class OfTeacher(Loss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def count(self, *, label: Tensor) -> Tensor:
+            return torch.tensor(label.numel())
+
+        def forward(self, *, logits: Tensor, teacher_logits: Tensor, label: Tensor) -> Tensor:
+            return term(logits, teacher_logits, label)
+
+    return OfTeacher
+
+
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div((student / 4).log_softmax(-1), (teacher / 4).softmax(-1), reduction="sum") * 16
+
+
+TEACHER_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "KL of probabilities": (
+        _of_teacher(lambda s, t, y: F.kl_div(s.softmax(-1), t.softmax(-1), reduction="sum")),
+        "quant.distill",
+    ),
+    "minus KL": (_of_teacher(lambda s, t, y: -_kl(s, t)), "quant.distill"),
+    "a mean of KL": (_of_teacher(lambda s, t, y: _kl(s, t) / len(y)), "loss.normaliser"),
+    "the teacher's next sample": (_of_teacher(lambda s, t, y: _kl(s, t.roll(1, 0))), "data.pairing"),
+}
+TEACHER_HEALTHY: dict[str, type[Loss]] = {
+    "KL": _of_teacher(lambda s, t, y: _kl(s, t)),
+    "KL the other way": _of_teacher(lambda s, t, y: F.kl_div(t.log_softmax(-1), s.softmax(-1), reduction="sum")),
+    "squared error of logits": _of_teacher(lambda s, t, y: (s - t).square().sum()),
+    "KL and cross entropy": _of_teacher(lambda s, t, y: 0.7 * _kl(s, t) + 0.3 * _ce(s, y)),
+    "the teacher's class": _of_teacher(lambda s, t, y: _ce(s, t.argmax(-1))),
+}
+
+
+def make_taught(built: TrainingSetup, loss: Loss) -> TrainingSetup:
+    """The run with this loss alone, and a teacher whose logits are larger."""
+    model: Any = built.job.model
+    teacher = copy.deepcopy(model)
+    last: Any = [module for module in teacher.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.normal_(last.weight, generator=torch.Generator().manual_seed(1))
+    batch = AvailableKeys("data", built.data.train.reader.keys)
+    outputs = AvailableKeys("model", declared_outputs(model.forward, owner="model"))
+    parent = Classify(
+        model=model, losses={NAME: loss}, batch_keys=add_teacher_keys(batch, outputs), output_keys=outputs
+    )
+    teacher_task = Classify(model=teacher, losses={}, batch_keys=batch, output_keys=outputs)
+    task = DistillationTask(parent, teacher=teacher, teacher_task=teacher_task)
+    job = dataclasses.replace(built.job, task=task, loss_weights={NAME: 1.0})
+    config = dataclasses.replace(
+        built.config, losses=(ComponentConfig(NAME),), checks=Checks(skip=("first-evaluation", "unfit-teacher"))
+    )
+    return dataclasses.replace(built, job=job, config=config)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+class Plant(NamedTuple):
+    """The kind of a run, the loss, and the cause that must come first; "" for a healthy one."""
+
+    kind: str
+    loss: type[Loss]
+    cause: str = ""
+
+
+@contextmanager
+def registered(loss: type[Loss]) -> Iterator[None]:
+    """The loss under the name `own` in the registry, as a plugin's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry.losses, "_entries", dict(registry.losses._entries))
+        registry.losses.names()
+        registry.losses.add(NAME)(loss)
+        yield
+
+
+def build_with(plant: Plant, folder: Path, seed: int = 0) -> TrainingSetup:
+    """A small run of its kind with this loss alone."""
+    words = (f"losses=[{{name: {NAME}}}]", f"seed={seed}")
+    if plant.kind == "classify":
+        return make(folder, *words, "data.imbalance=10")
+    if plant.kind == "segment":
+        return make_parts(folder, *words)
+    if plant.kind == "contrast":
+        return make_pairs(folder, *words)
+    if plant.kind == "detect":
+        other = "box_smooth_l1" if "logits" in plant.loss.forward.__annotations__ else "sigmoid_focal"
+        return make_crowds(f"losses=[{{name: {NAME}}}, {{name: {other}}}]", seed=seed)
+    if plant.kind == "taught":
+        return make_taught(make(folder, words[1]), plant.loss())
+    built = make_maps(folder, loss=plant.loss())
+    skipped = Checks(skip=("first-evaluation",))  # the run's evaluation is that of another task
+    return dataclasses.replace(built, config=dataclasses.replace(built.config, seed=seed, checks=skipped))
+
+
+def findings_with(plant: Plant, folder: Path, seed: int = 0, judge: Callable[..., Any] = run_all) -> list[Finding]:
+    """What `sightline check` finds in a small run with this loss, without notes."""
+    with registered(plant.loss):
+        built = build_with(plant, folder, seed)
+        return [each for each in judge(built, World()) if each.severity != "note"]
+
+
+def judge_losses(built: TrainingSetup, world: World) -> list[Finding]:
+    """What the checks of losses alone find, in the order in which it is printed."""
+    all_checks()
+    context = Context(built, world)
+    return merge_findings(finding for code in (*NEW, *OTHERS) for finding in CHECKS[code](context))
+
+
+_TABLES: dict[str, tuple[dict[str, tuple[type[Loss], str]], dict[str, type[Loss]], tuple[str, ...]]] = {
+    "classify": (CLASS_FAULTS, CLASS_HEALTHY, ("classify", "segment")),
+    "maps": (MAP_FAULTS, MAP_HEALTHY, ("maps",)),
+    "boxes": (BOX_FAULTS, BOX_HEALTHY, ("detect",)),
+    "pairs": (PAIR_FAULTS, PAIR_HEALTHY, ("contrast",)),
+    "teachers": (TEACHER_FAULTS, TEACHER_HEALTHY, ("taught",)),
+}
+FAULTS = {
+    f"{kind}: {name}": Plant(kind, loss, cause)
+    for faults, _, kinds in _TABLES.values()
+    for kind in kinds
+    for name, (loss, cause) in faults.items()
+    if (kind, loss) != ("segment", FrequentWeighMore)  # which has no fact of class counts
+}
+HEALTHY = {
+    f"{kind}: {name}": Plant(kind, loss)
+    for _, healthy, kinds in _TABLES.values()
+    for kind in kinds
+    for name, loss in healthy.items()
+}
+
+
+def main(num_seeds: int, wanted: str = "", whole: str = "") -> None:
+    """Print the table; with a third word, of all that `sightline check` finds."""
+    torch.set_num_threads(1)
+    judge = run_all if whole else judge_losses
+    write = sys.stdout.write
+    write("| loss | cause | found | cause first | first finding |\n|---|---|---|---|---|\n")
+    for name, plant in {**FAULTS, **HEALTHY}.items():
+        if wanted not in name:
+            continue
+        firsts, num_found, num_first = [], 0, 0
+        for seed in range(num_seeds):
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    found = findings_with(plant, Path(folder), seed, judge)
+                except Exception as error:  # noqa: BLE001 - a row of the table
+                    found, firsts = [], [*firsts, f"{type(error).__name__}: {error}"[:90]]
+            num_found += bool(found)
+            num_first += bool(found) and found[0].cause == plant.cause
+            firsts += [f"{found[0].code} {found[0].severity} {found[0].cause}"] if found else []
+        write(f"| {name} | {plant.cause} | {num_found} | {num_first} | {'; '.join(dict.fromkeys(firsts))} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), *sys.argv[2:4])
