@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,8 @@ from sightline.engine.distributed import World
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses, prepare_step, weighted_sum
 from sightline.engine.train import TrainState
-from sightline.instrument import ModuleCall, record
-from sightline.workbench.check.core.object_graph import hidden_outputs, last_operation
+from sightline.instrument import Inputs, ModuleCall, record
+from sightline.workbench.check.core.object_graph import hidden_outputs, last_node, last_operation
 
 _PACKAGE = Path(__file__).resolve().parents[3]
 _RUNNERS = (
@@ -88,17 +89,19 @@ class StepFailure:
 class DryRun:
     """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
 
-    `model` is the copy after the backward pass, with gradients, before any update. `ends` is the last operation of each
-    output, `hidden` the outputs from which others are computed. `skipped` is the reason if there was no time for a
-    step.
+    `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
+    call, by parameter. `ends` is the last operation of each output, `makers` the module whose code computes it, `hidden`
+    the outputs from which others are computed. `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module
     batch: Batch
     stage: str = "reading"
     failure: StepFailure | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     outputs: Outputs | None = None
     ends: Mapping[str, str] = field(default_factory=dict)
+    makers: Mapping[str, str] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     counts: Mapping[str, Tensor] = field(default_factory=dict)
@@ -162,7 +165,7 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
         result.failure = StepFailure(result.stage, error, watcher.current, file, line)
     finally:
         result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
-        result.hidden = watcher.hidden
+        result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
         watcher.remove()
     result.seconds = compute_seconds() - start_seconds
     return result
@@ -320,8 +323,11 @@ class ForwardWatcher:
 
     def __init__(self, result: DryRun, deadline: float) -> None:
         self._deadline = deadline
+        self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
         self.ends: dict[str, str] = {}
+        self.makers: dict[str, str] = {}
+        self._nodes: dict[Any, str] = {}  # last node of each result in the autograd graph -> the module that made it
         self.hidden: frozenset[str] = frozenset()
         self.output_reads: set[str] = set()
         self._executed = result.executed
@@ -340,10 +346,13 @@ class ForwardWatcher:
     def remove(self) -> None:
         self._recording.close()
 
-    def _enter(self, call: ModuleCall, *_: Any) -> None:
+    def _enter(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
         if compute_seconds() > self._deadline:
             raise OutOfTimeError
         self._executed.add(call.path)
+        if not call.path and not self.inputs:
+            bound = inspect.signature(module.forward).bind(*inputs[0], **inputs[1]).arguments
+            self.inputs = {name: detach(value) for name, value in bound.items()}
 
     def _note_reads(self, call: ModuleCall | None, function: Any, args: Any, kwargs: Any, result: Any) -> None:
         if call is not None:
@@ -351,6 +360,8 @@ class ForwardWatcher:
             self._executed.update(owner for value in inputs if (owner := self._owner.get(id(value))) is not None)
 
     def _leave(self, call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> Any:
+        if call.path and self.outputs is None and isinstance(outputs, Tensor):
+            self._nodes.setdefault(last_node(outputs), call.path)
         if call.path or not isinstance(outputs, dict):
             return None
         recorded = ReadTrackingDict(outputs)
@@ -358,5 +369,8 @@ class ForwardWatcher:
         if self.outputs is None:
             self.outputs = {name: detach(value) for name, value in outputs.items()}
             self.hidden = hidden_outputs(outputs)
-            self.ends = {name: last_operation(v) for name, v in outputs.items() if isinstance(v, Tensor)}
+            tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+            self.ends = {name: last_operation(value) for name, value in tensors.items()}
+            self.makers = {name: self._nodes.get(last_node(value), "") for name, value in tensors.items()}
+            self._nodes.clear()
         return recorded

@@ -263,6 +263,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
     "no-gradient": ("zero-learning-rate",),
+    "point-order": ("cross-sample-leak",),
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }

@@ -146,7 +146,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def last_operation(tensor: Tensor) -> str:
     """Return the name of the last operation that changed values, such as `Relu`; "" for a tensor without history."""
-    return _get_name(_find_last_node(tensor))
+    return _get_name(last_node(tensor))
 
 
 def output_range(operation: str) -> tuple[float, float]:
@@ -156,7 +156,7 @@ def output_range(operation: str) -> tuple[float, float]:
 
 def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of outputs from which other outputs are computed, such as features before logits."""
-    last_nodes = {name: _find_last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
+    last_nodes = {name: last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
     ancestors = {name: _find_ancestors(node) for name, node in last_nodes.items()}
     return frozenset(
         name
@@ -175,7 +175,8 @@ def _find_ancestors(node: Any) -> set[Any]:
     return ancestors
 
 
-def _find_last_node(tensor: Tensor) -> Any:
+def last_node(tensor: Tensor) -> Any:
+    """Return the node of the last operation that changed values; None for a tensor without history."""
     node = tensor.grad_fn
     for _ in range(_MAX_STEPS):
         if node is None or _get_name(node) not in _SHAPE_OPERATIONS or not node.next_functions:

@@ -8,6 +8,7 @@ the small steps in at least one of three draws; otherwise its gradients are not 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,12 +26,19 @@ from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float32Draws
+from sightline.instrument.replay import computes_as
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.sample_statistics import array_leaves
 from sightline.workbench.check.oracles.derivatives import describe_uncompared, gradient_errors, worst_error
 from sightline.workbench.check.oracles.known_layers import examine_known, is_known, with_fewer_points
 from sightline.workbench.check.oracles.losses import examine_losses
-from sightline.workbench.check.oracles.references import find_own_reference, relative_error, to_float64_array
+from sightline.workbench.check.oracles.references import (
+    REFERENCES,
+    find_own_reference,
+    find_reference,
+    relative_error,
+    to_float64_array,
+)
 from sightline.workbench.check.oracles.results import (
     DRIFT,
     OracleResult,
@@ -78,12 +86,26 @@ def examine_layers(model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) 
         if compute_seconds() - start_seconds > _MAX_SECONDS:
             results.append(dataclasses.replace(row, note="no time was left"))
         elif is_known(module) or not step.is_read(names[0]):
-            results.append(_examine_layer(step, names[0], row))
+            results.append(_add_unlike(step, names, _examine_layer(step, names[0], row)))
     return results
 
 
+def _add_unlike(step: _RecordedStep, names: Sequence[str], row: OracleResult) -> OracleResult:
+    """Put the worst call of these layers that its known type does not agree with into the row."""
+    unlike = [(error, call) for call, error in step.unlike if call.path in names]
+    if not unlike or row.is_wrong_forward:
+        return row
+    error, call = max(unlike, key=lambda pair: pair[0])
+    note = f"its call {call.call_index + 1} differs" if call.call_index else row.note
+    return dataclasses.replace(row, place=call.path or row.place, forward=error, note=note)
+
+
 class _RecordedStep:
-    """Step on few points, with the modules called and the recorded inputs of unknown layers."""
+    """Step on few points, with the modules called and the recorded calls of unknown and of derived layers.
+
+    A derived layer is of a known type, with code of its own; `unlike` are those calls of it whose outputs are not those
+    of that type, with the error.
+    """
 
     def __init__(self, model: nn.Module, batch: Batch, run: Callable[[Batch], Any]) -> None:
         small = with_fewer_points(batch, run)
@@ -93,8 +115,9 @@ class _RecordedStep:
         self.called = set(tape.num_calls)
         self.kinds = [sorted(names, key=lambda name: name not in self.called) for names in distinct_layers(model)]
         representatives = {names[0]: self.modules[names[0]] for names in self.kinds}
+        derived = {name: module for name, module in self.modules.items() if is_derived(module)}
         unknown = {name: module for name, module in representatives.items() if not is_known(module)}
-        self.calls = record_inputs(unknown, lambda: run(small))
+        self.calls, self.unlike = record_calls(unknown, derived, lambda: run(small))
 
     def silent_below(self, name: str) -> set[str]:
         """Return the modules inside this one that were not called, by their relative names."""
@@ -118,11 +141,22 @@ def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleR
     """Compare one layer; if it raises an error in float64, or alone, it is not checked and the note has the error."""
     module = step.modules[name]
     try:
-        if is_known(module):
+        if is_known(module) and not is_derived(module):
             return examine_known(module, row)
+        if is_derived(module):
+            with contextlib.suppress(Exception):  # its code may need the width that it was made for
+                return examine_known(module, row)
         if name not in step.calls:
             return dataclasses.replace(row, note="it was not called in the step")
-        return examine_recorded(module, step.calls[name], row, silent=step.silent_below(name))
+        silent = step.silent_below(name)
+        first, *later = step.calls[name]
+        result = examine_recorded(module, first, row, silent=silent)
+        for call in later[:1] + later[1:][-1:]:
+            repeated = examine_recorded(module, call, row, silent=silent)
+            if result.verdict != "wrong" == repeated.verdict:
+                note = f"call {call.call_index + 1}"
+                result = dataclasses.replace(repeated, note=f"{note}; {repeated.note}" if repeated.note else note)
+        return result
     except Exception as error:  # noqa: BLE001 - a plugin's layer may raise any error
         return dataclasses.replace(row, note=summarise_error(error, max_length=100))
 
@@ -170,6 +204,7 @@ def _describe(module: nn.Module) -> str:
 _MAX_ELEMENTS = 20_000  # larger inputs with spatial axes are cropped
 _CORNERS = (8, 16, 32)
 _MAX_LAYER_SECONDS = 4.0
+_MAX_DERIVED_ERROR = 1e-3  # of float32 outputs; sums in another order stay below 1e-5
 _STEP = 1e-8
 _DRIFT_FACTOR = 16.0
 _MODULE_DRIFT_FACTOR = 100.0  # for modules with sub-modules, which are also checked one by one
@@ -177,11 +212,46 @@ _PERTURBATION = 1e-2
 _INNER_LAYERS = "its layers"
 
 
-def record_inputs(modules: Mapping[str, nn.Module], run: Callable[[], Any]) -> dict[str, ModuleCall]:
-    """Record copies of the inputs of each module's first call during `run`, with `requires_grad` as they had it."""
-    with record(modules, keep=("inputs",), each=_copy_leaf) as tape:
+def is_derived(module: nn.Module) -> bool:
+    """Return True for a layer of a known type with code of its own, except dropout, which draws."""
+    is_random = isinstance(module, nn.modules.dropout._DropoutNd)
+    return is_known(module) and not is_random and not computes_as(module, list(REFERENCES))
+
+
+def record_calls(
+    unknown: Mapping[str, nn.Module], derived: Mapping[str, nn.Module], run: Callable[[], Any]
+) -> tuple[dict[str, list[ModuleCall]], list[tuple[ModuleCall, float]]]:
+    """Record copies of the inputs of each module's calls during `run`, with `requires_grad` as they had it.
+
+    The second result are the calls of derived layers that differ from their known type on the same inputs.
+    """
+    unlike: list[tuple[ModuleCall, float]] = []
+
+    def compare(call: ModuleCall, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        match = find_reference(module)
+        if call.path in derived and match is not None and isinstance(outputs, Tensor):
+            error = _compute_derived_error(module, match[0], call.inputs, outputs)
+            if error > _MAX_DERIVED_ERROR:
+                unlike.append((call, error))
+
+    with record({**unknown, **derived}, keep=("inputs",), each=_copy_leaf, leave=compare) as tape:
         run()
-    return {call.path: call for call in tape.calls if call.call_index == 0}
+    calls: dict[str, list[ModuleCall]] = {}
+    for call in tape.calls:
+        calls.setdefault(call.path, []).append(call)
+    return calls, unlike
+
+
+def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float:
+    """Compute the relative error of outputs against those of the known type with the same weights; 0 if it refuses."""
+    plain = copy.copy(module)
+    plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
+    try:
+        with torch.no_grad():
+            expected = kind.forward(plain, *inputs[0], **inputs[1])
+    except Exception:  # noqa: BLE001 - a layer may take other inputs than its known type
+        return 0.0
+    return relative_error(outputs.detach(), to_float64_array(expected))
 
 
 def _copy_leaf(tensor: Tensor) -> Tensor:

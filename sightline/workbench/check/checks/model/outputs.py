@@ -40,14 +40,13 @@ def final_activation(context: Context, step: DryRun) -> Iterator[Fault]:
 
     The graph of operations decides, not the loss, which falls also while some outputs have gradients.
     """
-    layer = context.last_layer
     names = [component.name for component in context.config.losses if component.name not in context.squared_losses]
     for output, fault in itertools.chain(
         *(_squares_faults(step, name, squares) for name, squares in context.squared_losses.items()),
         *(_logits_faults(context, name) for name in names),
     ):
         action = f"remove the activation after the last layer from the model; '{output}' must be linear"
-        yield replace(fault, layer=layer, action=action)
+        yield replace(fault, layer=step.makers.get(output) or context.last_layer, action=action)
 
 
 def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Iterator[tuple[str, Fault]]:

@@ -1,0 +1,159 @@
+"""Inputs that hold the label: a target among the arguments of the model, or a channel from which the label follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sightline.contract.types import Batch
+from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.core.dry_run import DryRun, read_batch
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.model_probe import ModelProbe, differing, float_tensors
+from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
+from sightline.workbench.check.oracles.results import loss_sums
+
+_MIN_REPEATS = 6
+"""Minimum number of labels that repeat another one: fewer prove no function."""
+_NUM_SAMPLES = 64
+_TARGETS = frozenset(("label", "part", "boxes"))
+_NOT_TARGETS = ("category", "sample_index")
+
+
+@check(
+    "G3",
+    "label-input",
+    "preflight",
+    each=first_steps,
+    causes=("data.label_leak", "model.structure"),
+    config_path="model",
+    expected="outputs that do not change: a prediction cannot know its target",
+    action="take the target out of the model's forward; losses and metrics read it by themselves",
+)
+def label_input(context: Context, step: DryRun) -> Iterator[Fault]:
+    """Outputs in evaluation mode do not change if the targets in the batch are exchanged between samples.
+
+    Finds: A network that reads the target that it must predict.
+    """
+    targets = [name for name in step.inputs if _is_target(context, step, name)]
+    if not targets or len(targets) == len(step.inputs):  # a network of its target alone reconstructs it
+        return
+    probe = ModelProbe(context.built.job.model, step.inputs)
+    for name in targets:
+        exchanged = {name: _exchange(step.inputs[name])}
+        changed = differing(probe.outputs(), probe.outputs(exchanged))
+        if changed:
+            yield Fault(
+                f"the model reads '{name}', which a loss compares its outputs with",
+                measured=f"'{changed[0]}' changes if '{name}' is exchanged between samples, in evaluation mode",
+                evidence={"target": name},
+            )
+
+
+def _is_target(context: Context, step: DryRun, name: str) -> bool:
+    """Return True for a key of the batch that holds classes, boxes, or the target of a squared error.
+
+    Other integers are targets if their exchange changes a loss of the same outputs.
+    """
+    value = step.inputs[name]
+    if not isinstance(value, Tensor) or name not in step.batch or name in _NOT_TARGETS or "offsets" in name:
+        return False
+    squared = {squares.target_key for squares in context.squared_losses.values()}
+    if name in _TARGETS | squared:
+        return True
+    if value.is_floating_point() or value.dtype == torch.bool:
+        return False
+    outputs = dict(step.seen_outputs)
+    sums = [loss_sums(context.built.job, batch, outputs) for batch in (step.batch, _with(step.batch, name))]
+    return any(not torch.equal(sums[0][loss], sums[1][loss]) for loss in sums[0])
+
+
+def _with(batch: Batch, name: str) -> Batch:
+    return {**batch, name: _exchange(batch[name])}
+
+
+def _exchange(value: Tensor) -> Tensor:
+    """Exchange the entries of a tensor: by one sample, or inside of it if all samples are equal."""
+    rolled = value.roll(1, 0)
+    return rolled if not torch.equal(rolled, value) else value.flatten().roll(1).view(value.shape)
+
+
+@check(
+    "G3",
+    "label-channel",
+    "preflight",
+    each=first_steps,
+    causes=("data.label_leak", "data.layout"),
+    config_path="data",
+    expected="channels that do not follow from the label",
+    action="leave that channel out of the inputs: part labels and classes are often the last column of a file",
+)
+def label_channel(context: Context, step: DryRun) -> Iterator[Fault]:
+    """No channel of the inputs is a function of the label.
+
+    Finds: A label among the channels of the inputs, as it is, scaled, or as a one-hot code.
+
+    The channel must have a single value for each class, and different values for two of them; labels that are ignored
+    do not count.
+    """
+    label = step.batch.get("label")
+    inputs = {name: value for name, value in float_tensors(step.inputs) if name in step.batch and value.ndim > 1}
+    if not isinstance(label, Tensor) or label.is_floating_point() or not inputs:
+        return
+    batches = [step.batch] if label.ndim > 1 or "offsets" in step.batch else _read_batches(context)
+    for name in inputs:
+        channels = [_channels_at(batch[name], batch["label"]) for batch in batches]
+        if not channels or any(values is None for values in channels):
+            continue
+        values = torch.cat(channels, dim=0)  # type: ignore[arg-type]
+        labels = torch.cat([batch["label"].flatten() for batch in batches])
+        is_counted = labels != context.built.data.facts.get("ignore_index", -1)
+        found = _find_function(values[is_counted], labels[is_counted])
+        if found is not None:
+            channel, texts = found
+            yield Fault(
+                f"channel {channel} of '{name}' holds the label",
+                measured=f"one value for each class in {int(is_counted.sum())} labels: {texts}",
+                evidence={"field": name, "channel": channel},
+            )
+
+
+def _read_batches(context: Context) -> list[Batch]:
+    """Read batches with one label for each sample: those of the first step, under `sightline check` more."""
+    if not context.is_thorough:
+        return [context.first_outputs[0]]
+    job, part = context.built.job, context.built.data.train
+    keys = evenly_spaced_keys(part, epoch=0, seed=context.config.seed, most_samples=_NUM_SAMPLES)
+    return [read_batch(job, list(chunk), context.world.device) for chunk in keys]
+
+
+def _channels_at(value: Tensor, label: Tensor) -> Tensor | None:
+    """Return the channels (n, C) at each label; None if they do not belong together.
+
+    A channel of a cloud or an image with one label counts if it has one value there: else it becomes NaN.
+    """
+    rows = value.movedim(1, -1) if value.ndim >= 4 else value
+    if rows.shape[: label.ndim] != label.shape:
+        return None
+    if rows.ndim == label.ndim + 1:
+        return rows.flatten(0, label.ndim - 1)
+    inner = rows.flatten(label.ndim, -2)
+    low, high = inner.amin(dim=label.ndim), inner.amax(dim=label.ndim)
+    return torch.where(low == high, low, math.nan).flatten(0, label.ndim - 1)
+
+
+def _find_function(values: Tensor, labels: Tensor) -> tuple[int, str] | None:
+    """Find the first channel with one value for each class, and the values of some classes in words."""
+    classes = labels.unique()
+    if len(labels) - len(classes) < _MIN_REPEATS or len(classes) < 2:
+        return None
+    low, high = (torch.stack([getattr(values[labels == c], end)(dim=0) for c in classes]) for end in ("amin", "amax"))
+    is_function = (low == high).all(dim=0) & (low != low[:1]).any(dim=0)
+    if not bool(is_function.any()):
+        return None
+    channel = int(is_function.nonzero()[0])
+    shown = (f"{float(v):g} for class {int(c)}" for c, v in zip(classes[:3], low[:3, channel], strict=True))
+    return channel, ", ".join(shown)

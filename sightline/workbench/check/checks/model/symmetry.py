@@ -1,0 +1,262 @@
+"""Networks that mix unrelated points or pixels: `view` for a transpose, outputs in another order, padded rows read.
+
+Points are permuted, images and volumes shifted. At each layer the rows (channels at one place) must follow. The first
+point of each cloud stays where it is: sampling of farthest points starts there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract.members import ModelMembers
+from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.core.dry_run import DryRun
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.model_probe import ModelProbe, ProjectedRows, float_tensors, project
+
+_NEAR = 1e-9  # of the largest value, for equal rows in float64
+_ALL, _NONE = 0.95, 0.05
+"""Shares of rows that follow their points: before the fault, and after it. A sampling in index order is in between."""
+_SIMILAR, _UNLIKE = 0.6, 0.2
+"""The same for the correlation of shifted maps, which borders lower a little at each layer."""
+_MIN_PLACES = 32
+_SHIFTS = (3 / 8, 1 / 4, 1 / 8)
+"""Shares of the sides by which images and volumes are shifted: unequal, and none is a half, so that axes and flips show."""
+
+_ORDER = partial(
+    check,
+    "G24",
+    each=first_steps,
+    causes=("data.layout", "model.structure"),
+    config_path="model",
+)
+
+
+class Place(NamedTuple):
+    """Tensor at a layer, with the agreement of its rows; `is_many` if a sample has several."""
+
+    text: str
+    layer: str
+    agreement: float | None
+    is_many: bool
+
+
+def _find_break(places: Sequence[Place], *, high: float, low: float) -> tuple[Place, Place | None] | None:
+    """Return the first place whose agreement is below `low`, and the one before it; None if it fell slowly."""
+    before: Place | None = None
+    for place in places:
+        if place.agreement is None:
+            continue
+        if place.agreement <= low:
+            return place, before
+        if place.agreement < high:
+            return None
+        before = place
+    return None
+
+
+@_ORDER("point-order", "preflight", expected="the same outputs, at their points: a cloud is a set")
+def point_order(context: Context, step: DryRun) -> Fault | None:
+    """Outputs follow their points if these are permuted, and outputs of whole clouds do not change.
+
+    Finds: `view` or `reshape` for a transpose in a network of clouds, pooling over a wrong axis, outputs in another order.
+
+    Networks for which the order of points matters declare it by `reads_order = True`.
+    """
+    is_quick = not context.is_thorough
+    return judge_points(ModelProbe(context.built.job.model, step.inputs, is_quick=is_quick, is_double=True))
+
+
+def judge_points(probe: ModelProbe) -> Fault | None:
+    """Permute the points of a probe in float64, and find the first layer whose rows do not follow."""
+    points = probe.inputs.get("points")
+    order = None if ModelMembers.reads_order.get(probe.model) else _draw_order(points, probe.inputs.get("offsets"))
+    if not isinstance(points, Tensor) or order is None or not probe.is_steady(2):
+        return None
+    first, outputs = probe.projected_rows({})
+    second, others = probe.projected_rows({name: _permute(v, points, order) for name, v in probe.inputs.items()})
+    if [row.text for row in first] != [row.text for row in second]:
+        return None
+    num_samples = len(points) if points.ndim == 3 else len(probe.inputs["offsets"]) - 1
+    places = [
+        Place(one.text, one.layer, _share_in_common(one.values, other.values), one.values.numel() > num_samples)
+        for one, other in zip(first, second, strict=True)
+    ]
+    for name, value in outputs.items():
+        places.append(_compare_output(name, value, others.get(name), points, order))
+    found = _find_break(places, high=_ALL, low=_NONE)
+    if found is None:
+        return None
+    place, before = found
+    return Fault(
+        f"the network mixes unrelated points: {place.text} does not follow its points"
+        if place.is_many
+        else f"the network depends on the order of the points, at {place.text}",
+        severity="error" if place.is_many else "warning",
+        layer=place.layer or None,
+        measured=f"points permuted, in evaluation mode: {place.agreement:.0%} of the rows of {place.text} are the same, "
+        + (f"{before.agreement:.0%} of {before.text}" if before is not None else "all of the points given"),
+        action="look there for view or reshape where transpose is meant, and for the axis of the pooling"
+        + ("" if place.is_many else "; a network of ordered points declares reads_order = True"),
+        causes=("data.layout", "model.structure") if place.is_many else ("model.structure", "data.layout"),
+    )
+
+
+def _draw_order(points: Any, offsets: Any) -> Tensor | None:
+    """Draw a permutation of the rows: of axis 1 for clouds (B, N, C), within each cloud for rows (M, C) with offsets.
+
+    The first point of each cloud keeps its place. None without such rows.
+    """
+    if not isinstance(points, Tensor) or not points.numel() or points.ndim not in (2, 3):
+        return None
+    generator = torch.Generator().manual_seed(0)
+
+    def permute(size: int) -> Tensor:
+        return torch.cat(
+            [torch.zeros(min(size, 1), dtype=torch.long), 1 + torch.randperm(size - 1, generator=generator)]
+        )
+
+    if points.ndim == 3:
+        return permute(points.shape[1]) if points.shape[1] > 1 else None
+    if not isinstance(offsets, Tensor) or int(offsets[-1]) != len(points) or int(offsets.diff().min()) < 2:
+        return None
+    return torch.cat([start + permute(size) for start, size in zip(offsets.tolist(), offsets.diff().tolist())])
+
+
+def _permute(value: Any, points: Tensor, order: Tensor) -> Any:
+    """Permute a tensor that has a row for each point; others stay."""
+    axis = points.ndim - 2
+    if not isinstance(value, Tensor) or value.shape[: axis + 1] != points.shape[: axis + 1]:
+        return value
+    return value.index_select(axis, order.to(value.device))
+
+
+def _share_in_common(first: Tensor, second: Tensor) -> float | None:
+    """Compute the share of the first rows that are among the second; None if they cannot be compared.
+
+    Rows of zeros, which a ReLU makes, are left out.
+    """
+    one, other = (np.sort(values.cpu().numpy().ravel()) for values in (first, second))
+    if len(one) != len(other) or not np.isfinite(one).all() or not np.isfinite(other).all():
+        return None
+    one = one[one != 0]
+    if not len(one):
+        return None
+    right = np.searchsorted(other, one).clip(0, len(other) - 1)
+    distance = np.minimum(np.abs(other[right] - one), np.abs(other[(right - 1).clip(0)] - one))
+    return float((distance <= _NEAR * np.abs(one).max()).mean())
+
+
+def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tensor, order: Tensor) -> Place:
+    """Compute the share of rows of an output that are the same: at the same point, or for the same cloud."""
+    place, axis = Place(f"the output '{name}'", "", None, is_many=False), points.ndim - 2
+    if other is None or other.shape != value.shape or not value.is_floating_point() or value.ndim < 2:
+        return place
+    if value.ndim == 3 == points.ndim and value.shape[1] != points.shape[1] == value.shape[2]:
+        value, other = value.transpose(1, 2), other.transpose(1, 2)
+    is_of_points = value.shape[: axis + 1] == points.shape[: axis + 1]
+    is_same = (_permute(value, points, order) - other).abs() <= _NEAR * value.abs().max()
+    share = is_same.flatten(axis + 1 if is_of_points else 1).all(dim=-1).double().mean()
+    return place._replace(agreement=float(share), is_many=is_of_points)
+
+
+@_ORDER("pixel-order", "preflight", expected="outputs that move with the image: it is a grid")
+def pixel_order(context: Context, step: DryRun) -> Fault | None:
+    """The maps of a network on images or volumes move with what it is given, if this is shifted.
+
+    Finds: `view` or `reshape` for a transpose in a network of images or volumes, exchanged axes, outputs upside down.
+
+    The network gets noise, so that neighbours are not alike. Networks for which the place in the image matters declare
+    it by `reads_order = True`.
+    """
+    return judge_pixels(ModelProbe(context.built.job.model, step.inputs, is_quick=not context.is_thorough))
+
+
+def judge_pixels(probe: ModelProbe) -> Fault | None:
+    """Shift noise in the place of a probe's images, and find the first layer whose maps do not move with it."""
+    grids = {name: value for name, value in float_tensors(probe.inputs) if value.ndim in (4, 5) and _is_large(value)}
+    if not grids or len({value.ndim for value in grids.values()}) > 1:
+        return None
+    if ModelMembers.reads_order.get(probe.model) or not probe.is_steady(2):
+        return None
+    noise = {name: _make_noise(value) for name, value in grids.items()}
+    sides = next(iter(grids.values())).shape[2:]
+    shift = _choose_shift(sides)
+    rolled = {name: _roll(value, sides, shift) for name, value in noise.items()}
+    try:
+        passes = [probe.projected_rows(changed) for changed in (noise, rolled)]
+    except Exception:  # noqa: BLE001 - a network may reject noise
+        return None
+    maps = [[*rows, *_project_outputs(outputs, sides)] for rows, outputs in passes]
+    places = [
+        Place(one.text, one.layer, _correlate(one.values, other.values, sides, shift), is_many=True)
+        for one, other in zip(*maps, strict=False)
+        if one.text == other.text and one.values.ndim == 1 + len(sides)
+    ]
+    found = _find_break(places, high=_SIMILAR, low=_UNLIKE)
+    if found is None:
+        return None
+    place, before = found
+    return Fault(
+        f"the network mixes unrelated pixels: {place.text} does not move with the image",
+        layer=place.layer or None,
+        measured=f"noise shifted by {', '.join(map(str, shift))} of {', '.join(map(str, sides))}: correlation "
+        f"{place.agreement:.2f} at {place.text}, "
+        + (f"{before.agreement:.2f} at {before.text}" if before is not None else "1 of what is given"),
+        action="look there for view or reshape where permute is meant, for exchanged axes and for flip",
+    )
+
+
+def _is_large(value: Tensor) -> bool:
+    return min(value.shape[2:]) >= 8
+
+
+def _make_noise(value: Tensor) -> Tensor:
+    """Make noise in the place of images: normal with each channel's mean and deviation; zeros and ones stay such."""
+    generator = torch.Generator().manual_seed(0)
+    axes = [axis for axis in range(value.ndim) if axis != 1]
+    mean, deviation = value.mean(dim=axes, keepdim=True), value.std(dim=axes, keepdim=True)
+    uniform = torch.rand(value.shape, generator=generator).to(value)
+    if bool(((value == 0) | (value == 1)).all()):
+        return (uniform < mean.clamp(0.1, 0.9)).to(value.dtype)
+    return mean + (uniform - 0.5) * 12**0.5 * deviation
+
+
+def _roll(value: Tensor, sides: Sequence[int], shift: Sequence[int]) -> Tensor:
+    """Shift an image, or one of another size, by the same shares of its sides."""
+    moves = [move * size // side for move, size, side in zip(shift, value.shape[2:], sides, strict=True)]
+    return value.roll(moves, tuple(range(2, value.ndim)))
+
+
+def _choose_shift(sides: Sequence[int]) -> tuple[int, ...]:
+    """Choose shifts near their shares of the sides that are multiples of the largest strides that fit."""
+    shifts = []
+    for side, share in zip(sides, _SHIFTS):
+        stride = next(2**power for power in range(5, -1, -1) if side % 2**power == 0 and 2**power * 8 <= side)
+        shifts.append(max(1, int(share * side / stride + 0.5)) * stride)
+    return tuple(shifts)
+
+
+def _project_outputs(outputs: Mapping[str, Tensor], sides: Sequence[int]) -> Iterator[ProjectedRows]:
+    """Project the outputs that are maps; channels are the second axis, or the last if the others have these sides."""
+    for name, value in outputs.items():
+        if value.ndim == 2 + len(sides) and value.is_floating_point():
+            axis = -1 if value.shape[1:-1] == sides else 1
+            yield ProjectedRows(f"the output '{name}'", "", project(value, axis), axis)
+
+
+def _correlate(first: Tensor, second: Tensor, sides: Sequence[int], shift: Sequence[int]) -> float | None:
+    """Compute the correlation of maps, shifted by their share, with those of the shifted image; None for small maps."""
+    maps = first.shape[1:]
+    moves = [move * size / side for move, size, side in zip(shift, maps, sides, strict=True)]
+    if first.shape != second.shape or maps.numel() < _MIN_PLACES or any(move % 1 for move in moves):
+        return None
+    one = first.roll([int(move) for move in moves], tuple(range(1, first.ndim)))
+    rows = torch.stack([one.flatten(), second.flatten()]).double()
+    return None if bool((rows.std(dim=1) == 0).any()) else float(rows.corrcoef()[0, 1])

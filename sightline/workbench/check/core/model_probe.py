@@ -1,0 +1,132 @@
+"""Passes of a copy of the model in evaluation mode, on the recorded inputs of the first step or on changed ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.instrument import ModuleCall, record
+from sightline.instrument.float64 import Float64Convolutions
+from sightline.workbench.check.core.dry_run import isolated_copy
+
+_QUICK_S = 0.05
+"""Processor time of the passes that a rule may take before each training; `sightline check` has no limit."""
+
+
+class ModelProbe:
+    """Copy of a model in evaluation mode, with inputs of its forward by parameter; `is_quick` limits its time."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Any], *, is_quick: bool = False, is_double: bool = False
+    ) -> None:
+        self.model = isolated_copy(model).eval()
+        self.inputs: dict[str, Any] = dict(inputs)
+        self._max_s = _QUICK_S if is_quick else math.inf
+        if is_double:
+            self.model.double()
+            self.inputs = to_float64(self.inputs)
+
+    def outputs(self, changed: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Tensor]:
+        """Return the tensors among the outputs by path, with some inputs `changed`; random numbers are of the seed."""
+        torch.manual_seed(seed)
+        inputs = tree_map({**self.inputs, **(changed or {})}, lambda _, tensor: tensor.clone())
+        with torch.no_grad(), Float64Convolutions():
+            return dict(tree_leaves(self.model(**inputs)))
+
+    def draws(self) -> list[tuple[str, str]]:
+        """Run a pass, and return layer and operator of each draw of random numbers in it."""
+        draws: list[tuple[str, str]] = []
+
+        def note(call: ModuleCall | None, operator: Any, *_: Any) -> None:
+            if torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ()):
+                draws.append((call.path if call is not None else "", operator.name()))
+
+        with record(self.model, operators=note):
+            self.outputs()
+        return draws
+
+    def has_time(self, num_passes: int) -> bool:
+        """Return True if so many further passes are quick enough, or without a limit; it takes one to measure."""
+        if math.isinf(self._max_s):
+            return True
+        start_seconds = compute_seconds()
+        self.outputs()
+        return (compute_seconds() - start_seconds) * num_passes <= self._max_s
+
+    def is_steady(self, num_passes: int) -> bool:
+        """Return True if the copy runs, draws no random numbers, and has time for so many passes."""
+        try:
+            return self.has_time(num_passes) and not self.draws()
+        except Exception:  # noqa: BLE001 - a network may support one number format only, or reject one sample
+            return False
+
+    def projected_rows(self, changed: Mapping[str, Any]) -> tuple[list[ProjectedRows], dict[str, Tensor]]:
+        """Return the inputs and outputs of each layer of torch with channels, in the order of calls, and the outputs.
+
+        The channels at each place are projected to one number, by a fixed random direction.
+        """
+        rows: list[ProjectedRows] = []
+
+        def note(call: ModuleCall, module: nn.Module, *values: Any) -> None:
+            value = values[-1] if len(values) == 2 else next(iter((*values[0][0], *values[0][1].values())), None)
+            axis = _channel_axis(module)
+            if isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point() and axis is not None:
+                text = f"the {'output' if len(values) == 2 else 'input'} of '{call.name}'"
+                rows.append(ProjectedRows(text, call.path, project(value, axis), axis))
+
+        layers = {name: m for name, m in self.model.named_modules() if _channel_axis(m) is not None}
+        with record(layers, enter=note, leave=note):
+            outputs = self.outputs(changed)
+        return rows, outputs
+
+
+class ProjectedRows(NamedTuple):
+    """Tensor at a layer without its axis of channels: one number at each place; `axis` was that of the channels."""
+
+    text: str
+    layer: str
+    values: Tensor
+    axis: int
+
+
+def project(value: Tensor, axis: int) -> Tensor:
+    """Project the channels at each place to a fixed random direction."""
+    direction = torch.randn(value.shape[axis], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return value.detach().movedim(axis, -1) @ direction.to(value)
+
+
+def to_float64(inputs: Any) -> Any:
+    """Convert the floating-point tensors of a tree to float64."""
+    return tree_map(inputs, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def float_tensors(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """List the floating-point tensors among the inputs."""
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+            yield name, value
+
+
+def differing(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Name the outputs that differ in a bit, or in shape, between two passes; NaN equals NaN."""
+    return [name for name, value in first.items() if name in second and not _is_equal(value, second[name])]
+
+
+def _is_equal(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
+
+
+def _channel_axis(module: nn.Module) -> int | None:
+    """Return the axis of the channels in the inputs and outputs of a layer of torch; None if the layer has none."""
+    if isinstance(module, nn.Linear | nn.LayerNorm):
+        return -1
+    is_second = isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm | nn.GroupNorm)
+    return 1 if is_second else None
