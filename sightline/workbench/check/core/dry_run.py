@@ -90,8 +90,8 @@ class DryRun:
     """Result of one training step on copies; the run's own model, optimiser and data are unchanged.
 
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
-    call, by parameter. `ends` is the last operation of each output, `makers` the module whose code computes it, `hidden`
-    the outputs from which others are computed. `skipped` is the reason if there was no time for a step.
+    call, by parameter. `ends` is the last operation of each output, `makers` the module that computes it, `hidden` the
+    outputs from which others are computed. `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module

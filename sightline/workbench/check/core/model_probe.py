@@ -60,9 +60,9 @@ class ModelProbe:
         return (compute_seconds() - start_seconds) * num_passes <= self._max_s
 
     def is_steady(self, num_passes: int) -> bool:
-        """Return True if the copy runs, draws no random numbers, and has time for so many passes."""
+        """Return True if the copy runs, has time for so many passes, and its outputs depend on no seed."""
         try:
-            return self.has_time(num_passes) and not self.draws()
+            return self.has_time(num_passes) and not (self.draws() and differing(self.outputs(), self.outputs(seed=1)))
         except Exception:  # noqa: BLE001 - a network may support one number format only, or reject one sample
             return False
 
@@ -78,7 +78,7 @@ class ModelProbe:
             axis = _channel_axis(module)
             if isinstance(value, Tensor) and value.ndim > 1 and value.is_floating_point() and axis is not None:
                 text = f"the {'output' if len(values) == 2 else 'input'} of '{call.name}'"
-                rows.append(ProjectedRows(text, call.path, project(value, axis), axis))
+                rows.append(ProjectedRows(text, call.path, project(value, axis), is_result=len(values) == 2))
 
         layers = {name: m for name, m in self.model.named_modules() if _channel_axis(m) is not None}
         with record(layers, enter=note, leave=note):
@@ -87,12 +87,12 @@ class ModelProbe:
 
 
 class ProjectedRows(NamedTuple):
-    """Tensor at a layer without its axis of channels: one number at each place; `axis` was that of the channels."""
+    """Input of a layer, or its result, without the axis of channels: one number at each place."""
 
     text: str
     layer: str
     values: Tensor
-    axis: int
+    is_result: bool = False
 
 
 def project(value: Tensor, axis: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""Inputs that hold the label: a target among the arguments of the model, or a channel from which the label follows."""
+"""Inputs of the model that hold the label, or that change nothing.
+
+A target among the arguments of the model, or a channel from which the label follows.
+"""
 
 from __future__ import annotations
 
@@ -157,3 +160,65 @@ def _find_function(values: Tensor, labels: Tensor) -> tuple[int, str] | None:
     channel = int(is_function.nonzero()[0])
     shown = (f"{float(v):g} for class {int(c)}" for c, v in zip(classes[:3], low[:3, channel], strict=True))
     return channel, ", ".join(shown)
+
+
+@check(
+    "G3",
+    "idle-input",
+    "preflight",
+    each=first_steps,
+    config_path="model",
+    expected="outputs that follow from the inputs",
+)
+def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
+    """Each input of numbers changes the outputs, and not all numbers of the inputs are equal.
+
+    Finds: Inputs that are the same everywhere, such as points set to 0, and inputs that the network ignores.
+
+    Parameters of 0, such as those of a last layer that starts at 0, are drawn at random on the copy.
+    """
+    inputs = dict(float_tensors(step.inputs))
+    if not inputs:
+        return
+    if all(bool((value == value.flatten()[0]).all()) for value in inputs.values()):
+        name, value = next(iter(inputs.items()))
+        yield Fault(
+            f"'{name}' has the same value everywhere",
+            causes=("data.corrupt_sample", "data.normalisation", "data.missing_modality"),
+            at="transforms.train",
+            measured=f"{float(value.flatten()[0]):g} in all of {value.numel()} numbers of {step.num_samples} samples",
+            expected="inputs that differ within a sample and between samples",
+            action="look at what the transforms return: a factor of 0, or a range that is clipped",
+        )
+        return
+    probe = ModelProbe(context.built.job.model, step.inputs, is_quick=not context.is_thorough)
+    if not probe.has_time(1 + len(inputs)):
+        return
+    _fill_zeros(probe)
+    idle = [
+        name for name, value in inputs.items() if not differing(probe.outputs(), probe.outputs(_disturb(name, value)))
+    ]
+    if idle:
+        is_all = len(idle) == len(inputs)
+        yield Fault(
+            f"the outputs do not depend on '{idle[0]}'",
+            severity="error" if is_all else "warning",
+            causes=("model.structure", "model.constant_output")
+            if not is_all
+            else ("model.constant_output", "model.structure"),
+            measured=f"the same bits with other values of {', '.join(map(repr, idle))}, in evaluation mode",
+            action="look for a factor of 0 or an input that forward does not use; take the latter out of its signature",
+        )
+
+
+def _fill_zeros(probe: ModelProbe) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in probe.model.parameters():
+            if not bool(parameter.any()):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def _disturb(name: str, value: Tensor) -> dict[str, Tensor]:
+    """Return an input with its values reversed, and scaled: zeros and ones stay such."""
+    return {name: value.flatten().flip(0).view(value.shape) * (1.0 if bool((value * (1 - value) == 0).all()) else 0.9)}

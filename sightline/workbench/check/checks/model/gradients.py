@@ -17,6 +17,7 @@ from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.object_graph import iter_reachable
+from sightline.workbench.check.oracles.results import loss_sums
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
@@ -162,6 +163,7 @@ def no_gradient(context: Context) -> Iterator[Fault]:
     if context.dry_run.is_sound:
         yield from _registration_faults(context)
         yield from _term_faults(context)
+        yield from _zero_faults(context)
         yield from _reach_faults(context)
         yield from _loss_faults(context)
         yield from _intent_faults(context)
@@ -237,6 +239,38 @@ def _term_faults(context: Context) -> Iterator[Fault]:
             expected="a sum that depends on the model's parameters",
             action="look for detach(), no_grad, numpy() or argmax between the model's outputs and this loss",
         )
+
+
+def _zero_faults(context: Context) -> Iterator[Fault]:
+    """Yield a fault if every gradient is exactly 0, because of the losses or of the network."""
+    rehearsal, job = context.dry_run, context.built.job
+    has_terms = any(term.requires_grad and float(rehearsal.counts[name]) > 0 for name, term in rehearsal.terms.items())
+    if (
+        not has_terms
+        or not set(rehearsal.gradients.values()) <= {"zero", "none"}
+        or "zero" not in rehearsal.gradients.values()
+    ):
+        return
+    outputs = {
+        name: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in rehearsal.seen_outputs.items()
+    }
+    total = sum(term.sum() for term in loss_sums(job, rehearsal.batch, outputs).values())
+    leaves = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
+    gradients = torch.autograd.grad(total, leaves, allow_unused=True) if isinstance(total, Tensor) and leaves else ()
+    is_of_loss = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+    yield _make_fault(
+        [],
+        "every gradient is exactly 0: nothing can be learnt",
+        causes=("loss.detached", "loss.form") if is_of_loss else ("model.activation", "model.init"),
+        at="losses" if is_of_loss else "model",
+        measured=f"0 in {len(rehearsal.gradients)} parameters; "
+        + ("the losses do not depend on the outputs" if is_of_loss else "the losses depend on the outputs"),
+        expected="gradients other than 0 in the first step",
+        action="look for detach(), argmax, rounding, or a factor of 0 in the losses"
+        if is_of_loss
+        else "look for an activation that is 0 for every input, such as a ReLU after a negative bias",
+    )
 
 
 def _reach_faults(context: Context) -> Iterator[Fault]:

@@ -27,7 +27,7 @@ _SIMILAR, _UNLIKE = 0.6, 0.2
 """The same for the correlation of shifted maps, which borders lower a little at each layer."""
 _MIN_PLACES = 32
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
-"""Shares of the sides by which images and volumes are shifted: unequal, and none is a half, so that axes and flips show."""
+"""Shares of the sides by which images and volumes are shifted: unequal, none a half, so that axes and flips show."""
 
 _ORDER = partial(
     check,
@@ -39,23 +39,28 @@ _ORDER = partial(
 
 
 class Place(NamedTuple):
-    """Tensor at a layer, with the agreement of its rows; `is_many` if a sample has several."""
+    """Tensor at a layer, with the agreement of its rows; None if it cannot be measured.
+
+    `is_many` marks that a sample has several rows, `is_of_layer` the output of a layer of torch.
+    """
 
     text: str
     layer: str
     agreement: float | None
-    is_many: bool
+    is_many: bool = True
+    is_of_layer: bool = False
 
 
 def _find_break(places: Sequence[Place], *, high: float, low: float) -> tuple[Place, Place | None] | None:
-    """Return the first place whose agreement is below `low`, and the one before it; None if it fell slowly."""
+    """Return the first place whose agreement is below `low`, and the one before it; None if it fell slowly.
+
+    The code between layers is judged: borders, which a layer of torch pads, may lower the agreement as well.
+    """
     before: Place | None = None
     for place in places:
-        if place.agreement is None:
-            continue
-        if place.agreement <= low:
+        if place.agreement is not None and place.agreement <= low and not place.is_of_layer:
             return place, before
-        if place.agreement < high:
+        if place.agreement is None or place.agreement < high:
             return None
         before = place
     return None
@@ -65,7 +70,7 @@ def _find_break(places: Sequence[Place], *, high: float, low: float) -> tuple[Pl
 def point_order(context: Context, step: DryRun) -> Fault | None:
     """Outputs follow their points if these are permuted, and outputs of whole clouds do not change.
 
-    Finds: `view` or `reshape` for a transpose in a network of clouds, pooling over a wrong axis, outputs in another order.
+    Finds: `view` for a transpose in a network of clouds, pooling over a wrong axis, outputs in another order.
 
     Networks for which the order of points matters declare it by `reads_order = True`.
     """
@@ -126,7 +131,9 @@ def _draw_order(points: Any, offsets: Any) -> Tensor | None:
         return permute(points.shape[1]) if points.shape[1] > 1 else None
     if not isinstance(offsets, Tensor) or int(offsets[-1]) != len(points) or int(offsets.diff().min()) < 2:
         return None
-    return torch.cat([start + permute(size) for start, size in zip(offsets.tolist(), offsets.diff().tolist())])
+    return torch.cat(
+        [start + permute(size) for start, size in zip(offsets[:-1].tolist(), offsets.diff().tolist(), strict=True)]
+    )
 
 
 def _permute(value: Any, points: Tensor, order: Tensor) -> Any:
@@ -170,7 +177,7 @@ def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tens
 def pixel_order(context: Context, step: DryRun) -> Fault | None:
     """The maps of a network on images or volumes move with what it is given, if this is shifted.
 
-    Finds: `view` or `reshape` for a transpose in a network of images or volumes, exchanged axes, outputs upside down.
+    Finds: `view` for a transpose in a network of images or volumes, exchanged axes, outputs upside down.
 
     The network gets noise, so that neighbours are not alike. Networks for which the place in the image matters declare
     it by `reads_order = True`.
@@ -195,7 +202,7 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
         return None
     maps = [[*rows, *_project_outputs(outputs, sides)] for rows, outputs in passes]
     places = [
-        Place(one.text, one.layer, _correlate(one.values, other.values, sides, shift), is_many=True)
+        Place(one.text, one.layer, _correlate(one.values, other.values, sides, shift), is_of_layer=one.is_result)
         for one, other in zip(*maps, strict=False)
         if one.text == other.text and one.values.ndim == 1 + len(sides)
     ]
@@ -237,7 +244,7 @@ def _roll(value: Tensor, sides: Sequence[int], shift: Sequence[int]) -> Tensor:
 def _choose_shift(sides: Sequence[int]) -> tuple[int, ...]:
     """Choose shifts near their shares of the sides that are multiples of the largest strides that fit."""
     shifts = []
-    for side, share in zip(sides, _SHIFTS):
+    for side, share in zip(sides, _SHIFTS, strict=False):
         stride = next(2**power for power in range(5, -1, -1) if side % 2**power == 0 and 2**power * 8 <= side)
         shifts.append(max(1, int(share * side / stride + 0.5)) * stride)
     return tuple(shifts)
@@ -248,7 +255,7 @@ def _project_outputs(outputs: Mapping[str, Tensor], sides: Sequence[int]) -> Ite
     for name, value in outputs.items():
         if value.ndim == 2 + len(sides) and value.is_floating_point():
             axis = -1 if value.shape[1:-1] == sides else 1
-            yield ProjectedRows(f"the output '{name}'", "", project(value, axis), axis)
+            yield ProjectedRows(f"the output '{name}'", "", project(value, axis))
 
 
 def _correlate(first: Tensor, second: Tensor, sides: Sequence[int], shift: Sequence[int]) -> float | None:

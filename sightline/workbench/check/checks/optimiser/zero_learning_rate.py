@@ -106,11 +106,24 @@ def _replay_faults(context: Context, step: int) -> Iterator[Fault]:
         nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], job.clip_norm)
     largest = max(float(copied.grad.abs().max()) for _, copied in parameters.values() if copied.grad is not None)
     rate = 0.0
-    for _ in range(2):
+    for index in range(2):
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * job.schedule(step)
             rate = max(rate, group["lr"])
         optimizer.step()
+        is_cleared = not any(copied.grad is not None and copied.grad.any() for _, copied in parameters.values())
+        if index == 0 and is_cleared and _ignores_gradients(context, step, parameters):
+            yield Fault(
+                "the optimiser clears the gradients before it uses them",
+                causes=("optim.step_order", "optim.lr"),
+                at="optimizer",
+                measured=f"the same weights after a step with the gradients of {len(parameters)} parameters and with "
+                "their opposites; all are zero afterwards",
+                expected="weights that depend on the gradients: zero_grad, then backward, then step",
+                action="call zero_grad before the backward pass, not in step",
+                param=next(iter(parameters)),
+            )
+            return
     if any(not torch.equal(original, copied) for original, copied in parameters.values()):
         return
     yield Fault(
@@ -124,6 +137,19 @@ def _replay_faults(context: Context, step: int) -> Iterator[Fault]:
         action="raise the learning rate, or look at what the optimiser does with its gradients",
         param=next(iter(parameters)),
     )
+
+
+def _ignores_gradients(context: Context, step: int, updated: dict[str, tuple[Tensor, Tensor]]) -> bool:
+    """Return True if a step with the opposite gradients gives the same weights as the step that was taken."""
+    job = context.built.job
+    optimizer, parameters = _copy_optimizer(job.model, job.optimizer, context.dry_run.model)
+    for _, copied in parameters.values():
+        assert copied.grad is not None, "these are the parameters with a gradient"
+        copied.grad.neg_()
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * job.schedule(step)
+    optimizer.step()
+    return all(torch.equal(copied, updated[name][1]) for name, (_, copied) in parameters.items())
 
 
 def _copy_optimizer(
