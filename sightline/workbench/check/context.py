@@ -212,6 +212,10 @@ class Context:
         """True under `sightline check`, False at the start of a training."""
         return math.isinf(self.forward_s)
 
+    def quick_s(self, step: DryRun) -> float | None:
+        """Return the processor time of a step at the start of a training, where passes are limited; else None."""
+        return None if self.is_thorough else step.seconds
+
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""
         origins, known_path = self.config.origins, path

@@ -262,12 +262,15 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "layer-forward": (),
+    "final-activation": ("no-gradient", "zero-learning-rate", "gradient-flow"),
     "idle-input": ("no-gradient", "zero-learning-rate", "gradient-flow", "point-order", "initial-loss"),
     "no-gradient": ("zero-learning-rate", "gradient-flow"),
     "point-order": ("cross-sample-leak",),
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }
+_SAME_LAYER: dict[str, tuple[str, ...]] = {"layer-forward": ("no-gradient", "layer-gradient")}
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
@@ -322,6 +325,9 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
 
 def _is_explained(finding: Finding, cause: Finding) -> bool:
     if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    is_same_layer = finding.where.layer is not None and finding.where.layer == cause.where.layer
+    if is_same_layer and finding.code in _SAME_LAYER.get(cause.code, ()):
         return True
     field = cause.evidence.get("field")
     is_same_field = field is not None and finding.evidence.get("field") == field

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -19,18 +19,27 @@ _QUICK_S = 0.05
 """Processor time of the passes that a rule may take before each training; `sightline check` has no limit."""
 
 
+_MAX_STEP_S = 1.0  # of a step with whose passes no time is lost
+
+
 class ModelProbe:
-    """Copy of a model in evaluation mode, with inputs of its forward by parameter; `is_quick` limits its time."""
+    """Copy of a model in evaluation mode, with inputs of its forward by parameter.
+
+    `quick_s` limits its time to that of quick checks; it is the time of a whole step, None for no limit.
+    """
 
     def __init__(
-        self, model: nn.Module, inputs: Mapping[str, Any], *, is_quick: bool = False, is_double: bool = False
+        self, model: nn.Module, inputs: Mapping[str, Any], *, quick_s: float | None = None, is_double: bool = False
     ) -> None:
-        self.model = isolated_copy(model).eval()
-        self.inputs: dict[str, Any] = dict(inputs)
-        self._max_s = _QUICK_S if is_quick else math.inf
-        if is_double:
-            self.model.double()
-            self.inputs = to_float64(self.inputs)
+        self.source = model
+        self.inputs: dict[str, Any] = to_float64(inputs) if is_double else dict(inputs)
+        self._quick_s, self._is_double = quick_s, is_double
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The copy, made on first use."""
+        model = isolated_copy(self.source).eval()
+        return model.double() if self._is_double else model
 
     def outputs(self, changed: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Tensor]:
         """Return the tensors among the outputs by path, with some inputs `changed`; random numbers are of the seed."""
@@ -53,11 +62,11 @@ class ModelProbe:
 
     def has_time(self, num_passes: int) -> bool:
         """Return True if so many further passes are quick enough, or without a limit; it takes one to measure."""
-        if math.isinf(self._max_s):
-            return True
+        if self._quick_s is None or self._quick_s > _MAX_STEP_S:
+            return self._quick_s is None
         start_seconds = compute_seconds()
         self.outputs()
-        return (compute_seconds() - start_seconds) * num_passes <= self._max_s
+        return (compute_seconds() - start_seconds) * num_passes <= _QUICK_S
 
     def is_steady(self, num_passes: int) -> bool:
         """Return True if the copy runs, has time for so many passes, and its outputs depend on no seed."""

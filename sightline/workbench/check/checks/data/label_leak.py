@@ -191,7 +191,7 @@ def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
             action="look at what the transforms return: a factor of 0, or a range that is clipped",
         )
         return
-    probe = ModelProbe(context.built.job.model, step.inputs, is_quick=not context.is_thorough)
+    probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
     if not probe.has_time(1 + len(inputs)):
         return
     _fill_zeros(probe)

@@ -43,7 +43,7 @@ def still_statistics(context: Context, step: DryRun) -> Fault | None:
     still = [
         name
         for name, module in step.model.named_modules()
-        if (buffers := _statistics_of(name, module)) and not any(moved[buffer] for buffer in buffers)
+        if (buffers := _find_statistics(name, module)) and not any(moved[buffer] for buffer in buffers)
         if _takes_part(step, name, module) and not _is_declared_frozen(context, name)
     ]
     if not still:
@@ -67,7 +67,7 @@ def still_statistics(context: Context, step: DryRun) -> Fault | None:
     )
 
 
-def _statistics_of(name: str, module: nn.Module) -> list[str]:
+def _find_statistics(name: str, module: nn.Module) -> list[str]:
     """Return the full names of a module's own running statistics."""
     buffers = [key for key, buffer in module.named_buffers(recurse=False) if buffer.is_floating_point()]
     return [f"{name}.{key}".lstrip(".") for key in buffers if any(word in key for word in _STATISTICS)]
@@ -76,12 +76,13 @@ def _statistics_of(name: str, module: nn.Module) -> list[str]:
 def _takes_part(step: DryRun, name: str, module: nn.Module) -> bool:
     """Return True for a layer that ran, or whose parameters got a gradient; a layer that is frozen as a whole does not.
 
-    `no-gradient` reports parameters that are frozen.
+    `no-gradient` reports parameters that are frozen; a frozen norm has none, and is of another type.
     """
     parameters = dict(module.named_parameters(recurse=False))
     gradients = {step.gradients.get(f"{name}.{key}".lstrip("."), "none") for key in parameters}
-    is_frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters.values())
-    return not is_frozen and (name in step.executed or not gradients <= {"none"})
+    is_plain = isinstance(module, nn.modules.batchnorm._BatchNorm) and not parameters
+    is_trained = is_plain or any(parameter.requires_grad for parameter in parameters.values())
+    return is_trained and (name in step.executed or not gradients <= {"none"})
 
 
 def _is_declared_frozen(context: Context, name: str) -> bool:
@@ -138,7 +139,7 @@ def random_evaluation(context: Context, step: DryRun) -> Fault | None:
 
     Finds: Dropout, noise or random samples that stay on in evaluation: every evaluation has other metrics.
     """
-    probe = ModelProbe(context.built.job.model, step.inputs, is_quick=not context.is_thorough)
+    probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
     fault = judge_draws(probe) if probe.has_time(3) else None
     if fault is None:
         return None

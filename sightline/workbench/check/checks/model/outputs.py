@@ -75,7 +75,7 @@ def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Itera
                 key,
                 Fault(
                     f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
-                    severity="warning",
+                    severity="error" if zeros == 1 else "warning",
                     measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
                     f"{near:.0%} of the targets of '{name}' are just above 0; "
                     f"the last operation is {_describe_operation(operation)}",

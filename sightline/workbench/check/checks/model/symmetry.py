@@ -26,6 +26,8 @@ _ALL, _NONE = 0.95, 0.05
 _SIMILAR, _UNLIKE = 0.6, 0.2
 """The same for the correlation of shifted maps, which borders lower a little at each layer."""
 _MIN_PLACES = 32
+_GRIDS = ("image", "volume", "crop", "depth")
+"""Inputs without a row for each point, even if a side has as many pixels."""
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
 """Shares of the sides by which images and volumes are shifted: unequal, none a half, so that axes and flips show."""
 
@@ -74,18 +76,18 @@ def point_order(context: Context, step: DryRun) -> Fault | None:
 
     Networks for which the order of points matters declare it by `reads_order = True`.
     """
-    is_quick = not context.is_thorough
-    return judge_points(ModelProbe(context.built.job.model, step.inputs, is_quick=is_quick, is_double=True))
+    return judge_points(ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step), is_double=True))
 
 
 def judge_points(probe: ModelProbe) -> Fault | None:
     """Permute the points of a probe in float64, and find the first layer whose rows do not follow."""
     points = probe.inputs.get("points")
-    order = None if ModelMembers.reads_order.get(probe.model) else _draw_order(points, probe.inputs.get("offsets"))
+    order = None if ModelMembers.reads_order.get(probe.source) else _draw_order(points, probe.inputs.get("offsets"))
     if not isinstance(points, Tensor) or order is None or not probe.is_steady(2):
         return None
     first, outputs = probe.projected_rows({})
-    second, others = probe.projected_rows({name: _permute(v, points, order) for name, v in probe.inputs.items()})
+    permuted = {n: _permute(v, points, order) for n, v in probe.inputs.items() if n not in _GRIDS}
+    second, others = probe.projected_rows(permuted)
     if [row.text for row in first] != [row.text for row in second]:
         return None
     num_samples = len(points) if points.ndim == 3 else len(probe.inputs["offsets"]) - 1
@@ -105,7 +107,7 @@ def judge_points(probe: ModelProbe) -> Fault | None:
         else f"the network depends on the order of the points, at {place.text}",
         severity="error" if place.is_many else "warning",
         layer=place.layer or None,
-        measured=f"points permuted, in evaluation mode: {place.agreement:.0%} of the rows of {place.text} are the same, "
+        measured=f"points permuted, in evaluation mode: {place.agreement:.0%} of the rows of {place.text} stay, "
         + (f"{before.agreement:.0%} of {before.text}" if before is not None else "all of the points given"),
         action="look there for view or reshape where transpose is meant, and for the axis of the pooling"
         + ("" if place.is_many else "; a network of ordered points declares reads_order = True"),
@@ -182,7 +184,7 @@ def pixel_order(context: Context, step: DryRun) -> Fault | None:
     The network gets noise, so that neighbours are not alike. Networks for which the place in the image matters declare
     it by `reads_order = True`.
     """
-    return judge_pixels(ModelProbe(context.built.job.model, step.inputs, is_quick=not context.is_thorough))
+    return judge_pixels(ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step)))
 
 
 def judge_pixels(probe: ModelProbe) -> Fault | None:
@@ -190,7 +192,7 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
     grids = {name: value for name, value in float_tensors(probe.inputs) if value.ndim in (4, 5) and _is_large(value)}
     if not grids or len({value.ndim for value in grids.values()}) > 1:
         return None
-    if ModelMembers.reads_order.get(probe.model) or not probe.is_steady(2):
+    if ModelMembers.reads_order.get(probe.source) or not probe.is_steady(2):
         return None
     noise = {name: _make_noise(value) for name, value in grids.items()}
     sides = next(iter(grids.values())).shape[2:]
