@@ -267,6 +267,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "idle-input": ("no-gradient", "zero-learning-rate", "gradient-flow", "point-order", "initial-loss"),
     "no-gradient": ("zero-learning-rate", "gradient-flow"),
     "point-order": ("cross-sample-leak",),
+    "padded-rows": ("cross-sample-leak",),
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }

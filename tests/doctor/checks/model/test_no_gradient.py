@@ -19,6 +19,7 @@ from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.workbench.check.checks.model.gradients import no_gradient
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.suite import run_all
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_healthy, caught, losses_of, make, with_losses, with_model
 
@@ -260,3 +261,31 @@ def test_two_losses_are_healthy(tmp_path: Path) -> None:
     )
     built = make(tmp_path, *overrides)
     assert_healthy(with_losses(built, losses_of(built)))
+
+
+class Constant(CrossEntropy):
+    """A loss with a gradient of exactly 0."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return logits.sum() * 0 + super().forward(logits=logits.detach(), label=label)
+
+
+class Rounded(Plain):
+    """A network that rounds its outputs, which passes no gradient."""
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        return {"logits": (super().forward(points=points)["logits"] * 20).round() / 20}
+
+
+def test_a_constant_loss_comes_before_dead_units(tmp_path: Path) -> None:
+    built = make(tmp_path)
+    findings = run_all(with_losses(built, {"cross_entropy": Constant(num_classes=12)}), World(), deep=True)
+    assert (findings[0].code, findings[0].cause) == ("no-gradient", "loss.detached"), "\n".join(map(str, findings))
+    assert "every gradient is exactly 0" in findings[0].summary
+    assert "gradient-flow" not in [f.code for f in findings if f.severity == "warning"]
+
+
+def test_a_network_that_passes_no_gradient_is_not_the_loss(tmp_path: Path) -> None:
+    findings = run_all(with_model(make(tmp_path), Rounded()), World())
+    found = next(finding for finding in findings if "every gradient is exactly 0" in finding.summary)
+    assert found.cause == "model.activation"

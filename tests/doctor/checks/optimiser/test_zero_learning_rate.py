@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -101,3 +102,50 @@ def test_the_optimiser_of_the_run_is_left_alone(tmp_path: Path) -> None:
     after = built.job.optimizer.state_dict()
     assert after["state"] == before["state"] == {}
     assert after["param_groups"] == before["param_groups"]
+
+
+class ClearsFirst(torch.optim.SGD):
+    """Clears its gradients before it steps."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.zero_grad(set_to_none=False)
+        return super().step(closure)
+
+
+class ForgetsFirst(torch.optim.Adam):
+    """The same, by None, which is torch's default."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.zero_grad()
+        return super().step(closure)
+
+
+class ClearsAfterwards(torch.optim.SGD):
+    """Clears its gradients after it has used them."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        self.zero_grad()
+        return result
+
+
+def stepped_by(built: TrainingSetup, kind: type[torch.optim.Optimizer], **arguments: float) -> TrainingSetup:
+    optimizer = kind(built.job.model.parameters(), lr=0.1, **arguments)  # type: ignore[call-arg]
+    for group in optimizer.param_groups:
+        group["base_lr"] = 0.1
+    return dataclasses.replace(built, job=dataclasses.replace(built.job, optimizer=optimizer))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+@pytest.mark.parametrize("kind", [ClearsFirst, ForgetsFirst])
+def test_gradients_that_are_cleared_before_the_step(
+    tmp_path: Path, kind: type[torch.optim.Optimizer], weight_decay: float
+) -> None:
+    finding = caught(
+        stepped_by(make(tmp_path), kind, weight_decay=weight_decay), "zero-learning-rate", "optim.step_order"
+    )
+    assert finding.where.config_path == "optimizer"
+
+
+def test_gradients_that_are_cleared_after_the_step_are_healthy(tmp_path: Path) -> None:
+    assert_healthy(stepped_by(make(tmp_path), ClearsAfterwards))

@@ -220,5 +220,6 @@ def _fill_zeros(probe: ModelProbe) -> None:
 
 
 def _disturb(name: str, value: Tensor) -> dict[str, Tensor]:
-    """Return an input with its values reversed, and scaled: zeros and ones stay such."""
-    return {name: value.flatten().flip(0).view(value.shape) * (1.0 if bool((value * (1 - value) == 0).all()) else 0.9)}
+    """Return an input with its values reversed, ten times as large; zeros and ones stay such."""
+    is_binary = bool((value * (1 - value) == 0).all())
+    return {name: value.flatten().flip(0).view(value.shape) * (1.0 if is_binary else 10.0)}

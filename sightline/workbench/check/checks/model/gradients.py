@@ -269,7 +269,7 @@ def _zero_faults(context: Context) -> Iterator[Fault]:
         expected="gradients other than 0 in the first step",
         action="look for detach(), argmax, rounding, or a factor of 0 in the losses"
         if is_of_loss
-        else "look for an activation that is 0 for every input, such as a ReLU after a negative bias",
+        else "look for rounding, and for an activation that is 0 for every input, such as a ReLU after a negative bias",
     )
 
 

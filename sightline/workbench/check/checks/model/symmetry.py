@@ -26,6 +26,7 @@ _ALL, _NONE = 0.95, 0.05
 _SIMILAR, _UNLIKE = 0.6, 0.2
 """The same for the correlation of shifted maps, which borders lower a little at each layer."""
 _MIN_PLACES = 32
+_PADDING_SHARE = 1e-4  # of an output's largest value: far above float32's rounding
 _GRIDS = ("image", "volume", "crop", "depth")
 """Inputs without a row for each point, even if a side has as many pixels."""
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
@@ -173,6 +174,41 @@ def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tens
     is_same = (_permute(value, points, order) - other).abs() <= _NEAR * value.abs().max()
     share = is_same.flatten(axis + 1 if is_of_points else 1).all(dim=-1).double().mean()
     return place._replace(agreement=float(share), is_many=is_of_points)
+
+
+@check(
+    "G6",
+    "padded-rows",
+    "preflight",
+    each=first_steps,
+    causes=("data.padding", "model.structure"),
+    config_path="model",
+    expected="the same outputs: rows that pad a sample belong to none",
+)
+def padded_rows(context: Context, step: DryRun) -> Iterator[Fault]:
+    """Outputs at the rows of a sample, and of the whole sample, do not depend on the rows that pad it.
+
+    Finds: A network that pools, counts or mixes the zeros that pad samples of fewer points.
+    """
+    for name, value in float_tensors(step.inputs):
+        mask = step.batch.get(f"{name}_mask")
+        if not isinstance(mask, Tensor) or mask.shape != value.shape[: mask.ndim] or bool(mask.all()):
+            continue
+        probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
+        if not probe.is_steady(2):
+            continue
+        rows = mask.view(*mask.shape, *(1,) * (value.ndim - mask.ndim))
+        filled = probe.outputs({name: torch.where(rows, value, 1 + value.abs().amax())})
+        for output, expected in probe.outputs().items():
+            change = (filled[output] - expected).abs()
+            change = change[mask] if change.shape[: mask.ndim] == mask.shape else change
+            if float(change.max()) > _PADDING_SHARE * float(expected.abs().max()):
+                yield Fault(
+                    f"'{output}' depends on the rows that pad '{name}'",
+                    measured=f"other values in {int((~mask).sum())} padded rows move it by {float(change.max()):.2g}",
+                    action=f"leave out the rows where {name}_mask is False: in pooling, norms and attention",
+                )
+                break
 
 
 @_ORDER("pixel-order", "preflight", expected="outputs that move with the image: it is a grid")
