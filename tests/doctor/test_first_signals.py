@@ -58,10 +58,18 @@ class Lowered(nn.Module):
         return (values - 0.1).relu()
 
 
-@pytest.mark.parametrize("last", [nn.ReLU(), nn.ReLU(inplace=True), Lowered(), nn.Sequential(nn.ReLU(), nn.Identity())])
-def test_a_relu_at_the_end_of_heat_maps(tmp_path: Path, last: nn.Module) -> None:
+@pytest.mark.parametrize(
+    ("last", "severity", "layer"),
+    [
+        (nn.ReLU(), "warning", "last"),
+        (nn.ReLU(inplace=True), "warning", "last"),
+        (Lowered(), "error", "last"),
+        (nn.Sequential(nn.ReLU(), nn.Identity()), "warning", "last.0"),
+    ],
+)
+def test_a_relu_at_the_end_of_heat_maps(tmp_path: Path, last: nn.Module, severity: str, layer: str) -> None:
     (finding,) = warnings_of(context_of(make_maps(tmp_path, model=Maps(last))), final_activation)
-    assert (finding.cause, finding.severity, finding.where.layer) == ("model.activation", "warning", "final")
+    assert (finding.cause, finding.severity, finding.where.layer) == ("model.activation", severity, layer)
     assert "'relu'" in finding.measured
 
 

@@ -262,6 +262,8 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
     "non-finite": ("initial-loss", "zero-learning-rate", "no-gradient"),
+    "label-input": ("initial-loss", "pixel-order"),
+    "label-channel": ("initial-loss",),
     "layer-forward": (),
     "final-activation": ("no-gradient", "zero-learning-rate", "gradient-flow"),
     "idle-input": ("no-gradient", "zero-learning-rate", "gradient-flow", "point-order", "initial-loss"),

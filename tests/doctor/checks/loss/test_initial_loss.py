@@ -17,7 +17,7 @@ from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.parts.metrics.labels import Accuracy
-from sightline.workbench.check.checks.initial_loss import _judge_definition, _make_case, _weighted_mean
+from sightline.workbench.check.checks.initial_loss import _judge_definition, _make_case, _weighted_mean, initial_loss
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.suite import run_all
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data, with_losses, with_model
@@ -151,8 +151,11 @@ def test_weights_that_are_far_too_large(tmp_path: Path) -> None:
 
 def test_a_model_that_sees_the_label(tmp_path: Path) -> None:
     model = Peeking(num_classes=12, in_channels=3, embedding=32, dropout=0.0)
-    finding = caught(with_model(make(tmp_path), model), "initial-loss", "data.label_leak", "warning")
+    built = with_model(make(tmp_path), model)
+    (finding,) = initial_loss(Context(built, World()))
+    assert (finding.cause, finding.severity) == ("data.label_leak", "warning")
     assert "better" in finding.summary
+    assert "better" in str(caught(built, "label-input", "data.label_leak").evidence["explains"])
 
 
 def test_a_model_that_has_learned_is_not_asked(tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_a_model_that_has_learned_is_not_asked(tmp_path: Path) -> None:
     model = Peeking(num_classes=12, in_channels=3, embedding=32, dropout=0.0)
     built = with_model(make(tmp_path), model)
     config = dataclasses.replace(built.config, init=Init("runs/other/1"))
-    assert_healthy(dataclasses.replace(built, config=config))
+    assert initial_loss(Context(dataclasses.replace(built, config=config), World())) == []
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -171,6 +174,5 @@ def test_a_model_that_has_learned_is_not_asked(tmp_path: Path) -> None:
 def test_fresh_models_know_nothing(tmp_path: Path, model: str, seed: int) -> None:
     more = ", num_neighbours: 8, embedding: 64" if model == "dgcnn" else ""
     context = Context(make(tmp_path, f"model={{name: {model}{more}}}", f"seed={seed}"), World())
-    from sightline.workbench.check.checks.initial_loss import initial_loss
 
     assert initial_loss(context) == []

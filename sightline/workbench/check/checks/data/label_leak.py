@@ -106,7 +106,7 @@ def label_channel(context: Context, step: DryRun) -> Iterator[Fault]:
     inputs = {name: value for name, value in float_tensors(step.inputs) if name in step.batch and value.ndim > 1}
     if not isinstance(label, Tensor) or label.is_floating_point() or not inputs:
         return
-    batches = [step.batch] if label.ndim > 1 or "offsets" in step.batch else _read_batches(context)
+    batches = _read_batches(context) if label.shape == (step.num_samples,) else [step.batch]
     for name in inputs:
         channels = [_channels_at(batch[name], batch["label"]) for batch in batches]
         if not channels or any(values is None for values in channels):

@@ -77,6 +77,8 @@ def point_order(context: Context, step: DryRun) -> Fault | None:
 
     Networks for which the order of points matters declare it by `reads_order = True`.
     """
+    if not isinstance(step.inputs.get("points"), Tensor):
+        return None
     return judge_points(ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step), is_double=True))
 
 
