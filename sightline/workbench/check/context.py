@@ -440,6 +440,10 @@ def first_steps(context: Context) -> list[DryRun]:
     return [context.dry_run] if context.dry_run.is_sound else []
 
 
+step_check = functools.partial(check, moment="preflight", each=first_steps, config_path="model")
+"""Declaration of a rule about the model in the first training step."""
+
+
 def initialisations(context: Context) -> list[Init]:
     """List the weights that the run starts from; a resumed run has its weights from its own checkpoint."""
     is_loaded = context.config.init is not None and context.built.init_report is not None

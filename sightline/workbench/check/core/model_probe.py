@@ -60,20 +60,24 @@ class ModelProbe:
             self.outputs()
         return draws
 
+    def changed_by(self, changed: Mapping[str, Any]) -> list[str] | None:
+        """Name the outputs that changed inputs change by a bit; None if the copy rejects these inputs."""
+        try:
+            return differing(self.outputs(), self.outputs(changed))
+        except Exception:  # noqa: BLE001 - a network may reject inputs by any error
+            return None
+
     def has_time(self, num_passes: int) -> bool:
-        """Return True if so many further passes are quick enough, or without a limit; it takes one to measure."""
-        if self._quick_s is None or self._quick_s > _MAX_STEP_S:
-            return self._quick_s is None
+        """Return True if the copy runs, and so many further passes are quick enough; it takes one to measure."""
+        if self._quick_s is not None and self._quick_s > _MAX_STEP_S:
+            return False
         start_seconds = compute_seconds()
-        self.outputs()
-        return (compute_seconds() - start_seconds) * num_passes <= _QUICK_S
+        runs = self.changed_by({}) is not None
+        return runs and (self._quick_s is None or (compute_seconds() - start_seconds) * num_passes / 2 <= _QUICK_S)
 
     def is_steady(self, num_passes: int) -> bool:
         """Return True if the copy runs, has time for so many passes, and its outputs depend on no seed."""
-        try:
-            return self.has_time(num_passes) and not (self.draws() and differing(self.outputs(), self.outputs(seed=1)))
-        except Exception:  # noqa: BLE001 - a network may support one number format only, or reject one sample
-            return False
+        return self.has_time(num_passes) and not (self.draws() and differing(self.outputs(), self.outputs(seed=1)))
 
     def projected_rows(self, changed: Mapping[str, Any]) -> tuple[list[ProjectedRows], dict[str, Tensor]]:
         """Return the inputs and outputs of each layer of torch with channels, in the order of calls, and the outputs.

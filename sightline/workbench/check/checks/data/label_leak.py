@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch
-from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun, read_batch
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.model_probe import ModelProbe, differing, float_tensors
+from sightline.workbench.check.core.model_probe import ModelProbe, float_tensors
 from sightline.workbench.check.core.sample_statistics import evenly_spaced_keys
 from sightline.workbench.check.oracles.results import loss_sums
 
@@ -26,13 +26,10 @@ _TARGETS = frozenset(("label", "part", "boxes"))
 _NOT_TARGETS = ("category", "sample_index")
 
 
-@check(
+@step_check(
     "G3",
     "label-input",
-    "preflight",
-    each=first_steps,
     causes=("data.label_leak", "model.structure"),
-    config_path="model",
     expected="outputs that do not change: a prediction cannot know its target",
     action="take the target out of the model's forward; losses and metrics read it by themselves",
 )
@@ -46,8 +43,7 @@ def label_input(context: Context, step: DryRun) -> Iterator[Fault]:
         return
     probe = ModelProbe(context.built.job.model, step.inputs)
     for name in targets:
-        exchanged = {name: _exchange(step.inputs[name])}
-        changed = differing(probe.outputs(), probe.outputs(exchanged))
+        changed = probe.changed_by({name: _exchange(step.inputs[name])})
         if changed:
             yield Fault(
                 f"the model reads '{name}', which a loss compares its outputs with",
@@ -84,11 +80,9 @@ def _exchange(value: Tensor) -> Tensor:
     return rolled if not torch.equal(rolled, value) else value.flatten().roll(1).view(value.shape)
 
 
-@check(
+@step_check(
     "G3",
     "label-channel",
-    "preflight",
-    each=first_steps,
     causes=("data.label_leak", "data.layout"),
     config_path="data",
     expected="channels that do not follow from the label",
@@ -162,14 +156,7 @@ def _find_function(values: Tensor, labels: Tensor) -> tuple[int, str] | None:
     return channel, ", ".join(shown)
 
 
-@check(
-    "G3",
-    "idle-input",
-    "preflight",
-    each=first_steps,
-    config_path="model",
-    expected="outputs that follow from the inputs",
-)
+@step_check("G3", "idle-input", expected="outputs that follow from the inputs")
 def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
     """Each input of numbers changes the outputs, and not all numbers of the inputs are equal.
 
@@ -195,9 +182,7 @@ def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
     if not probe.has_time(1 + len(inputs)):
         return
     _fill_zeros(probe)
-    idle = [
-        name for name, value in inputs.items() if not differing(probe.outputs(), probe.outputs(_disturb(name, value)))
-    ]
+    idle = [name for name, value in inputs.items() if probe.changed_by(_disturb(name, value)) == []]
     if idle:
         is_all = len(idle) == len(inputs)
         yield Fault(

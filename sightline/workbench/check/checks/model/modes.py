@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sightline.engine.optimizers import is_in_module
-from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.context import Context, check, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault, FindingLocation
 from sightline.workbench.check.core.model_probe import ModelProbe, differing
@@ -22,13 +22,10 @@ _DROPOUTS = nn.modules.dropout._DropoutNd
 _MAX_SHOWN = 3
 
 
-@check(
+@step_check(
     "G14",
     "still-statistics",
-    "preflight",
-    each=first_steps,
     causes=("model.norm_mode", "model.frozen_unintended"),
-    config_path="model",
     expected="statistics that a training step moves: evaluation normalises by them",
 )
 def still_statistics(context: Context, step: DryRun) -> Fault | None:
@@ -94,14 +91,11 @@ def _list_names(names: list[str]) -> str:
     return ", ".join(f"'{name}'" for name in names[:_MAX_SHOWN]) + more
 
 
-@check(
+@step_check(
     "G14",
     "idle-dropout",
-    "preflight",
-    each=first_steps,
     severity="warning",
     causes=("model.structure", "model.norm_mode"),
-    config_path="model",
     expected="training mode, in which values are dropped, unless optimizer.frozen names the layer",
     action="let train() reach it, name its module in optimizer.frozen, or take it out",
 )
@@ -125,13 +119,10 @@ def idle_dropout(context: Context, step: DryRun) -> Fault | None:
     )
 
 
-@check(
+@step_check(
     "G16",
     "random-evaluation",
-    "preflight",
-    each=first_steps,
     causes=("eval.mode", "sys.nondeterminism"),
-    config_path="model",
     expected="the same bits: two evaluations of one model have the same metrics",
 )
 def random_evaluation(context: Context, step: DryRun) -> Fault | None:
@@ -193,8 +184,9 @@ def shared_weights(context: Context) -> Iterator[Fault]:
     names: dict[nn.Module, list[str]] = {}
     model = context.built.job.model
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    shared = {places[0]: places for module, places in names.items() if len(places) > 1 and _has_weights(module)}
+        if any(True for _ in module.parameters()):
+            names.setdefault(module, []).append(name)
+    shared = {places[0]: places for places in names.values() if len(places) > 1}
     for first, places in shared.items():
         if any(first != outer and is_in_module(first, outer) for outer in shared):
             continue
@@ -205,7 +197,3 @@ def shared_weights(context: Context) -> Iterator[Fault]:
             measured=f"{len(places)} names for {size} weights",
             evidence={"names": places[:10]},
         )
-
-
-def _has_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())

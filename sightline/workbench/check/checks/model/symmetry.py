@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.members import ModelMembers
-from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.model_probe import ModelProbe, ProjectedRows, float_tensors, project
@@ -32,13 +32,7 @@ _GRIDS = ("image", "volume", "crop", "depth")
 _SHIFTS = (3 / 8, 1 / 4, 1 / 8)
 """Shares of the sides by which images and volumes are shifted: unequal, none a half, so that axes and flips show."""
 
-_ORDER = partial(
-    check,
-    "G24",
-    each=first_steps,
-    causes=("data.layout", "model.structure"),
-    config_path="model",
-)
+_order_check = partial(step_check, "G24", causes=("data.layout", "model.structure"))
 
 
 class Place(NamedTuple):
@@ -69,7 +63,7 @@ def _find_break(places: Sequence[Place], *, high: float, low: float) -> tuple[Pl
     return None
 
 
-@_ORDER("point-order", "preflight", expected="the same outputs, at their points: a cloud is a set")
+@_order_check("point-order", expected="the same outputs, at their points: a cloud is a set")
 def point_order(context: Context, step: DryRun) -> Fault | None:
     """Outputs follow their points if these are permuted, and outputs of whole clouds do not change.
 
@@ -178,13 +172,10 @@ def _compare_output(name: str, value: Tensor, other: Tensor | None, points: Tens
     return place._replace(agreement=float(share), is_many=is_of_points)
 
 
-@check(
+@step_check(
     "G6",
     "padded-rows",
-    "preflight",
-    each=first_steps,
     causes=("data.padding", "model.structure"),
-    config_path="model",
     expected="the same outputs: rows that pad a sample belong to none",
 )
 def padded_rows(context: Context, step: DryRun) -> Iterator[Fault]:
@@ -213,7 +204,7 @@ def padded_rows(context: Context, step: DryRun) -> Iterator[Fault]:
                 break
 
 
-@_ORDER("pixel-order", "preflight", expected="outputs that move with the image: it is a grid")
+@_order_check("pixel-order", expected="outputs that move with the image: it is a grid")
 def pixel_order(context: Context, step: DryRun) -> Fault | None:
     """The maps of a network on images or volumes move with what it is given, if this is shifted.
 
