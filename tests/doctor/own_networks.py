@@ -207,6 +207,7 @@ def _scans(folder: Path, *overrides: str) -> TrainingSetup:
     project = "[{name: project, height: 64, width: 64, rows: ring}]"
     words = (
         *("data.num_columns=64", "data.train_size=8", "data.test_size=3", "train.batch_size=4"),
+        "losses=[{name: cross_entropy}]",
         *(f"transforms.{stage}={project}" for stage in ("train", "evaluate")),
     )
     return build(read_config(ROOT / "configs/segment/synthetic_lidar_salsanext.yaml", (*words, *overrides)), World())

@@ -106,8 +106,8 @@ def judge_points(probe: ModelProbe) -> Fault | None:
         layer=place.layer or None,
         measured=f"points permuted, in evaluation mode: {place.agreement:.0%} of the rows of {place.text} stay, "
         + (f"{before.agreement:.0%} of {before.text}" if before is not None else "all of the points given"),
-        action="look there for view or reshape where transpose is meant, and for the axis of the pooling"
-        + ("" if place.is_many else "; a network of ordered points declares reads_order = True"),
+        action="look for view or reshape where transpose is meant, for the axis of the pooling, and for what goes by "
+        "index; a network of ordered points declares reads_order = True",
         causes=("data.layout", "model.structure") if place.is_many else ("model.structure", "data.layout"),
     )
 
@@ -204,7 +204,7 @@ def padded_rows(context: Context, step: DryRun) -> Iterator[Fault]:
                 break
 
 
-@_order_check("pixel-order", expected="outputs that move with the image: it is a grid")
+@_order_check("pixel-order", severity="warning", expected="outputs that move with the image: it is a grid")
 def pixel_order(context: Context, step: DryRun) -> Fault | None:
     """The maps of a network on images or volumes move with what it is given, if this is shifted.
 
@@ -247,7 +247,8 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
         measured=f"noise shifted by {', '.join(map(str, shift))} of {', '.join(map(str, sides))}: correlation "
         f"{place.agreement:.2f} at {place.text}, "
         + (f"{before.agreement:.2f} at {before.text}" if before is not None else "1 of what is given"),
-        action="look there for view or reshape where permute is meant, for exchanged axes and for flip",
+        action="look for view or reshape where permute is meant, for exchanged axes and for flip; a network for "
+        "which the place matters declares reads_order = True",
     )
 
 
