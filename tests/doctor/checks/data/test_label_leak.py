@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.types import SampleKey
+from sightline.engine.distributed import World
+from sightline.workbench.check.checks.data.label_leak import _find_function, label_channel
+from sightline.workbench.check.context import Context
 from tests.doctor.own_networks import CloudNet, Logits, PartNet, RoomNet, findings_of
 from tests.doctor.planting import Wrapped, assert_healthy, caught, make, with_data, with_model
 from tests.doctor.segmenting import Edited, make_rooms
@@ -55,10 +58,6 @@ def run(folder: Path, edit: Batches, seed: int) -> Any:
 
 
 def codes(folder: Path, edit: Batches, seed: int) -> list[str]:
-    from sightline.engine.distributed import World
-    from sightline.workbench.check.checks.data.label_leak import label_channel
-    from sightline.workbench.check.context import Context
-
     return [finding.summary for finding in label_channel(Context(run(folder, edit, seed), World()))]
 
 
@@ -125,3 +124,13 @@ def test_points_set_to_zero_come_before_dead_units(tmp_path: Path) -> None:
 
 def test_a_last_layer_that_starts_at_zero_is_healthy(tmp_path: Path) -> None:
     assert_healthy(with_model(make(tmp_path), Started(num_classes=NUM_CLASSES)))
+
+
+def test_a_mask_of_pixels_that_no_point_fell_into_is_healthy() -> None:
+    """Where nothing was measured the class is 0 and every channel 0: the mask follows from the class."""
+    draw = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 4, (200,), generator=draw)
+    mask = (label != 0).float()[:, None]
+    measured = torch.cat([torch.rand(200, 3, generator=draw) * mask, mask], dim=1)
+    assert _find_function(measured, label) is None
+    assert _find_function(torch.cat([measured, label[:, None]], dim=1), label) is not None

@@ -107,7 +107,8 @@ def label_channel(context: Context, step: DryRun) -> Iterator[Fault]:
             continue
         values = torch.cat(channels, dim=0)  # type: ignore[arg-type]
         labels = torch.cat([batch["label"].flatten() for batch in batches])
-        is_counted = labels != context.built.data.facts.get("ignore_index", -1)
+        ignored = context.built.data.facts.get("ignore_index")
+        is_counted = labels != (-1 if ignored is None else ignored)
         found = _find_function(values[is_counted], labels[is_counted])
         if found is not None:
             channel, texts = found
@@ -145,11 +146,13 @@ def _channels_at(value: Tensor, label: Tensor) -> Tensor | None:
 def _find_function(values: Tensor, labels: Tensor) -> tuple[int, str] | None:
     """Find the first channel with one value for each class, and the values of some classes in words."""
     classes = labels.unique()
-    if len(labels) - len(classes) < _MIN_REPEATS or len(classes) < 2:
+    if len(labels) - len(classes) < _MIN_REPEATS:
         return None
     low, high = (torch.stack([getattr(values[labels == c], end)(dim=0) for c in classes]) for end in ("amin", "amax"))
+    has_data = (low != high).any(dim=1) if values.shape[1] > 1 else low[:, 0] == low[:, 0]
+    low, high, classes = low[has_data], high[has_data], classes[has_data]  # without pixels that no point fell into
     is_function = (low == high).all(dim=0) & (low != low[:1]).any(dim=0)
-    if not bool(is_function.any()):
+    if len(classes) < 2 or not bool(is_function.any()):
         return None
     channel = int(is_function.nonzero()[0])
     shown = (f"{float(v):g} for class {int(c)}" for c, v in zip(classes[:3], low[:3, channel], strict=True))
