@@ -153,7 +153,7 @@ def _examine_layer(step: _RecordedStep, name: str, row: OracleResult) -> OracleR
         result = examine_recorded(module, first, row, silent=silent)
         for call in later[:1] + later[1:][-1:]:
             repeated = examine_recorded(module, call, row, silent=silent)
-            if result.verdict != "wrong" == repeated.verdict:
+            if repeated.verdict == "wrong" and result.verdict != "wrong":
                 note = f"call {call.call_index + 1}"
                 result = dataclasses.replace(repeated, note=f"{note}; {repeated.note}" if repeated.note else note)
         return result
