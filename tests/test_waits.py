@@ -157,6 +157,13 @@ def test_the_host_knows_what_it_sent_until_that_changes(monkeypatch: pytest.Monk
     assert waits == {"tolist": 2}
 
 
+def test_what_is_on_the_device_already_is_not_read() -> None:
+    """A tensor of the device `meta` cannot be."""
+    sent = send(torch.empty(3, dtype=torch.int64, device="meta"), torch.device("meta"))
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        read_list(sent)
+
+
 def test_a_call_on_the_host_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of all widths come and go in one transfer, nested."""
     given = {"a": torch.arange(3, dtype=torch.int16), "b": [torch.tensor(2.5, dtype=torch.float64), torch.ones(2, 0)]}

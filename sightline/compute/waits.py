@@ -36,7 +36,7 @@ def is_free_to_read(values: Tensor) -> bool:
 
 def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
     """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end."""
-    if _deferred is not None and not is_free_to_read(holds):
+    if _deferred is not None and _is_deferrable(holds):
         _deferred.append(DeviceCheck(holds.all(), make_error))
     elif not bool(holds.all()):
         raise make_error()
@@ -47,10 +47,14 @@ def expect(holds: Tensor) -> bool:
 
     In `deferred_checks`, a device's values are taken as expected, and `RepeatStepError` is the error if they are not.
     """
-    if _deferred is None or is_free_to_read(holds):
+    if _deferred is None or not _is_deferrable(holds):
         return bool(holds.all())
     _deferred.append(DeviceCheck(holds.all(), RepeatStepError))
     return True
+
+
+def _is_deferrable(values: Tensor) -> bool:
+    return not (is_free_to_read(values) or torch.compiler.is_compiling())
 
 
 @contextmanager
@@ -66,10 +70,12 @@ def deferred_checks() -> Iterator[list[DeviceCheck]]:
 
 def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Copy values (...) of the host to `device` as `dtype`, without waiting; `read_list` knows a few whole numbers."""
-    if device.type == "cuda" and values.device.type == "cpu":
+    is_of_host = values.device.type == "cpu"
+    if device.type == "cuda" and is_of_host:
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=True)
-    if not (is_free_to_read(sent) or values.is_floating_point()) and values.numel() <= _MAX_KNOWN:
+    is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
+    if is_known and not is_free_to_read(sent):
         sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
     return sent
 

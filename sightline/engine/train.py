@@ -256,7 +256,7 @@ def _read_numbers(scalars: Mapping[str, Tensor], checks: Sequence[DeviceCheck]) 
     Raises the error of the first check that does not hold.
     """
     device = scalars[_NORM].device
-    tensors = [*scalars.values(), *(check.holds for check in checks)]
+    tensors = [*scalars.values(), *(check.holds.double() for check in checks)]
     flat = torch.stack([send(scalar.detach(), device, torch.float64) for scalar in tensors]).tolist()
     for check, holds in zip(checks, flat[len(scalars) :], strict=True):
         if not holds:
