@@ -192,11 +192,26 @@ class TransformPipeline:
         if not self._transforms:
             return
         draws = Draws.for_samples(keys)
-        for index, (stream, bound, until_epoch, takes_others) in enumerate(self._transforms):
-            transform_draws = draws.stream(stream)
-            mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if takes_others else {}
-            batch = {**batch, **bound.function(transform_draws, **mixing, **bound.select(batch))}
-            yield stream.partition(".")[2], batch
+        for index, name in enumerate(self.names):
+            batch = self.apply_one(index, batch, keys, draws)
+            yield name, batch
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the transforms, in order."""
+        return [stream.partition(".")[2] for stream, *_ in self._transforms]
+
+    @property
+    def functions(self) -> list[BoundFunction]:
+        """Bound functions of the transforms, in order."""
+        return [bound for _, bound, *_ in self._transforms]
+
+    def apply_one(self, index: int, batch: Batch, keys: Sequence[SampleKey], draws: Draws | None = None) -> Batch:
+        """Return the batch after the transform of this index alone, with its random numbers for these keys."""
+        stream, bound, until_epoch, takes_others = self._transforms[index]
+        transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
+        mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if takes_others else {}
+        return {**batch, **bound.function(transform_draws, **mixing, **bound.select(batch))}
 
     def _others(self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None) -> _Others | None:
         """Return a reader of random training samples for a mixing transform, or None after its `until_epoch`."""
@@ -260,6 +275,11 @@ class BatchReader:
         """True if there are transforms."""
         return len(self._transform) > 0
 
+    @property
+    def transforms(self) -> TransformPipeline:
+        """The transforms, composed."""
+        return self._transform
+
     def __call__(self, keys: Sequence[SampleKey]) -> Batch:
         get_batch, combine = DataMembers.get_batch.get(self.dataset), DataMembers.collate.get(self.dataset)
         if get_batch is not None:
@@ -280,14 +300,17 @@ class BatchReader:
 
         The last one is what batches contain, bit for bit.
         """
+        yield from ((name, _lower(batch)) for name, batch in self.batch_stages(key))
+
+    def batch_stages(self, key: SampleKey) -> Iterator[tuple[str, Batch]]:
+        """Yield the same as `sample_stages`, each a batch of one, as transforms receive it."""
         if (get_batch := DataMembers.get_batch.get(self.dataset)) is not None:
             with self._convert_errors([key]):
                 batch = _as_tensors(get_batch([key]))
         else:
             batch = self._read_one(key)
-        yield "", _lower(batch)
-        for name, transformed in self._transform.apply_each(batch, [key]):
-            yield name, _lower(transformed)
+        yield "", batch
+        yield from self._transform.apply_each(batch, [key])
 
     def _read_one(self, key: SampleKey) -> Batch:
         """Read a sample of the data set as a batch of one."""
