@@ -523,25 +523,25 @@ BUGS: dict[str, Bug] = {
     "volume turned, joints not": Bug("hands", at(None, TurnVolume), "misplaced-volume", MISMATCH),
     "depth mirrored, joints not": Bug("hands", at(0, MirrorDepth), "augmentation-mismatch", MISMATCH),
     "depth in metres by a transform": Bug(
-        "hands", at(0, lambda: Metres("depth")), "misplaced-joints", "data.normalisation"
+        "hands", at(0, lambda: Metres("depth")), "augmentation-mismatch", "data.normalisation"
     ),
     "joints in metres by a transform": Bug(
-        "hands", at(0, lambda: Metres("joints")), "misplaced-joints", "data.normalisation"
+        "hands", at(0, lambda: Metres("joints")), "augmentation-mismatch", "data.normalisation"
     ),
     "reference in metres by a transform": Bug(
         "hands", at(0, lambda: Metres("reference")), "misplaced-joints", "data.normalisation"
     ),
     "joints' axes exchanged by a transform": Bug(
-        "hands", at(0, lambda: MoveJoints(lambda j: j[..., SWAPPED])), "misplaced-joints", "data.layout"
+        "hands", at(0, lambda: MoveJoints(lambda j: j[..., SWAPPED])), "augmentation-mismatch", "data.layout"
     ),
     "joints moved by 40 mm by a transform": Bug(
-        "hands", at(0, lambda: MoveJoints(lambda j: j + torch.tensor([40.0, 0, 0]))), "misplaced-joints", "data.centre"
+        "hands", at(0, lambda: MoveJoints(lambda j: j + torch.tensor([40.0, 0, 0]))), "augmentation-mismatch", MISMATCH
     ),
     "joints moved by 40 mm after the maps": Bug(
         "hands",
         at(None, lambda: MoveJoints(lambda j: j + torch.tensor([40.0, 0, 0]))),
-        "misplaced-joints",
-        "data.centre",
+        "augmentation-mismatch",
+        MISMATCH,
     ),
     "joints' axes exchanged in the set": Bug(
         "hands", always(field("joints", lambda j: j[..., SWAPPED])), "misplaced-joints", "data.layout"

@@ -231,6 +231,7 @@ _FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 _METRIC_CODES = ("per-batch-metric", "absent-class-score")
 _LOSS_CODES = ("loss-gradient", "loss-direction", "loss-pairs", "loss-limits", "loss-sum", "loss-weights")
 """Codes of relations that a loss must hold: one explains those after it, for the same loss."""
+_FIGURE_CODES = ("initial-squares", "final-activation", "trivial-predictors")
 _LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
 
 # An error of the first check explains findings of the others; checks that others explain come later.
@@ -244,6 +245,18 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch"),
     "empty-cloud": (*_FIRST_STEP, *_METRIC_CODES, "dataset-mismatch"),
     "non-finite-data": _FIRST_STEP,
+    "augmentation-mismatch": (
+        *("misplaced-joints", "misplaced-volume", "misplaced-heatmap", "mismatched-labels", "mismatched-views"),
+        *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
+        *_FIGURE_CODES,
+    ),
+    "misplaced-joints": (*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", *_FIGURE_CODES),
+    "repeated-samples": (
+        *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
+        *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),
+    ),
+    "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
+    "exchanged-rows": ("mismatched-views", "mismatched-image", *_METRIC_CODES),
     "data-mutation": _METRIC_CODES,
     "label-range": (*_FIRST_STEP, "untrained-class"),
     "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),

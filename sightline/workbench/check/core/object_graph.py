@@ -48,10 +48,25 @@ def find_generators(*roots: object) -> list[Any]:
     return [generator for _, generator in iter_reachable(roots, _GENERATORS)]
 
 
+def find_named_generators(root: object) -> list[tuple[str, Any]]:
+    """Return the path and the object of the random generators that are reachable from an object."""
+    return list(iter_reachable(root, _GENERATORS))
+
+
+def snapshot_numbers(root: object) -> dict[str, float]:
+    """Return the numbers that reachable objects have as attributes, by their paths."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, owner in iter_reachable(root, object)
+        for name, value in _iter_attributes(owner)
+        if type(value) in (int, float)
+    }
+
+
 @contextmanager
 def preserve_generators(generators: Sequence[Any]) -> Iterator[None]:
     """Context that restores the states of these random generators at its end."""
-    states = [_get_state(generator) for generator in generators]
+    states = [get_state(generator) for generator in generators]
     try:
         yield
     finally:
@@ -103,7 +118,8 @@ def _iter_attributes(value: object) -> Iterator[tuple[str, object]]:
                 yield name, getattr(value, name)
 
 
-def _get_state(generator: Any) -> Any:
+def get_state(generator: Any) -> Any:
+    """Return the state of a random generator."""
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
     if isinstance(generator, np.random.RandomState | torch.Generator):

@@ -23,7 +23,7 @@ from sightline.contract.members import DataMembers
 from sightline.contract.types import Dataset, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.core.finding import Fault
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
@@ -31,6 +31,7 @@ _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
 _MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
+_MIN_HASHED = 64
 
 
 _FIELD_CAUSES = {
@@ -76,11 +77,16 @@ class SampleLabelCounts(NamedTuple):
 
 @dataclass
 class FieldStatistics:
-    """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them."""
+    """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them.
+
+    `contents` are the hashes of arrays of at least 64 numbers, of which `num_hashed` were read.
+    """
 
     dtypes: dict[str, int] = field(default_factory=dict)
     shapes: dict[tuple[int, ...], int] = field(default_factory=dict)
     values: dict[int, int] = field(default_factory=dict)
+    contents: dict[int, int] = field(default_factory=dict)
+    num_hashed: int = 0
     low: float = float("inf")
     low_at: int = -1
     high: float = float("-inf")
@@ -94,6 +100,9 @@ class FieldStatistics:
         if isinstance(value, Tensor | np.ndarray | np.generic | int | float) and tensors:
             self.dtypes.setdefault(str(tensors[0][1].dtype).removeprefix("torch."), index)
             self.shapes.setdefault(tuple(tensors[0][1].shape), index)
+            if tensors[0][1].numel() >= _MIN_HASHED:
+                self.contents.setdefault(hash(as_bytes(tensors[0][1]).tobytes()), index)
+                self.num_hashed += 1
         for leaf, tensor in tensors:
             self._add_numbers(index, leaf, tensor)
 

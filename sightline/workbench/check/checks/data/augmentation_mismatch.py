@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.members import TransformMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.store.loading.batch_reader import BatchReader
@@ -75,14 +77,14 @@ def augmentation_mismatch(context: Context, part: DataSubset) -> Iterator[Fault]
 
     Every training judges the transforms of plugins, `sightline check` all of them.
     """
-    functions = part.reader.transforms.functions
-    judged = {index for index, bound in enumerate(functions) if context.is_thorough or is_plugin(_get_owner(bound))}
+    judged, read = find_plugin_transforms(part, is_thorough=context.is_thorough), _list_read_fields(context)
     verdicts: dict[tuple[int, str, str], list[tuple[Step, Verdict]]] = defaultdict(list)
     noise: dict[int, list[Tensor]] = defaultdict(list)
     for step in _iter_steps(part, judged, context) if judged else ():
         for judge in (_judge_rows, _judge_boxes, _judge_maps, _judge_joints):
             for verdict in judge(step):
-                verdicts[step.index, verdict.field, verdict.carrier].append((step, verdict))
+                if read is None or verdict.field in read:
+                    verdicts[step.index, verdict.field, verdict.carrier].append((step, verdict))
         noise[step.index].append(_compute_noise(step))
         if _is_repeated(noise[step.index]):
             text = "adds the same noise to every sample: it draws from a generator with the same seed each time"
@@ -103,8 +105,26 @@ def is_plugin(component: object) -> bool:
     return not type(component).__module__.startswith("sightline.")
 
 
-def _get_owner(bound: Any) -> object:
-    return getattr(bound.function, "__self__", bound.function)
+def find_plugin_transforms(part: DataSubset, *, is_thorough: bool = False) -> set[int]:
+    """Return the indices of a split's transforms that are not of this package; of all if `is_thorough`."""
+    functions = part.reader.transforms.functions
+    return {index for index, bound in enumerate(functions) if is_thorough or is_plugin(bound.function.__self__)}
+
+
+def _list_read_fields(context: Context) -> set[str] | None:
+    """List the fields that the first step, metrics and transforms read; None if the step did not succeed."""
+    dry_run, data = context.dry_run, context.built.data
+    if not dry_run.is_sound:
+        return None
+    read = dry_run.batch_reads | {
+        name for meter in context.built.selection_evaluator.metrics for name in meter.update.names
+    }
+    read |= set(data.train.dataset.info.features) if "features" in read else set()
+    # a transform that takes a field only to move it does not use it: those which add fields make targets of them
+    adding = [
+        bound for bound in data.train.reader.transforms.functions if TransformMembers.adds.get(bound.function.__self__)
+    ]
+    return read | {name for bound in adding for name in bound.names}
 
 
 def _make_fault(part: DataSubset, step: Step, verdict: Verdict, text: str, **fields: Any) -> Fault:
@@ -455,7 +475,8 @@ def _judge_joints(step: Step) -> Iterator[Verdict]:
     unit = next((unit for unit in _UNITS if abs(z / float(joint[2]) / unit - 1) < 0.1), None) if joint[2] else None
     is_broken = off > _TOLERANCE_DEPTH * abs(z) + _TOLERANCE_MARK_PX * abs(z / fx)
     measured = f"a joint painted into the depth image goes to {_format(drawn)} mm, 'joints' has {_format(joint)} mm"
-    cause = _MISMATCH if unit is None else _NORMALISATION
+    is_exchanged = any((drawn[list(order)] - joint).norm() < off / 10 for order in permutations((0, 1, 2)))
+    cause = _NORMALISATION if unit is not None else "data.layout" if is_exchanged else _MISMATCH
     yield Verdict("joints", "depth", is_broken, measured, "the same place up to a pixel", cause)
 
 

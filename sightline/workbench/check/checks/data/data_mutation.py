@@ -24,7 +24,12 @@ from sightline.engine.records import preserve_rng_state
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
 from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
+from sightline.workbench.check.core.object_graph import (
+    find_generators,
+    iter_reachable,
+    preserve_generators,
+    snapshot_numbers,
+)
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
 _MAX_SAMPLES = 32
@@ -68,13 +73,15 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
         return None
     changed, writer = _list_changed(part, digests), reads.find_writer(drift.key)
     is_stored = bool(changed) or writer is not None
+    is_counted = not is_stored and _changes_numbers(reads, drift.key)
+    causes = ["data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism"]
     writer_text = f"; written by {writer.function} ({Path(writer.file).name}:{writer.line})" if writer else ""
     changed_text = f"; stored and changed: {', '.join(changed[:4])}" if changed else ""
     dataset, sample = f"{context.config.data.name}/{part.split}", drift.key.index
     where = context.place("data", dataset=dataset, sample=sample)
     return Fault(
         f"'{drift.field}' changes when it is read" + ("" if is_stored else ", although no stored array does"),
-        causes=("data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism"),
+        causes=causes if is_stored or is_counted else [*causes[1:], causes[0]],
         where=replace(where, file=writer.file, line=writer.line) if writer else where,
         measured=f"{describe_sample(part.dataset, sample)}: read 1 and read {drift.read} of one key differ in "
         f"{drift.change}{writer_text}{changed_text}",
@@ -145,6 +152,13 @@ class _Reads:
             if "read-only" in str(error) and frames:
                 return WriteLocation(frames[-1].filename, frames[-1].lineno or 0, frames[-1].name)
         return None
+
+
+def _changes_numbers(reads: _Reads, key: SampleKey) -> bool:
+    """Return True if reading a key changes a number that the data set or a transform has: a counter."""
+    before = snapshot_numbers(reads.part)
+    reads.read(key)
+    return any(before.get(name, value) != value for name, value in snapshot_numbers(reads.part).items())
 
 
 def _describe_change(before: Tensor | None, after: Tensor | None) -> str:

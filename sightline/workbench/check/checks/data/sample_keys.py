@@ -1,0 +1,274 @@
+"""Samples that are not a function of their key alone: random numbers of a set's own, or the same sample for all keys."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract.members import DataMembers
+from sightline.contract.types import Batch, SampleKey
+from sightline.engine.build import DataSubset, build_data
+from sightline.engine.records import preserve_rng_state
+from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
+from sightline.workbench.check.checks.data.augmentation_mismatch import is_plugin
+from sightline.workbench.check.context import Context, check, splits, surveys
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.object_graph import find_named_generators, get_state, preserve_generators
+from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample
+
+_NUM_KEYS, _NUM_READS = 4, 3
+_GLOBAL = {"Python's random": random.getstate, "NumPy": np.random.get_state, "torch": torch.get_rng_state}
+
+
+@check(
+    "G26",
+    "own-generator",
+    "preflight",
+    each=splits,
+    causes=("data.duplicate_randomness", "sys.nondeterminism"),
+    expected="equal bits: a sample is a function of (index, epoch, seed)",
+)
+def own_generator(context: Context, part: DataSubset) -> Fault | None:
+    """A key gives the same bits whatever was read before it, also in another reader of the same config.
+
+    Finds: Sets and transforms that draw from a generator of their own or a global one, not from the sample's.
+
+    Worker processes each have a copy of such a generator: they repeat each other's numbers, other numbers of workers or
+    processes give other samples, and a resumed run does not continue as it would have.
+    """
+    keys = [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_KEYS)]
+    try:
+        return _find_drawn(context, part, keys) or _find_rebuilt(context, part, keys)
+    except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+        return None
+
+
+def _find_drawn(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -> Fault | None:
+    """Read keys again without restoring generators, if reading them draws from one that this process can see."""
+    generators = find_named_generators(part)
+    for key in keys:
+        before = _get_states(generators)
+        with preserve_rng_state(), preserve_generators([generator for _, generator in generators]):
+            reads = [list(part.reader.batch_stages(key))]
+            drawn = [name for name, state in _get_states(generators).items() if state != before[name]]
+            if not drawn:
+                continue
+            reads += [list(part.reader.batch_stages(key)) for _ in range(_NUM_READS - 1)]
+        place, field = next(_iter_differences(reads), (None, ""))
+        if place is None:
+            continue
+        name = reads[0][place][0]
+        is_global = drawn[0] in _GLOBAL
+        who = f"the transform '{name}'" if place else f"the data set ({type(part.dataset).__name__})"
+        return Fault(
+            f"{who} draws from {'a global generator' if is_global else 'a generator of its own'}: the same key gives "
+            "other samples",
+            at=f"transforms.{'train' if part.split == 'train' else 'evaluate'}.{place - 1}" if place else "data",
+            split=part.split,
+            sample=key.index,
+            measured=f"'{field}' of {describe_sample(part.dataset, key.index)} differs in {_NUM_READS} reads; "
+            f"{', '.join(drawn[:3])} moved on",
+            action="draw from `draws`, which a transform receives" if place else "draw from `key.generator()`",
+            evidence={"field": field, "generators": drawn},
+        )
+    return None
+
+
+def _get_states(generators: Sequence[tuple[str, Any]]) -> dict[str, bytes]:
+    """Return the states of these and of the global generators, as text that can be compared."""
+    states = {name: get() for name, get in _GLOBAL.items()}
+    states |= {path.rpartition("__self__.")[2].removeprefix("dataset."): get_state(each) for path, each in generators}
+    return {
+        name: as_bytes(state).tobytes() if isinstance(state, Tensor) else repr(_plain(state)).encode()
+        for name, state in states.items()
+    }
+
+
+def _plain(state: Any) -> Any:
+    """Convert arrays in a state to bytes: their text leaves out most numbers."""
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return [_plain(value) for value in state] if isinstance(state, tuple) else state
+
+
+def _iter_differences(reads: Sequence[list[tuple[str, Batch]]]) -> Iterator[tuple[int, str]]:
+    """Yield the stages, and fields, at which reads of a key differ."""
+    first = reads[0]
+    for other in reads[1:]:
+        for place, ((_, one), (_, two)) in enumerate(zip(first, other, strict=True)):
+            yield from ((place, name) for name in sorted(one) if not _is_same(one[name], two.get(name)))
+
+
+def _is_same(first: Any, second: Any) -> bool:
+    leaves = [list(array_leaves(value)) for value in (first, second)]
+    return len(leaves[0]) == len(leaves[1]) and all(
+        one.shape == two.shape and one.dtype == two.dtype and np.array_equal(as_bytes(one), as_bytes(two))
+        for (_, one), (_, two) in zip(*leaves, strict=True)
+    )
+
+
+def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -> Fault | None:
+    """Compare with a reader built anew, under `sightline check`, if the set or a transform is a plugin's."""
+    components = [
+        part.dataset,
+        *(getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions),
+    ]
+    if not context.is_thorough or not any(map(is_plugin, components)):
+        return None
+    with preserve_rng_state():
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+        data = build_data(context.config)
+    other = next(each for each in (data.train, data.selection, data.test) if each.split == part.split)
+    if not _is_alike(part, other):
+        return None
+    for key in keys:
+        reads = [list(reader.batch_stages(key)) for reader in (part.reader, other.reader)]
+        place, field = next(_iter_differences(reads), (None, ""))
+        if place is not None:
+            who = f"the transform '{reads[0][place][0]}'" if place else f"the data set ({type(part.dataset).__name__})"
+            return Fault(
+                f"{who} draws random numbers when it is built: a resumed run, or another process, has other samples",
+                at="transforms" if place else "data",
+                split=part.split,
+                sample=key.index,
+                measured=f"'{field}' of {describe_sample(part.dataset, key.index)} differs if it is built again",
+                action="draw from a generator with a fixed seed, an argument of the constructor",
+                evidence={"field": field},
+            )
+    return None
+
+
+def _is_alike(part: DataSubset, other: DataSubset) -> bool:
+    """Return True if two parts are of the same classes: a caller may have replaced the config's own data."""
+    classes = [
+        [
+            type(each.dataset),
+            *(type(getattr(bound.function, "__self__", None)) for bound in each.reader.transforms.functions),
+        ]
+        for each in (part, other)
+    ]
+    return classes[0] == classes[1] and len(part.dataset) == len(other.dataset)
+
+
+# --- rows of a batch --------------------------------------------------------------------------------------------------
+
+_NUM_TOGETHER = 4
+_TOLERANCE = 1e-4  # of the largest value: a library may sum a larger batch in another order
+
+
+@check(
+    "G2",
+    "exchanged-rows",
+    "preflight",
+    each=splits,
+    causes=("data.pairing", "data.duplicate_randomness"),
+    config_path="data",
+    expected="the same values alone and in any batch",
+)
+def exchanged_rows(context: Context, part: DataSubset) -> Fault | None:
+    """A sample has the same values alone and in a batch.
+
+    Finds: Sets and transforms that exchange labels, boxes or clouds of different samples within a batch.
+    """
+    makes_batches = any(member.get(part.dataset) is not None for member in (DataMembers.get_batch, DataMembers.collate))
+    components = [
+        part.dataset,
+        *(getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions),
+    ]
+    if not makes_batches or not (context.is_thorough or any(map(is_plugin, components))):
+        return None  # samples are read, transformed and collated one by one
+    keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:_NUM_TOGETHER]]
+    try:
+        rows, alone = _split_rows(part.reader, part.reader(keys)), [part.reader([key]) for key in keys]
+    except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
+        return None
+    singles = [_split_rows(part.reader, batch) for batch in alone]
+    for name, values in rows.items():
+        own = [single[name][0] for single in singles if name in single]
+        if len(own) != len(keys) or len(values) != len(keys):
+            continue
+        for row, value in enumerate(values):
+            if _is_close(value, own[row]):
+                continue
+            source = next((index for index, other in enumerate(own) if _is_close(value, other)), None)
+            return Fault(
+                f"'{name}' of a sample depends on what else is in its batch",
+                causes=("data.pairing", "data.duplicate_randomness")
+                if source is not None
+                else ("data.padding", "data.pairing"),
+                split=part.split,
+                sample=keys[row].index,
+                measured=f"row {row} of a batch of {len(keys)} has "
+                + ("values that no sample has alone" if source is None else f"the values of row {source} read alone"),
+                action=f"look for what reorders '{name}': a transform, `get_batch` or `collate` that shuffles or rolls it",
+                evidence={"field": name},
+            )
+    return None
+
+
+def _split_rows(reader: BatchReader, batch: Batch) -> dict[str, list[Tensor]]:
+    """Split the tensors of a batch into those of its samples."""
+    rows = {}
+    for name, value in batch.items():
+        field = reader.fields.get(name)
+        if not isinstance(value, Tensor) or field is None:
+            continue
+        if field.collate == "concatenate" and field.offsets in batch:
+            rows[name] = list(value.split(batch[field.offsets].diff().tolist()))
+        elif field.collate == "stack" and value.ndim:
+            rows[name] = list(value)
+    return rows
+
+
+def _is_close(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape:
+        return False
+    one, two = first.double(), second.double()
+    scale = float(two.nan_to_num().abs().max()) if two.numel() else 0.0
+    return bool(torch.allclose(one, two, rtol=0, atol=_TOLERANCE * scale, equal_nan=True))
+
+
+# --- samples of a split -----------------------------------------------------------------------------------------------
+
+_MIN_SAMPLES = 8
+_MAX_REPEATED = 0.5
+_INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
+
+
+@check("G4", "repeated-samples", "preflight", each=surveys, config_path="data")
+def repeated_samples(context: Context, survey: PartStatistics) -> Iterator[Fault]:
+    """Samples differ: no input is the same for all indices, and at most half of them repeat another one.
+
+    Finds: Data sets that give the same cloud, image or scan for every index, or an empty one.
+    """
+    for name in _INPUTS:
+        statistics = survey.fields.get(name)
+        if statistics is None or statistics.num_hashed < _MIN_SAMPLES:
+            continue
+        count, total = len(statistics.contents), statistics.num_hashed
+        if count > 1 and count >= (1 - _MAX_REPEATED) * total:
+            continue
+        is_empty = count == 1 and statistics.low == statistics.high
+        yield Fault(
+            f"'{name}' is {f'{statistics.low:g} everywhere' if is_empty else 'the same'} in every sample"
+            if count == 1
+            else f"'{name}' has {count} different values in {total} samples",
+            severity="error" if count == 1 else "warning",
+            causes=("data.missing_modality", "data.path")
+            if is_empty
+            else ("data.sampling", "data.pairing", "data.path"),
+            sample=next(iter(statistics.contents.values())),
+            measured=f"{count} different of {survey.coverage_text}",
+            expected="samples that differ from each other",
+            action="look at how `__getitem__` uses the index of its key, and at what it caches",
+            evidence={"field": name},
+        )
