@@ -59,7 +59,7 @@ def snapshot_numbers(root: object) -> dict[str, float]:
         f"{path}.{name}".lstrip("."): value
         for path, owner in iter_reachable(root, object)
         for name, value in _iter_attributes(owner)
-        if type(value) in (int, float)
+        if isinstance(value, int | float)
     }
 
 

@@ -208,7 +208,8 @@ def mismatched_views(context: Context) -> Fault | None:
     if not {"points", "other_points"} <= part.reader.keys or "offsets" in part.reader.keys:
         return None
     try:
-        fault = _judge_rows(part, context.config.seed) or _judge_shapes(_read_objects(context))
+        seed = context.config.seed
+        fault = _judge_equality(part, seed) or _judge_rows(part, seed) or _judge_shapes(_read_objects(context))
         if fault is not None:
             sample = describe_sample(part.dataset, fault.sample or 0)
             fault = replace(fault, split="train", evidence={**fault.evidence, "sample": sample})
@@ -226,6 +227,23 @@ def shape_statistics(points: np.ndarray) -> np.ndarray:
         return np.zeros(3 + len(_QUANTILES))
     spread = np.linalg.svd(centred, compute_uv=False) / (size * np.sqrt(len(points)))
     return np.concatenate([spread, np.quantile(distances, _QUANTILES) / size])
+
+
+def _judge_equality(part: DataSubset, seed: int) -> Fault | None:
+    """Find two views that are equal in every row: there is nothing to learn from such a pair."""
+    batch = part.reader([SampleKey(int(index), 0, seed) for index in part.indices[:_NUM_READ_ALONE]])
+    first, second = batch["points"], batch["other_points"]
+    if first.shape != second.shape or not torch.allclose(first, second, rtol=_TOLERANCE, atol=_TOLERANCE):
+        return None
+    return Fault(
+        "both views of an object are the same: they were drawn with the same random numbers",
+        causes=("data.duplicate_randomness", "data.pairing"),
+        sample=int(part.indices[0]),
+        measured=f"'points' and 'other_points' are equal in {len(first)} of {len(first)} rows",
+        expected="two views that differ: draw each from a stream of its own",
+        action="draw the second view from `draws.stream('second')`, or from a generator that goes on",
+        evidence={"field": "other_points"},
+    )
 
 
 def _judge_rows(part: DataSubset, seed: int) -> Fault | None:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import DataSubset
-from sightline.workbench.check.checks.data.augmentation_mismatch import find_plugin_transforms
 from sightline.workbench.check.checks.data.misplaced_targets import parts_with
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
+from sightline.workbench.check.core.finding import Fault, Hypothesis, Severity, explain
 from sightline.workbench.check.core.sample_statistics import describe_sample, read_samples
+from sightline.workbench.check.core.transform_steps import find_plugin_transforms
 
 _NEEDED = frozenset({"depth", "joints", "visible", "camera", "reference"})
 _NUM_SAMPLES, _MIN_SAMPLES = 8, 4
@@ -28,6 +28,16 @@ _MAX_COST = 0.2
 _MAX_RATIO = 0.5
 _MIN_INSIDE = 0.5
 _STEPS = tuple(step / 10 for step in range(-5, 6))  # of the cube
+
+
+class _Wrong(NamedTuple):
+    """Parts of a fault: cause, summary, measured and expected values, severity."""
+
+    cause: str
+    summary: str
+    measured: str
+    expected: str
+    severity: Severity = "error"
 
 
 class _Frames(NamedTuple):
@@ -90,19 +100,19 @@ def _judge_part(context: Context, part: DataSubset) -> Iterator[Fault]:
             return
         fault = _judge_joints(frames, len(keys)) or _judge_reference(frames)
         if fault is not None:
-            cause, summary, measured, expected = fault
             yield Fault(
-                summary,
-                causes=(cause, "data.centre", "data.layout", "data.normalisation"),
+                fault.summary,
+                severity=fault.severity,
+                causes=(fault.cause, "data.centre", "data.layout", "data.normalisation"),
                 at=at,
                 split=part.split,
                 sample=keys[0].index,
-                measured=f"{measured}, in {describe_sample(part.dataset, keys[0].index)} and {len(keys) - 1} others",
-                expected=expected,
+                measured=f"{fault.measured}, in {describe_sample(part.dataset, keys[0].index)}, {len(keys) - 1} more",
+                expected=fault.expected,
                 action="look at the data set that reads these fields"
                 if at == "data"
                 else "look at the transforms that change these fields: before them they agree",
-                evidence={"field": "reference" if summary.startswith("the reference") else "joints"},
+                evidence={"field": "reference" if fault.summary.startswith("the reference") else "joints"},
             )
             return
 
@@ -115,11 +125,11 @@ def _transform(part: DataSubset, key: SampleKey, last: int) -> Sample:
 
 def _stack(samples: Sequence[Sample], cube_mm: float) -> _Frames:
     fields = {name: torch.stack([torch.as_tensor(sample[name]) for sample in samples]) for name in _NEEDED}
-    numbers = {name: fields[name].double() for name in ("depth", "joints", "camera", "reference")}
-    return _Frames(**numbers, visible=fields["visible"].bool(), cube_mm=float(cube_mm))
+    depth, joints, camera, reference = (fields[name].double() for name in ("depth", "joints", "camera", "reference"))
+    return _Frames(depth, joints, fields["visible"].bool(), camera, reference, float(cube_mm))
 
 
-def _judge_joints(frames: _Frames, count: int) -> tuple[str, str, str, str] | None:
+def _judge_joints(frames: _Frames, count: int) -> _Wrong | None:
     """Find a change of the joints, or of the depth, that puts joints on the figure in nearly all frames."""
     costs = frames.compute_costs()
     cost = float(costs.mean())
@@ -131,20 +141,23 @@ def _judge_joints(frames: _Frames, count: int) -> tuple[str, str, str, str] | No
         return -float(found.mean()) if int((found < costs).sum()) >= 0.8 * count else -1.0
 
     bound = -_MAX_RATIO * cost
-    best = next(iter(explain(None, frames, _iter_changes(frames), likeness=fit, above=bound)), None)
-    best = best or next(iter(explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound)), None)
-    if best is None:
+    fitting = explain(None, frames, _iter_changes(frames), likeness=fit, above=bound)
+    severity: Severity = "error" if fitting else "warning"
+    fitting = fitting or explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound)
+    if not fitting:
         return None
+    best = fitting[0]
     measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} if so changed"
-    return best.cause, f"joints do not lie on their depth images: {best.text}", measured, f"at most {_MAX_COST:.0%}"
+    summary = f"joints do not lie on their depth images: {best.text}"
+    return _Wrong(best.cause, summary, measured, f"at most {_MAX_COST:.0%}", severity)
 
 
 def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
     """Yield exchanges of axes, mirrored axes and units, with the frames that each would give."""
     joints, depth = frames.joints, frames.depth
     for factor, text in ((1000.0, "metres"), (10.0, "centimetres")):
-        for name, value in (("joints", joints), ("depth", depth)):
-            yield Hypothesis("data.normalisation", f"'{name}' is in {text}", frames._replace(**{name: value * factor}))
+        yield Hypothesis("data.normalisation", f"'joints' are in {text}", frames._replace(joints=joints * factor))
+        yield Hypothesis("data.normalisation", f"'depth' is in {text}", frames._replace(depth=depth * factor))
     for order in list(itertools.permutations((0, 1, 2)))[1:]:
         axes = ", ".join("xyz"[axis] for axis in order)
         # what was stored at place i is axis order[i]: the inverse permutation puts it back
@@ -159,11 +172,11 @@ def _iter_shifts(frames: _Frames) -> Iterator[Hypothesis]:
     """Yield shifts by tenths of the cube along each axis."""
     for steps in itertools.product(_STEPS, repeat=3):
         shift = frames.joints.new_tensor(steps) * frames.cube_mm
-        text = f"they are about ({', '.join(f'{-value:+.0f}' for value in shift.tolist())}) mm off"
+        text = f"they are about ({', '.join(f'{0.0 - value:+.0f}' for value in shift.tolist())}) mm off"
         yield Hypothesis("data.centre", text, frames._replace(joints=frames.joints + shift))
 
 
-def _judge_reference(frames: _Frames) -> tuple[str, str, str, str] | None:
+def _judge_reference(frames: _Frames) -> _Wrong | None:
     inside = frames.compute_inside()
     if inside >= _MIN_INSIDE:
         return None
@@ -177,7 +190,7 @@ def _judge_reference(frames: _Frames) -> tuple[str, str, str, str] | None:
     )
     measured = f"{inside:.0%} of the visible joints are within {frames.cube_mm / 2:g} mm of it along each axis"
     summary = f"the reference point is not near the joints: {best.text}"
-    return best.cause, summary, measured, f"at least {_MIN_INSIDE:.0%}"
+    return _Wrong(best.cause, summary, measured, f"at least {_MIN_INSIDE:.0%}")
 
 
 def _iter_references(frames: _Frames) -> Iterator[Hypothesis]:

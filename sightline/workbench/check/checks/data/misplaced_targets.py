@@ -81,6 +81,14 @@ def _iter_volume_causes(batch: Batch, placement: CubePlacement) -> Iterator[Hypo
         ("the grid is not augmented, but the target is", unaugmented_placement(placement)),
     ):
         yield Hypothesis("data.augment_target_mismatch", explanation, occupancy(depth, camera, changed) > 0)
+    in_place = permute_axes(unpermuted, placement.axes)[:, None]
+    for sides in itertools.chain.from_iterable(itertools.combinations((2, 3, 4), count) for count in (1, 2, 3)):
+        text = f"it is mirrored along {len(sides)} of its axes, but the target is not"
+        yield Hypothesis("data.augment_target_mismatch", text, in_place.flip(sides))
+    for one, two in ((2, 3), (2, 4), (3, 4)):
+        for turns in (1, 3):
+            text = "it is turned by a right angle, but the target is not"
+            yield Hypothesis("data.augment_target_mismatch", text, in_place.rot90(turns, (one, two)))
     metres = torch.where(depth > 0, depth / 1000, depth)
     yield Hypothesis("data.normalisation", "depth is taken for metres", occupancy(metres, camera, placement) > 0)
 

@@ -192,6 +192,14 @@ def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
             expected=f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
             action="set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
         )
+    flat = _count_flat_rows(images, is_filled)
+    if flat:
+        yield Fault(
+            f"{flat} rows of the image are the same number everywhere, although points are in them",
+            measured=f"rows of 'image' without a difference, of 'range_image' with points: {flat} of {len(rows)}",
+            expected="none",
+            action="look at the transforms after the projection: one empties rows in every scan",
+        )
     gap = _find_longest_gap(columns)
     if gap > _MAX_EMPTY_COLUMNS * len(columns):
         degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
@@ -201,6 +209,16 @@ def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
             expected=f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
             action="set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
         )
+
+
+def _count_flat_rows(images: PartImages, is_filled: Tensor) -> int:
+    """Count the rows whose pixels in `image` are equal in all scans, although points fill some of them."""
+    pixels = [batch["image"].cpu() for batch in images.batches if "image" in batch]
+    if not pixels or any(value.shape[2:] != is_filled.shape[1:] for value in pixels):
+        return 0
+    values = torch.cat(pixels)
+    is_flat = (values.amax(dim=(0, 3)) == values.amin(dim=(0, 3))).all(dim=0)
+    return int((is_flat & (is_filled.sum(dim=(0, 2)) > len(is_filled))).sum())
 
 
 def _find_longest_gap(is_filled: Tensor) -> int:

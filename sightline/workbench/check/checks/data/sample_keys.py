@@ -1,9 +1,9 @@
-"""Samples that are not a function of their key alone: random numbers of a set's own, or the same sample for all keys."""
+"""Samples that are not a function of their key alone: own random numbers, exchanged rows, one sample for all keys."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,18 @@ from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset, build_data
 from sightline.engine.records import preserve_rng_state
 from sightline.store.loading.batch_reader import BatchReader, array_leaves, as_bytes
-from sightline.workbench.check.checks.data.augmentation_mismatch import is_plugin
 from sightline.workbench.check.context import Context, check, splits, surveys
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.object_graph import find_named_generators, get_state, preserve_generators
 from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample
+from sightline.workbench.check.core.transform_steps import get_transform, is_plugin
 
 _NUM_KEYS, _NUM_READS = 4, 3
-_GLOBAL = {"Python's random": random.getstate, "NumPy": np.random.get_state, "torch": torch.get_rng_state}
+_GLOBAL: Mapping[str, Callable[[], Any]] = {
+    "Python's random": random.getstate,
+    "NumPy": np.random.get_state,
+    "torch": torch.get_rng_state,
+}
 
 
 @check(
@@ -116,10 +120,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -> Fault | None:
     """Compare with a reader built anew, under `sightline check`, if the set or a transform is a plugin's."""
-    components = [
-        part.dataset,
-        *(getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions),
-    ]
+    components = _list_components(part)
     if not context.is_thorough or not any(map(is_plugin, components)):
         return None
     with preserve_rng_state():
@@ -147,15 +148,14 @@ def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey])
     return None
 
 
+def _list_components(part: DataSubset) -> list[object]:
+    """List the data set and the transforms of a split."""
+    return [part.dataset, *(get_transform(bound) for bound in part.reader.transforms.functions)]
+
+
 def _is_alike(part: DataSubset, other: DataSubset) -> bool:
     """Return True if two parts are of the same classes: a caller may have replaced the config's own data."""
-    classes = [
-        [
-            type(each.dataset),
-            *(type(getattr(bound.function, "__self__", None)) for bound in each.reader.transforms.functions),
-        ]
-        for each in (part, other)
-    ]
+    classes = [list(map(type, _list_components(each))) for each in (part, other)]
     return classes[0] == classes[1] and len(part.dataset) == len(other.dataset)
 
 
@@ -170,7 +170,6 @@ _TOLERANCE = 1e-4  # of the largest value: a library may sum a larger batch in a
     "exchanged-rows",
     "preflight",
     each=splits,
-    causes=("data.pairing", "data.duplicate_randomness"),
     config_path="data",
     expected="the same values alone and in any batch",
 )
@@ -180,39 +179,46 @@ def exchanged_rows(context: Context, part: DataSubset) -> Fault | None:
     Finds: Sets and transforms that exchange labels, boxes or clouds of different samples within a batch.
     """
     makes_batches = any(member.get(part.dataset) is not None for member in (DataMembers.get_batch, DataMembers.collate))
-    components = [
-        part.dataset,
-        *(getattr(bound.function, "__self__", None) for bound in part.reader.transforms.functions),
-    ]
+    components = _list_components(part)
     if not makes_batches or not (context.is_thorough or any(map(is_plugin, components))):
         return None  # samples are read, transformed and collated one by one
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:_NUM_TOGETHER]]
     try:
-        rows, alone = _split_rows(part.reader, part.reader(keys)), [part.reader([key]) for key in keys]
+        rows = _split_rows(part.reader, part.reader(keys))
+        alone = [_split_rows(part.reader, part.reader([key])) for key in (*keys, keys[0])]
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return None
-    singles = [_split_rows(part.reader, batch) for batch in alone]
+    *alone, again = alone
     for name, values in rows.items():
-        own = [single[name][0] for single in singles if name in single]
-        if len(own) != len(keys) or len(values) != len(keys):
-            continue
-        for row, value in enumerate(values):
-            if _is_close(value, own[row]):
-                continue
-            source = next((index for index, other in enumerate(own) if _is_close(value, other)), None)
-            return Fault(
-                f"'{name}' of a sample depends on what else is in its batch",
-                causes=("data.pairing", "data.duplicate_randomness")
-                if source is not None
-                else ("data.padding", "data.pairing"),
-                split=part.split,
-                sample=keys[row].index,
-                measured=f"row {row} of a batch of {len(keys)} has "
-                + ("values that no sample has alone" if source is None else f"the values of row {source} read alone"),
-                action=f"look for what reorders '{name}': a transform, `get_batch` or `collate` that shuffles or rolls it",
-                evidence={"field": name},
-            )
+        own = [single[name][0] for single in alone if name in single]
+        if len(own) != len(keys) or len(values) != len(keys) or not _is_close(own[0], again[name][0]):
+            continue  # the last: `data-mutation` reports it
+        row = next((row for row, value in enumerate(values) if not _is_close(value, own[row])), None)
+        if row is not None:
+            source = next((index for index, other in enumerate(own) if _is_close(values[row], other)), None)
+            return _make_row_fault(part, name, keys[row], row, source)
     return None
+
+
+def _make_row_fault(part: DataSubset, name: str, key: SampleKey, row: int, source: int | None) -> Fault:
+    """Make the fault of the first row of a batch that differs from the sample alone; `source` is whose values it has.
+
+    The first row alone, which is in the same place, was found equal if another one is the first to differ.
+    """
+    causes = ("data.pairing", "data.duplicate_randomness")
+    if source is None:
+        causes = ("data.duplicate_randomness", "data.padding") if row else ("data.padding", "data.pairing")
+    return Fault(
+        f"'{name}' of a sample depends on "
+        + ("its place in its batch" if row and source is None else "what else is in its batch"),
+        causes=causes,
+        split=part.split,
+        sample=key.index,
+        measured=f"row {row} of a batch of {_NUM_TOGETHER} has "
+        + ("values that no sample has alone" if source is None else f"the values of row {source} read alone"),
+        action=f"look at what changes '{name}' of whole batches: a transform, `get_batch` or `collate`",
+        evidence={"field": name},
+    )
 
 
 def _split_rows(reader: BatchReader, batch: Batch) -> dict[str, list[Tensor]]:
