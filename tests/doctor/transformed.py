@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import random
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +25,15 @@ from sightline.contract.types import Sample, SampleKey
 from sightline.engine.build import DataSubset, TrainingSetup, build, build_transforms
 from sightline.engine.distributed import World
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.check.suite import all_checks
 from tests.conftest import ROOT
 from tests.doctor.detecting import make_crowds
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import make
 from tests.doctor.posing import make_pose
+from tests.doctor.power import print_alarms, processor_time, table
 from tests.doctor.segmenting import PerPoint, make_parts
 
 Transforms = list[NamedTransform]
@@ -130,42 +136,42 @@ def insert(transform: Any, place: int | None = None) -> Callable[[Transforms], T
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def clouds(seed: int) -> TrainingSetup:
+def clouds(seed: int, *overrides: str) -> TrainingSetup:
+    stage = () if overrides else ("transforms.train=[{name: scale}, {name: jitter}]",)
     words = (
-        "data.normals=file",
-        "transforms.train=[{name: scale}, {name: jitter}]",
+        *("data.normals=file", *stage),
         f"seed={seed}",
         f"data.data_seed={seed}",
     )
-    return make(_folder(), *words)
+    return make(_folder(), *words, *overrides)
 
 
-def parts(seed: int) -> TrainingSetup:
+def parts(seed: int, *overrides: str) -> TrainingSetup:
     words = ("data.normals=file", "transforms.train=[{name: rotate}]", f"seed={seed}", f"data.data_seed={seed}")
     torch.manual_seed(seed)
-    return make_parts(_folder(), *words, model=PerPoint(in_channels=6, num_classes=30))
+    return make_parts(_folder(), *words, *overrides, model=PerPoint(in_channels=6, num_classes=30))
 
 
-def crowds(seed: int) -> TrainingSetup:
-    return make_crowds(seed=seed)
+def crowds(seed: int, *overrides: str) -> TrainingSetup:
+    return make_crowds(*overrides, seed=seed)
 
 
-def scans(seed: int) -> TrainingSetup:
+def scans(seed: int, *overrides: str) -> TrainingSetup:
     path = ROOT / "configs/segment/synthetic_lidar_salsanext.yaml"
-    return build(read_config(path, (*SCANS, f"seed={seed}", f"data.data_seed={seed}")), World())
+    return build(read_config(path, (*SCANS, f"seed={seed}", f"data.data_seed={seed}", *overrides)), World())
 
 
-def rooms(seed: int) -> TrainingSetup:
+def rooms(seed: int, *overrides: str) -> TrainingSetup:
     path = ROOT / "configs/segment/synthetic_rooms_point_transformer.yaml"
-    return build(read_config(path, (*ROOMS, f"seed={seed}", f"data.data_seed={seed}")), World())
+    return build(read_config(path, (*ROOMS, f"seed={seed}", f"data.data_seed={seed}", *overrides)), World())
 
 
-def hands(seed: int) -> TrainingSetup:
-    return make_pose(_folder(), f"seed={seed}", f"data.data_seed={seed}")
+def hands(seed: int, *overrides: str) -> TrainingSetup:
+    return make_pose(_folder(), f"seed={seed}", f"data.data_seed={seed}", *overrides)
 
 
-def pairs(seed: int) -> TrainingSetup:
-    return make_pairs(_folder(), f"seed={seed}", f"data.data_seed={seed}")
+def pairs(seed: int, *overrides: str) -> TrainingSetup:
+    return make_pairs(_folder(), f"seed={seed}", f"data.data_seed={seed}", *overrides)
 
 
 def _folder() -> Path:
@@ -625,3 +631,188 @@ BUGS: dict[str, Bug] = {
         for kind in ("numpy", "torch", "random", "global numpy", "global torch", "global random")
     },
 }
+
+
+# --- transforms without a bug -----------------------------------------------------------------------------------------
+
+
+class TurnBoth(TurnPoints):
+    def __call__(self, draws: Any, *, points: Tensor, normals: Tensor) -> dict[str, Tensor]:
+        matrix = _turn(draws.uniform(high=6.28)).transpose(1, 2)
+        return {"points": points @ matrix, "normals": normals @ matrix}
+
+
+class DropPoints:
+    """A random part of the points with all that belongs to them, moved to the origin and with fewer classes."""
+
+    chooses_points = True
+
+    def __call__(self, draws: Any, *, points: Tensor, normals: Tensor, label: Tensor) -> dict[str, Tensor]:
+        order = draws.permutation(points.shape[1])[:, :48]
+        pick = order[..., None].expand(-1, -1, 3)
+        return {
+            "points": points.gather(1, pick),
+            "normals": normals.gather(1, pick),
+            "label": label.gather(1, order) // 2,
+        }
+
+
+class FlipBoth:
+    def __call__(self, draws: Any, *, image: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        left, top, right, bottom = boxes.unbind(-1)
+        width = image.shape[2]
+        return {"image": image.flip(2), "boxes": torch.stack([width - right, top, width - left, bottom], -1)}
+
+
+class ErasePixels:
+    """A grey rectangle in a random place: boxes keep theirs, as a person behind a car does."""
+
+    def __call__(self, draws: Any, *, image: Tensor) -> dict[str, Tensor]:
+        top, left = (
+            int(share * (side - 40)) for share, side in zip(draws.uniform(2)[0], image.shape[1:3], strict=True)
+        )
+        erased = image.clone()
+        erased[:, top : top + 40, left : left + 40] = 114
+        return {"image": erased}
+
+
+class CropBoth:
+    """The left two thirds; boxes outside are taken out."""
+
+    def __call__(
+        self, draws: Any, *, image: Tensor, boxes: Tensor, label: Tensor, is_ignored: Tensor
+    ) -> dict[str, Tensor]:
+        width = image.shape[2] * 2 // 3
+        rows = (boxes[0, :, 0] < width - 4).nonzero()[:, 0]
+        limit = torch.tensor([width, 10_000] * 2)
+        kept = {"boxes": torch.minimum(boxes, limit), "label": label, "is_ignored": is_ignored}
+        return {"image": image[:, :, :width], **{name: value[:, rows] for name, value in kept.items()}}
+
+
+class DropRows:
+    """Random rows of a range image are emptied, as if lasers had failed; labels stay."""
+
+    def __call__(self, draws: Any, *, image: Tensor) -> dict[str, Tensor]:
+        is_kept = draws.uniform(image.shape[2]) > 0.2
+        return {"image": image * is_kept[:, None, :, None]}
+
+
+class MirrorAll:
+    def __call__(self, draws: Any, *, image: Tensor, range_image: Tensor, label: Tensor) -> dict[str, Tensor]:
+        noise = 0.05 * draws.normal(*image.shape[1:])
+        return {"image": image.flip(3) + noise, "range_image": range_image.flip(2), "label": label.flip(2)}
+
+
+class MirrorHand:
+    """A left hand of a right one: depth and joints are mirrored, and the middle of the camera."""
+
+    def __call__(
+        self, draws: Any, *, depth: Tensor, joints: Tensor, camera: Tensor, reference: Tensor
+    ) -> dict[str, Tensor]:
+        sign, middle = torch.tensor([-1.0, 1.0, 1.0]), camera.clone()
+        middle[:, 2] = depth.shape[2] - 1 - camera[:, 2]
+        noise = torch.where(depth > 0, 2 * draws.normal(*depth.shape[1:]), 0.0)
+        return {
+            "depth": (depth + noise).flip(2),
+            "joints": joints * sign,
+            "reference": reference * sign,
+            "camera": middle,
+        }
+
+
+class Jitter:
+    def __call__(self, draws: Any, *, points: Tensor) -> dict[str, Tensor]:
+        return {"points": points + 0.02 * draws.normal(*points.shape[1:])}
+
+
+HEALTHY: dict[str, tuple[str, Callable[[TrainingSetup], TrainingSetup]]] = {
+    "points and normals turned": ("clouds", at(0, TurnBoth)),
+    "points moved by noise": ("clouds", at(None, Jitter)),
+    "points, normals and labels shuffled": (
+        "parts",
+        at(0, lambda: ShufflePoints("points", "normals", "label"), "train"),
+    ),
+    "some points with fewer classes": ("parts", at(None, DropPoints, "train")),
+    "image and boxes flipped": ("crowds", at(0, FlipBoth)),
+    "pixels erased": ("crowds", at(0, ErasePixels)),
+    "image cropped, boxes taken out": ("crowds", at(0, CropBoth, "train")),
+    "rows of range images dropped": ("scans", at(None, DropRows, "train")),
+    "range images mirrored with labels": ("scans", at(None, MirrorAll, "train")),
+    "hands mirrored with joints": ("hands", at(0, MirrorHand)),
+}
+"""A run, and a plugin's transform that does nothing wrong."""
+SHIPPED: dict[str, tuple[str, ...]] = {
+    "clouds": (
+        *("{name: normalize_unit_sphere}", "{name: scale}", "{name: rotate, axis: any}", "{name: perturb_rotation}"),
+        *(
+            "{name: translate}",
+            "{name: jitter}",
+            "{name: flip}",
+            "{name: elastic}",
+            "{name: sample_points, num_points: 24}",
+        ),
+        *("{name: shuffle_points}", "{name: farthest_points, num_points: 24}", "{name: drop_points}"),
+    ),
+    "crowds": (
+        *(
+            "{name: flip_image}",
+            "{name: color_jitter}",
+            "{name: cut_image}",
+            "{name: turn_image}",
+            "{name: mosaic, height: 192, width: 256, plain_epochs: 1}",
+        ),
+        *(
+            "{name: mix_up, plain_epochs: 1}",
+            "{name: fit_image, height: 192, width: 256}",
+            "{name: scale_steps}",
+            "{name: normalize_image}",
+        ),
+    ),
+    "rooms": (
+        *(
+            "{name: rotate}",
+            "{name: flip}",
+            "{name: elastic}",
+            "{name: chromatic_auto_contrast}",
+            "{name: hue_saturation}",
+        ),
+        *("{name: chromatic_translation}", "{name: chromatic_jitter}", "{name: drop_colour}"),
+        *("{name: voxel_sample, size_m: 0.2}", "{name: crop_points, max_points: 512}", "{name: place_on_floor}"),
+        "{name: shuffle_points}",
+    ),
+}
+"""Transforms of the package, all of them in one run."""
+CODES = ("augmentation-mismatch", "own-generator", "exchanged-rows", "repeated-samples", "misplaced-joints")
+ALSO = ("projection-coverage", "mismatched-views", "misplaced-volume", "misplaced-heatmap", "data-mutation")
+
+
+def find(built: TrainingSetup, codes: tuple[str, ...] = (*CODES, *ALSO), forward_s: float = math.inf) -> list[Finding]:
+    """What some checks find, without notes; with `forward_s` as at the start of a training."""
+    all_checks()
+    context = Context(built, World(), forward_s)
+    return [finding for code in codes for finding in CHECKS[code](context) if finding.severity != "note"]
+
+
+def is_found(bug: Bug, seed: int) -> bool:
+    """Whether its check finds a planted bug at the start of a training, with the cause first."""
+    found = find(bug.plant(RUNS[bug.run](seed)), (bug.code,), 1.5)
+    return bool(found) and found[0].cause == bug.cause
+
+
+def main(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    if words:
+        table(BUGS, is_found, int(words[0]))
+        runs = {f"{name}, seed {seed}": run(seed) for name, run in RUNS.items() for seed in range(int(words[0]))}
+        runs |= {name: plant(RUNS[run](0)) for name, (run, plant) in HEALTHY.items()}
+        print_alarms((name, find(built)) for name, built in runs.items())
+        return
+    for name, run in RUNS.items():
+        context = Context(run(0), World(), 1.5)
+        _ = context.dry_run, context.statistics
+        times = {code: f"{seconds * 1e3:.0f} ms" for code, seconds in processor_time(CODES, context).items()}
+        sys.stdout.write(f"{name}: {times}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -169,13 +169,13 @@ class TransformPipeline:
         for index, (name, transform) in enumerate(transforms):
             available = AvailableKeys(source, {*fields, *self.added})
             bound = bind(transform.__call__, available, owner=f"transform '{name}'", exclude=("draws", "others"))
-            takes_others = _takes_others(bound)
-            if others is None and takes_others:
+            mixes = takes_others(bound)
+            if others is None and mixes:
                 raise ConfigError(
                     f"transform '{name}' combines several samples of the training part; it belongs in transforms.train"
                 )
             until_epoch = TransformMembers.until_epoch.get(transform)
-            self._transforms.append((f"{index}.{name}", bound, until_epoch, takes_others))
+            self._transforms.append((f"{index}.{name}", bound, until_epoch, mixes))
             self.added |= TransformMembers.adds.get(transform)
             self.facts |= TransformMembers.facts.get(transform)
 
@@ -208,9 +208,9 @@ class TransformPipeline:
 
     def apply_one(self, index: int, batch: Batch, keys: Sequence[SampleKey], draws: Draws | None = None) -> Batch:
         """Return the batch after the transform of this index alone, with its random numbers for these keys."""
-        stream, bound, until_epoch, takes_others = self._transforms[index]
+        stream, bound, until_epoch, mixes = self._transforms[index]
         transform_draws = (draws or Draws.for_samples(keys)).stream(stream)
-        mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if takes_others else {}
+        mixing = {"others": self._others(transform_draws, keys, index, until_epoch)} if mixes else {}
         return {**batch, **bound.function(transform_draws, **mixing, **bound.select(batch))}
 
     def _others(self, draws: Draws, keys: Sequence[SampleKey], index: int, until_epoch: int | None) -> _Others | None:
@@ -346,7 +346,7 @@ class BatchReader:
         return {**batch, "features": torch.cat([batch[name] for name in self.dataset.info.features], dim=-1)}
 
 
-def _takes_others(transform: BoundFunction) -> bool:
+def takes_others(transform: BoundFunction) -> bool:
     """Return True if a transform combines samples."""
     return "others" in inspect.signature(transform.function).parameters
 

@@ -242,7 +242,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     ),
     "checkpoint-match": ("untrained-init", "feature-scale"),
     "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
-    "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch"),
+    "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch", "exchanged-rows"),
     "empty-cloud": (*_FIRST_STEP, *_METRIC_CODES, "dataset-mismatch"),
     "non-finite-data": _FIRST_STEP,
     "augmentation-mismatch": (

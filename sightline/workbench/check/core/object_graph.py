@@ -53,16 +53,6 @@ def find_named_generators(root: object) -> list[tuple[str, Any]]:
     return list(iter_reachable(root, _GENERATORS))
 
 
-def snapshot_numbers(root: object) -> dict[str, float]:
-    """Return the numbers that reachable objects have as attributes, by their paths."""
-    return {
-        f"{path}.{name}".lstrip("."): value
-        for path, owner in iter_reachable(root, object)
-        for name, value in _iter_attributes(owner)
-        if isinstance(value, int | float)
-    }
-
-
 @contextmanager
 def preserve_generators(generators: Sequence[Any]) -> Iterator[None]:
     """Context that restores the states of these random generators at its end."""

@@ -10,12 +10,12 @@ from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.binding import BoundFunction
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
-from sightline.store.loading.batch_reader import BatchReader
+from sightline.store.loading.batch_reader import BatchReader, takes_others
 
 _MAX_SAMPLES = 16
 
 
-class Step(NamedTuple):
+class TransformStep(NamedTuple):
     """One transform applied to one sample: the batches of one before and after it, and the fields that it takes.
 
     `apply` applies it to another batch, with the same random numbers.
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
     is_proof: bool = True
 
 
-def iter_steps(part: DataSubset, judged: set[int], *, seed: int, most_seconds: float) -> Iterator[Step]:
+def iter_steps(part: DataSubset, judged: set[int], *, seed: int, most_seconds: float) -> Iterator[TransformStep]:
     """Yield the judged transforms of up to 16 samples, in that CPU time but of one sample at least.
 
     It ends early where a sample cannot be read, which `first-step` reports.
@@ -60,11 +60,15 @@ def iter_steps(part: DataSubset, judged: set[int], *, seed: int, most_seconds: f
             return
 
 
-def _make_step(reader: BatchReader, number: int, key: SampleKey, before: Batch, after: tuple[str, Batch]) -> Step:
+def _make_step(
+    reader: BatchReader, number: int, key: SampleKey, before: Batch, after: tuple[str, Batch]
+) -> TransformStep:
     def apply(batch: Batch) -> Batch:
         return reader.transforms.apply_one(number, batch, [key])
 
-    return Step(number, after[0], key, before, after[1], frozenset(reader.transforms.functions[number].names), apply)
+    return TransformStep(
+        number, after[0], key, before, after[1], frozenset(reader.transforms.functions[number].names), apply
+    )
 
 
 def is_plugin(component: object) -> bool:
@@ -78,6 +82,8 @@ def get_transform(bound: BoundFunction) -> object:
 
 
 def find_plugin_transforms(part: DataSubset, *, is_thorough: bool = False) -> set[int]:
-    """Return the indices of a split's transforms that are not of this package; of all if `is_thorough`."""
-    functions = part.reader.transforms.functions
-    return {index for index, bound in enumerate(functions) if is_thorough or is_plugin(get_transform(bound))}
+    """Return the indices of transforms that do not mix samples, and are of plugins or `is_thorough`."""
+    functions = [
+        (index, bound) for index, bound in enumerate(part.reader.transforms.functions) if not takes_others(bound)
+    ]
+    return {index for index, bound in functions if is_thorough or is_plugin(get_transform(bound))}

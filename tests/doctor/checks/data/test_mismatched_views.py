@@ -92,18 +92,18 @@ def test_healthy_partners(tmp_path: Path) -> None:
 def test_rows_that_are_shuffled_in_the_batch(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     transforms = [*transforms_of(built), NamedTransform("roll", _Roll())]
-    finding = caught(with_data(built, lambda inner: inner, transforms), "mismatched-views", "data.pairing")
-    assert "'other_points' of an object depends on what else is in its batch" in finding.summary
-    # the first object's cloud, moved to the row before, stands in the last of the four rows that are read
-    assert "has the values of row 3 of the batch, although the object is in row 0" in finding.measured
+    finding = caught(with_data(built, lambda inner: inner, transforms), "exchanged-rows", "data.pairing")
+    assert "'other_points' of a sample depends on what else is in its batch" in finding.summary
+    # the second object's cloud stands in the first of the four rows that are read
+    assert "row 0 of a batch of 4 has the values of row 1 read alone" in finding.measured
 
 
 def test_a_generator_that_is_shared(tmp_path: Path) -> None:
     built = make_pairs(tmp_path)
     transforms = [*transforms_of(built), NamedTransform("noise", _Shared())]
-    (finding,) = found(with_data(built, lambda inner: inner, transforms))
-    assert "has other values" in finding.measured
-    assert "data.duplicate_randomness" in finding.alternatives
+    finding = caught(with_data(built, lambda inner: inner, transforms), "own-generator", "data.duplicate_randomness")
+    assert "'other_points'" in finding.measured
+    assert finding.evidence["generators"] == ["generator"]
 
 
 def test_the_next_object_as_a_partner(tmp_path: Path) -> None:

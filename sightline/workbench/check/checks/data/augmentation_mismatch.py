@@ -18,7 +18,7 @@ from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import describe_sample
 from sightline.workbench.check.core.transform_steps import (
-    Step,
+    TransformStep,
     Verdict,
     find_plugin_transforms,
     get_transform,
@@ -45,7 +45,7 @@ def augmentation_mismatch(context: Context, part: DataSubset) -> Iterator[Fault]
     """
     judged = find_plugin_transforms(part, is_thorough=context.is_thorough)
     limit = _MAX_THOROUGH_S if context.is_thorough else _MAX_QUICK_S
-    verdicts: dict[tuple[int, str, str], list[tuple[Step, Verdict]]] = defaultdict(list)
+    verdicts: dict[tuple[int, str, str], list[tuple[TransformStep, Verdict]]] = defaultdict(list)
     noise: dict[int, list[Tensor]] = defaultdict(list)
     for step in iter_steps(part, judged, seed=context.config.seed, most_seconds=limit) if judged else ():
         for judge in (_judge_rows, judge_boxes, judge_maps, judge_joints):
@@ -77,7 +77,7 @@ def _is_read(context: Context, field: str) -> bool:
     return not dry_run.is_sound or field in read or is_feature or is_taken
 
 
-def _make_fault(part: DataSubset, step: Step, verdict: Verdict, text: str, **fields: Any) -> Fault:
+def _make_fault(part: DataSubset, step: TransformStep, verdict: Verdict, text: str, **fields: Any) -> Fault:
     stage = "train" if part.split == "train" else "evaluate"
     return Fault(
         f"the transform '{step.name}' {text}",
@@ -116,6 +116,8 @@ class _Motion(NamedTuple):
 
 def _find_motion(first: Tensor, second: Tensor) -> _Motion | None:
     """Find the rows of clouds (N, 3) and (M, 3) that belong together, by an affine map or by equal coordinates."""
+    if not bool(first.isfinite().all() and second.isfinite().all()):
+        return None
     if len(first) == len(second) >= 8:
         rows = torch.arange(len(first))
         some = rows[:: max(1, len(rows) // _MAX_FIT_ROWS)]
@@ -151,7 +153,7 @@ def _encode(points: Tensor) -> np.ndarray:
         return (bits * np.array([0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB], np.uint64)).sum(axis=1)
 
 
-def _judge_rows(step: Step) -> Iterator[Verdict]:
+def _judge_rows(step: TransformStep) -> Iterator[Verdict]:
     """Compare normals, labels and other fields of points with the motion of the points."""
     first, second = step.before.get("points"), step.after.get("points")
     if not (_is_cloud(first) and _is_cloud(second)) or step.before is step.after:
@@ -210,7 +212,7 @@ def _judge_labels(name: str, before: Tensor, after: Tensor) -> Verdict:
     return Verdict(name, "points", stray > _MAX_STRAY, measured, "values that stay with their points")
 
 
-def _compute_noise(step: Step) -> Tensor:
+def _compute_noise(step: TransformStep) -> Tensor:
     """Compute the noise that a transform adds to points (N, 3); empty if it moves them by an affine map or not."""
     first, second = step.before.get("points"), step.after.get("points")
     if "points" in step.takes and _is_cloud(first) and _is_cloud(second) and len(first[0]) == len(second[0]) >= 32:

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sightline.compute.geometry.pinhole import Cameras, ring_cameras
 from sightline.compute.geometry.rendering import render_cloud
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.errors import DataError
 from sightline.contract.members import DataMembers
-from sightline.contract.types import Batch, SampleKey
+from sightline.contract.types import SampleKey
 from sightline.engine.build import DataSubset
 from sightline.store.prepared.prepared_writer import normalize_to_unit_sphere
 from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
@@ -178,7 +177,6 @@ _CHUNK = 16
 _MAX_SECONDS = 0.5  # CPU time of this thread
 _NUM_READ_ALONE = 4
 _TOLERANCE = 1e-4  # of colours and coordinates about 1; exchanged or newly drawn values differ by far more
-_PAIRED = ("points", "other_points", "image")
 _QUANTILES = np.linspace(0.1, 0.9, 9)
 _MIN_SIGMA = 6.0
 _MAX_CHANCE_SIGMA = 3.0
@@ -197,9 +195,9 @@ class _PairedClouds(NamedTuple):
 
 @check("G2", "mismatched-views", "preflight", config_path="transforms.train")
 def mismatched_views(context: Context) -> Fault | None:
-    """A row read alone equals the same row in a batch, and both of its clouds resemble the row's object.
+    """Both clouds of a row resemble the row's object, and differ from each other.
 
-    Finds: Paired views that show different objects, or that depend on the rest of the batch.
+    Finds: Paired views that show different objects, or that are the same.
 
     Shapes are compared by statistics that do not depend on rotation, translation and scale: if one view is
     significantly nearer to its own object than to others and the other view is not, that one shows something else.
@@ -208,8 +206,7 @@ def mismatched_views(context: Context) -> Fault | None:
     if not {"points", "other_points"} <= part.reader.keys or "offsets" in part.reader.keys:
         return None
     try:
-        seed = context.config.seed
-        fault = _judge_equality(part, seed) or _judge_rows(part, seed) or _judge_shapes(_read_objects(context))
+        fault = _judge_equality(part, context.config.seed) or _judge_shapes(_read_objects(context))
         if fault is not None:
             sample = describe_sample(part.dataset, fault.sample or 0)
             fault = replace(fault, split="train", evidence={**fault.evidence, "sample": sample})
@@ -244,35 +241,6 @@ def _judge_equality(part: DataSubset, seed: int) -> Fault | None:
         action="draw the second view from `draws.stream('second')`, or from a generator that goes on",
         evidence={"field": "other_points"},
     )
-
-
-def _judge_rows(part: DataSubset, seed: int) -> Fault | None:
-    """Find a row whose values read alone differ from those read in a batch."""
-    keys = [SampleKey(int(index), 0, seed) for index in part.indices[:_NUM_READ_ALONE]]
-    together = part.reader(keys)
-    for row, key in enumerate(keys):
-        alone = part.reader([key])
-        for name in _PAIRED:
-            if not isinstance(together.get(name), Tensor) or _is_same_row(alone, together, name, row):
-                continue
-            match = next((index for index in range(len(keys)) if _is_same_row(alone, together, name, index)), None)
-            detail = "has other values" if match is None else f"has the values of row {match} of the batch"
-            return Fault(
-                f"'{name}' of an object depends on what else is in its batch: rows are exchanged",
-                causes=("data.pairing", "data.duplicate_randomness"),
-                sample=key.index,
-                measured=f"read alone, '{name}' {detail}, although the object is in row {row}",
-                expected="the same values alone and in any batch",
-                action=f"look for what reorders '{name}': a transform or `collate` that shuffles, a shared generator",
-                evidence={"field": name},
-            )
-    return None
-
-
-def _is_same_row(alone: Batch, together: Batch, name: str, row: int) -> bool:
-    """Return True if a row is equal up to rounding: a library may sum a larger batch in another order."""
-    single, batched = alone[name][0].double(), together[name][row].double()
-    return single.shape == batched.shape and bool(torch.allclose(single, batched, rtol=_TOLERANCE, atol=_TOLERANCE))
 
 
 def _read_objects(context: Context) -> _PairedClouds:

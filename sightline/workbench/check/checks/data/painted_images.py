@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.core.transform_steps import Step, Verdict
+from sightline.workbench.check.core.transform_steps import TransformStep, Verdict
 
 _MIN_SIDE_PX, _MAX_SIDE_SHARE = 8, 0.6
 _TOLERANCE_PX, _TOLERANCE_SHARE = 2.0, 0.1  # rounding and interpolation, and a share of the box's longer side
@@ -18,20 +18,22 @@ _MIN_EXPLAINED = 0.3
 """Share of a painted image's variance that its labels explain: 1 for labels in place, 0 for others."""
 
 
-def judge_boxes(step: Step) -> Iterator[Verdict]:
+def judge_boxes(step: TransformStep) -> Iterator[Verdict]:
     """Paint boxes white on black, one at a time, and compare where they go with the transform's own boxes."""
     image, boxes = step.before.get("image"), step.before.get("boxes")
     if not (_is_image(image) and isinstance(boxes, Tensor) and boxes.shape[1:] and boxes.shape[2:] == (4,)):
         return
     if not step.takes & {"image", "boxes"} or "boxes" not in step.after:
         return
+    empty = torch.full_like(image, image.min().item())
     for row in _choose_boxes(boxes[0].double(), _get_size(image)):
-        painted = _paint(image, boxes[0, row])
         try:
-            result = step.apply({**step.before, "image": painted})
+            plain, result = (
+                step.apply({**step.before, "image": each}) for each in (empty, _paint(image, boxes[0, row]))
+            )
         except Exception:  # noqa: BLE001 - a transform may refuse a painted image
             return
-        drawn, moved = _find_bright_box(result["image"]), result["boxes"][0].double()
+        drawn, moved = _find_change(plain["image"], result["image"]), result["boxes"][0].double()
         if drawn is None or not len(moved):
             continue
         is_same = len(moved) == boxes.shape[1]
@@ -79,22 +81,20 @@ def _paint(image: Tensor, box: Tensor) -> Tensor:
     return painted
 
 
-def _find_bright_box(image: Tensor) -> Tensor | None:
-    """Find the box (4,) of the pixels that are brighter than three fifths of the range; None if there are none."""
-    grey = image[0].double().mean(dim=-1 if _is_channels_last(image) else 0)
-    low, high = float(grey.min()), float(grey.max())
-    if not high > low:
+def _find_change(plain: Tensor, painted: Tensor) -> Tensor | None:
+    """Find the box (4,) of the pixels that differ by half of the largest difference or more; None if none differ."""
+    difference = (painted[0].double() - plain[0].double()).abs().amax(dim=-1 if _is_channels_last(painted) else 0)
+    if not bool((difference > 0).any()):
         return None
-    rows, columns = (grey > low + 0.6 * (high - low)).nonzero(as_tuple=True)
-    ends = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-    return torch.stack(ends).double()
+    rows, columns = (difference >= difference.max() / 2).nonzero(as_tuple=True)
+    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).double()
 
 
 def _format(box: Tensor) -> str:
     return "[" + ", ".join(f"{value:.0f}" for value in box.tolist()) + "]"
 
 
-def judge_maps(step: Step) -> Iterator[Verdict]:
+def judge_maps(step: TransformStep) -> Iterator[Verdict]:
     """Paint blocks of random classes into an image and into the maps of its pixels, and compare them afterwards."""
     image = step.before.get("image")
     if not _is_image(image):
@@ -156,7 +156,7 @@ _TOLERANCE_DEPTH, _TOLERANCE_MARK_PX = 0.02, 3.0
 _UNITS = (1000.0, 0.001)
 
 
-def judge_joints(step: Step) -> Iterator[Verdict]:
+def judge_joints(step: TransformStep) -> Iterator[Verdict]:
     """Paint a joint into an empty depth image, and compare where it goes with the transform's own joints."""
     depth, joints, camera = (step.before.get(name) for name in ("depth", "joints", "camera"))
     if not (isinstance(depth, Tensor) and isinstance(joints, Tensor) and isinstance(camera, Tensor)):
