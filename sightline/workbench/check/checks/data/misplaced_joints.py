@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,16 +29,6 @@ _MAX_COST = 0.2
 _MAX_RATIO = 0.5
 _MIN_INSIDE = 0.5
 _STEPS = tuple(step / 10 for step in range(-5, 6))  # of the cube
-
-
-class _Wrong(NamedTuple):
-    """Parts of a fault: cause, summary, measured and expected values, severity."""
-
-    cause: str
-    summary: str
-    measured: str
-    expected: str
-    severity: Severity = "error"
 
 
 class _Frames(NamedTuple):
@@ -98,21 +89,18 @@ def _judge_part(context: Context, part: DataSubset) -> Iterator[Fault]:
             frames = _stack(samples, part.dataset.info.facts["cube_mm"])
         except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
             return
-        fault = _judge_joints(frames, len(keys)) or _judge_reference(frames)
+        fault = _judge_joints(frames, is_thorough=context.is_thorough) or _judge_reference(frames)
         if fault is not None:
-            yield Fault(
-                fault.summary,
-                severity=fault.severity,
-                causes=(fault.cause, "data.centre", "data.layout", "data.normalisation"),
+            yield replace(
+                fault,
+                causes=(*fault.causes, "data.centre", "data.layout", "data.normalisation"),
                 at=at,
                 split=part.split,
                 sample=keys[0].index,
                 measured=f"{fault.measured}, in {describe_sample(part.dataset, keys[0].index)}, {len(keys) - 1} more",
-                expected=fault.expected,
-                action="look at the data set that reads these fields"
+                action="look at the data set, which reads these fields"
                 if at == "data"
                 else "look at the transforms that change these fields: before them they agree",
-                evidence={"field": "reference" if fault.summary.startswith("the reference") else "joints"},
             )
             return
 
@@ -129,10 +117,10 @@ def _stack(samples: Sequence[Sample], cube_mm: float) -> _Frames:
     return _Frames(depth, joints, fields["visible"].bool(), camera, reference, float(cube_mm))
 
 
-def _judge_joints(frames: _Frames, count: int) -> _Wrong | None:
+def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
     """Find a change of the joints, or of the depth, that puts joints on the figure in nearly all frames."""
     costs = frames.compute_costs()
-    cost = float(costs.mean())
+    cost, count = float(costs.mean()), len(costs)
     if cost <= _MAX_COST or count < _MIN_SAMPLES:
         return None
 
@@ -143,13 +131,17 @@ def _judge_joints(frames: _Frames, count: int) -> _Wrong | None:
     bound = -_MAX_RATIO * cost
     fitting = explain(None, frames, _iter_changes(frames), likeness=fit, above=bound)
     severity: Severity = "error" if fitting else "warning"
-    fitting = fitting or explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound)
+    if not fitting and is_thorough:  # a thousand shifts take most of a second
+        fitting = explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound)
     if not fitting:
         return None
     best = fitting[0]
     measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} if so changed"
     summary = f"joints do not lie on their depth images: {best.text}"
-    return _Wrong(best.cause, summary, measured, f"at most {_MAX_COST:.0%}", severity)
+    expected, evidence = f"at most {_MAX_COST:.0%}", {"field": "joints"}
+    return Fault(
+        summary, severity=severity, causes=(best.cause,), measured=measured, expected=expected, evidence=evidence
+    )
 
 
 def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
@@ -176,7 +168,7 @@ def _iter_shifts(frames: _Frames) -> Iterator[Hypothesis]:
         yield Hypothesis("data.centre", text, frames._replace(joints=frames.joints + shift))
 
 
-def _judge_reference(frames: _Frames) -> _Wrong | None:
+def _judge_reference(frames: _Frames) -> Fault | None:
     inside = frames.compute_inside()
     if inside >= _MIN_INSIDE:
         return None
@@ -190,19 +182,18 @@ def _judge_reference(frames: _Frames) -> _Wrong | None:
     )
     measured = f"{inside:.0%} of the visible joints are within {frames.cube_mm / 2:g} mm of it along each axis"
     summary = f"the reference point is not near the joints: {best.text}"
-    return _Wrong(best.cause, summary, measured, f"at least {_MIN_INSIDE:.0%}")
+    expected, evidence = f"at least {_MIN_INSIDE:.0%}", {"field": "reference"}
+    return Fault(summary, causes=(best.cause,), measured=measured, expected=expected, evidence=evidence)
 
 
 def _iter_references(frames: _Frames) -> Iterator[Hypothesis]:
     """Yield other units and depths of the reference points, with the frames that each would give."""
     reference = frames.reference
-    for factor, text in ((1000.0, "metres"), (10.0, "centimetres")):
-        yield Hypothesis("data.normalisation", f"it is in {text}", frames._replace(reference=reference * factor))
+    metres = frames._replace(reference=reference * 1000)
+    yield Hypothesis("data.normalisation", "it is in metres", metres)
     weight = frames.visible[..., None].double()
     middle = (frames.joints * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-    ray = reference * (middle[:, 2:] / reference[:, 2:])
     off = float((reference - middle)[:, 2].median())
     text = f"its depth is {abs(off):.0f} mm too {'large' if off > 0 else 'small'}"
-    yield Hypothesis("data.centre", text, frames._replace(reference=ray))
-    deep = torch.cat([reference[:, :2], middle[:, 2:]], dim=1)
-    yield Hypothesis("data.centre", text, frames._replace(reference=deep))
+    for moved in (reference * (middle[:, 2:] / reference[:, 2:]), torch.cat([reference[:, :2], middle[:, 2:]], dim=1)):
+        yield Hypothesis("data.centre", text, frames._replace(reference=moved))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sightline.workbench.check.core.object_graph import find_named_generators, g
 from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample
 from sightline.workbench.check.core.transform_steps import get_transform, is_plugin
 
+Stages = list[tuple[str, Batch]]
 _NUM_KEYS, _NUM_READS = 4, 3
 _GLOBAL: Mapping[str, Callable[[], Any]] = {
     "Python's random": random.getstate,
@@ -63,46 +65,42 @@ def _find_drawn(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -
             if not drawn:
                 continue
             reads += [list(part.reader.batch_stages(key)) for _ in range(_NUM_READS - 1)]
-        place, field = next(_iter_differences(reads), (None, ""))
-        if place is None:
-            continue
-        name = reads[0][place][0]
-        is_global = drawn[0] in _GLOBAL
-        who = f"the transform '{name}'" if place else f"the data set ({type(part.dataset).__name__})"
-        return Fault(
-            f"{who} draws from {'a global generator' if is_global else 'a generator of its own'}: the same key gives "
-            "other samples",
-            at=f"transforms.{'train' if part.split == 'train' else 'evaluate'}.{place - 1}" if place else "data",
-            split=part.split,
-            sample=key.index,
-            measured=f"'{field}' of {describe_sample(part.dataset, key.index)} differs in {_NUM_READS} reads; "
-            f"{', '.join(drawn[:3])} moved on",
-            action="draw from `draws`, which a transform receives" if place else "draw from `key.generator()`",
-            evidence={"field": field, "generators": drawn},
-        )
+        kind = "a global generator" if drawn[0] in _GLOBAL else "a generator of its own"
+        fault = _compare_reads(part, key, reads, f"draws from {kind}: the same key gives other samples")
+        if fault is not None:
+            evidence = {**fault.evidence, "generators": drawn}
+            return replace(fault, measured=f"{fault.measured}; {', '.join(drawn[:3])} moved on", evidence=evidence)
     return None
 
 
-def _get_states(generators: Sequence[tuple[str, Any]]) -> dict[str, bytes]:
-    """Return the states of these and of the global generators, as text that can be compared."""
+def _compare_reads(
+    part: DataSubset, key: SampleKey, reads: Sequence[list[tuple[str, Batch]]], text: str
+) -> Fault | None:
+    """Make the fault of the set or transform from which on reads of a key differ; None if they do not."""
+    place, field = next(_iter_differences(reads), (0, ""))
+    if not field:
+        return None
+    stage = "train" if part.split == "train" else "evaluate"
+    name = f"the transform '{reads[0][place][0]}'" if place else f"the data set ({type(part.dataset).__name__})"
+    return Fault(
+        f"{name} {text}",
+        at=f"transforms.{stage}.{place - 1}" if place else "data",
+        split=part.split,
+        sample=key.index,
+        measured=f"'{field}' of {describe_sample(part.dataset, key.index)} differs between {len(reads)} reads",
+        action="draw from `draws`, which a transform receives" if place else "draw from `key.generator()`",
+        evidence={"field": field},
+    )
+
+
+def _get_states(generators: Sequence[tuple[str, Any]]) -> dict[str, str]:
+    """Return the states of these and of the global generators as text, which NumPy shortens from 1,000 numbers on."""
     states = {name: get() for name, get in _GLOBAL.items()}
     states |= {path.rpartition("__self__.")[2].removeprefix("dataset."): get_state(each) for path, each in generators}
-    return {
-        name: as_bytes(state).tobytes() if isinstance(state, Tensor) else repr(_plain(state)).encode()
-        for name, state in states.items()
-    }
+    return {name: str(state.tolist() if isinstance(state, Tensor) else state) for name, state in states.items()}
 
 
-def _plain(state: Any) -> Any:
-    """Convert arrays in a state to bytes: their text leaves out most numbers."""
-    if isinstance(state, np.ndarray):
-        return state.tobytes()
-    if isinstance(state, dict):
-        return {name: _plain(value) for name, value in state.items()}
-    return [_plain(value) for value in state] if isinstance(state, tuple) else state
-
-
-def _iter_differences(reads: Sequence[list[tuple[str, Batch]]]) -> Iterator[tuple[int, str]]:
+def _iter_differences(reads: Sequence[Stages]) -> Iterator[tuple[int, str]]:
     """Yield the stages, and fields, at which reads of a key differ."""
     first = reads[0]
     for other in reads[1:]:
@@ -131,20 +129,12 @@ def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey])
     other = next(each for each in (data.train, data.selection, data.test) if each.split == part.split)
     if not _is_alike(part, other):
         return None
+    text = "draws random numbers when it is built: a resumed run, or another process, has other samples"
     for key in keys:
         reads = [list(reader.batch_stages(key)) for reader in (part.reader, other.reader)]
-        place, field = next(_iter_differences(reads), (None, ""))
-        if place is not None:
-            who = f"the transform '{reads[0][place][0]}'" if place else f"the data set ({type(part.dataset).__name__})"
-            return Fault(
-                f"{who} draws random numbers when it is built: a resumed run, or another process, has other samples",
-                at="transforms" if place else "data",
-                split=part.split,
-                sample=key.index,
-                measured=f"'{field}' of {describe_sample(part.dataset, key.index)} differs if it is built again",
-                action="draw from a generator with a fixed seed, an argument of the constructor",
-                evidence={"field": field},
-            )
+        fault = _compare_reads(part, key, reads, text)
+        if fault is not None:
+            return fault
     return None
 
 
