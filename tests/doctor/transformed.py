@@ -403,6 +403,20 @@ class Noise:
         return torch.from_numpy(np.random.default_rng(0).normal(size=tuple(shape))).float()
 
 
+class ShuffleRoom:
+    """Rooms whose points are put into another order, and may be turned, without a field of them."""
+
+    def __init__(self, name: str, *, is_turned: bool) -> None:
+        self.name, self.is_turned = name, is_turned
+
+    def __call__(self, draws: Any, *, points: Tensor, colours: Tensor, label: Tensor) -> dict[str, Tensor]:
+        order = draws.permutation(points.shape[1])
+        pick = order[..., None].expand(-1, -1, 3)
+        turned = points @ _turn(draws.uniform(high=6.28)) if self.is_turned else points
+        moved = {"colours": colours.gather(1, pick), "label": label.gather(1, order)}
+        return {"points": turned.gather(1, pick), self.name: moved[self.name]}
+
+
 class RollRows:
     """Of a set that gives whole batches, a field of the sample before."""
 
@@ -451,6 +465,10 @@ def one_sample(inner: Any, sample: Sample, key: SampleKey) -> Sample:
 def ten_clouds(inner: Any, sample: Sample, key: SampleKey) -> Sample:
     first = inner[SampleKey(key.index % 10, 0, 0)]
     return {**sample, **{name: first[name] for name in ("points", "normals") if name in first}}
+
+
+def next_depth(inner: Any, sample: Sample, key: SampleKey) -> Sample:
+    return {**sample, "depth": inner[SampleKey((key.index + 1) % len(inner), 0, 0)]["depth"]}
 
 
 def field(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[Any, Sample, SampleKey], Sample]:
@@ -619,6 +637,16 @@ BUGS: dict[str, Bug] = {
     "one image for every index": Bug("crowds", always(one_sample), "repeated-samples", "data.sampling"),
     "ten clouds for all indices": Bug("clouds", always(ten_clouds), "repeated-samples", "data.sampling"),
     "a set's own generator": Bug("clouds", samples(own_generator), "own-generator", RANDOM),
+    "rooms shuffled, labels not": Bug(
+        "rooms", at(0, lambda: ShuffleRoom("colours", is_turned=False), "train"), "augmentation-mismatch", MISMATCH
+    ),
+    "rooms shuffled, colours not": Bug(
+        "rooms", at(0, lambda: ShuffleRoom("label", is_turned=False), "train"), "augmentation-mismatch", MISMATCH
+    ),
+    "rooms turned and shuffled, labels not": Bug(
+        "rooms", at(0, lambda: ShuffleRoom("colours", is_turned=True), "train"), "augmentation-mismatch", MISMATCH
+    ),
+    "depth of the next frame": Bug("hands", always(next_depth), "misplaced-joints", "data.pairing", math.inf),
     "labels rolled within a batch": Bug(
         "clouds", at(None, lambda: RollRows("label")), "exchanged-rows", "data.pairing"
     ),

@@ -10,7 +10,7 @@ from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.binding import BoundFunction
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
-from sightline.store.loading.batch_reader import BatchReader, takes_others
+from sightline.store.loading.batch_reader import takes_others
 
 _MAX_SAMPLES = 16
 
@@ -18,7 +18,7 @@ _MAX_SAMPLES = 16
 class TransformStep(NamedTuple):
     """One transform applied to one sample: the batches of one before and after it, and the fields that it takes.
 
-    `apply` applies it to another batch, with the same random numbers.
+    `apply` applies it to another batch, with the same random numbers; `ignored` is the label that losses leave out.
     """
 
     number: int
@@ -27,6 +27,7 @@ class TransformStep(NamedTuple):
     before: Batch
     after: Batch
     takes: frozenset[str]
+    ignored: int | None
     apply: Callable[[Batch], Batch]
 
 
@@ -55,20 +56,19 @@ def iter_steps(part: DataSubset, judged: set[int], *, seed: int, most_seconds: f
         except Exception:  # noqa: BLE001 - a data set may fail in any way
             return
         for number in sorted(judged):
-            yield _make_step(part.reader, number, key, stages[number][1], stages[number + 1])
+            yield _make_step(part, number, key, stages[number][1], stages[number + 1])
         if compute_seconds() - started > most_seconds:
             return
 
 
-def _make_step(
-    reader: BatchReader, number: int, key: SampleKey, before: Batch, after: tuple[str, Batch]
-) -> TransformStep:
-    def apply(batch: Batch) -> Batch:
-        return reader.transforms.apply_one(number, batch, [key])
+def _make_step(part: DataSubset, number: int, key: SampleKey, before: Batch, after: tuple[str, Batch]) -> TransformStep:
+    transforms, ignored = part.reader.transforms, part.dataset.info.facts.get("ignore_index")
 
-    return TransformStep(
-        number, after[0], key, before, after[1], frozenset(reader.transforms.functions[number].names), apply
-    )
+    def apply(batch: Batch) -> Batch:
+        return transforms.apply_one(number, batch, [key])
+
+    takes = frozenset(transforms.functions[number].names)
+    return TransformStep(number, after[0], key, before, after[1], takes, ignored, apply)
 
 
 def is_plugin(component: object) -> bool:

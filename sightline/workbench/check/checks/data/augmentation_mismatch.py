@@ -100,6 +100,7 @@ _MIN_MATCHED = 0.9
 _MAX_STRAY = 0.005
 """Share of labels that no map of classes explains."""
 _MIN_TURN_RAD, _MAX_NORMAL_ERROR_RAD = 0.02, 0.5
+_MIN_AGREEMENT, _MAX_QUERIES, _MAX_DISTANCES = 0.3, 256, 2**21
 _MIN_REPEATED = 0.7
 """Correlation of noise; independent noise of 32 points reaches 0.5 once in a million."""
 
@@ -161,14 +162,17 @@ def _judge_rows(step: TransformStep) -> Iterator[Verdict]:
     names = [n for n in step.before if n != "points" and _is_of_rows(step.before[n], first)]
     names = [n for n in names if _is_of_rows(step.after.get(n), second) and step.takes & {n, "points"}]
     motion = _find_motion(first[0], second[0]) if names else None
-    if motion is None:
-        return
-    for name in names:
+    for name in names if motion is None else ():
+        if step.before[name].ndim == 2:
+            yield _judge_neighbours(name, first[0], step.before[name][0], second[0], step.after[name][0])
+    for name in names if motion is not None else ():
+        assert motion is not None
         before, after = step.before[name][0][motion.source], step.after[name][0][motion.target]
         if name == "normals" and before.shape[-1] == 3:
             yield from _judge_normals(before.double(), after.double(), motion)
         elif before.ndim == 1 and not before.is_floating_point():
-            yield _judge_labels(name, before, after)
+            is_kept = after != (-1 if step.ignored is None else step.ignored)
+            yield _judge_labels(name, before[is_kept], after[is_kept])
         elif before.is_floating_point() and not torch.equal(motion.source, motion.target):
             is_left = torch.equal(step.before[name], step.after[name]) and not torch.equal(before, after)
             yield Verdict(name, "points", is_left, "points have other rows, these values their old ones", "one order")
@@ -210,6 +214,25 @@ def _judge_labels(name: str, before: Tensor, after: Tensor) -> Verdict:
     stray = 1 - sum(best.values()) / max(1, len(before))
     measured = f"{stray:.1%} of the points have the value of another point"
     return Verdict(name, "points", stray > _MAX_STRAY, measured, "values that stay with their points")
+
+
+def _judge_neighbours(name: str, first: Tensor, before: Tensor, second: Tensor, after: Tensor) -> Verdict:
+    """Compare how much more often than by chance nearest points have one label, before and after an unknown motion."""
+    agreement = [_compute_agreement(*cloud) for cloud in ((first, before), (second, after))]
+    is_broken = agreement[0] > _MIN_AGREEMENT and agreement[1] < agreement[0] / 3
+    measured = f"nearest points agree in {agreement[0]:.0%} of the cases above chance, then in {agreement[1]:.0%}"
+    return Verdict(name, "points", is_broken, measured, "about as often", is_proof=False)
+
+
+def _compute_agreement(points: Tensor, label: Tensor) -> float:
+    """Compute how often labels (N,) of points and their nearest ones are equal: 1 always, 0 as often as by chance."""
+    count = min(_MAX_QUERIES, 1 + _MAX_DISTANCES // len(points))
+    some = torch.arange(0, len(points), max(1, len(points) // count))
+    distances = torch.cdist(points[some], points)
+    distances[torch.arange(len(some)), some] = torch.inf
+    equal = float((label[some] == label[distances.argmin(dim=1)]).double().mean())
+    chance = float((label.unique(return_counts=True)[1].double() / len(label)).square().sum())
+    return (equal - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def _compute_noise(step: TransformStep) -> Tensor:
