@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import DataMembers
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset, build_data
@@ -48,6 +49,8 @@ def own_generator(context: Context, part: DataSubset) -> Fault | None:
     processes give other samples, and a resumed run does not continue as it would have.
     """
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.evenly_spaced_indices(_NUM_KEYS)]
+    if not _is_suspect(context, part):
+        return None
     try:
         return _find_drawn(context, part, keys) or _find_rebuilt(context, part, keys)
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
@@ -118,8 +121,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 def _find_rebuilt(context: Context, part: DataSubset, keys: Sequence[SampleKey]) -> Fault | None:
     """Compare with a reader built anew, under `sightline check`, if the set or a transform is a plugin's."""
-    components = _list_components(part)
-    if not context.is_thorough or not any(map(is_plugin, components)):
+    if not context.is_thorough or not any(map(is_plugin, _list_components(part))):
         return None
     with preserve_rng_state():
         random.seed(1)
@@ -143,6 +145,11 @@ def _list_components(part: DataSubset) -> list[object]:
     return [part.dataset, *(get_transform(bound) for bound in part.reader.transforms.functions)]
 
 
+def _is_suspect(context: Context, part: DataSubset) -> bool:
+    """Return True under `sightline check`, and for a split whose set or transforms are of plugins."""
+    return context.is_thorough or any(map(is_plugin, _list_components(part)))
+
+
 def _is_alike(part: DataSubset, other: DataSubset) -> bool:
     """Return True if two parts are of the same classes: a caller may have replaced the config's own data."""
     classes = [list(map(type, _list_components(each))) for each in (part, other)]
@@ -151,7 +158,7 @@ def _is_alike(part: DataSubset, other: DataSubset) -> bool:
 
 # --- rows of a batch --------------------------------------------------------------------------------------------------
 
-_NUM_TOGETHER = 4
+_NUM_TOGETHER, _MAX_READ_S = 4, 0.002
 _TOLERANCE = 1e-4  # of the largest value: a library may sum a larger batch in another order
 
 
@@ -169,19 +176,21 @@ def exchanged_rows(context: Context, part: DataSubset) -> Fault | None:
     Finds: Sets and transforms that exchange labels, boxes or clouds of different samples within a batch.
     """
     makes_batches = any(member.get(part.dataset) is not None for member in (DataMembers.get_batch, DataMembers.collate))
-    components = _list_components(part)
-    if not makes_batches or not (context.is_thorough or any(map(is_plugin, components))):
+    if not makes_batches or not _is_suspect(context, part):
         return None  # samples are read, transformed and collated one by one
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:_NUM_TOGETHER]]
+    started = compute_seconds()
     try:
+        first = _split_rows(part.reader, part.reader(keys[:1]))
+        if not context.is_thorough and compute_seconds() - started > _MAX_READ_S:
+            return None
         rows = _split_rows(part.reader, part.reader(keys))
-        alone = [_split_rows(part.reader, part.reader([key])) for key in (*keys, keys[0])]
+        alone = [_split_rows(part.reader, part.reader([key])) for key in keys]
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return None
-    *alone, again = alone
     for name, values in rows.items():
         own = [single[name][0] for single in alone if name in single]
-        if len(own) != len(keys) or len(values) != len(keys) or not _is_close(own[0], again[name][0]):
+        if len(own) != len(keys) or len(values) != len(keys) or not _is_close(own[0], first[name][0]):
             continue  # the last: `data-mutation` reports it
         row = next((row for row, value in enumerate(values) if not _is_close(value, own[row])), None)
         if row is not None:
