@@ -22,22 +22,27 @@ if TYPE_CHECKING:
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
+    from sightline.runtime.check import check
+    from sightline.runtime.watch import watch
 
 __all__ = [
     "LoadedRun",
     "__version__",
     "build_model",
+    "check",
     "geometry",
     "load_run",
     "metrics",
     "surrogate_gradient",
     "train_run",
+    "watch",
 ]
 
 __version__ = "0.1.0"
 aliases.install()
 
 _MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_MODULE_BY_NAME |= {"check": "sightline.runtime.check", "watch": "sightline.runtime.watch"}
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 

@@ -44,6 +44,7 @@ workbench.describe view workbench.probe workbench.bench workbench.compare
 workbench.compress
 workbench.check
 workbench.fit
+workbench.watch
 training
 workbench.study
 areas.clouds

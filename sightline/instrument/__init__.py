@@ -7,6 +7,7 @@ the recorded gradient is that of this call alone, even if other modules read the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
@@ -180,6 +182,86 @@ def hang(
 def watch_gradient(node: Any, receive: Callable[..., Any]) -> None:
     """Call `receive` with the gradients that a tensor, or a node of the autograd graph, gets in a backward pass."""
     node.register_hook(receive)
+
+
+Closure = Callable[..., Any]
+
+
+@contextmanager
+def observe_updates(
+    before: Callable[[torch.optim.Optimizer], None], after: Callable[[torch.optim.Optimizer], None]
+) -> Iterator[None]:
+    """Call `before` and `after` around the update of every optimiser of the process, by torch's global hooks.
+
+    The closure of a step, which computes its gradients, runs earlier than `before`. A step inside of another step, of
+    an optimiser that wraps one, is a part of it.
+    """
+    depth = 0
+
+    def with_closure(optimizer: torch.optim.Optimizer, closure: Closure) -> Closure:
+        def run() -> Any:
+            loss = closure()
+            before(optimizer)
+            return loss
+
+        return run
+
+    def begin(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal depth
+        depth += 1
+        if depth > 1:
+            return None
+        positional = len(args) > 1 and callable(args[1])
+        if positional:
+            return (args[0], with_closure(optimizer, args[1]), *args[2:]), kwargs
+        if callable(kwargs.get("closure")):
+            return args, {**kwargs, "closure": with_closure(optimizer, kwargs["closure"])}
+        before(optimizer)
+        return None
+
+    def end(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        nonlocal depth
+        depth = max(depth - 1, 0)  # the hooks may have been hung inside of a step
+        if depth == 0:
+            after(optimizer)
+
+    handles = [register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[], None]) -> Iterator[None]:
+    """Call `before` with the roots of every backward pass of the process, and `after` when it ends.
+
+    torch has no hook for it, so its function is replaced; a pass inside of another, of a checkpoint, is a part of it.
+    """
+    original, depth = torch.autograd.backward, 0
+
+    @functools.wraps(original)
+    def run(tensors: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal depth
+        depth += 1
+        try:
+            if depth == 1 and is_active:
+                before([tensors] if isinstance(tensors, Tensor) else list(tensors))
+            original(tensors, *args, **kwargs)
+            if depth == 1 and is_active:
+                after()
+        finally:
+            depth -= 1
+
+    is_active = True
+    torch.autograd.backward = run
+    try:
+        yield
+    finally:
+        is_active = False
+        if torch.autograd.backward is run:  # else another observer has replaced it since, and calls this one
+            torch.autograd.backward = original
 
 
 def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -152,7 +152,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 def last_operation(tensor: Tensor) -> str:
     """Return the name of the last operation that changed values, such as `Relu`; "" for a tensor without history."""
-    return _get_name(last_node(tensor))
+    return get_node_name(last_node(tensor))
 
 
 def output_range(operation: str) -> tuple[float, float]:
@@ -183,15 +183,19 @@ def _find_ancestors(node: Any) -> set[Any]:
 
 def last_node(tensor: Tensor) -> Any:
     """Return the node of the last operation that changed values; None for a tensor without history."""
-    node = tensor.grad_fn
+    return skip_shape_operations(tensor.grad_fn)
+
+
+def skip_shape_operations(node: Any) -> Any:
+    """Return the first node, from one of the autograd graph on, that changes values."""
     for _ in range(_MAX_STEPS):
-        if node is None or _get_name(node) not in _SHAPE_OPERATIONS or not node.next_functions:
+        if node is None or get_node_name(node) not in _SHAPE_OPERATIONS or not node.next_functions:
             break
         node = node.next_functions[0][0]
     return node
 
 
-def _get_name(node: Any) -> str:
+def get_node_name(node: Any) -> str:
     """Return a node's name without torch's additions: `SafeSoftmaxBackward0` becomes `Softmax`."""
     if node is None:
         return ""

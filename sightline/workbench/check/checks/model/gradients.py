@@ -19,7 +19,8 @@ from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.oracles.results import loss_sums
 
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+"""Layers with a unit for each output channel."""
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
 _MAX_RELATIVE_RATIO = 1e6
 _MAX_DEAD = 0.5
@@ -70,11 +71,12 @@ def _measure_layers(context: Context) -> list[LayerGradient]:
             module.p = 0.0
     model.zero_grad(set_to_none=True)
     forward_backward(job, model, [context.dry_run.batch], context.world.device)
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS)]
-    return [_measure_layer(name, layer) for name, layer in layers if layer.weight.grad is not None]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    return [measure_layer(name, layer) for name, layer in layers if layer.weight.grad is not None]
 
 
-def _measure_layer(name: str, layer: nn.Module) -> LayerGradient:
+def measure_layer(name: str, layer: nn.Module) -> LayerGradient:
+    """Measure the weight and the gradient of a layer."""
     weight, gradient = layer.weight.detach(), layer.weight.grad.detach()  # type: ignore[union-attr, operator]
     by_unit = gradient.transpose(0, 1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else gradient
     is_zero = by_unit.flatten(1) == 0
@@ -161,7 +163,7 @@ def no_gradient(context: Context) -> Iterator[Fault]:
     """
     yield from _coverage_faults(context)
     if context.dry_run.is_sound:
-        yield from _registration_faults(context)
+        yield from registration_faults(context.dry_run.model)
         yield from _term_faults(context)
         yield from _zero_faults(context)
         yield from _reach_faults(context)
@@ -194,9 +196,11 @@ def _coverage_faults(context: Context) -> Iterator[Fault]:
     )
 
 
-def _registration_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault for parameters in plain lists, dicts or objects, which are not trained, moved or saved."""
-    model = context.dry_run.model
+def registration_faults(model: nn.Module) -> Iterator[Fault]:
+    """Yield a fault for parameters in plain lists, dicts or objects, which are not trained, moved or saved.
+
+    The model has the gradients of a backward pass.
+    """
     registered = {id(parameter) for parameter in model.parameters()}
     for name, module in model.named_modules():
         attributes = {key: value for key, value in vars(module).items() if key not in _MODULE_ATTRIBUTES}

@@ -1,0 +1,299 @@
+"""Order of backward passes, updates and clearing; parameters without gradients or optimiser; dead units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sightline.runtime.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.workbench.check.checks.model.gradients import LAYERS, registration_faults
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault
+
+KEPT = FindingBuilder(
+    guard="G15",
+    code="gradients-kept",
+    causes=("optim.grad_accumulation",),
+    expected="gradients of this step alone: nothing cleared those that the previous update used",
+    action="call optimizer.zero_grad() once per update, before backward()",
+)
+CLEARED = FindingBuilder(
+    guard="G15",
+    code="gradients-cleared",
+    causes=("optim.step_order",),
+    expected="the gradients of backward() are still there when the optimiser uses them",
+    action="call zero_grad() before backward() or after step(), not between them",
+)
+NO_BACKWARD = FindingBuilder(
+    guard="G15",
+    code="step-without-backward",
+    severity="warning",
+    causes=("optim.step_order", "loss.detached"),
+    expected="a backward pass before each update",
+    action="call loss.backward() before optimizer.step(), and step() once per backward pass",
+)
+NO_GRADIENT = FindingBuilder(
+    guard="G10",
+    code="no-gradient",
+    severity="warning",
+    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
+    expected="a gradient for each parameter that the optimiser holds",
+    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
+)
+ZERO = FindingBuilder(
+    guard="G10",
+    code="zero-gradients",
+    causes=("loss.form", "model.activation", "model.constant_output"),
+    expected="gradients that are not all exactly zero",
+    action="look for a saturated activation, a clamp or a mask that multiplies the loss by zero",
+)
+UNREGISTERED = FindingBuilder(guard="G10", code="unregistered", causes=("model.unregistered",))
+COVERAGE = FindingBuilder(
+    guard="G10",
+    code="not-optimised",
+    causes=("optim.param_coverage", "model.frozen_unintended"),
+    expected="each trainable parameter in a group of an optimiser",
+    action="make the optimiser last, from the model that is trained; freeze on purpose with requires_grad_(False)",
+)
+DEAD = FindingBuilder(
+    guard="G10",
+    code="dead-units",
+    severity="warning",
+    causes=("model.activation", "model.init", "optim.lr"),
+    expected="units that some sample gives a gradient",
+    action="look at the activation after it and at its bias; lower the learning rate",
+)
+_MAX_NAMES = 5
+_NUM_ZERO = 3
+"""Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
+_NUM_SILENT = 8
+"""Updates without a gradient for a module that does not run: layers may be dropped at random."""
+_UNKNOWN_OPTIMIZERS = 20
+"""Updates until optimisers that were not named are taken to be all that there are."""
+_MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.5, 8, 5
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Format a few names, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
+
+
+class OrderMonitor(Monitor):
+    """Order of clearing, backward pass and update, exactly: by identity and version of each probe's gradient."""
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        for track in loop.tracks.values():
+            marks = track.marks()
+            track.is_kept = [
+                kept and mark == last
+                for kept, mark, last in zip(track.is_kept, marks, track.after_backward, strict=True)
+            ]
+        yield from ()
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        for track in loop.tracks.values():
+            track.after_backward = track.marks()
+            track.num_backward += 1
+        yield from ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        marks = track.marks()
+        had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
+        if track.num_backward and had and not any(marks):
+            yield (
+                CLEARED,
+                Fault(
+                    f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
+                    measured=f"after backward() {list_names(had)} had a gradient, at step() none has",
+                ),
+            )
+        kept = [
+            name
+            for name, is_kept, mark, last in zip(track.names, track.is_kept, marks, track.after_update, strict=True)
+            if is_kept and mark != last
+        ]
+        if kept and track.num_backward:
+            yield (
+                KEPT,
+                Fault(
+                    f"gradients of the previous update are still in those of this one: {track.name} adds them up",
+                    measured=f"nothing has written to the gradients of {list_names(kept)} since the last update but "
+                    f"backward() ({track.num_backward} of them)",
+                    param=kept[0],
+                ),
+            )
+        if not track.num_backward and track.num_updates and marks == track.after_update:
+            state = "the same gradients as before" if any(marks) else "no gradient"
+            yield (
+                NO_BACKWARD,
+                Fault(f"{track.name}.step() without a backward pass since the last one", measured=f"{state} at step()"),
+            )
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        track.after_update = track.after_backward = track.marks()
+        track.is_kept = [mark is not None for mark in track.after_update]
+        track.num_backward = 0
+        yield from ()
+
+
+class ReachMonitor(Monitor):
+    """Parameters that no gradient reaches, that no optimiser holds, or that the model does not register."""
+
+    def __init__(self, *, knows_optimizers: bool) -> None:
+        self._knows_optimizers = knows_optimizers
+        self._silent: dict[str, int] = {}
+        self._is_covered = False
+        self._num_zero: dict[int, int] = {}
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if track.num_updates == 0:
+            for model in loop.models.values():
+                yield from ((UNREGISTERED, fault) for fault in registration_faults(model))
+        if track.num_updates < _NUM_SILENT and track.num_backward:
+            yield from self._silent_faults(loop, track)
+        if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
+            self._is_covered = True
+            yield from _coverage_faults(loop)
+        if track.is_sampled(loop.every):
+            yield from self._zero_faults(loop, track)
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        if not self._is_covered and loop.tracks:
+            yield from _coverage_faults(loop)
+
+    def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
+        if len(silent) == len(track.parameters):
+            if track.num_updates == 0 and not any(track.after_backward):
+                yield (
+                    NO_GRADIENT,
+                    Fault(
+                        f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
+                        severity="error",
+                        causes=("loss.detached", "model.frozen_unintended"),
+                        measured="every gradient is None after backward()",
+                        action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
+                    ),
+                )
+            return
+        self._silent = {name: self._silent.get(name, 0) + 1 for name in silent}
+        ran = [n for n in silent if n.rpartition(".")[0] in loop.executed and track.num_updates == 0]
+        idle = [
+            n for n, count in self._silent.items() if count == _NUM_SILENT and n.rpartition(".")[0] not in loop.executed
+        ]
+        for names, detail in (
+            (ran, "their modules run, but the loss does not depend on them"),
+            (idle, "their modules never run"),
+        ):
+            if names:
+                yield (
+                    NO_GRADIENT,
+                    Fault(
+                        f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
+                        measured=f"None after backward(): {detail}",
+                        causes=("model.structure",) if names is idle else (),
+                        param=names[0],
+                        layer=names[0].rpartition(".")[0] or None,
+                    ),
+                )
+
+    def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        gradients = [g for g in track.gradients.values() if not g.is_sparse and g.numel()]
+        if not gradients:
+            return
+        largest = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))]).max()
+        is_written = track.marks() != track.after_backward
+
+        def judge(value: float) -> Iterator[Found]:
+            number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if value == 0 else 0
+            if number < _NUM_ZERO:
+                return
+            yield (
+                CLEARED if is_written else ZERO,
+                Fault(
+                    f"all gradients of {track.name} are exactly zero at {number} updates in a row",
+                    measured=f"largest gradient 0 in {len(gradients)} parameters"
+                    + ("; something has written to them since backward()" if is_written else ""),
+                ),
+            )
+
+        yield from loop.reader.read(largest, judge)
+
+
+def _coverage_faults(loop: Loop) -> Iterator[Found]:
+    """Yield a fault for trainable parameters of the models that no known optimiser holds."""
+    held = {id(p) for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]}
+    own = {id(p) for p in loop.parameters().values()}
+    left_out = {name: p for name, p in loop.parameters().items() if p.requires_grad and id(p) not in held}
+    foreign = [
+        p
+        for track in loop.tracks.values()
+        for group in track.optimizer.param_groups
+        for p in group["params"]
+        if id(p) not in own
+    ]
+    if not left_out:
+        return
+    shapes = [p.shape for p in foreign]
+    is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
+    names = list(left_out)
+    yield (
+        COVERAGE,
+        Fault(
+            "the optimiser holds other parameters than the model: it was made before they were replaced"
+            if is_replaced
+            else f"{len(names)} trainable parameter(s) in no optimiser: {list_names(names)}",
+            severity="error" if is_replaced else "warning",
+            measured=f"{len(names)} of the model's trainable parameters are in no group"
+            + (f"; {len(foreign)} in groups are not the model's, with the same shapes" if is_replaced else ""),
+            param=names[0],
+        ),
+    )
+
+
+class UnitMonitor(Monitor):
+    """Units of linear layers and convolutions that no sample gives a gradient, over several sampled updates."""
+
+    def __init__(self) -> None:
+        self._is_alive: dict[str, Tensor] = {}
+        self._num_seen = 0
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if not track.is_sampled(loop.every):
+            return
+        for name, module in loop.modules():
+            if (
+                isinstance(module, LAYERS)
+                and isinstance(module.weight.grad, Tensor)
+                and f"{name}.weight" in track.parameters
+            ):
+                gradient = module.weight.grad
+                by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient
+                alive = by_unit.flatten(1).any(dim=1)
+                self._is_alive[name] = alive | self._is_alive[name] if name in self._is_alive else alive
+        self._num_seen += 1
+        if self._num_seen % _NUM_DEAD == 0:
+            judged, self._is_alive = self._is_alive, {}
+            for name, alive in judged.items():
+                if len(alive) >= _MIN_UNITS:
+                    yield from loop.reader.read(1 - alive.float().mean(), _make_judge(name, len(alive)))
+
+
+def _make_judge(name: str, num_units: int) -> Judge:
+    def judge(share: float) -> Iterator[Found]:
+        if share > _MAX_DEAD:
+            yield (
+                DEAD,
+                Fault(
+                    f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
+                    measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units "
+                    f"at {_NUM_DEAD} sampled updates",
+                    expected=f"at most {_MAX_DEAD:.0%}",
+                    layer=name,
+                ),
+            )
+
+    return judge

@@ -1,0 +1,192 @@
+"""State of a watched loop: its models, its optimisers with the marks of their gradients, and the current step."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.instrument import Inputs
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault, FindingLocation
+
+Found = tuple[FindingBuilder, Fault]
+Judge = Callable[[float], Iterable[Found]]
+Mark = tuple[int, int] | None
+"""Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_NUM_PROBES = 16
+_NUM_FIRST = 5
+
+
+@dataclass
+class OptimizerTrack:
+    """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
+
+    `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update.
+    """
+
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter]
+    foreign: int = 0
+    num_updates: int = 0
+    num_backward: int = 0
+    after_update: list[Mark] = field(default_factory=list)
+    after_backward: list[Mark] = field(default_factory=list)
+    is_kept: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        names = list(self.parameters)
+        self.names = sorted(
+            {names[round(i * (len(names) - 1) / (_NUM_PROBES - 1))] for i in range(_NUM_PROBES)} if names else ()
+        )
+        self.probes = [self.parameters[name] for name in self.names]
+        self.after_update = self.after_backward = self.marks()
+        self.is_kept = [False] * len(self.probes)
+
+    def marks(self) -> list[Mark]:
+        """Mark the gradients of the probes."""
+        return [None if (g := p.grad) is None else (id(g), g._version) for p in self.probes]
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Gradients of all parameters that have one, by name."""
+        return {name: g for name, p in self.parameters.items() if (g := p.grad) is not None}
+
+    @property
+    def lr(self) -> float:
+        """Largest learning rate of its groups."""
+        return max((float(group.get("lr", 1.0)) for group in self.optimizer.param_groups), default=0.0)
+
+    @property
+    def name(self) -> str:
+        return type(self.optimizer).__name__
+
+    def is_sampled(self, every: int) -> bool:
+        """Return True for the first updates, and for each `every`-th."""
+        return self.num_updates < _NUM_FIRST or self.num_updates % every == 0
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """Forward pass of a watched model: `outputs` are detached; `has_gradient` is True if it can be trained by."""
+
+    model: nn.Module
+    inputs: Inputs
+    outputs: Any
+    has_gradient: bool
+
+
+class Reader:
+    """Reader of numbers on a device: at once on a CPU; on a GPU as soon as they have arrived, without waiting."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Tensor, Any, Judge]] = deque()
+
+    def read(self, value: Tensor, judge: Judge) -> Iterable[Found]:
+        """Judge a number (0-d) now, or let `poll` do it later."""
+        value = value.detach()
+        if value.device.type == "cpu":
+            return judge(float(value))
+        copied = value.to("cpu", non_blocking=True)
+        event = torch.Event(value.device)
+        event.record()
+        self._waiting.append((copied, event, judge))
+        return ()
+
+    def poll(self, *, waits: bool = False) -> Iterator[Found]:
+        """Judge the numbers that have arrived, or all."""
+        while self._waiting and (waits or self._waiting[0][1].query()):
+            copied, event, judge = self._waiting.popleft()
+            event.synchronize()
+            yield from judge(float(copied))
+
+
+class Loop:
+    """What is known of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
+
+    `executed` are the names of modules that ran in a training pass while calls were recorded.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], *, every: int, declared: frozenset[str]) -> None:
+        self.models = dict(models)
+        self.every = every
+        self.declared = declared
+        self.reader = Reader()
+        self.tracks: dict[int, OptimizerTrack] = {}
+        self.step = 0
+        self.num_forwards = 0
+        self.call: ForwardCall | None = None
+        self.loss: Tensor | None = None
+        self.executed: set[str] = set()
+
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Iterate over all modules of the models, by name."""
+        for prefix, model in self.models.items():
+            for name, module in model.named_modules():
+                yield f"{prefix}{name}".rstrip("."), module
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters of the models by name, each once."""
+        return {f"{prefix}{name}": p for prefix, model in self.models.items() for name, p in model.named_parameters()}
+
+    def track(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack | None:
+        """Return the track of an optimiser, begun now if it is new; None if it holds no parameter of the models."""
+        if id(optimizer) not in self.tracks:
+            names = {id(parameter): name for name, parameter in self.parameters().items()}
+            held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            own = {names[id(parameter)]: parameter for parameter in held if id(parameter) in names}
+            if not own:
+                return None
+            self.tracks[id(optimizer)] = OptimizerTrack(optimizer, own, foreign=len(held) - len(own))
+        return self.tracks[id(optimizer)]
+
+    @property
+    def is_sampled(self) -> bool:
+        """True in the first training passes, and in each `every`-th."""
+        return self.num_forwards <= 2 * _NUM_FIRST or self.num_forwards % self.every == 0
+
+    def place(self) -> FindingLocation:
+        """Return the current step, and the line of the user's loop that runs now."""
+        frame = sys._getframe()
+        while frame is not None:
+            path = Path(frame.f_code.co_filename)
+            if "site-packages" not in path.parts and not path.is_relative_to(_PACKAGE) and path.exists():
+                return FindingLocation(file=str(path), line=frame.f_lineno, step=self.step + 1)
+            frame = frame.f_back  # type: ignore[assignment]
+        return FindingLocation(step=self.step + 1)
+
+
+class Monitor:
+    """Family of invariants: each method is an event of the loop, and yields what has become true by it."""
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterable[Found]:
+        """Judge a forward pass of a whole model."""
+        return ()
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterable[Found]:
+        """Judge the loss, whose graph still exists."""
+        return ()
+
+    def after_backward(self, loop: Loop) -> Iterable[Found]:
+        """Judge the gradients after the backward pass."""
+        return ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        """Judge the gradients that the optimiser is about to use."""
+        return ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        """Judge the parameters after the update."""
+        return ()
+
+    def on_end(self, loop: Loop) -> Iterable[Found]:
+        """Judge the whole loop at its end."""
+        return ()

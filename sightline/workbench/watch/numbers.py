@@ -1,0 +1,226 @@
+"""Numbers of a step: losses and gradients that are not finite, and the size of updates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.contract.pytree import tree_leaves
+from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault
+
+NON_FINITE = FindingBuilder(
+    guard="G17",
+    code="non-finite",
+    causes=("model.numerics", "optim.lr", "loss.form"),
+    expected="a finite loss and finite gradients",
+    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+)
+NO_UPDATE = FindingBuilder(
+    guard="G15",
+    code="no-update",
+    causes=("optim.lr", "optim.scheduler", "optim.state"),
+    expected="updates that change the parameters",
+    action="look at the learning rate of each group, at the schedule, and at the format of the weights",
+)
+LARGE_UPDATE = FindingBuilder(
+    guard="G15",
+    code="large-update",
+    severity="warning",
+    causes=("optim.lr", "optim.hyper", "model.init"),
+    expected="updates that are small against the weights",
+    action="lower the learning rate, warm up, or bound the gradient (clip_grad_norm_)",
+)
+SKIPPED = FindingBuilder(
+    guard="G17",
+    code="skipped-updates",
+    causes=("optim.amp", "optim.nonfinite", "optim.step_order"),
+    expected="an update for each cleared gradient, but for a few at the start, until the scaler has its scale",
+    action="call optimizer.step(); under a GradScaler, look for inf or NaN without it, or train in bfloat16",
+)
+_MAX_SKIPPED = 25
+"""Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
+_NUM_STILL = 10
+"""Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
+_MAX_RATIO, _NUM_LARGE = 1.0, 2
+_MAX_SLICE = 4096
+
+
+class FiniteMonitor(Monitor):
+    """Loss, and gradients that an update uses, are finite; `keep` is called with the step that is not."""
+
+    def __init__(self, explain: Any) -> None:
+        self._explain = explain
+        self._num_thrown = 0
+        self._is_found = False
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        loop.loss = root.detach()
+        if any(
+            last is not None and mark != last
+            for t in loop.tracks.values()
+            for mark, last in zip(t.marks(), t.after_backward, strict=True)
+        ):
+            self._num_thrown += 1
+        if self._num_thrown == _MAX_SKIPPED:
+            yield (
+                SKIPPED,
+                Fault(
+                    f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
+                    measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
+                ),
+            )
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._num_thrown = 0
+        if self._is_found or getattr(track.optimizer, "found_inf", None) is not None:  # the scaler judges it
+            return
+        if track.is_sampled(loop.every):
+            gradients = [g for g in track.gradients.values() if not g.is_sparse]
+        else:
+            gradients = [g for p in track.probes if (g := p.grad) is not None and not g.is_sparse]
+        values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
+        if loop.loss is not None and loop.loss.is_floating_point():
+            values.append(loop.loss.float().sum())
+        if not values:
+            return
+
+        def judge(value: float) -> Iterator[Found]:
+            if value != value or value in (float("inf"), float("-inf")):
+                if not self._is_found:
+                    self._is_found = True
+                    yield NON_FINITE, self._explain(loop, track)
+
+        device = values[0].device
+        yield from loop.reader.read(torch.stack([value.to(device) for value in values]).sum(), judge)
+
+
+def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
+    """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient."""
+    loss = float("nan") if loop.loss is None else float(loop.loss.double().sum())
+    call = loop.call
+    for kind, tree in (
+        ("input", None if call is None else call.inputs),
+        ("output", None if call is None else call.outputs),
+    ):
+        for path, tensor in tree_leaves(tree):
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                rows = (
+                    (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
+                )
+                is_input = kind == "input"
+                return Fault(
+                    f"the model's {kind} '{path}' is not finite"
+                    + ("" if is_input else ": its forward pass makes it so"),
+                    causes=("data.corrupt_sample", "data.normalisation") if is_input else (),
+                    measured=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values, samples {rows[:5]}",
+                    action="repair or leave out the sample, or correct the transform that makes it" if is_input else "",
+                    sample=rows[0] if rows else None,
+                    evidence={"stage": "data" if is_input else "forward"},
+                )
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        return Fault(
+            f"the loss is {loss} though the model's outputs are finite",
+            causes=("loss.form", "model.numerics", "loss.normaliser"),
+            measured=f"loss {loss}",
+            action="look for log(0), 0/0 or an overflow in the loss; take logits, not probabilities",
+            evidence={"stage": "loss"},
+        )
+    affected = [name for name, g in track.gradients.items() if not bool(g.isfinite().all())]
+    last = affected[-1] if affected else None
+    return Fault(
+        f"the loss is finite, but its gradient is not, last in '{last}' in the order of the layers"
+        if last
+        else "the loss is finite, but its gradient is not",
+        causes=("model.numerics", "loss.form"),
+        measured=f"loss {loss:.4g}; {len(affected)} of {len(track.gradients)} gradients are not finite",
+        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
+        param=last,
+        layer=(last or "").rpartition(".")[0] or None,
+        evidence={"stage": "backward"},
+    )
+
+
+def _describe_gradients(loop: Loop) -> str:
+    gradients = [g for track in loop.tracks.values() for g in track.gradients.values()]
+    num_bad = sum(not bool(gradient.isfinite().all()) for gradient in gradients)
+    return f"{num_bad} of {len(gradients)} gradients of the last one are not finite"
+
+
+class UpdateMonitor(Monitor):
+    """Updates move parameters, and by less than their own size: the first values of each parameter are compared."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Tensor] = {}
+        self._num_still: dict[int, int] = {}
+        self._num_large = 0
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
+        if number == _NUM_STILL:
+            yield (
+                NO_UPDATE,
+                Fault(
+                    f"{number} updates of {track.name} in a row have a learning rate of 0",
+                    measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
+                ),
+            )
+        if track.is_sampled(loop.every) and track.lr > 0:
+            names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
+            self._before = {name: _take_slice(track.parameters[name]).clone() for name in names}
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        before, self._before = self._before, {}
+        if not before:
+            return
+        names = list(before)
+        now = [_take_slice(track.parameters[name]) for name in names]
+        change = torch.stack([n.float() for n in torch._foreach_norm(torch._foreach_sub(now, list(before.values())))])
+        size = torch.stack([n.float() for n in torch._foreach_norm(list(before.values()))])
+        gradient = torch.stack(
+            [
+                p.grad.float().abs().max()
+                if (p := track.parameters[n]).grad is not None and p.grad.numel()
+                else size[0] * 0
+                for n in names
+            ]
+        )
+        ratio = torch.where(size > 0, change / size, 0.0)
+        worst = ratio.argmax()
+
+        def judge_still(value: float) -> Iterator[Found]:
+            if value == 0 and track.num_updates > 1:
+                yield (
+                    NO_UPDATE,
+                    Fault(
+                        f"an update of {track.name} changes no parameter though gradients are not zero",
+                        causes=("model.numerics", "optim.lr", "optim.state"),
+                        measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
+                    ),
+                )
+
+        def judge_large(value: float) -> Iterator[Found]:
+            self._num_large = self._num_large + 1 if value > _MAX_RATIO else 0
+            if self._num_large == _NUM_LARGE:
+                name = names[int(worst)]
+                yield (
+                    LARGE_UPDATE,
+                    Fault(
+                        f"an update changes '{name}' by more than its own size",
+                        value=value,
+                        bound=_MAX_RATIO,
+                        measured=f"|update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
+                        param=name,
+                    ),
+                )
+
+        yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
+        yield from loop.reader.read(ratio.max(), judge_large)
+
+
+def _take_slice(parameter: Tensor) -> Tensor:
+    return parameter.detach().flatten()[:_MAX_SLICE]

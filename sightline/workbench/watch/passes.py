@@ -1,0 +1,267 @@
+"""Forward passes: modes of batch norm and dropout, constant outputs, repeated batches; and the graph of the loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import tree_leaves
+from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+
+MODE = FindingBuilder(
+    guard="G24",
+    code="mode",
+    severity="warning",
+    causes=("eval.mode", "model.norm_mode"),
+    expected="train() while training and eval() while evaluating",
+    action="call model.train() at the start of each epoch, and model.eval() before evaluating",
+)
+CONSTANT = FindingBuilder(
+    guard="G18",
+    code="constant-output",
+    causes=("model.constant_output", "model.activation", "data.item_mutation"),
+    expected="outputs that depend on the sample",
+    action="look for a factor of zero, a dead activation, or an input that the model does not use",
+)
+SAME_BATCH = FindingBuilder(
+    guard="G5",
+    code="same-batch",
+    severity="warning",
+    causes=("data.ordering", "data.sampling", "data.duplicate_randomness"),
+    expected="another batch at each update",
+    action="look at the loader and at its iterator; declare it with watch(..., declared=('same-batch',)) if intended",
+)
+SAME_LABEL = FindingBuilder(
+    guard="G4",
+    code="same-label",
+    severity="warning",
+    causes=("data.label_mapping", "data.ordering", "data.imbalance"),
+    expected="labels of several classes",
+    action="look at how labels are read, and shuffle the data",
+)
+DOUBLE = FindingBuilder(
+    guard="G22",
+    code="double-softmax",
+    causes=("loss.double_softmax", "model.activation"),
+    expected="logits: this loss has its own activation inside",
+    action="give the loss the outputs of the last linear layer, without the activation",
+)
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_NUM_EVALUATED = 3
+_NUM_SAME = 5
+_MIN_LABELS = 8
+_SAMPLE_SIZE = 256
+_MAX_NODES = 300
+# (operation of the loss, operation before it): the reason, and causes
+_DOUBLE: Mapping[tuple[str, str], str] = {
+    ("LogSoftmax", "Softmax"): "cross entropy of probabilities: softmax is applied twice",
+    ("LogSoftmax", "Sigmoid"): "cross entropy of sigmoid outputs: softmax of numbers from 0 to 1",
+    ("LogSoftmax", "Relu"): "cross entropy of rectified logits: a class at 0 gets no gradient to fall",
+    ("BinaryCrossEntropyWithLogits", "Sigmoid"): "binary cross entropy with logits of probabilities: sigmoid twice",
+    ("BinaryCrossEntropyWithLogits", "Softmax"): "binary cross entropy with logits of softmax outputs",
+    ("NllLoss", "Softmax"): "NLL loss of probabilities: the logarithm is missing",
+    ("NllLoss2D", "Softmax"): "NLL loss of probabilities: the logarithm is missing",
+}
+
+
+class ModeMonitor(Monitor):
+    """Training flags of a model and of its batch norms and dropouts, against what the loop does with them."""
+
+    def __init__(self) -> None:
+        self._has_trained: dict[int, bool] = {}
+        self._num_evaluated: dict[int, int] = {}
+        self._modules: dict[int, list[tuple[str, nn.Module]]] = {}
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
+        key, model = id(call.model), call.model
+        modules = self._modules.get(key)
+        if modules is None:
+            modules = self._modules[key] = [
+                (name, m)
+                for name, m in model.named_modules()
+                if isinstance(m, _NORMS) or (isinstance(m, _DROPOUTS) and m.p > 0)
+            ]
+        if not modules:
+            return
+        if call.has_gradient:
+            self._num_evaluated[key] = 0
+            self._has_trained[key] = self._has_trained.get(key, False) or model.training
+            if model.training:
+                yield from _norm_faults(modules)
+            return
+        if model.training:
+            number = self._num_evaluated[key] = self._num_evaluated.get(key, 0) + 1
+            is_reset = any(getattr(m, "momentum", 0.1) is None for _, m in modules)  # as `update_bn` of torch does
+            if number == _NUM_EVALUATED and not is_reset:
+                yield (
+                    MODE,
+                    Fault(
+                        "the model is evaluated in training mode: dropout draws and batch norms take the batch's statistics",
+                        causes=("eval.mode", "model.norm_mode"),
+                        measured=f"{number} forward passes in a row without gradients, with training=True",
+                        layer=modules[0][0],
+                        evidence={"mode": "training"},
+                    ),
+                )
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        self._num_evaluated.clear()
+        yield from ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        call = loop.call
+        if call is None or call.model.training or not self._modules.get(id(call.model)):
+            return
+        was_training = self._has_trained.get(id(call.model), False)
+        yield (
+            MODE,
+            Fault(
+                "the model trains in evaluation mode" + (", since an evaluation" if was_training else ""),
+                severity="error" if was_training else None,
+                causes=("model.norm_mode", "eval.mode"),
+                measured="training=False in the forward pass of an update"
+                + (", True in those before" if was_training else ""),
+                layer=self._modules[id(call.model)][0][0],
+                evidence={"mode": "evaluation"},
+            ),
+        )
+
+
+def _norm_faults(modules: list[tuple[str, nn.Module]]) -> Iterator[Found]:
+    """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode."""
+    held = [
+        name for name, m in modules if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
+    ]
+    if held:
+        yield (
+            MODE,
+            Fault(
+                f"{len(held)} batch norm(s) in evaluation mode while the model trains, '{held[0]}' first",
+                causes=("model.norm_mode",),
+                measured="training=False, and requires_grad=True of their weights",
+                action="call train() on them, or freeze their weights too if that is intended",
+                layer=held[0],
+                evidence={"mode": "norm"},
+            ),
+        )
+
+
+class OutputMonitor(Monitor):
+    """Outputs differ between samples and between batches; batches differ from update to update."""
+
+    def __init__(self) -> None:
+        self._digests: dict[int, Tensor] = {}
+        self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._num_same = 0
+        self._num_constant = 0
+        self._last_step = -1
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
+        if not call.has_gradient or loop.step == self._last_step:
+            return
+        self._last_step = loop.step
+        inputs = [t for _, t in tree_leaves(call.inputs) if t.is_floating_point() and t.numel() > 1]
+        if not inputs:
+            return
+        digest = _take_sample(inputs[0])
+        last = self._digests.get(id(call.model))
+        self._digests[id(call.model)] = digest
+        if last is not None and last.shape == digest.shape and self._num_same < _NUM_SAME:
+            yield from loop.reader.read((last == digest).all().float(), self._judge_same)
+        if loop.is_sampled:
+            yield from self._constant_faults(loop, call, inputs[0])
+
+    def _judge_same(self, value: float) -> Iterator[Found]:
+        self._num_same = self._num_same + 1 if value else 0
+        if self._num_same == _NUM_SAME - 1:
+            yield (
+                SAME_BATCH,
+                Fault(
+                    f"the model gets the same batch at {_NUM_SAME} updates in a row", measured="inputs with equal bits"
+                ),
+            )
+
+    def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
+        outputs = [t for _, t in tree_leaves(call.outputs) if t.is_floating_point() and t.ndim > 1]
+        if not outputs or len(outputs[0]) < 2 or len(first_input) != len(outputs[0]):
+            return
+        output, rows = outputs[0], first_input.flatten(1)
+        is_constant = (output == output[:1]).all() & ~(rows == rows[:1]).all()
+
+        def judge(value: float) -> Iterator[Found]:
+            self._num_constant = self._num_constant + 1 if value else 0
+            if self._num_constant == 2:
+                yield (
+                    CONSTANT,
+                    Fault(
+                        "the model returns the same for every sample of a batch",
+                        measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",
+                    ),
+                )
+
+        yield from loop.reader.read(is_constant.float(), judge)
+
+
+def _take_sample(values: Tensor) -> Tensor:
+    flat = values.detach().flatten()
+    return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE))].clone()
+
+
+class LossMonitor(Monitor):
+    """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
+
+    def __init__(self) -> None:
+        self._num_same = 0
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        if not loop.is_sampled or root.grad_fn is None:
+            return
+        for node in iter_nodes(root.grad_fn):
+            name = get_node_name(node)
+            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
+            if (name, before) in _DOUBLE:
+                yield (
+                    DOUBLE,
+                    Fault(
+                        _DOUBLE[name, before],
+                        severity="warning" if before == "Relu" else None,
+                        causes=("model.activation", "loss.double_softmax") if before == "Relu" else (),
+                        measured=f"{name} of the loss reads the output of {before}",
+                    ),
+                )
+            if name.startswith("NllLoss"):
+                labels = node._saved_target
+                if labels.numel() >= _MIN_LABELS:
+                    yield from loop.reader.read((labels == labels.flatten()[0]).all().float(), self._judge_labels)
+
+    def _judge_labels(self, value: float) -> Iterator[Found]:
+        self._num_same = self._num_same + 1 if value else 0
+        if self._num_same == _NUM_SAME:
+            yield (
+                SAME_LABEL,
+                Fault(
+                    "all labels of a batch are the same class, at each of five batches",
+                    measured="one label in each of 5 batches",
+                ),
+            )
+
+
+def iter_nodes(root: Any) -> Iterator[Any]:
+    """Iterate over the first nodes of an autograd graph, from its root, breadth first."""
+    seen, waiting = {root}, [root]
+    while waiting and len(seen) < _MAX_NODES:
+        node = waiting.pop(0)
+        yield node
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)

@@ -1,0 +1,229 @@
+"""Training setup of plain objects: a module, a loss function and batches, as rules of the doctor read a run."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sightline.config import RunConfig
+from sightline.config.run_config import Evaluate, Train
+from sightline.contract.binding import AvailableKeys
+from sightline.contract.errors import UserError
+from sightline.contract.loss import Loss
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.types import Batch, ComponentConfig, DataInfo, Field, SampleKey
+from sightline.engine.batch_stream import BatchSampler, BatchStream
+from sightline.engine.build import Data, DataSubset, TrainingSetup
+from sightline.engine.evaluate import Evaluator
+from sightline.engine.learnt_losses import LearntLosses
+from sightline.engine.train import TrainState
+from sightline.parts.tasks.supervised import Supervised
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.check.core.sample_statistics import class_axis
+
+PREFIX = "your_model"
+"""Name of the user's module inside of its adapter; findings are printed without it."""
+_MAX_BATCHES = 4
+_FACTS: Mapping[str, Any] = {}
+
+
+class PlainModel(nn.Module):
+    """Module of the user's, called with `inputs` of a batch: a tensor, or the arguments in a tuple or mapping."""
+
+    def __init__(self, model: nn.Module, output: str) -> None:
+        super().__init__()
+        self.your_model = model
+        self.output = output
+        self.output_keys = frozenset({output})
+
+    def forward(self, *, inputs: Any) -> dict[str, Any]:
+        """Return the output of the module under its name."""
+        return {self.output: call_model(self.your_model, inputs)}
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Call a module with a tensor, with the values of a tuple or list, or with those of a mapping by name."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+
+
+class PlainLoss(Loss):
+    """Loss function of the user's: its mean over a batch, times the number of samples."""
+
+    def __init__(self, loss: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.your_loss = loss
+
+    def count(self, *, sample_index: Tensor) -> Tensor:
+        """Count the samples."""
+        return torch.as_tensor(len(sample_index))
+
+    def evaluate(self, output: Any, target: Any) -> Tensor:
+        """Compute the sum of the loss; its weights are in the format of the outputs."""
+        loss, first = self.your_loss, next((t for _, t in tree_leaves(output) if t.is_floating_point()), None)
+        if isinstance(loss, nn.Module) and first is not None:
+            buffers = [b for b in loss.buffers() if b.is_floating_point() and b.dtype != first.dtype]
+            loss = copy.deepcopy(loss).to(first.dtype) if buffers else loss
+        value = loss(output, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UserError(f"check: the loss is a tensor of one number; found {_describe(value)}")
+        return value.reshape(()) * _count_rows(target, output)
+
+
+class LabelLoss(PlainLoss):
+    """Loss of logits and class labels."""
+
+    def forward(self, *, logits: Any, label: Any) -> Tensor:
+        """Return the sum of the loss, a scalar ()."""
+        return self.evaluate(logits, label)
+
+
+class TargetLoss(PlainLoss):
+    """Loss of an output and a target."""
+
+    def forward(self, *, output: Any, target: Any) -> Tensor:
+        """Return the sum of the loss, a scalar ()."""
+        return self.evaluate(output, target)
+
+
+class PlainData:
+    """Samples of a few batches, kept in memory: `inputs`, and the target under its name."""
+
+    def __init__(self, batches: Sequence[tuple[Any, Any]], target: str) -> None:
+        self._target = target
+        self._batches = batches
+        self._sizes = [_count_rows(*batch) for batch in batches]
+        fields = {name: Field("*", "any") for name in ("inputs", target)}
+        self.info = DataInfo(facts=_FACTS, fields=fields, split_sizes={"train": len(self)})
+
+    def __len__(self) -> int:
+        return sum(self._sizes)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        return {name: tree_map(v, lambda _, t: t[0]) for name, v in self.get_batch([key]).items()}
+
+    def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
+        """Return the samples of these keys."""
+        index = torch.tensor([key.index for key in keys])
+        inputs, target = (self._rows([batch[part] for batch in self._batches], index) for part in (0, 1))
+        return {"inputs": inputs, self._target: target, "sample_index": index}
+
+    def _rows(self, trees: Sequence[Any], index: Tensor) -> Any:
+        columns = [dict(tree_leaves(tree)) for tree in trees]
+
+        def take(path: str, first: Tensor) -> Tensor:
+            if first.ndim == 0 or len(first) != self._sizes[0]:
+                return first
+            return torch.cat([column[path] for column in columns])[index.to(first.device)]
+
+        return tree_map(trees[0], take)
+
+
+def make_setup(
+    model: nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None,
+    batches: Iterable[Any],
+    *,
+    optimizer: torch.optim.Optimizer | None,
+) -> TrainingSetup:
+    """Make the setup of a run that trains a module: the first batches are its data, split and transforms are none.
+
+    Each batch is `(inputs, target)`. Raises UserError for batches of another form.
+    """
+    pairs = [_to_pair(batch) for batch in itertools.islice(batches, _MAX_BATCHES)]
+    if not pairs:
+        raise UserError("check: the loader has no batch")
+    pairs = [pair for pair in pairs if _shapes(pair) == _shapes(pairs[0])]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    pairs = [tree_map(pair, lambda _, tensor: tensor.to(device)) for pair in pairs]
+    is_label = _has_labels(model, pairs[0])
+    names = ("logits", "label") if is_label else ("output", "target")
+    data = PlainData(pairs, names[1])
+    adapter = PlainModel(model, names[0])
+    kind = LabelLoss if is_label else TargetLoss
+    losses: dict[str, Loss] = {} if loss is None else {"loss": kind(loss)}
+    config = _make_config(model, losses, optimizer, batch_size=_count_rows(*pairs[0]))
+    reader = BatchReader(data, ())  # type: ignore[arg-type]
+    subset = DataSubset(data, np.arange(len(data)), reader, "train")  # type: ignore[arg-type]
+    task = Supervised(
+        model=adapter,
+        losses=losses,
+        batch_keys=AvailableKeys("the batch", reader.keys),
+        output_keys=AvailableKeys("the model", adapter.output_keys),
+    )
+    plan = BatchSampler(indices=subset.indices, batch_size=config.train.batch_size, seed=0)
+    learnt = LearntLosses(losses)
+    job = TrainState(
+        model=adapter,
+        task=task,
+        optimizer=optimizer or torch.optim.SGD([*adapter.parameters(), *learnt.parameters()], lr=1e-3),
+        schedule=lambda step: 1.0,
+        stream=BatchStream(plan, reader),
+        num_steps=plan.steps_per_epoch,
+        loss_weights={name: 1.0 for name in losses},
+        losses=learnt,
+        device=device,
+    )
+    evaluator = Evaluator(task, (), reader, subset.indices, config.train.batch_size, tuple(losses))
+    return TrainingSetup(config, Data(subset, subset, subset, _FACTS), job, evaluator, evaluator)
+
+
+def _make_config(
+    model: nn.Module, losses: Mapping[str, Loss], optimizer: torch.optim.Optimizer | None, *, batch_size: int
+) -> RunConfig:
+    """Make the config that states as much as is known; no file exists, so that it has no lines."""
+    name = type(model).__name__
+    return RunConfig(
+        name=name,
+        data=ComponentConfig("your data"),
+        model=ComponentConfig(name),
+        losses=tuple(ComponentConfig(loss) for loss in losses),
+        metrics=(),
+        optimizer=ComponentConfig("SGD" if optimizer is None else type(optimizer).__name__),
+        train=Train(epochs=1, batch_size=batch_size),
+        evaluate=Evaluate("loss", mode="min", batch_size=batch_size),
+    )
+
+
+def _to_pair(batch: Any) -> tuple[Any, Any]:
+    if not isinstance(batch, list | tuple) or len(batch) < 2:
+        raise UserError(f"check: a batch is (inputs, target); found {_describe(batch)}")
+    inputs, *targets = batch
+    return inputs, targets[0] if len(targets) == 1 else tuple(targets)
+
+
+def _has_labels(model: nn.Module, pair: tuple[Any, Any]) -> bool:
+    """Return True if the target holds class labels, and the output of the module a score for each class."""
+    inputs, label = pair
+    if not isinstance(label, Tensor) or label.dtype != torch.int64:
+        return False
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        output = call_model(copied, inputs)
+    return isinstance(output, Tensor) and class_axis(output, label) is not None
+
+
+def _shapes(pair: tuple[Any, Any]) -> list[tuple[str, torch.Size]]:
+    return [(path, tensor.shape) for path, tensor in tree_leaves(pair)]
+
+
+def _count_rows(*trees: Any) -> int:
+    """Return the number of samples: the length of the first tensor. Raises UserError if there is none."""
+    for tree in trees:
+        for _, tensor in tree_leaves(tree):
+            if tensor.ndim:
+                return len(tensor)
+    raise UserError("check: a batch has no tensor with a row for each sample")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__

@@ -1,0 +1,119 @@
+"""Schedules and averages over a whole loop: a scheduler that never steps, one that ends too early, a frozen EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.check.core.finding import Fault
+
+SCHEDULE = FindingBuilder(
+    guard="G15",
+    code="schedule",
+    severity="warning",
+    causes=("optim.scheduler",),
+    expected="a schedule that lasts as long as the training",
+    action="give the scheduler's lengths in the unit in which it is stepped: batches or epochs",
+)
+EMA = FindingBuilder(
+    guard="G18",
+    code="ema",
+    causes=("optim.state", "model.frozen_unintended"),
+    expected="an average that follows the model",
+    action="update the average after each optimizer.step()",
+)
+_LOW_RATE = 0.01
+_MIN_LOW = 50
+_NUM_IDLE = 20
+"""Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
+
+
+class ScheduleMonitor(Monitor):
+    """Learning rates of the updates, and the steps of schedulers that are named."""
+
+    def __init__(self, schedulers: Sequence[Any]) -> None:
+        self._schedulers = list(schedulers)
+        self._first_steps = [_count(scheduler) for scheduler in schedulers]
+        self._highest: dict[int, float] = {}
+        self._num_high: dict[int, int] = {}
+        self._num_low: dict[int, int] = {}
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        key, lr = id(track), track.lr
+        highest = self._highest[key] = max(lr, self._highest.get(key, 0.0))
+        if lr > _LOW_RATE * highest:
+            self._num_high[key] = self._num_high.get(key, 0) + 1
+            self._num_low[key] = 0
+        elif highest > 0:
+            low = self._num_low[key] = self._num_low.get(key, 0) + 1
+            if low == max(_MIN_LOW, self._num_high.get(key, 0)):
+                yield (
+                    SCHEDULE,
+                    Fault(
+                        f"the learning rate of {track.name} has fallen to {lr / highest:.1g} of its highest, and stays there",
+                        measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
+                        f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
+                    ),
+                )
+        for scheduler in self._schedulers:
+            yield from _length_faults(scheduler, track)
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
+            if loop.step >= _NUM_IDLE and _count(scheduler) == first:
+                yield (
+                    SCHEDULE,
+                    Fault(
+                        f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
+                        measured=f"0 calls of step() in {loop.step} updates",
+                        expected="scheduler.step() after each epoch, or after each update",
+                        action="call scheduler.step()",
+                    ),
+                )
+
+
+def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
+    """Yield a fault for a cosine that is stepped past its end, after which the learning rate rises again."""
+    length = getattr(scheduler, "T_max", None)
+    if scheduler.optimizer is track.optimizer and length is not None and _count(scheduler) > length + 1:
+        is_each = track.num_updates <= _count(scheduler) + 1
+        yield (
+            SCHEDULE,
+            Fault(
+                f"{type(scheduler).__name__} is stepped past its end: the learning rate rises again",
+                severity="error",
+                measured=f"{_count(scheduler)} steps, T_max {length}"
+                + (", one after each update: T_max is probably in epochs" if is_each else ""),
+            ),
+        )
+
+
+def _count(scheduler: Any) -> int:
+    return int(getattr(scheduler, "last_epoch", 0))
+
+
+class AverageMonitor(Monitor):
+    """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
+
+    def __init__(self, averages: Sequence[nn.Module]) -> None:
+        self._averages = [(average, _versions(average)) for average in averages]
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if loop.step == _NUM_IDLE:
+            for average, first in self._averages:
+                if _versions(average) == first:
+                    yield (
+                        EMA,
+                        Fault(
+                            "the moving average of the weights never moves",
+                            measured=f"nothing has written to its {len(first)} parameters in {_NUM_IDLE} updates",
+                        ),
+                    )
+
+
+def _versions(average: nn.Module) -> list[tuple[int, int]]:
+    return [(parameter.data_ptr(), parameter._version) for parameter in average.parameters()]

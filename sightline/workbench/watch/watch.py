@@ -1,0 +1,203 @@
+"""Watch: a context in which any PyTorch loop is judged at each step, by hooks that change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.errors import UserError
+from sightline.contract.pytree import tree_map
+from sightline.instrument import Inputs, hang, observe_backward, observe_updates, record
+from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.runtime.numbers import FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.runtime.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.runtime.report import CheckReport
+from sightline.runtime.schedules import AverageMonitor, ScheduleMonitor
+from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
+
+logger = logging.getLogger(__name__)
+
+_LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
+
+
+class Watch:
+    """Watched loop: `findings` so far, in the order in which they became true, and the `report` of all.
+
+        with sightline.watch(model, optimizer=optimizer) as watch:
+            train(model, optimizer)
+        print(watch.report)
+
+    Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
+    unchanged to the bit. Statistics of outputs and updates are taken in the first steps and in each `every`-th; the
+    order of backward passes and updates, losses, modes and learning rates are judged at each step. On a GPU nothing is
+    waited for. `declared` names codes that are intended. Made by `watch`.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedulers: Sequence[Any],
+        averages: Sequence[nn.Module],
+        every: int,
+        declared: frozenset[str],
+        bisects: bool,
+    ) -> None:
+        self._loop = Loop(models, every=every, declared=declared)
+        self._optimizers = optimizers
+        self._bisects = bisects
+        self._monitors: list[Monitor] = [
+            OrderMonitor(),
+            FiniteMonitor(self._explain_non_finite),
+            ReachMonitor(knows_optimizers=bool(optimizers)),
+            LossMonitor(),
+            ModeMonitor(),
+            OutputMonitor(),
+            UpdateMonitor(),
+            UnitMonitor(),
+            ScheduleMonitor(schedulers),
+            AverageMonitor(averages),
+        ]
+        self._stack = ExitStack()
+        self._calls = ExitStack()
+        self._seen: set[object] = set()
+        self._findings: list[Finding] = []
+        self.seconds = 0.0
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Findings so far; those that an error explains are in its evidence."""
+        return merge_findings(self._findings)
+
+    @property
+    def report(self) -> CheckReport:
+        """Report of the loop so far."""
+        return CheckReport("watch", self.findings, {"updates": self._loop.step})
+
+    def __enter__(self) -> Self:
+        for optimizer in self._optimizers:
+            self._loop.track(optimizer)
+        for model in self._loop.models.values():
+            for handle in hang(model, self._begin_forward, self._end_forward):
+                self._stack.callback(handle.remove)
+        self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
+        self._stack.enter_context(observe_updates(self._before_update, self._after_update))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._calls.close()
+        self._stack.close()
+        self._take(self._loop.reader.poll(waits=True))
+        for monitor in self._monitors:
+            self._take(monitor.on_end(self._loop))
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._calls.close()
+        if not torch.is_grad_enabled():
+            return
+        self._loop.call = None  # releases the inputs and outputs of the last pass
+        self._loop.num_forwards += 1
+        if self._loop.num_forwards <= 2:
+            modules = {name: module for name, module in self._loop.modules() if name and module is not model}
+            self._calls.enter_context(record(modules, enter=lambda call, *_: self._loop.executed.add(call.path)))
+
+    def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+        self._calls.close()
+        has_gradient = torch.is_grad_enabled()
+        call = ForwardCall(model, (args, kwargs), tree_map(outputs, lambda _, tensor: tensor.detach()), has_gradient)
+        if has_gradient:
+            self._loop.call = call
+        self._judge("on_forward", call)
+
+    def _before_backward(self, roots: list[Tensor]) -> None:
+        self._judge("before_backward", roots[0])
+
+    def _after_backward(self) -> None:
+        self._judge("after_backward")
+
+    def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
+        track = self._loop.track(optimizer)
+        if track is not None:
+            self._take(self._loop.reader.poll())
+            self._judge("before_update", track)
+
+    def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
+        track = self._loop.track(optimizer)
+        if track is not None:
+            self._judge("after_update", track)
+            track.num_updates += 1
+            self._loop.step += 1
+
+    def _judge(self, event: str, *subject: Any) -> None:
+        with torch.no_grad():
+            for monitor in self._monitors:
+                self._take(getattr(monitor, event)(self._loop, *subject))
+
+    def _take(self, found: Iterable[Found]) -> None:
+        """Keep and log each finding that is new and not declared."""
+        for rule, fault in found:
+            key = (rule.code, fault.layer, fault.param, fault.evidence.get("mode"))
+            if rule.code in self._loop.declared or key in self._seen:
+                continue
+            self._seen.add(key)
+            finding = dataclasses.replace(rule.build_outside(fault, self._loop.place()), phase="runtime")
+            self._findings.append(finding)
+            logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
+
+    def _explain_non_finite(self, loop: Loop, track: OptimizerTrack) -> Fault:
+        return locate_non_finite(loop, track)
+
+
+def watch(
+    model: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    *,
+    optimizer: Any = None,
+    scheduler: Any = None,
+    ema: nn.Module | Sequence[nn.Module] | None = None,
+    every: int = 50,
+    declared: Sequence[str] = (),
+    bisect: bool = False,
+) -> Watch:
+    """Watch the training of a model, or of several, in the user's own loop; a context, see `Watch`.
+
+    `optimizer` and `scheduler` are one, or a list; optimisers that are not named are found at their first update.
+    `ema` is a moving average of the weights that the loop updates. `every` is the distance in steps between
+    statistics of gradients, updates and outputs. `declared` names codes of findings that are intended, such as
+    "same-batch". With `bisect`, a step that is not finite is run again at once, on a copy in float64, layer by layer.
+    Raises UserError for an argument of another type.
+    """
+    return Watch(
+        _name_models(model),
+        optimizers=[getattr(one, "optimizer", one) for one in _list(optimizer)],  # of Accelerate and Lightning
+        schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
+        averages=_list(ema),
+        every=every,
+        declared=frozenset(declared),
+        bisects=bisect,
+    )
+
+
+def _name_models(model: Any) -> dict[str, nn.Module]:
+    """Name models by prefixes of their parameters: "" for one, else its key or index."""
+    is_many = isinstance(model, list | tuple | Mapping)
+    named = dict(model) if isinstance(model, Mapping) else dict(enumerate(model)) if is_many else {"": model}
+    for value in named.values():
+        if not isinstance(value, nn.Module):
+            raise UserError(f"watch: a model is an nn.Module; found {type(value).__name__}")
+    return {f"{name}." if is_many else "": value for name, value in named.items()}
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
