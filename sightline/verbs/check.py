@@ -15,11 +15,10 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.engine.build import build
 from sightline.engine.distributed import World, start_world
-from sightline.engine.run_loading import open_run
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_findings, show_table
-from sightline.workbench.check.suite import run_all
+from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.fit_attempt import SHARES, FitCurve
 from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, draw_verdicts, result_document
 from sightline.workbench.fit.fit_one import fit_one as fit
@@ -44,9 +43,7 @@ from sightline.workbench.fit.sample_ladder import (
 def check(options: CheckOptions) -> int:
     """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config = load_config(options.config, options.overrides, options.plugins)
-    with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        opened = open_run(options.config, config=config, world=world)
-        findings = run_all(opened.training_setup, world, run=opened.files and opened.path, deep=options.deep)
+    findings = check_path(options.config, config, device=options.device, deep=options.deep)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:

@@ -279,10 +279,10 @@ class FindingBuilder:
             return self.build(Fault(summary, **fields), where)
         return self.build(Fault(summary, where=where, **fields))
 
-    def build_outside(self, fault: Fault, location: FindingLocation = FindingLocation()) -> Finding:
+    def build_outside(self, fault: Fault, location: FindingLocation) -> Finding:
         """Build the finding of a fault outside of a configured run: at a location, and at what the fault names."""
         place = dataclasses.replace(location, **fault.place)
-        names = dict.fromkeys(("dataset", "sample", "layer", "param", "step"))
+        names: dict[str, Any] = dict.fromkeys(("dataset", "sample", "layer", "param", "step"))
         return self.build(dataclasses.replace(fault, where=place, at="", split="", **names))
 
     def build(self, fault: Fault, context: Context | None = None, *, at: str = "", split: str = "") -> Finding:

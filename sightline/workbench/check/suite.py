@@ -20,8 +20,9 @@ from sightline.contract.catalogue import find_modules
 from sightline.contract.errors import ConfigError
 from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
-from sightline.engine.distributed import World
+from sightline.engine.distributed import World, start_world
 from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import open_run
 from sightline.workbench.check.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
 from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
 from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
@@ -66,6 +67,13 @@ def run_all(built: TrainingSetup, world: World, *, run: Path | None = None, deep
     excluded_moments = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
     chosen = [check for check in all_checks() if check.moment not in excluded_moments]
     return _run(chosen, Context(built, world, run=run))
+
+
+def check_path(path: Path, config: RunConfig, *, device: str = "auto", deep: bool = False) -> list[Finding]:
+    """Run all checks of the config of a file or of a run directory."""
+    with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
+        opened = open_run(path, config=config, world=world)
+        return run_all(opened.training_setup, world, run=opened.directory, deep=deep)
 
 
 def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:

@@ -102,12 +102,14 @@ def fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
     Raises UserError for more samples than there are.
     """
     with preserve_all_rng_states():
-        return _fit_one(built, asked, note)
+        bench, samples = make_setup(built, asked)
+        note(_describe_samples(samples))
+        return fit_samples(bench, samples, asked, note)
 
 
-def _fit_one(built: TrainingSetup, asked: FitOptions, note: Note) -> FitResult:
-    bench, samples = make_setup(built, asked)
-    note(_describe_samples(samples))
+def fit_samples(bench: FitSetup, samples: Samples, asked: FitOptions, note: Note) -> FitResult:
+    """Fit the samples of a setup whose floor is not known yet, and find the cause if that fails."""
+    built = bench.built
     build = functools.partial(build_findings, built)
     batch_findings = build(audit_batch(bench))
     if batch_findings:

@@ -21,11 +21,12 @@ from sightline.contract.types import Batch, ComponentConfig, DataInfo, Field, Sa
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup
 from sightline.engine.evaluate import Evaluator
-from sightline.engine.learnt_losses import LearntLosses
+from sightline.engine.learnt_losses import LearntLosses, combine_modules
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.sample_statistics import class_axis
+from sightline.workbench.fit.optimizer_grid import build_optimizer
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""
@@ -100,7 +101,7 @@ class PlainData:
         self._target = target
         self._batches = batches
         self._sizes = [_count_rows(*batch) for batch in batches]
-        fields = {name: Field("*", "any") for name in ("inputs", target)}
+        fields = {"inputs": _make_field(batches[0][0]), target: _make_field(batches[0][1])}
         self.info = DataInfo(facts=_FACTS, fields=fields, split_sizes={"train": len(self)})
 
     def __len__(self) -> int:
@@ -163,16 +164,44 @@ def make_setup(
     job = TrainState(
         model=adapter,
         task=task,
-        optimizer=optimizer or torch.optim.SGD([*adapter.parameters(), *learnt.parameters()], lr=1e-3),
+        optimizer=_copy_optimizer(optimizer)
+        if optimizer
+        else build_optimizer("adam", combine_modules(adapter, learnt), 1e-3),
         schedule=lambda step: 1.0,
         stream=BatchStream(plan, reader),
         num_steps=plan.steps_per_epoch,
         loss_weights={name: 1.0 for name in losses},
         losses=learnt,
+        frozen=tuple({"modules": f"{PREFIX}.{name}"} for name in _list_frozen(model)),
         device=device,
     )
     evaluator = Evaluator(task, (), reader, subset.indices, config.train.batch_size, tuple(losses))
     return TrainingSetup(config, Data(subset, subset, subset, _FACTS), job, evaluator, evaluator)
+
+
+def _list_frozen(model: nn.Module) -> list[str]:
+    """List the outermost modules of which no parameter requires a gradient: they are frozen on purpose."""
+    frozen: list[str] = []
+    for name, module in model.named_modules():
+        parameters = list(module.parameters())
+        if name and parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen += [] if any(f"{name}.".startswith(f"{outer}.") for outer in frozen) else [name]
+    return frozen
+
+
+def _copy_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Copy an optimiser of the same parameters, without its state; its groups have the base rates of a run."""
+    copied = copy.copy(optimizer)
+    copied.state = type(optimizer.state)(optimizer.state.default_factory)
+    copied.param_groups = [{"weight_decay": 0.0, **group, "base_lr": group["lr"]} for group in optimizer.param_groups]
+    return copied
+
+
+def _make_field(tree: Any) -> Field:
+    """Make the field of a tensor as it is; of a tree of tensors, one that promises nothing."""
+    if not isinstance(tree, Tensor):
+        return Field("", "any")
+    return Field(" ".join(map(str, tree.shape[1:])), str(tree.dtype).removeprefix("torch."))
 
 
 def _make_config(
@@ -186,7 +215,7 @@ def _make_config(
         model=ComponentConfig(name),
         losses=tuple(ComponentConfig(loss) for loss in losses),
         metrics=(),
-        optimizer=ComponentConfig("SGD" if optimizer is None else type(optimizer).__name__),
+        optimizer=ComponentConfig("adam" if optimizer is None else type(optimizer).__name__.lower()),
         train=Train(epochs=1, batch_size=batch_size),
         evaluate=Evaluate("loss", mode="min", batch_size=batch_size),
     )

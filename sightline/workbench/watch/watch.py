@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
-from sightline.instrument import Inputs, hang, observe_backward, observe_updates, record
+from sightline.instrument import hang, observe_backward, observe_updates, record
 from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 from sightline.runtime.numbers import FiniteMonitor, UpdateMonitor, locate_non_finite

@@ -1,0 +1,151 @@
+"""Checks of a config, of a run, or of a plain module with its loss and batches: the rules of `sightline check`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.compute.numba_kernels import compute_seconds
+from sightline.config import RunConfig, read_config
+from sightline.config.run_config import Checks
+from sightline.contract.errors import UserError
+from sightline.contract.plugins import load_plugins
+from sightline.contract.types import SampleKey
+from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import is_run, read_run
+from sightline.engine.step import compute_batch_losses
+from sightline.runtime.plain_setup import PREFIX, make_setup
+from sightline.runtime.report import CheckReport
+from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.core.finding import Finding, finding_from_dict
+from sightline.workbench.check.suite import check_path, run_all
+from sightline.workbench.fit.fit_attempt import FitSetup
+from sightline.workbench.fit.fit_one import FitOptions, fit_samples
+from sightline.workbench.fit.samples import Samples
+
+_SKIPPED = ("class-balance", "untrained-class", "class-names")
+"""Rules about a whole data set, of which a few batches say nothing."""
+_NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
+_FIT_S, _NUM_ATTEMPTS = 20.0, 3
+"""Processor time for the fit of a few samples, which tries up to three learning rates."""
+_WORDS = {
+    f"{PREFIX}.": "",
+    f'"{PREFIX}"': "null",
+    f"'{PREFIX}'": "the model",
+    "declare them in optimizer.frozen": "freeze their whole module by requires_grad_(False)",
+    "unless optimizer.frozen names the module": "unless their whole module is frozen",
+    "outside optimizer.frozen": "of a module that is not frozen",
+    ", though the config freezes nothing there": " in modules that are not",
+    "name frozen modules in optimizer.frozen": "freeze modules by requires_grad_(False)",
+    "train.clip_norm": "clip_grad_norm_",
+    "the recipe's own": "the given",
+    "the recipe's": "the given",
+}
+"""Words of configs in the texts of rules, and those for a plain module."""
+
+
+def check(
+    subject: str | Path | Mapping[str, Any] | nn.Module,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    batch_or_loader: Any = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    plugins: Sequence[str | Path] = (),
+) -> CheckReport:
+    """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
+
+    Of a config or run, all rules of `sightline check` are applied. A module needs `loss(outputs, target)` and a batch
+    `(inputs, target)`, or an iterable of batches, of which the first four are read; a tuple of inputs holds the
+    arguments of `forward`, a mapping holds them by name. The rules about models, losses and optimisers are applied,
+    and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that cannot be read.
+    """
+    if isinstance(subject, nn.Module):
+        return _check_module(subject, loss, batch_or_loader, optimizer)
+    if loss is not None or batch_or_loader is not None or optimizer is not None:
+        raise UserError("check: loss, batch and optimizer belong to a module; a config names its own")
+    if isinstance(subject, Mapping):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(json.dumps(subject), encoding="utf-8")
+            return _check_config(path, plugins)
+    return _check_config(Path(subject), plugins)
+
+
+def _check_config(path: Path, plugins: Sequence[str | Path]) -> CheckReport:
+    files = [Path(plugin) for plugin in plugins]
+    if is_run(path):
+        config, _ = read_run(path, files)
+    else:
+        load_plugins(files)
+        config = read_config(path)
+    return CheckReport(config.name, check_path(path, config))
+
+
+def _check_module(
+    model: nn.Module, loss: Any, batch_or_loader: Any, optimizer: torch.optim.Optimizer | None
+) -> CheckReport:
+    if loss is None or batch_or_loader is None:
+        raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
+    flags = {module: module.training for module in model.modules()}
+    with preserve_rng_state(), torch.enable_grad():
+        try:
+            built = make_setup(model, loss, _list_batches(batch_or_loader), optimizer=optimizer)
+            built = dataclasses.replace(built, config=_skip_rules(built.config))
+            findings = run_all(built, World(device=built.job.device))
+            figures = {"samples": len(built.data.train.indices)}
+            if not any(finding.severity == "error" for finding in findings):
+                fitted, text = _fit(built, {finding.cause for finding in findings})
+                findings, figures = [*findings, *fitted], {**figures, "fit": text}
+        finally:
+            for module, flag in flags.items():
+                module.training = flag
+    return CheckReport(type(model).__name__, [_rename(finding) for finding in findings], figures)
+
+
+def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
+    """Return an iterable of batches: a tuple, or a list that begins with a tensor or a mapping, is one batch."""
+    is_list = isinstance(batch_or_loader, list) and bool(batch_or_loader)
+    is_batch = isinstance(batch_or_loader, tuple) or (is_list and isinstance(batch_or_loader[0], Tensor | Mapping))
+    return [batch_or_loader] if is_batch else batch_or_loader
+
+
+def _skip_rules(config: RunConfig) -> RunConfig:
+    return dataclasses.replace(config, checks=Checks(skip=_SKIPPED))
+
+
+def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Finding], str]:
+    """Fit a few samples on copies, as `fit-one` does; return findings of other causes, and a word on the fit."""
+    reader = built.data.train.reader
+    keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
+    batch = reader(keys)
+    started = compute_seconds()
+    with torch.no_grad():
+        compute_batch_losses(built.job.task, isolated_copy(built.job.model), batch, built.job.device)
+    step_s = 3 * (compute_seconds() - started)
+    steps = min(_STEPS, int(_FIT_S / (_NUM_ATTEMPTS * max(step_s, 1e-6))))
+    if steps < _MIN_STEPS:
+        return (), f"skipped, a step takes {step_s:.1f} s"
+    result = fit_samples(
+        FitSetup(built, batch, None, steps), Samples(keys, reader, batch), FitOptions(is_brief=True), lambda line: None
+    )
+    return [
+        f for f in result.findings if f.severity != "note" and f.cause not in causes
+    ], "passed" if result.is_fitted else "failed"
+
+
+def _rename(finding: Finding) -> Finding:
+    """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
+    text = json.dumps(finding.to_dict(), default=str)
+    for word, plain in _WORDS.items():
+        text = text.replace(word, plain)
+    renamed = finding_from_dict(json.loads(text))
+    return dataclasses.replace(renamed, where=dataclasses.replace(renamed.where, config_path=None, dataset=None))
