@@ -101,7 +101,7 @@ def _check_module(
             built = make_setup(model, loss, _list_batches(batch_or_loader), optimizer=optimizer)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
             findings = run_all(built, World(device=built.job.device))
-            figures = {"samples": len(built.data.train.indices)}
+            figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
             if not any(finding.severity == "error" for finding in findings):
                 fitted, text = _fit(built, {finding.cause for finding in findings})
                 findings, figures = [*findings, *fitted], {**figures, "fit": text}

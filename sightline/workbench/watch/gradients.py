@@ -91,6 +91,9 @@ class OrderMonitor(Monitor):
                 kept and mark == last
                 for kept, mark, last in zip(track.is_kept, marks, track.after_backward, strict=True)
             ]
+            first = next((p.grad for kept, p in zip(track.is_kept, track.probes, strict=True) if kept), None)
+            if first is not None and not track.num_backward:  # `grad.data.zero_()` leaves no mark
+                track.kept_values = first.detach().any().float()
         yield from ()
 
     def after_backward(self, loop: Loop) -> Iterator[Found]:
@@ -115,16 +118,13 @@ class OrderMonitor(Monitor):
             for name, is_kept, mark, last in zip(track.names, track.is_kept, marks, track.after_update, strict=True)
             if is_kept and mark != last
         ]
-        if kept and track.num_backward:
-            yield (
-                KEPT,
-                Fault(
-                    f"gradients of the previous update are still in those of this one: {track.name} adds them up",
-                    measured=f"nothing has written to the gradients of {list_names(kept)} since the last update but "
-                    f"backward() ({track.num_backward} of them)",
-                    param=kept[0],
-                ),
+        if kept and track.num_backward and track.kept_values is not None:
+            fault = Fault(
+                f"gradients of the previous update are still in those of this one: {track.name} adds them up",
+                measured=f"nothing but backward() has written to the gradients of {list_names(kept)} since step()",
+                param=kept[0],
             )
+            yield from loop.reader.read(track.kept_values, lambda value: [(KEPT, fault)] if value else [])
         if not track.num_backward and track.num_updates and marks == track.after_update:
             state = "the same gradients as before" if any(marks) else "no gradient"
             yield (

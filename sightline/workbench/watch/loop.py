@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,6 +42,7 @@ class OptimizerTrack:
     after_update: list[Mark] = field(default_factory=list)
     after_backward: list[Mark] = field(default_factory=list)
     is_kept: list[bool] = field(default_factory=list)
+    kept_values: Tensor | None = None
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -87,8 +89,9 @@ class ForwardCall:
 class Reader:
     """Reader of numbers on a device: at once on a CPU; on a GPU as soon as they have arrived, without waiting."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[Tensor, Any, Judge]] = deque()
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[Tensor, Any, Judge, int]] = deque()
 
     def read(self, value: Tensor, judge: Judge) -> Iterable[Found]:
         """Judge a number (0-d) now, or let `poll` do it later."""
@@ -98,15 +101,15 @@ class Reader:
         copied = value.to("cpu", non_blocking=True)
         event = torch.Event(value.device)
         event.record()
-        self._waiting.append((copied, event, judge))
+        self._waiting.append((copied, event, judge, self._loop.step + 1))
         return ()
 
     def poll(self, *, waits: bool = False) -> Iterator[Found]:
         """Judge the numbers that have arrived, or all."""
         while self._waiting and (waits or self._waiting[0][1].query()):
-            copied, event, judge = self._waiting.popleft()
+            copied, event, judge, step = self._waiting.popleft()
             event.synchronize()
-            yield from judge(float(copied))
+            yield from ((rule, dataclasses.replace(fault, step=step)) for rule, fault in judge(float(copied)))
 
 
 class Loop:
@@ -119,9 +122,10 @@ class Loop:
         self.models = dict(models)
         self.every = every
         self.declared = declared
-        self.reader = Reader()
+        self.reader = Reader(self)
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = 0
+        self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
         self.loss: Tensor | None = None
@@ -155,13 +159,14 @@ class Loop:
 
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now."""
+        step = None if self.is_over else self.step + 1
         frame = sys._getframe()
         while frame is not None:
             path = Path(frame.f_code.co_filename)
             if "site-packages" not in path.parts and not path.is_relative_to(_PACKAGE) and path.exists():
-                return FindingLocation(file=str(path), line=frame.f_lineno, step=self.step + 1)
+                return FindingLocation(file=str(path), line=frame.f_lineno, step=step)
             frame = frame.f_back  # type: ignore[assignment]
-        return FindingLocation(step=self.step + 1)
+        return FindingLocation(step=step)
 
 
 class Monitor:

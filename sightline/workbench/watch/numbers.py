@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,7 @@ _MAX_SKIPPED = 25
 """Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
-_MAX_RATIO, _NUM_LARGE = 1.0, 2
+_MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _MAX_SLICE = 4096
 
 
@@ -85,15 +86,14 @@ class FiniteMonitor(Monitor):
             gradients = [g for p in track.probes if (g := p.grad) is not None and not g.is_sparse]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
         if loop.loss is not None and loop.loss.is_floating_point():
-            values.append(loop.loss.float().sum())
+            values.append(loop.loss.float().sum().nan_to_num(math.nan, 0.0, 0.0))  # a scaled loss may be infinite
         if not values:
             return
 
         def judge(value: float) -> Iterator[Found]:
-            if value != value or value in (float("inf"), float("-inf")):
-                if not self._is_found:
-                    self._is_found = True
-                    yield NON_FINITE, self._explain(loop, track)
+            if not math.isfinite(value) and not self._is_found:
+                self._is_found = True
+                yield NON_FINITE, self._explain(loop, track)
 
         device = values[0].device
         yield from loop.reader.read(torch.stack([value.to(device) for value in values]).sum(), judge)
@@ -101,7 +101,7 @@ class FiniteMonitor(Monitor):
 
 def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
     """Say from what the step has left where its first number that is not finite is: inputs, outputs, loss, gradient."""
-    loss = float("nan") if loop.loss is None else float(loop.loss.double().sum())
+    loss = math.nan if loop.loss is None else float(loop.loss.double().sum())
     call = loop.call
     for kind, tree in (
         ("input", None if call is None else call.inputs),
@@ -122,7 +122,7 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
                     sample=rows[0] if rows else None,
                     evidence={"stage": "data" if is_input else "forward"},
                 )
-    if loss != loss or loss in (float("inf"), float("-inf")):
+    if not math.isfinite(loss):
         return Fault(
             f"the loss is {loss} though the model's outputs are finite",
             causes=("loss.form", "model.numerics", "loss.normaliser"),
@@ -157,9 +157,10 @@ class UpdateMonitor(Monitor):
     def __init__(self) -> None:
         self._before: dict[str, Tensor] = {}
         self._num_still: dict[int, int] = {}
-        self._num_large = 0
+        self._highest: dict[int, float] = {}
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
         number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
         if number == _NUM_STILL:
             yield (
@@ -189,37 +190,38 @@ class UpdateMonitor(Monitor):
                 for n in names
             ]
         )
-        ratio = torch.where(size > 0, change / size, 0.0)
-        worst = ratio.argmax()
+        ratio = torch.where(size > 0, change / size, 0.0).median()
+        causes: tuple[str, ...] = ("optim.lr", "optim.state", "model.numerics")
+        if track.lr < _LOW_RATE * self._highest[id(track)]:
+            causes = ("optim.scheduler", *causes)
+        elif now[0].dtype in (torch.bfloat16, torch.float16):
+            causes = ("model.numerics", "optim.lr", "optim.state")
 
         def judge_still(value: float) -> Iterator[Found]:
-            if value == 0 and track.num_updates > 1:
+            if value == 0 and track.num_updates > 0:
                 yield (
                     NO_UPDATE,
                     Fault(
                         f"an update of {track.name} changes no parameter though gradients are not zero",
-                        causes=("model.numerics", "optim.lr", "optim.state"),
+                        causes=causes,
                         measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
                     ),
                 )
 
         def judge_large(value: float) -> Iterator[Found]:
-            self._num_large = self._num_large + 1 if value > _MAX_RATIO else 0
-            if self._num_large == _NUM_LARGE:
-                name = names[int(worst)]
+            if value > _MAX_RATIO:
                 yield (
                     LARGE_UPDATE,
                     Fault(
-                        f"an update changes '{name}' by more than its own size",
+                        "an update changes half of the weight matrices by more than their own size",
                         value=value,
                         bound=_MAX_RATIO,
-                        measured=f"|update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
-                        param=name,
+                        measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
                     ),
                 )
 
         yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
-        yield from loop.reader.read(ratio.max(), judge_large)
+        yield from loop.reader.read(ratio, judge_large)
 
 
 def _take_slice(parameter: Tensor) -> Tensor:

@@ -70,6 +70,12 @@ _DOUBLE: Mapping[tuple[str, str], str] = {
     ("NllLoss2D", "Softmax"): "NLL loss of probabilities: the logarithm is missing",
 }
 
+_CAUSES: Mapping[str, tuple[str, ...]] = {
+    "Relu": ("model.activation", "loss.double_softmax"),
+    "NllLoss": ("loss.form", "model.activation"),
+    "NllLoss2D": ("loss.form", "model.activation"),
+}
+
 
 class ModeMonitor(Monitor):
     """Training flags of a model and of its batch norms and dropouts, against what the loop does with them."""
@@ -103,7 +109,7 @@ class ModeMonitor(Monitor):
                 yield (
                     MODE,
                     Fault(
-                        "the model is evaluated in training mode: dropout draws and batch norms take the batch's statistics",
+                        "the model is evaluated in training mode: dropouts draw, batch norms use the batch",
                         causes=("eval.mode", "model.norm_mode"),
                         measured=f"{number} forward passes in a row without gradients, with training=True",
                         layer=modules[0][0],
@@ -233,7 +239,7 @@ class LossMonitor(Monitor):
                     Fault(
                         _DOUBLE[name, before],
                         severity="warning" if before == "Relu" else None,
-                        causes=("model.activation", "loss.double_softmax") if before == "Relu" else (),
+                        causes=_CAUSES.get(before if before == "Relu" else name, ()),
                         measured=f"{name} of the loss reads the output of {before}",
                     ),
                 )

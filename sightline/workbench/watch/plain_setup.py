@@ -22,6 +22,7 @@ from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup
 from sightline.engine.evaluate import Evaluator
 from sightline.engine.learnt_losses import LearntLosses, combine_modules
+from sightline.engine.optimizers import FrozenModules
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
@@ -151,8 +152,8 @@ def make_setup(
     kind = LabelLoss if is_label else TargetLoss
     losses: dict[str, Loss] = {} if loss is None else {"loss": kind(loss)}
     config = _make_config(model, losses, optimizer, batch_size=_count_rows(*pairs[0]))
-    reader = BatchReader(data, ())  # type: ignore[arg-type]
-    subset = DataSubset(data, np.arange(len(data)), reader, "train")  # type: ignore[arg-type]
+    reader = BatchReader(data, ())
+    subset = DataSubset(data, np.arange(len(data)), reader, "train")
     task = Supervised(
         model=adapter,
         losses=losses,
@@ -172,7 +173,10 @@ def make_setup(
         num_steps=plan.steps_per_epoch,
         loss_weights={name: 1.0 for name in losses},
         losses=learnt,
-        frozen=tuple({"modules": f"{PREFIX}.{name}"} for name in _list_frozen(model)),
+        frozen=tuple(
+            FrozenModules(modules=f"{PREFIX}.{name}")  # type: ignore[typeddict-item]
+            for name in _list_frozen(model)
+        ),
         device=device,
     )
     evaluator = Evaluator(task, (), reader, subset.indices, config.train.batch_size, tuple(losses))

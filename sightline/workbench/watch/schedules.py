@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.context import FindingBuilder
@@ -26,7 +27,7 @@ EMA = FindingBuilder(
     expected="an average that follows the model",
     action="update the average after each optimizer.step()",
 )
-_LOW_RATE = 0.01
+_LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
 _NUM_IDLE = 20
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
@@ -54,7 +55,7 @@ class ScheduleMonitor(Monitor):
                 yield (
                     SCHEDULE,
                     Fault(
-                        f"the learning rate of {track.name} has fallen to {lr / highest:.1g} of its highest, and stays there",
+                        f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest, and stays there",
                         measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
                         f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
                     ),
@@ -100,20 +101,26 @@ class AverageMonitor(Monitor):
     """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
 
     def __init__(self, averages: Sequence[nn.Module]) -> None:
-        self._averages = [(average, _versions(average)) for average in averages]
+        self._averages = [(average, _take_slices(average)) for average in averages]
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE:
             for average, first in self._averages:
-                if _versions(average) == first:
-                    yield (
-                        EMA,
-                        Fault(
-                            "the moving average of the weights never moves",
-                            measured=f"nothing has written to its {len(first)} parameters in {_NUM_IDLE} updates",
-                        ),
-                    )
+                change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
+                if change:
+                    yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
 
 
-def _versions(average: nn.Module) -> list[tuple[int, int]]:
-    return [(parameter.data_ptr(), parameter._version) for parameter in average.parameters()]
+def _judge_average(value: float) -> Iterator[Found]:
+    if value == 0:
+        yield (
+            EMA,
+            Fault(
+                "the moving average of the weights never moves",
+                measured=f"no parameter of it has changed in {_NUM_IDLE} updates",
+            ),
+        )
+
+
+def _take_slices(average: nn.Module) -> list[Tensor]:
+    return [parameter.detach().flatten()[:_MAX_SLICE].clone() for parameter in average.parameters()]

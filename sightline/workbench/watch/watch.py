@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.instrument import hang, observe_backward, observe_updates, record
+from sightline.runtime.bisection import Search, prepare_search
 from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.runtime.numbers import FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.runtime.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.runtime.passes import LossMonitor, ModeMonitor, OutputMonitor
 from sightline.runtime.report import CheckReport
 from sightline.runtime.schedules import AverageMonitor, ScheduleMonitor
@@ -70,7 +71,7 @@ class Watch:
         self._calls = ExitStack()
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
-        self.seconds = 0.0
+        self._search: Search | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -86,7 +87,7 @@ class Watch:
         for optimizer in self._optimizers:
             self._loop.track(optimizer)
         for model in self._loop.models.values():
-            for handle in hang(model, self._begin_forward, self._end_forward):
+            for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
@@ -96,8 +97,10 @@ class Watch:
         self._calls.close()
         self._stack.close()
         self._take(self._loop.reader.poll(waits=True))
+        self._loop.is_over = True
         for monitor in self._monitors:
             self._take(monitor.on_end(self._loop))
+        self._finish_search()
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -155,7 +158,45 @@ class Watch:
             logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
 
     def _explain_non_finite(self, loop: Loop, track: OptimizerTrack) -> Fault:
-        return locate_non_finite(loop, track)
+        """Locate a number that is not finite; of a forward pass, search its layer now, or at the end."""
+        fault = locate_non_finite(loop, track)
+        if fault.evidence["stage"] == "forward" and loop.call is not None:
+            search = prepare_search(loop.call)
+            if self._bisects:
+                return search() or fault
+            self._search = search
+        return fault
+
+    def _finish_search(self) -> None:
+        """Add the layer to the finding of a forward pass that is not finite."""
+        fault = None if self._search is None else self._search()
+        if fault is not None:
+            place = dataclasses.replace(self._loop.place(), step=None)
+            found = dataclasses.replace(NON_FINITE.build_outside(fault, place), phase="runtime")
+            logger.error("%s", found, extra={"code": found.code})
+            self._findings = [
+                dataclasses.replace(
+                    found,
+                    where=dataclasses.replace(found.where, file=f.where.file, line=f.where.line, step=f.where.step),
+                )
+                if f.code == NON_FINITE.code
+                else f
+                for f in self._findings
+            ]
+
+
+class _Hook:
+    """Hook of a watched model; its copies, and those that are saved with a model, do nothing."""
+
+    def __init__(self, run: Callable[..., None] | None) -> None:
+        self._run = run
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._run is not None:
+            self._run(*arguments)
+
+    def __reduce__(self) -> Any:
+        return _Hook, (None,)
 
 
 def watch(

@@ -183,9 +183,14 @@ class _Event:
     tensor: Tensor
     before: str
 
+    @property
+    def position(self) -> tuple[int, ...]:
+        """Indices of the first such value in the tensor."""
+        return tuple((~self.tensor.isfinite()).nonzero()[0].tolist())
+
 
 @dataclass
-class _Trace:
+class ForwardTrace:
     """Record of the forward pass of a copy: inputs and outputs of each module, and the first non-finite value."""
 
     event: _Event | None = None
@@ -222,13 +227,15 @@ class _Trace:
 def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | None:
     """Repeat one micro-batch on a copy with hooks; return the first fault of forward pass, losses, backward pass."""
     model = isolated_copy(job.model)
-    trace = _Trace()
+    trace = ForwardTrace()
     backward = _BackwardTrace()
     watched: Any = _WatchedJob(job, backward)
     with record(model, enter=trace.enter, leave=trace.leave):
         terms, counts = forward_backward(watched, model, [batch], device)
     if trace.event is not None:
-        return _make_forward(job, batch, trace, trace.event)
+        position = trace.event.position
+        index = sample_of_element(batch, trace.event.tensor, position)
+        return make_forward_fault(trace, trace.event, index, _describe_sample(job, index))
     for name, term in terms.items():
         total, count = float(term.detach()), float(counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
@@ -243,9 +250,9 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
     return _judge_backward(combine_modules(model, job.losses), trace, backward)
 
 
-def _make_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -> Fault:
-    position = tuple((~event.tensor.isfinite()).nonzero()[0].tolist())
-    index = sample_of_element(batch, event.tensor, position)
+def make_forward_fault(trace: ForwardTrace, event: _Event, index: int | None, sample: str) -> Fault:
+    """Make the fault of the first value of a forward pass that is not finite, with the index and name of its sample."""
+    position = event.position
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
         location += f", after '{event.after}'" if event.after else ", before its first layer"
@@ -253,7 +260,7 @@ def _make_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -
         f"the forward pass gives {float(event.tensor[position])} first in {location}",
         causes=("model.numerics", "optim.lr", "model.init"),
         measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
-        f"{_describe_sample(job, index)}; its inputs: {event.before}",
+        f"{sample}; its inputs: {event.before}",
         expected="finite outputs from finite inputs and weights",
         action="guard the division, root, logarithm or exponential there, or lower the learning rate",
         layer=event.layer or event.after,
@@ -262,7 +269,7 @@ def _make_forward(job: TrainState, batch: Batch, trace: _Trace, event: _Event) -
     )
 
 
-def _judge_backward(model: nn.Module, trace: _Trace, back: _BackwardTrace) -> Fault | None:
+def _judge_backward(model: nn.Module, trace: ForwardTrace, back: _BackwardTrace) -> Fault | None:
     affected = [n for n, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     if not affected:
         return None

@@ -1,0 +1,68 @@
+"""Search for the first layer whose output is not finite: one forward pass again, on a copy, layer by layer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.pytree import tree_map
+from sightline.engine.records import preserve_rng_state
+from sightline.instrument import Inputs, record
+from sightline.runtime.loop import ForwardCall
+from sightline.workbench.check.checks.optimiser.non_finite import ForwardTrace, make_forward_fault
+from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.core.finding import Fault
+
+logger = logging.getLogger(__name__)
+
+Search = Callable[[], Fault | None]
+
+
+def prepare_search(call: ForwardCall) -> Search:
+    """Return the search in a forward pass, on a copy of the model as it is now; None of it where it finds nothing.
+
+    The pass is repeated in its own number format, then in float64, which tells an overflow from a wrong formula.
+    """
+    model, inputs = isolated_copy(call.model), call.inputs
+
+    def search() -> Fault | None:
+        try:
+            with preserve_rng_state(), torch.no_grad():
+                return _search(model, inputs)
+        except Exception:
+            logger.warning("non-finite: the forward pass could not be run again", exc_info=True)
+            return None
+
+    return search
+
+
+def _search(model: nn.Module, inputs: Inputs) -> Fault | None:
+    trace = _run(model, inputs)
+    if trace.event is None:
+        return None
+    position = trace.event.position
+    index = position[0] if len(position) > 1 else None
+    fault = make_forward_fault(trace, trace.event, index, "" if index is None else f" of sample {index}")
+    wide = _run(model.double(), tree_map(inputs, _widen))
+    text = (
+        "finite in float64: an overflow"
+        if wide.event is None
+        else f"not finite in float64 either, in '{wide.event.layer}'"
+    )
+    return replace(fault, measured=f"{fault.measured}; {text}", evidence={**fault.evidence, "float64": text})
+
+
+def _run(model: nn.Module, inputs: Inputs) -> ForwardTrace:
+    trace = ForwardTrace()
+    with record(model, enter=trace.enter, leave=trace.leave):
+        model(*inputs[0], **inputs[1])
+    return trace
+
+
+def _widen(path: str, tensor: Tensor) -> Any:
+    return tensor.double() if tensor.is_floating_point() else tensor

@@ -1,0 +1,332 @@
+"""Training loops with one bug each: the code and the first cause that name it, and the step at which it is true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import sightline
+from tests.runtime.healthy_loops import STEPS, batches, net
+
+Settle = Callable[[int], Any] | None
+
+
+class Plant(NamedTuple):
+    """A loop with a bug, what names it, and the last step at which it may be named; 0: at the end."""
+
+    code: str
+    cause: str
+    step: int
+    run: Callable[[], Any]
+
+
+def train(
+    model: nn.Module | None = None,
+    *,
+    optimizer: Any = None,
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    clear: Callable[[Any], Any] | None = lambda optimizer: optimizer.zero_grad(),
+    after_backward: Callable[[Any], Any] | None = None,
+    at: Callable[[int, nn.Module], Any] = lambda step, model: None,
+    data: Any = None,
+    steps: int = STEPS,
+    scheduler: Callable[[Any], Any] | None = None,
+    steps_scheduler: bool = True,
+    **options: Any,
+):
+    model = net() if model is None else model
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    schedule = None if scheduler is None else scheduler(optimizer)
+    with sightline.watch(model, optimizer=optimizer, scheduler=schedule, **options) as watch:
+        for step, (points, label) in enumerate(data or batches(steps), start=1):
+            if clear is not None:
+                clear(optimizer)
+            at(step, model)
+            loss(model(points), label).backward()
+            if after_backward is not None:
+                after_backward(optimizer)
+            optimizer.step()
+            if schedule is not None and steps_scheduler:
+                schedule.step()
+    return watch
+
+
+class InList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, 24), nn.Linear(24, 4)
+        self.blocks = [nn.Linear(24, 24), nn.Linear(24, 24)]
+
+    def forward(self, points: Tensor) -> Tensor:
+        hidden = self.first(points)
+        for block in self.blocks:
+            hidden = block(hidden.relu())
+        return self.last(hidden)
+
+
+class Cut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(10, 24), nn.Linear(24, 4)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.head(self.body(points).relu().detach())
+
+
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.extra = net(), nn.Linear(10, 4)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.body(points)
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(10, 24), nn.Linear(24, 4)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.head(self.body(points).relu() * 0)
+
+
+class RootOfZero(nn.Module):
+    """Its third pass meets a root of zero, whose derivative is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head, self.num_passes = nn.Linear(10, 24), nn.Linear(24, 4), 0
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.num_passes += 1
+        hidden = self.body(points).relu() * (self.num_passes != 3)
+        return self.head(hidden.square().sum(dim=1, keepdim=True).sqrt() + hidden)
+
+
+class Overflow(nn.Module):
+    """Its layer 'middle' makes infinity of finite inputs, from the fourth pass on, for one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.middle, self.head = nn.Linear(10, 24), Exponential(), nn.Linear(24, 4)
+
+    def forward(self, points: Tensor) -> Tensor:
+        return self.head(self.middle(self.body(points)))
+
+
+class Exponential(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_passes = 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.num_passes += 1
+        scale = torch.ones(len(values), 1)
+        scale[5] = 1e4 if self.num_passes >= 4 else 1.0
+        return (values.abs() * scale).exp().clamp(min=1)
+
+
+def replaced_after_the_optimizer():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    model[4] = nn.Linear(24, 4)
+    return train(model, optimizer=optimizer)
+
+
+def left_out():
+    model = net()
+    return train(model, optimizer=torch.optim.SGD(model[4].parameters(), lr=1e-2))
+
+
+def left_out_and_not_named():
+    model = net()
+    optimizer = torch.optim.SGD(model[4].parameters(), lr=1e-2)
+    with sightline.watch(model) as watch:
+        for points, label in batches():
+            model.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    return watch
+
+
+def evaluated_in_training_mode():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches(10):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+        with torch.no_grad():
+            for points, _ in batches(5):
+                model(points)
+    return watch
+
+
+def never_averaged():
+    model = net()
+    return train(model, ema=torch.optim.swa_utils.AveragedModel(model))
+
+
+def skips_for_ever():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(points), label)
+            scaler.scale(loss * torch.tensor(float("inf"))).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    return watch
+
+
+def steps_without_backward():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+            optimizer.step()
+    return watch
+
+
+def loss_of_another_model():
+    model, other = net(), net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            optimizer.zero_grad()
+            model(points)
+            F.cross_entropy(other(points), label).backward()
+            optimizer.step()
+    return watch
+
+
+def dead_layer():
+    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
+    nn.init.constant_(model[0].bias[:20], -100.0)
+    return model
+
+
+def in_bfloat16(points: Tensor) -> Tensor:
+    return points.to(torch.bfloat16)
+
+
+def with_nan(step: int, points: Tensor) -> Tensor:
+    if step == 7:
+        points[3, 2] = float("nan")
+    return points
+
+
+def to_eval(step: int, model: nn.Module) -> None:
+    if step == 11:
+        model.eval()
+
+
+def freeze_norm(step: int, model: nn.Module) -> None:
+    model.train()
+    model[1].eval()
+
+
+def cosine(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+
+
+def exponential(optimizer: Any) -> Any:
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def constant_labels() -> Any:
+    return [(points, torch.full_like(label, 2)) for points, label in batches()]
+
+
+PLANTS = {
+    "zero_grad is missing": Plant("gradients-kept", "optim.grad_accumulation", 2, lambda: train(clear=None)),
+    "zero_grad between backward and step": Plant(
+        "gradients-cleared",
+        "optim.step_order",
+        1,
+        lambda: train(clear=None, after_backward=lambda optimizer: optimizer.zero_grad()),
+    ),
+    "zero_grad to zeros between backward and step": Plant(
+        "gradients-cleared",
+        "optim.step_order",
+        3,
+        lambda: train(clear=None, after_backward=lambda optimizer: optimizer.zero_grad(set_to_none=False)),
+    ),
+    "step twice": Plant("step-without-backward", "optim.step_order", 2, steps_without_backward),
+    "loss of another model": Plant("no-gradient", "loss.detached", 1, loss_of_another_model),
+    "layers in a list": Plant("unregistered", "model.unregistered", 1, lambda: train(InList())),
+    "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(Cut())),
+    "a layer that never runs": Plant("no-gradient", "model.structure", 8, lambda: train(Unused())),
+    "optimiser before the new head": Plant("not-optimised", "optim.param_coverage", 1, replaced_after_the_optimizer),
+    "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, left_out),
+    "a part in no optimiser, found": Plant("not-optimised", "optim.param_coverage", 21, left_out_and_not_named),
+    "NaN in the data": Plant(
+        "non-finite",
+        "data.corrupt_sample",
+        7,
+        lambda: train(data=[(with_nan(step, p), y) for step, (p, y) in enumerate(batches(), start=1)]),
+    ),
+    "infinite derivative": Plant("non-finite", "model.numerics", 3, lambda: train(RootOfZero())),
+    "infinite activation": Plant("non-finite", "model.numerics", 4, lambda: train(Overflow(), bisect=True)),
+    "log of zero in the loss": Plant(
+        "non-finite", "loss.form", 1, lambda: train(loss=lambda o, y: (o.softmax(1) * 0).log().mean())
+    ),
+    "the scaler skips for ever": Plant("skipped-updates", "optim.amp", 1, skips_for_ever),
+    "learning rate 0": Plant(
+        "no-update", "optim.lr", 10, lambda: train(m := net(), optimizer=torch.optim.SGD(m.parameters(), lr=0.0))
+    ),
+    "updates below the weights' last bit": Plant(
+        "no-update",
+        "model.numerics",
+        2,
+        lambda: train(
+            m := nn.Linear(10, 4).bfloat16(),
+            optimizer=torch.optim.SGD(m.parameters(), lr=1e-6),
+            data=[(p.bfloat16(), y) for p, y in batches()],
+        ),
+    ),
+    "learning rate 10 of Adam": Plant(
+        "large-update", "optim.lr", 3, lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters(), lr=10.0))
+    ),
+    "constant output": Plant("constant-output", "model.constant_output", 2, lambda: train(Constant())),
+    "dead units": Plant("dead-units", "model.activation", 5, lambda: train(dead_layer())),
+    "evaluation mode after an evaluation": Plant("mode", "model.norm_mode", 11, lambda: train(at=to_eval)),
+    "a batch norm in evaluation mode": Plant("mode", "model.norm_mode", 1, lambda: train(at=freeze_norm)),
+    "training mode in evaluation": Plant("mode", "eval.mode", 11, evaluated_in_training_mode),
+    "softmax twice": Plant(
+        "double-softmax", "loss.double_softmax", 1, lambda: train(nn.Sequential(net(), nn.Softmax(dim=1)))
+    ),
+    "sigmoid twice": Plant(
+        "double-softmax",
+        "loss.double_softmax",
+        1,
+        lambda: train(
+            nn.Sequential(net(), nn.Sigmoid()),
+            loss=lambda o, y: F.binary_cross_entropy_with_logits(o, F.one_hot(y, 4).float()),
+        ),
+    ),
+    "NLL of probabilities": Plant(
+        "double-softmax", "loss.form", 1, lambda: train(loss=lambda o, y: F.nll_loss(o.softmax(dim=1), y))
+    ),
+    "one batch for ever": Plant("same-batch", "data.ordering", 5, lambda: train(data=[next(batches())] * STEPS)),
+    "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
+    "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
+    "a scheduler that never steps": Plant(
+        "schedule", "optim.scheduler", 0, lambda: train(scheduler=cosine, steps_scheduler=False)
+    ),
+    "a cosine of epochs stepped per batch": Plant("schedule", "optim.scheduler", 13, lambda: train(scheduler=cosine)),
+    "a decay of epochs stepped per batch": Plant(
+        "no-update", "optim.scheduler", 60, lambda: train(scheduler=exponential)
+    ),
+}
