@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from sightline.runtime.loop import Found, Judge, Loop, Monitor, OptimizerTrack
@@ -201,26 +200,25 @@ class ReachMonitor(Monitor):
                 )
 
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
-        gradients = [g for g in track.gradients.values() if not g.is_sparse and g.numel()]
-        if not gradients:
+        if track.norm is None:
             return
-        largest = torch.stack([norm.float() for norm in torch._foreach_norm(gradients, float("inf"))]).max()
         is_written = track.marks() != track.after_backward
 
         def judge(value: float) -> Iterator[Found]:
-            number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if value == 0 else 0
+            is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
+            number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
             if number < _NUM_ZERO:
                 return
             yield (
                 CLEARED if is_written else ZERO,
                 Fault(
                     f"all gradients of {track.name} are exactly zero at {number} updates in a row",
-                    measured=f"largest gradient 0 in {len(gradients)} parameters"
+                    measured=f"largest gradient 0 in {len(track.gradients)} parameters"
                     + ("; something has written to them since backward()" if is_written else ""),
                 ),
             )
 
-        yield from loop.reader.read(largest, judge)
+        yield from loop.reader.read(track.norm, judge)
 
 
 def _coverage_faults(loop: Loop) -> Iterator[Found]:

@@ -23,7 +23,7 @@ Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_NUM_PROBES = 16
+_NUM_PROBES, _MAX_SMALL = 16, 16_384
 _NUM_FIRST = 5
 
 
@@ -31,6 +31,7 @@ _NUM_FIRST = 5
 class OptimizerTrack:
     """Optimiser seen in the loop: `parameters` by name, `probes` a few of them, whose gradients are marked each step.
 
+    `small` are a few small parameters, of early layers: what is not finite in a backward pass arrives there.
     `is_kept` is True for a probe whose gradient nothing has cleared or replaced since the last update.
     """
 
@@ -43,6 +44,7 @@ class OptimizerTrack:
     after_backward: list[Mark] = field(default_factory=list)
     is_kept: list[bool] = field(default_factory=list)
     kept_values: Tensor | None = None
+    norm: Tensor | None = None
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -50,6 +52,8 @@ class OptimizerTrack:
             {names[round(i * (len(names) - 1) / (_NUM_PROBES - 1))] for i in range(_NUM_PROBES)} if names else ()
         )
         self.probes = [self.parameters[name] for name in self.names]
+        by_size = sorted(self.parameters.values(), key=lambda p: p.numel() > _MAX_SMALL)  # stable: early layers first
+        self.small = by_size[:_NUM_PROBES]
         self.after_update = self.after_backward = self.marks()
         self.is_kept = [False] * len(self.probes)
 

@@ -83,8 +83,9 @@ class FiniteMonitor(Monitor):
         if track.is_sampled(loop.every):
             gradients = [g for g in track.gradients.values() if not g.is_sparse]
         else:
-            gradients = [g for p in track.probes if (g := p.grad) is not None and not g.is_sparse]
+            gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
         values = [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
+        track.norm = torch.stack(values).max() if values else None
         if loop.loss is not None and loop.loss.is_floating_point():
             values.append(loop.loss.float().sum().nan_to_num(math.nan, 0.0, 0.0))  # a scaled loss may be infinite
         if not values:

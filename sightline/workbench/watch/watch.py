@@ -67,6 +67,10 @@ class Watch:
             ScheduleMonitor(schedulers),
             AverageMonitor(averages),
         ]
+        self._by_event = {
+            event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
+            for event in vars(Monitor)
+        }
         self._stack = ExitStack()
         self._calls = ExitStack()
         self._seen: set[object] = set()
@@ -84,6 +88,7 @@ class Watch:
         return CheckReport("watch", self.findings, {"updates": self._loop.step})
 
     def __enter__(self) -> Self:
+        self._loop.is_over = False
         for optimizer in self._optimizers:
             self._loop.track(optimizer)
         for model in self._loop.models.values():
@@ -98,8 +103,7 @@ class Watch:
         self._stack.close()
         self._take(self._loop.reader.poll(waits=True))
         self._loop.is_over = True
-        for monitor in self._monitors:
-            self._take(monitor.on_end(self._loop))
+        self._judge("on_end")
         self._finish_search()
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -143,8 +147,8 @@ class Watch:
 
     def _judge(self, event: str, *subject: Any) -> None:
         with torch.no_grad():
-            for monitor in self._monitors:
-                self._take(getattr(monitor, event)(self._loop, *subject))
+            for judge in self._by_event[event]:
+                self._take(judge(self._loop, *subject))
 
     def _take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""

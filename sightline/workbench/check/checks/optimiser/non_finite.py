@@ -381,7 +381,7 @@ class _WatchedTask:
         return terms
 
 
-def _find_layer(node: Any, trace: _Trace) -> str | None:
+def _find_layer(node: Any, trace: ForwardTrace) -> str | None:
     """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
     best: tuple[int, str] | None = None
     for name, outputs in trace.outputs.items():
