@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 import sightline
 from sightline.parts.models.resnet import ImageClassifier, ResNet18Encoder
-from sightline.runtime.watch import Watch
+from sightline.workbench.watch.watch import Watch
 
 EVENTS = ("_begin_forward", "_end_forward", "_before_backward", "_after_backward", "_before_update", "_after_update")
 Step = Callable[[], Any]

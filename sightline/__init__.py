@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
-    from sightline.runtime.check import check
-    from sightline.runtime.watch import watch
+    from sightline.workbench.watch.check import check
+    from sightline.workbench.watch.watch import watch
 
 __all__ = [
     "LoadedRun",
@@ -42,7 +42,7 @@ __version__ = "0.1.0"
 aliases.install()
 
 _MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
-_MODULE_BY_NAME |= {"check": "sightline.runtime.check", "watch": "sightline.runtime.watch"}
+_MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 

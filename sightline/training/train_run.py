@@ -46,6 +46,7 @@ from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
+    from sightline.workbench.watch.watch import Watch
     from sightline.workbench.check.core.finding import Finding
     from sightline.workbench.fit.layer_trace import ExpectationObserver
 
@@ -333,14 +334,23 @@ class _TrainRun:
 
     def _train(self, session: TrainingSession, findings: tuple[Finding, ...]) -> TrainResult:
         path, job = session.directory.path, session.job
-        with self._errors_explained(session):
+        with self._errors_explained(session), self._watch(session) as watch:
             document = session.run()
+        findings = (*findings, *watch.findings) if watch is not None else findings
         if document is None:
             done = f"{job.step} of {job.num_steps}"
             self._note(f"stopped after step {done}, state saved; go on with --resume auto --out {path}")
             return TrainResult(path, findings, stopped_by=self._stop.signal or signal.SIGTERM)
         reported, later = self._world.rank_zero_only(self._report)(session, document) or (None, ())
         return TrainResult(path, (*findings, *later), reported)
+
+    def _watch(self, session: TrainingSession) -> contextlib.AbstractContextManager[Watch | None]:
+        """Watch the steps of the session; each finding is logged, and added to findings.json, at its step."""
+        if not self._has_checks:
+            return contextlib.nullcontext()
+        from sightline.workbench.watch.run import watch_run
+
+        return watch_run(session.job, session.config, partial(_add_findings, session.directory))
 
     @contextlib.contextmanager
     def _errors_explained(self, session: TrainingSession) -> Iterator[None]:
@@ -403,9 +413,15 @@ class _TrainRun:
         )
         if findings:
             self._reporter.findings(findings)
-            earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
-            directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
+            _add_findings(directory, *findings)
         return findings
+
+
+def _add_findings(directory: RunDirectory, *findings: Finding) -> None:
+    if not directory.is_writer:
+        return
+    earlier_findings = parse_json(read_regular_file(directory.path / "findings.json"))
+    directory.write_json("findings.json", [*earlier_findings, *(finding.to_dict() for finding in findings)])
 
 
 def sample_counts(data: Data) -> str:

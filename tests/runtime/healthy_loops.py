@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sightline
 
 STEPS = 60
-Loop = Callable[[], "sightline.runtime.watch.Watch"]
+Loop = Callable[[], "sightline.workbench.watch.watch.Watch"]
 
 
 def net(*, dropout: float = 0.1, width: int = 24) -> nn.Sequential:

@@ -26,6 +26,7 @@ from sightline.engine.run_loading import open_run
 from sightline.workbench.check.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
 from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
 from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
+from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _short_time_findings(context: Context) -> list[Finding]:
 
 def assert_known(config: RunConfig) -> None:
     """Raise a ConfigError if `checks.skip` contains a name that is neither a check nor a guard."""
-    valid_names = [name for check in (*all_checks(), _SKIPPED) for name in check.names]
+    valid_names = [name for check in (*all_checks(), *RUNTIME_RULES, _SKIPPED) for name in check.names]
     for code in config.checks.skip:
         location = config.origins.get("checks.skip", "checks.skip")
         if code in RENAMED_CHECKS:

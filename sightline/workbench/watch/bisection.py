@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sightline.contract.pytree import tree_map
 from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, record
-from sightline.runtime.loop import ForwardCall
+from sightline.workbench.watch.loop import ForwardCall
 from sightline.workbench.check.checks.optimiser.non_finite import ForwardTrace, make_forward_fault
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault

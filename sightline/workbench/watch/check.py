@@ -23,8 +23,8 @@ from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import is_run, read_run
 from sightline.engine.step import compute_batch_losses
-from sightline.runtime.plain_setup import PREFIX, make_setup
-from sightline.runtime.report import CheckReport
+from sightline.workbench.watch.plain_setup import PREFIX, make_setup
+from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import check_path, run_all

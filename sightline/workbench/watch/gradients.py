@@ -6,64 +6,20 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from sightline.runtime.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.checks.model.gradients import LAYERS, registration_faults
-from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.runtime_rules import (
+    CLEARED,
+    COVERAGE,
+    DEAD,
+    KEPT,
+    NO_BACKWARD,
+    NO_GRADIENT,
+    UNREGISTERED,
+    ZERO,
+)
 
-KEPT = FindingBuilder(
-    guard="G15",
-    code="gradients-kept",
-    causes=("optim.grad_accumulation",),
-    expected="gradients of this step alone: nothing cleared those that the previous update used",
-    action="call optimizer.zero_grad() once per update, before backward()",
-)
-CLEARED = FindingBuilder(
-    guard="G15",
-    code="gradients-cleared",
-    causes=("optim.step_order",),
-    expected="the gradients of backward() are still there when the optimiser uses them",
-    action="call zero_grad() before backward() or after step(), not between them",
-)
-NO_BACKWARD = FindingBuilder(
-    guard="G15",
-    code="step-without-backward",
-    severity="warning",
-    causes=("optim.step_order", "loss.detached"),
-    expected="a backward pass before each update",
-    action="call loss.backward() before optimizer.step(), and step() once per backward pass",
-)
-NO_GRADIENT = FindingBuilder(
-    guard="G10",
-    code="no-gradient",
-    severity="warning",
-    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
-    expected="a gradient for each parameter that the optimiser holds",
-    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
-)
-ZERO = FindingBuilder(
-    guard="G10",
-    code="zero-gradients",
-    causes=("loss.form", "model.activation", "model.constant_output"),
-    expected="gradients that are not all exactly zero",
-    action="look for a saturated activation, a clamp or a mask that multiplies the loss by zero",
-)
-UNREGISTERED = FindingBuilder(guard="G10", code="unregistered", causes=("model.unregistered",))
-COVERAGE = FindingBuilder(
-    guard="G10",
-    code="not-optimised",
-    causes=("optim.param_coverage", "model.frozen_unintended"),
-    expected="each trainable parameter in a group of an optimiser",
-    action="make the optimiser last, from the model that is trained; freeze on purpose with requires_grad_(False)",
-)
-DEAD = FindingBuilder(
-    guard="G10",
-    code="dead-units",
-    severity="warning",
-    causes=("model.activation", "model.init", "optim.lr"),
-    expected="units that some sample gives a gradient",
-    action="look at the activation after it and at its bias; lower the learning rate",
-)
 _MAX_NAMES = 5
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""

@@ -122,13 +122,12 @@ class Loop:
     `executed` are the names of modules that ran in a training pass while calls were recorded.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], *, every: int, declared: frozenset[str]) -> None:
+    def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
         self.models = dict(models)
         self.every = every
-        self.declared = declared
         self.reader = Reader(self)
         self.tracks: dict[int, OptimizerTrack] = {}
-        self.step = 0
+        self.step = first_step
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None

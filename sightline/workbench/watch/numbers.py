@@ -10,39 +10,10 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
-from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.runtime_rules import LARGE_UPDATE, NO_UPDATE, NON_FINITE, SKIPPED
 
-NON_FINITE = FindingBuilder(
-    guard="G17",
-    code="non-finite",
-    causes=("model.numerics", "optim.lr", "loss.form"),
-    expected="a finite loss and finite gradients",
-    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
-)
-NO_UPDATE = FindingBuilder(
-    guard="G15",
-    code="no-update",
-    causes=("optim.lr", "optim.scheduler", "optim.state"),
-    expected="updates that change the parameters",
-    action="look at the learning rate of each group, at the schedule, and at the format of the weights",
-)
-LARGE_UPDATE = FindingBuilder(
-    guard="G15",
-    code="large-update",
-    severity="warning",
-    causes=("optim.lr", "optim.hyper", "model.init"),
-    expected="updates that are small against the weights",
-    action="lower the learning rate, warm up, or bound the gradient (clip_grad_norm_)",
-)
-SKIPPED = FindingBuilder(
-    guard="G17",
-    code="skipped-updates",
-    causes=("optim.amp", "optim.nonfinite", "optim.step_order"),
-    expected="an update for each cleared gradient, but for a few at the start, until the scaler has its scale",
-    action="call optimizer.step(); under a GradScaler, look for inf or NaN without it, or train in bfloat16",
-)
 _MAX_SKIPPED = 25
 """Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10

@@ -9,49 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME_BATCH, SAME_LABEL
 
-MODE = FindingBuilder(
-    guard="G24",
-    code="mode",
-    severity="warning",
-    causes=("eval.mode", "model.norm_mode"),
-    expected="train() while training and eval() while evaluating",
-    action="call model.train() at the start of each epoch, and model.eval() before evaluating",
-)
-CONSTANT = FindingBuilder(
-    guard="G18",
-    code="constant-output",
-    causes=("model.constant_output", "model.activation", "data.item_mutation"),
-    expected="outputs that depend on the sample",
-    action="look for a factor of zero, a dead activation, or an input that the model does not use",
-)
-SAME_BATCH = FindingBuilder(
-    guard="G5",
-    code="same-batch",
-    severity="warning",
-    causes=("data.ordering", "data.sampling", "data.duplicate_randomness"),
-    expected="another batch at each update",
-    action="look at the loader and at its iterator; declare it with watch(..., declared=('same-batch',)) if intended",
-)
-SAME_LABEL = FindingBuilder(
-    guard="G4",
-    code="same-label",
-    severity="warning",
-    causes=("data.label_mapping", "data.ordering", "data.imbalance"),
-    expected="labels of several classes",
-    action="look at how labels are read, and shuffle the data",
-)
-DOUBLE = FindingBuilder(
-    guard="G22",
-    code="double-softmax",
-    causes=("loss.double_softmax", "model.activation"),
-    expected="logits: this loss has its own activation inside",
-    action="give the loss the outputs of the last linear layer, without the activation",
-)
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NUM_EVALUATED = 3

@@ -8,25 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.check.context import FindingBuilder
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.runtime_rules import EMA, SCHEDULE
 
-SCHEDULE = FindingBuilder(
-    guard="G15",
-    code="schedule",
-    severity="warning",
-    causes=("optim.scheduler",),
-    expected="a schedule that lasts as long as the training",
-    action="give the scheduler's lengths in the unit in which it is stepped: batches or epochs",
-)
-EMA = FindingBuilder(
-    guard="G18",
-    code="ema",
-    causes=("optim.state", "model.frozen_unintended"),
-    expected="an average that follows the model",
-    action="update the average after each optimizer.step()",
-)
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
 _NUM_IDLE = 20

@@ -14,17 +14,19 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.instrument import hang, observe_backward, observe_updates, record
-from sightline.runtime.bisection import Search, prepare_search
-from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
-from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.runtime.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
-from sightline.runtime.passes import LossMonitor, ModeMonitor, OutputMonitor
-from sightline.runtime.report import CheckReport
-from sightline.runtime.schedules import AverageMonitor, ScheduleMonitor
+from sightline.workbench.watch.bisection import Search, prepare_search
+from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.workbench.watch.report import CheckReport
+from sightline.workbench.watch.schedules import AverageMonitor, ScheduleMonitor
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 
 logger = logging.getLogger(__name__)
 
+EVERY = 50
+"""Steps between statistics of gradients, updates and outputs."""
 _LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
@@ -45,16 +47,22 @@ class Watch:
         self,
         models: Mapping[str, nn.Module],
         *,
-        optimizers: Sequence[torch.optim.Optimizer],
-        schedulers: Sequence[Any],
-        averages: Sequence[nn.Module],
-        every: int,
-        declared: frozenset[str],
-        bisects: bool,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+        schedulers: Sequence[Any] = (),
+        averages: Sequence[nn.Module] = (),
+        every: int = EVERY,
+        declared: frozenset[str] = frozenset(),
+        bisects: bool = False,
+        watches_passes: bool = True,
+        first_step: int = 0,
+        receive: Callable[[Finding], None] | None = None,
     ) -> None:
-        self._loop = Loop(models, every=every, declared=declared)
+        self._loop = Loop(models, every=every, first_step=first_step)
+        self._declared = declared
         self._optimizers = optimizers
         self._bisects = bisects
+        self._watches_passes = watches_passes
+        self._receive = receive
         self._monitors: list[Monitor] = [
             OrderMonitor(),
             FiniteMonitor(self._explain_non_finite),
@@ -91,7 +99,7 @@ class Watch:
         self._loop.is_over = False
         for optimizer in self._optimizers:
             self._loop.track(optimizer)
-        for model in self._loop.models.values():
+        for model in self._loop.models.values() if self._watches_passes else ():
             for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
@@ -148,18 +156,35 @@ class Watch:
     def _judge(self, event: str, *subject: Any) -> None:
         with torch.no_grad():
             for judge in self._by_event[event]:
-                self._take(judge(self._loop, *subject))
+                try:
+                    self._take(judge(self._loop, *subject))
+                except Exception:
+                    self._switch_off(judge.__self__)
+
+    def _switch_off(self, monitor: Monitor) -> None:
+        """Go on without a monitor that fails: the loop is the user's, and must not end by it."""
+        name = type(monitor).__name__
+        logger.warning(
+            "watch-failed: %s failed, and is switched off", name, exc_info=True, extra={"code": "watch-failed"}
+        )
+        for judges in self._by_event.values():
+            judges[:] = [judge for judge in judges if judge.__self__ is not monitor]
 
     def _take(self, found: Iterable[Found]) -> None:
         """Keep and log each finding that is new and not declared."""
         for rule, fault in found:
             key = (rule.code, fault.layer, fault.param, fault.evidence.get("mode"))
-            if rule.code in self._loop.declared or key in self._seen:
+            if rule.code in self._declared or key in self._seen:
                 continue
             self._seen.add(key)
             finding = dataclasses.replace(rule.build_outside(fault, self._loop.place()), phase="runtime")
             self._findings.append(finding)
-            logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
+            self._publish(finding)
+
+    def _publish(self, finding: Finding) -> None:
+        logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
+        if self._receive is not None:
+            self._receive(finding)
 
     def _explain_non_finite(self, loop: Loop, track: OptimizerTrack) -> Fault:
         """Locate a number that is not finite; of a forward pass, search its layer now, or at the end."""
@@ -177,7 +202,6 @@ class Watch:
         if fault is not None:
             place = dataclasses.replace(self._loop.place(), step=None)
             found = dataclasses.replace(NON_FINITE.build_outside(fault, place), phase="runtime")
-            logger.error("%s", found, extra={"code": found.code})
             self._findings = [
                 dataclasses.replace(
                     found,
@@ -187,6 +211,7 @@ class Watch:
                 else f
                 for f in self._findings
             ]
+            self._publish(found)
 
 
 class _Hook:
@@ -209,7 +234,7 @@ def watch(
     optimizer: Any = None,
     scheduler: Any = None,
     ema: nn.Module | Sequence[nn.Module] | None = None,
-    every: int = 50,
+    every: int = EVERY,
     declared: Sequence[str] = (),
     bisect: bool = False,
 ) -> Watch:

@@ -1,0 +1,167 @@
+"""Codes of the runtime moment: what `sightline.watch` and a training run judge while a loop trains."""
+
+from __future__ import annotations
+
+from sightline.workbench.check.context import FindingBuilder
+
+KEPT = FindingBuilder(
+    guard="G15",
+    code="gradients-kept",
+    causes=("optim.grad_accumulation",),
+    expected="gradients of this step alone: nothing cleared those that the previous update used",
+    action="call optimizer.zero_grad() once per update, before backward()",
+)
+CLEARED = FindingBuilder(
+    guard="G15",
+    code="gradients-cleared",
+    causes=("optim.step_order",),
+    expected="the gradients of backward() are still there when the optimiser uses them",
+    action="call zero_grad() before backward() or after step(), not between them",
+)
+NO_BACKWARD = FindingBuilder(
+    guard="G15",
+    code="step-without-backward",
+    severity="warning",
+    causes=("optim.step_order", "loss.detached"),
+    expected="a backward pass before each update",
+    action="call loss.backward() before optimizer.step(), and step() once per backward pass",
+)
+NO_GRADIENT = FindingBuilder(
+    guard="G10",
+    code="no-gradient",
+    severity="warning",
+    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
+    expected="a gradient for each parameter that the optimiser holds",
+    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
+)
+ZERO = FindingBuilder(
+    guard="G10",
+    code="zero-gradients",
+    causes=("loss.form", "model.activation", "model.constant_output"),
+    expected="gradients that are not all exactly zero",
+    action="look for a saturated activation, a clamp or a mask that multiplies the loss by zero",
+)
+UNREGISTERED = FindingBuilder(guard="G10", code="unregistered", causes=("model.unregistered",))
+COVERAGE = FindingBuilder(
+    guard="G10",
+    code="not-optimised",
+    causes=("optim.param_coverage", "model.frozen_unintended"),
+    expected="each trainable parameter in a group of an optimiser",
+    action="make the optimiser last, from the model that is trained; freeze on purpose with requires_grad_(False)",
+)
+DEAD = FindingBuilder(
+    guard="G10",
+    code="dead-units",
+    severity="warning",
+    causes=("model.activation", "model.init", "optim.lr"),
+    expected="units that some sample gives a gradient",
+    action="look at the activation after it and at its bias; lower the learning rate",
+)
+NON_FINITE = FindingBuilder(
+    guard="G17",
+    code="non-finite",
+    causes=("model.numerics", "optim.lr", "loss.form"),
+    expected="a finite loss and finite gradients",
+    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+)
+NO_UPDATE = FindingBuilder(
+    guard="G15",
+    code="no-update",
+    causes=("optim.lr", "optim.scheduler", "optim.state"),
+    expected="updates that change the parameters",
+    action="look at the learning rate of each group, at the schedule, and at the format of the weights",
+)
+LARGE_UPDATE = FindingBuilder(
+    guard="G15",
+    code="large-update",
+    severity="warning",
+    causes=("optim.lr", "optim.hyper", "model.init"),
+    expected="updates that are small against the weights",
+    action="lower the learning rate, warm up, or bound the gradient (clip_grad_norm_)",
+)
+SKIPPED = FindingBuilder(
+    guard="G17",
+    code="skipped-updates",
+    causes=("optim.amp", "optim.nonfinite", "optim.step_order"),
+    expected="an update for each cleared gradient, but for a few at the start, until the scaler has its scale",
+    action="call optimizer.step(); under a GradScaler, look for inf or NaN without it, or train in bfloat16",
+)
+MODE = FindingBuilder(
+    guard="G24",
+    code="mode",
+    severity="warning",
+    causes=("eval.mode", "model.norm_mode"),
+    expected="train() while training and eval() while evaluating",
+    action="call model.train() at the start of each epoch, and model.eval() before evaluating",
+)
+CONSTANT = FindingBuilder(
+    guard="G18",
+    code="constant-output",
+    causes=("model.constant_output", "model.activation", "data.item_mutation"),
+    expected="outputs that depend on the sample",
+    action="look for a factor of zero, a dead activation, or an input that the model does not use",
+)
+SAME_BATCH = FindingBuilder(
+    guard="G5",
+    code="same-batch",
+    severity="warning",
+    causes=("data.ordering", "data.sampling", "data.duplicate_randomness"),
+    expected="another batch at each update",
+    action="look at the loader and at its iterator; declare it with watch(..., declared=('same-batch',)) if intended",
+)
+SAME_LABEL = FindingBuilder(
+    guard="G4",
+    code="same-label",
+    severity="warning",
+    causes=("data.label_mapping", "data.ordering", "data.imbalance"),
+    expected="labels of several classes",
+    action="look at how labels are read, and shuffle the data",
+)
+DOUBLE = FindingBuilder(
+    guard="G22",
+    code="double-softmax",
+    causes=("loss.double_softmax", "model.activation"),
+    expected="logits: this loss has its own activation inside",
+    action="give the loss the outputs of the last linear layer, without the activation",
+)
+SCHEDULE = FindingBuilder(
+    guard="G15",
+    code="schedule",
+    severity="warning",
+    causes=("optim.scheduler",),
+    expected="a schedule that lasts as long as the training",
+    action="give the scheduler's lengths in the unit in which it is stepped: batches or epochs",
+)
+EMA = FindingBuilder(
+    guard="G18",
+    code="ema",
+    causes=("optim.state", "model.frozen_unintended"),
+    expected="an average that follows the model",
+    action="update the average after each optimizer.step()",
+)
+
+RUNTIME_RULES = (
+    *(
+        KEPT,
+        CLEARED,
+        NO_BACKWARD,
+        NO_GRADIENT,
+        ZERO,
+        UNREGISTERED,
+        COVERAGE,
+        DEAD,
+        NON_FINITE,
+        NO_UPDATE,
+        LARGE_UPDATE,
+        SKIPPED,
+        MODE,
+        CONSTANT,
+        SAME_BATCH,
+        SAME_LABEL,
+        DOUBLE,
+        SCHEDULE,
+        EMA,
+    ),
+    *(),
+    *(),
+)
