@@ -63,7 +63,7 @@ def time_own(watch: Watch) -> list[float]:
     """Replace the events of a watch by timed ones; return the list to which their seconds are added."""
     spent = [0.0]
 
-    def timed(event: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(event: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
             started = time.thread_time()
             result = event(*arguments)
@@ -73,7 +73,7 @@ def time_own(watch: Watch) -> list[float]:
         return run
 
     for name in EVENTS:
-        setattr(watch, name, timed(getattr(watch, name)))
+        setattr(watch, name, wrap(getattr(watch, name)))
     return spent
 
 

@@ -24,11 +24,15 @@ Search = Callable[[], Fault | None]
 
 
 def prepare_search(call: ForwardCall) -> Search:
-    """Return the search in a forward pass, on a copy of the model as it is now; None of it where it finds nothing.
+    """Return the search in a forward pass, on a copy of the model as it is now; it returns None if it finds nothing.
 
     The pass is repeated in its own number format, then in float64, which tells an overflow from a wrong formula.
     """
-    model, inputs = isolated_copy(call.model), call.inputs
+    try:
+        model, inputs = isolated_copy(call.model), call.inputs
+    except Exception:
+        logger.warning("non-finite: the model cannot be copied, so that its layer is not searched", exc_info=True)
+        return lambda: None
 
     def search() -> Fault | None:
         try:

@@ -61,12 +61,9 @@ class OrderMonitor(Monitor):
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         if track.num_backward and had and not any(marks):
-            yield (
-                CLEARED,
-                Fault(
-                    f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
-                    measured=f"after backward() {list_names(had)} had a gradient, at step() none has",
-                ),
+            yield CLEARED.with_fault(
+                f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
+                measured=f"after backward() {list_names(had)} had a gradient, at step() none has",
             )
         kept = [
             name
@@ -82,9 +79,8 @@ class OrderMonitor(Monitor):
             yield from loop.reader.read(track.kept_values, lambda value: [(KEPT, fault)] if value else [])
         if not track.num_backward and track.num_updates and marks == track.after_update:
             state = "the same gradients as before" if any(marks) else "no gradient"
-            yield (
-                NO_BACKWARD,
-                Fault(f"{track.name}.step() without a backward pass since the last one", measured=f"{state} at step()"),
+            yield NO_BACKWARD.with_fault(
+                f"{track.name}.step() without a backward pass since the last one", measured=f"{state} at step()"
             )
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -123,15 +119,12 @@ class ReachMonitor(Monitor):
         silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
         if len(silent) == len(track.parameters):
             if track.num_updates == 0 and not any(track.after_backward):
-                yield (
-                    NO_GRADIENT,
-                    Fault(
-                        f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
-                        severity="error",
-                        causes=("loss.detached", "model.frozen_unintended"),
-                        measured="every gradient is None after backward()",
-                        action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
-                    ),
+                yield NO_GRADIENT.with_fault(
+                    f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
+                    severity="error",
+                    causes=("loss.detached", "model.frozen_unintended"),
+                    measured="every gradient is None after backward()",
+                    action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
                 )
             return
         self._silent = {name: self._silent.get(name, 0) + 1 for name in silent}
@@ -144,15 +137,12 @@ class ReachMonitor(Monitor):
             (idle, "their modules never run"),
         ):
             if names:
-                yield (
-                    NO_GRADIENT,
-                    Fault(
-                        f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
-                        measured=f"None after backward(): {detail}",
-                        causes=("model.structure",) if names is idle else (),
-                        param=names[0],
-                        layer=names[0].rpartition(".")[0] or None,
-                    ),
+                yield NO_GRADIENT.with_fault(
+                    f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
+                    measured=f"None after backward(): {detail}",
+                    causes=("model.structure",) if names is idle else (),
+                    param=names[0],
+                    layer=names[0].rpartition(".")[0] or None,
                 )
 
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -165,13 +155,10 @@ class ReachMonitor(Monitor):
             number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
             if number < _NUM_ZERO:
                 return
-            yield (
-                CLEARED if is_written else ZERO,
-                Fault(
-                    f"all gradients of {track.name} are exactly zero at {number} updates in a row",
-                    measured=f"largest gradient 0 in {len(track.gradients)} parameters"
-                    + ("; something has written to them since backward()" if is_written else ""),
-                ),
+            yield (CLEARED if is_written else ZERO).with_fault(
+                f"all gradients of {track.name} are exactly zero at {number} updates in a row",
+                measured=f"largest gradient 0 in {len(track.gradients)} parameters"
+                + ("; something has written to them since backward()" if is_written else ""),
             )
 
         yield from loop.reader.read(track.norm, judge)
@@ -194,17 +181,14 @@ def _coverage_faults(loop: Loop) -> Iterator[Found]:
     shapes = [p.shape for p in foreign]
     is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
     names = list(left_out)
-    yield (
-        COVERAGE,
-        Fault(
-            "the optimiser holds other parameters than the model: it was made before they were replaced"
-            if is_replaced
-            else f"{len(names)} trainable parameter(s) in no optimiser: {list_names(names)}",
-            severity="error" if is_replaced else "warning",
-            measured=f"{len(names)} of the model's trainable parameters are in no group"
-            + (f"; {len(foreign)} in groups are not the model's, with the same shapes" if is_replaced else ""),
-            param=names[0],
-        ),
+    yield COVERAGE.with_fault(
+        "the optimiser holds other parameters than the model: it was made before they were replaced"
+        if is_replaced
+        else f"{len(names)} trainable parameter(s) in no optimiser: {list_names(names)}",
+        severity="error" if is_replaced else "warning",
+        measured=f"{len(names)} of the model's trainable parameters are in no group"
+        + (f"; {len(foreign)} in groups are not the model's, with the same shapes" if is_replaced else ""),
+        param=names[0],
     )
 
 
@@ -239,15 +223,12 @@ class UnitMonitor(Monitor):
 def _make_judge(name: str, num_units: int) -> Judge:
     def judge(share: float) -> Iterator[Found]:
         if share > _MAX_DEAD:
-            yield (
-                DEAD,
-                Fault(
-                    f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
-                    measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units "
-                    f"at {_NUM_DEAD} sampled updates",
-                    expected=f"at most {_MAX_DEAD:.0%}",
-                    layer=name,
-                ),
+            yield DEAD.with_fault(
+                f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
+                measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units "
+                f"at {_NUM_DEAD} sampled updates",
+                expected=f"at most {_MAX_DEAD:.0%}",
+                layer=name,
             )
 
     return judge

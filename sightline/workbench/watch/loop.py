@@ -117,7 +117,7 @@ class Reader:
 
 
 class Loop:
-    """What is known of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
+    """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
     `executed` are the names of modules that ran in a training pass while calls were recorded.
     """
@@ -198,3 +198,13 @@ class Monitor:
     def on_end(self, loop: Loop) -> Iterable[Found]:
         """Judge the whole loop at its end."""
         return ()
+
+
+class PollMonitor(Monitor):
+    """Numbers of earlier steps that have arrived from a device."""
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        return loop.reader.poll()
+
+    def on_end(self, loop: Loop) -> Iterable[Found]:
+        return loop.reader.poll(waits=True)

@@ -39,12 +39,9 @@ class FiniteMonitor(Monitor):
         ):
             self._num_thrown += 1
         if self._num_thrown == _MAX_SKIPPED:
-            yield (
-                SKIPPED,
-                Fault(
-                    f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
-                    measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
-                ),
+            yield SKIPPED.with_fault(
+                f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
+                measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
             )
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -135,12 +132,9 @@ class UpdateMonitor(Monitor):
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
         number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
         if number == _NUM_STILL:
-            yield (
-                NO_UPDATE,
-                Fault(
-                    f"{number} updates of {track.name} in a row have a learning rate of 0",
-                    measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
-                ),
+            yield NO_UPDATE.with_fault(
+                f"{number} updates of {track.name} in a row have a learning rate of 0",
+                measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
         if track.is_sampled(loop.every) and track.lr > 0:
             names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
@@ -171,25 +165,19 @@ class UpdateMonitor(Monitor):
 
         def judge_still(value: float) -> Iterator[Found]:
             if value == 0 and track.num_updates > 0:
-                yield (
-                    NO_UPDATE,
-                    Fault(
-                        f"an update of {track.name} changes no parameter though gradients are not zero",
-                        causes=causes,
-                        measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
-                    ),
+                yield NO_UPDATE.with_fault(
+                    f"an update of {track.name} changes no parameter though gradients are not zero",
+                    causes=causes,
+                    measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
                 )
 
         def judge_large(value: float) -> Iterator[Found]:
             if value > _MAX_RATIO:
-                yield (
-                    LARGE_UPDATE,
-                    Fault(
-                        "an update changes half of the weight matrices by more than their own size",
-                        value=value,
-                        bound=_MAX_RATIO,
-                        measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
-                    ),
+                yield LARGE_UPDATE.with_fault(
+                    "an update changes half of the weight matrices by more than their own size",
+                    value=value,
+                    bound=_MAX_RATIO,
+                    measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
                 )
 
         yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)

@@ -9,8 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.check.core.finding import Fault
+from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME_BATCH, SAME_LABEL
 
@@ -68,15 +67,12 @@ class ModeMonitor(Monitor):
             number = self._num_evaluated[key] = self._num_evaluated.get(key, 0) + 1
             is_reset = any(getattr(m, "momentum", 0.1) is None for _, m in modules)  # as `update_bn` of torch does
             if number == _NUM_EVALUATED and not is_reset:
-                yield (
-                    MODE,
-                    Fault(
-                        "the model is evaluated in training mode: dropouts draw, batch norms use the batch",
-                        causes=("eval.mode", "model.norm_mode"),
-                        measured=f"{number} forward passes in a row without gradients, with training=True",
-                        layer=modules[0][0],
-                        evidence={"mode": "training"},
-                    ),
+                yield MODE.with_fault(
+                    "the model is evaluated in training mode: dropouts draw, batch norms use the batch",
+                    causes=("eval.mode", "model.norm_mode"),
+                    measured=f"{number} forward passes in a row without gradients, with training=True",
+                    layer=modules[0][0],
+                    evidence={"mode": "training"},
                 )
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
@@ -88,17 +84,14 @@ class ModeMonitor(Monitor):
         if call is None or call.model.training or not self._modules.get(id(call.model)):
             return
         was_training = self._has_trained.get(id(call.model), False)
-        yield (
-            MODE,
-            Fault(
-                "the model trains in evaluation mode" + (", since an evaluation" if was_training else ""),
-                severity="error" if was_training else None,
-                causes=("model.norm_mode", "eval.mode"),
-                measured="training=False in the forward pass of an update"
-                + (", True in those before" if was_training else ""),
-                layer=self._modules[id(call.model)][0][0],
-                evidence={"mode": "evaluation"},
-            ),
+        yield MODE.with_fault(
+            "the model trains in evaluation mode" + (", since an evaluation" if was_training else ""),
+            severity="error" if was_training else None,
+            causes=("model.norm_mode", "eval.mode"),
+            measured="training=False in the forward pass of an update"
+            + (", True in those before" if was_training else ""),
+            layer=self._modules[id(call.model)][0][0],
+            evidence={"mode": "evaluation"},
         )
 
 
@@ -108,16 +101,13 @@ def _norm_faults(modules: list[tuple[str, nn.Module]]) -> Iterator[Found]:
         name for name, m in modules if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
     ]
     if held:
-        yield (
-            MODE,
-            Fault(
-                f"{len(held)} batch norm(s) in evaluation mode while the model trains, '{held[0]}' first",
-                causes=("model.norm_mode",),
-                measured="training=False, and requires_grad=True of their weights",
-                action="call train() on them, or freeze their weights too if that is intended",
-                layer=held[0],
-                evidence={"mode": "norm"},
-            ),
+        yield MODE.with_fault(
+            f"{len(held)} batch norm(s) in evaluation mode while the model trains, '{held[0]}' first",
+            causes=("model.norm_mode",),
+            measured="training=False, and requires_grad=True of their weights",
+            action="call train() on them, or freeze their weights too if that is intended",
+            layer=held[0],
+            evidence={"mode": "norm"},
         )
 
 
@@ -149,11 +139,8 @@ class OutputMonitor(Monitor):
     def _judge_same(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
         if self._num_same == _NUM_SAME - 1:
-            yield (
-                SAME_BATCH,
-                Fault(
-                    f"the model gets the same batch at {_NUM_SAME} updates in a row", measured="inputs with equal bits"
-                ),
+            yield SAME_BATCH.with_fault(
+                f"the model gets the same batch at {_NUM_SAME} updates in a row", measured="inputs with equal bits"
             )
 
     def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
@@ -166,12 +153,9 @@ class OutputMonitor(Monitor):
         def judge(value: float) -> Iterator[Found]:
             self._num_constant = self._num_constant + 1 if value else 0
             if self._num_constant == 2:
-                yield (
-                    CONSTANT,
-                    Fault(
-                        "the model returns the same for every sample of a batch",
-                        measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",
-                    ),
+                yield CONSTANT.with_fault(
+                    "the model returns the same for every sample of a batch",
+                    measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",
                 )
 
         yield from loop.reader.read(is_constant.float(), judge)
@@ -196,14 +180,11 @@ class LossMonitor(Monitor):
             parents = [parent for parent, _ in node.next_functions if parent is not None]
             before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
             if (name, before) in _DOUBLE:
-                yield (
-                    DOUBLE,
-                    Fault(
-                        _DOUBLE[name, before],
-                        severity="warning" if before == "Relu" else None,
-                        causes=_CAUSES.get(before if before == "Relu" else name, ()),
-                        measured=f"{name} of the loss reads the output of {before}",
-                    ),
+                yield DOUBLE.with_fault(
+                    _DOUBLE[name, before],
+                    severity="warning" if before == "Relu" else None,
+                    causes=_CAUSES.get(before if before == "Relu" else name, ()),
+                    measured=f"{name} of the loss reads the output of {before}",
                 )
             if name.startswith("NllLoss"):
                 labels = node._saved_target
@@ -213,12 +194,9 @@ class LossMonitor(Monitor):
     def _judge_labels(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
         if self._num_same == _NUM_SAME:
-            yield (
-                SAME_LABEL,
-                Fault(
-                    "all labels of a batch are the same class, at each of five batches",
-                    measured="one label in each of 5 batches",
-                ),
+            yield SAME_LABEL.with_fault(
+                "all labels of a batch are the same class, at each of five batches",
+                measured="one label in each of 5 batches",
             )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.check.core.finding import Fault
+from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.runtime_rules import EMA, SCHEDULE
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
@@ -37,13 +36,10 @@ class ScheduleMonitor(Monitor):
         elif highest > 0:
             low = self._num_low[key] = self._num_low.get(key, 0) + 1
             if low == max(_MIN_LOW, self._num_high.get(key, 0)):
-                yield (
-                    SCHEDULE,
-                    Fault(
-                        f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest, and stays there",
-                        measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
-                        f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
-                    ),
+                yield SCHEDULE.with_fault(
+                    f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest, and stays there",
+                    measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
+                    f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
                 )
         for scheduler in self._schedulers:
             yield from _length_faults(scheduler, track)
@@ -51,14 +47,11 @@ class ScheduleMonitor(Monitor):
     def on_end(self, loop: Loop) -> Iterator[Found]:
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
             if loop.step >= _NUM_IDLE and _count(scheduler) == first:
-                yield (
-                    SCHEDULE,
-                    Fault(
-                        f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
-                        measured=f"0 calls of step() in {loop.step} updates",
-                        expected="scheduler.step() after each epoch, or after each update",
-                        action="call scheduler.step()",
-                    ),
+                yield SCHEDULE.with_fault(
+                    f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
+                    measured=f"0 calls of step() in {loop.step} updates",
+                    expected="scheduler.step() after each epoch, or after each update",
+                    action="call scheduler.step()",
                 )
 
 
@@ -67,14 +60,11 @@ def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
     length = getattr(scheduler, "T_max", None)
     if scheduler.optimizer is track.optimizer and length is not None and _count(scheduler) > length + 1:
         is_each = track.num_updates <= _count(scheduler) + 1
-        yield (
-            SCHEDULE,
-            Fault(
-                f"{type(scheduler).__name__} is stepped past its end: the learning rate rises again",
-                severity="error",
-                measured=f"{_count(scheduler)} steps, T_max {length}"
-                + (", one after each update: T_max is probably in epochs" if is_each else ""),
-            ),
+        yield SCHEDULE.with_fault(
+            f"{type(scheduler).__name__} is stepped past its end: the learning rate rises again",
+            severity="error",
+            measured=f"{_count(scheduler)} steps, T_max {length}"
+            + (", one after each update: T_max is probably in epochs" if is_each else ""),
         )
 
 
@@ -98,12 +88,9 @@ class AverageMonitor(Monitor):
 
 def _judge_average(value: float) -> Iterator[Found]:
     if value == 0:
-        yield (
-            EMA,
-            Fault(
-                "the moving average of the weights never moves",
-                measured=f"no parameter of it has changed in {_NUM_IDLE} updates",
-            ),
+        yield EMA.with_fault(
+            "the moving average of the weights never moves",
+            measured=f"no parameter of it has changed in {_NUM_IDLE} updates",
         )
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.instrument import hang, observe_backward, observe_updates, record
-from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
-from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
-from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
-from sightline.workbench.watch.report import CheckReport
-from sightline.workbench.watch.schedules import AverageMonitor, ScheduleMonitor
+from sightline.runtime.bisection import Search, prepare_search
+from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
+from sightline.runtime.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.runtime.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.runtime.report import CheckReport
+from sightline.runtime.schedules import AverageMonitor, ScheduleMonitor
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ class Watch:
         self._watches_passes = watches_passes
         self._receive = receive
         self._monitors: list[Monitor] = [
+            PollMonitor(),
             OrderMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
@@ -109,7 +110,6 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._calls.close()
         self._stack.close()
-        self._take(self._loop.reader.poll(waits=True))
         self._loop.is_over = True
         self._judge("on_end")
         self._finish_search()
@@ -143,7 +143,6 @@ class Watch:
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._loop.track(optimizer)
         if track is not None:
-            self._take(self._loop.reader.poll())
             self._judge("before_update", track)
 
     def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -158,7 +157,7 @@ class Watch:
             for judge in self._by_event[event]:
                 try:
                     self._take(judge(self._loop, *subject))
-                except Exception:
+                except Exception:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
                     self._switch_off(judge.__self__)
 
     def _switch_off(self, monitor: Monitor) -> None:
