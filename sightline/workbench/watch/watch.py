@@ -58,6 +58,7 @@ class Watch:
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
+        self._first_step = first_step
         self._declared = declared
         self._optimizers = optimizers
         self._bisects = bisects
@@ -100,9 +101,7 @@ class Watch:
         self._loop.is_over = False
         for optimizer in self._optimizers:
             self._loop.track(optimizer)
-        for model in self._loop.models.values() if self._watches_passes else ():
-            for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
-                self._stack.callback(handle.remove)
+        self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
         return self
@@ -113,6 +112,11 @@ class Watch:
         self._loop.is_over = True
         self._judge("on_end")
         self._finish_search()
+
+    def _hang(self, models: Iterable[nn.Module]) -> None:
+        for model in models if self._watches_passes else ():
+            for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
+                self._stack.callback(handle.remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +147,9 @@ class Watch:
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._loop.track(optimizer)
         if track is not None:
+            if self._loop.num_forwards == 0 and self._loop.step == self._first_step:
+                # Lightning's `training_step` need not call the module itself, but parts of it.
+                self._hang(child for model in self._loop.models.values() for child in model.children())
             self._judge("before_update", track)
 
     def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
