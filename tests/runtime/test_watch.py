@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
+import json
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tests.runtime.healthy_loops import LOOPS, Loop
-from tests.runtime.planted_loops import PLANTS
+import sightline
+from sightline.contract.errors import UserError
+from sightline.runtime.gradients import OrderMonitor
+from tests.processes import run_ranks
+from tests.runtime.healthy_loops import LOOPS, Loop, batches, net
+from tests.runtime.planted_loops import PLANTS, Overflow, train
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -25,3 +37,132 @@ def test_a_planted_bug_is_named_at_its_step(name: str) -> None:
 def test_a_healthy_loop_raises_nothing(loop: Loop) -> None:
     torch.manual_seed(0)
     assert loop().findings == []
+
+
+def weights_after(*, is_watched: bool, steps: int = 12) -> list[torch.Tensor]:
+    """Train with dropout, batch norm, momentum and clipping; return parameters, buffers, optimiser and random state."""
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer, every=3) if is_watched else contextlib.nullcontext():
+        for points, label in batches(steps):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return [*model.state_dict().values(), *moments, torch.get_rng_state()]
+
+
+def test_watching_changes_no_bit() -> None:
+    bare, watched = weights_after(is_watched=False), weights_after(is_watched=True)
+    assert all(map(torch.equal, bare, watched))
+
+
+TWO_PROCESSES = """
+import contextlib, sys
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+import sightline
+from tests.runtime.healthy_loops import batches, net
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+def train(is_watched):
+    torch.manual_seed(0)
+    model = DistributedDataParallel(net())
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    with sightline.watch(model, optimizer=optimizer) if is_watched else contextlib.nullcontext() as watch:
+        for points, label in batches(8, seed=rank):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    assert not is_watched or watch.findings == [], watch.findings
+    return list(model.state_dict().values())
+
+assert all(map(torch.equal, train(False), train(True)))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.processes
+def test_watching_changes_no_bit_of_two_processes() -> None:
+    run_ranks(["-c", TWO_PROCESSES], 2)
+
+
+def test_nothing_hangs_on_the_model_or_on_torch_afterwards() -> None:
+    backward = torch.autograd.backward
+    module = sys.modules["torch.optim.optimizer"]
+    hooks = module._global_optimizer_pre_hooks, module._global_optimizer_post_hooks
+    model = net()
+    with pytest.raises(KeyError), sightline.watch(model):
+        raise KeyError
+    assert torch.autograd.backward is backward
+    assert not any(hooks)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_copy_and_a_saved_model_have_silent_hooks() -> None:
+    model = net()
+    with sightline.watch(model) as watch:
+        copied, stored = copy.deepcopy(model), io.BytesIO()
+        torch.save(model, stored)
+        copied(torch.randn(4, 10))
+        stored.seek(0)
+        torch.load(stored, weights_only=False)(torch.randn(4, 10))
+    assert watch.findings == []
+
+
+def test_a_monitor_that_fails_does_not_end_the_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OrderMonitor, "after_backward", lambda *_: 1 / 0)
+    assert train(clear=None, steps=4).report.figures["updates"] == 4
+    assert [record.message for record in caplog.records] == ["watch-failed: OrderMonitor failed, and is switched off"]
+
+
+def test_a_layer_is_searched_at_the_end_where_it_is_not_asked_for() -> None:
+    torch.manual_seed(0)
+    watch = train(Overflow())
+    (finding,) = watch.findings
+    assert (finding.where.layer, finding.where.sample, finding.where.step) == ("middle", 5, 4)
+    assert "float64" in finding.measured
+
+
+def test_a_finding_names_the_line_of_the_loop(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches(3):
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    (finding,) = watch.findings
+    assert Path(finding.where.file or "") == Path(__file__)
+    assert Path(__file__).read_text().splitlines()[(finding.where.line or 0) - 1].strip() == "optimizer.step()"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_declared_codes_are_left_out() -> None:
+    assert train(clear=None, declared=("gradients-kept",)).findings == []
+
+
+def test_a_report_is_text_json_and_a_page(tmp_path: Path) -> None:
+    report = train(clear=None).report
+    for ending in ("json", "html", "txt"):
+        report.save(tmp_path / f"report.{ending}")
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert (document["errors"], document["findings"][0]["code"]) == (1, "gradients-kept")
+    assert "gradients-kept" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "report.txt").read_text() == f"{report}\n"
+    assert not report.is_sound
+    with pytest.raises(UserError, match=r"found '\.pdf'"):
+        report.save(tmp_path / "report.pdf")
+
+
+def test_only_modules_are_watched() -> None:
+    with pytest.raises(UserError, match="found int"):
+        sightline.watch([net(), 3])  # type: ignore[list-item]

@@ -23,8 +23,9 @@ from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import is_run, read_run
 from sightline.engine.step import compute_batch_losses
-from sightline.workbench.watch.plain_setup import PREFIX, make_setup
-from sightline.workbench.watch.report import CheckReport
+from sightline.instrument import record
+from sightline.runtime.plain_setup import PREFIX, make_setup
+from sightline.runtime.report import CheckReport
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import check_path, run_all
@@ -127,9 +128,11 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     reader = built.data.train.reader
     keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
     batch = reader(keys)
-    started = compute_seconds()
-    with torch.no_grad():
-        compute_batch_losses(built.job.task, isolated_copy(built.job.model), batch, built.job.device)
+    model, started = isolated_copy(built.job.model), compute_seconds()
+    with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
+        compute_batch_losses(built.job.task, model, batch, built.job.device)
+    if not all(isinstance(output, Tensor) for output in tape.outputs[0].values()):
+        return (), "skipped, the output is not one tensor"
     step_s = 3 * (compute_seconds() - started)
     steps = min(_STEPS, int(_FIT_S / (_NUM_ATTEMPTS * max(step_s, 1e-6))))
     if steps < _MIN_STEPS:
@@ -137,9 +140,9 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     result = fit_samples(
         FitSetup(built, batch, None, steps), Samples(keys, reader, batch), FitOptions(is_brief=True), lambda line: None
     )
-    return [
-        f for f in result.findings if f.severity != "note" and f.cause not in causes
-    ], "passed" if result.is_fitted else "failed"
+    findings = [f if f.severity == "error" else dataclasses.replace(f, severity="note") for f in result.findings]
+    word = "passed" if result.is_fitted else "failed" if result.has_error else "undecided"
+    return [finding for finding in findings if finding.cause not in causes], word
 
 
 def _rename(finding: Finding) -> Finding:

@@ -17,7 +17,7 @@ from sightline.contract.binding import AvailableKeys
 from sightline.contract.errors import UserError
 from sightline.contract.loss import Loss
 from sightline.contract.pytree import tree_leaves, tree_map
-from sightline.contract.types import Batch, ComponentConfig, DataInfo, Field, SampleKey
+from sightline.contract.types import ComponentConfig, DataInfo, Field, SampleKey
 from sightline.engine.batch_stream import BatchSampler, BatchStream
 from sightline.engine.build import Data, DataSubset, TrainingSetup
 from sightline.engine.evaluate import Evaluator
@@ -109,23 +109,16 @@ class PlainData:
         return sum(self._sizes)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        return {name: tree_map(v, lambda _, t: t[0]) for name, v in self.get_batch([key]).items()}
+        row = key.index
+        for (inputs, target), size in zip(self._batches, self._sizes, strict=True):
+            if row < size:
+                return {"inputs": _take_row(inputs, row), self._target: _take_row(target, row)}
+            row -= size
+        raise IndexError(key.index)
 
-    def get_batch(self, keys: Sequence[SampleKey]) -> Batch:
-        """Return the samples of these keys."""
-        index = torch.tensor([key.index for key in keys])
-        inputs, target = (self._rows([batch[part] for batch in self._batches], index) for part in (0, 1))
-        return {"inputs": inputs, self._target: target, "sample_index": index}
 
-    def _rows(self, trees: Sequence[Any], index: Tensor) -> Any:
-        columns = [dict(tree_leaves(tree)) for tree in trees]
-
-        def take(path: str, first: Tensor) -> Tensor:
-            if first.ndim == 0 or len(first) != self._sizes[0]:
-                return first
-            return torch.cat([column[path] for column in columns])[index.to(first.device)]
-
-        return tree_map(trees[0], take)
+def _take_row(tree: Any, row: int) -> Any:
+    return tree_map(tree, lambda _, tensor: tensor[row] if tensor.ndim else tensor)
 
 
 def make_setup(

@@ -17,7 +17,7 @@ _ENDINGS = (".json", ".html", ".txt")
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Findings with figures about them; `str` prints them, and `save` writes them. True where nothing is an error."""
+    """Findings with figures about them; `str` prints them, and `save` writes them."""
 
     title: str
     findings: Sequence[Finding]
@@ -41,7 +41,9 @@ class CheckReport:
     def __str__(self) -> str:
         return "\n".join([*map(str, self.findings), self.summary])
 
-    def __bool__(self) -> bool:
+    @property
+    def is_sound(self) -> bool:
+        """True where no finding is an error."""
         return self.num_errors == 0
 
     def to_dict(self) -> dict[str, Any]:

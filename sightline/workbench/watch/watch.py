@@ -80,6 +80,7 @@ class Watch:
         self._by_event = {
             event: [getattr(monitor, event) for monitor in self._monitors if event in vars(type(monitor))]
             for event in vars(Monitor)
+            if not event.startswith("_")
         }
         self._stack = ExitStack()
         self._calls = ExitStack()
@@ -161,7 +162,7 @@ class Watch:
 
     def _judge(self, event: str, *subject: Any) -> None:
         with torch.no_grad():
-            for judge in self._by_event[event]:
+            for judge in tuple(self._by_event[event]):
                 try:
                     self._take(judge(self._loop, *subject))
                 except Exception:  # noqa: BLE001 - the loop is the user's, and must not end by an observer
