@@ -1,0 +1,33 @@
+"""The page of `watch`: its blocks run as they are written, print what it shows, and its table has every code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from sightline.config.shipped import copy_shipped
+from sightline.workbench.check.runtime_rules import RUNTIME_RULES
+from tests.doc_blocks import ROOT, blocks_of, run_block
+
+PAGE = ROOT / "docs" / "prove" / "any_loop.md"
+PRINTED = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_block_prints_what_the_page_shows(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy_shipped("examples", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    run_block([block for block in blocks_of(PAGE) if block.needs is None][place])
+    assert capsys.readouterr().out == PRINTED[place]
+    assert place or (tmp_path / "watch.html").read_text().count("<h2") == 3
+
+
+def test_the_table_has_every_code() -> None:
+    rows = [line.split("|")[1] for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert [rule.code for rule in RUNTIME_RULES if not any(f"`{rule.code}`" in row for row in rows)] == []
