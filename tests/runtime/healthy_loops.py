@@ -426,7 +426,7 @@ def learnt_temperature():
     return watch
 
 
-def compiled_names():
+def named_inputs_and_outputs():
     """A dictionary of outputs and keyword inputs."""
 
     class Named(nn.Module):
@@ -443,6 +443,81 @@ def compiled_names():
         for points, label in batches():
             optimizer.zero_grad()
             F.cross_entropy(model(points=points)["logits"], label).backward()
+            optimizer.step()
+    return watch
+
+
+def cleared_by_data():
+    """As scripts of the first years clear gradients: no version of the tensor notes it."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.data.zero_()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    return watch
+
+
+def critic_in_evaluation_mode():
+    model, critic = net(), nn.Sequential(nn.Linear(4, 10), net())
+    first = torch.optim.SGD(model.parameters(), lr=1e-2)
+    second = torch.optim.SGD(critic.parameters(), lr=1e-2)
+    with sightline.watch([model, critic], optimizer=[first, second]) as watch:
+        for points, label in batches():
+            critic.train()
+            second.zero_grad()
+            F.cross_entropy(critic(model(points).detach()), label).backward()
+            second.step()
+            critic.eval()
+            first.zero_grad()
+            F.cross_entropy(critic(model(points)), label).backward()
+            first.step()
+    return watch
+
+
+def head_starts_at_zero():
+    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
+    nn.init.zeros_(model[2].weight)
+    nn.init.zeros_(model[2].bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    return watch
+
+
+def tokens():
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Flatten(), nn.Linear(16 * 6, 20))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _ in range(STEPS):
+            words = torch.randint(20, (16, 6))
+            optimizer.zero_grad()
+            F.cross_entropy(model(words), words[:, 2]).backward()
+            optimizer.step()
+    return watch
+
+
+def two_heads_in_turn():
+    class TwoHeads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.first, self.second = nn.Linear(10, 24), nn.Linear(24, 4), nn.Linear(24, 4)
+
+        def forward(self, points: Tensor, turn: int) -> Tensor:
+            return (self.first if turn else self.second)(self.body(points).relu())
+
+    model = TwoHeads()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step, (points, label) in enumerate(batches()):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points, step % 2), label).backward()
             optimizer.step()
     return watch
 

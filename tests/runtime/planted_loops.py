@@ -269,6 +269,12 @@ PLANTS = {
     "features detached": Plant("no-gradient", "model.frozen_unintended", 1, lambda: train(Cut())),
     "a layer that never runs": Plant("no-gradient", "model.structure", 8, lambda: train(Unused())),
     "optimiser before the new head": Plant("not-optimised", "optim.param_coverage", 1, replaced_after_the_optimizer),
+    "optimiser of another model": Plant(
+        "not-optimised",
+        "optim.param_coverage",
+        1,
+        lambda: train(net(), optimizer=torch.optim.SGD(net().parameters(), lr=1e-2)),
+    ),
     "a part in no optimiser": Plant("not-optimised", "optim.param_coverage", 1, left_out),
     "a part in no optimiser, found": Plant("not-optimised", "optim.param_coverage", 21, left_out_and_not_named),
     "NaN in the data": Plant(
@@ -299,7 +305,7 @@ PLANTS = {
     "learning rate 10 of Adam": Plant(
         "large-update", "optim.lr", 3, lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters(), lr=10.0))
     ),
-    "constant output": Plant("constant-output", "model.constant_output", 2, lambda: train(Constant())),
+    "constant output": Plant("constant-output", "model.constant_output", 4, lambda: train(Constant())),
     "dead units": Plant("dead-units", "model.activation", 5, lambda: train(dead_layer())),
     "evaluation mode after an evaluation": Plant("mode", "model.norm_mode", 11, lambda: train(at=to_eval)),
     "a batch norm in evaluation mode": Plant("mode", "model.norm_mode", 1, lambda: train(at=freeze_norm)),

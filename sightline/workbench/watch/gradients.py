@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
@@ -55,6 +56,9 @@ class OrderMonitor(Monitor):
         for track in loop.tracks.values():
             track.after_backward = track.marks()
             track.num_backward += 1
+            gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+            if gradients and track.is_sampled(loop.every):
+                track.norm_after_backward = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
         yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -95,7 +99,7 @@ class ReachMonitor(Monitor):
 
     def __init__(self, *, knows_optimizers: bool) -> None:
         self._knows_optimizers = knows_optimizers
-        self._silent: dict[str, int] = {}
+        self._silent: dict[int, dict[str, int]] = {}
         self._is_covered = False
         self._num_zero: dict[int, int] = {}
 
@@ -117,6 +121,8 @@ class ReachMonitor(Monitor):
 
     def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
+        if not silent:
+            return
         if len(silent) == len(track.parameters):
             if track.num_updates == 0 and not any(track.after_backward):
                 yield NO_GRADIENT.with_fault(
@@ -127,11 +133,10 @@ class ReachMonitor(Monitor):
                     action="look for detach(), no_grad, .data, numpy() or argmax between the model and the loss",
                 )
             return
-        self._silent = {name: self._silent.get(name, 0) + 1 for name in silent}
+        before = self._silent.get(id(track), {})
+        counts = self._silent[id(track)] = {name: before.get(name, 0) + 1 for name in silent}
         ran = [n for n in silent if n.rpartition(".")[0] in loop.executed and track.num_updates == 0]
-        idle = [
-            n for n, count in self._silent.items() if count == _NUM_SILENT and n.rpartition(".")[0] not in loop.executed
-        ]
+        idle = [n for n, count in counts.items() if count == _NUM_SILENT and n.rpartition(".")[0] not in loop.executed]
         for names, detail in (
             (ran, "their modules run, but the loss does not depend on them"),
             (idle, "their modules never run"),
@@ -148,13 +153,14 @@ class ReachMonitor(Monitor):
     def _zero_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.norm is None:
             return
-        is_written = track.marks() != track.after_backward
+        was_alive, is_marked = track.norm_after_backward, track.marks() != track.after_backward
 
         def judge(value: float) -> Iterator[Found]:
             is_zero = value == 0 and not any(bool(gradient.any()) for gradient in track.gradients.values())
             number = self._num_zero[id(track)] = self._num_zero.get(id(track), 0) + 1 if is_zero else 0
             if number < _NUM_ZERO:
                 return
+            is_written = is_marked and was_alive is not None and float(was_alive) > 0
             yield (CLEARED if is_written else ZERO).with_fault(
                 f"all gradients of {track.name} are exactly zero at {number} updates in a row",
                 measured=f"largest gradient 0 in {len(track.gradients)} parameters"

@@ -45,6 +45,7 @@ class OptimizerTrack:
     is_kept: list[bool] = field(default_factory=list)
     kept_values: Tensor | None = None
     norm: Tensor | None = None
+    norm_after_backward: Tensor | None = None
 
     def __post_init__(self) -> None:
         names = list(self.parameters)
@@ -144,13 +145,16 @@ class Loop:
         """Parameters of the models by name, each once."""
         return {f"{prefix}{name}": p for prefix, model in self.models.items() for name, p in model.named_parameters()}
 
-    def track(self, optimizer: torch.optim.Optimizer) -> OptimizerTrack | None:
-        """Return the track of an optimiser, begun now if it is new; None if it holds no parameter of the models."""
+    def track(self, optimizer: torch.optim.Optimizer, *, is_named: bool = False) -> OptimizerTrack | None:
+        """Return the track of an optimiser, begun now if it is new.
+
+        None if it holds no parameter of the models, unless the user has named it.
+        """
         if id(optimizer) not in self.tracks:
             names = {id(parameter): name for name, parameter in self.parameters().items()}
             held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             own = {names[id(parameter)]: parameter for parameter in held if id(parameter) in names}
-            if not own:
+            if not own and not is_named:
                 return None
             self.tracks[id(optimizer)] = OptimizerTrack(optimizer, own, foreign=len(held) - len(own))
         return self.tracks[id(optimizer)]
@@ -166,7 +170,12 @@ class Loop:
         frame = sys._getframe()
         while frame is not None:
             path = Path(frame.f_code.co_filename)
-            if "site-packages" not in path.parts and not path.is_relative_to(_PACKAGE) and path.exists():
+            if (
+                path.suffix == ".py"
+                and "site-packages" not in path.parts
+                and not path.is_relative_to(_PACKAGE)
+                and path.exists()
+            ):
                 return FindingLocation(file=str(path), line=frame.f_lineno, step=step)
             frame = frame.f_back  # type: ignore[assignment]
         return FindingLocation(step=step)

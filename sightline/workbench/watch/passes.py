@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
@@ -16,7 +17,9 @@ from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NUM_EVALUATED = 3
-_NUM_SAME = 5
+_NUM_SAME, _MAX_INPUTS = 5, 4
+_NUM_CONSTANT = 4
+"""Sampled passes in a row with constant outputs: a head that starts at zero has one, or a few while it warms up."""
 _MIN_LABELS = 8
 _SAMPLE_SIZE = 256
 _MAX_NODES = 300
@@ -83,6 +86,9 @@ class ModeMonitor(Monitor):
         call = loop.call
         if call is None or call.model.training or not self._modules.get(id(call.model)):
             return
+        own = {id(parameter) for parameter in track.parameters.values()}
+        if not any(id(parameter) in own for parameter in call.model.parameters()):  # a critic of what is trained
+            return
         was_training = self._has_trained.get(id(call.model), False)
         yield MODE.with_fault(
             "the model trains in evaluation mode" + (", since an evaluation" if was_training else ""),
@@ -115,8 +121,7 @@ class OutputMonitor(Monitor):
     """Outputs differ between samples and between batches; batches differ from update to update."""
 
     def __init__(self) -> None:
-        self._digests: dict[int, Tensor] = {}
-        self._outputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self._digests: dict[int, list[Tensor]] = {}
         self._num_same = 0
         self._num_constant = 0
         self._last_step = -1
@@ -125,14 +130,15 @@ class OutputMonitor(Monitor):
         if not call.has_gradient or loop.step == self._last_step:
             return
         self._last_step = loop.step
-        inputs = [t for _, t in tree_leaves(call.inputs) if t.is_floating_point() and t.numel() > 1]
+        inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1]
         if not inputs:
             return
-        digest = _take_sample(inputs[0])
+        digest = [_take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
-        if last is not None and last.shape == digest.shape and self._num_same < _NUM_SAME:
-            yield from loop.reader.read((last == digest).all().float(), self._judge_same)
+        if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
+            same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)])
+            yield from loop.reader.read(same.all().float(), self._judge_same)
         if loop.is_sampled:
             yield from self._constant_faults(loop, call, inputs[0])
 
@@ -152,7 +158,7 @@ class OutputMonitor(Monitor):
 
         def judge(value: float) -> Iterator[Found]:
             self._num_constant = self._num_constant + 1 if value else 0
-            if self._num_constant == 2:
+            if self._num_constant == _NUM_CONSTANT:
                 yield CONSTANT.with_fault(
                     "the model returns the same for every sample of a batch",
                     measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",

@@ -101,7 +101,7 @@ class Watch:
     def __enter__(self) -> Self:
         self._loop.is_over = False
         for optimizer in self._optimizers:
-            self._loop.track(optimizer)
+            self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
