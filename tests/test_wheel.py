@@ -18,6 +18,7 @@ from sightline.config.shipped import copy_shipped, shipped_configs
 from sightline.contract.errors import UserError
 from tests.bare import write_bare_site
 from tests.command import run_here
+from tests.doc_blocks import blocks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; print(b.build_wheel('wheel'), b.build_editable('editable'))"
@@ -105,6 +106,11 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
         asked.stderr == "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
     )
     assert not (tmp_path / "logged").exists()
+    (tmp_path / "examples").mkdir()
+    shutil.copy(installed / "sightline" / "shipped" / "examples" / "any_loop.py", tmp_path / "examples")
+    watching = blocks_of(ROOT / "docs" / "prove" / "any_loop.md")[0].text
+    told = ran("-W", "error", "-c", watching, cwd=tmp_path, PYTHONPATH=f"{installed}{os.pathsep}{site}")
+    assert told.splitlines()[-1] == "watch: 3 errors, 0 warnings, updates 96"
     where = ran("-c", "import sightline; print(sightline.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
     assert Path(where.strip()).is_relative_to(installed)
 
