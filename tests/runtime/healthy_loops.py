@@ -503,6 +503,19 @@ def tokens():
     return watch
 
 
+def biases_alone():
+    model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for points, label in batches():
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+    return watch
+
+
 def two_heads_in_turn():
     class TwoHeads(nn.Module):
         def __init__(self) -> None:

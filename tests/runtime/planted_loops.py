@@ -211,6 +211,12 @@ def loss_of_another_model():
     return watch
 
 
+def frozen_weight():
+    model = net()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
 def dead_layer():
     model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
     nn.init.constant_(model[0].bias[:20], -100.0)
@@ -306,6 +312,7 @@ PLANTS = {
         "large-update", "optim.lr", 3, lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters(), lr=10.0))
     ),
     "constant output": Plant("constant-output", "model.constant_output", 4, lambda: train(Constant())),
+    "one weight frozen": Plant("frozen", "model.frozen_unintended", 1, lambda: train(frozen_weight())),
     "dead units": Plant("dead-units", "model.activation", 5, lambda: train(dead_layer())),
     "evaluation mode after an evaluation": Plant("mode", "model.norm_mode", 11, lambda: train(at=to_eval)),
     "a batch norm in evaluation mode": Plant("mode", "model.norm_mode", 1, lambda: train(at=freeze_norm)),

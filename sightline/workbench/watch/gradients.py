@@ -14,6 +14,7 @@ from sightline.workbench.check.runtime_rules import (
     CLEARED,
     COVERAGE,
     DEAD,
+    FROZEN,
     KEPT,
     NO_BACKWARD,
     NO_GRADIENT,
@@ -22,6 +23,8 @@ from sightline.workbench.check.runtime_rules import (
 )
 
 _MAX_NAMES = 5
+_MAX_MIXED = 0.5
+"""Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
 _NUM_SILENT = 8
@@ -107,6 +110,7 @@ class ReachMonitor(Monitor):
         if track.num_updates == 0:
             for model in loop.models.values():
                 yield from ((UNREGISTERED, fault) for fault in registration_faults(model))
+            yield from _frozen_faults(loop)
         if track.num_updates < _NUM_SILENT and track.num_backward:
             yield from self._silent_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
@@ -168,6 +172,22 @@ class ReachMonitor(Monitor):
             )
 
         yield from loop.reader.read(track.norm, judge)
+
+
+def _frozen_faults(loop: Loop) -> Iterator[Found]:
+    """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
+    own = {name: list(module.named_parameters(recurse=False)) for name, module in loop.modules()}
+    own = {name: named for name, named in own.items() if named}
+    mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
+    if not mixed or len(mixed) > _MAX_MIXED * len(own):
+        return
+    frozen = [f"{name}.{key}".lstrip(".") for name in mixed for key, p in own[name] if not p.requires_grad]
+    yield FROZEN.with_fault(
+        f"{len(frozen)} parameter(s) frozen in modules that train: {list_names(frozen)}",
+        measured=f"requires_grad False in {len(mixed)} of {len(own)} modules, True of their other parameters",
+        param=frozen[0],
+        layer=mixed[0] or None,
+    )
 
 
 def _coverage_faults(loop: Loop) -> Iterator[Found]:
