@@ -46,9 +46,9 @@ from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.probe.features import source_sha256
 
 if TYPE_CHECKING:
-    from sightline.workbench.watch.watch import Watch
     from sightline.workbench.check.core.finding import Finding
     from sightline.workbench.fit.layer_trace import ExpectationObserver
+    from sightline.workbench.watch.watch import Watch
 
 
 class ConfigWithPlugins(NamedTuple):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import sightline
 from sightline.contract.errors import UserError
-from sightline.runtime.gradients import OrderMonitor
+from sightline.workbench.watch.gradients import OrderMonitor
 from tests.processes import run_ranks
 from tests.runtime.healthy_loops import LOOPS, Loop, batches, net
 from tests.runtime.planted_loops import PLANTS, Overflow, train

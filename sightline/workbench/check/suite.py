@@ -74,7 +74,7 @@ def check_path(path: Path, config: RunConfig, *, device: str = "auto", deep: boo
     """Run all checks of the config of a file or of a run directory."""
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(path, config=config, world=world)
-        return run_all(opened.training_setup, world, run=opened.directory, deep=deep)
+        return run_all(opened.training_setup, world, run=opened.files and opened.path, deep=deep)
 
 
 def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sightline.contract.pytree import tree_map
 from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, record
-from sightline.workbench.watch.loop import ForwardCall
 from sightline.workbench.check.checks.optimiser.non_finite import ForwardTrace, make_forward_fault
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.watch.loop import ForwardCall
 
 logger = logging.getLogger(__name__)
 

@@ -21,17 +21,17 @@ from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
-from sightline.engine.run_loading import is_run, read_run
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import record
-from sightline.runtime.plain_setup import PREFIX, make_setup
-from sightline.runtime.report import CheckReport
+from sightline.runs.run_files import RunFiles, is_run
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
+from sightline.workbench.watch.plain_setup import PREFIX, make_setup
+from sightline.workbench.watch.report import CheckReport
 
 _SKIPPED = ("class-balance", "untrained-class", "class-names")
 """Rules about a whole data set, of which a few batches say nothing."""
@@ -83,10 +83,12 @@ def check(
 
 def _check_config(path: Path, plugins: Sequence[str | Path]) -> CheckReport:
     files = [Path(plugin) for plugin in plugins]
+    loaded = load_plugins(files)
     if is_run(path):
-        config, _ = read_run(path, files)
+        run = RunFiles(path)
+        run.check_plugins(loaded)
+        config = run.config
     else:
-        load_plugins(files)
         config = read_config(path)
     return CheckReport(config.name, check_path(path, config))
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.checks.model.gradients import LAYERS, registration_faults
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.runtime_rules import (
@@ -21,6 +20,7 @@ from sightline.workbench.check.runtime_rules import (
     UNREGISTERED,
     ZERO,
 )
+from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5

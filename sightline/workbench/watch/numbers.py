@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.runtime_rules import LARGE_UPDATE, NO_UPDATE, NON_FINITE, SKIPPED
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _MAX_SKIPPED = 25
 """Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME_BATCH, SAME_LABEL
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)

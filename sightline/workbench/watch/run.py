@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from sightline.config import RunConfig
 from sightline.engine.train import TrainState
-from sightline.workbench.watch.watch import Watch
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
+from sightline.workbench.watch.watch import Watch
 
 
 def watch_run(job: TrainState, config: RunConfig, receive: Callable[[Finding], None]) -> Watch:

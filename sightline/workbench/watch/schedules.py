@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.runtime.loop import Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.check.runtime_rules import EMA, SCHEDULE
+from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50

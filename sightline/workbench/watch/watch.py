@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_map
 from sightline.instrument import hang, observe_backward, observe_updates, record
-from sightline.runtime.bisection import Search, prepare_search
-from sightline.runtime.gradients import OrderMonitor, ReachMonitor, UnitMonitor
-from sightline.runtime.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
-from sightline.runtime.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
-from sightline.runtime.passes import LossMonitor, ModeMonitor, OutputMonitor
-from sightline.runtime.report import CheckReport
-from sightline.runtime.schedules import AverageMonitor, ScheduleMonitor
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
+from sightline.workbench.watch.bisection import Search, prepare_search
+from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
+from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.workbench.watch.report import CheckReport
+from sightline.workbench.watch.schedules import AverageMonitor, ScheduleMonitor
 
 logger = logging.getLogger(__name__)
 
