@@ -46,7 +46,7 @@ workbench.check
 workbench.fit
 workbench.watch
 training
-workbench.study
+workbench.faults workbench.study
 areas.clouds
 areas.contrast areas.detect areas.pose areas.scans areas.scenes
 verbs

@@ -196,6 +196,15 @@ class Registry:
         where = component.origins.get("name", _locate_key(component.location, "name"))
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
 
+    @contextmanager
+    def forget_new(self) -> Iterator[None]:
+        """Context that forgets at its end what was registered in it; a shipped component is found again by its name."""
+        entries = dict(self._entries)
+        try:
+            yield
+        finally:
+            self._entries = entries
+
     def _load(self, name: str) -> None:
         """Import the module of a shipped component, unless it is registered."""
         if name in self._entries or name not in self.modules:

@@ -1,0 +1,50 @@
+"""Cases: faults with their true cause, and healthy runs that only look odd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.faults.planting import Plant, Planter
+from sightline.workbench.check.core.finding import CAUSES
+
+Loop = Callable[[Any], None]
+"""Plain PyTorch loop; it gets `watch`, to be entered around its steps as `with watch(model, optimizer=optimizer):`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthyCase:
+    """Run on a bench, changed by overrides of its config and by a plant; healthy, though it may look odd."""
+
+    id: str
+    title: str
+    bench: str
+    overrides: tuple[str, ...] = ()
+    plant: Plant | None = None
+
+    def plant_into(self, planter: Planter) -> None:
+        """Change the bench as the case says."""
+        planter.override(*self.overrides)
+        if self.plant is not None:
+            self.plant(planter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultCase(HealthyCase):
+    """Fault in one seam of a bench (or, where our loop cannot have it, of a plain loop), and its true cause.
+
+    `names` is a regular expression: a refusal or a warning that matches it names the cause in words.
+    """
+
+    cause: str
+    names: str = ""
+    loop: Loop | None = None
+
+    def __post_init__(self) -> None:
+        assert self.cause in CAUSES, f"case {self.id} has a cause outside the vocabulary: {self.cause}"
+
+    @property
+    def needs_watch(self) -> bool:
+        """True for a plain loop, which only `sightline.watch` can look into."""
+        return self.loop is not None
