@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sightline.commands.prove import FaultsOptions
@@ -10,12 +10,13 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.faults.case import FaultCase, HealthyCase
 from sightline.faults.catalog import FAULTS, HEALTHY
-from sightline.faults.scoreboard import HealthyRun, Score, describe_trial, score_document, summarise, write_page
-from sightline.faults.trial import run_healthy, run_trial
+from sightline.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
+from sightline.faults.trial import Trial, run_healthy, run_trial
 from sightline.runs.run_directory import collect_environment, write_document, write_file
 from sightline.verbs.output import print_note, show_table
 
-_HEALTHY_SEEDS = 5  # runs of a healthy case for each seed of a fault
+_HEALTHY_SEEDS = 5
+"""Runs of a healthy case for each seed of a fault."""
 
 
 def faults(options: FaultsOptions) -> int:
@@ -29,22 +30,23 @@ def faults(options: FaultsOptions) -> int:
         return 0
     chosen = [by_id[word] for word in options.cases]
     chosen += [*FAULTS, *HEALTHY] if options.all else list(HEALTHY) if options.healthy else []
-    runnable = [case for case in chosen if not (isinstance(case, FaultCase) and case.needs_watch)]
+    trials: list[tuple[FaultCase, Trial]] = []
+    runs: list[HealthyRun] = []
     for case in chosen:
-        if case not in runnable:
+        if not isinstance(case, FaultCase):
+            runs += _run_healthy(case, options.seeds * _HEALTHY_SEEDS)
+        elif case.needs_watch:
             print_note(f"{case.id}: needs sightline.watch, which looks into plain PyTorch loops; left out")
-    is_verbose = not (options.all or options.healthy)
-    scores = [_try_fault(case, options.seeds, is_verbose) for case in runnable if isinstance(case, FaultCase)]
-    healthy = [case for case in runnable if not isinstance(case, FaultCase)]
-    runs = [run for case in healthy for run in _run_healthy(case, options.seeds * _HEALTHY_SEEDS)]
-    document = score_document(scores, runs)
-    _show_scores(scores)
+        else:
+            trials += _try_fault(case, options.seeds, is_verbose=bool(options.cases))
+    document = make_document(trials, runs)
+    _show_rows(document)
     print_note(summarise(document))
     write_document(options.json, document)
     if options.write is not None:
-        commit = str(collect_environment().get("commit", ""))[:8]
+        commit = str(collect_environment().get("commit") or "unknown")[:8]
         command = " ".join(["sightline", *options.command_line()])
-        write_file(options.write, write_page(document, scores, command=command, commit=commit or "unknown"))
+        write_file(options.write, write_page(document, command=command, commit=commit))
     is_good = document["found"] == document["injected"] and not document["false_errors"] + document["false_warnings"]
     return 0 if is_good else 1
 
@@ -59,20 +61,21 @@ def _list_cases() -> None:
     print_note("sightline faults O3 O21 runs these; --all runs every case, --healthy the healthy runs")
 
 
-def _try_fault(case: FaultCase, num_seeds: int, is_verbose: bool) -> Score:
-    """Run a fault with each seed; print its result, or with `is_verbose` all that the doctor prints."""
-    score = Score(case, tuple(run_trial(case, seed=seed) for seed in range(num_seeds)))
+def _try_fault(case: FaultCase, num_seeds: int, *, is_verbose: bool) -> list[tuple[FaultCase, Trial]]:
+    """Run a fault with each seed, and print its results; with `is_verbose` also all that the doctor prints."""
+    trials = [run_trial(case, seed=seed) for seed in range(num_seeds)]
     print_note(f"{case.id}, {case.bench}: {case.title} (true cause: {case.cause})")
-    for trial in score.trials[: 1 if is_verbose else 0]:
-        print_note("\n".join(f"  {line}" for alarm in trial.alarms for line in alarm.text.split("\n")))
-    for trial in score.trials:
-        verdict, moment, seconds, rank, code = describe_trial(trial)
-        words = [f"at the moment '{moment}'", f"by {code}", f"place of the cause: {rank}"] if trial.is_found else [code]
-        print_note(f"  seed {trial.seed}: {', '.join([verdict.upper(), *filter(None, words), f'{seconds} s of CPU'])}")
-    return score
+    for trial in trials:
+        if is_verbose and trial.seed == 0 and trial.is_found:
+            print_note("\n".join(f"  {line}" for alarm in trial.alarms for line in alarm.text.split("\n")))
+        place = "the true cause is not named" if trial.rank is None else f"the true cause is number {trial.rank}"
+        found = f"found at the moment '{trial.moment}', {place}" if trial.is_found else f"MISSED {trial.crash}".strip()
+        print_note(f"  seed {trial.seed}: {found}; {trial.seconds:.1f} s of CPU")
+    return [(case, trial) for trial in trials]
 
 
 def _run_healthy(case: HealthyCase, num_seeds: int) -> list[HealthyRun]:
+    """Run a healthy case with each seed, and print each kind of false alarm once."""
     runs = [HealthyRun(case, seed, run_healthy(case, seed=seed)) for seed in range(num_seeds)]
     false = [alarm for run in runs for alarm in run.alarms]
     print_note(f"{case.id}, {case.bench}: {case.title}: {len(runs)} runs, {len(false)} false alarms")
@@ -81,12 +84,8 @@ def _run_healthy(case: HealthyCase, num_seeds: int) -> list[HealthyRun]:
     return runs
 
 
-def _show_scores(scores: Sequence[Score]) -> None:
-    rows: list[tuple[Any, ...]] = [
-        (score.case.id, score.case.bench, score.case.title, *describe_trial(trial)[:4], score.case.cause)
-        for score in scores
-        for trial in score.trials
-    ]
+def _show_rows(document: Mapping[str, Any]) -> None:
+    rows = [(r["id"], r["bench"], r["title"], *describe_row(r), r["cause"]) for r in document["cases"]]
     columns = ("case", "bench", "fault", "", "moment", "CPU s", "place", "true cause")
     if rows:
         show_table("faults", columns, rows, unbroken="case", droppable=("fault", "true cause"))

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from sightline.faults.loops import Loop, find_watch
 from sightline.faults.planting import Plant, Planter
 from sightline.workbench.check.core.finding import CAUSES
-
-Loop = Callable[[Any], None]
-"""Plain PyTorch loop; it gets `watch`, to be entered around its steps as `with watch(model, optimizer=optimizer):`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,5 +42,5 @@ class FaultCase(HealthyCase):
 
     @property
     def needs_watch(self) -> bool:
-        """True for a plain loop, which only `sightline.watch` can look into."""
-        return self.loop is not None
+        """True for a plain loop while there is no `sightline.watch`, which looks into such loops."""
+        return self.loop is not None and find_watch() is None

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sightline.faults.case import FaultCase, HealthyCase
 from sightline.faults.classify import CLASSIFY_PLANTS
 from sightline.faults.compress import COMPRESS_PLANTS
 from sightline.faults.contrast import CONTRAST_PLANTS
 from sightline.faults.detect import DETECT_PLANTS
+from sightline.faults.files import FILE_PLANTS
+from sightline.faults.healthy import HEALTHY_PLANTS
+from sightline.faults.loops import LOOPS
 from sightline.faults.pose import POSE_PLANTS
 from sightline.faults.segment import SEGMENT_PLANTS
 
-_PLANTS = (
-    CLASSIFY_PLANTS | SEGMENT_PLANTS | CONTRAST_PLANTS | POSE_PLANTS | DETECT_PLANTS | COMPRESS_PLANTS
-)  # by the ids of cases; a row without a plant has overrides alone
+_PLANTS = {
+    **CLASSIFY_PLANTS,
+    **SEGMENT_PLANTS,
+    **CONTRAST_PLANTS,
+    **POSE_PLANTS,
+    **DETECT_PLANTS,
+    **COMPRESS_PLANTS,
+    **FILE_PLANTS,
+    **HEALTHY_PLANTS,
+}
+"""Plants by the ids of cases; a row without one has overrides alone, or is the bench itself."""
 
 
-def _read_rows(name: str) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
-    return rows
+def _read_rows(name: str) -> list[dict[str, Any]]:
+    rows = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+    return [{**row, "overrides": tuple(row.get("overrides", ())), "plant": _PLANTS.get(row["id"])} for row in rows]
 
 
-FAULTS = tuple(
-    FaultCase(
-        id=row["id"],
-        bench=row["bench"],
-        cause=row["cause"],
-        title=row["title"],
-        names=row.get("names", ""),
-        overrides=tuple(row.get("overrides", ())),
-        plant=_PLANTS.get(row["id"]),
-    )
-    for row in _read_rows("cases.json")
-)
-HEALTHY: tuple[HealthyCase, ...] = tuple(
-    HealthyCase(id=bench, title=f"the bench {bench}", bench=bench)
-    for bench in ("CLS", "SEG", "SSL", "LID", "POSE", "DET", "CMP")
-)
+FAULTS = tuple(FaultCase(**row, loop=LOOPS.get(row["id"])) for row in _read_rows("cases.json"))
+"""Faults, in the order of the open faults O1 to O80, then the others."""
+HEALTHY = tuple(HealthyCase(**row) for row in _read_rows("healthy.json"))
+"""Healthy runs: the controls H1 to H16, correct parts of a user's own, and the benches as they are."""

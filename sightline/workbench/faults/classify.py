@@ -28,7 +28,7 @@ def _train_head_only(built: TrainingSetup) -> None:
     built.job.optimizer.param_groups[0]["params"] = head
 
 
-class _NoSchedule:
+class NoSchedule:
     """Schedule that divides by the wrong number: 0 for the first million steps."""
 
     def __init__(self, *, num_steps: int, steps_per_epoch: int) -> None:
@@ -38,14 +38,14 @@ class _NoSchedule:
         return float(step // 10**6)
 
 
-class _ShortSchedule(_NoSchedule):
+class _ShortSchedule(NoSchedule):
     """Cosine of a run of ten steps: its rate rises again, and is zero at each tenth step after it."""
 
     def __call__(self, step: int) -> float:
         return max(0.0, 1 - step / 4)
 
 
-def _plant_schedule(schedule: type[_NoSchedule]) -> Plant:
+def plant_schedule(schedule: type[NoSchedule]) -> Plant:
     return lambda planter: planter.add("schedules", schedule, "schedule={name: own}")
 
 
@@ -174,7 +174,7 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "O4": class_loss(lambda z, y: -F.cross_entropy(z, y, reduction="sum")),
     "O5": edit(_train_head_only),
     "O6": change_layers(networks.hide_layers),
-    "O7": _plant_schedule(_NoSchedule),
+    "O7": plant_schedule(NoSchedule),
     "O8": change_network(to_channels=lambda self, points: points.reshape(len(points), 3, -1)),
     "O9": _leak_label,
     "O10": change_layers(networks.draw_large_weights),
@@ -221,5 +221,5 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "D5": _edit_batch(_break_sample),
     "D6": _edit_batch(lambda b, keys: {"label": b["label"] + 1}),
     "D7": _edit_batch(lambda b, keys: {"points": b["points"] * 1000}),
-    "R4": _plant_schedule(_ShortSchedule),
+    "R4": plant_schedule(_ShortSchedule),
 }

@@ -20,7 +20,7 @@ _INTRA = "{name: intra_modal}"
 _CROSS = "{name: cross_modal}"
 
 
-def _intra_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+def intra_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     """Make a plant of a loss of one's own between two clouds: rows (M, D) to the loss (M,) of each pair."""
 
     class OwnPairs(PairLoss):
@@ -40,7 +40,7 @@ def _cross_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     return lambda planter: planter.add_loss(OwnCross, _INTRA)
 
 
-def _compare(first: Tensor, second: Tensor, *, is_masked: bool = True, is_scaled: bool = True) -> Tensor:
+def compare_pairs(first: Tensor, second: Tensor, *, is_masked: bool = True, is_scaled: bool = True) -> Tensor:
     """Compute NT-Xent of pairs, as one writes it down; without the mask an anchor is its own negative."""
     rows = torch.cat([first, second])
     rows = F.normalize(rows, dim=1) if is_scaled else rows
@@ -58,16 +58,16 @@ def _draw_both_alike(own: Any, transform: Any, draws: Draws, **fields: Tensor) -
 
 
 CONTRAST_PLANTS: dict[str, Plant] = {
-    "O26": _intra_loss(lambda a, b: _compare(a, b, is_masked=False)),
+    "O26": intra_loss(lambda a, b: compare_pairs(a, b, is_masked=False)),
     "O27": after(CrossPoint, "forward", lambda out: {name: 0 * value + 0.1 for name, value in out.items()}),
-    "O28": _intra_loss(lambda a, b: _compare(a, b, is_scaled=False)),
+    "O28": intra_loss(lambda a, b: compare_pairs(a, b, is_scaled=False)),
     "O29": after(SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"].roll(-1, 0)}),
     "O30": wrap(TwoViews, "__call__", _draw_both_alike),
     "O33": _cross_loss(lambda a, b: nt_xent(a.detach(), b.detach(), temperature=0.1) + 0 * (a + b).sum()),
-    "L13": _intra_loss(
+    "L13": intra_loss(
         lambda a, b: F.cross_entropy(F.normalize(a) @ F.normalize(b).T / 0.1, torch.arange(len(a)), reduction="none")
     ),
-    "L14": _intra_loss(lambda a, b: nt_xent(a, b, temperature=10.0)),
-    "L15": _intra_loss(lambda a, b: nt_xent(a, b.roll(1, 0), temperature=0.1)),
+    "L14": intra_loss(lambda a, b: nt_xent(a, b, temperature=10.0)),
+    "L15": intra_loss(lambda a, b: nt_xent(a, b.roll(1, 0), temperature=0.1)),
     "D17": after(SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"][:1].expand_as(b["image"]).clone()}),
 }

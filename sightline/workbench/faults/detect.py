@@ -176,7 +176,7 @@ def _learn_ignored(own: Any, loss: SigmoidFocal, *, logits: Tensor, target: Tens
     return sigmoid_focal(logits, is_target, alpha=loss.alpha, gamma=loss.gamma, weight=weight)
 
 
-def _class_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+def class_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     """Make a plant of a class loss of one's own: `function` of logits and 0 or 1, both (N, K), that are counted."""
 
     class OwnFocal(Loss):
@@ -293,7 +293,7 @@ DETECT_PLANTS: dict[str, Plant] = {
     "O49": wrap(SyntheticCrowds, "__getitem__", _scale_in_place),
     "O50": override(*_TALL_CANVAS),
     "O51": _edit_boxes(lambda b: torch.cat([b[:, :2], _sides(b)], dim=1)),
-    "O53": _class_loss(_exchange_terms),
+    "O53": class_loss(_exchange_terms),
     "O54": _count_targets(lambda target: torch.tensor(target.numel())),
     "O55": _lose_squares,
     "O56": wrap(Assigner, "__call__", _match_regions_as_background),
@@ -301,7 +301,7 @@ DETECT_PLANTS: dict[str, Plant] = {
         wrap(detect, "decode_boxes", _decode_with_deviations),
         wrap(detection_output, "decode_boxes", _decode_with_deviations),
     ),
-    "O58": _class_loss(_edit_saved_output),
+    "O58": class_loss(_edit_saved_output),
     "O59": _start_with_bias(0.0),
     "O60": after(Detect, "get_priors", _stretch_grid),
     "B1": wrap(detect, "to_file_pixels", lambda own, found, to_canvas, file_px, clip: found.double(), *_SMALL_CANVAS),

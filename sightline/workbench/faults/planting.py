@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypedDict
 from unittest import mock
 
@@ -29,6 +31,8 @@ class Planter:
         self.overrides: list[str] = []
         self.edits: list[Edit] = []
         self._undo = ExitStack()
+        self._patches: list[Any] = []
+        self._folder: Path | None = None
 
     def __enter__(self) -> Planter:
         for registry in REGISTRIES.values():
@@ -36,7 +40,27 @@ class Planter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        for patch in reversed(self._patches):
+            patch.stop()
         self._undo.close()
+
+    @property
+    def folder(self) -> Path:
+        """Folder for files that a plant writes; it is deleted at the end."""
+        if self._folder is None:
+            self._folder = Path(self._undo.enter_context(TemporaryDirectory()))
+        return self._folder
+
+    @contextmanager
+    def suspend(self) -> Iterator[None]:
+        """Context in which changed functions are as they were, to run the same bench without the fault."""
+        for patch in reversed(self._patches):
+            patch.stop()
+        try:
+            yield
+        finally:
+            for patch in self._patches:
+                patch.start()
 
     def override(self, *words: str) -> None:
         """Override values of the bench's config."""
@@ -52,7 +76,9 @@ class Planter:
         replacement = functools.wraps(original)(functools.partial(change, original))
         if isinstance(owner, type):  # a partial would not be bound to the object
             replacement = functools.wraps(original)(lambda *args, **named: change(original, *args, **named))
-        self._undo.enter_context(mock.patch.object(owner, name, replacement))
+        patch = mock.patch.object(owner, name, replacement)
+        patch.start()
+        self._patches.append(patch)
 
     def add(self, kind: str, component: Callable[..., Any], *overrides: str) -> None:
         """Register a component under the name `own`, and override the config so that it is used."""

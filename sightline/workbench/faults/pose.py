@@ -65,7 +65,7 @@ def _average_all_pixels(batch: Batch) -> Batch:
     return {"reference": torch.cat([batch["reference"][:, :2], mean_mm[:, None]], 1).to(batch["reference"])}
 
 
-def _own_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Planter], None]:
+def map_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Planter], None]:
     """Make a plant of a loss of heat maps of one's own, a sum over cells."""
 
     class OwnMaps(Loss):
@@ -102,7 +102,7 @@ POSE_PLANTS: dict[str, Plant] = {
     "C8": after(Voxelize, "__call__", lambda f: {"volume": f["volume"].transpose(-1, -3).contiguous()}),
     "C9": _edit_frames(lambda b: {"joints": b["joints"].roll(1, 0)}),
     "C10": _edit_frames(lambda b: {"depth": b["depth"].flip(2)}),
-    "L16": _own_loss(lambda a, b: -(a - b).square().sum()),
-    "L17": _own_loss(lambda a, b: (a - a.detach().roll(1, 0)).square().sum()),
-    "L18": _own_loss(lambda a, b: (a[:, :, None] - b[:, None]).square().mean(2).sum()),
+    "L16": map_loss(lambda a, b: -(a - b).square().sum()),
+    "L17": map_loss(lambda a, b: (a - a.detach().roll(1, 0)).square().sum()),
+    "L18": map_loss(lambda a, b: (a[:, :, None] - b[:, None]).square().mean(2).sum()),
 }

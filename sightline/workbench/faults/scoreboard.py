@@ -11,6 +11,7 @@ from sightline.faults.case import FaultCase, HealthyCase
 from sightline.faults.trial import Alarm, Trial
 
 NUM_STORIES = 10
+_MAX_STORY_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -22,46 +23,23 @@ class HealthyRun:
     alarms: tuple[Alarm, ...]
 
 
-@dataclass(frozen=True)
-class Score:
-    """Trials of a fault over its seeds: it counts as found, and its cause as named, if most seeds agree."""
+def make_document(trials: Sequence[tuple[FaultCase, Trial]], runs: Sequence[HealthyRun]) -> dict[str, Any]:
+    """Build the document of `--json`: counts of cases and of false alarms, and a row for each case and seed.
 
-    case: FaultCase
-    trials: tuple[Trial, ...]
-
-    @property
-    def is_found(self) -> bool:
-        return self._holds([trial.is_found for trial in self.trials])
-
-    @property
-    def is_cause_first(self) -> bool:
-        return self._holds([trial.rank == 1 for trial in self.trials])
-
-    @property
-    def is_cause_in_three(self) -> bool:
-        return self._holds([trial.rank is not None and trial.rank <= 3 for trial in self.trials])
-
-    @property
-    def found_trial(self) -> Trial | None:
-        """First trial in which the fault was found."""
-        return next((trial for trial in self.trials if trial.is_found), None)
-
-    def _holds(self, votes: Sequence[bool]) -> bool:
-        return 2 * sum(votes) > len(votes)
-
-
-def score_document(scores: Sequence[Score], runs: Sequence[HealthyRun]) -> dict[str, Any]:
-    """Build the document of `--json`: counts of cases and of false alarms, and a row for each case and seed."""
+    A fault counts as found, and its cause as named, if this holds for more than half of its seeds.
+    """
+    rows = [_make_row(case, trial) for case, trial in trials]
+    by_case = _group_rows(rows)
     alarms = [alarm for run in runs for alarm in run.alarms]
     return {
-        "injected": len(scores),
-        "found": sum(score.is_found for score in scores),
-        "cause_first": sum(score.is_cause_first for score in scores),
-        "cause_in_three": sum(score.is_cause_in_three for score in scores),
+        "injected": len(by_case),
+        "found": sum(_holds_mostly(row["found"] for row in group) for group in by_case.values()),
+        "cause_first": sum(_holds_mostly(row["rank"] == 1 for row in group) for group in by_case.values()),
+        "cause_in_three": sum(_holds_mostly((row["rank"] or 9) <= 3 for row in group) for group in by_case.values()),
         "healthy_runs": len(runs),
         "false_errors": sum(alarm.severity == "error" for alarm in alarms),
         "false_warnings": sum(alarm.severity != "error" for alarm in alarms),
-        "cases": [_make_row(score.case, trial) for score in scores for trial in score.trials],
+        "cases": rows,
         "healthy": [
             {"id": run.case.id, "seed": run.seed, "alarms": [asdict(alarm) for alarm in run.alarms]} for run in runs
         ],
@@ -80,24 +58,21 @@ def _make_row(case: FaultCase, trial: Trial) -> dict[str, Any]:
         "step": trial.step,
         "cpu_seconds": round(trial.seconds, 3),
         "rank": trial.rank,
-        "alarms": [{"code": a.code, "severity": a.severity, "causes": list(a.causes)} for a in trial.alarms],
+        "alarms": [asdict(alarm) for alarm in trial.alarms],
         "crash": trial.crash or None,
     }
 
 
-def choose_stories(scores: Sequence[Score]) -> list[Score]:
-    """Choose the faults to show: found and named first with every seed, of as many codes and benches as there are."""
-    sure = [score for score in scores if all(trial.rank == 1 for trial in score.trials) and score.trials]
-    chosen: list[Score] = []
-    codes: collections.Counter[str] = collections.Counter()
-    benches: collections.Counter[str] = collections.Counter()
-    while sure and len(chosen) < NUM_STORIES:
-        best = min(sure, key=lambda score: (codes[score.trials[0].alarms[0].code], benches[score.case.bench]))
-        sure.remove(best)
-        chosen.append(best)
-        codes[best.trials[0].alarms[0].code] += 1
-        benches[best.case.bench] += 1
-    return chosen
+def _group_rows(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["id"], []).append(row)
+    return groups
+
+
+def _holds_mostly(votes: Any) -> bool:
+    votes = list(votes)
+    return 2 * sum(votes) > len(votes)
 
 
 def summarise(document: Mapping[str, Any]) -> str:
@@ -116,50 +91,68 @@ def summarise(document: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def describe_trial(trial: Trial) -> tuple[str, ...]:
-    """Format a trial as cells: found, moment, CPU seconds, place of the true cause, first code."""
-    if not trial.is_found:
-        return ("crashed" if trial.crash else "missed", "", f"{trial.seconds:.1f}", "", trial.crash)
-    moment = trial.moment or ""
-    moment += f", step {trial.step}" if trial.step is not None else ""
-    rank = "not named" if trial.rank is None else str(trial.rank)
-    return "found", moment, f"{trial.seconds:.1f}", rank, trial.alarms[0].code
+def describe_row(row: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Format a row as cells: found, moment, CPU seconds, place of the true cause among those printed."""
+    if not row["found"]:
+        return "crashed" if row["crash"] else "missed", "", f"{row['cpu_seconds']:.1f}", ""
+    moment = row["moment"] + (f", step {row['step']}" if row["step"] is not None else "")
+    return "found", moment, f"{row['cpu_seconds']:.1f}", "not named" if row["rank"] is None else str(row["rank"])
 
 
-def write_page(document: Mapping[str, Any], scores: Sequence[Score], *, command: str, commit: str) -> str:
-    """Write the page of results in Markdown: the counts, a row for each fault, false alarms, and the best stories."""
+def choose_stories(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Choose the faults to show: named first with every seed, of as many codes and benches as there are."""
+    groups = _group_rows(document["cases"]).values()
+    sure = [group[0] for group in groups if all(row["rank"] == 1 for row in group)]
+    chosen: list[dict[str, Any]] = []
+    codes: collections.Counter[str] = collections.Counter()
+    benches: collections.Counter[str] = collections.Counter()
+    while sure and len(chosen) < NUM_STORIES:
+        best = min(sure, key=lambda row: (codes[row["alarms"][0]["code"]], benches[row["bench"]]))
+        sure.remove(best)
+        chosen.append(best)
+        codes[best["alarms"][0]["code"]] += 1
+        benches[best["bench"]] += 1
+    return chosen
+
+
+def write_page(document: Mapping[str, Any], *, command: str, commit: str) -> str:
+    """Write the page of results in Markdown: counts, a row for each fault, false alarms, and the best stories."""
     lines = [
         "# Results: the doctor",
         "",
-        f"Written by `{command}` at commit {commit}; CPU seconds on the machine that ran it. {summarise(document)}.",
+        f"Written by `{command}` at commit {commit}. {summarise(document)}.",
         "",
-        "A fault counts as found if most of its seeds raise an error or a warning that the same run without it does",
-        "not raise. The moments: `config` (it is refused), `start` (the checks with which a training starts), `check`,",
-        "`training`, `end` (the checks of the finished run), and `deep` (`check --deep`).",
+        "A fault counts as found if, for most of its seeds, the doctor raises an error or a warning that the same run",
+        "without it does not raise. The moments: `config` (it is refused), `start` (the checks with which a training",
+        "starts), `check`, `training`, `end` (the checks of the finished run), and `deep` (`check --deep`). The place",
+        "is that of the true cause among those printed. CPU seconds are those up to the alarm.",
         "",
-        "| fault | | bench | true cause | found | moment | place of the cause | CPU s |",
+        "| moment | faults found |",
+        "|---|---|",
+        *_count_moments(document),
+        "",
+        "| fault | | bench | true cause | found | moment | place | CPU s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for score in scores:
-        trial = score.found_trial or score.trials[0]
-        _, moment, seconds, rank, _ = describe_trial(trial)
-        found = f"{sum(t.is_found for t in score.trials)} of {len(score.trials)}"
-        case = score.case
-        title = case.title.replace("|", "\\|")
-        lines.append(f"| {case.id} | {title} | {case.bench} | {case.cause} | {found} | {moment} | {rank} | {seconds} |")
+    for rows in _group_rows(document["cases"]).values():
+        row = next((row for row in rows if row["found"]), rows[0])
+        _, moment, seconds, place = describe_row(row)
+        found = f"{sum(each['found'] for each in rows)} of {len(rows)}"
+        title = row["title"].replace("|", "\\|")
+        cells = (row["id"], title, row["bench"], row["cause"], found, moment, place, seconds)
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_format_false_alarms(document), "## Ten faults and what the doctor prints", ""]
-    for score in choose_stories(scores):
-        text = "\n\n".join(alarm.text for alarm in score.trials[0].alarms)
-        lines += [
-            f"**{score.case.id}: {score.case.title}.** `sightline faults {score.case.id}` (moment: "
-            f"{score.trials[0].moment}):",
-            "",
-            "```text",
-            text,
-            "```",
-            "",
-        ]
+    for row in choose_stories(document):
+        text = "\n".join(row["alarms"][0]["text"].split("\n")[:_MAX_STORY_LINES])
+        command = f"sightline faults {row['id']}"
+        lines += [f"**{row['title']}** (`{command}`, at the moment `{row['moment']}`):", "", "```text", text, "```", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _count_moments(document: Mapping[str, Any]) -> list[str]:
+    firsts = [next((row for row in rows if row["found"]), rows[0]) for rows in _group_rows(document["cases"]).values()]
+    counts = collections.Counter(row["moment"] or "missed" for row in firsts)
+    return [f"| {moment} | {count} |" for moment, count in counts.most_common()]
 
 
 def _format_false_alarms(document: Mapping[str, Any]) -> list[str]:
@@ -168,14 +161,6 @@ def _format_false_alarms(document: Mapping[str, Any]) -> list[str]:
         for run in document["healthy"]
         for alarm in run["alarms"]
     )
-    if not counts:
-        return []
     rows = [f"| {i} | {moment} | {code} | {severity} | {n} |" for (i, moment, code, severity), n in counts.items()]
-    return [
-        "## False alarms",
-        "",
-        "| healthy run | moment | code | severity | runs |",
-        "|---|---|---|---|---|",
-        *rows,
-        "",
-    ]
+    heading = ["## False alarms", "", "| healthy run | moment | code | severity | runs |", "|---|---|---|---|---|"]
+    return [*heading, *rows, ""] if rows else []

@@ -132,7 +132,6 @@ def _keep_one_class(sample: Sample, index: int) -> Sample:
     return {name: value[is_kept] for name, value in sample.items()}
 
 
-_PROPAGATION = "model={name: pointnet2_parts, num_centres: [32, 16], num_neighbours: [8, 8]}"
 _BY_PITCH = tuple(f"transforms.{stage}.{key}" for stage in ("train.2", "evaluate.0") for key in ("rows=pitch",))
 
 SEGMENT_PLANTS: dict[str, Plant] = {

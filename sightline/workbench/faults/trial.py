@@ -20,6 +20,7 @@ from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.faults.case import FaultCase, HealthyCase
+from sightline.faults.loops import PLAIN, Loop, find_watch, train_plainly
 from sightline.faults.planting import Planter
 from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
@@ -103,11 +104,13 @@ def run_trial(case: FaultCase, *, seed: int) -> Trial:
     try:
         with Planter() as planter:
             case.plant_into(planter)
-            for moment, alarms in list_alarms(case.bench, planter, seed=seed):
-                known = healthy_alarms(case.bench, moment, seed=seed) if alarms else frozenset()
+            moments = list_alarms(case.bench, planter, seed=seed) if case.loop is None else _run_loop(case.loop, seed)
+            for moment, alarms in moments:
+                seconds = time.process_time() - started
+                with planter.suspend():
+                    known = healthy_alarms(case.bench, moment, seed=seed) if alarms else frozenset()
                 new = tuple(alarm for alarm in alarms if alarm.key not in known)
                 if new:
-                    seconds = time.process_time() - started
                     step = next((alarm.step for alarm in new if alarm.step is not None), None)
                     return Trial(case.id, seed, seconds, moment, step, rank_cause(case, new), new)
     except Exception as error:  # noqa: BLE001 - a crash of the run is a result: the fault was not named
@@ -156,11 +159,21 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
         yield "deep", _make_alarms("deep", run_all(make(), World(), deep=True))
 
 
+def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
+    """Run a plain loop inside `sightline.watch`; yield the alarms while it trains."""
+    watch = find_watch()
+    assert watch is not None, "a plain loop needs sightline.watch"
+    with _quiet_log():
+        findings = loop(watch, seed)
+    yield "training", _make_alarms("training", findings)
+
+
 @functools.cache
 def healthy_alarms(bench: str, moment: str, *, seed: int) -> frozenset[tuple[str, str]]:
     """Return the keys of the alarms that the bench without a fault raises at a moment."""
     with Planter() as planter:
-        for name, alarms in list_alarms(bench, planter, seed=seed):
+        is_plain = bench == PLAIN
+        for name, alarms in _run_loop(train_plainly, seed) if is_plain else list_alarms(bench, planter, seed=seed):
             if name == moment:
                 return frozenset(alarm.key for alarm in alarms)
     return frozenset()

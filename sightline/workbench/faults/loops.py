@@ -1,0 +1,114 @@
+"""Faults of plain PyTorch loops, which our own loop cannot have: order of calls, modes, loaders, checkpoints."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import sightline
+from sightline.workbench.check.core.finding import Finding
+
+Watch = Callable[..., Any]
+"""`sightline.watch`: a context to enter around a loop, with its `findings`."""
+Loop = Callable[[Watch, int], Sequence[Finding]]
+"""Plain loop of a seed, which runs inside the context; returns what it found."""
+PLAIN = "PLAIN"
+"""Name of the bench of plain loops."""
+_NUM_STEPS = 24
+
+
+def find_watch() -> Watch | None:
+    """Return `sightline.watch`, or None if this version has none."""
+    return getattr(sightline, "watch", None)
+
+
+class _Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 4))
+
+    def forward(self, features: Tensor) -> Tensor:
+        output: Tensor = self.body(features)
+        return output
+
+
+def _make_data(size: int, seed: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    features, direction = torch.randn(size, 10, generator=generator), torch.randn(10, 4, generator=generator)
+    return TensorDataset(features, (features @ direction).argmax(1))
+
+
+def _load(data: Dataset[Any], seed: int) -> DataLoader[Any]:
+    return DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(seed))
+
+
+def train_plainly(
+    watch: Watch,
+    seed: int,
+    *,
+    batches: Iterable[Any] | None = None,
+    clear: Callable[[Any], object] = lambda optimizer: optimizer.zero_grad(),
+    after_backward: Callable[[Any], object] = lambda optimizer: None,
+    after_training: Callable[[nn.Module, Any], object] = lambda model, optimizer: None,
+) -> Sequence[Finding]:
+    """Train a small network in a loop as one writes it, inside the context; return its findings."""
+    torch.manual_seed(seed)
+    model = _Network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    with watch(model, optimizer=optimizer) as watched:
+        for features, label in _load(_make_data(16 * _NUM_STEPS, seed), seed) if batches is None else batches:
+            clear(optimizer)
+            F.cross_entropy(model(features), label).backward()
+            after_backward(optimizer)
+            optimizer.step()
+        after_training(model, optimizer)
+    findings: Sequence[Finding] = watched.findings
+    return findings
+
+
+@torch.no_grad()
+def _evaluate_in_training_mode(model: nn.Module, optimizer: Any) -> None:
+    for features, _ in _load(_make_data(64, 99), 0):
+        model(features)
+
+
+def _repeat_order(watch: Watch, seed: int) -> Sequence[Finding]:
+    """Train two epochs whose sampler is never told the epoch: both have one order."""
+    data = _make_data(128, seed)
+    return train_plainly(watch, seed, batches=[*_load(data, seed), *_load(data, seed)])
+
+
+def _resume_without_state(watch: Watch, seed: int) -> Sequence[Finding]:
+    """Train on from a checkpoint without the optimiser's state: its momenta begin at zero again."""
+    torch.manual_seed(seed)
+    model, data = _Network(), _make_data(16 * _NUM_STEPS, seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with watch(model, optimizer=optimizer) as watched:
+        for step, (features, label) in enumerate(_load(data, seed)):
+            if step == 12:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer.state.clear()
+                optimizer.load_state_dict({**saved, "state": {}})
+            optimizer.zero_grad()
+            F.cross_entropy(model(features), label).backward()
+            optimizer.step()
+    findings: Sequence[Finding] = watched.findings
+    return findings
+
+
+LOOPS: dict[str, Loop] = {
+    "O1": lambda watch, seed: train_plainly(watch, seed, clear=lambda optimizer: None),
+    "O2": lambda watch, seed: train_plainly(
+        watch, seed, clear=lambda optimizer: None, after_backward=lambda optimizer: optimizer.zero_grad()
+    ),
+    "O11": lambda watch, seed: train_plainly(watch, seed, after_training=_evaluate_in_training_mode),
+    "O70": _repeat_order,
+    "O75": _resume_without_state,
+}
+"""Plain loops by the ids of cases."""
