@@ -5,13 +5,27 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import NamedTuple
 
+from sightline.faults.case import FaultCase
+from sightline.faults.catalog import FAULTS
 from sightline.workbench.check.context import CHECKS, Context
 
-__all__ = ["print_alarms", "processor_time", "table"]
+__all__ = ["Bug", "case_table", "print_alarms", "processor_time", "table"]
 
-Bug = TypeVar("Bug", bound=Any)
+
+class Bug(NamedTuple):
+    """A case of `sightline faults`, and the code of the check that must find it."""
+
+    code: str
+    case: FaultCase
+
+
+def case_table(codes: Mapping[str, str]) -> dict[str, Bug]:
+    """The cases by their titles, from their ids under the code of the check that must find them."""
+    by_id = {case.id: case for case in FAULTS}
+    bugs = [Bug(code, by_id[name]) for code, names in codes.items() for name in names.split()]
+    return {bug.case.title: bug for bug in bugs}
 
 
 def processor_time(codes: Iterable[str], context: Context) -> dict[str, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from sightline.contract.registry import REGISTRIES
 from sightline.faults import trial as trials
 from sightline.faults.case import FaultCase
 from sightline.faults.catalog import FAULTS, HEALTHY
-from sightline.faults.planting import Planter, override, wrap
+from sightline.faults.planting import BENCHES, Planter, override, wrap
 from sightline.faults.scoreboard import HealthyRun, choose_stories, make_document, write_page
 from sightline.faults.trial import Alarm, Trial, rank_cause, run_healthy, run_trial
 from sightline.parts.transforms.points import Rotate
@@ -29,7 +31,7 @@ BY_ID = {case.id: case for case in FAULTS}
 def test_ids_are_unique_and_benches_exist() -> None:
     ids = [case.id for case in (*FAULTS, *HEALTHY)]
     assert len(set(ids)) == len(ids)
-    benches = {path.stem for path in Path(trials.__file__).parent.glob("benches/*.yaml")}
+    benches = {path.stem for path in BENCHES.glob("*.yaml")}
     assert {case.bench for case in (*FAULTS, *HEALTHY)} == benches | {"PLAIN"}
     assert {case.id for case in FAULTS if case.bench == "PLAIN"} == {case.id for case in FAULTS if case.loop}
 
@@ -37,6 +39,7 @@ def test_ids_are_unique_and_benches_exist() -> None:
 def test_every_fault_changes_something() -> None:
     assert [case.id for case in FAULTS if not (case.plant or case.overrides or case.loop)] == []
     assert {case.cause for case in FAULTS} <= CAUSES
+    assert all(re.fullmatch(r"P([1-9]|[1-8]\d|9[0-8])", pit) for case in FAULTS for pit in case.pits)
 
 
 def test_the_controls_of_the_specification_are_all_there() -> None:
@@ -147,14 +150,16 @@ def a_trial(seed: int, rank: int | None, *, is_found: bool = True) -> Trial:
 
 
 def test_counts_are_of_most_seeds() -> None:
-    """By hand: of three seeds two find it, one names it first, two among the first three."""
-    case = FaultCase(id="X", title="a | b", bench="CLS", cause="loss.sign")
+    """By hand: of three seeds two find it, one names it first, two among the first three; of two pits one is missed."""
+    case = FaultCase(id="X", title="a | b", bench="CLS", cause="loss.sign", pits=("P1", "P2"))
     rows = [(case, a_trial(0, 1)), (case, a_trial(1, 3)), (case, a_trial(2, None, is_found=False))]
+    rows += [(dataclasses.replace(case, id="Y", pits=("P2",)), a_trial(0, None, is_found=False))]
     run = HealthyRun(HEALTHY[0], 0, (Alarm("deep", "", "gradient-flow", "warning"),))
     document = json.loads(json.dumps(make_document(rows, [run, HealthyRun(HEALTHY[0], 1, ())])))
     figures = ("injected", "found", "cause_first", "cause_in_three", "healthy_runs", "false_errors", "false_warnings")
-    assert [document[name] for name in figures] == [1, 1, 0, 1, 2, 0, 1]
-    assert [row["found"] for row in document["cases"]] == [True, True, False]
+    assert [document[name] for name in figures] == [2, 1, 0, 1, 2, 0, 1]
+    assert (document["pits_injected"], document["pits_found"]) == (2, 1)
+    assert [row["found"] for row in document["cases"]] == [True, True, False, False]
     assert choose_stories(document) == []
     page = write_page(document, command="sightline faults --all", commit="12345678")
     assert "| X | a \\| b | CLS | loss.sign | 2 of 3 | start | 1 | 0.5 |" in page

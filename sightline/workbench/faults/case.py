@@ -30,11 +30,13 @@ class HealthyCase:
 class FaultCase(HealthyCase):
     """Fault in one seam of a bench (or, where our loop cannot have it, of a plain loop), and its true cause.
 
-    `names` is a regular expression: a refusal or a warning that matches it names the cause in words.
+    `names` is a regular expression: a refusal or a warning that matches it names the cause in words. `pits` are the
+    numbers of the pits in notes of real projects (P1 to P98) that it is.
     """
 
     cause: str
     names: str = ""
+    pits: tuple[str, ...] = ()
     loop: Loop | None = None
 
     def __post_init__(self) -> None:

@@ -35,7 +35,10 @@ def _read_rows(name: str) -> list[dict[str, Any]]:
     return [{**row, "overrides": tuple(row.get("overrides", ())), "plant": _PLANTS.get(row["id"])} for row in rows]
 
 
-FAULTS = tuple(FaultCase(**row, loop=LOOPS.get(row["id"])) for row in _read_rows("cases.json"))
+FAULTS = tuple(
+    FaultCase(**{**row, "pits": tuple(row.get("pits", ()))}, loop=LOOPS.get(row["id"]))
+    for row in _read_rows("cases.json")
+)
 """Faults, in the order of the open faults O1 to O80, then the others."""
 HEALTHY = tuple(HealthyCase(**row) for row in _read_rows("healthy.json"))
 """Healthy runs: the controls H1 to H16, correct parts of a user's own, and the benches as they are."""

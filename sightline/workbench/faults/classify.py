@@ -200,7 +200,7 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "L10": lambda p: p.add_loss(_LossWithScale),
     "L11": class_loss(_divide_by_spread),
     "L12": class_loss(lambda z, y: (z - z.detach()).sum() + 2.0 * len(y)),
-    "N1": change_network(embed=networks.search_whole_batch),
+    "O21": change_network(embed=networks.search_whole_batch),
     "N2": change_network(pool=networks.attend_over_batch),
     "N3": change_network(train=networks.rest_norms),
     "N4": change_layers(networks.freeze_statistics),

@@ -20,7 +20,7 @@ from sightline.compute.layers.quantisation.parametrised import (
 from sightline.contract import registry
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
-from sightline.faults.planting import Plant, Planter, edit, wrap
+from sightline.faults.planting import Plant, Planter, edit, join, wrap
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
 
@@ -111,6 +111,27 @@ def _differ_in_evaluation(own: Any, book: Codebook, centres: Tensor) -> Tensor:
     return weight if book.training else weight + noise
 
 
+def _shift_bits(change: int) -> Plant:
+    """Make a plant of grids with other bits than the policy."""
+    return join(
+        wrap(parametrised, "weight_grid", lambda own, weight, *, bits, **more: own(weight, bits=bits + change, **more)),
+        wrap(
+            UniformQuantiser, "__init__", lambda own, quantiser, grid, *, bits: own(quantiser, grid, bits=bits + change)
+        ),
+    )
+
+
+def _divide_by_members(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    (places,), (gradient,) = ctx.saved_tensors, gradients
+    sums = gradient.new_zeros(ctx.shape.numel()).index_add(0, places, gradient)
+    return (sums / torch.bincount(places, minlength=len(sums))).view(ctx.shape), None, None
+
+
+def _detach_codebook(own: Any, book: Codebook, centres: Tensor) -> Tensor:
+    stored = book.as_stored(centres).detach().flatten()
+    return stored[book._flat_codes()].view(book.labels.shape)
+
+
 def _per_channel(own: Any, model: nn.Module, policy: Any, **more: Any) -> None:
     changed = {n: c if c["kind"] == "fp16" else {**c, "per_channel": True} for n, c in policy.items()}
     own(model, changed, **more)
@@ -146,6 +167,16 @@ def _take_centres_out(built: TrainingSetup) -> None:
 def _freeze_centres(built: TrainingSetup) -> None:
     for _, centres in quantised_weights(built.job.model).values():
         centres.requires_grad_(False)
+
+
+def _zero_centres(built: TrainingSetup) -> None:
+    for _, centres in _list_books(built)[:1]:
+        centres.mul_(0.0)
+
+
+def _keep_float_optimizer(built: TrainingSetup) -> None:
+    recipe = registry.optimizers.build(built.config.optimizer, facts=built.data.facts)
+    built.job.optimizer.param_groups[:] = recipe.build(_make_floats(built).requires_grad_(True)).param_groups
 
 
 def _zero_layers(built: TrainingSetup) -> None:
@@ -185,10 +216,16 @@ def _hold_teacher(built: TrainingSetup) -> nn.Module:
     return teacher
 
 
+def _train_last_layer(built: TrainingSetup) -> nn.Module:
+    teacher = _make_floats(built)
+    list(teacher.modules())[-1].train()
+    return teacher
+
+
 COMPRESS_PLANTS: dict[str, Plant] = {
     "O61": _cluster(_space_evenly),
     "O62": _apply(lambda own, model, policy, **more: own(copy.deepcopy(model), policy, **more)),
-    "O63": wrap(parametrised, "weight_grid", lambda own, weight, *, bits, **more: own(weight, bits=bits - 2, **more)),
+    "O63": _shift_bits(-2),
     "K1": _cluster(_iterate_without_reseeding),
     "K2": _cluster(_draw_with_replacement),
     "K3": _edit_centre(torch.nan),
@@ -219,4 +256,12 @@ COMPRESS_PLANTS: dict[str, Plant] = {
     "K26": _teach(lambda built: _make_floats(built).train()),
     "K27": _teach(lambda built: _make_floats(built).requires_grad_(True)),
     "K28": _teach(_hold_teacher),
+    "K29": _shift_bits(2),
+    "K30": _quantise_in_training(HalfPrecision),
+    "K31": _quantise(HalfPrecision, lambda q, w: (torch.round(w * 2**20) / 2**20).half().float()),
+    "K32": wrap(Codebook, "forward", _detach_codebook),
+    "K33": wrap(parametrised._LookUp, "backward", lambda own, ctx, *gradients: _divide_by_members(ctx, *gradients)),
+    "K34": edit(_zero_centres),
+    "K35": edit(_keep_float_optimizer),
+    "K36": _teach(_train_last_layer),
 }

@@ -343,6 +343,8 @@ DETECT_PLANTS: dict[str, Plant] = {
     "B43": _order_priors(
         lambda maps, k: torch.cat(_flatten(maps, k, (0, 1, 3, 4, 2) if k == 4 else (0, 3, 4, 1, 2)), dim=1)
     ),
+    "B44": wrap(detect, "to_file_pixels", lambda own, found, to_canvas, file_px, clip: found.double()),
+    "B46": _alternate_with("task.suppression={name: greedy, per_class: false, iou_threshold: 0.3}"),
     "D18": after(FlipImage, "__call__", lambda fields: {"image": fields["image"]}),
     "D19": wrap(SyntheticCrowds, "__getitem__", _read_next_image),
 }

@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sightline.areas.clouds.models.pointnet import PointNetPlain
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
+from sightline.config import read_config
+from sightline.contract.loss import Loss
 from sightline.engine.build import TrainingSetup
 from sightline.faults.networks import OwnNetwork
-from sightline.faults.planting import LogitsOutput, Plant, Planter, edit, join
+from sightline.faults.planting import BENCHES, LogitsOutput, Plant, Planter, edit, join
 from sightline.runs import checkpoint
+from sightline.training.train_run import train_run
 
 _WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 
@@ -108,9 +112,26 @@ class _AccuracyOfParts:
         return {"overall_accuracy": float(state["millionths"] / (1e6 * state["parts"]))}
 
 
+def _distil_probabilities(planter: Planter) -> None:
+    """Learn from a trained run by a divergence that is computed of probabilities, not of their logarithms."""
+
+    class OwnDistillation(Loss):
+        def count(self, *, label: Tensor) -> Tensor:
+            return torch.tensor(len(label))
+
+        def forward(self, *, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            return F.kl_div(logits.softmax(-1), teacher_logits.softmax(-1), reduction="sum")
+
+    source = planter.folder / "teacher"
+    train_run(read_config(BENCHES / "CLS.yaml", ("train.steps=2",)), out=source, checks=False, device="cpu")
+    planter.add_loss(OwnDistillation, "{name: cross_entropy}")
+    planter.override(f"teacher={{from: '{source}'}}")
+
+
 FILE_PLANTS: dict[str, Plant] = {
     "O31": start_from(change=lambda s: {f"backbone.{name}": v for name, v in s.items()}, missing="encode, head"),
     "O32": join(start_from(), _enlarge_clouds),
+    "O64": _distil_probabilities,
     "O66": lambda planter: planter.add_model(_TwoHeads),
     "O72": lambda planter: planter.add("metrics", _AccuracyOfParts, "metrics=[{name: own}]"),
     "O74": start_from(_cut),

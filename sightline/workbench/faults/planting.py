@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ Edit = Callable[[TrainingSetup], TrainingSetup | None]
 """Change of a run that is built; None where it was changed in place."""
 
 
+BENCHES = Path(__file__).parent / "benches"
+"""Folder of the benches: configs of small healthy runs."""
 OWN = "own"
 """Module of components and hooks that a user might have written."""
 
@@ -73,9 +76,11 @@ class Planter:
     def wrap(self, owner: Any, name: str, change: Callable[..., Any]) -> None:
         """Replace a function of a class or module by `change`, which gets the original before the arguments."""
         original = getattr(owner, name)
-        replacement = functools.wraps(original)(functools.partial(change, original))
+        replacement: Any = functools.wraps(original)(functools.partial(change, original))
         if isinstance(owner, type):  # a partial would not be bound to the object
             replacement = functools.wraps(original)(lambda *args, **named: change(original, *args, **named))
+            is_static = isinstance(inspect.getattr_static(owner, name), staticmethod)
+            replacement = staticmethod(replacement) if is_static else replacement
         patch = mock.patch.object(owner, name, replacement)
         patch.start()
         self._patches.append(patch)

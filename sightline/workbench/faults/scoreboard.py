@@ -26,16 +26,21 @@ class HealthyRun:
 def make_document(trials: Sequence[tuple[FaultCase, Trial]], runs: Sequence[HealthyRun]) -> dict[str, Any]:
     """Build the document of `--json`: counts of cases and of false alarms, and a row for each case and seed.
 
-    A fault counts as found, and its cause as named, if this holds for more than half of its seeds.
+    A fault counts as found, and its cause as named, if this holds for more than half of its seeds; a pit as found if
+    all of its faults are.
     """
     rows = [_make_row(case, trial) for case, trial in trials]
     by_case = _group_rows(rows)
+    missed = {name for name, group in by_case.items() if not _holds_mostly(row["found"] for row in group)}
+    pits = {pit: {row["id"] for row in rows if pit in row["pits"]} for row in rows for pit in row["pits"]}
     alarms = [alarm for run in runs for alarm in run.alarms]
     return {
         "injected": len(by_case),
-        "found": sum(_holds_mostly(row["found"] for row in group) for group in by_case.values()),
+        "found": len(by_case.keys() - missed),
         "cause_first": sum(_holds_mostly(row["rank"] == 1 for row in group) for group in by_case.values()),
         "cause_in_three": sum(_holds_mostly((row["rank"] or 9) <= 3 for row in group) for group in by_case.values()),
+        "pits_injected": len(pits),
+        "pits_found": sum(not ids & missed for ids in pits.values()),
         "healthy_runs": len(runs),
         "false_errors": sum(alarm.severity == "error" for alarm in alarms),
         "false_warnings": sum(alarm.severity != "error" for alarm in alarms),
@@ -53,6 +58,7 @@ def _make_row(case: FaultCase, trial: Trial) -> dict[str, Any]:
         "bench": case.bench,
         "title": case.title,
         "cause": case.cause,
+        "pits": list(case.pits),
         "found": trial.is_found,
         "moment": trial.moment,
         "step": trial.step,
@@ -81,7 +87,8 @@ def summarise(document: Mapping[str, Any]) -> str:
     if document["injected"]:
         parts.append(
             f"{document['found']} of {document['injected']} faults found, the true cause first for "
-            f"{document['cause_first']}, among the first three for {document['cause_in_three']}"
+            f"{document['cause_first']}, among the first three for {document['cause_in_three']}; "
+            f"{document['pits_found']} of {document['pits_injected']} pits of real projects found"
         )
     if document["healthy_runs"]:
         parts.append(

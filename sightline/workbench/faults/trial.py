@@ -21,13 +21,12 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.faults.case import FaultCase, HealthyCase
 from sightline.faults.loops import PLAIN, Loop, find_watch, train_plainly
-from sightline.faults.planting import Planter
+from sightline.faults.planting import BENCHES, Planter
 from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import run_all, run_quick
 
-_BENCHES = Path(__file__).parent / "benches"
 MOMENTS = ("config", "start", "check", "training", "end", "deep")
 """Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of
 `sightline check`; while it trains; the checks of the finished run; `check --deep`, which users run if they suspect
@@ -143,8 +142,9 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
     with tempfile.TemporaryDirectory() as name, _quiet_log() as log:
         folder = Path(name)
         try:
-            words = (f"seed={seed}", f"data.data_seed={seed}", *planter.overrides)
-            config = read_config(_BENCHES / f"{bench}.yaml", words)
+            has_data = any(word.startswith("data=") for word in planter.overrides)
+            seeds = [f"seed={seed}", *([] if has_data else [f"data.data_seed={seed}"])]
+            config = read_config(BENCHES / f"{bench}.yaml", (*seeds, *planter.overrides))
             make = functools.partial(_build, config, planter)
             make()
         except UserError as error:

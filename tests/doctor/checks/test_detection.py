@@ -25,6 +25,7 @@ from sightline.contract.plugins import load_plugins
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
+from sightline.faults.planting import Planter
 from sightline.workbench.check.checks.data.channel_contract import label_range
 from sightline.workbench.check.checks.data.classes import untrained_class
 from sightline.workbench.check.checks.data.data_mutation import data_mutation
@@ -36,20 +37,20 @@ from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.suite import run_quick
 from tests.command import run_here
 from tests.conftest import ROOT
-from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, quick
+from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, planted, quick
 from tests.doctor.planting import assert_complete
 
 
-@pytest.mark.parametrize("name", {(bug.code, bug.cause): name for name, bug in BUGS.items()}.values())
-def test_planted_bugs_are_found_when_a_training_starts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", {(bug.code, bug.case.cause): name for name, bug in BUGS.items()}.values())
+def test_planted_bugs_are_found_when_a_training_starts(name: str) -> None:
     """One of each check and cause, with the cause among those named. All, on ten seeds: tests/doctor/detecting.py."""
     bug = BUGS[name]
-    bug.plant(monkeypatch)
-    found = findings_of(quick(make_crowds(*bug.overrides, seed=3)), (bug.code,))
+    with planted(bug, seed=3) as built:
+        found = findings_of(quick(built), (bug.code,))
     assert found
     for finding in found:
         assert_complete(finding)
-    assert any(bug.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
+    assert any(bug.case.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
 
 
 @pytest.mark.parametrize("assigner", ["own", "atss"])
@@ -70,9 +71,9 @@ def test_the_shipped_recipe_on_photos_is_not_flagged(shared: Path, tmp_path: Pat
     assert findings_of(quick(built)) == []
 
 
-def test_a_bug_is_reported_once_with_the_gravest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    BUGS["shares for pixels"].plant(monkeypatch)
-    found = [each for each in run_quick(make_crowds(), World()) if each.severity != "note"]
+def test_a_bug_is_reported_once_with_the_gravest_first() -> None:
+    with planted(BUGS["shares of the image for pixels"]) as built:
+        found = [each for each in run_quick(built, World()) if each.severity != "note"]
     assert found[0].code == "broken-boxes"
     assert [each.code for each in found if each.severity == "error"] == ["broken-boxes"], list(map(str, found))
 
@@ -278,10 +279,11 @@ def few_crowds(num_images: int, seed: int) -> TrainingSetup:
 
 
 @pytest.mark.parametrize("num_images", [3, 4, 12])
-def test_boxes_of_a_few_photos_in_another_format_are_found(monkeypatch: pytest.MonkeyPatch, num_images: int) -> None:
+def test_boxes_of_a_few_photos_in_another_format_are_found(num_images: int) -> None:
     """Boxes given as corners and read as left, top, width, height; three images are too few for a judgement."""
-    BUGS["corners taken for left, top, width, height"].plant(monkeypatch)
-    found = findings_of(quick(few_crowds(num_images, seed=3)), ("broken-boxes",))
+    with Planter() as planter:
+        BUGS["corners are taken for left, top, width, height"].case.plant_into(planter)
+        found = findings_of(quick(few_crowds(num_images, seed=3)), ("broken-boxes",))
     assert {each.cause for each in found} == ({"assign.box_format"} if num_images > 3 else set()), list(map(str, found))
     assert all("corners that were read as left, top, width, height" in each.summary for each in found)
 

@@ -23,15 +23,16 @@ from tests.doctor.compressing import (
 from tests.doctor.planting import assert_complete, make
 
 
-@pytest.mark.parametrize("name", {(bug.code, bug.cause): name for name, bug in BUGS.items()}.values())
-def test_planted_bugs_are_found_when_a_training_starts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize("name", {(bug.code, bug.case.cause): name for name, bug in BUGS.items()}.values())
+def test_planted_bugs_are_found_when_a_training_starts(name: str) -> None:
     """One of each check and cause, with the cause among those named. All, on ten seeds: tests/doctor/compressing.py."""
     bug = BUGS[name]
-    found = findings_of(quick(planted(bug, monkeypatch, seed=3)), (bug.code,))
+    with planted(bug, seed=3) as built:
+        found = findings_of(quick(built), (bug.code,))
     assert found
     for finding in found:
         assert_complete(finding)
-    assert any(bug.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
+    assert any(bug.case.cause in (each.cause, *each.alternatives) for each in found), list(map(str, found))
 
 
 @pytest.mark.parametrize("model", ["pointnet_plain", "dgcnn", "scale_net"])
@@ -101,9 +102,10 @@ def test_checks_leave_the_model_as_it_is() -> None:
     assert built.job.model.training
 
 
-def test_a_broken_codebook_explains_what_follows_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_codebook_explains_what_follows_of_it() -> None:
     """One error for NaN centres, at the codebook: the loss and the gradient that are not finite are its symptoms."""
-    found = run_quick(planted(BUGS["a centre is NaN"], monkeypatch), World())
+    with planted(BUGS["a centre is NaN"]) as built:
+        found = run_quick(built, World())
     assert [each.code for each in found if each.severity == "error"] == ["broken-codebook"]
     assert any("non-finite" in line for line in found[0].evidence["explains"])
 
