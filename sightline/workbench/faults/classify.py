@@ -18,7 +18,7 @@ from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.faults import networks
 from sightline.faults.networks import OwnNetwork, change_layers, change_network
-from sightline.faults.planting import OWN, Plant, Planter, class_loss, edit, wrap
+from sightline.faults.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 
@@ -170,8 +170,8 @@ def _divide_by_spread(logits: Tensor, label: Tensor) -> Tensor:
 
 
 CLASSIFY_PLANTS: dict[str, Plant] = {
-    "O3": class_loss(lambda z, y: F.cross_entropy(z.softmax(-1), y, reduction="sum")),
-    "O4": class_loss(lambda z, y: -F.cross_entropy(z, y, reduction="sum")),
+    "O3": add_class_loss(lambda z, y: F.cross_entropy(z.softmax(-1), y, reduction="sum")),
+    "O4": add_class_loss(lambda z, y: -F.cross_entropy(z, y, reduction="sum")),
     "O5": edit(_train_head_only),
     "O6": change_layers(networks.hide_layers),
     "O7": plant_schedule(NoSchedule),
@@ -184,22 +184,22 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "O15": _draw_from_own_generator,
     "O16": _edit_batch(_sleep, "data.train_size=760"),
     "O79": edit(_scale_outputs),
-    "L1": class_loss(lambda z, y: -z.softmax(-1).gather(-1, y[:, None]).sum()),
-    "L2": class_loss(lambda z, y: F.cross_entropy(z, y)),
-    "L3": class_loss(lambda z, y: F.cross_entropy(z, y, reduction="sum") * len(y)),
-    "L4": class_loss(_ignore_half),
-    "L5": class_loss(_broadcast),
-    "L6": class_loss(lambda z, y: F.cross_entropy(z, z.shape[-1] - 1 - y, reduction="sum")),
-    "L7": class_loss(lambda z, y: F.cross_entropy(z, y.roll(1), reduction="sum")),
-    "L8": class_loss(
+    "L1": add_class_loss(lambda z, y: -z.softmax(-1).gather(-1, y[:, None]).sum()),
+    "L2": add_class_loss(lambda z, y: F.cross_entropy(z, y)),
+    "L3": add_class_loss(lambda z, y: F.cross_entropy(z, y, reduction="sum") * len(y)),
+    "L4": add_class_loss(_ignore_half),
+    "L5": add_class_loss(_broadcast),
+    "L6": add_class_loss(lambda z, y: F.cross_entropy(z, z.shape[-1] - 1 - y, reduction="sum")),
+    "L7": add_class_loss(lambda z, y: F.cross_entropy(z, y.roll(1), reduction="sum")),
+    "L8": add_class_loss(
         lambda z, y: F.binary_cross_entropy_with_logits(
             z.sigmoid(), F.one_hot(y, z.shape[-1]).to(z.dtype), reduction="sum"
         )
     ),
-    "L9": class_loss(lambda z, y: F.cross_entropy(z.detach(), y, reduction="sum") + 0 * z.sum()),
+    "L9": add_class_loss(lambda z, y: F.cross_entropy(z.detach(), y, reduction="sum") + 0 * z.sum()),
     "L10": lambda p: p.add_loss(_LossWithScale),
-    "L11": class_loss(_divide_by_spread),
-    "L12": class_loss(lambda z, y: (z - z.detach()).sum() + 2.0 * len(y)),
+    "L11": add_class_loss(_divide_by_spread),
+    "L12": add_class_loss(lambda z, y: (z - z.detach()).sum() + 2.0 * len(y)),
     "O21": change_network(embed=networks.search_whole_batch),
     "N2": change_network(pool=networks.attend_over_batch),
     "N3": change_network(train=networks.rest_norms),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.contrast.crosspoint import CrossPoint
 from sightline.contract.draws import Draws
-from sightline.faults.planting import Plant, after, wrap
+from sightline.faults.planting import Plant, change_result, wrap
 from sightline.parts.losses.embeddings import PairLoss, nt_xent
 from sightline.parts.transforms.points import TwoViews
 
@@ -20,7 +20,7 @@ _INTRA = "{name: intra_modal}"
 _CROSS = "{name: cross_modal}"
 
 
-def intra_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+def add_intra_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     """Make a plant of a loss of one's own between two clouds: rows (M, D) to the loss (M,) of each pair."""
 
     class OwnPairs(PairLoss):
@@ -30,7 +30,7 @@ def intra_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     return lambda planter: planter.add_loss(OwnPairs, _CROSS)
 
 
-def _cross_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+def _add_cross_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     """Make a plant of a loss of one's own between the mean of two clouds and an image."""
 
     class OwnCross(PairLoss):
@@ -58,16 +58,18 @@ def _draw_both_alike(own: Any, transform: Any, draws: Draws, **fields: Tensor) -
 
 
 CONTRAST_PLANTS: dict[str, Plant] = {
-    "O26": intra_loss(lambda a, b: compare_pairs(a, b, is_masked=False)),
-    "O27": after(CrossPoint, "forward", lambda out: {name: 0 * value + 0.1 for name, value in out.items()}),
-    "O28": intra_loss(lambda a, b: compare_pairs(a, b, is_scaled=False)),
-    "O29": after(SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"].roll(-1, 0)}),
+    "O26": add_intra_loss(lambda a, b: compare_pairs(a, b, is_masked=False)),
+    "O27": change_result(CrossPoint, "forward", lambda out: {name: 0 * value + 0.1 for name, value in out.items()}),
+    "O28": add_intra_loss(lambda a, b: compare_pairs(a, b, is_scaled=False)),
+    "O29": change_result(SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"].roll(-1, 0)}),
     "O30": wrap(TwoViews, "__call__", _draw_both_alike),
-    "O33": _cross_loss(lambda a, b: nt_xent(a.detach(), b.detach(), temperature=0.1) + 0 * (a + b).sum()),
-    "L13": intra_loss(
+    "O33": _add_cross_loss(lambda a, b: nt_xent(a.detach(), b.detach(), temperature=0.1) + 0 * (a + b).sum()),
+    "L13": add_intra_loss(
         lambda a, b: F.cross_entropy(F.normalize(a) @ F.normalize(b).T / 0.1, torch.arange(len(a)), reduction="none")
     ),
-    "L14": intra_loss(lambda a, b: nt_xent(a, b, temperature=10.0)),
-    "L15": intra_loss(lambda a, b: nt_xent(a, b.roll(1, 0), temperature=0.1)),
-    "D17": after(SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"][:1].expand_as(b["image"]).clone()}),
+    "L14": add_intra_loss(lambda a, b: nt_xent(a, b, temperature=10.0)),
+    "L15": add_intra_loss(lambda a, b: nt_xent(a, b.roll(1, 0), temperature=0.1)),
+    "D17": change_result(
+        SyntheticShapes, "get_batch", lambda b: {**b, "image": b["image"][:1].expand_as(b["image"]).clone()}
+    ),
 }

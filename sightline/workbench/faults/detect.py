@@ -25,14 +25,14 @@ from sightline.compute.geometry.boxes.overlaps import encode_deltas
 from sightline.compute.geometry.boxes.priors import Priors
 from sightline.contract.loss import Loss
 from sightline.contract.types import Sample, SampleKey
-from sightline.faults.planting import Plant, Planter, after, before, join, override, wrap
+from sightline.faults.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 from sightline.parts.transforms.images import FlipImage
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
 def _edit_image(change: Callable[[Sample], Sample], *overrides: str) -> Plant:
-    return after(SyntheticCrowds, "__getitem__", lambda sample: sample | change(sample), *overrides)
+    return change_result(SyntheticCrowds, "__getitem__", lambda sample: sample | change(sample), *overrides)
 
 
 def _edit_boxes(change: Callable[[Tensor], Tensor], *overrides: str) -> Plant:
@@ -176,7 +176,7 @@ def _learn_ignored(own: Any, loss: SigmoidFocal, *, logits: Tensor, target: Tens
     return sigmoid_focal(logits, is_target, alpha=loss.alpha, gamma=loss.gamma, weight=weight)
 
 
-def class_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
+def add_class_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Plant:
     """Make a plant of a class loss of one's own: `function` of logits and 0 or 1, both (N, K), that are counted."""
 
     class OwnFocal(Loss):
@@ -247,7 +247,7 @@ def _order_priors(flatten: Callable[[list[Tensor], int], Tensor]) -> Plant:
 
 
 def _change_update(metric: Any, change: Callable[[dict[str, Any]], dict[str, Any]], *overrides: str) -> Plant:
-    return before(metric, "update", change, *overrides)
+    return change_arguments(metric, "update", change, *overrides)
 
 
 def _count_all(given: dict[str, Any]) -> dict[str, Any]:
@@ -293,7 +293,7 @@ DETECT_PLANTS: dict[str, Plant] = {
     "O49": wrap(SyntheticCrowds, "__getitem__", _scale_in_place),
     "O50": override(*_TALL_CANVAS),
     "O51": _edit_boxes(lambda b: torch.cat([b[:, :2], _sides(b)], dim=1)),
-    "O53": class_loss(_exchange_terms),
+    "O53": add_class_loss(_exchange_terms),
     "O54": _count_targets(lambda target: torch.tensor(target.numel())),
     "O55": _lose_squares,
     "O56": wrap(Assigner, "__call__", _match_regions_as_background),
@@ -301,9 +301,9 @@ DETECT_PLANTS: dict[str, Plant] = {
         wrap(detect, "decode_boxes", _decode_with_deviations),
         wrap(detection_output, "decode_boxes", _decode_with_deviations),
     ),
-    "O58": class_loss(_edit_saved_output),
+    "O58": add_class_loss(_edit_saved_output),
     "O59": _start_with_bias(0.0),
-    "O60": after(Detect, "get_priors", _stretch_grid),
+    "O60": change_result(Detect, "get_priors", _stretch_grid),
     "B1": wrap(detect, "to_file_pixels", lambda own, found, to_canvas, file_px, clip: found.double(), *_SMALL_CANVAS),
     "B2": _edit_truth(_rescale, *_SMALL_CANVAS),
     "B3": _edit_truth(_clear_flags),
@@ -323,7 +323,7 @@ DETECT_PLANTS: dict[str, Plant] = {
     "B20": _edit_boxes(lambda b: b[:, [1, 0, 3, 2]]),
     "B21": _edit_boxes(lambda b: b * 2),
     "B22": _edit_image(lambda s: {"file_px": s["file_px"].flip(0)}),
-    "B25": after(Detect, "get_priors", _reverse_anchors),
+    "B25": change_result(Detect, "get_priors", _reverse_anchors),
     "B27": _change_matches(_keep_finest),
     "B28": _change_matches(lambda m, priors: m.clamp(max=BACKGROUND)),
     "B29": _change_matches(lambda m, priors: torch.where(m < 0, IGNORED, m)),
@@ -335,7 +335,7 @@ DETECT_PLANTS: dict[str, Plant] = {
     "B35": wrap(SigmoidFocal, "forward", _learn_ignored),
     "B36": _start_with_bias(4.6),
     "B37": _start_with_bias(-13.8),
-    "B38": after(RetinaHead, "forward", _normalize_logits),
+    "B38": change_result(RetinaHead, "forward", _normalize_logits),
     "B39": _order_priors(lambda maps, k: torch.cat(_flatten(maps, k)[::-1], dim=1)),
     "B40": _order_priors(lambda maps, k: torch.cat([_flatten(maps, k)[level] for level in (1, 0, 2, 3, 4)], dim=1)),
     "B41": _order_priors(lambda maps, k: torch.cat(_flatten(maps, k, (0, 4, 3, 1, 2)), dim=1)),
@@ -345,6 +345,6 @@ DETECT_PLANTS: dict[str, Plant] = {
     ),
     "B44": wrap(detect, "to_file_pixels", lambda own, found, to_canvas, file_px, clip: found.double()),
     "B46": _alternate_with("task.suppression={name: greedy, per_class: false, iou_threshold: 0.3}"),
-    "D18": after(FlipImage, "__call__", lambda fields: {"image": fields["image"]}),
+    "D18": change_result(FlipImage, "__call__", lambda fields: {"image": fields["image"]}),
     "D19": wrap(SyntheticCrowds, "__getitem__", _read_next_image),
 }

@@ -17,12 +17,12 @@ from sightline.contract.types import Sample, SampleKey
 from sightline.engine.batch_stream import BatchSampler
 from sightline.engine.build import TrainingSetup
 from sightline.faults.classify import NoSchedule, plant_schedule
-from sightline.faults.contrast import compare_pairs, intra_loss
-from sightline.faults.detect import class_loss as box_class_loss
+from sightline.faults.contrast import add_intra_loss, compare_pairs
+from sightline.faults.detect import add_class_loss as add_box_loss
 from sightline.faults.files import start_from
 from sightline.faults.networks import change_network
-from sightline.faults.planting import Plant, Planter, after, class_loss, edit, wrap
-from sightline.faults.pose import map_loss
+from sightline.faults.planting import Plant, Planter, add_class_loss, change_result, edit, wrap
+from sightline.faults.pose import add_map_loss
 
 
 class _WarmUpFromZero(NoSchedule):
@@ -95,17 +95,17 @@ def _focal(logits: Tensor, wanted: Tensor) -> Tensor:
 
 
 HEALTHY_PLANTS: dict[str, Plant] = {
-    "H3": intra_loss(lambda first, second: -F.cosine_similarity(first, second)),
+    "H3": add_intra_loss(lambda first, second: -F.cosine_similarity(first, second)),
     "H5": plant_schedule(_WarmUpFromZero),
     "H10": wrap(SyntheticLidar, "__getitem__", _ignore_most),
     "H12": start_from(change=lambda s: {n: v for n, v in s.items() if "head" not in n}, missing="head"),
     "H13": edit(_rest_by_turns),
-    "H14": after(V2VSmall, "likelihood", lambda maps: (maps + 0.05).relu()),
+    "H14": change_result(V2VSmall, "likelihood", lambda maps: (maps + 0.05).relu()),
     "H15": wrap(SyntheticCrowds, "__getitem__", _empty_third),
     "H16": _sort_by_class,
-    "T1": class_loss(lambda logits, label: F.cross_entropy(logits, label, reduction="sum")),
+    "T1": add_class_loss(lambda logits, label: F.cross_entropy(logits, label, reduction="sum")),
     "T2": change_network(),
-    "T3": intra_loss(compare_pairs),
-    "T4": box_class_loss(_focal),
-    "T5": map_loss(lambda likelihood, heatmaps: (likelihood - heatmaps).square().sum()),
+    "T3": add_intra_loss(compare_pairs),
+    "T4": add_box_loss(_focal),
+    "T5": add_map_loss(lambda likelihood, heatmaps: (likelihood - heatmaps).square().sum()),
 }

@@ -135,7 +135,7 @@ def wrap(owner: Any, name: str, change: Callable[..., Any], *overrides: str) -> 
     return plant
 
 
-def class_loss(function: Callable[[Tensor, Tensor], Tensor], *others: str) -> Plant:
+def add_class_loss(function: Callable[[Tensor, Tensor], Tensor], *others: str) -> Plant:
     """Make a plant of a loss that one wrote oneself: `function` sums over logits (..., C) and labels (...)."""
 
     class OwnLoss(Loss):
@@ -148,12 +148,14 @@ def class_loss(function: Callable[[Tensor, Tensor], Tensor], *others: str) -> Pl
     return lambda planter: planter.add_loss(OwnLoss, *others)
 
 
-def after(owner: Any, name: str, change: Callable[[Any], Any], *overrides: str) -> Plant:
+def change_result(owner: Any, name: str, change: Callable[[Any], Any], *overrides: str) -> Plant:
     """Make a plant that changes what a function returns."""
     return wrap(owner, name, lambda own, *args, **named: change(own(*args, **named)), *overrides)
 
 
-def before(owner: Any, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], *overrides: str) -> Plant:
+def change_arguments(
+    owner: Any, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], *overrides: str
+) -> Plant:
     """Make a plant that changes some of the keyword arguments of a function."""
     return wrap(owner, name, lambda own, *args, **named: own(*args, **{**named, **change(named)}), *overrides)
 

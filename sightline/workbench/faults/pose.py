@@ -16,11 +16,11 @@ from sightline.areas.pose.v2v import V2VSmall
 from sightline.compute.geometry.volumes import CubePlacement
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
-from sightline.faults.planting import Plant, Planter, after, before, wrap
+from sightline.faults.planting import Plant, Planter, change_arguments, change_result, wrap
 
 
 def _edit_frames(change: Callable[[Batch], Batch]) -> Plant:
-    return after(SyntheticHands, "get_batch", lambda batch: batch | change(batch))
+    return change_result(SyntheticHands, "get_batch", lambda batch: batch | change(batch))
 
 
 def _move_cube(owner: type, change: Callable[[CubePlacement], CubePlacement]) -> Plant:
@@ -29,7 +29,7 @@ def _move_cube(owner: type, change: Callable[[CubePlacement], CubePlacement]) ->
     def move(given: dict[str, Any]) -> dict[str, Any]:
         return {"placement": change(CubePlacement.from_rows(given["placement"])).to_rows()}
 
-    return before(owner, "__call__", move)
+    return change_arguments(owner, "__call__", move)
 
 
 def _undo_augmentation(placement: CubePlacement) -> CubePlacement:
@@ -65,7 +65,7 @@ def _average_all_pixels(batch: Batch) -> Batch:
     return {"reference": torch.cat([batch["reference"][:, :2], mean_mm[:, None]], 1).to(batch["reference"])}
 
 
-def map_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Planter], None]:
+def add_map_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Planter], None]:
     """Make a plant of a loss of heat maps of one's own, a sum over cells."""
 
     class OwnMaps(Loss):
@@ -81,28 +81,30 @@ def map_loss(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Planter]
 _MM_A_VOXEL = 200 / 44
 
 POSE_PLANTS: dict[str, Plant] = {
-    "O42": after(V2VSmall, "likelihood", lambda maps: (maps - 0.1).relu()),
-    "O43": after(DrawHeatmaps, "__call__", lambda f: {"heatmaps": f["heatmaps"].transpose(-1, -3).contiguous()}),
+    "O42": change_result(V2VSmall, "likelihood", lambda maps: (maps - 0.1).relu()),
+    "O43": change_result(
+        DrawHeatmaps, "__call__", lambda f: {"heatmaps": f["heatmaps"].transpose(-1, -3).contiguous()}
+    ),
     "O44": _edit_frames(lambda b: {"depth": b["depth"] / 1000}),
     "O45": _edit_frames(_average_all_pixels),
     "O46": _move_cube(DrawHeatmaps, _undo_augmentation),
     "O47": wrap(nn.BatchNorm3d, "forward", _round_statistics),
-    "O48": after(
+    "O48": change_result(
         JointError,
         "compute",
         lambda figures: {n: v / _MM_A_VOXEL if n.endswith("mm") else v for n, v in figures.items()},
     ),
-    "C1": before(Voxelize, "__call__", lambda given: {"depth": given["depth"] / 1000}),
+    "C1": change_arguments(Voxelize, "__call__", lambda given: {"depth": given["depth"] / 1000}),
     "C2": _edit_frames(lambda b: {"joints": b["joints"][..., [0, 2, 1]]}),
     "C3": _edit_frames(lambda b: {"joints": b["joints"] + torch.tensor([40.0, 0.0, 0.0])}),
     "C4": _edit_frames(lambda b: {"reference": b["reference"] + torch.tensor([0.0, 0.0, 150.0])}),
     "C5": _move_cube(Voxelize, _shift_reference),
     "C6": _move_cube(DrawHeatmaps, lambda p: dataclasses.replace(p, scale=1 / p.scale)),
     "C7": _move_cube(DrawHeatmaps, lambda p: dataclasses.replace(p, shift=p.shift - 1.0)),
-    "C8": after(Voxelize, "__call__", lambda f: {"volume": f["volume"].transpose(-1, -3).contiguous()}),
+    "C8": change_result(Voxelize, "__call__", lambda f: {"volume": f["volume"].transpose(-1, -3).contiguous()}),
     "C9": _edit_frames(lambda b: {"joints": b["joints"].roll(1, 0)}),
     "C10": _edit_frames(lambda b: {"depth": b["depth"].flip(2)}),
-    "L16": map_loss(lambda a, b: -(a - b).square().sum()),
-    "L17": map_loss(lambda a, b: (a - a.detach().roll(1, 0)).square().sum()),
-    "L18": map_loss(lambda a, b: (a[:, :, None] - b[:, None]).square().mean(2).sum()),
+    "L16": add_map_loss(lambda a, b: -(a - b).square().sum()),
+    "L17": add_map_loss(lambda a, b: (a - a.detach().roll(1, 0)).square().sum()),
+    "L18": add_map_loss(lambda a, b: (a[:, :, None] - b[:, None]).square().mean(2).sum()),
 }

@@ -16,7 +16,7 @@ from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.compute.geometry import neighbours
 from sightline.contract.types import Batch, Sample, SampleKey
-from sightline.faults.planting import Plant, after, before, class_loss, join, wrap
+from sightline.faults.planting import Plant, add_class_loss, change_arguments, change_result, join, wrap
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate
@@ -65,7 +65,7 @@ def _score_absent_parts_zero(own: Any, metric: PartIoU, state: dict[str, Tensor]
 
 
 def _edit_parts(change: Callable[[Batch], Batch]) -> Plant:
-    return after(SyntheticShapes, "get_batch", lambda batch: batch | change(batch))
+    return change_result(SyntheticShapes, "get_batch", lambda batch: batch | change(batch))
 
 
 def _pad_with_zeros(batch: Batch) -> Batch:
@@ -121,7 +121,9 @@ def _draw_in_file_order(own: Any, points: Tensor, **named: Any) -> Any:
 
 def _clamp_labels(num_classes: int) -> Plant:
     """Make a plant of a loss that cuts labels off at the last class: no label is ever out of range."""
-    return class_loss(lambda z, y: F.cross_entropy(z, y.clamp(max=num_classes - 1), ignore_index=0, reduction="sum"))
+    return add_class_loss(
+        lambda z, y: F.cross_entropy(z, y.clamp(max=num_classes - 1), ignore_index=0, reduction="sum")
+    )
 
 
 def _keep_one_class(sample: Sample, index: int) -> Sample:
@@ -140,30 +142,31 @@ SEGMENT_PLANTS: dict[str, Plant] = {
     "O18": wrap(PartIoU, "compute", _score_absent_parts_zero),
     "O19": _edit_parts(_shift_category),
     "O20": _edit_parts(_pad_with_zeros),
-    "O22": after(Rotate, "__call__", lambda fields: {"points": fields["points"]}),
-    "O24": after(
+    "O22": change_result(Rotate, "__call__", lambda fields: {"points": fields["points"]}),
+    "O24": change_result(
         neighbours, "inverse_distance_weights", lambda weights: weights * 3.0, "model={name: pointnet2_parts}"
     ),
-    "O25": class_loss(_weigh_next_class),
+    "O25": add_class_loss(_weigh_next_class),
     "D8": _edit_parts(lambda b: {"label": b["label"].roll(1, 0)}),
     "D9": _edit_parts(lambda b: {"label": b["label"].flip(1)}),
     "D10": _edit_parts(lambda b: {"category": torch.zeros_like(b["category"])}),
     "O23": _edit_scan(lambda s, i: {"label": torch.where(s["label"] == s["label"].mode().values, 0, s["label"])}),
     "O35": join(_edit_scan(lambda s, i: {"label": 10 * s["label"]}), _clamp_labels(9)),
     "O36": _edit_scan(lambda s, i: {"label": (s["label"] + 65536 * (s["points"][:, 0].long() // 4)) % 9}),
-    "O37": before(
+    "O37": change_arguments(
         range_projection.Project, "__init__", lambda given: {"fov_deg": tuple(reversed(given["fov_deg"]))}, *_BY_PITCH
     ),
     "O38": wrap(range_projection, "project_scans", _draw_in_file_order, "data.num_columns=400"),
     "O39": _edit_scan(_keep_one_class),
     "O40": _edit_scan(lambda s, i: {"remission": 255 * s["remission"]}),
     "O41": join(
-        before(SqueezeSeg, "__init__", lambda given: {"num_classes": given["num_classes"] - 1}), _clamp_labels(8)
+        change_arguments(SqueezeSeg, "__init__", lambda given: {"num_classes": given["num_classes"] - 1}),
+        _clamp_labels(8),
     ),
     "D11": _edit_scan(lambda s, i: {"ring": 63 - s["ring"]}),
     "D12": wrap(SyntheticLidar, "__getitem__", _read_next_labels),
     "D13": _edit_scan(lambda s, i: {"points": s["points"][:, [0, 2, 1]]}),
     "D14": _edit_scan(lambda s, i: {"points": 1000 * s["points"]}),
     "D15": _edit_scan(lambda s, i: {name: value[s["ring"] % 4 != 0] for name, value in s.items()}),
-    "D16": before(range_projection.Project, "__init__", lambda given: {"fov_deg": (25.0, -45.0)}, *_BY_PITCH),
+    "D16": change_arguments(range_projection.Project, "__init__", lambda given: {"fov_deg": (25.0, -45.0)}, *_BY_PITCH),
 }
