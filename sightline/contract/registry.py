@@ -125,6 +125,15 @@ class Registry:
     def names(self) -> list[str]:
         return sorted({*self._entries, *self.modules})
 
+    @contextmanager
+    def forget_new(self) -> Iterator[None]:
+        """Context that forgets at its end the names that were registered in it."""
+        known = set(self.names())
+        try:
+            yield
+        finally:
+            self._entries = {name: entry for name, entry in self._entries.items() if name in known}
+
     def entry(self, component: ComponentConfig) -> RegistryEntry:
         """Return the entry of a component block. Raises ConfigError with the nearest name."""
         self._load(component.name)
@@ -195,15 +204,6 @@ class Registry:
         plugin_hint = f"{' P' if hint.endswith('?') else '; p'}arts of your own need --plugin FILE.py"
         where = component.origins.get("name", _locate_key(component.location, "name"))
         return ConfigFault(where, f"no {self.noun} is called '{component.name}'{hint}{plugin_hint}")
-
-    @contextmanager
-    def forget_new(self) -> Iterator[None]:
-        """Context that forgets at its end what was registered in it; a shipped component is found again by its name."""
-        entries = dict(self._entries)
-        try:
-            yield
-        finally:
-            self._entries = entries
 
     def _load(self, name: str) -> None:
         """Import the module of a shipped component, unless it is registered."""
