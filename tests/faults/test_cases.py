@@ -56,7 +56,8 @@ def test_plants_leave_no_trace() -> None:
         with Planter() as planter:
             case.plant_into(planter)
             replaced = [(patch.target, patch.attribute, patch.temp_original) for patch in planter._patches]
-        assert [getattr(owner, name) is original for owner, name, original in replaced] == [True] * len(replaced), case
+        for owner, name, original in replaced:
+            assert getattr(owner, name) is getattr(original, "__func__", original), (case.id, name)
     assert {kind: registry.names() for kind, registry in REGISTRIES.items()} == names
 
 
