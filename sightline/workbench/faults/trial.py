@@ -119,10 +119,11 @@ def run_trial(case: FaultCase, *, seed: int) -> Trial:
 
 
 def run_healthy(case: HealthyCase, *, seed: int) -> tuple[Alarm, ...]:
-    """Run all moments of a healthy case; return every alarm, each of which is false."""
+    """Run all moments of a healthy case; return every alarm once, at its first moment: each of them is false."""
     with Planter() as planter:
         case.plant_into(planter)
-        return tuple(alarm for _, alarms in list_alarms(case.bench, planter, seed=seed) for alarm in alarms)
+        listed = [alarm for _, alarms in list_alarms(case.bench, planter, seed=seed) for alarm in alarms]
+    return tuple({alarm.key: alarm for alarm in reversed(listed)}.values())[::-1]
 
 
 def rank_cause(case: FaultCase, alarms: Sequence[Alarm]) -> int | None:
