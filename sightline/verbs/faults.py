@@ -8,12 +8,12 @@ from typing import Any
 from sightline.commands.prove import FaultsOptions
 from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
-from sightline.faults.case import FaultCase, HealthyCase
-from sightline.faults.catalog import FAULTS, HEALTHY
-from sightline.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
-from sightline.faults.trial import Trial, run_healthy, run_trial
 from sightline.runs.run_directory import collect_environment, write_document, write_file
 from sightline.verbs.output import print_note, show_table
+from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.catalog import FAULTS, HEALTHY
+from sightline.workbench.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
+from sightline.workbench.faults.trial import Trial, run_healthy, run_trial
 
 _HEALTHY_SEEDS = 5
 """Runs of a healthy case for each seed of a fault."""

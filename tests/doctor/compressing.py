@@ -22,11 +22,11 @@ from sightline.compute.layers.quantisation.linear import quantisable_weights
 from sightline.config import read_config
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.faults.compress import teach as taught
-from sightline.faults.planting import Planter
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
+from sightline.workbench.faults.compress import teach as taught
+from sightline.workbench.faults.planting import Planter
 from tests.conftest import ROOT
 from tests.doctor.planting import CONFIG
 from tests.doctor.power import Bug, case_table, print_alarms, processor_time, table

@@ -18,10 +18,10 @@ from sightline.config import read_config
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.faults.planting import Planter
 from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import all_checks
+from sightline.workbench.faults.planting import Planter
 from tests.conftest import ROOT
 from tests.doctor.power import Bug, case_table, processor_time, table
 

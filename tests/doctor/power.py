@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from sightline.faults.case import FaultCase
-from sightline.faults.catalog import FAULTS
 from sightline.workbench.check.context import CHECKS, Context
+from sightline.workbench.faults.case import FaultCase
+from sightline.workbench.faults.catalog import FAULTS
 
 __all__ = ["Bug", "case_table", "print_alarms", "processor_time", "table"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sightline.faults.loops import Loop, find_watch
-from sightline.faults.planting import Plant, Planter
 from sightline.workbench.check.core.finding import CAUSES
+from sightline.workbench.faults.loops import Loop, find_watch
+from sightline.workbench.faults.planting import Plant, Planter
 
 
 @dataclass(frozen=True, kw_only=True)

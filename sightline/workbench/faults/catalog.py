@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sightline.faults.case import FaultCase, HealthyCase
-from sightline.faults.classify import CLASSIFY_PLANTS
-from sightline.faults.compress import COMPRESS_PLANTS
-from sightline.faults.contrast import CONTRAST_PLANTS
-from sightline.faults.detect import DETECT_PLANTS
-from sightline.faults.files import FILE_PLANTS
-from sightline.faults.healthy import HEALTHY_PLANTS
-from sightline.faults.loops import LOOPS
-from sightline.faults.pose import POSE_PLANTS
-from sightline.faults.segment import SEGMENT_PLANTS
+from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.classify import CLASSIFY_PLANTS
+from sightline.workbench.faults.compress import COMPRESS_PLANTS
+from sightline.workbench.faults.contrast import CONTRAST_PLANTS
+from sightline.workbench.faults.detect import DETECT_PLANTS
+from sightline.workbench.faults.files import FILE_PLANTS
+from sightline.workbench.faults.healthy import HEALTHY_PLANTS
+from sightline.workbench.faults.loops import LOOPS
+from sightline.workbench.faults.pose import POSE_PLANTS
+from sightline.workbench.faults.segment import SEGMENT_PLANTS
 
 _PLANTS = {
     **CLASSIFY_PLANTS,

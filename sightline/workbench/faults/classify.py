@@ -16,9 +16,9 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
-from sightline.faults import networks
-from sightline.faults.networks import OwnNetwork, change_layers, change_network
-from sightline.faults.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
+from sightline.workbench.faults import networks
+from sightline.workbench.faults.networks import OwnNetwork, change_layers, change_network
+from sightline.workbench.faults.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
 
 # --- the optimiser ----------------------------------------------------------------------------------------------------
 

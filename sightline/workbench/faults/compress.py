@@ -20,9 +20,9 @@ from sightline.compute.layers.quantisation.parametrised import (
 from sightline.contract import registry
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
-from sightline.faults.planting import Plant, Planter, edit, join, wrap
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
+from sightline.workbench.faults.planting import Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
 

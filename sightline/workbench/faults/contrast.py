@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.areas.contrast.crosspoint import CrossPoint
 from sightline.contract.draws import Draws
-from sightline.faults.planting import Plant, change_result, wrap
 from sightline.parts.losses.embeddings import PairLoss, nt_xent
 from sightline.parts.transforms.points import TwoViews
+from sightline.workbench.faults.planting import Plant, change_result, wrap
 
 _INTRA = "{name: intra_modal}"
 _CROSS = "{name: cross_modal}"

@@ -25,8 +25,8 @@ from sightline.compute.geometry.boxes.overlaps import encode_deltas
 from sightline.compute.geometry.boxes.priors import Priors
 from sightline.contract.loss import Loss
 from sightline.contract.types import Sample, SampleKey
-from sightline.faults.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 from sightline.parts.transforms.images import FlipImage
+from sightline.workbench.faults.planting import Plant, Planter, change_arguments, change_result, join, override, wrap
 
 # --- data -------------------------------------------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.config import read_config
 from sightline.contract.loss import Loss
 from sightline.engine.build import TrainingSetup
-from sightline.faults.networks import OwnNetwork
-from sightline.faults.planting import BENCHES, LogitsOutput, Plant, Planter, edit, join
 from sightline.runs import checkpoint
 from sightline.training.train_run import train_run
+from sightline.workbench.faults.networks import OwnNetwork
+from sightline.workbench.faults.planting import BENCHES, LogitsOutput, Plant, Planter, edit, join
 
 _WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.faults.planting import LogitsOutput, Plant
+from sightline.workbench.faults.planting import LogitsOutput, Plant
 
 
 class OwnNetwork(nn.Module):

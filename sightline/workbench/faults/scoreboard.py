@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sightline.faults.case import FaultCase, HealthyCase
-from sightline.faults.trial import Alarm, Trial
+from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.trial import Alarm, Trial
 
 NUM_STORIES = 10
 _MAX_STORY_LINES = 12

@@ -16,10 +16,10 @@ from sightline.areas.scans.models.squeezeseg import SqueezeSeg
 from sightline.areas.scans.sets.synthetic_lidar import SyntheticLidar
 from sightline.compute.geometry import neighbours
 from sightline.contract.types import Batch, Sample, SampleKey
-from sightline.faults.planting import Plant, add_class_loss, change_arguments, change_result, join, wrap
 from sightline.parts.metrics.labels import class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
 from sightline.parts.transforms.points import Rotate
+from sightline.workbench.faults.planting import Plant, add_class_loss, change_arguments, change_result, join, wrap
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
 

@@ -19,13 +19,13 @@ from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.faults.case import FaultCase, HealthyCase
-from sightline.faults.loops import PLAIN, Loop, find_watch, train_plainly
-from sightline.faults.planting import BENCHES, Planter
 from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import run_all, run_quick
+from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.loops import PLAIN, Loop, find_watch, train_plainly
+from sightline.workbench.faults.planting import BENCHES, Planter
 
 MOMENTS = ("config", "start", "check", "training", "end", "deep")
 """Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of

@@ -25,7 +25,6 @@ from sightline.contract.plugins import load_plugins
 from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
-from sightline.faults.planting import Planter
 from sightline.workbench.check.checks.data.channel_contract import label_range
 from sightline.workbench.check.checks.data.classes import untrained_class
 from sightline.workbench.check.checks.data.data_mutation import data_mutation
@@ -35,6 +34,7 @@ from sightline.workbench.check.checks.model.outputs import level_order
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
 from sightline.workbench.check.suite import run_quick
+from sightline.workbench.faults.planting import Planter
 from tests.command import run_here
 from tests.conftest import ROOT
 from tests.doctor.detecting import BUGS, READ, SMALL, edited, findings_of, make_crowds, planted, quick
