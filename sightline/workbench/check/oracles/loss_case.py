@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.contrast.task import Contrast
 from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.binding import BoundFunction
+from sightline.contract.members import TaskMembers
 from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.distillation import unwrap_distillation
@@ -174,7 +174,7 @@ def make_cases(
     if not bound or not step.is_sound:
         return
     around = single_batch_step(job.task, FixedOutputs(outputs), batch, job.device, job.precision).contexts[0]
-    if not isinstance(task, Contrast):
+    if not TaskMembers.compares_rows.get(task):
         outputs = task.outputs(FixedOutputs(outputs), batch)
     context: dict[str, Any] = {}
     for part in around if isinstance(around, tuple) else (around,):
