@@ -18,6 +18,7 @@ from sightline.workbench.check.oracles.results import class_location
 
 _STATISTICS = ("running", "moving", "ema")
 """Words in the names of buffers that a training step changes."""
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = nn.modules.dropout._DropoutNd
 _MAX_SHOWN = 3
 
@@ -56,7 +57,7 @@ def still_statistics(context: Context, step: DryRun) -> Fault | None:
         reason, action = "its momentum is 0", "set momentum to the share of the new batch, 0.1 by default in torch"
     return Fault(
         f"the running statistics of {_list_names(still)} never move",
-        severity="error" if context.is_fresh else "warning",
+        severity="error" if context.is_fresh and isinstance(module, _BATCH_NORMS) else "warning",
         layer=still[0],
         measured=f"the same bits before and after a training step in {len(still)} layer(s): {reason}",
         action=action,
@@ -77,7 +78,7 @@ def _takes_part(step: DryRun, name: str, module: nn.Module) -> bool:
     """
     parameters = dict(module.named_parameters(recurse=False))
     gradients = {step.gradients.get(f"{name}.{key}".lstrip("."), "none") for key in parameters}
-    is_plain = isinstance(module, nn.modules.batchnorm._BatchNorm) and not parameters
+    is_plain = isinstance(module, _BATCH_NORMS) and not parameters
     is_trained = is_plain or any(parameter.requires_grad for parameter in parameters.values())
     return is_trained and (name in step.executed or not gradients <= {"none"})
 
