@@ -39,6 +39,7 @@ from sightline.workbench.check.core.dry_run import (
     isolated_copy,
 )
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, Severity
+from sightline.workbench.check.core.model_probe import QUICK_S, ModelProbe
 from sightline.workbench.check.core.sample_statistics import (
     ClassCounts,
     PartStatistics,
@@ -212,9 +213,19 @@ class Context:
         """True under `sightline check`, False at the start of a training."""
         return math.isinf(self.forward_s)
 
-    def quick_s(self, step: DryRun) -> float | None:
-        """Return the processor time of a step at the start of a training, where passes are limited; else None."""
-        return None if self.is_thorough else step.seconds
+    def probe(self, num_passes: int, *, is_double: bool = False) -> ModelProbe | None:
+        """Return a probe of the model on the inputs of the first step; None if it fails there.
+
+        None, too, if so many passes would be slow at the start of a training.
+        """
+        limit_s = math.inf if self.is_thorough else QUICK_S
+        if not math.isfinite(self._pass_s) or self._pass_s * num_passes > limit_s:
+            return None
+        return ModelProbe(self.built.job.model, self.dry_run.inputs, is_double=is_double)
+
+    @cached_property
+    def _pass_s(self) -> float:
+        return ModelProbe(self.built.job.model, self.dry_run.inputs).measure()
 
     def place(self, path: str, **more: Any) -> FindingLocation:
         """Return the location of a dotted config path: its file and line, or those of the block that contains it."""

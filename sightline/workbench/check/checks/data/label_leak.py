@@ -181,8 +181,8 @@ def idle_input(context: Context, step: DryRun) -> Iterator[Fault]:
             action="look at what the transforms return: a factor of 0, or a range that is clipped",
         )
         return
-    probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
-    if not probe.has_time(1 + len(inputs)):
+    probe = context.probe(2 * len(inputs))
+    if probe is None:
         return
     _fill_zeros(probe)
     idle = [name for name, value in inputs.items() if probe.changed_by(_disturb(name, value)) == []]

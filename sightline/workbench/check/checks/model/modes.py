@@ -131,9 +131,9 @@ def random_evaluation(context: Context, step: DryRun) -> Fault | None:
 
     Finds: Dropout, noise or random samples that stay on in evaluation: every evaluation has other metrics.
     """
-    probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
-    fault = judge_draws(probe) if probe.has_time(3) else None
-    if fault is None:
+    probe = context.probe(3)
+    fault = None if probe is None else judge_draws(probe)
+    if probe is None or fault is None:
         return None
     module = probe.model.get_submodule(fault.layer or "")
     return replace(fault, layer=None, where=place_code(context, fault.layer or "", module))

@@ -25,6 +25,7 @@ _ALL, _NONE = 0.95, 0.05
 """Shares of rows that follow their points: before the fault, and after it. A sampling in index order is in between."""
 _SIMILAR, _UNLIKE = 0.6, 0.2
 """The same for the correlation of shifted maps, which borders lower a little at each layer."""
+_NUM_PASSES = 3
 _MIN_PLACES = 32
 _PADDING_SHARE = 1e-4  # of an output's largest value: far above float32's rounding
 _GRIDS = ("image", "volume", "crop", "depth")
@@ -71,16 +72,15 @@ def point_order(context: Context, step: DryRun) -> Fault | None:
 
     Networks for which the order of points matters declare it by `reads_order = True`.
     """
-    if not isinstance(step.inputs.get("points"), Tensor):
-        return None
-    return judge_points(ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step), is_double=True))
+    probe = context.probe(_NUM_PASSES, is_double=True) if "points" in step.inputs else None
+    return None if probe is None else judge_points(probe)
 
 
 def judge_points(probe: ModelProbe) -> Fault | None:
     """Permute the points of a probe in float64, and find the first layer whose rows do not follow."""
     points = probe.inputs.get("points")
     order = None if ModelMembers.reads_order.get(probe.source) else _draw_order(points, probe.inputs.get("offsets"))
-    if not isinstance(points, Tensor) or order is None or not probe.is_steady(2):
+    if not isinstance(points, Tensor) or order is None or not probe.is_steady():
         return None
     first, outputs = probe.projected_rows({})
     permuted = {n: _permute(v, points, order) for n, v in probe.inputs.items() if n not in _GRIDS}
@@ -187,8 +187,8 @@ def padded_rows(context: Context, step: DryRun) -> Iterator[Fault]:
         mask = step.batch.get(f"{name}_mask")
         if not isinstance(mask, Tensor) or mask.shape != value.shape[: mask.ndim] or bool(mask.all()):
             continue
-        probe = ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step))
-        if not probe.is_steady(2):
+        probe = context.probe(_NUM_PASSES)
+        if probe is None or not probe.is_steady():
             continue
         rows = mask.view(*mask.shape, *(1,) * (value.ndim - mask.ndim))
         filled = probe.outputs({name: torch.where(rows, value, 1 + value.abs().amax())})
@@ -213,7 +213,8 @@ def pixel_order(context: Context, step: DryRun) -> Fault | None:
     The network gets noise, so that neighbours are not alike. Networks for which the place in the image matters declare
     it by `reads_order = True`.
     """
-    return judge_pixels(ModelProbe(context.built.job.model, step.inputs, quick_s=context.quick_s(step)))
+    probe = context.probe(_NUM_PASSES)
+    return None if probe is None else judge_pixels(probe)
 
 
 def judge_pixels(probe: ModelProbe) -> Fault | None:
@@ -221,7 +222,7 @@ def judge_pixels(probe: ModelProbe) -> Fault | None:
     grids = {name: value for name, value in float_tensors(probe.inputs) if value.ndim in (4, 5) and _is_large(value)}
     if not grids or len({value.ndim for value in grids.values()}) > 1:
         return None
-    if ModelMembers.reads_order.get(probe.source) or not probe.is_steady(2):
+    if ModelMembers.reads_order.get(probe.source) or not probe.is_steady():
         return None
     noise = {name: _make_noise(value) for name, value in grids.items()}
     sides = next(iter(grids.values())).shape[2:]
