@@ -25,14 +25,13 @@ def judge_boxes(step: TransformStep) -> Iterator[Verdict]:
         return
     if not step.takes & {"image", "boxes"} or "boxes" not in step.after:
         return
-    empty = torch.full_like(image, image.min().item())
-    for row in _choose_boxes(boxes[0].double(), _get_size(image)):
-        try:
-            plain, result = (
-                step.apply({**step.before, "image": each}) for each in (empty, _paint(image, boxes[0, row]))
-            )
-        except Exception:  # noqa: BLE001 - a transform may refuse a painted image
-            return
+    rows = _choose_boxes(boxes[0].double(), _get_size(image))
+    images = [torch.full_like(image, image.min().item()), *(_paint(image, boxes[0, row]) for row in rows)]
+    try:
+        plain, *results = [step.apply({**step.before, "image": each}) for each in images if rows] or [step.after]
+    except Exception:  # noqa: BLE001 - a transform may refuse a painted image
+        return
+    for row, result in zip(rows, results, strict=True):
         drawn, moved = _find_change(plain["image"], result["image"]), result["boxes"][0].double()
         if drawn is None or not len(moved):
             continue

@@ -158,7 +158,7 @@ def _is_alike(part: DataSubset, other: DataSubset) -> bool:
 
 # --- rows of a batch --------------------------------------------------------------------------------------------------
 
-_NUM_TOGETHER, _MAX_READ_S = 4, 0.002
+_NUM_TOGETHER, _MAX_READ_S = 4, 0.003
 _TOLERANCE = 1e-4  # of the largest value: a library may sum a larger batch in another order
 
 
@@ -179,9 +179,10 @@ def exchanged_rows(context: Context, part: DataSubset) -> Fault | None:
     if not makes_batches or not _is_suspect(context, part):
         return None  # samples are read, transformed and collated one by one
     keys = [SampleKey(int(index), 0, context.config.seed) for index in part.indices[:_NUM_TOGETHER]]
-    started = compute_seconds()
     try:
         first = _split_rows(part.reader, part.reader(keys[:1]))
+        started = compute_seconds()
+        part.reader(keys[:1])  # the first may have filled a cache
         if not context.is_thorough and compute_seconds() - started > _MAX_READ_S:
             return None
         rows = _split_rows(part.reader, part.reader(keys))
