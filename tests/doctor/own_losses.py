@@ -292,6 +292,9 @@ CLASS_HEALTHY: dict[str, type[Loss]] = {
     "squared error of logits": _over_classes(lambda z, y: (z - _one_hot(z, y)).square().sum()),
     "cross entropy times a constant": _over_classes(lambda z, y: 100 * _ce(z, y)),
     "cross entropy at a temperature": _over_classes(lambda z, y: _ce(z / 4, y)),
+    "angles with a margin": _over_classes(
+        lambda z, y: _ce(16 * (z.clamp(-0.999, 0.999).acos() + 0.2 * _one_hot(z, y)).cos(), y)
+    ),
     "cosines times 16": _over_classes(lambda z, y: _ce(16 * F.normalize(z, dim=1), y)),
     "a class's own weight": _weighted(lambda label, classes: label),
 }
@@ -366,6 +369,7 @@ MAP_HEALTHY: dict[str, type[Loss]] = {
         ),
         len,
     ),
+    "squared error of a tenth": _over_maps(lambda o, t: (o - 0.1 * t).square().sum()),
     "squared error, weighted by the target": _over_maps(lambda o, t: ((1 + 9 * t) * (o - t).square()).sum()),
 }
 

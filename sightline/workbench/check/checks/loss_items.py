@@ -282,15 +282,15 @@ def class_gradients(case: LossCase, goal: Goal) -> Tensor:
 
 def is_remapped(case: LossCase) -> Fault | None:
     """Return a fault if targets of a class raise the score of one other class, and hardly any else."""
-    return _judge_classes(case, _MIN_MAPPED_SHARE)
+    return _judge_classes(case, "remapped", _MIN_MAPPED_SHARE)
 
 
 def is_outranked(case: LossCase) -> Fault | None:
     """Return a fault if targets of a class raise the score of another class most."""
-    return _judge_classes(case, 0.0)
+    return _judge_classes(case, "outranked", 0.0)
 
 
-def _judge_classes(case: LossCase, min_share: float) -> Fault | None:
+def _judge_classes(case: LossCase, diagnosis: str, min_share: float) -> Fault | None:
     for goal in class_goals(case):
         raised_CC = (-class_gradients(case, goal)).clamp(min=0)
         most, chosen = raised_CC.max(dim=1)
@@ -298,7 +298,6 @@ def _judge_classes(case: LossCase, min_share: float) -> Fault | None:
         wrong = ((raised_CC.diagonal() < _MIN_OWN * most) & (share > min_share)).nonzero().flatten().tolist()
         if wrong:
             pairs = ", ".join(f"{number} raises {int(chosen[number])}" for number in wrong[:4])
-            return diagnose(
-                case, "remapped", f"{len(wrong)} of {goal.num_classes} classes: {pairs}", key=goal.target_key
-            )
+            measured = f"{len(wrong)} of {goal.num_classes} classes: {pairs}"
+            return diagnose(case, diagnosis, measured, key=goal.target_key)
     return None

@@ -42,16 +42,20 @@ _CERTAIN = (30.0, 1000.0)
 """Scores at which a prediction is certain: the loss has its limit."""
 _WRONG = 60.0
 """Score at which the float32 softmax of its negative is 0."""
+_INSIDE = 2.0
+"""Score at which a loss is finite, unless its outputs are shares or cosines, which are bounded."""
 _MIN_FLOOR = 0.25
 """Share of the loss of equal scores that true scores may keep when they are certain."""
 _MIN_SHARE = 0.02
 """Share of the sizes of gradients that their sum must have to be a direction."""
 _MAX_AWAY = -0.2
 """Correlation of a step with the way to the target below which it leads away."""
+_MIN_CORRELATION = 0.999
+"""Correlation of tensors that are the same but for a factor and a shift."""
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda target: target,
     "log": lambda target: target.clamp(min=1e-30).log(),
-    "logit": lambda target: target.clamp(1e-6, 1 - 1e-6).logit(),
+    "logit": lambda target: target.double().clamp(1e-12, 1 - 1e-12).logit().to(target),
 }
 """Outputs that may stand for a target: itself, the logarithm of a share, and the score before a sigmoid."""
 
@@ -105,7 +109,9 @@ def is_off_target(case: LossCase) -> Fault | None:
             if _is_sum_alone(single, goal):
                 return diagnose(case, "sum alone", "one gradient for all elements, whose errors differ", key=goal.key)
             if not any(_is_least(single, goal, link(goal.wanted)) for link in links):
-                return _make_target_fault(single, goal)
+                fault = _make_target_fault(single, goal)
+                if fault is not None:
+                    return fault
         if goals:
             break
     return None
@@ -142,15 +148,22 @@ def _is_sum_alone(case: LossCase, goal: Goal) -> bool:
     return rows.shape[1] >= 8 and size > 0 and spread <= 1e-9 * size
 
 
-def _make_target_fault(case: LossCase, goal: Goal) -> Fault:
-    """Make the fault of a target that is not the least: by the correlation of the first step's direction with it."""
+def _make_target_fault(case: LossCase, goal: Goal) -> Fault | None:
+    """Make the fault of a target that is not the least: by the correlation of the first step's direction with it.
+
+    A squared error of a multiple of the target leads straight to it, and has none.
+    """
     towards = math.nan
     for start in (torch.zeros_like(goal.wanted), draw(goal.wanted)):  # equal slopes everywhere say nothing
         step, way = -case.gradient(_place(case, goal, start))[goal.key], goal.wanted - start
         towards = correlate(step[goal.is_valid], way[goal.is_valid]) if math.isnan(towards) else towards
     is_scored = any(each.is_of_classes and each.key in case.keys for each in case.goals)
     name = "undetached" if is_scored else "taught" if goal.target_key.startswith(TEACHER) else "off"
+    if name == "off" and goal.target_key != "matched_boxes" and towards > -_MAX_AWAY:
+        name = "near"
     name = "away" if name == "off" and towards < _MAX_AWAY else name
+    if name == "near" and towards > _MIN_CORRELATION:
+        return None
     at_target, at_zero = (case.value(_place(case, goal, value)) for value in (goal.wanted, 0 * goal.wanted))
     measured = f"sum {at_target:.6g} at the target, {at_zero:.6g} for zeros; a step correlates with it by {towards:.2f}"
     return diagnose(case, name, measured, key=goal.key, target=goal.target_key)
@@ -231,6 +244,8 @@ def _score_goals(case: LossCase) -> tuple[LossCase, list[Goal]]:
 def is_not_finite(case: LossCase) -> Fault | None:
     """Return a fault if something is not finite in float32, for wrong scores that are certain or for exact numbers."""
     placed = case.cast(torch.float32).at(-_WRONG, others=_WRONG)
+    if not math.isfinite(case.value(case.at(-_INSIDE, others=_INSIDE))):
+        return None
     is_of_scores = any(goal.is_of_classes for goal in case.goals)
     measured = _describe_infinite(case.cast(torch.float32), placed) if placed else ""
     return diagnose(case, "wrong scores" if is_of_scores else "exact numbers", measured) if measured else None
@@ -258,7 +273,6 @@ def _describe_infinite(case: LossCase, values: dict[str, Tensor]) -> str:
 
 # --- class weights ----------------------------------------------------------------------------------------------------
 
-_MIN_CORRELATION = 0.999
 _MAX_OWN_CORRELATION = 0.95
 _MIN_RATIO = 1.5
 

@@ -27,8 +27,6 @@ from sightline.workbench.check.oracles.results import FixedOutputs
 _ROUNDING = {torch.float64: 1e-7, torch.float32: 1e-3}
 _ROUNDING_16_BIT = 5e-2
 _LABELS = ("target", "label")
-_VALUES = {"density": "matched_density"}
-"""Output of a detector -> the key with its target, where the names differ."""
 TEACHER = "teacher_"
 """Prefix of what a teacher predicts."""
 
@@ -243,12 +241,12 @@ def _find_goal(case: LossCase, key: str) -> Goal | None:
     is_taught = any(name.startswith(TEACHER) for name in named)
     labels = {} if is_taught else {name: named[name] for name in _LABELS if isinstance(named.get(name), Tensor)}
     goals = [_goal_of_labels(case, key, label, name) for name, label in labels.items()]
-    others = [name for name in named if name not in (*case.keys, *case.idle)]
-    for name in (_VALUES.get(key, ""), f"{TEACHER}{key}", *others):
-        target = named.get(name)
-        if isinstance(target, Tensor) and target.is_floating_point() and target.shape == output.shape:
-            is_valid = named["target"] >= 0 if key in _VALUES else torch.ones_like(output, dtype=torch.bool)
-            goals.append(Goal(key, target.to(output), is_valid, name))
+    inputs = {name: value for name, value in named.items() if name not in (*case.keys, *case.idle) and _is_float(value)}
+    targets = {name: value for name, value in inputs.items() if value.shape == output.shape}
+    if all(_is_mask(value) for name, value in inputs.items() if name not in targets) and len(targets) == 1:
+        [(name, target)] = targets.items()  # of other numbers beside it, what is best would be made of several
+        is_valid = named["target"] >= 0 if "target" in named else torch.ones_like(output, dtype=torch.bool)
+        goals.append(Goal(key, target.to(output), is_valid.expand_as(output), name))
     return next((goal for goal in goals if goal is not None), None)
 
 
@@ -305,6 +303,10 @@ def _detach(value: Any) -> Any:
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
     return value.to(dtype) if _is_float(value) else value
+
+
+def _is_mask(value: Tensor) -> bool:
+    return bool(((value == 0) | (value == 1)).all())
 
 
 def _is_float(value: Any) -> bool:
