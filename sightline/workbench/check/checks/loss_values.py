@@ -222,9 +222,7 @@ def _explain_floor(case: LossCase, goals: Sequence[Goal], start: float) -> str:
     floors = [
         -(goal.wanted.log_softmax(axis) * scores.softmax(axis))[goal.is_valid].sum() for scores in (drawn, 0 * drawn)
     ]
-    swapped = suppose("swapped", float(floors[0] / floors[1]))
-    best, *_ = explain(found, math.inf, [swapped], likeness=is_near(1e-6), above=0.0, otherwise=suppose("squashed"))
-    return best.text
+    return "swapped" if math.isclose(found, float(floors[0] / floors[1]), rel_tol=1e-6) else "squashed"
 
 
 def _score_goals(case: LossCase) -> tuple[LossCase, list[Goal]]:
