@@ -81,8 +81,6 @@ _SMALLER: dict[str, dict[str, Any]] = {
     "fcos": {"num_convs": 1},
     "rangenet53": {"width": 8},
     "salsanext": {"width": 8},
-    "vit": {"size_px": 48},
-    "vit_small": {"size_px": 48},
 }
 """Arguments that fit each model to so few points, and narrow images' networks."""
 
@@ -101,7 +99,9 @@ def small_recipe(recipe: str, folder: Path, *overrides: str) -> RunConfig:
     path = ROOT / "configs" / f"{recipe}.yaml"
     shipped = read_config(path)
     block = to_plain(shipped.model)
-    for part in (block, *(block.get(key, {}) for key in ("points", "images", "backbone", "neck", "head"))):
+    if str(block.get("images", {}).get("name")).startswith("vit"):
+        block["images"]["size_px"] = 48
+    for part in (block, *(block.get(key, {}) for key in ("points", "backbone", "neck", "head"))):
         part.update(_SMALLER.get(part.get("name"), {}))
     stand_in = _STAND_INS[_kind(shipped, recipe)]
     if to_plain(shipped.data).get("normals") == "file":
