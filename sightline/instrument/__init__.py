@@ -247,7 +247,8 @@ def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[],
         depth += 1
         try:
             if depth == 1 and is_active:
-                before([tensors] if isinstance(tensors, Tensor) else list(tensors))
+                roots = [tensors] if isinstance(tensors, Tensor) else tensors
+                before([root for root in roots if isinstance(root, Tensor)])
             original(tensors, *args, **kwargs)
             if depth == 1 and is_active:
                 after()

@@ -83,7 +83,7 @@ class OptimizerTrack:
 
 @dataclass(frozen=True)
 class ForwardCall:
-    """Forward pass of a watched model: `outputs` are detached; `has_gradient` is True if it can be trained by."""
+    """Forward pass of a watched model; `outputs` are detached, by path; `has_gradient`: it is recorded for backward."""
 
     model: nn.Module
     inputs: Inputs

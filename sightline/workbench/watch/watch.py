@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
-from sightline.contract.pytree import tree_map
+from sightline.contract.pytree import tree_leaves
 from sightline.instrument import hang, observe_backward, observe_updates, record
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
@@ -116,6 +116,8 @@ class Watch:
 
     def _hang(self, models: Iterable[nn.Module]) -> None:
         for model in models if self._watches_passes else ():
+            if model._compiled_call_impl is not None:  # `model.compile()`: torch would trace the hooks
+                continue
             for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
 
@@ -127,20 +129,22 @@ class Watch:
             return
         self._loop.call = None  # releases the inputs and outputs of the last pass
         self._loop.num_forwards += 1
-        if self._loop.num_forwards <= 2:
+        if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
             self._calls.enter_context(record(modules, enter=lambda call, *_: self._loop.executed.add(call.path)))
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         self._calls.close()
         has_gradient = torch.is_grad_enabled()
-        call = ForwardCall(model, (args, kwargs), tree_map(outputs, lambda _, tensor: tensor.detach()), has_gradient)
+        leaves = {path: tensor.detach() for path, tensor in tree_leaves(outputs)}
+        call = ForwardCall(model, (args, kwargs), leaves, has_gradient)
         if has_gradient:
             self._loop.call = call
         self._judge("on_forward", call)
 
     def _before_backward(self, roots: list[Tensor]) -> None:
-        self._judge("before_backward", roots[0])
+        for root in roots[:1]:
+            self._judge("before_backward", root)
 
     def _after_backward(self) -> None:
         self._judge("after_backward")
@@ -150,7 +154,8 @@ class Watch:
         if track is not None:
             if self._loop.num_forwards == 0 and self._loop.step == self._first_step:
                 # Lightning's `training_step` need not call the module itself, but parts of it.
-                self._hang(child for model in self._loop.models.values() for child in model.children())
+                models = [m for m in self._loop.models.values() if m._compiled_call_impl is None]
+                self._hang(child for model in models for child in model.children())
             self._judge("before_update", track)
 
     def _after_update(self, optimizer: torch.optim.Optimizer) -> None:
@@ -228,8 +233,13 @@ class _Hook:
         self._run = run
 
     def __call__(self, *arguments: Any) -> None:
-        if self._run is not None:
+        if self._run is None:
+            return
+        try:
             self._run(*arguments)
+        except Exception:
+            logger.warning("watch-failed: forward passes are not watched from here on", exc_info=True)
+            self._run = None
 
     def __reduce__(self) -> Any:
         return _Hook, (None,)
