@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import sightline
 from sightline.contract.errors import UserError
+from tests.marks import long_but
 from tests.runtime.healthy_loops import batches, net
 from tests.runtime.planted_loops import Cut, InList, Unused
 
@@ -112,7 +113,10 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", HEALTHY)
+QUICK = HEALTHY.keys() - {"pixels", "frozen backbone"}  # these try every optimiser at every rate
+
+
+@pytest.mark.parametrize("name", long_but(QUICK, HEALTHY))
 def test_a_healthy_module_raises_nothing_and_is_unchanged(name: str) -> None:
     torch.manual_seed(0)
     make, loss, data = HEALTHY[name]
