@@ -127,7 +127,8 @@ def write_page(document: Mapping[str, Any], *, command: str, commit: str) -> str
     lines = [
         "# Results: the doctor",
         "",
-        f"Written by `{command}` at commit {commit}. {summarise(document)}.",
+        f"Written by `{command}` at commit {commit}.",
+        f"{summarise(document)}.",
         "",
         "A fault counts as found if, for most of its seeds, the doctor raises an error or a warning that the same run",
         "without it does not raise. The moments: `config` (it is refused), `start` (the checks with which a training",
@@ -145,15 +146,26 @@ def write_page(document: Mapping[str, Any], *, command: str, commit: str) -> str
         row = next((row for row in rows if row["found"]), rows[0])
         _, moment, seconds, place = describe_row(row)
         found = f"{sum(each['found'] for each in rows)} of {len(rows)}"
-        title = row["title"].replace("|", "\\|")
+        title = _escape(row["title"])
         cells = (row["id"], title, row["bench"], row["cause"], found, moment, place, seconds)
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *_format_false_alarms(document), "## Ten faults and what the doctor prints", ""]
     for row in choose_stories(document):
         text = "\n".join(row["alarms"][0]["text"].split("\n")[:_MAX_STORY_LINES])
         command = f"sightline faults {row['id']}"
-        lines += [f"**{row['title']}** (`{command}`, at the moment `{row['moment']}`):", "", "```text", text, "```", ""]
+        lines += [
+            f"**{_escape(row['title'])}** (`{command}`, at the moment `{row['moment']}`):",
+            "",
+            "```text",
+            text,
+            "```",
+            "",
+        ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("*", "\\*")
 
 
 def _count_moments(document: Mapping[str, Any]) -> list[str]:
