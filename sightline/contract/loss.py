@@ -23,9 +23,10 @@ _FORMATS = frozenset({torch.float32, torch.float64})
 class Loss(nn.Module, ABC):
     """Loss term: a sum over counted items (`forward`) and their number (`count`).
 
-    `count` names batch keys alone, so that a whole step can be counted before its first forward pass.
+    `count` names batch keys, and keys that the task computes before the forward pass (such as `target` of boxes), so
+    that a whole step can be counted first.
 
-    `forward` names batch keys and model outputs and returns a scalar SUM over the counted items; `count` returns a
+    `forward` names these keys and model outputs and returns a scalar SUM over the counted items; `count` returns a
     scalar >= 0, the number (or summed weight) that the sum is divided by after adding over micro-batches and processes.
     Parameters (`nn.Parameter`) of a loss are trained with the model's.
     """

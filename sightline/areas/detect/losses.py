@@ -1,9 +1,7 @@
-"""Losses of object detection over priors, divided by the positives of the whole step on all processes.
+"""Losses of object detection over priors: sums, each divided by its own count of the whole step on all processes.
 
-Detection losses as sums, never means: classification, objectness, box deltas, overlaps and centre-ness.
-
-Half precision is computed in float32. Each takes a `weight` that broadcasts with its items; without items it is 0, with
-gradients of 0. Nothing is changed in place.
+The count of most is the number of priors with a box. Without any, a loss is 0, with gradients of 0. Half precision is
+computed in float32; nothing is changed in place.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ class DetectionFilter:
     Predictions of a class with a probability above `score`, the `per_level` highest-scoring of each level; of these
     the `most` highest-scoring after `suppression`. With objectness, the probability is its product with that of the
     class. With centre-ness the score is the root of its product with the probability. Several predictions of one prior
+    have the same `proposal`.
     """
 
     suppression: Suppression

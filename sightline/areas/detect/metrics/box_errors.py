@@ -44,7 +44,7 @@ class BoxErrors(BoxRows):
     detection of each unmatched label onto it, with its class, and drops the others of the kind; duplicates, background
     and both are dropped; missed labels are left out. Each gain is that of a new evaluation. Detections absorbed by
     ignored labels are no errors, the `most` highest-scoring of an image and class are used. The table `box_errors` has
-    counts, figures by `box_bins.BINS`, and curves over recall and false positives per image.
+    counts, figures by `box_ap.BINS`, and curves over recall and false positives per image.
 
     >>> import torch
     >>> from sightline.parts.metrics import Meter

@@ -252,7 +252,7 @@ class CrowdAp(BoxRows):
     it overlaps most, by more than one half; unmatched detections that are by more than half inside an ignored label do
     not count. `mr2` and `mr4` are 0 if a miss rate is 0; `_clamped` ones use 1e-10 instead. `ji` is the best over the
     thresholds 0 to 0.9, at `ji_score`. All detections take part. With several classes figures are means over those that
-    have labels. NaN without labels. The table `crowd_bins` has them for each of `box_bins.BINS`: labels outside of one
+    have labels. NaN without labels. The table `crowd_bins` has them for each of `box_ap.BINS`: labels outside of one
     may be matched and do not count, nor do unmatched detections outside of its heights.
 
     >>> import torch
