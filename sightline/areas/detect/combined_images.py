@@ -1,8 +1,8 @@
 """Mosaic and mix-up of several images with their boxes; pure, as all transforms.
 
-Both take `others`, which draws further images of the training part (store/loading/batch_reader.py), the same for any number
-of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a combined
-image is trained on, never scored.
+Both take `others`, which draws further images of the training part (store/loading/batch_reader.py), the same for any
+number of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a
+combined image is trained on, never scored.
 
 Geometric transforms of images with their boxes: fit to a canvas, crop, affine; pure, as all transforms.
 
