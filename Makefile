@@ -37,7 +37,7 @@ lint: .venv/.installed-dev
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,dev]'
+	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,loops,dev]'
 	@touch $@
 
 clean:

@@ -442,7 +442,14 @@ SHIPPED: dict[str, tuple[str, ...]] = {
 }
 """Transforms of the package, all of them in one run."""
 CODES = (
-    *("augmentation-mismatch", "own-generator", "exchanged-rows", "repeated-samples", "misplaced-joints", "label-leak"),
+    *(
+        "augmentation-mismatch",
+        "own-generator",
+        "exchanged-rows",
+        "repeated-samples",
+        "misplaced-joints",
+        "label-channel",
+    ),
 )
 ALSO = ("projection-coverage", "mismatched-views", "misplaced-volume", "misplaced-heatmap", "data-mutation")
 

@@ -66,7 +66,7 @@ PLANTS: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
     "softmax twice": (lambda: nn.Sequential(net(), nn.Softmax(dim=1)), F.cross_entropy, "error", "loss.double_softmax"),
     "frozen in part": (frozen_in_part, F.cross_entropy, "warning", "model.frozen_unintended"),
     "wrong sign": (net, negative, "error", "loss.sign"),
-    "NLL of logits": (net, F.nll_loss, "error", "loss.sign"),
+    "NLL of logits": (net, F.nll_loss, "error", "loss.form"),
     "loss of classes": (net, of_classes, "error", "loss.detached"),
     "root of zero": (net, with_root, "error", "loss.form"),
 }

@@ -33,8 +33,8 @@ from sightline.workbench.fit.samples import Samples
 from sightline.workbench.watch.plain_setup import PREFIX, make_setup
 from sightline.workbench.watch.report import CheckReport
 
-_SKIPPED = ("class-balance", "untrained-class", "class-names")
-"""Rules about a whole data set, of which a few batches say nothing."""
+_SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum")
+"""Rules about a whole data set, of which a few batches say nothing, and about sums: losses of plain loops are means."""
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3
 """Processor time for the fit of a few samples, which tries up to three learning rates."""

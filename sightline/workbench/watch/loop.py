@@ -22,7 +22,7 @@ Judge = Callable[[float], Iterable[Found]]
 Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
 _NUM_FIRST = 5
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scenes.sets import labelled_scenes, s3dis_files
+from sightline.areas.scenes.sets import s3dis_files
 from sightline.areas.scenes.sets.s3dis import S3dis
 from sightline.areas.scenes.sets.s3dis_files import CLASS_NAMES
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
+from sightline.store import scene_preparation
 from sightline.store.files import text_tables
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.prepared.prepared_set import verify
@@ -76,7 +77,7 @@ def use_small_blocks(monkeypatch: pytest.MonkeyPatch, *, is_compiled: bool) -> N
     """A line of text is longer than a third of such a block."""
     monkeypatch.setattr(text_tables, "_BLOCK_BYTES", 100)
     if not is_compiled:
-        for module in (text_tables, s3dis_files, labelled_scenes):
+        for module in (text_tables, s3dis_files, scene_preparation):
             monkeypatch.setattr(module, "can_use_numba", lambda *tensors: False)
 
 

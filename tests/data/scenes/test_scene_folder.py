@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.scenes.sets import labelled_scenes
 from sightline.areas.scenes.sets.scene_folder import SceneFolder
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
+from sightline.store import scene_preparation
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.store.scene_preparation import from_lowest_corner
 from tests.data.clouds.cloud_writers import write_ply
@@ -258,7 +258,7 @@ def test_points_are_measured_from_their_lowest_corner(
     monkeypatch: pytest.MonkeyPatch, is_compiled: bool, dtype: str
 ) -> None:
     if not is_compiled:
-        monkeypatch.setattr(labelled_scenes, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors: False)
     far = np.array([5e5, -4e6, 120.0])
     points = (far + np.random.default_rng(0).uniform(0, 30, (500, 3))).astype(dtype)
     moved, corner = from_lowest_corner(points, scale=0.25)
@@ -272,6 +272,6 @@ def test_points_are_measured_from_their_lowest_corner(
 @pytest.mark.parametrize("is_compiled", [True, False])
 def test_what_is_too_large_for_float32_becomes_infinite(monkeypatch: pytest.MonkeyPatch, is_compiled: bool) -> None:
     if not is_compiled:
-        monkeypatch.setattr(labelled_scenes, "can_use_numba", lambda *tensors: False)
+        monkeypatch.setattr(scene_preparation, "can_use_numba", lambda *tensors: False)
     moved, _ = from_lowest_corner(np.array([[0.0, 0, 0], [1e300, 1, 1]]))
     assert moved[1].tolist() == [np.inf, 1, 1]

@@ -250,7 +250,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
         *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
         *_FIGURE_CODES,
     ),
-    "misplaced-joints": (*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", *_FIGURE_CODES),
+    "misplaced-joints": (*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES),
     "repeated-samples": (
         *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
         *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),

@@ -158,7 +158,7 @@ def test_shipped_losses_hold_every_relation(tmp_path: Path, losses: str) -> None
 def test_every_shipped_loss_is_among_them() -> None:
     """That of features reads no outputs, and no relation applies to it."""
     judged = {loss for losses in SHIPPED for loss in losses.split()}
-    assert judged | {"feature_distillation"} == {*registry.losses.names()}
+    assert judged | {"feature_distillation"} == {*registry.losses.modules}
     assert FeatureDistillation.forward.__annotations__.keys() == {"student_modules", "teacher_modules", "return"}
 
 

@@ -189,7 +189,7 @@ def exchanged_rows(context: Context, part: DataSubset) -> Fault | None:
         alone = [_split_rows(part.reader, part.reader([key])) for key in keys]
     except Exception:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
         return None
-    for name, values in rows.items():
+    for name, values in rows.items() if keys else ():
         own = [single[name][0] for single in alone if name in single]
         if len(own) != len(keys) or len(values) != len(keys) or not _is_close(own[0], first[name][0]):
             continue  # the last: `data-mutation` reports it
