@@ -16,6 +16,7 @@ from sightline.areas.clouds.sets.synthetic_shapes import SyntheticShapes
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch, Field, SampleKey
 from sightline.engine.build import TrainingSetup
+from sightline.instrument import hang
 from sightline.workbench.faults import networks
 from sightline.workbench.faults.networks import OwnNetwork, change_layers, change_network
 from sightline.workbench.faults.planting import OWN, Plant, Planter, add_class_loss, edit, wrap
@@ -52,11 +53,11 @@ def plant_schedule(schedule: type[NoSchedule]) -> Plant:
 def _scale_outputs(built: TrainingSetup) -> None:
     """Hang a monitor on the network that returns what it looked at, times 1.001."""
 
-    def monitor(module: nn.Module, inputs: Any, outputs: Any) -> dict[str, Tensor]:
+    def monitor(module: nn.Module, inputs: Any, options: Any, outputs: Any) -> dict[str, Tensor]:
         return {name: value * 1.001 for name, value in outputs.items()}
 
     monitor.__module__ = OWN
-    built.job.model.register_forward_hook(monitor)
+    hang(built.job.model, after=monitor)
 
 
 def _freeze_encoder(built: TrainingSetup) -> None:
