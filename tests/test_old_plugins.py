@@ -18,6 +18,7 @@ import sightline
 from sightline.contract import registry
 from sightline.contract.members import MEMBERS, suggest_member
 from sightline.contract.plugins import Plugin, load_plugins, run_file
+from sightline.contract.types import SampleKey
 from sightline.workbench.check.context import CHECKS
 from sightline.workbench.check.suite import all_checks
 from tests.command import Outcome, run_here
@@ -163,7 +164,7 @@ def test_a_probe_and_a_search_of_one_s_own(tmp_path: Path) -> None:
 def test_a_set_of_depth_frames_and_a_reference_point() -> None:
     load_plugins([EVERY])
     dataset = registry.data.get_entry("old_frames").builder(split="train", size=3)
-    sample = dataset[sightline.contract.types.SampleKey(1, 0, 0)]
+    sample = dataset[SampleKey(1, 0, 0)]
     assert sample["reference"].tolist() == pytest.approx([0, 0, 301], abs=10)
     middle = registry.references.get_entry("old_middle").builder()
     done = run_here("show", RUNS / "pose", "--plugin", RUNS / "nets.py", "data.reference={name: old_middle}")

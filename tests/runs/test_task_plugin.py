@@ -15,6 +15,7 @@ from PIL import Image
 
 import sightline
 from sightline.contract import registry
+from sightline.contract.types import SampleKey
 from sightline.workbench.check.context import CHECKS
 from tests.command import Outcome, run_here
 from tests.runs.broken_off import run_forked
@@ -54,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     dataset = registry.data.get_entry("turned_digits").builder(split="test")
     for index in range(5):
-        image = dataset[sightline.contract.types.SampleKey(index, 0, 0)]["image"][0]
+        image = dataset[SampleKey(index, 0, 0)]["image"][0]
         Image.fromarray((image * 255).round().byte().numpy()).save(folder / f"{index}.png")
     return folder
 
@@ -134,7 +135,7 @@ def test_it_is_viewed_and_checked(run: Path, tmp_path: Path) -> None:
     verb("view", run, "--num", "2", "--out", tmp_path, "--json", tmp_path / "view.json")
     samples = json.loads((tmp_path / "view.json").read_text())["samples"]
     assert [stage["stage"] for stage in samples[0]["stages"]] == ["raw", "prediction"]
-    sample = registry.data.get_entry("turned_digits").builder(split="test")[sightline.contract.types.SampleKey(0, 0, 0)]
+    sample = registry.data.get_entry("turned_digits").builder(split="test")[SampleKey(0, 0, 0)]
     loaded = sightline.load_run(run, plugins=[PLUGIN])
     with torch.no_grad():
         x, y = loaded.model(image=sample["image"][None])["direction"][0].tolist()
