@@ -1,6 +1,6 @@
 """Checks of a loss as a sum over items: its gradient, which outputs meet which targets, and its divisor.
 
-Relations that any loss must hold, whoever wrote it, with samples and labels that the check chooses. What each fault is
+Relations that any loss must hold, with samples and labels that the check chooses. What each fault is
 called, its causes and what to do are rows of losses.json.
 """
 

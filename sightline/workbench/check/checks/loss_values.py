@@ -1,6 +1,6 @@
 """Checks of a loss's values: it falls towards its targets, has its least value there, and weighs classes as it says.
 
-Relations that any loss must hold, whoever wrote it, with outputs that the check chooses. What each fault is called, its
+Relations that any loss must hold, with outputs that the check chooses. What each fault is called, its
 causes and what to do are rows of losses.json.
 """
 
@@ -57,7 +57,7 @@ _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": lambda target: target.clamp(min=1e-30).log(),
     "logit": lambda target: target.double().clamp(1e-12, 1 - 1e-12).logit().to(target),
 }
-"""Outputs that may stand for a target: itself, the logarithm of a share, and the score before a sigmoid."""
+"""Outputs that may take the place of a target: itself, the logarithm of a share, and the score before a sigmoid."""
 
 
 @check("G28", "loss-direction", "preflight", each=losses)

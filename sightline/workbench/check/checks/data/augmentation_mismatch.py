@@ -40,7 +40,7 @@ At the start, it is one sample of evaluated splits, whose transforms rarely draw
     action="let the transform take all of these fields, and move them by the same numbers",
 )
 def augmentation_mismatch(context: Context, part: DataSubset) -> Iterator[Fault]:
-    """Normals, labels, boxes and joints follow whatever a transform does to their points, image or depth.
+    """Normals, labels, boxes and joints follow each change that a transform makes to their points, image or depth.
 
     Finds: Transforms that move points, an image or depth, not its normals, labels, boxes or joints.
 

@@ -41,7 +41,7 @@ _GLOBAL: Mapping[str, Callable[[], Any]] = {
     expected="equal bits: a sample is a function of (index, epoch, seed)",
 )
 def own_generator(context: Context, part: DataSubset) -> Fault | None:
-    """A key gives the same bits whatever was read before it, also in another reader of the same config.
+    """A key gives the same bits regardless of what was read before it, also in another reader of the same config.
 
     Finds: Sets and transforms that draw from a generator of their own or a global one, not from the sample's.
 
