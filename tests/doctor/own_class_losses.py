@@ -1,0 +1,259 @@
+"""Faulty and healthy losses over classes, as users write them (`own_losses.py` judges them)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sightline.contract.loss import Loss
+
+
+def _over_classes(
+    term: Callable[[Tensor, Tensor], Tensor], count: Callable[[Tensor], Any] = Tensor.numel
+) -> type[Loss]:
+    """A loss of logits (N, C) and labels (N,), whichever form they come in."""
+
+    class OverClasses(Loss):
+        def __init__(self) -> None:
+            super().__init__()
+
+        def count(self, *, label: Tensor) -> Tensor:
+            return torch.as_tensor(count(label))
+
+        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+            return term(logits.flatten(0, -2), label.flatten())
+
+    return OverClasses
+
+
+def ce_sum(logits: Tensor, label: Tensor, **options: Any) -> Tensor:
+    return F.cross_entropy(logits, label, reduction="sum", **options)
+
+
+def _one_hot(logits: Tensor, label: Tensor) -> Tensor:
+    return F.one_hot(label, logits.shape[1]).to(logits.dtype)
+
+
+def _true_p(logits: Tensor, label: Tensor) -> Tensor:
+    return logits.softmax(dim=1).gather(1, label[:, None]).squeeze(1)
+
+
+def _binary(logits: Tensor, label: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, _one_hot(logits, label), reduction="sum")
+
+
+def _exchanged_binary(logits: Tensor, label: Tensor) -> Tensor:
+    p, t = logits.sigmoid(), _one_hot(logits, label)
+    return -(t * (1 - p + 1e-7).log() + (1 - t) * (p + 1e-7).log()).sum()
+
+
+def _edited_behind_autograd(logits: Tensor, label: Tensor) -> Tensor:
+    p = logits.sigmoid()
+    p.data.mul_(0.9)
+    t = _one_hot(logits, label)
+    return -(t * p.log() + (1 - t) * (1 - p).log()).sum()
+
+
+def _weights(logits: Tensor, slope: float = 1.0) -> Tensor:
+    return 1 + slope * torch.arange(logits.shape[1] + 1, dtype=logits.dtype)
+
+
+def _weighted(index: Callable[[Tensor, int], Tensor]) -> Any:
+    class Weighted(Loss):
+        """Cross entropy times the weight of the label's class, as the table `class_weight` lists them."""
+
+        def __init__(self, *, num_classes: int) -> None:
+            super().__init__()
+            self.num_classes = num_classes
+            self.register_buffer("balance", 1 + torch.arange(float(num_classes)), persistent=False)
+
+        def count(self, *, label: Tensor) -> Tensor:
+            return self.balance[index(label, self.num_classes)].sum()
+
+        def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+            rows, labels = logits.flatten(0, -2), label.flatten()
+            each = F.cross_entropy(rows, labels, reduction="none")
+            return (self.balance[index(labels, self.num_classes)].to(rows) * each).sum()
+
+    return Weighted
+
+
+class FrequentWeighMore(Loss):
+    """Weights are shares of the classes, and not one over them."""
+
+    def __init__(self, *, class_counts: tuple[int, ...]) -> None:
+        super().__init__()
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        self.register_buffer("share", counts / counts.sum() * len(counts), persistent=False)
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return self.share[label].sum()
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, -2), label.flatten(), self.share.to(logits), reduction="sum")
+
+
+class PlainTensor(Loss):
+    """Learns a scale that no optimiser knows of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones((), requires_grad=True)
+
+    def count(self, *, label: Tensor) -> Tensor:
+        return torch.tensor(label.numel())
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return ce_sum((self.scale * logits).flatten(0, -2), label.flatten())
+
+
+class ListedLayer(PlainTensor):
+    """Learns a layer in a plain list."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__()
+        self.scale = torch.ones(())
+        self.layers = [nn.Linear(num_classes, num_classes)]
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return ce_sum(self.layers[0].to(logits)(logits).flatten(0, -2), label.flatten())
+
+
+class Writes(PlainTensor):
+    """Writes into the labels that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.ones(())
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        label[label == 1] = 0
+        return ce_sum(logits.flatten(0, -2), label.flatten())
+
+
+def _confusion(logits: Tensor, label: Tensor) -> Tensor:
+    return (logits.argmax(dim=1) != label).sum().to(logits)
+
+
+CLASS_FAULTS: dict[str, tuple[type[Loss], str]] = {
+    "minus cross entropy": (_over_classes(lambda z, y: -ce_sum(z, y)), "loss.sign"),
+    "log p without its minus": (_over_classes(lambda z, y: _true_p(z, y).add(1e-9).log().sum()), "loss.sign"),
+    "minus a squared error of probabilities": (
+        _over_classes(lambda z, y: -(z.softmax(1) - _one_hot(z, y)).square().sum()),
+        "loss.sign",
+    ),
+    "1 - p for p inside the logarithm": (
+        _over_classes(lambda z, y: -(1 - _true_p(z, y) + 1e-9).log().sum()),
+        "loss.sign",
+    ),
+    "binary terms exchanged": (_over_classes(_exchanged_binary), "loss.sign"),
+    "labels one class too low": (_over_classes(lambda z, y: ce_sum(z, (y - 1).clamp(min=0))), "loss.form"),
+    "two classes exchanged": (
+        _over_classes(lambda z, y: ce_sum(z, torch.where(y == 0, 1, torch.where(y == 1, 0, y)))),
+        "loss.form",
+    ),
+    "NLL of probabilities": (_over_classes(lambda z, y: F.nll_loss(z.softmax(1), y, reduction="sum")), "loss.form"),
+    "NLL of logits": (_over_classes(lambda z, y: F.nll_loss(z, y, reduction="sum")), "loss.form"),
+    "KL of probabilities": (
+        _over_classes(lambda z, y: F.kl_div(z.softmax(1), _one_hot(z, y), reduction="sum")),
+        "loss.form",
+    ),
+    "cross entropy with its arguments swapped": (
+        _over_classes(lambda z, y: F.cross_entropy(_one_hot(z, y), z.softmax(1), reduction="sum")),
+        "loss.form",
+    ),
+    "focal factor p for 1 - p": (
+        _over_classes(lambda z, y: -(_true_p(z, y) ** 2 * _true_p(z, y).add(1e-9).log()).sum()),
+        "loss.form",
+    ),
+    "regresses the number of the class": (
+        _over_classes(
+            lambda z, y: (z.softmax(1) @ torch.arange(z.shape[1]).to(z) - y.to(z)).square().sum(),
+        ),
+        "loss.form",
+    ),
+    "softmax before cross entropy": (
+        _over_classes(lambda z, y: ce_sum(z.softmax(1), y)),
+        "loss.double_softmax",
+    ),
+    "sigmoid before cross entropy": (
+        _over_classes(lambda z, y: ce_sum(z.sigmoid(), y)),
+        "loss.double_softmax",
+    ),
+    "sigmoid before BCE with logits": (_over_classes(lambda z, y: _binary(z.sigmoid(), y)), "loss.double_softmax"),
+    "softmax before BCE with logits": (_over_classes(lambda z, y: _binary(z.softmax(1), y)), "loss.double_softmax"),
+    "softmax before smoothed cross entropy": (
+        _over_classes(lambda z, y: ce_sum(z.softmax(1), y, label_smoothing=0.2)),
+        "loss.double_softmax",
+    ),
+    "a mean for the sum": (_over_classes(lambda z, y: F.cross_entropy(z, y)), "loss.normaliser"),
+    "a mean times the classes": (_over_classes(lambda z, y: F.cross_entropy(z, y) * z.shape[1]), "loss.normaliser"),
+    "a sum times the batch": (_over_classes(lambda z, y: ce_sum(z, y) * len(y)), "loss.normaliser"),
+    "a count of one": (_over_classes(ce_sum, lambda label: 1), "loss.normaliser"),
+    "a column against a row": (
+        _over_classes(lambda z, y: (F.cross_entropy(z, y, reduction="none")[:, None] * (1 + y).to(z)).sum()),
+        "loss.normaliser",
+    ),
+    "a squared error that broadcasts": (
+        _over_classes(lambda z, y: (z.softmax(1)[:, :1] - y / z.shape[1]).square().sum()),
+        "loss.normaliser",
+    ),
+    "labels of the next sample": (_over_classes(lambda z, y: ce_sum(z, y.roll(1))), "data.pairing"),
+    "weights shifted by one": (_weighted(lambda label, classes: (label + 1) % classes), "loss.weights"),
+    "weights in reverse": (_weighted(lambda label, classes: classes - 1 - label), "loss.weights"),
+    "weights that are shares": (FrequentWeighMore, "loss.weights"),
+    "class 0 left out": (
+        _over_classes(lambda z, y: ce_sum(z, y, ignore_index=0), lambda label: (label > 0).sum()),
+        "data.ignore_handling",
+    ),
+    "class 0 left out, and counted": (
+        _over_classes(lambda z, y: ce_sum(z, y, ignore_index=0)),
+        "data.ignore_handling",
+    ),
+    "logits detached": (_over_classes(lambda z, y: ce_sum(z.detach(), y)), "loss.detached"),
+    "a number for a tensor": (
+        _over_classes(lambda z, y: torch.tensor(ce_sum(z, y).item())),
+        "loss.detached",
+    ),
+    "counts errors": (_over_classes(_confusion), "loss.detached"),
+    "probabilities detached": (
+        _over_classes(lambda z, y: -(_true_p(z, y).detach().log() + 0 * z.sum(1)).sum()),
+        "loss.detached",
+    ),
+    "edited behind autograd": (_over_classes(_edited_behind_autograd), "loss.inplace"),
+    "writes into the labels": (Writes, "loss.inplace"),
+    "log of a softmax": (_over_classes(lambda z, y: -_true_p(z, y).log().sum()), "loss.form"),
+    "a scale that no optimiser knows": (PlainTensor, "optim.param_coverage"),
+    "a layer in a list": (ListedLayer, "model.unregistered"),
+}
+
+
+def _smoothed(logits: Tensor, label: Tensor) -> Tensor:
+    return ce_sum(logits, label, label_smoothing=0.3, weight=1 + torch.arange(logits.shape[1]).to(logits))
+
+
+CLASS_HEALTHY: dict[str, type[Loss]] = {
+    "cross entropy": _over_classes(ce_sum),
+    "cross entropy of log probabilities": _over_classes(lambda z, y: ce_sum(z.log_softmax(1), y)),
+    "smoothed with class weights": _over_classes(_smoothed),
+    "focal": _over_classes(
+        lambda z, y: -((1 - _true_p(z, y)) ** 2 * z.log_softmax(1).gather(1, y[:, None])[:, 0]).sum()
+    ),
+    "squared error of probabilities": _over_classes(lambda z, y: (z.softmax(1) - _one_hot(z, y)).square().sum()),
+    "1 - p": _over_classes(lambda z, y: (1 - _true_p(z, y)).sum()),
+    "generalised cross entropy": _over_classes(lambda z, y: ((1 - _true_p(z, y).clamp(min=1e-7).pow(0.7)) / 0.7).sum()),
+    "BCE with logits": _over_classes(_binary),
+    "margin": _over_classes(lambda z, y: F.multi_margin_loss(z, y, reduction="sum")),
+    "squared error of logits": _over_classes(lambda z, y: (z - _one_hot(z, y)).square().sum()),
+    "cross entropy times a constant": _over_classes(lambda z, y: 100 * ce_sum(z, y)),
+    "cross entropy at a temperature": _over_classes(lambda z, y: ce_sum(z / 4, y)),
+    "angles with a margin": _over_classes(
+        lambda z, y: ce_sum(16 * (z.clamp(-0.999, 0.999).acos() + 0.2 * _one_hot(z, y)).cos(), y)
+    ),
+    "cosines times 16": _over_classes(lambda z, y: ce_sum(16 * F.normalize(z, dim=1), y)),
+    "a class's own weight": _weighted(lambda label, classes: label),
+}
