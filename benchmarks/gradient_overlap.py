@@ -27,6 +27,7 @@ from torch import nn
 
 from benchmarks.turns import median_and_spread
 from sightline.engine.distributed import World
+from sightline.engine.records import StepRecord
 
 CONFIG = Path(__file__).parents[1] / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"
 SIZES = ("data.train_size=64", "data.validation_size=8", "data.test_size=8", "train.epochs=1000", "train.batch_size=2")
@@ -36,9 +37,9 @@ NUM_PROCESSES = 2
 @contextlib.contextmanager
 def reduce_afterwards(world: World, model: nn.Module, *, is_last_micro_batch: bool) -> Iterator[None]:
     """The same reduction, with no bucket sent before the pass has ended."""
-    with mock.patch.object(World, "_can_send_early", lambda world, model: False):
-        with REDUCE(world, model, is_last_micro_batch=is_last_micro_batch):
-            yield
+    is_late = mock.patch.object(World, "_can_send_early", return_value=False)
+    with is_late, REDUCE(world, model, is_last_micro_batch=is_last_micro_batch):
+        yield
 
 
 REDUCE = World.reduce_gradients
@@ -61,7 +62,7 @@ def measure(config_path: Path, overrides: list[str], rounds: int) -> list[dict[s
             times = {}
             for name, form in forms if number % 2 else reversed(forms):
                 with mock.patch.object(World, "reduce_gradients", form):
-                    records = []
+                    records: list[StepRecord] = []
                     world.barrier("step")
                     started = time.perf_counter()
                     train(job, world, lambda record, stop, records=records: bool(records.append(record)) or True)

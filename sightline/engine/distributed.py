@@ -30,6 +30,7 @@ from sightline.engine.device import keep_freed_memory
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
 from sightline.engine.learnt_losses import flatten_gradients, make_buckets, set_gradients
 from sightline.engine.watchdog import PeerLostError, Watchdog, exit_process, format_user_frame, report_failure
+from sightline.instrument import receive_gradients
 from sightline.runs.run_directory import RunDirectory
 
 P = ParamSpec("P")
@@ -141,7 +142,8 @@ class World:
             yield
             return
         reduction = _GradientReduction(model, self._start_gradient_sum)
-        with reduction.send_early() if self._can_send_early(model) else contextlib.nullcontext():
+        can_send = self._can_send_early(model)
+        with receive_gradients(reduction.parameters if can_send else (), reduction.receive):
             yield
         with self._collective("all_reduce of gradients", f"{reduction.num_buckets} buckets", *reduction.parameters):
             reduction.finish()
@@ -302,15 +304,11 @@ class _GradientReduction:
     def num_buckets(self) -> int:
         return len(self._buckets)
 
-    @contextlib.contextmanager
-    def send_early(self) -> Iterator[None]:
-        """Context of a backward pass in which a bucket is sent when its last gradient is there."""
-        handles = [parameter.register_post_accumulate_grad_hook(self._receive) for parameter in self._names]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def receive(self, parameter: Tensor) -> None:
+        """Note that the pass has a parameter's gradient, and send the buckets that are complete."""
+        self._missing[self._bucket_index[parameter]].discard(parameter)  # type: ignore[index]
+        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+            self._send_next()
 
     def finish(self) -> None:
         """Send the buckets that are left, wait for all, and set every gradient to its sum."""
@@ -320,11 +318,6 @@ class _GradientReduction:
             sent.work.wait()
             self._assert_unchanged(bucket, sent)
             set_gradients(bucket, sent.flat)
-
-    def _receive(self, parameter: Tensor) -> None:
-        self._missing[self._bucket_index[parameter]].discard(parameter)  # type: ignore[index, arg-type]
-        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
-            self._send_next()
 
     def _send_next(self) -> None:
         bucket = self._buckets[len(self._sent)]

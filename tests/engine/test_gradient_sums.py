@@ -55,7 +55,9 @@ def test_buckets_are_sent_in_one_order_as_soon_as_they_are_complete(found: Found
 def test_a_gradient_that_changes_after_it_was_sent_is_an_error(found: Found) -> None:
     for one in found:
         assert one["late"].startswith("the gradient of 'layers.3.bias' changed after it was sent"), one["late"]
-        assert one["late"].endswith("call torch.utils.checkpoint.checkpoint with use_reentrant=False, or train in one process")
+        assert one["late"].endswith(
+            "call torch.utils.checkpoint.checkpoint with use_reentrant=False, or train in one process"
+        )
 
 
 def test_a_process_that_breaks_during_the_pass_ends_all(tmp_path: Path) -> None:

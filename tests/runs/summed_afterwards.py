@@ -1,4 +1,4 @@
-"""A plugin under which gradients travel in small buckets: as they are complete, or all after the pass (AFTERWARDS=1)."""
+"""A plugin: gradients travel in small buckets, each once it is complete, or with AFTERWARDS=1 after the pass."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def assert_same_bits(folder: Path, words: tuple[str, ...], num_processes: int) -
     for name, run in runs.items():
         command = ["train", str(CONFIG), *WORDS, *words, "--plugin", str(PLUGIN), "--out", str(run)]
         environment = {"AFTERWARDS": str(int(name == "afterwards"))}
-        code, text = Forked(command, folder / f"{name}.log", num_processes=num_processes, environment=environment).wait()
+        code, text = Forked(
+            command, folder / f"{name}.log", num_processes=num_processes, environment=environment
+        ).wait()
         assert code == 0, text
     assert differences(runs["early"], runs["afterwards"]) == []
 
