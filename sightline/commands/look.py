@@ -44,7 +44,8 @@ class ProfileOptions(
 
     Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
     run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
-    other settings.
+    other settings. With --processes, the tables are those of the first process, and each states how long it waited for
+    the gradients of the others.
     """
 
     config: Path = CONFIG
@@ -60,6 +61,7 @@ class ProfileOptions(
     rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
     top: int = option("--top", "N", "number of modules to print, slowest first", default=20, min=1)
     out: Path | None = option("--out", "DIR", "folder for profile.json, and trace.json.gz for a viewer")
+    processes: int | None = PROCESSES
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
