@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
+    from sightline.runs.run_folders import list_runs
     from sightline.workbench.watch.check import check
     from sightline.workbench.watch.watch import watch
 
@@ -31,6 +32,7 @@ __all__ = [
     "build_model",
     "check",
     "geometry",
+    "list_runs",
     "load_run",
     "metrics",
     "surrogate_gradient",
@@ -43,6 +45,7 @@ aliases.install()
 
 _MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
+_MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 

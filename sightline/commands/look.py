@@ -110,6 +110,30 @@ class ReportOptions(DeviceCommand, name="report", run="report.report"):
     samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
 
 
+class RunsOptions(DocumentCommand, name="runs", run="runs.runs"):
+    """List runs, compare two, slim or delete them.
+
+    Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
+    disk, and state. A run that is not finished shows its last evaluation. Links below the folder are not followed. RUN
+    is a path, or a path below DIR.
+
+    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page. --slim
+    removes the optimiser's state from a run's checkpoints: it is evaluated, predicts and starts other runs as before,
+    but its training cannot go on. --delete deletes run directories, and nothing that links in them lead to.
+    """
+
+    folder: Path = argument("[DIR]", "folder of the runs", default=Path("runs"))
+    sort: str = option("--sort", "KEY", "name, task, data, steps, figure, when, size or state", default="when")
+    filters: tuple[str, ...] = option(
+        "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
+    )
+    best: bool = switch("--best", "only the finished run with the best figure of each task, data set and metric")
+    diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
+    slim: tuple[Path, ...] = option("--slim", "RUN", "remove the optimiser's state of a run; repeatable", default=())
+    delete: tuple[Path, ...] = option("--delete", "RUN", "delete a run; repeatable", default=())
+    yes: bool = switch("--yes", "delete, or slim a run that is not finished, without a question")
+
+
 class ShowOptions(PluginCommand, name="show", run="show.show"):
     """Print the resolved config, each value with its origin."""
 
@@ -206,5 +230,14 @@ class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
     lists_only: bool = switch("--list", "list the cases without running them")
 
 
-LOOK_COMMANDS = (DescribeOptions, ProfileOptions, ViewOptions, ReportOptions, ShowOptions, ListOptions, CopyOptions)
+LOOK_COMMANDS = (
+    DescribeOptions,
+    ProfileOptions,
+    ViewOptions,
+    ReportOptions,
+    RunsOptions,
+    ShowOptions,
+    ListOptions,
+    CopyOptions,
+)
 STUDY_COMMANDS = (StudyOptions, BenchOptions)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from sightline.config import RunConfig
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
-from sightline.training.published_results import Difference, format_figure
-from sightline.training.train_run import read_with_plugins
+
+if TYPE_CHECKING:
+    from sightline.config import RunConfig
 
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
@@ -29,6 +29,8 @@ def print_note(text: str) -> None:
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
     """Load the config of a file or run directory with plugins and overrides, and print its notes."""
+    from sightline.training.train_run import read_with_plugins  # slow, as torch is: tables do without
+
     read = read_with_plugins(path, overrides, plugins)
     for line in read.notes:
         print_note(f"warning: {line}")
@@ -132,6 +134,8 @@ def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
 
     Rows of the run's own model are followed by the differences of both protocols.
     """
+    from sightline.training.published_results import Difference, format_figure
+
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
     cells = [[ours, "", *(format_figure(our_metrics, name) for name in names), ""]]
