@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from sightline.config.run_config import format_inline
 from sightline.config.yaml_tree import ConfigFaults, read_yaml
 from sightline.contract.errors import UserError
 from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.run_directory import load_document, read_lines
 from sightline.runs.run_files import is_run
@@ -50,6 +51,7 @@ class ReportedRun:
     environment: Mapping[str, Any]
     sessions: Sequence[Mapping[str, Any]] = ()
     has_joints: bool = False
+    examined: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return what the summary states: task, data, model, length of the training, and the figures."""
@@ -76,7 +78,9 @@ def read_reported_run(path: Path, name: str) -> ReportedRun:
     environment = load_document(path / "environment.json")
     sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
     has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
-    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment, sessions, has_joints)
+    examined = load_document(path / "checks.json") if (path / "checks.json").exists() else {}
+    values = dict(_flatten(tree, ""))
+    return ReportedRun(path, name, values, final, lines, findings, environment, sessions, has_joints, examined)
 
 
 def _read_findings(path: Path) -> list[Any] | None:
@@ -185,8 +189,9 @@ def _build(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{run.path}: final.json, metrics.jsonl, findings.json, environment.json or predictions/test/manifest.json "
-            f"is not of the form that training and evaluation write ({reason}); get the run again"
+            f"{run.path}: final.json, metrics.jsonl, findings.json, checks.json, environment.json or "
+            f"predictions/test/manifest.json is not of the form that training and evaluation write ({reason}); "
+            "get the run again"
         ) from error
 
 
@@ -264,7 +269,8 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
     table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    return [PageText("plain", [text]), *table, PageText("notes", [more])]
+    examined = [block for document in run.examined.values() for block in make_examination_blocks(document)]
+    return [PageText("plain", [text]), *table, *examined, PageText("notes", [more])]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
