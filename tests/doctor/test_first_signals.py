@@ -14,6 +14,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
+from sightline.parts.losses.classification import CrossEntropy
 from sightline.workbench.check.checks.initial_loss import expected_mean_square, initial_squares
 from sightline.workbench.check.checks.loss_progress import trivial_predictions, trivial_predictors
 from sightline.workbench.check.checks.model.gradients import _measure_layers, gradient_flow
@@ -356,6 +357,23 @@ def test_a_last_layer_that_starts_far_too_large(tmp_path: Path) -> None:
     nn.init.normal_(model.final.weight, std=1.0)
     (finding,) = warnings_of(context_of(make_maps(tmp_path, model=model)), initial_squares)
     assert finding.cause == "model.init"
+
+
+class SquaredLogits(CrossEntropy):
+    """The squared error of logits and of classes that are 1 for one of twelve."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return (logits - nn.functional.one_hot(label, logits.shape[-1])).square().sum()
+
+
+def test_a_squared_error_of_logits_starts_as_large_as_its_outputs(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": SquaredLogits(num_classes=12)})
+    with torch.no_grad():
+        built.job.model.get_parameter("head.2.weight").mul_(2)
+    context = context_of(built)
+    (squares,) = context.squared_losses.values()
+    assert squares.mean(squares.output) > 2 * squares.zero
+    assert warnings_of(context, initial_squares) == []
 
 
 class Peeking(Maps):
