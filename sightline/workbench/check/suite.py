@@ -80,6 +80,15 @@ def run_all(
     return _run(chosen, Context(built, world, run=run, examination=examination or Examination()))
 
 
+def run_all_then_deep(built: TrainingSetup, world: World) -> Iterator[list[Finding]]:
+    """Yield the findings of all checks of a run, then those with the deep ones, which share the measurements."""
+    context, found = Context(built, world), list[Finding]()
+    for is_deep in (False, True):
+        chosen = [check for check in all_checks() if check.moment != "offline" and (check.moment == "deep") == is_deep]
+        found += _collect(chosen, context)
+        yield merge_findings(gather_findings([*found, *_short_time_findings(context)], world))
+
+
 def check_path(
     path: Path,
     config: RunConfig,
@@ -110,6 +119,13 @@ def run_after(
 
 def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
     """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
+    findings = [*_collect(checks, context), *_short_time_findings(context)]
+    context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
+    return merge_findings(gather_findings(findings, context.world))
+
+
+def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
+    """Run checks and return their findings in the order of the checks."""
     assert_known(context.config)
     findings: list[Finding] = []
     with _preserve_run_state(context.built):
@@ -125,9 +141,7 @@ def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
             findings += [
                 dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
             ]
-        findings += _short_time_findings(context)
-    context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
-    return merge_findings(gather_findings(findings, context.world))
+    return findings
 
 
 def _applies(check: Rule, context: Context) -> bool:
