@@ -249,6 +249,10 @@ CLASS_HEALTHY: dict[str, type[Loss]] = {
     "BCE with logits": _over_classes(_binary),
     "margin": _over_classes(lambda z, y: F.multi_margin_loss(z, y, reduction="sum")),
     "squared error of logits": _over_classes(lambda z, y: (z - _one_hot(z, y)).square().sum()),
+    "the hardest half of a batch": _over_classes(
+        lambda z, y: F.cross_entropy(z, y, reduction="none").topk(-(-len(y) // 2)).values.sum(),
+        lambda label: -(-len(label) // 2),
+    ),
     "cross entropy times a constant": _over_classes(lambda z, y: 100 * ce_sum(z, y)),
     "cross entropy at a temperature": _over_classes(lambda z, y: ce_sum(z / 4, y)),
     "angles with a margin": _over_classes(

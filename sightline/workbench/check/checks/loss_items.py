@@ -192,7 +192,7 @@ def is_misdivided(case: LossCase) -> Fault | None:
     if count <= 0 or math.fsum(counts) <= 0 or not math.isfinite(total):
         return None
     mean, expected = total / count, math.fsum(sums) / math.fsum(counts)
-    if math.isclose(mean, expected, rel_tol=case.rounding, abs_tol=1e-12):
+    if math.isclose(mean, expected, rel_tol=case.rounding, abs_tol=1e-12) or chooses_hardest(case):
         return None
     is_exact = is_near(10 * case.rounding)
     best, *_ = explain(
@@ -201,6 +201,30 @@ def is_misdivided(case: LossCase) -> Fault | None:
     singles = ", ".join(f"{value:.4g} / {number:.4g}" for value, number in zip(sums, counts, strict=True))
     measured = f"{total:.6g} / {count:.6g} for {case.num_samples} samples; alone {singles}"
     return diagnose(case, best.text, measured, expected=expected)
+
+
+def chooses_hardest(case: LossCase) -> bool:
+    """Return True for a loss of the hardest items of a batch, which is no sum over items on purpose.
+
+    Items that have a gradient alone, and none in the batch, are those of smaller ones, wherever they stand.
+    """
+    turned = [*range(1, case.num_samples), 0]
+    batched, rotated = case.gradient(), case.samples(turned).gradient()
+    alone = [case.samples([row]).gradient() for row in range(case.num_samples)]
+    for goal in class_goals(case):
+        axis, key = goal.class_axis, goal.key
+        sizes, others = (gradient[key].norm(dim=axis).flatten() for gradient in (batched, rotated))
+        singles = torch.cat([gradient[key].norm(dim=axis).flatten() for gradient in alone])
+        is_chosen = sizes > 0
+        if singles.shape != sizes.shape or bool(is_chosen.all()) or not bool(is_chosen.any()):
+            continue
+        is_same_set = torch.allclose(sizes.sort().values, others.sort().values, rtol=1e-6, atol=0.0)
+        factor = (sizes / singles)[is_chosen & (singles > 0)]
+        is_scaled = bool(len(factor)) and torch.allclose(factor, factor[:1].expand_as(factor), rtol=1e-6)
+        left = singles[~is_chosen & (singles > 0)]
+        if is_same_set and is_scaled and len(left) and bool(left.mean() < singles[is_chosen].mean()):
+            return True
+    return False
 
 
 def is_mixed(case: LossCase) -> Fault | None:

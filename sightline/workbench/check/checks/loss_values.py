@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from sightline.compute.geometry.boxes.priors import BACKGROUND
 from sightline.workbench.check.checks.loss_items import (
+    chooses_hardest,
     class_goals,
     class_gradients,
     diagnose,
@@ -285,7 +286,8 @@ def loss_weights(context: Context, case: LossCase) -> Fault | None:
     if any(find(case, relation) is not None for relation in (*_STRUCTURE, is_misdirected, is_outranked)):
         return None
     faults = (fault for goal in class_goals(case) for fault in _judge_weights(context, case, goal))
-    return next(faults, None)
+    fault = next(faults, None)
+    return None if fault is None or chooses_hardest(case) else fault
 
 
 def _judge_weights(context: Context, case: LossCase, goal: Goal) -> Iterator[Fault]:

@@ -34,6 +34,7 @@ _ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same for a network that cannot run 
 _LEAK_FACTOR = 16.0
 _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
+_IN_INPUTS = "already in the inputs of the model: the collated batch differs"
 _LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
 _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
@@ -43,7 +44,7 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "cross-sample-leak",
     "preflight",
     each=first_steps,
-    causes=("model.cross_sample_leak", "model.norm_mode"),
+    causes=("model.cross_sample_leak", "model.norm_mode", "model.structure"),
     config_path="model",
     expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
     "samples are divided into batches and over processes",
@@ -334,7 +335,7 @@ def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Sin
     if is_result:
         return name, f"first in the outputs of '{name or 'the model'}'"
     if not name:
-        return "", "already in the inputs of the model: the collated batch differs"
+        return "", _IN_INPUTS
     owner = name.rpartition(".")[0]
     return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
 
@@ -355,6 +356,15 @@ def _make_leak(group: _Group, single: _Single, worst: _Difference, layer: str, l
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
+    if location == _IN_INPUTS:
+        return Fault(
+            f"a sample is another in a batch than alone, before the model: its '{worst.name}' differs",
+            causes=("data.pairing", "data.padding", "model.cross_sample_leak"),
+            measured=f"{single.name} alone and in a batch with {others[0]}: {location}",
+            action="look at what makes or changes whole batches: `get_batch`, `collate`, a transform",
+            at="data",
+            evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+        )
     return Fault(
         f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
         causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
