@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import record
-from sightline.runs.run_files import RunFiles, is_run
+from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
@@ -56,41 +55,37 @@ _WORDS = {
 
 
 def check(
-    subject: str | Path | Mapping[str, Any] | nn.Module,
+    subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module,
     loss: Callable[[Any, Any], Tensor] | None = None,
     batch_or_loader: Any = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
 ) -> CheckReport:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
-    Of a config or run, all rules of `sightline check` are applied. A module needs `loss(outputs, target)` and a batch
-    `(inputs, target)`, or an iterable of batches, of which the first four are read; a tuple of inputs holds the
-    arguments of `forward`, a mapping holds them by name. The rules about models, losses and optimisers are applied,
-    and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that cannot be read.
+    Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
+    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are read;
+    a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. The rules about models, losses and
+    optimisers are applied, and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that
+    cannot be read.
+
+    >>> import sightline
+    >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
+    CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
         return _check_module(subject, loss, batch_or_loader, optimizer)
     if loss is not None or batch_or_loader is not None or optimizer is not None:
         raise UserError("check: loss, batch and optimizer belong to a module; a config names its own")
-    if isinstance(subject, Mapping):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.yaml"
-            path.write_text(json.dumps(subject), encoding="utf-8")
-            return _check_config(path, plugins)
-    return _check_config(Path(subject), plugins)
-
-
-def _check_config(path: Path, plugins: Sequence[str | Path]) -> CheckReport:
-    files = [Path(plugin) for plugin in plugins]
-    loaded = load_plugins(files)
-    if is_run(path):
-        run = RunFiles(path)
-        run.check_plugins(loaded)
-        config = run.config
-    else:
-        config = read_config(path)
+    loaded = load_plugins([Path(plugin) for plugin in plugins])
+    source = Path(subject) if isinstance(subject, str) else subject
+    path = source if isinstance(source, Path) else Path("dict")
+    if isinstance(source, Path) and is_run(source):
+        RunFiles(source).check_plugins(loaded)
+        source = config_path_of_run(source)
+    config = read_config(source, overrides)
     examination = Examination()
     findings = check_path(path, config, examination=examination)
     return CheckReport(config.name, findings, examination=examination.to_dict())

@@ -17,7 +17,7 @@ from sightline.workbench.check.core.finding import Finding
 _ENDINGS = (".json", ".html", ".txt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckReport:
     """Findings with figures about them; `str` prints them, and `save` writes them.
 
@@ -43,6 +43,9 @@ class CheckReport:
         counts = [(self.num_errors, "error"), (self.num_warnings, "warning")]
         figures = "".join(f", {name} {value}" for name, value in self.figures.items())
         return f"{self.title}: " + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts) + figures
+
+    def __repr__(self) -> str:
+        return f"CheckReport({self.summary})"
 
     def __str__(self) -> str:
         examined = describe_examination(self.examination) if self.examination is not None else []
