@@ -164,6 +164,11 @@ def record(
         yield tape
 
 
+def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> RemovableHandle:
+    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it."""
+    return module.register_load_state_dict_pre_hook(before)
+
+
 def hang(
     module: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> list[RemovableHandle]:

@@ -260,6 +260,18 @@ def evaluated_each_epoch():
     return watch
 
 
+def best_weights_kept_as_a_copy():
+    model, kept = net(), {}
+
+    def keep(step, model):
+        if step == 5:
+            kept.update(copy.deepcopy(model.state_dict()))
+        if step == 20:
+            model.load_state_dict(kept)
+
+    return train(model, at=keep)
+
+
 def closure():
     model = nn.Sequential(nn.Linear(10, 16), nn.Tanh(), nn.Linear(16, 4))
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=4)

@@ -137,6 +137,24 @@ def evaluated_in_training_mode():
     return watch
 
 
+def keep_best_without_copy():
+    model, kept = net(), {}
+
+    def keep(step, model):
+        if step == 5:
+            kept.update(model.state_dict())
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step, (points, label) in enumerate(batches(), start=1):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+            keep(step, model)
+        model.load_state_dict(kept)
+    return watch
+
+
 def never_averaged():
     model = net()
     return train(model, ema=torch.optim.swa_utils.AveragedModel(model))
@@ -304,6 +322,7 @@ PLANTS = {
     "one batch for ever": Plant("same-batch", "data.ordering", 5, lambda: train(data=[next(batches())] * STEPS)),
     "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
     "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
+    "the best weights kept without a copy": Plant("aliased-weights", "ckpt.alias", 0, keep_best_without_copy),
     "a scheduler that never steps": Plant(
         "schedule", "optim.scheduler", 0, lambda: train(scheduler=cosine, steps_scheduler=False)
     ),

@@ -10,7 +10,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "assigners.static": "atss fcos free_anchor max_iou",
     },
     "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
-    "checks": {"checks": "anchor-coverage broken-boxes ignored-regions swapped-canvas unmatched-boxes"},
+    "checks": {"checks": "anchor-coverage broken-boxes ignored-regions decoded-boxes swapped-canvas unmatched-boxes"},
     "data": {
         "sets.coco": "coco",
         "sets.crowdhuman": "crowdhuman",

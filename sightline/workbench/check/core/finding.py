@@ -271,6 +271,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "mismatched-image": ("initial-contrast",),
     "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
     "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
+    "quantised-outputs": (*_METRIC_CODES, "cross-sample-leak", "point-order"),
     "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),

@@ -340,11 +340,14 @@ def _reach_faults(context: Context) -> Iterator[Fault]:
     from_idle = _find_reached(context, silent, idle_outputs) if idle_outputs else set()
     from_read = _find_reached(context, silent, rehearsal.output_reads) - from_idle
     executed = {name for name in silent if _get_owner(name) in rehearsal.executed}
+    cut = [name for name in silent if name not in from_idle | from_read and name in executed]
+    unread = _find_unread(context, cut)
     groups = (
         ([name for name in silent if name in from_idle], "unused"),
         ([name for name in silent if name in from_read], "detached"),
         ([name for name in silent if name not in from_idle | from_read and name not in executed], "idle"),
-        ([name for name in silent if name not in from_idle | from_read and name in executed], "cut"),
+        ([name for name in cut if name in unread], "unread"),
+        ([name for name in cut if name not in unread], "cut"),
     )
     for names, reason in groups:
         if names:
@@ -394,6 +397,11 @@ def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle
             ("model.structure", "dist.unused_params"),
             "their modules never ran",
             "call these modules in forward, take them out, or declare them in optimizer.frozen",
+        ),
+        "unread": (
+            ("dist.unused_params", "model.structure", "model.frozen_unintended"),
+            "their modules ran, but no output changes with their values",
+            "return what they compute and give it a loss, or take them out; several processes would wait for gradients",
         ),
         "cut": (
             ("model.frozen_unintended", "model.structure", "dist.unused_params"),
@@ -462,6 +470,22 @@ def _find_reached(context: Context, names: Sequence[str], outputs: Any) -> set[s
     total = torch.stack([root.double() for root in roots]).sum()
     gradients = torch.autograd.grad(total, [parameters[name] for name in names], allow_unused=True)
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def _find_unread(context: Context, names: Sequence[str]) -> set[str]:
+    """Return the parameters, among `names`, whose values change no output: they are all drawn anew on a copy."""
+    if not names:
+        return set()
+    results = []
+    for is_drawn in (False, True):
+        model = isolated_copy(context.built.job.model)
+        for name, parameter in model.named_parameters() if is_drawn else ():
+            if name in names:
+                parameter.data = torch.randn_like(parameter)
+        torch.manual_seed(0)
+        results.append([tensor for result in _run_forward(context, model)[0] for _, tensor in array_leaves(result)])
+    is_same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+    return {*names} if is_same else set()
 
 
 def _is_frozen_by_config(context: Context, loss: str) -> bool:
