@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline.api import LoadedRun, build_model, load_run, train_run
+    from sightline.api import LoadedRun, build_model, export, load_run, train_run
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
@@ -30,6 +30,7 @@ __all__ = [
     "__version__",
     "build_model",
     "check",
+    "export",
     "geometry",
     "load_run",
     "metrics",
@@ -41,7 +42,7 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "export", "load_run", "train_run")}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
