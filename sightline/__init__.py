@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline.api import LoadedRun, build_model, compare, evaluate, load_data, load_run, score, train_run
+    from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
@@ -34,6 +34,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "geometry",
     "list_runs",
     "load_data",
@@ -48,7 +49,7 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_API = ("LoadedRun", "build_model", "compare", "evaluate", "load_data", "load_run", "score", "train_run")
+_API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run")
 _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"

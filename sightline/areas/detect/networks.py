@@ -403,5 +403,5 @@ class Detector(nn.Module):
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(image))
-        shapes = torch.tensor([level_map.shape[2:] for level_map in maps], device="cpu").expand(len(image), -1, -1)
+        shapes = torch.tensor([level_map.shape[2:] for level_map in maps], device="cpu").expand(image.shape[0], -1, -1)
         return cast(DetectorOutput, {**self.head(maps), "level_shapes": shapes})

@@ -74,6 +74,29 @@ class DetectionFilter:
         columns = (boxes, score[:, None].to(boxes), label[:, None].to(boxes))
         return UnsuppressedDetections(torch.cat(columns, dim=1), prior_index, density)
 
+    def score_in_graph(self, outputs: Mapping[str, Any], priors: Priors) -> tuple[Tensor, Tensor]:
+        """Return all boxes (B, P, 4), and scores (B, P, C), 0 for those that `decode` does not select."""
+        logits, codes = outputs["logits"], outputs["codes"]
+        count = logits.shape[2] if logits.ndim == 4 else 1
+        if count > 1:
+            logits, codes = logits.flatten(1, 2), codes.flatten(1, 2)
+        probabilities = logits.sigmoid()
+        if "objectness" in outputs:
+            probabilities = probabilities * outputs["objectness"].sigmoid()[..., None]
+        scores = probabilities
+        if "centreness" in outputs:
+            scores = (probabilities * outputs["centreness"].sigmoid()[..., None]).sqrt()
+        scores = torch.where(probabilities > self.min_score, scores, 0)
+        parts = []
+        for rows in priors.level_slices:
+            level = scores[:, rows.start * count : rows.stop * count].flatten(1)
+            if level.shape[1] > self.max_per_level:
+                lowest = level.topk(self.max_per_level, dim=1).values[:, -1:]
+                level = torch.where(level >= lowest, level, 0)
+            parts.append(level)
+        coordinates = priors.coordinates.to(codes.dtype).repeat_interleave(count, dim=0)
+        return decode_boxes(coordinates, codes), torch.cat(parts, dim=1).view(scores.shape)
+
     def suppress(self, unsuppressed: UnsuppressedDetections) -> Tensor:
         """Suppress overlapping detections: (N, 6) to (D, 6), by falling score."""
         rows, *more = unsuppressed

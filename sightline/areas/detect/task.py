@@ -34,6 +34,7 @@ from sightline.compute.geometry.boxes.priors import (
     make_anchors,
     make_points,
 )
+from sightline.compute.geometry.boxes.suppression import GreedyNMS
 from sightline.compute.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import (
@@ -51,7 +52,7 @@ from sightline.contract.members import AssignerMembers, HeadMembers
 from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
-from sightline.parts.tasks.supervised import Supervised
+from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 """Topics of needs."""
@@ -293,6 +294,40 @@ class Detect(Supervised):
                 unsuppressed["detection_offsets"],
             )
         return predictions
+
+    @property
+    def left_to_caller(self) -> tuple[str, ...]:
+        """What follows the network here and is not in a file of it."""
+        select = self._select
+        name = type(select.suppression).__name__
+        first = "" if self.greedy_threshold is not None else f"boxes are suppressed ({name}), and "
+        return (
+            f"{first}the {select.max_detections} highest-scoring of each image are kept",
+            "boxes are mapped from the canvas to the pixels of the file by the inverse of `to_canvas`"
+            + (", and clipped to its border" if self._clip else ""),
+        )
+
+    @property
+    def greedy_threshold(self) -> float | None:
+        """The IoU of a suppression that ONNX has, greedy and of each class by itself; None for another."""
+        suppression = self._select.suppression
+        is_of_onnx = type(suppression) is GreedyNMS and (suppression.per_class or self._head.num_classes == 1)
+        return suppression.iou_threshold if isinstance(suppression, GreedyNMS) and is_of_onnx else None
+
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `boxes` (B, P, 4) and `scores` (B, P, C), 0 for those not selected.
+
+        Boxes are on the canvas, which has the size of the example's.
+        """
+        priors, to_deltas = self.get_priors(example["image"]), HeadMembers.to_deltas.get(self._head)
+
+        def decode(outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            if to_deltas is not None:
+                outputs = {**outputs, "codes": to_deltas(outputs["codes"], priors)}
+            boxes, scores = self._select.score_in_graph(outputs, priors)
+            return {"boxes": boxes, "scores": scores}
+
+        return decode
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Merge the predictions of several passes, suppressed jointly in pixels of the files."""

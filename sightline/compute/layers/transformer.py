@@ -213,8 +213,8 @@ class PatchEmbedding(nn.Module):
         relative_BGK3 = members_BGKC[..., :3] - centres[:, :, None]
         groups_BGKC = torch.cat([relative_BGK3, members_BGKC[..., 3:]], dim=-1)
         patches_BGC = self.patches(groups_BGKC.flatten(0, 1)).unflatten(0, centres.shape[:2])
-        tokens = torch.cat([self.class_token.expand(len(points), -1, -1), self.reduce(patches_BGC)], dim=1)
-        positions = torch.cat([self.class_position.expand(len(points), -1, -1), self.position(centres)], dim=1)
+        tokens = torch.cat([self.class_token.expand(points.shape[0], -1, -1), self.reduce(patches_BGC)], dim=1)
+        positions = torch.cat([self.class_position.expand(points.shape[0], -1, -1), self.position(centres)], dim=1)
         return tokens, positions, centres
 
 
