@@ -406,7 +406,9 @@ class _TrainRun:
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
         rows = compare_with_published(built.config, test, document["metrics"], which="last", lineage=built.lineage)
-        document |= {"published": rows} if rows else {}
+        if rows:
+            document |= {"published": rows}
+            directory.write_json("published.json", {"rows": rows})
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
         findings = self._check_after_training(session) if self._has_checks else ()
