@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | lint
+# make install | demo | test | test-long | lint | bench-all
 # TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install demo test test-long lint clean
+.PHONY: install demo test test-long lint bench-all clean
 
 install: .venv/.installed
 demo: .venv/.installed
@@ -23,6 +23,14 @@ test-long: .venv/.installed-dev
 lint: .venv/.installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
+# The table of all cases against every peer, each of the version in constraints.txt, and how they grow, with a plot.
+bench-all: .venv/.installed-peers
+	@mkdir -p build/bench
+	.venv/bin/python -m benchmarks $(BENCH) --json build/bench/bench.json > build/bench/bench.txt
+	.venv/bin/python -m benchmarks geometry models --grow all $(BENCH) --json build/bench/growth.json \
+		--svg build/bench/growth.svg > build/bench/growth.txt
+	@cat build/bench/bench.txt build/bench/growth.txt
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -38,6 +46,10 @@ lint: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,loops,dev]'
+	@touch $@
+
+.venv/.installed-peers: .venv/.installed-dev
+	$(PIP) install -c constraints.txt -e '.[peers]' pycocotools
 	@touch $@
 
 clean:
