@@ -10,12 +10,12 @@ from typing import Any
 from sightline.commands.look import SweepOptions
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.verbs.output import print_note, show_table
-from sightline.verbs.train import TerminalReporter
+from sightline.verbs.train import SeriesReporter
 from sightline.workbench.study.search_space import read_space
 from sightline.workbench.study.sweep import NAME, Sweep, SweepSettings
 
 
-class _TrialReporter(TerminalReporter):
+class _TrialReporter(SeriesReporter):
     """Reporter without figures of the test part: a sweep that shows them invites to choose by them."""
 
     def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
@@ -58,10 +58,10 @@ def _show(document: Mapping[str, Any]) -> None:
     ]
     show_table(title, ("trial", "state", "value", "epoch", *keys, "run"), rows)
     if document["num_running"]:
-        print_note(f"{document['num_running']} trials wait or run elsewhere; repeat the command for the rest")
+        print_note(f"trials that wait or run elsewhere: {document['num_running']}; the same command goes on with them")
     best = document["best"]
     if best is None:
-        print_note("no trial is finished; the errors are above, and in sweep.json")
+        print_note("no trial is finished" + ("" if document["num_running"] else "; the errors are above"))
         return
     figure = f"{document['metric']} {best['value']:.4f} at epoch {best['epoch']}"
     print_note(f"best: trial {best['trial']}, {figure}; its values, to paste:")

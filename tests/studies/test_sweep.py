@@ -20,6 +20,7 @@ from sightline.config import read_config
 from sightline.contract.errors import ConfigError, RunError, UserError
 from sightline.engine.session import StopRequest
 from sightline.training.train_run import Reporter, TrainResult
+from sightline.verbs.train import SeriesReporter
 from sightline.workbench.compress.search.baselines import open_study
 from sightline.workbench.study import sweep as sweep_module
 from sightline.workbench.study.search_space import check_space, list_grid, read_space
@@ -455,3 +456,10 @@ def worker_of(lock: Path) -> int:
         return int(json.loads(lock.read_text())["pid"])
     except (OSError, ValueError):
         return 0
+
+
+def test_lines_of_runs_that_repeat_are_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = SeriesReporter()
+    for text in ("run 1\nsamples: 48", "run 2\nsamples: 48", "samples: 40"):
+        reporter.note(text)
+    assert capsys.readouterr().err == "run 1\nsamples: 48\nrun 2\nsamples: 40\n"

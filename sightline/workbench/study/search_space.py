@@ -120,7 +120,7 @@ def _read_word(word: str, faults: ConfigFaults) -> list[tuple[str, LocatedValue]
 def _parse_dimension(key: str, located: LocatedValue, faults: ConfigFaults) -> SearchDimension | None:
     """Parse the values of a key; None with a fault noted."""
     where = located.where
-    if refusal := next((text for name, text in _REFUSED.items() if key == name), None):
+    if refusal := _REFUSED.get(key):
         faults.add(where, f"cannot be searched: {refusal}")
     elif isinstance(located.value, list):
         choices = tuple(format_inline(item.plain()) for item in located.value)
