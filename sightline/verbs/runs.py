@@ -45,9 +45,8 @@ def _list(options: RunsOptions) -> int:
         rows = [_make_row(run) for run in chosen]
         show_table(escape_to_one_line(title), _COLUMNS, rows, unbroken="run", droppable=("name", "size", "steps"))
     else:
-        print_note(
-            f"{options.folder}: has no {'finished ' if options.best else ''}run{' of this kind' * bool(options.filters)}"
-        )
+        kind = ("finished " if options.best else "") + ("run of this kind" if options.filters else "run")
+        print_note(f"{options.folder}: has no {kind}")
     for run in chosen:
         if run.state == "damaged":
             print_note(f"warning: {run.path}: {run.note}")

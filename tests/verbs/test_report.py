@@ -128,6 +128,26 @@ def test_no_finding_of_a_run_that_was_not_checked_is_no_praise(
     assert f"<li>All checks: sightline check {run}</li>" in text
 
 
+def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
+    row = {
+        "who": "PointNet",
+        "source": "Qi et al. 2017",
+        "here": {"overall_accuracy": 0.5},
+        "metrics": {"overall_accuracy": 0.892},
+        "differences": [{"name": "points", "here": 64, "there": 1024}, {"name": "votes", "here": 1, "there": None}],
+        "remarks": ["unverified: by hand"],
+    }
+    (run / "published.json").write_text(json.dumps({"rows": [row]}))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert "<h2>Published figures</h2>" in text
+    assert "<td>this run</td><td></td><td>0.5000</td><td></td>" in text
+    assert "<td>PointNet</td><td>Qi et al. 2017</td><td>0.8920</td><td>points</td>" in text
+    assert "PointNet (Qi et al. 2017): unverified: by hand" in text
+    (run / "published.json").write_text('{"rows": [1]}')
+    assert run_here("report", run).code == 2
+
+
 def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (run / "predictions" / "a.png").stat().st_size
     monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))
