@@ -156,6 +156,19 @@ class Precision:
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
 
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the number format that `auto` stands for on this machine: bf16 if the device computes in it, else float32.
+
+    Other names stay as they are.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_instructions else "float32"
+
+
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seed the global generators of Python, NumPy and torch; processes draw different numbers (dropout)."""
     seeds = np.random.SeedSequence((seed, rank)).generate_state(4)
