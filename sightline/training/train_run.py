@@ -296,7 +296,10 @@ class _TrainRun:
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-        built = build(config, world, is_resumed=bool(location.checkpoint))
+        built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
+        if config.train.precision == "auto":
+            self._note(f"train.precision: auto is {built.config.train.precision} in this run")
+        config = built.config
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
