@@ -446,6 +446,7 @@ class _TrainRun:
         findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.final_document(document)
+        reporter.note(f"a page with its curves, tables and pictures: sightline report {directory.path}")
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 

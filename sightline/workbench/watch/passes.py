@@ -169,7 +169,7 @@ class OutputMonitor(Monitor):
 
 
 def _take_sample(values: Tensor) -> Tensor:
-    """Take evenly spaced values; the odd step meets every column, also of an image or volume that is empty at its edge."""
+    """Take evenly spaced values; the odd step meets every column of an image, which may be empty at its edge."""
     flat = values.detach().flatten()
     return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
