@@ -264,6 +264,21 @@ def test_a_model_of_a_script_is_recorded_without_the_script_s_own_training(tmp_p
 
 
 @pytest.mark.processes
+def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path: Path) -> None:
+    definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
+    (tmp_path / "own_nets.py").write_text("\n".join(definitions))
+    reporter = (
+        "from sightline.training.train_run import Reporter\n"
+        "class Printing(Reporter):\n    def note(self, text): print(text)\n"
+    )
+    train = TRAIN.replace("checks=False", "checks=False, reporter=Printing()")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport sightline, own_nets\n{reporter}"
+    done = _python(code + train.format(recipe=str(RECIPE), out=str(tmp_path / "run")))
+    assert done.returncode == 0, done.stderr
+    assert "model 'cell_net' is from the module own_nets, of which the run keeps no copy" in done.stdout
+
+
+@pytest.mark.processes
 def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path) -> None:
     cells = CELLS.replace("WIDTH = 8", "WIDTH = torch.tensor(8)")
     refused = _python(textwrap.dedent(cells + TRAIN.format(recipe=str(RECIPE), out=str(tmp_path / "run"))))
@@ -274,6 +289,13 @@ def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path)
         "write the cell to a file by %%writefile my_parts.py, and give plugins=['my_parts.py']"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_an_old_path_does_not_hide_a_public_function() -> None:
+    """`sightline.compare` was a room once, which plugins may import."""
+    code = "import sightline\nfrom sightline.compare import comparison\nprint(callable(sightline.compare), comparison)"
+    told = _python(code)
+    assert told.stdout.startswith("True <module 'sightline.workbench.compare.comparison'"), told.stderr
 
 
 @run_each("name, least", [("plain_pytorch", 0.3), ("scikit_learn", 0.6)])
