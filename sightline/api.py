@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import TrainedRun, build_model
+from sightline.engine.run_loading import TrainedRun
+from sightline.engine.run_loading import build_model as build_named_model
 from sightline.runs.run_files import is_run
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sightline.engine.split_data import Augmentation, SplitData
     from sightline.training.run_evaluation import RunEvaluation
     from sightline.training.train_run import ConfigSource, Reporter, TrainResult
@@ -53,6 +56,37 @@ class LoadedRun(TrainedRun):
         with start_world(device=device) as world:
             files = [Path(path) for path in paths]
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
+
+
+def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
+    """Build a model with random weights, by its name in `sightline list models` or as a config describes it.
+
+    By name, facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other. A config, as
+    for `load_data`, gives the model, its arguments and, from its data set, the facts; `arguments` replace some. Weights
+    are from torch's global generator. Raises ConfigError for a name or an argument that there is not, and for a value
+    of another type.
+
+    >>> import sightline
+    >>> model = sightline.build_model("pointnet_plain", num_classes=40, in_channels=3, dropout=0.1)
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    696168
+    >>> sightline.build_model("configs/classify/synthetic_shapes_pointnet.yaml").head[-1].out_features
+    12
+    """
+    is_file = isinstance(source, str) and (source.endswith((".yaml", ".yml")) or is_run(Path(source)))
+    if isinstance(source, str) and not is_file:
+        return build_named_model(source, **arguments)
+    from sightline.contract import registry
+    from sightline.engine.build import build_data
+    from sightline.training.train_run import read_source
+
+    config = read_source(source).config
+    given = {name: value for name, value in arguments.items() if name in registry.FACTS}
+    inner = {**config.model.arguments, **{name: value for name, value in arguments.items() if name not in given}}
+    model: nn.Module = registry.models.build(
+        dataclasses.replace(config.model, arguments=inner), facts={**build_data(config).facts, **given}
+    )
+    return model
 
 
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:

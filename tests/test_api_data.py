@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sightline.contract.errors import ConfigError, UserError
 from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.cases import run_each
+from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -147,6 +149,37 @@ def test_one_rule_for_configs_dicts_paths_and_runs(tmp_path: Path) -> None:
     assert (again.path, again.is_finished) == (tmp_path / "run", True)
 
 
+def test_a_model_of_a_config_has_its_arguments_and_the_facts_of_its_data() -> None:
+    model = sightline.build_model(SMALL)
+    assert model.head[-1].out_features == 12
+    assert sightline.build_model(SMALL, num_classes=5).head[-1].out_features == 5
+    assert sightline.build_model(read_config(SMALL)).state_dict().keys() == model.state_dict().keys()
+    lidar = sightline.build_model("configs/segment/synthetic_lidar_salsanext.yaml", width=4)
+    assert lidar.state_dict(), "a fact of its transforms, the channels of the range image, is there"
+    with pytest.raises(ConfigError, match="'pointnet' has no such argument"):
+        sightline.build_model(SMALL, widht=3)
+
+
+def test_scored_files_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    """Boxes that `evaluate --save-predictions` wrote get the figures of the run."""
+    recipe = {
+        "base": str(ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"),
+        "data": {"train_size": 4, "validation_size": 2, "test_size": 4, "height": 64, "width": 64},
+        "transforms": {
+            part: [{"name": "fit_image", "height": 64, "width": 64}, {"name": "normalize_image"}]
+            for part in ("train", "evaluate")
+        },
+        "schedule": {"name": "constant"},
+        "train": {"epochs": 1, "batch_size": 2},
+    }
+    result = sightline.train_run(recipe, out=tmp_path / "run", checks=False)
+    assert run_here("evaluate", tmp_path / "run", "--save-predictions").code == 0
+    scored = sightline.score(tmp_path / "run" / "predictions" / "test", recipe)
+    assert result.document is not None
+    assert scored.metrics == pytest.approx(result.document["metrics"], rel=0, abs=0, nan_ok=True)
+    assert repr(scored).startswith(f"RunEvaluation({tmp_path / 'run' / 'predictions' / 'test'} on test, 4 samples: ap")
+
+
 def test_findings_that_keep_a_run_from_starting_are_its_repr(tmp_path: Path) -> None:
     result = sightline.train_run(SMALL, ["losses.0.weight=0", "losses.1.weight=0"], out=tmp_path / "run")
     assert result.path is None
@@ -216,6 +249,36 @@ def test_a_model_of_a_notebook_cell_is_recorded_and_loaded_in_another_session(tm
 
 
 @pytest.mark.processes
+def test_a_model_of_a_script_is_recorded_without_the_script_s_own_training(tmp_path: Path) -> None:
+    """The script is also its plugin: what it runs is left out of the record."""
+    script, out = tmp_path / "mine.py", tmp_path / "run"
+    definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
+    script.write_text("\n".join(["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (out / "plugins" / "mine.py").read_text()
+    assert "class CellNet" in text
+    assert "train_run" not in text
+    assert "cell_net" in repr(sightline.load_run(out, plugins=[out / "plugins" / "mine.py"]).config)
+
+
+@pytest.mark.processes
+def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path: Path) -> None:
+    definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
+    (tmp_path / "own_nets.py").write_text("\n".join(definitions))
+    reporter = (
+        "from sightline.training.train_run import Reporter\n"
+        "class Printing(Reporter):\n    def note(self, text): print(text)\n"
+    )
+    train = TRAIN.replace("checks=False", "checks=False, reporter=Printing()")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport sightline, own_nets\n{reporter}"
+    done = _python(code + train.format(recipe=str(RECIPE), out=str(tmp_path / "run")))
+    assert done.returncode == 0, done.stderr
+    assert "model 'cell_net' is from the module own_nets, of which the run keeps no copy" in done.stdout
+
+
+@pytest.mark.processes
 def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path) -> None:
     cells = CELLS.replace("WIDTH = 8", "WIDTH = torch.tensor(8)")
     refused = _python(textwrap.dedent(cells + TRAIN.format(recipe=str(RECIPE), out=str(tmp_path / "run"))))
@@ -226,6 +289,13 @@ def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path)
         "write the cell to a file by %%writefile my_parts.py, and give plugins=['my_parts.py']"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_an_old_path_does_not_hide_a_public_function() -> None:
+    """`sightline.compare` was a room once, which plugins may import."""
+    code = "import sightline\nfrom sightline.compare import comparison\nprint(callable(sightline.compare), comparison)"
+    told = _python(code)
+    assert told.stdout.startswith("True <module 'sightline.workbench.compare.comparison'"), told.stderr
 
 
 @run_each("name, least", [("plain_pytorch", 0.3), ("scikit_learn", 0.6)])

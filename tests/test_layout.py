@@ -98,6 +98,7 @@ COMPONENTS = {
 OTHER_KINDS = {
     "benchmarks": 2,
     "descriptions": 2,
+    "file_views": 2,
     "prediction_writers": 2,
     "scorings": 1,
     "stages": 1,

@@ -45,6 +45,18 @@ def record_cells(used_names: Collection[str]) -> list[Plugin]:
     return [add_session_plugin(Plugin.from_text(Path(file).name if file else "notebook.py", text))]
 
 
+def describe_modules(used_names: Collection[str]) -> list[str]:
+    """Describe the components of these names that imported modules registered: a run keeps no copy of those."""
+    own = ("sightline.", "sightline_plugin_", _MAIN)
+    return [
+        f"{registry.noun} '{name}' is from the module {builder.__module__}, of which the run keeps no copy: import it "
+        "before the run is loaded, or give its file as a plugin"
+        for registry in REGISTRIES.values()
+        for name, builder in registry.builders_outside(own)
+        if name in used_names
+    ]
+
+
 def _collect(main: ModuleType, sources: _Sources, roots: dict[str, str]) -> list[str]:
     """Return the statements that define the roots and every name that they use, each after those that it uses."""
     statements: dict[str, str] = {}

@@ -28,7 +28,7 @@ from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
-from sightline.contract.cell_plugins import record_cells
+from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import DataMembers
 from sightline.contract.plugins import Plugin, check_recorded, load_plugins
@@ -288,7 +288,7 @@ class _TrainRun:
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
         location = resolve_run_location(config, self._plugins, world, out=out, resume=resume)
-        for line in location.notes:
+        for line in (*location.notes, *describe_modules(set(_list_names(to_plain(config))))):
             self._note(line)
         if location.is_finished:
             assert location.path is not None, "a finished run has a path"
@@ -469,6 +469,7 @@ class _TrainRun:
         findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.final_document(document)
+        reporter.note(f"a page with its curves, tables and pictures: sightline report {directory.path}")
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 

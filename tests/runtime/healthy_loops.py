@@ -237,6 +237,23 @@ def average_by_hand():
     return watch
 
 
+def sparse_volumes():
+    """Some filled voxels in the middle of an empty volume: evenly spaced values of it are all zero."""
+    model = nn.Sequential(nn.Conv3d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    generator = torch.Generator().manual_seed(0)
+    model(torch.zeros(1, 1, 16, 16, 16))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _, label in batches():
+            volume = torch.zeros(16, 1, 16, 16, 16)
+            cells = torch.randint(5, 11, (16, 3), generator=generator)
+            volume[torch.arange(16), 0, cells[:, 0], cells[:, 1], cells[:, 2]] = 1.0
+            optimizer.zero_grad()
+            F.cross_entropy(model(volume), label).backward()
+            optimizer.step()
+    return watch
+
+
 def one_batch_declared():
     return train(data=[next(batches())] * STEPS, declared=("same-batch",))
 

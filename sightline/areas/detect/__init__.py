@@ -19,6 +19,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.yolo_txt": "yolo_txt",
     },
     "descriptions": {"anchor_coverage": "describe_anchors"},
+    "file_views": {"photo_view": "view_photo"},
     "heads": {"heads": "atss fcos retina retina_emd yolov3 yolox"},
     "losses": {
         "free_anchor_losses": "free_anchor_negative free_anchor_positive",

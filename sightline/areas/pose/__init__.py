@@ -13,6 +13,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.msra_hands": "msra_hands",
         "sets.synthetic_hands": "synthetic_bodies synthetic_hands",
     },
+    "file_views": {"depth_view": "view_depth_file"},
     "losses": {"losses": "centre_mse heatmap_cross_entropy heatmap_mse joint_l1"},
     "metrics": {"metrics": "centre_error detection_rate joint_error keypoints"},
     "models": {"v2v": "scale_net v2v v2v_small"},

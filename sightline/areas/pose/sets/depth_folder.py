@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
-from sightline.areas.pose.depth_files import SizePx, read_depth, read_depth_png
+from sightline.areas.pose.depth_files import MIN_RANGE_MM, SizePx, read_depth, read_depth_png
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
     SPLITS,
@@ -50,8 +50,6 @@ _FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
-_MIN_DEPTH_MM = 20.0
-"""Shortest range of any depth camera: nearer joints are in another unit."""
 _CUBE_MARGIN = 1.25
 _NUM_COMPARED = 8
 
@@ -262,7 +260,7 @@ def _find_camera(root: Path, given: dict[str, float | None], labels: JointLabels
         if path.suffix.lower() not in (".png", ".npy"):
             raise DataError(f"{label.where}: {label.frame} is neither .png (one channel of 16 bits) nor .npy")
     height, width = read_depth(root / labels.frames[0].frame, mm_per_unit=mm_per_unit).shape
-    return DepthCamera(*(stated[key] for key in CAMERA_KEYS), width, height)
+    return DepthCamera(stated["fx"], stated["fy"], stated["u0"], stated["v0"], width, height)
 
 
 def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
@@ -278,7 +276,7 @@ def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
             "behind the camera; z points forward"
         )
     median = float(np.nanmedian(depths))
-    if median < _MIN_DEPTH_MM:
+    if median < MIN_RANGE_MM:
         raise DataError(
             f"{labels.path}: the joints are {median:.3g} mm from the camera (median), nearer than any camera measures; "
             f"name their unit, which is not {unit}: joint_unit=m or cm"

@@ -62,8 +62,8 @@ class PreparedFrames(DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 
     readable_sets: ClassVar[tuple[str, ...]]
-    camera: ClassVar[DepthCamera]
-    skeleton: ClassVar[Skeleton]
+    camera: DepthCamera
+    skeleton: Skeleton
 
     def __init__(
         self,

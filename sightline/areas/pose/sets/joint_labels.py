@@ -140,8 +140,8 @@ def _parse_joint(where: str, name: str, cells: Sequence[str]) -> list[float]:
 
 def _read_json(path: Path) -> JointLabels:
     document = _parse_json(path)
-    names = document.get("joint_names") if isinstance(document, dict) else None
-    frames = document.get("frames") if isinstance(document, dict) else None
+    names: Any = document.get("joint_names") if isinstance(document, dict) else None
+    frames: Any = document.get("frames") if isinstance(document, dict) else None
     is_named = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
     if not is_named or len(set(names)) < len(names) or not isinstance(frames, list):
         raise DataError(f"{path}: has no list of different joint_names, or none of frames; it is {_JSON_FORM}")
