@@ -27,7 +27,7 @@ class CheckOptions(DeviceCommand, name="check", run="check.check"):
     overrides: tuple[str, ...] = OVERRIDES
     deep: bool = switch("--deep", "compare every layer and loss with a reference implementation")
     strict: bool = switch("--strict", "treat warnings as errors")
-    verbose: bool = switch("--verbose", "print notes in full as well")
+    verbose: bool = switch("--verbose", "print notes, and why checks do not apply, in full")
 
 
 class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variants"):
