@@ -192,6 +192,18 @@ def test_the_command_scores_a_case(tmp_path: Path) -> None:
     assert "sightline faults O78" in (tmp_path / "f.md").read_text()
 
 
+def test_workers_score_the_same(tmp_path: Path) -> None:
+    """O78 is refused in each process, whichever runs it; its time is its own."""
+    scores = []
+    for workers in (1, 2):
+        path = tmp_path / f"{workers}.json"
+        ran = run_here("faults", "O78", "--seeds", "2", "--workers", str(workers), "--json", path)
+        assert ran.code == 0, ran.err
+        scores.append([row | {"cpu_seconds": 0} for row in json.loads(path.read_text())["cases"]])
+    assert scores[0] == scores[1]
+    assert [row["seed"] for row in scores[0]] == [0, 1]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("case", FAULTS, ids=lambda case: case.id)
 def test_what_was_found_is_found(case: FaultCase) -> None:
