@@ -98,4 +98,5 @@ def _judge_transposed(layer: nn.Module, call: ModuleCall, inputs: Any, output: T
 
 
 def _is_near(first: Tensor, second: Tensor) -> bool:
+    first, second = first.detach(), second.detach()
     return float((first - second).abs().max()) <= _TOLERANCE * max(float(second.abs().max()), 1e-30)
