@@ -6,11 +6,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
+from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault, FindingLocation
-from sightline.workbench.check.core.object_graph import find_read_values, iter_reachable
+from sightline.workbench.check.core.object_graph import find_read_values
 
 _WORDS = frozenset({"get_rank", "get_world_size", "is_initialized", "get_node_local_rank", "environ", "getenv"})
 
@@ -30,8 +29,10 @@ def remembered_rank(context: Context) -> Iterator[Fault]:
 
     Looked at are functions without arguments that the model, the losses or the data set name.
     """
-    parts = (context.built.job.model, context.built.job.task, context.built.data.train.dataset)
-    classes = {type(part) for part in parts} | {type(module) for _, module in iter_reachable(parts[:2], nn.Module)}
+    bound = getattr(unwrap_distillation(context.built.job.task), "bound_losses", {})
+    losses = [getattr(forward.function, "__self__", None) for forward, _ in bound.values()]
+    parts = (context.built.data.train.dataset, *context.built.job.model.modules(), *losses)
+    classes = {type(part) for part in parts if not type(part).__module__.startswith(("torch.", "sightline."))}
     seen: dict[int, tuple[str, Any]] = {}
     for function in (value for cls in classes for value in vars(cls).values()):
         seen |= {id(value): (name, value) for name, value in find_read_values(function) if _asks_for_rank(value)}
