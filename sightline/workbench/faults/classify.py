@@ -172,7 +172,7 @@ def _divide_by_spread(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class _SecondProcess:
-    """Stands for torch.distributed in the second of two processes, before they are joined."""
+    """Stands for torch's processes as the second of two sees them, before they are joined."""
 
     @staticmethod
     def is_initialized() -> bool:
