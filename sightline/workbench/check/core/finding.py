@@ -297,6 +297,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "unregistered": ("not-optimised",),
     "not-optimised": ("no-update",),
     "schedule": ("no-update",),
+    "class-figures": _METRIC_CODES,
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }

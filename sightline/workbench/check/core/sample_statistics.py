@@ -361,6 +361,11 @@ def evenly_spaced_keys(
         yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]
 
 
+def is_standardised(output: Tensor) -> bool:
+    """Return True for a mean of 0 and a deviation of 1, which a norm over all of an output leaves behind."""
+    return output.numel() > 1 and abs(float(output.mean())) < 1e-3 and abs(float(output.std()) - 1) < 1e-2
+
+
 def class_axis(logits: Tensor, label: Tensor) -> int | None:
     """Return the axis of `logits` without which it has the shape of `label` (the last of several); None without one."""
     axes = [
