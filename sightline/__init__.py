@@ -3,6 +3,7 @@
     import sightline
 
     model = sightline.build_model("pointnet", num_classes=40, in_channels=3)
+    data = sightline.load_data("configs/classify/modelnet40_pointnet.yaml", "test")
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline.api import LoadedRun, build_model, load_run, train_run
+    from sightline.api import LoadedRun, build_model, compare, evaluate, load_data, load_run, score, train_run
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
+    from sightline.runs.run_folders import list_runs
     from sightline.workbench.watch.check import check
     from sightline.workbench.watch.watch import watch
 
@@ -30,9 +32,14 @@ __all__ = [
     "__version__",
     "build_model",
     "check",
+    "compare",
+    "evaluate",
     "geometry",
+    "list_runs",
+    "load_data",
     "load_run",
     "metrics",
+    "score",
     "surrogate_gradient",
     "train_run",
     "watch",
@@ -41,8 +48,10 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_API = ("LoadedRun", "build_model", "compare", "evaluate", "load_data", "load_run", "score", "train_run")
+_MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
+_MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 

@@ -210,7 +210,7 @@ class Distributed:
     timeout_s: PositiveFloat = 600.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunConfig:
     """Config of a run. `origins` maps every dotted path to the location that its value came from."""
 
@@ -238,6 +238,10 @@ class RunConfig:
     origins: Mapping[str, SourceLocation] = field(
         default_factory=dict, compare=False, repr=False, metadata={"key": None}
     )
+
+    def __repr__(self) -> str:
+        described = f"{self.task.name}: {self.model.name} on {self.data.name}, {self.train.epochs} epochs"
+        return f"RunConfig({self.name}, {described}, seed {self.seed})"
 
 
 MAX_COLUMN = 56

@@ -125,6 +125,10 @@ class Registry:
     def names(self) -> list[str]:
         return sorted({*self._entries, *self.modules})
 
+    def builders_of_module(self, module: str) -> list[tuple[str, Callable[..., Any]]]:
+        """List the names whose classes or functions a module defines, with these."""
+        return [(name, e.builder) for name, e in self._entries.items() if e.builder.__module__ == module]
+
     @contextmanager
     def forget_new(self) -> Iterator[None]:
         """Context that forgets at its end the names that were registered in it."""

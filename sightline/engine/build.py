@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
@@ -230,6 +230,19 @@ def build_part(config: RunConfig, split: str) -> DataSubset:
     return DataSubset(
         dataset, np.arange(len(dataset)), _build_reader(dataset, config.transforms.evaluate, dataset.info.facts), split
     )
+
+
+def read_with(
+    config: RunConfig, part: DataSubset, transforms: Literal["train", "evaluate", "none"], training: DataSubset
+) -> DataSubset:
+    """Return a split that is read with other transforms of the config; those of training mix `training` samples."""
+    facts = dict(training.dataset.info.facts)
+    if transforms == "train":
+        chosen = build_transforms(config.transforms.train, {**facts, "num_epochs": config.train.epochs})
+        reader = BatchReader(part.dataset, chosen, mixing_indices=training.indices)
+    else:
+        reader = _build_reader(part.dataset, config.transforms.evaluate if transforms == "evaluate" else (), facts)
+    return dataclasses.replace(part, reader=reader)
 
 
 def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[NamedTransform]:

@@ -231,6 +231,11 @@ def build_model(name: str, /, **arguments: Any) -> nn.Module:
 
     Facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other here. Raises
     ConfigError for a name or an argument that there is not, and for a value of another type.
+
+    >>> import sightline
+    >>> model = sightline.build_model("pointnet_plain", num_classes=40, in_channels=3, dropout=0.1)
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    696168
     """
     facts = {key: value for key, value in arguments.items() if key in registry.FACTS}
     config_arguments = {key: value for key, value in arguments.items() if key not in facts}

@@ -30,8 +30,8 @@ from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.training.run_evaluation import assert_about_evaluation
 from sightline.training.train_run import reread
-from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views

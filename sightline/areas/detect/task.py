@@ -16,16 +16,13 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline.areas.detect.assigners.base import Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.output import (
+from sightline.areas.detect.output import DetectionFilter, UnsuppressedDetections, clip_boxes, to_file_pixels
+from sightline.areas.detect.pictures import (
     MIN_DRAWN_SCORE,
-    Candidates,
-    DetectionFilter,
-    clip_boxes,
     get_image_pixels,
     show_assignments,
     show_detections,
     show_priors,
-    to_file_pixels,
 )
 from sightline.compute.geometry.boxes.overlaps import decode_boxes, pairwise_iou
 from sightline.compute.geometry.boxes.priors import (
@@ -102,8 +99,10 @@ class Detect(Supervised):
     Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
     (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
     `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
-    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; without `clip`, boxes may exceed the
-    file's border. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone. `score` is the lowest score of a
+    detection, `per_level` the largest number of a level before suppression, `most` that of an image after it. Without
+    `clip`, boxes may exceed the file's border.
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
@@ -145,7 +144,7 @@ class Detect(Supervised):
         if suppression is None:
             suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
-        self._select = DetectionFilter(suppression, score, per_level, most)
+        self._select = DetectionFilter(suppression, min_score=score, max_per_level=per_level, max_detections=most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
 
@@ -272,7 +271,7 @@ class Detect(Supervised):
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to detections (D, 6) in pixels of the files."""
         priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
-        candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
+        decoded = [self._select.decode(outputs, image, priors) for image in range(len(batch["image"]))]
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
             return [
@@ -285,10 +284,10 @@ class Detect(Supervised):
         predictions = {
             **outputs,
             **about,
-            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in candidates])),
+            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in decoded])),
         }
         if self.keeps_candidates:
-            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in candidates]))
+            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in decoded]))
             predictions["candidates"], predictions["candidate_offsets"] = (
                 unsuppressed["detections"],
                 unsuppressed["detection_offsets"],
@@ -299,17 +298,19 @@ class Detect(Supervised):
         """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
         detections = []
         for image, file_px in enumerate(passes[0]["file_px"]):
-            pooled = Candidates.concatenate([self._candidates_in_file(predictions, image) for predictions in passes])
+            pooled = UnsuppressedDetections.concatenate(
+                [self._unsuppressed_in_file(predictions, image) for predictions in passes]
+            )
             survivors = self._select.suppress(pooled)
             detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
         return {**passes[0], **_concatenate_detections(detections)}
 
-    def _candidates_in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
-        """Select the candidates of one pass in an image, in pixels of its file."""
+    def _unsuppressed_in_file(self, predictions: Mapping[str, Any], image: int) -> UnsuppressedDetections:
+        """Decode the detections of one pass in an image before suppression, in pixels of its file."""
         like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
-        candidates = self._select.candidates(predictions, image, self.get_priors(like))
+        unsuppressed = self._select.decode(predictions, image, self.get_priors(like))
         canvas_map = predictions["to_canvas"][image], predictions["file_px"][image]
-        return candidates._replace(detections=to_file_pixels(candidates.detections, *canvas_map, clip=False))
+        return unsuppressed._replace(detections=to_file_pixels(unsuppressed.detections, *canvas_map, clip=False))
 
     def show(
         self,

@@ -116,9 +116,9 @@ class TransformerEncoder(nn.Module):
 
 
 def init_trunc_normal(layer: nn.Linear | nn.Conv2d) -> None:
-    """Initialise weights as in transformers: truncated normal with deviation 0.02, no bias. Source: Devlin et al.
+    """Initialise weights as in transformers: truncated normal with deviation 0.02, no bias.
 
-    2019.
+    Source: Devlin et al. 2019.
     """
     nn.init.trunc_normal_(layer.weight, std=_WEIGHT_STD)
     if layer.bias is not None:

@@ -163,6 +163,13 @@ STATE = FindingBuilder(
     expected="an optimiser that goes on with the state of the last update: momenta, squares, counts of steps",
     action="save optimizer.state_dict() with the weights, and load it before the first update",
 )
+ALIAS = FindingBuilder(
+    guard="G12",
+    code="aliased-weights",
+    causes=("ckpt.alias",),
+    expected="a copy of the weights that were kept: state_dict() returns the model's own tensors, which go on learning",
+    action="keep copy.deepcopy(model.state_dict()), or save it to a file when it is best",
+)
 
 RUNTIME_RULES = (
     KEPT,
@@ -187,4 +194,5 @@ RUNTIME_RULES = (
     SCHEDULE,
     EMA,
     STATE,
+    ALIAS,
 )

@@ -261,6 +261,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
     "exchanged-rows": (
         *("mismatched-views", "mismatched-image", "mismatched-boxes", "label-outside-parts", "scattered-labels"),
+        "misplaced-joints",
         *_METRIC_CODES,
     ),
     "data-mutation": _METRIC_CODES,
@@ -277,6 +278,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "mismatched-image": ("initial-contrast",),
     "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
     "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
+    "quantised-outputs": (*_METRIC_CODES, "cross-sample-leak", "point-order"),
     "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
@@ -306,6 +308,8 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }
 _SAME_LAYER: dict[str, tuple[str, ...]] = {"layer-forward": ("no-gradient", "layer-gradient")}
+_SAME_CAUSE = {"exchanged-rows": ("cross-sample-leak",), "repeated-samples": ("cross-sample-leak", "exchanged-rows")}
+"""Codes that an error explains if they name one of its causes first."""
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
@@ -360,6 +364,9 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
 
 def _is_explained(finding: Finding, cause: Finding) -> bool:
     if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    names = (cause.cause, *cause.alternatives)
+    if finding.cause in names and finding.code in _SAME_CAUSE.get(cause.code, ()):
         return True
     is_same_layer = finding.where.layer is not None and finding.where.layer == cause.where.layer
     if is_same_layer and finding.code in _SAME_LAYER.get(cause.code, ()):

@@ -20,7 +20,7 @@ WORDS = {
     "C2": "their axes are x, z, y",
     "C3": "they are about (+40, +0, +0) mm off",
     "C5": "about a point (+40, ",
-    "C9": "of a frame 1 back",
+    "C9": "those of another frame",
     "C10": "mirrored left to right",
     "O45": "mm too small",
 }

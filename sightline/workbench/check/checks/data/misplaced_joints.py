@@ -138,7 +138,7 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
         other = Hypothesis("data.pairing", "no shift, unit or order of axes explains it")
         fitting = explain(0.0, frames, _iter_shifts(frames), likeness=fit, above=bound, otherwise=other)
     best = fitting[0] if fitting else None
-    if best is None or (best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
+    if best is None or (severity == "warning" and best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
         return None
     measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} or less if so changed"
     summary = f"joints do not lie on their depth images: {best.text}"
@@ -149,7 +149,7 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
 
 
 def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
-    """Yield exchanges of axes, mirrored axes and units, with the frames that each would give."""
+    """Yield exchanges of axes and of frames, mirrored axes and units, with the frames that each would give."""
     joints, depth = frames.joints, frames.depth
     for factor, text in ((1000.0, "metres"), (10.0, "centimetres")):
         yield Hypothesis("data.normalisation", f"'joints' are in {text}", frames._replace(joints=joints * factor))
@@ -159,9 +159,9 @@ def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
         # what was stored at place i is axis order[i]: the inverse permutation puts it back
         back = [order.index(axis) for axis in range(3)]
         yield Hypothesis("data.layout", f"their axes are {axes}", frames._replace(joints=joints[..., back]))
-    for shift in (-2, -1, 1, 2):
-        text = f"they are of a frame {abs(shift)} {'back' if shift > 0 else 'on'} in the batch"
-        yield Hypothesis("data.pairing", text, frames._replace(joints=joints.roll(-shift, 0)))
+    for frames_on in range(1, len(joints)):
+        others = frames._replace(joints=joints.roll(frames_on, 0), visible=frames.visible.roll(frames_on, 0))
+        yield Hypothesis("data.pairing", "they are those of another frame", others)
     flipped = frames._replace(depth=depth.flip(2))  # of an image it is a flip, of coordinates another convention
     yield Hypothesis("data.augment_target_mismatch", "the images are mirrored left to right, they are not", flipped)
     for axis, sign in (("x", (-1, 1, 1)), ("y", (1, -1, 1))):
