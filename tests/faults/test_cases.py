@@ -85,10 +85,15 @@ def test_a_fault_is_found_and_named_first(name: str, moment: str, code: str) -> 
     assert trial.seconds > 0
 
 
-def test_a_fault_of_the_training_is_found_at_its_end() -> None:
-    """A rate of 100 shows only once steps are taken."""
-    trial = run_trial(BY_ID["R1"], seed=0)
-    assert (trial.moment, trial.rank) == ("end", 1)
+@pytest.mark.parametrize(("name", "step"), [("O70", 14), ("O75", 13)])
+def test_a_fault_of_a_plain_loop_is_found_at_its_step(name: str, step: int) -> None:
+    trial = run_trial(BY_ID[name], seed=0)
+    assert (trial.moment, trial.step, trial.rank) == ("training", step, 1)
+
+
+def test_a_report_of_sizes_is_counted_again() -> None:
+    trial = run_trial(BY_ID["O65"], seed=0)
+    assert (trial.alarms[0].code, trial.rank) == ("size-promise", 1)
 
 
 def test_a_healthy_run_raises_no_alarm() -> None:

@@ -20,6 +20,7 @@ from sightline.parts.metrics.box_groups import (
     LabelColumn,
     Matches,
     group_boxes,
+    iou_or_ioa,
     precision_and_recall,
 )
 
