@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 import sightline
@@ -100,3 +101,18 @@ def _quote_source(path: str) -> str:
         return f"# {path}\n\nThis file has {len(text):,} characters; it is in the project's folder.\n"
     fence = "`" * 5
     return f"# {path}\n\n{fence}{_LANGUAGES.get(target.suffix, 'text')}\n{text}\n{fence}\n"
+
+
+class FencedExamples(griffe.Extension):
+    """Extension of mkdocstrings: the examples of a docstring, lines from `>>>` to the next blank one, are code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Put the examples of an object's docstring into fences."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(
+                r"^>>> .*?(?=\n\n|\Z)", _fence, obj.docstring.value, flags=re.DOTALL | re.MULTILINE
+            )
+
+
+def _fence(match: re.Match[str]) -> str:
+    return f"```pycon\n{match[0].rstrip()}\n```"
