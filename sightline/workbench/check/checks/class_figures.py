@@ -12,6 +12,7 @@ from sightline.workbench.check.checks.metrics import (
     SyntheticBatch,
     build_prediction_maker,
     can_score,
+    repeat_choices,
     score_metric,
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
@@ -83,7 +84,7 @@ def _make_sheet(maker: PredictionMaker, wrong: int | None) -> SyntheticBatch:
     classes = maker.choices[0]
     sheet = maker.make_batch(
         range(2 * len(classes)),
-        lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
+        lambda rank, size, category: repeat_choices(classes, rank, size),
         get_category=lambda rank: 0,
         wrong=False,
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,8 @@ class SyntheticBatch(NamedTuple):
 
 Predicted = tuple[Batch, Mapping[str, Any]]
 """Batch and its predictions."""
-ChooseLabels = Callable[[int, int, int], list[int]]
-"""Function (rank, size, category) -> labels of sample `rank`, which has `size` targets and this category."""
+ChooseLabels = Callable[[int, int, int], np.ndarray]
+"""Function (rank, size, category) -> labels (size,) int64 of sample `rank`, which has this category."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class PredictionMaker:
             size = labels[rows].numel()
             target_labels = choose_labels(rank, size, get_category(rank))
             predicted_labels = _make_partly_wrong(target_labels, rank) if wrong else target_labels
-            labels[rows] = torch.tensor(target_labels, device=device).view(labels[rows].shape)
-            predictions[rows] = torch.tensor(predicted_labels, device=device).view(labels[rows].shape)
+            labels[rows] = torch.from_numpy(target_labels).to(device).view(labels[rows].shape)
+            predictions[rows] = torch.from_numpy(predicted_labels).to(device).view(labels[rows].shape)
         batch["label"] = labels
         batch["sample_index"] = torch.tensor(list(ranks), dtype=torch.int64, device=device)
         if self.has_category:
@@ -162,13 +163,18 @@ def task_predictions(context: Context, sheets: Sequence[SyntheticBatch]) -> list
     return [(item.batch, task.predict(FixedOutputs({"logits": item.logits}), item.batch)) for item in sheets]
 
 
-def _make_partly_wrong(labels: list[int], rank: int) -> list[int]:
+def repeat_choices(choices: Sequence[int], start: int, size: int) -> np.ndarray:
+    """Repeat the choices in their order, from place `start` on: (size,) int64."""
+    return np.asarray(choices, dtype=np.int64)[np.arange(start, start + size) % len(choices)]
+
+
+def _make_partly_wrong(labels: np.ndarray, rank: int) -> np.ndarray:
     """Replace labels by the sample's next class: none, half, half or a quarter of them, by `rank` modulo 4."""
-    wrong = ((), (0, 3), (0, 2), (3,))[rank % 4]
-    present = sorted(set(labels))
-    others = present if len(present) > 1 else [present[0], max(present[0] - 1, 0) if present[0] else 1]
-    following = dict(zip(others, [*others[1:], others[0]], strict=True))
-    return [following[label] if index % 4 in wrong else label for index, label in enumerate(labels)]
+    is_wrong = np.isin(np.arange(len(labels)) % 4, ((), (0, 3), (0, 2), (3,))[rank % 4])
+    present, place = np.unique(labels, return_inverse=True)
+    only = int(present[0])
+    following = np.roll(present, -1) if len(present) > 1 else np.array([only - 1 if only > 0 else 1])
+    return np.where(is_wrong, following[place], labels)
 
 
 def _find_rows(batch: Mapping[str, Any], row: int) -> slice | int:
@@ -251,8 +257,8 @@ def _make_one_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     """Make a batch of a single class: the first part of the category with the most parts, or the first class."""
     richest = max(range(len(maker.choices)), key=lambda category: len(maker.choices[category]))
 
-    def choose_labels(rank: int, size: int, category: int) -> list[int]:
-        return [maker.choices[category][0]] * size
+    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
+        return np.full(size, maker.choices[category][0], dtype=np.int64)
 
     ranks = range(maker.num_samples)
     return [maker.make_batch(list(ranks), choose_labels, get_category=lambda rank: richest, wrong=False)]
@@ -268,13 +274,13 @@ def _make_every_class_batches(maker: PredictionMaker) -> list[SyntheticBatch]:
     def get_category(rank: int) -> int:
         return rank % len(maker.choices)
 
-    def choose_labels(rank: int, size: int, category: int) -> list[int]:
+    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
         nonlocal num_targets
         choices = maker.choices[category]
         start = 0 if len(maker.choices) > 1 else num_targets
         num_targets += size
-        labels = [choices[(start + offset) % len(choices)] for offset in range(size)]
-        used.update(labels)
+        labels = repeat_choices(choices, start, size)
+        used.update(np.unique(labels).tolist())
         categories.add(category)
         return labels
 
@@ -362,9 +368,8 @@ def _reads_alike(joint: Sequence[Predicted], split: Sequence[Predicted], names: 
 def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:
     """Make batches of these ranks, partly predicted wrongly, regardless of the split."""
 
-    def choose_labels(rank: int, size: int, category: int) -> list[int]:
-        choices = maker.choices[category]
-        return [choices[(rank + offset) % len(choices)] for offset in range(size)]
+    def choose_labels(rank: int, size: int, category: int) -> np.ndarray:
+        return repeat_choices(maker.choices[category], rank, size)
 
     def get_category(rank: int) -> int:
         return rank % len(maker.choices)

@@ -23,6 +23,7 @@ from sightline.workbench.check.checks.metrics import (
     build_prediction_maker,
     can_score,
     metric_values,
+    repeat_choices,
     score_metric,
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
@@ -296,7 +297,7 @@ def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetri
     classes = maker.choices[0]
     synthetic = maker.make_batch(
         range(maker.num_samples),
-        lambda rank, size, category: [classes[(rank + offset) % len(classes)] for offset in range(size)],
+        lambda rank, size, category: repeat_choices(classes, rank, size),
         get_category=lambda rank: 0,
         wrong=True,
     )

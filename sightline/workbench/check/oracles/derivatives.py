@@ -255,19 +255,22 @@ def _fit_squares(
     output = outputs[key]
     near = output + torch.randn(output.shape, generator=generator, dtype=torch.float64)
     far = output + 3 * torch.randn(output.shape, generator=generator, dtype=torch.float64)
-    values, gradients = zip(
-        *(_compute_gradient(job, batch, outputs, name, key, point) for point in (output, near, far)), strict=True
-    )
-    if any(gradient is None for gradient in gradients) or not all(
-        bool(gradient.isfinite().all()) for gradient in gradients
-    ):
-        return None
-    weight = (gradients[1] - gradients[0]) / (2 * (near - output))
+    values: list[float] = []
+    gradients: list[Tensor] = []
+    weight = torch.zeros(())
+    for point in (output, near, far):
+        value, gradient = _compute_gradient(job, batch, outputs, name, key, point)
+        if gradient is None or not bool(gradient.isfinite().all()):
+            return None
+        values.append(value)
+        gradients.append(gradient)
+        if len(gradients) == 2:  # most losses are found out here, before they are computed again
+            weight = (gradients[1] - gradients[0]) / (2 * (near - output))
+            if float(weight.min()) < -_TOLERANCE * float(weight.max()):
+                return None
     predicted = gradients[0] + 2 * weight * (far - output)
     scale = gradients[2].abs().max()
     if not float(scale) > 0 or not float((predicted - gradients[2]).abs().max()) <= _TOLERANCE * float(scale):
-        return None
-    if float(weight.min()) < -_TOLERANCE * float(weight.max()):
         return None
     weight = torch.where(weight < _TOLERANCE * weight.max(), 0.0, weight)
     target = torch.where(weight > 0, output - gradients[0] / (2 * weight.clamp(min=1e-300)), 0.0)
