@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | lint
+# make install | demo | test | test-long | lint | site
 # TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install demo test test-long lint clean
+.PHONY: install demo test test-long lint site clean
 
 install: .venv/.installed
 demo: .venv/.installed
@@ -22,6 +22,10 @@ test-long: .venv/.installed-dev
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -m long --override-ini addopts="--strict-markers -ra"
 lint: .venv/.installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
+
+# docs/ as pages in site/; python -m http.server -d site shows them, with their search.
+site: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

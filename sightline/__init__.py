@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline.api import LoadedRun, build_model, compare, evaluate, load_data, load_run, score, train_run
+    from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
+    from sightline.runs.run_folders import list_runs
     from sightline.workbench.watch.check import check
     from sightline.workbench.watch.watch import watch
 
@@ -35,7 +36,9 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "geometry",
+    "list_runs",
     "load_data",
     "load_run",
     "metrics",
@@ -48,9 +51,10 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_API = ("LoadedRun", "build_model", "compare", "evaluate", "load_data", "load_run", "score", "train_run")
+_API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run")
 _MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
+_MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
 

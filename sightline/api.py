@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import TrainedRun, open_trained
+from sightline.engine.run_loading import TrainedRun
 from sightline.engine.run_loading import build_model as build_named_model
 from sightline.runs.run_files import is_run
+from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from sightline.training.run_evaluation import RunEvaluation
     from sightline.training.train_run import ConfigSource, Reporter, TrainResult
     from sightline.workbench.compare.comparison import VariantComparison
+    from sightline.workbench.export.export import ExportResult
+    from sightline.workbench.export.formats import ExportFormat
 
-__all__ = ["LoadedRun", "build_model", "compare", "evaluate", "load_data", "load_run", "score", "train_run"]
+__all__ = ["LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run"]
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +90,7 @@ def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
 
 
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:
-    """Load a trained run from its directory; its data set is not needed.
+    """Load a trained run from its directory, or from a file of ONNX that `export` wrote; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; if the run averaged its weights (EMA), the average is loaded. `plugins`
     are the plugin files of the run. Global random states do not change. Raises UserError for a directory that
@@ -101,7 +104,7 @@ def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequ
     >>> run.model(points=data[:2]["points"])["logits"].shape
     torch.Size([2, 12])
     """
-    run = open_trained(path, checkpoint=checkpoint, plugins=plugins)
+    run = open_run_or_file(Path(path), checkpoint=str(checkpoint), plugins=plugins)
     return LoadedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 
@@ -209,6 +212,25 @@ def compare(
         opened = open_run(path, config=read, world=world)
         subject, num_steps = make_subject(opened, samples, steps, note=logger.info)
         return compare_networks(subject, str(against), keys=None if keys is None else Path(keys), num_steps=num_steps)
+
+
+def export(
+    run: str | Path | TrainedRun,
+    *,
+    to: ExportFormat = "onnx",
+    out: str | Path | None = None,
+    inputs: Sequence[str | Path] = (),
+) -> ExportResult:
+    """Write a trained run as ONNX, torch.export's format or TorchScript, checked and described, as `sightline export`.
+
+    `run` is a run directory or a loaded run; `inputs` are files to check with, by default samples of its test split.
+    The result has the path, the free sizes of the inputs and the check. Raises UserError and RunError as the command.
+    """
+    from sightline.workbench.export.export import export_run
+
+    loaded = run if isinstance(run, TrainedRun) else load_run(run)
+    files = [Path(path) for path in inputs]
+    return export_run(loaded, to=to, out=None if out is None else Path(out), files=files)
 
 
 def train_run(

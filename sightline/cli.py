@@ -157,7 +157,7 @@ def _import_verb(name: str) -> Callable[..., Any]:
 def _make_parameter(name: str, hint: Any, parameter: CommandParameter) -> inspect.Parameter:
     """Make the parameter that Typer reads; a tuple becomes a list, of text if it may hold KEY=VALUE words."""
     default = inspect.Parameter.empty if parameter.default is MISSING else parameter.default
-    if getattr(hint, "__origin__", None) is tuple:
+    if getattr(hint, "__origin__", None) is tuple:  # of any length; one of two words is left as it is
         hint = list[str] if parameter.key_values else list[hint.__args__[0]]
         if default == ():
             hint, default = hint | None, None

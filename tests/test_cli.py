@@ -34,6 +34,7 @@ VERBS = (
     "describe",
     "view",
     "report",
+    "runs",
     "bench",
     "score",
     "score",

@@ -44,7 +44,8 @@ class ProfileOptions(
 
     Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
     run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
-    other settings.
+    other settings. With --processes, the tables are those of the first process, and each states how long it waited for
+    the gradients of the others.
     """
 
     config: Path = CONFIG
@@ -60,6 +61,7 @@ class ProfileOptions(
     rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
     top: int = option("--top", "N", "number of modules to print, slowest first", default=20, min=1)
     out: Path | None = option("--out", "DIR", "folder for profile.json, and trace.json.gz for a viewer")
+    processes: int | None = PROCESSES
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
@@ -106,6 +108,30 @@ class ReportOptions(DeviceCommand, name="report", run="report.report"):
         "--out", "FILE", "the page [RUN/report.html; of several runs: report.html]", is_written=True
     )
     samples: str | None = option("--samples", "hardest|0,5,NAME,...", "samples to show, by number or name")
+
+
+class RunsOptions(DocumentCommand, name="runs", run="runs.runs"):
+    """List runs, compare two, slim or delete them.
+
+    Prints the runs below a folder: task, data, steps, the figure that selected the best checkpoint, start, size on the
+    disk, and state. A run that is not finished shows its last evaluation. Links below the folder are not followed. RUN
+    is a path, or a path below DIR.
+
+    --diff prints the figures and the keys of the configs that differ; 'sightline report A B' is its page. --slim
+    removes the optimiser's state from a run's checkpoints: it is evaluated, predicts and starts other runs as before,
+    but its training cannot go on. --delete deletes run directories, and nothing that links in them lead to.
+    """
+
+    folder: Path = argument("[DIR]", "folder of the runs", default=Path("runs"))
+    sort: str = option("--sort", "KEY", "name, task, data, steps, figure, when, size or state", default="when")
+    filters: tuple[str, ...] = option(
+        "--filter", "TEXT|KEY=VALUE", "only runs with this text in a column, or task=segment; repeatable", default=()
+    )
+    best: bool = switch("--best", "only the finished run with the best figure of each task, data set and metric")
+    diff: tuple[Path, Path] | None = option("--diff", "A B", "print the differences of two runs")
+    slim: tuple[Path, ...] = option("--slim", "RUN", "remove the optimiser's state of a run; repeatable", default=())
+    delete: tuple[Path, ...] = option("--delete", "RUN", "delete a run; repeatable", default=())
+    yes: bool = switch("--yes", "delete, or slim a run that is not finished, without a question")
 
 
 class ShowOptions(PluginCommand, name="show", run="show.show"):
@@ -221,6 +247,7 @@ LOOK_COMMANDS = (
     ProfileOptions,
     ViewOptions,
     ReportOptions,
+    RunsOptions,
     ShowOptions,
     ListOptions,
     CopyOptions,

@@ -182,6 +182,8 @@ def _locate_run(config: RunConfig, plugins: Sequence[Plugin], *, out: Path | Non
     run_files = _list_run_files(path)
     newest, rejected = checkpoint.newest_valid(path)
     is_finished = (path / "final.json").exists() and newest is not None and not rejected and not is_longer
+    if newest is not None and not is_finished:
+        checkpoint.assert_resumable(newest)
     notes = tuple(f"damaged checkpoint passed over: {line}" for line in rejected)
     return RunLocation(str(path), str(newest) if newest else None, is_finished, is_longer, run_files, notes)
 
@@ -198,6 +200,8 @@ def _locate_named_run(path: Path, config: RunConfig, plugins: Sequence[Plugin], 
     is_longer = assert_same_run(run, config, plugins)
     is_finished = not is_longer and path.resolve() == run.resolve() and (run / "final.json").exists()
     is_finished = is_finished and not checkpoint.newest_valid(run)[1]
+    if not is_finished:
+        checkpoint.assert_resumable(path)
     return RunLocation(str(run), str(path), is_finished, is_longer, _list_run_files(run))
 
 

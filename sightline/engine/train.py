@@ -199,14 +199,16 @@ def _compute_step(
     sums: dict[str, Tensor] = {}
     for index in range(len(micro_batches)):
         is_last = index == len(micro_batches) - 1
+        terms = step.loss_sums(network, index)
+        loss = weighted_sum(step.loss_means(terms), weights)
+        clock.end_phase("forward")
         with world.reduce_gradients(trained, is_last_micro_batch=is_last):
-            terms = step.loss_sums(network, index)
-            loss = weighted_sum(step.loss_means(terms), weights)
-            clock.end_phase("forward")
             job.scaler.scale(loss).backward()
             clock.end_phase("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()
+    if world.size > 1:
+        clock.end_phase("reduce")
     for parameter in apply_freezing(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)

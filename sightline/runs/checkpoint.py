@@ -28,7 +28,15 @@ from sightline.contract.errors import CheckpointError
 from sightline.contract.regular_files import find_outward_link, parse_json
 from sightline.runs.atomic_files import disk_failure
 from sightline.runs.packed import assert_whole, read_packed
-from sightline.runs.snapshots import Snapshot, parse_step, read_snapshot, read_steps, write_snapshot
+from sightline.runs.snapshots import (
+    Snapshot,
+    has_optimizer,
+    parse_step,
+    read_snapshot,
+    read_steps,
+    write_slim_copy,
+    write_snapshot,
+)
 from sightline.runs.weights import plain_name
 from sightline.store.files.atomic_write import sync_folder
 from sightline.store.prepared.prepared_set import compute_sha256
@@ -282,6 +290,37 @@ def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambd
                 _remove(step_folder)
     except OSError as error:
         raise disk_failure(error, folder) from error
+
+
+def slim(directory: Path, *, assert_own: Callable[[], None] = _assert_nothing) -> int:
+    """Remove the optimiser's state from all checkpoints of a run; return the bytes that are saved.
+
+    Each checkpoint is replaced as `save` does: at any moment a complete one is on disk. Raises CheckpointError for a
+    damaged one, RunError if the disk refuses it.
+    """
+    folder, num_bytes = _checkpoint_folder(directory), 0
+    try:
+        assert_own()
+        _clean_up(folder)
+        for target in _list_step_folders(folder):
+            if has_optimizer(target):
+                num_bytes += write_slim_copy(target, _with_suffix(target, "partial"))
+                assert_own()
+                _replace_checkpoint(target)
+    except OSError as error:
+        raise disk_failure(error, folder) from error
+    return num_bytes
+
+
+def assert_resumable(path: Path) -> None:
+    """Raise CheckpointError if the checkpoint at a user's path was slimmed, so that no training can go on from it."""
+    checkpoint = resolve(path)
+    if not has_optimizer(checkpoint):
+        run = enclosing_run(checkpoint) or checkpoint
+        raise CheckpointError(
+            f"{checkpoint}: has no optimiser state, which 'sightline runs --slim' removed: training cannot go on from "
+            f"it; start a new run from its weights: init.from={run}"
+        )
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

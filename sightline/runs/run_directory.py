@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sightline.contract.errors import DataError, LostFolderError, UserError
 from sightline.contract.regular_files import find_outward_link, parse_json, read_regular_file
 from sightline.runs.atomic_files import assert_appendable, disk_failure, make_below, process_start_time, replace_atomic
@@ -197,6 +195,8 @@ def _encode(text: str) -> bytes:
 
 def collect_environment() -> dict[str, Any]:
     """Collect the environment of a run (versions, machine, git commit), in plain values."""
+    import torch  # readers of run directories do without
+
     packages = {package: read_version(package) for package in _PACKAGES}
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -331,15 +331,35 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
 def _assert_free(path: Path, data: bytes) -> None:
     if not data:  # its writer died before it wrote
         return
-    try:
-        holder = parse_json(data)
-        pid, host = int(holder["pid"]), str(holder["host"])
-    except (ValueError, OverflowError, TypeError, KeyError):
-        raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None
+    pid, host, started = _parse_holder(path, data)
     if host != socket.gethostname():
         raise UserError(f"{path.parent}: in use by process {pid} on {host}; if that has ended, remove {path}")
-    if _is_alive(pid, holder.get("started")):
+    if _is_alive(pid, started):
         raise UserError(f"{path.parent}: in use by process {pid} on {host}; wait for it, or choose another --out")
+
+
+def _parse_holder(path: Path, data: bytes) -> tuple[int, str, object]:
+    """Parse pid, host and start of the process in a lock file. Raises UserError for another file."""
+    try:
+        holder = parse_json(data)
+        return int(holder["pid"]), str(holder["host"]), holder.get("started")
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{path}: is not a lock file of sightline; remove it if no run is active here") from None
+
+
+def find_holder(run: Path) -> str | None:
+    """Return the host of the process that locks a run's folder; None without a lock, or if the process has ended.
+
+    Processes of other hosts count as active. Raises UserError for a lock file that is not sightline's.
+    """
+    try:
+        data = read_regular_file(run / LOCK, max_bytes=_MAX_LOCK_BYTES)
+    except OSError:
+        return None
+    if not data:
+        return None
+    pid, host, started = _parse_holder(run / LOCK, data)
+    return host if host != socket.gethostname() or _is_alive(pid, started) else None
 
 
 def _describe_holder(pid: int) -> dict[str, object]:
@@ -378,6 +398,8 @@ def _read_cpu_model() -> str:
 
 
 def _list_gpus() -> list[dict[str, Any]]:
+    import torch
+
     if not torch.cuda.is_available():
         return []
     properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

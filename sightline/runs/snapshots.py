@@ -26,7 +26,7 @@ FORMAT_VERSION = 1
 
 _TENSORS = {part: f"{part}.safetensors" for part in ("model", "optimizer", "ema", "losses", "losses_ema")}
 _STATE, _MANIFEST = "state.json", "manifest.json"
-_REQUIRED = frozenset({_TENSORS["model"], _TENSORS["optimizer"], _STATE})
+_REQUIRED = frozenset({_TENSORS["model"], _STATE})
 _ALLOWED = _REQUIRED | {*_TENSORS.values()}
 _MAX_MANIFEST_BYTES = 1 << 16
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
@@ -38,9 +38,9 @@ class Snapshot:
     """Content of a checkpoint.
 
     `model` is a state dict (parameters and buffers, names without `module.` or `_orig_mod.`); `optimizer` is keyed
-    `<parameter name>/<slot>`; `losses` and their average `losses_ema`, keyed `<loss>.<parameter>`, are there where
-    losses learn; `state` holds plain values (numbers, text, lists, mappings with text keys): tuples come back as lists,
-    everything else as it was, NaN and infinities included.
+    `<parameter name>/<slot>`, empty where the checkpoint was slimmed; `losses` and their average `losses_ema`, keyed
+    `<loss>.<parameter>`, are there where losses learn; `state` holds plain values (numbers, text, lists, mappings with
+    text keys): tuples come back as lists, everything else as it was, NaN and infinities included.
     """
 
     step: int
@@ -71,6 +71,32 @@ def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
+
+
+def write_slim_copy(source: Path, folder: Path) -> int:
+    """Write a verified checkpoint into a new folder, without its optimiser; return the bytes that are saved.
+
+    Its files are links to the same bytes on the disk where the file system has hard links, else copies. Raises
+    CheckpointError for a damaged checkpoint.
+    """
+    data = _read_verified(source)
+    removed = data.pop(_TENSORS["optimizer"], b"")
+    folder.mkdir()
+    for name, content in data.items():
+        try:
+            os.link(source / name, folder / name)
+        except OSError:
+            create_atomic(folder / name, content)
+    listed = _read_manifest(source / _MANIFEST)
+    files = {name: {"size": listed[name][0], "sha256": listed[name][1]} for name in listed if name in data}
+    create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
+    sync_folder(folder)
+    return len(removed)
+
+
+def has_optimizer(folder: Path) -> bool:
+    """Return True if a checkpoint lists an optimiser's state. Raises CheckpointError for a damaged manifest."""
+    return _TENSORS["optimizer"] in _read_manifest(folder / _MANIFEST)
 
 
 def _render_files(snapshot: Snapshot, *, best_step: int | None) -> Iterator[tuple[str, bytes]]:
@@ -146,7 +172,7 @@ def read_snapshot(folder: Path) -> Snapshot:
     return Snapshot(
         step=document["step"],
         model=parts["model"],
-        optimizer=parts["optimizer"],
+        optimizer=parts.get("optimizer", {}),
         ema=parts.get("ema"),
         state=document["state"],
         losses=parts.get("losses"),

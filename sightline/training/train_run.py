@@ -271,6 +271,7 @@ class _TrainRun:
         self._stop = stop
         self._has_checks = has_checks
         self._is_quiet = is_quiet
+        self._examined: dict[str, Any] = {}
 
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
@@ -332,12 +333,15 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
+        from sightline.workbench.check.core.examination import Examination
         from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
             return ()
-        findings = tuple(run_quick(built, self._world))
+        examination = Examination()
+        findings = tuple(run_quick(built, self._world, examination=examination))
+        self._examined["start"] = examination.to_dict()
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings
 
@@ -357,6 +361,8 @@ class _TrainRun:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
+        if self._examined:
+            directory.write_json("checks.json", self._examined)
         if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_other_data)(session)
             session.resume(Path(location.checkpoint))
@@ -452,12 +458,13 @@ class _TrainRun:
 
     def _check_after_training(self, session: TrainingSession) -> tuple[Finding, ...]:
         """Run the checks after training, report their findings and add them to findings.json; by this process alone."""
+        from sightline.workbench.check.core.examination import Examination
         from sightline.workbench.check.suite import run_after
 
-        built, directory = session.built, session.directory
-        findings = tuple(
-            run_after(built, World(device=built.job.device), run=directory.path, first_loss=session.first_loss)
-        )
+        built, directory, examination = session.built, session.directory, Examination()
+        world, first_loss = World(device=built.job.device), session.first_loss
+        findings = tuple(run_after(built, world, run=directory.path, first_loss=first_loss, examination=examination))
+        directory.write_json("checks.json", {**self._examined, "end": examination.to_dict()})
         if findings:
             self._reporter.findings(findings)
             _add_findings(directory, *findings)

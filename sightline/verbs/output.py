@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from sightline.config import RunConfig
 from sightline.contract.errors import UserError, escape_to_one_line
 from sightline.contract.members import DataMembers
-from sightline.training.published_results import Difference, format_figure
-from sightline.training.train_run import read_with_plugins
+
+if TYPE_CHECKING:
+    from sightline.config import RunConfig
 
 _NARROW_WIDTH = 16
 """Width in characters of a narrowed column: enough for a shape or a class name."""
@@ -29,6 +29,8 @@ def print_note(text: str) -> None:
 
 def load_config(path: Path, overrides: Sequence[str], plugins: Sequence[Path]) -> RunConfig:
     """Load the config of a file or run directory with plugins and overrides, and print its notes."""
+    from sightline.training.train_run import read_with_plugins  # slow, as torch is: tables do without
+
     read = read_with_plugins(path, overrides, plugins)
     for line in read.notes:
         print_note(f"warning: {line}")
@@ -132,6 +134,8 @@ def _show_published(rows: Sequence[Mapping[str, Any]], ours: str) -> None:
 
     Rows of the run's own model are followed by the differences of both protocols.
     """
+    from sightline.training.published_results import Difference, format_figure
+
     names = list(dict.fromkeys(name for row in rows for name in row["here"]))
     our_metrics = {name: value for row in reversed(rows) for name, value in row["here"].items()}
     cells = [[ours, "", *(format_figure(our_metrics, name) for name in names), ""]]
@@ -174,22 +178,17 @@ def show_difficulty(difficulty: Any) -> None:
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
-    """Print warnings and errors in full, notes on one line each; with `is_verbose` notes in full as well."""
-    for finding in findings:
-        is_short = finding.severity == "note" and not is_verbose
-        print_note(_format_short(finding) if is_short else str(finding))
+    """Print warnings and errors in full, then notes on one line each; with `is_verbose` notes in full as well."""
+    from sightline.workbench.check.core.examination import describe_findings
+
+    for text in describe_findings(findings, is_verbose=is_verbose):
+        print_note(text)
 
 
 def _column_width(column: Sequence[str], may_be_narrowed: bool) -> int:
     """Compute the width of a column: its longest cell, narrowed if allowed, with two spaces and a border."""
     longest = max(map(cell_len, column))
     return 3 + (min(longest, _NARROW_WIDTH) if may_be_narrowed else longest)
-
-
-def _format_short(finding: Any) -> str:
-    """Format a finding as one line: code, cause, summary and location."""
-    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
-    return " ".join(text.split())
 
 
 def _format_cell(value: Any) -> str:

@@ -9,17 +9,11 @@ from sightline.commands.look import ReportOptions, ViewOptions
 from sightline.contract.errors import UserError
 from sightline.draw.page import PageClouds, render_page
 from sightline.runs.run_directory import assert_writable, write_document, write_file
+from sightline.runs.run_records import ReportedRun, compare_runs, read_reported_run
 from sightline.verbs.output import print_note
 from sightline.verbs.view import view_run_or_config
 from sightline.view.run_pages import name_runs
-from sightline.view.run_report import (
-    ReportedRun,
-    list_differences,
-    list_hardest_samples,
-    make_report,
-    make_samples,
-    read_reported_run,
-)
+from sightline.view.run_report import list_hardest_samples, make_report, make_samples
 
 _NUM_HARDEST = 6
 _MAX_BYTES = 5_000_000
@@ -40,8 +34,9 @@ def report(options: ReportOptions) -> int:
     for note in notes:
         print_note(f"warning: {note}")
     print_note(f"{out}: open it in a browser")
-    differences = {key: values for key, *values in list_differences(runs)}
-    document = {"page": str(out), "runs": [str(run.path) for run in runs], "figures": [run.facts() for run in runs]}
+    compared = compare_runs(runs)
+    differences = {key: values for key, *values in compared.differences}
+    document = {"page": str(out), "runs": [str(run.path) for run in runs], "figures": compared.facts}
     write_document(options.json, {**document, "config_differences": differences, "notes": notes})
     return 0
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from sightline.contract.errors import UserError
 from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.parts.losses.embeddings import CHANCE_SUFFIX
 from sightline.runs.run_directory import read_lines
+from sightline.runs.run_records import Line
 
 _NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys without a curve: those that identify a line, and those that only grow or never change."""
 _COLUMNS = 3
-
-Line = Mapping[str, Any]
 
 
 def name_runs(runs: Sequence[Path], *, verb: str) -> list[str]:

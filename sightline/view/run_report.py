@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from sightline.config.run_config import format_inline
-from sightline.config.yaml_tree import ConfigFaults, read_yaml
 from sightline.contract.errors import UserError
-from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
-from sightline.runs.run_directory import load_document, read_lines
-from sightline.runs.run_files import is_run
+from sightline.runs.run_directory import load_document
+from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, read_part
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
 from sightline.view.run_pages import Line, encode_curves, make_curve_panels
@@ -33,72 +29,6 @@ _MAX_LINES = 400
 _MAX_MATRIX = 24
 """Maximum number of classes of a confusion matrix; of more classes the most frequent confusions are listed."""
 _NUM_CONFUSIONS = 20
-_NO_FIGURE = "–"
-Made = TypeVar("Made")
-
-
-@dataclass(frozen=True)
-class ReportedRun:
-    """Run as its folder describes it; None stands for a file that it does not have."""
-
-    path: Path
-    name: str
-    config: Mapping[str, str]
-    final: Mapping[str, Any] | None
-    lines: Sequence[Line]
-    findings: Sequence[Mapping[str, Any]] | None
-    environment: Mapping[str, Any]
-    sessions: Sequence[Mapping[str, Any]] = ()
-    has_joints: bool = False
-
-    def facts(self) -> dict[str, Any]:
-        """Return what the summary states: task, data, model, length of the training, and the figures."""
-        steps = [(line["step"], line["epoch"]) for line in self.lines]
-        facts = {key: self.config.get(f"{key}.name", _NO_FIGURE).strip('"') for key in ("task", "data", "model")}
-        facts |= {"steps": steps[-1][0], "epochs": steps[-1][1] + 1} if steps else {}
-        if self.final is None:
-            return facts | {"evaluated": "no final.json: the training is not finished"}
-        data = self.final["data"]
-        what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
-        return facts | {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
-
-
-def read_reported_run(path: Path, name: str) -> ReportedRun:
-    """Read the files of a run's folder. Raises UserError for a folder that is not a run, and for damaged files."""
-    if not is_run(path):
-        raise UserError(f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
-    faults = ConfigFaults()
-    tree: Any = read_yaml(path / "config.yaml", faults).plain()
-    faults.raise_any()
-    lines = read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
-    findings = _read_findings(path / "findings.json")
-    final = load_document(path / "final.json") if (path / "final.json").exists() else None
-    environment = load_document(path / "environment.json")
-    sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
-    has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
-    return ReportedRun(path, name, dict(_flatten(tree, "")), final, lines, findings, environment, sessions, has_joints)
-
-
-def _read_findings(path: Path) -> list[Any] | None:
-    if not path.exists():
-        return None
-    try:
-        findings = parse_json(read_regular_file(path))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; delete it, or get the run again") from None
-    if not isinstance(findings, list):
-        raise UserError(f"{path}: does not hold a list of findings; delete it, or get the run again")
-    return findings
-
-
-def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """List the leaves of a config by their dotted keys, as text."""
-    is_block = isinstance(value, list) and any(isinstance(item, dict) for item in value)
-    if isinstance(value, dict) or is_block:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flatten(item, f"{path}.{key}".lstrip("."))
-    else:
-        yield path, format_inline(value)
 
 
 def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
@@ -115,7 +45,7 @@ def list_hardest_samples(run: ReportedRun, *, most: int) -> list[str]:
         return [str(row["index"]) for value, row in values[:most] if value < 1]
 
     manifest = load_document(path)
-    if not (names := _build(run, find)):
+    if not (names := read_part(run, find)):
         raise UserError(f"--samples hardest: {path} has no sample with an error; give the names of samples")
     return names
 
@@ -130,34 +60,25 @@ def make_samples(subjects: Sequence[ViewedSample]) -> tuple[PageClouds, list[str
     return clouds, left_out
 
 
-def list_differences(runs: Sequence[ReportedRun]) -> list[list[str]]:
-    """List the keys of the configs whose values differ, each with the value of every run; no key is as null."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = [[key, *(run.config.get(key, _NO_FIGURE) for run in runs)] for key in keys]
-    return [row for row in rows if len({_NO_FIGURE if value == "null" else value for value in row[1:]}) > 1]
-
-
 def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) -> tuple[list[PageBlock], list[str]]:
     """Make the blocks of the page, with a viewer of samples if it is given, and notes on what it lacks.
 
     Raises UserError for files of another form.
     """
-    facts = [_build(run, ReportedRun.facts) for run in runs]
-    names = list(dict.fromkeys(name for row in facts for name in row))
-    summary = [[name, *(_format(row.get(name)) for row in facts)] for name in names]
-    blocks: list[PageBlock] = [PageTable(["", *(run.name for run in runs)], summary, is_numeric=False)]
+    compared = compare_runs(runs)
+    names = [run.name for run in runs]
+    blocks: list[PageBlock] = [PageTable(["", *names], compared.summary(), is_numeric=False)]
     if len(runs) > 1:
-        head = ["key", *(run.name for run in runs)]
-        differences = PageTable(head, list_differences(runs), is_numeric=False)
+        differences = PageTable(["key", *names], compared.differences, is_numeric=False)
         blocks += [PageText("heading", ["Differences between the configs"]), differences]
     choose = functools.partial(_choose_lines, most=max(50, _MAX_LINES // len(runs)))
-    curves = {run.name if len(runs) > 1 else "": _build(run, choose) for run in runs}
+    curves = {run.name if len(runs) > 1 else "": read_part(run, choose) for run in runs}
     if any(curves.values()):
         blocks += [PageText("heading", ["Curves"]), PageChart(make_curve_panels(curves))]
-    classes = [_build(run, _list_class_figures) for run in runs]
+    classes = [read_part(run, _list_class_figures) for run in runs]
     if any(classes):
         title = "Joints" if all(run.has_joints for run in runs) else "Classes"
-        blocks += [PageText("heading", [title]), _make_class_table([run.name for run in runs], classes)]
+        blocks += [PageText("heading", [title]), _make_class_table(names, classes)]
     blocks += [PageText("heading", ["Samples"]), samples] if samples else []
     pictures = functools.partial(_make_pictures, max_bytes=MAX_PICTURE_BYTES // len(runs))
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]]]] = [
@@ -168,30 +89,12 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
         ("How to repeat", _make_environment_table),
     ]
     for title, make in sections:
-        made = [(run, _build(run, make)) for run in runs]
+        made = [(run, read_part(run, make)) for run in runs]
         blocks += [PageText("heading", [title])] if any(parts for _, parts in made) else []
         for run, parts in made:
             blocks += [PageText("strong", [run.name]), *parts] if parts and len(runs) > 1 else parts
     notes = [f"{run.path}: there is no final.json; the page has no figures of it" for run in runs if run.final is None]
     return blocks, notes
-
-
-def _build(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
-    """Make a part of the page from a run. Raises UserError if a file of its folder has another form."""
-    try:
-        return make(run)
-    except UserError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(
-            f"{run.path}: final.json, metrics.jsonl, findings.json, environment.json or predictions/test/manifest.json "
-            f"is not of the form that training and evaluation write ({reason}); get the run again"
-        ) from error
-
-
-def _format(value: Any) -> str:
-    return _NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _choose_lines(run: ReportedRun, *, most: int) -> list[Line]:
@@ -215,7 +118,7 @@ def _make_class_table(names: Sequence[str], classes: Sequence[Mapping[str, Mappi
     labels = dict.fromkeys(label for rows in classes for label in rows)
     figures = dict.fromkeys(figure for rows in classes for row in rows.values() for figure in row)
     head = [f"{figure}, {name}" if len(names) > 1 else figure for figure in figures for name in names]
-    cells = [[label, *(_format(r.get(label, {}).get(f)) for f in figures for r in classes)] for label in labels]
+    cells = [[label, *(format_fact(r.get(label, {}).get(f)) for f in figures for r in classes)] for label in labels]
     return PageTable(["", *head], cells)
 
 
@@ -224,7 +127,7 @@ def _make_distance_tables(run: ReportedRun) -> list[PageBlock]:
     return [
         PageTable(
             ["IoU", *table["stretches"]],
-            [[name, *map(_format, ious)] for name, ious in table["iou"].items()] + [["points", *table["points"]]],
+            [[name, *map(format_fact, ious)] for name, ious in table["iou"].items()] + [["points", *table["points"]]],
         )
         for table in tables
     ]
@@ -264,7 +167,8 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
     table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    return [PageText("plain", [text]), *table, PageText("notes", [more])]
+    examined = [block for document in run.examined.values() for block in make_examination_blocks(document)]
+    return [PageText("plain", [text]), *table, *examined, PageText("notes", [more])]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:
@@ -299,4 +203,4 @@ def _make_environment_table(run: ReportedRun) -> list[PageBlock]:
         "train again": shlex.join(["sightline", "train", str(run.path), "--out", f"{run.path}_again"]),
         "evaluate again": shlex.join(["sightline", "evaluate", str(run.path)]),
     }
-    return [PageTable(["", run.name], [[name, _format(value)] for name, value in facts.items()], is_numeric=False)]
+    return [PageTable(["", run.name], [[name, format_fact(value)] for name, value in facts.items()], is_numeric=False)]

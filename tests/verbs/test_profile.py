@@ -9,6 +9,7 @@ import pytest
 
 from tests.cases import run_each
 from tests.command import run_here, succeed
+from tests.runs.broken_off import run_forked
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
 TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
@@ -30,6 +31,23 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "outside of modules" in printed
     slowest = max(document["modules"], key=lambda row: row["seconds"])
     assert slowest["path"] or "(model)" in printed
+
+
+@pytest.mark.processes
+def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path: Path) -> None:
+    """The first one prints and writes alone; the part of the step is in its table."""
+    words = ["profile", str(CONFIG), *TINY, "loader.workers=0", "--steps", "2", "--out", str(tmp_path / "p")]
+    code, text = run_forked([*words, "--device", "cpu"], tmp_path / "log", num_processes=2)
+    assert code == 0, text
+    document = json.loads((tmp_path / "p" / "profile.json").read_text())
+    assert [row["rank"] for row in document["processes"]] == [0, 1]
+    for row in document["processes"]:
+        assert 0 < row["reduce_s"] < row["step_s"]
+    parts = {row["part"]: row["seconds"] for row in document["parts"]}
+    assert 0 < parts["reduce"] < document["step_s"] == pytest.approx(sum(parts.values()))
+    kinds = {row["kind"]: row["seconds"] for row in document["kinds"]}
+    assert kinds["gradients of all processes"] == pytest.approx(parts["reduce"])
+    assert text.count("waited for gradients") == text.count("trace.json.gz") == 1
 
 
 @run_each(

@@ -12,15 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.runs.run_records import list_differences, read_reported_run
 from sightline.view import run_report
 from sightline.view.panels import ImagePanel
-from sightline.view.run_report import (
-    list_differences,
-    list_hardest_samples,
-    make_report,
-    make_samples,
-    read_reported_run,
-)
+from sightline.view.run_report import list_hardest_samples, make_report, make_samples
 from sightline.view.stages import Stage, ViewedSample, height_coloring
 from tests.cases import run_each
 from tests.command import run_here

@@ -147,6 +147,13 @@ EMA = FindingBuilder(
     expected="an average that follows the model",
     action="update the average after each optimizer.step()",
 )
+ALIAS = FindingBuilder(
+    guard="G12",
+    code="aliased-weights",
+    causes=("ckpt.alias",),
+    expected="a copy of the weights that were kept: state_dict() returns the model's own tensors, which go on learning",
+    action="keep copy.deepcopy(model.state_dict()), or save it to a file when it is best",
+)
 
 RUNTIME_RULES = (
     KEPT,
@@ -169,4 +176,5 @@ RUNTIME_RULES = (
     DOUBLE,
     SCHEDULE,
     EMA,
+    ALIAS,
 )

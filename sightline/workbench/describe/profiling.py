@@ -79,7 +79,9 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     finally:
         with _without_native_lines():
             profiler.stop()
-    costs = compute_step_costs(_export_trace(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
+    text, events = _read_trace(profiler)
+    world.rank_zero_only(write_file)(trace, gzip.compress(text, mtime=0))
+    costs = compute_step_costs(events, resident_bytes=resident[NUM_WARM - 1])
     kinds = {path: type(module) for path, module in job.model.named_modules()}
     locations = {kind: format_source_location(kind) for kind in set(kinds.values())}
     return Profile(costs, tuple(records), {path: (kind.__name__, locations[kind]) for path, kind in kinds.items()})
@@ -131,21 +133,19 @@ def _record_spans(model: nn.Module) -> AbstractContextManager[Any]:
     return record(model, enter=enter, leave=leave)
 
 
-def _export_trace(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
-    """Export the trace to `path` if it is given, and return its events."""
+def _read_trace(profiler: profile) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return the trace as JSON, and its events. Raises RunError if the disk has no room for it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
         try:
             text = file.read_bytes()
-            events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
+            return text, json.loads(text)["traceEvents"]
         except (OSError, ValueError) as error:  # torch does not report disk errors
             raise RunError(
                 f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
                 "with room"
             ) from error
-    write_file(path, gzip.compress(text, mtime=0))
-    return events
 
 
 @contextmanager
@@ -160,6 +160,18 @@ def _without_native_lines() -> Iterator[None]:
         os.dup2(saved_descriptor, 2)
         os.close(saved_descriptor)
         os.close(null_descriptor)
+
+
+def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, Any]:
+    """Measure on each of several processes the mean seconds of a step, and those in which it waited for gradients."""
+    if world.size == 1:
+        return {}
+    means = {
+        "step_s": statistics.fmean(sum(record.seconds.values()) for record in records),
+        "reduce_s": statistics.fmean(record.seconds["reduce"] for record in records),
+    }
+    texts = world.gather_text(json.dumps(means), operation="times of steps")
+    return {"processes": [{"rank": rank, **json.loads(text)} for rank, text in enumerate(texts)]}
 
 
 Costs = list[tuple[Key, Cost]]

@@ -24,6 +24,7 @@ from sightline.engine.step import compute_batch_losses
 from sightline.instrument import record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
@@ -85,7 +86,9 @@ def check(
         RunFiles(source).check_plugins(loaded)
         source = config_path_of_run(source)
     config = read_config(source, overrides)
-    return CheckReport(config.name, check_path(path, config))
+    examination = Examination()
+    findings = check_path(path, config, examination=examination)
+    return CheckReport(config.name, findings, examination=examination.to_dict())
 
 
 def _check_module(
@@ -94,11 +97,12 @@ def _check_module(
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
     flags = {module: module.training for module in model.modules()}
+    examination = Examination()
     with preserve_rng_state(), torch.enable_grad():
         try:
             built = make_setup(model, loss, _list_batches(batch_or_loader), optimizer=optimizer)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
-            findings = run_all(built, World(device=built.job.device))
+            findings = run_all(built, World(device=built.job.device), examination=examination)
             figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
             if not any(finding.severity == "error" for finding in findings):
                 fitted, text = _fit(built, {finding.cause for finding in findings})
@@ -106,7 +110,8 @@ def _check_module(
         finally:
             for module, flag in flags.items():
                 module.training = flag
-    return CheckReport(type(model).__name__, [_rename(finding) for finding in findings], figures)
+    title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
+    return CheckReport(title, renamed, figures, _rename_examination(examination))
 
 
 def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
@@ -142,10 +147,22 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     return [finding for finding in findings if finding.cause not in causes], word
 
 
-def _rename(finding: Finding) -> Finding:
-    """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
-    text = json.dumps(finding.to_dict(), default=str)
+def _rename_examination(examination: Examination) -> dict[str, Any]:
+    """Return what the checks examined in words for a module, which has no config."""
+    text = json.dumps(examination.to_dict())
+    for word, plain in (("checks.skip", "no whole data set"), (" (check --deep)", ""), (f"'{PREFIX}'", "the loss")):
+        text = text.replace(word, plain)
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def _replace_words(text: str) -> str:
     for word, plain in _WORDS.items():
         text = text.replace(word, plain)
-    renamed = finding_from_dict(json.loads(text))
+    return text
+
+
+def _rename(finding: Finding) -> Finding:
+    """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
+    renamed = finding_from_dict(json.loads(_replace_words(json.dumps(finding.to_dict(), default=str))))
     return dataclasses.replace(renamed, where=dataclasses.replace(renamed.where, config_path=None, dataset=None))

@@ -204,6 +204,10 @@ class Monitor:
         """Judge the parameters after the update."""
         return ()
 
+    def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterable[Found]:
+        """Judge weights that a whole model is about to load."""
+        return ()
+
     def on_end(self, loop: Loop) -> Iterable[Found]:
         """Judge the whole loop at its end."""
         return ()

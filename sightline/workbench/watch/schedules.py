@@ -1,14 +1,14 @@
-"""Schedules and averages over a whole loop: a scheduler that never steps, one that ends too early, a frozen EMA."""
+"""Schedules, averages and kept weights over a whole loop: a scheduler that never steps, a frozen EMA, an alias."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.runtime_rules import EMA, SCHEDULE
+from sightline.workbench.check.runtime_rules import ALIAS, EMA, SCHEDULE
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
@@ -84,6 +84,26 @@ class AverageMonitor(Monitor):
                 change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
                 if change:
                     yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
+
+
+class LoadMonitor(Monitor):
+    """Weights that the loop loads after it has trained: they are other tensors than the model's own."""
+
+    def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
+        own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
+        shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
+        num_updates = sum(track.num_updates for track in loop.tracks.values())
+        if own and len(shared) == len(own) and num_updates:
+            yield ALIAS.with_fault(
+                "load_state_dict gets the model's own tensors: nothing is restored",
+                param=shared[0],
+                measured=f"{len(shared)} of {len(own)} parameters share their memory with the model, after "
+                f"{num_updates} updates",
+            )
+
+
+def _is_same_memory(value: Any, own: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.device == own.device and value.data_ptr() == own.data_ptr()
 
 
 def _judge_average(value: float) -> Iterator[Found]:

@@ -256,7 +256,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
         *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),
     ),
     "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
-    "exchanged-rows": ("mismatched-views", "mismatched-image", *_METRIC_CODES),
+    "exchanged-rows": ("mismatched-views", "mismatched-image", "misplaced-joints", *_METRIC_CODES),
     "data-mutation": _METRIC_CODES,
     "label-range": (*_FIRST_STEP, "untrained-class"),
     "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),
@@ -271,6 +271,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "mismatched-image": ("initial-contrast",),
     "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
     "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
+    "quantised-outputs": (*_METRIC_CODES, "cross-sample-leak", "point-order"),
     "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
@@ -300,6 +301,8 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }
 _SAME_LAYER: dict[str, tuple[str, ...]] = {"layer-forward": ("no-gradient", "layer-gradient")}
+_SAME_CAUSE = {"exchanged-rows": ("cross-sample-leak",), "repeated-samples": ("cross-sample-leak", "exchanged-rows")}
+"""Codes that an error explains if they name one of its causes first."""
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
@@ -354,6 +357,9 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
 
 def _is_explained(finding: Finding, cause: Finding) -> bool:
     if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    names = (cause.cause, *cause.alternatives)
+    if finding.cause in names and finding.code in _SAME_CAUSE.get(cause.code, ()):
         return True
     is_same_layer = finding.where.layer is not None and finding.where.layer == cause.where.layer
     if is_same_layer and finding.code in _SAME_LAYER.get(cause.code, ()):

@@ -135,7 +135,7 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
         other = Hypothesis("data.pairing", "no shift, unit or order of axes explains it")
         fitting = explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound, otherwise=other)
     best = fitting[0] if fitting else None
-    if best is None or (best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
+    if best is None or (severity == "warning" and best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
         return None
     measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} if so changed"
     summary = f"joints do not lie on their depth images: {best.text}"
@@ -146,7 +146,7 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
 
 
 def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
-    """Yield exchanges of axes, mirrored axes and units, with the frames that each would give."""
+    """Yield exchanges of axes and of frames, mirrored axes and units, with the frames that each would give."""
     joints, depth = frames.joints, frames.depth
     for factor, text in ((1000.0, "metres"), (10.0, "centimetres")):
         yield Hypothesis("data.normalisation", f"'joints' are in {text}", frames._replace(joints=joints * factor))
@@ -156,6 +156,9 @@ def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
         # what was stored at place i is axis order[i]: the inverse permutation puts it back
         back = [order.index(axis) for axis in range(3)]
         yield Hypothesis("data.layout", f"their axes are {axes}", frames._replace(joints=joints[..., back]))
+    for frames_on in range(1, len(joints)):
+        others = frames._replace(joints=joints.roll(frames_on, 0), visible=frames.visible.roll(frames_on, 0))
+        yield Hypothesis("data.pairing", "they are those of another frame", others)
     for axis, sign in (("x", (-1, 1, 1)), ("y", (1, -1, 1))):
         mirrored = frames._replace(joints=joints * joints.new_tensor(sign))
         yield Hypothesis("data.layout", f"their {axis} points the other way", mirrored)

@@ -216,7 +216,8 @@ def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: C
     decoded = decode(maps, decoding="argmax" if is_one_hot else "parabola")
     is_usable = visible & (is_one_hot | (peaks(maps) > _MIN_PEAK))
     expected = _convert_to_cells(joints, placement, cells)
-    is_usable = is_usable & ((expected > 0) & (expected < cells)).all(dim=-1)
+    margin = 0.0 if is_one_hot else 1.0  # a peak is fitted to the cells on both sides of the largest
+    is_usable = is_usable & ((expected > margin) & (expected < cells - margin)).all(dim=-1)
     is_inner = is_usable & ((decoded > _BORDER) & (decoded < cells - _BORDER)).all(dim=-1)
     widths = measure_widths(maps)[is_inner] if not is_one_hot else torch.empty(0)
     return _Maps(expected, decoded, is_usable, widths, _MAX_ERROR_ONE_HOT if is_one_hot else _MAX_ERROR, cells)

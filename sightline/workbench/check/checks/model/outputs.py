@@ -26,9 +26,8 @@ from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums
 
 _SLACK = 1e-6
-_MAX_ZEROS = 0.3
-_LOW_TARGET, _MAX_LOW_TARGETS = 0.01, 0.1
-"""Bound of low targets (share of the largest) and their maximum share: a ReLU at 0 gets no gradient to reach them."""
+_MAX_ZEROS, _MAX_BLOCKED = 0.3, 0.01
+"""Shares of exact zeros, and of those whose target is above: a ReLU at 0 gets no gradient to reach it."""
 _RECTIFIERS = ("Relu", "Threshold")
 
 
@@ -69,17 +68,17 @@ def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Itera
         )
     elif bool((output >= 0).all()) and bool((target > 0).any()):
         zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
-        near = _share((target > 0) & (target < _LOW_TARGET * target.max()))
-        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and near > _MAX_LOW_TARGETS):
+        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and blocked > _MAX_BLOCKED):
             yield (
                 key,
                 Fault(
                     f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
                     severity="error" if zeros == 1 else "warning",
-                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
-                    f"{near:.0%} of the targets of '{name}' are just above 0; "
+                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above "
+                    f"in '{name}'; "
                     f"the last operation is {_describe_operation(operation)}",
-                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros and targets well above 0",
+                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros, and {_MAX_BLOCKED:.0%} "
+                    "below their target",
                     causes=("model.activation", "model.init"),
                 ),
             )

@@ -1,0 +1,274 @@
+"""Runs below a folder: each summarised from a few of its files, sorted, filtered, deleted; torch is not imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.contract.errors import UserError
+from sightline.contract.regular_files import check_regular_file, parse_json, read_regular_file
+from sightline.runs.atomic_files import disk_failure
+from sightline.runs.run_directory import LOCK, RunDirectory, find_holder, load_document
+
+SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
+_MARKS = ("config.yaml", "environment.json", "facts.json")
+"""Files that every training and conversion writes: a folder with all of them is a run; `config.yaml` alone is not."""
+_MAX_CONFIG_BYTES = 200_000
+_TAIL_BYTES = 1 << 16
+_SECTION = re.compile(r"(\w+):")
+_CHILD = re.compile(r"  (name|metric|mode): (.*)")
+_WRITTEN = re.compile(
+    r"\.lock|\..*\.partial|config\.yaml|(environment|facts|inputs|lineage|findings|final|policy|search|compression"
+    r"|fit_one|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|checkpoints|predictions|features"
+    r"|plugins|errors|work|wandb|model\.slq|report\.html|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
+)
+"""Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Summary of a run's folder.
+
+    `state` is finished, running, stopped, converted (published weights, not trained here) or damaged, with the reason
+    in `note`. `figure` is the value of `metric` on `split`: of the last weights where the run is finished, else of its
+    last evaluation. `mode` is the metric's better direction, max or min. `when` is the start of its first session.
+    """
+
+    path: Path
+    name: str
+    state: str
+    task: str = ""
+    data: str = ""
+    model: str = ""
+    steps: int | None = None
+    metric: str = ""
+    figure: float | None = None
+    split: str = ""
+    mode: str = ""
+    when: str = ""
+    num_bytes: int = 0
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, as in `--json`."""
+        return {**dataclasses.asdict(self), "path": str(self.path)}
+
+
+def list_runs(folder: str | Path = "runs") -> list[RunSummary]:
+    """List the runs below a folder, or the run that it is, newest first; links below it are not followed.
+
+    Weights are not read. Raises UserError for a folder that does not exist.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: is not a folder; give the one that holds your runs")
+    return sort_runs([_summarise(path) for path in _find_runs(root)], "when")
+
+
+def is_own_run(path: Path) -> bool:
+    """Return True if a folder has the files that every training and conversion of ours writes."""
+    return all((path / name).is_file() for name in _MARKS)
+
+
+def _find_runs(root: Path) -> Iterator[Path]:
+    """Find run directories; what lies inside of one belongs to it."""
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                is_folder_by_name = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError:  # cannot be read, or was deleted meanwhile
+            continue
+        if is_folder_by_name.keys() >= {*_MARKS}:
+            yield folder
+        else:
+            waiting += [folder / name for name, is_folder in is_folder_by_name.items() if is_folder]
+
+
+def _summarise(path: Path) -> RunSummary:
+    """Summarise a run; one whose files have another form is damaged."""
+    summary = RunSummary(path, path.name, "damaged", num_bytes=measure_bytes(path))
+    try:
+        return _read_summary(summary)
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return dataclasses.replace(summary, note=" ".join(reason.split()))
+
+
+def _read_summary(summary: RunSummary) -> RunSummary:
+    path = summary.path
+    stated = _scan_config(path / "config.yaml")
+    metric = stated.get("evaluate.metric", "")
+    lines = _read_tail(path / "metrics.jsonl")
+    evaluations = [line for line in lines if line["split"] != "train" and metric in line]
+    figure, split = (evaluations[-1][metric], evaluations[-1]["split"]) if evaluations else (None, "")
+    holder = find_holder(path)
+    state = "running" if holder else "stopped"
+    if (path / "final.json").exists():
+        final = load_document(path / "final.json")
+        figure, split = final["metrics"].get(metric), final["data"]["split"]
+        split = "test-selected" if final["selection"] == "test-selected" else split
+        state = state if holder else "finished"
+    elif not lines and not holder and (path / "lineage.json").exists():
+        state = "converted"
+    return dataclasses.replace(
+        summary,
+        name=stated.get("name", path.name),
+        state=state,
+        task=stated.get("task.name", ""),
+        data=stated.get("data.name", ""),
+        model=stated.get("model.name", ""),
+        steps=lines[-1]["step"] if lines else None,
+        metric=metric,
+        figure=None if figure is None else float(figure),
+        split=str(split),
+        mode=stated.get("evaluate.mode", ""),
+        when=str(load_document(path / "environment.json").get("time") or ""),
+        note=f"on {holder}" if holder else "",
+    )
+
+
+def _scan_config(path: Path) -> dict[str, str]:
+    """Scan a recorded config for the names of its parts: as we wrote it, a line holds one value, and a YAML parser
+    takes longer than all other work on a run together."""
+    values: dict[str, str] = {}
+    section = ""
+    for line in read_regular_file(path, max_bytes=_MAX_CONFIG_BYTES).decode().splitlines():
+        if head := _SECTION.match(line):
+            section = head[1]
+            if section == "name":
+                values["name"] = _parse_scalar(line.partition(":")[2])
+        elif child := _CHILD.fullmatch(line):
+            values[f"{section}.{child[1]}"] = _parse_scalar(child[2])
+    return values
+
+
+def _parse_scalar(text: str) -> str:
+    text = text.strip()
+    try:
+        return str(json.loads(text)) if text.startswith('"') else text.replace("null", "")
+    except ValueError:
+        return text.strip('"')
+
+
+def _read_tail(path: Path) -> list[Mapping[str, Any]]:
+    """Read the whole lines in the last bytes of a file of metrics; none if it is missing."""
+    if not path.exists():
+        return []
+    start = max(0, check_regular_file(path) - _TAIL_BYTES)
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines = file.read(_TAIL_BYTES).split(b"\n")
+    return [parse_json(line) for line in (lines[1:-1] if start else lines[:-1])]
+
+
+def measure_bytes(folder: Path) -> int:
+    """Measure the bytes of all files below a folder, without those that links lead to."""
+    num_bytes, waiting = 0, [str(folder)]
+    while waiting:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        num_bytes += entry.stat(follow_symlinks=False).st_size
+        except OSError:
+            continue
+    return num_bytes
+
+
+# --- selection -------------------------------------------------------------------------------------------------------
+
+
+def sort_runs(runs: Sequence[RunSummary], key: str) -> list[RunSummary]:
+    """Sort runs: newest, largest and longest first, figures best first within each metric, names by the alphabet."""
+    if key not in SORT_KEYS:
+        raise UserError(f"--sort {key}: give one of {', '.join(SORT_KEYS)}")
+    ordered = sorted(runs, key=lambda run: str(run.path))
+    if key == "figure":
+        return sorted(ordered, key=lambda run: (run.figure is None, run.metric, _rank(run)))
+    if key in ("when", "size", "steps"):
+        numbers = {"size": lambda run: run.num_bytes, "steps": lambda run: run.steps or 0, "when": lambda run: run.when}
+        return sorted(ordered, key=numbers[key], reverse=True)
+    return sorted(ordered, key=lambda run: getattr(run, key))
+
+
+def _rank(run: RunSummary) -> float:
+    figure = run.figure or 0.0
+    return figure if run.mode == "min" else -figure
+
+
+def filter_runs(runs: Sequence[RunSummary], words: Sequence[str]) -> list[RunSummary]:
+    """Filter runs by all words: `task=NAME`, or text that path, name, task, data, model, metric or state contains."""
+    return [run for run in runs if all(_matches(run, word) for word in words)]
+
+
+def _matches(run: RunSummary, word: str) -> bool:
+    fields = {name: str(getattr(run, name)) for name in ("path", "name", "task", "data", "model", "metric", "state")}
+    key, equals, value = word.partition("=")
+    if equals and key in fields:
+        return fields[key] == value
+    return any(word.lower() in text.lower() for text in fields.values())
+
+
+def select_best(runs: Sequence[RunSummary]) -> list[RunSummary]:
+    """Select the finished run with the best figure for each task, data set, metric and split."""
+    best: dict[tuple[str, ...], RunSummary] = {}
+    for run in sort_runs(runs, "figure"):
+        if run.state == "finished" and run.figure is not None:
+            best.setdefault((run.task, run.data, run.metric, run.split), run)
+    return list(best.values())
+
+
+def find_run(name: Path, folder: Path) -> Path:
+    """Find a run by its path, or by its path below `folder`. Raises UserError if neither is a run of ours."""
+    path = next((path for path in (name, folder / name) if path.is_dir()), name)
+    if path.is_symlink():
+        raise UserError(f"{path}: is a link to {os.readlink(path)}; give the run directory itself")
+    if not is_own_run(path):
+        raise UserError(f"{path}: is not a run directory ({', '.join(_MARKS)} in it); 'sightline runs' lists them")
+    return path
+
+
+# --- deletion --------------------------------------------------------------------------------------------------------
+
+
+def assert_deletable(run: Path) -> None:
+    """Raise UserError for a run that is active, and for a folder with files that no command writes there."""
+    if holder := find_holder(run):
+        raise UserError(f"{run}: is in use by a process on {holder}; stop that first")
+    if foreign := sorted(name for name in os.listdir(run) if not _WRITTEN.fullmatch(name)):
+        names = f"{', '.join(foreign[:5])}{', ...' if len(foreign) > 5 else ''}"
+        raise UserError(f"{run}: also holds {names}, which no command writes there; move that elsewhere first")
+
+
+def delete_run(run: Path) -> int:
+    """Delete a run's folder, never what its links lead to; return its bytes.
+
+    The files that make it a run go last, so that an interrupted deletion can be repeated. Raises UserError as
+    `find_run` and `assert_deletable`, RunError if the disk refuses it.
+    """
+    find_run(run, run.parent)
+    assert_deletable(run)
+    num_bytes = measure_bytes(run)
+    with RunDirectory(run, is_writer=True).lock():
+        try:
+            for name in sorted(os.listdir(run), key=lambda name: (name == LOCK, name in _MARKS, name)):
+                path = run / name
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            run.absolute().rmdir()
+        except OSError as error:
+            raise disk_failure(error, run) from error
+    return num_bytes

@@ -1,0 +1,137 @@
+"""Records of runs for reports and comparisons: what their folders state, figures side by side, config differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sightline.config.run_config import format_inline
+from sightline.config.yaml_tree import ConfigFaults, read_yaml
+from sightline.contract.errors import UserError
+from sightline.contract.regular_files import parse_json, read_regular_file
+from sightline.runs.run_directory import load_document, read_lines
+from sightline.runs.run_files import is_run
+
+NO_FIGURE = "–"
+"""Text in place of a figure or a value that a run does not have."""
+Line = Mapping[str, Any]
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """Run as its folder describes it; None stands for a file that it does not have."""
+
+    path: Path
+    name: str
+    config: Mapping[str, str]
+    final: Mapping[str, Any] | None
+    lines: Sequence[Line]
+    findings: Sequence[Mapping[str, Any]] | None
+    environment: Mapping[str, Any]
+    sessions: Sequence[Mapping[str, Any]] = ()
+    has_joints: bool = False
+    examined: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the summary states: task, data, model, length of the training, and the figures."""
+        steps = [(line["step"], line["epoch"]) for line in self.lines]
+        facts = {key: self.config.get(f"{key}.name", NO_FIGURE).strip('"') for key in ("task", "data", "model")}
+        facts |= {"steps": steps[-1][0], "epochs": steps[-1][1] + 1} if steps else {}
+        if self.final is None:
+            return facts | {"evaluated": "no final.json: the training is not finished"}
+        data = self.final["data"]
+        what = f"{self.final['checkpoint']} checkpoint on {data['split']}, {data['num_samples']} samples"
+        return facts | {"evaluated": f"{what}, {self.final['selection']}", **self.final["metrics"]}
+
+
+def read_reported_run(path: Path, name: str) -> ReportedRun:
+    """Read the files of a run's folder. Raises UserError for a folder that is not a run, and for damaged files."""
+    if not is_run(path):
+        raise UserError(f"{path}: is not a run directory (no config.yaml in it); give the folder that a training wrote")
+    faults = ConfigFaults()
+    tree: Any = read_yaml(path / "config.yaml", faults).plain()
+    faults.raise_any()
+    lines = read_lines(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    findings = _read_findings(path / "findings.json")
+    final = load_document(path / "final.json") if (path / "final.json").exists() else None
+    environment = load_document(path / "environment.json")
+    sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
+    has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
+    examined = load_document(path / "checks.json") if (path / "checks.json").exists() else {}
+    values = flatten_config(tree)
+    return ReportedRun(path, name, values, final, lines, findings, environment, sessions, has_joints, examined)
+
+
+def _read_findings(path: Path) -> list[Any] | None:
+    if not path.exists():
+        return None
+    try:
+        findings = parse_json(read_regular_file(path))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; delete it, or get the run again") from None
+    if not isinstance(findings, list):
+        raise UserError(f"{path}: does not hold a list of findings; delete it, or get the run again")
+    return findings
+
+
+def flatten_config(tree: Any) -> dict[str, str]:
+    """Flatten a config to its leaves by their dotted keys, as text."""
+    return dict(_flatten(tree, ""))
+
+
+def _flatten(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """List the leaves of a config by their dotted keys, as text."""
+    is_block = isinstance(value, list) and any(isinstance(item, dict) for item in value)
+    if isinstance(value, dict) or is_block:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flatten(item, f"{path}.{key}".lstrip("."))
+    else:
+        yield path, format_inline(value)
+
+
+def list_differences(runs: Sequence[ReportedRun]) -> list[list[str]]:
+    """List the keys of the configs whose values differ, each with the value of every run; no key is as null."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    rows = [[key, *(run.config.get(key, NO_FIGURE) for run in runs)] for key in keys]
+    return [row for row in rows if len({NO_FIGURE if value == "null" else value for value in row[1:]}) > 1]
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """Comparison of runs: facts and figures of each, and the config keys that differ, with every run's value."""
+
+    facts: Sequence[Mapping[str, Any]]
+    differences: Sequence[Sequence[str]]
+
+    def summary(self) -> list[list[str]]:
+        """Return a row per fact or figure: its name, and the value of every run as text."""
+        names = dict.fromkeys(name for facts in self.facts for name in facts)
+        return [[name, *(format_fact(facts.get(name)) for facts in self.facts)] for name in names]
+
+
+def compare_runs(runs: Sequence[ReportedRun]) -> RunComparison:
+    """Compare the figures and configs of runs. Raises UserError for files of another form."""
+    return RunComparison([read_part(run, ReportedRun.facts) for run in runs], list_differences(runs))
+
+
+def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
+    """Make a part of a report from a run. Raises UserError if a file of its folder has another form."""
+    try:
+        return make(run)
+    except UserError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{run.path}: final.json, metrics.jsonl, findings.json, checks.json, environment.json or "
+            f"predictions/test/manifest.json is not of the form that training and evaluation write ({reason}); "
+            "get the run again"
+        ) from error
+
+
+def format_fact(value: Any) -> str:
+    """Format a fact or a figure of a run."""
+    return NO_FIGURE if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

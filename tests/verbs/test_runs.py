@@ -1,0 +1,245 @@
+"""Runs below a folder: what the table states, and what slimming and deleting change on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sightline
+from sightline.contract.errors import UserError
+from sightline.runs import run_folders
+from sightline.runs.run_directory import RunDirectory
+from sightline.runs.run_folders import filter_runs, select_best, sort_runs
+from tests.command import refuse, run_here, succeed
+from tests.processes import ROOT
+
+OLD_RUNS = ROOT / "tests" / "old_runs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three classifiers of one name and a detector; the second was started later, and is not finished."""
+    for number, time_ in enumerate(("2026-01-02T10:00:00+00:00", "2026-03-04T10:00:00+00:00", ""), start=1):
+        copy(OLD_RUNS / "classify", tmp_path / "shapes" / str(number), time=time_)
+    copy(OLD_RUNS / "detect", tmp_path / "crowds" / "1", time="2026-02-03T10:00:00+00:00")
+    (tmp_path / "shapes" / "2" / "final.json").unlink()
+    return tmp_path
+
+
+def copy(run: Path, target: Path, **environment: str) -> Path:
+    shutil.copytree(run, target, symlinks=True)
+    record = json.loads((target / "environment.json").read_text())
+    (target / "environment.json").write_text(json.dumps(record | environment))
+    return target
+
+
+def by_path(folder: Path) -> dict[str, run_folders.RunSummary]:
+    return {str(run.path.relative_to(folder)): run for run in sightline.list_runs(folder)}
+
+
+def test_a_run_is_summarised_by_what_its_files_state(folder: Path) -> None:
+    runs = by_path(folder)
+    assert list(runs) == ["shapes/2", "crowds/1", "shapes/1", "shapes/3"], "newest first"
+    run = runs["shapes/1"]
+    final = json.loads((run.path / "final.json").read_text())
+    assert (run.name, run.task, run.data, run.model) == (
+        "synthetic_shapes_pointnet",
+        "classify",
+        "synthetic_shapes",
+        "pointnet_plain",
+    )
+    assert (run.state, run.steps, run.metric, run.mode) == ("finished", 8, "overall_accuracy", "max")
+    assert (run.figure, run.split) == (final["metrics"]["overall_accuracy"], "test")
+    listed = subprocess.run(["find", run.path, "!", "-type", "d", "-printf", "%s\\n"], capture_output=True, check=True)
+    assert run.num_bytes == sum(map(int, listed.stdout.split()))
+    unfinished = runs["shapes/2"]
+    last = json.loads((unfinished.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (unfinished.state, unfinished.figure) == ("stopped", last["overall_accuracy"])
+    assert unfinished.split == "validation"
+
+
+def test_the_summaries_agree_with_the_config_reader() -> None:
+    from sightline.runs.run_records import read_reported_run
+
+    for path in (path.parent for path in OLD_RUNS.rglob("facts.json") if "work" not in path.parts):
+        (run,) = sightline.list_runs(path)
+        config = read_reported_run(path, "run").config
+        values = {"name": run.name, "task.name": run.task, "data.name": run.data, "evaluate.metric": run.metric}
+        assert values == {key: json.loads(config[key]) for key in values}, path
+        if path.name != "packed":
+            assert run.steps == json.loads((path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+
+
+def test_a_locked_run_is_running(folder: Path) -> None:
+    run = folder / "shapes" / "2"
+    with RunDirectory(run, is_writer=True).lock():
+        assert by_path(folder)["shapes/2"].state == "running"
+        assert "in use" in refuse("runs", folder, "--delete", run, "--yes")
+    assert by_path(folder)["shapes/2"].state == "stopped"
+    dead = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": "never"}
+    (run / ".lock").write_text(json.dumps(dead))
+    assert by_path(folder)["shapes/2"].state == "stopped"
+    (run / ".lock").write_text(json.dumps(dead | {"host": "elsewhere"}))
+    assert (by_path(folder)["shapes/2"].state, by_path(folder)["shapes/2"].note) == ("running", "on elsewhere")
+
+
+def test_the_table_is_sorted_filtered_and_written(folder: Path, tmp_path: Path) -> None:
+    done = succeed("runs", folder, "--filter", "task=classify", "--sort", "size", "--json", tmp_path / "runs.json")
+    assert "3 runs below" in done.out
+    assert "crowds" not in done.out
+    documents = json.loads((tmp_path / "runs.json").read_text())
+    assert {document["task"] for document in documents} == {"classify"}
+    sizes = [document["num_bytes"] for document in documents]
+    assert sizes == sorted(sizes, reverse=True)
+    assert "has no run of this kind" in succeed("runs", folder, "--filter", "no such text").err
+    assert succeed("runs", folder, "--filter", "CROWDS", "--filter", "state=finished").out.count("finished") == 1
+
+
+def test_the_best_run_is_the_best_in_the_metrics_direction(folder: Path) -> None:
+    runs = sightline.list_runs(folder)
+    values = {"shapes/1": 0.5, "shapes/3": 0.75, "shapes/2": 0.9, "crowds/1": 0.1}
+    for run in runs:
+        name = str(run.path.relative_to(folder))
+        object.__setattr__(run, "figure", values[name])
+    best = {str(run.path.relative_to(folder)) for run in select_best(runs)}
+    assert best == {"shapes/3", "crowds/1"}, "shapes/2 is not finished"
+    for run in runs:
+        object.__setattr__(run, "mode", "min")
+    assert [run.path.name for run in sort_runs(filter_runs(runs, ["classify"]), "figure")] == ["1", "3", "2"]
+
+
+def test_links_and_folders_of_others_are_left_alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = copy(OLD_RUNS / "pose", tmp_path_factory.mktemp("elsewhere") / "pose")
+    (folder / "link").symlink_to(elsewhere)
+    (folder / "circle").symlink_to(folder)
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.yaml").write_text("model: theirs\n")
+    assert len(sightline.list_runs(folder)) == 4
+    assert "is a link to" in refuse("runs", folder, "--delete", "link", "--yes")
+    assert "is not a run directory" in refuse("runs", folder, "--delete", "foreign", "--yes")
+    assert "is not a run directory" in refuse("runs", folder, "--delete", folder, "--yes")
+    assert (elsewhere / "config.yaml").exists()
+    assert (folder / "foreign" / "config.yaml").exists()
+
+
+BREAKS: dict[str, Callable[[Path], object]] = {
+    "config of bytes": lambda run: (run / "config.yaml").write_bytes(b"\xff\xfe"),
+    "no final figures": lambda run: (run / "final.json").write_text("{}"),
+    "cut final": lambda run: (run / "final.json").write_text('{"metrics": {'),
+    "a list as figures": lambda run: (run / "final.json").write_text('{"metrics": [1], "data": 3}'),
+    "lines of text": lambda run: (run / "metrics.jsonl").write_text("no\n"),
+    "lines of numbers": lambda run: (run / "metrics.jsonl").write_text("1\n"),
+    "environment of a list": lambda run: (run / "environment.json").write_text("[]"),
+    "another lock": lambda run: (run / ".lock").write_text("theirs"),
+    "a list as a lock": lambda run: (run / ".lock").write_text("[]"),
+    "text as a figure": lambda run: (run / "final.json").write_text(
+        '{"metrics": {"overall_accuracy": "x"}, "data": {"split": "test"}, "selection": ""}'
+    ),
+    "a pipe as lines": lambda run: ((run / "metrics.jsonl").unlink(), os.mkfifo(run / "metrics.jsonl")),
+    "deep final": lambda run: (run / "final.json").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_damaged_runs_are_listed_with_the_reason(name: str, folder: Path) -> None:
+    BREAKS[name](folder / "shapes" / "3")
+    done = succeed("runs", folder)
+    assert "4 runs" in done.out
+    assert by_path(folder)["shapes/3"].state == "damaged"
+    assert done.err.startswith(f"warning: {folder}/shapes/3: ")
+    assert done.err.count("\n") == 1
+
+
+def test_differences_are_those_of_the_report(folder: Path, tmp_path: Path) -> None:
+    (run, other) = (folder / "shapes" / "1", folder / "shapes" / "3")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("  lr: 0.05", "  lr: 0.125"))
+    printed, page = tmp_path / "a.json", tmp_path / "b.json"
+    done = succeed("runs", folder, "--diff", "shapes/1", other, "--json", printed)
+    assert "optimizer.lr" in done.out
+    assert "0.125" in done.out
+    succeed("report", run, other, "--out", tmp_path / "page.html", "--json", page)
+    documents = [json.loads(path.read_text()) for path in (printed, page)]
+    for key in ("figures", "config_differences"):
+        assert documents[0][key] == documents[1][key]
+    assert documents[0]["config_differences"] == {"optimizer.lr": ["0.05", "0.125"]}
+    assert "the configs are the same" in succeed("runs", folder, "--diff", "shapes/1", "shapes/2").err
+
+
+def test_a_deleted_run_takes_nothing_else_along(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "kept.txt").write_text("kept")
+    run = folder / "shapes" / "1"
+    (run / "predictions").mkdir()
+    (run / "predictions" / "linked").symlink_to(outside)
+    (run / "features").symlink_to(outside)
+    before = run_folders.measure_bytes(run)
+    assert f"would delete {run}" in refuse("runs", folder, "--delete", run)
+    (run / "notes.txt").write_text("mine")
+    assert "also holds notes.txt" in refuse("runs", folder, "--delete", run, "--yes")
+    (run / "notes.txt").unlink()
+    assert f"{run}: deleted; {before:,} bytes saved" in succeed("runs", folder, "--delete", run, "--yes").err
+    assert not run.exists()
+    assert (outside / "kept.txt").read_text() == "kept"
+    assert set(by_path(folder)) == {"shapes/2", "shapes/3", "crowds/1"}
+
+
+def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None:
+    run = folder / "shapes" / "1"
+    succeed("evaluate", run, "--device", "cpu", "--json", folder / "a.json")
+    optimizer = sum(path.stat().st_size for path in run.glob("checkpoints/step_*/optimizer.safetensors"))
+    size = run_folders.measure_bytes(run)
+    assert f"{optimizer:,} bytes saved" in succeed("runs", folder, "--slim", run).err
+    assert size - run_folders.measure_bytes(run) >= optimizer
+    succeed("evaluate", run, "--device", "cpu", "--json", folder / "b.json")
+    assert (folder / "b.json").read_text() == (folder / "a.json").read_text()
+    for words in (("--resume", "auto"), ("--resume", run)):
+        text = refuse("train", run, *words, "--out", run, "train.epochs=3", "--device", "cpu")
+        assert "has no optimiser state, which 'sightline runs --slim' removed" in text
+        assert f"init.from={run}" in text
+    assert " 0 bytes saved" in succeed("runs", folder, "--slim", run).err, "a second time there is nothing to do"
+
+
+def test_an_unfinished_run_is_slimmed_on_request_alone(folder: Path) -> None:
+    assert "is not finished and could not go on" in refuse("runs", folder, "--slim", "shapes/2")
+    assert "bytes saved" in succeed("runs", folder, "--slim", "shapes/2", "--yes").err
+    assert " 0 bytes saved" in succeed("runs", OLD_RUNS, "--slim", copy(OLD_RUNS / "packed", folder / "packed")).err
+
+
+def test_a_damaged_checkpoint_is_not_slimmed(folder: Path) -> None:
+    path = next((folder / "shapes" / "1" / "checkpoints").glob("step_*/model.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert f"{path}: damaged" in refuse("runs", folder, "--slim", "shapes/1")
+    assert (path.parent / "optimizer.safetensors").exists()
+
+
+def test_mistakes_are_one_line(folder: Path) -> None:
+    assert "nowhere: is not a folder" in refuse("runs", folder / "nowhere")
+    assert "--sort colour: give one of name, task" in refuse("runs", folder, "--sort", "colour")
+    assert "is given with --slim" in refuse("runs", folder, "--slim", "shapes/1", "--delete", "shapes/1")
+    assert "a run is given twice" in refuse("runs", folder, "--diff", "shapes/1", "shapes/1")
+    assert "requires 2 arguments" in refuse("runs", folder, "--diff", "shapes/1")
+    assert "is not a run directory" in refuse("runs", folder, "--diff", "shapes/1", "shapes/9")
+    with pytest.raises(UserError, match="is not a folder"):
+        sightline.list_runs(folder / "nowhere")
+
+
+def test_a_thousand_runs_take_a_second_and_no_torch(tmp_path: Path) -> None:
+    """Bound: three times what was measured, 0.34 s of processor time for a thousand; importing torch takes longer."""
+    for number in range(200):
+        copy(OLD_RUNS / "classify", tmp_path / str(number // 20) / str(number))
+    code = "import sys, sightline; sightline.list_runs(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=ROOT)
+    began = time.process_time()
+    assert len(sightline.list_runs(tmp_path)) == 200
+    assert time.process_time() - began < 0.2
+    assert run_here("runs", tmp_path).code == 0
