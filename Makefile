@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | lint | site
+# make install | demo | test | test-long | lint | site | bench-all
 # TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install demo test test-long lint site clean
+.PHONY: install demo test test-long lint site bench-all clean
 
 install: .venv/.installed
 demo: .venv/.installed
@@ -26,6 +26,13 @@ lint: .venv/.installed-dev
 # docs/ as pages in site/; python -m http.server -d site shows them, with their search.
 site: .venv/.installed-dev
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+# The table of all cases against every peer, each of the version in constraints.txt, and how they grow, with a plot.
+bench-all: .venv/.installed-peers
+	@mkdir -p build/bench
+	.venv/bin/python -m benchmarks $(BENCH) --json build/bench/bench.json > build/bench/bench.txt
+	.venv/bin/python -m benchmarks geometry models --grow all $(BENCH) --json build/bench/growth.json \
+		--svg build/bench/growth.svg > build/bench/growth.txt
+	@cat build/bench/bench.txt build/bench/growth.txt
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -42,6 +49,10 @@ site: .venv/.installed-dev
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) install -c constraints.txt -e '.[tensorboard,probe,pcd,las,detect,wandb,loops,dev]'
+	@touch $@
+
+.venv/.installed-peers: .venv/.installed-dev
+	$(PIP) install -c constraints.txt -e '.[peers]' pycocotools
 	@touch $@
 
 clean:

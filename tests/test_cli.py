@@ -39,6 +39,7 @@ VERBS = (
     "score",
     "score",
     "study",
+    "sweep",
     "profile",
     "show",
     "list",

@@ -184,7 +184,7 @@ class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"pres
     Reports mean and spread over seeds, paired differences with their interval, and a plot. Runs of one seed are paired:
     they share initial weights and the order of samples, unless a varied setting changes these. The metric is that of
     the last weights on the test split. Repeat the command to resume it; finished runs are not repeated. Writes
-    study.json and study.svg into --out after every run.
+    study.json and study.svg into --out after every run. To search many values for the best, take 'sightline sweep'.
 
     --preset labels compares scratch with pre-trained at label fractions. The config fine-tunes: its init defines what
     is loaded from the pre-trained run, from=RUN. A run from scratch is the same without init, frozen modules and layer
@@ -213,6 +213,32 @@ class StudyOptions(DeviceCommand, name="study", run="study.study", run_if={"pres
     seeds: int = option("--seeds", "N", "runs per setting, with seeds 0 to N - 1", default=3, min=1)
     metric: str | None = option("--metric", "NAME", "metric to compare [evaluate.metric]")
     processes: int | None = PROCESSES
+
+
+class SweepOptions(DeviceCommand, name="sweep", run="sweep.sweep"):
+    """Search the best values of config keys.
+
+    Trains trials until their number is reached, each in --out/trials, and chooses by the best validation figure
+    (evaluate.metric); trials whose validation falls behind are pruned. The space is a YAML file, a line for each key:
+    'optimizer.lr: {low: 1e-4, high: 1e-1, log: true}' or 'train.batch_size: [8, 16, 32]'. Every key is tried on the
+    config first. Repeat the command to resume it; start it several times, on any machines that share the storage, for
+    more workers: trials of workers that ended are taken up again. Writes sweep.json into --out.
+
+    A sweep searches many values once each, and its best figure is optimistic. To learn if one setting is better than
+    another, train both with paired seeds: 'sightline study'.
+    """
+
+    config: Path = CONFIG
+    overrides: tuple[str, ...] = OVERRIDES
+    space: tuple[str, ...] = option(
+        "--space", "FILE|KEY=A,B", "YAML file of the search space, or a key and its values; repeatable", default=MISSING
+    )
+    out: Path = option("--out", "DIR", "folder for trials, table and storage", default=MISSING)
+    sampler: Literal["tpe", "random", "grid"] = option("--sampler", None, "choice of values", default="tpe")
+    trials: int | None = option("--trials", "N", "trials of all workers together [20; the whole grid]", min=1)
+    storage: str | None = option("--storage", "FILE|URL", "shared journal file or database [DIR/sweep.journal]")
+    seed: int = option("--seed", "N", "seed of the sampler", default=0, min=0)
+    no_prune: bool = switch("--no-prune", "train every trial to its end")
 
 
 class BenchOptions(DocumentCommand, name="bench", run="bench.bench"):
@@ -253,4 +279,4 @@ LOOK_COMMANDS = (
     CopyOptions,
     InitOptions,
 )
-STUDY_COMMANDS = (StudyOptions, BenchOptions)
+STUDY_COMMANDS = (StudyOptions, SweepOptions, BenchOptions)

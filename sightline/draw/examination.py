@@ -1,4 +1,4 @@
-"""What checks examined, on a page: a table of the subjects, and what no check covers."""
+"""Page blocks of what checks examined: a table of the subjects, and what no check covers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from sightline.draw.page import PageBlock, PageTable, PageText
 
 
-def join_reasons(reasons: Iterable[str]) -> str:
-    """Join reasons without repetition, the most frequent first: "no boxes, no depth" becomes "no boxes, depth"."""
+def join_reasons(reasons: Iterable[str], *, most: int | None = None) -> str:
+    """Join reasons without repetition, the `most` frequent first: "no boxes, no depth" becomes "no boxes, depth"."""
     ordered = [reason for reason, _ in Counter(reasons).most_common()]
+    more = f" and {len(ordered) - most} more reasons" if most is not None and len(ordered) > most + 1 else ""
+    ordered = ordered[:most] if more else ordered
     missing = [reason.removeprefix("no ") for reason in ordered if reason.startswith("no ")]
     others = [reason for reason in ordered if not reason.startswith("no ")]
-    return ", ".join([*others, *([f"no {', '.join(missing)}"] if missing else [])])
+    return ", ".join([*others, *([f"no {', '.join(missing)}"] if missing else [])]) + more
 
 
 def make_examination_blocks(document: Mapping[str, Any]) -> list[PageBlock]:

@@ -64,6 +64,10 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def request(self) -> None:
+        """Request a stop as SIGTERM does."""
+        self.signal = self.signal or signal.SIGTERM
+
     def install_handlers(self, *, is_acknowledged: bool) -> None:
         """Install signal handlers; with `is_acknowledged`, the first signal is acknowledged on standard error."""
         self._is_acknowledged = is_acknowledged

@@ -37,6 +37,7 @@ from sightline.engine.build import Data, TrainingSetup, build
 from sightline.engine.device import describe_nondeterminism, set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
+from sightline.engine.records import Observer
 from sightline.engine.resume import RunLocation, assert_empty, create_run_folder, resolve_run_location
 from sightline.engine.session import StopRequest, TrainingSession
 from sightline.engine.train import NonFiniteGradientError
@@ -205,13 +206,15 @@ def train_run(
     device: str = "auto",
     reporter: Reporter | None = None,
     stop: StopRequest | None = None,
+    observers: Sequence[Observer] = (),
     shows_progress: bool = False,
 ) -> TrainResult:
     """Train a config, or resume its run, in this process and those that a launcher started with it.
 
     The run goes to `out`, without it to a new folder `runs/<name>/<number>`; `resume` is `auto`, a run directory or a
     checkpoint. During training, SIGTERM and SIGINT save its state and end it; their handlers are restored afterwards,
-    except for a `stop` of the caller, which stays installed. With `shows_progress`, progress is written to standard
+    except for a `stop` of the caller, which stays installed. `observers` receive the records of the run's steps and
+    evaluations on the first process. With `shows_progress`, progress is written to standard
     error. Raises UserError, ConfigError, DataError or CheckpointError if the run cannot start, RunError if it fails.
     """
     is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
@@ -224,7 +227,14 @@ def train_run(
         if is_main:  # not before: a signal ends a process that still waits for the others
             stop_request.install_handlers(is_acknowledged=shows_progress and world.size == 1)
         run = _TrainRun(
-            config, plugins, world, reporter or Reporter(), stop_request, checks, is_quiet=not shows_progress
+            config,
+            plugins,
+            world,
+            reporter or Reporter(),
+            stop_request,
+            checks,
+            observers=observers,
+            is_quiet=not shows_progress,
         )
         return run(out=out, resume=resume)
 
@@ -261,8 +271,10 @@ class _TrainRun:
         stop: StopRequest,
         has_checks: bool,
         *,
+        observers: Sequence[Observer],
         is_quiet: bool,
     ) -> None:
+        self._observers = tuple(observers)
         self._config = config
         self._plugins = plugins
         self._world = world
@@ -284,7 +296,10 @@ class _TrainRun:
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-        built = build(config, world, is_resumed=bool(location.checkpoint))
+        built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
+        if config.train.precision == "auto":
+            self._note(f"train.precision: auto is {built.config.train.precision} in this run")
+        config = built.config
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
@@ -307,7 +322,7 @@ class _TrainRun:
                 directory,
                 stop=self._stop,
                 record=record,
-                extra_observers=observers,
+                extra_observers=[*observers, *self._observers],
                 final_metrics=partial(probe_metrics, config, world, directory, self._reporter.note),
                 is_quiet=self._is_quiet,
             )
@@ -446,7 +461,9 @@ class _TrainRun:
         if "mean_error_mm" in document["metrics"]:  # centre refinement has no metric to compare with it
             document |= pose_baselines(test, built.data)
         rows = compare_with_published(built.config, test, document["metrics"], which="last", lineage=built.lineage)
-        document |= {"published": rows} if rows else {}
+        if rows:
+            document |= {"published": rows}
+            directory.write_json("published.json", {"rows": rows})
         title = f"{built.config.name}: last checkpoint on {test.split}"
         reporter.evaluation(document, title=title, dataset=test.dataset)
         findings = self._check_after_training(session) if self._has_checks else ()

@@ -53,7 +53,7 @@ def check(options: CheckOptions) -> int:
         if (table := finding.evidence.get("table")) is not None:
             show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=options.verbose)
-    print_note("\n".join(describe_examination(document)))
+    print_note("\n".join(describe_examination(document, is_verbose=options.verbose)))
     print_note(f"{config.name}: {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
     counts = {"errors": errors, "warnings": warnings}
     write_document(

@@ -11,7 +11,7 @@ import torch
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
-from sightline.contract.errors import UserError
+from sightline.contract.errors import RunError, UserError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
@@ -26,6 +26,7 @@ from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
+    find_unused_format,
     measure_processes,
     name_setting_in_errors,
     parse_settings,
@@ -43,6 +44,8 @@ from sightline.workbench.describe.report import (
 from sightline.workbench.describe.sources import DataDescription, build_subject
 from sightline.workbench.describe.trace import Node, Trace
 
+_NUM_BRIEF_STEPS, _NUM_BRIEF_ROUNDS = 2, 3
+"""Measured steps and rounds of a setting that nobody asked for; a verdict needs three rounds."""
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
 _DROPPABLE = ("inputs", "outputs", "class", "defined in")
 _PACKAGES = (Path(torch.__file__).parents[1], Path(__file__).parents[2])
@@ -198,6 +201,8 @@ def profile(options: ProfileOptions) -> int:
             note = world.rank_zero_only(print_note)
             tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
             world.rank_zero_only(_report_settings)(document | {"tried": tried}, options)
+        elif world.size == 1 and (unused := find_unused_format(built.config, world.device)) is not None:
+            _try_unused(unused, document, built, world, options)
         if trace is not None:
             world.rank_zero_only(print_note)(
                 f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"
@@ -213,6 +218,27 @@ def _report_profile(document: Mapping[str, Any], options: ProfileOptions) -> Non
 def _report_settings(document: Mapping[str, Any], options: ProfileOptions) -> None:
     _show_settings(document["tried"])
     _write(document, options)
+
+
+def _try_unused(
+    setting: Setting, document: Mapping[str, Any], built: TrainingSetup, world: World, options: ProfileOptions
+) -> None:
+    """Measure briefly the number format that the config leaves unused, and print what it gains."""
+    num_steps = min(options.steps, _NUM_BRIEF_STEPS)
+    try:
+        lower = reread(options.config, _combine_overrides(options.overrides, setting))
+        named = ((Setting("as configured"), built.config), (setting, lower))
+        trials = [SettingTrial(each, _build(config, world, num_steps, base=built)) for each, config in named]
+        tried = try_settings(trials, world, num_steps=num_steps, num_rounds=_NUM_BRIEF_ROUNDS, note=lambda text: None)
+    except (UserError, RunError) as error:
+        print_note(f"this machine computes in bf16, which the config leaves unused; it cannot be measured: {error}")
+        return
+    _report_settings({**document, "tried": tried}, options)
+    row = tried[1]
+    ratio = f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})"
+    words = " ".join(setting.overrides)
+    gain = f"{words} is {ratio}" if row["verdict"] == "faster" else f"{words} gains nothing clear: {ratio}"
+    print_note(f"this machine computes in bf16, which the config leaves unused; measured here: {gain}")
 
 
 def _write(document: Mapping[str, Any], options: ProfileOptions) -> None:

@@ -11,7 +11,7 @@ from sightline.commands.look import StudyOptions
 from sightline.contract.errors import UserError
 from sightline.runs.run_directory import assert_writable, load_document, write_document
 from sightline.verbs.output import print_note, show_table, split_options
-from sightline.verbs.train import TerminalReporter
+from sightline.verbs.train import SeriesReporter, TerminalReporter
 from sightline.workbench.probe.classifiers import split_words
 from sightline.workbench.study.grid import NAME as GRID_NAME
 from sightline.workbench.study.grid import GridStudy, parse_factors
@@ -36,7 +36,7 @@ def study(options: StudyOptions) -> int:
     )
     for line in planned.notes:
         print_note(f"warning: {line}")
-    document, code = planned(TerminalReporter())
+    document, code = planned(SeriesReporter())
     if document["rows"]:
         _show(document)
         print_note(f"written: {options.out / GRID_NAME}.json, {options.out / GRID_NAME}.svg")
@@ -101,7 +101,7 @@ def _study_labels(options: StudyOptions) -> int:
     planned = LabelStudy(setup, shares, options.out, overrides=overrides, source=values.get("from"))
     for line in planned.notes:
         print_note(f"warning: {line}")
-    result = planned(TerminalReporter())
+    result = planned(SeriesReporter())
     config = result.config
     title = f"{config.name}: {config.evaluate.metric} of the last weights on the test part"
     show_table(title, COLUMNS, map(table_cells, result.rows))

@@ -38,6 +38,26 @@ class TerminalReporter(Reporter):
         write_document(self._json, document)
 
 
+class SeriesReporter(TerminalReporter):
+    """Reporter of a series of runs: lines and findings that repeat are printed once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._printed: set[str] = set()
+
+    def note(self, text: str) -> None:
+        """Print the lines that were not printed before."""
+        for line in dict.fromkeys(text.split("\n")):
+            if line not in self._printed:
+                super().note(line)
+        self._printed.update(text.split("\n"))
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """Print the findings that were not printed before."""
+        super().findings([finding for finding in findings if str(finding) not in self._printed])
+        self._printed.update(map(str, findings))
+
+
 def train(options: TrainOptions) -> int:
     """Train what a config describes and return the exit code; signals are handled until the process ends."""
     return train_run.launch_training(options, TerminalReporter(options.json), stop=StopRequest())

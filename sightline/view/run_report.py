@@ -84,6 +84,7 @@ def make_report(runs: Sequence[ReportedRun], samples: PageClouds | None = None) 
     sections: list[tuple[str, Callable[[ReportedRun], Sequence[PageBlock]]]] = [
         ("By distance", _make_distance_tables),
         ("Confusions", _make_confusion_table),
+        ("Published figures", _make_published_table),
         ("Findings of the checks", _make_findings_table),
         ("Predictions", pictures),
         ("How to repeat", _make_environment_table),
@@ -138,16 +139,36 @@ def _make_confusion_table(run: ReportedRun) -> list[PageBlock]:
     confusion = (run.final or {}).get("confusion")
     if not confusion:
         return []
+    about = [PageText("plain", [confusion["about"]])] if "about" in confusion else []
     names, counts = confusion["classes"], np.array(confusion["counts"], dtype=np.int64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     if len(names) <= _MAX_MATRIX:
         rows = [[name, *map(str, row)] for name, row in zip(names, counts.tolist(), strict=True)]
-        return [PageTable(["label \\ prediction", *names], rows, shares=shares.tolist())]
+        return [*about, PageTable(["label \\ prediction", *names], rows, shares=shares.tolist())]
     wrong = np.where(np.eye(len(names), dtype=bool), 0, counts)
     order = [index for index in np.argsort(-wrong, axis=None, kind="stable")[:_NUM_CONFUSIONS] if wrong.flat[index] > 0]
     pairs = [divmod(int(index), len(names)) for index in order]
     cells = [[names[a], names[b], str(counts[a, b]), f"{shares[a, b]:.1%}"] for a, b in pairs]
-    return [PageTable(["label", "prediction", "count", "of the label"], cells)]
+    return [*about, PageTable(["label", "prediction", "count", "of the label"], cells)]
+
+
+def _make_published_table(run: ReportedRun) -> list[PageBlock]:
+    """Make the table of published figures on the run's data set, as training compared them with those of the run."""
+    if not (path := run.path / "published.json").exists():
+        return []
+    rows = load_document(path)["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row["here"]))
+    here = {name: value for row in rows for name, value in row["here"].items()}
+    cells = [["this run", "", *(format_fact(here[name]) for name in names), ""]]
+    for row in rows:
+        differing = [d["name"] for d in row["differences"] if d["there"] is not None]
+        figures = [format_fact(row["metrics"].get(name)) for name in names]
+        cells.append([row["who"], row["source"], *figures, ", ".join(differing)])
+    remarks = [f"{row['who']} ({row['source']}): {remark}" for row in rows for remark in row["remarks"]]
+    return [
+        PageTable(["", "source", *names, "differs in"], cells, is_numeric=False),
+        *([PageText("notes", remarks)] if remarks else []),
+    ]
 
 
 def _make_findings_table(run: ReportedRun) -> list[PageBlock]:

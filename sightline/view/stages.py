@@ -160,7 +160,7 @@ class Stage:
 
     def lines(self) -> list[str]:
         """Return the caption as lines: points, extent along the axes, and the description."""
-        if self.is_flat:
+        if self.is_flat or (self.skeletons and not len(self.points)):
             return [self.description] if self.description else []
         numbers = self.to_dict()
         gaps = f", {numbers['num_not_finite']:,} of them not finite" if numbers["num_not_finite"] else ""

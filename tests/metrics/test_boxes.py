@@ -145,6 +145,46 @@ def test_an_ignored_region_absorbs_its_class_or_all(region_class: int, ap50: tup
     assert (scored_boxes["num_boxes"], scored_boxes["num_ignored"]) == (2, 1)
 
 
+def test_confusions_of_boxes_by_hand() -> None:
+    """Rows are labels, the last row and column background; a detection below 0.3 counts nowhere."""
+    truth = [
+        [0, 0, 10, 10, 0, 100, 0],  # a person, found as one, and again
+        [20, 0, 30, 10, 1, 100, 0],  # a car, found as a person before the right one
+        [40, 0, 50, 10, 1, 100, 0],  # a car with a detection of too small a score
+        [60, 60, 90, 90, -1, 900, 1],
+    ]
+    found = [
+        [0, 0, 10, 10, 0.6, 0],
+        [0, 0, 10, 9, 0.9, 0],
+        [20, 0, 30, 10, 0.8, 0],
+        [20, 0, 30, 10, 0.7, 1],
+        [40, 0, 50, 10, 0.29, 1],
+        [60, 60, 70, 70, 0.9, 1],  # in an ignored region
+        [200, 0, 210, 10, 0.3, 1],
+    ]
+    other = Image([[0, 0, 10, 10, 0, 100, 0]], [])
+    state = coco_state([Image(truth, found), other], 2)
+    table = BoxAp(class_names=("person", "car")).tables(state)["confusion"]
+    assert table["classes"] == ["person", "car", "background"]
+    assert table["counts"] == [[1, 0, 1], [1, 0, 1], [1, 2, 0]]
+    empty = BoxAp(class_names=("person",)).tables(coco_state([Image([], [])], 1))["confusion"]
+    assert empty["counts"] == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_confusions_count_every_label_and_detection_once(seed: int) -> None:
+    """Rows sum to the labels that count, columns to the detections, but for those that a region may absorb."""
+    images = [Image(one["truth"], one["detections"]) for one in draw_images(np.random.default_rng(seed))]
+    state = coco_state(images, 4)
+    counts = np.array(BoxAp(class_names=("a", "b", "c", "d")).tables(state)["confusion"]["counts"])
+    labels = np.concatenate([np.reshape(image.truth, (-1, 7)) for image in images])
+    detections = np.concatenate([np.reshape(image.detections, (-1, 6)) for image in images])
+    counted = labels[labels[:, 6] == 0, 4].astype(int)
+    shown = detections[detections[:, 4] >= 0.3, 5].astype(int)
+    assert counts[:-1].sum(axis=1).tolist() == np.bincount(counted, minlength=4).tolist()
+    assert (counts[:, :-1].sum(axis=0) <= np.bincount(shown, minlength=4)).all()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_without_numba_equals_pycocotools(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also a region of no class, which is one of each. The exam of metrics holds the compiled form to the same."""

@@ -238,6 +238,23 @@ def exponential(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
 
 
+def reloaded() -> Any:
+    data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*batches(8), strict=True)))
+    return torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+def forget_at(step: int) -> Callable[[Any], None]:
+    """Clear gradients; at a step, resume: load an optimiser's options and not its state."""
+    steps = iter(range(1, 10**6))
+
+    def clear(optimizer: Any) -> None:
+        optimizer.zero_grad()
+        if next(steps) == step:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+
+    return clear
+
+
 def constant_labels() -> Any:
     return [(points, torch.full_like(label, 2)) for points, label in batches()]
 
@@ -320,6 +337,17 @@ PLANTS = {
         "double-softmax", "loss.form", 1, lambda: train(loss=lambda o, y: F.nll_loss(o.softmax(dim=1), y))
     ),
     "one batch for ever": Plant("same-batch", "data.ordering", 5, lambda: train(data=[next(batches())] * STEPS)),
+    "one order in every epoch": Plant("same-order", "data.ordering", 16, lambda: train(data=[*batches(10)] * 3)),
+    "a generator made anew in every epoch": Plant(
+        "same-order", "data.ordering", 14, lambda: train(data=[each for _ in range(3) for each in reloaded()])
+    ),
+    "momenta lost at a resume": Plant("lost-state", "ckpt.incomplete_state", 8, lambda: train(clear=forget_at(8))),
+    "Adam's squares lost at a resume": Plant(
+        "lost-state",
+        "ckpt.incomplete_state",
+        8,
+        lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters()), clear=forget_at(8)),
+    ),
     "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
     "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
     "the best weights kept without a copy": Plant("aliased-weights", "ckpt.alias", 0, keep_best_without_copy),

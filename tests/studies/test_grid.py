@@ -131,7 +131,7 @@ def test_every_config_is_looked_at_before_the_first_run(tmp_path: Path) -> None:
 
 
 def test_a_run_draws_its_labels_by_its_own_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "_resolve_mode", lambda *_: "max")  # opens the data, which is not there
+    monkeypatch.setattr(grid, "resolve_metric_mode", lambda *_: "max")  # opens the data, which is not there
     config = CONFIG.with_name("modelnet40_pct_cpu.yaml")
     for overrides, expected in (((), [0, 1]), (("data.fraction_seed=7",), [7, 7])):
         factors = parse_factors([config], ["data.fraction=0.1"], [])

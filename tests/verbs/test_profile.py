@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from sightline.config import read_config
+from sightline.workbench.describe.profiling import find_unused_format
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
@@ -31,6 +34,41 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "outside of modules" in printed
     slowest = max(document["modules"], key=lambda row: row["seconds"])
     assert slowest["path"] or "(model)" in printed
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "words", "expected"),
+    [
+        (True, (), ["as configured", "bf16"]),
+        (False, (), None),
+        (True, ("train.precision=bf16",), None),
+        (True, ("train.precision=float64",), None),
+        (True, ("--try", "workers=0", "--rounds", "1"), ["as configured", "workers=0"]),
+    ],
+)
+def test_a_format_that_the_config_leaves_unused_is_measured(
+    has_bf16: bool, words: tuple[str, ...], expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    kept = tmp_path / "kept.json"
+    done = succeed("profile", CONFIG, *TINY, *words, "--steps", "1", "--device", "cpu", "--json", kept)
+    tried = json.loads(kept.read_text()).get("tried")
+    assert (tried and [row["name"] for row in tried]) == expected
+    is_measured = expected is not None and expected[1] == "bf16"
+    assert ("measured here: train.precision=bf16 " in done.err) == is_measured
+    if is_measured:
+        row = tried[1]
+        assert len(row["seconds"]) == 3
+        assert f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})" in done.err
+
+
+def test_channels_last_is_part_of_it_where_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_salsanext.yaml")
+    setting = find_unused_format(config, torch.device("cpu"))
+    assert setting is not None
+    assert setting.overrides == ("train.precision=bf16", "model.channels_last=true")
 
 
 @pytest.mark.processes

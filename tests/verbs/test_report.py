@@ -128,6 +128,37 @@ def test_no_finding_of_a_run_that_was_not_checked_is_no_praise(
     assert f"<li>All checks: sightline check {run}</li>" in text
 
 
+def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
+    row = {
+        "who": "PointNet",
+        "source": "Qi et al. 2017",
+        "here": {"overall_accuracy": 0.5},
+        "metrics": {"overall_accuracy": 0.892},
+        "differences": [{"name": "points", "here": 64, "there": 1024}, {"name": "votes", "here": 1, "there": None}],
+        "remarks": ["unverified: by hand"],
+    }
+    (run / "published.json").write_text(json.dumps({"rows": [row]}))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert "<h2>Published figures</h2>" in text
+    assert "<td>this run</td><td></td><td>0.5000</td><td></td>" in text
+    assert "<td>PointNet</td><td>Qi et al. 2017</td><td>0.8920</td><td>points</td>" in text
+    assert "PointNet (Qi et al. 2017): unverified: by hand" in text
+    (run / "published.json").write_text('{"rows": [1]}')
+    assert run_here("report", run).code == 2
+
+
+def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:
+    idle = {"feature-scale": "no init", "checkpoint-match": "no init"}
+    row = {"subject": "weights", "ran": ["initial-weights"], "seconds": 0.25, "not_applicable": idle}
+    started = {"seconds": 0.25, "subjects": [row], "not_covered": ["10 of 20 samples of the train part"]}
+    (run / "checks.json").write_text(json.dumps({"start": started}))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert "<td>weights</td><td>1</td><td>0.25</td><td>2: no init</td>" in text
+    assert "<li>not covered by a check: 10 of 20 samples of the train part</li>" in text
+
+
 def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (run / "predictions" / "a.png").stat().st_size
     monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))

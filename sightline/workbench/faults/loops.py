@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
 from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.faults.compress import report_bits_alone
 
 Watch = Callable[..., Any]
 """`sightline.watch`: a context to enter around a loop, with its `findings`."""
@@ -125,6 +126,7 @@ LOOPS: dict[str, Loop] = {
         watch, seed, clear=lambda optimizer: None, after_backward=lambda optimizer: optimizer.zero_grad()
     ),
     "O11": lambda watch, seed: train_plainly(watch, seed, after_training=_evaluate_in_training_mode),
+    "O65": report_bits_alone,
     "O70": _repeat_order,
     "O75": _resume_without_state,
     "O76": _keep_best_without_copy,

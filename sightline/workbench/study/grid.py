@@ -237,7 +237,7 @@ class GridStudy:
                     f"{run.cell.path}: was trained for fewer epochs than this study needs; give another --out"
                 )
         by_config = {run.setup.config: run.config for run in self._runs}
-        modes = {_resolve_mode(config, self._metric) for config in by_config.values()}  # opens the data of each
+        modes = {resolve_metric_mode(config, self._metric) for config in by_config.values()}  # opens the data of each
         if len(modes) > 1:
             raise UserError(f"study: for some configs a higher {self._metric} is better, for others a lower one")
         self._mode = modes.pop()
@@ -334,7 +334,7 @@ class GridStudy:
         return document
 
 
-def _resolve_mode(config: RunConfig, metric: str) -> Literal["max", "min"]:
+def resolve_metric_mode(config: RunConfig, metric: str) -> Literal["max", "min"]:
     """Return "max" if a higher value is better, else "min". Raises ConfigError if no metric computes it."""
     if metric != config.evaluate.metric:
         config = dataclasses.replace(config, evaluate=dataclasses.replace(config.evaluate, metric=metric, mode=None))

@@ -128,7 +128,7 @@ class Loop:
         self.every = every
         self.reader = Reader(self)
         self.tracks: dict[int, OptimizerTrack] = {}
-        self.step = first_step
+        self.step = self.first_step = first_step
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None

@@ -1,4 +1,4 @@
-"""Schedules, averages and kept weights over a whole loop: a scheduler that never steps, a frozen EMA, an alias."""
+"""Schedules, averages, states and kept weights over a whole loop: what never steps, ends early, is lost or shared."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.runtime_rules import ALIAS, EMA, SCHEDULE
+from sightline.workbench.check.runtime_rules import ALIAS, EMA, SCHEDULE, STATE
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
@@ -70,6 +70,34 @@ def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
 
 def _count(scheduler: Any) -> int:
     return int(getattr(scheduler, "last_epoch", 0))
+
+
+class StateMonitor(Monitor):
+    """States of optimisers: those that the last update left are there at the next, also after a resume."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+        self._is_resumed: set[int] = set()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        size, key = len(track.optimizer.state), id(track)
+        before = self._sizes.get(key, 0)
+        if before > 0 and size == 0:
+            yield STATE.with_fault(
+                f"{track.name} has lost its state: momenta begin at zero again",
+                measured=f"no state; that of {before} parameters after the last update",
+            )
+        if key not in self._sizes and size == 0 and loop.step == loop.first_step > 0:
+            self._is_resumed.add(key)
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        size = self._sizes[id(track)] = sum(map(bool, track.optimizer.state.values()))
+        if id(track) in self._is_resumed and size > 0:
+            yield STATE.with_fault(
+                f"{track.name} goes on without its state: momenta begin at zero again",
+                measured=f"no state at update {loop.step + 1}, the first after the resume; {size} parameters have one",
+            )
+        self._is_resumed.discard(id(track))
 
 
 class AverageMonitor(Monitor):

@@ -21,7 +21,7 @@ from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, Op
 from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
 from sightline.workbench.watch.report import CheckReport
-from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor
+from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class Watch:
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
-        self._first_step = first_step
         self._declared = declared
         self._optimizers = optimizers
         self._bisects = bisects
@@ -75,6 +74,7 @@ class Watch:
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
+            StateMonitor(),
             LoadMonitor(),
             AverageMonitor(averages),
         ]
@@ -159,7 +159,7 @@ class Watch:
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._loop.track(optimizer)
         if track is not None:
-            if self._loop.num_forwards == 0 and self._loop.step == self._first_step:
+            if self._loop.num_forwards == 0 and self._loop.step == self._loop.first_step:
                 # Lightning's `training_step` need not call the module itself, but parts of it.
                 models = [m for m in self._loop.models.values() if m._compiled_call_impl is None]
                 self._hang([child for model in models for child in model.children()])

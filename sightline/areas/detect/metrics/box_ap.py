@@ -20,6 +20,7 @@ from sightline.parts.metrics.box_groups import (
     LabelColumn,
     Matches,
     group_boxes,
+    iou_or_ioa,
     precision_and_recall,
 )
 
@@ -28,6 +29,39 @@ _AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**
 _FEWER = (1, 10)
 _ROWS = {"ap50": 0, "ap75": 5}
 """Rows of `IOU_THRESHOLDS` at 0.50 and 0.75."""
+
+
+_MIN_CONFUSED_SCORE, _MIN_CONFUSED_IOU = 0.3, 0.5
+
+
+def count_confusions(state: State, num_classes: int) -> np.ndarray:
+    """Count labels (rows) by the class of the detection on them (C+1, C+1); the last row and column are background.
+
+    Detections of score 0.3 or more take, highest-scoring first, the free label of any class with the largest IoU of at
+    least 0.5. Others are found on background, unless half of them is in an ignored region; free labels are missed.
+    """
+    counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+    detections, labels = (state[name].cpu().numpy() for name in ("detections", "labels"))
+    detections = detections[detections[:, DetectionColumn.SCORE] >= _MIN_CONFUSED_SCORE]
+    order = np.lexsort((-detections[:, DetectionColumn.SCORE], detections[:, DetectionColumn.IMAGE]))
+    detections, labels = detections[order], labels[np.argsort(labels[:, LabelColumn.IMAGE], kind="stable")]
+    images = [rows[:, LabelColumn.IMAGE] for rows in (detections, labels)]
+    for image in np.unique(np.concatenate(images)):
+        bounds = [np.searchsorted(column, image, side=side) for column in images for side in ("left", "right")]
+        own, truth = detections[bounds[0] : bounds[1]], labels[bounds[2] : bounds[3]]
+        is_ignored = truth[:, LabelColumn.IS_IGNORED] > 0
+        overlap = iou_or_ioa(own[:, DetectionColumn.BOX], truth[:, LabelColumn.BOX], is_ignored)
+        is_free = ~is_ignored
+        for kind, row in zip(own[:, DetectionColumn.CLASS].astype(int), overlap, strict=True):
+            free_overlap = np.where(is_free, row, 0)
+            if free_overlap.max(initial=0) >= _MIN_CONFUSED_IOU:
+                label = free_overlap.argmax()
+                counts[int(truth[label, LabelColumn.CLASS]), kind] += 1
+                is_free[label] = False
+            elif row[is_ignored].max(initial=0) < _MIN_CONFUSED_IOU:
+                counts[-1, kind] += 1
+        np.add.at(counts[:, -1], truth[is_free, LabelColumn.CLASS].astype(int), 1)
+    return counts
 
 
 @registry.metrics.add("box_ap")
@@ -103,7 +137,7 @@ class BoxAp:
         return result | recalls
 
     def tables(self, state: State) -> dict[str, Any]:
-        """Return `scored_boxes`: the protocol, the number of counted and ignored labels, and reasons of NaN figures."""
+        """Return `scored_boxes`, the protocol, label counts and reasons of NaN figures, and `confusion`."""
         about = protocol_header(f"COCO, IoU 0.50 to 0.95, at most {self.most} an image and class", state)
         area, is_ignored = state["labels"][:, LabelColumn.AREA], state["labels"][:, LabelColumn.IS_IGNORED] > 0
         for name, (low, high) in _AREAS.items():
@@ -112,7 +146,13 @@ class BoxAp:
                     f"no label of {low:.0f} {'square pixels or more' if high > 1e9 else f'to {high:.0f} square pixels'}"
                 )
                 about["undefined"] |= {f"{figure}{name}": reason for figure in ("ap", "ar")}
-        return {"scored_boxes": about}
+        confusion = {
+            "classes": [*self.class_names, "background"],
+            "counts": count_confusions(state, len(self.class_names)).tolist(),
+            "about": f"detections of score {_MIN_CONFUSED_SCORE} or more, at an IoU of {_MIN_CONFUSED_IOU}; labels on "
+            "which none is are background, as are places of detections without a label",
+        }
+        return {"scored_boxes": about, "confusion": confusion}
 
     def per_class(self, state: State) -> dict[str, dict[str, Any]]:
         """Return `ap`, `ap50`, and the number of counted labels of every class."""

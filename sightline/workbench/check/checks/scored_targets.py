@@ -93,6 +93,7 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
         yield Fault(
             "suppression drops boxes because of boxes of another class",
+            causes=("eval.decode", "eval.protocol"),
             at="task.suppression",
             measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
             expected=f"at most {_MAX_LOST:.0%}",
@@ -199,7 +200,7 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
     elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
         yield Fault(
             f"the metric '{metric.name}' leaves out images without detections",
-            causes=("eval.aggregation", "eval.protocol"),
+            causes=("eval.protocol", "eval.aggregation"),
             at=metric.path,
             measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
             "images have labels without a detection",

@@ -14,6 +14,7 @@ SUBJECTS = ("data", "model", "loss", "optimiser", "metric", "weights", "compress
 """Subjects of checks, in the order in which they are printed; `plugin` stands for checks of a user's own."""
 _OF_MODULES = {"initial": "loss", "scored": "metric", "metrics": "metric", "layers": "model"}
 """Subjects of modules by the first word of their name, which else is the subject itself."""
+_NUM_REASONS = 3
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
 """Questions that no check answers, of any run."""
 
@@ -80,14 +81,18 @@ class Examination:
         }
 
 
-def describe_examination(document: Mapping[str, Any]) -> list[str]:
-    """Format a document of `Examination.to_dict` as lines: one for each subject, and one on what is not covered."""
+def describe_examination(document: Mapping[str, Any], *, is_verbose: bool = False) -> list[str]:
+    """Format a document of `Examination.to_dict` as lines: one for each subject, and those on what is not covered.
+
+    Of the reasons why checks do not apply three are listed; with `is_verbose` all.
+    """
     rows = document["subjects"]
     count = sum(len(row["ran"]) for row in rows)
     lines = [f"{count} checks ran in {document['seconds']:.1f} s of processor time"]
     for row in rows:
         reasons = row["not_applicable"].values()
-        idle = f"   {len(reasons)} do not apply: {join_reasons(reasons)}" if reasons else ""
+        listed = join_reasons(reasons, most=None if is_verbose else _NUM_REASONS)
+        idle = f"   {len(reasons)} do not apply: {listed}" if reasons else ""
         lines.append(f"  {row['subject']:<12}{len(row['ran']):>3}{row['seconds']:>7.1f} s{idle}")
     return [*lines, "not covered by a check:", *(f"  {gap}" for gap in document["not_covered"])] if rows else []
 

@@ -248,18 +248,25 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "augmentation-mismatch": (
         *("misplaced-joints", "misplaced-volume", "misplaced-heatmap", "mismatched-labels", "mismatched-views"),
         *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
+        *("scattered-labels", "mismatched-boxes"),
         *_FIGURE_CODES,
     ),
-    "misplaced-joints": (*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES),
+    "misplaced-joints": (
+        *(*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES, *_METRIC_CODES),
+    ),
     "repeated-samples": (
         *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
         *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),
     ),
     "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
-    "exchanged-rows": ("mismatched-views", "mismatched-image", "misplaced-joints", *_METRIC_CODES),
+    "exchanged-rows": (
+        *("mismatched-views", "mismatched-image", "mismatched-boxes", "label-outside-parts", "scattered-labels"),
+        "misplaced-joints",
+        *_METRIC_CODES,
+    ),
     "data-mutation": _METRIC_CODES,
-    "label-range": (*_FIRST_STEP, "untrained-class"),
-    "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),
+    "label-range": (*_FIRST_STEP, "untrained-class", "class-counts"),
+    "label-outside-parts": (*_LABEL_CODES, "first-evaluation", "scattered-labels", "class-counts"),
     "missing-category": (*_FIRST_STEP, "category-input"),
     "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
     "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
@@ -297,6 +304,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "unregistered": ("not-optimised",),
     "not-optimised": ("no-update",),
     "schedule": ("no-update",),
+    "class-figures": _METRIC_CODES,
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }

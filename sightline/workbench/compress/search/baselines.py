@@ -7,7 +7,9 @@ NSGA-II of Optuna over (loss, bytes), whose storage several machines may share.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +60,38 @@ class RandomSearch(Search):
         return best
 
 
+def open_study(
+    storage: str | None, *, name: str, directions: Sequence[Literal["minimize", "maximize"]], needed_by: str
+) -> Any:
+    """Open a study of Optuna, or create it: in memory, or in a database URL or a file that several machines may share.
+
+    Raises UserError, beginning with `needed_by`, for a storage that cannot be used.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with explain_storage(storage, needed_by=needed_by):
+        opened: Any = storage
+        if storage is not None and "://" not in storage:
+            opened = JournalStorage(JournalFileBackend(storage))
+        return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
+
+
+@contextlib.contextmanager
+def explain_storage(storage: str | None, *, needed_by: str) -> Iterator[None]:
+    """Convert errors of a storage of Optuna to UserError, in one line."""
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError  # which optuna brings along
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise UserError(f"{needed_by}: {storage}: {summarise_error(error)}") from None
+
+
 @registry.searches.add("nsga2")
 class NSGA2(Search):
     """NSGA-II: evolutionary search of two objectives, loss and bytes; policies are lowered to the budget, as in HAQ.
@@ -99,20 +133,11 @@ class NSGA2(Search):
 
     def _open_study(self, problem: Problem) -> Any:
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-        from sqlalchemy.exc import SQLAlchemyError  # which optuna brings along
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage: Any = self.storage
-        try:
-            if storage is not None and "://" not in storage:
-                storage = JournalStorage(JournalFileBackend(storage))
-            name = f"{len(problem.searched_layers)} layers in {problem.budget_bytes} bytes"
-            study = optuna.create_study(
-                storage=storage, study_name=name, directions=["minimize", "minimize"], load_if_exists=True
-            )
-        except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            raise UserError(f"search 'nsga2': storage: {self.storage}: {summarise_error(error)}") from None
+        name = f"{len(problem.searched_layers)} layers in {problem.budget_bytes} bytes"
+        study = open_study(
+            self.storage, name=name, directions=["minimize", "minimize"], needed_by="search 'nsga2': storage"
+        )
         if not study.get_trials(deepcopy=False):
             study.enqueue_trial({layer.name: problem.uniform_level for layer in problem.searched_layers})
         seed = None if self.storage else self.seed  # machines with equal draws would evaluate the same policies

@@ -26,6 +26,7 @@ from sightline.workbench.check.context import Context, check, evaluations, first
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.sample_statistics import is_standardised
 
 _SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 """Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
@@ -229,13 +230,8 @@ def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
         return None
     worst = max(suspects.values(), key=lambda difference: difference.share)
     layer, location = _find_leak(group, model, group_batch, dataclasses.replace(single, batch=single_batch))
-    is_normed = all(map(_is_standardised, (alone[worst.name], batched[worst.name])))
+    is_normed = all(map(is_standardised, (alone[worst.name], batched[worst.name])))
     return _make_leak(group, single, worst, layer, location, is_normed=is_normed)
-
-
-def _is_standardised(output: Tensor) -> bool:
-    """Return True for a mean of 0 and a deviation of 1, which a norm over all of an output leaves behind."""
-    return output.numel() > 1 and abs(float(output.mean())) < 1e-3 and abs(float(output.std()) - 1) < 1e-2
 
 
 def _find_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:

@@ -21,7 +21,7 @@ from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
 from sightline.workbench.check.core.finding import Fault, Finding
 from sightline.workbench.check.core.object_graph import output_range
-from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
+from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums
 
@@ -370,8 +370,10 @@ def prior_bias(context: Context, assigned: AssignedBoxes) -> Fault | None:
     score = float(outputs.get("objectness", outputs["logits"]).double().sigmoid().mean())
     if prior / _FACTOR <= score <= prior * _FACTOR:
         return None
+    is_normed = is_standardised(outputs.get("objectness", outputs["logits"]).double())
     return Fault(
         "the untrained detector does not start with rare objects",
-        measured=f"a mean score of {score:.4g}",
+        causes=prior_bias.causes[:: -1 if is_normed else 1],
+        measured=f"a mean score of {score:.4g}" + (", of logits with mean 0 and deviation 1" if is_normed else ""),
         expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
     )

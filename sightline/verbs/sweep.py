@@ -1,0 +1,77 @@
+"""`sightline sweep`: search the best values of config keys, with any number of workers."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sightline.commands.look import SweepOptions
+from sightline.runs.run_directory import assert_writable, write_document
+from sightline.verbs.output import print_note, show_table
+from sightline.verbs.train import SeriesReporter
+from sightline.workbench.study.search_space import read_space
+from sightline.workbench.study.sweep import NAME, Sweep, SweepSettings
+
+
+class _TrialReporter(SeriesReporter):
+    """Reporter without figures of the test part: a sweep that shows them invites to choose by them."""
+
+    def evaluation(self, document: Mapping[str, Any], *, title: str, dataset: object) -> None:
+        """Print nothing."""
+
+
+def sweep(options: SweepOptions) -> int:
+    """Run trials until none is left, print the table, and return 0, 1 without a finished trial, or a signal's code."""
+    dimensions = read_space(options.space)
+    assert_writable(options.out / f"{NAME}.json", option="--out")
+    settings = SweepSettings(
+        options.config,
+        options.out,
+        options.overrides,
+        options.plugins,
+        options.device,
+        storage=options.storage,
+        sampler=options.sampler,
+        num_trials=options.trials,
+        seed=options.seed,
+        is_pruned=not options.no_prune,
+    )
+    planned = Sweep(settings, dimensions, _TrialReporter())
+    for line in planned.notes:
+        print_note(f"warning: {line}")
+    document, code = planned()
+    _show(document)
+    print_note(f"written: {options.out / NAME}.json")
+    write_document(options.json, document)
+    return code
+
+
+def _show(document: Mapping[str, Any]) -> None:
+    part = "test part: test-selected" if document["part"] == "test" else "validation part"
+    title = f"{document['metric']} on the {part} ({document['mode']} is better), {document['num_trials']} trials asked"
+    keys = list(document["space"])
+    rows = [
+        (row["trial"], row["state"], row["value"], row["epoch"], *_list_values(row, keys), row["run"])
+        for row in document["trials"]
+    ]
+    show_table(title, ("trial", "state", "value", "epoch", *keys, "run"), rows)
+    if document["num_running"]:
+        print_note(f"trials that wait or run elsewhere: {document['num_running']}; the same command goes on with them")
+    best = document["best"]
+    if best is None:
+        print_note("no trial is finished" + ("" if document["num_running"] else "; the errors are above"))
+        return
+    figure = f"{document['metric']} {best['value']:.4f} at epoch {best['epoch']}"
+    print_note(f"best: trial {best['trial']}, {figure}; its values, to paste:")
+    sys.stdout.write(f"{shlex.join(best['overrides'])}\n")
+    words = [document["config"], *document["overrides"]]
+    print_note(f"train it again: {shlex.join(['sightline', 'train', *words, *best['overrides']])}")
+    arms = ["--arm", "config=", "--arm", f"best={shlex.join(best['overrides'])}"]
+    print_note(f"is it better? {shlex.join(['sightline', 'study', *words, *arms, '--out', 'DIR'])}")
+
+
+def _list_values(row: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
+    values = dict(override.split("=", 1) for override in row["overrides"])
+    return [values.get(key, "") for key in keys]
