@@ -70,10 +70,25 @@ def _sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:
         "scene_folder": (test_scene_folder.write_folder, test_scene_folder.prepare),
         "msra_hands": (msra, lambda source, target: _prepared(_msra(), source, target)),
         **{name: frames(name) for name in test_depth_sets.SETS},
+        **{f"depth_folder_{form}": _own_frames(form) for form in ("csv", "json")},
         **_box_sets(),
         **_scan_sets(),
     }
     return sets
+
+
+def _own_frames(form: str) -> tuple[Callable[[Path], object], Prepare]:
+    """Frames with joints.csv and camera.json, or with joints.json alone, which is then the file that is damaged."""
+    from tests.data.depth.own_frames import CAMERA, write_own_frames
+    from tests.data.preparing import prepare_set
+
+    def write(root: Path) -> None:
+        write_own_frames(root, 2, form=form)
+        if form == "json":
+            (root / "camera.json").unlink()
+
+    options = CAMERA if form == "json" else {}
+    return write, lambda source, target: prepare_set("depth_folder", source, target, _quiet, **options)
 
 
 def _box_sets() -> dict[str, tuple[Callable[[Path], object], Prepare]]:

@@ -222,7 +222,11 @@ def test_json_that_cannot_be_used_is_refused(change, told: str, tmp_path: Path) 
 
 def test_options_that_do_not_fit_are_named(source, tmp_path: Path) -> None:
     root, _ = source
-    for options, told in (({"centre": "plam"}, "did you mean 'palm'"), ({"fx": 240.0}, "fy, u0, v0 are missing")):
+    for options, told in (
+        ({"centre": "plam"}, "did you mean 'palm'"),
+        ({"fx": 240.0}, "fy, u0, v0 are missing"),
+        ({**CAMERA, "u0": 1e9}, "all four at most 1e[+]06 pixels"),
+    ):
         with pytest.raises(ConfigError, match=told):
             prepare_set("depth_folder", root, tmp_path / "own", **options)
 

@@ -22,6 +22,7 @@ from sightline.areas.pose.sets.depth_sets import (
     PreparedFrames,
     SourceFrame,
     StoredFrames,
+    check_joint_range,
     plan_depth_set,
     train_and_test,
 )
@@ -50,6 +51,8 @@ _FRAMES_PER_SHARD = 200
 _MIN_RECORDINGS = 5
 """Recordings below which stretches of frames stand for them when splits are made."""
 _STRETCHES = 10
+_MAX_PX = 1e6
+"""Largest number of a camera's intrinsics."""
 _CUBE_MARGIN = 1.25
 _NUM_COMPARED = 8
 
@@ -251,8 +254,10 @@ def _find_camera(root: Path, given: dict[str, float | None], labels: JointLabels
             f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
             f'pixels, or write {CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
         )
-    if stated["fx"] <= 0 or stated["fy"] == 0:
-        raise ConfigError(f"{root}: fx must be positive, and fy not 0 (negative: Y points up)")
+    if stated["fx"] <= 0 or stated["fy"] == 0 or max(map(abs, stated.values())) > _MAX_PX:
+        raise ConfigError(
+            f"{root}: fx must be positive, fy not 0 (negative: Y points up), and all four at most {_MAX_PX:g} pixels"
+        )
     for label in labels.frames:
         path = root / label.frame
         if not path.is_file():
@@ -268,6 +273,8 @@ def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
     depths = joints[..., 2]
     if np.isnan(depths).all():
         raise DataError(f"{labels.path}: labels no joint of any frame")
+    for label, frame_joints in zip(labels.frames, joints, strict=True):
+        check_joint_range(np.nan_to_num(frame_joints), label.where)
     behind = np.argwhere(depths <= 0)
     if len(behind):
         frame, joint = behind[0]
@@ -414,7 +421,9 @@ def _compare_with_images(
 
 def _find_near(depth: np.ndarray, joints: np.ndarray, camera: DepthCamera) -> tuple[np.ndarray, np.ndarray]:
     """Return masks (J,) of joints inside the image, and of joints within a tenth of the depth at their pixel."""
-    column, row = np.round(project_points(joints, camera.intrinsics)[:, :2]).astype(int).T
+    with np.errstate(over="ignore"):  # of a joint a hair's breadth before the camera
+        pixels = project_points(joints, camera.intrinsics)[:, :2]
+    column, row = np.clip(np.round(pixels), -_MAX_PX, _MAX_PX).astype(int).T
     is_inside = (column >= 0) & (column < camera.width_px) & (row >= 0) & (row < camera.height_px)
     is_near = is_inside.copy()
     is_near[is_inside] = (
