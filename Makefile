@@ -1,4 +1,4 @@
-# make install | demo | test | test-long | lint | bench-all
+# make install | demo | test | test-long | lint | site | bench-all
 # TORCH_INDEX=URL takes torch from that wheel index instead (for example PyTorch's own, for another CUDA version).
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 TORCH = $(shell grep '^torch==' constraints.txt)
 
-.PHONY: install demo test test-long lint bench-all clean
+.PHONY: install demo test test-long lint site bench-all clean
 
 install: .venv/.installed
 demo: .venv/.installed
@@ -23,6 +23,9 @@ test-long: .venv/.installed-dev
 lint: .venv/.installed-dev
 	.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy
 
+# docs/ as pages in site/; python -m http.server -d site shows them, with their search.
+site: .venv/.installed-dev
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 # The table of all cases against every peer, each of the version in constraints.txt, and how they grow, with a plot.
 bench-all: .venv/.installed-peers
 	@mkdir -p build/bench

@@ -3,6 +3,7 @@
     import sightline
 
     model = sightline.build_model("pointnet", num_classes=40, in_channels=3)
+    data = sightline.load_data("configs/classify/modelnet40_pointnet.yaml", "test")
     run = sightline.load_run("runs/modelnet40_pointnet/1")
     logits = run.model(points=run.transform({"points": points})["points"])["logits"]
 
@@ -13,12 +14,14 @@ imported before its first use: `import sightline` alone does not even import tor
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sightline import aliases
 
 if TYPE_CHECKING:
-    from sightline.api import LoadedRun, build_model, load_run, train_run
+    from sightline.api import LoadedRun, build_model, compare, evaluate, export, load_data, load_run, score, train_run
     from sightline.compute import geometry
     from sightline.compute.surrogates import surrogate_gradient
     from sightline.parts import metrics
@@ -31,10 +34,15 @@ __all__ = [
     "__version__",
     "build_model",
     "check",
+    "compare",
+    "evaluate",
+    "export",
     "geometry",
     "list_runs",
+    "load_data",
     "load_run",
     "metrics",
+    "score",
     "surrogate_gradient",
     "train_run",
     "watch",
@@ -43,11 +51,23 @@ __all__ = [
 __version__ = "0.1.0"
 aliases.install()
 
-_MODULE_BY_NAME = {name: "sightline.api" for name in ("LoadedRun", "build_model", "load_run", "train_run")}
+_API = ("LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run")
+_MODULE_BY_NAME = {name: "sightline.api" for name in _API}
 _MODULE_BY_NAME |= {"check": "sightline.workbench.watch.check", "watch": "sightline.workbench.watch.watch"}
 _MODULE_BY_NAME["list_runs"] = "sightline.runs.run_folders"
 _MODULE_BY_NAME["surrogate_gradient"] = "sightline.compute.surrogates"
 _FACES = {"geometry": "sightline.compute.geometry", "metrics": "sightline.parts.metrics"}
+
+
+class _Package(ModuleType):
+    """This package, whose public functions stay when an old path such as `sightline.compare.steps` is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _MODULE_BY_NAME):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -58,7 +58,6 @@ _MERGED: Mapping[str, str] = {
     "sightline.losses.classification": "cross_entropy focal lovasz class_weights distillation",
     "sightline.losses.embeddings": "contrast feature_transform",
     "sightline.losses.pose": "heatmaps centres",
-    "sightline.metrics.box_ap": "detection_curves box_header box_bins",
     "sightline.metrics.box_groups": "average_precision",
     "sightline.metrics.crowds": "crowd_ap miss_rate jaccard",
     "sightline.metrics.joints": "joint_errors keypoint_precision keypoints centre_error",
@@ -80,7 +79,7 @@ _MERGED: Mapping[str, str] = {
     "sightline.probe.measure": "final",
     "sightline.probe.probed_run": "probed_data data_mismatch",
     "sightline.probe.svm": "threads",
-    "sightline.tasks.detection_output": "detection_decoding detection_pictures target_pictures",
+    "sightline.tasks.detection_output": "detection_decoding",
     "sightline.tasks.segment": "sliding_windows",
     "sightline.tasks.supervised": "classify pose centre",
     "sightline.transforms.combined_images": "boxes",
@@ -91,6 +90,10 @@ _MERGED: Mapping[str, str] = {
 """Module -> names that parts of it had as modules of the same folder."""
 
 _MOVED: Mapping[str, str] = {
+    "areas.detect.anchors": "areas.detect.anchor_coverage",
+    "areas.detect.backbones": "areas.detect.networks",
+    "areas.detect.combined_images": "areas.detect.transforms",
+    "areas.detect.free_anchor": "areas.detect.free_anchor_losses",
     "arguments": "contract.arguments",
     "assigners": "areas.detect.assigners",
     "bench": "workbench.bench",
@@ -134,19 +137,23 @@ _MOVED: Mapping[str, str] = {
     "losses": "parts.losses",
     "losses.base": "contract.loss",
     "losses.boxes": "areas.detect.losses",
-    "losses.free_anchor": "areas.detect.free_anchor",
+    "losses.free_anchor": "areas.detect.free_anchor_losses",
     "losses.pose": "areas.pose.losses",
     "metrics": "parts.metrics",
     "metrics.base": "contract.metric",
     "metrics.box_ap": "areas.detect.metrics.box_ap",
+    "metrics.box_bins": "areas.detect.metrics.label_bins",
     "metrics.box_errors": "areas.detect.metrics.box_errors",
+    "metrics.box_header": "areas.detect.metrics.detection_curves",
     "metrics.crowds": "areas.detect.metrics.crowds",
+    "metrics.detection_curves": "areas.detect.metrics.detection_curves",
     "metrics.joints": "areas.pose.metrics",
     "metrics.pairs": "areas.contrast.metrics",
     "models": "parts.models",
     "models.crosspoint": "areas.contrast.crosspoint",
     "models.darknet": "parts.models.darknet",
     "models.detection": "areas.detect",
+    "models.detection.backbones": "areas.detect.networks",
     "models.dgcnn": "areas.clouds.models.dgcnn",
     "models.pct": "areas.clouds.models.pct",
     "models.point_bert": "areas.clouds.models.point_bert",
@@ -178,8 +185,10 @@ _MOVED: Mapping[str, str] = {
     "tasks.contrast": "areas.contrast.task",
     "tasks.detect": "areas.detect.task",
     "tasks.detection_output": "areas.detect.output",
+    "tasks.detection_pictures": "areas.detect.pictures",
+    "tasks.target_pictures": "areas.detect.pictures",
     "transforms": "parts.transforms",
-    "transforms.combined_images": "areas.detect.combined_images",
+    "transforms.combined_images": "areas.detect.transforms",
     "transforms.range_projection": "areas.scans.range_projection",
     "transforms.scene_points": "areas.scenes.transforms",
     "transforms.volumes": "areas.pose.transforms",
@@ -233,6 +242,20 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "Size": "PositiveFloat",
     },
     "sightline.areas.detect.assigners.base": {"Predicted": "PriorPredictions"},
+    "sightline.areas.detect.metrics.box_ap": {
+        **dict.fromkeys(
+            ("CALTECH_4", "DetectionCurve", "MISS_RATE_RULES", "MissRateRule", "detection_curve", "nan_mean"),
+            "sightline.areas.detect.metrics.detection_curves",
+        ),
+        **dict.fromkeys(("BINS", "Bin", "in_bin", "label_values"), "sightline.areas.detect.metrics.label_bins"),
+    },
+    "sightline.areas.detect.output": {
+        "Candidates": "UnsuppressedDetections",
+        **dict.fromkeys(
+            "COLORS LEVEL_COLORS MIN_DRAWN_SCORE get_image_pixels show_assignments show_detections show_priors".split(),
+            "sightline.areas.detect.pictures",
+        ),
+    },
     "sightline.contract.binding": {"Offer": "AvailableKeys"},
     "sightline.workbench.compress.search.base": {"Evaluator": "PolicyEvaluator"},
     "sightline.areas.pose.sets.depth_frames": {"FramePart": "FrameSplit"},
@@ -259,7 +282,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "Where": "SourceLocation",
     },
 }
-"""Module -> old name -> the name that it has there."""
+"""Module -> old name -> the name that it has there, or the module that has it now."""
 
 
 class _Finder(MetaPathFinder):
@@ -302,6 +325,8 @@ def old_names(module: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        if "." in names[name]:
+            return getattr(importlib.import_module(names[name]), name)
         return getattr(sys.modules[module], names[name])
 
     return find

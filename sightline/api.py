@@ -1,4 +1,4 @@
-"""Python API of the package: train runs, load them from their folders, and build models by name."""
+"""Python API of the package: what the commands do, from paths, dicts and configs, without printing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sightline.engine.distributed import start_world
-from sightline.engine.run_loading import TrainedRun, build_model, open_trained
+from sightline.engine.run_loading import TrainedRun
+from sightline.engine.run_loading import build_model as build_named_model
+from sightline.runs.run_files import is_run
+from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import Predictions, predict_files
 
 if TYPE_CHECKING:
-    from sightline.training.train_run import Reporter, TrainResult
+    from torch import nn
 
-__all__ = ["LoadedRun", "build_model", "load_run", "train_run"]
+    from sightline.engine.split_data import Augmentation, SplitData
+    from sightline.training.run_evaluation import RunEvaluation
+    from sightline.training.train_run import ConfigSource, Reporter, TrainResult
+    from sightline.workbench.compare.comparison import VariantComparison
+    from sightline.workbench.export.export import ExportResult
+    from sightline.workbench.export.formats import ExportFormat
+
+__all__ = ["LoadedRun", "build_model", "compare", "evaluate", "export", "load_data", "load_run", "score", "train_run"]
 
 
 logger = logging.getLogger(__name__)
@@ -23,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 class LoadedRun(TrainedRun):
     """Trained run that predicts the user's own files."""
+
+    def __repr__(self) -> str:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        described = f"{self.config.model.name} of {num_parameters:,} parameters, trained on {self.config.data.name}"
+        return f"LoadedRun({self.path}, checkpoint {self.checkpoint.name}: {described})"
 
     def predict(
         self, paths: Sequence[str | Path], *, device: str = "cpu", batch_size: int | None = None, **options: Any
@@ -43,19 +58,183 @@ class LoadedRun(TrainedRun):
             return predict_files(self, files, world=world, batch_size=batch_size, **options)
 
 
+def build_model(source: ConfigSource, /, **arguments: Any) -> nn.Module:
+    """Build a model with random weights, by its name in `sightline list models` or as a config describes it.
+
+    By name, facts that a data set would give (`num_classes`, `in_channels`) are arguments like any other. A config, as
+    for `load_data`, gives the model, its arguments and, from its data set, the facts; `arguments` replace some. Weights
+    are from torch's global generator. Raises ConfigError for a name or an argument that there is not, and for a value
+    of another type.
+
+    >>> import sightline
+    >>> model = sightline.build_model("pointnet_plain", num_classes=40, in_channels=3, dropout=0.1)
+    >>> sum(parameter.numel() for parameter in model.parameters())
+    696168
+    >>> sightline.build_model("configs/classify/synthetic_shapes_pointnet.yaml").head[-1].out_features
+    12
+    """
+    is_file = isinstance(source, str) and (source.endswith((".yaml", ".yml")) or is_run(Path(source)))
+    if isinstance(source, str) and not is_file:
+        return build_named_model(source, **arguments)
+    from sightline.contract import registry
+    from sightline.engine.build import build_data
+    from sightline.training.train_run import read_source
+
+    config = read_source(source).config
+    given = {name: value for name, value in arguments.items() if name in registry.FACTS}
+    inner = {**config.model.arguments, **{name: value for name, value in arguments.items() if name not in given}}
+    model: nn.Module = registry.models.build(
+        dataclasses.replace(config.model, arguments=inner), facts={**build_data(config).facts, **given}
+    )
+    return model
+
+
 def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequence[str | Path] = ()) -> LoadedRun:
-    """Load a trained run from its directory; its data set is not needed.
+    """Load a trained run from its directory, or from a file of ONNX that `export` wrote; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; if the run averaged its weights (EMA), the average is loaded. `plugins`
     are the plugin files of the run. Global random states do not change. Raises UserError for a directory that
     is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+
+    >>> import sightline
+    >>> run = sightline.load_run("runs/shapes")
+    >>> run
+    LoadedRun(runs/shapes, checkpoint step_00000002: pointnet of 3,464,277 parameters, trained on synthetic_shapes)
+    >>> data = sightline.load_data("runs/shapes", "test")
+    >>> run.model(points=data[:2]["points"])["logits"].shape
+    torch.Size([2, 12])
     """
-    run = open_trained(path, checkpoint=checkpoint, plugins=plugins)
+    run = open_run_or_file(Path(path), checkpoint=str(checkpoint), plugins=plugins)
     return LoadedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 
+def load_data(
+    config: ConfigSource,
+    split: str = "train",
+    *,
+    transforms: Augmentation | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+) -> SplitData:
+    """Load a split of a config's data set, with the transforms that training or evaluation applies to it.
+
+    `config` is the path of a YAML file or of a run directory, a dict as in such a file, or a config. The split `train`
+    has the `transforms` of training, another those of evaluation; `none` leaves all of them out. Raises ConfigError or
+    DataError as `sightline train` does, UserError for a split that there is not.
+
+    >>> import sightline
+    >>> data = sightline.load_data("configs/classify/synthetic_shapes_pointnet.yaml", "test")
+    >>> sample = data[0]
+    >>> sample["points"].shape, data.class_names[sample["label"]]
+    (torch.Size([256, 3]), 'ring_stand')
+    >>> batch = next(iter(data.loader(batch_size=8)))
+    >>> batch["label"].shape
+    torch.Size([8])
+    """
+    from sightline.engine.split_data import load_split
+    from sightline.training.train_run import read_source
+
+    return load_split(read_source(config, overrides, plugins).config, split, transforms)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    checkpoint: str = "last",
+    data: ConfigSource | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    device: str = "auto",
+) -> RunEvaluation:
+    """Evaluate a run on its test split, as `sightline evaluate` does: `metrics`, `per_class`, `document`.
+
+    `data` evaluates it on the data and evaluation transforms of another config; `overrides` change settings of the
+    evaluation ("evaluate.votes=10"). Raises UserError for what is not a run, and ConfigError or DataError for data
+    that do not fit the model.
+
+    >>> import sightline
+    >>> evaluated = sightline.evaluate("runs/shapes")
+    >>> sorted(evaluated.metrics)
+    ['mean_class_accuracy', 'overall_accuracy']
+    """
+    from sightline.training.run_evaluation import evaluate_run
+
+    files = [Path(plugin) for plugin in plugins]
+    return evaluate_run(Path(run), checkpoint, data=data, overrides=overrides, plugins=files, device=device)
+
+
+def score(
+    predictions: str | Path,
+    config: ConfigSource,
+    *,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+) -> RunEvaluation:
+    """Score prediction files of any program on the test split of a config's data, as `sightline score` does.
+
+    Of the config, the data and the metrics are used. Notes on figures that the files do not suffice for are logged.
+    Files of boxes are described in docs/tasks/detect_scores.md.
+    """
+    from sightline.training.run_evaluation import score_predictions
+    from sightline.training.train_run import read_source
+
+    return score_predictions(Path(predictions), read_source(config, overrides, plugins).config)
+
+
+def compare(
+    config: ConfigSource,
+    against: str | Path = "float64",
+    *,
+    keys: str | Path | None = None,
+    samples: int | None = None,
+    steps: int | None = None,
+    overrides: Sequence[str] = (),
+    plugins: Sequence[str | Path] = (),
+    device: str = "auto",
+) -> VariantComparison:
+    """Compare the network of a config or a run with a variant of itself or a reference, layer by layer.
+
+    `against` is as for `sightline compare --against`: `float64`, `pure`, ..., a Python file, or a record. The result
+    has `is_equal`, `guilty_rows`, `notes` and `to_dict()`; `print(result)` is the verdict.
+
+    >>> import sightline
+    >>> sightline.compare("configs/classify/synthetic_shapes_pointnet.yaml", samples=2, steps=0).is_equal
+    True
+    """
+    from sightline.engine.run_loading import open_run
+    from sightline.training.train_run import read_source
+    from sightline.verbs.compare import make_subject
+    from sightline.workbench.compare.comparison import compare_networks
+
+    read = read_source(config, overrides, plugins).config
+    path = Path(config) if isinstance(config, str | Path) else Path(read.name)
+    with start_world(device=device) as world:
+        opened = open_run(path, config=read, world=world)
+        subject, num_steps = make_subject(opened, samples, steps, note=logger.info)
+        return compare_networks(subject, str(against), keys=None if keys is None else Path(keys), num_steps=num_steps)
+
+
+def export(
+    run: str | Path | TrainedRun,
+    *,
+    to: ExportFormat = "onnx",
+    out: str | Path | None = None,
+    inputs: Sequence[str | Path] = (),
+) -> ExportResult:
+    """Write a trained run as ONNX, torch.export's format or TorchScript, checked and described, as `sightline export`.
+
+    `run` is a run directory or a loaded run; `inputs` are files to check with, by default samples of its test split.
+    The result has the path, the free sizes of the inputs and the check. Raises UserError and RunError as the command.
+    """
+    from sightline.workbench.export.export import export_run
+
+    loaded = run if isinstance(run, TrainedRun) else load_run(run)
+    files = [Path(path) for path in inputs]
+    return export_run(loaded, to=to, out=None if out is None else Path(out), files=files)
+
+
 def train_run(
-    config: str | Path,
+    config: ConfigSource,
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
@@ -64,22 +243,32 @@ def train_run(
     checks: bool = True,
     device: str = "auto",
     reporter: Reporter | None = None,
+    progress: bool | None = None,
 ) -> TrainResult:
-    """Train what a config file describes, or resume its run, as `sightline train` does in one process; print nothing.
+    """Train a config, or resume its run, as `sightline train` does, in one process; print nothing but progress.
 
-    `overrides` change values of the config ("train.epochs=10"). `out` is the run's folder, by default a new one below
-    `runs/`; `resume` is `auto`, a run directory or a checkpoint. The result contains the findings of the checks; the
-    run is not started if one is an error. `reporter` receives them, and everything else that the command prints, at
-    once. SIGTERM and SIGINT save the state and end the run, in the main thread. Global random states and torch's
-    backends are set as the run needs them. Raises ConfigError, DataError, CheckpointError or UserError if the run
-    cannot start, RunError if it fails.
+    `config` is the path of a YAML file or of a run directory, a dict as in such a file, or a config. `overrides` change
+    values of it ("train.epochs=10"). `out` is the run's folder, by default a new one below `runs/`; `resume` is `auto`,
+    a run directory or a checkpoint. The result contains the findings of the checks; the run is not started if one is an
+    error. `reporter` receives them, and everything else that the command prints, at once. `progress` prints a line
+    every few seconds, by default in a notebook alone. Components that a notebook registered are recorded in the file
+    `plugins/notebook.py` of the run. SIGTERM and SIGINT save the state and end the run, in the main thread. Global
+    random states and torch's backends are set as the run needs them. Raises ConfigError, DataError, CheckpointError or
+    UserError if the run cannot start, RunError if it fails.
+
+    >>> import sightline
+    >>> recipe = {"base": "configs/classify/synthetic_shapes_pointnet.yaml", "train": {"epochs": 1}}
+    >>> result = sightline.train_run(recipe, ["train.steps=2"], out="runs/shapes")
+    >>> result.is_finished, result.path.name
+    (True, 'shapes')
     """
-    from sightline.training.train_run import read_with_plugins
+    from sightline.engine.observers import is_notebook
+    from sightline.training.train_run import read_source
     from sightline.training.train_run import train_run as train
 
-    read = read_with_plugins(Path(config), overrides, [Path(plugin) for plugin in plugins])
-    for line in read.notes:
-        logger.warning("%s", line)
+    read = read_source(config, overrides, plugins)
+    if resume == "auto" and out is None and isinstance(config, str | Path) and is_run(Path(config)):
+        out = config
     return train(
         read.config,
         plugins=read.plugins,
@@ -88,4 +277,5 @@ def train_run(
         checks=checks,
         device=device,
         reporter=reporter,
+        shows_progress=is_notebook() if progress is None else progress,
     )

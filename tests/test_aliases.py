@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import pytest
+import torch
 
-from sightline.aliases import keep_old_keywords, keep_old_members, old_names
+from sightline.aliases import NAMES, keep_old_keywords, keep_old_members, old_names
 
 T = TypeVar("T")
 
@@ -89,3 +91,47 @@ def test_keywords_have_their_old_names_and_the_signature_the_new_ones() -> None:
 def test_a_name_that_never_was_is_missing() -> None:
     with pytest.raises(AttributeError, match=r"module 'sightline\.contract\.types' has no attribute 'Gone'"):
         old_names("sightline.contract.types")("Gone")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("areas.detect.anchors", "areas.detect.anchor_coverage"),
+        ("areas.detect.backbones", "areas.detect.networks"),
+        ("areas.detect.combined_images", "areas.detect.transforms"),
+        ("areas.detect.free_anchor", "areas.detect.free_anchor_losses"),
+        ("losses.free_anchor", "areas.detect.free_anchor_losses"),
+        ("metrics.box_bins", "areas.detect.metrics.label_bins"),
+        ("metrics.box_header", "areas.detect.metrics.detection_curves"),
+        ("metrics.detection_curves", "areas.detect.metrics.detection_curves"),
+        ("models.detection.backbones", "areas.detect.networks"),
+        ("models.detection.fpn", "areas.detect.networks"),
+        ("tasks.detection_decoding", "areas.detect.output"),
+        ("tasks.detection_pictures", "areas.detect.pictures"),
+        ("tasks.target_pictures", "areas.detect.pictures"),
+        ("transforms.boxes", "areas.detect.transforms"),
+        ("transforms.combined_images", "areas.detect.transforms"),
+    ],
+)
+def test_a_renamed_module_of_detection_is_imported_by_its_old_path(old: str, new: str) -> None:
+    assert importlib.import_module(f"sightline.{old}") is importlib.import_module(f"sightline.{new}")
+
+
+@pytest.mark.parametrize("module", ["metrics.box_ap", "output"])
+def test_a_name_that_moved_to_another_file_is_found_in_the_old_one(module: str) -> None:
+    old = importlib.import_module(f"sightline.areas.detect.{module}")
+    for name, place in NAMES[old.__name__].items():
+        there = importlib.import_module(place) if "." in place else old
+        assert getattr(old, name) is getattr(there, name if "." in place else place)
+
+
+def test_renamed_members_of_detection_keep_their_old_names() -> None:
+    assigners, output = (
+        importlib.import_module(f"sightline.areas.detect.{name}") for name in ("assigners.base", "output")
+    )
+    assignment = assigners.Assignment(matched=torch.zeros(2), num_candidates=torch.ones(2))
+    assert assignment.num_candidates is assignment.num_claims
+    detection_filter = output.DetectionFilter(None, score=0.1, per_level=7, most=3)
+    assert (detection_filter.score, detection_filter.per_level, detection_filter.most) == (0.1, 7, 3)
+    assert (detection_filter.min_score, detection_filter.max_detections) == (0.1, 3)
+    assert detection_filter.candidates.__func__ is detection_filter.decode.__func__

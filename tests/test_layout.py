@@ -42,8 +42,8 @@ engine
 published
 workbench.predict workbench.evaluate
 workbench.describe view workbench.probe workbench.bench workbench.compare
-workbench.compress
-workbench.check
+workbench.compress workbench.export
+workbench.check workbench.serve
 workbench.fit
 workbench.watch
 training
@@ -86,7 +86,7 @@ COMPONENTS = {
     "necks": 3,
     "optimizers": 4,
     "point_encoders": 8,
-    "predictors": 5,
+    "predictors": 6,
     "probes": 4,
     "references": 3,
     "schedules": 5,
@@ -98,6 +98,7 @@ COMPONENTS = {
 OTHER_KINDS = {
     "benchmarks": 2,
     "descriptions": 2,
+    "file_views": 2,
     "prediction_writers": 2,
     "scorings": 1,
     "stages": 1,

@@ -63,6 +63,7 @@ def test_the_wheel_holds_every_file_of_the_package_the_configs_and_the_licence(w
         names = set(archive.namelist())
     files = [path for path in (ROOT / "sightline").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     files += [path for folder in ("configs", "examples") for path in (ROOT / folder).rglob("*.yaml")]
+    files += [path for path in (ROOT / "examples" / "projects").rglob("*") if path.suffix in (".py", ".md")]
     inside = {path.relative_to(ROOT).as_posix() for path in files}
     expected = {name if name.startswith("sightline/") else f"sightline/shipped/{name}" for name in inside}
     assert expected - names == set()

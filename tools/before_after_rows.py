@@ -118,10 +118,33 @@ def _recipes() -> Iterator[Row]:
 
 
 def _processes() -> Iterator[Row]:
-    """Two processes on this machine."""
+    """Two or three processes on this machine."""
     for task in ("classify", "detect", "scans"):
         command = _one(*_trained(_BY_TASK[task])[0], "--processes", "2")
         yield Row(f"processes/{task}", (command,), _within("run", _LEFT), is_quick=task == "classify")
+    recipe = _BY_TASK["classify"]
+    many = ("train.batch_size=12", "train.micro_batches=2", "train.clip_norm=0.5", "train.ema_decay=0.9")
+    for precision in ("float32", "bf16"):
+        words = (*many, f"train.precision={precision}", "distributed.sync_batch_norm=true")
+        usual = (word for word in _trained(recipe, *words)[0] if word != "train.batch_size=5")
+        command = _one(*usual, "--processes", "3")
+        yield Row(f"processes/three_{precision}", (command,), _within("run", _LEFT))
+    start = _trained(recipe, out="@out/first")
+    teacher = "teacher={from: @out/first}"
+    taught = ("losses=[{name: cross_entropy}, {name: distillation}]", teacher)
+    yield Row(
+        "processes/taught",
+        (start, _one(*_trained(recipe, *taught)[0], "--processes", "2")),
+        _within("run", _LEFT),
+    )
+    search = ("--method", "uniform", "--ratio", "0.2", "--calibration", "8")
+    small = _one("compress", "search", "@out/first", *search, "--out", "@out/small", *_CPU)
+    policy = ("init={from: @out/first}", "compress={policy: @out/small/policy.json}")
+    yield Row(
+        "processes/quantised",
+        (start, small, _one(*_trained(recipe, *policy)[0], "--processes", "2")),
+        _within("run", _LEFT),
+    )
 
 
 def _checks() -> Iterator[Row]:

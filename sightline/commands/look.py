@@ -44,7 +44,8 @@ class ProfileOptions(
 
     Reports data loading, transfer, forward, backward and optimiser, and every module. Runs real training steps on the
     run's data, from new weights; no run directory is written or changed. With --try, the same steps are measured under
-    other settings.
+    other settings. With --processes, the tables are those of the first process, and each states how long it waited for
+    the gradients of the others.
     """
 
     config: Path = CONFIG
@@ -60,6 +61,7 @@ class ProfileOptions(
     rounds: int = option("--rounds", "N", "rounds of --try; each round runs all settings in turn", default=5, min=1)
     top: int = option("--top", "N", "number of modules to print, slowest first", default=20, min=1)
     out: Path | None = option("--out", "DIR", "folder for profile.json, and trace.json.gz for a viewer")
+    processes: int | None = PROCESSES
 
 
 class ViewOptions(DeviceCommand, name="view", run="view.view"):
@@ -74,7 +76,7 @@ class ViewOptions(DeviceCommand, name="view", run="view.view"):
 
     paths: tuple[Path, ...] = argument(
         "CONFIG|RUN...|FILE... [KEY=VALUE]...",
-        "a config, a run, several runs, or files or folders of your own clouds",
+        "a config, a run, several runs, or files or folders of your own clouds, photos or depth images",
         key_values="overrides",
     )
     overrides: tuple[str, ...] = ()
@@ -159,6 +161,18 @@ class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
 
     config: str = argument("CONFIG", "a path that 'list configs' prints, or configs or examples")
     to: Path = argument("[TO]", "target folder, in which it gets the same path [.]", default=Path())
+
+
+class InitOptions(DocumentCommand, name="init", run="show.init_project"):
+    """Make a project with your own data set, network and loss.
+
+    The folder NAME gets a plugin with these parts, a config that trains them, their tests, and a page of commands. All
+    of it works as it is; put your parts in the place of those.
+    """
+
+    project: str = argument("NAME", "name of the folder and of its files: small letters, digits and _")
+    task: str = option("--task", "TASK", "classify, segment, detect, pose, centre or contrast", default="classify")
+    to: Path = option("--to", "DIR", "folder in which the project is made [.]", default=Path())
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------
@@ -263,5 +277,6 @@ LOOK_COMMANDS = (
     ShowOptions,
     ListOptions,
     CopyOptions,
+    InitOptions,
 )
 STUDY_COMMANDS = (StudyOptions, SweepOptions, BenchOptions)

@@ -27,7 +27,7 @@ class CheckOptions(DeviceCommand, name="check", run="check.check"):
     overrides: tuple[str, ...] = OVERRIDES
     deep: bool = switch("--deep", "compare every layer and loss with a reference implementation")
     strict: bool = switch("--strict", "treat warnings as errors")
-    verbose: bool = switch("--verbose", "print notes in full as well")
+    verbose: bool = switch("--verbose", "print notes, and why checks do not apply, in full")
 
 
 class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variants"):
@@ -71,6 +71,7 @@ class FaultsOptions(DocumentCommand, name="faults", run="faults.faults"):
     all: bool = switch("--all", "run every case, and the healthy runs")
     healthy: bool = switch("--healthy", "run the healthy runs")
     seeds: int = option("--seeds", "N", "seeds of each bug; healthy runs take five times as many", default=1, min=1)
+    workers: int = option("--workers", "N", "processes that run cases side by side", default=1, min=1)
     write: Path | None = option(
         "--write", "FILE.md", "write a page with the scoreboard and ten stories", is_written=True
     )

@@ -14,6 +14,7 @@ from sightline.commands.fields import (
     PROCESSES,
     Command,
     DeviceCommand,
+    DocumentCommand,
     PluginCommand,
     argument,
     option,
@@ -100,7 +101,7 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
     config tests is refused: its points would depend on the tested frames.
     """
 
-    run_path: Path = argument("RUN", "a run directory")
+    run_path: Path = argument("RUN|FILE.onnx", "a run directory, or a file that 'sightline export' wrote")
     paths: tuple[Path, ...] = argument(
         "PATH... [KEY=VALUE]...",
         default=(),
@@ -120,6 +121,26 @@ class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_i
         "--out", "DIR", "write labels and coloured clouds, or pictures of joints or boxes; with --data, the file"
     )
     csv: Path | None = option("--csv", "FILE", "write the result as CSV", is_written=True)
+
+
+class ExportOptions(DocumentCommand, name="export", run="export.export"):
+    """Write a trained run as a file that other programs run.
+
+    ONNX, torch.export's own format or TorchScript, with a description beside it (FILE.json): inputs with their shapes
+    and units, classes, what is done inside the file, and what has to be done before and after it. Normalisation, the
+    decoding of joints and boxes and greedy suppression are inside; batches, and in most networks clouds, may have any
+    size. The file is compared with the run on 20 inputs, by the judge of 'sightline compare'; one that computes
+    something else is not written. 'sightline predict FILE.onnx PATH...' predicts with it.
+    """
+
+    run_path: Path = argument("RUN", "a run directory, also one that 'sightline compress' wrote")
+    to: Literal["onnx", "torch_export", "torchscript"] = option("--to", None, "format of the file", default="onnx")
+    out: Path | None = option("--out", "FILE", "file to write [<name of the run>.onnx, .pt2 or .torchscript]")
+    inputs: tuple[Path, ...] = option(
+        "--inputs", "PATH", "files to check with, instead of the run's test split; repeatable", default=()
+    )
+    checkpoint: str = CHECKPOINT
+    plugins: tuple[Path, ...] = PLUGINS
 
 
 # --- compress --------------------------------------------------------------------------------------------------------
@@ -274,5 +295,5 @@ class CompressReportOptions(
     batch_norm: int = _BATCH_NORM
 
 
-RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions)
+RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions, ExportOptions)
 COMPRESS_COMMANDS = (CompressOptions, CompressSearchOptions, CompressReportOptions)

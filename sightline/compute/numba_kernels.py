@@ -183,9 +183,9 @@ def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> b
     """Return True if kernels can take these tensors: numba is installed, and all are on the CPU, of float32 or float64.
 
     Tensors of `extra_dtype`, which the caller widens, may be mixed with float32. Under torch.compile
-    the result is False: kernels are opaque to it, and it fuses the torch forms by itself.
+    and torch.export, and while TorchScript records, the result is False: kernels are opaque to them.
     """
-    if torch.compiler.is_compiling() or not _has_numba():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not _has_numba():
         return False
     dtypes = {tensor.dtype for tensor in tensors}
     if extra_dtype is not None and torch.float32 in dtypes:

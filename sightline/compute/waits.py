@@ -34,8 +34,18 @@ def is_free_to_read(values: Tensor) -> bool:
     return values.device.type in _FREE_DEVICES
 
 
+def is_recording() -> bool:
+    """Return True while torch.export or TorchScript records operations: a graph has no values to read."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def require(holds: Tensor, make_error: Callable[[], Exception]) -> None:
-    """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end."""
+    """Raise the error of `make_error` unless all of `holds` (...) are True: now, or in `deferred_checks` at its end.
+
+    A recorded graph does not contain the check.
+    """
+    if is_recording():
+        return
     if _deferred is not None and _is_deferrable(holds):
         _deferred.append(DeviceCheck(holds.all(), make_error))
     elif not bool(holds.all()):
@@ -75,14 +85,17 @@ def send(values: Tensor, device: torch.device, dtype: torch.dtype | None = None)
         values = values.pin_memory()  # from pageable memory the copy would wait for the device
     sent = values.to(device, dtype or values.dtype, non_blocking=True)
     is_known = is_of_host and not values.is_floating_point() and values.numel() <= _MAX_KNOWN
-    if is_known and not is_free_to_read(sent):
+    if is_known and not is_free_to_read(sent) and not is_recording():
         sent._host_values = _version(sent), values.tolist()  # type: ignore[attr-defined]
     return sent
 
 
 def send_list(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> Tensor:
     """Copy a list of numbers (n,), or a nested one, to `device` without waiting."""
-    return send(torch.tensor(values, dtype=dtype), device)
+    sent = send(torch.tensor(values, dtype=dtype), device)
+    if is_recording():  # a graph knows sizes, not values
+        sent._host_values = _version(sent), list(values)  # type: ignore[attr-defined]
+    return sent
 
 
 def read_list(values: Tensor) -> list[Any]:

@@ -21,8 +21,8 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from sightline.config.overrides import apply_overrides, merge
-from sightline.config.run_config import RunConfig, check_consistency
-from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_value, read_yaml
+from sightline.config.run_config import RunConfig, check_consistency, to_plain
+from sightline.config.yaml_tree import DEFAULT, ConfigFaults, LocatedValue, read_mapping, read_value, read_yaml
 from sightline.contract import registry, schema
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat
 from sightline.contract.errors import ConfigError
@@ -123,46 +123,70 @@ class _RampBlock(TypedDict):
     epochs: PositiveFloat
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the config of a run from a file, with `key=value` overrides applied.
+def read_config(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config of a run, with `key=value` overrides applied, from a file, a mapping as in one, or a config.
 
-    No data is read, and no code is run except that of components named here, on arguments that fit their signatures.
+    The `base` of a mapping is relative to the working directory. No data is read, and no code is run except that of
+    components named here, on arguments that fit their signatures.
     Raises ConfigError with every fault found: file and line, dotted path, what was found, what is allowed.
     """
+    if isinstance(source, RunConfig) and not overrides:
+        return source
+    file_or_mapping: Path | Mapping[str, Any] = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = _insert_policy(apply_overrides(_read_with_bases(path, faults), overrides, faults), faults)
+    tree = _insert_policy(apply_overrides(_read_with_bases(file_or_mapping, faults), overrides, faults), faults)
     _resolve_teacher_path(tree)
     assert isinstance(tree.value, dict)
-    tree.value.setdefault("name", LocatedValue(path.stem, SourceLocation(DEFAULT, path="name")))
+    name = source.stem if isinstance(source, Path) else _name_components(tree)
+    tree.value.setdefault("name", LocatedValue(name, SourceLocation(DEFAULT, path="name")))
     reading = _SectionReader(faults)
     values = reading.section(RunConfig, tree, "")
     check_consistency(values, reading.origins, faults)
     faults.raise_any()
     config = RunConfig(**values, origins=reading.origins)
-    return apply_renames(config) if is_recorded(path) else config
+    return apply_renames(config) if isinstance(source, Path) and is_recorded(source) else config
 
 
-def read_sections(path: Path, names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def _name_components(tree: LocatedValue) -> str:
+    """Name a config that no file names: its data set and its model, as shipped configs are named."""
+    assert isinstance(tree.value, dict)
+    blocks = (tree.value[key].value for key in ("data", "model") if key in tree.value)
+    names = (block["name"].value for block in blocks if isinstance(block, dict) and "name" in block)
+    return "_".join(map(str, names)) or "config"
+
+
+def read_sections(
+    source: Path | Mapping[str, Any] | RunConfig, names: Sequence[str], overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Read only the named sections of a config, which may lack the others. Raises as `read_config`."""
+    source = to_plain(source) if isinstance(source, RunConfig) else source
     faults = ConfigFaults()
-    tree = apply_overrides(_read_with_bases(path, faults), overrides, faults)
+    tree = apply_overrides(_read_with_bases(source, faults), overrides, faults)
     assert isinstance(tree.value, dict)
     unknown = tree.value.keys() - _section_fields(RunConfig)
     selected = {key: child for key, child in tree.value.items() if key in names or key in unknown}
     reading = _SectionReader(faults)
     values = reading.section(RunConfig, LocatedValue(selected, tree.where), "", names)
     faults.raise_any()
-    if "data" in names and is_recorded(path):
+    if "data" in names and isinstance(source, Path) and is_recorded(source):
         values["data"] = restore_data(values["data"], reading.origins)
     return {name: values[name] for name in names}
 
 
-def _read_with_bases(path: Path, faults: ConfigFaults) -> LocatedValue:
-    """Read a file merged over its base, which may have a base, too."""
+def _read_with_bases(source: Path | Mapping[str, Any], faults: ConfigFaults) -> LocatedValue:
+    """Read a file or a mapping merged over its base, which may have a base, too."""
     trees: list[LocatedValue] = []
     chain: list[str] = []
     base: LocatedValue | None = None
-    following: Path | None = path
+    following: Path | None = None
+    if isinstance(source, Path):
+        following = source
+    else:
+        tree = read_mapping(source, faults)
+        assert isinstance(tree.value, dict)
+        trees.append(tree)
+        base = tree.value.pop("base", None)
+        following = None if base is None else _resolve_base(base, Path("dict"), chain)
     while following is not None:
         chain.append(os.path.realpath(following))
         tree = _read_base(following, base, faults)

@@ -79,7 +79,8 @@ def check_expectation(expectation: Expectation) -> str:
     return ""
 
 
-PrecisionName = Literal["float32", "float64", "bf16", "fp16"]
+PrecisionName = Literal["float32", "float64", "bf16", "fp16", "auto"]
+"""`auto` is resolved when a run is built; the run records what it chose."""
 Cudnn = Literal["on", "off", "all_but_batch_norm"]
 EmaDecay = Annotated[float, Ge(0.0), Lt(1.0)]
 """Decay of the EMA of the weights per step; at 1 it would never change."""
@@ -210,7 +211,7 @@ class Distributed:
     timeout_s: PositiveFloat = 600.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunConfig:
     """Config of a run. `origins` maps every dotted path to the location that its value came from."""
 
@@ -238,6 +239,10 @@ class RunConfig:
     origins: Mapping[str, SourceLocation] = field(
         default_factory=dict, compare=False, repr=False, metadata={"key": None}
     )
+
+    def __repr__(self) -> str:
+        described = f"{self.task.name}: {self.model.name} on {self.data.name}, {self.train.epochs} epochs"
+        return f"RunConfig({self.name}, {described}, seed {self.seed})"
 
 
 MAX_COLUMN = 56

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,11 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 
 _FOLDERS = ("configs", "examples")
+_PROJECTS = "examples/projects"
+"""Folder of a project for each task, which `make_project` copies; `_shared` holds what all of them have."""
+_PROJECT_NAME = "my_project"
 _BASE = re.compile(r"^base:\s*([^\s#]+)", flags=re.MULTILINE)
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,60}")
 _PLUGIN = re.compile(r"examples/\w+\.py")
 
 
@@ -81,7 +86,33 @@ def _get_root() -> Path:
 
 def _list_files(root: Path) -> list[str]:
     files = (path for folder in _FOLDERS for path in (root / folder).rglob("*") if path.suffix in (".yaml", ".py"))
-    return sorted(path.relative_to(root).as_posix() for path in files)
+    paths = sorted(path.relative_to(root).as_posix() for path in files)
+    return [path for path in paths if not path.startswith(_PROJECTS)]
+
+
+def make_project(name: str, task: str, to: Path) -> list[Path]:
+    """Write a project of a user's own parts into the folder `to`/`name`; return its files.
+
+    Raises UserError for a name that is not one of a Python file, a task without a project, and an existing folder.
+    """
+    folders = {path.name: path for path in (_get_root() / _PROJECTS).iterdir() if path.is_dir()}
+    shared = folders.pop("_shared")
+    if task not in folders:
+        raise UserError(f"init: --task {task}: there is no such project{suggest(task, sorted(folders))}")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(name):
+        raise UserError(f"init: {name!r} names a Python file: use small letters, digits and _, a letter first")
+    target = to / name
+    if target.exists():
+        raise UserError(f"init: {target}: is there already; give another name")
+    sources = sorted(path for folder in (shared, folders[task]) for path in folder.iterdir() if path.is_file())
+    files = {target / path.name.replace(_PROJECT_NAME, name): path.read_text(encoding="utf-8") for path in sources}
+    try:
+        target.mkdir(parents=True)
+        for path, text in files.items():
+            path.write_text(text.replace(_PROJECT_NAME, name), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"init: {target}: cannot be written: {error.strerror}") from error
+    return list(files)
 
 
 def _select_files(root: Path, name: str) -> list[str]:

@@ -5,6 +5,7 @@ Collector of config faults, so that all of them are reported at once.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -126,6 +127,35 @@ def read_yaml(path: Path, faults: ConfigFaults) -> LocatedValue:
         content = "nothing" if tree.value is None else "a list" if isinstance(tree.value, list) else "a single value"
         raise ConfigError(f"{path}: found {content}, allowed are lines of `key: value`")
     return tree
+
+
+def read_mapping(mapping: Mapping[str, Any], faults: ConfigFaults, *, origin: str = "dict") -> LocatedValue:
+    """Read the tree of a mapping in memory by the rules of a file; paths become text, tuples lists.
+
+    Raises ConfigError for a value that no file can hold, with its dotted path.
+    """
+    text = json.dumps(_to_json(mapping, origin, ""))
+    return _Converter(origin, faults, has_lines=False).parse(text, path="")
+
+
+def _to_json(value: Any, origin: str, path: str) -> Any:
+    """Convert nested mappings and sequences of plain values to those that JSON has."""
+    if isinstance(value, Mapping):
+        wrong = next((key for key in value if not isinstance(key, str)), None)
+        if wrong is not None:
+            raise ConfigError(f"{SourceLocation(origin, path=path)}: the key {wrong!r} is not text")
+        return {key: _to_json(item, origin, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_json(item, origin, f"{path}.{index}") for index, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    if value is None or (type(value) in (bool, int, float, str) and is_finite):
+        return value
+    raise ConfigError(
+        f"{SourceLocation(origin, path=path)}: found {_shorten(repr(value))} ({type(value).__name__}), allowed are "
+        "text, finite numbers, true and false, None, and lists and dicts of these"
+    )
 
 
 def read_value(text: str, origin: str, path: str, faults: ConfigFaults) -> LocatedValue:

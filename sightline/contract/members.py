@@ -156,6 +156,17 @@ class TaskMembers:
     evaluation_arguments: Member[frozenset[str]] = Member(
         "constructor arguments that change evaluation alone, so that `evaluate RUN task.NAME=` may", absent=frozenset()
     )
+    make_decoding: Member[Function] = Member(
+        "`make_decoding(example)`: a function `(outputs, batch)` → name → tensor of what an exported file predicts "
+        "beside the outputs; `example` is a batch, for all that is the same in every batch",
+        absent=None,
+    )
+    greedy_threshold: Member[float | None] = Member(
+        "the IoU of a greedy suppression of each class by itself, which an exported file then contains", absent=None
+    )
+    left_to_caller: Member[tuple[str, ...]] = Member(
+        "what whoever runs an exported file has to do with its outputs, a sentence each", absent=()
+    )
     step_metrics: Member[Function] = Member(
         "`step_metrics(losses, num_samples, num_processes)`: further numbers of a training step",
         absent=None,
@@ -208,6 +219,11 @@ class TransformMembers:
     moves_pixels: Member[bool] = Member("True if it moves the content of an image", absent=False)
     makes_unit_sphere: Member[bool] = Member(
         "True if it normalises clouds to the unit sphere about their mean", absent=False
+    )
+    split_for_graph: Member[Function] = Member(
+        "`split_for_graph()`: of one that an exported file can contain, the transform that is left outside, or None, "
+        "and a function of the fields inside",
+        absent=None,
     )
     until_epoch: Member[int | None] = Member(
         "the epoch from which one that takes `others` gets None for them, counted from 0", absent=None

@@ -38,6 +38,14 @@ class Plugin:
             raise PluginError(f"{option} {path}: is not a Python file (.py)")
         self.sha256 = hashlib.sha256(self.text.encode()).hexdigest()
 
+    @classmethod
+    def from_text(cls, name: str, text: str) -> Plugin:
+        """Make the plugin of a text that no file holds yet."""
+        plugin = cls.__new__(cls)
+        plugin.path, plugin.option, plugin.text = Path(name), "--plugin", text
+        plugin.sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return plugin
+
     @property
     def module_name(self) -> str:
         return f"{_MODULE_PREFIX}{self.path.stem}"
@@ -53,6 +61,7 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
     Raises PluginError with the file's own line for any failure.
     """
     plugins = list({plugin.path.resolve(): plugin for plugin in map(Plugin, paths)}.values())
+    defined_here = {plugin.sha256 for plugin in _SESSION_PLUGINS.values()}
     by_name: dict[str, Plugin] = {}
     for plugin in plugins:
         if plugin.path.name in by_name:
@@ -63,8 +72,19 @@ def load_plugins(paths: Sequence[Path]) -> list[Plugin]:
         for registry in REGISTRIES.values():
             registry.names()  # built-in names first, so that a plugin that reuses one of them is refused
     for plugin in plugins:
-        run_file(plugin)
+        if plugin.sha256 not in defined_here:
+            run_file(plugin)
     return plugins
+
+
+_SESSION_PLUGINS: dict[str, Plugin] = {}
+"""Plugins whose components this session defined itself, in cells of a notebook or in its script, by file name."""
+
+
+def add_session_plugin(plugin: Plugin) -> Plugin:
+    """Keep the plugin of components that this session has registered: runs made with it need no file here."""
+    _SESSION_PLUGINS[plugin.path.name] = plugin
+    return plugin
 
 
 def find_plugin(builder: Callable[..., Any]) -> Path | None:
@@ -82,9 +102,8 @@ def loaded_sha256(builder: Callable[..., Any]) -> dict[str, str]:
 
 def loaded_plugins() -> list[Plugin]:
     """List the plugins that this process has run."""
-    return [
-        getattr(module, _PLUGIN_ATTRIBUTE) for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)
-    ]
+    modules = [module for name, module in [*sys.modules.items()] if name.startswith(_MODULE_PREFIX)]
+    return [*(getattr(module, _PLUGIN_ATTRIBUTE) for module in modules), *_SESSION_PLUGINS.values()]
 
 
 def run_file(plugin: Plugin) -> ModuleType:
@@ -123,7 +142,7 @@ def check_recorded(recorded: Sequence[Mapping[str, str]], loaded: Sequence[Plugi
         raise PluginError(
             f"{run}: its environment.json lists plugins in another form than runs write; get the run again"
         )
-    by_name = {plugin.path.name: plugin for plugin in loaded}
+    by_name = _SESSION_PLUGINS | {plugin.path.name: plugin for plugin in loaded}
     notes = []
     lost = [str(_find_source(entry, run)) for entry in recorded if entry["name"] not in by_name]
     if lost:

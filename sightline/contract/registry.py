@@ -125,6 +125,14 @@ class Registry:
     def names(self) -> list[str]:
         return sorted({*self._entries, *self.modules})
 
+    def builders_of_module(self, module: str) -> list[tuple[str, Callable[..., Any]]]:
+        """List the names whose classes or functions a module defines, with these."""
+        return [(name, e.builder) for name, e in self._entries.items() if e.builder.__module__ == module]
+
+    def builders_outside(self, modules: tuple[str, ...]) -> list[tuple[str, Callable[..., Any]]]:
+        """List the names whose classes or functions are of a module that begins with none of these, with these."""
+        return [(name, e.builder) for name, e in self._entries.items() if not e.builder.__module__.startswith(modules)]
+
     @contextmanager
     def forget_new(self) -> Iterator[None]:
         """Context that forgets at its end the names that were registered in it."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import yaml
@@ -23,6 +23,7 @@ from torch import nn
 from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.config import RunConfig, locate_errors
+from sightline.config.run_config import PrecisionName
 from sightline.contract import registry, schema
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
@@ -32,7 +33,7 @@ from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
 from sightline.contract.types import ComponentConfig, Dataset
 from sightline.engine.batch_stream import BatchSampler, BatchStream
-from sightline.engine.device import Precision, seed_everything
+from sightline.engine.device import Precision, resolve_precision, seed_everything
 from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric, Evaluator
 from sightline.engine.learnt_losses import LearntLosses
@@ -137,6 +138,7 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
     A run that will be resumed does not read the weights that it was once initialised with. `data` replaces the
     config's own.
     """
+    config = resolve_machine(config, world)
     with locate_errors(config.origins):
         if data is None:
             data = build_data(config)
@@ -154,6 +156,16 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
         rates = recipe.module_rates(model, job.losses) if recipe.has_module_rates else ()
     return TrainingSetup(config, data, job, selection, test, report, lineage, rates)
+
+
+def resolve_machine(config: RunConfig, world: World) -> RunConfig:
+    """Set `train.precision: auto` to what suits the machine of the first process."""
+    if config.train.precision != "auto":
+        return config
+    name = world.broadcast_from_rank_zero(
+        lambda: resolve_precision("auto", world.device), operation="the number format"
+    )
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=cast(PrecisionName, name)))
 
 
 def log_linked_data_folder(config: RunConfig, world: World) -> None:
@@ -230,6 +242,19 @@ def build_part(config: RunConfig, split: str) -> DataSubset:
     return DataSubset(
         dataset, np.arange(len(dataset)), _build_reader(dataset, config.transforms.evaluate, dataset.info.facts), split
     )
+
+
+def read_with(
+    config: RunConfig, part: DataSubset, transforms: Literal["train", "evaluate", "none"], training: DataSubset
+) -> DataSubset:
+    """Return a split that is read with other transforms of the config; those of training mix `training` samples."""
+    facts = dict(training.dataset.info.facts)
+    if transforms == "train":
+        chosen = build_transforms(config.transforms.train, {**facts, "num_epochs": config.train.epochs})
+        reader = BatchReader(part.dataset, chosen, mixing_indices=training.indices)
+    else:
+        reader = _build_reader(part.dataset, config.transforms.evaluate if transforms == "evaluate" else (), facts)
+    return dataclasses.replace(part, reader=reader)
 
 
 def build_transforms(components: Sequence[ComponentConfig], facts: Mapping[str, Any]) -> list[NamedTransform]:

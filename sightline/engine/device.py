@@ -1,4 +1,4 @@
-"""Transfer of nested batches to a device.
+"""Transfer of nested batches to a device, on a GPU while the step before runs.
 
 Number formats, kernels and reproducibility: `train.precision`, `train.cudnn` and `train.determinism`.
 
@@ -13,10 +13,10 @@ import dataclasses
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ from torch import Tensor
 from sightline.compute.waits import send
 from sightline.config.run_config import Cudnn
 from sightline.contract.errors import RunError
+from sightline.contract.pytree import tree_leaves
+from sightline.contract.types import Batch
+
+
+class PhaseTimer(Protocol):
+    """Interface of a timer, called after each phase of a step: data, transfer, prepare, forward, backward, optimise."""
+
+    def end_phase(self, name: str) -> None: ...
 
 
 def to_device(
@@ -57,6 +65,74 @@ def to_device(
     )
 
 
+class CopyStream:
+    """Stream of a GPU whose copies run beside the work of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def select(self) -> AbstractContextManager[Any]:
+        """Return a context in which copies are queued to this stream."""
+        return torch.cuda.stream(self._stream)
+
+    def hand_over(self, batches: Any) -> None:
+        """Let the current stream wait for the copies, and keep their memory until it has used them."""
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for _, tensor in tree_leaves(batches):
+            tensor.record_stream(current)
+
+
+class BatchTransfer:
+    """Transfer of each step's micro-batches to a device, with the time of its phases.
+
+    With a copy stream, `read_ahead` reads those of the next step and starts their copies, while the device works on
+    what is queued; without, as on a CPU, it does nothing. An error in reading is raised when that step receives them.
+    """
+
+    def __init__(
+        self, steps: Iterator[Sequence[Batch]], device: torch.device, dtype: torch.dtype, copies: CopyStream | None
+    ) -> None:
+        self._steps = steps
+        self._device = device
+        self._dtype = dtype
+        self._copies = copies
+        self._ahead: list[Batch] | Exception | None = None
+
+    def receive(self, clock: PhaseTimer) -> list[Batch]:
+        """Return the micro-batches of the next step, on the device."""
+        ahead, self._ahead = self._ahead, None
+        if isinstance(ahead, Exception):
+            raise ahead
+        if ahead is None:
+            micro_batches = next(self._steps)
+            clock.end_phase("data")
+            ahead = self._send(micro_batches)
+        else:
+            assert self._copies is not None
+            self._copies.hand_over(ahead)
+        clock.end_phase("transfer")
+        return ahead
+
+    def read_ahead(self, clock: PhaseTimer) -> None:
+        """Read the micro-batches of the next step, if there is one, and start their copies."""
+        if self._copies is None or self._ahead is not None:
+            return
+        clock.end_phase("optimise")
+        try:
+            micro_batches = next(self._steps, None)
+            if micro_batches is not None:
+                with self._copies.select():
+                    self._ahead = self._send(micro_batches)
+        except Exception as error:  # noqa: BLE001 - raised by `receive`: the step under way is not to blame
+            self._ahead = error
+        clock.end_phase("data")
+
+    def _send(self, micro_batches: Sequence[Batch]) -> list[Batch]:
+        return [to_device(batch, self._device, float_dtype=self._dtype) for batch in micro_batches]
+
+
 @dataclass(frozen=True)
 class Precision:
     """Number format of parameters and batches, and of the operations that autocast lowers.
@@ -78,6 +154,19 @@ class Precision:
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
         """Build the loss scaler: active under fp16, else without effect."""
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the number format that `auto` stands for on this machine: bf16 if the device computes in it, else float32.
+
+    Other names stay as they are.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if has_instructions else "float32"
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

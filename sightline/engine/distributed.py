@@ -17,19 +17,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn, ParamSpec, TypeVar
+from typing import NamedTuple, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # before the process group: see World.close
 from torch import Tensor, nn
 
-from sightline.compute.layers.batch_norm import convert_sync_batchnorm
+from sightline.compute.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
 from sightline.engine.learnt_losses import flatten_gradients, make_buckets, set_gradients
 from sightline.engine.watchdog import PeerLostError, Watchdog, exit_process, format_user_frame, report_failure
+from sightline.instrument import receive_gradients
 from sightline.runs.run_directory import RunDirectory
 
 P = ParamSpec("P")
@@ -44,6 +45,8 @@ class World:
     """This process among all processes of a run. A world of one makes no collective calls and needs no network.
 
     A collective that waits too long ends the run through the watchdog; one that breaks raises PeerLostError.
+    On the CPU gradients have a group of their own, the only one of `gradient_groups`: they travel beside other
+    collectives.
     """
 
     rank: int = 0
@@ -51,6 +54,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     watchdog: Watchdog | None = None
     agreement: _Agreement | None = None
+    gradient_groups: list[dist.ProcessGroup] = field(default_factory=list, compare=False)
 
     # --- numbers ------------------------------------------------------------------------------------------------------
 
@@ -128,20 +132,35 @@ class World:
 
     @contextlib.contextmanager
     def reduce_gradients(self, model: nn.Module, *, is_last_micro_batch: bool) -> Iterator[None]:
-        """Replace every gradient by its sum over processes, after the block, if `is_last_micro_batch`.
+        """Replace every gradient by its sum over processes, around a backward pass, if `is_last_micro_batch`.
 
-        A gradient that no process has stays None, whichever parts of the model each process used.
+        A bucket of gradients is sent as soon as the pass has computed them; the context ends when all have arrived. A
+        gradient that no process has stays None, whichever parts of the model each process used. Raises RunError for a
+        gradient that the pass changes after it was sent.
         """
-        yield
-        if self.size > 1 and is_last_micro_batch:
-            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            buckets = make_buckets(parameters)
-            with self._collective("all_reduce of gradients", f"{len(buckets)} buckets", *parameters):
-                flats = [flatten_gradients(bucket) for bucket in buckets]
-                for work in [dist.all_reduce(flat, async_op=True) for flat in flats]:
-                    work.wait()
-            for bucket, flat in zip(buckets, flats, strict=True):
-                set_gradients(bucket, flat)
+        if self.size == 1 or not is_last_micro_batch:
+            yield
+            return
+        reduction = _GradientReduction(model, self._start_gradient_sum)
+        can_send = self._can_send_early(model)
+        with receive_gradients(reduction.parameters if can_send else (), reduction.receive):
+            yield
+        with self._collective("all_reduce of gradients", f"{reduction.num_buckets} buckets", *reduction.parameters):
+            reduction.finish()
+
+    def _can_send_early(self, model: nn.Module) -> bool:
+        """Return False if the backward pass has collectives that could come between the gradients, on a GPU.
+
+        Concurrent collectives of two groups of NCCL may wait for each other; those of gloo do not.
+        """
+        has_collectives = any(isinstance(module, SynchronisedBatchNorm) for module in model.modules())
+        return bool(self.gradient_groups) or not has_collectives
+
+    def _start_gradient_sum(self, flat: Tensor) -> dist.Work:
+        group = self.gradient_groups[0] if self.gradient_groups else None
+        with self._collective("all_reduce of gradients", None):
+            work: dist.Work = dist.all_reduce(flat, group=group, async_op=True)
+        return work
 
     def convert_sync_batchnorm(self, model: nn.Module) -> nn.Module:
         """Convert batch norms to compute their statistics from the batch of all processes."""
@@ -168,6 +187,7 @@ class World:
             self.barrier("end")
             if self.watchdog is not None:
                 self.watchdog.stop()
+            self.gradient_groups.clear()  # or its threads would live as long as this object
             dist.destroy_process_group()
 
     # --- inside -------------------------------------------------------------------------------------------------------
@@ -219,6 +239,8 @@ class World:
         with self._watch(operation):
             try:
                 yield
+            except RunError:
+                raise
             except RuntimeError as error:
                 raise _convert_error(operation, error) from error
 
@@ -246,6 +268,71 @@ class _SumOverProcesses(torch.autograd.Function):
         return ctx.world._all_reduce({"gradient": gradient}, operation="gradients of batch statistics")[
             "gradient"
         ], None
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+
+class _SentBucket(NamedTuple):
+    """Bucket on its way: the sums, once `work` is done, and gradients with their versions as they were sent."""
+
+    flat: Tensor
+    work: dist.Work
+    gradients: list[tuple[Tensor | None, int]]
+
+
+class _GradientReduction:
+    """Sums of a model's gradients over all processes, in buckets that travel while the pass computes other gradients.
+
+    Every process sends the same buckets in the same order, the last parameters first. A bucket that lacks a gradient
+    holds up those behind it, until the pass has ended and shows that the process does not use that parameter.
+    """
+
+    def __init__(self, model: nn.Module, start_sum: Callable[[Tensor], dist.Work]) -> None:
+        self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._buckets = make_buckets([*self._names])[::-1]
+        self._missing = [set(bucket) for bucket in self._buckets]
+        self._bucket_index = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
+        self._start_sum = start_sum
+        self._sent: list[_SentBucket] = []
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self._names]
+
+    @property
+    def num_buckets(self) -> int:
+        return len(self._buckets)
+
+    def receive(self, parameter: Tensor) -> None:
+        """Note that the pass has a parameter's gradient, and send the buckets that are complete."""
+        self._missing[self._bucket_index[parameter]].discard(parameter)  # type: ignore[index]
+        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+            self._send_next()
+
+    def finish(self) -> None:
+        """Send the buckets that are left, wait for all, and set every gradient to its sum."""
+        while len(self._sent) < len(self._buckets):
+            self._send_next()
+        for bucket, sent in zip(self._buckets, self._sent, strict=True):
+            sent.work.wait()
+            self._assert_unchanged(bucket, sent)
+            set_gradients(bucket, sent.flat)
+
+    def _send_next(self) -> None:
+        bucket = self._buckets[len(self._sent)]
+        gradients = [(p.grad, -1 if p.grad is None else p.grad._version) for p in bucket]
+        flat = flatten_gradients(bucket)
+        self._sent.append(_SentBucket(flat, self._start_sum(flat), gradients))
+
+    def _assert_unchanged(self, bucket: Sequence[nn.Parameter], sent: _SentBucket) -> None:
+        for parameter, (gradient, version) in zip(bucket, sent.gradients, strict=True):
+            if parameter.grad is not gradient or (gradient is not None and gradient._version != version):
+                raise RunError(
+                    f"the gradient of '{self._names[parameter]}' changed after it was sent to the other processes: its "
+                    "module is used in several parts of reentrant checkpointing, or a hook changes it; call "
+                    "torch.utils.checkpoint.checkpoint with use_reentrant=False, or train in one process"
+                )
 
 
 # --- agreement --------------------------------------------------------------------------------------------------------
@@ -362,6 +449,8 @@ def _join_group(
     )
     with world._collective("the joining of all processes", None):
         dist.init_process_group(backend, store=store, rank=rank_info.rank, world_size=rank_info.size, timeout=limit)
+        if device.type == "cpu":
+            world.gradient_groups.append(dist.new_group(timeout=limit))
     return world
 
 

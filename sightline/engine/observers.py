@@ -235,13 +235,14 @@ class Progress:
 
     A live bar where `is_live` (left out: where `stream` is a terminal that wants one). Else plain lines: the first
     step, then one every `every_s` seconds of the run, one for each epoch's last step, and one for each evaluation.
-    `stream` is standard error if left out.
+    `stream` is standard error if left out, in a notebook standard output, which it does not colour red.
     """
 
     def __init__(
         self, *, stream: TextIO | None = None, is_live: bool | None = None, every_s: float | None = None
     ) -> None:
-        stream = sys.stderr if stream is None else stream
+        if stream is None:
+            stream = sys.stdout if is_notebook() else sys.stderr
         is_live = wants_live(stream, os.environ) if is_live is None else is_live
         self._display: _LiveDisplay | _PlainDisplay = _LiveDisplay(stream) if is_live else _PlainDisplay(stream)
         self._every_s = (_REFRESH_S if is_live else 5.0) if every_s is None else every_s
@@ -310,6 +311,11 @@ class Pace:
             return math.nan
         last = self._recent[-1]
         return (last.num_steps - last.step) * (last.wall_s - self._first.wall_s) / (last.step - self._first.step)
+
+
+def is_notebook() -> bool:
+    """Return True if output goes to a notebook."""
+    return type(sys.stdout).__module__.startswith("ipykernel")
 
 
 def wants_live(stream: TextIO, environment: Mapping[str, str]) -> bool:

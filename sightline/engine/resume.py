@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.config import RunConfig
-from sightline.config.run_config import Log, to_plain
+from sightline.config.run_config import Log, PrecisionName, to_plain
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import Plugin
 from sightline.engine.distributed import World
@@ -29,8 +29,8 @@ _MAY_DIFFER = ("loader.", "log.", "distributed.timeout_s", "checkpoint.", "data.
 # A run may go on for longer; neither may become less.
 _LENGTH = ("train.epochs", "train.steps")
 
-# A run records the mode that its metric stated, and the weights of its teacher.
-_RECORDED = (("evaluate.mode", None), ("teacher.sha256", None))
+# A run records the mode that its metric stated, the weights of its teacher, and what its number format was.
+_RECORDED = (("evaluate.mode", None), ("teacher.sha256", None), ("train.precision", "auto"))
 
 # Files of a run that was killed before it wrote its config, which makes a folder a run.
 _BEFORE_CONFIG = frozenset(
@@ -45,7 +45,7 @@ class RunLocation:
 
     `path` is None if the run gets a new folder below `runs/`. `is_longer` is True if the run goes on past the
     end that its own config names. `existing_files` names files and checkpoints that the folder contained when it was
-    read, `notes` the damaged checkpoints that were skipped.
+    read, `notes` the damaged checkpoints that were skipped. `precision` is the number format of a run that is resumed.
     """
 
     path: str | None
@@ -54,6 +54,13 @@ class RunLocation:
     is_longer: bool = False
     existing_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    precision: PrecisionName | None = None
+
+    def keep_precision(self, config: RunConfig) -> RunConfig:
+        """Give a config with `train.precision: auto` the number format that its run has recorded, if it has one."""
+        if config.train.precision != "auto" or self.precision is None:
+            return config
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, precision=self.precision))
 
     def assert_unchanged(self, path: Path) -> None:
         """Raise UserError if another run has written to the folder since it was read."""
@@ -73,6 +80,9 @@ def resolve_run_location(
 
     def locate() -> str:
         location = _locate_run(config, plugins, out=out, resume=resume)
+        if "config.yaml" in location.existing_files:
+            files = RunFiles(Path(location.path or ""))
+            location = dataclasses.replace(location, precision=files.config.train.precision)
         if not location.is_finished:
             _assert_loggers_installed(config.log)
         return json.dumps(dataclasses.asdict(location))

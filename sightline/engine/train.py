@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from sightline.contract.errors import RunError
 from sightline.contract.members import TaskMembers
 from sightline.contract.types import Batch, LinearRamp
 from sightline.engine.batch_stream import BatchStream
-from sightline.engine.device import Precision, to_device
+from sightline.engine.device import BatchTransfer, CopyStream, PhaseTimer, Precision
 from sightline.engine.distributed import World
 from sightline.engine.learnt_losses import LearntLosses, combine_modules, module_gradient_norms
 from sightline.engine.optimizers import FrozenModules, apply_freezing
@@ -29,12 +29,6 @@ _SAMPLES, _STOP, _RARE, _COUNT_PREFIX = "(samples)", "(stop)", "(rare cases)", "
 """Keys of further sums in the collective of the losses; no loss can have such a name."""
 _NORM, _MEAN_PREFIX = "(norm)", "(mean) "
 """Keys of the numbers that a step reads besides these sums."""
-
-
-class PhaseTimer(Protocol):
-    """Interface of a timer, called after each phase of a step: prepare, forward, backward, optimise."""
-
-    def end_phase(self, name: str) -> None: ...
 
 
 @dataclass
@@ -127,16 +121,15 @@ def train(job: TrainState, world: World, on_step_end: StepCallback, stop: Any = 
         replica = torch.compile(replica)  # type: ignore[assignment]
     started = time.perf_counter()
     with contextlib.closing(job.stream.iterate(job.step, job.num_steps)) as steps:
+        copies = CopyStream(world.device) if world.device.type == "cuda" else None
+        batches = BatchTransfer(steps, world.device, job.precision.parameter_dtype, copies)
         while job.step < job.num_steps:
             clock = StepTimer(job.task, remainder="loss")
-            micro_batches = next(steps)
-            clock.end_phase("data")
-            micro_batches = [
-                to_device(b, world.device, float_dtype=job.precision.parameter_dtype) for b in micro_batches
-            ]
-            clock.end_phase("transfer")
+            micro_batches = batches.receive(clock)
             epoch = job.epoch
-            totals = train_step(job, replica, micro_batches, world, clock, stop_requested=bool(stop))
+            totals = train_step(
+                job, replica, micro_batches, world, clock, stop_requested=bool(stop), meanwhile=batches.read_ahead
+            )
             job.step += 1
             record = _record(job, totals, epoch, clock, time.perf_counter() - started, world.size)
             if on_step_end(record, totals.stop_requested):
@@ -151,13 +144,16 @@ def train_step(
     clock: PhaseTimer,
     *,
     stop_requested: bool = False,
+    meanwhile: Callable[[PhaseTimer], None] | None = None,
 ) -> StepTotals:
     """Run one optimiser step; results do not depend on the split into micro-batches and processes.
+
+    `meanwhile` is called when the step is queued, before the host waits for its numbers.
 
     On a device that the host would have to wait for, the step is computed as if no rare case occurred (`waits.expect`),
     and again if one did, on all processes and from the same state. fp16 waits, since its scaler cannot repeat a step.
     """
-    arguments = (job, network, micro_batches, world, clock, stop_requested)
+    arguments = (job, network, micro_batches, world, clock, stop_requested, meanwhile)
     if is_free_to_read(torch.empty(0, device=job.device)) or job.scaler.is_enabled():
         return _compute_step(*arguments, checks=None)
     buffers = [(buffer, buffer.clone()) for buffer in job.trained_module.buffers()]
@@ -182,6 +178,7 @@ def _compute_step(
     world: World,
     clock: PhaseTimer,
     stop_requested: bool,
+    meanwhile: Callable[[PhaseTimer], None] | None,
     *,
     checks: Sequence[DeviceCheck] | None,
 ) -> StepTotals:
@@ -199,19 +196,23 @@ def _compute_step(
     sums: dict[str, Tensor] = {}
     for index in range(len(micro_batches)):
         is_last = index == len(micro_batches) - 1
+        terms = step.loss_sums(network, index)
+        loss = weighted_sum(step.loss_means(terms), weights)
+        clock.end_phase("forward")
         with world.reduce_gradients(trained, is_last_micro_batch=is_last):
-            terms = step.loss_sums(network, index)
-            loss = weighted_sum(step.loss_means(terms), weights)
-            clock.end_phase("forward")
             job.scaler.scale(loss).backward()
             clock.end_phase("backward")
         for name, term in terms.items():
             sums[name] = sums.get(name, 0.0) + term.detach().double()
+    if world.size > 1:
+        clock.end_phase("reduce")
     for parameter in apply_freezing(trained, job.frozen, job.epoch):
         parameter.grad = None
     job.scaler.unscale_(job.optimizer)
     gradients = module_gradient_norms(trained) if job.logs_gradients else {}
     grad_norm = nn.utils.clip_grad_norm_(trained.parameters(), job.clip_norm or float("inf"))
+    if meanwhile is not None:
+        meanwhile(clock)
     sizes = [len(batch["sample_index"]) for batch in micro_batches]
     step_counts = TaskMembers.step_counts.get(job.task)
     counts = {} if step_counts is None else step_counts(step.contexts)

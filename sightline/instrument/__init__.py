@@ -8,7 +8,7 @@ the recorded gradient is that of this call alone, even if other modules read the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -164,6 +164,11 @@ def record(
         yield tape
 
 
+def hang_on_load(module: nn.Module, before: Callable[..., Any]) -> RemovableHandle:
+    """Hang `before(module, state_dict, prefix, ...)` on a module, for each `load_state_dict` of it or around it."""
+    return module.register_load_state_dict_pre_hook(before)
+
+
 def hang(
     module: nn.Module, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> list[RemovableHandle]:
@@ -182,6 +187,17 @@ def hang(
 def watch_gradient(node: Any, receive: Callable[..., Any]) -> None:
     """Call `receive` with the gradients that a tensor, or a node of the autograd graph, gets in a backward pass."""
     node.register_hook(receive)
+
+
+@contextmanager
+def receive_gradients(parameters: Iterable[nn.Parameter], receive: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `receive` with each parameter to whose gradient a backward pass has added, whenever it has."""
+    handles = [parameter.register_post_accumulate_grad_hook(receive) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 Closure = Callable[..., Any]

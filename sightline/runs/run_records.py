@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ class ReportedRun:
     environment: Mapping[str, Any]
     sessions: Sequence[Mapping[str, Any]] = ()
     has_joints: bool = False
+    examined: Mapping[str, Any] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
         """Return what the summary states: task, data, model, length of the training, and the figures."""
@@ -59,7 +60,9 @@ def read_reported_run(path: Path, name: str) -> ReportedRun:
     environment = load_document(path / "environment.json")
     sessions = read_lines(path / "sessions.jsonl") if (path / "sessions.jsonl").exists() else []
     has_joints = (path / "facts.json").exists() and "joint_names" in load_document(path / "facts.json")
-    return ReportedRun(path, name, flatten_config(tree), final, lines, findings, environment, sessions, has_joints)
+    examined = load_document(path / "checks.json") if (path / "checks.json").exists() else {}
+    values = flatten_config(tree)
+    return ReportedRun(path, name, values, final, lines, findings, environment, sessions, has_joints, examined)
 
 
 def _read_findings(path: Path) -> list[Any] | None:
@@ -123,8 +126,9 @@ def read_part(run: ReportedRun, make: Callable[[ReportedRun], Made]) -> Made:
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{run.path}: final.json, metrics.jsonl, findings.json, environment.json or predictions/test/manifest.json "
-            f"is not of the form that training and evaluation write ({reason}); get the run again"
+            f"{run.path}: final.json, metrics.jsonl, findings.json, checks.json, environment.json or "
+            f"predictions/test/manifest.json is not of the form that training and evaluation write ({reason}); "
+            "get the run again"
         ) from error
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -27,6 +27,8 @@ from torch import nn
 from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
+from sightline.config.run_config import to_plain
+from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import DataMembers
 from sightline.contract.plugins import Plugin, check_recorded, load_plugins
@@ -60,6 +62,27 @@ class ConfigWithPlugins(NamedTuple):
     notes: tuple[str, ...]
 
 
+ConfigSource: TypeAlias = "str | Path | Mapping[str, Any] | RunConfig"
+"""Path of a YAML file or of a run directory, a mapping as in such a file, or a config that was read."""
+
+
+def read_source(
+    source: ConfigSource, overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()
+) -> ConfigWithPlugins:
+    """Load the plugins, then read the config of whatever states one; notes are logged. Raises as `read_with_plugins`.
+
+    The plugins of a run directory are those that it was made with.
+    """
+    files = [Path(plugin) for plugin in plugins]
+    if not isinstance(source, str | Path):
+        loaded = tuple(load_plugins(files))
+        return ConfigWithPlugins(reread(source, overrides), loaded, ())
+    read = read_with_plugins(Path(source), overrides, files)
+    for line in read.notes:
+        logger.warning("%s", line)
+    return read
+
+
 def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> ConfigWithPlugins:
     """Load the plugins, then read the config of a file or of a run directory under overrides.
 
@@ -74,9 +97,9 @@ def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequen
     return ConfigWithPlugins(reread(path, overrides), tuple(loaded), tuple(notes))
 
 
-def reread(path: Path, overrides: Sequence[str]) -> RunConfig:
+def reread(source: Path | Mapping[str, Any] | RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Read the config of `read_with_plugins` again with other overrides; plugins are loaded already."""
-    config = read_config(config_path_of_run(path), overrides)
+    config = read_config(config_path_of_run(source) if isinstance(source, Path) else source, overrides)
     if config.checks.skip:
         from sightline.workbench.check.suite import assert_known
 
@@ -133,7 +156,10 @@ class Reporter:
         """Receive the metrics of a run that is finished, now or by an earlier session."""
 
 
-@dataclass(frozen=True)
+_SHOWN_FIGURES = 4
+
+
+@dataclass(frozen=True, repr=False)
 class TrainResult:
     """Result of a training run.
 
@@ -146,6 +172,16 @@ class TrainResult:
     findings: tuple[Finding, ...] = ()
     document: Mapping[str, Any] | None = None
     stopped_by: int | None = None
+
+    def __repr__(self) -> str:
+        problems = [str(finding) for finding in self.findings if finding.severity in ("error", "warning")]
+        if self.path is None:
+            return "\n".join(["TrainResult(not started:", *problems, ")"])
+        metrics = {} if self.document is None else self.document["metrics"]
+        figures = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float)]
+        state = [] if self.stopped_by is None else [f"stopped by signal {self.stopped_by}"]
+        warnings = [f"{len(problems)} warning{'s' * (len(problems) != 1)}"] if problems else []
+        return f"TrainResult({', '.join([str(self.path), *state, *figures[:_SHOWN_FIGURES], *warnings])})"
 
     @property
     def is_finished(self) -> bool:
@@ -182,6 +218,7 @@ def train_run(
     error. Raises UserError, ConfigError, DataError or CheckpointError if the run cannot start, RunError if it fails.
     """
     is_main = threading.current_thread() is threading.main_thread()  # others cannot handle signals
+    plugins = (*plugins, *record_cells(set(_list_names(to_plain(config)))))
     with contextlib.ExitStack() as stack:
         if stop is None and is_main:
             stack.enter_context(restore_signal_handlers())
@@ -200,6 +237,15 @@ def train_run(
             is_quiet=not shows_progress,
         )
         return run(out=out, resume=resume)
+
+
+def _list_names(tree: Any) -> Iterator[str]:
+    """List every component that a config names."""
+    items = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    if isinstance(tree, Mapping) and isinstance(tree.get("name"), str):
+        yield tree["name"]
+    for item in items:
+        yield from _list_names(item)
 
 
 @contextlib.contextmanager
@@ -237,11 +283,12 @@ class _TrainRun:
         self._stop = stop
         self._has_checks = has_checks
         self._is_quiet = is_quiet
+        self._examined: dict[str, Any] = {}
 
     def __call__(self, *, out: Path | None, resume: str | None) -> TrainResult:
         config, world = self._config, self._world
         location = resolve_run_location(config, self._plugins, world, out=out, resume=resume)
-        for line in location.notes:
+        for line in (*location.notes, *describe_modules(set(_list_names(to_plain(config))))):
             self._note(line)
         if location.is_finished:
             assert location.path is not None, "a finished run has a path"
@@ -249,7 +296,10 @@ class _TrainRun:
                 Path(location.path), document=world.rank_zero_only(self._report_finished_run)(Path(location.path))
             )
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
-        built = build(config, world, is_resumed=bool(location.checkpoint))
+        built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
+        if config.train.precision == "auto":
+            self._note(f"train.precision: auto is {built.config.train.precision} in this run")
+        config = built.config
         findings = self._preflight(built)
         if any(finding.severity == "error" for finding in findings):
             return TrainResult(None, findings)
@@ -298,12 +348,15 @@ class _TrainRun:
 
     def _preflight(self, built: TrainingSetup) -> tuple[Finding, ...]:
         """Run the quick checks, reported by the first process; findings are the same on every process."""
+        from sightline.workbench.check.core.examination import Examination
         from sightline.workbench.check.suite import run_quick
 
         if not self._has_checks:
             self._note("checks skipped (--no-check); the run records that")
             return ()
-        findings = tuple(run_quick(built, self._world))
+        examination = Examination()
+        findings = tuple(run_quick(built, self._world, examination=examination))
+        self._examined["start"] = examination.to_dict()
         self._world.rank_zero_only(self._reporter.findings)(findings)
         return findings
 
@@ -323,6 +376,8 @@ class _TrainRun:
             directory.write_text(f"plugins/{plugin.path.name}", plugin.text)
         directory.append_line("sessions.jsonl", {**session.record, "resumed": location.checkpoint})
         directory.write_json("findings.json", [finding.to_dict() for finding in findings])
+        if self._examined:
+            directory.write_json("checks.json", self._examined)
         if location.checkpoint:
             self._world.rank_zero_only(self._warn_of_other_data)(session)
             session.resume(Path(location.checkpoint))
@@ -414,17 +469,19 @@ class _TrainRun:
         findings = self._check_after_training(session) if self._has_checks else ()
         directory.assert_lock_held()
         reporter.final_document(document)
+        reporter.note(f"a page with its curves, tables and pictures: sightline report {directory.path}")
         reporter.note(f"run directory: {directory.path}")
         return document, findings
 
     def _check_after_training(self, session: TrainingSession) -> tuple[Finding, ...]:
         """Run the checks after training, report their findings and add them to findings.json; by this process alone."""
+        from sightline.workbench.check.core.examination import Examination
         from sightline.workbench.check.suite import run_after
 
-        built, directory = session.built, session.directory
-        findings = tuple(
-            run_after(built, World(device=built.job.device), run=directory.path, first_loss=session.first_loss)
-        )
+        built, directory, examination = session.built, session.directory, Examination()
+        world, first_loss = World(device=built.job.device), session.first_loss
+        findings = tuple(run_after(built, world, run=directory.path, first_loss=first_loss, examination=examination))
+        directory.write_json("checks.json", {**self._examined, "end": examination.to_dict()})
         if findings:
             self._reporter.findings(findings)
             _add_findings(directory, *findings)

@@ -18,6 +18,7 @@ from sightline.engine.distributed import World, start_world
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
 from sightline.verbs.output import load_config, print_note, show_findings, show_table
+from sightline.workbench.check.core.examination import Examination, describe_examination
 from sightline.workbench.check.suite import check_path
 from sightline.workbench.fit.fit_attempt import SHARES, FitCurve
 from sightline.workbench.fit.fit_one import FitOptions, FitResult, Kept, draw_curves, draw_verdicts, result_document
@@ -43,16 +44,20 @@ from sightline.workbench.fit.sample_ladder import (
 def check(options: CheckOptions) -> int:
     """Run all checks and show their findings; exit code 1 if any is an error (with `strict`, a warning)."""
     config = load_config(options.config, options.overrides, options.plugins)
-    findings = check_path(options.config, config, device=options.device, deep=options.deep)
+    examination = Examination()
+    findings = check_path(options.config, config, device=options.device, deep=options.deep, examination=examination)
+    document = examination.to_dict()
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     for finding in findings:
         if (table := finding.evidence.get("table")) is not None:
             show_table(table["title"], table["columns"], table["rows"], unbroken="first")
     show_findings(findings, is_verbose=options.verbose)
+    print_note("\n".join(describe_examination(document, is_verbose=options.verbose)))
     print_note(f"{config.name}: {errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
+    counts = {"errors": errors, "warnings": warnings}
     write_document(
-        options.json, {"findings": [finding.to_dict() for finding in findings], "errors": errors, "warnings": warnings}
+        options.json, {"findings": [finding.to_dict() for finding in findings], **counts, "examination": document}
     )
     return 1 if errors or (options.strict and warnings) else 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,30 +62,40 @@ def compare_variants(options: CompareOptions) -> int:
     (path,) = paths
     _assert_goes_together(options, is_record=is_record)
     config = load_config(path, options.overrides, options.plugins)
-    if config.teacher is not None and config.teacher.features:
-        raise UserError(
-            "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
-        )
-    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        built = _build_setup(open_run(path, config=config, world=world))
-        recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
-        is_large = _count_inputs(built) > _MAX_NUMBERS
-        count = options.samples or min(1 if is_large else 4, config.train.batch_size)
-        num_steps = options.steps if options.steps is not None else 2 if is_large else 5
-        subject = ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), world.device)
+        opened = open_run(path, config=config, world=world)
+        subject, num_steps = make_subject(opened, options.samples, options.steps, note=print_note)
         if options.matrix:
             return _matrix(subject, options.json)
         if is_record:
             assert options.out is not None
             write_record(options.out, make_record(subject, num_steps=num_steps))
             print_note(
-                f"recorded: {options.out}, a step of {count} samples; sightline compare CONFIG --against {options.out}"
+                f"recorded: {options.out}, a step of {len(subject.keys)} samples; "
+                f"sightline compare CONFIG --against {options.out}"
             )
             return 0
         assert options.against is not None
         comparison = compare_networks(subject, options.against, keys=options.keys, num_steps=num_steps)
-    return _report(comparison, config, built, options)
+    return _report(comparison, config, subject.built, options)
+
+
+def make_subject(
+    opened: OpenRun, samples: int | None, steps: int | None, *, note: Callable[[str], object]
+) -> tuple[ComparisonSubject, int]:
+    """Build what is compared of an opened run or config, and the number of optimiser steps; both have defaults."""
+    config = opened.config
+    if config.teacher is not None and config.teacher.features:
+        raise UserError(
+            "compare: losses of teacher.features are not supported; leave out that loss, and set teacher.features=[]"
+        )
+    set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
+    built = _build_setup(opened, note)
+    recipe = registry.optimizers.build(config.optimizer, facts=built.data.facts)
+    is_large = _count_inputs(built) > _MAX_NUMBERS
+    count = samples or min(1 if is_large else 4, config.train.batch_size)
+    num_steps = steps if steps is not None else 2 if is_large else 5
+    return ComparisonSubject(built, recipe, tuple(first_samples(built.job, count)), opened.world.device), num_steps
 
 
 def _count_inputs(built: TrainingSetup) -> int:
@@ -95,12 +105,12 @@ def _count_inputs(built: TrainingSetup) -> int:
     return sum(tensor.numel() for name, value in batch.items() if name in names for _, tensor in tree_leaves(value))
 
 
-def _build_setup(opened: OpenRun) -> TrainingSetup:
+def _build_setup(opened: OpenRun, note: Callable[[str], object]) -> TrainingSetup:
     """Build the training setup with the initial weights, or for a run directory with the trained ones."""
     if opened.config.init is not None and opened.files is None:
         return opened.training_setup
     subject = build_subject(opened)
-    print_note(f"batch: {subject.batch}")
+    note(f"batch: {subject.batch}")
     if opened.files is not None:
         opened.load_into(subject.built.job.model)
     return subject.built

@@ -11,10 +11,11 @@ import torch
 from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
-from sightline.contract.errors import UserError
+from sightline.contract.errors import RunError, UserError
 from sightline.engine.build import TrainingSetup, build
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
+from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.run_loading import open_run
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.training.train_run import reread
@@ -25,6 +26,8 @@ from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
+    find_unused_format,
+    measure_processes,
     name_setting_in_errors,
     parse_settings,
     profile_document,
@@ -41,6 +44,8 @@ from sightline.workbench.describe.report import (
 from sightline.workbench.describe.sources import DataDescription, build_subject
 from sightline.workbench.describe.trace import Node, Trace
 
+_NUM_BRIEF_STEPS, _NUM_BRIEF_ROUNDS = 2, 3
+"""Measured steps and rounds of a setting that nobody asked for; a verdict needs three rounds."""
 _COLUMNS = ("module", "class", "defined in", "inputs", "outputs", "parameters", "MAC/sample")
 _DROPPABLE = ("inputs", "outputs", "class", "defined in")
 _PACKAGES = (Path(torch.__file__).parents[1], Path(__file__).parents[2])
@@ -166,9 +171,10 @@ def profile(options: ProfileOptions) -> int:
     for setting in settings:
         with name_setting_in_errors(setting):
             configs.append(reread(options.config, _combine_overrides(options.overrides, setting)))
+    num_processes = resolve_num_processes(options.processes)
+    if num_processes > 1:
+        return launch(options.command_line(), num_processes)
     with start_world(device=options.device, timeout_s=config.distributed.timeout_s) as world:
-        if world.size > 1:
-            raise UserError("profile: runs in one process; start it without a launcher")
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         built = _build(config, world, options.steps)
         trials = (
@@ -187,20 +193,52 @@ def profile(options: ProfileOptions) -> int:
             "threads": torch.get_num_threads(),
             "batch_size": config.train.batch_size,
             "untraced_step_s": (plain[-1].wall_s - plain[NUM_WARM - 1].wall_s) / options.steps,
+            **measure_processes(plain[NUM_WARM:], world),
             **profile_document(profile_steps(built.job, world, num_steps=options.steps, trace=trace)),
         }
-        _show_profile(document, options.top)
-        _write(document, options)  # so that it is kept if a step fails below
+        world.rank_zero_only(_report_profile)(document, options)  # so that it is kept if a step fails below
         if settings:
-            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=print_note)
-            document["tried"] = tried
-            _show_settings(tried)
-            _write(document, options)
-    if trace is not None:
-        print_note(
-            f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"
-        )
+            note = world.rank_zero_only(print_note)
+            tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
+            world.rank_zero_only(_report_settings)(document | {"tried": tried}, options)
+        elif world.size == 1 and (unused := find_unused_format(built.config, world.device)) is not None:
+            _try_unused(unused, document, built, world, options)
+        if trace is not None:
+            world.rank_zero_only(print_note)(
+                f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"
+            )
     return 0
+
+
+def _report_profile(document: Mapping[str, Any], options: ProfileOptions) -> None:
+    _show_profile(document, options.top)
+    _write(document, options)
+
+
+def _report_settings(document: Mapping[str, Any], options: ProfileOptions) -> None:
+    _show_settings(document["tried"])
+    _write(document, options)
+
+
+def _try_unused(
+    setting: Setting, document: Mapping[str, Any], built: TrainingSetup, world: World, options: ProfileOptions
+) -> None:
+    """Measure briefly the number format that the config leaves unused, and print what it gains."""
+    num_steps = min(options.steps, _NUM_BRIEF_STEPS)
+    try:
+        lower = reread(options.config, _combine_overrides(options.overrides, setting))
+        named = ((Setting("as configured"), built.config), (setting, lower))
+        trials = [SettingTrial(each, _build(config, world, num_steps, base=built)) for each, config in named]
+        tried = try_settings(trials, world, num_steps=num_steps, num_rounds=_NUM_BRIEF_ROUNDS, note=lambda text: None)
+    except (UserError, RunError) as error:
+        print_note(f"this machine computes in bf16, which the config leaves unused; it cannot be measured: {error}")
+        return
+    _report_settings({**document, "tried": tried}, options)
+    row = tried[1]
+    ratio = f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})"
+    words = " ".join(setting.overrides)
+    gain = f"{words} is {ratio}" if row["verdict"] == "faster" else f"{words} gains nothing clear: {ratio}"
+    print_note(f"this machine computes in bf16, which the config leaves unused; measured here: {gain}")
 
 
 def _write(document: Mapping[str, Any], options: ProfileOptions) -> None:
@@ -252,6 +290,12 @@ def _show_profile(document: Mapping[str, Any], top: int) -> None:
         for r in document["parts"]
     ]
     show_table(title, ("part", "ms", "share", "of it in modules"), [*rows, ["step", _format_ms(step), "100 %", ""]])
+    if processes := document.get("processes"):
+        rows = [
+            [str(r["rank"]), _format_ms(r["step_s"]), _format_ms(r["reduce_s"]), f"{r['reduce_s'] / r['step_s']:.1%}"]
+            for r in processes
+        ]
+        show_table("on each process, without the profiler", ("process", "ms", "waited for gradients", "share"), rows)
 
     def figures(row: Mapping[str, Any]) -> list[str]:
         return [

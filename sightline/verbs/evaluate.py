@@ -5,21 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from sightline.commands.run import EvaluateOptions
-from sightline.config import RunConfig, read_config
-from sightline.contract import registry
+from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
 from sightline.contract.plugins import load_plugins
-from sightline.contract.types import ComponentConfig
 from sightline.engine.build import DataSubset, build_part
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import start_world
@@ -31,35 +27,19 @@ from sightline.engine.session import evaluation_document
 from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
 from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document
-from sightline.runs.run_files import RunFiles, config_path_of_run
+from sightline.runs.run_files import RunFiles
 from sightline.training.published_results import compare_with_published, explain_no_rows
+from sightline.training.run_evaluation import assert_about_evaluation, compare_training_data, override_evaluation
 from sightline.training.train_run import probe_metrics
 from sightline.verbs.output import print_note, show_difficulty, show_evaluation, show_findings
 from sightline.verbs.score import assert_against, show_errors
 from sightline.workbench.check.checks.data.dataset_mismatch import (
-    CloudSample,
-    compare_sets,
     dataset_mismatch,
-    sample_clouds,
 )
-from sightline.workbench.check.core.finding import FindingLocation
 from sightline.workbench.describe.difficulty import class_difficulty
 from sightline.workbench.describe.report import pose_baselines
 from sightline.workbench.evaluate.saved_predictions import MANIFEST, assert_folds, tested_folds
 from sightline.workbench.evaluate.scoring import find_scoring
-
-_EVALUATION_KEYS = (
-    "evaluate.*",
-    "transforms.evaluate*",
-    "transforms.vote*",
-    "data.root",
-    "data.views",
-    "loader.*",
-    "log.*",
-    "checks.skip",
-    "teacher",
-    "teacher.from",
-)
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ def _open_files(run: Path, options: EvaluateOptions) -> tuple[RunFiles, RunConfi
     files = RunFiles(run)
     notes = files.check_plugins(load_plugins(options.plugins))
     assert_about_evaluation(options.overrides, files.config.task, verb="evaluate", also=("metrics",))
-    return files, _with_overrides(files, options.overrides, options.data), notes
+    return files, override_evaluation(files, options.overrides, options.data), notes
 
 
 def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> EvaluatedRun | None:
@@ -248,79 +228,11 @@ def _title(trials: Sequence[EvaluatedRun]) -> str:
 
 
 def _is_comparable(run: OpenRun, files: RunFiles, part: DataSubset) -> bool:
-    """Return True if data of another config may be evaluated; print findings on how they differ.
-
-    They are compared with the training data if that can be read, else with the statistics that the run recorded.
-    """
-    config, trained, on_first = run.config, files.config, run.world.rank_zero_only
-    if dataset_mismatch.is_skipped(config):
-        return True
-    name = f"{trained.data.name}/train"
-    try:
-        training_inputs = sample_clouds(build_part(trained, "train"), trained, is_training=True)
-    except UserError:
-        training_inputs = CloudSample(files.inputs, name)
-        on_first(print_note)(
-            f"{name}, which the run was trained on, cannot be read; the recorded statistics of the run are compared"
-        )
-    findings = compare_sets(training_inputs, sample_clouds(part, config), place=partial(_location, config))
+    """Return True if data of another config may be evaluated; print findings on how they differ."""
+    on_first = run.world.rank_zero_only
+    findings = compare_training_data(run, files, part, note=on_first(print_note))
     on_first(show_findings)(findings)
     is_refused = any(finding.severity == "error" for finding in findings)
     if is_refused:
         on_first(print_note)(f"evaluation skipped; to run it anyway: 'checks.skip=[{dataset_mismatch.code}]'")
     return not is_refused
-
-
-def _location(config: RunConfig, path: str, **more: Any) -> FindingLocation:
-    where = config.data.origins.get("root", config.data.location)
-    return FindingLocation(file=where.source, line=where.line, config_path=path, **more)
-
-
-def assert_about_evaluation(
-    overrides: Sequence[str], task: ComponentConfig, *, verb: str, also: Sequence[str] = ()
-) -> None:
-    """Raise UserError for a key that does not belong to evaluation: it would define another run or its training.
-
-    `also` are keys that this verb may change in addition to those of evaluation.
-    """
-    task_arguments = TaskMembers.evaluation_arguments.get(registry.tasks.entry(task).builder)
-    patterns = (*_EVALUATION_KEYS, *also, *(f"task.{name}" for name in sorted(task_arguments)))
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        if key == "evaluate.select":
-            raise UserError(
-                f"{verb}: evaluate.select chose the best weights of the run during training; it cannot change now"
-            )
-        is_task_argument = (
-            key.startswith("task.") and key.split(".")[1] in task_arguments
-        )  # also a value inside a block
-        if not is_task_argument and not any(fnmatchcase(key, pattern) for pattern in patterns):
-            raise UserError(f"{verb}: found {override!r}, allowed is key=value with {', '.join(patterns)}")
-
-
-def _with_overrides(files: RunFiles, overrides: Sequence[str], data: Path | None) -> RunConfig:
-    """Return the run's config with data and transforms of the config at `data`, and the overrides of other sections.
-
-    The overrides apply to the config at `data`, or without it to the run's own.
-    """
-    config = files.config
-    if not overrides and data is None:
-        return config
-    overridden = read_config(config_path_of_run(data or files.path), overrides)
-    if data is None:
-        return overridden
-    changed: dict[str, Any] = {"data": overridden.data, "transforms": overridden.transforms}
-    for section in ("evaluate", "loader", "log", "checks"):
-        keys = {o.partition("=")[0].strip().partition(".")[2] for o in overrides if o.strip().startswith(f"{section}.")}
-        values = {key: getattr(getattr(overridden, section), key) for key in keys}
-        changed[section] = dataclasses.replace(getattr(config, section), **values)
-    if any(o.partition("=")[0].strip() == "metrics" for o in overrides):
-        changed["metrics"] = overridden.metrics
-    if any(o.partition("=")[0].strip() in ("teacher", "teacher.from") for o in overrides):
-        teacher, other_teacher = config.teacher, overridden.teacher
-        changed["teacher"] = teacher and other_teacher and dataclasses.replace(teacher, source=other_teacher.source)
-    task_keys = {o.partition("=")[0].strip() for o in overrides if o.strip().startswith("task.")}
-    names = {key.split(".")[1] for key in task_keys}
-    task_overrides = {name: value for name, value in overridden.task.arguments.items() if name in names}
-    changed["task"] = dataclasses.replace(config.task, arguments={**config.task.arguments, **task_overrides})
-    return dataclasses.replace(config, **changed)

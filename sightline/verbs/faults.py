@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import itertools
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+import torch
 
 from sightline.commands.prove import FaultsOptions
 from sightline.contract.errors import UserError
@@ -13,7 +19,7 @@ from sightline.verbs.output import print_note, show_table
 from sightline.workbench.faults.case import FaultCase, HealthyCase
 from sightline.workbench.faults.catalog import FAULTS, HEALTHY
 from sightline.workbench.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
-from sightline.workbench.faults.trial import Trial, run_healthy, run_trial
+from sightline.workbench.faults.trial import Alarm, Trial, run_healthy, run_trial
 
 _HEALTHY_SEEDS = 5
 """Runs of a healthy case for each seed of a fault."""
@@ -30,15 +36,18 @@ def faults(options: FaultsOptions) -> int:
         return 0
     chosen = [by_id[word] for word in options.cases]
     chosen += [*FAULTS, *HEALTHY] if options.all else list(HEALTHY) if options.healthy else []
+    for unwatched in [case for case in chosen if isinstance(case, FaultCase) and case.needs_watch]:
+        print_note(f"{unwatched.id}: needs sightline.watch, which looks into plain PyTorch loops; left out")
+        chosen.remove(unwatched)
     trials: list[tuple[FaultCase, Trial]] = []
     runs: list[HealthyRun] = []
-    for case in chosen:
-        if not isinstance(case, FaultCase):
-            runs += _run_healthy(case, options.seeds * _HEALTHY_SEEDS)
-        elif case.needs_watch:
-            print_note(f"{case.id}: needs sightline.watch, which looks into plain PyTorch loops; left out")
+    for case, results in _run_cases(chosen, options.seeds, options.workers):
+        if isinstance(case, FaultCase):
+            trials += [(case, trial) for trial in results]
+            _print_trials(case, results, is_verbose=bool(options.cases))
         else:
-            trials += _try_fault(case, options.seeds, is_verbose=bool(options.cases))
+            runs += [HealthyRun(case, seed, alarms) for seed, alarms in enumerate(results)]
+            _print_healthy(case, results)
     document = make_document(trials, runs)
     _show_rows(document)
     print_note(summarise(document))
@@ -61,9 +70,31 @@ def _list_cases() -> None:
     print_note("sightline faults O3 O21 runs these; --all runs every case, --healthy the healthy runs")
 
 
-def _try_fault(case: FaultCase, num_seeds: int, *, is_verbose: bool) -> list[tuple[FaultCase, Trial]]:
-    """Run a fault with each seed, and print its results; with `is_verbose` also all that the doctor prints."""
-    trials = [run_trial(case, seed=seed) for seed in range(num_seeds)]
+def _run_cases(
+    cases: Sequence[HealthyCase], num_seeds: int, num_workers: int
+) -> Iterator[tuple[HealthyCase, list[Any]]]:
+    """Yield each case with the results of its seeds, in order; several processes run seeds side by side."""
+    counts = [num_seeds * (1 if isinstance(case, FaultCase) else _HEALTHY_SEEDS) for case in cases]
+    keys = [(case.id, seed) for case, count in zip(cases, counts, strict=True) for seed in range(count)]
+    with contextlib.ExitStack() as stack:
+        run: Callable[..., Iterator[Any]] = map
+        if num_workers > 1:
+            context = multiprocessing.get_context("spawn")
+            run = stack.enter_context(ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,))).map
+        results = run(_run_case, keys)
+        for case, count in zip(cases, counts, strict=True):
+            yield case, list(itertools.islice(results, count))
+
+
+def _run_case(key: tuple[str, int]) -> Trial | tuple[Alarm, ...]:
+    """Run a case by its id with a seed: the trial of a fault, or the alarms of a healthy run."""
+    name, seed = key
+    case = next(case for case in (*FAULTS, *HEALTHY) if case.id == name)
+    return run_trial(case, seed=seed) if isinstance(case, FaultCase) else run_healthy(case, seed=seed)
+
+
+def _print_trials(case: FaultCase, trials: Sequence[Trial], *, is_verbose: bool) -> None:
+    """Print the results of a fault's seeds; with `is_verbose` also all that the doctor prints."""
     print_note(f"{case.id}, {case.bench}: {case.title} (true cause: {case.cause})")
     for trial in trials:
         if is_verbose and trial.seed == 0 and trial.is_found:
@@ -71,17 +102,14 @@ def _try_fault(case: FaultCase, num_seeds: int, *, is_verbose: bool) -> list[tup
         place = "the true cause is not named" if trial.rank is None else f"the true cause is number {trial.rank}"
         found = f"found at the moment '{trial.moment}', {place}" if trial.is_found else f"MISSED {trial.crash}".strip()
         print_note(f"  seed {trial.seed}: {found}; {trial.seconds:.1f} s of CPU")
-    return [(case, trial) for trial in trials]
 
 
-def _run_healthy(case: HealthyCase, num_seeds: int) -> list[HealthyRun]:
-    """Run a healthy case with each seed, and print each kind of false alarm once."""
-    runs = [HealthyRun(case, seed, run_healthy(case, seed=seed)) for seed in range(num_seeds)]
-    false = [alarm for run in runs for alarm in run.alarms]
-    print_note(f"{case.id}, {case.bench}: {case.title}: {len(runs)} runs, {len(false)} false alarms")
+def _print_healthy(case: HealthyCase, alarms_by_seed: Sequence[tuple[Alarm, ...]]) -> None:
+    """Print the number of false alarms of a healthy case, and each kind of them once."""
+    false = [alarm for alarms in alarms_by_seed for alarm in alarms]
+    print_note(f"{case.id}, {case.bench}: {case.title}: {len(alarms_by_seed)} runs, {len(false)} false alarms")
     for alarm in {alarm.key: alarm for alarm in false}.values():
         print_note("\n".join(f"  {line}" for line in alarm.text.split("\n")))
-    return runs
 
 
 def _show_rows(document: Mapping[str, Any]) -> None:

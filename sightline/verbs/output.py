@@ -178,22 +178,17 @@ def show_difficulty(difficulty: Any) -> None:
 
 
 def show_findings(findings: Sequence[Any], *, is_verbose: bool = False) -> None:
-    """Print warnings and errors in full, notes on one line each; with `is_verbose` notes in full as well."""
-    for finding in findings:
-        is_short = finding.severity == "note" and not is_verbose
-        print_note(_format_short(finding) if is_short else str(finding))
+    """Print warnings and errors in full, then notes on one line each; with `is_verbose` notes in full as well."""
+    from sightline.workbench.check.core.examination import describe_findings
+
+    for text in describe_findings(findings, is_verbose=is_verbose):
+        print_note(text)
 
 
 def _column_width(column: Sequence[str], may_be_narrowed: bool) -> int:
     """Compute the width of a column: its longest cell, narrowed if allowed, with two spaces and a border."""
     longest = max(map(cell_len, column))
     return 3 + (min(longest, _NARROW_WIDTH) if may_be_narrowed else longest)
-
-
-def _format_short(finding: Any) -> str:
-    """Format a finding as one line: code, cause, summary and location."""
-    text = f"[{finding.code} {finding.severity} {finding.cause}] {finding.summary} ({finding.where})"
-    return " ".join(text.split())
 
 
 def _format_cell(value: Any) -> str:

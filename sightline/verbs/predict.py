@@ -20,6 +20,7 @@ from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
+from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.prediction import build_predictor, collect_files, predict_each
 from sightline.workbench.predict.predictor import (
     FLAGS,
@@ -38,7 +39,7 @@ _FILE_OPTIONS = ("batch_size", "csv", *FLAGS)
 def predict(options: PredictOptions) -> int:
     """Predict all files that can be predicted, name the others with their reason, and return the exit code."""
     flags = _parse_flags(options)
-    run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
+    run = open_run_or_file(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     predictor_options = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     if predictor_options.get("probabilities") is not None and options.out is None:
         raise UserError("probabilities: are written into the folder of --out; give --out DIR")

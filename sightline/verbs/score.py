@@ -12,11 +12,11 @@ from sightline.contract import registry
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import load_plugins
 from sightline.engine.build import DataSubset
-from sightline.engine.session import describe_data_subset
 from sightline.runs.run_directory import RunDirectory, write_document
 from sightline.runs.run_files import config_path_of_run
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.training.published_results import compare_figures_with_published, explain_no_rows
+from sightline.training.run_evaluation import score_document
 from sightline.verbs.output import print_note, show_evaluation, show_table
 from sightline.workbench.evaluate.scoring import ErrorReport, find_scoring
 
@@ -42,15 +42,7 @@ def score(options: ScoreOptions) -> int:
         print_note(note)
     if scored.not_computed:
         print_note(f"not computed from {scoring.scored}: {', '.join(scored.not_computed)}")
-    document = {
-        "metrics": dict(evaluation.metrics),
-        "per_class": {name: dict(row) for name, row in evaluation.per_class.items()},
-        **evaluation.tables,
-        "data": describe_data_subset(sections["data"].name, part, evaluation),
-        "predictions": str(predictions),
-        "selection": "given",
-    }
-    document |= scored.document
+    document = score_document(sections["data"], part, predictions, scored)
     if options.against:
         document["published"] = compare_figures_with_published(sections["data"], dataset.info, evaluation.metrics)
         if not document["published"]:

@@ -1,4 +1,4 @@
-"""`sightline show`, `list` and `copy`: the resolved config, components with their arguments, the package's configs."""
+"""`sightline show`, `list`, `copy` and `init`: resolved configs, components, the package's configs, new projects."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from sightline.commands.look import CopyOptions, ListOptions, ShowOptions
+from sightline.commands.look import CopyOptions, InitOptions, ListOptions, ShowOptions
 from sightline.config import RunConfig, render_config
 from sightline.config.run_config import format_inline, to_plain
-from sightline.config.shipped import ShippedConfig, copy_shipped, shipped_configs
+from sightline.config.shipped import ShippedConfig, copy_shipped, make_project, shipped_configs
 from sightline.contract.errors import UserError
 from sightline.contract.metric import is_higher_better
 from sightline.contract.plugins import find_plugin, load_plugins
@@ -235,6 +235,17 @@ def copy_config(options: CopyOptions) -> int:
     if alike:
         print_note(f"there already, and alike: {', '.join(map(str, alike))}")
     write_document(options.json, {"written": [str(path) for path in written], "alike": [str(path) for path in alike]})
+    return 0
+
+
+def init_project(options: InitOptions) -> int:
+    """Make a project of the user's own parts, and print its files and the next commands."""
+    paths = make_project(options.project, options.task, options.to)
+    for path in paths:
+        sys.stdout.write(f"{path}\n")
+    folder, name = paths[0].parent, options.project
+    print_note(f"next: cd {folder} && pytest && sightline train {name}.yaml --plugin {name}.py --out runs/first")
+    write_document(options.json, {"written": [str(path) for path in paths], "task": options.task})
     return 0
 
 

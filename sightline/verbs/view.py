@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
+from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.scan_reading import SCAN_SUFFIXES
 from sightline.store.loading.batch_reader import BatchReader
+from sightline.training.run_evaluation import assert_about_evaluation
 from sightline.training.train_run import reread
-from sightline.verbs.evaluate import assert_about_evaluation
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views
@@ -278,7 +280,10 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
 
 
 def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str, Any]]:
-    """View cloud files, also all in folders and their sub-folders. Raises DataError for a file that is not a cloud."""
+    """View clouds, depth images and photos, also all in folders: of a folder with clouds, its clouds alone.
+
+    Raises DataError for a file that is none of these.
+    """
     if options.overrides:
         raise UserError(f"view: found {options.overrides[0]!r}; key=value changes a config, and files have none")
     _assert_not_given(
@@ -293,10 +298,16 @@ def _view_files(options: ViewOptions) -> tuple[list[ViewedSample], str, dict[str
         raise UserError(f"--up: found '{options.up}', allowed are {', '.join(axes)}")
     files, refused = collect_files(options.paths, suffixes=SCAN_SUFFIXES)
     if refused:
+        files, refused = collect_files(options.paths, suffixes=(*SCAN_SUFFIXES, *sorted(IMAGE_SUFFIXES)))
+    if refused:
         raise UserError(refused[0].reason)
     times = Counter(file.name for file in files)
     names = [escape_to_one_line(str(file) if times[file.name] > 1 else file.name) for file in files]
-    subjects = [view_file(f, name=n, columns=columns, up_axis=up_axis) for f, n in zip(files, names, strict=True)]
+    viewers = [*load_members("file_views"), partial(view_file, columns=columns, up_axis=up_axis)]
+    subjects = [
+        next(viewed for viewer in viewers if (viewed := viewer(file, name=name)) is not None)
+        for file, name in zip(files, names, strict=True)
+    ]
     title = names[0] if len(names) == 1 else f"{len(names)} files"
     return subjects, title, {"source": [str(path) for path in options.paths]}
 

@@ -111,7 +111,7 @@ class ImageStages:
         }
         text = "; ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), *(p.caption for p in pictures)])
         panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
-        return _picture_stage("prediction", text, panels), figures
+        return picture_stage("prediction", text, panels), figures
 
     def _scale_after(self, scale: _Scale, before: Tensor, after: Tensor) -> _Scale:
         earlier, later = _rows_of_colors(before), _rows_of_colors(after)
@@ -129,7 +129,7 @@ class ImageStages:
         size = f"{pixels.shape[1]} x {pixels.shape[0]} pixels, {low:.4g} to {high:.4g}"
         if "boxes" in sample:
             pixels, size = draw_boxes(pixels, _sample_boxes(sample)), f"{size}, {len(sample['boxes'])} boxes"
-        return _picture_stage(stage, size, (ImagePanel(stage, pixels),))
+        return picture_stage(stage, size, (ImagePanel(stage, pixels),))
 
 
 def _rows_of_colors(image: Tensor) -> np.ndarray:
@@ -165,7 +165,7 @@ def target_stages(task: Task, batch: Batch, *, pixels: np.ndarray | None = None)
     for stage, (pictures, figures) in show_targets(batch, **optional_arguments).items():
         panels = tuple(ImagePanel(picture.name, picture.pixels) for picture in pictures)
         text = "; ".join(f"{picture.name}: {picture.caption}" for picture in pictures)
-        yield _picture_stage(stage, text, panels, figures)
+        yield picture_stage(stage, text, panels, figures)
 
 
 def draws_pictures(task: Task) -> bool:
@@ -179,7 +179,7 @@ def takes_score(task: Task) -> bool:
     return show is not None and "score" in inspect.signature(show).parameters
 
 
-def _picture_stage(
+def picture_stage(
     stage: str, text: str, panels: tuple[ImagePanel, ...], figures: Mapping[str, Any] | None = None
 ) -> Stage:
     """Build a stage that has pictures only."""

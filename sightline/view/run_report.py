@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sightline.contract.errors import UserError
+from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
 from sightline.runs.run_directory import load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, read_part
@@ -187,7 +188,8 @@ def _make_findings_table(run: ReportedRun) -> list[PageBlock]:
     rows = [[str(finding.get(name) or "") for name in names] for finding in run.findings]
     marked = [index for index, row in enumerate(rows) if row[0] != "note"]
     table = [PageTable(names, rows, marked, is_numeric=False)] if rows else []
-    return [PageText("plain", [text]), *table, PageText("notes", [more])]
+    examined = [block for document in run.examined.values() for block in make_examination_blocks(document)]
+    return [PageText("plain", [text]), *table, *examined, PageText("notes", [more])]
 
 
 def _make_pictures(run: ReportedRun, *, max_bytes: int) -> list[PageBlock]:

@@ -78,7 +78,7 @@ def test_an_image_without_boxes_is_background(pair: str) -> None:
     found = assigner(priors, torch.empty(0, 4), flags())
     assert found.matched.tolist() == [BACKGROUND] * len(priors)
     assert found.matched.dtype == torch.int64
-    assert found.num_candidates.sum() == 0
+    assert found.num_claims.sum() == 0
 
 
 @each_pair
@@ -124,7 +124,7 @@ def test_the_order_of_boxes_decides_nothing_but_ties(pair: str) -> None:
         is_ignored = torch.arange(14) % 5 == 4
         order = torch.randperm(14, generator=torch.Generator().manual_seed(seed))
         found, permuted = assigner(priors, boxes, is_ignored), assigner(priors, boxes[order], is_ignored[order])
-        assert torch.equal(found.num_candidates, permuted.num_candidates)
+        assert torch.equal(found.num_claims, permuted.num_claims)
         one, other = found.matched, permuted.matched
         assert torch.equal(one.clamp(max=0), other.clamp(max=0))
         positive = one >= 0
@@ -155,7 +155,7 @@ def test_assignments_are_the_same_without_kernels(pair: str, monkeypatch: pytest
     monkeypatch.setattr(neighbours, "can_use_numba", lambda *tensors: False)
     plain = assigner(priors, boxes, is_ignored)
     assert torch.equal(plain.matched, compiled.matched)
-    assert torch.equal(plain.num_candidates, compiled.num_candidates)
+    assert torch.equal(plain.num_claims, compiled.num_claims)
 
 
 def test_equal_boxes_share_what_there_is_by_their_index() -> None:
@@ -165,7 +165,7 @@ def test_equal_boxes_share_what_there_is_by_their_index() -> None:
     assert sorted({*MaxIoU(low_quality="detectron")(ANCHORS, boxes, none_ignored(boxes)).matched.tolist()})[-1] == 0
     assert FCOS()(POINTS, boxes, none_ignored(boxes)).matched.max() == 0
     assert ATSS()(ANCHORS, boxes, none_ignored(boxes)).matched.max() == 0
-    assert (found.num_candidates[found.matched >= 0] == 3).any()
+    assert (found.num_claims[found.matched >= 0] == 3).any()
 
 
 @pytest.mark.parametrize(("left", "expected"), [(3.98, 0), (3.995, BACKGROUND), (4.0, BACKGROUND)])
@@ -352,7 +352,7 @@ def test_an_iou_equal_to_a_threshold_of_max_iou_reaches_it() -> None:
     for low_quality in (None, "guarantee", "overwrite", "detectron"):
         found = MaxIoU(low_quality=low_quality)(priors, box, torch.tensor([False]))  # type: ignore[arg-type]
         assert found.matched.tolist() == [0, 0, IGNORED, IGNORED, BACKGROUND]
-        assert found.num_candidates.tolist() == [1, 1, 0, 0, 0]
+        assert found.num_claims.tolist() == [1, 1, 0, 0, 0]
     pair = torch.tensor([[0.0, 0, 10, 20], [0, 0, 10, 10]], dtype=torch.float64)
     both = MaxIoU(low_quality=None, boxes_per_prior=2)(priors, pair, torch.tensor([False, False]))
     assert both.second_matched is not None

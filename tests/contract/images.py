@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sightline.areas.detect.combined_images import CutImage, FitImage, ScaleSteps
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.metrics.box_errors import BoxErrors
 from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate
 from sightline.areas.detect.sets.records import BoxRecord, make_sample
+from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys
 from sightline.contract.metric import State

@@ -36,7 +36,14 @@ from sightline.workbench.check.context import CHECKS, Context
 from sightline.workbench.check.core.finding import Finding, merge_findings
 from sightline.workbench.check.suite import all_checks, run_all
 from tests.doctor.detecting import make_crowds
-from tests.doctor.own_class_losses import CLASS_FAULTS, CLASS_HEALTHY, FrequentWeighMore, ce_sum
+from tests.doctor.own_class_losses import (
+    CLASS_FAULTS,
+    CLASS_HEALTHY,
+    FrequentWeighMore,
+    ce_sum,
+    over_classes,
+    weigh_by_next,
+)
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import make
 from tests.doctor.regressing import make_maps
@@ -115,6 +122,14 @@ MAP_FAULTS: dict[str, tuple[type[Loss], str]] = {
         "loss.normaliser",
     ),
     "maps detached": (_over_maps(lambda o, t: (o.detach() - t).square().sum()), "loss.detached"),
+    "every map against its neighbour's": (
+        _over_maps(lambda o, t: (o - o.detach().roll(1, 0)).square().sum()),
+        "loss.form",
+    ),
+    "divided by the batch's spread": (
+        _over_maps(lambda o, t: ((o - t) / (0.1 + o.std(0, correction=0, keepdim=True).detach())).square().sum()),
+        "loss.form",
+    ),
     "a length without an epsilon": (
         _over_maps(lambda o, t: (o - t).flatten(1).square().sum(1).sqrt().sum()),
         "loss.form",
@@ -218,6 +233,14 @@ BOX_FAULTS: dict[str, tuple[type[Loss], str]] = {
         "loss.detached",
     ),
     "a quality with a gradient": (QualityWithGradient, "loss.detached"),
+    "a squared error of codes": (
+        _of_boxes(lambda c, p, b: (c - encode_deltas(p, b).to(c)).square().sum()),
+        "loss.form",
+    ),
+    "a weighted squared error of codes": (
+        _of_boxes(lambda c, p, b: 0.1 * F.mse_loss(c, encode_deltas(p, b).to(c), reduction="sum")),
+        "loss.form",
+    ),
 }
 BOX_HEALTHY: dict[str, type[Loss]] = {
     "focal": _of_scores(lambda z, t, w: sigmoid_focal(z, t, weight=w)),
@@ -244,23 +267,47 @@ def _similarity(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tens
     return F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
 
 
-def _one_sided(first: Tensor, second: Tensor) -> Tensor:
-    return F.cross_entropy(_similarity(first, second), torch.arange(len(first)), reduction="none")
+def _one_sided(first: Tensor, second: Tensor, temperature: float = 0.1) -> Tensor:
+    return F.cross_entropy(_similarity(first, second, temperature), torch.arange(len(first)), reduction="none")
 
 
-def _both_sides(first: Tensor, second: Tensor, masked: float = -torch.inf, roll: int = 0) -> Tensor:
+def _products(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Both sides of a softmax of products, whose rows are not scaled."""
+    products, target = first @ second.T / temperature, torch.arange(len(first))
+    return sum(F.cross_entropy(logits, target, reduction="none") for logits in (products, products.T)) / 2  # type: ignore[return-value]
+
+
+def _margin(first: Tensor, second: Tensor) -> Tensor:
+    """The distance of a pair, and that of the next object up to a margin, for both sides."""
+    near = (first - second).square().sum(1)
+    return (
+        near
+        + (1 - (first - second.roll(1, 0)).square().sum(1)).clamp(min=0) / 2
+        + (1 - (second - first.roll(1, 0)).square().sum(1)).clamp(min=0) / 2
+    )
+
+
+def _both_sides(
+    first: Tensor,
+    second: Tensor,
+    masked: float = -torch.inf,
+    roll: int = 0,
+    temperature: float = 0.1,
+    is_of_first: bool = False,
+) -> Tensor:
     rows = torch.cat([first, second])
-    similarity = _similarity(rows, rows)
+    similarity = _similarity(rows, rows, temperature)
     similarity = similarity.masked_fill(torch.eye(len(rows), dtype=torch.bool), masked) if masked else similarity
     target = torch.arange(len(rows)).roll(len(first) + roll)
-    return F.cross_entropy(similarity, target, reduction="none").view(2, -1).mean(0)
+    sides = F.cross_entropy(similarity, target, reduction="none").view(2, -1)
+    return sides[0] if is_of_first else sides.mean(0)
 
 
 PAIR_FAULTS: dict[str, tuple[type[Loss], str]] = {
     "plus a cosine": (_of_pairs(lambda a, b: F.cosine_similarity(a, b)), "loss.sign"),
     "minus NT-Xent": (_of_pairs(lambda a, b: -_both_sides(a, b)), "loss.sign"),
     "similarity to itself counts": (_of_pairs(lambda a, b: _both_sides(a, b, 0.0)), "loss.negatives"),
-    "partners of the next object": (_of_pairs(lambda a, b: _both_sides(a, b, roll=1)), "data.pairing"),
+    "partners of the next object": (_of_pairs(lambda a, b: _both_sides(a, b, roll=1)), "loss.negatives"),
     "a mean over pairs": (_of_pairs(lambda a, b: _both_sides(a, b).mean().expand(len(a)) / len(a)), "loss.normaliser"),
     "rows detached": (_of_pairs(lambda a, b: _both_sides(a.detach(), b.detach())), "loss.detached"),
     "a softmax without its logarithm": (
@@ -268,6 +315,18 @@ PAIR_FAULTS: dict[str, tuple[type[Loss], str]] = {
         "loss.form",
     ),
     "minus a product": (_of_pairs(lambda a, b: -(a * b).sum(1)), "loss.form"),
+    "products of rows of any length": (_of_pairs(lambda a, b: _products(a, b, 0.1)), "loss.form"),
+    "products divided by the width's root": (_of_pairs(lambda a, b: _products(a, b, 0.25)), "loss.form"),
+    "a temperature of 10": (_of_pairs(lambda a, b: _both_sides(a, b, temperature=10.0)), "loss.form"),
+    "a temperature of 4, of each side in turn": (
+        _of_pairs(lambda a, b: (_one_sided(a, b, 4.0) + _one_sided(b, a, 4.0)) / 2),
+        "loss.form",
+    ),
+    "one side alone": (_of_pairs(_one_sided), "loss.form"),
+    "anchors of one view among both": (
+        _of_pairs(lambda a, b: _both_sides(a, b, is_of_first=True)),
+        "loss.form",
+    ),
 }
 PAIR_HEALTHY: dict[str, type[Loss]] = {
     "negative cosine": _of_pairs(lambda a, b: -F.cosine_similarity(a, b)),
@@ -275,7 +334,11 @@ PAIR_HEALTHY: dict[str, type[Loss]] = {
         lambda a, b: -(F.cosine_similarity(a, b.detach()) + F.cosine_similarity(b, a.detach())) / 2
     ),
     "NT-Xent": _of_pairs(_both_sides),
-    "CLIP, one side": _of_pairs(_one_sided),
+    "CLIP, both sides": _of_pairs(lambda a, b: (_one_sided(a, b) + _one_sided(b, a)) / 2),
+    "one side, with a stopped gradient": _of_pairs(lambda a, b: _one_sided(a, b.detach())),
+    "a temperature of 1": _of_pairs(lambda a, b: _both_sides(a, b, temperature=1.0)),
+    "products at temperature 1": _of_pairs(lambda a, b: _products(a, b, 1.0)),
+    "a margin of distances": _of_pairs(_margin),
 }
 
 
@@ -406,6 +469,9 @@ FAULTS = {
     for name, (loss, cause) in faults.items()
     if (kind, loss) != ("segment", FrequentWeighMore)  # which has no fact of class counts
 }
+FAULTS["classify: a global table read one entry too far"] = Plant(
+    "classify", over_classes(weigh_by_next), "loss.weights"
+)
 HEALTHY = {
     f"{kind}: {name}": Plant(kind, loss)
     for _, healthy, kinds in _TABLES.values()

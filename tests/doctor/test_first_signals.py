@@ -14,9 +14,10 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.contract.loss import Loss
 from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
+from sightline.parts.losses.classification import CrossEntropy
 from sightline.workbench.check.checks.initial_loss import expected_mean_square, initial_squares
 from sightline.workbench.check.checks.loss_progress import trivial_predictions, trivial_predictors
-from sightline.workbench.check.checks.model.gradients import gradient_flow
+from sightline.workbench.check.checks.model.gradients import _measure_layers, gradient_flow
 from sightline.workbench.check.checks.model.leftover_hooks import input_variances, norm_variance
 from sightline.workbench.check.checks.model.outputs import final_activation
 from sightline.workbench.check.checks.weights import find_scheme, initial_weights
@@ -95,6 +96,13 @@ def test_a_relu_for_depths_is_legal(tmp_path: Path) -> None:
     nn.init.constant_(model.final.bias, 0.5)  # type: ignore[arg-type]
     built = make_maps(tmp_path, model=model, target=lambda points: 1 + heat_maps(points))
     assert warnings_of(context_of(built), final_activation) == []
+
+
+def test_a_relu_with_live_gradients_is_legal_for_targets_from_0(tmp_path: Path) -> None:
+    """Most targets are just above 0, where a ReLU may end as well: none of its outputs is 0 yet."""
+    model = Maps(nn.ReLU())
+    nn.init.constant_(model.final.bias, 0.05)  # type: ignore[arg-type]
+    assert warnings_of(context_of(make_maps(tmp_path, model=model)), final_activation) == []
 
 
 class Ended(PointNetPlain):
@@ -259,6 +267,47 @@ def test_units_that_are_dead(tmp_path: Path) -> None:
     assert "384 of 512 units" in finding.measured
 
 
+class Few(nn.Module):
+    """Units of which some are off for every sample, 10 of 16 or all, as chance has it or not."""
+
+    def __init__(self, num_dead: int) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Linear(16, 12)
+        with torch.no_grad():
+            self.norm.bias[:num_dead] = -10.0
+
+    def forward(self, *, points: Tensor) -> PointNetPlainOutput:
+        return {"logits": self.last(self.norm(self.first(points.mean(dim=1))).relu())}
+
+
+def test_as_many_dead_units_as_chance_makes_are_no_fault(tmp_path: Path) -> None:
+    """Without a norm half of the units of a layer are off if their inputs hardly vary: 10 of 16 in a layer of five."""
+    assert warnings_of(Context(with_model(make(tmp_path), Few(10)), World()), gradient_flow) == []
+    (finding,) = warnings_of(Context(with_model(make(tmp_path), Few(16)), World()), gradient_flow)
+    assert "100% of the units" in finding.summary
+
+
+class Branched(PointNetPlain):
+    """Two outputs of the losses, of which one hardly counts, as a level of a pyramid without a box does."""
+
+    def __init__(self, *, num_classes: int) -> None:
+        super().__init__(num_classes=num_classes, in_channels=3)
+        self.side = nn.Linear(3, num_classes)
+
+    def forward(self, *, points: Tensor, features: Tensor | None = None) -> PointNetPlainOutput:
+        aside = self.side(points.amax(dim=1))
+        logits = super().forward(points=points, features=features)["logits"]
+        return {"logits": logits + 1e-12 * aside, "side": aside}  # type: ignore[typeddict-unknown-key]
+
+
+def test_a_branch_that_the_loss_hardly_weighs_is_no_vanishing_gradient(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    context = Context(with_model(make(tmp_path), Branched(num_classes=12)), World())
+    flows = {flow.name: flow.ratio for flow in _measure_layers(context)}
+    assert flows["side"] < 1e-9 * flows["head.0.linear"]
+    assert warnings_of(context, gradient_flow) == []
+
+
 class Deep(nn.Module):
     """Sigmoids one after the other: each takes a factor of the gradient."""
 
@@ -308,6 +357,23 @@ def test_a_last_layer_that_starts_far_too_large(tmp_path: Path) -> None:
     nn.init.normal_(model.final.weight, std=1.0)
     (finding,) = warnings_of(context_of(make_maps(tmp_path, model=model)), initial_squares)
     assert finding.cause == "model.init"
+
+
+class SquaredLogits(CrossEntropy):
+    """The squared error of logits and of classes that are 1 for one of twelve."""
+
+    def forward(self, *, logits: Tensor, label: Tensor) -> Tensor:
+        return (logits - nn.functional.one_hot(label, logits.shape[-1])).square().sum()
+
+
+def test_a_squared_error_of_logits_starts_as_large_as_its_outputs(tmp_path: Path) -> None:
+    built = with_losses(make(tmp_path), {"cross_entropy": SquaredLogits(num_classes=12)})
+    with torch.no_grad():
+        built.job.model.get_parameter("head.2.weight").mul_(2)
+    context = context_of(built)
+    (squares,) = context.squared_losses.values()
+    assert squares.mean(squares.output) > 2 * squares.zero
+    assert warnings_of(context, initial_squares) == []
 
 
 class Peeking(Maps):

@@ -323,6 +323,9 @@ BUGS: dict[str, Bug] = {
     "joints' axes exchanged in the set": Bug(
         "hands", always(field("joints", lambda j: j[..., SWAPPED])), "misplaced-joints", "data.layout"
     ),
+    "depth mirrored in the set": Bug(
+        "hands", always(field("depth", lambda d: d.flip(-1))), "misplaced-joints", "data.augment_target_mismatch"
+    ),
     "joints 40 mm deeper in the set": Bug(
         "hands",
         always(field("joints", lambda j: j + torch.tensor([0, 0, 40.0]))),
@@ -370,7 +373,7 @@ BUGS: dict[str, Bug] = {
     "labels flipped by collate": Bug("clouds", lambda b: with_sets(b, Collated), "exchanged-rows", "data.pairing"),
     "clouds centred over a batch": Bug("clouds", at(None, CentreBatch), "exchanged-rows", "data.padding"),
     "an empty depth image": Bug(
-        "hands", always(field("depth", torch.zeros_like)), "repeated-samples", "data.missing_modality"
+        "hands", always(field("depth", torch.zeros_like)), "repeated-samples", "data.corrupt_sample"
     ),
     "noise by a generator of the module": Bug(
         "clouds", at(None, lambda: Noise("of the module")), "data-mutation", RANDOM

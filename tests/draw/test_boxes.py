@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sightline.areas.detect.output import COLORS, show_detections
+from sightline.areas.detect.pictures import COLORS, show_detections
 from sightline.draw.boxes import DrawnBox, draw_boxes
 
 RED = (250, 0, 0)

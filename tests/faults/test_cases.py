@@ -85,10 +85,15 @@ def test_a_fault_is_found_and_named_first(name: str, moment: str, code: str) -> 
     assert trial.seconds > 0
 
 
-def test_a_fault_of_the_training_is_found_at_its_end() -> None:
-    """A rate of 100 shows only once steps are taken."""
-    trial = run_trial(BY_ID["R1"], seed=0)
-    assert (trial.moment, trial.rank) == ("end", 1)
+@pytest.mark.parametrize(("name", "step"), [("O70", 14), ("O75", 13)])
+def test_a_fault_of_a_plain_loop_is_found_at_its_step(name: str, step: int) -> None:
+    trial = run_trial(BY_ID[name], seed=0)
+    assert (trial.moment, trial.step, trial.rank) == ("training", step, 1)
+
+
+def test_a_report_of_sizes_is_counted_again() -> None:
+    trial = run_trial(BY_ID["O65"], seed=0)
+    assert (trial.alarms[0].code, trial.rank) == ("size-promise", 1)
 
 
 def test_a_healthy_run_raises_no_alarm() -> None:
@@ -190,6 +195,18 @@ def test_the_command_scores_a_case(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "f.json").read_text())
     assert (document["injected"], document["found"], document["cause_first"]) == (1, 1, 1)
     assert "sightline faults O78" in (tmp_path / "f.md").read_text()
+
+
+def test_workers_score_the_same(tmp_path: Path) -> None:
+    """O78 is refused in each process, whichever runs it; its time is its own."""
+    scores = []
+    for workers in (1, 2):
+        path = tmp_path / f"{workers}.json"
+        ran = run_here("faults", "O78", "--seeds", "2", "--workers", str(workers), "--json", path)
+        assert ran.code == 0, ran.err
+        scores.append([row | {"cpu_seconds": 0} for row in json.loads(path.read_text())["cases"]])
+    assert scores[0] == scores[1]
+    assert [row["seed"] for row in scores[0]] == [0, 1]
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sightline.areas.detect.assigners.base import BACKGROUND, IGNORED
 from sightline.areas.detect.assigners.static import FreeAnchor
-from sightline.areas.detect.free_anchor import FreeAnchorNegative, FreeAnchorPositive
+from sightline.areas.detect.free_anchor_losses import FreeAnchorNegative, FreeAnchorPositive
 from sightline.areas.detect.losses import bag_losses
 from sightline.compute.geometry.boxes.overlaps import decode_deltas, encode_deltas, iou
 from sightline.compute.geometry.boxes.priors import Priors, anchor_bags

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.metrics.box_ap import BINS, MISS_RATE_RULES, BoxAp, DetectionCurve, _curves
+from sightline.areas.detect.metrics.box_ap import BoxAp, _curves
 from sightline.areas.detect.metrics.box_errors import KINDS, BoxErrors, classify_errors
 from sightline.areas.detect.metrics.crowds import CrowdAp, MissRate, _score, jaccard_counts, jaccard_index
+from sightline.areas.detect.metrics.detection_curves import MISS_RATE_RULES, DetectionCurve
+from sightline.areas.detect.metrics.label_bins import BINS
 from sightline.compute import numba_kernels
 from sightline.contract.metric import Meter, State, append_rows, pool_states
 from sightline.parts.metrics.box_groups import match_predictions

@@ -72,16 +72,24 @@ class Forked:
     One process is a world of one; several meet as under torchrun. Each leads a session, which its children stay in.
     """
 
-    def __init__(self, words: Sequence[str], log: Path, *, num_processes: int = 1, slowed_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        log: Path,
+        *,
+        num_processes: int = 1,
+        slowed_s: float = 0.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         port = free_port()
         self.log = log
         self.processes: list[BaseProcess] = []
         for rank in range(num_processes):
-            environment = {"OMP_NUM_THREADS": "1", "SLOWED_S": str(slowed_s)}
+            variables = {"OMP_NUM_THREADS": "1", "SLOWED_S": str(slowed_s)} | dict(environment or {})
             if num_processes > 1:
-                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
-                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            self.processes.append(forked(_run_forked, list(words), str(log), environment))
+                variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+                variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            self.processes.append(forked(_run_forked, list(words), str(log), variables))
 
     @property
     def pid(self) -> int:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.areas.detect.output import COLORS
+from sightline.areas.detect.pictures import COLORS
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_trained

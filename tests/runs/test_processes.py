@@ -61,7 +61,9 @@ train: {epochs: 2, batch_size: 8}
 evaluate: {metric: overall_accuracy, batch_size: 16}
 log: {every: 3, tensorboard: false}
 """
-OWN_LINES = re.compile(r"(checks skipped|task: |run directory: |samples: |epoch \d|validation at step |hardest )")
+OWN_LINES = re.compile(
+    r"(checks skipped|task: |run directory: |a page with |samples: |epoch \d|validation at step |hardest )"
+)
 
 
 class Done(NamedTuple):

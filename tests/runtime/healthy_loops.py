@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,15 +30,41 @@ def batches(count: int = STEPS, size: int = 16, seed: int = 0) -> Iterator[tuple
         yield points, points[:, :4].argmax(dim=1)
 
 
+def train(
+    model: nn.Module | None = None,
+    *,
+    optimizer: Any = None,
+    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
+    clear: Callable[[Any], Any] | None = lambda optimizer: optimizer.zero_grad(),
+    after_backward: Callable[[Any], Any] | None = None,
+    at: Callable[[int, nn.Module], Any] = lambda step, model: None,
+    data: Any = None,
+    steps: int = STEPS,
+    scheduler: Callable[[Any], Any] | None = None,
+    steps_scheduler: bool = True,
+    **options: Any,
+) -> sightline.workbench.watch.watch.Watch:
+    """Train with a plain loop in a watch; the arguments are what users write in other ways."""
+    model = net() if model is None else model
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+    schedule = None if scheduler is None else scheduler(optimizer)
+    with sightline.watch(model, optimizer=optimizer, scheduler=schedule, **options) as watch:
+        for step, (points, label) in enumerate(data or batches(steps), start=1):
+            if clear is not None:
+                clear(optimizer)
+            at(step, model)
+            loss(model(points), label).backward()
+            if after_backward is not None:
+                after_backward(optimizer)
+            optimizer.step()
+            if schedule is not None and steps_scheduler:
+                schedule.step()
+    return watch
+
+
 def plain():
     model = net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
 def no_optimizer_named():
@@ -64,14 +91,7 @@ def zero_grad_last():
 
 
 def zero_grad_keeps_tensors():
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad(set_to_none=False)
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(clear=lambda optimizer: optimizer.zero_grad(set_to_none=False))
 
 
 def accumulation():
@@ -88,42 +108,22 @@ def accumulation():
 
 
 def warm_up_from_zero():
-    model = net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 20, 1.0))
-    with sightline.watch(model, optimizer=optimizer, scheduler=scheduler) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-            scheduler.step()
-    return watch
+    return train(
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 20, 1.0))
+    )
 
 
 def frozen_backbone():
     model = nn.Sequential(net(), nn.ReLU(), nn.Linear(4, 4))
     model[0].requires_grad_(False)
     optimizer = torch.optim.Adam(model[2].parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            model.train()
-            model[0].eval()
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=optimizer, at=lambda step, model: model.train()[0].eval())
 
 
 def frozen_parameters_in_the_optimizer():
     model = nn.Sequential(net(), nn.Linear(4, 4))
     model[0].requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e-2))
 
 
 def two_optimizers_alternate():
@@ -165,13 +165,7 @@ def adversarial_with_five_critic_steps():
 
 def strong_dropout():
     model = net(dropout=0.9, width=64)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
 def clipped():
@@ -243,16 +237,25 @@ def average_by_hand():
     return watch
 
 
-def one_batch_declared():
-    model = net()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    points, label = next(batches())
-    with sightline.watch(model, optimizer=optimizer, declared=("same-batch",)) as watch:
-        for _ in range(STEPS):
+def sparse_volumes():
+    """Some filled voxels in the middle of an empty volume: evenly spaced values of it are all zero."""
+    model = nn.Sequential(nn.Conv3d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    generator = torch.Generator().manual_seed(0)
+    model(torch.zeros(1, 1, 16, 16, 16))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for _, label in batches():
+            volume = torch.zeros(16, 1, 16, 16, 16)
+            cells = torch.randint(5, 11, (16, 3), generator=generator)
+            volume[torch.arange(16), 0, cells[:, 0], cells[:, 1], cells[:, 2]] = 1.0
             optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
+            F.cross_entropy(model(volume), label).backward()
             optimizer.step()
     return watch
+
+
+def one_batch_declared():
+    return train(data=[next(batches())] * STEPS, declared=("same-batch",))
 
 
 def evaluated_each_epoch():
@@ -272,6 +275,18 @@ def evaluated_each_epoch():
                 for points, _ in batches(5, seed=99):
                     model(points)
     return watch
+
+
+def best_weights_kept_as_a_copy():
+    model, kept = net(), {}
+
+    def keep(step, model):
+        if step == 5:
+            kept.update(copy.deepcopy(model.state_dict()))
+        if step == 20:
+            model.load_state_dict(kept)
+
+    return train(model, at=keep)
 
 
 def closure():
@@ -324,13 +339,7 @@ def layers_dropped_at_random():
             return self.last(hidden)
 
     model = Dropped()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e-2))
 
 
 def residual_branches_start_at_zero():
@@ -345,13 +354,7 @@ def residual_branches_start_at_zero():
             return values + self.outer(self.inner(values).relu())
 
     model = nn.Sequential(nn.Linear(10, 24), Branch(), Branch(), nn.Linear(24, 4))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
 def teacher():
@@ -406,24 +409,13 @@ def checkpointed():
 
 def regression_with_sigmoid():
     model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 1), nn.Sigmoid())
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.binary_cross_entropy(model(points)[:, 0], (label > 1).float()).backward()
-            optimizer.step()
-    return watch
+    return train(model, loss=lambda shares, label: F.binary_cross_entropy(shares[:, 0], (label > 1).float()))
 
 
 def learnt_temperature():
     model, scale = net(), nn.Parameter(torch.ones(()))
     optimizer = torch.optim.Adam([*model.parameters(), scale], lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(scale.exp() * model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=optimizer, loss=lambda logits, label: F.cross_entropy(scale.exp() * logits, label))
 
 
 def named_inputs_and_outputs():
@@ -482,38 +474,21 @@ def head_starts_at_zero():
     model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 4))
     nn.init.zeros_(model[2].weight)
     nn.init.zeros_(model[2].bias)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.SGD(model.parameters(), lr=1e-2))
 
 
 def tokens():
     model = nn.Sequential(nn.Embedding(20, 16), nn.Flatten(), nn.Linear(16 * 6, 20))
+    texts = [torch.randint(20, (16, 6)) for _ in range(STEPS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for _ in range(STEPS):
-            words = torch.randint(20, (16, 6))
-            optimizer.zero_grad()
-            F.cross_entropy(model(words), words[:, 2]).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=optimizer, data=[(words, words[:, 2]) for words in texts])
 
 
 def biases_alone():
     model = nn.Sequential(nn.Linear(10, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with sightline.watch(model, optimizer=optimizer) as watch:
-        for points, label in batches():
-            optimizer.zero_grad()
-            F.cross_entropy(model(points), label).backward()
-            optimizer.step()
-    return watch
+    return train(model, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
 def two_heads_in_turn():
@@ -540,5 +515,5 @@ LOOPS: list[Loop] = [
     for name, value in list(globals().items())
     if callable(value)
     and getattr(value, "__module__", "") == __name__
-    and name not in ("net", "batches", "adversarial")
+    and name not in ("net", "batches", "train", "adversarial")
 ] + [adversarial]

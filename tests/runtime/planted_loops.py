@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sightline
-from tests.runtime.healthy_loops import STEPS, batches, net
+from tests.runtime.healthy_loops import STEPS, batches, net, train
 
 Settle = Callable[[int], Any] | None
 
@@ -22,37 +22,6 @@ class Plant(NamedTuple):
     cause: str
     step: int
     run: Callable[[], Any]
-
-
-def train(
-    model: nn.Module | None = None,
-    *,
-    optimizer: Any = None,
-    loss: Callable[[Any, Tensor], Tensor] = F.cross_entropy,
-    clear: Callable[[Any], Any] | None = lambda optimizer: optimizer.zero_grad(),
-    after_backward: Callable[[Any], Any] | None = None,
-    at: Callable[[int, nn.Module], Any] = lambda step, model: None,
-    data: Any = None,
-    steps: int = STEPS,
-    scheduler: Callable[[Any], Any] | None = None,
-    steps_scheduler: bool = True,
-    **options: Any,
-):
-    model = net() if model is None else model
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
-    schedule = None if scheduler is None else scheduler(optimizer)
-    with sightline.watch(model, optimizer=optimizer, scheduler=schedule, **options) as watch:
-        for step, (points, label) in enumerate(data or batches(steps), start=1):
-            if clear is not None:
-                clear(optimizer)
-            at(step, model)
-            loss(model(points), label).backward()
-            if after_backward is not None:
-                after_backward(optimizer)
-            optimizer.step()
-            if schedule is not None and steps_scheduler:
-                schedule.step()
-    return watch
 
 
 class InList(nn.Module):
@@ -168,6 +137,24 @@ def evaluated_in_training_mode():
     return watch
 
 
+def keep_best_without_copy():
+    model, kept = net(), {}
+
+    def keep(step, model):
+        if step == 5:
+            kept.update(model.state_dict())
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with sightline.watch(model, optimizer=optimizer) as watch:
+        for step, (points, label) in enumerate(batches(), start=1):
+            optimizer.zero_grad()
+            F.cross_entropy(model(points), label).backward()
+            optimizer.step()
+            keep(step, model)
+        model.load_state_dict(kept)
+    return watch
+
+
 def never_averaged():
     model = net()
     return train(model, ema=torch.optim.swa_utils.AveragedModel(model))
@@ -249,6 +236,23 @@ def cosine(optimizer: Any) -> Any:
 
 def exponential(optimizer: Any) -> Any:
     return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def reloaded() -> Any:
+    data = torch.utils.data.TensorDataset(*map(torch.cat, zip(*batches(8), strict=True)))
+    return torch.utils.data.DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+def forget_at(step: int) -> Callable[[Any], None]:
+    """Clear gradients; at a step, resume: load an optimiser's options and not its state."""
+    steps = iter(range(1, 10**6))
+
+    def clear(optimizer: Any) -> None:
+        optimizer.zero_grad()
+        if next(steps) == step:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": {}})
+
+    return clear
 
 
 def constant_labels() -> Any:
@@ -333,8 +337,20 @@ PLANTS = {
         "double-softmax", "loss.form", 1, lambda: train(loss=lambda o, y: F.nll_loss(o.softmax(dim=1), y))
     ),
     "one batch for ever": Plant("same-batch", "data.ordering", 5, lambda: train(data=[next(batches())] * STEPS)),
+    "one order in every epoch": Plant("same-order", "data.ordering", 16, lambda: train(data=[*batches(10)] * 3)),
+    "a generator made anew in every epoch": Plant(
+        "same-order", "data.ordering", 14, lambda: train(data=[each for _ in range(3) for each in reloaded()])
+    ),
+    "momenta lost at a resume": Plant("lost-state", "ckpt.incomplete_state", 8, lambda: train(clear=forget_at(8))),
+    "Adam's squares lost at a resume": Plant(
+        "lost-state",
+        "ckpt.incomplete_state",
+        8,
+        lambda: train(m := net(), optimizer=torch.optim.Adam(m.parameters()), clear=forget_at(8)),
+    ),
     "one label for ever": Plant("same-label", "data.label_mapping", 5, lambda: train(data=constant_labels())),
     "an average that nobody updates": Plant("ema", "optim.state", 21, never_averaged),
+    "the best weights kept without a copy": Plant("aliased-weights", "ckpt.alias", 0, keep_best_without_copy),
     "a scheduler that never steps": Plant(
         "schedule", "optim.scheduler", 0, lambda: train(scheduler=cosine, steps_scheduler=False)
     ),

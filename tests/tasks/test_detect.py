@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sightline.areas.detect.combined_images import FitImage, ScaleSteps
 from sightline.areas.detect.metrics.box_ap import BoxAp
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.areas.detect.task import Detect
+from sightline.areas.detect.transforms import FitImage, ScaleSteps
 from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_distances, pairwise_iou
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys

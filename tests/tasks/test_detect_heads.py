@@ -117,8 +117,8 @@ def test_scores_are_products_with_objectness() -> None:
         "objectness": torch.tensor([[logit(0.5), logit(0.3)]], dtype=torch.float64),
         "codes": torch.ones(1, 2, 4, dtype=torch.float64),
     }
-    select = DetectionFilter(All(), score=0.3, per_level=10, most=10)
-    found = select.suppress(select.candidates(outputs, 0, priors))
+    select = DetectionFilter(All(), min_score=0.3, max_per_level=10, max_detections=10)
+    found = select.suppress(select.decode(outputs, 0, priors))
     assert found.tolist() == [pytest.approx([3, 3, 5, 5, 0.4, 0])]
 
 
@@ -130,8 +130,8 @@ def test_two_predictions_of_a_prior_are_one_proposal() -> None:
     codes[0, :, 1, 0] = 1.0  # the second prediction lies a width further to the right
     outputs = {"logits": scores.logit()[None, :, :, None], "codes": codes}
     suppression = All()
-    select = DetectionFilter(suppression, score=0.05, per_level=2, most=10)
-    found = select.suppress(select.candidates(outputs, 0, priors))
+    select = DetectionFilter(suppression, min_score=0.05, max_per_level=2, max_detections=10)
+    found = select.suppress(select.decode(outputs, 0, priors))
     assert suppression.proposals.tolist() == [0, 1, 2, 2], "of the finer level the two surest"
     assert found[:, 4].tolist() == pytest.approx([0.9, 0.8, 0.7, 0.3])
     assert found[:, :4].tolist() == [[0, 0, 8, 8], [16, 0, 32, 16], [16, 0, 24, 8], [0, 0, 16, 16]]

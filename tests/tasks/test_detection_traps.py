@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from sightline.areas.detect.combined_images import CutImage, FitImage, TurnImage
 from sightline.areas.detect.losses import smooth_l1
 from sightline.areas.detect.output import DetectionFilter
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.transforms import CutImage, FitImage, TurnImage
 from sightline.config import read_config
 from sightline.contract.types import SampleKey
 from sightline.engine.step import compute_batch_losses
@@ -133,4 +133,4 @@ def test_evaluation_reaches_down_to_small_scores() -> None:
     task, _ = detect("retina")
     selection = task._select
     assert isinstance(selection, DetectionFilter)
-    assert selection.score == 0.05
+    assert selection.min_score == 0.05

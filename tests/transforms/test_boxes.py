@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from sightline.areas.detect.combined_images import CutImage, FitImage, ScaleSteps, TurnImage
+from sightline.areas.detect.transforms import CutImage, FitImage, ScaleSteps, TurnImage
 from sightline.compute.geometry.boxes.priors import warp_boxes
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError

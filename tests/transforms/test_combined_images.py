@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.combined_images import MixUp, Mosaic, TurnImage
 from sightline.areas.detect.sets.records import BoxRecord, box_facts, make_sample
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.transforms import MixUp, Mosaic, TurnImage
 from sightline.config import read_config
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError

@@ -35,9 +35,16 @@ def test_a_run_is_looked_at_when_it_ends_and_later(tmp_path: Path, monkeypatch: 
     kept = json.loads((run / "findings.json").read_text())
     assert [finding["code"] for finding in kept if finding["severity"] != "note"] == ["loss-at-chance"]
     assert kept[0]["code"] == "missing-batch-keys"  # what was found before the run is still there
+    examined = json.loads((run / "checks.json").read_text())
+    for moment in ("start", "end"):
+        assert sum(len(row["ran"]) for row in examined[moment]["subjects"]) > 2
 
     looked = succeed("check", run, "--device", "cpu", "--json", tmp_path / "found.json")
     assert "pairs: 0 errors, 1 warning" in looked.err
+    document = json.loads((tmp_path / "found.json").read_text())["examination"]
+    ran = sum(len(row["ran"]) for row in document["subjects"])
+    assert f"{ran} checks ran in " in looked.err
+    assert all(f"  {gap}\n" in looked.err for gap in document["not_covered"])
     before = run_here("check", config, "--device", "cpu")
     assert "pairs: 0 errors, 0 warnings" in before.err
 

@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from sightline.config import read_config
+from sightline.workbench.describe.profiling import find_unused_format
 from tests.cases import run_each
 from tests.command import run_here, succeed
+from tests.runs.broken_off import run_forked
 
 CONFIG = Path(__file__).parents[2] / "configs" / "classify" / "synthetic_shapes_dgcnn.yaml"
 TINY = ("data.train_size=48", "data.test_size=24", "data.num_points=32", "train.batch_size=8")
@@ -30,6 +34,58 @@ def test_tables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "outside of modules" in printed
     slowest = max(document["modules"], key=lambda row: row["seconds"])
     assert slowest["path"] or "(model)" in printed
+
+
+@pytest.mark.parametrize(
+    ("has_bf16", "words", "expected"),
+    [
+        (True, (), ["as configured", "bf16"]),
+        (False, (), None),
+        (True, ("train.precision=bf16",), None),
+        (True, ("train.precision=float64",), None),
+        (True, ("--try", "workers=0", "--rounds", "1"), ["as configured", "workers=0"]),
+    ],
+)
+def test_a_format_that_the_config_leaves_unused_is_measured(
+    has_bf16: bool, words: tuple[str, ...], expected: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    kept = tmp_path / "kept.json"
+    done = succeed("profile", CONFIG, *TINY, *words, "--steps", "1", "--device", "cpu", "--json", kept)
+    tried = json.loads(kept.read_text()).get("tried")
+    assert (tried and [row["name"] for row in tried]) == expected
+    is_measured = expected is not None and expected[1] == "bf16"
+    assert ("measured here: train.precision=bf16 " in done.err) == is_measured
+    if is_measured:
+        row = tried[1]
+        assert len(row["seconds"]) == 3
+        assert f"{row['ratio']:.2f} times as fast ({row['low']:.2f} to {row['high']:.2f})" in done.err
+
+
+def test_channels_last_is_part_of_it_where_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_salsanext.yaml")
+    setting = find_unused_format(config, torch.device("cpu"))
+    assert setting is not None
+    assert setting.overrides == ("train.precision=bf16", "model.channels_last=true")
+
+
+@pytest.mark.processes
+def test_of_two_processes_each_states_how_long_it_waited_for_gradients(tmp_path: Path) -> None:
+    """The first one prints and writes alone; the part of the step is in its table."""
+    words = ["profile", str(CONFIG), *TINY, "loader.workers=0", "--steps", "2", "--out", str(tmp_path / "p")]
+    code, text = run_forked([*words, "--device", "cpu"], tmp_path / "log", num_processes=2)
+    assert code == 0, text
+    document = json.loads((tmp_path / "p" / "profile.json").read_text())
+    assert [row["rank"] for row in document["processes"]] == [0, 1]
+    for row in document["processes"]:
+        assert 0 < row["reduce_s"] < row["step_s"]
+    parts = {row["part"]: row["seconds"] for row in document["parts"]}
+    assert 0 < parts["reduce"] < document["step_s"] == pytest.approx(sum(parts.values()))
+    kinds = {row["kind"]: row["seconds"] for row in document["kinds"]}
+    assert kinds["gradients of all processes"] == pytest.approx(parts["reduce"])
+    assert text.count("waited for gradients") == text.count("trace.json.gz") == 1
 
 
 @run_each(

@@ -148,6 +148,17 @@ def test_published_figures_that_apply_are_beside_the_run(run: Path) -> None:
     assert run_here("report", run).code == 2
 
 
+def test_what_the_checks_examined_is_on_the_page(run: Path) -> None:
+    idle = {"feature-scale": "no init", "checkpoint-match": "no init"}
+    row = {"subject": "weights", "ran": ["initial-weights"], "seconds": 0.25, "not_applicable": idle}
+    started = {"seconds": 0.25, "subjects": [row], "not_covered": ["10 of 20 samples of the train part"]}
+    (run / "checks.json").write_text(json.dumps({"start": started}))
+    assert run_here("report", run).code == 0
+    text = (run / "report.html").read_text()
+    assert "<td>weights</td><td>1</td><td>0.25</td><td>2: no init</td>" in text
+    assert "<li>not covered by a check: 10 of 20 samples of the train part</li>" in text
+
+
 def test_pictures_that_do_not_fit_are_counted(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = (run / "predictions" / "a.png").stat().st_size
     monkeypatch.setattr(run_report, "MAX_PICTURE_BYTES", int(1.5 * size * 4 / 3))

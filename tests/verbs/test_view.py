@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import sightline
 from sightline.contract.types import SampleKey
@@ -353,3 +354,32 @@ def test_files_of_an_earlier_call_are_removed_and_nothing_else(parts: Path, tmp_
     page.write_text(page.read_text() + '<!-- written beside this page: ["mine.png/../notes.txt", "../a.png", 7] -->\n')
     view(config, tmp_path, "--num", 1)
     assert kept < {path.name for path in tmp_path.iterdir()}
+
+
+def test_photos_and_depth_images_of_ones_own_are_drawn(tmp_path: Path) -> None:
+    """Colours upright, depths in mm or metres; in a folder with clouds, the clouds alone."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    depth = np.zeros((40, 50), dtype=np.uint16)
+    depth[10:30, 5:25] = 700
+    Image.fromarray(depth).save(folder / "frame.png")
+    Image.fromarray(np.full((30, 20, 3), 200, dtype=np.uint8)).save(folder / "photo.jpg")
+    np.save(tmp_path / "frame.npy", np.where(depth > 0, 0.7, np.nan))
+    words = (folder / "frame.png", folder / "photo.jpg", tmp_path / "frame.npy")
+    succeed("view", *words, "--out", tmp_path / "out", "--json", tmp_path / "told.json")
+    samples = json.loads((tmp_path / "told.json").read_text())["samples"]
+    [png, photo, npy] = [sample["stages"][0]["figures"] for sample in samples]
+    assert (png["nearest_mm"], png["farthest_mm"], png["measured"]) == (700.0, 700.0, 0.2)
+    assert (photo["width_px"], photo["height_px"], photo["mode"]) == (20, 30, "RGB")
+    assert npy == png | {"nearest_mm": pytest.approx(700.0), "farthest_mm": pytest.approx(700.0)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"frame.png.png", "photo.jpg.png", "view.html"}
+    succeed("view", folder, "--out", tmp_path / "all", "--json", tmp_path / "told.json")
+    assert len(json.loads((tmp_path / "told.json").read_text())["samples"]) == 2
+    (folder / "cloud.xyz").write_text("0 0 0\n1 1 1\n")
+    done = succeed("view", folder, "--out", tmp_path / "clouds", "--json", tmp_path / "told.json")
+    [cloud] = json.loads((tmp_path / "told.json").read_text())["samples"]
+    assert cloud["name"] == "cloud.xyz", done.out
+    (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:200])
+    refused = run_here("view", folder / "cut.jpg", "--out", tmp_path / "cut")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "cut.jpg" in refused.err

@@ -9,8 +9,8 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "assigners.optimal_transport": "ota simota",
         "assigners.static": "atss fcos free_anchor max_iou",
     },
-    "backbones": {"backbones": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
-    "checks": {"checks": "anchor-coverage broken-boxes ignored-regions swapped-canvas unmatched-boxes"},
+    "backbones": {"networks": "cspdarknet darknet53 resnet101 resnet18 resnet34 resnet50"},
+    "checks": {"checks": "anchor-coverage broken-boxes ignored-regions decoded-boxes swapped-canvas unmatched-boxes"},
     "data": {
         "sets.coco": "coco",
         "sets.crowdhuman": "crowdhuman",
@@ -18,10 +18,11 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "sets.synthetic_crowds": "synthetic_crowds",
         "sets.yolo_txt": "yolo_txt",
     },
-    "descriptions": {"anchors": "describe_anchors"},
+    "descriptions": {"anchor_coverage": "describe_anchors"},
+    "file_views": {"photo_view": "view_photo"},
     "heads": {"heads": "atss fcos retina retina_emd yolov3 yolox"},
     "losses": {
-        "free_anchor": "free_anchor_negative free_anchor_positive",
+        "free_anchor_losses": "free_anchor_negative free_anchor_positive",
         "losses": "box_density box_iou_bce box_overlap box_smooth_l1 centreness class_bce earth_mover objectness "
         "quality_focal sigmoid_focal",
     },
@@ -30,9 +31,9 @@ PARTS: Mapping[str, Mapping[str, str]] = {
         "metrics.box_errors": "box_errors",
         "metrics.crowds": "crowd_ap miss_rate",
     },
-    "models": {"backbones": "detector"},
+    "models": {"networks": "detector"},
     "necks": {
-        "backbones": "fpn pafpn",
+        "networks": "fpn pafpn",
         "heads": "yolov3",
     },
     "prediction_writers": {"box_results": "DetectionWriter"},
@@ -40,7 +41,7 @@ PARTS: Mapping[str, Mapping[str, str]] = {
     "scorings": {"scoring": "BoxScoring"},
     "tasks": {"task": "detect"},
     "tools": {"sets.convert": "LAYOUTS convert_annotations"},
-    "transforms": {"combined_images": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
+    "transforms": {"transforms": "cut_image fit_image mix_up mosaic scale_steps turn_image"},
     "view_summaries": {"assigners.report": "summarise_assigners"},
 }
 """Kind of part -> module of this folder -> names that it registers (`contract/catalogue.py`)."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from sightline.compute.geometry.boxes.overlaps import box_areas, box_sizes, ioa
+from sightline.compute.geometry.boxes.overlaps import box_areas, box_sizes, ioa, iou
 from sightline.compute.geometry.boxes.priors import BACKGROUND
 from sightline.engine.device import to_device
-from sightline.workbench.check.context import Context, assignments, check, surveys
+from sightline.parts.tasks.distillation import unwrap_distillation
+from sightline.workbench.check.checks.loss_items import find
+from sightline.workbench.check.checks.loss_values import is_off_target
+from sightline.workbench.check.context import Context, assignments, check, losses, surveys
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes, is_significantly_above
-from sightline.workbench.check.core.finding import Fault, Hypothesis, explain
+from sightline.workbench.check.core.finding import Explanation, Fault, Hypothesis, explain
 from sightline.workbench.check.core.sample_statistics import PartStatistics
+from sightline.workbench.check.oracles.loss_case import LossCase
 
+_CPU = torch.device("cpu")
 _BEYOND_PX = 1.0
 _SHARES, _MAX_SHARES_PX, _MIN_BOXES = "shares of the image's sides", 1.5, 5
 _MAX_OUTSIDE, _MAX_GAIN = 0.05, 0.15
@@ -61,8 +66,11 @@ def _collect_boxes(survey: PartStatistics, field: str) -> tuple[Tensor, Tensor]:
     return torch.cat(boxes), torch.cat(limits)
 
 
-def _iter_readings(boxes: Tensor, limit: Tensor) -> Iterator[Hypothesis]:
-    """Yield other formats that boxes may have, with the number of boxes that are unsound if read so."""
+def _iter_readings(
+    boxes: Tensor, limit: Tensor, count: Callable[[Tensor, Tensor], int] | None = None
+) -> Iterator[Hypothesis]:
+    """Yield other formats that boxes may have, with the `count` of those that are unsound if read so."""
+    count = count or _count_unsound
     first, last = boxes.split(2, dim=1)
     for cause, text, corners, sizes in (
         ("assign.box_format", "left, top, width, height", (first, first + last), limit),
@@ -74,21 +82,15 @@ def _iter_readings(boxes: Tensor, limit: Tensor) -> Iterator[Hypothesis]:
         ("cfg.axis_swap", "boxes of images with width and height exchanged", (first, last), limit[:, [1, 0, 3, 2]]),
         ("data.normalisation", _SHARES, (limit[:, :2] * first, limit[:, :2] * last), limit),
     ):
-        yield Hypothesis(cause, text, _count_unsound(torch.cat(corners, dim=1), sizes))
+        yield Hypothesis(cause, text, count(torch.cat(corners, dim=1), sizes))
 
 
 def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterator[Fault]:
-    count, num_unsound, highest = len(boxes), _count_unsound(boxes, limit), float(boxes.max())
+    count, highest = len(boxes), float(boxes.max())
     num_reversed = int((boxes[:, 2:] <= boxes[:, :2]).any(dim=1).sum())
-    readings = explain(0, math.inf, _iter_readings(boxes, limit), likeness=lambda found, predicted: found - predicted)
     is_shares = count >= _MIN_BOXES and highest <= _MAX_SHARES_PX
-    likely = next(reading for reading in readings if reading.text == _SHARES or not is_shares)
-    num_left = likely.hypothesis.prediction
-    is_explained = is_shares or (
-        is_significantly_above(num_unsound, count, num_left / count + _MIN_EXPLAINED)
-        and num_left <= _MAX_LEFT * num_unsound
-    )
-    num_outside = int((ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5).sum()) - num_reversed
+    likely, is_explained = _find_reading(boxes, limit, is_shares=is_shares)
+    num_outside = _count_outside(boxes, limit) - num_reversed
     is_outside = is_explained or is_significantly_above(num_outside, count, _MAX_OUTSIDE)
     causes = [likely.cause] if is_explained else ["data.corrupt_sample", "assign.box_format"]
     min_images = _MIN_IMAGES_OF_FORMAT if causes == ["assign.box_format"] else _MIN_IMAGES
@@ -103,6 +105,24 @@ def _box_faults(survey: PartStatistics, boxes: Tensor, limit: Tensor) -> Iterato
             f"mostly outside, coordinates reach {highest:.4g} px, in {survey.coverage_text}",
             evidence={"field": "boxes"},
         )
+
+
+def _find_reading(boxes: Tensor, limit: Tensor, *, is_shares: bool = False) -> tuple[Explanation, bool]:
+    """Return the likeliest other format of boxes, and True if it brings far more of them into their images."""
+    readings = explain(0, math.inf, _iter_readings(boxes, limit), likeness=lambda found, predicted: found - predicted)
+    likely = next(reading for reading in readings if reading.text == _SHARES or not is_shares)
+    num_left, num_unsound = likely.hypothesis.prediction, _count_unsound(boxes, limit)
+    is_explained = is_shares or (
+        is_significantly_above(num_unsound, len(boxes), num_left / len(boxes) + _MIN_EXPLAINED)
+        and num_left <= _MAX_LEFT * num_unsound
+    )
+    return likely, is_explained
+
+
+def _count_outside(boxes: Tensor, limit: Tensor) -> int:
+    """Count the boxes that lie mostly outside their images; corners in the wrong order enclose nothing."""
+    is_reversed = (boxes[:, 2:] <= boxes[:, :2]).any(dim=1)
+    return int((is_reversed | (ioa(boxes, torch.cat([0 * limit[:, :2], limit[:, 2:]], dim=1)) < 0.5)).sum())
 
 
 def _count_unsound(boxes: Tensor, limit: Tensor) -> int:
@@ -126,16 +146,23 @@ def swapped_canvas(context: Context, assigned: AssignedBoxes) -> Fault | None:
     Finds: Boxes that are not xyxy in pixels (left, top, right, bottom); exchanged sides of images or of the canvas.
     """
     height, width = context.first_outputs[0]["image"].shape[2:]
-    ratios = assigned.file_px[:, 1] / assigned.file_px[:, 0]
-    shapes = (width / height, height / width)
-    filled, filled_if_swapped = (float(torch.minimum(ratios / shape, shape / ratios).mean()) for shape in shapes)
+    filled, filled_if_swapped = _measure_fill(context, assigned)
     if filled_if_swapped - filled <= _MAX_GAIN:
         return None
     return Fault(
         "images would fill the canvas far better if its width and height were exchanged",
-        measured=f"{filled:.0%} of height {height} and width {width}, of {len(ratios)} training images",
+        measured=f"{filled:.0%} of height {height} and width {width}, of {len(assigned.file_px)} training images",
         expected=f"{filled_if_swapped:.0%}, with height {width} and width {height}",
     )
+
+
+def _measure_fill(context: Context, assigned: AssignedBoxes) -> tuple[float, float]:
+    """Return the share of the canvas that images fill, and that they would fill of one with exchanged sides."""
+    height, width = context.first_outputs[0]["image"].shape[2:]
+    ratios = assigned.file_px[:, 1] / assigned.file_px[:, 0]
+    shapes = (width / height, height / width)
+    filled, swapped = (float(torch.minimum(ratios / shape, shape / ratios).mean()) for shape in shapes)
+    return filled, swapped
 
 
 _MIN_IOU, _MAX_UNCOVERED, _MIN_ASSIGNED_BOXES = 0.3, 0.02, 5
@@ -174,7 +201,27 @@ def anchor_coverage(context: Context, assigned: AssignedBoxes) -> Fault | None:
         f"best IoU below {_MIN_IOU:g} for {len(missed)} boxes of a cell or more, of median width {width:.0f} "
         f"and height {height:.0f} px, of {assigned.looked_at}; anchors have sides of {sides} px"
     )
-    return Fault(f"no anchor fits {share:.0%} of the boxes", measured=measured)
+    causes, text = _explain_misfits(context, assigned)
+    return Fault(f"no anchor fits {share:.0%} of the boxes{text}", causes=causes, measured=measured)
+
+
+def _explain_misfits(context: Context, assigned: AssignedBoxes) -> tuple[tuple[str, ...], str]:
+    """Return the causes of boxes that no anchor fits, and what tells them: another shape of the canvas, or of boxes."""
+    causes = anchor_coverage.causes
+    filled, filled_if_swapped = _measure_fill(context, assigned)
+    if filled_if_swapped - filled > _MAX_GAIN:
+        return ("cfg.axis_swap", *causes), ", on a canvas with width and height exchanged"
+    boxes, limit = _collect_boxes(context.statistics[0], "boxes")  # as they are read: transforms may cut them
+    if not len(boxes):
+        return (), ""
+    num_outside = _count_outside(boxes, limit)
+    likely = min(_iter_readings(boxes, limit, _count_outside), key=lambda reading: reading.prediction)
+    if is_significantly_above(num_outside, len(boxes), _MAX_OUTSIDE):
+        if likely.prediction <= _MAX_LEFT * num_outside:
+            return (likely.cause, *causes), f", which look like {likely.text}"
+        text = f"; {num_outside} of {len(boxes)} lie mostly outside their images"
+        return ("data.corrupt_sample", "assign.box_format", *causes), text
+    return (), ""
 
 
 @check(
@@ -204,7 +251,10 @@ def unmatched_boxes(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
     )
     if not sum(positives) or not sum(negatives):
         role = "is background" if sum(positives) else "is assigned a box"
-        yield Fault(f"no prior {role}", severity="error", measured=levels, expected="positives and negatives")
+        causes = ("loss.negatives", "assign.unmatched_gt") if sum(positives) else ()
+        yield Fault(
+            f"no prior {role}", severity="error", causes=causes, measured=levels, expected="positives and negatives"
+        )
         return
     pairs = zip(assigned.priors.strides, assigned.num_boxes_of_level, positives, strict=True)
     idle = [
@@ -270,3 +320,51 @@ def ignored_regions(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
                 action="keep ignored boxes in 'boxes', and set is_ignored for them",
                 evidence={"field": "is_ignored"},
             )
+
+
+_MIN_DECODED_IOU, _CERTAIN = 0.95, 50.0
+
+
+@check(
+    "G31",
+    "decoded-boxes",
+    "preflight",
+    each=losses,
+    causes=("assign.codec", "assign.box_format", "eval.decode"),
+    config_path="task",
+    expected="the labelled boxes",
+    action="decode by the inverse of what the loss encodes: with the same deviations, order and priors",
+)
+def decoded_boxes(context: Context, case: LossCase) -> Fault | None:
+    """The codes at which a loss of boxes is least are decoded to the labelled boxes.
+
+    Finds: Detections decoded with other deviations, another order or other priors than training encodes boxes with.
+    """
+    task, batch = unwrap_distillation(context.built.job.task), context.dry_run.batch
+    goal = next((goal for goal in case.goals if goal.target_key == "matched_boxes"), None)
+    if goal is None or goal.wanted.ndim != 3 or find(case, is_off_target) is not None:
+        return None
+    has_box, boxes = goal.is_valid.any(dim=2), case.values["matched_boxes"]
+    for image in has_box.any(dim=1).nonzero().flatten().tolist()[:1]:
+        scores = torch.where(has_box[image], _CERTAIN, -_CERTAIN)
+        outputs = {"logits": scores[None, :, None], "codes": goal.wanted[image : image + 1]}
+        outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
+        priors = task.get_priors(to_device(batch["image"], _CPU))
+        candidates = task.selection.candidates(outputs, 0, priors)
+        index = candidates.proposal
+        found, wanted = candidates.detections[:, :4].double(), boxes[image, index].double()
+        overlap = float(iou(found, wanted).median()) if len(found) else 0.0
+        if overlap < _MIN_DECODED_IOU:
+            codes = goal.wanted[image, index]
+            return Fault(
+                f"codes at which the loss '{case.name}' is least are decoded to other boxes",
+                measured=f"median IoU {overlap:.2f} with the boxes of {len(found)} priors; widths "
+                f"{_ratio(found, wanted)} times theirs; largest code {float(codes.abs().max()):.3g}",
+                evidence={"field": "codes"},
+            )
+    return None
+
+
+def _ratio(found: Tensor, wanted: Tensor) -> str:
+    ratio = box_sizes(found)[:, 0] / box_sizes(wanted)[:, 0]
+    return " to ".join(f"{float(value):.3g}" for value in ratio.aminmax()) if len(ratio) else "none"

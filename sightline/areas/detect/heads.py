@@ -234,10 +234,12 @@ class RetinaEMDHead(DenseHead):
 class FCOSHead(DenseHead):
     """FCOS head: logits, distances to the sides of a box and centre-ness at a point per cell; 4,920,666 parameters.
 
-    For 80 classes, on five levels of 256 channels, with group norm in the towers. `codes` are left, top, right, bottom
-    in pixels: `relu` of the scaled value times the level's stride, as the authors' code does since the paper, or `exp`
-    of it, as in the paper. `centreness_on`: the tower that centre-ness is read from, in the paper that of classes.
-    `scales`: the scalar that each level learns. Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
+    The number is for 80 classes, on five levels of 256 channels, with group norm in the towers.
+    `codes` are the distances from the point to the left, top, right and bottom side, in pixels. With `distances: relu`
+    a distance is relu(scale * output) times the level's stride, as in the authors' later code; with `exp` it is
+    exp(scale * output), as in the paper. `scales`: each level learns its `scale`; without, it is 1.
+    `centreness_on` names the tower whose maps predict centre-ness; in the paper it is that of classes, `cls`.
+    Source: Tian et al. 2019, FCOS, section 3; layout of tianzhi0549/FCOS.
     """
 
     priors: ClassVar[PriorKind] = "points"

@@ -16,16 +16,13 @@ from torch.nn import functional
 from typing_extensions import TypedDict
 
 from sightline.areas.detect.assigners.base import Assigner, Assignment, PriorPredictions
-from sightline.areas.detect.output import (
+from sightline.areas.detect.output import DetectionFilter, UnsuppressedDetections, clip_boxes, to_file_pixels
+from sightline.areas.detect.pictures import (
     MIN_DRAWN_SCORE,
-    Candidates,
-    DetectionFilter,
-    clip_boxes,
     get_image_pixels,
     show_assignments,
     show_detections,
     show_priors,
-    to_file_pixels,
 )
 from sightline.compute.geometry.boxes.overlaps import decode_boxes, pairwise_iou
 from sightline.compute.geometry.boxes.priors import (
@@ -37,6 +34,7 @@ from sightline.compute.geometry.boxes.priors import (
     make_anchors,
     make_points,
 )
+from sightline.compute.geometry.boxes.suppression import GreedyNMS
 from sightline.compute.waits import get_positive, is_free_to_read, read_list, remember_positive, send_list
 from sightline.contract import registry
 from sightline.contract.arguments import (
@@ -54,7 +52,7 @@ from sightline.contract.members import AssignerMembers, HeadMembers
 from sightline.contract.registry import Need
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Picture
-from sightline.parts.tasks.supervised import Supervised
+from sightline.parts.tasks.supervised import Decoder, Supervised
 
 _BOXES, _TARGETS = "boxes at each prior:", "targets of"
 """Topics of needs."""
@@ -102,8 +100,10 @@ class Detect(Supervised):
     Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
     (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
     `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
-    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone; without `clip`, boxes may exceed the
-    file's border. Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone. `score` is the lowest score of a
+    detection, `per_level` the largest number of a level before suppression, `most` that of an image after it. Without
+    `clip`, boxes may exceed the file's border.
+    Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
 
     predicts = frozenset({"detections", "detection_offsets"})
@@ -145,7 +145,7 @@ class Detect(Supervised):
         if suppression is None:
             suppression = registry.suppressions.get_entry("greedy").builder()
         _assert_offered(suppression, output_keys, self._head)
-        self._select = DetectionFilter(suppression, score, per_level, most)
+        self._select = DetectionFilter(suppression, min_score=score, max_per_level=per_level, max_detections=most)
         self._clip = clip
         self._made: dict[tuple[Any, ...], Priors] = {}
 
@@ -272,7 +272,7 @@ class Detect(Supervised):
     def postprocess(self, outputs: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """Convert outputs to detections (D, 6) in pixels of the files."""
         priors, canvas_maps = self.get_priors(batch["image"]), [batch[name] for name in ("to_canvas", "file_px")]
-        candidates = [self._select.candidates(outputs, image, priors) for image in range(len(batch["image"]))]
+        decoded = [self._select.decode(outputs, image, priors) for image in range(len(batch["image"]))]
 
         def in_files(rows: Sequence[Tensor]) -> list[Tensor]:
             return [
@@ -285,31 +285,67 @@ class Detect(Supervised):
         predictions = {
             **outputs,
             **about,
-            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in candidates])),
+            **_concatenate_detections(in_files([self._select.suppress(rows_of_image) for rows_of_image in decoded])),
         }
         if self.keeps_candidates:
-            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in candidates]))
+            unsuppressed = _concatenate_detections(in_files([rows_of_image.detections for rows_of_image in decoded]))
             predictions["candidates"], predictions["candidate_offsets"] = (
                 unsuppressed["detections"],
                 unsuppressed["detection_offsets"],
             )
         return predictions
 
+    @property
+    def left_to_caller(self) -> tuple[str, ...]:
+        """What follows the network here and is not in a file of it."""
+        select = self._select
+        name = type(select.suppression).__name__
+        first = "" if self.greedy_threshold is not None else f"boxes are suppressed ({name}), and "
+        return (
+            f"{first}the {select.max_detections} highest-scoring of each image are kept",
+            "boxes are mapped from the canvas to the pixels of the file by the inverse of `to_canvas`"
+            + (", and clipped to its border" if self._clip else ""),
+        )
+
+    @property
+    def greedy_threshold(self) -> float | None:
+        """The IoU of a suppression that ONNX has, greedy and of each class by itself; None for another."""
+        suppression = self._select.suppression
+        is_of_onnx = type(suppression) is GreedyNMS and (suppression.per_class or self._head.num_classes == 1)
+        return suppression.iou_threshold if isinstance(suppression, GreedyNMS) and is_of_onnx else None
+
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `boxes` (B, P, 4) and `scores` (B, P, C), 0 for those not selected.
+
+        Boxes are on the canvas, which has the size of the example's.
+        """
+        priors, to_deltas = self.get_priors(example["image"]), HeadMembers.to_deltas.get(self._head)
+
+        def decode(outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            if to_deltas is not None:
+                outputs = {**outputs, "codes": to_deltas(outputs["codes"], priors)}
+            boxes, scores = self._select.score_in_graph(outputs, priors)
+            return {"boxes": boxes, "scores": scores}
+
+        return decode
+
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Merge the predictions of several passes, suppressed jointly in pixels of the files."""
         detections = []
         for image, file_px in enumerate(passes[0]["file_px"]):
-            pooled = Candidates.concatenate([self._candidates_in_file(predictions, image) for predictions in passes])
+            pooled = UnsuppressedDetections.concatenate(
+                [self._unsuppressed_in_file(predictions, image) for predictions in passes]
+            )
             survivors = self._select.suppress(pooled)
             detections.append(clip_boxes(survivors, file_px) if self._clip else survivors)
         return {**passes[0], **_concatenate_detections(detections)}
 
-    def _candidates_in_file(self, predictions: Mapping[str, Any], image: int) -> Candidates:
-        """Select the candidates of one pass in an image, in pixels of its file."""
+    def _unsuppressed_in_file(self, predictions: Mapping[str, Any], image: int) -> UnsuppressedDetections:
+        """Decode the detections of one pass in an image before suppression, in pixels of its file."""
         like = predictions["codes"].new_empty(0, 3, *predictions["canvas_px"].tolist())
-        candidates = self._select.candidates(predictions, image, self.get_priors(like))
+        unsuppressed = self._select.decode(predictions, image, self.get_priors(like))
         canvas_map = predictions["to_canvas"][image], predictions["file_px"][image]
-        return candidates._replace(detections=to_file_pixels(candidates.detections, *canvas_map, clip=False))
+        return unsuppressed._replace(detections=to_file_pixels(unsuppressed.detections, *canvas_map, clip=False))
 
     def show(
         self,

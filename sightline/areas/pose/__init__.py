@@ -7,11 +7,13 @@ from collections.abc import Mapping
 PARTS: Mapping[str, Mapping[str, str]] = {
     "benchmarks": {"benchmarks": "list_hand_cases"},
     "data": {
+        "sets.depth_folder": "depth_folder",
         "sets.hand_sets": "hands2017 icvl_hands nyu_hands",
         "sets.itop": "itop",
         "sets.msra_hands": "msra_hands",
         "sets.synthetic_hands": "synthetic_bodies synthetic_hands",
     },
+    "file_views": {"depth_view": "view_depth_file"},
     "losses": {"losses": "centre_mse heatmap_cross_entropy heatmap_mse joint_l1"},
     "metrics": {"metrics": "centre_error detection_rate joint_error keypoints"},
     "models": {"v2v": "scale_net v2v v2v_small"},

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import check_decompressed_size, read_npy
-from sightline.store.files.image_files import DECODE_ERRORS, FREE_IMAGE_BYTES, PNG_END
+from sightline.store.files.image_files import DECODE_ERRORS, DEPTH_MODES, FREE_IMAGE_BYTES, PNG_END
 from sightline.store.files.input_files import assert_regular, file_size, read_file
 
 SizePx: TypeAlias = tuple[int, int]
@@ -21,7 +21,7 @@ SizePx: TypeAlias = tuple[int, int]
 _HEADER = struct.Struct("<6i")
 """Header of MSRA's files: width and height of the image, then left, top, right, bottom (exclusive)."""
 _MAX_SIZE_PX = 16_384
-_MIN_RANGE_MM = 20.0
+MIN_RANGE_MM = 20.0
 """Shortest range of any depth camera: an image whose largest depth is below it is in metres."""
 
 
@@ -51,7 +51,7 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
             f"{path}: the farthest depth is {image.max():.4g}, which cannot be in mm; the file is damaged or in "
             "another format"
         )
-    if 0 < depth.max(initial=0) < _MIN_RANGE_MM:
+    if 0 < depth.max(initial=0) < MIN_RANGE_MM:
         raise DataError(
             f"{path}: the farthest depth is {depth.max():.4g} mm, nearer than any camera measures; if the file is in "
             "metres, set mm_per_unit to 1000"
@@ -62,7 +62,7 @@ def read_depth(path: Path, *, size_px: SizePx | None = None, mm_per_unit: float 
 def read_depth_png(path: Path, *, size_px: SizePx | None = None) -> np.ndarray:
     """Read the pixels (H, W) uint16 of a 16-bit, one-channel PNG file. Raises DataError for any other file."""
     mode, pixels = _decode_png(path)
-    if mode not in ("I;16", "I"):
+    if mode not in DEPTH_MODES:
         raise DataError(f"{path}: has the mode {mode}, one channel of 16 bits is needed, which holds depths in mm")
     _check_size(pixels, size_px, path)
     return pixels.astype(np.uint16)

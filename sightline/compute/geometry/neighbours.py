@@ -25,7 +25,7 @@ from sightline.compute.geometry.distances import (
 )
 from sightline.compute.geometry.neighbour_kernels import ball_query_by_tree, neighbours_by_product, neighbours_by_tree
 from sightline.compute.numba_kernels import can_use_numba
-from sightline.compute.waits import expect, is_free_to_read, require
+from sightline.compute.waits import expect, is_free_to_read, is_recording, require
 from sightline.contract.errors import ConfigError
 
 _SPARE = 16
@@ -111,6 +111,8 @@ def nearest_neighbours(points: Tensor, *, num_neighbours: int, queries: Tensor |
         by_product = neighbours_by_product(points, queries, num_neighbours)
         if by_product is not None:
             return by_product
+    elif is_recording():
+        return _find_in_graph(points, queries, num_neighbours)
     elif points.shape[2] > _CHANNELS_OF_TREES and points.numel() and queries.numel():
         by_candidates = _find_by_candidates(points, queries, num_neighbours)
         if by_candidates is not None:
@@ -133,6 +135,25 @@ def _find_by_candidates(points: Tensor, queries: Tensor, num_neighbours: int) ->
             0
         ]
     return index
+
+
+def _find_in_graph(points: Tensor, queries: Tensor, num_neighbours: int) -> Tensor:
+    """Find neighbours in operations that a graph can record for any number of points: no blocks and no proof.
+
+    The nearest in many channels are among the best products of centred points, of which there are `_SPARE` more. ONNX
+    orders equal entries by their index.
+    """
+    if points.shape[2] <= _CHANNELS_OF_TREES:
+        distances = squared_distances(queries.permute(2, 0, 1), points.permute(2, 0, 1))
+        return distances.topk(num_neighbours, largest=False, sorted=True).indices
+    centre = points.mean(dim=1, keepdim=True)
+    points, queries = points - centre, queries - centre
+    scores = torch.baddbmm(points.square().sum(-1)[:, None], queries, points.mT, alpha=-2)
+    count = torch.sym_min(num_neighbours + _SPARE, points.shape[1])
+    candidates = scores.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
+    sample = torch.arange(points.shape[0], device=points.device)[:, None, None]
+    distances = (queries[:, :, None] - points[sample, candidates]).square().sum(-1)
+    return candidates.gather(-1, distances.topk(num_neighbours, largest=False, sorted=True).indices)
 
 
 def _entries_at_once(points: Tensor) -> int:
@@ -160,7 +181,7 @@ def assert_meant_for(neighbours_at: int | None, *, num_neighbours: int) -> None:
 
 def gather_points(values: Tensor, index: Tensor) -> Tensor:
     """Gather rows by index: `values` (B, N, C), `index` (B, M, K) int64 -> (B, M, K, C)."""
-    sample_index = torch.arange(len(values), device=values.device)[:, None, None]
+    sample_index = torch.arange(values.shape[0], device=values.device)[:, None, None]
     return values[sample_index, index]
 
 
@@ -243,6 +264,8 @@ def ball_query(points: Tensor, *, centres: Tensor, radius: float, num_neighbours
     assert_finite(points, name="points")
     assert_finite(centres, name="centres")
     points, centres = upcast_for_comparison(points), upcast_for_comparison(centres)
+    if is_recording():
+        return _query_balls_in_graph(points, centres, radius, num_neighbours)
     search = (
         ball_query_by_tree
         if can_use_numba(points, centres) and points.numel() and centres.numel()
@@ -273,6 +296,16 @@ def ball_query_reference(points: Tensor, centres: Tensor, radius: float, num_nei
         parts.append(place_BmN.topk(min(num_neighbours, num_points), dim=-1, largest=False, sorted=True).values)
     index = torch.cat(parts, dim=1)
     return torch.nn.functional.pad(index, (0, num_neighbours - index.shape[-1]), value=num_points)
+
+
+def _query_balls_in_graph(points: Tensor, centres: Tensor, radius: float, num_neighbours: int) -> Tensor:
+    """Query balls in operations that a graph can record for any number of points."""
+    squared_distances_BMN = squared_distances(centres.permute(2, 0, 1), points.permute(2, 0, 1))
+    num_points = points.shape[1]
+    place = torch.where(squared_distances_BMN <= radius * radius, torch.arange(num_points), num_points)
+    filled = torch.nn.functional.pad(place, (0, num_neighbours), value=num_points)  # there may be fewer
+    index = filled.topk(num_neighbours, dim=-1, largest=False, sorted=True).values
+    return torch.where(index == num_points, index[..., :1], index)
 
 
 def _empty_ball_error(points: Tensor, centres: Tensor, index: Tensor, radius: float) -> ValueError:

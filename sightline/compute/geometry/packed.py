@@ -85,7 +85,7 @@ def packed_nearest_neighbours(
     """
     is_among_points = queries is None
     queries, query_offsets = _queries_or_points(points, offsets, queries, query_offsets)
-    index = torch.zeros((len(queries), num_neighbours), dtype=torch.int64, device=points.device)
+    index = torch.zeros((queries.shape[0], num_neighbours), dtype=torch.int64, device=points.device)
     is_valid = torch.zeros_like(index, dtype=torch.bool)
     assert_finite_rows(points, offsets=offsets, name="points")
     for point_rows, query_rows, num_segments in _runs(_segments(points, offsets, queries, query_offsets)):
@@ -258,9 +258,9 @@ def assert_finite_rows(rows: Tensor, *, offsets: Tensor, name: str) -> None:
 def _slices(rows: Tensor, offsets: Tensor, name: str) -> list[slice]:
     """Return the slice of each segment: the sizes of segments decide what is run."""
     bounds = read_list(offsets)
-    if bounds[:1] != [0] or bounds[-1] != len(rows) or bounds != sorted(bounds):
+    if bounds[:1] != [0] or bounds[-1] != rows.shape[0] or bounds != sorted(bounds):
         raise ValueError(
-            f"{name} {bounds[:8]} of {len(rows)} rows; they start at 0, never fall, and end at the number of rows "
+            f"{name} {bounds[:8]} of {rows.shape[0]} rows; they start at 0, never fall, and end at the number of rows "
             "(cumulative counts without the leading 0 are another convention)"
         )
     return _pairs(bounds)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.compute.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.compute.geometry.trees import LEAF_SIZE, build_curve_trees
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.compute.waits import require
+from sightline.compute.waits import is_recording, require
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -207,6 +207,8 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN.masked_fill_(is_barred, -1)  # below every distance, and stays so
+    if is_recording():
+        return _sample_in_graph(points, nearest=nearest_BN, first=first, num_samples=num_samples)
     sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)
 
@@ -227,6 +229,20 @@ def _first_index(start: int | Tensor, points: Tensor) -> Tensor:
 
     require(is_inside, make_error)
     return first
+
+
+def _sample_in_graph(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:
+    """Sample farthest points in a loop that a graph records once, not `num_samples` times."""
+    from torch._higher_order_ops.scan import scan
+
+    def choose(state: tuple[Tensor, Tensor], turn: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        nearest, chosen = state
+        centre = points.gather(1, chosen[:, None, None].expand(-1, 1, points.shape[2]))
+        nearest = torch.minimum(nearest, (points - centre).square().sum(-1))
+        return (nearest, nearest.argmax(dim=1)), chosen.clone()
+
+    _, index = scan(choose, (nearest, first.clone()), torch.arange(num_samples, device=points.device))
+    return index.T
 
 
 def _sample_reference(points: Tensor, *, nearest: Tensor, first: Tensor, num_samples: int) -> Tensor:

@@ -416,9 +416,9 @@ def _broadcast_mapping(points: Tensor, placement: CubePlacement) -> tuple[Tensor
 
 
 def _mapping(placement: CubePlacement) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the paper's steps as one map: v = R(angle) (p - reference) factor + offset. Source: Moon et al. 2018, sec.
+    """Return the paper's steps as one map: v = R(angle) (p - reference) factor + offset.
 
-    4.
+    Source: Moon et al. 2018, section 4.
     """
     factor = placement.scale * (placement.size / placement.cube_mm)
     return placement.reference_mm, factor, placement.grid_size / 2 - placement.shift

@@ -38,6 +38,7 @@ from sightline.compute.layers.batch_norm import (
 from sightline.compute.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.compute.layers.mlp import LinearNorm
 from sightline.compute.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
+from sightline.compute.waits import is_recording
 
 
 def graph_features(features: Tensor, index: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class EdgeConv(PlainEdgeConv):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """Map features (B, N, in_channels), index (B, N, K) -> (B, N, out_channels)."""
-        if torch.compiler.is_compiling():  # it cannot look into a function with a backward of its own
+        if torch.compiler.is_compiling() or is_recording():  # neither looks into a function with a backward of its own
             return super().forward(features, index)
         neighbour_weight, centre_weight = self.edge.linear.weight.chunk(2, dim=1)
         # Any origin gives the same edges. Near the middle of the cloud the two parts of an edge do not cancel.

@@ -170,7 +170,7 @@ def packed_channels(
     if offsets is None:
         concat_channels(points, features, in_channels=in_channels)  # for its check of stacked clouds
     points, features, offsets = as_packed(points, features, offsets)
-    if points.shape[1] != 3 or len(points) == 0:
+    if points.shape[1] != 3 or points.shape[0] == 0:
         raise ValueError(f"points: found the shape {tuple(points.shape)} beside offsets, expected (P, 3) with P >= 1")
     return points, _concat_features(points, features, in_channels), offsets
 

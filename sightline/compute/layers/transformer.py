@@ -116,9 +116,9 @@ class TransformerEncoder(nn.Module):
 
 
 def init_trunc_normal(layer: nn.Linear | nn.Conv2d) -> None:
-    """Initialise weights as in transformers: truncated normal with deviation 0.02, no bias. Source: Devlin et al.
+    """Initialise weights as in transformers: truncated normal with deviation 0.02, no bias.
 
-    2019.
+    Source: Devlin et al. 2019.
     """
     nn.init.trunc_normal_(layer.weight, std=_WEIGHT_STD)
     if layer.bias is not None:
@@ -213,8 +213,8 @@ class PatchEmbedding(nn.Module):
         relative_BGK3 = members_BGKC[..., :3] - centres[:, :, None]
         groups_BGKC = torch.cat([relative_BGK3, members_BGKC[..., 3:]], dim=-1)
         patches_BGC = self.patches(groups_BGKC.flatten(0, 1)).unflatten(0, centres.shape[:2])
-        tokens = torch.cat([self.class_token.expand(len(points), -1, -1), self.reduce(patches_BGC)], dim=1)
-        positions = torch.cat([self.class_position.expand(len(points), -1, -1), self.position(centres)], dim=1)
+        tokens = torch.cat([self.class_token.expand(points.shape[0], -1, -1), self.reduce(patches_BGC)], dim=1)
+        positions = torch.cat([self.class_position.expand(points.shape[0], -1, -1), self.position(centres)], dim=1)
         return tokens, positions, centres
 
 

@@ -28,6 +28,7 @@ from sightline.compute.layers.batch_norm import (
 )
 from sightline.compute.layers.mlp import LinearNorm
 from sightline.compute.numba_kernels import can_use_numba, cpu_autocast_dtype, numba_kernel, run_parallel
+from sightline.compute.waits import is_recording
 
 _NUM_SHARES = 8
 _EDGES_OF_A_SUM = 64
@@ -288,6 +289,9 @@ class TransitionUp(nn.Module):
         assert level.interpolation is not None, "the first level is the finest"
         mapped = self.coarse(coarse)
         weights = level.interpolation.weights.to(mapped.dtype)
+        if is_recording():  # ONNX has no bags of embeddings
+            rows = mapped[level.interpolation.index]
+            return self.skip(features) + (rows * weights[..., None]).sum(dim=1)
         # A weighted sum of rows: what a bag of embeddings is. The rows are never written out three times.
         carried = F.embedding_bag(level.interpolation.index, mapped, per_sample_weights=weights, mode="sum")
         return self.skip(features) + carried
@@ -308,12 +312,17 @@ class GlobalContext(nn.Module):
     def forward(self, features: Tensor, offsets: Tensor) -> Tensor:
         """Map features (P, C), offsets (S+1,) -> (P, C)."""
         of_cloud = self.mean(segment_mean(features, offsets)).relu()
+        if is_recording():  # the clouds of a graph are of one size
+            repeated = of_cloud[:, None].expand(-1, features.shape[0] // of_cloud.shape[0], -1)
+            return self.mix(torch.cat([features, repeated.flatten(0, 1)], dim=-1))
         of_point = of_cloud.repeat_interleave(offsets.diff(), dim=0, output_size=len(features))
         return self.mix(torch.cat([features, of_point], dim=-1))
 
 
 def segment_mean(features: Tensor, offsets: Tensor) -> Tensor:
     """Compute the mean of each cloud's rows: (P, C), offsets (S+1,) -> (S, C); zero for a cloud without points."""
+    if is_recording():
+        return features.unflatten(0, (offsets.shape[0] - 1, -1)).mean(dim=1)
     sizes = offsets.diff()
     cloud = torch.arange(len(sizes), device=features.device).repeat_interleave(sizes, output_size=len(features))
     total = features.new_zeros((len(sizes), features.shape[1])).index_add(0, cloud, features)

@@ -131,7 +131,11 @@ class DetectionColumn(BoxColumn):
 
 
 class LabelColumn(BoxColumn):
-    """Columns (9 or 10) of a metric's `labels`: class, area in square pixels, ignored or not, visible share, index."""
+    """Columns of a metric's `labels`: image, box, class, area in square pixels, 1 if ignored; in `BoxRows` more.
+
+    The visible share is the ninth column. The tenth, the label's index in its image, is there only where a metric
+    added it.
+    """
 
     CLASS, AREA, IS_IGNORED, VISIBLE, INDEX = 5, 6, 7, 8, 9
 

@@ -30,11 +30,11 @@ _WIDTH = 64
 
 
 class _Block(nn.Module):
-    """Residual block: convolutions of `sizes` kernels and `channels` channels plus a shortcut. Source: He et al., eq.
+    """Residual block: convolutions of `sizes` kernels and `channels` channels, plus a shortcut.
 
-    2.
     The first kernel larger than one pixel has the stride, all of them the dilation; if shapes change, the shortcut is a
     1x1 convolution. `attention` makes the last layer of the branch.
+    Source: He et al. 2016, equation 2.
     """
 
     def __init__(

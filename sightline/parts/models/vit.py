@@ -69,7 +69,7 @@ class ViTEncoder(nn.Module):
                 "bring the images to that size in the transforms, or set size_px of the encoder"
             )
         patches_BTC = self.patches(image).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_token.expand(len(image), -1, -1), patches_BTC], dim=1) + self.positions
+        tokens = torch.cat([self.class_token.expand(image.shape[0], -1, -1), patches_BTC], dim=1) + self.positions
         for block in self.blocks:
             tokens = block(tokens)
         return cast(Tensor, self.norm(tokens[:, 0]))

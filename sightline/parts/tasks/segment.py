@@ -26,7 +26,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.loss import Loss
 from sightline.contract.types import Batch
 from sightline.draw.pictures import UNLABELLED, Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
-from sightline.parts.tasks.supervised import Supervised
+from sightline.parts.tasks.supervised import Decoder, Supervised
 
 Origin = Literal["kept", "minimum"]
 """Origin of a window's coordinates: unchanged, or the smallest of each axis within the window."""
@@ -221,6 +221,14 @@ class Segment(Supervised):
     extra_batch_keys = frozenset({"nearest", "whole_label", "whole_offsets", "range_image", "point_range"})
     evaluation_arguments = frozenset({"blocks", "lift", "max_points", "origin"})
 
+    @property
+    def left_to_caller(self) -> tuple[str, ...]:
+        """What follows the network here and cannot be in a file of it."""
+        steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
+        if self.windows is not None:
+            steps.insert(0, "larger clouds are divided into windows, and the logits of a point are averaged over them")
+        return tuple(steps)
+
     def __init__(
         self,
         *,
@@ -369,6 +377,10 @@ class Segment(Supervised):
             offsets, label = whole_offsets, batch.get("whole_label")
         target = {} if label is None else {"target": label.flatten()}
         return {"probabilities": probabilities, "cloud_offsets": offsets, "seen": predicted, **target}
+
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `probabilities` (..., C) of the points or pixels of the input."""
+        return lambda outputs, batch: {"probabilities": outputs["logits"].softmax(dim=-1)}
 
 
 def _sample_offsets(batch: Batch, rows: Tensor) -> Tensor:

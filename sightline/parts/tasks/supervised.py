@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -26,6 +27,9 @@ from sightline.contract.binding import AvailableKeys, BoundFunction, bind
 from sightline.contract.loss import Loss, cast_forward
 from sightline.contract.types import Batch
 from sightline.draw.pictures import Axis, Picture, label_colors, pad_to_3d, render_clouds, with_legend
+
+Decoder = Callable[[Mapping[str, Tensor], Batch], dict[str, Tensor]]
+"""Function from the outputs of a network and its batch to what an exported file predicts beside them."""
 
 
 class AllReduce(Protocol):
@@ -169,6 +173,10 @@ class Classify(Supervised):
         dtype = torch.float64 if outputs["logits"].dtype == torch.float64 else torch.float32
         return {**outputs, "probabilities": outputs["logits"].to(dtype).softmax(dim=1)}
 
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `probabilities` (B, C)."""
+        return lambda outputs, batch: {"probabilities": outputs["logits"].softmax(dim=1)}
+
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Average the probabilities (B, C) of several passes over varied input."""
         return {"probabilities": torch.stack([p["probabilities"] for p in passes]).mean(dim=0)}
@@ -242,6 +250,20 @@ class Pose(Supervised):
         likelihood = outputs["likelihood"]
         joints_mm = decode_joints(likelihood, CubePlacement.from_rows(batch["placement"]), decoding=self.decoding)
         return {**outputs, "joints_mm": joints_mm, "peaks": peaks(likelihood).float()}
+
+    def make_decoding(self, example: Batch) -> Decoder:
+        """Make the decoding of an exported file: `joints_mm` (B, J, 3) and `peaks` (B, J), in the example's grid."""
+        grid = CubePlacement.from_rows(example["placement"])
+
+        def decode(outputs: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+            rows, likelihood = batch["placement"].double(), outputs["likelihood"]
+            placement = replace(
+                grid, reference_mm=rows[:, :3], scale=rows[:, 3], angle_rad=rows[:, 4], shift=rows[:, 5:8]
+            )
+            joints_mm = decode_joints(likelihood, placement, decoding=self.decoding)
+            return {"joints_mm": joints_mm.to(likelihood.dtype), "peaks": peaks(likelihood)}
+
+        return decode
 
     def vote(self, passes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Average joints (B, J, 3) and peaks (B, J) of several passes over varied input."""

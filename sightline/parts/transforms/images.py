@@ -14,6 +14,7 @@ POSTECH-CVLab's Point Transformer, after Zhao et al. 2021, uses them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -157,11 +158,25 @@ class NormalizeImage:
         self.std = std
 
     def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
-        _assert_rows_of_colours(image)
-        channels = image.permute(0, 3, 1, 2).contiguous().float() / 255
+        return self._normalize(**ChannelsFirst()(draws, image=image))
+
+    def split_for_graph(self) -> tuple[ChannelsFirst, Callable[..., dict[str, Tensor]]]:
+        """Split into the order of the axes, outside, and the arithmetic, inside: `image` (B, 3, H, W) of 0..255."""
+        return ChannelsFirst(), self._normalize
+
+    def _normalize(self, image: Tensor) -> dict[str, Tensor]:
+        channels = image.to(torch.promote_types(image.dtype, torch.float32)) / 255
         mean = torch.tensor(self.mean, dtype=torch.float32)[:, None, None]
         std = torch.tensor(self.std, dtype=torch.float32)[:, None, None]
         return {"image": (channels - mean) / std}
+
+
+class ChannelsFirst:
+    """Permutation of images (B, H, W, 3) to (B, 3, H, W), what `normalize_image` leaves outside an exported file."""
+
+    def __call__(self, draws: Draws, *, image: Tensor) -> dict[str, Tensor]:
+        _assert_rows_of_colours(image)
+        return {"image": image.permute(0, 3, 1, 2).contiguous()}
 
 
 def resize_images(image: Tensor, *, size: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +26,7 @@ from sightline.compute.geometry.rotations import (
     rotate_points,
     uniform_quaternion,
 )
+from sightline.compute.waits import is_recording
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock
 from sightline.contract.draws import Draws
@@ -44,6 +46,10 @@ class NormalizeUnitSphere:
 
     def __call__(self, draws: Draws, *, points: Tensor) -> dict[str, Tensor]:
         return {"points": to_unit_sphere(points)}
+
+    def split_for_graph(self) -> tuple[None, Callable[..., dict[str, Tensor]]]:
+        """Return nothing to do outside, and the whole transform, inside."""
+        return None, lambda points: {"points": to_unit_sphere(points)}
 
 
 @registry.transforms.add("scale")
@@ -240,6 +246,8 @@ def _rotate_fields(matrix: Tensor, points: Tensor, normals: Tensor | None) -> di
 
 def _sum_over_points(points: Tensor) -> Tensor:
     """Sum points to (B, 1, 3) in an order that depends on N alone: halves are added until one row is left."""
+    if is_recording():  # a graph holds clouds of any size
+        return points.sum(dim=1, keepdim=True)
     while (length := points.shape[1]) > 1:
         half = length // 2
         folded = points[:, :half] + points[:, half : 2 * half]

@@ -83,6 +83,8 @@ def composite_over(rgba: np.ndarray, background: Background) -> np.ndarray:
     return ((colours * opacity + background_value * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
+DEPTH_MODES = ("I;16", "I")
+"""Pillow's modes of images with one channel of 16 bits or more, in which depths are stored."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """Suffixes of image files, in lower case."""
 _SIXTEEN_BIT = ("I", "I;16", "I;16L", "I;16B", "I;16N")

@@ -7,10 +7,10 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from sightline.workbench.check.core.dry_run import (
     first_outputs,
     isolated_copy,
 )
+from sightline.workbench.check.core.examination import Examination, find_subject
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, Severity
 from sightline.workbench.check.core.model_probe import QUICK_S, ModelProbe
 from sightline.workbench.check.core.sample_statistics import (
@@ -54,6 +55,7 @@ from sightline.workbench.check.oracles.loss_case import LossCase, make_cases
 from sightline.workbench.check.oracles.results import OracleResult
 
 Moment = Literal["static", "preflight", "deep", "offline"]
+T = TypeVar("T")
 
 TO_END = "every check of this run to finish"
 """Expected value in the finding of a check that could not run."""
@@ -63,6 +65,20 @@ _READING_S, _QUICK_READING_S = 0.5, 0.125
 _MAX_OUTPUTS = 500_000
 """Number of outputs up to which a loss is judged in some 50 ms."""
 _THOROUGH_S = 5.0  # CPU time of this thread for the samples of one split
+
+
+def share(subject: str) -> Callable[[Callable[[Context], T]], cached_property[T]]:
+    """Make a measurement that is computed on first use, in the time of its subject, whichever check uses it."""
+
+    def decorate(measure: Callable[[Context], T]) -> cached_property[T]:
+        @functools.wraps(measure)
+        def measure_once(context: Context) -> T:
+            with context.examination.count_time(subject):
+                return measure(context)
+
+        return cached_property(measure_once)
+
+    return decorate
 
 
 @keep_old_members(rehearsal="dry_run")
@@ -79,22 +95,23 @@ class Context:
     forward_s: float = math.inf
     run: Path | None = None
     first_loss: float | None = None
+    examination: Examination = field(default_factory=Examination, compare=False)
 
     @property
     def config(self) -> RunConfig:
         return self.built.config
 
-    @cached_property
+    @share("model")
     def dry_run(self) -> DryRun:
         """One training step on copies (cached; computed on first use)."""
         return dry_run(self.built.job, self.world.device, forward_s=self.forward_s)
 
-    @cached_property
+    @share("model")
     def first_outputs(self) -> tuple[Batch, Outputs]:
         """Batch of the first step and its outputs before any update (cached); at least the samples of the dry run."""
         return first_outputs(self.built.job, self.dry_run, self.world.device)
 
-    @cached_property
+    @share("data")
     def assignments(self) -> AssignedBoxes | None:
         """Assignment of boxes in samples of the first step, under `sightline check` also in 64 other samples (cached).
 
@@ -109,24 +126,24 @@ class Context:
             batches = itertools.chain(batches, map(part.reader, key_chunks))
         return assigned_boxes(task, self.built.job.model, (to_device(batch, _CPU) for batch in batches))
 
-    @cached_property
+    @share("metric")
     def dry_evaluations(self) -> list[DryEvaluation]:
         """Evaluations of a few samples on copies, one per evaluated split with another batch form (cached)."""
         is_slow = bool(self.dry_run.skipped)
         return rehearse_evaluations(self.built, self.world.device, forward_s=self.forward_s, is_slow=is_slow)
 
-    @cached_property
+    @share("data")
     def statistics(self) -> list[PartStatistics]:
         """Statistics of samples of each split (cached; samples are read on first use)."""
         parts, seed = distinct_parts(self.built.data), self.config.seed
         return [collect_statistics(part, seed=seed, most_seconds=self.reading_s) for part in parts]
 
-    @cached_property
+    @share("data")
     def class_counts(self) -> list[ClassCounts | None]:
         """Class counts of each split, in the order of `statistics` (cached); None for a split without class labels."""
         return [count_classes(statistics, self.thorough_statistics) for statistics in self.statistics]
 
-    @cached_property
+    @share("loss")
     def squared_losses(self) -> dict[str, SquaredErrorLoss]:
         """Squared-error losses by name, detected by their values on the first outputs (cached).
 
@@ -151,14 +168,14 @@ class Context:
                 losses[component.name] = squares
         return losses
 
-    @cached_property
+    @share("loss")
     def loss_cases(self) -> list[LossCase]:
         """Losses of the first step as functions of their arguments; at a training's start, those of few outputs."""
         samples, outputs = (4, math.inf) if self.is_thorough else (2, _MAX_OUTPUTS)
         facts = self.built.data.facts
         return list(make_cases(self.built.job, self.dry_run, facts, max_samples=samples, max_outputs=outputs))
 
-    @cached_property
+    @share("model")
     def oracle_results(self) -> list[OracleResult]:
         """Comparison of every kind of layer and every loss with references and finite differences (cached)."""
         rehearsal = self.dry_run
@@ -167,7 +184,7 @@ class Context:
         batch, outputs = to_device(rehearsal.batch, _CPU), to_device(dict(rehearsal.seen_outputs), _CPU)
         return examine(self.built.job, self.config, self.built.data.facts, batch, outputs)
 
-    @cached_property
+    @share("weights")
     def trained_model(self) -> nn.Module | None:
         """Copy of the model with the weights of the run's last checkpoint, in evaluation mode; None without one."""
         if self.run is None or not (self.run / "checkpoints" / "last").exists():
@@ -176,7 +193,7 @@ class Context:
         load_weights(copied, load_trained_state(self.run, remedy="give it by --checkpoint"))
         return copied.eval()
 
-    @cached_property
+    @share("compression")
     def float_model(self) -> nn.Module | None:
         """Float model before `compress` (cached); None without `compress`, or if its weights cannot be reloaded."""
         is_resumed = self.config.init is not None and self.built.init_report is None
@@ -219,6 +236,8 @@ class Context:
         None, too, if so many passes would be slow at the start of a training.
         """
         limit_s = math.inf if self.is_thorough else QUICK_S
+        if math.isfinite(self._pass_s) and self._pass_s * num_passes > limit_s:
+            self.examination.gaps.append("what takes more passes of the network than a training's start has time for")
         if not math.isfinite(self._pass_s) or self._pass_s * num_passes > limit_s:
             return None
         return ModelProbe(self.built.job.model, self.dry_run.inputs, is_double=is_double)
@@ -360,6 +379,11 @@ class Rule(FindingBuilder):
     is_quick: bool
     run: Callable[[Context], list[Finding]]
 
+    @property
+    def subject(self) -> str:
+        """Subject that the rule examines."""
+        return find_subject(self.run.__module__)
+
     def __call__(self, context: Context) -> list[Finding]:
         return list(self.run(context))
 
@@ -378,6 +402,19 @@ Faults = Fault | Finding | Iterable[Fault | Finding] | None
 """Result of a rule for a subject; None where it holds."""
 Subjects = Callable[[Context], Iterable[Any]]
 """Function that lists what a rule is about: each must hold. Without any, the rule does not apply to the run."""
+
+_MISSING = {
+    "first_steps": "the first step fails",
+    "initialisations": "no init",
+    "assignments": "no boxes",
+    "squared_losses": "no squared error",
+    "losses": "no loss that can be asked alone",
+    "evaluations": "no evaluation",
+    "images_by_part": "no range images",
+    "logs": "no log",
+}
+"""Reasons why a rule does not apply, by the name of the function that lists no subject."""
+
 
 CHECKS: dict[str, Rule] = {}
 """Registered rules of all imported modules, by code."""
@@ -411,7 +448,11 @@ def check(
 
         @functools.wraps(function)
         def run(context: Context) -> list[Finding]:
-            subjects = [()] if each is None else ((subject,) for subject in each(context))
+            subjects = [()] if each is None else [(subject,) for subject in each(context)]
+            if each is not None and not subjects:
+                name = getattr(each, "__name__", code)
+                reason = _MISSING.get(name, f"no {name.replace('_', ' ')}")
+                context.examination.add(rule.subject, code, idle=reason)
             return [
                 finding
                 for subject in subjects

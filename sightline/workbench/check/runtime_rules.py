@@ -117,6 +117,15 @@ SAME_BATCH = FindingBuilder(
     expected="another batch at each update",
     action="look at the loader and at its iterator; declare it with watch(..., declared=('same-batch',)) if intended",
 )
+SAME_ORDER = FindingBuilder(
+    guard="G1",
+    code="same-order",
+    severity="warning",
+    causes=("data.ordering", "dist.sampler", "data.sampling"),
+    expected="another order in each epoch",
+    action="shuffle; call sampler.set_epoch(epoch) at the start of each epoch, and make no generator anew with one "
+    "seed; declare it with watch(..., declared=('same-order',)) if intended",
+)
 SAME_LABEL = FindingBuilder(
     guard="G4",
     code="same-label",
@@ -147,6 +156,20 @@ EMA = FindingBuilder(
     expected="an average that follows the model",
     action="update the average after each optimizer.step()",
 )
+STATE = FindingBuilder(
+    guard="G15",
+    code="lost-state",
+    causes=("ckpt.incomplete_state", "optim.state"),
+    expected="an optimiser that goes on with the state of the last update: momenta, squares, counts of steps",
+    action="save optimizer.state_dict() with the weights, and load it before the first update",
+)
+ALIAS = FindingBuilder(
+    guard="G12",
+    code="aliased-weights",
+    causes=("ckpt.alias",),
+    expected="a copy of the weights that were kept: state_dict() returns the model's own tensors, which go on learning",
+    action="keep copy.deepcopy(model.state_dict()), or save it to a file when it is best",
+)
 
 RUNTIME_RULES = (
     KEPT,
@@ -165,8 +188,11 @@ RUNTIME_RULES = (
     MODE,
     CONSTANT,
     SAME_BATCH,
+    SAME_ORDER,
     SAME_LABEL,
     DOUBLE,
     SCHEDULE,
     EMA,
+    STATE,
+    ALIAS,
 )

@@ -24,8 +24,10 @@ from sightline.engine.distributed import World, start_world
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
 from sightline.workbench.check.context import CHECKS, TO_END, Context, FindingBuilder, Moment, Rule
+from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Finding, gather_findings, merge_findings
 from sightline.workbench.check.core.object_graph import find_generators, preserve_generators
+from sightline.workbench.check.needs import NEEDS
 from sightline.workbench.check.runtime_rules import RUNTIME_RULES
 
 logger = logging.getLogger(__name__)
@@ -54,51 +56,104 @@ def all_checks() -> list[Rule]:
     return sorted(CHECKS.values(), key=lambda check: (_MOMENTS.index(check.moment), check.code))
 
 
-def run_quick(built: TrainingSetup, world: World) -> list[Finding]:
+def run_quick(built: TrainingSetup, world: World, *, examination: Examination | None = None) -> list[Finding]:
     """Run the quick checks with which every training starts."""
     chosen = [check for check in all_checks() if check.is_quick and check.moment in ("static", "preflight")]
-    return _run(chosen, Context(built, world, _FORWARD_S))
+    return _run(chosen, Context(built, world, _FORWARD_S, examination=examination or Examination()))
 
 
-def run_all(built: TrainingSetup, world: World, *, run: Path | None = None, deep: bool = False) -> list[Finding]:
+def run_all(
+    built: TrainingSetup,
+    world: World,
+    *,
+    run: Path | None = None,
+    deep: bool = False,
+    examination: Examination | None = None,
+) -> list[Finding]:
     """Run all checks of a run that has not begun; with a `run` directory, also the checks of its files.
 
-    `deep` includes the oracles, which compare every layer and loss with references and finite differences.
+    `deep` includes the oracles, which compare every layer and loss with references and finite differences. The checks
+    write into the `examination` what they examined.
     """
     excluded_moments = ({"offline"} if run is None else set()) | (set() if deep else {"deep"})
     chosen = [check for check in all_checks() if check.moment not in excluded_moments]
-    return _run(chosen, Context(built, world, run=run))
+    return _run(chosen, Context(built, world, run=run, examination=examination or Examination()))
 
 
-def check_path(path: Path, config: RunConfig, *, device: str = "auto", deep: bool = False) -> list[Finding]:
+def run_all_then_deep(built: TrainingSetup, world: World) -> Iterator[list[Finding]]:
+    """Yield the findings of all checks of a run, then those with the deep ones, which share the measurements."""
+    context, found = Context(built, world), list[Finding]()
+    for is_deep in (False, True):
+        chosen = [check for check in all_checks() if check.moment != "offline" and (check.moment == "deep") == is_deep]
+        found += _collect(chosen, context)
+        yield merge_findings(gather_findings([*found, *_short_time_findings(context)], world))
+
+
+def check_path(
+    path: Path,
+    config: RunConfig,
+    *,
+    device: str = "auto",
+    deep: bool = False,
+    examination: Examination | None = None,
+) -> list[Finding]:
     """Run all checks of the config of a file or of a run directory."""
     with start_world(device=device, timeout_s=config.distributed.timeout_s) as world:
         opened = open_run(path, config=config, world=world)
-        return run_all(opened.training_setup, world, run=opened.files and opened.path, deep=deep)
+        run = opened.files and opened.path
+        return run_all(opened.training_setup, world, run=run, deep=deep, examination=examination)
 
 
-def run_after(built: TrainingSetup, world: World, *, run: Path, first_loss: float | None = None) -> list[Finding]:
+def run_after(
+    built: TrainingSetup,
+    world: World,
+    *,
+    run: Path,
+    first_loss: float | None = None,
+    examination: Examination | None = None,
+) -> list[Finding]:
     """Run the checks of a finished training's directory and model; `first_loss` is the loss of its first step."""
     chosen = [check for check in all_checks() if check.moment == "offline"]
-    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss))
+    return _run(chosen, Context(built, world, _FORWARD_S, run, first_loss, examination or Examination()))
 
 
 def _run(checks: Sequence[Rule], context: Context) -> list[Finding]:
     """Run checks and return the findings by severity; one collective at the end gives all processes the same list."""
+    findings = [*_collect(checks, context), *_short_time_findings(context)]
+    context.examination.gaps += _list_gaps(context, {check.moment for check in checks})
+    return merge_findings(gather_findings(findings, context.world))
+
+
+def _collect(checks: Sequence[Rule], context: Context) -> list[Finding]:
+    """Run checks and return their findings in the order of the checks."""
     assert_known(context.config)
     findings: list[Finding] = []
     with _preserve_run_state(context.built):
         for check in checks:
             if check.is_skipped(context.config):
+                context.examination.add(check.subject, check.code, idle="checks.skip")
                 continue
             start_seconds = time.perf_counter()
-            check_findings = _run_one(check, context)
+            with context.examination.count_time(check.subject):
+                check_findings = _run_one(check, context) if _applies(check, context) else []
+            context.examination.add(check.subject, check.code)
             seconds = time.perf_counter() - start_seconds
             findings += [
                 dataclasses.replace(finding, phase=check.moment, seconds=seconds) for finding in check_findings
             ]
-        findings += _short_time_findings(context)
-    return merge_findings(gather_findings(findings, context.world))
+    return findings
+
+
+def _applies(check: Rule, context: Context) -> bool:
+    """Return False for a rule whose need the run lacks, and record that."""
+    need = NEEDS.get(check.code)
+    try:
+        holds = need is None or bool(need.holds(context))
+    except Exception:  # noqa: BLE001 - parts of a plugin may fail in any way; the rule itself reports it
+        return True
+    if need is not None and not holds:
+        context.examination.add(check.subject, check.code, idle=f"no {need.text}")
+    return holds
 
 
 def _run_one(check: Rule, context: Context) -> list[Finding]:
@@ -109,6 +164,21 @@ def _run_one(check: Rule, context: Context) -> list[Finding]:
         logger.warning("check-failed: '%s' did not run, so it has no finding for this run", check.code, exc_info=True)
         action = "look at the traceback above, or leave the check out with checks.skip"
         return [check.not_run(context, error, severity="warning", action=action)]
+
+
+def _list_gaps(context: Context, moments: set[str]) -> Iterator[str]:
+    """List what of this run the checks did not cover, from the measurements that they made."""
+    measured = vars(context)
+    for survey in measured.get("statistics", ()):
+        survey = context.thorough_statistics(survey) if id(survey) in context._thorough else survey
+        if not survey.is_whole:
+            left = len(survey.part.indices) - survey.num_sampled
+            yield f"{left:,} of {len(survey.part.indices):,} samples of the {survey.part.split} part"
+    if "loss_cases" in measured and context.dry_run.is_sound:
+        asked = {case.name for case in context.loss_cases}
+        yield from (f"the loss '{part.name}', alone" for part in context.config.losses if part.name not in asked)
+    if "preflight" in moments and "deep" not in moments:
+        yield f"single layers ({'check --deep' if context.is_thorough else 'sightline check --deep'})"
 
 
 def _short_time_findings(context: Context) -> list[Finding]:

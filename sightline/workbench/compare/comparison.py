@@ -198,7 +198,7 @@ class ComparisonSubject:
         return self.built.job.stream.reader(list(self.keys))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VariantComparison:
     """Result of a comparison: rows in the order of execution, losses over some steps, and notes.
 
@@ -211,6 +211,11 @@ class VariantComparison:
     trace: LossTrace | None = None
     notes: tuple[str, ...] = ()
     models: tuple[nn.Module, nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        guilty = ", ".join(dict.fromkeys(row.layer for row in self.guilty_rows))
+        result = "equal" if self.is_equal else f"diverges in {guilty or 'the losses'}"
+        return f"VariantComparison({self.variant} against {self.reference}, {len(self.rows)} rows: {result})"
 
     @property
     def guilty_rows(self) -> list[LayerComparison]:

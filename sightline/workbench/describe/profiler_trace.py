@@ -55,7 +55,12 @@ WAITING = "waiting"
 """Part of a step in which the GPU is idle."""
 _STEP, _NODE, _OPTIMIZER = "ProfilerStep#", "autograd::engine::evaluate_function: ", "Optimizer."
 _ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
-_OWN_WORK = {"data": "data loading", "transfer": "transfer", "optimise": "optimiser"}
+_OWN_WORK = {
+    "data": "data loading",
+    "transfer": "transfer",
+    "reduce": "gradients of all processes",
+    "optimise": "optimiser",
+}
 
 Key = tuple[str, str | None, str]
 """Key of a cost: part of the step, path of the innermost module (None outside modules), and kind of work."""

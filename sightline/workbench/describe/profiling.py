@@ -29,10 +29,11 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
+from sightline.contract import registry
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import seed_everything, set_backends
+from sightline.engine.device import resolve_precision, seed_everything, set_backends
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState, train
@@ -79,7 +80,9 @@ def profile_steps(job: TrainState, world: World, *, num_steps: int, trace: Path 
     finally:
         with _without_native_lines():
             profiler.stop()
-    costs = compute_step_costs(_export_trace(profiler, trace), resident_bytes=resident[NUM_WARM - 1])
+    text, events = _read_trace(profiler)
+    world.rank_zero_only(write_file)(trace, gzip.compress(text, mtime=0))
+    costs = compute_step_costs(events, resident_bytes=resident[NUM_WARM - 1])
     kinds = {path: type(module) for path, module in job.model.named_modules()}
     locations = {kind: format_source_location(kind) for kind in set(kinds.values())}
     return Profile(costs, tuple(records), {path: (kind.__name__, locations[kind]) for path, kind in kinds.items()})
@@ -131,21 +134,19 @@ def _record_spans(model: nn.Module) -> AbstractContextManager[Any]:
     return record(model, enter=enter, leave=leave)
 
 
-def _export_trace(profiler: profile, path: Path | None) -> list[dict[str, Any]]:
-    """Export the trace to `path` if it is given, and return its events."""
+def _read_trace(profiler: profile) -> tuple[bytes, list[dict[str, Any]]]:
+    """Return the trace as JSON, and its events. Raises RunError if the disk has no room for it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(file))
         try:
             text = file.read_bytes()
-            events: list[dict[str, Any]] = json.loads(text)["traceEvents"]
+            return text, json.loads(text)["traceEvents"]
         except (OSError, ValueError) as error:  # torch does not report disk errors
             raise RunError(
                 f"{file}: torch's profiler could not write its trace; free some space there, or set TMPDIR to a folder "
                 "with room"
             ) from error
-    write_file(path, gzip.compress(text, mtime=0))
-    return events
 
 
 @contextmanager
@@ -160,6 +161,18 @@ def _without_native_lines() -> Iterator[None]:
         os.dup2(saved_descriptor, 2)
         os.close(saved_descriptor)
         os.close(null_descriptor)
+
+
+def measure_processes(records: Sequence[StepRecord], world: World) -> dict[str, Any]:
+    """Measure on each of several processes the mean seconds of a step, and those in which it waited for gradients."""
+    if world.size == 1:
+        return {}
+    means = {
+        "step_s": statistics.fmean(sum(record.seconds.values()) for record in records),
+        "reduce_s": statistics.fmean(record.seconds["reduce"] for record in records),
+    }
+    texts = world.gather_text(json.dumps(means), operation="times of steps")
+    return {"processes": [{"rank": rank, **json.loads(text)} for rank, text in enumerate(texts)]}
 
 
 Costs = list[tuple[Key, Cost]]
@@ -263,6 +276,18 @@ def parse_settings(texts: Sequence[str]) -> list[Setting]:
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"--try: a setting is given twice: {', '.join(twice)}")
     return settings
+
+
+def find_unused_format(config: RunConfig, device: torch.device) -> Setting | None:
+    """Find the setting in which the machine computes in bf16, with channels last where the model has such a layout.
+
+    None if the config computes so already, in a format of its own choice, or if the machine has no bf16 instructions.
+    """
+    if config.train.precision != "float32" or resolve_precision("auto", device) != "bf16":
+        return None
+    has_layout = "channels_last" in registry.models.get_entry(config.model.name).parameters
+    is_free = has_layout and not config.model.arguments.get("channels_last", False)
+    return _parse_setting("bf16+channels_last" if is_free else "bf16")
 
 
 def try_settings(

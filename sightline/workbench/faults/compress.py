@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,12 +19,17 @@ from sightline.compute.layers.quantisation.parametrised import (
     UniformQuantiser,
     quantised_weights,
 )
+from sightline.config import read_config
 from sightline.contract import registry
 from sightline.engine import build as building
 from sightline.engine.build import TrainingSetup
+from sightline.engine.distributed import World
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
-from sightline.workbench.faults.planting import Plant, Planter, edit, join, wrap
+from sightline.runs import packed
+from sightline.workbench.check.checks.compression import size_promise
+from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.faults.planting import BENCHES, Plant, Planter, edit, join, wrap
 
 # --- codebooks --------------------------------------------------------------------------------------------------------
 
@@ -220,6 +227,24 @@ def _train_last_layer(built: TrainingSetup) -> nn.Module:
     teacher = _make_floats(built)
     list(teacher.modules())[-1].train()
     return teacher
+
+
+def report_bits_alone(watch: Any, seed: int) -> Sequence[Finding]:
+    """Pack the bench's model, and report sizes that are computed from bits: without codebooks and float tensors."""
+    config = read_config(BENCHES / "CMP.yaml", (f"seed={seed}", f"data.data_seed={seed}"))
+    model = building.build(config, World()).job.model
+    bits = {name: choice.get("bits", 16) for name, choice in config.compress.policy.items()}  # type: ignore[union-attr]
+    entries, _ = packed.tensor_specs(model)
+    layers = [(entry.count, bits[entry.name], entry.book_bytes) for entry in entries if entry.name in bits]
+    state = parametrised.dense_state_dict(model)
+    num_bits = sum(count * each for count, each, _ in layers)
+    share = num_bits / 32 / sum(count for count, _, _ in layers)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.slq"
+        packed.write_packed(file, model, {"name": config.name})
+        reported = {"weights": share, "codebook": share, "file": num_bits / 8 / packed.float_bytes(state)}
+        promise = {"promised": num_bits // 8, "budget": None, "reported": reported}
+        return size_promise(file, layers=layers, state=state, **promise)  # type: ignore[arg-type]
 
 
 COMPRESS_PLANTS: dict[str, Plant] = {

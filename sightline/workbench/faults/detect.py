@@ -118,7 +118,7 @@ def _alternate_with(*overrides: str) -> Plant:
 def _change_matches(change: Callable[[Tensor, Priors], Tensor]) -> Plant:
     def match(own: Any, assigner: Assigner, priors: Priors, boxes: Tensor, is_ignored: Tensor) -> Assignment:
         assignment = own(assigner, priors, boxes, is_ignored)
-        return Assignment(change(assignment.matched, priors), assignment.num_candidates)
+        return Assignment(change(assignment.matched, priors), assignment.num_claims)
 
     return wrap(Assigner, "__call__", match)
 
@@ -132,7 +132,7 @@ def _match_regions_as_background(
         return nothing
     assignment = own(assigner, priors, boxes[targets], is_ignored[targets])
     rows = targets[assignment.matched.clamp(min=0)]
-    return Assignment(torch.where(assignment.matched >= 0, rows, assignment.matched), assignment.num_candidates)
+    return Assignment(torch.where(assignment.matched >= 0, rows, assignment.matched), assignment.num_claims)
 
 
 def _match_regions_as_boxes(

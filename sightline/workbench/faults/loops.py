@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import sightline
 from sightline.workbench.check.core.finding import Finding
+from sightline.workbench.faults.compress import report_bits_alone
 
 Watch = Callable[..., Any]
 """`sightline.watch`: a context to enter around a loop, with its `findings`."""
@@ -102,13 +103,32 @@ def _resume_without_state(watch: Watch, seed: int) -> Sequence[Finding]:
     return findings
 
 
+def _keep_best_without_copy(watch: Watch, seed: int) -> Sequence[Finding]:
+    """Keep the weights of a step as the model's own tensors, which go on learning, and load them at the end."""
+    torch.manual_seed(seed)
+    model, best = _Network(), {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with watch(model, optimizer=optimizer) as watched:
+        for step, (features, label) in enumerate(_load(_make_data(16 * _NUM_STEPS, seed), seed)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(features), label).backward()
+            optimizer.step()
+            if step == _NUM_STEPS // 2:
+                best = model.state_dict()
+        model.load_state_dict(best)
+    findings: Sequence[Finding] = watched.findings
+    return findings
+
+
 LOOPS: dict[str, Loop] = {
     "O1": lambda watch, seed: train_plainly(watch, seed, clear=lambda optimizer: None),
     "O2": lambda watch, seed: train_plainly(
         watch, seed, clear=lambda optimizer: None, after_backward=lambda optimizer: optimizer.zero_grad()
     ),
     "O11": lambda watch, seed: train_plainly(watch, seed, after_training=_evaluate_in_training_mode),
+    "O65": report_bits_alone,
     "O70": _repeat_order,
     "O75": _resume_without_state,
+    "O76": _keep_best_without_copy,
 }
 """Plain loops by the ids of cases."""

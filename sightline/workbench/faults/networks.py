@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sightline.workbench.faults.planting import LogitsOutput, Plant
+from sightline.workbench.faults.planting import OWN, LogitsOutput, Plant
 
 
 class OwnNetwork(nn.Module):
@@ -128,3 +128,6 @@ class HalvedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         output = super().forward(input)
         return output.detach() + 0.01 * (output - output.detach())
+
+
+TransposedLinear.__module__ = HalvedLinear.__module__ = OWN

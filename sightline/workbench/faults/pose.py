@@ -54,6 +54,9 @@ def _round_statistics(own: Any, norm: nn.BatchNorm3d, input: Tensor) -> Tensor:
     half = input.half()
     mean = half.mean((0, 2, 3, 4), keepdim=True)
     variance = half.square().mean((0, 2, 3, 4), keepdim=True) - mean.square()
+    if norm.running_mean is not None and norm.running_var is not None:
+        norm.running_mean.lerp_(mean.flatten().float().detach(), norm.momentum or 0.1)
+        norm.running_var.lerp_(variance.flatten().float().detach(), norm.momentum or 0.1)
     scaled = (input - mean.float()) / (variance.float() + norm.eps).sqrt()
     shape = (1, -1, 1, 1, 1)
     return scaled * norm.weight.view(shape) + norm.bias.view(shape)

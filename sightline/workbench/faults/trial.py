@@ -21,8 +21,9 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.training import train_run as training
 from sightline.training.train_run import Reporter, train_run
+from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
-from sightline.workbench.check.suite import run_all, run_quick
+from sightline.workbench.check.suite import run_all_then_deep, run_quick
 from sightline.workbench.faults.case import FaultCase, HealthyCase
 from sightline.workbench.faults.loops import PLAIN, Loop, find_watch, train_plainly
 from sightline.workbench.faults.planting import BENCHES, Planter
@@ -152,12 +153,14 @@ def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[st
             yield "config", [Alarm("config", str(error), "refused", "error")]
             return
         yield "config", _take_logged(log, "config")
-        yield "start", [*_make_alarms("start", run_quick(make(), World())), *_take_logged(log, "start")]
-        yield "check", [*_make_alarms("check", run_all(make(), World())), *_take_logged(log, "check")]
-        while_training, at_end = _train(config, planter, folder / "run")
+        started = run_quick(make(), World())
+        yield "start", [*_make_alarms("start", started), *_take_logged(log, "start")]
+        moments = run_all_then_deep(make(), World())
+        yield "check", [*_make_alarms("check", next(moments)), *_take_logged(log, "check")]
+        while_training, at_end = _train(config, planter, folder / "run", started)
         yield "training", [*while_training, *_take_logged(log, "training")]
         yield "end", at_end
-        yield "deep", _make_alarms("deep", run_all(make(), World(), deep=True))
+        yield "deep", _make_alarms("deep", next(moments))
 
 
 def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
@@ -184,14 +187,20 @@ def _build(config: RunConfig, planter: Planter) -> TrainingSetup:
     return planter.change(build(config, World()))
 
 
-def _train(config: RunConfig, planter: Planter, path: Path) -> tuple[list[Alarm], list[Alarm]]:
-    """Train a run to its end; return the alarms while it trains, and those of the checks after it."""
+def _train(
+    config: RunConfig, planter: Planter, path: Path, started: Sequence[Finding]
+) -> tuple[list[Alarm], list[Alarm]]:
+    """Train a run to its end; return the alarms while it trains, and those of the checks after it.
+
+    The checks of its start have `started` for their findings and are not run again.
+    """
     reporter = _Collector()
 
     def make(config: RunConfig, world: World, **more: Any) -> TrainingSetup:
         return planter.change(build(config, world, **more))
 
-    with mock.patch.object(training, "build", make):
+    is_quick_known = mock.patch.object(suite, "run_quick", return_value=list(started))
+    with mock.patch.object(training, "build", make), is_quick_known:
         try:
             train_run(config, out=path, device="cpu", reporter=reporter)
         except UserError as error:

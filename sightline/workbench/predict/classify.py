@@ -56,7 +56,7 @@ class CloudPredictor(Predictor[Prediction]):
         self.columns_of_files = columns
         self.to_sphere = to_sphere
         # A run whose own transforms normalise predicts the same at every scale.
-        self.any_scale = any(transform.name == "normalize_unit_sphere" for transform in run.transforms)
+        self.any_scale = any(block.name == "normalize_unit_sphere" for block in run.config.transforms.evaluate)
 
     def read(self, path: Path) -> ReadFile:
         """Read the sample of a file, with the extra fields; `source` is its `FileSample`."""

@@ -87,7 +87,7 @@ def _make_sort_key(path: Path) -> tuple[list[list[tuple[bool, int, str]]], Path]
 class InferencePipeline:
     """Trained run on a device, bound to the `fields` of the samples; errors call their source `source`.
 
-    The keys `hidden` are not passed to the model. `transforms` are by default the run's own.
+    The keys `hidden` are not passed to the model. `transforms` and `task` are by default the run's own.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class InferencePipeline:
         source: str,
         hidden: frozenset[str] = frozenset(),
         transforms: Sequence[NamedTransform] | None = None,
+        task: Any = None,
     ) -> None:
         self.run = run
         self.info = dataclasses.replace(info, fields=dict(fields))
@@ -110,7 +111,8 @@ class InferencePipeline:
         self._precision = Precision(run.config.train.precision)
         added = TransformPipeline(self.transforms, fields, source=source).added
         self.model = run.model.to(self._device)
-        self.task = self._build_task(batch_keys({**fields, **added}, info.features) - hidden)
+        keys = batch_keys({**fields, **added}, info.features) - hidden
+        self.task = self._build_task(keys) if task is None else task
 
     def make_batch(self, paths: Sequence[Path], samples: Sequence[Sample]) -> Batch:
         """Make a transformed batch of the samples of these files; random draws depend on the file's name only."""
@@ -320,6 +322,7 @@ class _Stages:
             source=f"a {predictor.noun} from a file",
             hidden=predictor.hidden,
             transforms=predictor.transforms(),
+            task=predictor.make_task(),
         )
 
     def predict(self, files: Sequence[ReadFile]) -> list[tuple[Path, Any | Refusal]]:

@@ -262,6 +262,10 @@ class Predictor(Generic[PredictionT]):
         """Return the transforms of samples of files: those of the run's evaluation."""
         return self.run.transforms
 
+    def make_task(self) -> Any:
+        """Make the task whose predictions are read; None for that of the run."""
+        return None
+
     def sample_size(self, file: ReadFile) -> int:
         """Return the size of a sample; a batch has at most 2^18 in total, regardless of the batch size."""
         return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import record
-from sightline.runs.run_files import RunFiles, is_run
+from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.core.examination import Examination
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
@@ -55,42 +55,40 @@ _WORDS = {
 
 
 def check(
-    subject: str | Path | Mapping[str, Any] | nn.Module,
+    subject: str | Path | Mapping[str, Any] | RunConfig | nn.Module,
     loss: Callable[[Any, Any], Tensor] | None = None,
     batch_or_loader: Any = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
 ) -> CheckReport:
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
-    Of a config or run, all rules of `sightline check` are applied. A module needs `loss(outputs, target)` and a batch
-    `(inputs, target)`, or an iterable of batches, of which the first four are read; a tuple of inputs holds the
-    arguments of `forward`, a mapping holds them by name. The rules about models, losses and optimisers are applied,
-    and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that cannot be read.
+    Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
+    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are read;
+    a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. The rules about models, losses and
+    optimisers are applied, and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that
+    cannot be read.
+
+    >>> import sightline
+    >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
+    CheckReport(synthetic_shapes_pointnet: 0 errors, 0 warnings)
     """
     if isinstance(subject, nn.Module):
         return _check_module(subject, loss, batch_or_loader, optimizer)
     if loss is not None or batch_or_loader is not None or optimizer is not None:
         raise UserError("check: loss, batch and optimizer belong to a module; a config names its own")
-    if isinstance(subject, Mapping):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "config.yaml"
-            path.write_text(json.dumps(subject), encoding="utf-8")
-            return _check_config(path, plugins)
-    return _check_config(Path(subject), plugins)
-
-
-def _check_config(path: Path, plugins: Sequence[str | Path]) -> CheckReport:
-    files = [Path(plugin) for plugin in plugins]
-    loaded = load_plugins(files)
-    if is_run(path):
-        run = RunFiles(path)
-        run.check_plugins(loaded)
-        config = run.config
-    else:
-        config = read_config(path)
-    return CheckReport(config.name, check_path(path, config))
+    loaded = load_plugins([Path(plugin) for plugin in plugins])
+    source = Path(subject) if isinstance(subject, str) else subject
+    path = source if isinstance(source, Path) else Path("dict")
+    if isinstance(source, Path) and is_run(source):
+        RunFiles(source).check_plugins(loaded)
+        source = config_path_of_run(source)
+    config = read_config(source, overrides)
+    examination = Examination()
+    findings = check_path(path, config, examination=examination)
+    return CheckReport(config.name, findings, examination=examination.to_dict())
 
 
 def _check_module(
@@ -99,11 +97,12 @@ def _check_module(
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
     flags = {module: module.training for module in model.modules()}
+    examination = Examination()
     with preserve_rng_state(), torch.enable_grad():
         try:
             built = make_setup(model, loss, _list_batches(batch_or_loader), optimizer=optimizer)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
-            findings = run_all(built, World(device=built.job.device))
+            findings = run_all(built, World(device=built.job.device), examination=examination)
             figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
             if not any(finding.severity == "error" for finding in findings):
                 fitted, text = _fit(built, {finding.cause for finding in findings})
@@ -111,7 +110,8 @@ def _check_module(
         finally:
             for module, flag in flags.items():
                 module.training = flag
-    return CheckReport(type(model).__name__, [_rename(finding) for finding in findings], figures)
+    title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
+    return CheckReport(title, renamed, figures, _rename_examination(examination))
 
 
 def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
@@ -147,10 +147,22 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     return [finding for finding in findings if finding.cause not in causes], word
 
 
-def _rename(finding: Finding) -> Finding:
-    """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
-    text = json.dumps(finding.to_dict(), default=str)
+def _rename_examination(examination: Examination) -> dict[str, Any]:
+    """Return what the checks examined in words for a module, which has no config."""
+    text = json.dumps(examination.to_dict())
+    for word, plain in (("checks.skip", "no whole data set"), (" (check --deep)", ""), (f"'{PREFIX}'", "the loss")):
+        text = text.replace(word, plain)
+    document: dict[str, Any] = json.loads(text)
+    return document
+
+
+def _replace_words(text: str) -> str:
     for word, plain in _WORDS.items():
         text = text.replace(word, plain)
-    renamed = finding_from_dict(json.loads(text))
+    return text
+
+
+def _rename(finding: Finding) -> Finding:
+    """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
+    renamed = finding_from_dict(json.loads(_replace_words(json.dumps(finding.to_dict(), default=str))))
     return dataclasses.replace(renamed, where=dataclasses.replace(renamed.where, config_path=None, dataset=None))

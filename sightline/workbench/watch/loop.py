@@ -128,7 +128,7 @@ class Loop:
         self.every = every
         self.reader = Reader(self)
         self.tracks: dict[int, OptimizerTrack] = {}
-        self.step = first_step
+        self.step = self.first_step = first_step
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
@@ -202,6 +202,10 @@ class Monitor:
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
         """Judge the parameters after the update."""
+        return ()
+
+    def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterable[Found]:
+        """Judge weights that a whole model is about to load."""
         return ()
 
     def on_end(self, loop: Loop) -> Iterable[Found]:

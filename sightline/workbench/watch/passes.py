@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
-from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME_BATCH, SAME_LABEL
+from sightline.workbench.check.runtime_rules import CONSTANT, DOUBLE, MODE, SAME_BATCH, SAME_LABEL, SAME_ORDER
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NUM_EVALUATED = 3
 _NUM_SAME, _MAX_INPUTS = 5, 4
+_NUM_REPEATED = 6
+"""Different batches in a row that came in this order before."""
 _NUM_CONSTANT = 4
 """Sampled passes in a row with constant outputs: a head that starts at zero has one, or a few while it warms up."""
 _MIN_LABELS = 8
@@ -125,6 +127,7 @@ class OutputMonitor(Monitor):
         self._num_same = 0
         self._num_constant = 0
         self._last_step = -1
+        self._order = _BatchOrder()
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
         if not call.has_gradient or loop.step == self._last_step:
@@ -137,8 +140,11 @@ class OutputMonitor(Monitor):
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
         if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
-            same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)])
-            yield from loop.reader.read(same.all().float(), self._judge_same)
+            same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
+            is_telling = torch.stack([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
+            yield from loop.reader.read((same & is_telling).float(), self._judge_same)
+        if digest[0].device.type == "cpu":  # elsewhere the numbers would have to be waited for
+            yield from self._order.add(digest[0])
         if loop.is_sampled:
             yield from self._constant_faults(loop, call, inputs[0])
 
@@ -167,9 +173,31 @@ class OutputMonitor(Monitor):
         yield from loop.reader.read(is_constant.float(), judge)
 
 
+class _BatchOrder:
+    """Order of the batches so far: a shuffled set never gives the same ones in the same order again."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, int] = {}
+        self._num_batches = self._last_place = self._num_repeated = 0
+
+    def add(self, digest: Tensor) -> Iterator[Found]:
+        """Judge the next batch by a sample of its numbers."""
+        place = self._places.setdefault(hash(digest.view(torch.uint8).numpy().tobytes()), self._num_batches)
+        is_next = place == self._last_place + 1 and place < self._num_batches
+        self._num_repeated = self._num_repeated + 1 if is_next else int(place < self._num_batches)
+        self._last_place, self._num_batches = place, self._num_batches + 1
+        if self._num_repeated == _NUM_REPEATED:
+            yield SAME_ORDER.with_fault(
+                f"the batches come in the order of {self._num_batches - 1 - place} updates ago: "
+                "every epoch has the same order",
+                measured=f"{_NUM_REPEATED} batches in a row that had the same bits, in the same order, before",
+            )
+
+
 def _take_sample(values: Tensor) -> Tensor:
+    """Take evenly spaced values; the odd step meets every column of an image, which may be empty at its edge."""
     flat = values.detach().flatten()
-    return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE))].clone()
+    return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
 
 class LossMonitor(Monitor):

@@ -8,20 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from sightline.contract.errors import UserError
+from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageTable, PageText, render_page
 from sightline.runs.run_directory import write_document, write_file
+from sightline.workbench.check.core.examination import describe_examination, describe_findings
 from sightline.workbench.check.core.finding import Finding
 
 _ENDINGS = (".json", ".html", ".txt")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckReport:
-    """Findings with figures about them; `str` prints them, and `save` writes them."""
+    """Findings with figures about them; `str` prints them, and `save` writes them.
+
+    `examination` is what the checks examined, as `--json` of `sightline check` has it; None for a loop.
+    """
 
     title: str
     findings: Sequence[Finding]
     figures: Mapping[str, Any] = field(default_factory=dict)
+    examination: Mapping[str, Any] | None = None
 
     @property
     def num_errors(self) -> int:
@@ -38,8 +44,12 @@ class CheckReport:
         figures = "".join(f", {name} {value}" for name, value in self.figures.items())
         return f"{self.title}: " + ", ".join(f"{n} {word}{'s' * (n != 1)}" for n, word in counts) + figures
 
+    def __repr__(self) -> str:
+        return f"CheckReport({self.summary})"
+
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.findings), self.summary])
+        examined = describe_examination(self.examination) if self.examination is not None else []
+        return "\n".join([*describe_findings(self.findings), *examined, self.summary])
 
     @property
     def is_sound(self) -> bool:
@@ -50,7 +60,8 @@ class CheckReport:
         """Convert to plain values for JSON."""
         findings = [finding.to_dict() for finding in self.findings]
         counts = {"errors": self.num_errors, "warnings": self.num_warnings}
-        return {"title": self.title, "findings": findings, **counts, "figures": dict(self.figures)}
+        document = {"title": self.title, "findings": findings, **counts, "figures": dict(self.figures)}
+        return document | ({} if self.examination is None else {"examination": dict(self.examination)})
 
     def to_html(self) -> str:
         """Render the page: one self-contained HTML file."""
@@ -72,6 +83,7 @@ class CheckReport:
                 PageText("heading", [f"{finding.severity}: {finding.summary}"]),
                 PageTable((finding.code, ""), [(name, str(value)) for name, value in rows], is_numeric=False),
             ]
+        blocks += make_examination_blocks(self.examination) if self.examination is not None else []
         return render_page(self.title, blocks)
 
     def save(self, path: str | Path) -> None:

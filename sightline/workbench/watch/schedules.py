@@ -1,14 +1,14 @@
-"""Schedules and averages over a whole loop: a scheduler that never steps, one that ends too early, a frozen EMA."""
+"""Schedules, averages, states and kept weights over a whole loop: what never steps, ends early, is lost or shared."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.runtime_rules import EMA, SCHEDULE
+from sightline.workbench.check.runtime_rules import ALIAS, EMA, SCHEDULE, STATE
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
@@ -72,6 +72,34 @@ def _count(scheduler: Any) -> int:
     return int(getattr(scheduler, "last_epoch", 0))
 
 
+class StateMonitor(Monitor):
+    """States of optimisers: those that the last update left are there at the next, also after a resume."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}
+        self._is_resumed: set[int] = set()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        size, key = len(track.optimizer.state), id(track)
+        before = self._sizes.get(key, 0)
+        if before > 0 and size == 0:
+            yield STATE.with_fault(
+                f"{track.name} has lost its state: momenta begin at zero again",
+                measured=f"no state; that of {before} parameters after the last update",
+            )
+        if key not in self._sizes and size == 0 and loop.step == loop.first_step > 0:
+            self._is_resumed.add(key)
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        size = self._sizes[id(track)] = sum(map(bool, track.optimizer.state.values()))
+        if id(track) in self._is_resumed and size > 0:
+            yield STATE.with_fault(
+                f"{track.name} goes on without its state: momenta begin at zero again",
+                measured=f"no state at update {loop.step + 1}, the first after the resume; {size} parameters have one",
+            )
+        self._is_resumed.discard(id(track))
+
+
 class AverageMonitor(Monitor):
     """Moving averages of weights (EMA) that the loop keeps: something writes to them as the model trains."""
 
@@ -84,6 +112,26 @@ class AverageMonitor(Monitor):
                 change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
                 if change:
                     yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
+
+
+class LoadMonitor(Monitor):
+    """Weights that the loop loads after it has trained: they are other tensors than the model's own."""
+
+    def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
+        own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
+        shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
+        num_updates = sum(track.num_updates for track in loop.tracks.values())
+        if own and len(shared) == len(own) and num_updates:
+            yield ALIAS.with_fault(
+                "load_state_dict gets the model's own tensors: nothing is restored",
+                param=shared[0],
+                measured=f"{len(shared)} of {len(own)} parameters share their memory with the model, after "
+                f"{num_updates} updates",
+            )
+
+
+def _is_same_memory(value: Any, own: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.device == own.device and value.data_ptr() == own.data_ptr()
 
 
 def _judge_average(value: float) -> Iterator[Found]:

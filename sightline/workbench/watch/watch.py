@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
-from sightline.instrument import hang, observe_backward, observe_updates, record
+from sightline.instrument import hang, hang_on_load, observe_backward, observe_updates, record
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
@@ -21,7 +21,7 @@ from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, Op
 from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
 from sightline.workbench.watch.report import CheckReport
-from sightline.workbench.watch.schedules import AverageMonitor, ScheduleMonitor
+from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,6 @@ class Watch:
         receive: Callable[[Finding], None] | None = None,
     ) -> None:
         self._loop = Loop(models, every=every, first_step=first_step)
-        self._first_step = first_step
         self._declared = declared
         self._optimizers = optimizers
         self._bisects = bisects
@@ -75,6 +74,8 @@ class Watch:
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
+            StateMonitor(),
+            LoadMonitor(),
             AverageMonitor(averages),
         ]
         self._by_event = {
@@ -114,12 +115,14 @@ class Watch:
         self._judge("on_end")
         self._finish_search()
 
-    def _hang(self, models: Iterable[nn.Module]) -> None:
+    def _hang(self, models: Collection[nn.Module]) -> None:
         for model in models if self._watches_passes else ():
             if model._compiled_call_impl is not None:  # `model.compile()`: torch would trace the hooks
                 continue
             for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
+        for model in models:
+            self._stack.callback(hang_on_load(model, _Hook(self._before_load)).remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -142,6 +145,10 @@ class Watch:
             self._loop.call = call
         self._judge("on_forward", call)
 
+    def _before_load(self, model: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+        if not prefix:
+            self._judge("on_load", model, state)
+
     def _before_backward(self, roots: list[Tensor]) -> None:
         for root in roots[:1]:
             self._judge("before_backward", root)
@@ -152,10 +159,10 @@ class Watch:
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._loop.track(optimizer)
         if track is not None:
-            if self._loop.num_forwards == 0 and self._loop.step == self._first_step:
+            if self._loop.num_forwards == 0 and self._loop.step == self._loop.first_step:
                 # Lightning's `training_step` need not call the module itself, but parts of it.
                 models = [m for m in self._loop.models.values() if m._compiled_call_impl is None]
-                self._hang(child for model in models for child in model.children())
+                self._hang([child for model in models for child in model.children()])
             self._judge("before_update", track)
 
     def _after_update(self, optimizer: torch.optim.Optimizer) -> None:

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.areas.detect.combined_images import FitImage
 from sightline.areas.detect.sets.coco import Coco, mask_to_box
 from sightline.areas.detect.sets.detections import Detections
 from sightline.areas.detect.sets.layout_reading import read_coco
+from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.combined_images import FitImage
 from sightline.areas.detect.output import to_file_pixels
 from sightline.areas.detect.sets.coco import Coco
 from sightline.areas.detect.sets.detections import DetectionResults, Detections, ImageRef, SetIndex, read_results
 from sightline.areas.detect.sets.image_listing import CategoryIds
+from sightline.areas.detect.transforms import FitImage
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
 from sightline.contract.types import SampleKey

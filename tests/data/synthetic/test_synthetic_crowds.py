@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.areas.detect.combined_images import FitImage
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
+from sightline.areas.detect.transforms import FitImage
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import SampleKey
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform

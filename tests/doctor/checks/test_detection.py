@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from sightline.areas.detect.assigners.static import MaxIoU
-from sightline.areas.detect.backbones import FPN
 from sightline.areas.detect.checks import unmatched_boxes
 from sightline.areas.detect.heads import RetinaHead
 from sightline.areas.detect.losses import SigmoidFocal
+from sightline.areas.detect.networks import FPN
 from sightline.areas.detect.sets.records import box_facts
 from sightline.areas.detect.sets.synthetic_crowds import SyntheticCrowds
 from sightline.config import read_config

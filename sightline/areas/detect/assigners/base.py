@@ -37,17 +37,17 @@ _MAX_COVERED = 0.5
 """Highest share of a background anchor's area inside an ignore region; above it the anchor is ignored."""
 
 
-@keep_old_members(num_claims="num_candidates")
+@keep_old_members(num_candidates="num_claims")
 class Assignment(NamedTuple):
     """Targets of the priors of an image.
 
-    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_candidates` (P,) int64: the number of
-    boxes to which the assigner's rule would give the prior; more than one is ambiguous. `second_matched` (P,) int64,
-    for an assigner of two boxes per prior, is the other one.
+    `matched` (P,) int64: the index of a box, `BACKGROUND` or `IGNORED`. `num_claims` (P,) int64: the number of
+    boxes that claim the prior by the assigner's rule; with more than one, the choice is ambiguous.
+    `second_matched` (P,) int64, for an assigner of two boxes per prior, is the other one.
     """
 
     matched: Tensor
-    num_candidates: Tensor
+    num_claims: Tensor
     second_matched: Tensor | None = None
 
 
@@ -186,7 +186,7 @@ class Assigner(ABC):
                     f"{name}: match returned {field} of {tuple(tensor.shape)} {tensor.dtype}, expected ({num_priors},) "
                     "torch.int64, one number for each prior"
                 )
-            if tensor is None or not num_priors or field == "num_candidates":
+            if tensor is None or not num_priors or field == "num_claims":
                 continue
             error = partial(_too_high_error, f"{name}: match returned {field}", tensor, num_boxes)
             require(tensor.max() < num_boxes, error)
@@ -227,7 +227,7 @@ def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> As
         return rows
 
     second = assignment.second_matched
-    return Assignment(count(assignment.matched), assignment.num_candidates, None if second is None else count(second))
+    return Assignment(count(assignment.matched), assignment.num_claims, None if second is None else count(second))
 
 
 def argmax_by_group(

@@ -60,7 +60,7 @@ class SimOTA(Assigner):
         self.radius, self.topk, self.iou_weight, self.guarantee = radius, topk, iou_weight, guarantee
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
-        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_candidates` (P,)."""
+        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_claims` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         candidates = candidate_pairs(priors, boxes, self.radius)[1].unique()
@@ -213,7 +213,7 @@ class OTA(Assigner):
         self.epsilon, self.num_iterations = epsilon, num_iterations
 
     def match(self, priors: Priors, boxes: Tensor, labels: Tensor, predicted: PriorPredictions) -> Assignment:
-        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_candidates` (P,)."""
+        """Match points (P) to boxes (M, 4) of labels (M,) by predictions: `matched` and `num_claims` (P,)."""
         costs = [focal_losses(predicted.logits, is_target) for is_target in (False, True)]
         class_cost, background_cost = (tensors.double() for tensors in class_costs(*costs))
         box, prior = candidate_pairs(priors, boxes, self.radius, inside_px=_MIN_INSIDE_PX)

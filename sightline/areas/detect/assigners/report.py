@@ -38,7 +38,7 @@ def assignment_report(assignment: Assignment, priors: Priors, boxes: Tensor, is_
         "num_positive": int(is_positive.sum()),
         "num_background": int((matched == BACKGROUND).sum()),
         "num_ignored": int((matched == IGNORED).sum()),
-        "num_ambiguous": int((assignment.num_candidates > 1).sum()),
+        "num_ambiguous": int((assignment.num_claims > 1).sum()),
         "positives_per_box": per_box.tolist(),
         "positives_per_level": per_level.tolist(),
         "unmatched_boxes": ((per_box == 0) & ~is_ignored).nonzero().flatten().tolist(),

@@ -71,7 +71,7 @@ class MaxIoU(Assigner):
         self.boxes_per_prior = boxes_per_prior
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match anchors (P) to boxes (M, 4): `matched`, `num_candidates` and, for two boxes, `second_matched` (P,)."""
+        """Match anchors (P) to boxes (M, 4): `matched`, `num_claims` and, for two boxes, `second_matched` (P,)."""
         overlap, best, highest = _best_boxes(priors, boxes)
         matched = self._by_thresholds(overlap, best)
         highest = torch.where(highest > 0, highest, torch.inf)  # a box without any overlap has no best anchor
@@ -243,7 +243,7 @@ class ATSS(Assigner):
         self.topk = topk
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match priors (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
+        """Match priors (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
         candidates = self._candidates(priors, boxes)
         overlap = iou(priors.to_boxes(_SIDE_STRIDES)[candidates], boxes[:, None])
         limit = overlap.mean(dim=1) + overlap.std(dim=1, correction=min(1, overlap.shape[1] - 1))
@@ -275,10 +275,11 @@ _LIMIT_STRIDES = 8
 class FCOS(Assigner):
     """FCOS: points near the middle of a box, whose farthest side is within their level's range; the smallest box wins.
 
-    Near is closer than `radius` strides in x and in y; 0: anywhere in the box. `limits_px` are the largest distances of
-    all levels but the last (by default eight strides), and each the smallest of the next level; a distance equal to a
-    limit is within both ranges. A small box may get no point. Source: Tian et al. 2019, section 3.2; the centre region
-    is that of their code and of Tian et al. 2020.
+    A point near the middle is less than `radius` strides from it in x and in y; with a radius of 0, any point in the
+    box is near. A level takes a point if the distance to the box's farthest side is within the level's range.
+    `limits_px` has one number less than there are levels: where a level's range ends and the next one's begins, by
+    default eight strides of the level. Both ranges contain the limit. A small box may get no point.
+    Source: Tian et al. 2019, section 3.2; the centre region is that of their code and of Tian et al. 2020.
     """
 
     prior_kinds: ClassVar[frozenset[PriorKind]] = frozenset({"points"})
@@ -290,7 +291,7 @@ class FCOS(Assigner):
         self.limits_px = limits_px
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match points (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
+        """Match points (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
         matched = torch.full((len(priors),), BACKGROUND, device=boxes.device)
         num_claims = torch.zeros_like(matched)
         order = box_areas(boxes).argsort(stable=True)
@@ -351,7 +352,7 @@ class FreeAnchor(Assigner):
         self.bag_size = bag_size
 
     def match(self, priors: Priors, boxes: Tensor) -> Assignment:
-        """Match anchors (P) to boxes (M, 4): `matched` and `num_candidates` (P,)."""
+        """Match anchors (P) to boxes (M, 4): `matched` and `num_claims` (P,)."""
         bags, overlap = anchor_bags(priors.coordinates, boxes, self.bag_size)
         box = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(bags).flatten()
         prior, overlap = bags.flatten(), overlap.flatten()

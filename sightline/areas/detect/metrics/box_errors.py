@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sightline.areas.detect.metrics.box_ap import BINS, detection_curve, in_bin, label_values, nan_mean, protocol_header
+from sightline.areas.detect.metrics.detection_curves import detection_curve, nan_mean, protocol_header
+from sightline.areas.detect.metrics.label_bins import BINS, in_bin, label_values
 from sightline.contract import registry
 from sightline.contract.arguments import Count
 from sightline.contract.metric import State

@@ -16,18 +16,15 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.detect.metrics.box_ap import (
-    BINS,
+from sightline.areas.detect.metrics.detection_curves import (
     CALTECH_4,
     MISS_RATE_RULES,
-    Bin,
     DetectionCurve,
     detection_curve,
-    in_bin,
-    label_values,
     nan_mean,
     protocol_header,
 )
+from sightline.areas.detect.metrics.label_bins import BINS, Bin, in_bin, label_values
 from sightline.compute.numba_kernels import run_parallel
 from sightline.contract import registry
 from sightline.contract.arguments import Count
@@ -49,12 +46,12 @@ _WIDER = 1.25
 
 
 class _SetUp(NamedTuple):
-    """Labels from `low` to `high` pixels of height with a visible share of `least` to `most`, all inclusive."""
+    """Labels from `low` to `high` pixels of height and `min_visible` to `max_visible` of visible share, inclusive."""
 
     low: float
     high: float
-    least: float
-    most: float
+    min_visible: float
+    max_visible: float
 
 
 _ABOVE_60, _ABOVE_20 = math.nextafter(0.6, 1), math.nextafter(0.2, 1)
@@ -193,7 +190,10 @@ def _is_in(groups: BoxGroups, set_up: _SetUp) -> np.ndarray:
     labels = groups.labels
     height, visible = labels[:, LabelColumn.BOTTOM] - labels[:, LabelColumn.TOP], labels[:, LabelColumn.VISIBLE]
     is_in: np.ndarray = (
-        (height >= set_up.low) & (height <= set_up.high) & (visible >= set_up.least) & (visible <= set_up.most)
+        (height >= set_up.low)
+        & (height <= set_up.high)
+        & (visible >= set_up.min_visible)
+        & (visible <= set_up.max_visible)
     )
     return is_in
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from sightline.areas.detect.sets.canvas import propose_canvas
 from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import ImageHeader, check_image, read_header
@@ -212,6 +213,7 @@ def plan_image_set(
     about = {
         "classes": {"names": list(listed.classes.names), "ids": list(listed.classes.ids)},
         "statistics": _compute_statistics(listed, checked),
+        "proposed_canvas": _propose_canvas(listed, checked),
         "differences": notes,
     }
     columns = {**_COLUMNS, **listed.columns}
@@ -233,6 +235,7 @@ def survey_images(listed: ListedImageSet) -> dict[str, Any]:
         "source": str(listed.root),
         "layout": listed.layout,
         **_compute_statistics(listed, checked),
+        "proposed_canvas": _propose_canvas(listed, checked),
         "differences": notes,
     }
 
@@ -345,6 +348,11 @@ def _compute_statistics(listed: ListedImageSet, checked: Sequence[_CheckedImage]
         "box_heights_px": heights[[0, len(heights) // 2, -1]].round(2).tolist() if len(heights) else [],
         "boxes_per_class": dict(zip(listed.classes.names, counts, strict=True)),
     }
+
+
+def _propose_canvas(listed: ListedImageSet, checked: Sequence[_CheckedImage]) -> dict[str, Any]:
+    boxes = np.concatenate([item.values[listed.shown][~item.values["is_ignored"]] for item in checked])
+    return propose_canvas(np.array([item.size_px for item in checked]), boxes)
 
 
 def _collect_notes(checked: Sequence[_CheckedImage], listed: ListedImageSet) -> list[str]:

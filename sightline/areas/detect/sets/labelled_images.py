@@ -282,6 +282,7 @@ class LabelledImages:
             "root": str(prepared.root.resolve()),
             "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
             **manifest["statistics"],
+            "proposed_canvas": manifest.get("proposed_canvas", {}),
             "differences": manifest["differences"],
         }
 

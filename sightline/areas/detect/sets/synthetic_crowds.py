@@ -2,8 +2,8 @@
 
 Drawing of crowd scenes with NumPy: pixels, masks, and the exact boxes of people who occlude each other.
 
-All random numbers come from one generator. Lengths are pixels; v is 0 at the crown of a figure and 1 at its soles, u
-is the distance to the right of its middle, both in units of its height.
+All random numbers come from one generator. Lengths are pixels, but for u and v, which count heights of a figure: v is
+the distance below its crown, so 1 at its soles, and u the distance to the right of its middle.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class PreparedFrames(DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 
     readable_sets: ClassVar[tuple[str, ...]]
-    camera: ClassVar[DepthCamera]
-    skeleton: ClassVar[Skeleton]
+    camera: DepthCamera
+    skeleton: Skeleton
 
     def __init__(
         self,
@@ -290,25 +290,9 @@ class DepthSet(PreparedFrames):
         continued by the same call.
         """
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        spec, root = cls.spec, cls.spec.find(source)
+        root = cls.spec.find(source)
         content = cls.read_source(root)
-        assert content.depth_type in DEPTH_TYPES, f"depths are stored as {content.depth_type}"
-        plan = PreparationPlan(
-            set_name=name,
-            layout=content.layout,
-            source=root,
-            columns=_columns(len(spec.skeleton), has_regions=spec.has_regions),
-            shards=tuple(shard.map_rows(partial(_make_row, spec, content.depth_type)) for shard in content.shards),
-            manifest_extra={
-                "unit": "mm",
-                "depth_type": content.depth_type,
-                "mm_per_unit": spec.mm_per_unit,
-                "joint_names": list(spec.skeleton.joint_names),
-                "orientation": spec.orientation,
-                "split": spec.split_note,
-            },
-            summarise=partial(cls._summarise, content=content),
-        )
+        plan = plan_depth_set(cls.spec, content, root, list_differences=cls.list_differences)
         return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
@@ -321,22 +305,59 @@ class DepthSet(PreparedFrames):
         """Entries of the card that are computed."""
         return {"frames": dict(cls.spec.published), "joints": ", ".join(cls.skeleton.joint_names)}
 
-    @classmethod
-    def _summarise(cls, prepared: PreparedSet, *, content: DepthSource) -> dict[str, Any]:
-        """Manifest entries computed from the written arrays."""
-        expected = {split: cls.spec.published[split] for split in content.expected or cls.spec.published}
-        splits, notes = {}, [*content.notes, *_note_counts(prepared, expected), *cls.list_differences(prepared)]
-        for split in prepared.splits:
-            is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
-            splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
-            notes += _note_rows(prepared, split, ~is_valid, cls.spec.invalid_note)
-            notes += _note_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
-        return {
-            "splits": splits,
-            "label_sha256": _hash_labels(prepared),
-            "joint_depths_mm": _measure_joint_depths(prepared),
-            "differences": notes,
-        }
+
+def plan_depth_set(
+    spec: DepthSpec,
+    content: DepthSource,
+    root: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    list_differences: Callable[[PreparedSet], Sequence[str]] = lambda prepared: (),
+) -> PreparationPlan:
+    """Plan the preparation of the frames of a source at `root`; `about` adds entries to the manifest."""
+    assert content.depth_type in DEPTH_TYPES, f"depths are stored as {content.depth_type}"
+    return PreparationPlan(
+        set_name=spec.name,
+        layout=content.layout,
+        source=root,
+        columns=_columns(len(spec.skeleton), has_regions=spec.has_regions),
+        shards=tuple(shard.map_rows(partial(_make_row, spec, content.depth_type)) for shard in content.shards),
+        manifest_extra={
+            "unit": "mm",
+            "depth_type": content.depth_type,
+            "mm_per_unit": spec.mm_per_unit,
+            "joint_names": list(spec.skeleton.joint_names),
+            "orientation": spec.orientation,
+            "split": spec.split_note,
+            **(about or {}),
+        },
+        summarise=partial(_summarise, spec=spec, content=content, list_differences=list_differences),
+        options=options or {},
+    )
+
+
+def _summarise(
+    prepared: PreparedSet,
+    *,
+    spec: DepthSpec,
+    content: DepthSource,
+    list_differences: Callable[[PreparedSet], Sequence[str]],
+) -> dict[str, Any]:
+    """Manifest entries computed from the written arrays."""
+    expected = {split: spec.published[split] for split in content.expected or spec.published}
+    splits, notes = {}, [*content.notes, *_note_counts(prepared, expected), *list_differences(prepared)]
+    for split in prepared.splits:
+        is_valid, measured = prepared.array(split, "is_valid"), prepared.array(split, "num_measured") > 0
+        splits[split] = {"num_rows": len(is_valid), "num_usable": int((is_valid & measured).sum())}
+        notes += _note_rows(prepared, split, ~is_valid, spec.invalid_note)
+        notes += _note_rows(prepared, split, is_valid & ~measured, "have no measured pixel, and do not train")
+    return {
+        "splits": splits,
+        "label_sha256": _hash_labels(prepared),
+        "joint_depths_mm": _measure_joint_depths(prepared),
+        "differences": notes,
+    }
 
 
 def _note_counts(prepared: PreparedSet, published: Mapping[str, int]) -> list[str]:

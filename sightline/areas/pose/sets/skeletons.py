@@ -15,9 +15,9 @@ class Skeleton:
     """Skeleton of a set: joints (counted from 0), bones, and the constants of metrics.
 
     `bones` is a tree of pairs of joints. `sigmas` are the per-joint constants of object keypoint similarity (OKS):
-    deviations of annotators relative to the figure's scale. `pck_joints` are the two joints whose distance is the unit
-    of PCK. `centre` is the central joint, the reference point `truth`; `cube_mm` is the usual side of the cube. The
-    centre and the unit of PCK are None if a selection of joints lacks them.
+    deviations of annotators relative to the figure's scale; empty where nobody measured them. `pck_joints` are the two
+    joints whose distance is the unit of PCK. `centre` is the central joint, the reference point `truth`; `cube_mm` is
+    the usual side of the cube. The centre and the unit of PCK are None if a selection of joints lacks them.
     """
 
     joint_names: tuple[str, ...]
@@ -29,7 +29,7 @@ class Skeleton:
 
     def __post_init__(self) -> None:
         num_joints = len(self.joint_names)
-        assert len(self.sigmas) == num_joints, f"{len(self.sigmas)} deviations of {num_joints} joints"
+        assert len(self.sigmas) in (0, num_joints), f"{len(self.sigmas)} deviations of {num_joints} joints"
         assert len(self.bones) == num_joints - 1, f"{len(self.bones)} bones, a tree of {num_joints} joints has one less"
 
     def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Skeleton:
             "num_joints": len(self),
             "joint_names": self.joint_names,
             "bones": self.bones,
-            "keypoint_sigmas": self.sigmas,
+            "keypoint_sigmas": self.sigmas or None,
             "pck_joints": self.pck_joints,
             "centre_joint": self.centre,
             "cube_mm": self.cube_mm,
@@ -76,7 +76,7 @@ class Skeleton:
         return Skeleton(
             tuple(self.joint_names[joint] for joint in indices),
             self.bones if indices == list(range(len(self))) else tuple(bones),
-            tuple(self.sigmas[joint] for joint in indices),
+            tuple(self.sigmas[joint] for joint in indices if self.sigmas),
             _reindex(self.pck_joints, new_index),
             None if self.centre is None else new_index.get(self.centre),
             self.cube_mm,

@@ -122,9 +122,9 @@ class SoftLinear(_Soft):
 
 @registry.suppressions.add("soft_gaussian")
 class SoftGaussian(_Soft):
-    """Soft-NMS with a Gaussian decay: the factor is exp(-IoU^2 / sigma) for every overlap. Source: Bodla et al.
+    """Soft-NMS with a Gaussian decay: the factor is exp(-IoU^2 / sigma) for every overlap.
 
-    2017.
+    Source: Bodla et al. 2017.
     """
 
     def __init__(self, *, sigma: PositiveFloat = 0.5, min_score: Probability = 1e-3, per_class: bool = True) -> None:

@@ -41,14 +41,19 @@ def broken_codebook(context: Context) -> Fault | None:
     """
     plain, faults = context.float_model, {}
     floats = {} if plain is None else dict(plain.named_parameters())
-    for name, (quantiser, centres) in quantised_weights(context.built.job.model).items():
+    weights = quantised_weights(context.built.job.model)
+    zeros = [name for name, (_, value) in weights.items() if not bool(value.any())]
+    for name, (quantiser, centres) in weights.items():
         if isinstance(quantiser, Codebook) and context.config.compress is not None:
             policy = context.config.compress.policy
             measured = _describe_fault(quantiser, centres.detach())
             if name in floats and name in policy:
                 measured = measured or _describe_shortage(name, quantiser, floats[name], policy[name])
             if measured:
-                faults[name] = "quant.empty_cluster", measured
+                others = [zero for zero in zeros if not isinstance(weights[zero][0], Codebook)]
+                is_zero = name in zeros and bool(others)  # no clustering made the others zero
+                cause = "model.constant_output" if is_zero else _find_cause(quantiser, centres.detach(), measured)
+                faults[name] = cause, measured + (f"; {others[0]}, which has none, is zero as well" if is_zero else "")
     return _join_weights("have a broken codebook", faults, broken_codebook.causes)
 
 
@@ -72,6 +77,17 @@ def _describe_fault(quantiser: Codebook, centres: Tensor) -> str:
     return f"{num_equal} of {int(is_used.sum())} centres repeat another in half precision" if num_equal else ""
 
 
+def _find_cause(quantiser: Codebook, centres: Tensor, measured: str) -> str:
+    """Return the cause of a broken codebook: the mean of no weights is NaN, but then no weight has it for its code."""
+    stored = quantiser.as_stored(centres).reshape(1 if centres.ndim == 1 else len(centres), -1)
+    if bool((~stored.isfinite() & _used_mask(quantiser)).any()):
+        return "optim.nonfinite"
+    return "quant.policy" if measured.startswith(_TOO_FEW) else "quant.empty_cluster"
+
+
+_TOO_FEW = "a codebook of "
+
+
 def _describe_shortage(name: str, quantiser: Codebook, weight: Tensor, choice: Mapping[str, Any]) -> str:
     """Describe a codebook that uses fewer centres than its float weight has clusters; "" if it uses enough."""
     num_used = _used_mask(quantiser).sum(dim=1)
@@ -81,6 +97,8 @@ def _describe_shortage(name: str, quantiser: Codebook, weight: Tensor, choice: M
     best = cluster_weight(weight, bits=choice["bits"], name=name, per_channel=per_channel).weight
     needed = num_distinct(best.reshape(len(best) if per_channel else 1, -1))
     measured = f"{int(num_used.sum())} centres in use, {int(needed.sum())} expected of {choice['bits']} bits"
+    is_smaller = num_used.unique().tolist() in [[2**bits] for bits in range(1, choice["bits"])]
+    measured = f"{_TOO_FEW}{int(num_used[0])}: {measured}" if is_smaller else measured
     return measured if bool((num_used < needed).any()) else ""
 
 
@@ -143,7 +161,7 @@ def quantised_outputs(context: Context, step: DryRun) -> Iterator[Fault]:
     if leaked:
         yield Fault(
             "evaluating the quantised model changes it",
-            causes=("quant.state_leak", "eval.mode"),
+            causes=("quant.state_leak", "model.norm_mode", "eval.mode"),
             measured=f"{len(leaked)} tensors after one batch: {'; '.join(leaked[:3])}",
             action="look for a norm that stays in training mode, or a quantiser that clusters again in forward",
         )
@@ -353,19 +371,24 @@ def unquantised_weights(context: Context) -> Fault | None:
 
 
 def _find_faults(model: nn.Module, policy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, tuple[str, str]]]:
-    quantisers = {name: quantiser for name, (quantiser, _) in quantised_weights(model).items()}
+    quantisers = quantised_weights(model)
     training, evaluation = (dense_state_dict(model.train(mode)) for mode in (True, False))
     for name, choice in policy.items():
-        quantiser, bits = quantisers.get(name), choice.get("bits", 16)
+        (quantiser, original), bits = quantisers.get(name, (None, None)), choice.get("bits", 16)
         stated = f"; the policy states {bits} bits, {choice['kind']}"
         excess, mode = _describe_excess(training[name], choice), "training"
         if not excess and not torch.equal(training[name], evaluation[name]):
             excess, mode = _describe_excess(evaluation[name], choice), "evaluation"
         if excess:
-            cause = "quant.no_effect" if quantiser is None or mode == "evaluation" else "quant.policy"
+            is_float = quantiser is None or mode == "evaluation" or _is_same(training[name], original)
+            cause = "quant.no_effect" if is_float else "quant.policy"
             yield name, (cause, f"{excess} in {mode}{stated}")
         elif getattr(quantiser, "bits", bits) != bits:
             yield name, ("quant.policy", f"{quantiser}{stated}")
+
+
+def _is_same(weight: Tensor, original: Tensor | None) -> bool:
+    return original is not None and weight.shape == original.shape and torch.equal(weight, original.to(weight))
 
 
 def _describe_excess(value: Tensor, choice: Mapping[str, Any]) -> str:

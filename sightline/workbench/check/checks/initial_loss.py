@@ -357,7 +357,8 @@ def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
 
     Finds: A first mean squared error that does not follow from the sizes of outputs and targets.
 
-    It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets.
+    It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets. Those that
+    the loss makes of classes, such as 1 for one of many, are small on average; outputs are then as large as logits.
     """
     squares = loss.squares
     if not context.is_fresh or not squares.zero > 0:
@@ -374,7 +375,9 @@ def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
             causes=("data.label_leak", "model.structure"),
             action="look for the target among the inputs",
         )
-    if size > _MAX_RATIO:
+    target = context.dry_run.batch.get(squares.target_key or "")
+    is_of_classes = not isinstance(target, Tensor) or not target.is_floating_point()
+    if size > _MAX_RATIO and not (is_of_classes and float(squares.output.std()) <= _MAX_STD):
         return Fault(
             f"the untrained model predicts values far larger than the targets of '{loss.name}'",
             measured=measured,

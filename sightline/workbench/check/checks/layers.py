@@ -38,8 +38,8 @@ def layer_forward(context: Context) -> Iterator[Fault]:
 def _order_causes(context: Context, row: OracleResult) -> tuple[str, ...]:
     if "running" in row.note or "evaluation" in row.note:
         return "model.norm_mode", "model.structure", "sys.backend"
-    if not row.is_loss:
-        return "model.structure", "sys.backend"
+    if not row.is_loss:  # nobody wrote torch's own layers here
+        return ("sys.backend", "model.structure") if row.file[0] is None else ("model.structure", "sys.backend")
     squares = context.squared_losses.get(row.place)
     is_divided = squares is not None and not 0.5 <= squares.factor <= 2  # factors of 0.5 and 2 are common definitions
     return ("loss.normaliser", "loss.form") if is_divided else ("loss.form", "loss.normaliser", "loss.sign")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sightline.workbench.check.context import CHECKS, Context, check, losses
 from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
-from sightline.workbench.check.oracles.loss_case import Goal, LossCase
+from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw
 
 Relation = Callable[[LossCase], Fault | None]
 """Relation that a loss must hold: the fault if it does not."""
@@ -90,13 +90,29 @@ def loss_gradient(context: Context, case: LossCase) -> Fault | None:
     Finds: Losses whose gradient is not theirs: cut off, or of values that are edited behind autograd.
     """
     is_cut = not context.dry_run.terms[case.name].requires_grad  # `no-gradient` reports it
-    return find(case, is_edited) or (None if is_cut else find(case, is_silent))
+    return find(case, is_edited) or (None if is_cut else find(case, is_silent)) or find(case, is_constant, is_silent)
 
 
 def is_silent(case: LossCase) -> Fault | None:
     """Return a fault if no output gets a gradient."""
     measured = "the gradient of its sum is 0 for every element, at random outputs"
     return None if case.keys else diagnose(case, "silent", measured, keys=" and ".join(case.idle))
+
+
+def is_constant(case: LossCase) -> Fault | None:
+    """Return a fault if the value is the same for all outputs, although they get a gradient."""
+    drawn = [
+        {
+            key: 2.0**number * draw(value).flatten().roll(3 * number + place).view(value.shape)
+            for place, (key, value) in outputs
+        }
+        for number, outputs in ((number, enumerate(case.outputs.items())) for number in range(3))
+    ]
+    values = [case.value(outputs) for outputs in drawn]
+    size = sum(float(value.abs().sum()) for value in case.gradient(drawn[0]).values())
+    is_same = all(math.isclose(value, values[0], rel_tol=1e-12) for value in values)
+    measured = f"{values[0]:.6g} for three sets of outputs, whose gradients add up to {size:.4g}"
+    return diagnose(case, "constant", measured) if is_same and size > 0 else None
 
 
 def is_edited(case: LossCase) -> Fault | None:
@@ -192,21 +208,58 @@ def is_misdivided(case: LossCase) -> Fault | None:
     if count <= 0 or math.fsum(counts) <= 0 or not math.isfinite(total):
         return None
     mean, expected = total / count, math.fsum(sums) / math.fsum(counts)
-    if math.isclose(mean, expected, rel_tol=case.rounding, abs_tol=1e-12):
+    if math.isclose(mean, expected, rel_tol=case.rounding, abs_tol=1e-12) or chooses_hardest(case):
         return None
     is_exact = is_near(10 * case.rounding)
     best, *_ = explain(
         mean, expected, _list_divisors(case, count), likeness=is_exact, above=0.0, otherwise=suppose("mixed")
     )
+    diagnosis = "coupled" if best.text == "mixed" and _are_coupled(case) else best.text
     singles = ", ".join(f"{value:.4g} / {number:.4g}" for value, number in zip(sums, counts, strict=True))
     measured = f"{total:.6g} / {count:.6g} for {case.num_samples} samples; alone {singles}"
-    return diagnose(case, best.text, measured, expected=expected)
+    return diagnose(case, diagnosis, measured, expected=expected)
+
+
+def _are_coupled(case: LossCase) -> bool:
+    """Return True if other outputs of the other samples change the first one's gradient: it is no common divisor."""
+    outputs, drawn = case.outputs, {}
+    for key, value in outputs.items():
+        drawn[key] = draw(value)
+        drawn[key][case.rows(key, 0)] = value[case.rows(key, 0)]
+    plain, other = case.gradient(), case.gradient(drawn)
+    firsts = [(plain[key][rows], other[key][rows]) for key in outputs for rows in [case.rows(key, 0)]]
+    return not all(torch.allclose(before, after, rtol=case.rounding, atol=1e-9) for before, after in firsts)
+
+
+def chooses_hardest(case: LossCase) -> bool:
+    """Return True for a loss of the hardest items of a batch, which is no sum over items on purpose.
+
+    Items that have a gradient alone, and none in the batch, are those of smaller ones, wherever they stand.
+    """
+    turned = [*range(1, case.num_samples), 0]
+    batched, rotated = case.gradient(), case.samples(turned).gradient()
+    alone = [case.samples([row]).gradient() for row in range(case.num_samples)]
+    for goal in class_goals(case):
+        axis, key = goal.class_axis, goal.key
+        sizes, others = (gradient[key].norm(dim=axis).flatten() for gradient in (batched, rotated))
+        singles = torch.cat([gradient[key].norm(dim=axis).flatten() for gradient in alone])
+        is_chosen = sizes > 0
+        if singles.shape != sizes.shape or bool(is_chosen.all()) or not bool(is_chosen.any()):
+            continue
+        is_same_set = torch.allclose(sizes.sort().values, others.sort().values, rtol=1e-6, atol=0.0)
+        factor = (sizes / singles)[is_chosen & (singles > 0)]
+        is_scaled = bool(len(factor)) and torch.allclose(factor, factor[:1].expand_as(factor), rtol=1e-6)
+        left = singles[~is_chosen & (singles > 0)]
+        if is_same_set and is_scaled and len(left) and bool(left.mean() < singles[is_chosen].mean()):
+            return True
+    return False
 
 
 def is_mixed(case: LossCase) -> Fault | None:
     """Return the fault of a wrong sum if outputs meet the targets of other samples."""
     fault = find(case, is_misdivided, is_silent, is_mispaired)
-    return fault if fault is not None and fault.evidence["diagnosis"] in ("crossed", "mixed", "rolled") else None
+    is_of_others = fault is not None and fault.evidence["diagnosis"] in ("coupled", "crossed", "mixed", "rolled")
+    return fault if is_of_others else None
 
 
 def is_split(case: LossCase) -> Fault | None:

@@ -158,24 +158,28 @@ def loss_normaliser(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
         return
     try:
         original, with_background, with_ignored = (
-            _compute_mean_losses(context, target) for target in (None, BACKGROUND, IGNORED)
+            _compute_losses(context, target) for target in (None, BACKGROUND, IGNORED)
         )
     except Exception as error:  # noqa: BLE001 - a plugin's loss may read inputs that cannot be enlarged
         yield loss_normaliser.not_run(context, error)
         return
-    for name, value in original.items():
+    for name, (value, count) in original.items():
         for what, enlarged in (("background, predicted for certain", with_background), ("ignored", with_ignored)):
-            if not math.isclose(value, enlarged[name], rel_tol=_TOLERANCE, abs_tol=1e-9):
+            other, other_count = enlarged[name]
+            if not math.isclose(value, other, rel_tol=_TOLERANCE, abs_tol=1e-9):
+                is_learned = enlarged is with_ignored and other_count == count
                 yield Fault(
                     f"the loss '{name}' depends on how many priors are {what}",
+                    causes=("data.ignore_handling", "loss.normaliser", "loss.form") if is_learned else (),
                     at=context.loss_path(name),
-                    measured=f"{value:.6g}, and {enlarged[name]:.6g} with twice as many priors, the new ones {what}",
+                    measured=f"{value:.6g}, and {other:.6g} with twice as many priors, the new ones {what}; divided by "
+                    f"{count:g}, and by {other_count:g}",
                     evidence={"field": name},
                 )
 
 
-def _compute_mean_losses(context: Context, added: int | None) -> dict[str, float]:
-    """Compute each mean loss on the first outputs at some priors, plus as many with the target `added` unless None."""
+def _compute_losses(context: Context, added: int | None) -> dict[str, tuple[float, float]]:
+    """Compute each mean loss and its count at some priors, plus as many with the target `added` unless None."""
     job, (batch, outputs) = context.built.job, context.first_outputs
     task: Any = copy.copy(job.task)
     run_context = task.context(job.model, batch)
@@ -201,7 +205,7 @@ def _compute_mean_losses(context: Context, added: int | None) -> dict[str, float
     task.context = lambda model, batch: run_context
     with torch.no_grad():
         sums, counts = compute_batch_losses(task, FixedOutputs(outputs), batch, context.world.device, job.precision)
-    return {name: float(divide_by_count(total, counts[name])) for name, total in sums.items()}
+    return {name: (float(divide_by_count(total, counts[name])), float(counts[name])) for name, total in sums.items()}
 
 
 OUTPUTS = ("first", "second", "pictured")

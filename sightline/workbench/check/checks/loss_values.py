@@ -11,16 +11,19 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sightline.compute.geometry.boxes.priors import BACKGROUND
 from sightline.workbench.check.checks.loss_items import (
+    chooses_hardest,
     class_goals,
     class_gradients,
     diagnose,
     find,
+    is_constant,
     is_edited,
     is_misdivided,
     is_mispaired,
@@ -28,15 +31,14 @@ from sightline.workbench.check.checks.loss_items import (
     is_outranked,
     is_remapped,
     is_silent,
-    suppose,
     tolerate,
 )
-from sightline.workbench.check.checks.loss_terms import BUILT_IN, OUTPUTS
 from sightline.workbench.check.context import Context, check, losses
-from sightline.workbench.check.core.finding import Fault, Hypothesis, explain, is_near
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.object_graph import find_read_values
 from sightline.workbench.check.oracles.loss_case import TEACHER, Goal, LossCase, draw
 
-_ITEMS = (is_edited, is_silent, is_mispaired, is_mixed)
+_ITEMS = (is_edited, is_silent, is_constant, is_mispaired, is_mixed)
 _STRUCTURE = (*_ITEMS, is_remapped)
 _CERTAIN = (30.0, 1000.0)
 """Scores at which a prediction is certain: the loss has its limit."""
@@ -52,6 +54,8 @@ _MAX_AWAY = -0.2
 """Correlation of a step with the way to the target below which it leads away."""
 _MIN_CORRELATION = 0.999
 """Correlation of tensors that are the same but for a factor and a shift."""
+_ERRORS, _MAX_GROWTH = (4.0, 40.0), 3.0
+"""Errors of codes, and how many times the gradient of the larger may be that of the smaller."""
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda target: target,
     "log": lambda target: target.clamp(min=1e-30).log(),
@@ -75,6 +79,7 @@ def loss_direction(context: Context, case: LossCase) -> Fault | None:
         or find(case, is_misdirected, *_STRUCTURE)
         or find(case, is_outranked, *_STRUCTURE, is_misdirected)
         or find(case, is_off_target, *_STRUCTURE, is_misdirected, is_limited)
+        or find(case, is_outweighed, *_STRUCTURE, is_off_target)
     )
 
 
@@ -114,6 +119,20 @@ def is_off_target(case: LossCase) -> Fault | None:
                     return fault
         if goals:
             break
+    return None
+
+
+def is_outweighed(case: LossCase) -> Fault | None:
+    """Return a fault if the gradient of a box's codes grows as their error does: a far box outweighs all others."""
+    for goal in (goal for goal in case.goals if goal.key in case.keys and goal.target_key == "matched_boxes"):
+        noise = draw(goal.wanted)
+        near, far = (
+            float(case.gradient(_place(case, goal, goal.wanted + size * noise))[goal.key].nan_to_num().abs().sum())
+            for size in _ERRORS
+        )
+        if far > _MAX_GROWTH * near > 0:
+            measured = f"a gradient of {near:.4g} for errors of {_ERRORS[0]:g}, {far:.4g} for errors of {_ERRORS[1]:g}"
+            return diagnose(case, "outweighed", measured, key=goal.key)
     return None
 
 
@@ -273,6 +292,8 @@ def _describe_infinite(case: LossCase, values: dict[str, Tensor]) -> str:
 
 _MAX_OWN_CORRELATION = 0.95
 _MIN_RATIO = 1.5
+_MAX_MORE = 2
+"""Entries that a table of class weights may have beyond the classes."""
 
 
 @check("G5", "loss-weights", "preflight", each=losses)
@@ -285,7 +306,8 @@ def loss_weights(context: Context, case: LossCase) -> Fault | None:
     if any(find(case, relation) is not None for relation in (*_STRUCTURE, is_misdirected, is_outranked)):
         return None
     faults = (fault for goal in class_goals(case) for fault in _judge_weights(context, case, goal))
-    return next(faults, None)
+    fault = next(faults, None)
+    return None if fault is None or chooses_hardest(case) else fault
 
 
 def _judge_weights(context: Context, case: LossCase, goal: Goal) -> Iterator[Fault]:
@@ -297,6 +319,11 @@ def _judge_weights(context: Context, case: LossCase, goal: Goal) -> Iterator[Fau
             if correlate(changed_C, own_C) > _MIN_CORRELATION and correlate(table_C, own_C) < _MAX_OWN_CORRELATION:
                 expected = _list(table_C / table_C.mean())
                 yield diagnose(case, "other weights", measured, table=name, change=change, expected=expected)
+    longer = _find_longer_table(case, own_C)
+    if longer is not None:
+        name, table, shift = longer
+        expected = _list(table[: len(own_C)] / table[: len(own_C)].mean())
+        yield diagnose(case, "longer table", measured, table=name, number=len(table), shift=shift, expected=expected)
     counts_C, label = _count_targets(context, goal.num_classes), case.values[goal.target_key]
     for number in (own_C == 0).nonzero().flatten().tolist():
         if number != case.ignore_index and (bool((label == number).any()) or float(counts_C[number]) > 0):
@@ -305,6 +332,29 @@ def _judge_weights(context: Context, case: LossCase, goal: Goal) -> Iterator[Fau
         ratio = min(float(values.max() / values.min()) for values in (counts_C, own_C))
         if ratio > _MIN_RATIO and correlate(_rank(counts_C), _rank(own_C)) > _MAX_OWN_CORRELATION:
             yield diagnose(case, "frequent", f"{measured}, for {_list(counts_C)} training targets")
+
+
+def _find_longer_table(case: LossCase, own_C: Tensor) -> tuple[str, Tensor, int] | None:
+    """Return a table of more entries than classes, of which the loss takes others than the first, and the shift.
+
+    Tables are looked for among the loss's attributes, and what its code reads: globals, and variables around it.
+    """
+    relative_C = own_C / own_C.mean()
+    attributes = {} if case.loss is None else {**vars(case.loss), **dict(case.loss.named_buffers())}
+    for name, value in (*attributes.items(), *find_read_values(case.forward.function)):
+        table = torch.as_tensor(value).double().cpu() if _is_numbers(value) else None
+        if table is None or table.ndim != 1 or not len(own_C) < len(table) <= len(own_C) + _MAX_MORE:
+            continue
+        for shift in range(len(table) - len(own_C) + 1):
+            part = table[shift : shift + len(own_C)]
+            if torch.allclose(part / part.mean(), relative_C, rtol=1e-3) and float(part.std()) > 0:
+                return (name, table, shift) if shift else None
+    return None
+
+
+def _is_numbers(value: Any) -> bool:
+    is_array = isinstance(value, Tensor | np.ndarray) and np.issubdtype(np.asarray(value).dtype, np.number)
+    return is_array or (isinstance(value, list | tuple) and all(isinstance(item, int | float) for item in value))
 
 
 def _list_tables(case: LossCase, size: int) -> Iterator[tuple[str, Tensor]]:
@@ -338,49 +388,3 @@ def _rank(values: Tensor) -> Tensor:
 def _list(values: Tensor) -> str:
     shown = [f"{value:.3g}" for value in values.tolist()]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-_NUM_PAIRS, _WIDTH = 6, 16
-
-
-@check("G34", "loss-pairs", "preflight", each=losses)
-@tolerate
-def loss_pairs(context: Context, case: LossCase) -> Fault | None:
-    """A loss of pairs is least for an object's own partner, and bounded; equal rows have the value of the negatives.
-
-    Finds: Losses of a user's that reward other partners, count a row as its own negative, or have no least value.
-    """
-    names = {*case.forward.names}
-    if case.counter is not None or case.name in BUILT_IN or len(names) < 2 or not names <= {*OUTPUTS}:
-        return None
-    return find(case, is_apart, is_silent) or find(case, is_miscounted, is_silent, is_apart)
-
-
-def is_apart(case: LossCase) -> Fault | None:
-    """Return a fault if orthogonal rows have a smaller loss with the partner of another object."""
-    eye = torch.eye(_NUM_PAIRS, _WIDTH, dtype=torch.float64)
-    rows, last = dict.fromkeys(case.forward.names, eye), case.forward.names[-1]
-    values = [case.value({**rows, last: eye.roll(shift, 0)}) / _NUM_PAIRS for shift in range(_NUM_PAIRS)]
-    margin = case.rounding * max(1.0, abs(values[0]))
-    if values[0] <= min(values) + margin:
-        return None
-    measured = f"{values[0]:.6g} with an object's own partner, {min(values):.6g} with another's"
-    return diagnose(case, "apart" if values[0] > sorted(values)[-2] + margin else "other partner", measured)
-
-
-def is_miscounted(case: LossCase) -> Fault | None:
-    """Return a fault if equal rows have another value than that of all negatives, or longer rows lower the loss."""
-    value, doubled, longer = (
-        case.value(dict.fromkeys(case.forward.names, size * torch.ones(count, _WIDTH).double())) / count
-        for count, size in ((_NUM_PAIRS, 1.0), (2 * _NUM_PAIRS, 1.0), (_NUM_PAIRS, 1e4))
-    )
-    measured = f"{value:.6g} for {_NUM_PAIRS} equal rows, {doubled:.6g} for twice as many, {longer:.6g} for long ones"
-    if longer < -1e3 * max(1.0, abs(value)):
-        return diagnose(case, "long rows", measured)
-    candidates: list[Hypothesis] = [suppose("itself", math.log(2 * _NUM_PAIRS))]
-    candidates += [suppose("no logarithm", -1 / size) for size in (_NUM_PAIRS, 2 * _NUM_PAIRS - 1, 2 * _NUM_PAIRS)]
-    for best in explain(value, math.inf, candidates, likeness=is_near(1e-6), above=0.0)[:1]:
-        return diagnose(case, best.text, measured, others=2 * _NUM_PAIRS - 1)
-    return diagnose(case, "pairs", measured) if value != 0 and 0.25 < doubled / value < 0.75 else None

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -337,9 +337,26 @@ def _judge_predictions(context: Context, metric: JudgedMetric) -> Fault | None:
             [row for part in split if (row := dry.rows(part, metric.meter.update.names)) is not None]
             for split in ([ranks], [ranks[:1], ranks[1:]], [ranks[:half], ranks[half:]])
         )
-        return _judge_splits(metric, joint, splits, "predictions") if joint else None
+        if not joint or not all(_reads_alike(joint, split, metric.meter.update.names) for split in splits):
+            return None  # samples that depend on their batch: `exchanged-rows` reports that
+        return _judge_splits(metric, joint, splits, "predictions")
     except Exception as error:  # noqa: BLE001 - as above: an evaluation may end with a batch of one sample
         return _make_failure(context, metric, error)
+
+
+def _reads_alike(joint: Sequence[Predicted], split: Sequence[Predicted], names: Iterable[str]) -> bool:
+    """Return True if what a metric reads of the samples has the same values in one batch and in several."""
+    for name in names:
+        whole, parts = ([batch.get(name) for batch, _ in batches] for batches in (joint, split))
+        rows = [value for value in (*whole, *parts) if isinstance(value, Tensor) and value.ndim]
+        if len(rows) != len(whole) + len(parts) or len({value.shape[1:] for value in rows}) != 1:
+            continue
+        if name.endswith("offsets") or sum(map(len, whole)) != sum(map(len, parts)):  # type: ignore[arg-type]
+            continue
+        one, other = torch.cat(rows[: len(whole)]), torch.cat(rows[len(whole) :])
+        if not bool(((one == other) | (one != one)).all()):
+            return False
+    return True
 
 
 def _make_batches(maker: PredictionMaker, *batches: list[int]) -> list[SyntheticBatch]:

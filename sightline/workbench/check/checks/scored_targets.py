@@ -49,19 +49,21 @@ def box_protocol(context: Context) -> Iterator[Fault]:
         return
     limits = {metric.name: _MAX_SCORES[metric.name] for metric in context.config.metrics if metric.name in _MAX_SCORES}
     selection = task.selection
-    if limits and selection.score > min(limits.values()):
+    if limits and selection.min_score > min(limits.values()):
         name = min(limits, key=limits.__getitem__)
         yield Fault(
-            f"detections below a score of {selection.score:g} are dropped before {name}: its curve ends early",
+            f"detections below a score of {selection.min_score:g} are dropped before {name}: its curve ends early",
             at="task.score",
-            measured=f"task.score {selection.score:g}",
+            measured=f"task.score {selection.min_score:g}",
             expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict score=S`)",
             action=f"set task.score={limits[name]:g}",
         )
     truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
     valid_truths = [truth[truth[:, 6] == 0] for truth in truths]
     per_class = [int(torch.bincount(truth[:, 4].long()).max()) if len(truth) else 0 for truth in valid_truths]
-    maxima: dict[str, tuple[float, int]] = {"task.most": (selection.most, max(map(len, valid_truths), default=0))}
+    maxima: dict[str, tuple[float, int]] = {
+        "task.most": (selection.max_detections, max(map(len, valid_truths), default=0))
+    }
     for index, meter in enumerate(context.built.selection_evaluator.metrics):
         max_detections = getattr(meter.metric, "most", math.inf)  # user-defined metrics have it, too
         maxima[f"metrics.{index}.most"] = max_detections, max(per_class, default=0)
@@ -91,6 +93,7 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
         yield Fault(
             "suppression drops boxes because of boxes of another class",
+            causes=("eval.decode", "eval.protocol"),
             at="task.suppression",
             measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
             expected=f"at most {_MAX_LOST:.0%}",
@@ -197,7 +200,7 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
     elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
         yield Fault(
             f"the metric '{metric.name}' leaves out images without detections",
-            causes=("eval.aggregation", "eval.protocol"),
+            causes=("eval.protocol", "eval.aggregation"),
             at=metric.path,
             measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
             "images have labels without a detection",

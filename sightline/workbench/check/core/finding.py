@@ -248,18 +248,25 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "augmentation-mismatch": (
         *("misplaced-joints", "misplaced-volume", "misplaced-heatmap", "mismatched-labels", "mismatched-views"),
         *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
+        *("scattered-labels", "mismatched-boxes"),
         *_FIGURE_CODES,
     ),
-    "misplaced-joints": (*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES),
+    "misplaced-joints": (
+        *(*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES, *_METRIC_CODES),
+    ),
     "repeated-samples": (
         *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
         *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),
     ),
     "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
-    "exchanged-rows": ("mismatched-views", "mismatched-image", *_METRIC_CODES),
+    "exchanged-rows": (
+        *("mismatched-views", "mismatched-image", "mismatched-boxes", "label-outside-parts", "scattered-labels"),
+        "misplaced-joints",
+        *_METRIC_CODES,
+    ),
     "data-mutation": _METRIC_CODES,
-    "label-range": (*_FIRST_STEP, "untrained-class"),
-    "label-outside-parts": (*_LABEL_CODES, "first-evaluation"),
+    "label-range": (*_FIRST_STEP, "untrained-class", "class-counts"),
+    "label-outside-parts": (*_LABEL_CODES, "first-evaluation", "scattered-labels", "class-counts"),
     "missing-category": (*_FIRST_STEP, "category-input"),
     "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
     "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
@@ -271,6 +278,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "mismatched-image": ("initial-contrast",),
     "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
     "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
+    "quantised-outputs": (*_METRIC_CODES, "cross-sample-leak", "point-order"),
     "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
     "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
     "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
@@ -296,10 +304,13 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "unregistered": ("not-optimised",),
     "not-optimised": ("no-update",),
     "schedule": ("no-update",),
+    "class-figures": _METRIC_CODES,
     "per-batch-metric": ("absent-class-score",),
     **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
 }
 _SAME_LAYER: dict[str, tuple[str, ...]] = {"layer-forward": ("no-gradient", "layer-gradient")}
+_SAME_CAUSE = {"exchanged-rows": ("cross-sample-leak",), "repeated-samples": ("cross-sample-leak", "exchanged-rows")}
+"""Codes that an error explains if they name one of its causes first."""
 _SAME_FIELD: dict[str, tuple[str, ...]] = {
     "non-finite-data": ("channel-contract", "label-range"),
     "data-mutation": ("channel-contract",),
@@ -354,6 +365,9 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
 
 def _is_explained(finding: Finding, cause: Finding) -> bool:
     if finding.code in _EXPLAINS.get(cause.code, ()):
+        return True
+    names = (cause.cause, *cause.alternatives)
+    if finding.cause in names and finding.code in _SAME_CAUSE.get(cause.code, ()):
         return True
     is_same_layer = finding.where.layer is not None and finding.where.layer == cause.where.layer
     if is_same_layer and finding.code in _SAME_LAYER.get(cause.code, ()):

@@ -6,6 +6,7 @@ Last operation of a tensor in the autograd graph, and the range of its values.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import random
 import types
@@ -51,6 +52,21 @@ def find_generators(*roots: object) -> list[Any]:
 def find_named_generators(root: object) -> list[tuple[str, Any]]:
     """Return the path and the object of the random generators that are reachable from an object."""
     return list(iter_reachable(root, _GENERATORS))
+
+
+def find_read_values(function: Any, *, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of each global and outer variable that a function's code reads, and those it calls."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, types.FunctionType):
+        return
+    code, outer = function.__code__, function.__closure__ or ()
+    values = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
+    values |= {name: _get_contents(cell) for name, cell in zip(code.co_freevars, outer, strict=True)}
+    for name, value in values.items():
+        if not isinstance(value, types.FunctionType):
+            yield name, value
+        elif depth > 1:
+            yield from find_read_values(value, depth=depth - 1)
 
 
 @contextmanager

@@ -79,7 +79,8 @@ class SampleLabelCounts(NamedTuple):
 class FieldStatistics:
     """Statistics of one field's sampled values; dtypes, shapes and values map to the first sample that has them.
 
-    `contents` are the hashes of arrays of at least 64 numbers, of which `num_hashed` were read.
+    `contents` are the hashes of arrays of at least 64 numbers, of which `num_hashed` were read. `padded` maps samples
+    whose array of rows ends with equal ones, which no other row equals, to their number.
     """
 
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class FieldStatistics:
     values: dict[int, int] = field(default_factory=dict)
     contents: dict[int, int] = field(default_factory=dict)
     num_hashed: int = 0
+    padded: dict[int, int] = field(default_factory=dict)
     low: float = float("inf")
     low_at: int = -1
     high: float = float("-inf")
@@ -103,6 +105,8 @@ class FieldStatistics:
             if tensors[0][1].numel() >= _MIN_HASHED:
                 self.contents.setdefault(hash(as_bytes(tensors[0][1]).tobytes()), index)
                 self.num_hashed += 1
+                if (count := count_padding(tensors[0][1])) > 0:
+                    self.padded[index] = count
         for leaf, tensor in tensors:
             self._add_numbers(index, leaf, tensor)
 
@@ -140,6 +144,15 @@ class FieldStatistics:
         if self.non_finite is None:
             position = tuple((~is_finite).nonzero()[0].tolist())
             self.non_finite = NonFinite(index, leaf, position, float(tensor[position]))
+
+
+def count_padding(rows: Tensor) -> int:
+    """Count the last rows (N, C) that are equal to one another and to no other row; 0 if the last is alone."""
+    if rows.ndim != 2 or not rows.is_floating_point() or len(rows) < 2 or not torch.equal(rows[-1], rows[-2]):
+        return 0
+    is_equal = (rows == rows[-1]).all(dim=1)
+    count = int(is_equal.sum())
+    return count if count < len(rows) and bool(is_equal[-count:].all()) else 0
 
 
 @dataclass
@@ -359,6 +372,11 @@ def evenly_spaced_keys(
     num_chunks = -(-len(indices) // _CHUNK_SIZE)
     for start in range(num_chunks):
         yield [SampleKey(int(index), epoch, seed) for index in indices[start::num_chunks]]
+
+
+def is_standardised(output: Tensor) -> bool:
+    """Return True for a mean of 0 and a deviation of 1, which a norm over all of an output leaves behind."""
+    return output.numel() > 1 and abs(float(output.mean())) < 1e-3 and abs(float(output.std()) - 1) < 1e-2
 
 
 def class_axis(logits: Tensor, label: Tensor) -> int | None:

@@ -244,7 +244,8 @@ def record_calls(
 
 def _compute_derived_error(module: nn.Module, kind: Any, inputs: Any, outputs: Tensor) -> float:
     """Compute the relative error of outputs against those of the known type with the same weights; 0 if it refuses."""
-    plain = copy.copy(module)
+    plain = object.__new__(type(module))  # copy.copy refuses layers with parametrisations
+    plain.__dict__ = dict(module.__dict__)
     plain._buffers = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     try:
         with torch.no_grad():

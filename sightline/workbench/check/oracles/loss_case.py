@@ -133,6 +133,10 @@ class LossCase:
         division = {key: _take(value, self.division, targets or rows, key) for key, value in self.division.items()}
         return dataclasses.replace(self, values=values, division=division, memo={})
 
+    def rows(self, key: str, sample: int) -> Any:
+        """Return the places, in an argument, of a sample's rows."""
+        return _take(torch.arange(len(self.values[key])), self.division, [sample], key)
+
     def cast(self, dtype: torch.dtype) -> LossCase:
         """Return the case with all floating-point arguments in a number format."""
         return dataclasses.replace(self, values={key: _cast(v, dtype) for key, v in self.values.items()}, memo={})

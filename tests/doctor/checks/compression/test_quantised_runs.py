@@ -9,7 +9,7 @@ import torch
 
 from sightline.engine.distributed import World
 from sightline.workbench.check.context import Context
-from sightline.workbench.check.suite import run_quick
+from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.compressing import (
     BUGS,
     MIXED,
@@ -114,3 +114,10 @@ def test_a_resumed_run_is_not_compared_with_weights_that_it_did_not_read() -> No
     built = make_quantised()
     built = dataclasses.replace(built, config=dataclasses.replace(built.config, init=object()))  # type: ignore[arg-type]
     assert quick(built).float_model is None
+
+
+def test_deep_checks_of_a_healthy_quantised_run_all_run_and_are_silent() -> None:
+    """Layers with parametrisations are measured by the weight behind them, and compared with their type."""
+    found = run_all(make_quantised(choices=MIXED), World(), deep=True)
+    assert [each for each in found if each.severity != "note"] == [], list(map(str, found))
+    assert "gradient-flow" in {each.code for each in found}

@@ -96,6 +96,18 @@ def test_the_labels_of_another_object(tmp_path: Path) -> None:
     assert f"those of 4 ({built.data.facts['category_names'][4]})" in finding.summary
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_labels_of_other_clouds_of_the_batch(tmp_path: Path, steps: int) -> None:
+    """Clouds of one category have parts of several: no numbering does that."""
+
+    def change(batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {"label": batch["label"].roll(steps, 0)}
+
+    finding, *_ = label_outside_parts(Context(with_data(make_parts(tmp_path), relabelled(change)), World()))
+    assert finding.cause == "data.pairing"
+    assert "pair the sample" in finding.action
+
+
 def test_categories_in_another_order(tmp_path: Path) -> None:
     def change(batch: dict[str, Any]) -> dict[str, Tensor]:
         return {"category": 11 - batch["category"]}

@@ -22,6 +22,7 @@ from sightline.workbench.check.context import Check, Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete
 from tests.doctor.scanning import Edit, labels_of_next, make_scans, with_rows
+from tests.marks import long_but
 
 OURS = (mismatched_labels, projection_coverage, input_statistics)
 FLIPPED_ALONE = tuple(f"transforms.train.{place}={{name: flip, axes: [y]}}" for place in (0, 1))
@@ -119,6 +120,35 @@ class TestProjectionCoverage:
         built = make_scans(monkeypatch, edit=lambda dataset, sample, key: {**sample, "ring": 63 - sample["ring"]})
         finding = the_only(built, projection_coverage, "data.projection")
         assert "a correlation of" in finding.measured
+
+    @pytest.mark.parametrize(
+        "is_missing",
+        [lambda ring: ring % 4 == 0, lambda ring: ring % 2 == 1, lambda ring: (ring > 20) & (ring < 32)],
+        ids=["every fourth", "every other", "a band"],
+    )
+    @pytest.mark.parametrize("seed", long_but([1], [1, 2, 3]))
+    def test_of_missing_rings(self, monkeypatch: pytest.MonkeyPatch, is_missing: Callable, seed: int) -> None:
+        def thin(dataset, sample, key):
+            return {name: value[~is_missing(sample["ring"])] for name, value in sample.items()}
+
+        finding = the_only(make_scans(monkeypatch, f"seed={seed}", edit=thin), projection_coverage, "data.sampling")
+        assert "rings are missing" in finding.summary
+
+    def test_of_beams_that_are_broken_or_see_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Two single beams, and the lowest ones, as before the bonnet of a car."""
+
+        def thin(dataset, sample, key):
+            is_seen = (sample["ring"] < 44) & (sample["ring"] != 7) & (sample["ring"] != 30)
+            return {name: value[is_seen] for name, value in sample.items()}
+
+        assert found(make_scans(monkeypatch, edit=thin), projection_coverage) == []
+
+    @pytest.mark.parametrize(("order", "name"), [([0, 2, 1], "y"), ([2, 1, 0], "x")])
+    def test_of_exchanged_axes(self, monkeypatch: pytest.MonkeyPatch, order: list[int], name: str) -> None:
+        built = make_scans(monkeypatch, edit=moved(lambda points: points[:, order]))
+        finding, *_ = found(built, projection_coverage)
+        assert (finding.cause, finding.summary.endswith(f"but with their {name}")) == ("data.layout", True)
+        assert {each.cause for each in found(built, input_statistics)} <= {"data.layout"}
 
     def test_of_a_sensor_with_fewer_beams_than_rows(self, monkeypatch: pytest.MonkeyPatch) -> None:
         built = make_scans(monkeypatch, "data.sensor={preset: vlp16}", *with_rows("pitch"))

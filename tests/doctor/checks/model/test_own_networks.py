@@ -121,3 +121,37 @@ def test_a_network_that_reads_the_points_in_a_row_is_only_warned_of() -> None:
 def test_every_training_finds_what_is_cheap(tmp_path: Path) -> None:
     built = run_with("classify", ViewedClouds, tmp_path)
     assert [f.code for f in run_quick(built, World()) if f.severity == "error"] == ["point-order"]
+
+
+class _Square(nn.Module):
+    """A network with an output (B, 24, 24) of the whole cloud: by chance as many rows as a cloud of 24 points has."""
+
+    def __init__(self, *, num_classes: int = 4, in_channels: int = 3) -> None:
+        super().__init__()
+        self.embed, self.classify = nn.Linear(in_channels, 24 * 24), nn.Linear(24 * 24, num_classes)
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        pooled = self.embed(points).amax(dim=1)
+        return {"logits": self.classify(pooled), "transform": pooled.view(-1, 24, 24)}
+
+
+class _Sorted(nn.Module):
+    """A network whose outputs are in the order of a coordinate, not in that of their points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        order = points[..., :1].argsort(dim=1).expand_as(points)
+        return {"rows": self.embed(points.gather(1, order))}
+
+
+def test_an_output_is_not_of_points_because_it_is_as_large() -> None:
+    torch.manual_seed(0)
+    points = torch.randn(2, 24, 3).double()
+    assert judge_points(ModelProbe(_Square(), {"points": points}, is_double=True)) is None
+    points = torch.randn(2, 100, 3).double()
+    fault = judge_points(ModelProbe(_Sorted(), {"points": points}, is_double=True))
+    assert fault is not None
+    assert "'rows'" in fault.summary

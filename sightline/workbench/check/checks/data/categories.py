@@ -125,7 +125,7 @@ def label_outside_parts(context: Context, survey: PartStatistics) -> Fault | Non
     assert category is not None
     total = sum(labelling.category == category for labelling in survey.labellings)
     num_strays = sum(stray.labelling.category == category for stray in strays)
-    causes, action = _diagnose(first, is_systematic=2 * num_strays > total and total > 1)
+    causes, action = _diagnose(strays, is_systematic=2 * num_strays > total and total > 1)
     name = _format_class(facts, "category_names", category)
     return Fault(
         f"a sample of category {name} has the part {_format_class(facts, 'class_names', part)}, which is not one of "
@@ -164,15 +164,23 @@ def _iter_strays(survey: PartStatistics, table: list[list[int]]) -> Iterator[_St
             yield _Stray(labelling, outside, fitting[0] if len(fitting) == 1 else None)
 
 
-def _diagnose(first: _Stray, *, is_systematic: bool) -> tuple[tuple[str, ...], str]:
-    """Return the causes (likeliest first) and the action."""
-    if is_systematic:
+def _diagnose(strays: list[_Stray], *, is_systematic: bool) -> tuple[tuple[str, ...], str]:
+    """Return the causes (likeliest first) and the action.
+
+    A wrong numbering sends a category to one other; labels of other samples are those of several.
+    """
+    fits: dict[int | None, set[int]] = {}
+    for stray in strays:
+        if stray.fits is not None:
+            fits.setdefault(stray.labelling.category, set()).add(stray.fits)
+    first, is_varied = strays[0], len(fits) > 1 and sum(len(found) > 1 for found in fits.values()) > len(fits) / 2
+    if is_systematic and not is_varied:
         return (
             ("data.label_mapping", "data.pairing"),
             "correct the numbering of labels or categories, or the fact parts_of_category: most samples "
             "of the category are affected",
         )
-    if first.fits is not None:
+    if first.fits is not None or is_varied:
         return ("data.pairing", "data.label_mapping"), "pair the sample with its own labels, or category"
     return ("data.corrupt_sample", "data.label_mapping"), "repair the labels of this sample, or leave it out"
 

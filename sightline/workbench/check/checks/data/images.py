@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -352,10 +353,13 @@ def input_statistics(context: Context, images: PartImages) -> Fault | None:
         if abs(channel_mean) <= _MAX_MEAN and (_MIN_STD <= channel_std <= _MAX_STD or is_constant):
             continue
         stated, scale = facts["input_mean"][channel], facts["input_std"][channel]
+        order = _find_order(images.part, facts) if name in ("x", "y", "z") else ""
         factor = (facts["input_mean"][0] + float(mean[0]) * facts["input_std"][0]) / facts["input_mean"][0]
         guess = next((text for unit, text in _UNITS.items() if unit / 3 < factor < 3 * unit), "")
+        guess = f": coordinates look like {order}" if order else guess
         return Fault(
             f"the scans are unlike those that the sensor's mean and deviation describe, first in {name}{guess}",
+            causes=("data.layout", "data.normalisation") if order else (),
             measured=f"{name} {stated + channel_mean * scale:.4g} with a deviation of {channel_std * scale:.4g} in "
             f"{images.num_scans} scans: after normalisation {channel_mean:.3g} and {channel_std:.3g}",
             expected=f"about {stated:g} and {scale:g}, as data.sensor or its preset has them ({', '.join(_CHANNELS)})",
@@ -364,3 +368,16 @@ def input_statistics(context: Context, images: PartImages) -> Fault | None:
             evidence={"field": "image", "mean": mean.tolist(), "std": std.tolist()},
         )
     return None
+
+
+def _find_order(part: DataSubset, facts: Mapping[str, Any]) -> str:
+    """Find the order of x, y and z in which a scan, before any transform, is as stated; "" without one."""
+    stated_mean, stated_std = (torch.tensor(facts[f"input_{name}"][1:4]).double() for name in ("mean", "std"))
+    points = torch.as_tensor(read_samples(part.dataset, [SampleKey(int(part.indices[0]), 0, 0)])[0]["points"]).double()
+    found_mean, found_std = points.mean(dim=0), points.std(dim=0)
+    for order in list(itertools.permutations((0, 1, 2)))[1:]:
+        back = [order.index(axis) for axis in range(3)]  # what is found at place i is axis order[i]
+        means, stds = (found_mean[back] - stated_mean) / stated_std, found_std[back] / stated_std
+        if bool((means.abs() < 1).all() and ((stds > 0.5) & (stds < 2)).all()):
+            return ", ".join("xyz"[axis] for axis in order)
+    return ""

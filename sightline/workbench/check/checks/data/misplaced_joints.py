@@ -27,6 +27,8 @@ _MAX_BEFORE, _MAX_BEHIND, _CAP = 0.03, 0.12, 0.15
 _MAX_COST = 0.2
 """Mean cost of joints in place; up to 0.05 for hands and bodies made here."""
 _MAX_UNEXPLAINED, _MAX_RATIO = 0.5, 0.5
+_MAX_IN_PLACE = 0.1
+"""Cost up to which joints count as in place: of several causes that bring them there, the first is the likeliest."""
 _MIN_INSIDE = 0.5
 _STEPS = tuple(step / 10 for step in range(-5, 6))  # of the cube
 
@@ -124,20 +126,21 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
     if cost <= _MAX_COST or count < _MIN_SAMPLES:
         return None
 
-    def fit(_: object, changed: _Frames) -> float:
+    def fit(least: float, changed: _Frames) -> float:
         found = changed.compute_costs()
-        return -float(found.mean()) if int((found < costs).sum()) >= 0.8 * count else -1.0
+        is_better = int((found < costs).sum()) >= 0.8 * count
+        return -max(float(found.mean()), least) if is_better else -1.0
 
     bound = -_MAX_RATIO * cost
-    fitting = explain(None, frames, _iter_changes(frames), likeness=fit, above=bound)
+    fitting = explain(_MAX_IN_PLACE, frames, _iter_changes(frames), likeness=fit, above=bound)
     severity: Severity = "error" if fitting else "warning"
     if not fitting and is_thorough:  # a thousand shifts take most of a second
         other = Hypothesis("data.pairing", "no shift, unit or order of axes explains it")
-        fitting = explain(None, frames, _iter_shifts(frames), likeness=fit, above=bound, otherwise=other)
+        fitting = explain(0.0, frames, _iter_shifts(frames), likeness=fit, above=bound, otherwise=other)
     best = fitting[0] if fitting else None
-    if best is None or (best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
+    if best is None or (severity == "warning" and best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
         return None
-    measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} if so changed"
+    measured = f"{cost:.0%} of the way off the surface; {-best.likeness:.0%} or less if so changed"
     summary = f"joints do not lie on their depth images: {best.text}"
     expected, evidence = f"at most {_MAX_COST:.0%}", {"field": "joints"}
     return Fault(
@@ -146,7 +149,7 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
 
 
 def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
-    """Yield exchanges of axes, mirrored axes and units, with the frames that each would give."""
+    """Yield exchanges of axes and of frames, mirrored axes and units, with the frames that each would give."""
     joints, depth = frames.joints, frames.depth
     for factor, text in ((1000.0, "metres"), (10.0, "centimetres")):
         yield Hypothesis("data.normalisation", f"'joints' are in {text}", frames._replace(joints=joints * factor))
@@ -156,6 +159,11 @@ def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
         # what was stored at place i is axis order[i]: the inverse permutation puts it back
         back = [order.index(axis) for axis in range(3)]
         yield Hypothesis("data.layout", f"their axes are {axes}", frames._replace(joints=joints[..., back]))
+    for frames_on in range(1, len(joints)):
+        others = frames._replace(joints=joints.roll(frames_on, 0), visible=frames.visible.roll(frames_on, 0))
+        yield Hypothesis("data.pairing", "they are those of another frame", others)
+    flipped = frames._replace(depth=depth.flip(2))  # of an image it is a flip, of coordinates another convention
+    yield Hypothesis("data.augment_target_mismatch", "the images are mirrored left to right, they are not", flipped)
     for axis, sign in (("x", (-1, 1, 1)), ("y", (1, -1, 1))):
         mirrored = frames._replace(joints=joints * joints.new_tensor(sign))
         yield Hypothesis("data.layout", f"their {axis} points the other way", mirrored)

@@ -34,6 +34,8 @@ _MIN_IOU = 0.999
 """IoU of the voxels; rounding may move points on a border to either side."""
 _MIN_EXPLAINED_IOU = 0.9
 _MAX_SHIFT = 12  # voxels
+_MIN_CENTRE_IOU, _NUM_CENTRE_FITS = 0.5, 6
+"""IoU with the voxels about another point, which is found to a tenth of a voxel only, and its corrections."""
 
 
 @check("G41", "misplaced-volume", "preflight", config_path="transforms")
@@ -114,6 +116,31 @@ def _iter_shifts(occupied: Tensor, expected: Tensor) -> Iterator[Hypothesis]:
         yield Hypothesis("data.centre", text, expected.roll(offset, dims=(2, 3, 4)))
 
 
+def _iter_centres(occupied: Tensor, batch: Batch, placement: CubePlacement) -> Iterator[Hypothesis]:
+    """Yield the voxels about another point, the same in mm from the reference in all samples."""
+    if occupied.shape[2:] != (placement.size,) * 3:
+        return
+    grid = permute_axes(occupied.double(), placement.axes)[:, 0] > 0
+    moved = placement
+    for _ in range(_NUM_CENTRE_FITS):
+        expected = occupancy(batch["depth"], batch["camera"], replace(moved, axes="xyz"))[:, 0] > 0
+        offsets = [
+            _find_mean(one, placement, row) - _find_mean(other, placement, row)
+            for row, (one, other) in enumerate(zip(expected, grid, strict=True))
+        ]
+        step = torch.stack(offsets).nan_to_num().mean(dim=0)
+        moved = replace(moved, reference_mm=moved.reference_mm + step)
+    offset = ", ".join(f"{value:+.0f}" for value in (moved.reference_mm - placement.reference_mm)[0].tolist())
+    text = f"it is placed about a point ({offset}) mm from the reference"
+    yield Hypothesis("data.centre", text, occupancy(batch["depth"], batch["camera"], moved) > 0)
+
+
+def _find_mean(grid: Tensor, placement: CubePlacement, row: int) -> Tensor:
+    """Find the mean (3,) in mm of the occupied voxels of a sample's grid, were it about its reference."""
+    mean = grid.nonzero().double().mean(dim=0) + 0.5
+    return to_camera(mean.expand(len(placement.reference_mm), 1, 3), placement)[row, 0]
+
+
 def _judge_volume(part: DataSubset, seed: int) -> Fault | None:
     batch = read_first_batch(part, _NUM_VOLUME_SAMPLES, seed)
     placement = CubePlacement.from_rows(batch["placement"])
@@ -126,6 +153,9 @@ def _judge_volume(part: DataSubset, seed: int) -> Fault | None:
     unpermuted = occupancy(batch["depth"], batch["camera"], replace(placement, axes="xyz"))
     fitting = compare(candidates=_iter_volume_causes(batch, placement)) or compare(
         candidates=_iter_shifts(occupied, permute_axes(unpermuted, placement.axes) > 0)
+    )
+    fitting = fitting or explain(
+        occupied, None, _iter_centres(occupied, batch, placement), likeness=_compute_iou, above=_MIN_CENTRE_IOU
     )
     cause, explanation = "data.projection", "no permutation, rotation, scale or shift explains it"
     if fitting:
@@ -216,7 +246,8 @@ def _decode_maps(heatmaps: Tensor, joints: Tensor, visible: Tensor, placement: C
     decoded = decode(maps, decoding="argmax" if is_one_hot else "parabola")
     is_usable = visible & (is_one_hot | (peaks(maps) > _MIN_PEAK))
     expected = _convert_to_cells(joints, placement, cells)
-    is_usable = is_usable & ((expected > 0) & (expected < cells)).all(dim=-1)
+    margin = 0.0 if is_one_hot else 1.0  # a peak is fitted to the cells on both sides of the largest
+    is_usable = is_usable & ((expected > margin) & (expected < cells - margin)).all(dim=-1)
     is_inner = is_usable & ((decoded > _BORDER) & (decoded < cells - _BORDER)).all(dim=-1)
     widths = measure_widths(maps)[is_inner] if not is_one_hot else torch.empty(0)
     return _Maps(expected, decoded, is_usable, widths, _MAX_ERROR_ONE_HOT if is_one_hot else _MAX_ERROR, cells)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sightline.compute.geometry.scans.projection import RangeView, compute_pixels
-from sightline.contract.types import Batch
+from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys
+from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys, read_samples
 from sightline.workbench.describe.report import projection_view
 
 _MAX_SCANS = 16
@@ -70,6 +70,8 @@ _MAX_CLAMPED = 0.1
 _MAX_BESIDE = 0.1
 _MAX_EMPTY_ROWS = 0.5
 """Share of the rows; KITTI's camera leaves the lowest 23 of 64 rows empty."""
+_MAX_INNER_GAPS = 0.1
+"""Share of the rows, of one beam each; a beam or two of a sensor may be broken."""
 _MAX_EMPTY_COLUMNS = 0.25
 """Share of adjacent columns; KITTI's camera leaves 0.1 of 90 degrees empty."""
 _MAX_CORRELATION = -0.5
@@ -118,10 +120,12 @@ def _iter_faults(images: PartImages) -> Iterator[Fault]:
             expected=f"at most {_MAX_BESIDE:.0%}",
             action="widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
         )
-    correlation = float(torch.corrcoef(torch.stack([row.double(), elevation]))[0, 1])
+    correlation = _correlate(row, elevation)
     if correlation > _MAX_CORRELATION:  # False if it is NaN, for a single beam
+        up = _find_up(images.part)
         yield Fault(
-            "rows of the image do not fall with the elevation of their points",
+            "rows of the image do not fall with the elevation of their points" + f", but with their {up}" * bool(up),
+            causes=("data.layout", "cfg.axis_swap") if up else (),
             measured=f"a correlation of {correlation:.2f} between row and elevation",
             expected=f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
             action="look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
@@ -160,6 +164,20 @@ def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float, f
     return torch.cat([empty.long(), *rows]), torch.cat([empty.double(), *elevations]), beside, clamped, shown
 
 
+def _find_up(part: DataSubset) -> str:
+    """Find the axis, other than z, along which the rings of a scan fall, before any transform; "" without one."""
+    sample = read_samples(part.dataset, [SampleKey(int(part.indices[0]), 0, 0)])[0]
+    points, ring = torch.as_tensor(sample["points"]).double(), sample.get("ring")
+    if ring is None:
+        return ""
+    angles = (points / points.norm(dim=1, keepdim=True).clamp(min=1e-9)).asin().T
+    return next((name for name, angle in zip("xy", angles, strict=False) if _correlate(ring, angle) < -0.9), "")
+
+
+def _correlate(row: Tensor, angle: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([row.double(), angle]))[0, 1])
+
+
 def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> Fault:
     low, high = (
         float(angle)
@@ -192,6 +210,15 @@ def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
             expected=f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
             action="set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
         )
+    inner = _count_inner_gaps(rows) if images.view.rows != "pitch" else 0
+    if inner > _MAX_INNER_GAPS * len(rows):
+        yield Fault(
+            f"{inner} rows of the image are always empty, between rows that are not: rings are missing",
+            causes=("data.sampling", "data.projection", "data.corrupt_sample"),
+            measured=f"no point in {inner} of {len(rows)} rows",
+            expected=f"at most {_MAX_INNER_GAPS:.0%} of the rows; each row is a beam, and every beam measures",
+            action="look at what leaves points out before the projection, and at the numbers of the rings",
+        )
     flat = _count_flat_rows(images, is_filled)
     if flat:
         yield Fault(
@@ -209,6 +236,12 @@ def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
             expected=f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
             action="set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
         )
+
+
+def _count_inner_gaps(is_filled: Tensor) -> int:
+    """Count the empty rows between the first and the last row with points."""
+    filled = is_filled.nonzero()[:, 0]
+    return int(filled[-1] - filled[0]) + 1 - len(filled) if len(filled) else 0
 
 
 def _count_flat_rows(images: PartImages, is_filled: Tensor) -> int:

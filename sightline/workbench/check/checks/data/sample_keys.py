@@ -247,6 +247,7 @@ def _is_close(first: Tensor, second: Tensor) -> bool:
 
 _MIN_SAMPLES = 8
 _MAX_REPEATED = 0.5
+_EMPTY_CAUSES = ("data.corrupt_sample", "data.path", "data.missing_modality")
 _INPUTS = ("points", "image", "depth", "volume", "range_image", "features")
 
 
@@ -264,12 +265,13 @@ def repeated_samples(context: Context, survey: PartStatistics) -> Iterator[Fault
         if count > 1 and count >= (1 - _MAX_REPEATED) * total:
             continue
         is_empty = count == 1 and statistics.low == statistics.high
+        is_only = all(len(s.contents) <= 1 for other in _INPUTS if (s := survey.fields.get(other)) is not None)
         yield Fault(
             f"'{name}' is {f'{statistics.low:g} everywhere' if is_empty else 'the same'} in every sample"
             if count == 1
             else f"'{name}' has {count} different values in {total} samples",
             severity="error" if count == 1 else "warning",
-            causes=("data.missing_modality", "data.path")
+            causes=_EMPTY_CAUSES[:: 1 if is_only else -1]
             if is_empty
             else ("data.sampling", "data.pairing", "data.path"),
             sample=next(iter(statistics.contents.values())),

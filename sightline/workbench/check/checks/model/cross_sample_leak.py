@@ -26,6 +26,7 @@ from sightline.workbench.check.context import Context, check, evaluations, first
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.sample_statistics import is_standardised
 
 _SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 """Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
@@ -34,6 +35,7 @@ _ROUNDING_SHARE_ONE_FORMAT = 2.0**-10  # the same for a network that cannot run 
 _LEAK_FACTOR = 16.0
 _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
+_IN_INPUTS = "already in the inputs of the model: the collated batch differs"
 _LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
 _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
@@ -43,7 +45,7 @@ _NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) 
     "cross-sample-leak",
     "preflight",
     each=first_steps,
-    causes=("model.cross_sample_leak", "model.norm_mode"),
+    causes=("model.cross_sample_leak", "model.norm_mode", "model.structure"),
     config_path="model",
     expected="the same outputs for a sample alone and in a batch, except for rounding: metrics must not depend on how "
     "samples are divided into batches and over processes",
@@ -228,7 +230,8 @@ def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
         return None
     worst = max(suspects.values(), key=lambda difference: difference.share)
     layer, location = _find_leak(group, model, group_batch, dataclasses.replace(single, batch=single_batch))
-    return _make_leak(group, single, worst, layer, location)
+    is_normed = all(map(is_standardised, (alone[worst.name], batched[worst.name])))
+    return _make_leak(group, single, worst, layer, location, is_normed=is_normed)
 
 
 def _find_changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[_Difference]:
@@ -334,7 +337,7 @@ def _find_leak(group: _Group, model: nn.Module, group_batch: Batch, single: _Sin
     if is_result:
         return name, f"first in the outputs of '{name or 'the model'}'"
     if not name:
-        return "", "already in the inputs of the model: the collated batch differs"
+        return "", _IN_INPUTS
     owner = name.rpartition(".")[0]
     return owner, f"first in the inputs of '{name}', by the code of '{owner or 'the model'}'"
 
@@ -350,18 +353,36 @@ def _record_calls(
     return record(model, enter=pass_on, leave=pass_on)
 
 
-def _make_leak(group: _Group, single: _Single, worst: _Difference, layer: str, location: str) -> Fault:
+def _make_leak(
+    group: _Group, single: _Single, worst: _Difference, layer: str, location: str, *, is_normed: bool = False
+) -> Fault:
     module = group.model.get_submodule(layer)
     is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
+    if location == _IN_INPUTS:
+        return Fault(
+            f"a sample is another in a batch than alone, before the model: its '{worst.name}' differs",
+            causes=("data.pairing", "data.padding", "model.cross_sample_leak"),
+            measured=f"{single.name} alone and in a batch with {others[0]}: {location}",
+            action="look at what makes or changes whole batches: `get_batch`, `collate`, a transform",
+            at="data",
+            evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
+        )
     return Fault(
         f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
-        causes=("model.norm_mode", "model.cross_sample_leak") if is_norm else (),
+        causes=("model.norm_mode", "model.cross_sample_leak")
+        if is_norm
+        else ("model.structure", "model.cross_sample_leak", "model.norm_mode")
+        if is_normed
+        else (),
         measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}",
+        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}"
+        + (f"; '{worst.name}' has mean 0 and deviation 1 in both" if is_normed else ""),
         action=_NORM_ACTION
         if is_norm
+        else f"look for a norm after the last layer: '{worst.name}' is standardised over the whole batch"
+        if is_normed
         else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
         layer=layer or None,
         evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},

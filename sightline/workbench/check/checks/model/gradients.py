@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.pytree import tree_leaves
 from sightline.engine.step import single_batch_step
 from sightline.instrument import record
 from sightline.store.loading.batch_reader import array_leaves
@@ -24,6 +26,8 @@ LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
 _MAX_RELATIVE_RATIO = 1e6
 _MAX_DEAD = 0.5
+_MAX_DEVIATIONS = 4.0
+"""Standard deviations above that share; of the some forty layers of a network, one in a thousand networks is there."""
 _MIN_UNITS = 8
 _COLUMNS = ("layer", "weights", "weight rms", "gradient rms", "ratio", "dead units", "exact zeros")
 
@@ -59,25 +63,48 @@ def gradient_flow(context: Context, step: DryRun) -> Iterator[Fault]:
     flows = _measure_layers(context)
     if flows:
         yield _make_note(flows)
-        yield from _size_faults(flows)
+        faults = list(_size_faults(flows))
+        yield from _leave_out_idle_branches(context, faults) if faults else []
         yield from _dead_faults(flows, step.num_samples)
 
 
-def _measure_layers(context: Context) -> list[LayerGradient]:
+def _measure_layers(context: Context, *, of_outputs: bool = False) -> list[LayerGradient]:
+    """Measure the gradients of the losses, or `of_outputs` those of a random sum of all outputs alike."""
     job = context.built.job
     model = isolated_copy(job.model)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     model.zero_grad(set_to_none=True)
-    forward_backward(job, model, [context.dry_run.batch], context.world.device)
+    if of_outputs:
+        _sum_outputs(model.train()(**context.dry_run.inputs)).backward()
+    else:
+        forward_backward(job, model, [context.dry_run.batch], context.world.device)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    return [measure_layer(name, layer) for name, layer in layers if layer.weight.grad is not None]
+    weights = {name: _get_weight(layer) for name, layer in layers}
+    measured = {name for name, weight in weights.items() if weight.ndim > 1 and weight.grad is not None}
+    return [measure_layer(name, layer) for name, layer in layers if name in measured]
+
+
+def _sum_outputs(outputs: Any) -> Tensor:
+    """Compute the sum of all numbers of the outputs, with random signs."""
+    generator, total = torch.Generator().manual_seed(0), torch.zeros(())
+    for _, value in tree_leaves(outputs):
+        if value.is_floating_point() and value.requires_grad:
+            signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
+            total = total.to(value) + (signs * value).sum()
+    return total
+
+
+def _get_weight(layer: nn.Module) -> Tensor:
+    """Return the parameter behind a layer's weight: of a quantised layer, its weight before it is quantised."""
+    chain = getattr(layer, "parametrizations", {})
+    return chain["weight"].original if "weight" in chain else layer.weight  # type: ignore[return-value]
 
 
 def measure_layer(name: str, layer: nn.Module) -> LayerGradient:
     """Measure the weight and the gradient of a layer."""
-    weight, gradient = layer.weight.detach(), layer.weight.grad.detach()  # type: ignore[union-attr, operator]
+    weight, gradient = _get_weight(layer).detach(), _get_weight(layer).grad.detach()  # type: ignore[union-attr]
     by_unit = gradient.transpose(0, 1) if isinstance(layer, nn.modules.conv._ConvTransposeNd) else gradient
     is_zero = by_unit.flatten(1) == 0
     size, gradient_size = (float(tensor.double().square().mean().sqrt()) for tensor in (weight, gradient))
@@ -132,20 +159,40 @@ def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
             )
 
 
+def _leave_out_idle_branches(context: Context, faults: Sequence[Fault]) -> list[Fault]:
+    """Keep the faults that a random sum of all outputs has as well.
+
+    A branch that the loss weighs little, such as a level of a pyramid without a box, gets a small gradient by the loss
+    alone: through the network, gradients do reach it.
+    """
+    try:
+        flows = _measure_layers(context, of_outputs=True)
+    except Exception:  # noqa: BLE001 - a network may return what cannot be summed
+        return list(faults)
+    others = {fault.layer for fault in _size_faults(flows)}
+    return [fault for fault in faults if fault.layer in others or "explode" in fault.summary]
+
+
+def _is_dead(flow: LayerGradient) -> bool:
+    """Return True for dead units beyond chance: a ReLU of inputs that hardly vary is off for half of all units."""
+    deviation = math.sqrt(_MAX_DEAD * (1 - _MAX_DEAD) / max(1, flow.units))
+    return flow.dead == 1 or flow.dead > _MAX_DEAD + _MAX_DEVIATIONS * deviation
+
+
 def _dead_faults(flows: Sequence[LayerGradient], num_samples: int) -> Iterator[Fault]:
     """Yield a fault for the last layer with mostly dead units; layers before it may be dead because of it.
 
     A branch that ends in a zero-initialised layer passes no gradient at first, by design.
     """
     has_zero_layer = any(flow.weight == 0 for flow in flows)
-    dead = [f for f in flows if f.dead > _MAX_DEAD and f.units >= _MIN_UNITS and not (f.dead == 1 and has_zero_layer)]
+    dead = [f for f in flows if _is_dead(f) and f.units >= _MIN_UNITS and not (f.dead == 1 and has_zero_layer)]
     for last in dead[-1:]:
         yield Fault(
             f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
             severity="warning",
             layer=last.name,
             measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
-            expected=f"at most {_MAX_DEAD:.0%} on {num_samples} samples",
+            expected=f"at most {_MAX_DEAD:.0%} on {num_samples} samples, and what chance adds to that",
             causes=("model.activation", "model.init", "data.normalisation"),
             action="look at the activation after it and at its bias: a ReLU of negative inputs passes no gradient on",
         )
@@ -293,11 +340,14 @@ def _reach_faults(context: Context) -> Iterator[Fault]:
     from_idle = _find_reached(context, silent, idle_outputs) if idle_outputs else set()
     from_read = _find_reached(context, silent, rehearsal.output_reads) - from_idle
     executed = {name for name in silent if _get_owner(name) in rehearsal.executed}
+    cut = [name for name in silent if name not in from_idle | from_read and name in executed]
+    unread = _find_unread(context, cut)
     groups = (
         ([name for name in silent if name in from_idle], "unused"),
         ([name for name in silent if name in from_read], "detached"),
         ([name for name in silent if name not in from_idle | from_read and name not in executed], "idle"),
-        ([name for name in silent if name not in from_idle | from_read and name in executed], "cut"),
+        ([name for name in cut if name in unread], "unread"),
+        ([name for name in cut if name not in unread], "cut"),
     )
     for names, reason in groups:
         if names:
@@ -347,6 +397,11 @@ def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle
             ("model.structure", "dist.unused_params"),
             "their modules never ran",
             "call these modules in forward, take them out, or declare them in optimizer.frozen",
+        ),
+        "unread": (
+            ("dist.unused_params", "model.structure", "model.frozen_unintended"),
+            "their modules ran, but no output changes with their values",
+            "return what they compute and give it a loss, or take them out; several processes would wait for gradients",
         ),
         "cut": (
             ("model.frozen_unintended", "model.structure", "dist.unused_params"),
@@ -415,6 +470,22 @@ def _find_reached(context: Context, names: Sequence[str], outputs: Any) -> set[s
     total = torch.stack([root.double() for root in roots]).sum()
     gradients = torch.autograd.grad(total, [parameters[name] for name in names], allow_unused=True)
     return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
+
+
+def _find_unread(context: Context, names: Sequence[str]) -> set[str]:
+    """Return the parameters, among `names`, whose values change no output: they are all drawn anew on a copy."""
+    if not names:
+        return set()
+    results = []
+    for is_drawn in (False, True):
+        model = isolated_copy(context.built.job.model)
+        for name, parameter in model.named_parameters() if is_drawn else ():
+            if name in names:
+                parameter.data = torch.randn_like(parameter)
+        torch.manual_seed(0)
+        results.append([tensor for result in _run_forward(context, model)[0] for _, tensor in array_leaves(result)])
+    is_same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+    return {*names} if is_same else set()
 
 
 def _is_frozen_by_config(context: Context, loss: str) -> bool:

@@ -21,14 +21,13 @@ from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
 from sightline.workbench.check.core.finding import Fault, Finding
 from sightline.workbench.check.core.object_graph import output_range
-from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
+from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums
 
 _SLACK = 1e-6
-_MAX_ZEROS = 0.3
-_LOW_TARGET, _MAX_LOW_TARGETS = 0.01, 0.1
-"""Bound of low targets (share of the largest) and their maximum share: a ReLU at 0 gets no gradient to reach them."""
+_MAX_ZEROS, _MAX_BLOCKED = 0.3, 0.01
+"""Shares of exact zeros, and of those whose target is above: a ReLU at 0 gets no gradient to reach it."""
 _RECTIFIERS = ("Relu", "Threshold")
 
 
@@ -69,17 +68,17 @@ def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Itera
         )
     elif bool((output >= 0).all()) and bool((target > 0).any()):
         zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
-        near = _share((target > 0) & (target < _LOW_TARGET * target.max()))
-        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and near > _MAX_LOW_TARGETS):
+        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and blocked > _MAX_BLOCKED):
             yield (
                 key,
                 Fault(
                     f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
                     severity="error" if zeros == 1 else "warning",
-                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above; "
-                    f"{near:.0%} of the targets of '{name}' are just above 0; "
+                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above "
+                    f"in '{name}'; "
                     f"the last operation is {_describe_operation(operation)}",
-                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros and targets well above 0",
+                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros, and {_MAX_BLOCKED:.0%} "
+                    "below their target",
                     causes=("model.activation", "model.init"),
                 ),
             )
@@ -371,8 +370,10 @@ def prior_bias(context: Context, assigned: AssignedBoxes) -> Fault | None:
     score = float(outputs.get("objectness", outputs["logits"]).double().sigmoid().mean())
     if prior / _FACTOR <= score <= prior * _FACTOR:
         return None
+    is_normed = is_standardised(outputs.get("objectness", outputs["logits"]).double())
     return Fault(
         "the untrained detector does not start with rare objects",
-        measured=f"a mean score of {score:.4g}",
+        causes=prior_bias.causes[:: -1 if is_normed else 1],
+        measured=f"a mean score of {score:.4g}" + (", of logits with mean 0 and deviation 1" if is_normed else ""),
         expected=f"p = {prior:g}, to a factor of {_FACTOR:g}",
     )

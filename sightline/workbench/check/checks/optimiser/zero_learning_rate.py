@@ -25,7 +25,7 @@ def zero_learning_rate(context: Context) -> Iterator[Fault]:
     Finds: Learning rates that change no weight, for the whole run or a share of it, or because of the optimiser.
     """
     evidence = {"num_steps": context.built.job.num_steps}
-    for fault in _rate_faults(context, *_compute_rates(context)):
+    for fault in _rate_faults(context, *compute_rates(context)):
         yield replace(fault, evidence=evidence)
 
 
@@ -59,7 +59,7 @@ def _rate_faults(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iter
         yield from _replay_faults(context, int(steps[rates.argmax()]))
 
 
-def _compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
+def compute_rates(context: Context) -> tuple[np.ndarray, np.ndarray]:
     """Compute the largest learning rate of all groups at up to 20,000 evenly spaced steps: steps (S,), rates (S,)."""
     job = context.built.job
     count = min(job.num_steps, _MAX_STEPS)

@@ -1,10 +1,7 @@
-"""Detection backbones: images to the feature maps C3, C4 and C5, with strides 8, 16 and 32.
+"""Networks of detection: backbones, the necks FPN and PAFPN, and the detector that joins backbone, neck and head.
 
-CSPDarknet and PAFPN, backbone and neck of YOLOX. Sources: Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX.
-
-Feature pyramid network (FPN): maps of equal width with a top-down pathway. Source: Lin et al. 2017.
-
-Object detector: images to predictions at priors, with any backbone, neck and head.
+Backbones map images to the feature maps C3, C4 and C5, with strides 8, 16 and 32: ResNets, Darknet-53, CSPDarknet.
+Heads are in heads.py. Sources: Lin et al. 2017, FPN; Wang et al. 2020, CSPNet; Ge et al. 2021, YOLOX.
 """
 
 from __future__ import annotations
@@ -406,5 +403,5 @@ class Detector(nn.Module):
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(image))
-        shapes = torch.tensor([level_map.shape[2:] for level_map in maps], device="cpu").expand(len(image), -1, -1)
+        shapes = torch.tensor([level_map.shape[2:] for level_map in maps], device="cpu").expand(image.shape[0], -1, -1)
         return cast(DetectorOutput, {**self.head(maps), "level_shapes": shapes})

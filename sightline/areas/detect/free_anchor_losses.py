@@ -176,8 +176,8 @@ class FreeAnchorNegative(_BoxesLoss):
         box, prior = torch.cat(pairs).unbind(dim=1)
         p = (torch.cat(values) - self.least_iou) / (best[box] - self.least_iou)
         keys, group = torch.stack([prior, classes[box]], dim=1).unique(dim=0, return_inverse=True)
-        most = p.new_zeros(len(keys)).scatter_reduce(0, group, p, "amax")
-        return keys[:, 0], keys[:, 1], most
+        highest = p.new_zeros(len(keys)).scatter_reduce(0, group, p, "amax")
+        return keys[:, 0], keys[:, 1], highest
 
 
 def _assert_anchors(name: str, priors: Tensor) -> None:

@@ -1,14 +1,12 @@
-"""Mosaic and mix-up of several images with their boxes; pure, as all transforms.
-
-Both take `others`, which draws further images of the training part (store/loading/batch_reader.py), the same for any
-number of workers and after a resume. `to_canvas` is about the sample's own image, as `truth` and `file_px` are: a
-combined image is trained on, never scored.
-
-Geometric transforms of images with their boxes: fit to a canvas, crop, affine; pure, as all transforms.
+"""Geometric transforms of images with their boxes: fit to a canvas, crop, affine, mosaic, mix-up; all are pure.
 
 `image` (1, H, W, 3) of a sample, 0 to 255, `boxes` (1, G, 4) as left, top, right, bottom in its pixels (pixel i covers
 [i, i + 1)), and `to_canvas` (1, 2, 3), which takes a place (x, y, 1) of the image's file to its present pixel. Boxes
 that leave the image keep their place or are clipped; what little is left of one is ignored, never background.
+
+Mosaic and mix-up combine several images. They take `others`, which draws further images of the training part
+(store/loading/batch_reader.py), the same for any number of workers and after a resume. `to_canvas` is about the
+sample's own image, as `truth` and `file_px` are: a combined image is trained on, never scored.
 """
 
 from __future__ import annotations

@@ -1,0 +1,102 @@
+"""Hooks of mkdocs.yml: the pages of docs/ as a site of their own, without a repository behind it.
+
+The site opens with the README, and has a page for every source file that a page links to, and one with the docstrings
+of the Python API. The pointers at old paths of pages are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+import sightline
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+_LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
+_FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
+_LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "toml", ".json": "json"}
+_MAX_SOURCE_BYTES = 200_000
+_PUBLIC = sorted(name for name in sightline.__all__ if not name.startswith("_") and name not in {"geometry", "metrics"})
+_API = "# Python API: classes and functions\n\nExamples are on the page [Python API](python.md).\n\n" + "".join(
+    f"::: sightline.{name}\n\n" for name in _PUBLIC
+)
+
+
+def on_config(config: Any) -> Any:
+    """Make the anchors of headings as GitHub does, for which the links are written."""
+    config.mdx_configs["toc"]["slugify"] = lambda heading, separator: re.sub(
+        r"[^\w\- ]", "", heading.strip().lower()
+    ).replace(" ", separator)
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Replace the front page and the pointers, and add the pages that have no file."""
+    contents = (DOCS / "README.md").read_text(encoding="utf-8")
+    front = (ROOT / "README.md").read_text(encoding="utf-8")
+    for file in list(files):
+        if file.is_documentation_page() and Path(file.src_uri).parent == Path("."):
+            files.remove(file)
+    pages = {
+        "index.md": _resolve_links(front, ROOT, DOCS),
+        "pages.md": _resolve_links(contents.replace("# Documentation", "# All pages"), DOCS, DOCS),
+        "reference/api.md": _API,
+    }
+    texts = [*pages.values(), *(_read_page(file) for file in files if file.is_documentation_page())]
+    sources = {link for text in texts for link in re.findall(r"\]\((?:\.\./)*source/([^)\s#]+)\.md", text)}
+    pages |= {f"source/{path}.md": _quote_source(path) for path in sorted(sources)}
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn the links of a page that lead out of docs/ to the site's own pages."""
+    return _resolve_links(markdown, (DOCS / page.file.src_uri).parent, (DOCS / page.file.src_uri).parent)
+
+
+def _read_page(file: File) -> str:
+    path = DOCS / file.src_uri
+    return _resolve_links(path.read_text(encoding="utf-8"), path.parent, path.parent)
+
+
+def _resolve_links(text: str, folder: Path, place: Path) -> str:
+    """Rewrite the links of a text written in `folder` for a page in `place`; code stays as it is."""
+
+    def resolve(match: re.Match[str]) -> str:
+        before, link, anchor, after = match.groups()
+        if re.match(r"[a-z]+:", link):
+            return match[0]
+        return f"{before}{os.path.relpath(_site_path((folder / link).resolve()), place)}{anchor or ''}{after}"
+
+    pieces = re.split(f"({_FENCED.pattern})", text, flags=_FENCED.flags)
+    return "".join(piece if piece.startswith("```") else _LINK.sub(resolve, piece) for piece in pieces)
+
+
+def _site_path(target: Path) -> Path:
+    """Return the path below docs/ of the page, or file, that shows a file of the project."""
+    if target == ROOT / "README.md":
+        return DOCS / "index.md"
+    if target == DOCS / "README.md":
+        return DOCS / "pages.md"
+    is_shown = target.is_relative_to(DOCS) and target.suffix not in {".py", ".json", ".jsonl"}
+    is_made = not target.exists()  # by this file
+    return target if is_shown or is_made else DOCS / "source" / f"{target.relative_to(ROOT)}.md"
+
+
+def _quote_source(path: str) -> str:
+    """Return a page with a file of the project, or with the names in a folder of it."""
+    target = ROOT / path
+    if target.is_dir():
+        names = "".join(f"- `{child.name}`\n" for child in sorted(target.iterdir()) if not child.name.startswith("__"))
+        return f"# {path}\n\n{names}"
+    text = target.read_text(encoding="utf-8")
+    if len(text) > _MAX_SOURCE_BYTES:
+        return f"# {path}\n\nThis file has {len(text):,} characters; it is in the project's folder.\n"
+    fence = "`" * 5
+    return f"# {path}\n\n{fence}{_LANGUAGES.get(target.suffix, 'text')}\n{text}\n{fence}\n"

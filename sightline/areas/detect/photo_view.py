@@ -1,0 +1,28 @@
+"""Pictures of the user's own photos in `sightline view`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightline.store.files.image_files import DEPTH_MODES, IMAGE_SUFFIXES, read_header, read_image
+from sightline.view.image_stages import picture_stage
+from sightline.view.panels import ImagePanel
+from sightline.view.stages import ViewedSample
+
+
+def view_photo(path: Path, *, name: str) -> ViewedSample | None:
+    """View a photo upright, as `predict` sees it; None for a file of another kind, such as a depth image.
+
+    Raises DataError for a damaged one.
+    """
+    header = read_header(path) if path.suffix.lower() in IMAGE_SUFFIXES else None
+    if header is None or header.mode in DEPTH_MODES:
+        return None
+    pixels = read_image(path, orientation=header.orientation)
+    height, width = pixels.shape[:2]
+    turned = ", turned as its EXIF orientation says" if header.orientation > 1 else ""
+    text = f"{width} x {height} pixels, {header.mode}{turned}"
+    stage = picture_stage(
+        "as read", text, (ImagePanel("photo", pixels),), {"height_px": height, "width_px": width, "mode": header.mode}
+    )
+    return ViewedSample(name, (stage,), "camera_y_down", {"file": str(path)})

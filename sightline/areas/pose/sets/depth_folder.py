@@ -1,0 +1,427 @@
+"""The user's own depth frames with joints, from a folder of images, a file of joints, and the camera's intrinsics."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.areas.pose.depth_files import MIN_RANGE_MM, SizePx, read_depth, read_depth_png
+from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
+from sightline.areas.pose.sets.depth_sets import (
+    SPLITS,
+    DepthSource,
+    DepthSpec,
+    PreparedFrames,
+    SourceFrame,
+    StoredFrames,
+    plan_depth_set,
+    train_and_test,
+)
+from sightline.areas.pose.sets.joint_labels import (
+    CAMERA_FILE,
+    CAMERA_KEYS,
+    LABEL_FILES,
+    FrameLabel,
+    JointLabels,
+    read_camera,
+    read_joint_labels,
+)
+from sightline.areas.pose.sets.skeletons import Skeleton
+from sightline.compute.geometry.pinhole import project_points
+from sightline.contract import registry
+from sightline.contract.arguments import FractionBelowOne, PositiveFloat, PositiveFraction, ReferencePoint, Seed
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.schema import suggest
+from sightline.store.files.input_files import file_size
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared
+from sightline.store.prepared.prepared_writer import Progress, Shard, write_prepared_set
+
+_MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+_FRAMES_PER_SHARD = 200
+_MIN_RECORDINGS = 5
+"""Recordings below which stretches of frames stand for them when splits are made."""
+_STRETCHES = 10
+_CUBE_MARGIN = 1.25
+_NUM_COMPARED = 8
+
+
+@registry.data.add("depth_folder")
+class DepthFolder(PreparedFrames):
+    """The user's own depth frames with joints in mm, prepared by `sightline data prepare depth_folder`.
+
+    The default `reference` is the centre of mass of the figure. `validation_share` of the training recordings, by
+    `split_seed`, choose the checkpoint; a recording is a folder of frames, or of few folders a stretch of frames.
+    Source: the user's files.
+    """
+
+    set_name = "depth_folder"
+    readable_sets = ("depth_folder",)
+    expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
+
+    def __init__(
+        self,
+        *,
+        split: str,
+        root: str | None = None,
+        reference: ReferencePoint | None = None,
+        joints: tuple[str, ...] = (),
+        validation_share: FractionBelowOne = 0.1,
+        split_seed: Seed = 0,
+    ) -> None:
+        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        about = prepared.manifest["figure"]
+        self.camera = DepthCamera(*prepared.manifest["camera_px"], *prepared.manifest["image_size_px"])
+        self.skeleton = Skeleton(
+            tuple(prepared.manifest["joint_names"]),
+            tuple((int(first), int(second)) for first, second in about["bones"]),
+            (),
+            None,
+            about["centre"],
+            about["cube_mm"],
+        )
+        is_stated = "validation" in prepared.splits
+        choose = _choose_stated if is_stated else partial(train_and_test, share=validation_share, seed=split_seed)
+        frames, part = choose(prepared, split)
+        super().__init__(frames=frames, part=part, reference=reference, joints=joints)
+
+    @classmethod
+    def prepare(
+        cls,
+        *,
+        source: Path,
+        target: Path,
+        name: str,
+        progress: Progress,
+        fx: PositiveFloat | None = None,
+        fy: float | None = None,
+        u0: float | None = None,
+        v0: float | None = None,
+        joint_unit: Literal["mm", "cm", "m"] = "mm",
+        mm_per_unit: PositiveFloat = 1.0,
+        centre: str | None = None,
+        cube_mm: PositiveFloat | None = None,
+        test_share: PositiveFraction = 0.2,
+        seed: Seed = 0,
+    ) -> dict[str, Any]:
+        """Write the labelled frames of a folder in native form; returns the manifest with `root` and `outcome`.
+
+        `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
+        `mm_per_unit` is the unit of the images' numbers. `centre` names the joint in the middle of the figure, by
+        default the one nearest to all others; `cube_mm` is the side of the cube around it, by default a quarter more
+        than the joints need. `test_share` of the recordings are tested, by a hash of `seed` and their names, unless
+        the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
+        that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
+        """
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        root = source.expanduser().resolve()
+        if not root.is_dir():
+            raise DataError(f"{source}: there is no such folder; give one with frames and {' or '.join(LABEL_FILES)}")
+        if (root / MANIFEST).is_file():
+            raise DataError(f"{root}: is prepared already; give the folder of the files")
+        labels = read_joint_labels(root)
+        joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
+        _check_joints(labels, joints, joint_unit)
+        camera = _find_camera(root, dict(zip(CAMERA_KEYS, (fx, fy, u0, v0), strict=True)), labels, mm_per_unit)
+        skeleton = _make_skeleton(labels, joints, centre, cube_mm)
+        notes = [*_note_unlabelled(root, labels), *_compare_with_images(root, labels, joints, camera, mm_per_unit)]
+        splits, groups, split_note = _assign_splits(labels.frames, test_share, seed)
+        is_png = mm_per_unit == 1.0 and all(label.frame.lower().endswith(".png") for label in labels.frames)
+        reader = _FrameReader(root, labels, joints, groups, camera.size_px, mm_per_unit, is_png)
+        content = DepthSource(
+            labels.path.name, "uint16" if is_png else "float32", _list_shards(reader, splits), (), notes
+        )
+        spec = DepthSpec(
+            name=cls.set_name,
+            what="your own depth frames",
+            marks=LABEL_FILES,
+            camera=camera,
+            skeleton=skeleton,
+            published={},
+            orientation=f"camera's frame, x right, y {camera.y_points}, z forward",
+            split_note=split_note,
+        )
+        figure = {"bones": [list(bone) for bone in skeleton.bones], "centre": skeleton.centre}
+        about = {
+            "camera_px": camera.intrinsics.tolist(),
+            "image_size_px": list(camera.size_px),
+            "figure": {**figure, "cube_mm": skeleton.cube_mm},
+            "joint_unit": joint_unit,
+            "file_mm_per_unit": mm_per_unit,
+        }
+        listed = json.dumps([[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)])
+        options = {**about, "frames": hashlib.sha256(listed.encode()).hexdigest(), "labels": _digest(joints)}
+        plan = plan_depth_set(spec, content, root, about=about, options=options)
+        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """Summary of a prepared folder for `data info`."""
+        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        names, figure = manifest["joint_names"], manifest["figure"]
+        described = super().describe(root)
+        return {
+            **described,
+            "image_size_px": manifest["image_size_px"],
+            "camera_px": dict(zip(CAMERA_KEYS, manifest["camera_px"], strict=True)),
+            "joints": ", ".join(names),
+            "bones": ", ".join(f"{names[first]}-{names[second]}" for first, second in figure["bones"]),
+            "centre": names[figure["centre"]],
+            "cube_mm": figure["cube_mm"],
+        }
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """Description, accepted layouts, and the command to prepare it."""
+        return make_card("depth_folder", {"files": ".png (one channel of 16 bits), .npy"}, set_name=cls.set_name)
+
+
+def _choose_stated(prepared: PreparedSet, split: str) -> tuple[StoredFrames, FrameSplit]:
+    """Choose the frames of a split where the labels state the validation frames, too."""
+    stored = {name: StoredFrames(prepared, (name,)) for name in SPLITS}
+    if split not in stored:
+        raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(SPLITS)}")
+    indices = {name: np.flatnonzero(frames.usable_mask()) for name, frames in stored.items()}
+    sizes = {name: len(frames) for name, frames in indices.items()}
+    return stored[split], FrameSplit(split, split, indices[split], int(stored[split].starts()[-1]), sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class _FrameReader:
+    """Reader of a labelled frame by its index in the file of labels."""
+
+    root: Path
+    labels: JointLabels
+    joints: np.ndarray
+    groups: np.ndarray
+    size_px: SizePx
+    mm_per_unit: float
+    is_png: bool
+
+    def __call__(self, index: int) -> SourceFrame:
+        label, path = self.labels.frames[index], self.root / self.labels.frames[index].frame
+        depth = (
+            read_depth_png(path, size_px=self.size_px)
+            if self.is_png
+            else read_depth(path, size_px=self.size_px, mm_per_unit=self.mm_per_unit)
+        )
+        visible = ~np.isnan(self.joints[index]).any(axis=1)
+        joints = np.where(visible[:, None], self.joints[index], 0.0)
+        return SourceFrame(label.frame, str(path), depth, joints, visible, int(self.groups[index]))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Picklable rows of a shard."""
+
+    reader: _FrameReader
+    indices: tuple[int, ...]
+
+    def __call__(self) -> Iterator[SourceFrame]:
+        return map(self.reader, self.indices)
+
+
+def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[SourceFrame]]:
+    shards = []
+    for split in dict.fromkeys(splits):
+        members = [index for index, name in enumerate(splits) if name == split]
+        for first in range(0, len(members), _FRAMES_PER_SHARD):
+            indices = tuple(members[first : first + _FRAMES_PER_SHARD])
+            files = tuple(reader.root / reader.labels.frames[index].frame for index in indices)
+            title = f"{split} {first} to {first + len(indices) - 1}"
+            size = sum(map(file_size, files))
+            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), _Rows(reader, indices), size))
+    return shards
+
+
+def _find_camera(root: Path, given: dict[str, float | None], labels: JointLabels, mm_per_unit: float) -> DepthCamera:
+    """Return the camera of the options, or of `camera.json`, with the size of the first image."""
+    stated = {key: value for key, value in given.items() if value is not None} or read_camera(root)
+    missing = [key for key in CAMERA_KEYS if key not in stated]
+    if missing:
+        raise ConfigError(
+            f"{root}: the intrinsics {', '.join(missing)} are missing; give {' '.join(f'{k}=' for k in missing)} in "
+            f'pixels, or write {CAMERA_FILE}: {{"fx": 475.0, "fy": 475.0, "u0": 320.0, "v0": 240.0}}'
+        )
+    if stated["fx"] <= 0 or stated["fy"] == 0:
+        raise ConfigError(f"{root}: fx must be positive, and fy not 0 (negative: Y points up)")
+    for label in labels.frames:
+        path = root / label.frame
+        if not path.is_file():
+            raise DataError(f"{label.where}: there is no image {path}; put it there, or take the line out")
+        if path.suffix.lower() not in (".png", ".npy"):
+            raise DataError(f"{label.where}: {label.frame} is neither .png (one channel of 16 bits) nor .npy")
+    height, width = read_depth(root / labels.frames[0].frame, mm_per_unit=mm_per_unit).shape
+    return DepthCamera(stated["fx"], stated["fy"], stated["u0"], stated["v0"], width, height)
+
+
+def _check_joints(labels: JointLabels, joints: np.ndarray, unit: str) -> None:
+    """Raise DataError for joints at or behind the camera, in another unit, and a set without any."""
+    depths = joints[..., 2]
+    if np.isnan(depths).all():
+        raise DataError(f"{labels.path}: labels no joint of any frame")
+    behind = np.argwhere(depths <= 0)
+    if len(behind):
+        frame, joint = behind[0]
+        raise DataError(
+            f"{labels.frames[frame].where}: {labels.joint_names[joint]} is at z = {depths[frame, joint]:g} mm, at or "
+            "behind the camera; z points forward"
+        )
+    median = float(np.nanmedian(depths))
+    if median < MIN_RANGE_MM:
+        raise DataError(
+            f"{labels.path}: the joints are {median:.3g} mm from the camera (median), nearer than any camera measures; "
+            f"name their unit, which is not {unit}: joint_unit=m or cm"
+        )
+    never = np.isnan(depths).all(axis=0)
+    if never.any():
+        raise DataError(
+            f"{labels.path}: {labels.joint_names[int(never.argmax())]} is labelled in no frame; leave it out"
+        )
+
+
+def _make_skeleton(labels: JointLabels, joints: np.ndarray, centre: str | None, cube_mm: float | None) -> Skeleton:
+    """Return the skeleton: bones of the file or the shortest tree, the middle joint, and the cube around it."""
+    names = labels.joint_names
+    with np.errstate(invalid="ignore"):
+        distances = np.linalg.norm(joints[:, :, None] - joints[:, None], axis=-1)  # (frames, joints, joints)
+    is_known = ~np.isnan(distances)
+    mean = np.where(is_known, distances, 0).sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
+    mean = np.where(is_known.any(axis=0), mean, mean.max() + 1)
+    if centre is not None and centre not in names:
+        raise ConfigError(f"centre: '{centre}' is not a joint{suggest(centre, names)}")
+    middle = int(mean.sum(axis=1).argmin()) if centre is None else names.index(centre)
+    bones = _name_bones(labels) or _shortest_tree(mean, middle)
+    if cube_mm is None:
+        reach = np.nanmax(np.abs(joints - joints[:, [middle]]))
+        cube_mm = float(np.ceil(2 * _CUBE_MARGIN * reach / 10) * 10)
+    return Skeleton(names, bones, (), None, middle, cube_mm)
+
+
+def _name_bones(labels: JointLabels) -> tuple[tuple[int, int], ...]:
+    """Return the bones of the file as indices. Raises DataError unless they are a tree of the joints."""
+    names = labels.joint_names
+    if not labels.bones:
+        return ()
+    unknown = next((name for bone in labels.bones for name in bone if name not in names), None)
+    if unknown is not None:
+        raise DataError(f"{labels.path}: bones: '{unknown}' is not a joint{suggest(unknown, names)}")
+    bones = tuple((names.index(first), names.index(second)) for first, second in labels.bones)
+    reached, grew = {bones[0][0]}, True
+    while grew:
+        size = len(reached)
+        reached |= {joint for bone in bones if reached & {*bone} for joint in bone}
+        grew = len(reached) > size
+    if len(bones) != len(names) - 1 or len(reached) < len(names):
+        raise DataError(
+            f"{labels.path}: bones: {len(bones)} bones join {len(reached)} of {len(names)} joints; a tree has "
+            f"{len(names) - 1}, which join all"
+        )
+    return bones
+
+
+def _shortest_tree(distances: np.ndarray, root: int) -> tuple[tuple[int, int], ...]:
+    """Return the tree of least length that joins all joints, from the root on, by their mean distances (J, J)."""
+    joined, bones = [root], []
+    while len(joined) < len(distances):
+        others = [joint for joint in range(len(distances)) if joint not in joined]
+        row, column = divmod(int(distances[np.ix_(joined, others)].argmin()), len(others))
+        bones.append((joined[row], others[column]))
+        joined.append(others[column])
+    return tuple(bones)
+
+
+def _assign_splits(frames: Sequence[FrameLabel], test_share: float, seed: int) -> tuple[list[str], np.ndarray, str]:
+    """Return the stored split of every frame, its group (frames,) of like frames, and a note on both.
+
+    Groups are never divided between training and test: neighbours in a recording are alike.
+    """
+    recordings = [str(Path(label.frame).parent) for label in frames]
+    kind = "recordings (folders)"
+    if len(set(recordings)) < _MIN_RECORDINGS:
+        kind = "stretches of frames"
+        recordings = _cut_stretches([label.frame for label in frames], recordings)
+    names, groups = np.unique(recordings, return_inverse=True)
+    if frames[0].split:
+        splits = ["test" if label.split == "test" else "train" for label in frames]
+        return splits, groups, f"as the labels state; {kind} of train are held out for validation"
+    order = sorted(
+        names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest()
+    )
+    num_test = min(max(1, round(test_share * len(names))), len(names) - 1)
+    if num_test < 1:
+        raise DataError(f"{frames[0].where}: is the only frame; label more frames, or state their splits")
+    tested = set(order[:num_test])
+    note = f"{num_test} of {len(names)} {kind} are tested, by a hash of seed {seed}; others are held out for validation"
+    return ["test" if recording in tested else "train" for recording in recordings], groups, note
+
+
+def _cut_stretches(names: Sequence[str], recordings: Sequence[str]) -> list[str]:
+    """Return the stretch of each frame: a tenth of its recording, in the order of the names."""
+    stretches = [""] * len(names)
+    for recording in set(recordings):
+        members = [index for index, name in enumerate(recordings) if name == recording]
+        members.sort(key=lambda index: natural_sort_key(names[index]))
+        for rank, index in enumerate(members):
+            stretches[index] = f"{recording}/{rank * min(_STRETCHES, len(members)) // len(members)}"
+    return stretches
+
+
+def _note_unlabelled(root: Path, labels: JointLabels) -> list[str]:
+    """Return a note on images of the folder that no label names."""
+    labelled = {label.frame for label in labels.frames}
+    images = (path for path in root.rglob("*") if path.suffix.lower() in (".png", ".npy") and path.is_file())
+    names = sorted(path.relative_to(root).as_posix() for path in images)
+    others = [name for name in names if name not in labelled and not name.startswith(".")]
+    return [f"{len(others)} images have no label and are left out; the first is {others[0]}"] if others else []
+
+
+def _compare_with_images(
+    root: Path, labels: JointLabels, joints: np.ndarray, camera: DepthCamera, mm_per_unit: float
+) -> list[str]:
+    """Compare joints with the depths at their pixels in some frames; return a note where Y or the camera is doubtful.
+
+    Raises DataError if most joints lie outside of the image.
+    """
+    near, mirrored, outside, total = 0, 0, 0, 0
+    for index in np.unique(np.linspace(0, len(labels.frames) - 1, _NUM_COMPARED).astype(int)):
+        depth = read_depth(root / labels.frames[index].frame, size_px=camera.size_px, mm_per_unit=mm_per_unit)
+        known = joints[index][~np.isnan(joints[index]).any(axis=1)]
+        total += len(known)
+        is_inside, is_near = _find_near(depth, known, camera)
+        outside, near = outside + int((~is_inside).sum()), near + int(is_near.sum())
+        mirrored += int(_find_near(depth, known * [1, -1, 1], camera)[1].sum())
+    if total and outside > total / 2:
+        raise DataError(
+            f"{labels.path}: {outside} of {total} joints lie outside of the image of {camera.width_px} x "
+            f"{camera.height_px}; fx, fy, u0 and v0, or the unit of the joints, are of something else"
+        )
+    if mirrored > 2 * near and mirrored > total / 4:
+        return [
+            f"joints fit the depths at their pixels better upside down ({mirrored} of {total}, as they are {near}): "
+            "does Y point up? then fy is negative"
+        ]
+    return []
+
+
+def _find_near(depth: np.ndarray, joints: np.ndarray, camera: DepthCamera) -> tuple[np.ndarray, np.ndarray]:
+    """Return masks (J,) of joints inside the image, and of joints within a tenth of the depth at their pixel."""
+    column, row = np.round(project_points(joints, camera.intrinsics)[:, :2]).astype(int).T
+    is_inside = (column >= 0) & (column < camera.width_px) & (row >= 0) & (row < camera.height_px)
+    is_near = is_inside.copy()
+    is_near[is_inside] = (
+        np.abs(depth[row[is_inside], column[is_inside]] - joints[is_inside, 2]) < 0.1 * joints[is_inside, 2]
+    )
+    return is_inside, is_near
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

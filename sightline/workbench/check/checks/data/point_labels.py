@@ -1,0 +1,129 @@
+"""Points and their labels: labels that belong to other points, and rows of padding that are counted as points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sightline.contract.types import Batch, SampleKey
+from sightline.workbench.check.context import Context, check, surveys
+from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample, read_samples
+
+_MAX_QUERIES, _MAX_DISTANCES = 256, 2**19
+_MIN_CLOUDS, _MIN_PAIRS = 3, 128
+_MIN_AGREEMENT = 0.2
+"""Share above chance of nearest points with one label; parts of objects and of rooms have 0.6 or more, others 0."""
+_MIN_PADDED, _MIN_PADDED_SHARE = 3, 0.02
+"""Equal rows at the end of a cloud, and the share of clouds that must have them."""
+
+
+@check(
+    "G2",
+    "scattered-labels",
+    "preflight",
+    severity="warning",
+    causes=("data.pairing", "data.ordering", "data.augment_target_mismatch"),
+    config_path="data",
+)
+def scattered_labels(context: Context) -> Fault | None:
+    """Points next to one another have the same label more often than by chance, by 20 % of what is possible.
+
+    Finds: Labels of points in another order than the points, or of another cloud.
+    """
+    batch = context.dry_run.batch
+    clouds = list(_split_clouds(batch, context.built.data.facts.get("ignore_index"))) if batch else []
+    pairs = [_count_agreement(points, label) for points, label in clouds]
+    total = torch.tensor([pair for pair in pairs if pair[1] > 0], dtype=torch.float64)
+    if len(total) < _MIN_CLOUDS or float(total[:, 2].sum()) < _MIN_PAIRS:
+        return None
+    agreement = float(total[:, 0].sum() / total[:, 1].sum())
+    if agreement >= _MIN_AGREEMENT:
+        return None
+    return Fault(
+        "labels are scattered over the points: nearest points have the same label about as often as by chance",
+        split="train",
+        sample=int(batch["sample_index"][0]),
+        value=agreement,
+        bound=_MIN_AGREEMENT,
+        measured=f"{agreement:.0%} of the way from chance to always, for {int(total[:, 2].sum())} points of "
+        f"{len(total)} clouds",
+        expected=f"at least {_MIN_AGREEMENT:.0%}",
+        action="check that labels are read and moved in the order of the points: a sort, a shuffle or a sample of one "
+        "of them alone; `sightline view`",
+        evidence={"field": "label"},
+    )
+
+
+def _split_clouds(batch: Batch, ignored: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the labelled points (N, 3) and labels (N,) of each cloud."""
+    points, label, offsets = batch.get("points"), batch.get("label"), batch.get("offsets")
+    if not isinstance(points, Tensor) or not isinstance(label, Tensor) or label.is_floating_point():
+        return
+    if points.shape[-1] != 3 or label.shape != points.shape[:-1] or not bool(points.isfinite().all()):
+        return
+    if points.ndim == 2 and isinstance(offsets, Tensor) and int(offsets[-1]) == len(points):
+        clouds = zip(points.split(offsets.diff().tolist()), label.split(offsets.diff().tolist()), strict=True)
+    elif points.ndim == 3:
+        clouds = zip(points, label, strict=True)
+    else:
+        return
+    for cloud, labels in clouds:
+        is_labelled = labels != (-1 if ignored is None else ignored)
+        yield cloud[is_labelled].cpu().float(), labels[is_labelled].cpu()
+
+
+def _count_agreement(points: Tensor, label: Tensor) -> tuple[float, float, int]:
+    """Count points with the label of their nearest one: more than by chance, more at the most, and all of them."""
+    shares = label.unique(return_counts=True)[1].double() / max(1, len(label))
+    if len(shares) < 2:
+        return 0.0, 0.0, 0
+    count = min(_MAX_QUERIES, 1 + _MAX_DISTANCES // len(points))
+    some = torch.arange(0, len(points), max(1, len(points) // count))
+    distances = torch.cdist(points[some], points)
+    distances[torch.arange(len(some)), some] = torch.inf
+    chance = float(shares.square().sum()) * len(some)
+    return float((label[some] == label[distances.argmin(dim=1)]).sum()) - chance, len(some) - chance, len(some)
+
+
+@check(
+    "G6",
+    "padded-points",
+    "preflight",
+    each=surveys,
+    severity="warning",
+    causes=("data.padding", "data.corrupt_sample"),
+    config_path="data",
+)
+def padded_points(context: Context, survey: PartStatistics) -> Fault | None:
+    """Clouds do not end with equal points, unless a mask or the ignored label leaves these out.
+
+    Finds: Clouds filled up with zeros, or with one point, to one size: the rows are counted as points.
+    """
+    statistics = survey.fields.get("points")
+    padded = {} if statistics is None else {i: n for i, n in statistics.padded.items() if n >= _MIN_PADDED}
+    is_masked = any("mask" in name or "valid" in name for name in survey.fields)
+    if len(padded) < max(2, _MIN_PADDED_SHARE * survey.num_sampled) or is_masked:
+        return None
+    index, count = max(padded.items(), key=lambda item: item[1])
+    sample = read_samples(survey.part.dataset, [SampleKey(index, 0, context.config.seed)])[0]
+    label, value = sample.get("label"), torch.as_tensor(sample["points"])[-1].tolist()
+    ignored = survey.part.dataset.info.facts.get("ignore_index")
+    if (
+        isinstance(label, Tensor)
+        and label.ndim == 1
+        and bool(torch.isin(label[-count:], torch.tensor(-1 if ignored is None else ignored)).all())
+    ):
+        return None
+    return Fault(
+        f"clouds end with points that are all the same: {len(padded)} of {survey.num_sampled} looked at",
+        sample=index,
+        measured=f"the last {count} points of {describe_sample(survey.part.dataset, index)} are "
+        f"({', '.join(f'{number:g}' for number in value)}), without a mask"
+        + ("" if label is None or label.ndim == 0 else ", and have labels that the loss counts"),
+        expected="points of the object alone; or a mask, or the label ignore_index, for rows that fill a cloud up",
+        action="give clouds their own sizes (collate='concatenate'), or sample them to one size, or mask the rest",
+        evidence={"field": "points"},
+    )

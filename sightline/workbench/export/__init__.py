@@ -1,0 +1,1 @@
+"""Trained runs as files that other programs run: a network's graph, its check, the description beside it."""

@@ -1,0 +1,175 @@
+"""Export of a trained run to a file, checked against the run, with a description beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sightline.contract import registry
+from sightline.contract.errors import DataError, RunError, UserError, summarise_error
+from sightline.contract.members import TaskMembers
+from sightline.contract.types import Batch
+from sightline.engine.batch_stream import evaluation_keys
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun, open_run
+from sightline.runs.atomic_files import replace_atomic
+from sightline.store.loading.batch_reader import BatchReader
+from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
+from sightline.workbench.export.description import describe_export, write_description
+from sightline.workbench.export.formats import (
+    ENDINGS,
+    FORMATS,
+    ExportFormat,
+    assert_exportable,
+    load_written,
+    write_onnx,
+    write_torch_export,
+    write_torchscript,
+)
+from sightline.workbench.export.graph import GraphNetwork, SplitTransforms, record_graph, split_transforms
+from sightline.workbench.predict.prediction import InferencePipeline, build_predictor, collect_files
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """Exported file, the description beside it, its size, its inputs with their free axes, and its check."""
+
+    path: Path
+    description_path: Path
+    num_bytes: int
+    inputs: dict[str, list[int | str]]
+    check: ExportCheck
+
+
+class Examples(NamedTuple):
+    """Batches as the network's file takes it, the task bound to such batches, and where it is from."""
+
+    batches: list[Batch]
+    task: Any
+    source: str
+
+
+def export_run(
+    run: TrainedRun, *, to: ExportFormat = "onnx", out: Path | None = None, files: Sequence[Path] = ()
+) -> ExportResult:
+    """Write a run's network in a format, check it on 20 inputs, and describe it in a JSON file beside it.
+
+    The inputs are those of `files`, by default of the run's test split. Nothing is written unless the check was made.
+    Raises UserError for an unknown format and for a run whose data is not at hand, RunError for a network that the
+    format cannot hold, or whose file computes something else.
+    """
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: is none of {', '.join(FORMATS)}")
+    assert_exportable(to)
+    path = out or Path(f"{run.config.name}{ENDINGS[to]}")
+    if path.suffix != ENDINGS[to]:
+        raise UserError(f"--out {path}: a file of {to} ends in {ENDINGS[to]}")
+    split = split_transforms(run.transforms)
+    examples = read_examples(run, split, files)
+    network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
+    arranged = [values for batch in examples.batches for values in network.arrange(batch)]
+    inputs = [tuple(map(_to_float32, values)) for values in arranged]
+    with torch.no_grad():
+        outputs = tuple(network(*inputs[0]))
+    content, free_axes = _write(network, inputs[0], outputs, to, examples.task)
+    is_batch_free = any(0 in axes for axes in free_axes)
+    check = check_file(
+        load_written(to, content, outputs), network, inputs, is_batch_free=is_batch_free, source=examples.source
+    )
+    if not check.is_equal:
+        raise RunError(f"export: {to} computes something else than torch: {check.describe()}; nothing was written")
+    document = describe_export(
+        run, examples, split, network, to=to, content=content, free_axes=free_axes, values=inputs[0], check=check
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_atomic(path, content)
+    description_path = write_description(path, document)
+    shapes = {entry["name"]: entry["shape"] for entry in document["inputs"]}
+    return ExportResult(path, description_path, len(content), shapes, check)
+
+
+def _write(
+    network: GraphNetwork, values: tuple[Tensor, ...], outputs: Sequence[str], to: ExportFormat, task: Any
+) -> tuple[bytes, Sequence[dict[int, str]]]:
+    """Write a network in a format; return the content, and the free axes of each input."""
+    if to == "torchscript":  # a trace has the sizes of its example
+        return write_torchscript(network, tuple(value[:1] for value in values)), [{} for _ in values]
+    recorded = record_graph(network, values)
+    free_axes = [dict(axes) for axes in recorded.free_axes]
+    if to == "torch_export":
+        return write_torch_export(recorded), free_axes
+    threshold = TaskMembers.greedy_threshold.get(task)
+    suppression = None if threshold is None else {"iou_threshold": threshold, "most": task.selection.max_detections}
+    return write_onnx(recorded, outputs, suppression=suppression), free_axes
+
+
+def _to_float32(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def read_examples(run: TrainedRun, split: SplitTransforms, files: Sequence[Path]) -> Examples:
+    """Read the inputs on which a file is checked. Raises UserError if the run's data is not at hand."""
+    if files:
+        return _read_files(run, split, files)
+    try:
+        data = open_run(run.files, config=run.config).data
+        transforms = () if TaskMembers.compares_rows.get(_task_class(run)) else split.outside
+        batches: list[Batch] = []
+        for part in (data.test, data.train):
+            if (missing := NUM_CHECKED - sum(len(batch["sample_index"]) for batch in batches)) > 0:
+                reader = BatchReader(part.dataset, transforms)
+                indices = part.evenly_spaced_indices(missing)
+                batches.append(reader(evaluation_keys(indices, missing, epoch=0, seed=run.config.seed)[0]))
+    except (UserError, RunError) as error:
+        raise UserError(
+            f"{run.path}: the data to check the file with is not at hand ({summarise_error(error, max_length=200)}); "
+            "give files with --inputs"
+        ) from error
+    info = replace(data.test.dataset.info, fields=dict(reader.fields))
+    source = f"the {data.test.split} split" + (", then the train split" if len(batches) > 1 else "")
+    return Examples(batches, _build_task(run, batches[0], info), source)
+
+
+def _task_class(run: TrainedRun) -> Any:
+    return registry.tasks.entry(run.config.task).builder
+
+
+def _build_task(run: TrainedRun, batch: Batch, info: Any) -> Any:
+    """Build the task bound to the keys of a batch; for an encoder, its class."""
+    if TaskMembers.compares_rows.get(_task_class(run)):
+        return _task_class(run)
+    transformless = replace(run, transforms=())
+    fields = {name: info.fields[name] for name in info.fields if name in batch}
+    return InferencePipeline(transformless, info, World(), fields=fields, source="the data set").task
+
+
+def _read_files(run: TrainedRun, split: SplitTransforms, paths: Sequence[Path]) -> Examples:
+    """Read the first files, or files of folders, as `sightline predict` does."""
+    predictor = build_predictor(replace(run, transforms=split.outside))
+    found, refused = collect_files(paths, suffixes=predictor.suffixes)
+    if refused:
+        raise UserError(refused[0].reason)
+    files = found[:NUM_CHECKED]
+    predictor.start(files)
+    try:
+        samples = [predictor.read(path).sample for path in files]
+    except DataError as error:
+        raise UserError(f"--inputs: {error}") from error
+    finally:
+        predictor.close()
+    pipeline = InferencePipeline(
+        predictor.run,
+        predictor.info,
+        World(),
+        fields=predictor.fields,
+        source=f"a {predictor.noun} from a file",
+        hidden=predictor.hidden,
+        transforms=predictor.transforms(),
+        task=predictor.make_task(),
+    )
+    return Examples([pipeline.make_batch(files, samples)], pipeline.task, f"{len(files)} files")

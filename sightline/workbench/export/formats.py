@@ -1,0 +1,159 @@
+"""Formats of exported files: ONNX, torch.export's own, and TorchScript."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sightline.contract.errors import RunError, assert_installed
+from sightline.workbench.export.graph import GraphNetwork, RecordedGraph, explain, quiet
+
+ExportFormat = Literal["onnx", "torch_export", "torchscript"]
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+ENDINGS: Mapping[ExportFormat, str] = {"onnx": ".onnx", "torch_export": ".pt2", "torchscript": ".torchscript"}
+MAX_ONNX_BYTES = 2**31 - 1
+"""Limit of protobuf: a file of ONNX without data beside it is smaller."""
+_OPSET = 20
+_EXTRA = ("onnx", "onnxscript", "onnxruntime")
+
+
+def assert_exportable(to: ExportFormat) -> None:
+    """Raise MissingExtraError if a module that a format needs is not installed."""
+    for module in _EXTRA if to == "onnx" else ():
+        assert_installed(module, needed_by="export --to onnx")
+
+
+def write_onnx(recorded: RecordedGraph, outputs: Sequence[str], *, suppression: Mapping[str, Any] | None) -> bytes:
+    """Write a recorded graph as ONNX, all in one file. Raises RunError for an operation that ONNX lacks.
+
+    `suppression` has the `iou_threshold` and `most` boxes per class of a greedy suppression, which is added.
+    """
+    import onnx
+
+    try:
+        with quiet():  # not optimised: torch's optimiser takes an added 1e-8 for nothing, and onnxruntime has its own
+            made = torch.onnx.export(
+                recorded.program, (), None, dynamo=True, verbose=False, optimize=False, opset_version=_OPSET,
+                input_names=list(recorded.names), output_names=list(outputs),
+            )  # fmt: skip
+    except Exception as error:
+        raise RunError(f"export: ONNX cannot hold this network: {explain(error)}") from error
+    assert made is not None
+    model = made.model_proto
+    _name_free_axes(model, recorded)
+    if suppression is not None:
+        _add_suppression(model, **suppression)
+    if model.ByteSize() > MAX_ONNX_BYTES:
+        raise RunError(f"export: the network has {model.ByteSize():,} bytes; one file of ONNX has {MAX_ONNX_BYTES:,}")
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def _name_free_axes(model: Any, recorded: RecordedGraph) -> None:
+    """Name the free sizes of inputs; those of outputs that are named by torch's symbols follow."""
+    renamed = {}
+    for value, axes in zip(model.graph.input, recorded.free_axes, strict=True):
+        for axis, name in axes.items():
+            renamed[value.type.tensor_type.shape.dim[axis].dim_param] = name
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in renamed:
+                dim.dim_param = renamed[dim.dim_param]
+
+
+def _add_suppression(model: Any, *, iou_threshold: float, most: int) -> None:
+    """Add greedy suppression: `detections` (D, 7), as image, left, top, right, bottom, score, class."""
+    from onnx import TensorProto, helper
+
+    def constant(name: str, values: list[Any], dtype: int, *, is_scalar: bool = False) -> str:
+        model.graph.initializer.append(helper.make_tensor(name, dtype, [] if is_scalar else [len(values)], values))
+        return name
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        model.graph.node.append(helper.make_node(kind, inputs, [output], name=f"{output}_node", **attributes))
+        return output
+
+    limits = [
+        constant("nms_most", [most], TensorProto.INT64),
+        constant("nms_iou", [iou_threshold], TensorProto.FLOAT),
+        constant("nms_score", [0.0], TensorProto.FLOAT),
+    ]
+    by_class = node("Transpose", ["scores"], "nms_scores", perm=[0, 2, 1])
+    chosen = node("NonMaxSuppression", ["boxes", by_class, *limits], "nms_chosen")
+    of_box = node("Gather", [chosen, constant("nms_box_columns", [0, 2], TensorProto.INT64)], "nms_of_box", axis=1)
+    boxes = node("GatherND", ["boxes", of_box], "nms_boxes")
+    scores = node("GatherND", [by_class, chosen], "nms_chosen_scores")
+    last = constant("nms_last", [1], TensorProto.INT64)
+    columns = [node("Cast", [chosen], "nms_numbers", to=TensorProto.FLOAT)]
+    image = node("Gather", [columns[0], constant("nms_image", [0], TensorProto.INT64)], "nms_images", axis=1)
+    label = node("Gather", [columns[0], constant("nms_class", [1], TensorProto.INT64)], "nms_classes", axis=1)
+    score = node("Unsqueeze", [scores, last], "nms_score_column")
+    node("Concat", [image, boxes, score, label], "detections", axis=1)
+    model.graph.output.append(helper.make_tensor_value_info("detections", TensorProto.FLOAT, ["detections", 7]))
+
+
+def write_torch_export(recorded: RecordedGraph) -> bytes:
+    """Write a recorded graph in the format of `torch.export.save`."""
+    content = io.BytesIO()
+    with quiet():
+        torch.export.save(recorded.program, content)
+    return content.getvalue()
+
+
+def write_torchscript(network: GraphNetwork, values: Sequence[Tensor]) -> bytes:
+    """Trace a network as TorchScript. Raises RunError, in one line, if that is impossible."""
+    content = io.BytesIO()
+    try:
+        with quiet():
+            torch.jit.save(torch.jit.trace(network, tuple(values), strict=False, check_trace=False), content)
+    except Exception as error:
+        raise RunError(f"export: TorchScript cannot hold this network: {explain(error)}") from error
+    return content.getvalue()
+
+
+def load_written(to: ExportFormat, content: bytes, outputs: Sequence[str]) -> Callable[..., dict[str, Tensor]]:
+    """Load a file that was written here a moment ago, as a function from its inputs to its outputs by name."""
+    if to == "onnx":
+        session = make_session(content)
+        names = [value.name for value in session.get_inputs()]
+
+        def call(*values: Tensor) -> dict[str, Tensor]:
+            feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+            results = run_session(session, outputs, feeds)
+            return {name: torch.from_numpy(result) for name, result in zip(outputs, results, strict=True)}
+
+        return call
+    with quiet():
+        loaded: Callable[..., dict[str, Tensor]]
+        loaded = torch.export.load(io.BytesIO(content)).module() if to == "torch_export" else _load_script(content)
+    return loaded
+
+
+def _load_script(content: bytes) -> Any:
+    return torch.jit.load(io.BytesIO(content))
+
+
+def make_session(content: bytes) -> Any:
+    """Make a session of onnxruntime on the CPU, with torch's number of threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def run_session(session: Any, outputs: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+    """Compute some outputs of a session, and nothing else."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    results: list[Any] = session.run(list(outputs), dict(feeds), options)
+    return results

@@ -1,0 +1,195 @@
+"""Network of a run as one graph: the arithmetic of its last transforms, the network, and the decoding of its outputs.
+
+Recording of the graph by torch.export, with as many free sizes as the network allows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from sightline.contract.binding import AvailableKeys, bind
+from sightline.contract.errors import RunError, summarise_error
+from sightline.contract.members import TaskMembers, TransformMembers
+from sightline.contract.types import Batch
+from sightline.store.loading.batch_reader import NamedTransform
+from sightline.workbench.compare.variants import deterministic_copy
+from sightline.workbench.probe.features import get_encode
+
+Inside = tuple[str, Callable[..., dict[str, Tensor]]]
+"""Name of a transform, and its arithmetic on the fields that its parameters name."""
+AXES = ("batch", "points")
+"""Names of free sizes, axis by axis."""
+_FREE = ((0, 1), (0,), (1,), ())
+"""Axes that are tried to be free, the most useful first."""
+
+
+class SplitTransforms(NamedTuple):
+    """Transforms that stay outside a file, and those at the end whose arithmetic is inside."""
+
+    outside: tuple[NamedTransform, ...]
+    inside: tuple[Inside, ...]
+
+
+def split_transforms(transforms: Sequence[NamedTransform]) -> SplitTransforms:
+    """Split transforms into those outside and those inside a file: the last ones that a graph can contain."""
+    outside: list[NamedTransform] = list(transforms)
+    inside: list[Inside] = []
+    while outside and (split := TransformMembers.split_for_graph.get(outside[-1].apply)) is not None:
+        name = outside.pop().name
+        rest, arithmetic = split()
+        inside.insert(0, (name, arithmetic))
+        if rest is not None:
+            outside.append(NamedTransform(f"{name}: order of axes", rest))
+            break
+    return SplitTransforms(tuple(outside), tuple(inside))
+
+
+class GraphNetwork(nn.Module):
+    """Network with its last transforms and the decoding of its task: tensors in the order of `names` -> a dict.
+
+    `names` are the keys of a batch that are inputs. Clouds are dense, (B, N, ...); a network without a decoding, as
+    those of contrastive learning, returns the feature of its encoder.
+    """
+
+    def __init__(self, model: nn.Module, task: Any, example: Batch, inside: Sequence[Inside] = ()) -> None:
+        super().__init__()
+        self.model = _unhide_modules(deterministic_copy(model, dtype=torch.float32, device=torch.device("cpu")))
+        self.model.eval().requires_grad_(False)
+        self.is_encoder = TaskMembers.compares_rows.get(task)
+        self._inside = tuple(inside)
+        make_decoding = TaskMembers.make_decoding.get(task)
+        self._decode = None if self.is_encoder or make_decoding is None else make_decoding(example)
+        call = self._find_call()
+        keys = bind(call, AvailableKeys("the batch", frozenset(example)), owner=type(model).__name__).names
+        self._inputs = tuple(name for name in keys if name != "offsets")
+        more = ("placement",) if "placement" in example and self._decode is not None else ()
+        self.names = (*self._inputs, *more)
+
+    def forward(self, *values: Tensor) -> dict[str, Tensor]:
+        """Compute outputs and predictions."""
+        dtype = next(self.model.parameters()).dtype
+        batch = dict(zip(self.names, values, strict=True))
+        for _, arithmetic in self._inside:
+            fields = [name for name in inspect.signature(arithmetic).parameters if name in batch]
+            batch |= arithmetic(**{name: batch[name].to(dtype) for name in fields})
+        batch = {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
+        outputs = self._find_call()(**{name: batch[name] for name in self._inputs})
+        if self.is_encoder:
+            return {"encoding": outputs}
+        outputs = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}
+        return outputs if self._decode is None else {**outputs, **self._decode(outputs, batch)}
+
+    def _find_call(self) -> Callable[..., Any]:
+        return get_encode(self.model) if self.is_encoder else self.model.forward
+
+    def arrange(self, batch: Batch) -> list[tuple[Tensor, ...]]:
+        """Arrange a batch as inputs: one tuple, or one a cloud where they are of different sizes."""
+        tensors = {name: torch.as_tensor(batch[name]) for name in self.names}
+        if "offsets" not in batch or "points" not in tensors or tensors["points"].ndim == 3:
+            return [tuple(tensors.values())]
+        sizes = batch["offsets"].diff().tolist()
+        packed = [name for name in self.names if name in ("points", "features")]
+        parts = {name: tensors[name].split(sizes) for name in packed}
+        if len(set(sizes)) == 1:
+            return [tuple(torch.stack(parts[name]) if name in parts else tensors[name] for name in self.names)]
+        return [
+            tuple(parts[name][row][None] if name in parts else tensors[name][row : row + 1] for name in self.names)
+            for row in range(len(sizes))
+        ]
+
+
+class _RenamedModules(dict[str, nn.Module | None]):
+    """Modules of which some have other names: the old ones lead to them."""
+
+    def __missing__(self, name: str) -> nn.Module | None:
+        return self[f"{name}_"]
+
+
+def _unhide_modules(model: nn.Module) -> nn.Module:
+    """Rename submodules that a method of the same name hides, which torch.export cannot find."""
+    for module in model.modules():
+        hidden = {name for name in module._modules if hasattr(type(module), name)}
+        if hidden:
+            renamed = {f"{name}_" if name in hidden else name: child for name, child in module._modules.items()}
+            module.__dict__["_modules"] = _RenamedModules(renamed)
+    return model
+
+
+class RecordedGraph(NamedTuple):
+    """Graph as torch.export records it, the names of its inputs, and for each the names of its free axes."""
+
+    program: ExportedProgram
+    names: tuple[str, ...]
+    free_axes: tuple[Mapping[int, str], ...]
+
+    @property
+    def is_batch_free(self) -> bool:
+        """True if batches of any size are taken."""
+        return any(0 in axes for axes in self.free_axes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Context without the warnings and messages of exporters, which are about torch and not about the network."""
+    loggers = [logging.getLogger(name) for name in ("torch", "torch.__trace", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def record_graph(network: GraphNetwork, values: Sequence[Tensor]) -> RecordedGraph:
+    """Record the graph with as many free sizes as possible. Raises RunError, in one line, if that is impossible."""
+    is_cloud = "points" in network.names
+    can_vary = values[0].shape[0] > 1  # torch.export takes a size of 1 for a constant
+    reason: Exception | None = None
+    for free in _FREE:
+        if (1 in free and not is_cloud) or (0 in free and not can_vary):
+            continue
+        axes = tuple(_name_axes(name, free) for name in network.names)
+        shapes = tuple({axis: Dim.DYNAMIC for axis in of_input} for of_input in axes)
+        try:
+            with quiet():
+                program = torch.export.export(
+                    network,
+                    tuple(_take_rows(value, 0 in free) for value in values),
+                    dynamic_shapes=(shapes,),
+                    strict=False,
+                )
+            return RecordedGraph(program, network.names, axes)
+        except Exception as error:  # noqa: BLE001 - torch.export has no class of its own for what it cannot record
+            reason = error
+    assert reason is not None, "the last try has no free sizes"
+    raise RunError(f"export: torch.export cannot record this network: {explain(reason)}") from reason
+
+
+def _take_rows(value: Tensor, is_batch_free: bool) -> Tensor:
+    """Copy a value, which torch marks; without free batches the graph is of one sample."""
+    return value.clone() if is_batch_free else value[:1].clone()
+
+
+def _name_axes(name: str, free: Sequence[int]) -> dict[int, str]:
+    """Return the free axes of an input by name; only clouds and their features have the second."""
+    return {axis: AXES[axis] for axis in free if axis == 0 or name in ("points", "features")}
+
+
+def explain(error: BaseException) -> str:
+    """Summarise what an exporter says in one line: its first cause, without advice about torch's code."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return summarise_error(error, max_length=240)

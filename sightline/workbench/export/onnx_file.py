@@ -1,0 +1,196 @@
+"""Exported files of ONNX, read back as runs: `sightline predict` and `sightline serve` run them by onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from functools import wraps
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sightline.contract import registry
+from sightline.contract.binding import model_output_keys
+from sightline.contract.errors import UserError, assert_installed, summarise_error
+from sightline.contract.members import TaskMembers
+from sightline.contract.regular_files import read_regular_file
+from sightline.engine.records import preserve_rng_state
+from sightline.engine.run_loading import OpenRun, TrainedRun, open_run, open_trained
+from sightline.runs.run_files import RunFiles
+from sightline.workbench.export.description import DOCUMENTS, read_description
+from sightline.workbench.export.formats import ENDINGS, MAX_ONNX_BYTES, make_session, run_session
+from sightline.workbench.export.graph import split_transforms
+
+
+def open_run_or_file(path: Path, *, checkpoint: str = "last", plugins: Sequence[str | Path] = ()) -> TrainedRun:
+    """Open a run directory, or a file of ONNX that `sightline export` wrote.
+
+    Raises UserError for other formats, which are written and never read, and as `open_trained` and `open_onnx`.
+    """
+    if path.suffix == ENDINGS["onnx"] and not path.is_dir():
+        if checkpoint != "last":
+            raise UserError(f"--checkpoint {checkpoint}: {path} holds the weights of one checkpoint; leave it out")
+        return open_onnx(path, plugins=plugins)
+    if path.suffix in ENDINGS.values() and not path.is_dir():
+        raise UserError(f"{path}: files of this kind can hold programs and are not read; export the run to ONNX")
+    return open_trained(path, checkpoint=checkpoint, plugins=plugins)
+
+
+def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
+    """Open an exported file as a run whose network is computed by onnxruntime.
+
+    Raises UserError for a file that is too large, holds data in other files or is not the one of its description.
+    """
+    for module in ("onnx", "onnxruntime"):
+        assert_installed(module, needed_by=str(path))
+    content = _read_content(path)
+    description = read_description(path)
+    if hashlib.sha256(content).hexdigest() != description["sha256"]:
+        raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
+    session = _open_session(path, content)
+    files = _restore_files(path, description)
+    run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
+    split = split_transforms(run.transforms)
+    if [name for name, _ in split.inside] != description["inside"]:
+        raise UserError(f"{path}: another version of sightline wrote it, with other transforms inside; export it again")
+    return TrainedRun(files, path.resolve(), run.config, _make_model(run, session), split.outside)
+
+
+def _read_content(path: Path) -> bytes:
+    """Read a file of at most 2 GiB. Raises UserError for others, and for one with data in other files."""
+    try:
+        content = read_regular_file(path, max_bytes=MAX_ONNX_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError:
+        raise UserError(f"{path}: is not a file of ONNX, or is damaged") from None
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _list_tensors(model.graph)):
+        raise UserError(f"{path}: keeps weights in other files; give a file that holds all of them")
+    return content
+
+
+def _list_tensors(graph: Any) -> Iterator[Any]:
+    """List all tensors of a graph, also those of nodes and of the graphs inside them."""
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _list_tensors(inner) if inner.node or inner.initializer else ()
+
+
+def _open_session(path: Path, content: bytes) -> Any:
+    try:
+        return make_session(content)
+    except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
+        raise UserError(f"{path}: onnxruntime refuses it: {summarise_error(error, max_length=200)}") from None
+
+
+def _restore_files(path: Path, description: Any) -> RunFiles:
+    """Restore the documents of the run as `RunFiles`, which names the file in its messages."""
+    with tempfile.TemporaryDirectory(prefix="sightline-") as folder:
+        for name in DOCUMENTS:
+            Path(folder, name).write_text(description["run"]["documents"][name])
+        files = RunFiles(Path(folder))
+        try:
+            files.config, files.facts, files.inputs, files.lineage, files.environment  # noqa: B018 - read here, then kept
+        except UserError as error:
+            raise UserError(f"{path}: its description: {str(error).replace(folder, 'run')}") from None
+    files.path = path
+    return files
+
+
+def _make_model(run: OpenRun, session: Any) -> torch.nn.Module:
+    """Build the run's network, whose `forward`, or `encode` of an encoder, is computed by the session."""
+    with preserve_rng_state():
+        model = run.untrained_model().eval().requires_grad_(False)
+    is_encoder = TaskMembers.compares_rows.get(registry.tasks.entry(run.config.task).builder)
+    name = "encode" if is_encoder else "forward"
+    owner = f"model '{run.config.model.name}'"
+    compute = SessionCall(session, {"encoding"} if is_encoder else model_output_keys(model, owner=owner))
+
+    @wraps(getattr(model, name))
+    def call(**inputs: Any) -> Any:
+        outputs = compute(inputs)
+        return outputs["encoding"] if is_encoder else outputs
+
+    object.__setattr__(model, name, call)
+    return model
+
+
+class SessionCall:
+    """Call of a session with the inputs of a network: packed clouds go through it one by one."""
+
+    def __init__(self, session: Any, outputs: Collection[str]) -> None:
+        self._session = session
+        self._inputs = {value.name: value for value in session.get_inputs()}
+        self._outputs = [value.name for value in session.get_outputs() if value.name in outputs]
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        offsets = inputs.get("offsets")
+        given = {name: value for name, value in inputs.items() if name in self._inputs and value is not None}
+        if offsets is None:
+            return self._run(given)
+        spans = list(pairwise(offsets.tolist()))
+        parts = [self._run(_take_cloud(given, row, slice(*span))) for row, span in enumerate(spans)]
+        per_point = {name for name, value in parts[0].items() if value.ndim == 3 and value.shape[1] == spans[0][1]}
+        return {
+            name: torch.cat([part[name][0] if name in per_point else part[name] for part in parts]) for name in parts[0]
+        }
+
+    def _run(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        feeds = {name: _to_input(value, self._inputs[name]) for name, value in given.items()}
+        size = len(next(iter(feeds.values())))
+        for name in self._inputs.keys() - feeds.keys():  # only the decoding inside reads it, which is not run
+            feeds[name] = np.zeros((size, *self._inputs[name].shape[1:]), dtype=np.float32)
+        batch = self._fixed_batch()
+        if batch is None or size == batch:
+            return self._compute(feeds)
+        if batch != 1:
+            raise ValueError(f"the file takes batches of {batch}, found one of {size}; give --batch-size {batch}")
+        rows = [self._compute({name: value[row : row + 1] for name, value in feeds.items()}) for row in range(size)]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def _compute(self, feeds: dict[str, Any]) -> dict[str, Tensor]:
+        try:
+            results = run_session(self._session, self._outputs, feeds)
+        except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
+            raise ValueError(summarise_error(error, max_length=200)) from None
+        return {name: torch.from_numpy(result) for name, result in zip(self._outputs, results, strict=True)}
+
+    def _fixed_batch(self) -> int | None:
+        first = next(iter(self._inputs.values())).shape[0]
+        return first if isinstance(first, int) else None
+
+
+def _take_cloud(inputs: dict[str, Tensor], row: int, span: slice) -> dict[str, Tensor]:
+    return {
+        name: value[span][None] if name in ("points", "features") else value[row : row + 1]
+        for name, value in inputs.items()
+    }
+
+
+_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(uint8)": np.uint8,
+    "tensor(double)": np.float64,
+}
+
+
+def _to_input(value: Tensor, entry: Any) -> np.ndarray:
+    return np.ascontiguousarray(value.detach().cpu().numpy().astype(_DTYPES.get(entry.type, np.float32), copy=False))

@@ -1,0 +1,51 @@
+"""Frames of one's own as a user has them: 16-bit images, joints.csv or joints.json, and camera.json."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sightline.contract import registry
+from sightline.contract.types import ComponentConfig, SampleKey
+
+__all__ = ["CAMERA", "JOINTS", "write_own_frames"]
+
+JOINTS = ("palm", "thumb_tip", "index_tip", "little_tip")
+CAMERA = {"fx": 241.42, "fy": -241.42, "u0": 160.0, "v0": 120.0}
+
+
+def write_own_frames(
+    root: Path, count: int, *, form: str = "csv", suffix: str = ".png", folders: int = 1
+) -> np.ndarray:
+    """Write procedural hands with four joints; return the joints (count, 4, 3) in mm."""
+    block = ComponentConfig("synthetic_hands", {"train_size": count})
+    hands = registry.data.build(block, facts={"split": "train"})
+    names = hands.info.facts["joint_names"]
+    rows = [names.index({"palm": "wrist"}.get(name, name)) for name in JOINTS]
+    batch = hands.get_batch([SampleKey(index, 0, 0) for index in range(count)])
+    joints = batch["joints"][:, rows].numpy().astype(np.float64).round(3)
+    root.mkdir(parents=True, exist_ok=True)
+    frames = []
+    for index, depth in enumerate(batch["depth"].numpy()):
+        name = f"take_{index % folders}/{index:03d}{suffix}" if folders > 1 else f"{index:03d}{suffix}"
+        (root / name).parent.mkdir(exist_ok=True)
+        if suffix == ".png":
+            Image.fromarray(depth.round().astype(np.uint16)).save(root / name)
+        else:
+            np.save(root / name, np.where(depth > 0, depth / 1000, np.nan))
+        frames.append(name)
+    if form == "csv":
+        with (root / "joints.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["frame", *(f"{joint}_{axis}" for joint in JOINTS for axis in "xyz")])
+            writer.writerows([name, *row] for name, row in zip(frames, joints.reshape(count, -1).tolist(), strict=True))
+    else:
+        listed = [{"frame": name, "joints": row} for name, row in zip(frames, joints.tolist(), strict=True)]
+        bones = [["palm", joint] for joint in JOINTS[1:]]
+        (root / "joints.json").write_text(json.dumps({"joint_names": JOINTS, "bones": bones, "frames": listed}))
+    (root / "camera.json").write_text(json.dumps(CAMERA))
+    return joints

@@ -1,0 +1,242 @@
+"""Depth frames of one's own: prepared from CSV and JSON alike, split by recordings, refused with file and line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sightline.contract import registry
+from sightline.contract.errors import ConfigError, DataError
+from sightline.contract.types import ComponentConfig, SampleKey
+from tests.cases import run_each
+from tests.command import run_here
+from tests.data.depth.own_frames import CAMERA, JOINTS, write_own_frames
+from tests.data.preparing import prepare_set
+from tests.runs.small import ROOT
+
+
+def _open(root: Path, split: str, **arguments):
+    block = ComponentConfig("depth_folder", {"root": str(root), **arguments})
+    return registry.data.build(block, facts={"split": split})
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    root = tmp_path_factory.mktemp("own") / "frames"
+    return root, write_own_frames(root, 20)
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("prepared") / "own"
+    prepare_set("depth_folder", source[0], target)
+    return target
+
+
+def test_samples_are_the_images_and_the_labels_by_hand(source, prepared: Path) -> None:
+    root, joints = source
+    seen = {}
+    for split in ("train", "validation", "test"):
+        data = _open(prepared, split)
+        for index in range(len(data)):
+            number = int(Path(data.sample_name(index)).stem)
+            sample = data[SampleKey(index, 0, 0)]
+            assert np.array_equal(sample["depth"], np.asarray(Image.open(root / f"{number:03d}.png")))
+            assert np.array_equal(sample["joints"], joints[number].astype(np.float32))
+            assert sample["visible"].all()
+            assert sample["camera"].tolist() == list(CAMERA.values())
+            seen[number] = split
+    assert sorted(seen) == list(range(20)), "every frame is in one split"
+    assert {split: list(seen.values()).count(split) for split in seen.values()} == {
+        "train": 14,
+        "validation": 2,
+        "test": 4,
+    }
+    by_stretch = [{seen[2 * stretch], seen[2 * stretch + 1]} for stretch in range(10)]
+    assert all(len(splits) == 1 for splits in by_stretch), "neighbours in time stay together"
+
+
+def test_facts_are_those_of_the_labels_and_no_constants_are_made_up(prepared: Path) -> None:
+    facts = _open(prepared, "train").info.facts
+    assert facts["joint_names"] == JOINTS
+    assert (facts["num_joints"], facts["image_size_px"], len(facts["bones"])) == (4, (320, 240), 3)
+    assert "keypoint_sigmas" not in facts
+    assert "pck_joints" not in facts
+    selected = _open(prepared, "train", joints=("index_tip", "palm")).info.facts
+    assert (selected["joint_names"], len(selected["bones"])) == (("index_tip", "palm"), 1)
+
+
+def test_json_and_npy_in_metres_give_the_same_joints_and_depths(source, prepared: Path, tmp_path: Path) -> None:
+    write_own_frames(tmp_path / "frames", 20, form="json", suffix=".npy")
+    manifest = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own", mm_per_unit=1000.0)
+    assert manifest["depth_type"] == "float32"
+    assert manifest["figure"]["bones"] == [[0, 1], [0, 2], [0, 3]], "those of the file"
+    first, second = _open(prepared, "test"), _open(tmp_path / "own", "test")
+    one, other = (
+        {int(Path(data.sample_name(i)).stem): data[SampleKey(i, 0, 0)] for i in range(len(data))}
+        for data in (first, second)
+    )
+    for number in one.keys() & other.keys():
+        assert torch.equal(one[number]["joints"], other[number]["joints"])
+        assert (one[number]["depth"] - other[number]["depth"]).abs().max() <= 0.501, "whole mm, and fractions"
+
+
+def test_whole_folders_are_tested_where_there_are_enough(tmp_path: Path) -> None:
+    write_own_frames(tmp_path / "frames", 24, folders=6)
+    manifest = prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own", test_share=0.34)
+    assert manifest["split"].startswith("2 of 6 recordings (folders) are tested")
+    folders = {
+        split: {
+            _open(tmp_path / "own", split).sample_name(i).split("/")[0]
+            for i in range(len(_open(tmp_path / "own", split)))
+        }
+        for split in ("train", "validation", "test")
+    }
+    assert not folders["train"] & folders["test"]
+    assert not folders["train"] & folders["validation"]
+    assert len(folders["test"]) == 2
+
+
+def test_splits_and_unlabelled_joints_of_the_labels_count(tmp_path: Path) -> None:
+    joints = write_own_frames(tmp_path / "frames", 6)
+    path = tmp_path / "frames" / "joints.csv"
+    header, *lines = path.read_text().splitlines()
+    words = lines[0].split(",")
+    lines[0] = ",".join([*words[:1], "", "", "", *words[4:]])
+    splits = ("train", "train", "train", "validation", "test", "test")
+    path.write_text("\n".join([f"{header},split", *(f"{a},{b}" for a, b in zip(lines, splits, strict=True))]))
+    prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own", cube_mm=250.0, centre="palm")
+    assert [len(_open(tmp_path / "own", split)) for split in ("train", "validation", "test")] == [3, 1, 2]
+    sample = _open(tmp_path / "own", "train")[SampleKey(0, 0, 0)]
+    assert sample["visible"].tolist() == [False, True, True, True]
+    assert np.array_equal(sample["joints"][1:], joints[0, 1:].astype(np.float32))
+    facts = _open(tmp_path / "own", "train").info.facts
+    assert (facts["cube_mm"], facts["centre_joint"]) == (250.0, 0)
+
+
+def test_joints_upside_down_are_noted_and_images_without_a_label_are_counted(tmp_path: Path) -> None:
+    root = tmp_path / "frames"
+    write_own_frames(root, 12)
+    np.save(root / "stray.npy", np.zeros((2, 2)))
+    manifest = prepare_set("depth_folder", root, tmp_path / "own", fx=241.42, fy=241.42, u0=160.0, v0=120.0)
+    assert "1 images have no label and are left out; the first is stray.npy" in manifest["differences"]
+    assert any("upside down" in note and "fy is negative" in note for note in manifest["differences"])
+
+
+def _edit(root: Path, old: str, new: str) -> None:
+    path = root / "joints.csv"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def _shrink(root: Path) -> None:
+    Image.fromarray(np.full((10, 10), 400, dtype=np.uint16)).save(root / "003.png")
+
+
+def _make_colour(root: Path) -> None:
+    Image.new("RGB", (320, 240)).save(root / "003.png")
+
+
+def _cut(root: Path) -> None:
+    (root / "003.png").write_bytes((root / "003.png").read_bytes()[:-30])
+
+
+def _repeat(root: Path) -> None:
+    path = root / "joints.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+
+
+@run_each(
+    "damage, told",
+    [
+        (lambda root: _edit(root, "palm_y", "palm_q"), "joints.csv:1: has no column 'palm_y'"),
+        (lambda root: _edit(root, "frame,", "file,"), "joints.csv:1: has no column 'frame'"),
+        (lambda root: _edit(root, "palm_x", "thumb_tip_x"), "joints.csv:1: has no column 'palm_x'"),
+        (lambda root: _edit(root, "\n003.png,", "\n003.png,left"), "joints.csv:5: palm_x is 'left"),
+        (lambda root: _edit(root, "\n003.png,", "\n003.png,1,"), "joints.csv:5: has 14 columns, the first line has 13"),
+        (lambda root: _edit(root, "\n003.png,", "\n009.png,"), "joints.csv:5: there is no image"),
+        (
+            lambda root: _edit(root, "\n003.png,", "\n../003.png,"),
+            "joints.csv:5: '../003.png' is not a path in the folder",
+        ),
+        (_repeat, "joints.csv:8: 000.png is labelled a second time, first in"),
+        (lambda root: (root / "joints.csv").write_bytes(b"\xff\xfe"), "joints.csv: is not UTF-8 text (byte 0)"),
+        (lambda root: (root / "joints.csv").write_text(""), "joints.csv:1: names no joint"),
+        (lambda root: (root / "joints.csv").unlink(), "has neither joints.csv nor joints.json; write one"),
+        (lambda root: (root / "joints.json").write_text("{}"), "has joints.csv and joints.json; leave one of them out"),
+        (lambda root: (root / "camera.json").write_text('{"fx": "wide"}'), "camera.json: is not a camera; write"),
+        (
+            lambda root: (root / "camera.json").unlink(),
+            "the intrinsics fx, fy, u0, v0 are missing; give fx= fy= u0= v0=",
+        ),
+        (_shrink, "003.png: the image is 10 x 10 pixels, the camera's 320 x 240"),
+        (_make_colour, "003.png: has the mode RGB, one channel of 16 bits is needed"),
+        (_cut, "003.png: "),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_place(damage, told: str, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "frames", ignore_errors=True)
+    write_own_frames(tmp_path / "frames", 6)
+    damage(tmp_path / "frames")
+    with pytest.raises((DataError, ConfigError)) as caught:
+        prepare_set("depth_folder", tmp_path / "frames", tmp_path / "own")
+    assert told in str(caught.value)
+    assert not (tmp_path / "own").exists()
+
+
+@run_each(
+    "change, told",
+    [
+        ({"frames": "none"}, "has no list of different joint_names, or none of frames"),
+        ({"joint_names": ["palm", "palm"]}, "has no list of different joint_names"),
+        ({"bones": [["palm", "elbow"]]}, "bones: 'elbow' is not a joint"),
+        ({"bones": [["palm", "thumb_tip"], ["palm", "index_tip"]]}, "bones: 2 bones join 3 of 4 joints; a tree has 3"),
+        ({"bones": 3}, "bones is not a list of pairs of joints"),
+        ({"frames": [{"frame": "000.png", "joints": [[0, 0, 1]]}]}, "frames[0]: joints is not a list of 4"),
+        ({"frames": [{"joints": []}]}, "frames[0]: has no text 'frame'"),
+        ({"frames": [{"frame": "000.png", "joints": [None, None, [1, 2], None]}]}, "frames[0]: joints[2] is [1, 2]"),
+        ({"frames": [{"frame": "000.png", "joints": [None] * 4}]}, "labels no joint of any frame"),
+        ({"frames": []}, "labels no frame"),
+        ({"frames": [{"frame": "000.png", "joints": [[0, 0, -5]] * 4}]}, "frames[0]: palm is at z = -5 mm"),
+        ({"frames": [{"frame": "000.png", "joints": [[0, 0, 0.4]] * 4}]}, "the joints are 0.4 mm from the camera"),
+        ({"frames": [{"frame": "000.png", "joints": [[9e3, 0, 400]] * 4}]}, "lie outside of the image of 320 x 240"),
+        ({"frames": [{"frame": "000.png", "split": "eval", "joints": [None] * 4}]}, "frames[0]: the split is 'eval'"),
+        ({"frames": [{"frame": "000.png", "split": "test", "joints": [None] * 4}]}, "name the split of every frame"),
+    ],
+)
+def test_json_that_cannot_be_used_is_refused(change, told: str, tmp_path: Path) -> None:
+    root = tmp_path / "frames"
+    write_own_frames(root, 2, form="json")
+    path = root / "joints.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError) as caught:
+        prepare_set("depth_folder", root, tmp_path / "own")
+    assert told in str(caught.value)
+
+
+def test_options_that_do_not_fit_are_named(source, tmp_path: Path) -> None:
+    root, _ = source
+    for options, told in (({"centre": "plam"}, "did you mean 'palm'"), ({"fx": 240.0}, "fy, u0, v0 are missing")):
+        with pytest.raises(ConfigError, match=told):
+            prepare_set("depth_folder", root, tmp_path / "own", **options)
+
+
+def test_the_preset_trains_evaluates_and_predicts(source, prepared: Path, tmp_path: Path) -> None:
+    """Two steps of the small network; `predict` gives the joints of the frames as files."""
+    config, run = ROOT / "configs" / "pose" / "own_depth.yaml", tmp_path / "run"
+    words = (f"data.root={prepared}", "train.steps=2", "train.batch_size=4", "train.precision=float32")
+    done = run_here("train", config, *words, "--no-check", "--out", run, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert "mean_error_mm" in json.loads((run / "final.json").read_text())["metrics"]
+    done = run_here("predict", run, source[0] / "003.png", "--device", "cpu", "--json", tmp_path / "told.json")
+    assert done.code == 0, done.err
+    [row] = json.loads((tmp_path / "told.json").read_text())["predictions"]
+    assert (len(row["joints_mm"]), row["camera"]) == (4, list(CAMERA.values()))
+    assert run_here("data", "info", prepared).code == 0
+    assert "cube_mm=VALUE" in run_here("data", "prepare", "depth_folder", "--help").out

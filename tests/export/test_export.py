@@ -1,0 +1,251 @@
+"""Runs as files: what they compute, what stands beside them, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+import sightline
+from sightline.contract.errors import RunError, UserError
+from sightline.contract.types import SampleKey
+from sightline.engine.run_loading import open_run
+from sightline.workbench.export.checking import check_file
+from sightline.workbench.export.formats import load_written, write_onnx, write_torch_export, write_torchscript
+from sightline.workbench.export.graph import GraphNetwork, record_graph
+from tests.cases import run_each
+from tests.command import refuse, succeed
+from tests.trained import copy_run
+
+RUNS = ("classify", "contrast", "detect", "parts", "pose", "scenes")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "classify": {},
+    "contrast": {},
+    "detect": {"score": 0.02},
+    "parts": {"columns": ("x", "y", "z", "nx", "ny", "nz")},
+    "pose": {},
+    "scenes": {"columns": ("x", "y", "z", "r", "g", "b")},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Path]]]:
+    """A copy of each run, and its plugins."""
+    made: dict[str, tuple[Path, list[Path]]] = {}
+
+    def get(name: str) -> tuple[Path, list[Path]]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            made[name] = copy_run(name, folder / "copy"), sorted((folder / "copy").glob("*.py"))
+        return made[name]
+
+    return get
+
+
+def write_samples(run: Any, folder: Path) -> list[Path]:
+    """Samples of the run's test split as files."""
+    dataset = open_run(run.files, config=run.config).data.test.dataset
+    files = []
+    for index in range(2):
+        sample = dataset[SampleKey(index, 0, 0)]
+        if "image" in sample and "boxes" in sample:
+            files.append(folder / f"{index}.png")
+            Image.fromarray(np.asarray(sample["image"]).astype(np.uint8)).save(files[-1])
+            continue
+        files.append(folder / f"{index}.npy")
+        columns = [np.asarray(sample[name]) for name in ("points", *run.files.inputs.features) if name in sample]
+        np.save(files[-1], np.concatenate(columns, axis=1) if columns else np.asarray(sample["depth"]))
+    return files
+
+
+def rows(prediction: Any) -> np.ndarray:
+    """The numbers of a prediction."""
+    if hasattr(prediction, "detections"):
+        return np.concatenate([prediction.detections.boxes, prediction.detections.scores[:, None]], axis=1)
+    for name in ("peaks", "encoding", "probability"):
+        if hasattr(prediction, name):
+            return np.asarray(getattr(prediction, name))
+    raise AssertionError(f"{prediction} has no numbers")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, tmp_path: Path) -> None:
+    """In float32, to the rounding of a small network: 1e-5 of the largest value (some 80 eps)."""
+    path, plugins = runs(name)
+    loaded = sightline.load_run(path, plugins=plugins)
+    result = sightline.export(loaded, out=tmp_path / "net.onnx")
+    assert result.check.is_equal
+    assert result.check.num_inputs >= 14
+    files, options = write_samples(loaded, tmp_path), OPTIONS[name]
+    if name == "parts":
+        options = {**options, "category": str(loaded.facts["category_names"][0])}
+    expected = loaded.predict(files, **options)
+    found = sightline.load_run(tmp_path / "net.onnx", plugins=plugins).predict(files, **options)
+    assert not found.refused
+    assert not expected.refused
+    for one, other in zip(found.predicted, expected.predicted, strict=True):
+        scale = np.abs(rows(other)).max(initial=1e-6)
+        np.testing.assert_allclose(rows(one), rows(other), rtol=0, atol=1e-5 * scale + 1e-5)
+
+
+def test_the_description_is_enough_to_run_the_file(runs: Any, tmp_path: Path) -> None:
+    """Detections of the file, by its description alone, are those of the task: the same boxes, classes and scores."""
+    path, _ = runs("detect")
+    done = succeed("export", path, "--out", tmp_path / "net.onnx", "--json", tmp_path / "done.json")
+    assert "within rounding of torch on 14 inputs" in done.err
+    description = json.loads((tmp_path / "net.onnx.json").read_text())
+    assert description["sha256"] == hashlib.sha256((tmp_path / "net.onnx").read_bytes()).hexdigest()
+    assert description["inside"] == ["normalize_image"]
+    assert description["before"][0]["name"] == "fit_image"
+    assert "100 highest-scoring" in description["after"][0]
+    (entry,) = description["inputs"]
+    assert (entry["name"], entry["shape"]) == ("image", ["batch", 3, 192, 256])
+
+    loaded = sightline.load_run(path)
+    sample = open_run(loaded.files, config=loaded.config).data.test.reader([SampleKey(0, 0, 0), SampleKey(1, 0, 0)])
+    task = open_run(loaded.files, config=loaded.config).task
+    with torch.no_grad():
+        expected = task.predict(loaded.model, sample)
+    spans = expected["detection_offsets"].tolist()
+    pixels = raw_pixels(sample["image"])
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    (detections,) = session.run(["detections"], {"image": pixels.numpy()})
+    for image in range(2):
+        of_image = detections[detections[:, 0] == image]
+        top = of_image[np.argsort(-of_image[:, 5], kind="stable")][:100]
+        of_task = expected["detections"][spans[image] : spans[image + 1]].numpy()
+        assert len(top) == len(of_task)
+        np.testing.assert_allclose(top[:, 5], of_task[:, 4], atol=1e-5)
+        np.testing.assert_array_equal(np.sort(top[:, 6]), np.sort(of_task[:, 5]))
+
+
+def raw_pixels(image: Tensor) -> Tensor:
+    """Colours of 0..255 from those that ImageNet's mean and deviation normalised."""
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    return (image * std + mean) * 255
+
+
+class Offset(nn.Module):
+    """Network that is off by `by` where it is not asked for its reference."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 4)
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.map(points).amax(dim=1)}
+
+
+class NoTask:
+    """Task without anything that files contain."""
+
+
+@run_each("to", ["onnx", "torch_export", "torchscript"])
+def test_the_check_finds_a_file_that_is_off_by_a_thousandth(to: str) -> None:
+    example = {"points": torch.rand(4, 16, 3)}
+    network = GraphNetwork(Offset(), NoTask(), example).eval()
+    (values,) = network.arrange(example)
+    recorded = None if to == "torchscript" else record_graph(network, values)
+    if recorded is None:
+        content = write_torchscript(network, tuple(value[:1] for value in values))
+    else:
+        write = {"onnx": lambda: write_onnx(recorded, ("logits",), suppression=None)}
+        content = write.get(to, lambda: write_torch_export(recorded))()
+    call = load_written(to, content, ("logits",))  # type: ignore[arg-type]
+    right = check_file(call, network, [values], is_batch_free=recorded is not None, source="made")
+    assert right.is_equal
+    wrong = check_file(
+        lambda *given: {"logits": call(*given)["logits"] * 1.001},
+        network,
+        [values],
+        is_batch_free=recorded is not None,
+        source="made",
+    )
+    assert not wrong.is_equal
+    assert "NOT within rounding" in wrong.describe()
+
+
+class Branching(nn.Module):
+    """Network whose operations depend on values, which no graph can hold."""
+
+    def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+        return {"logits": points.mean(dim=1) if points.sum().item() > 0 else points.amax(dim=1)}
+
+
+def test_a_network_that_no_graph_can_hold_is_refused_in_one_line() -> None:
+    example = {"points": torch.rand(4, 16, 3)}
+
+    class Wrapped(Offset):
+        def forward(self, *, points: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.map(Branching()(points=points)["logits"])}
+
+    network = GraphNetwork(Wrapped(), NoTask(), example).eval()
+    with pytest.raises(RunError, match="cannot record this network") as refused:
+        record_graph(network, network.arrange(example)[0])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    sightline.export(runs("classify")[0], out=folder / "net.onnx")
+    return folder / "net.onnx"
+
+
+def test_what_is_no_file_of_ours_is_refused(exported: Path, tmp_path: Path) -> None:
+    """Each with its own reason, and before its weights are used."""
+    cloud = tmp_path / "cloud.npy"
+    np.save(cloud, np.random.default_rng(0).random((32, 3)))
+    copy, beside = tmp_path / "net.onnx", tmp_path / "net.onnx.json"
+    assert "there is no such file" in refuse("predict", copy, cloud)
+    copy.write_bytes(exported.read_bytes())
+    assert "has no description beside it" in refuse("predict", copy, cloud)
+    description = json.loads(exported.with_name("net.onnx.json").read_text())
+    beside.write_text(json.dumps({**description, "run": {"documents": {}}}))
+    assert "is not a description" in refuse("predict", copy, cloud)
+    beside.write_text(json.dumps(description))
+    assert succeed("predict", copy, cloud).code == 0
+    copy.write_bytes(exported.read_bytes()[:-7])
+    assert "is not a file of ONNX" in refuse("predict", copy, cloud)
+    model = onnx.load_model_from_string(exported.read_bytes())
+    onnx.save_model(model, copy, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert "keeps weights in other files" in refuse("predict", copy, cloud)
+    model.doc_string = "changed"
+    copy.write_bytes(model.SerializeToString())
+    assert "is not the file that its description is about" in refuse("predict", copy, cloud)
+    script = tmp_path / "net.pt2"
+    script.write_bytes(b"x")
+    assert "can hold programs and are not read" in refuse("predict", script, cloud)
+    assert "holds the weights of one checkpoint" in refuse("predict", copy, cloud, "--checkpoint", "best")
+
+
+def test_a_file_of_more_than_2_gib_is_refused_unread(tmp_path: Path) -> None:
+    with open(tmp_path / "net.onnx", "wb") as file:
+        file.truncate(2**31)  # a hole: it takes no room on the disk
+    with pytest.raises(UserError, match="at most 2,147,483,647 are read"):
+        sightline.load_run(tmp_path / "net.onnx")
+
+
+def test_wrong_words_are_refused_before_anything_is_written(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs("classify")
+    assert "a file of onnx ends in .onnx" in refuse("export", run, "--out", tmp_path / "net.pt")
+    assert "holds no file of the kinds" in refuse("export", run, "--out", tmp_path / "a.onnx", "--inputs", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_take_the_place_of_data_that_is_not_at_hand(runs: Any, tmp_path: Path) -> None:
+    run, _ = runs("classify")
+    for index in range(3):
+        np.save(tmp_path / f"{index}.npy", np.random.default_rng(index).random((32, 3)) - 0.5)
+    result = sightline.export(run, to="torchscript", out=tmp_path / "net.torchscript", inputs=[tmp_path])
+    assert (result.check.num_inputs, result.check.source) == (3, "3 files")

@@ -1,0 +1,143 @@
+"""The presets for files of one's own train a few steps on tiny folders, as a newcomer has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sightline.areas.detect.sets.canvas import propose_canvas
+from tests.command import run_here
+from tests.data.scans.lidar_writers import write_own
+from tests.runs.small import ROOT
+
+CONFIGS = ROOT / "configs"
+SMALL_CANVAS = [f"transforms.{part}.{side}=64" for part in ("train.2", "evaluate.0") for side in ("height", "width")]
+
+
+def _succeed(*words: object) -> str:
+    done = run_here(*words)
+    assert done.code == 0, f"{words}: {done.err}"
+    return done.out + done.err
+
+
+def _write_photos(root: Path, classes: tuple[str, ...], *, count: int = 12) -> Path:
+    """Write photos of 200 x 150 with a bright square each, with labels as YOLO has them."""
+    generator = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "labels").mkdir()
+    (root / "classes.txt").write_text("\n".join(classes) + "\n")
+    for number in range(count):
+        pixels = generator.integers(0, 90, (150, 200, 3), dtype=np.uint8)
+        left, top = generator.integers(10, 100, 2)
+        pixels[top : top + 40, left : left + 40, number % 3] = 250
+        Image.fromarray(pixels).save(root / "images" / f"{number:02d}.png")
+        label = number % len(classes)
+        text = f"{label} {(left + 20) / 200:.6f} {(top + 20) / 150:.6f} {40 / 200:.6f} {40 / 150:.6f}\n"
+        (root / "labels" / f"{number:02d}.txt").write_text(text)
+    return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photos")
+    told = _succeed(
+        *("data", "prepare", "yolo_txt", "--from", _write_photos(root / "files", ("red", "green", "blue"))),
+        *("--to", root / "prepared"),
+    )
+    assert "proposed_canvas" in told
+    assert "transforms.evaluate.0.height=160" in told
+    return root / "prepared"
+
+
+def _train(config: str, out: Path, *words: str) -> dict:
+    _succeed("train", CONFIGS / config, *words, "train.steps=2", "--no-check", "--out", out, "--device", "cpu")
+    return json.loads((out / "final.json").read_text())["metrics"]
+
+
+def test_photos_from_scratch_and_from_pretrained_weights(photos: Path, tmp_path: Path) -> None:
+    data = ["data.name=yolo_txt", f"data.root={photos}", "train.batch_size=2", *SMALL_CANVAS]
+    assert "ap50" in _train("detect/photos_scratch.yaml", tmp_path / "scratch", *data)
+    source = tmp_path / "source"  # stands for the converted file: a run whose model has this backbone under `images`
+    narrow = ["model.backbone.width=8", "model.neck.width=16"]
+    _train("detect/photos_imagenet.yaml", source, *data, *narrow, "init=null")
+    words = [*data, *narrow, f"init.from={source}", "init.modules=backbone"]
+    assert "ap50" in _train("detect/photos_imagenet.yaml", tmp_path / "imagenet", *words)
+
+
+def test_a_published_detector_is_fine_tuned_on_other_classes(photos: Path, tmp_path: Path) -> None:
+    narrow = ["train.batch_size=2", *SMALL_CANVAS, "model.backbone.width=8", "model.neck.width=16"]
+    others = tmp_path / "others"
+    _succeed(
+        *("data", "prepare", "yolo_txt", "--from", _write_photos(tmp_path / "files", ("cat", "dog"), count=8)),
+        *("--to", others),
+    )
+    _train(
+        "detect/photos_finetune.yaml",
+        tmp_path / "published",
+        *("data.name=yolo_txt", f"data.root={others}", *narrow, "init=null"),
+    )
+    words = ["data.name=yolo_txt", f"data.root={photos}", *narrow, f"init.from={tmp_path / 'published'}"]
+    assert "ap50" in _train("detect/photos_finetune.yaml", tmp_path / "tuned", *words)
+
+
+def test_the_canvas_is_as_small_as_the_boxes_allow() -> None:
+    sizes = np.tile([1080, 1920], (5, 1))
+    boxes = np.array([[0, 0, side, side] for side in [40] * 5 + [400] * 5], dtype=float)
+    proposed = propose_canvas(sizes, boxes)
+    assert (proposed["height"], proposed["width"]) == (448, 768), "40 px become 16: 1080 x 0.4 = 432, 1920 x 0.4 = 768"
+    assert proposed["small_box_px"] == 16.0
+    assert propose_canvas(sizes, boxes * 100)["width"] == 320, "large boxes: the least canvas"
+    assert propose_canvas(sizes, boxes / 100)["width"] == 1344, "tiny boxes: the largest"
+    assert propose_canvas(np.tile([100, 200], (5, 1)), boxes / 10)["width"] == 224, "images are not enlarged"
+    assert propose_canvas(sizes, np.zeros((0, 4))) == {}
+
+
+def test_own_clouds(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name, stretch in (("ball", 1.0), ("rod", 4.0)):
+        (tmp_path / "scans" / name).mkdir(parents=True)
+        for number in range(6):
+            points = generator.normal(size=(300, 3)) * [1, 1, stretch]
+            np.savetxt(tmp_path / "scans" / name / f"{number}.xyz", points)
+    _succeed("data", "prepare", "cloud_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own", "up_axis=z")
+    words = (f"data.root={tmp_path / 'own'}", "train.batch_size=4")
+    assert "overall_accuracy" in _train("classify/own_clouds.yaml", tmp_path / "run", *words)
+
+
+def test_own_rooms(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 3), ("validation", 1), ("test", 1)):
+        (tmp_path / "scans" / split).mkdir(parents=True)
+        for number in range(count):
+            floor = np.column_stack((generator.uniform(0, 4, (600, 2)), np.zeros(600), np.zeros(600)))
+            wall = np.column_stack(
+                (np.zeros(400), generator.uniform(0, 4, 400), generator.uniform(0, 2, 400), np.ones(400))
+            )
+            np.savetxt(tmp_path / "scans" / split / f"{number}.txt", np.concatenate((floor, wall)), fmt="%.4f")
+    (tmp_path / "scans" / "classes.txt").write_text("floor\nwall\n")
+    _succeed(
+        *("data", "prepare", "scene_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own"),
+        *("up_axis=z", "unit=m", "columns=[x, y, z, label]"),
+    )
+    assert "miou" in _train(
+        "segment/own_rooms.yaml", tmp_path / "run", f"data.root={tmp_path / 'own'}", "train.batch_size=2"
+    )
+
+
+def test_own_scans(tmp_path: Path) -> None:
+    write_own(tmp_path / "scans", 6)
+    _succeed(
+        *("data", "prepare", "scan_folder", "--from", tmp_path / "scans", "--to", tmp_path / "own"),
+        *("columns=[x, y, z, intensity, ring]", "num_beams=16"),
+    )
+    words = [
+        f"data.root={tmp_path / 'own'}",
+        "data.sensor={fov_deg: [16.0, -16.0], num_beams: 16, remission_max: 255}",
+        "train.batch_size=2",
+        *(f"transforms.{part}={{name: project, height: 16, width: 64}}" for part in ("train.2", "evaluate.0")),
+    ]
+    assert "miou" in _train("segment/own_scans.yaml", tmp_path / "run", *words)

@@ -1,0 +1,305 @@
+"""Python first: data sets of configs, dicts and runs; results whose `repr` is one line; examples that run."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import runpy
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import sightline
+from sightline.config import read_config
+from sightline.contract.errors import ConfigError, UserError
+from sightline.engine.build import build
+from sightline.engine.distributed import World
+from tests.cases import run_each
+from tests.command import run_here
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
+SMALL = {
+    "base": str(RECIPE),
+    "data": {"train_size": 60, "test_size": 20, "num_points": 16},
+    "train": {"epochs": 3, "batch_size": 8},
+}
+EXAMPLES = ("build_model", "load_data", "train_run", "load_run", "evaluate", "compare", "check")
+
+
+@pytest.fixture(scope="module")
+def config():
+    return read_config(SMALL)
+
+
+def test_the_examples_of_the_api_run_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for name in EXAMPLES:
+        [example] = doctest.DocTestFinder(recurse=False).find(getattr(sightline, name), name, globs={})
+        assert example.examples, f"{name} has no example"
+        printed: list[str] = []
+        assert doctest.DocTestRunner(verbose=False).run(example, out=printed.append).failed == 0, "".join(printed)
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_loader_gives_the_batches_of_training_bit_for_bit(config, epoch: int) -> None:
+    built = build(config, World())
+    steps = built.job.stream.plan.steps_per_epoch
+    expected = [micro for step in built.job.stream.iterate(epoch * steps, (epoch + 1) * steps) for micro in step]
+    loader = sightline.load_data(SMALL).loader()
+    for _ in range(epoch):
+        assert len(list(loader)) == len(loader) == steps
+    batches = list(loader)
+    assert len(batches) == len(expected) == steps
+    for batch, reference in zip(batches, expected, strict=True):
+        assert batch.keys() == reference.keys()
+        assert all(torch.equal(batch[name], reference[name]) for name in batch)
+
+
+def test_a_loader_gives_the_batches_of_evaluation_in_order_and_every_time(config) -> None:
+    data = sightline.load_data(config, "test")
+    loader = data.loader(batch_size=6)
+    first, second = list(loader), list(loader)
+    assert [len(batch["label"]) for batch in first] == [6, 6, 6, 2]
+    assert torch.equal(torch.cat([batch["sample_index"] for batch in first]), torch.arange(20))
+    assert all(torch.equal(a["points"], b["points"]) for a, b in zip(first, second, strict=True))
+    assert [len(batch["label"]) for batch in data.loader(batch_size=6, drop_last=True)] == [6, 6, 6]
+
+
+def test_samples_have_integer_indices_slices_and_epochs(config) -> None:
+    data = sightline.load_data(config)
+    assert len(data) == 48, "of each of twelve classes one is held out"
+    assert len(sightline.load_data(config, "validation")) == 12
+    sample, batch = data[3], data[2:5]
+    assert torch.equal(sample["points"], batch["points"][1])
+    assert torch.equal(data[-1]["points"], data[len(data) - 1]["points"])
+    assert len(list(data)) == len(data)
+    data.epoch = 1
+    assert not torch.equal(data[3]["points"], sample["points"]), "another epoch is augmented otherwise"
+    with pytest.raises(IndexError, match="sample 48 of 48"):
+        data[48]
+
+
+def test_transforms_are_those_of_training_of_evaluation_or_none(config) -> None:
+    plain = sightline.load_data(config, transforms="none")
+    evaluated = sightline.load_data(config, transforms="evaluate")
+    trained = sightline.load_data(config)
+    raw = plain.part.dataset.get_batch([plain._key(0)])
+    assert torch.equal(plain[0]["points"], torch.as_tensor(raw["points"][0]))
+    assert torch.equal(evaluated[0]["points"], plain[0]["points"]), "this recipe evaluates without transforms"
+    assert not torch.equal(trained[0]["points"], plain[0]["points"])
+
+
+def test_a_torch_loader_reads_the_data_too(config) -> None:
+    loader = torch.utils.data.DataLoader(sightline.load_data(config, "test"), batch_size=5)
+    assert next(iter(loader))["points"].shape == (5, 16, 3)
+
+
+@run_each(
+    "source, told",
+    [
+        (
+            {"base": str(RECIPE), "train": {"epohs": 1}},
+            "dict: train.epohs: unknown key 'epohs'; did you mean 'epochs'?",
+        ),
+        (
+            {"base": str(RECIPE), "seed": float("nan")},
+            "dict: seed: found nan (float), allowed are text, finite numbers",
+        ),
+        ({"base": str(RECIPE), 3: 4}, "dict: the key 3 is not text"),
+        ({"base": str(RECIPE), "seed": {1, 2}}, "dict: seed: found {1, 2} (set), allowed are"),
+        ({"base": "none.yaml"}, "dict: base: none.yaml: no such file"),
+        ("none.yaml", "none.yaml: no such file"),
+        ({}, "dict: data: is required and missing"),
+    ],
+)
+def test_a_wrong_dict_is_refused_like_a_file(source, told: str) -> None:
+    for function in (sightline.load_data, sightline.train_run, sightline.check, sightline.compare):
+        with pytest.raises(ConfigError) as caught:
+            function(source)
+        assert told in str(caught.value)
+
+
+def test_a_split_that_there_is_not_is_named(config) -> None:
+    with pytest.raises(UserError, match="split: 'tset' is not a part of synthetic_shapes; did you mean 'test'"):
+        sightline.load_data(config, "tset")
+
+
+def test_one_rule_for_configs_dicts_paths_and_runs(tmp_path: Path) -> None:
+    result = sightline.train_run({**SMALL, "evaluate": {"batch_size": 20}}, ["train.steps=2"], out=tmp_path / "run")
+    assert result.is_finished
+    assert repr(result).startswith(f"TrainResult({tmp_path / 'run'}, overall_accuracy ")
+    as_dict, as_run = sightline.load_data(SMALL, "test"), sightline.load_data(tmp_path / "run", "test")
+    assert torch.equal(as_dict[4]["points"], as_run[4]["points"])
+    final = json.loads((tmp_path / "run" / "final.json").read_text())
+    evaluated = sightline.evaluate(tmp_path / "run")
+    assert evaluated.metrics == final["metrics"]
+    assert sightline.evaluate(tmp_path / "run", data=SMALL).metrics == final["metrics"]
+    assert sightline.evaluate(tmp_path / "run", overrides=["evaluate.batch_size=7"]).metrics == final["metrics"]
+    with pytest.raises(UserError, match=r"evaluate: found 'model.dropout=0'"):
+        sightline.evaluate(tmp_path / "run", overrides=["model.dropout=0"])
+    assert "\n" not in repr(evaluated) + repr(sightline.load_run(tmp_path / "run")) + repr(as_run.loader())
+    again = sightline.train_run(tmp_path / "run", ["train.steps=3"], resume="auto")
+    assert (again.path, again.is_finished) == (tmp_path / "run", True)
+
+
+def test_a_model_of_a_config_has_its_arguments_and_the_facts_of_its_data() -> None:
+    model = sightline.build_model(SMALL)
+    assert model.head[-1].out_features == 12
+    assert sightline.build_model(SMALL, num_classes=5).head[-1].out_features == 5
+    assert sightline.build_model(read_config(SMALL)).state_dict().keys() == model.state_dict().keys()
+    lidar = sightline.build_model("configs/segment/synthetic_lidar_salsanext.yaml", width=4)
+    assert lidar.state_dict(), "a fact of its transforms, the channels of the range image, is there"
+    with pytest.raises(ConfigError, match="'pointnet' has no such argument"):
+        sightline.build_model(SMALL, widht=3)
+
+
+def test_scored_files_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    """Boxes that `evaluate --save-predictions` wrote get the figures of the run."""
+    recipe = {
+        "base": str(ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"),
+        "data": {"train_size": 4, "validation_size": 2, "test_size": 4, "height": 64, "width": 64},
+        "transforms": {
+            part: [{"name": "fit_image", "height": 64, "width": 64}, {"name": "normalize_image"}]
+            for part in ("train", "evaluate")
+        },
+        "schedule": {"name": "constant"},
+        "train": {"epochs": 1, "batch_size": 2},
+    }
+    result = sightline.train_run(recipe, out=tmp_path / "run", checks=False)
+    assert run_here("evaluate", tmp_path / "run", "--save-predictions").code == 0
+    scored = sightline.score(tmp_path / "run" / "predictions" / "test", recipe)
+    assert result.document is not None
+    assert scored.metrics == pytest.approx(result.document["metrics"], rel=0, abs=0, nan_ok=True)
+    assert repr(scored).startswith(f"RunEvaluation({tmp_path / 'run' / 'predictions' / 'test'} on test, 4 samples: ap")
+
+
+def test_findings_that_keep_a_run_from_starting_are_its_repr(tmp_path: Path) -> None:
+    result = sightline.train_run(SMALL, ["losses.0.weight=0", "losses.1.weight=0"], out=tmp_path / "run")
+    assert result.path is None
+    assert repr(result).startswith("TrainResult(not started:\n")
+
+
+CELLS = """
+import linecache, sys
+def cell(number, text):
+    name = f"/tmp/ipykernel_1/{number}.py"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    exec(compile(text, name, "exec"), sys.modules["__main__"].__dict__)
+import sightline
+cell(1, '''
+from typing import TypedDict
+import torch
+from torch import Tensor, nn
+from sightline.contract import registry
+WIDTH = 8
+points = torch.zeros(3)
+''')
+cell(2, '''
+def widen(value):
+    return 2 * value
+class Output(TypedDict):
+    logits: Tensor
+''')
+cell(3, '''
+@registry.models.add("cell_net")
+class CellNet(nn.Module):
+    def __init__(self, *, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(in_channels, widen(WIDTH)), nn.ReLU(), nn.Linear(16, num_classes))
+
+    def forward(self, points: Tensor) -> Output:
+        return {"logits": self.layers(points).amax(dim=1)}
+print(points.shape)
+''')
+"""
+TRAIN = """
+recipe = {{"base": {recipe!r}, "model": {{"name": "cell_net"}}, "losses": [{{"name": "cross_entropy"}}],
+          "data": {{"train_size": 60, "test_size": 20, "num_points": 16}}, "train": {{"steps": 2, "batch_size": 8}}}}
+result = sightline.train_run(recipe, out={out!r}, checks=False)
+print(sightline.load_run({out!r}))
+"""
+
+
+def _python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.processes
+def test_a_model_of_a_notebook_cell_is_recorded_and_loaded_in_another_session(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trained = _python(CELLS + TRAIN.format(recipe=str(RECIPE), out=str(out)))
+    assert trained.returncode == 0, trained.stderr
+    assert "LoadedRun(" in trained.stdout, "the same session loads it without the file"
+    text = (out / "plugins" / "notebook.py").read_text()
+    assert all(line in text for line in ("WIDTH = 8", "def widen(value):", "class Output(TypedDict):"))
+    assert "points = torch" not in text, "a variable of a function is not the global one"
+    with pytest.raises(UserError, match=r"was made with the plugin .*notebook.py; give it again"):
+        sightline.load_run(out)
+    code = f"import sightline; print(sightline.load_run({str(out)!r}, plugins=[{str(out / 'plugins/notebook.py')!r}]))"
+    loaded = _python(code)
+    assert loaded.returncode == 0, loaded.stderr
+    assert "cell_net" in loaded.stdout
+
+
+@pytest.mark.processes
+def test_a_model_of_a_script_is_recorded_without_the_script_s_own_training(tmp_path: Path) -> None:
+    """The script is also its plugin: what it runs is left out of the record."""
+    script, out = tmp_path / "mine.py", tmp_path / "run"
+    definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
+    script.write_text("\n".join(["import sightline", *definitions, TRAIN.format(recipe=str(RECIPE), out=str(out))]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (out / "plugins" / "mine.py").read_text()
+    assert "class CellNet" in text
+    assert "train_run" not in text
+    assert "cell_net" in repr(sightline.load_run(out, plugins=[out / "plugins" / "mine.py"]).config)
+
+
+@pytest.mark.processes
+def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path: Path) -> None:
+    definitions = [cell.strip() for cell in CELLS.split("'''")[1::2]]
+    (tmp_path / "own_nets.py").write_text("\n".join(definitions))
+    reporter = (
+        "from sightline.training.train_run import Reporter\n"
+        "class Printing(Reporter):\n    def note(self, text): print(text)\n"
+    )
+    train = TRAIN.replace("checks=False", "checks=False, reporter=Printing()")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport sightline, own_nets\n{reporter}"
+    done = _python(code + train.format(recipe=str(RECIPE), out=str(tmp_path / "run")))
+    assert done.returncode == 0, done.stderr
+    assert "model 'cell_net' is from the module own_nets, of which the run keeps no copy" in done.stdout
+
+
+@pytest.mark.processes
+def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path) -> None:
+    cells = CELLS.replace("WIDTH = 8", "WIDTH = torch.tensor(8)")
+    refused = _python(textwrap.dedent(cells + TRAIN.format(recipe=str(RECIPE), out=str(tmp_path / "run"))))
+    assert refused.returncode == 1
+    last = refused.stderr.strip().splitlines()[-1]
+    assert last.endswith(
+        "'cell_net' is defined in a notebook cell or script and uses 'WIDTH' (Tensor), which a run cannot record; "
+        "write the cell to a file by %%writefile my_parts.py, and give plugins=['my_parts.py']"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_old_path_does_not_hide_a_public_function() -> None:
+    """`sightline.compare` was a room once, which plugins may import."""
+    code = "import sightline\nfrom sightline.compare import comparison\nprint(callable(sightline.compare), comparison)"
+    told = _python(code)
+    assert told.stdout.startswith("True <module 'sightline.workbench.compare.comparison'"), told.stderr
+
+
+@run_each("name, least", [("plain_pytorch", 0.3), ("scikit_learn", 0.6)])
+def test_the_examples_learn(name: str, least: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve classes: chance is 0.08."""
+    monkeypatch.chdir(ROOT)
+    assert runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"](train_size=240) > least

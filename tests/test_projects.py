@@ -1,0 +1,69 @@
+"""`sightline init` makes a project for each task, whose own tests pass as they are and which trains two steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sightline.contract import registry
+from tests.cases import run_each
+from tests.command import run_here
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("centre", "classify", "contrast", "detect", "pose", "segment")
+QUICK = ("classify", "detect", "pose")
+"""Projects that every run of the tests makes; the others take as long again."""
+
+
+def test_there_is_a_project_for_each_task() -> None:
+    folders = {path.name for path in (ROOT / "examples" / "projects").iterdir()}
+    assert folders - {"_shared"} == set(registry.tasks.names()) == set(TASKS)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "task", [task if task in QUICK else pytest.param(task, marks=pytest.mark.long) for task in TASKS]
+)
+def test_the_tests_of_a_new_project_pass(task: str, tmp_path: Path) -> None:
+    """They train two steps, evaluate, and run all checks; here in a process of their own, as a user runs them."""
+    made = run_here("init", "river", "--task", task, "--to", tmp_path)
+    assert made.code == 0, made.err
+    folder = tmp_path / "river"
+    assert "my_project" not in "".join(path.read_text() + path.name for path in folder.iterdir())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 passed" in done.stdout or "5 passed" in done.stdout, done.stdout
+
+
+@run_each(
+    "words, told",
+    [
+        (("River",), "init: 'River' names a Python file: use small letters, digits and _, a letter first"),
+        (("class",), "init: 'class' names a Python file"),
+        (("../out",), "init: '../out' names a Python file"),
+        (("river", "--task", "segmnt"), "init: --task segmnt: there is no such project; did you mean 'segment'?"),
+    ],
+)
+def test_a_wrong_name_or_task_is_refused(words: tuple[str, ...], told: str, tmp_path: Path) -> None:
+    done = run_here("init", *words, "--to", tmp_path / "here")
+    assert done.code == 2
+    assert told in done.err
+    assert not (tmp_path / "here").exists()
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "river").mkdir()
+    done = run_here("init", "river", "--to", tmp_path)
+    assert (done.code, list((tmp_path / "river").iterdir())) == (2, [])
+    assert "is there already; give another name" in done.err

@@ -1,0 +1,25 @@
+"""Fixed shapes of the recipes' steps: as the table of docs/run/speed.md states them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.marks import long_but
+from tests.recipe_steps import RECIPES
+from tests.shapes import count_shapes, read_table
+
+DAILY = [
+    *("classify/modelnet40_dgcnn", "classify/modelnet40_point_transformer", "contrast/synthetic_shapes_crosspoint"),
+    *("detect/synthetic_crowds_fcos", "pose/synthetic_hands_v2v_small", "segment/synthetic_lidar_squeezeseg"),
+    "segment/synthetic_rooms_point_transformer",
+]
+
+
+@pytest.mark.parametrize("recipe", long_but(DAILY, RECIPES))
+def test_the_shapes_of_a_step_are_those_of_the_table(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = count_shapes(recipe, tmp_path, monkeypatch)
+    assert shapes.row == read_table()[recipe], shapes

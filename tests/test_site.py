@@ -1,0 +1,64 @@
+"""The site of docs/: it is built without a warning, reads nothing from the network, and shows every page."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site; links and anchors that lead nowhere, and pages outside the navigation, end it."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_page_is_shown(site: Path) -> None:
+    pages = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    shown = [path for path in pages if path.parent != Path(".")]  # the others are the front page and pointers
+    missing = [str(path) for path in shown if not (site / _page_path(path)).exists()]
+    assert missing == []
+    front = (site / "index.html").read_text()
+    assert "Train perception models you can trust" in front
+    assert "make demo" in front
+
+
+def _page_path(path: Path) -> Path:
+    return path.with_name("index.html") if path.name == "README.md" else path.with_suffix(".html")
+
+
+def test_sources_that_pages_link_to_are_pages(site: Path) -> None:
+    text = (site / "source/examples/any_loop.py.html").read_text()
+    assert "sightline" in text
+    linked = re.findall(r'href="([^"#]*source/[^"#]*)"', (site / "prove/any_loop.html").read_text())
+    assert linked
+    assert all((site / "prove" / link).exists() for link in linked)
+
+
+def test_docstrings_of_the_python_api_are_a_page(site: Path) -> None:
+    text = (site / "reference/api.html").read_text()
+    assert all(f'id="sightline.{name}"' in text for name in ("load_run", "train_run", "check", "watch"))
+
+
+def test_nothing_is_read_from_the_network(site: Path) -> None:
+    loads = re.compile(r'<(?:script|link|img|iframe)\b[^>]*?(?:src|href)="(https?:)?//[^"]*"')
+    pages = {str(path.relative_to(site)): path.read_text() for path in site.rglob("*.html")}
+    assert len(pages) > 100
+    assert {name for name, text in pages.items() if loads.search(text)} == set()
