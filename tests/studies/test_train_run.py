@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ import sightline
 from sightline.contract.errors import UserError
 from sightline.engine.observers import MetricsLog
 from sightline.engine.records import StepRecord
+from sightline.training import published_results
 from sightline.training.train_run import Reporter, TrainResult, restore_signal_handlers, sample_counts
 from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, FindingLocation
@@ -54,6 +58,25 @@ def unbroken(config: Path) -> Path:
     out = config.parent / "unbroken"
     succeed("train", config, SHORT, "--device", "cpu", "--out", out)
     return out
+
+
+def test_published_figures_that_apply_are_in_the_folder_and_its_report(
+    config: Path, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the drawn clouds were ModelNet40: the rows and their differences are those of the comparison itself."""
+    assert not (unbroken / "published.json").exists(), "nothing is published on drawn clouds"
+    rows = [replace(row, data="synthetic_shapes") for row in published_results.published_rows(["modelnet40"])]
+    monkeypatch.setattr(published_results, "published_rows", lambda names: rows)
+    result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu")
+    assert result.document is not None
+    stored = json.loads((tmp_path / "run" / "published.json").read_text())["rows"]
+    assert stored == json.loads(json.dumps(result.document["published"]))
+    with_accuracy = [row for row in rows if any(name.endswith("_accuracy") for name in row.metrics)]
+    assert {row["who"] for row in stored} <= {row.who for row in with_accuracy}
+    assert len(stored) > 3
+    succeed("report", tmp_path / "run")
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"<td>{html.escape(row['who'], quote=False)}</td>" in text for row in stored[:3])
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
