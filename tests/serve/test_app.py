@@ -14,11 +14,11 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import sightline
+from benchmarks.malformed_requests import MALFORMED
 from sightline.engine.distributed import World
 from sightline.workbench.serve.app import Limits
 from sightline.workbench.serve.server import open_app
 from tests.command import refuse
-from tests.serve.malformed import MALFORMED
 from tests.trained import copy_run
 
 CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
