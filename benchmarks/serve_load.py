@@ -1,7 +1,7 @@
 """Load test of `sightline serve` on the loopback: `python -m benchmarks.serve_load RUN [--requests N] [--malformed N]`.
 
-The server is a process of its own. Clients, each with one connection at a time, send clouds as uploads and as JSON; then
-malformed requests follow, bytes of them changed at random. Nothing is written; the figures are printed.
+The server is a process of its own. Clients, each with one connection at a time, send clouds as uploads and as JSON;
+then malformed requests follow, bytes of them changed at random. Nothing is written; the figures are printed.
 """
 
 from __future__ import annotations
