@@ -9,6 +9,7 @@ from typing import Literal
 from sightline.commands.fields import (
     CHECKPOINT,
     CONFIG,
+    DEVICE,
     OVERRIDES,
     PLUGINS,
     PROCESSES,
@@ -16,6 +17,7 @@ from sightline.commands.fields import (
     DeviceCommand,
     DocumentCommand,
     PluginCommand,
+    TracedCommand,
     argument,
     option,
     switch,
@@ -141,6 +143,31 @@ class ExportOptions(DocumentCommand, name="export", run="export.export"):
     )
     checkpoint: str = CHECKPOINT
     plugins: tuple[Path, ...] = PLUGINS
+
+
+class ServeOptions(TracedCommand, name="serve", run="serve.serve"):
+    """Answer predictions of a run over HTTP.
+
+    GET /health and /info; POST /predict takes a file (form field 'file') or JSON ('points', 'depth' or 'image', and
+    'category' of a run on parts); /docs lists it all. Requests that arrive together are predicted together. Further
+    words are options of the run's predictor, as of 'sightline predict'. The server listens on this machine alone,
+    unless --host says otherwise; it knows no passwords. SIGTERM and SIGINT let begun requests finish.
+    """
+
+    run_path: Path = argument("RUN|FILE.onnx", "a run directory, or a file that 'sightline export' wrote")
+    words: tuple[str, ...] = argument("[KEY=VALUE]...", "options of the predictor", default=())
+    host: str = option("--host", "ADDRESS", "address to listen on", default="127.0.0.1")
+    port: int = option("--port", "N", "port to listen on", default=8000, min=1, max=65535)
+    checkpoint: str = CHECKPOINT
+    device: str = DEVICE
+    plugins: tuple[Path, ...] = PLUGINS
+    columns: str | None = option("--columns", "x,y,z,...", "names of the columns of clouds, _ to skip one")
+    to_sphere: bool = switch("--unit-sphere", "move every cloud to its mean and scale it to radius 1")
+    batch_size: int | None = option("--batch-size", "N", "requests per batch, at most [evaluate.batch_size, 32]", min=1)
+    wait_ms: float = option("--wait-ms", "F", "longest wait of a batch for further requests", default=5.0, min=0)
+    max_mb: float = option("--max-mb", "F", "largest request, in MB", default=32.0, min=0.001)
+    max_seconds: float = option("--max-seconds", "F", "longest time of a request", default=30.0, min=0.1)
+    max_requests: int = option("--max-requests", "N", "requests at a time; others get 503", default=64, min=1)
 
 
 # --- compress --------------------------------------------------------------------------------------------------------
@@ -295,5 +322,5 @@ class CompressReportOptions(
     batch_norm: int = _BATCH_NORM
 
 
-RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions, ExportOptions)
+RUN_COMMANDS = (TrainOptions, EvaluateOptions, ScoreOptions, PredictOptions, ExportOptions, ServeOptions)
 COMPRESS_COMMANDS = (CompressOptions, CompressSearchOptions, CompressReportOptions)

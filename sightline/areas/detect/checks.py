@@ -350,9 +350,10 @@ def decoded_boxes(context: Context, case: LossCase) -> Fault | None:
         outputs = {"logits": scores[None, :, None], "codes": goal.wanted[image : image + 1]}
         outputs |= {name: scores[None] for name in ("objectness", "centreness") if name in context.dry_run.seen_outputs}
         priors = task.get_priors(to_device(batch["image"], _CPU))
-        candidates = task.selection.candidates(outputs, 0, priors)
-        index = candidates.proposal
-        found, wanted = candidates.detections[:, :4].double(), boxes[image, index].double()
+        decoded = task.selection.decode(outputs, 0, priors)
+        is_wanted = has_box[image, decoded.proposal]  # a `min_score` of 0 selects the others, too
+        index = decoded.proposal[is_wanted]
+        found, wanted = decoded.detections[is_wanted, :4].double(), boxes[image, index].double()
         overlap = float(iou(found, wanted).median()) if len(found) else 0.0
         if overlap < _MIN_DECODED_IOU:
             codes = goal.wanted[image, index]

@@ -297,7 +297,7 @@ class Detect(Supervised):
 
     @property
     def left_to_caller(self) -> tuple[str, ...]:
-        """What follows the network here and is not in a file of it."""
+        """Steps that follow the network here and are not in a file of it."""
         select = self._select
         name = type(select.suppression).__name__
         first = "" if self.greedy_threshold is not None else f"boxes are suppressed ({name}), and "

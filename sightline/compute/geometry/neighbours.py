@@ -149,7 +149,8 @@ def _find_in_graph(points: Tensor, queries: Tensor, num_neighbours: int) -> Tens
     centre = points.mean(dim=1, keepdim=True)
     points, queries = points - centre, queries - centre
     scores = torch.baddbmm(points.square().sum(-1)[:, None], queries, points.mT, alpha=-2)
-    count = torch.sym_min(num_neighbours + _SPARE, points.shape[1])
+    smaller = torch.sym_min if torch.compiler.is_exporting() else min  # the first keeps the number of points free
+    count = smaller(num_neighbours + _SPARE, points.shape[1])
     candidates = scores.topk(count, largest=False, sorted=False).indices.sort(dim=-1).values
     sample = torch.arange(points.shape[0], device=points.device)[:, None, None]
     distances = (queries[:, :, None] - points[sample, candidates]).square().sum(-1)

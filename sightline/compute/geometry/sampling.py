@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.compute.geometry.distances import assert_finite, paired_squared_distances, upcast_for_comparison
 from sightline.compute.geometry.trees import LEAF_SIZE, build_curve_trees
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
-from sightline.compute.waits import is_recording, require
+from sightline.compute.waits import require
 
 FAN = 16
 """Nodes whose bounds are computed at once: four levels of a tree below a node, which are adjacent in memory."""
@@ -207,7 +207,7 @@ def farthest_point_sample(
     if min_squared_norm is not None:
         is_barred = paired_squared_distances(points, torch.zeros_like(points)) <= min_squared_norm
         nearest_BN.masked_fill_(is_barred, -1)  # below every distance, and stays so
-    if is_recording():
+    if torch.compiler.is_exporting():
         return _sample_in_graph(points, nearest=nearest_BN, first=first, num_samples=num_samples)
     sample = sample_by_trees if can_use_numba(points) and points.numel() else _sample_reference
     return sample(points, nearest=nearest_BN, first=first, num_samples=num_samples)

@@ -223,7 +223,7 @@ class Segment(Supervised):
 
     @property
     def left_to_caller(self) -> tuple[str, ...]:
-        """What follows the network here and cannot be in a file of it."""
+        """Steps that follow the network here and cannot be in a file of it."""
         steps = ["a point of the whole cloud or scan takes the probabilities of the point or pixel that stands for it"]
         if self.windows is not None:
             steps.insert(0, "larger clouds are divided into windows, and the logits of a point are averaged over them")

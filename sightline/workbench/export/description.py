@@ -26,7 +26,6 @@ from sightline.runs.lineage import inputs_document
 if TYPE_CHECKING:
     from sightline.engine.run_loading import TrainedRun
     from sightline.workbench.export.checking import ExportCheck
-    from sightline.workbench.export.export import Examples
     from sightline.workbench.export.graph import GraphNetwork, SplitTransforms
 
 VERSION = "sightline export 1"
@@ -37,7 +36,7 @@ DOCUMENTS = ("config.yaml", "facts.json", "inputs.json", "environment.json")
 
 def describe_export(
     run: TrainedRun,
-    examples: Examples,
+    task: Any,
     split: SplitTransforms,
     network: GraphNetwork,
     *,
@@ -79,7 +78,7 @@ def describe_export(
         "outputs": results,
         "before": [_describe_transform(name, blocks) for name, _ in split.outside],
         "inside": [name for name, _ in split.inside],
-        "after": list(TaskMembers.left_to_caller.get(examples.task)),
+        "after": list(TaskMembers.left_to_caller.get(task)),
         "check": check.to_dict(),
         "run": {"path": str(run.path), "checkpoint": run.checkpoint.name, "documents": _copy_documents(run)},
     }

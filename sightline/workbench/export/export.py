@@ -84,7 +84,7 @@ def export_run(
     if not check.is_equal:
         raise RunError(f"export: {to} computes something else than torch: {check.describe()}; nothing was written")
     document = describe_export(
-        run, examples, split, network, to=to, content=content, free_axes=free_axes, values=inputs[0], check=check
+        run, examples.task, split, network, to=to, content=content, free_axes=free_axes, values=inputs[0], check=check
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_atomic(path, content)

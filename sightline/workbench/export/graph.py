@@ -163,6 +163,7 @@ def record_graph(network: GraphNetwork, values: Sequence[Tensor]) -> RecordedGra
             continue
         axes = tuple(_name_axes(name, free) for name in network.names)
         shapes = tuple({axis: Dim.DYNAMIC for axis in of_input} for of_input in axes)
+        torch.compiler.reset()  # else sizes that loops met before count as constants
         try:
             with quiet():
                 program = torch.export.export(

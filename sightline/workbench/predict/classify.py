@@ -91,6 +91,10 @@ class CloudPredictor(Predictor[Prediction]):
         )
         self._far = {}
 
+    def forget(self, path: Path) -> None:
+        """Drop the note of a file's far points."""
+        self._far.pop(path, None)
+
     def _read_scan(self, path: Path) -> FileSample:
         """Read the sample of a LiDAR scan."""
         return read_scan_sample(

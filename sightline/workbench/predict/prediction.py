@@ -213,7 +213,7 @@ class SizeBatcher:
         return sum(map(self._size_of, files))
 
 
-_READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
+READER_ERRORS = (ValueError, OSError, MemoryError, EOFError, ArithmeticError, zlib.error, zipfile.BadZipFile)
 """Exceptions of a reader that missed a fault in a file: they must not end the prediction of the others."""
 
 
@@ -275,7 +275,7 @@ def predict_each(
     files.
     """
     predictor = predictor or build_predictor(run, world=world)
-    stages = _Stages(predictor, world or World())
+    stages = InferenceStages(predictor, world or World())
     size = 1 if predictor.is_sequential else batch_size or run.config.evaluate.batch_size
     batcher = SizeBatcher(size, kind_of=predictor.batch_key, size_of=predictor.sample_size)
     try:
@@ -288,7 +288,7 @@ def predict_each(
                 continue
             except UserError:
                 raise  # an error of an option, not of the file
-            except _READER_ERRORS as error:
+            except READER_ERRORS as error:
                 reason = (
                     f"{path}: cannot be read ({type(error).__name__}: {error}); the file is damaged or in another "
                     "format"
@@ -307,7 +307,7 @@ def predict_each(
         run.model.cpu()  # a loaded run keeps its model on the CPU
 
 
-class _Stages:
+class InferenceStages:
     """Stages of inference for files that have been read."""
 
     def __init__(self, predictor: Predictor[Any], world: World) -> None:

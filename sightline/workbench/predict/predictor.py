@@ -284,6 +284,13 @@ class Predictor(Generic[PredictionT]):
         """Return the prediction as plain values for JSON, with the key `file`; rows are made from it."""
         raise NotImplementedError
 
+    def full_document(self, prediction: PredictionT) -> dict[str, Any]:
+        """Return the document with what `write` would put into files."""
+        return self.document(prediction)
+
+    def forget(self, path: Path) -> None:
+        """Drop what is kept of a file, once its prediction has been used; for programs that never end."""
+
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
         """Return the cells of `columns`."""
         return [document[name] for name in self.columns]

@@ -283,6 +283,18 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
             **({"ms": self._ms[prediction.file]} if self.is_timed else {}),
         }
 
+    def full_document(self, prediction: SegmentPrediction) -> dict[str, Any]:
+        """Return the document with the label of every point, and with probabilities if they are kept."""
+        table = {}
+        if self.with_probabilities and prediction.table is not None:
+            table = {"probabilities": prediction.table[prediction.table_rows].tolist()}
+        return {**self.document(prediction), "labels": prediction.labels.tolist(), **table}
+
+    def forget(self, path: Path) -> None:
+        """Drop the times of a file as well."""
+        super().forget(path)
+        self._ms.pop(path, None)
+
     def row(self, document: Mapping[str, Any]) -> Sequence[Any]:
         """Return file, number of points, largest shares and mean probability."""
         shares = _format_largest(document["shares"])

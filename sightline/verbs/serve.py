@@ -1,0 +1,41 @@
+"""`sightline serve`: predictions of a run over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightline.commands.run import ServeOptions
+from sightline.engine.device import set_backends
+from sightline.engine.distributed import start_world
+from sightline.store.files.cloud_files import check_columns
+from sightline.verbs.output import print_note
+from sightline.workbench.export.onnx_file import open_run_or_file
+from sightline.workbench.predict.predictor import CommandLine, parse_options, predictor_class
+from sightline.workbench.serve.server import assert_servable, open_app, serve_forever
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve until a signal ends it; return 0."""
+    assert_servable()
+    from sightline.workbench.serve.app import Limits
+
+    flags: dict[str, Any] = {} if options.columns is None else {"columns": check_columns(options.columns.split(","))}
+    flags |= {"to_sphere": True} if options.to_sphere else {}
+    run = open_run_or_file(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
+    words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
+    limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
+    set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
+    if options.host not in _LOOPBACK:
+        print_note(f"warning: {options.host} may be reached by other machines, and the server knows no passwords")
+    with (
+        start_world(device=options.device) as world,
+        open_app(
+            run, world, limits=limits, batch_size=options.batch_size, wait_ms=options.wait_ms, options=words
+        ) as app,
+    ):
+        print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; its pages: /docs")
+        serve_forever(app, host=options.host, port=options.port)
+    print_note("stopped; begun requests were answered")
+    return 0

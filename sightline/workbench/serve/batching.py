@@ -1,0 +1,126 @@
+"""Micro-batches: requests that arrive together go through the network together, in one thread."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Hashable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sightline.contract.errors import escape_to_one_line, summarise_error
+from sightline.engine.distributed import World
+from sightline.workbench.predict.prediction import READER_ERRORS, InferenceStages
+from sightline.workbench.predict.predictor import Predictor, ReadFile, Refusal
+
+logger = logging.getLogger(__name__)
+
+
+class Answer(NamedTuple):
+    """Document of a prediction, or the reason of a refusal."""
+
+    document: dict[str, Any] | None
+    reason: str = ""
+
+
+class _Job(NamedTuple):
+    path: Path
+    result: Future[Answer]
+
+
+class MicroBatcher:
+    """Thread that reads the files of requests and predicts those of a kind together.
+
+    A batch waits for others at most `wait_ms`, and has at most `batch_size` files. A request that is no longer waited
+    for is skipped.
+    """
+
+    def __init__(self, predictor: Predictor[Any], world: World, *, batch_size: int, wait_ms: float) -> None:
+        self._predictor = predictor
+        self._stages = InferenceStages(predictor, world)
+        self._batch_size, self._wait_s = batch_size, wait_ms / 1e3
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="sightline-serve", daemon=True)
+        self.num_batches = 0
+        self.num_predicted = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._predictor.start([])
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish all jobs and end the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+        self._predictor.close()
+
+    def submit(self, path: Path) -> Future[Answer]:
+        """Submit a file; the future has its answer."""
+        job = _Job(path, Future())
+        self._jobs.put(job)
+        return job.result
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            jobs = [job]
+            until = time.monotonic() + self._wait_s
+            is_last = False
+            while len(jobs) < self._batch_size and not is_last:
+                try:
+                    following = self._jobs.get(timeout=max(0.0, until - time.monotonic()))
+                except queue.Empty:
+                    break
+                if following is None:
+                    is_last = True
+                else:
+                    jobs.append(following)
+            self._answer([job for job in jobs if job.result.set_running_or_notify_cancel()])
+            if is_last:
+                return
+
+    def _answer(self, jobs: list[_Job]) -> None:
+        groups: dict[Hashable, list[tuple[_Job, ReadFile]]] = defaultdict(list)
+        for job in jobs:
+            try:
+                file = self._predictor.read(job.path)
+                groups[self._predictor.batch_key(file)].append((job, file))
+            except READER_ERRORS as error:  # among them DataError
+                job.result.set_result(Answer(None, _clean(str(error) or type(error).__name__, job.path)))
+            except Exception as error:  # noqa: BLE001 - one request must not end the server
+                _fail(job, error)
+        for group in groups.values():
+            try:
+                self._predict(group)
+            except Exception as error:  # noqa: BLE001 - as above
+                for job, _ in group:
+                    _fail(job, error)
+
+    def _predict(self, group: list[tuple[_Job, ReadFile]]) -> None:
+        self.num_batches += 1
+        self.num_predicted += len(group)
+        outcomes = dict(self._stages.predict([file for _, file in group]))
+        for job, _ in group:
+            outcome = outcomes[job.path]
+            if isinstance(outcome, Refusal):
+                job.result.set_result(Answer(None, _clean(outcome.reason, job.path)))
+            else:
+                document = {**self._predictor.full_document(outcome)}
+                document.pop("file", None)
+                job.result.set_result(Answer(document))
+            self._predictor.forget(job.path)
+
+
+def _clean(reason: str, path: Path) -> str:
+    """Put 'the input' in place of the server's path."""
+    return escape_to_one_line(" ".join(reason.replace(str(path), "the input").split()))[:400]
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    logger.error("a request failed: %s", summarise_error(error))
+    if not job.result.done():
+        job.result.set_result(Answer(None, "the input cannot be predicted; its content is unusual"))

@@ -1,0 +1,90 @@
+"""Server of a run: its predictor, its application, and uvicorn around it until a signal ends it."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sightline.contract.errors import UserError, assert_installed
+from sightline.engine.distributed import World
+from sightline.engine.run_loading import TrainedRun
+from sightline.workbench.predict.prediction import build_predictor
+
+_EXTRA = ("fastapi", "uvicorn", "python_multipart")
+_SECONDS_TO_FINISH = 30
+
+
+def assert_servable() -> None:
+    """Raise MissingExtraError if a module of the extra `serve` is not installed."""
+    for module in _EXTRA:
+        assert_installed(module, needed_by="serve")
+
+
+@contextmanager
+def open_app(
+    run: TrainedRun,
+    world: World,
+    *,
+    limits: Any = None,
+    batch_size: int | None = None,
+    wait_ms: float = 5.0,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Any]:
+    """Open the application of a run, with a folder of its own for inputs, which is deleted at the end.
+
+    Raises ConfigError for a task without a predictor and for unknown options, UserError if predictions depend on each
+    other.
+    """
+    assert_servable()
+    from sightline.workbench.serve.app import Limits, make_app
+    from sightline.workbench.serve.batching import MicroBatcher
+    from sightline.workbench.serve.inputs import InputStore, describe_inputs
+
+    predictor = build_predictor(run, world=world, **(options or {}))
+    if predictor.is_sequential:
+        raise UserError("serve: reference=previous makes a prediction depend on the one before; take another reference")
+    batcher = MicroBatcher(
+        predictor, world, batch_size=batch_size or min(run.config.evaluate.batch_size, 32), wait_ms=wait_ms
+    )
+    with tempfile.TemporaryDirectory(prefix="sightline-serve-") as folder:
+        store = InputStore(Path(folder), predictor)
+        info = {
+            "run": run.config.name,
+            "task": run.config.task.name,
+            "model": run.config.model.name,
+            "class_names": list(run.class_names),
+            "input": describe_inputs(store, predictor),
+            **predictor.about(),
+        }
+        yield make_app(batcher, store, info, limits or Limits())
+
+
+def serve_forever(app: Any, *, host: str, port: int) -> None:
+    """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=_SECONDS_TO_FINISH,
+        h11_max_incomplete_event_size=16384,
+    )
+    # uvicorn sends itself the signal again once it has stopped: it must meet a handler that does not end the process.
+    previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        uvicorn.Server(config).run()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """Handle a signal that has been served."""

@@ -1,0 +1,175 @@
+"""The server's application, in process: what it answers, what it refuses, and its limits."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+import sightline
+from benchmarks.malformed_requests import MALFORMED
+from sightline.engine.distributed import World
+from sightline.workbench.serve.app import Limits
+from sightline.workbench.serve.server import open_app
+from tests.command import refuse
+from tests.trained import copy_run
+
+CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
+
+
+def as_npy(values: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_run("classify", tmp_path_factory.mktemp("classify") / "copy")
+
+
+@pytest.fixture(scope="module")
+def client(run: Path) -> Iterator[TestClient]:
+    with (
+        open_app(sightline.load_run(run), World(), limits=Limits(max_bytes=50_000, max_requests=8)) as app,
+        TestClient(app) as client,
+    ):
+        yield client
+
+
+def test_an_upload_and_json_get_what_predict_says(client: TestClient, run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "input.npy", CLOUD)
+    (expected,) = sightline.load_run(run).predict([tmp_path / "input.npy"]).predicted
+    by_file = client.post("/predict", files={"file": ("chair.npy", as_npy(CLOUD))})
+    by_json = client.post("/predict", json={"points": CLOUD.tolist()})
+    assert (by_file.status_code, by_json.status_code) == (200, 200)
+    assert by_file.json()["input"] == "chair.npy"
+    for answer in (by_file.json(), by_json.json()):
+        assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
+        assert "file" not in answer
+
+
+def test_health_info_and_the_page_of_addresses(client: TestClient) -> None:
+    assert client.get("/health").json()["status"] == "ok"
+    info = client.get("/info").json()
+    assert (info["task"], info["model"], info["limits"]["max_bytes"]) == ("classify", "pointnet", 50_000)
+    assert ".ply" in info["input"]["endings"]
+    described = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert set(described) == {"multipart/form-data", "application/json"}
+    assert client.get("/docs").status_code == 200
+
+
+def test_malformed_requests_get_one_sentence_and_no_5xx(client: TestClient) -> None:
+    for name, request in MALFORMED.items():
+        answer = client.request(**request)
+        assert 400 <= answer.status_code < 500, (name, answer.status_code, answer.text)
+        text = answer.json()["error"]
+        assert "Traceback" not in text, name
+        assert "\n" not in text, name
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_no_text_of_a_client_names_a_file_of_the_server(client: TestClient, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.npy"
+    np.save(secret, CLOUD)
+    for name in (str(secret), f"../../../..{secret}", f"{secret}\0.npy", "/etc/passwd.npy"):
+        answer = client.post("/predict", files={"file": (name, b"not an array")})
+        assert answer.status_code == 422
+        assert str(tmp_path) not in answer.text
+        assert "sightline-serve" not in answer.text
+    answer = client.post("/predict", json={"points": str(secret)})
+    assert answer.status_code == 422
+    assert client.post("/predict", json={"path": str(secret)}).status_code == 422
+
+
+def test_requests_that_come_together_go_through_the_network_together(client: TestClient) -> None:
+    """Same answers as alone; fewer batches than requests."""
+    before = client.get("/health").json()
+    alone = client.post("/predict", json={"points": CLOUD.tolist()}).json()["probability"]
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(client.post("/predict", json={"points": CLOUD.tolist()})))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert all(answer.json()["probability"] == pytest.approx(alone, abs=1e-6) for answer in answers)
+    after = client.get("/health").json()
+    assert after["predicted"] - before["predicted"] == 7
+
+
+def test_limits_of_time_and_number_are_answers(run: Path) -> None:
+    loaded = sightline.load_run(run)
+    with open_app(loaded, World(), limits=Limits(max_seconds=1e-4)) as app, TestClient(app) as client:
+        answer = client.post("/predict", json={"points": CLOUD.tolist()})
+        assert answer.status_code == 504
+        assert "took more than" in answer.json()["error"]
+    with open_app(loaded, World(), limits=Limits(max_requests=0)) as app, TestClient(app) as client:
+        answer = client.post("/predict", json={"points": CLOUD.tolist()})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+
+def test_inputs_are_deleted_once_answered(run: Path) -> None:
+    with open_app(sightline.load_run(run), World()) as app, TestClient(app) as client:
+        client.post("/predict", json={"points": CLOUD.tolist()})
+        client.post("/predict", files={"file": ("a.npy", b"broken")})
+        assert not list(store_folder(app).iterdir())
+    assert not store_folder(app).exists()
+
+
+def store_folder(app: Any) -> Path:
+    """The folder of a server's inputs, which the application keeps in its state."""
+    folder: Path = app.folder
+    return folder
+
+
+@pytest.mark.parametrize("name", ["contrast", "detect", "parts", "pose", "scenes"])
+def test_every_task_is_served(name: str, tmp_path: Path) -> None:
+    path = copy_run(name, tmp_path / "copy")
+    loaded = sightline.load_run(path, plugins=sorted((tmp_path / "copy").glob("*.py")))
+    rng = np.random.default_rng(0)
+    options: dict[str, Any] = {}
+    if name == "detect":
+        body: dict[str, Any] = {"image": rng.integers(0, 256, (48, 64, 3)).tolist()}
+        content = io.BytesIO()
+        Image.fromarray(np.array(body["image"], dtype=np.uint8)).save(content, "PNG")
+        upload = ("a.png", content.getvalue())
+    elif name == "pose":
+        depth = np.zeros((240, 320), dtype=np.float32)
+        depth[100:140, 140:180] = 500.0
+        body, upload = {"depth": depth.tolist()}, ("a.npy", as_npy(depth))
+    else:
+        width = 3 + 3 * len(loaded.files.inputs.features)
+        cloud = rng.random((96, width)) * 0.5
+        if name == "parts":
+            cloud[:, 3:] /= np.linalg.norm(cloud[:, 3:], axis=1, keepdims=True)
+        options = (
+            {} if width == 3 else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
+        )
+        body, upload = {"points": cloud.tolist()}, ("a.npy", as_npy(cloud))
+    category = {"category": str(loaded.facts["category_names"][0])} if name == "parts" else {}
+    with open_app(loaded, World(), options=options) as app, TestClient(app) as client:
+        for answer in (
+            client.post("/predict", json={**body, **category}),
+            client.post("/predict", files={"file": upload}, data=category),
+        ):
+            assert answer.status_code == 200, answer.text
+            key = {"contrast": "encoding", "detect": "boxes", "pose": "joints_mm"}.get(name, "labels")
+            assert key in answer.json()
+        if name == "parts":
+            assert "is needed" in client.post("/predict", json={**body, "category": "../.."}).json()["error"]
+
+
+def test_wrong_words_are_refused_before_the_server_starts(run: Path) -> None:
+    assert "greater than or equal to 1" in refuse("serve", run, "--port", "0")
+    assert "there is no such file" in refuse("serve", run / "none.onnx")
