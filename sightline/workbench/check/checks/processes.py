@@ -1,4 +1,4 @@
-"""What a user's code knows of the processes of a run: a rank that is remembered from before there was one."""
+"""Processes as a user's code sees them: a rank that is remembered from before there was one."""
 
 from __future__ import annotations
 

@@ -58,6 +58,8 @@ def _share_faults(context: Context, counts: ClassCounts, stated: np.ndarray) -> 
     expected, found = stated / stated.sum(), counts.targets / counts.targets.sum()
     low, high = np.minimum(expected, found), np.maximum(expected, found)
     is_off = (high >= _MIN_SHARE) & (low * _MAX_FACTOR < high)
+    for other in filter(None, context.class_counts[1:]):
+        is_off &= (counts.targets > 0) | (other.targets == 0)  # a part has it: `untrained-class`
     if not counts.is_whole:
         is_off &= np.abs(found - expected) > _MIN_SIGMA * _compute_errors(context, expected)
     if not is_off.any():

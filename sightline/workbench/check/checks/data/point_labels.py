@@ -64,8 +64,11 @@ def _split_clouds(batch: Batch, ignored: int | None) -> Iterator[tuple[Tensor, T
         return
     if points.shape[-1] != 3 or label.shape != points.shape[:-1] or not bool(points.isfinite().all()):
         return
-    if points.ndim == 2 and isinstance(offsets, Tensor) and int(offsets[-1]) == len(points):
-        clouds = zip(points.split(offsets.diff().tolist()), label.split(offsets.diff().tolist()), strict=True)
+    if points.ndim == 2 and isinstance(offsets, Tensor):
+        sizes = offsets.diff().tolist()
+        if offsets.is_floating_point() or int(offsets[0]) or min(sizes, default=-1) < 0 or sum(sizes) != len(points):
+            return  # `broken-offsets`
+        clouds = zip(points.split(sizes), label.split(sizes), strict=True)
     elif points.ndim == 3:
         clouds = zip(points, label, strict=True)
     else:
