@@ -35,6 +35,7 @@ def test_a_changed_byte_is_found(tmp_path: Path) -> None:
 
 
 def test_every_kind_of_set_that_is_prepared_is_kept() -> None:
+    younger = {"depth_folder"}  # than the folders that are kept
     prepared = {name for name in data.names() if hasattr(data.get_entry(name).builder, "prepare")}
-    assert prepared == set(SETS) - {VIEWS}
+    assert prepared - younger == set(SETS) - {VIEWS}
     assert {path.name.removesuffix(".tar.xz") for path in HERE.glob("*.tar.xz")} == set(SETS)

@@ -14,6 +14,7 @@ import sightline
 from sightline.areas.scans.sets.label_maps import read_label_map
 from sightline.areas.scans.sets.semantic_kitti import LABEL_MAPS
 from sightline.contract.errors import UserError
+from sightline.engine.run_loading import open_trained
 from sightline.workbench.predict.prediction import build_predictor
 from sightline.workbench.predict.segment import PointPredictor
 from tests.command import Outcome, run_here
@@ -361,7 +362,7 @@ def test_range_images_get_the_labels_that_evaluation_scored(shared: Path, tmp_pa
 
 
 def test_options_about_scans_are_refused_elsewhere_and_the_other_way_round(street: Path) -> None:
-    run = sightline.api.open_trained(street / "run")
+    run = open_trained(street / "run")
     with pytest.raises(UserError, match="--unit-sphere: the run was trained on scans"):
         build_predictor(run, to_sphere=True)
     predictor = build_predictor(run, lift="knn")

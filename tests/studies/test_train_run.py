@@ -155,7 +155,7 @@ def test_an_error_of_the_checks_keeps_a_run_from_starting(
 ) -> None:
     about = {"cause": "loss.sign", "where": FindingLocation(), "measured": "1", "expected": "0", "action": "mend it"}
     error = Finding("G0", "planted", "error", "a planted error", **about)
-    monkeypatch.setattr(suite, "run_quick", lambda built, world: [error])
+    monkeypatch.setattr(suite, "run_quick", lambda built, world, examination: [error])
     reporter = Recorded()
     result = sightline.train_run(config, [SHORT], out=tmp_path / "run", device="cpu", reporter=reporter)
     assert result == TrainResult(None, (error,))

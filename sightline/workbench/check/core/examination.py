@@ -12,7 +12,14 @@ from sightline.workbench.check.core.finding import Finding
 
 SUBJECTS = ("data", "model", "loss", "optimiser", "metric", "weights", "compression", "plugin")
 """Subjects of checks, in the order in which they are printed; `plugin` stands for checks of a user's own."""
-_OF_MODULES = {"class": "metric", "initial": "loss", "scored": "metric", "metrics": "metric", "layers": "model", "processes": "model"}
+_OF_MODULES = {
+    "class": "metric",
+    "initial": "loss",
+    "scored": "metric",
+    "metrics": "metric",
+    "layers": "model",
+    "processes": "model",
+}
 """Subjects of modules by the first word of their name, which else is the subject itself."""
 _NUM_REASONS = 3
 UNCOVERED = ("whether labels are true, the network fits the task, and the learning rate is a good one",)
