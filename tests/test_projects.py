@@ -15,7 +15,7 @@ from tests.command import run_here
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("centre", "classify", "contrast", "detect", "pose", "segment")
-QUICK = ("classify", "detect", "pose")
+QUICK = ("classify", "detect")
 """Projects that every run of the tests makes; the others take as long again."""
 
 

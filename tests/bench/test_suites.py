@@ -97,7 +97,8 @@ def test_cases_are_chosen_by_suite_and_pattern() -> None:
         LIBRARY.select(("data",), "knn_*")
 
 
-KEPT = [case for case in (*CHEAP, *DETECTION) if case.name != "train/detection_photos_4x320"]
+_SLOW = ("train/detection_photos_4x320", "compress/kmeans_1000000_to_16")
+KEPT = [case for case in (*CHEAP, *DETECTION) if case.name not in _SLOW]
 
 
 @pytest.mark.parametrize("case", long_but(KEPT, [*CHEAP, *DETECTION]), ids=names([*CHEAP, *DETECTION]))

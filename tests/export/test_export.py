@@ -25,6 +25,7 @@ from sightline.workbench.export.formats import load_written, write_onnx, write_t
 from sightline.workbench.export.graph import GraphNetwork, record_graph
 from tests.cases import run_each
 from tests.command import refuse, succeed
+from tests.marks import long_but
 from tests.trained import copy_run
 
 RUNS = ("classify", "contrast", "detect", "parts", "pose", "scenes")
@@ -78,7 +79,7 @@ def rows(prediction: Any) -> np.ndarray:
     raise AssertionError(f"{prediction} has no numbers")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", long_but(["classify", "detect", "parts", "scenes"], RUNS))
 def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, tmp_path: Path) -> None:
     """In float32, to the rounding of a small network: 1e-5 of the largest value (some 80 eps)."""
     path, plugins = runs(name)
