@@ -110,7 +110,7 @@ def describe_findings(findings: Sequence[Finding], *, is_verbose: bool = False) 
     Findings that say the same of several places are one, and advice that the finding above gives is not repeated.
     """
     lines: list[str] = []
-    told: dict[tuple[str, str], Finding] = {}
+    printed: dict[tuple[str, str], Finding] = {}
     groups: dict[tuple[str, str, str, str], list[Finding]] = {}
     for finding in sorted(findings, key=lambda each: each.severity == "note"):
         text = finding.summary
@@ -120,7 +120,7 @@ def describe_findings(findings: Sequence[Finding], *, is_verbose: bool = False) 
             lines.append(_format_short(first, len(others)))
             continue
         full = str(first).split("\n")
-        earlier = told.setdefault((first.code, first.action), first)
+        earlier = printed.setdefault((first.code, first.action), first)
         if earlier is not first:
             full = [*(line for line in full[:-1] if line != f"  expected: {earlier.expected}"), "  do: as above"]
         also = [f"  also: {other.where}, measured {other.measured}" for other in others]
