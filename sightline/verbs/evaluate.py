@@ -23,7 +23,6 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
 from sightline.training.published_results import compare_with_published, explain_no_rows
@@ -199,11 +198,10 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
             for run, trial in zip(options.runs, trials, strict=True)
         ]
     for trial in trials:
-        lineage = trial.files.lineage
-        if lineage is not None:
-            print_note(describe_lineage(lineage))
-            if len(trials) == 1:
-                document["lineage"] = lineage
+        for line in trial.files.list_lineage_notes():
+            print_note(line)
+    if len(trials) == 1 and first.files.lineage is not None:
+        document["lineage"] = first.files.lineage
     return document
 
 

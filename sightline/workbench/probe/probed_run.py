@@ -28,7 +28,6 @@ from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.preprocessing_signature import (
     is_for_pairs,
     keep_normalising,
@@ -356,9 +355,7 @@ def open_probed(
         raise ConfigError(
             f"{run}: was trained on {run_channels} channels a point; the data to probe on has {data_channels}"
         )
-    lineage = files.lineage
-    remarks = [f"warning: {line}" for line in trained.notes]
-    remarks += [] if lineage is None else [describe_lineage(lineage)]
+    remarks = [*(f"warning: {line}" for line in trained.notes), *files.list_lineage_notes()]
     weights = trained.checkpoint_path.resolve()
     is_test_selected = (
         checkpoint != "last" and files.config.evaluate.select == "test" and weights == _best_checkpoint(run)
