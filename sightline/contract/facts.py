@@ -91,7 +91,6 @@ def check_data_facts(data: ComponentConfig, facts: Mapping[str, Any]) -> None:
             json.dumps(value)
         except TypeError as error:
             raise ConfigError(
-                f"{data.location}: data set '{data.name}' states the fact '{name}' as {value!r}, which a "
-                "run cannot note "
-                f"({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
+                f"{data.location}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot "
+                f"note ({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
             ) from None

@@ -133,9 +133,8 @@ class TrainingSetup:
     @cached_property
     def lineage(self) -> Mapping[str, Any] | None:
         """The document of `lineage.json` (cached); None for a run that does not start from weights."""
-        if self.init_report is None:
-            return None
-        return trace_lineage(self.config, self.data.train.dataset.info, self.init_report)
+        report = self.init_report
+        return None if report is None else trace_lineage(self.config, self.data.train.dataset.info, report)
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:

@@ -18,19 +18,15 @@ from sightline.runs.run_directory import assert_writable, write_document, write_
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
 from sightline.workbench.export.onnx_file import open_run_or_file
-from sightline.workbench.predict.prediction import (
-    build_document,
-    build_predictor,
-    collect_files,
-    format_csv,
-    predict_each,
-)
+from sightline.workbench.predict.prediction import build_predictor, collect_files, predict_each
 from sightline.workbench.predict.predictor import (
     FLAGS,
     CommandLine,
     Predictor,
     Refusal,
+    build_document,
     compute_exit_code,
+    format_csv,
     parse_options,
     predictor_class,
 )

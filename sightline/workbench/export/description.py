@@ -129,11 +129,11 @@ def read_description(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{beside}: cannot be read ({' '.join(str(error).split())}); export the run again") from None
     try:
-        run, inputs, is_sound = document["run"], document["inputs"], document["format"] == VERSION
+        run, inputs = document["run"], document["inputs"]
         texts = [run["path"], document["sha256"], *(run["documents"][name] for name in DOCUMENTS)]
         texts += [entry["name"] for entry in inputs]
+        is_sound = document["format"] == VERSION and all(isinstance(text, str) for text in texts)
         is_sound &= isinstance(inputs, list) and isinstance(document["inside"], list)
-        is_sound &= all(isinstance(text, str) for text in texts)
     except (KeyError, TypeError):
         is_sound = False
     if not is_sound:

@@ -10,10 +10,8 @@ Batching of files that are read one by one: files of equal shape wait for one an
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import logging
 import os
 import re
@@ -351,37 +349,3 @@ class InferenceStages:
         timer.end_stage("transforms")
         predictions = self._pipeline.predict_in_steps(inputs, timer.end_stage)
         return Inference(batch, predictions, timer.ms)
-
-
-def build_document(
-    predictor: Predictor[Any], documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]
-) -> dict[str, Any]:
-    """Build the document of `predict --json`."""
-    run = predictor.run
-    return {
-        "run": str(run.path),
-        "checkpoint": str(run.checkpoint),
-        "class_names": list(run.class_names),
-        "votes": 1,
-        **predictor.about(),
-        "predictions": list(documents),
-        "refused": [{"file": str(r.file), "reason": r.reason} for r in refused],
-    }
-
-
-def format_csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
-    """Format the CSV text: a row per file, line breaks in its name escaped; refused files have only their reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*predictor.csv_columns, "refused"))
-    rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
-    rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
-    writer.writerows([[_format_csv_cell(cell) for cell in row] for row in rows])
-    return text.getvalue()
-
-
-def _format_csv_cell(cell: Any) -> Any:
-    """Format a cell: text on one line, a float with all its digits."""
-    if isinstance(cell, float):
-        return repr(float(cell))
-    return escape_to_one_line(cell) if isinstance(cell, str) else cell
