@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
+
+from sightline.contract.errors import ConfigError
+from sightline.contract.schema import suggest
+from sightline.contract.types import ComponentConfig
 
 DATA_FACTS = frozenset(
     {
@@ -71,3 +77,20 @@ BLOCK_FACTS = frozenset({"channels", "strides"})
 `channels` and `strides` are tuples of one number for each map that the block returns: its channels, and how many pixels
 of the image one of its cells is wide and high.
 """
+
+
+def check_data_facts(data: ComponentConfig, facts: Mapping[str, Any]) -> None:
+    """Raise ConfigError for facts of a data set with unknown names, or with values that facts.json cannot store."""
+    for name, value in facts.items():
+        if name not in DATA_FACTS:
+            raise ConfigError(
+                f"{data.location}: data set '{data.name}' states the fact '{name}', which is not one"
+                f"{suggest(name, DATA_FACTS)}"
+            )
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            raise ConfigError(
+                f"{data.location}: data set '{data.name}' states the fact '{name}' as {value!r}, which a run cannot "
+                f"note ({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
+            ) from None

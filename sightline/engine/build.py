@@ -6,13 +6,12 @@ Changes to a built model before training: quantisation, synchronised batch norm,
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,10 +23,11 @@ from sightline.compute.layers.batch_norm import disable_cudnn_batch_norm
 from sightline.compute.layers.quantisation.parametrised import apply_policy
 from sightline.config import RunConfig, locate_errors
 from sightline.config.run_config import PrecisionName
-from sightline.contract import registry, schema
+from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind, model_output_keys
 from sightline.contract.errors import CheckpointError, ConfigError, UserError, escape_to_one_line
-from sightline.contract.loss import Loss, learns
+from sightline.contract.facts import check_data_facts
+from sightline.contract.loss import Loss
 from sightline.contract.members import DataMembers, TaskMembers, TransformMembers
 from sightline.contract.metric import Metric, find_state_fault
 from sightline.contract.plugins import loaded_plugins
@@ -119,7 +119,7 @@ class Data:
 class TrainingSetup:
     """All components built from a config; its `evaluate.mode` is set.
 
-    `init_report` and `lineage` exist if it starts from weights, `module_rates` if modules have different rates.
+    `init_report` exists if it starts from weights, `module_rates` if modules have different rates.
     """
 
     config: RunConfig
@@ -128,8 +128,13 @@ class TrainingSetup:
     selection_evaluator: Evaluator
     test_evaluator: Evaluator
     init_report: WeightLoadReport | None = None
-    lineage: Mapping[str, Any] | None = None
     module_rates: tuple[ModuleRate, ...] = ()
+
+    @cached_property
+    def lineage(self) -> Mapping[str, Any] | None:
+        """The document of `lineage.json` (cached); None for a run that does not start from weights."""
+        report = self.init_report
+        return None if report is None else trace_lineage(self.config, self.data.train.dataset.info, report)
 
 
 def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Data | None = None) -> TrainingSetup:
@@ -153,9 +158,8 @@ def build(config: RunConfig, world: World, *, is_resumed: bool = False, data: Da
         job = _build_job(config, data, world, model, task, recipe, LearntLosses(losses))
         selection = build_evaluator(config, data.selection, task, meters)
         test = build_evaluator(config, data.test, task, meters)
-        lineage = None if report is None else trace_lineage(config, data.train.dataset.info, report)
         rates = recipe.module_rates(model, job.losses) if recipe.has_module_rates else ()
-    return TrainingSetup(config, data, job, selection, test, report, lineage, rates)
+    return TrainingSetup(config, data, job, selection, test, report, rates)
 
 
 def resolve_machine(config: RunConfig, world: World) -> RunConfig:
@@ -199,7 +203,7 @@ def build_data(config: RunConfig) -> Data:
     transforms = config.transforms
     train_set = _build_dataset(config, "train")
     facts = dict(train_set.info.facts)
-    _check_facts(config.data, facts)
+    check_data_facts(config.data, facts)
     splits = train_set.info.split_sizes
     all_indices = np.arange(len(train_set))
     train_indices, held_out, selection_set, split = all_indices, all_indices, train_set, "validation"
@@ -281,9 +285,7 @@ def build_losses(config: RunConfig, facts: Mapping[str, Any], world: World) -> d
     losses: dict[str, Loss] = {
         component.name: registry.losses.build(component, facts=facts) for component in config.losses
     }
-    for loss in losses.values():
-        if learns(loss):
-            loss.to(world.device, Precision(config.train.precision).parameter_dtype)
+    LearntLosses(losses).to(world.device, Precision(config.train.precision).parameter_dtype)
     return losses
 
 
@@ -300,15 +302,14 @@ def build_task(
     With a teacher, the losses are bound to its outputs, too. `losses` replace those of the config.
     """
     facts = data.facts
-    batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
-    outputs = AvailableKeys(
-        f"model '{config.model.name}'", model_output_keys(model, owner=f"model '{config.model.name}'")
-    )
     losses = build_losses(config, facts, world) if losses is None else losses
-    wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
-    wiring["micro_batches"] = config.train.micro_batches
     load_network = partial(_load_network, facts=facts, world=world, precision=config.train.precision)
     with _missing_keys_located(config.losses):
+        model_name = f"model '{config.model.name}'"
+        batch = AvailableKeys(f"data set '{config.data.name}'", data.train.reader.keys)
+        outputs = AvailableKeys(model_name, model_output_keys(model, owner=model_name))
+        wiring = {"model": model, "losses": losses, "batch_keys": batch, "output_keys": outputs}
+        wiring["micro_batches"] = config.train.micro_batches
         if config.teacher is None:
             task = registry.tasks.build(config.task, facts={**facts, **wiring})
         else:
@@ -499,21 +500,3 @@ def _check_transform_facts(config: RunConfig, training: Mapping[str, Any], evalu
                 f"{where}: transforms.train state {name} = {ours}, transforms.evaluate {theirs}; the model "
                 "sees both: give both the same transform that states it"
             )
-
-
-def _check_facts(data: ComponentConfig, facts: Mapping[str, Any]) -> None:
-    """Raise ConfigError for facts with unknown names, or with values that facts.json cannot store."""
-    for name, value in facts.items():
-        if name not in registry.DATA_FACTS:
-            raise ConfigError(
-                f"{data.location}: data set '{data.name}' states the fact '{name}', which is not one"
-                f"{schema.suggest(name, registry.DATA_FACTS)}"
-            )
-        try:
-            json.dumps(value)
-        except TypeError as error:
-            raise ConfigError(
-                f"{data.location}: data set '{data.name}' states the fact '{name}' as {value!r}, which a "
-                "run cannot note "
-                f"({error}); give plain numbers and text, alone or in tuples (an array's .tolist())"
-            ) from None

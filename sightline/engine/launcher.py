@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.contract.errors import UserError, escape_to_one_line
+from sightline.contract.errors import UserError
 from sightline.engine.watchdog import (
     LAUNCH_FOLDER,
     Failure,
@@ -193,9 +193,7 @@ def _read_number(name: str, *, minimum: int = 0, maximum: int | None = None) -> 
     )
     if not is_allowed:
         allowed = f"from {minimum}" + ("" if maximum is None else f" to {maximum}")
-        raise UserError(
-            f"environment variable {name}: found '{escape_to_one_line(text)}', allowed is a whole number {allowed}"
-        )
+        raise UserError(f"environment variable {name}: found '{text}', allowed is a whole number {allowed}")
     return int(text)
 
 

@@ -61,6 +61,12 @@ class OpenRun:
         """The path of checkpoint `checkpoint_name`. Raises UserError, listing those that exist, if it is absent."""
         return _find_checkpoint(self.path, self.checkpoint_name)
 
+    @property
+    def other_checkpoints(self) -> list[Path]:
+        """The folders of the run's checkpoints but that of `checkpoint_path`, oldest first."""
+        chosen = self.checkpoint_path.resolve()
+        return [folder for folder in trained_weights.list_checkpoints(self.path) if folder.resolve() != chosen]
+
     @cached_property
     def training_setup(self) -> build.TrainingSetup:
         """All components of a new training by `config` (cached); the model has the weights that it would start from."""

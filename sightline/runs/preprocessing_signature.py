@@ -23,6 +23,9 @@ _COMPARED_KEYS = {
 }
 """Compared keys of `preprocessing_signature`, with their descriptions: networks do not transfer between values."""
 
+_PAIR_FIELDS = frozenset({"image", "other_points", "draws", "self"})
+"""Fields read only by contrastive pairs: a transform with no other fields changes no cloud."""
+
 _IGNORED_ARGUMENTS = frozenset({"name", "fused", "dropout", "num_neighbours", "neighbours_at"})
 """Arguments of an encoder that change no number in evaluation, or are compared by their effect."""
 
@@ -39,9 +42,8 @@ def preprocessing_signature(config: RunConfig, info: DataInfo) -> dict[str, Any]
     blocks, training = (
         list(flatten_blocks(components)) for components in (config.transforms.evaluate, config.transforms.train)
     )
-    builders = [registry.transforms.entry(block).builder for block in blocks]
     point_counts = [block.arguments["num_points"] for block in blocks if "num_points" in block.arguments]
-    is_normalized = any(TransformMembers.makes_unit_sphere.get(builder) for builder in builders)
+    is_normalized = any(map(makes_unit_sphere, blocks))
     num_points = point_counts[-1] if point_counts else None if form is None else form.num_points
     graph = None if num_points is None else find_neighbour_graph(config.model, num_points)
     return {
@@ -154,14 +156,37 @@ def makes_pairs(block: ComponentConfig) -> bool:
     return "other_points" in TransformMembers.adds.get(registry.transforms.entry(block).builder)
 
 
+def makes_unit_sphere(block: ComponentConfig) -> bool:
+    """Return True if a transform scales a cloud to the unit sphere."""
+    return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(block).builder)
+
+
+def is_for_pairs(block: ComponentConfig) -> bool:
+    """Return True if a transform makes pairs for contrastive learning, or changes only their images."""
+    return makes_pairs(block) or set(read_fields(block)) <= _PAIR_FIELDS
+
+
+def keep_normalising(blocks: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
+    """Drop transforms that make pairs, but keep their scaling to the unit sphere; empty if no pair has that."""
+    transforms: list[ComponentConfig] = []
+    is_needed = False
+    for block in blocks:
+        if not is_for_pairs(block):
+            transforms.append(block)
+            continue
+        norms = [transform for transform in flatten_blocks([block]) if makes_unit_sphere(transform)]
+        transforms += norms[:1]
+        is_needed = is_needed or bool(norms)
+    return tuple(transforms) if is_needed else ()
+
+
 def _reads_points(block: ComponentConfig) -> bool:
     return "points" in read_fields(block) and not makes_pairs(block)
 
 
 def _changes_points(block: ComponentConfig) -> bool:
     """Return True if a transform changes points other than by their number or a normalisation of the whole cloud."""
-    builder: Any = registry.transforms.entry(block).builder
-    is_compared = TransformMembers.makes_unit_sphere.get(builder) or "num_points" in block.arguments
+    is_compared = makes_unit_sphere(block) or "num_points" in block.arguments
     return _reads_points(block) and not is_compared
 
 

@@ -11,7 +11,7 @@ from sightline.config import RunConfig, read_config
 from sightline.contract.errors import UserError
 from sightline.contract.plugins import Plugin, check_recorded
 from sightline.contract.types import DataInfo
-from sightline.runs.lineage import read_inputs, read_lineage
+from sightline.runs.lineage import describe_lineage, read_inputs, read_lineage
 from sightline.runs.run_directory import assert_own_files, load_document, read_facts
 
 
@@ -57,6 +57,10 @@ class RunFiles:
     def lineage(self) -> dict[str, Any] | None:
         """The lineage of the run's initial weights; None for random ones."""
         return read_lineage(self.path)
+
+    def list_lineage_notes(self) -> list[str]:
+        """Return the line on the source of the run's initial weights; no line for random ones."""
+        return [] if self.lineage is None else [describe_lineage(self.lineage)]
 
     @cached_property
     def environment(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 from torch import nn
 
 from sightline.commands.run import EvaluateOptions
-from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import ConfigError, UserError
 from sightline.contract.members import TaskMembers
@@ -24,8 +23,6 @@ from sightline.engine.launcher import launch, resolve_num_processes
 from sightline.engine.observers import describe_shares
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.session import evaluation_document
-from sightline.runs.checkpoint import list_checkpoints as kept_checkpoints
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document
 from sightline.runs.run_files import RunFiles
 from sightline.training.published_results import compare_with_published, explain_no_rows
@@ -60,7 +57,12 @@ def evaluate(options: EvaluateOptions) -> int:
     _assert_output(options)
     if len(options.runs) > 1 and options.data is not None:
         raise UserError("evaluate: --data works with one run; several runs are pooled over their own test splits")
-    configs = [_open_files(run, options) for run in options.runs]
+    configs = []
+    for path in options.runs:
+        files = RunFiles(path)
+        notes = files.check_plugins(load_plugins(options.plugins))
+        assert_about_evaluation(options.overrides, files.config.task, verb="evaluate", also=("metrics",))
+        configs.append((files, override_evaluation(files, options.overrides, options.data), notes))
     num_processes = resolve_num_processes(options.processes)
     if num_processes > 1:
         return launch(options.command_line(), num_processes)
@@ -112,14 +114,6 @@ def _published_rows(
     return rows
 
 
-def _open_files(run: Path, options: EvaluateOptions) -> tuple[RunFiles, RunConfig, list[str]]:
-    """Open the files of a run, read the config to evaluate it by, and list notes on its plugins."""
-    files = RunFiles(run)
-    notes = files.check_plugins(load_plugins(options.plugins))
-    assert_about_evaluation(options.overrides, files.config.task, verb="evaluate", also=("metrics",))
-    return files, override_evaluation(files, options.overrides, options.data), notes
-
-
 def _evaluate_run(run: OpenRun, files: RunFiles, options: EvaluateOptions) -> EvaluatedRun | None:
     """Evaluate one run; return None if the other data (`--data`) differ too much from its training data."""
     config, world, path = run.config, run.world, run.path
@@ -151,8 +145,7 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     config = run.config
     if TaskMembers.vote.get(run.task) is None:
         raise UserError(f"--ensemble: the task '{config.task.name}' does not define how to average predictions")
-    last = run.checkpoint_path.resolve()
-    others = [folder for folder in kept_checkpoints(run.path) if folder.resolve() != last]
+    others = run.other_checkpoints
     if not others:
         raise UserError(
             f"--ensemble: {run.path} has only one checkpoint; train with checkpoint.keep_last=10, as pose configs do"
@@ -160,7 +153,8 @@ def _ensemble_models(run: OpenRun) -> tuple[nn.Module, ...]:
     if config.evaluate.votes > 1:
         raise UserError("--ensemble: averages checkpoints, and evaluate.votes averages passes; give only one of them")
     members = tuple(map(run.model_at, others))
-    run.world.rank_zero_only(print_note)(f"ensemble: {', '.join(folder.name for folder in others)} and {last.name}")
+    names = ", ".join(folder.name for folder in others)
+    run.world.rank_zero_only(print_note)(f"ensemble: {names} and {run.checkpoint_path.resolve().name}")
     return members
 
 
@@ -204,11 +198,10 @@ def _document(trials: Sequence[EvaluatedRun], options: EvaluateOptions) -> dict[
             for run, trial in zip(options.runs, trials, strict=True)
         ]
     for trial in trials:
-        lineage = trial.files.lineage
-        if lineage is not None:
-            print_note(describe_lineage(lineage))
-            if len(trials) == 1:
-                document["lineage"] = lineage
+        for line in trial.files.list_lineage_notes():
+            print_note(line)
+    if len(trials) == 1 and first.files.lineage is not None:
+        document["lineage"] = first.files.lineage
     return document
 
 

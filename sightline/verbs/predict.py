@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from sightline.contract.errors import DataError, RunError, UserError, escape_to_
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.run_loading import TrainedRun, open_trained
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import assert_writable, write_document, write_file
 from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import load_config, print_note, show_table, split_options
@@ -27,7 +24,9 @@ from sightline.workbench.predict.predictor import (
     CommandLine,
     Predictor,
     Refusal,
+    build_document,
     compute_exit_code,
+    format_csv,
     parse_options,
     predictor_class,
 )
@@ -59,7 +58,7 @@ def predict(options: PredictOptions) -> int:
             raise RunError("predict: the GPU's memory is full; lower --batch-size") from error
     for line in predictor.summary(documents):
         print_note(line)
-    document, text = _document(run, predictor, documents, refused), _format_csv(predictor, documents, refused)
+    document, text = build_document(predictor, documents, refused), format_csv(predictor, documents, refused)
     # Files are written first: the reader of the table may close the pipe.
     write_document(options.json, document)
     write_file(options.csv, text)
@@ -115,8 +114,7 @@ def _parse_flags(options: PredictOptions) -> dict[str, Any]:
 
 def _notes(run: TrainedRun) -> list[str]:
     """List notes on a run's predictions: its lineage, up axis and votes."""
-    lineage = run.files.lineage
-    notes = [] if lineage is None else [describe_lineage(lineage)]
+    notes = run.files.list_lineage_notes()
     if up_axis := run.facts.get("up_axis"):
         notes.append(f"the run was trained on clouds with {up_axis} up; files must have the same up axis")
     if run.config.evaluate.votes > 1:
@@ -136,38 +134,6 @@ def _show_predictions(
         print_note(title)
         return
     show_table(title, predictor.columns, map(predictor.row, documents))
-
-
-def _document(
-    run: TrainedRun, predictor: Predictor[Any], documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]
-) -> dict[str, Any]:
-    return {
-        "run": str(run.path),
-        "checkpoint": str(run.checkpoint),
-        "class_names": list(run.class_names),
-        "votes": 1,
-        **predictor.about(),
-        "predictions": list(documents),
-        "refused": [{"file": str(r.file), "reason": r.reason} for r in refused],
-    }
-
-
-def _format_csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
-    """Format the CSV text: a row per file, line breaks in its name escaped; refused files have only their reason."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*predictor.csv_columns, "refused"))
-    rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
-    rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
-    writer.writerows([[_format_csv_cell(cell) for cell in row] for row in rows])
-    return text.getvalue()
-
-
-def _format_csv_cell(cell: Any) -> Any:
-    """Format a cell: text on one line, a float with all its digits."""
-    if isinstance(cell, float):
-        return repr(float(cell))
-    return escape_to_one_line(cell) if isinstance(cell, str) else cell
 
 
 # --- reference points of a data set ----------------------------------------------------------------------------------

@@ -25,7 +25,6 @@ from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
@@ -265,9 +264,8 @@ def _make_predictor(run: OpenRun, part: DataSubset, score: float | None) -> Samp
     if not can_draw_predictions(task, part.dataset.info):
         print_note(f"the task '{config.task.name}' predicts nothing that can be drawn: only the model's input is shown")
         return None
-    lineage = run.files and run.files.lineage
-    if lineage is not None:
-        print_note(describe_lineage(lineage))
+    for line in run.files.list_lineage_notes() if run.files else ():
+        print_note(line)
     if config.evaluate.votes > 1:
         print_note(f"one pass a sample: evaluate.votes ({config.evaluate.votes}) is not applied")
     reader = _branches(config, part, 0)[-1].reader

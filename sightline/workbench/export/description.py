@@ -128,19 +128,15 @@ def read_description(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{beside}: cannot be read ({' '.join(str(error).split())}); export the run again") from None
-    if not _is_description(document):
+    try:
+        run, inputs = document["run"], document["inputs"]
+        texts = [run["path"], document["sha256"], *(run["documents"][name] for name in DOCUMENTS)]
+        texts += [entry["name"] for entry in inputs]
+        is_sound = document["format"] == VERSION and all(isinstance(text, str) for text in texts)
+        is_sound &= isinstance(inputs, list) and isinstance(document["inside"], list)
+    except (KeyError, TypeError):
+        is_sound = False
+    if not is_sound:
         raise UserError(f"{beside}: is not a description as `sightline export` writes it; export the run again")
     description: dict[str, Any] = document
     return description
-
-
-def _is_description(document: Any) -> bool:
-    if not isinstance(document, dict) or document.get("format") != VERSION:
-        return False
-    run, inputs = document.get("run"), document.get("inputs")
-    if not isinstance(run, dict) or not isinstance(run.get("documents"), dict) or not isinstance(inputs, list):
-        return False
-    is_whole = all(isinstance(run["documents"].get(name), str) for name in DOCUMENTS)
-    has_names = all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in inputs)
-    has_inside = isinstance(document.get("inside"), list) and isinstance(document.get("sha256"), str)
-    return is_whole and has_names and has_inside and isinstance(run.get("path"), str)

@@ -46,13 +46,11 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
 
     Raises UserError for a file that is too large, holds data in other files or is not the one of its description.
     """
-    for module in ("onnx", "onnxruntime"):
-        assert_installed(module, needed_by=str(path))
     content = _read_content(path)
     description = read_description(path)
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
         raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
-    session = _open_session(path, content)
+    session = OnnxSession(path, content)
     files = _restore_files(path, description)
     run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
     split = split_transforms(run.transforms)
@@ -62,7 +60,12 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
 
 
 def _read_content(path: Path) -> bytes:
-    """Read a file of at most 2 GiB. Raises UserError for others, and for one with data in other files."""
+    """Read a file of at most 2 GiB. Raises UserError for others, and for one with data in other files.
+
+    Raises MissingExtraError first if a module that reads or runs it is not installed.
+    """
+    for module in ("onnx", "onnxruntime"):
+        assert_installed(module, needed_by=str(path))
     try:
         content = read_regular_file(path, max_bytes=MAX_ONNX_BYTES)
     except FileNotFoundError:
@@ -93,13 +96,6 @@ def _list_tensors(graph: Any) -> Iterator[Any]:
                 yield from _list_tensors(inner) if inner.node or inner.initializer else ()
 
 
-def _open_session(path: Path, content: bytes) -> Any:
-    try:
-        return make_session(content)
-    except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
-        raise UserError(f"{path}: onnxruntime refuses it: {summarise_error(error, max_length=200)}") from None
-
-
 def _restore_files(path: Path, description: Any) -> RunFiles:
     """Restore the documents of the run as `RunFiles`, which names the file in its messages."""
     with tempfile.TemporaryDirectory(prefix="sightline-") as folder:
@@ -114,31 +110,39 @@ def _restore_files(path: Path, description: Any) -> RunFiles:
     return files
 
 
-def _make_model(run: OpenRun, session: Any) -> torch.nn.Module:
+def _make_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
     """Build the run's network, whose `forward`, or `encode` of an encoder, is computed by the session."""
     with preserve_rng_state():
         model = run.untrained_model().eval().requires_grad_(False)
     is_encoder = TaskMembers.compares_rows.get(registry.tasks.entry(run.config.task).builder)
     name = "encode" if is_encoder else "forward"
     owner = f"model '{run.config.model.name}'"
-    compute = SessionCall(session, {"encoding"} if is_encoder else model_output_keys(model, owner=owner))
+    session.choose_outputs({"encoding"} if is_encoder else model_output_keys(model, owner=owner))
 
     @wraps(getattr(model, name))
     def call(**inputs: Any) -> Any:
-        outputs = compute(inputs)
+        outputs = session(inputs)
         return outputs["encoding"] if is_encoder else outputs
 
     object.__setattr__(model, name, call)
     return model
 
 
-class SessionCall:
-    """Call of a session with the inputs of a network: packed clouds go through it one by one."""
+class OnnxSession:
+    """Session of onnxruntime that takes the inputs of a network: packed clouds go through it one by one."""
 
-    def __init__(self, session: Any, outputs: Collection[str]) -> None:
-        self._session = session
-        self._inputs = {value.name: value for value in session.get_inputs()}
-        self._outputs = [value.name for value in session.get_outputs() if value.name in outputs]
+    def __init__(self, path: Path, content: bytes) -> None:
+        """Raise UserError, naming the file at `path`, if onnxruntime refuses its content."""
+        try:
+            self._session = make_session(content)
+        except Exception as error:  # noqa: BLE001 - onnxruntime has a class for each of its states
+            raise UserError(f"{path}: onnxruntime refuses it: {summarise_error(error, max_length=200)}") from None
+        self._inputs = {value.name: value for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def choose_outputs(self, names: Collection[str]) -> None:
+        """Compute these outputs alone, in the order of the file."""
+        self._outputs = [name for name in self._outputs if name in names]
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         offsets = inputs.get("offsets")

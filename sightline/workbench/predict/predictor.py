@@ -2,12 +2,14 @@
 
 Timer of consecutive stages, in milliseconds.
 
-Names of the files with predictions, and the errors of writing them.
+Names of the files with predictions, the errors of writing them, and the document and the CSV of a whole command.
 """
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
 import os
 import statistics
 import time
@@ -24,7 +26,7 @@ import torch
 from sightline.aliases import keep_old_members, old_names
 from sightline.config.overrides import read_key_values
 from sightline.contract import registry
-from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.errors import ConfigError, DataError, UserError, escape_to_one_line
 from sightline.contract.members import TaskMembers
 from sightline.contract.schema import signature_parameters
 from sightline.contract.types import Batch, DataInfo, Field, Sample
@@ -362,6 +364,40 @@ def predictor_class(run: TrainedRun) -> type[Predictor[Any]]:
             f"registers its own with predictors.add('{task.name}')"
         )
     return max(matches, key=lambda candidate: len(candidate.reads))
+
+
+def build_document(
+    predictor: Predictor[Any], documents: Sequence[dict[str, Any]], refused: Sequence[Refusal]
+) -> dict[str, Any]:
+    """Build the document of `predict --json`."""
+    run = predictor.run
+    return {
+        "run": str(run.path),
+        "checkpoint": str(run.checkpoint),
+        "class_names": list(run.class_names),
+        "votes": 1,
+        **predictor.about(),
+        "predictions": list(documents),
+        "refused": [{"file": str(r.file), "reason": r.reason} for r in refused],
+    }
+
+
+def format_csv(predictor: Predictor[Any], documents: Sequence[Mapping[str, Any]], refused: Sequence[Refusal]) -> str:
+    """Format the CSV text: a row per file, line breaks in its name escaped; refused files have only their reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow((*predictor.csv_columns, "refused"))
+    rows: list[Sequence[Any]] = [[*predictor.csv_row(document), ""] for document in documents]
+    rows += [(str(r.file), *[""] * (len(predictor.csv_columns) - 1), r.reason) for r in refused]
+    writer.writerows([[_format_csv_cell(cell) for cell in row] for row in rows])
+    return text.getvalue()
+
+
+def _format_csv_cell(cell: Any) -> Any:
+    """Format a cell: text on one line, a float with all its digits."""
+    if isinstance(cell, float):
+        return repr(float(cell))
+    return escape_to_one_line(cell) if isinstance(cell, str) else cell
 
 
 __getattr__ = old_names(__name__)

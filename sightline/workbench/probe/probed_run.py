@@ -22,16 +22,15 @@ from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import ConfigError
-from sightline.contract.members import DataMembers, TransformMembers
+from sightline.contract.members import DataMembers
 from sightline.contract.types import ComponentConfig, DataInfo, SampleKey
 from sightline.engine.build import DataSubset, build_model, build_part
 from sightline.engine.distributed import World
 from sightline.engine.records import preserve_rng_state
 from sightline.engine.run_loading import open_run
-from sightline.runs.lineage import describe_lineage
 from sightline.runs.preprocessing_signature import (
-    flatten_blocks,
-    makes_pairs,
+    is_for_pairs,
+    keep_normalising,
     preprocessing_signature,
     read_fields,
     signature_differences,
@@ -52,8 +51,6 @@ from sightline.workbench.probe.features import (
     weights_digest,
 )
 
-_PAIR_FIELDS = frozenset({"image", "other_points", "draws", "self"})
-"""Fields read only by contrastive pairs: a transform with no other fields changes no cloud."""
 _VIEW_ARGUMENTS = frozenset({"views", "background", "without_views"})
 """Arguments of a data set that add pictures of its clouds."""
 
@@ -135,9 +132,9 @@ class ProbedData:
 
 def open_data(config: RunConfig) -> ProbedData:
     """Open the splits to probe on. Raises UnprobableError without a test split or a class for each cloud."""
-    transforms = tuple(t for t in config.transforms.evaluate if not _is_for_pairs(t))
-    left_out = tuple(t.name for t in config.transforms.evaluate if _is_for_pairs(t))
-    normalising_transforms = _keep_normalising(config.transforms.evaluate)
+    transforms = tuple(t for t in config.transforms.evaluate if not is_for_pairs(t))
+    left_out = tuple(t.name for t in config.transforms.evaluate if is_for_pairs(t))
+    normalising_transforms = keep_normalising(config.transforms.evaluate)
     config = dataclasses.replace(config, transforms=dataclasses.replace(config.transforms, evaluate=transforms))
     if not any("image" in read_fields(transform) for transform in transforms):
         config = dataclasses.replace(config, data=_remove_views(config.data))
@@ -234,29 +231,6 @@ def _hash_names(part: DataSubset) -> str:
     """Hash the names of all samples in order: a data set may select samples by more than its arguments."""
     names = "\n".join(part.sample_name(int(index)) for index in part.indices)
     return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()  # also for file names that are not UTF-8
-
-
-def _is_for_pairs(component: ComponentConfig) -> bool:
-    """Return True if a transform makes pairs for contrastive learning, or changes only their images."""
-    return makes_pairs(component) or set(read_fields(component)) <= _PAIR_FIELDS
-
-
-def _keep_normalising(blocks: Sequence[ComponentConfig]) -> tuple[ComponentConfig, ...]:
-    """Drop transforms that make pairs, but keep their scaling to the unit sphere; empty if no pair has that."""
-    transforms: list[ComponentConfig] = []
-    is_needed = False
-    for block in blocks:
-        if not _is_for_pairs(block):
-            transforms.append(block)
-            continue
-        norms = [transform for transform in flatten_blocks([block]) if _makes_unit_sphere(transform)]
-        transforms += norms[:1]
-        is_needed = is_needed or bool(norms)
-    return tuple(transforms) if is_needed else ()
-
-
-def _makes_unit_sphere(component: ComponentConfig) -> bool:
-    return TransformMembers.makes_unit_sphere.get(registry.transforms.entry(component).builder)
 
 
 def _remove_views(component: ComponentConfig) -> ComponentConfig:
@@ -381,9 +355,7 @@ def open_probed(
         raise ConfigError(
             f"{run}: was trained on {run_channels} channels a point; the data to probe on has {data_channels}"
         )
-    lineage = files.lineage
-    remarks = [f"warning: {line}" for line in trained.notes]
-    remarks += [] if lineage is None else [describe_lineage(lineage)]
+    remarks = [*(f"warning: {line}" for line in trained.notes), *files.list_lineage_notes()]
     weights = trained.checkpoint_path.resolve()
     is_test_selected = (
         checkpoint != "last" and files.config.evaluate.select == "test" and weights == _best_checkpoint(run)
