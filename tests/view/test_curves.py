@@ -9,8 +9,8 @@ import pytest
 
 from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
+from sightline.runs.curves import draw_runs, encode_curves
 from sightline.runs.run_directory import read_lines
-from sightline.view.run_pages import draw_runs, encode_curves
 from tests.command import run_here
 
 SVG = "{http://www.w3.org/2000/svg}"
