@@ -71,6 +71,7 @@ MEANING = {
     "log.tensorboard": "write TensorBoard event files",
     "log.wandb": "write to Weights & Biases",
     "log.gradients": "also write and draw the norm of each layer's gradient",
+    "log.curves": "draw losses and metrics over the steps as `results.png` when the training ends",
     "checks.skip": "codes of checks, or guards, that this run declares it does not want",
     "expect": "what must hold in `fit-one` and in training, see [fit-one](../prove/fit_one.md#expectations)",
     "distributed.sync_batch_norm": "batch statistics over all processes",

@@ -194,6 +194,7 @@ _MOVED: Mapping[str, str] = {
     "transforms.volumes": "areas.pose.transforms",
     "types": "contract.types",
     "view.depth_stages": "areas.pose.stages",
+    "view.run_pages": "runs.curves",
 }
 """Folder or module of the package -> its path since the areas became folders; the longest beginning counts."""
 

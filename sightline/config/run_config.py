@@ -194,6 +194,7 @@ class Log:
     tensorboard: bool = False
     wandb: Literal["off", "offline", "online"] = "off"
     gradients: bool = False
+    curves: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from sightline.contract.errors import escape_to_one_line
 
 WIDTH, HEIGHT = 300, 210
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 30, 40
+FONT_SIZE = 11
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
@@ -72,7 +76,8 @@ class Drawing:
         return "\n".join([start, *head, *paper.elements, *self.elements, "</svg>"]) + "\n"
 
 
-CHART_STYLE = {"font_family": "system-ui, sans-serif", "font_size": 11, "fill": INK}
+_LENGTHS = frozenset(("x", "y", "cx", "cy", "r", "width", "height", "stroke-width", "font-size"))
+CHART_STYLE = {"font_family": "system-ui, sans-serif", "font_size": FONT_SIZE, "fill": INK}
 """Attributes of a chart's root element."""
 
 
@@ -97,6 +102,48 @@ def render_svg(
                 drawn = _draw_panel(panel, names, panel_width, panel_height)
                 drawing.add_group(column * panel_width, row_index * panel_height + head, drawn)
     return drawing.encode(width, len(rows) * panel_height + head, **CHART_STYLE)
+
+
+def rasterise(svg: str, *, scale: float = 2.0) -> np.ndarray:
+    """Draw a chart's SVG as pixels (H, W, 3) uint8, `scale` a unit: for programs that show no SVG.
+
+    Draws what `Drawing` is given here: lines, polylines, circles, filled rectangles, texts and moved groups.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    root = ElementTree.fromstring(svg)
+    size = [math.ceil(scale * float(root.attrib[side])) for side in ("width", "height")]
+    image = Image.new("RGB", (size[0], size[1]), "#ffffff")
+    draw = ImageDraw.Draw(image)
+
+    def paint(element: ElementTree.Element, left: float, top: float) -> None:
+        name, facts = element.tag.rpartition("}")[2], element.attrib
+        numbers = {key: scale * float(value) for key, value in facts.items() if key in _LENGTHS}
+        across, down = scale * left, scale * top
+        thick = max(1, round(numbers.get("stroke-width", scale)))
+        if name == "g":
+            x, y = facts["transform"].removeprefix("translate(").removesuffix(")").split()
+            for child in element:
+                paint(child, left + float(x), top + float(y))
+        elif name == "rect":
+            draw.rectangle((across, down, across + numbers["width"], down + numbers["height"]), facts["fill"])
+        elif name in ("line", "polyline"):
+            ends = facts.get("points") or "{x1},{y1} {x2},{y2}".format_map(facts)
+            pairs = [tuple(map(float, pair.split(","))) for pair in ends.split()]
+            points = [(across + scale * x, down + scale * y) for x, y in pairs]
+            draw.line(points if len(points) > 1 else 2 * points, facts["stroke"], thick, joint="curve")
+        elif name == "circle":
+            draw.circle((across + numbers["cx"], down + numbers["cy"]), numbers["r"], facts["fill"])
+        elif name == "text":
+            font = ImageFont.load_default(numbers.get("font-size", scale * FONT_SIZE))
+            place = (across + numbers["x"], down + numbers["y"])
+            anchor = {"middle": "ms", "end": "rs"}.get(facts.get("text-anchor", ""), "ls")
+            stroke = round(scale / 4) if "font-weight" in facts else 0
+            draw.text(place, element.text or "", facts.get("fill", INK), font, anchor=anchor, stroke_width=stroke)
+
+    for element in root:
+        paint(element, 0.0, 0.0)
+    return np.asarray(image)
 
 
 def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int) -> Drawing:

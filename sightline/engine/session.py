@@ -24,6 +24,7 @@ from sightline.config import RunConfig, read_config, render_config
 from sightline.config.run_config import to_plain
 from sightline.contract import registry
 from sightline.contract.errors import CheckpointError
+from sightline.draw.charts import rasterise
 from sightline.draw.pictures import encode_png
 from sightline.engine.build import DataSubset, TrainingSetup
 from sightline.engine.distributed import World
@@ -34,6 +35,7 @@ from sightline.engine.optimizers import format_module_rates
 from sightline.engine.records import EvaluationRecord, Observer, Observers, StepRecord
 from sightline.engine.train import train
 from sightline.runs import checkpoint
+from sightline.runs.curves import RESULTS_PICTURE, draw_runs
 from sightline.runs.lineage import INPUTS_FILE, LINEAGE_FILE, describe_lineage, describe_stage, inputs_document
 from sightline.runs.run_directory import RunDirectory
 from sightline.runs.weights import load_weights, plain_state
@@ -410,6 +412,8 @@ class TrainingSession:
         for picture in final.pictures:
             name = re.sub(r"[^\w .-]+", "_", picture.name)[:100].strip("._ ") or "picture"  # a plugin's may be anything
             self.directory.write_bytes(f"predictions/{name}.png", encode_png(picture.pixels))
+        if self.config.log.curves and self.directory.is_writer:
+            self.directory.write_bytes(RESULTS_PICTURE, encode_png(rasterise(draw_runs([self.directory.path]))))
         document = evaluation_document(self.config, final, self.built.data.test, "last")
         self.directory.write_json("final.json", document)  # last: a run that has it is finished
         return document

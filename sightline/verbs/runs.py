@@ -83,8 +83,8 @@ def _format_size(num_bytes: int) -> str:
 
 
 def _show_diff(options: RunsOptions) -> int:
+    from sightline.runs.curves import name_runs
     from sightline.runs.run_records import compare_runs, read_reported_run  # slow, and the table does without
-    from sightline.view.run_pages import name_runs
 
     assert options.diff is not None
     paths = [find_run(name, options.folder) for name in options.diff]

@@ -25,6 +25,7 @@ from sightline.engine.device import Precision, set_backends
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import OpenRun, open_run
 from sightline.engine.train import Task
+from sightline.runs.curves import draw_runs
 from sightline.runs.run_directory import RunDirectory, assert_writable, write_document, write_file
 from sightline.runs.run_files import is_run
 from sightline.store.files.cloud_files import check_columns
@@ -37,7 +38,6 @@ from sightline.verbs.output import load_config, print_note, show_table, split_op
 from sightline.view.image_stages import takes_score
 from sightline.view.output import view_file, write_views
 from sightline.view.page import MAX_SHOWN
-from sightline.view.run_pages import draw_runs
 from sightline.view.samples import Branch, can_draw_predictions, view_sample
 from sightline.view.stages import SamplePredictor, Stage, ViewedSample
 from sightline.workbench.predict.prediction import collect_files

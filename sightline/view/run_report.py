@@ -15,11 +15,11 @@ import numpy as np
 from sightline.contract.errors import UserError
 from sightline.draw.examination import make_examination_blocks
 from sightline.draw.page import PageBlock, PageChart, PageClouds, PageImage, PageTable, PageText, encode_picture
+from sightline.runs.curves import Line, encode_curves, make_curve_panels
 from sightline.runs.run_directory import load_document
 from sightline.runs.run_records import ReportedRun, compare_runs, format_fact, read_part
 from sightline.store.files.image_files import read_image
 from sightline.view.page import make_clouds
-from sightline.view.run_pages import Line, encode_curves, make_curve_panels
 from sightline.view.stages import ViewedSample
 
 MAX_PICTURE_BYTES = MAX_SAMPLE_BYTES = 1_800_000

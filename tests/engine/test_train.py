@@ -30,8 +30,8 @@ from sightline.engine.step import (
     weighted_sum,
 )
 from sightline.engine.train import NonFiniteGradientError, train, train_step, update_ema
+from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
-from sightline.view.run_pages import encode_curves
 from tests.runs.small import small_run
 from tests.waits import counted_waits
 

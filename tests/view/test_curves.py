@@ -5,13 +5,28 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sightline.contract.errors import DataError, UserError
-from sightline.draw.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, ChartPanel, Series, render_svg
+from sightline.draw.charts import (
+    BOTTOM,
+    COLORS,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    ChartPanel,
+    Series,
+    rasterise,
+    render_svg,
+)
+from sightline.runs.curves import draw_runs, encode_curves
 from sightline.runs.run_directory import read_lines
-from sightline.view.run_pages import draw_runs, encode_curves
 from tests.command import run_here
+from tests.runs.small import ROOT, SMALL
 
 SVG = "{http://www.w3.org/2000/svg}"
 TRAIN = {"epoch": 0, "split": "train", "time_s": 1.0, "num_samples": 8, "grad_norm": 2.0, "lr": 0.1, "time_s/data": 0.1}
@@ -150,3 +165,44 @@ def test_what_is_no_run_or_edited_is_named_and_a_cut_last_line_left_out(tmp_path
     file.write_text('12\n{"step": 2}\n')
     with pytest.raises(DataError, match=r"metrics\.jsonl:1: found 12, allowed is a mapping"):
         read_lines(file)
+
+
+def _is_color(pixels: np.ndarray, color: str) -> np.ndarray:
+    rgb = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
+    return (np.abs(pixels.astype(int) - rgb) < 8).all(axis=-1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
+def test_pixels_show_the_curves_where_the_drawing_has_them(scale: float) -> None:
+    """The second panel of the second row: a curve from its lower left to its upper right corner, by hand."""
+    rising = ChartPanel("rises", "step", (Series("one", ((0.0, 0.0), (10.0, 10.0))),), "linear", "linear")
+    level = ChartPanel("stays", "step", (Series("two", ((0.0, 5.0), (10.0, 5.0))),), "linear", "linear")
+    pixels = rasterise(render_svg([[level, level], [level, rising]]), scale=scale)
+    head = 34
+    assert pixels.shape == (scale * (2 * HEIGHT + head), scale * 2 * WIDTH, 3)
+    rows, columns = np.nonzero(_is_color(pixels, COLORS[1])[int(scale * head) :])
+    left, right = WIDTH + LEFT, 2 * WIDTH - RIGHT
+    low, high = 2 * HEIGHT - BOTTOM, HEIGHT + TOP
+    expected = scale * np.array([[left, low], [(left + right) / 2, (low + high) / 2], [right, high]])
+    for x, y in expected:
+        assert np.hypot(columns - x, rows - y).min() <= 1.5 * scale
+    away = np.abs((columns / scale - left) / (right - left) - (low - rows / scale) / (low - high))
+    assert away.max() < 0.04  # nothing of that colour but the line and its dots
+    assert (pixels[: int(scale * head)] != 255).any()  # the names of the curves
+    assert (pixels[0] == 255).all()
+
+
+def test_a_training_draws_its_curves_where_the_config_asks_for_it(tmp_path: Path) -> None:
+    words = [*SMALL, "train.steps=2", "--no-check", "--device", "cpu"]
+    config = ROOT / "configs/classify/synthetic_shapes_pointnet.yaml"
+    for name, more in (("plain", []), ("drawn", ["log.curves=true"]), ("again", ["log.curves=true"])):
+        done = run_here("train", config, *words, *more, "--out", tmp_path / name)
+        assert done.code == 0, done.err
+    assert not (tmp_path / "plain" / "results.png").exists()
+    picture = (tmp_path / "drawn" / "results.png").read_bytes()
+    assert picture == (tmp_path / "again" / "results.png").read_bytes()  # no time is drawn
+    drawn = np.asarray(Image.open(tmp_path / "drawn" / "results.png"))
+    assert drawn.tolist() == rasterise(draw_runs([tmp_path / "drawn"])).tolist()
+    assert _is_color(drawn, COLORS[0]).sum() > 100
+    weights = [tmp_path / name / "checkpoints/last/model.safetensors" for name in ("plain", "drawn")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -18,7 +18,7 @@ from sightline.draw.charts import ChartPanel, Series, render_svg
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.engine.train import TrainState
-from sightline.view.run_pages import encode_curves
+from sightline.runs.curves import encode_curves
 from sightline.workbench.check.checks.model.first_step import first_step, missing_keys_explained
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Fault, Finding

@@ -14,6 +14,8 @@ from sightline.runs.run_records import Line
 _NO_CURVE = frozenset({"step", "epoch", "split", "time_s", "num_samples", "grad_norm", "negatives", "samples_per_s"})
 """Keys without a curve: those that identify a line, and those that only grow or never change."""
 _COLUMNS = 3
+RESULTS_PICTURE = "results.png"
+"""Picture of the curves in a run's folder, where `log.curves` is on."""
 
 
 def name_runs(runs: Sequence[Path], *, verb: str) -> list[str]:
