@@ -1,4 +1,37 @@
-"""Detection in images: data sets with boxes, networks, assigners, losses, metrics, and the pages of their errors."""
+"""Detection in images: data sets with boxes, networks, assigners, losses, metrics, and the pages of their errors.
+
+The way from a config to detections, for a reader of this folder (B images, P priors, K classes). Names of other rooms
+come with their guarantee, so that their files need not be opened.
+
+1. Parts. A block `head: {name: fcos, num_convs: 2}` is the class under that name in `PARTS`, called with the other keys
+   as keyword arguments. The registry adds facts that a constructor names: of the data (`num_classes`), and of the part
+   before it (`channels` and `strides` of the backbone for the neck, of the neck for the head). A config with `base` has
+   the keys of that file, replaced where it states them again; of two blocks with different names the new one alone
+   counts, and a list replaces a list.
+2. Data. A set of `sets/` gives `image` (1, H, W, 3), colours of 0 to 255; `boxes` (G, 4), left, top, right, bottom in
+   pixels; `label` (G,); `is_ignored` (G,), regions that are neither a target nor a mistake; `truth`, the same boxes in
+   pixels of the file, which metrics read. Transforms move image and boxes together, and `to_canvas` (2, 3) records how;
+   the last one makes `image` (3, H, W), normalised. A batch stacks images and concatenates boxes: those of image b are
+   the rows `box_offsets[b]` to `box_offsets[b + 1]`.
+3. A step, `engine/step.py`. `prepare_step` calls the task's `prepare`, of its base class `parts.tasks.supervised`: it
+   calls `Detect.context` (`task.py`) for each micro-batch, without gradient, then `count` of each loss, and adds up the
+   counts of all micro-batches and processes. `Step.loss_sums` calls `losses`: the network's forward, and the forward
+   of each loss, each with those keys of batch, outputs and context that its signature names. The loop differentiates
+   the sum over losses of weight x loss / count, and the optimiser updates once for all micro-batches.
+4. Priors and targets. `make_points` lays one point on the middle of each cell, `make_anchors` boxes around it, for
+   every level, finest first (`compute.geometry.boxes.priors`); `Priors.level_slices` are the rows of each level. The
+   assigner (`assigners/`) gives each prior the index of its box, -1 for background, -2 to be ignored.
+5. Network, `networks.py`. `Detector` calls backbone, neck and head: one map (B, C, H / stride, W / stride) per level,
+   then `logits` (B, P, K) before the sigmoid, `codes` (B, P, 4), and of FCOS `centreness` (B, P), in the order of the
+   priors. `decode_boxes(priors, codes)` (`compute.geometry.boxes.overlaps`) makes boxes: codes are distances in pixels
+   to the four sides from a point (P, 2), or shifts and logarithms of sizes relative to an anchor (P, 4).
+6. Losses, `losses.py`. `target` (B, P), `matched_boxes` (B, P, 4) and `priors` come from the context.
+   `find_positive(target)` returns the image and prior of each target that is not negative.
+7. Detections. In evaluation `Detect.postprocess` decodes with `DetectionFilter` (`output.py`), keeps what the
+   `suppression` keeps, and maps boxes back to the file. Greedy suppression (`compute.geometry.boxes.suppression`) keeps
+   a box if no higher-scoring box of its class that was kept has an IoU above `iou_threshold` with it. Metrics of
+   `metrics/` read `detections` and `truth` of all images; `predictor.py` does the same for photos without labels.
+"""
 
 from __future__ import annotations
 
