@@ -1,7 +1,8 @@
 """Losses of object detection over priors: sums, each divided by its own count of the whole step on all processes.
 
-The count of most is the number of priors with a box. Without any, a loss is 0, with gradients of 0. Half precision is
-computed in float32; nothing is changed in place.
+The count of most is the number of priors with a box. Without any, a loss of such priors is 0, with gradients of 0, and
+a loss that background takes part in is divided by 1. Half precision is computed in float32; nothing is changed in
+place.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from sightline.compute.geometry.boxes.suppression import Suppression
 class UnsuppressedDetections(NamedTuple):
     """Detections of an image before suppression: `detections` (N, 6) as left, top, right, bottom, score, class.
 
-    `proposal` (N,) int64 and `density` (N,) are None if the head does not predict them.
+    `proposal` (N,) int64 is the prior of each, None if unknown; `density` (N,) is None if the head predicts none.
     """
 
     detections: Tensor

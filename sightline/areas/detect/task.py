@@ -100,9 +100,9 @@ class Detect(Supervised):
     Each step logs the unmatched boxes (`unmatched_gt`), the priors with a box (`n_pos`) and the ignored priors
     (`n_ignore`). `anchors` are RetinaNet's by default; for a head of one anchor per cell, squares of eight strides.
     `grid` positions anchors and points: at the centres of cells, a stride apart, by default.
-    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone. `score` is the lowest score of a
-    detection, `per_level` the largest number of a level before suppression, `most` that of an image after it. Without
-    `clip`, boxes may exceed the file's border.
+    `suppression`, `score`, `per_level`, `most` and `clip` change evaluation alone. `score` is the probability above
+    which a class is detected (before its centre-ness counts), `per_level` the largest number of a level before
+    suppression, `most` that of an image after it. Without `clip`, boxes may exceed the file's border.
     Source: Lin et al. 2017, Focal Loss for Dense Object Detection, sections 4 and 5.
     """
 
@@ -166,10 +166,8 @@ class Detect(Supervised):
         slices = _image_slices(batch["box_offsets"])
         for rows, (matched, _, other) in zip(slices, self._assign(priors, batch, slices, predictions), strict=True):
             image_boxes = batch["boxes"][rows].to(priors.coordinates)
-            has_box, box_index = (
-                matched >= 0,
-                matched.clamp(min=-1),
-            )  # priors without a box get the last row, of zeros
+            # Row -1 is of priors without a box: a row of zeros behind the boxes, and the last flag of `is_matched`.
+            has_box, box_index = matched >= 0, matched.clamp(min=-1)
             is_matched.scatter_(0, torch.where(has_box, matched + rows.start, -1) % len(is_matched), True)
             if (index := get_positive(matched)) is not None:
                 positive.append(index)

@@ -1,6 +1,6 @@
 """CPU kernels of detection matching: greedy by score, and by the largest sum of overlaps.
 
-The reference of `match_boxes` is `average_precision.match_predictions`; `count_pairs` has none, and runs uncompiled
+The reference of `match_boxes` is `box_groups.match_predictions`; `count_pairs` has none, and runs uncompiled
 without numba.
 """
 

@@ -215,9 +215,9 @@ def _too_high_error(returned: str, tensor: Tensor, num_boxes: int) -> ValueError
 
 
 def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> Assignment:
-    """Count boxes as in the image, of which `targets` are to be predicted; background `is_hidden` (P,) is ignored."""
+    """Number boxes as in the image, of which `targets` are to be predicted; background `is_hidden` (P,) is ignored."""
 
-    def count(matched: Tensor) -> Tensor:
+    def renumber(matched: Tensor) -> Tensor:
         rows = matched
         if len(targets):
             rows = torch.where(matched >= 0, targets[matched.clamp(min=0)], matched)
@@ -227,7 +227,7 @@ def _among_all(assignment: Assignment, targets: Tensor, is_hidden: Tensor) -> As
         return rows
 
     second = assignment.second_matched
-    return Assignment(count(assignment.matched), assignment.num_claims, None if second is None else count(second))
+    return Assignment(renumber(assignment.matched), assignment.num_claims, None if second is None else renumber(second))
 
 
 def argmax_by_group(
