@@ -139,7 +139,7 @@ class ScanNet(nn.Module):
 
 
 class VolumeNet(nn.Module):
-    """Volumes (B, 1, 44, 44, 44) to heat maps of half the sides."""
+    """Volumes (B, 1, 24, 24, 24) to heat maps of half the sides."""
 
     def __init__(self, *, num_joints: int, width: int = 8) -> None:
         super().__init__()
@@ -214,7 +214,8 @@ def _scans(folder: Path, *overrides: str) -> TrainingSetup:
 
 
 def _poses(folder: Path, *overrides: str) -> TrainingSetup:
-    return posing.make_pose(folder, *overrides)
+    small = (f"transforms.{stage}.0.size=24" for stage in ("train", "evaluate"))
+    return posing.make_pose(folder, *small, *overrides)
 
 
 _RUNS: dict[str, Callable[..., TrainingSetup]] = {

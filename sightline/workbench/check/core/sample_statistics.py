@@ -9,6 +9,7 @@ Class counts of each split: over all samples if these are few or their labels ar
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -113,25 +114,26 @@ class FieldStatistics:
     def _add_numbers(self, index: int, leaf: str, tensor: Tensor) -> None:
         if tensor.is_complex() or tensor.numel() == 0:
             return
+        if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+            tensor = tensor.long()  # torch cannot compare all of its unsigned types
+        low, high = (bound.item() for bound in tensor.aminmax())  # NaN if any number is
         if tensor.is_floating_point():
-            is_finite = tensor.isfinite()
-            if not bool(is_finite.all()):
+            if not math.isfinite(low) or not math.isfinite(high):
+                is_finite = tensor.isfinite()
                 self._add_fault(index, leaf, tensor, is_finite)
                 tensor = tensor[is_finite]
+                if tensor.numel() == 0:
+                    return
+                low, high = (bound.item() for bound in tensor.aminmax())
         elif tensor.dtype != torch.bool:
-            tensor = tensor.long()  # torch cannot compare all of its unsigned types
-            self._add_values(index, tensor)
-        if tensor.numel() == 0:
-            return
-        low, high = float(tensor.min()), float(tensor.max())
+            self._add_values(index, tensor, low, high)
         if low < self.low:
-            self.low, self.low_at = low, index
+            self.low, self.low_at = float(low), index
         if high > self.high:
-            self.high, self.high_at = high, index
+            self.high, self.high_at = float(high), index
 
-    def _add_values(self, index: int, tensor: Tensor) -> None:
+    def _add_values(self, index: int, tensor: Tensor, low: int, high: int) -> None:
         if len(self.values) < _MAX_VALUES:
-            low, high = int(tensor.min()), int(tensor.max())
             if high - low < tensor.numel():  # pixels: counting is ten times as fast as sorting
                 values = (tensor.flatten() - low).bincount().nonzero().flatten() + low
             else:

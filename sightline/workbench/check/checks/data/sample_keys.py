@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -96,11 +97,11 @@ def _compare_reads(
     )
 
 
-def _get_states(generators: Sequence[tuple[str, Any]]) -> dict[str, str]:
-    """Return the states of these and of the global generators as text, which NumPy shortens from 1,000 numbers on."""
+def _get_states(generators: Sequence[tuple[str, Any]]) -> dict[str, bytes]:
+    """Return the states of these and of the global generators as bytes."""
     states = {name: get() for name, get in _GLOBAL.items()}
     states |= {path.rpartition("__self__.")[2].removeprefix("dataset."): get_state(each) for path, each in generators}
-    return {name: str(state.tolist() if isinstance(state, Tensor) else state) for name, state in states.items()}
+    return {name: pickle.dumps(s.numpy() if isinstance(s, Tensor) else s) for name, s in states.items()}
 
 
 def _iter_differences(reads: Sequence[Stages]) -> Iterator[tuple[int, str]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
+from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.instrument import record
 from sightline.store.loading.batch_reader import array_leaves
@@ -482,7 +483,7 @@ def _find_unread(context: Context, names: Sequence[str]) -> set[str]:
         for name, parameter in model.named_parameters() if is_drawn else ():
             if name in names:
                 parameter.data = torch.randn_like(parameter)
-        torch.manual_seed(0)
+        seed_torch(0)
         results.append([tensor for result in _run_forward(context, model)[0] for _, tensor in array_leaves(result)])
     is_same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
     return {*names} if is_same else set()
