@@ -7,6 +7,7 @@ import os
 import runpy
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -77,6 +78,26 @@ def run_ranks(
         for child in children:
             child.kill()
         assert codes == [0] * num_processes, f"exit codes {codes}\n" + "\n".join(log.read_text() for log in logs)
+
+
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    """Run what `python -c` would in the root of the checkout, in a session of its own, seconds earlier."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = forked(_run_program, program, str(out), str(err))
+        process.join(120.0)
+        code = process.exitcode
+        process.kill()
+        assert code is not None, out.read_text() + err.read_text()
+        return subprocess.CompletedProcess(["-c", program], code, out.read_text(), err.read_text())
+
+
+def _run_program(program: str, out: str, err: str) -> None:
+    print_to(out, 1)
+    print_to(err, 2)
+    os.chdir(ROOT)
+    sys.argv = ["-c"]
+    exec(program, sys.modules["__main__"].__dict__)
 
 
 def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
