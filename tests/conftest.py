@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import stat
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+from tests.processes import skip_sync
 
 ROOT = Path(__file__).resolve().parents[1]
 _COMPILED: set[str] = set()
@@ -77,16 +78,10 @@ def _deterministic() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_sync() -> Iterator[None]:
-    """Nobody cuts the power, so tests do not wait for the disk; the processes that they start do."""
-    sync = os.fsync
-
-    def sync_special(descriptor: int) -> None:
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            sync(descriptor)  # a pipe is refused
-
-    with mock.patch.object(os, "fsync", sync_special):
-        yield
+    """Tests and what they fork do not wait for the disk; the new interpreters that they start do."""
+    sync = skip_sync()
+    yield
+    os.fsync = sync
 
 
 @pytest.fixture(scope="session", autouse=True)

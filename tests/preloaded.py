@@ -3,12 +3,18 @@
 Each process of a test would take more than a second of processor time for it.
 """
 
+import gc
+
 import numba
 
 from sightline.contract.registry import REGISTRIES
 from sightline.workbench.check.suite import all_checks
+from tests.processes import skip_sync
 
 for registry in REGISTRIES.values():
     registry.names()
 all_checks()
 numba.njit(lambda number: number)(1)
+skip_sync()
+gc.collect()
+gc.freeze()  # a search of what is imported would cost each process a quarter of a second, and a copy of its memory

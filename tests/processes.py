@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import runpy
 import socket
+import stat
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -19,8 +21,8 @@ _PRELOADED = (
     "tensorboard.compat.proto.event_pb2",
     "tensorboard.summary.writer.record_writer",
     "torch._dynamo",
-    "tests.preloaded",
     "tests.processes",
+    "tests.preloaded",
 )
 
 
@@ -37,6 +39,19 @@ def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
     process = context.Process(target=target, args=arguments)
     process.start()
     return process
+
+
+def skip_sync() -> Callable[[int], None]:
+    """Let this process, and what it forks, not wait for the disk: nobody cuts the power; returns the true `os.fsync`."""
+    sync = os.fsync
+
+    def sync_special(descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            sync(descriptor)  # a pipe is refused
+
+    os.fsync = sync_special  # type: ignore[assignment]
+    return sync
 
 
 def run_ranks(
@@ -63,6 +78,26 @@ def run_ranks(
         for child in children:
             child.kill()
         assert codes == [0] * num_processes, f"exit codes {codes}\n" + "\n".join(log.read_text() for log in logs)
+
+
+def run_program(program: str) -> subprocess.CompletedProcess[str]:
+    """Run what `python -c` would in the root of the checkout, in a session of its own, seconds earlier."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / "out", Path(folder) / "err"
+        process = forked(_run_program, program, str(out), str(err))
+        process.join(120.0)
+        code = process.exitcode
+        process.kill()
+        assert code is not None, out.read_text() + err.read_text()
+        return subprocess.CompletedProcess(["-c", program], code, out.read_text(), err.read_text())
+
+
+def _run_program(program: str, out: str, err: str) -> None:
+    print_to(out, 1)
+    print_to(err, 2)
+    os.chdir(ROOT)
+    sys.argv = ["-c"]
+    exec(program, sys.modules["__main__"].__dict__)
 
 
 def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:

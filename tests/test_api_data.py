@@ -21,6 +21,7 @@ from sightline.engine.build import build
 from sightline.engine.distributed import World
 from tests.cases import run_each
 from tests.command import run_here
+from tests.processes import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -227,14 +228,10 @@ print(sightline.load_run({out!r}))
 """
 
 
-def _python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.processes
 def test_a_model_of_a_notebook_cell_is_recorded_and_loaded_in_another_session(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    trained = _python(CELLS + TRAIN.format(recipe=str(RECIPE), out=str(out)))
+    trained = run_program(CELLS + TRAIN.format(recipe=str(RECIPE), out=str(out)))
     assert trained.returncode == 0, trained.stderr
     assert "LoadedRun(" in trained.stdout, "the same session loads it without the file"
     text = (out / "plugins" / "notebook.py").read_text()
@@ -243,7 +240,7 @@ def test_a_model_of_a_notebook_cell_is_recorded_and_loaded_in_another_session(tm
     with pytest.raises(UserError, match=r"was made with the plugin .*notebook.py; give it again"):
         sightline.load_run(out)
     code = f"import sightline; print(sightline.load_run({str(out)!r}, plugins=[{str(out / 'plugins/notebook.py')!r}]))"
-    loaded = _python(code)
+    loaded = run_program(code)
     assert loaded.returncode == 0, loaded.stderr
     assert "cell_net" in loaded.stdout
 
@@ -273,7 +270,7 @@ def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path:
     )
     train = TRAIN.replace("checks=False", "checks=False, reporter=Printing()")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nimport sightline, own_nets\n{reporter}"
-    done = _python(code + train.format(recipe=str(RECIPE), out=str(tmp_path / "run")))
+    done = run_program(code + train.format(recipe=str(RECIPE), out=str(tmp_path / "run")))
     assert done.returncode == 0, done.stderr
     assert "model 'cell_net' is from the module own_nets, of which the run keeps no copy" in done.stdout
 
@@ -281,7 +278,7 @@ def test_a_model_of_an_imported_module_is_named_as_one_to_import_again(tmp_path:
 @pytest.mark.processes
 def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path) -> None:
     cells = CELLS.replace("WIDTH = 8", "WIDTH = torch.tensor(8)")
-    refused = _python(textwrap.dedent(cells + TRAIN.format(recipe=str(RECIPE), out=str(tmp_path / "run"))))
+    refused = run_program(textwrap.dedent(cells + TRAIN.format(recipe=str(RECIPE), out=str(tmp_path / "run"))))
     assert refused.returncode == 1
     last = refused.stderr.strip().splitlines()[-1]
     assert last.endswith(
@@ -294,7 +291,7 @@ def test_a_model_that_a_run_cannot_record_is_refused_in_one_line(tmp_path: Path)
 def test_an_old_path_does_not_hide_a_public_function() -> None:
     """`sightline.compare` was a room once, which plugins may import."""
     code = "import sightline\nfrom sightline.compare import comparison\nprint(callable(sightline.compare), comparison)"
-    told = _python(code)
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert told.stdout.startswith("True <module 'sightline.workbench.compare.comparison'"), told.stderr
 
 

@@ -22,6 +22,19 @@ from tests.doc_blocks import blocks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; print(b.build_wheel('wheel'), b.build_editable('editable'))"
+COMMANDS = """
+import json, sys
+from sightline.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["sightline", *words]
+    for stream in (sys.stdout, sys.stderr):
+        print("$", *words, file=stream, flush=True)
+    try:
+        main()
+    except SystemExit as ended:
+        print("=", ended.code)
+"""
+"""Runs commands one after another in one process; both streams name each, and the output ends with its exit code."""
 DEMO = "configs/classify/synthetic_shapes_pointnet.yaml"
 
 
@@ -84,27 +97,30 @@ def test_the_wheel_holds_no_textbook_form(wheels: tuple[Path, Path]) -> None:
 def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(installed: Path, tmp_path: Path) -> None:
     """A recipe of each task: tests/long/test_bare_wheel.py."""
     site = write_bare_site(tmp_path / "site")
-
-    def sightline(*words: object) -> str:
-        return ran("-m", "sightline", *words, cwd=tmp_path, PYTHONPATH=f"{installed}{os.pathsep}{site}")
-
-    assert DEMO in sightline("list", "configs").splitlines()
-    assert "train/engine_32x1024  (bare_steps, sightline)" in sightline("bench", "--list").splitlines()
-    copied = sightline("copy", "classify/synthetic_shapes_pointnet").split()
-    assert copied == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
     small = ("data.train_size=24", "data.test_size=12", "train.steps=1", "--no-check")
-    sightline("train", DEMO, *small, "--device", "cpu", "--out", "run")
-    assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
-    asked = subprocess.run(
-        [sys.executable, "-m", "sightline", "train", DEMO, "log.tensorboard=true", "--out", "logged"],
+    commands = (
+        ("list", "configs"),
+        ("bench", "--list"),
+        ("copy", "classify/synthetic_shapes_pointnet"),
+        ("train", DEMO, *small, "--device", "cpu", "--out", "run"),
+        ("train", DEMO, "log.tensorboard=true", "--out", "logged"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{installed}{os.pathsep}{site}"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{installed}{os.pathsep}{site}"},
         capture_output=True,
         text=True,
     )
-    assert asked.returncode == 2
-    assert (
-        asked.stderr == "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
+    assert done.returncode == 0, done.stderr
+    listed, cases, copied, trained, refused = (told.splitlines()[1:] for told in f"\n{done.stdout}".split("\n$ ")[1:])
+    assert [told[-1] for told in (listed, cases, copied, trained, refused)] == [*["= 0"] * 4, "= 2"], done.stderr
+    assert DEMO in listed
+    assert "train/engine_32x1024  (bare_steps, sightline)" in cases
+    assert copied[:-1] == [DEMO, "configs/classify/_pointnet.yaml", "configs/classify/_classify.yaml"]
+    assert json.loads((tmp_path / "run" / "final.json").read_text())["data"]["num_samples"] == 12
+    assert done.stderr.split("\n$ ")[-1].split("\n", 1)[1] == (
+        "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
     )
     assert not (tmp_path / "logged").exists()
     (tmp_path / "examples").mkdir()

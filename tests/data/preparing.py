@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 
 from sightline.contract import registry
 from sightline.contract.errors import DataError
+from tests.processes import run_program
 
 __all__ = [
     "cut",
@@ -58,13 +57,12 @@ def stop_at(last: int, prepare: Callable[..., object], *arguments: Any, **option
 
 def kill_process(module: str, last: int, source: Path, target: Path) -> None:
     """As `stop_at`, `prepare` of this module in a process of its own, which gets no chance to clear up."""
-    program = (
-        f"import os, signal, sys; from pathlib import Path; from {module} import prepare;"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]),"
+    killed = run_program(
+        f"import os, signal; from pathlib import Path; from {module} import prepare;"
+        f"prepare(Path({str(source)!r}), Path({str(target)!r}),"
         f"progress=lambda done, total, message: os.kill(os.getpid(), signal.SIGKILL) if done == {last} else None)"
     )
-    killed = subprocess.run([sys.executable, "-c", program, source, target], check=False, timeout=60)
-    assert killed.returncode == -9
+    assert killed.returncode == -9, killed.stderr
     assert not target.exists()
 
 

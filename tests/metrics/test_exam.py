@@ -56,7 +56,7 @@ def test_an_evaluation_has_the_bits_of_the_metric_alone(case: Case) -> None:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_several_processes_have_the_bits_of_one(tmp_path: Path, size: int) -> None:
     out = tmp_path / "results.json"
     run_ranks(["-W", "error", "-m", "tests.metrics.run_exam", str(out)], size)

@@ -97,9 +97,9 @@ def wait_for_step(run: Path, step: int, started: Forked | Launched) -> None:
 
 
 def assert_resumes(bench: Bench, run: Path, reference: Path, *overrides: str, num_processes: int = 1) -> str:
-    """Resume to the end, compare with the unbroken run; what was printed."""
+    """Resume to the end without the checks, compare with the unbroken run, which had them; what was printed."""
     log = run.with_suffix(".resumed.log")
-    words = bench.words(run.name, *OVERRIDES[num_processes], *overrides, resume="auto")
+    words = bench.words(run.name, *OVERRIDES[num_processes], *overrides, resume="auto", slow=True)
     code, text = run_forked(words, log, num_processes=num_processes)
     assert code == 0, text
     assert differences(run, reference) == []
@@ -224,8 +224,11 @@ def copied(bench: Bench, unbroken: Unbroken, request: pytest.FixtureRequest) -> 
     return Path(shutil.copytree(unbroken(1), run, symlinks=True))
 
 
-def again(bench: Bench, run: Path, *overrides: str, resume: str | None = "auto") -> tuple[int, str]:
-    return run_forked(bench.words(run.name, *OVERRIDES[1], *overrides, resume=resume), log_of(run))
+def again(
+    bench: Bench, run: Path, *overrides: str, resume: str | None = "auto", is_checked: bool = False
+) -> tuple[int, str]:
+    words = bench.words(run.name, *OVERRIDES[1], *overrides, resume=resume, slow=not is_checked)
+    return run_forked(words, log_of(run))
 
 
 def log_of(run: Path) -> Path:
@@ -275,7 +278,7 @@ def test_a_damaged_last_falls_back_to_the_newest_sound_one(bench: Bench, copied:
     for path in (copied, copied / "checkpoints/last"):
         code, text = again(bench, copied, resume=str(path))
         assert (code, f"{damaged}: damaged" in text) == (2, True), text
-    code, text = again(bench, copied)
+    code, text = again(bench, copied, is_checked=True)
     assert code == 0, text
     assert f"damaged checkpoint passed over: {damaged}" in text
     assert "resumed at step 14" in text

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from sightline.store.prepared.prepared_writer import (
     write_prepared_set,
 )
 from tests.data.preparing import cut, flip_bit, kill_process, read_files, record_messages, stop_at
+from tests.processes import run_program
 
 SIZES = {"train": [3, 1, 700, 20], "test": [5, 9]}
 """Points per cloud; 700 points are more than a buffer of the file holds, one is the least."""
@@ -194,14 +193,12 @@ def test_too_little_room_is_told_before_the_work(source: Path, tmp_path: Path) -
 def test_a_disk_that_fills_is_told_and_continued(source: Path, tmp_path: Path) -> None:
     """A limit on the size of a file stands for the full disk: both fail the write."""
     prepare(source, tmp_path / "whole")
-    program = (
-        "import resource, signal, sys; from pathlib import Path;"
+    failed = run_program(
+        "import resource, signal; from pathlib import Path;"
         "from tests.data.loading.test_ragged_sets import prepare;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000));"
-        "prepare(Path(sys.argv[1]), Path(sys.argv[2]))"
+        f"prepare(Path({str(source)!r}), Path({str(tmp_path / 'set')!r}))"
     )
-    run = [sys.executable, "-c", program, source, tmp_path / "set"]
-    failed = subprocess.run(run, check=False, timeout=60, capture_output=True, text=True)
     assert "RunError" in failed.stderr
     assert "make room and run the command again, which continues" in failed.stderr
     prepare(source, tmp_path / "set")
