@@ -329,6 +329,8 @@ _EQUAL_FORMS = frozenset(("all_reduce", "broadcast", "reduce"))
 _MAX_OTHERS = 8
 """Processes whose notes one process reads, so that the store of a large group is not flooded."""
 
+_STORE_TIMEOUT_S = 10.0
+
 
 class RankBoard:
     """Notes of the processes of a group for one another, in the group's store: no collective, and nothing waits."""
@@ -362,6 +364,7 @@ def open_board(name: str) -> RankBoard | None:
         return None
     rank = dist.get_rank()
     own_connection = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    own_connection.set_timeout(datetime.timedelta(seconds=_STORE_TIMEOUT_S))
     number = own_connection.add(f"sightline/{name}/opened/{rank}", 1)
     return RankBoard(
         dist.PrefixStore(f"sightline/{name}/{number}", own_connection), rank=rank, size=dist.get_world_size()

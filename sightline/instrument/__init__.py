@@ -255,16 +255,18 @@ def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator
     original = getattr(owner, name)
 
     @functools.wraps(original)
-    def replaced(*args: Any, **kwargs: Any) -> Any:
-        return run(original, *args, **kwargs) if is_active else original(*args, **kwargs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if is_active and not torch.compiler.is_compiling():  # else torch would trace the observer
+            return run(original, *args, **kwargs)
+        return original(*args, **kwargs)
 
     is_active = True
-    setattr(owner, name, replaced)
+    setattr(owner, name, call)
     try:
         yield
     finally:
         is_active = False
-        if getattr(owner, name) is replaced:  # else another observer has replaced it since, and calls this one
+        if getattr(owner, name) is call:  # else another observer has replaced it since, and calls this one
             setattr(owner, name, original)
 
 

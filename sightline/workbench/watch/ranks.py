@@ -170,7 +170,7 @@ class RankMonitor(Monitor):
         if self._stopped.is_set():
             return
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(_MAX_END_S)
         try:
             self._update_progress()
             self._record.is_over, self._record.has_failed = True, has_failed
