@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,10 +28,10 @@ from torch import Tensor, nn
 from sightline.compute.layers.batch_norm import SynchronisedBatchNorm, convert_sync_batchnorm
 from sightline.contract.errors import RunError, UserError
 from sightline.engine.device import keep_freed_memory
+from sightline.engine.gradient_sums import GradientReduction
 from sightline.engine.launcher import RankInfo, rank_info_from_environment, rendezvous_address
-from sightline.engine.learnt_losses import flatten_gradients, make_buckets, set_gradients
 from sightline.engine.watchdog import PeerLostError, Watchdog, exit_process, format_user_frame, report_failure
-from sightline.instrument import receive_gradients
+from sightline.instrument import receive_gradients, replace_function
 from sightline.runs.run_directory import RunDirectory
 
 P = ParamSpec("P")
@@ -141,7 +142,7 @@ class World:
         if self.size == 1 or not is_last_micro_batch:
             yield
             return
-        reduction = _GradientReduction(model, self._start_gradient_sum)
+        reduction = GradientReduction(model, self._start_gradient_sum)
         can_send = self._can_send_early(model)
         with receive_gradients(reduction.parameters if can_send else (), reduction.receive):
             yield
@@ -270,71 +271,6 @@ class _SumOverProcesses(torch.autograd.Function):
         ], None
 
 
-# --- gradients --------------------------------------------------------------------------------------------------------
-
-
-class _SentBucket(NamedTuple):
-    """Bucket on its way: the sums, once `work` is done, and gradients with their versions as they were sent."""
-
-    flat: Tensor
-    work: dist.Work
-    gradients: list[tuple[Tensor | None, int]]
-
-
-class _GradientReduction:
-    """Sums of a model's gradients over all processes, in buckets that travel while the pass computes other gradients.
-
-    Every process sends the same buckets in the same order, the last parameters first. A bucket that lacks a gradient
-    holds up those behind it, until the pass has ended and shows that the process does not use that parameter.
-    """
-
-    def __init__(self, model: nn.Module, start_sum: Callable[[Tensor], dist.Work]) -> None:
-        self._names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self._buckets = make_buckets([*self._names])[::-1]
-        self._missing = [set(bucket) for bucket in self._buckets]
-        self._bucket_index = {parameter: index for index, bucket in enumerate(self._buckets) for parameter in bucket}
-        self._start_sum = start_sum
-        self._sent: list[_SentBucket] = []
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self._names]
-
-    @property
-    def num_buckets(self) -> int:
-        return len(self._buckets)
-
-    def receive(self, parameter: Tensor) -> None:
-        """Note that the pass has a parameter's gradient, and send the buckets that are complete."""
-        self._missing[self._bucket_index[parameter]].discard(parameter)  # type: ignore[index]
-        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
-            self._send_next()
-
-    def finish(self) -> None:
-        """Send the buckets that are left, wait for all, and set every gradient to its sum."""
-        while len(self._sent) < len(self._buckets):
-            self._send_next()
-        for bucket, sent in zip(self._buckets, self._sent, strict=True):
-            sent.work.wait()
-            self._assert_unchanged(bucket, sent)
-            set_gradients(bucket, sent.flat)
-
-    def _send_next(self) -> None:
-        bucket = self._buckets[len(self._sent)]
-        gradients = [(p.grad, -1 if p.grad is None else p.grad._version) for p in bucket]
-        flat = flatten_gradients(bucket)
-        self._sent.append(_SentBucket(flat, self._start_sum(flat), gradients))
-
-    def _assert_unchanged(self, bucket: Sequence[nn.Parameter], sent: _SentBucket) -> None:
-        for parameter, (gradient, version) in zip(bucket, sent.gradients, strict=True):
-            if parameter.grad is not gradient or (gradient is not None and gradient._version != version):
-                raise RunError(
-                    f"the gradient of '{self._names[parameter]}' changed after it was sent to the other processes: its "
-                    "module is used in several parts of reentrant checkpointing, or a hook changes it; call "
-                    "torch.utils.checkpoint.checkpoint with use_reentrant=False, or train in one process"
-                )
-
-
 # --- agreement --------------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +315,91 @@ def _assert_same_model(texts: Sequence[str]) -> None:
             f"rank {rank} has built another model than rank 0: it has {actual[0]} where rank 0 has {expected[0]} "
             f"({len(lines[0] ^ lines[1])} differences); a model must not depend on the process that builds it"
         )
+
+
+# --- loops of a user's own --------------------------------------------------------------------------------------------
+
+_COLLECTIVES = (
+    *("all_gather", "all_gather_into_tensor", "all_gather_object", "all_reduce", "all_to_all", "all_to_all_single"),
+    *("barrier", "broadcast", "broadcast_object_list", "gather", "gather_object", "monitored_barrier", "reduce"),
+    *("reduce_scatter", "reduce_scatter_tensor", "scatter", "scatter_object_list"),
+)
+_EQUAL_FORMS = frozenset(("all_reduce", "broadcast", "reduce"))
+"""Collectives whose first argument has one form on all processes."""
+_MAX_OTHERS = 8
+"""Processes whose notes one process reads, so that the store of a large group is not flooded."""
+
+_STORE_TIMEOUT_S = 10.0
+
+
+class RankBoard:
+    """Notes of the processes of a group for one another, in the group's store: no collective, and nothing waits."""
+
+    def __init__(self, store: dist.Store, *, rank: int, size: int) -> None:
+        self._store = store
+        self.rank = rank
+        self._others = sorted({(rank + 2**i) % size for i in range(_MAX_OTHERS)} - {rank})
+
+    def write(self, note: str) -> None:
+        """Replace the note of this process."""
+        self._store.set(f"note/{self.rank}", note)
+
+    def read(self) -> dict[int, str]:
+        """Read the notes of other processes that have written one, by rank."""
+        return {
+            other: self._store.get(f"note/{other}").decode()
+            for other in self._others
+            if self._store.check([f"note/{other}"])
+        }
+
+    @property
+    def others(self) -> list[int]:
+        """Ranks whose notes are read."""
+        return self._others
+
+
+def open_board(name: str) -> RankBoard | None:
+    """Open the board of a name on the default process group, a new one at each call; None for a single process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+        return None
+    rank = dist.get_rank()
+    own_connection = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+    own_connection.set_timeout(datetime.timedelta(seconds=_STORE_TIMEOUT_S))
+    number = own_connection.add(f"sightline/{name}/opened/{rank}", 1)
+    return RankBoard(
+        dist.PrefixStore(f"sightline/{name}/{number}", own_connection), rank=rank, size=dist.get_world_size()
+    )
+
+
+@contextlib.contextmanager
+def observe_collectives(enter: Callable[[str, str], None]) -> Iterator[None]:
+    """Call `enter(form, line)` before each collective of all processes that Python code calls."""
+    with contextlib.ExitStack() as stack:
+        for name in _COLLECTIVES:
+            place = [*inspect.signature(getattr(dist, name)).parameters].index("group")
+
+            def run(original: Any, *args: Any, _name: str = name, _place: int = place, **kwargs: Any) -> Any:
+                group = args[_place] if len(args) > _place else kwargs.get("group")
+                if group is not None and group is not dist.group.WORLD:
+                    return original(*args, **kwargs)
+                tensor = next(iter((*args, *kwargs.values())), None)
+                has_form = _name in _EQUAL_FORMS and isinstance(tensor, Tensor)
+                form = f"{_name} of {_format_shape(tensor)}" if has_form else _name  # type: ignore[arg-type]
+                enter(form, format_user_frame(sys._getframe(2)))
+                return original(*args, **kwargs)
+
+            stack.enter_context(replace_function(dist, name, run))
+        yield
+
+
+@contextlib.contextmanager
+def join_plain_group(*, timeout_s: float) -> Iterator[World]:
+    """Join the launcher's processes on the CPU as a plain loop does: a world without a watchdog."""
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
 
 
 # --- beginning and end ------------------------------------------------------------------------------------------------

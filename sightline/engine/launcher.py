@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -10,9 +11,9 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sightline.contract.errors import UserError
 from sightline.engine.watchdog import (
@@ -22,6 +23,9 @@ from sightline.engine.watchdog import (
     remove_launch_folder,
     remove_own_folder,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 _GRACE_S = 300
 """Seconds for processes to finish their step and save after a signal; a second signal ends them at once."""
@@ -89,36 +93,62 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     If one process fails, the others are stopped, and its message is printed once. A signal reaches all of them. No
     process and no file is left behind. If this process itself is killed, its child processes remove its folder.
     """
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     _prepare_environment(num_processes)
     with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
         os.environ["SIGHTLINE_LAUNCH_FOLDER"] = folder
-        settings = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=num_processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="127.0.0.1:0",
-            local_addr="127.0.0.1",
-            max_restarts=0,
-            monitor_interval=0.1,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-        )
         try:
             flags = ["--traceback"] if "--traceback" in sys.argv else []
-            elastic_launch(settings, sys.executable)("-m", "sightline", *arguments, *flags)
+            elastic_launch(_make_settings(num_processes, folder), sys.executable)("-m", "sightline", *arguments, *flags)
         except SignalException as error:
             return _report(_read_failures(Path(folder)), [], stopped_by=int(error.sigval))
         except ChildFailedError as error:
             exits = [(rank, failure.exitcode) for rank, failure in sorted(error.failures.items())]
             return _report(_read_failures(Path(folder)), exits)
     return 0
+
+
+def call_in_processes(function: Callable[..., None], *arguments: object, num_processes: int) -> None:
+    """Call a function of a module in several processes, which a plain group can join; what they print is dropped.
+
+    It returns when all have ended, however they end: one that fails ends the others.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import elastic_launch
+
+    loggers = [logging.getLogger(name) for name in ("torch.distributed", "torch.multiprocessing.spawn")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
+        try:
+            with contextlib.suppress(ChildFailedError):
+                elastic_launch(_make_settings(num_processes, folder, is_quiet=True), function)(*arguments)
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _make_settings(num_processes: int, folder: str, *, is_quiet: bool = False) -> LaunchConfig:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.ALL if is_quiet else Std.NONE),
+    )
 
 
 def _prepare_environment(num_processes: int) -> None:

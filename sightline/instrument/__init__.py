@@ -250,35 +250,61 @@ def observe_updates(
 
 
 @contextmanager
-def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[], None]) -> Iterator[None]:
-    """Call `before` with the roots of every backward pass of the process, and `after` when it ends.
-
-    torch has no hook for it, so its function is replaced; a pass inside of another, of a checkpoint, is a part of it.
-    """
-    original, depth = torch.autograd.backward, 0
+def replace_function(owner: Any, name: str, run: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function that torch has no hook for by `run(original, *args, **kwargs)`, in a context."""
+    original = getattr(owner, name)
 
     @functools.wraps(original)
-    def run(tensors: Any, *args: Any, **kwargs: Any) -> None:
-        nonlocal depth
-        depth += 1
-        try:
-            if depth == 1 and is_active:
-                roots = [tensors] if isinstance(tensors, Tensor) else tensors
-                before([root for root in roots if isinstance(root, Tensor)])
-            original(tensors, *args, **kwargs)
-            if depth == 1 and is_active:
-                after()
-        finally:
-            depth -= 1
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if is_active and not torch.compiler.is_compiling():  # else torch would trace the observer
+            return run(original, *args, **kwargs)
+        return original(*args, **kwargs)
 
     is_active = True
-    torch.autograd.backward = run
+    setattr(owner, name, call)
     try:
         yield
     finally:
         is_active = False
-        if torch.autograd.backward is run:  # else another observer has replaced it since, and calls this one
-            torch.autograd.backward = original
+        if getattr(owner, name) is call:  # else another observer has replaced it since, and calls this one
+            setattr(owner, name, original)
+
+
+@contextmanager
+def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[], None]) -> Iterator[None]:
+    """Call `before` with the roots of every backward pass of the process, and `after` when it ends.
+
+    A pass inside of another, of a checkpoint, is a part of it.
+    """
+    depth = 0
+
+    def run(original: Any, tensors: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal depth
+        depth += 1
+        try:
+            if depth == 1:
+                roots = [tensors] if isinstance(tensors, Tensor) else tensors
+                before([root for root in roots if isinstance(root, Tensor)])
+            original(tensors, *args, **kwargs)
+            if depth == 1:
+                after()
+        finally:
+            depth -= 1
+
+    with replace_function(torch.autograd, "backward", run):
+        yield
+
+
+@contextmanager
+def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
+    """Call `receive` with the file of every `torch.save` of the process."""
+
+    def run(original: Any, obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
+        receive(f)
+        original(obj, f, *args, **kwargs)
+
+    with replace_function(torch, "save", run):
+        yield
 
 
 def _make_tap(gradients: dict[str, Tensor]) -> Callable[[str, Tensor], Tensor]:

@@ -32,8 +32,8 @@ def test_ids_are_unique_and_benches_exist() -> None:
     ids = [case.id for case in (*FAULTS, *HEALTHY)]
     assert len(set(ids)) == len(ids)
     benches = {path.stem for path in BENCHES.glob("*.yaml")}
-    assert {case.bench for case in (*FAULTS, *HEALTHY)} == benches | {"PLAIN"}
-    assert {case.id for case in FAULTS if case.bench == "PLAIN"} == {case.id for case in FAULTS if case.loop}
+    assert {case.bench for case in (*FAULTS, *HEALTHY)} == benches | {"PLAIN", "DDP"}
+    assert {case.id for case in FAULTS if case.bench in ("PLAIN", "DDP")} == {case.id for case in FAULTS if case.loop}
 
 
 def test_every_fault_changes_something() -> None:
@@ -89,6 +89,24 @@ def test_a_fault_is_found_and_named_first(name: str, moment: str, code: str) -> 
 def test_a_fault_of_a_plain_loop_is_found_at_its_step(name: str, step: int) -> None:
     trial = run_trial(BY_ID[name], seed=0)
     assert (trial.moment, trial.step, trial.rank) == ("training", step, 1)
+
+
+@pytest.mark.long
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "step", "code"), [("O67", 6, "file-race"), ("O68", 7, "collectives-differ"), ("O69", 2, "same-samples")]
+)
+def test_a_fault_of_two_processes_is_found_at_its_step(name: str, step: int, code: str) -> None:
+    """Of 96 samples in batches of 8 each process trains on 6 an epoch; then they evaluate, and save."""
+    trial = run_trial(BY_ID[name], seed=0)
+    assert (trial.moment, trial.step, trial.rank, trial.alarms[0].code) == ("training", step, 1, code)
+    assert trial.seconds < 15
+
+
+@pytest.mark.long
+@pytest.mark.processes
+def test_two_healthy_processes_raise_no_alarm() -> None:
+    assert run_healthy(next(case for case in HEALTHY if case.id == "DDP"), seed=0) == ()
 
 
 def test_a_report_of_sizes_is_counted_again() -> None:

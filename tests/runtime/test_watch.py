@@ -60,7 +60,7 @@ def test_watching_changes_no_bit() -> None:
 
 
 TWO_PROCESSES = """
-import contextlib, sys
+import contextlib, io
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -80,8 +80,13 @@ def train(is_watched):
             optimizer.zero_grad()
             F.cross_entropy(model(points), label).backward()
             optimizer.step()
+        total = label.sum()
+        dist.all_reduce(total)
+        if rank == 0:
+            torch.save(model.state_dict(), io.BytesIO())
+        drawn = torch.rand(4)
     assert not is_watched or watch.findings == [], watch.findings
-    return list(model.state_dict().values())
+    return [*model.state_dict().values(), total, drawn]
 
 assert all(map(torch.equal, train(False), train(True)))
 dist.destroy_process_group()

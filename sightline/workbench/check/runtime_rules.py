@@ -170,6 +170,29 @@ ALIAS = FindingBuilder(
     expected="a copy of the weights that were kept: state_dict() returns the model's own tensors, which go on learning",
     action="keep copy.deepcopy(model.state_dict()), or save it to a file when it is best",
 )
+SAME_SAMPLES = FindingBuilder(
+    guard="G1",
+    code="same-samples",
+    severity="warning",
+    causes=("dist.sampler", "data.sampling", "data.duplicate_randomness"),
+    expected="other samples on each process",
+    action="give the loader a torch.utils.data.DistributedSampler; declare it with "
+    "watch(..., declared=('same-samples',)) if several processes share one sample",
+)
+COLLECTIVES = FindingBuilder(
+    guard="G9",
+    code="collectives-differ",
+    causes=("dist.collective_mismatch",),
+    expected="the same collectives on all processes, in the same order",
+    action="call it on every process, or on none: take it out of the branch that the rank decides",
+)
+FILE_RACE = FindingBuilder(
+    guard="G12",
+    code="file-race",
+    causes=("ckpt.race",),
+    expected="a file of one process, or one file for each",
+    action="save on the first process alone, or put the rank into the file's name",
+)
 
 RUNTIME_RULES = (
     KEPT,
@@ -195,4 +218,7 @@ RUNTIME_RULES = (
     EMA,
     STATE,
     ALIAS,
+    SAME_SAMPLES,
+    COLLECTIVES,
+    FILE_RACE,
 )

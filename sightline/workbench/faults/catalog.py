@@ -15,6 +15,7 @@ from sightline.workbench.faults.files import FILE_PLANTS
 from sightline.workbench.faults.healthy import HEALTHY_PLANTS
 from sightline.workbench.faults.loops import LOOPS
 from sightline.workbench.faults.pose import POSE_PLANTS
+from sightline.workbench.faults.ranks import RANK_LOOPS
 from sightline.workbench.faults.segment import SEGMENT_PLANTS
 
 _PLANTS = {
@@ -36,7 +37,7 @@ def _read_rows(name: str) -> list[dict[str, Any]]:
 
 
 FAULTS = tuple(
-    FaultCase(**{**row, "pits": tuple(row.get("pits", ()))}, loop=LOOPS.get(row["id"]))
+    FaultCase(**{**row, "pits": tuple(row.get("pits", ()))}, loop={**LOOPS, **RANK_LOOPS}.get(row["id"]))
     for row in _read_rows("cases.json")
 )
 """Faults, in the order of the open faults O1 to O80, then the others."""

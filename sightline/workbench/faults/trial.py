@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +28,14 @@ from sightline.workbench.check.suite import run_all_then_deep, run_quick
 from sightline.workbench.faults.case import FaultCase, HealthyCase
 from sightline.workbench.faults.loops import PLAIN, Loop, find_watch, train_plainly
 from sightline.workbench.faults.planting import BENCHES, Planter
+from sightline.workbench.faults.ranks import RANKS, train_in_processes
 
 MOMENTS = ("config", "start", "check", "training", "end", "deep")
 """Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of
 `sightline check`; while it trains; the checks of the finished run; `check --deep`, which users run if they suspect
 something."""
+_LOOPS: Mapping[str, Loop] = {PLAIN: train_plainly, RANKS: lambda _, seed: train_in_processes(seed)}
+"""Healthy loops of the benches that are not runs of ours."""
 _LOGGED_CODE = re.compile(r"([a-z]+(?:-[a-z]+)+): ")
 
 
@@ -100,13 +104,13 @@ class _LogCollector(logging.Handler):
 
 def run_trial(case: FaultCase, *, seed: int) -> Trial:
     """Plant a fault and let the doctor look for it, moment after moment, until it raises an alarm."""
-    started = time.process_time()
+    started = _cpu_s()
     try:
         with Planter() as planter:
             case.plant_into(planter)
-            moments = list_alarms(case.bench, planter, seed=seed) if case.loop is None else _run_loop(case.loop, seed)
+            moments = _list_moments(case.bench, planter, seed=seed, loop=case.loop)
             for moment, alarms in moments:
-                seconds = time.process_time() - started
+                seconds = _cpu_s() - started
                 with planter.suspend():
                     known = healthy_alarms(case.bench, moment, seed=seed) if alarms else frozenset()
                 new = tuple(alarm for alarm in alarms if alarm.key not in known)
@@ -115,15 +119,21 @@ def run_trial(case: FaultCase, *, seed: int) -> Trial:
                     return Trial(case.id, seed, seconds, moment, step, rank_cause(case, new), new)
     except Exception as error:  # noqa: BLE001 - a crash of the run is a result: the fault was not named
         crash = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        return Trial(case.id, seed, time.process_time() - started, crash=crash)
-    return Trial(case.id, seed, time.process_time() - started)
+        return Trial(case.id, seed, _cpu_s() - started, crash=crash)
+    return Trial(case.id, seed, _cpu_s() - started)
+
+
+def _cpu_s() -> float:
+    """Processor time of this process and of those that it started and that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
 
 
 def run_healthy(case: HealthyCase, *, seed: int) -> tuple[Alarm, ...]:
     """Run all moments of a healthy case; return every alarm once, at its first moment: each of them is false."""
     with Planter() as planter:
         case.plant_into(planter)
-        listed = [alarm for _, alarms in list_alarms(case.bench, planter, seed=seed) for alarm in alarms]
+        listed = [alarm for _, alarms in _list_moments(case.bench, planter, seed=seed) for alarm in alarms]
     return tuple({alarm.key: alarm for alarm in reversed(listed)}.values())[::-1]
 
 
@@ -137,6 +147,14 @@ def rank_cause(case: FaultCase, alarms: Sequence[Alarm]) -> int | None:
         named = case.cause if case.names and re.search(case.names, alarm.text) else alarm.code
         places += [cause for cause in alarm.causes or (named,) if cause not in places]
     return places.index(case.cause) + 1 if case.cause in places else None
+
+
+def _list_moments(
+    bench: str, planter: Planter, *, seed: int, loop: Loop | None = None
+) -> Iterator[tuple[str, list[Alarm]]]:
+    """Yield the moments of a run on a bench, or those of a plain loop: this one, or the healthy one of the bench."""
+    loop = loop or _LOOPS.get(bench)
+    return list_alarms(bench, planter, seed=seed) if loop is None else _run_loop(loop, seed)
 
 
 def list_alarms(bench: str, planter: Planter, *, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
@@ -176,8 +194,7 @@ def _run_loop(loop: Loop, seed: int) -> Iterator[tuple[str, list[Alarm]]]:
 def healthy_alarms(bench: str, moment: str, *, seed: int) -> frozenset[tuple[str, str]]:
     """Return the keys of the alarms that the bench without a fault raises at a moment."""
     with Planter() as planter:
-        is_plain = bench == PLAIN
-        for name, alarms in _run_loop(train_plainly, seed) if is_plain else list_alarms(bench, planter, seed=seed):
+        for name, alarms in _list_moments(bench, planter, seed=seed):
             if name == moment:
                 return frozenset(alarm.key for alarm in alarms)
     return frozenset()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import sysconfig
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ Mark = tuple[int, int] | None
 """Identity and version of a parameter's gradient: equal marks mean that nothing has written to it."""
 
 _PACKAGE = Path(__file__).resolve().parents[2]
+_LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _NUM_PROBES, _MAX_SMALL = 16, 16_384
 _NUM_FIRST = 5
 
@@ -129,6 +132,7 @@ class Loop:
         self.reader = Reader(self)
         self.tracks: dict[int, OptimizerTrack] = {}
         self.step = self.first_step = first_step
+        self.thread = threading.get_ident()
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
@@ -167,17 +171,18 @@ class Loop:
     def place(self) -> FindingLocation:
         """Return the current step, and the line of the user's loop that runs now."""
         step = None if self.is_over else self.step + 1
-        frame = sys._getframe()
+        frame = sys._current_frames().get(self.thread)
         while frame is not None:
             path = Path(frame.f_code.co_filename)
             if (
                 path.suffix == ".py"
+                and not frame.f_code.co_filename.startswith(_LIBRARIES)
                 and "site-packages" not in path.parts
                 and not path.is_relative_to(_PACKAGE)
                 and path.exists()
             ):
                 return FindingLocation(file=str(path), line=frame.f_lineno, step=step)
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return FindingLocation(step=step)
 
 

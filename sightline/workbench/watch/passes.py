@@ -136,7 +136,7 @@ class OutputMonitor(Monitor):
         inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1]
         if not inputs:
             return
-        digest = [_take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
+        digest = [take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
         if last is not None and [t.shape for t in last] == [t.shape for t in digest] and self._num_same < _NUM_SAME:
@@ -194,7 +194,7 @@ class _BatchOrder:
             )
 
 
-def _take_sample(values: Tensor) -> Tensor:
+def take_sample(values: Tensor) -> Tensor:
     """Take evenly spaced values; the odd step meets every column of an image, which may be empty at its edge."""
     flat = values.detach().flatten()
     return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()

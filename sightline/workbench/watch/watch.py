@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
@@ -20,6 +21,7 @@ from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, Unit
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
 from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
 
@@ -40,7 +42,8 @@ class Watch:
     Each finding is logged at the step at which it is true, once. Weights, random states and results of the loop are
     unchanged to the bit. Statistics of outputs and updates are taken in the first steps and in each `every`-th; the
     order of backward passes and updates, losses, modes and learning rates are judged at each step. On a GPU nothing is
-    waited for. `declared` names codes that are intended. Made by `watch`.
+    waited for. `declared` names codes that are intended. With `compares_ranks`, a loop in several processes is compared
+    with theirs. Made by `watch`.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class Watch:
         self._seen: set[object] = set()
         self._findings: list[Finding] = []
         self._search: Search | None = None
+        self._lock = threading.RLock()
+        self.compares_ranks = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -106,14 +111,23 @@ class Watch:
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
+        if self.compares_ranks:
+            self._follow_ranks()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._calls.close()
-        self._stack.close()
+        self._stack.__exit__(*error)
         self._loop.is_over = True
         self._judge("on_end")
         self._finish_search()
+
+    def _follow_ranks(self) -> None:
+        place = self._loop.place()
+        monitor = start_monitor(self._loop, f"watch/{place.file}:{place.line}", self._take)
+        if monitor is not None:
+            self._by_event["on_forward"].append(monitor.on_forward)
+            self._stack.enter_context(monitor.follow())
 
     def _hang(self, models: Collection[nn.Module]) -> None:
         for model in models if self._watches_passes else ():
@@ -193,12 +207,13 @@ class Watch:
         """Keep and log each finding that is new and not declared."""
         for rule, fault in found:
             key = (rule.code, fault.layer, fault.param, fault.evidence.get("mode"))
-            if rule.code in self._declared or key in self._seen:
-                continue
-            self._seen.add(key)
-            finding = dataclasses.replace(rule.build_outside(fault, self._loop.place()), phase="runtime")
-            self._findings.append(finding)
-            self._publish(finding)
+            with self._lock:  # those of several processes come from a thread
+                if rule.code in self._declared or key in self._seen:
+                    continue
+                self._seen.add(key)
+                finding = dataclasses.replace(rule.build_outside(fault, self._loop.place()), phase="runtime")
+                self._findings.append(finding)
+                self._publish(finding)
 
     def _publish(self, finding: Finding) -> None:
         logger.log(_LEVELS[finding.severity], "%s", finding, extra={"code": finding.code})
@@ -270,7 +285,7 @@ def watch(
     "same-batch". With `bisect`, a step that is not finite is run again at once, on a copy in float64, layer by layer.
     Raises UserError for an argument of another type.
     """
-    return Watch(
+    watched = Watch(
         _name_models(model),
         optimizers=[getattr(one, "optimizer", one) for one in _list(optimizer)],  # of Accelerate and Lightning
         schedulers=[getattr(one, "scheduler", one) for one in _list(scheduler)],
@@ -279,6 +294,8 @@ def watch(
         declared=frozenset(declared),
         bisects=bisect,
     )
+    watched.compares_ranks = True
+    return watched
 
 
 def _name_models(model: Any) -> dict[str, nn.Module]:
