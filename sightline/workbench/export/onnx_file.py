@@ -46,8 +46,7 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
 
     Raises UserError for a file that is too large, holds data in other files or is not the one of its description.
     """
-    for module in ("onnx", "onnxruntime"):
-        assert_installed(module, needed_by=str(path))
+    assert_installed("onnx", "onnxruntime", needed_by=str(path))
     content = _read_content(path)
     description = read_description(path)
     if hashlib.sha256(content).hexdigest() != description["sha256"]:
