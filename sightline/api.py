@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.engine.distributed import start_world
 from sightline.engine.run_loading import TrainedRun
 from sightline.engine.run_loading import build_model as build_named_model
@@ -104,7 +105,9 @@ def load_run(path: str | Path, *, checkpoint: str | Path = "last", plugins: Sequ
     >>> run.model(points=data[:2]["points"])["logits"].shape
     torch.Size([2, 12])
     """
-    run = open_run_or_file(Path(path), checkpoint=str(checkpoint), plugins=plugins)
+    folder = to_path(path, name="load_run", what="a run directory or a file of ONNX")
+    files = to_paths(plugins, name="plugins", what="a Python file")
+    run = open_run_or_file(folder, checkpoint=_to_checkpoint(checkpoint), plugins=files)
     return LoadedRun(**{field.name: getattr(run, field.name) for field in dataclasses.fields(run)})
 
 
@@ -158,9 +161,20 @@ def evaluate(
     ['mean_class_accuracy', 'overall_accuracy']
     """
     from sightline.training.run_evaluation import evaluate_run
+    from sightline.training.train_run import check_source
 
-    files = [Path(plugin) for plugin in plugins]
-    return evaluate_run(Path(run), checkpoint, data=data, overrides=overrides, plugins=files, device=device)
+    return evaluate_run(
+        to_path(run, name="evaluate", what="a run directory"),
+        _to_checkpoint(checkpoint),
+        data=None if data is None else check_source(data),
+        overrides=to_texts(overrides, name="overrides"),
+        plugins=to_paths(plugins, name="plugins", what="a Python file"),
+        device=device,
+    )
+
+
+def _to_checkpoint(checkpoint: str | Path) -> str:
+    return str(to_path(checkpoint, name="checkpoint", what="a checkpoint, or last or best"))
 
 
 def score(
@@ -178,7 +192,8 @@ def score(
     from sightline.training.run_evaluation import score_predictions
     from sightline.training.train_run import read_source
 
-    return score_predictions(Path(predictions), read_source(config, overrides, plugins).config)
+    path = to_path(predictions, name="score", what="a file or folder of predictions")
+    return score_predictions(path, read_source(config, overrides, plugins).config)
 
 
 def compare(
@@ -220,17 +235,21 @@ def export(
     to: ExportFormat = "onnx",
     out: str | Path | None = None,
     inputs: Sequence[str | Path] = (),
+    plugins: Sequence[str | Path] = (),
 ) -> ExportResult:
     """Write a trained run as ONNX, torch.export's format or TorchScript, checked and described, as `sightline export`.
 
-    `run` is a run directory or a loaded run; `inputs` are files to check with, by default samples of its test split.
+    `run` is a run directory, whose plugin files are `plugins`, or a loaded run. A config has no trained weights: export
+    the run that `train_run` made of it. `inputs` are files to check with, by default samples of the run's test split.
     The result has the path, the free sizes of the inputs and the check. Raises UserError and RunError as the command.
     """
     from sightline.workbench.export.export import export_run
 
-    loaded = run if isinstance(run, TrainedRun) else load_run(run)
-    files = [Path(path) for path in inputs]
-    return export_run(loaded, to=to, out=None if out is None else Path(out), files=files)
+    what = "a run directory (a config has no trained weights: train it first), or a loaded run"
+    loaded = run if isinstance(run, TrainedRun) else load_run(to_path(run, name="export", what=what), plugins=plugins)
+    files = to_paths(inputs, name="inputs", what="a file to check with")
+    path = None if out is None else to_path(out, name="out", what="the file to write")
+    return export_run(loaded, to=to, out=path, files=files)
 
 
 def train_run(

@@ -164,10 +164,12 @@ class ServeOptions(TracedCommand, name="serve", run="serve.serve"):
     columns: str | None = option("--columns", "x,y,z,...", "names of the columns of clouds, _ to skip one")
     to_sphere: bool = switch("--unit-sphere", "move every cloud to its mean and scale it to radius 1")
     batch_size: int | None = option("--batch-size", "N", "requests per batch, at most [evaluate.batch_size, 32]", min=1)
-    wait_ms: float = option("--wait-ms", "F", "longest wait of a batch for further requests", default=5.0, min=0)
-    max_mb: float = option("--max-mb", "F", "largest request, in MB", default=32.0, min=0.001)
-    max_seconds: float = option("--max-seconds", "F", "longest time of a request", default=30.0, min=0.1)
-    max_requests: int = option("--max-requests", "N", "requests at a time; others get 503", default=64, min=1)
+    wait_ms: float = option("--wait-ms", "F", "longest wait of a batch for others", default=5.0, min=0, max=60e3)
+    max_mb: float = option("--max-mb", "F", "largest request, in MB", default=32.0, min=0.001, max=1e6)
+    max_seconds: float = option("--max-seconds", "F", "longest time of a request", default=30.0, min=0.1, max=1e6)
+    max_requests: int = option(
+        "--max-requests", "N", "requests at a time; others get 503", default=64, min=1, max=10**6
+    )
 
 
 # --- compress --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from dataclasses import dataclass
@@ -104,6 +105,8 @@ def make_project(name: str, task: str, to: Path) -> list[Path]:
     target = to / name
     if target.exists():
         raise UserError(f"init: {target}: is there already; give another name")
+    if _is_taken(name):
+        raise UserError(f"init: {name!r} is another Python file or package, which it would hide; give another name")
     sources = sorted(path for folder in (shared, folders[task]) for path in folder.iterdir() if path.is_file())
     files = {target / path.name.replace(_PROJECT_NAME, name): path.read_text(encoding="utf-8") for path in sources}
     try:
@@ -111,8 +114,14 @@ def make_project(name: str, task: str, to: Path) -> list[Path]:
         for path, text in files.items():
             path.write_text(text.replace(_PROJECT_NAME, name), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"init: {target}: cannot be written: {error.strerror}") from error
+        raise UserError(f"init: {target}: cannot be written: {error.strerror}; give another place by --to") from error
     return list(files)
+
+
+def _is_taken(name: str) -> bool:
+    """Return True for a module that Python finds, and for names that pytest reads; a plain folder is no module."""
+    spec = importlib.util.find_spec(name)
+    return name == "conftest" or name.startswith("test_") or (spec is not None and spec.origin is not None)
 
 
 def _select_files(root: Path, name: str) -> list[str]:

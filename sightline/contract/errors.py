@@ -69,21 +69,29 @@ class PluginError(UserError):
 
 
 class MissingExtraError(UserError):
-    """Missing optional package; the message names the command that installs it."""
+    """Missing optional packages; the message names the command that installs all of them."""
 
-    def __init__(self, module: str, *, needed_by: str) -> None:
-        package = _PACKAGES.get(module, module)
-        requirement = f"'{package}'" if "[" in package else package
-        super().__init__(f"{needed_by} needs the package '{package}'; install it: pip install {requirement}")
-
-
-def assert_installed(module: str, *, needed_by: str) -> None:
-    """Raise MissingExtraError if a module of an optional package cannot be found; nothing is imported."""
-    if importlib.util.find_spec(module) is None:
-        raise MissingExtraError(module, needed_by=needed_by)
+    def __init__(self, *modules: str, needed_by: str) -> None:
+        packages = [_PACKAGES.get(module, module) for module in modules]
+        named = f"the package{'s' if len(packages) > 1 else ''} {', '.join(map(repr, packages))}"
+        requirements = " ".join(f"'{package}'" if "[" in package else package for package in packages)
+        what = "them" if len(packages) > 1 else "it"
+        super().__init__(f"{needed_by} needs {named}; install {what}: pip install {requirements}")
 
 
-_PACKAGES = {"sklearn": "scikit-learn", "laspy": "laspy[lazrs]", "lazrs": "laspy[lazrs]", "faiss": "faiss-cpu"}
+def assert_installed(*modules: str, needed_by: str) -> None:
+    """Raise MissingExtraError if modules of optional packages cannot be found; nothing is imported."""
+    if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
+        raise MissingExtraError(*missing, needed_by=needed_by)
+
+
+_PACKAGES = {
+    "sklearn": "scikit-learn",
+    "laspy": "laspy[lazrs]",
+    "lazrs": "laspy[lazrs]",
+    "faiss": "faiss-cpu",
+    "python_multipart": "python-multipart",
+}
 """Name of the package to install, for modules of another name."""
 
 

@@ -550,15 +550,20 @@ def _format_origin(error: BaseException) -> str:
     return f"{frame.f_code.co_filename}:{line}"
 
 
-def _select_device(name: str, local_rank: int) -> torch.device:
+def assert_device(name: str) -> None:
+    """Raise UserError for a device that there is not, or that this machine lacks."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"--device: found '{name}', allowed are auto, cpu, cuda")
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if name == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: torch sees no CUDA device on this machine; use --device cpu, or install a CUDA wheel"
         )
+
+
+def _select_device(name: str, local_rank: int) -> torch.device:
+    assert_device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
     if torch.cuda.device_count() == 1 and "SLURM_PROCID" in os.environ:
         local_rank = 0  # --gpus-per-task=1: each task sees only the GPU that is its own
     if local_rank >= torch.cuda.device_count():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from sightline.config import RunConfig, locate_errors
 from sightline.contract.errors import UserError
@@ -80,7 +80,12 @@ class SplitData:
         """
         train, evaluate = self._config.train, self._config.evaluate
         is_shuffled = self.split == "train" if shuffle is None else shuffle
-        size = batch_size or (train.batch_size if self.split == "train" else evaluate.batch_size)
+        size = (
+            (train.batch_size if self.split == "train" else evaluate.batch_size) if batch_size is None else batch_size
+        )
+        for name, number, least in (("batch_size", size, 1), ("workers", workers, 0)):
+            if not isinstance(number, int) or number < least:
+                raise UserError(f"loader: {name}: found {number!r}, allowed is a whole number from {least} on")
         return EpochLoader(self, batch_size=size, shuffle=is_shuffled, workers=workers, drop_last=drop_last)
 
     def _key(self, index: int) -> SampleKey:
@@ -138,6 +143,11 @@ def load_split(config: RunConfig, split: str, transforms: Augmentation | None = 
     A `validation` that the set itself lacks is held out of its training split, as in `sightline train`. Raises
     UserError for a split that there is not.
     """
+    if transforms is not None and transforms not in get_args(Augmentation):
+        found = f"transforms: found {transforms!r}"
+        raise UserError(f"{found}{suggest(str(transforms), get_args(Augmentation))}")
+    if not isinstance(split, str):
+        raise UserError(f"split: found {split!r}, allowed is a name, as 'train'")
     chosen: Augmentation = transforms or ("train" if split == "train" else "evaluate")
     with locate_errors(config.origins):
         data = build.build_data(config)

@@ -236,9 +236,10 @@ def _compute_step(
     job.scaler.step(job.optimizer)
     job.scaler.update()
     if is_finite and job.ema is not None and job.ema_decay is not None:
-        update_ema(job.ema, job.model, job.ema_decay)
+        decay = compute_ema_decay(job.ema_decay, job.step)
+        update_ema(job.ema, job.model, decay)
         if job.losses_ema is not None:
-            update_ema(job.losses_ema, job.losses, job.ema_decay)
+            update_ema(job.losses_ema, job.losses, decay)
     clock.end_phase("optimise")
     return StepTotals(
         losses={name: numbers[_MEAN_PREFIX + name] for name in sums},
@@ -291,6 +292,15 @@ class NonFiniteGradientError(RunError):
         super().__init__(
             f"step {job.step}: the gradient's norm is {grad_norm.item()} (losses: {values}); the weights are unchanged"
         )
+
+
+def compute_ema_decay(decay: float, step: int) -> float:
+    """Compute the decay of the EMA at a step, counted from 0: at most (1 + step) / (10 + step).
+
+    Without this limit, the average of a short training would consist mostly of the random weights that it began with:
+    after 200 steps at a decay of 0.998, of 67 %. Source: TensorFlow's ExponentialMovingAverage, `num_updates`.
+    """
+    return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()

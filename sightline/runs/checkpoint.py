@@ -30,6 +30,7 @@ from sightline.runs.atomic_files import disk_failure
 from sightline.runs.packed import assert_whole, read_packed
 from sightline.runs.snapshots import (
     Snapshot,
+    assert_sound,
     has_optimizer,
     parse_step,
     read_snapshot,
@@ -295,18 +296,20 @@ def rewind(directory: Path, *, step: int, assert_own: Callable[[], None] = lambd
 def slim(directory: Path, *, assert_own: Callable[[], None] = _assert_nothing) -> int:
     """Remove the optimiser's state from all checkpoints of a run; return the bytes that are saved.
 
-    Each checkpoint is replaced as `save` does: at any moment a complete one is on disk. Raises CheckpointError for a
-    damaged one, RunError if the disk refuses it.
+    Each checkpoint is replaced as `save` does: at any moment a complete one is on disk. Raises CheckpointError before
+    any is replaced if one is damaged, RunError if the disk refuses it.
     """
     folder, num_bytes = _checkpoint_folder(directory), 0
     try:
         assert_own()
         _clean_up(folder)
-        for target in _list_step_folders(folder):
-            if has_optimizer(target):
-                num_bytes += write_slim_copy(target, _with_suffix(target, "partial"))
-                assert_own()
-                _replace_checkpoint(target)
+        targets = [target for target in _list_step_folders(folder) if has_optimizer(target)]
+        for target in targets:
+            assert_sound(target)
+        for target in targets:
+            num_bytes += write_slim_copy(target, _with_suffix(target, "partial"))
+            assert_own()
+            _replace_checkpoint(target)
     except OSError as error:
         raise disk_failure(error, folder) from error
     return num_bytes

@@ -20,13 +20,15 @@ from sightline.runs.run_directory import LOCK, RunDirectory, find_holder, load_d
 SORT_KEYS = ("name", "task", "data", "steps", "figure", "when", "size", "state")
 _MARKS = ("config.yaml", "environment.json", "facts.json")
 """Files that every training and conversion writes: a folder with all of them is a run; `config.yaml` alone is not."""
+_FIELDS = ("path", "name", "task", "data", "model", "metric", "state")
+"""Fields of a summary that filters compare."""
 _MAX_CONFIG_BYTES = 200_000
 _TAIL_BYTES = 1 << 16
 _SECTION = re.compile(r"(\w+):")
 _CHILD = re.compile(r"  (name|metric|mode): (.*)")
 _WRITTEN = re.compile(
-    r"\.lock|\..*\.partial|config\.yaml|(environment|facts|inputs|lineage|findings|final|policy|search|published|compression"
-    r"|fit_one|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|checkpoints|predictions|features"
+    r"\.lock|\..*\.partial|config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published"
+    r"|compression|fit_one|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|checkpoints|predictions|features"
     r"|plugins|errors|work|wandb|model\.slq|report\.html|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
 )
 """Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
@@ -212,8 +214,21 @@ def filter_runs(runs: Sequence[RunSummary], words: Sequence[str]) -> list[RunSum
     return [run for run in runs if all(_matches(run, word) for word in words)]
 
 
+def describe_filters(runs: Sequence[RunSummary], words: Sequence[str]) -> str:
+    """Describe the values of these runs for the filters that none of them meets; empty if each is met by some."""
+    unmet = [word for word in words if not any(_matches(run, word) for run in runs)] if runs else []
+    notes = []
+    for word in unmet:
+        key, equals, _ = word.partition("=")
+        if equals and key in _FIELDS:
+            notes.append(f"; {key} is {', '.join(sorted({str(getattr(run, key)) for run in runs} - {''})[:8])}")
+        elif equals:
+            notes.append(f"; {key} is text here, as KEY=VALUE takes {', '.join(_FIELDS)}")
+    return "".join(notes)
+
+
 def _matches(run: RunSummary, word: str) -> bool:
-    fields = {name: str(getattr(run, name)) for name in ("path", "name", "task", "data", "model", "metric", "state")}
+    fields = {name: str(getattr(run, name)) for name in _FIELDS}
     key, equals, value = word.partition("=")
     if equals and key in fields:
         return fields[key] == value

@@ -94,6 +94,11 @@ def write_slim_copy(source: Path, folder: Path) -> int:
     return len(removed)
 
 
+def assert_sound(folder: Path) -> None:
+    """Raise CheckpointError unless every file of a checkpoint has the bytes that its manifest lists."""
+    _read_verified(folder)
+
+
 def has_optimizer(folder: Path) -> bool:
     """Return True if a checkpoint lists an optimiser's state. Raises CheckpointError for a damaged manifest."""
     return _TENSORS["optimizer"] in _read_manifest(folder / _MANIFEST)

@@ -28,6 +28,7 @@ from sightline.aliases import keep_old_members
 from sightline.commands.run import TrainOptions
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import to_plain
+from sightline.contract.call_arguments import to_path, to_paths, to_texts
 from sightline.contract.cell_plugins import describe_modules, record_cells
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.members import DataMembers
@@ -73,14 +74,25 @@ def read_source(
 
     The plugins of a run directory are those that it was made with.
     """
-    files = [Path(plugin) for plugin in plugins]
-    if not isinstance(source, str | Path):
+    files = to_paths(plugins, name="plugins", what="a Python file")
+    overrides = to_texts(overrides, name="overrides")
+    source = check_source(source)
+    if not isinstance(source, Path):
         loaded = tuple(load_plugins(files))
         return ConfigWithPlugins(reread(source, overrides), loaded, ())
-    read = read_with_plugins(Path(source), overrides, files)
+    read = read_with_plugins(source, overrides, files)
     for line in read.notes:
         logger.warning("%s", line)
     return read
+
+
+def check_source(source: ConfigSource) -> Path | Mapping[str, Any] | RunConfig:
+    """Return what states a config, a text as a path. Raises UserError for anything that states none."""
+    if isinstance(source, str | os.PathLike):
+        return to_path(source, name="config", what="a YAML file or a run directory")
+    if not isinstance(source, Mapping | RunConfig):
+        raise UserError(f"config: found a {type(source).__name__}, allowed is a path, a dict or a RunConfig")
+    return source
 
 
 def read_with_plugins(path: Path, overrides: Sequence[str] = (), plugins: Sequence[Path] = ()) -> ConfigWithPlugins:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from sightline.commands.run import ExportOptions
 from sightline.engine.run_loading import open_trained
-from sightline.runs.run_directory import assert_writable, write_document
+from sightline.runs.run_directory import write_document
 from sightline.verbs.output import print_note, show_table
 from sightline.workbench.export.export import export_run
 
 
 def export(options: ExportOptions) -> int:
     """Write the file and its description, and print inputs, size and check."""
-    if options.out is not None:
-        assert_writable(options.out, option="--out")
     run = open_trained(options.run_path, checkpoint=options.checkpoint, plugins=options.plugins)
     result = export_run(run, to=options.to, out=options.out, files=options.inputs)
     inputs = {name: " x ".join(map(str, shape)) for name, shape in result.inputs.items()}

@@ -15,6 +15,7 @@ from sightline.runs.run_folders import (
     RunSummary,
     assert_deletable,
     delete_run,
+    describe_filters,
     filter_runs,
     find_run,
     list_runs,
@@ -33,11 +34,14 @@ def runs(options: RunsOptions) -> int:
     asked = [flag for flag in options.list_flags(RunsOptions) if flag in actions]
     if len(asked) > 1:
         raise UserError(f"{asked[1]}: is given with {asked[0]}; give one of them")
+    if options.yes and not {*asked} & {"--slim", "--delete"}:
+        raise UserError("--yes: answers --delete and --slim; give the runs of one of them, or leave it out")
     return actions[asked[0]](options) if asked else _list(options)
 
 
 def _list(options: RunsOptions) -> int:
-    found = filter_runs(list_runs(options.folder), options.filters)
+    below = list_runs(options.folder)
+    found = filter_runs(below, options.filters)
     chosen = sort_runs(select_best(found) if options.best else found, options.sort)
     if chosen:
         size = _format_size(sum(run.num_bytes for run in chosen))
@@ -46,7 +50,7 @@ def _list(options: RunsOptions) -> int:
         show_table(escape_to_one_line(title), _COLUMNS, rows, unbroken="run", droppable=("name", "size", "steps"))
     else:
         kind = ("finished " if options.best else "") + ("run of this kind" if options.filters else "run")
-        print_note(f"{options.folder}: has no {kind}")
+        print_note(f"{options.folder}: has no {kind}{describe_filters(below, options.filters)}")
     for run in chosen:
         if run.state == "damaged":
             print_note(f"warning: {run.path}: {run.note}")

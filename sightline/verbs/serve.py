@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from sightline.commands.run import ServeOptions
@@ -11,7 +12,7 @@ from sightline.store.files.cloud_files import check_columns
 from sightline.verbs.output import print_note
 from sightline.workbench.export.onnx_file import open_run_or_file
 from sightline.workbench.predict.predictor import CommandLine, parse_options, predictor_class
-from sightline.workbench.serve.server import assert_servable, open_app, serve_forever
+from sightline.workbench.serve.server import assert_servable, open_app, open_listener, serve_forever
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -27,15 +28,16 @@ def serve(options: ServeOptions) -> int:
     words = parse_options(predictor_class(run), run, CommandLine(flags, options.words, options.plugins))
     limits = Limits(int(options.max_mb * 1e6), options.max_seconds, options.max_requests)
     set_backends(determinism=run.config.train.determinism, cudnn=run.config.train.cudnn)
-    if options.host not in _LOOPBACK:
-        print_note(f"warning: {options.host} may be reached by other machines, and the server knows no passwords")
     with (
+        contextlib.closing(open_listener(options.host, options.port)) as listener,
         start_world(device=options.device) as world,
         open_app(
             run, world, limits=limits, batch_size=options.batch_size, wait_ms=options.wait_ms, options=words
         ) as app,
     ):
+        if options.host not in _LOOPBACK:
+            print_note(f"warning: {options.host} may be reached by other machines, and the server knows no passwords")
         print_note(f"serving {options.run_path} at http://{options.host}:{options.port}; its pages: /docs")
-        serve_forever(app, host=options.host, port=options.port)
+        serve_forever(app, listener)
     print_note("stopped; begun requests were answered")
     return 0

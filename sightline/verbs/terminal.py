@@ -116,6 +116,7 @@ def format_error(error: Exception) -> int:
             message = (
                 describe_move(f"{getattr(context, 'info_name', '')} {option}") or _suggest_override(option) or message
             )
+        message = message.replace("Value error, ", "")  # pydantic's mark of a check that Typer makes
         if message.startswith("Missing option"):
             message = f"{message.rstrip('.')}: {getattr(getattr(error, 'param', None), 'help', '')}"
         return fail(message, 2, error)

@@ -220,7 +220,10 @@ def _choose_indices(part: DataSubset, options: ViewOptions) -> list[int]:
         raise UserError("--num: is the number of samples, and --samples lists them; give only one of them")
     valid_indices = set(indices)
     chosen: list[int] = []
-    for word in _split_names(options.samples):
+    words = _split_names(options.samples)
+    if not words:
+        raise UserError(f"--samples: names no sample of the {part.split} part; give numbers or names, as in 0,5")
+    for word in words:
         index = int(word) if word.isdecimal() else next((i for i in indices if part.sample_name(i) == word), None)
         if index is None or index not in valid_indices:
             raise UserError(

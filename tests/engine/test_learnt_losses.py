@@ -205,14 +205,17 @@ def test_a_name_that_the_model_has_is_refused() -> None:
 
 
 def test_the_average_is_kept_and_evaluated(tmp_path: Path) -> None:
-    """As the model's: average <- d average + (1 - d) centres; losses of an evaluation are those of both averages."""
+    """As the model's: average <- d average + (1 - d) centres, with d = 1/10, 2/11, 3/12 in the first steps.
+
+    Losses of an evaluation are those of both averages.
+    """
     built = made(tmp_path, "train.ema_decay=0.5")
     job = built.job
     expected = job.losses.losses["centre"].centres.detach().clone()
-    for step in range(3):
+    for step, decay in enumerate((1 / 10, 2 / 11, 3 / 12)):
         job.step = step
         a_step(built)
-        expected = 0.5 * expected + 0.5 * job.losses.losses["centre"].centres.detach()
+        expected = decay * expected + (1 - decay) * job.losses.losses["centre"].centres.detach()
     assert job.losses_ema is not None
     torch.testing.assert_close(job.losses_ema.losses["centre"].centres, expected)
     session = TrainingSession(built, World(), RunDirectory(tmp_path, is_writer=True), stop=StopRequest(), record={})

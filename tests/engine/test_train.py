@@ -29,7 +29,7 @@ from sightline.engine.step import (
     single_batch_step,
     weighted_sum,
 )
-from sightline.engine.train import NonFiniteGradientError, train, train_step, update_ema
+from sightline.engine.train import NonFiniteGradientError, compute_ema_decay, train, train_step, update_ema
 from sightline.runs.curves import encode_curves
 from sightline.runs.run_directory import RunDirectory
 from tests.runs.small import small_run
@@ -192,11 +192,20 @@ def test_the_average_follows_its_formula() -> None:
 
 
 def test_the_average_starts_from_the_first_weights_and_is_what_counts() -> None:
-    _, job = run("train.ema_decay=0.9999999999", num_steps=3)
+    """A tenth of them is left after one step, by hand: (1 + 0) / (10 + 0)."""
+    _, job = run("train.ema_decay=0.9999999999", num_steps=1)
     fresh = small_run().job.model
-    for kept, initial in zip(job.evaluation_model.parameters(), fresh.parameters(), strict=True):
-        assert torch.allclose(kept, initial, atol=1e-7)  # 1e-10 of three steps
+    three = zip(job.evaluation_model.parameters(), fresh.parameters(), job.model.parameters(), strict=True)
+    for kept, initial, trained in three:
+        torch.testing.assert_close(kept, 0.1 * initial.detach() + 0.9 * trained.detach(), atol=1e-6, rtol=1e-5)
     assert not all(torch.equal(a, b) for a, b in zip(job.model.parameters(), fresh.parameters(), strict=True))
+
+
+def test_the_average_of_a_short_training_has_no_initial_weights_left() -> None:
+    """By hand: decays of 1/10, 2/11, 3/12, ...; 0.99 from step 890 on. 0.998 alone would leave 67 % after 200 steps."""
+    assert [compute_ema_decay(0.99, step) for step in (0, 1, 2, 890, 5000)] == [1 / 10, 2 / 11, 3 / 12, 0.99, 0.99]
+    assert compute_ema_decay(0.05, 0) == 0.05
+    assert math.prod(compute_ema_decay(0.998, step) for step in range(200)) < 1e-12
 
 
 @pytest.mark.parametrize("precision", ["float32", "fp16"])

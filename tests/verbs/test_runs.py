@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -191,6 +192,17 @@ def test_a_deleted_run_takes_nothing_else_along(folder: Path, tmp_path_factory: 
     assert not run.exists()
     assert (outside / "kept.txt").read_text() == "kept"
     assert set(by_path(folder)) == {"shapes/2", "shapes/3", "crowds/1"}
+
+
+def test_every_file_of_the_page_on_runs_may_be_deleted_with_its_run(folder: Path) -> None:
+    """The page lists what commands write; a trained run holds `checks.json` as well."""
+    page = (ROOT / "docs" / "reference" / "run_files.md").read_text().partition("## ")[0]
+    names = re.findall(r"^\| `([^`/]+)`", page, flags=re.MULTILINE)
+    assert {"checks.json", "published.json", "train.log"} <= set(names)
+    run = folder / "shapes" / "1"
+    for name in names:
+        (run / name.replace("*", "1")).touch()
+    run_folders.assert_deletable(run)
 
 
 def test_a_slim_run_evaluates_as_before_and_is_not_resumed(folder: Path) -> None:

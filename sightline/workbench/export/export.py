@@ -18,6 +18,7 @@ from sightline.engine.batch_stream import evaluation_keys
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import TrainedRun, open_run
 from sightline.runs.atomic_files import replace_atomic
+from sightline.runs.run_directory import assert_writable
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.export.checking import NUM_CHECKED, ExportCheck, check_file
 from sightline.workbench.export.description import describe_export, write_description
@@ -69,6 +70,7 @@ def export_run(
     path = out or Path(f"{run.config.name}{ENDINGS[to]}")
     if path.suffix != ENDINGS[to]:
         raise UserError(f"--out {path}: a file of {to} ends in {ENDINGS[to]}")
+    assert_writable(path, option="--out")
     split = split_transforms(run.transforms)
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()

@@ -23,8 +23,8 @@ _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 
 def assert_exportable(to: ExportFormat) -> None:
     """Raise MissingExtraError if a module that a format needs is not installed."""
-    for module in _EXTRA if to == "onnx" else ():
-        assert_installed(module, needed_by="export --to onnx")
+    if to == "onnx":
+        assert_installed(*_EXTRA, needed_by="export --to onnx")
 
 
 def write_onnx(recorded: RecordedGraph, outputs: Sequence[str], *, suppression: Mapping[str, Any] | None) -> bytes:

@@ -64,8 +64,7 @@ def _read_content(path: Path) -> bytes:
 
     Raises MissingExtraError first if a module that reads or runs it is not installed.
     """
-    for module in ("onnx", "onnxruntime"):
-        assert_installed(module, needed_by=str(path))
+    assert_installed("onnx", "onnxruntime", needed_by=str(path))
     try:
         content = read_regular_file(path, max_bytes=MAX_ONNX_BYTES)
     except FileNotFoundError:

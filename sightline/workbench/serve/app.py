@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sightline.contract.errors import summarise_error
+from sightline.workbench.serve.address_page import describe_bodies, render_addresses
 from sightline.workbench.serve.batching import Answer, MicroBatcher
 from sightline.workbench.serve.inputs import InputStore, RequestError, StoredInput
 
@@ -31,28 +32,6 @@ class Limits:
     max_requests: int = 64
 
 
-_BODIES = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "required": ["file"],
-            "properties": {"file": {"type": "string", "format": "binary"}, "category": {"type": "string"}},
-        }
-    },
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "properties": {
-                "points": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
-                "depth": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
-                "image": {"type": "array", "items": {"type": "array", "items": {"type": "array"}}},
-                "category": {"type": "string"},
-            },
-        }
-    },
-}
-
-
 def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], limits: Limits) -> LimitedApp:
     """Make the application; its life begins and ends with that of the batcher's thread."""
 
@@ -62,7 +41,15 @@ def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], lim
         yield
         await asyncio.to_thread(batcher.stop)
 
-    app = FastAPI(title="sightline", description="Predictions of a trained run.", version="1", lifespan=live)
+    app = FastAPI(
+        title="sightline",
+        description="Predictions of a trained run.",
+        version="1",
+        lifespan=live,
+        docs_url=None,  # FastAPI's own pages load scripts from a public address
+        redoc_url=None,
+    )
+    bodies = {"requestBody": {"required": True, "content": describe_bodies(info["input"])}}
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -74,7 +61,14 @@ def make_app(batcher: MicroBatcher, store: InputStore, info: dict[str, Any], lim
         """Return task, classes, the kinds of input and the limits."""
         return {**info, "limits": asdict(limits)}
 
-    @app.post("/predict", openapi_extra={"requestBody": {"required": True, "content": _BODIES}})
+    @app.get("/docs", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def show_addresses(request: Request) -> HTMLResponse:
+        """Return the page of addresses."""
+        page = render_addresses(app.openapi(), await describe(), str(request.base_url))
+        return HTMLResponse(page)
+
+    @app.post("/predict", openapi_extra=bodies)
     async def predict(request: Request) -> JSONResponse:
         """Predict one file (form field `file`), or the numbers of a JSON document."""
         stored = await _store(request, store)

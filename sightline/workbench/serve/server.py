@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +23,7 @@ _SECONDS_TO_FINISH = 30
 
 def assert_servable() -> None:
     """Raise MissingExtraError if a module of the extra `serve` is not installed."""
-    for module in _EXTRA:
-        assert_installed(module, needed_by="serve")
+    assert_installed(*_EXTRA, needed_by="serve")
 
 
 @contextmanager
@@ -63,14 +65,30 @@ def open_app(
         yield make_app(batcher, store, info, limits or Limits())
 
 
-def serve_forever(app: Any, *, host: str, port: int) -> None:
+def open_listener(host: str, port: int) -> socket.socket:
+    """Open the socket of a server. Raises UserError for an address that this machine lacks, and for a port in use."""
+    if not host:
+        raise UserError("--host: is empty; give an address of this machine, as 127.0.0.1")
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (socket.gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host}: is no address ({reason}); give one of this machine, as 127.0.0.1") from None
+    try:
+        return socket.create_server(address, family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UserError(f"--port {port}: another program listens there; give another port") from None
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise UserError(f"--host {host} --port {port}: cannot be listened on: {reason}; give others") from None
+
+
+def serve_forever(app: Any, listener: socket.socket) -> None:
     """Serve an application until SIGINT or SIGTERM; requests that have begun are finished first."""
     import uvicorn
 
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         server_header=False,
         timeout_keep_alive=5,
@@ -80,7 +98,7 @@ def serve_forever(app: Any, *, host: str, port: int) -> None:
     # uvicorn sends itself the signal again once it has stopped: it must meet a handler that does not end the process.
     previous = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run()
+        uvicorn.Server(config).run(sockets=[listener])
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

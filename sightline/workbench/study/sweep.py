@@ -16,11 +16,13 @@ from typing import Any, Literal
 
 from sightline.config.run_config import to_plain
 from sightline.contract.errors import RunError, UserError, assert_installed, summarise_error
+from sightline.engine.distributed import assert_device
 from sightline.engine.launcher import launched_world_size
 from sightline.engine.records import EvaluationRecord, StepRecord
 from sightline.engine.session import StopRequest
 from sightline.runs.atomic_files import ProcessIdentity
 from sightline.runs.run_directory import LOCK, find_holder, read_lines, write_document
+from sightline.runs.run_files import is_run
 from sightline.runs.run_records import flatten_config
 from sightline.training.train_run import Reporter, TrainResult, read_with_plugins, reread, restore_signal_handlers
 from sightline.training.train_run import train_run as train
@@ -112,13 +114,16 @@ class Sweep:
         self._num_trials = min(num_trials, len(self._grid)) if self._grid else num_trials
         self._metric, self._select = config.evaluate.metric, config.evaluate.select
         self._mode = resolve_metric_mode(config, self._metric)
-        self._storage = settings.storage or str(settings.out / f"{NAME}.journal")
+        self._storage = str(settings.out / f"{NAME}.journal") if settings.storage is None else settings.storage
         self._name = config.name
-        settings.out.mkdir(parents=True, exist_ok=True)
+        assert_device(settings.device)
+        if is_run(settings.out):
+            raise UserError(f"--out {settings.out}: is the folder of a run; give one of the sweep's own")
         direction: Literal["maximize", "minimize"] = "maximize" if self._mode == "max" else "minimize"
         self._study = open_study(self._storage, name=self._name, directions=[direction], needed_by=f"{NAME}: storage")
         with self._storage_explained():
             self._assert_same_sweep(flatten_config(to_plain(config)))
+        settings.out.mkdir(parents=True, exist_ok=True)
 
     def __call__(self) -> tuple[dict[str, Any], int]:
         code = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -71,11 +72,29 @@ def open_study(
     from optuna.storages.journal import JournalFileBackend, JournalStorage
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    is_file = storage is not None and "://" not in storage
+    if storage == "" or (is_file and Path(str(storage)).is_dir()):
+        raise UserError(f"{needed_by}: '{storage}' is no file; give a file, as sweep.journal, or the URL of a database")
+    if is_file and not _is_journal(Path(str(storage))):
+        raise UserError(
+            f"{needed_by}: {storage}: is no journal of Optuna, which would write into it; give another file or URL"
+        )
     with explain_storage(storage, needed_by=needed_by):
         opened: Any = storage
-        if storage is not None and "://" not in storage:
+        if storage is not None and is_file:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
             opened = JournalStorage(JournalFileBackend(storage))
         return optuna.create_study(storage=opened, study_name=name, directions=directions, load_if_exists=True)
+
+
+def _is_journal(path: Path) -> bool:
+    """Return True for a missing or empty file, and for one that begins as a journal of Optuna does."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    return not start or start.startswith(b'{"op_code"')
 
 
 @contextlib.contextmanager
@@ -89,7 +108,8 @@ def explain_storage(storage: str | None, *, needed_by: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, ImportError, SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise UserError(f"{needed_by}: {storage}: {summarise_error(error)}") from None
+        advice = "give another file or URL, or install the driver of this database"
+        raise UserError(f"{needed_by}: {storage}: {summarise_error(error, max_length=200)}; {advice}") from None
 
 
 @registry.searches.add("nsga2")

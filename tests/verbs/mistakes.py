@@ -1,0 +1,223 @@
+"""Twenty mistakes for each of the later verbs: what is typed, and what the one line that answers must hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+__all__ = ["MISTAKES", "VerbMistake"]
+
+LONG = "n" * 300
+NO_RUN = r"is not a run directory \(no config\.yaml in it\); give the folder that a training wrote"
+SPACE = ("--space", "optimizer.lr=0.1,0.2")
+OUT = ("--out", "new")
+
+
+class VerbMistake(NamedTuple):
+    """Words after `sightline`, in a folder as `tests/verbs/test_mistakes.py` makes it, and a pattern of the answer."""
+
+    words: tuple[str, ...]
+    said: str
+
+
+def _of_report() -> Iterator[VerbMistake]:
+    for words, said in {
+        (): r"Missing argument 'RUN\.\.\.'",
+        ("runs/nothing",): f"runs/nothing: {NO_RUN}",
+        ("config.yaml",): rf"config\.yaml: {NO_RUN}",
+        ("empty",): f"empty: {NO_RUN}",
+        ("kein Lauf 日本",): f"kein Lauf 日本: {NO_RUN}",
+        ("score=0.5",): f"score=0.5: {NO_RUN}",
+        (LONG,): "File name too long; check the path",
+        ("run", "run"): "a run is given twice; name every run once",
+        ("cut",): r"cut/config\.yaml:2: not valid YAML",
+        ("run", "--out", "empty"): "--out empty: is a folder; give a file in it",
+        ("run", "--out", "file.txt/page.html"): "file.txt is not a folder; give another place",
+        ("run", "--out", "/proc/page.html"): "cannot be written: .*; give another place",
+        ("run", "--out", "page.pdf"): r"page\.pdf: is a page of HTML; give a name that ends in \.html",
+        ("run", "--out", "run/config.yaml"): r"run/config\.yaml: is a page of HTML",
+        ("run", "--json", "empty"): "--json empty: is a folder; give a file in it",
+        ("run", "--samples", "99999999999999999999"): "not a sample of the test part; it has 24, from 0 to 23",
+        ("run", "--samples", "-1"): "found '-1', which is not a sample",
+        ("run", "--samples", ""): "--samples: names no sample of the test part; give numbers or names, as in 0,5",
+        ("run", "--samples", "hardest"): "manifest.json is missing; write it by: sightline evaluate run",
+        ("bare", "--samples", "0"): "bare has no checkpoint yet .* go on with: sightline train bare",
+        ("damaged", "--samples", "0"): r"model\.safetensors: damaged: .*give it by --checkpoint",
+        ("run", "my run é", "--samples", "0"): "--samples: are those of one run; give one run",
+        ("run", "--samples", "0", "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
+        ("run", "--outt", "x"): "No such option: --outt .*--out",
+    }.items():
+        yield VerbMistake(("report", *words), said)
+
+
+def _of_runs() -> Iterator[VerbMistake]:
+    not_ours = r"is not a run directory \(config\.yaml, environment\.json, facts\.json in it\); 'sightline runs' lists"
+    for words, said in {
+        ("nowhere",): "nowhere: is not a folder; give the one that holds your runs",
+        ("file.txt",): r"file\.txt: is not a folder",
+        ("config.yaml",): r"config\.yaml: is not a folder",
+        ("kein Lauf 日本",): "kein Lauf 日本: is not a folder",
+        (LONG,): "File name too long; check the path",
+        ("run", "cut"): r"unexpected extra argument\(s\) \(cut\)",
+        (".", "--sort", "colour"): "--sort colour: give one of name, task",
+        (".", "--yes"): "--yes: answers --delete and --slim; give the runs of one of them, or leave it out",
+        (".", "--diff", "run"): "'--diff' requires 2 arguments",
+        (".", "--diff", "run", "run"): "a run is given twice; name every run once",
+        (".", "--diff", "run", "nothing"): f"nothing: {not_ours}",
+        (".", "--diff", "run", "config.yaml"): rf"config\.yaml: {not_ours}",
+        (".", "--diff", "run", "cut"): r"cut/config\.yaml:2: not valid YAML",
+        (".", "--slim", "run", "--delete", "run"): "--delete: is given with --slim; give one of them",
+        (".", "--slim", "empty"): f"empty: {not_ours}",
+        (".", "--slim", "damaged"): r"model\.safetensors: damaged",
+        (".", "--slim", "kein Lauf 日本"): f"kein Lauf 日本: {not_ours}",
+        (".", "--delete"): "'--delete' requires an argument",
+        (".", "--delete", "run"): r"would delete run \(.*\); add --yes to do it",
+        (".", "--delete", "link", "--yes"): "link: is a link to run; give the run directory itself",
+        (".", "--delete", ".", "--yes"): f"{not_ours}",
+        (".", "--json", "empty"): "--json empty: is a folder; give a file in it",
+        (".", "--json", "/proc/runs.json"): "cannot be written: .*; give another place",
+        (".", "--besst"): "No such option: --besst .*--best",
+    }.items():
+        yield VerbMistake(("runs", *words), said)
+
+
+def _of_export() -> Iterator[VerbMistake]:
+    for words, said in {
+        (): "Missing argument 'RUN'",
+        ("runs/nothing",): f"runs/nothing: {NO_RUN}",
+        ("config.yaml",): rf"config\.yaml: {NO_RUN}",
+        ("net.onnx",): rf"net\.onnx: {NO_RUN}",
+        ("kein Lauf 日本",): f"kein Lauf 日本: {NO_RUN}",
+        (LONG,): "File name too long; check the path",
+        ("bare",): "bare has no checkpoint yet",
+        ("cut",): r"cut/config\.yaml:2: not valid YAML",
+        ("damaged",): r"model\.safetensors: damaged: .*give it by --checkpoint",
+        ("run", "--to", "onx"): "'--to': 'onx' is not one of 'onnx', 'torch_export', 'torchscript'",
+        ("run", "--out", "net.pt"): r"--out net\.pt: a file of onnx ends in \.onnx",
+        ("run", "--out", "dir.onnx"): r"--out dir\.onnx: is a folder; give a file in it",
+        ("run", "--out", "file.txt/net.onnx"): "file.txt is not a folder; give another place",
+        ("run", "--out", "/proc/net.onnx"): "cannot be written: .*; give another place",
+        ("run", "--json", "empty"): "--json empty: is a folder; give a file in it",
+        ("run", "--checkpoint", "bset"): "there is no bset; .*did you mean 'best'",
+        ("run", "--checkpoint", "file.txt"): r"file\.txt: is a file, not a checkpoint folder; give a run directory",
+        ("run", "--inputs", "nothing"): "nothing: there is no such file; check the path",
+        ("run", "--inputs", "empty"): r"empty: holds no file of the kinds \.npy",
+        ("run", "--inputs", "photo.png"): r"photo\.png: files of this kind are not read; there are \.npy",
+        ("run", "--inputs", "few.npy"): r"few\.npy: holds 4 points, the run takes 64; give a denser cloud",
+        ("run", "--inputs", "nan.npy"): r"nan\.npy: points\[0, 0\] is nan, .*take these points out",
+        ("run", "--plugin", "none.py"): r"--plugin none\.py: no such file; check the path",
+        ("run", "score=0.5"): r"unexpected extra argument\(s\) \(score=0\.5\)",
+    }.items():
+        yield VerbMistake(("export", *words), said)
+
+
+def _of_serve(port: int) -> Iterator[VerbMistake]:
+    for words, said in {
+        (): r"Missing argument 'RUN\|FILE\.onnx'",
+        ("runs/nothing",): f"runs/nothing: {NO_RUN}",
+        ("config.yaml",): rf"config\.yaml: {NO_RUN}",
+        ("bare",): "bare has no checkpoint yet",
+        ("damaged",): r"model\.safetensors: damaged",
+        ("net.onnx",): r"net\.onnx: is not a file of ONNX, or is damaged",
+        ("lone.onnx",): r"lone\.onnx: has no description beside it .*; copy the one that",
+        ("none.onnx",): r"none\.onnx: there is no such file",
+        ("net.pt2",): r"net\.pt2: files of this kind can hold programs and are not read; export the run to ONNX",
+        ("net.onnx", "--checkpoint", "best"): r"--checkpoint best: net\.onnx holds .*; leave it out",
+        ("run", "--port", str(port)): f"--port {port}: another program listens there; give another port",
+        ("run", "--port", "0"): "'--port': Input should be greater than or equal to 1",
+        ("run", "--port", "http"): "'--port': Input should be a valid integer",
+        ("run", "--host", "999.1.1.1"): r"--host 999\.1\.1\.1: is no address .*; give one of this machine",
+        ("run", "--host", "192.0.2.1"): r"--host 192\.0\.2\.1 --port 8000: cannot be listened on: Cannot assign",
+        ("run", "--host", ""): "--host: is empty; give an address of this machine",
+        ("run", "--max-mb", "inf"): "'--max-mb': Input should be less than or equal to",
+        ("run", "--max-mb", "nan"): "'--max-mb': Input should be",
+        ("run", "--max-seconds", "-1"): "'--max-seconds': Input should be greater than or equal to",
+        ("run", "--wait-ms", "inf"): "'--wait-ms': Input should be less than or equal to",
+        ("run", "--batch-size", "0"): "'--batch-size': Input should be greater than or equal to 1",
+        ("run", "scor=0.5"): "scor: is not an option; 'classify' takes none",
+        ("detect", "score=high"): "score: found the text 'high', allowed is a number from 0 to 1",
+        ("run", "few.npy"): "few.npy: is not an option key=value",
+        ("run", "--columns", "x,y"): r"columns: \[x, y\] lacks z; name every column once",
+        ("run", "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
+    }.items():
+        yield VerbMistake(("serve", *words), said)
+
+
+def _of_sweep() -> Iterator[VerbMistake]:
+    grid = ("--sampler", "grid")
+    for words, said in {
+        ("config.yaml", *OUT): "Missing option '--space': YAML file of the search space",
+        ("config.yaml", *SPACE): "Missing option '--out': folder for trials",
+        ("nothing.yaml", *SPACE, *OUT): r"nothing\.yaml: no such file; did you mean 'config\.yaml'",
+        ("empty", *SPACE, *OUT): r"empty: is a folder, neither a config nor a run .*; give a YAML file",
+        ("cut", *SPACE, *OUT): r"cut/config\.yaml:2: not valid YAML",
+        ("config.yaml", "train.epohs=1", *SPACE, *OUT): "train.epohs: unknown key 'epohs'; did you mean 'epochs'",
+        ("config.yaml", "--space", "none.yaml", *OUT): r"none\.yaml: no such file",
+        ("config.yaml", "--space", "empty.yaml", *OUT): r"empty\.yaml: found nothing, allowed are lines of",
+        ("config.yaml", "--space", "list.yaml", *OUT): r"list\.yaml: found a list, allowed are lines of",
+        ("config.yaml", "--space", "bytes.yaml", *OUT): r"bytes\.yaml: is not UTF-8 text .*; save it as UTF-8",
+        (
+            "config.yaml",
+            "--space",
+            "optimizer.lrr=1,2",
+            *OUT,
+        ): "optimizer.lrr: 'sgd' has no such argument; did you mean",
+        ("config.yaml", "--space", "größe=1,2", *OUT): "größe: unknown key 'größe'; allowed: checkpoint",
+        ("config.yaml", "--space", "optimizer.lr={low: 1, hihg: 2}", *OUT): "not a key of a range; did you mean 'high'",
+        (
+            "config.yaml",
+            "--space",
+            "optimizer.lr={low: 0.1, high: .inf}",
+            *OUT,
+        ): "high: found the text '.inf', a number",
+        ("config.yaml", "--space", "seed=1,2", *OUT): "seed: cannot be searched: .*'sightline study'",
+        ("config.yaml", "--space", "model.dropout=0.1,7", *OUT): "model.dropout: found 7, allowed is a number from 0",
+        ("config.yaml", *SPACE, *SPACE, *OUT): "'optimizer.lr' is given twice, .*; keep one",
+        ("config.yaml", "--space", "train.epochs={low: 1, high: 100000000}", *grid, *OUT): "a grid has at most 10,000",
+        ("config.yaml", "--space", "optimizer.lr={low: 0.1, high: 1}", *grid, *OUT): "a grid needs values; list them",
+        ("config.yaml", *SPACE, "--out", "file.txt"): "file.txt is not a folder; give another place",
+        ("config.yaml", *SPACE, "--out", "/proc/new"): "cannot be written: .*; give another place",
+        ("config.yaml", *SPACE, "--out", "run"): "--out run: is the folder of a run; give one of the sweep's own",
+        (
+            "config.yaml",
+            *SPACE,
+            *OUT,
+            "--storage",
+            "empty",
+        ): "storage: 'empty' is no file; give a file, as sweep.journal",
+        ("config.yaml", *SPACE, *OUT, "--storage", "file.txt"): r"storage: file\.txt: .*; give another file or URL",
+        ("config.yaml", *SPACE, *OUT, "--storage", "ftp://x"): "storage: ftp://x: .*; give another file or URL",
+        ("config.yaml", *SPACE, *OUT, "--trials", "0"): "'--trials': Input should be greater than or equal to 1",
+        ("config.yaml", *SPACE, *OUT, "--sampler", "tpee"): "'tpee' is not one of 'tpe', 'random', 'grid'",
+        ("config.yaml", *SPACE, *OUT, "--device", "gpu"): "--device: found 'gpu', allowed are auto, cpu, cuda",
+    }.items():
+        yield VerbMistake(("sweep", *words), said)
+
+
+def _of_init() -> Iterator[VerbMistake]:
+    no_name = "names a Python file: use small letters, digits and _, a letter first"
+    hides = "is another Python file or package, which it would hide; give another name"
+    for words, said in {
+        (): "Missing argument 'NAME'",
+        **{(name,): f"'{name}' {no_name}" for name in ("River", "class", "my lake", "größe", "", "1lake", "lake-2")},
+        **{(name,): no_name for name in ("../out", "lake.py", LONG)},
+        **{(name,): f"'{name}' {hides}" for name in ("torch", "sightline", "json", "conftest", "test_lake")},
+        ("empty",): "init: empty: is there already; give another name",
+        ("lake", "sea"): r"unexpected extra argument\(s\) \(sea\)",
+        ("lake", "--task", "segmnt"): "--task segmnt: there is no such project; did you mean 'segment'",
+        ("lake", "--task", ""): "there is no such project; allowed: centre, classify",
+        ("lake", "--tasks", "detect"): "No such option: --tasks .*--task",
+        ("lake", "--to", "file.txt"): "file.txt/lake: cannot be written: Not a directory; give another place by --to",
+        ("lake", "--to", "/proc"): "/proc/lake: cannot be written: .*; give another place by --to",
+        ("lake", "--to", LONG): "File name too long; check the path",
+        ("lake", "--json", "empty"): "--json empty: is a folder; give a file in it",
+    }.items():
+        yield VerbMistake(("init", *words), said)
+
+
+def list_mistakes(port: int) -> list[VerbMistake]:
+    """List all mistakes; `port` is one on which something listens."""
+    return [*_of_report(), *_of_runs(), *_of_export(), *_of_serve(port), *_of_sweep(), *_of_init()]
+
+
+MISTAKES = list_mistakes(0)

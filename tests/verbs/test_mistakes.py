@@ -1,0 +1,98 @@
+"""Mistakes of an hour with the later verbs and the Python API: one line each, and nothing is written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sightline.contract.errors import UserError
+from tests.command import run_here
+from tests.processes import ROOT
+from tests.verbs.call_mistakes import CALLS, CallMistake
+from tests.verbs.mistakes import MISTAKES, list_mistakes
+
+OLD_RUNS = ROOT / "tests" / "old_runs"
+CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+NUM_MISTAKES = 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as it is after an hour: runs, one of them without weights, and files of all kinds."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name in ("run", "bare", "cut", "damaged", "my run é"):
+        shutil.copytree(OLD_RUNS / "classify", folder / name, symlinks=True)
+    shutil.copytree(OLD_RUNS / "detect", folder / "detect", symlinks=True)
+    shutil.rmtree(folder / "bare" / "checkpoints")
+    (folder / "cut" / "config.yaml").write_text("model: [\n")
+    weights = folder / "damaged" / "checkpoints" / "step_00000008" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    (folder / "link").symlink_to("run")
+    shutil.copy(folder / "run" / "config.yaml", folder)
+    for name in ("empty", "dir.onnx"):
+        (folder / name).mkdir()
+    for name, text in {"file.txt": "notes\n", "empty.yaml": "", "list.yaml": "- a\n", "cut.json": "{"}.items():
+        (folder / name).write_text(text)
+    (folder / "list.json").write_text("[1]")
+    (folder / "nan.json").write_text('[{"image_id": 1, "category_id": 1, "bbox": [NaN, 0, 1, 1], "score": 2}]')
+    for name, content in {"net.onnx": b"junk" * 99, "lone.onnx": b"", "net.pt2": b"", "photo.png": b"no"}.items():
+        (folder / name).write_bytes(content)
+    (folder / "bytes.yaml").write_bytes(bytes(range(256)))
+    np.save(folder / "few.npy", np.eye(4, 3))
+    np.save(folder / "nan.npy", np.full((99, 3), np.nan))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def busy_port() -> Iterator[int]:
+    """A port on which something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def read_tree(folder: Path) -> dict[str, int]:
+    """The size of each file below a folder, and of each folder itself none."""
+    return {str(path): path.lstat().st_size * path.is_file() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(each.words)[:50] for each in MISTAKES])
+def test_a_mistake_on_the_command_line_is_one_line(
+    number: int, folder: Path, busy_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    words, said = list_mistakes(busy_port)[number]
+    before = read_tree(folder)
+    done = run_here(*words)
+    assert done.code == 2, done
+    assert done.err.startswith("error: "), done.err
+    assert done.err.count("\n") == 1, done.err
+    assert re.search(said, done.err), f"{said}\n{done.err}"
+    assert not CONTROLS.search(done.err)
+    assert read_tree(folder) == before
+
+
+@pytest.mark.parametrize("mistake", CALLS, ids=[f"{each.function}-{each.said[:40]}" for each in CALLS])
+def test_a_mistake_in_a_call_is_one_line(mistake: CallMistake, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    before = read_tree(folder)
+    with pytest.raises(UserError, match=mistake.said) as caught:
+        mistake.call()
+    assert not CONTROLS.search(str(caught.value))
+    assert read_tree(folder) == before
+
+
+def test_there_are_twenty_of_each() -> None:
+    """Each with words of its own."""
+    assert len({each.words for each in MISTAKES}) == len(MISTAKES)
+    of_verbs = Counter(each.words[0] for each in MISTAKES)
+    of_calls = Counter(each.function for each in CALLS)
+    assert set(of_verbs) == {"report", "runs", "export", "serve", "sweep", "init"}
+    assert set(of_calls) == {"load_data", "evaluate", "score", "export"}
+    assert min(*of_verbs.values(), *of_calls.values()) >= NUM_MISTAKES
