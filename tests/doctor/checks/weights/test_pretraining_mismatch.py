@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def test_another_up_axis_is_the_first_suspect(tmp_path: Path, source: Path) -> N
     vars(built)["lineage"] = lineage  # of the cached property
     finding = caught(built, "pretraining-mismatch", "cfg.axis_swap", "warning")  # type: ignore[arg-type]
     assert finding.measured == "the up axis: z in first (synthetic_shapes), y in second (synthetic_shapes)"
+
+
+def test_a_damaged_lineage_of_the_source_is_refused_before_a_folder_is_made(tmp_path: Path, source: Path) -> None:
+    shutil.copytree(source, tmp_path / "copy", symlinks=True)
+    (tmp_path / "copy" / "lineage.json").write_text("{}")
+    (tmp_path / "second.yaml").write_text(CONFIG + f"init: {{from: '{tmp_path / 'copy'}'}}\n")
+    done = run_here("train", tmp_path / "second.yaml", "train.steps=1", "--out", tmp_path / "run", "--no-check")
+    assert done.code == 2
+    assert "lineage.json: is not a lineage as runs write it" in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def stage(form: CloudInputSpec | None, *evaluate: str, tmp_path: Path) -> dict[str, object]:
