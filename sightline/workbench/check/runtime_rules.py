@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sightline.workbench.check.checks.model.gradients import no_gradient
+from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.context import FindingBuilder
 
 KEPT = FindingBuilder(
@@ -25,14 +27,6 @@ NO_BACKWARD = FindingBuilder(
     causes=("optim.step_order", "loss.detached"),
     expected="a backward pass before each update",
     action="call loss.backward() before optimizer.step(), and step() once per backward pass",
-)
-NO_GRADIENT = FindingBuilder(
-    guard="G10",
-    code="no-gradient",
-    severity="warning",
-    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
-    expected="a gradient for each parameter that the optimiser holds",
-    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
 )
 ZERO = FindingBuilder(
     guard="G10",
@@ -64,13 +58,6 @@ DEAD = FindingBuilder(
     causes=("model.activation", "model.init", "optim.lr"),
     expected="units that some sample gives a gradient",
     action="look at the activation after it and at its bias; lower the learning rate",
-)
-NON_FINITE = FindingBuilder(
-    guard="G17",
-    code="non-finite",
-    causes=("model.numerics", "optim.lr", "loss.form"),
-    expected="a finite loss and finite gradients",
-    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
 )
 NO_UPDATE = FindingBuilder(
     guard="G15",
@@ -198,13 +185,13 @@ RUNTIME_RULES = (
     KEPT,
     CLEARED,
     NO_BACKWARD,
-    NO_GRADIENT,
+    no_gradient,
     ZERO,
     UNREGISTERED,
     COVERAGE,
     FROZEN,
     DEAD,
-    NON_FINITE,
+    non_finite,
     NO_UPDATE,
     LARGE_UPDATE,
     SKIPPED,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.checks.model.gradients import LAYERS, registration_faults
+from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault, no_gradient, registration_faults
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.runtime_rules import (
     CLEARED,
@@ -16,7 +17,6 @@ from sightline.workbench.check.runtime_rules import (
     FROZEN,
     KEPT,
     NO_BACKWARD,
-    NO_GRADIENT,
     UNREGISTERED,
     ZERO,
 )
@@ -129,7 +129,7 @@ class ReachMonitor(Monitor):
             return
         if len(silent) == len(track.parameters):
             if track.num_updates == 0 and not any(track.after_backward):
-                yield NO_GRADIENT.with_fault(
+                yield no_gradient.with_fault(
                     f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
                     severity="error",
                     causes=("loss.detached", "model.frozen_unintended"),
@@ -146,8 +146,9 @@ class ReachMonitor(Monitor):
             (idle, "their modules never run"),
         ):
             if names:
-                yield NO_GRADIENT.with_fault(
+                yield no_gradient.with_fault(
                     f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
+                    severity="warning",
                     measured=f"None after backward(): {detail}",
                     causes=("model.structure",) if names is idle else (),
                     param=names[0],
@@ -249,12 +250,12 @@ class UnitMonitor(Monitor):
 def _make_judge(name: str, num_units: int) -> Judge:
     def judge(share: float) -> Iterator[Found]:
         if share > _MAX_DEAD:
-            yield DEAD.with_fault(
-                f"{share:.0%} of the units of '{name}' are dead: no sample gives them a gradient",
-                measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units "
-                f"at {_NUM_DEAD} sampled updates",
-                expected=f"at most {_MAX_DEAD:.0%}",
-                layer=name,
+            yield (
+                DEAD,
+                dataclasses.replace(
+                    make_dead_fault(name, share, num_units),
+                    expected=f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates",
+                ),
             )
 
     return judge

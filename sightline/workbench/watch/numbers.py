@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
+from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.runtime_rules import LARGE_UPDATE, NO_UPDATE, NON_FINITE, SKIPPED
+from sightline.workbench.check.runtime_rules import LARGE_UPDATE, NO_UPDATE, SKIPPED
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _MAX_SKIPPED = 25
@@ -62,7 +63,7 @@ class FiniteMonitor(Monitor):
         def judge(value: float) -> Iterator[Found]:
             if not math.isfinite(value) and not self._is_found:
                 self._is_found = True
-                yield NON_FINITE, self._explain(loop, track)
+                yield non_finite, self._explain(loop, track)
 
         device = values[0].device
         yield from loop.reader.read(torch.stack([value.to(device) for value in values]).sum(), judge)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
 from sightline.instrument import hang, hang_on_load, observe_backward, observe_updates, record
+from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
 from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
-from sightline.workbench.watch.numbers import NON_FINITE, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.numbers import FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
@@ -235,13 +236,13 @@ class Watch:
         fault = None if self._search is None else self._search()
         if fault is not None:
             place = dataclasses.replace(self._loop.place(), step=None)
-            found = dataclasses.replace(NON_FINITE.build_outside(fault, place), phase="runtime")
+            found = dataclasses.replace(non_finite.build_outside(fault, place), phase="runtime")
             self._findings = [
                 dataclasses.replace(
                     found,
                     where=dataclasses.replace(found.where, file=f.where.file, line=f.where.line, step=f.where.step),
                 )
-                if f.code == NON_FINITE.code
+                if f.code == non_finite.code
                 else f
                 for f in self._findings
             ]

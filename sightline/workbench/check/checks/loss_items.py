@@ -290,6 +290,8 @@ def _list_divisors(case: LossCase, count: float) -> Iterator[Hypothesis]:
     weighted = math.fsum(value * number for value, number in zip(sums, counts, strict=True)) / math.fsum(counts)
     for diagnosis, value in (("mean", weighted), ("divided", total / size), ("multiplied", total * size)):
         yield suppose(diagnosis, value / count)
+    for kept in (sums[::2], sums[1::2], sums[: size // 2], sums[1:], sums[:-1]):
+        yield suppose("unsummed", math.fsum(kept) / count)
     try:
         pairs = [[case.samples([i], [j]).value() for j in range(size)] for i in range(size)]
     except Exception:  # noqa: BLE001 - samples of other sizes do not meet

@@ -254,6 +254,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "misplaced-joints": (
         *(*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES, *_METRIC_CODES),
     ),
+    "misplaced-volume": ("idle-input", *_FIGURE_CODES),
     "repeated-samples": (
         *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
         *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),

@@ -267,6 +267,11 @@ def repeated_samples(context: Context, survey: PartStatistics) -> Iterator[Fault
             continue
         is_empty = count == 1 and statistics.low == statistics.high
         is_only = all(len(s.contents) <= 1 for other in _INPUTS if (s := survey.fields.get(other)) is not None)
+        others_differ = any(
+            len(s.contents) > (1 - _MAX_REPEATED) * s.num_hashed
+            for other in _INPUTS
+            if (s := survey.fields.get(other)) is not None
+        )
         yield Fault(
             f"'{name}' is {f'{statistics.low:g} everywhere' if is_empty else 'the same'} in every sample"
             if count == 1
@@ -274,6 +279,8 @@ def repeated_samples(context: Context, survey: PartStatistics) -> Iterator[Fault
             severity="error" if count == 1 else "warning",
             causes=_EMPTY_CAUSES[:: 1 if is_only else -1]
             if is_empty
+            else ("data.pairing", "data.sampling", "data.path")
+            if others_differ  # the index reaches them: this one is of another sample
             else ("data.sampling", "data.pairing", "data.path"),
             sample=next(iter(statistics.contents.values())),
             measured=f"{count} different of {survey.coverage_text}",

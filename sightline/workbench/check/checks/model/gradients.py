@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -188,22 +189,36 @@ def _dead_faults(flows: Sequence[LayerGradient], num_samples: int) -> Iterator[F
     has_zero_layer = any(flow.weight == 0 for flow in flows)
     dead = [f for f in flows if _is_dead(f) and f.units >= _MIN_UNITS and not (f.dead == 1 and has_zero_layer)]
     for last in dead[-1:]:
-        yield Fault(
-            f"{last.dead:.0%} of the units of '{last.name}' are dead: no sample gives them a gradient",
+        yield dataclasses.replace(
+            make_dead_fault(last.name, last.dead, last.units),
             severity="warning",
-            layer=last.name,
-            measured=f"the gradient is exactly 0 for {round(last.dead * last.units)} of {last.units} units",
             expected=f"at most {_MAX_DEAD:.0%} on {num_samples} samples, and what chance adds to that",
             causes=("model.activation", "model.init", "data.normalisation"),
             action="look at the activation after it and at its bias: a ReLU of negative inputs passes no gradient on",
         )
 
 
+def make_dead_fault(layer: str, share: float, num_units: int) -> Fault:
+    """Make the fault of a layer in which a share of the units is dead; the caller adds what it expects."""
+    return Fault(
+        f"{share:.0%} of the units of '{layer}' are dead: no sample gives them a gradient",
+        layer=layer,
+        measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units",
+    )
+
+
 _MAX_SHOWN = 10
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
-@check("G10", "no-gradient", "preflight")
+@check(
+    "G10",
+    "no-gradient",
+    "preflight",
+    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
+    expected="a gradient for each parameter that the optimiser holds",
+    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
+)
 def no_gradient(context: Context) -> Iterator[Fault]:
     """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser.
 

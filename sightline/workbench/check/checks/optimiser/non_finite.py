@@ -31,7 +31,14 @@ _MAX_WEIGHT = 1e3
 _NUM_TRIES = 3  # dropout draws differ each time
 
 
-@check("G17", "non-finite", "preflight")
+@check(
+    "G17",
+    "non-finite",
+    "preflight",
+    causes=("model.numerics", "optim.lr", "loss.form"),
+    expected="a finite loss and finite gradients",
+    action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+)
 def non_finite(context: Context) -> list[Finding]:
     """The first step's gradients are finite.
 
