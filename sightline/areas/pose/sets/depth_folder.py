@@ -42,9 +42,9 @@ from sightline.contract.arguments import FractionBelowOne, PositiveFloat, Positi
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
 from sightline.store.files.input_files import file_size
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared
-from sightline.store.prepared.prepared_writer import Progress, Shard, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
 
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _FRAMES_PER_SHARD = 200
@@ -66,8 +66,7 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
-    set_name = "depth_folder"
-    readable_sets = ("depth_folder",)
+    spec = SetSpec(name="depth_folder", entries=lambda: {"files": ".png (one channel of 16 bits), .npy"})
     expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
 
     def __init__(
@@ -80,7 +79,7 @@ class DepthFolder(PreparedFrames):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         about = prepared.manifest["figure"]
         self.camera = DepthCamera(*prepared.manifest["camera_px"], *prepared.manifest["image_size_px"])
         self.skeleton = Skeleton(
@@ -97,13 +96,11 @@ class DepthFolder(PreparedFrames):
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
         source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         fx: PositiveFloat | None = None,
         fy: float | None = None,
         u0: float | None = None,
@@ -114,8 +111,8 @@ class DepthFolder(PreparedFrames):
         cube_mm: PositiveFloat | None = None,
         test_share: PositiveFraction = 0.2,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the labelled frames of a folder in native form; returns the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the labelled frames of a folder in native form.
 
         `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
         `mm_per_unit` is the unit of the images' numbers. `centre` names the joint in the middle of the figure, by
@@ -124,8 +121,6 @@ class DepthFolder(PreparedFrames):
         the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
         that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         if not root.is_dir():
             raise DataError(f"{source}: there is no such folder; give one with frames and {' or '.join(LABEL_FILES)}")
         if (root / MANIFEST).is_file():
@@ -162,13 +157,12 @@ class DepthFolder(PreparedFrames):
         }
         listed = json.dumps([[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)])
         options = {**about, "frames": hashlib.sha256(listed.encode()).hexdigest(), "labels": _digest(joints)}
-        plan = plan_depth_set(spec, content, root, about=about, options=options)
-        return write_prepared_set(plan, target, progress=progress)
+        return plan_depth_set(spec, content, root, about=about, options=options)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        manifest = cls.open_folder(root).manifest
         names, figure = manifest["joint_names"], manifest["figure"]
         described = super().describe(root)
         return {
@@ -180,11 +174,6 @@ class DepthFolder(PreparedFrames):
             "centre": names[figure["centre"]],
             "cube_mm": figure["cube_mm"],
         }
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, and the command to prepare it."""
-        return make_card("depth_folder", {"files": ".png (one channel of 16 bits), .npy"}, set_name=cls.set_name)
 
 
 def _choose_stated(prepared: PreparedSet, split: str) -> tuple[StoredFrames, FrameSplit]:
