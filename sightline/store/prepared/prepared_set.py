@@ -417,6 +417,11 @@ def compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def describe_contents(folder: Path) -> str:
+    """Describe what is in a folder for an error, or that there is no such folder."""
+    return f"holds {summarise_folder(folder)}" if folder.is_dir() else "there is no such folder"
+
+
 def summarise_folder(folder: Path, limit: int = 5) -> str:
     """Summarise a folder's contents for an error: the first few names and how many more."""
     names = sorted(entry.name for entry in folder.iterdir())
