@@ -24,13 +24,8 @@ from sightline.contract.types import CloudInputSpec, DataInfo
 from sightline.store.files.image_files import png_fault, read_view
 from sightline.store.files.input_files import open_regular
 from sightline.store.files.ply import read_ply
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -39,7 +34,6 @@ from sightline.store.prepared.prepared_writer import (
     Shard,
     find_duplicates,
     normalize_to_unit_sphere,
-    write_prepared_set,
 )
 from sightline.store.prepared.views import IMAGE, StoredViews, Views, image_field
 
@@ -299,6 +293,12 @@ _FRAME = "y is up, as stored"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1"
 
 
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    pairs = {synset_facts["name"]: synset_facts["pairs"] for synset_facts in facts["synsets"].values()}
+    return {"pairs": pairs, "views": facts["num_views"], "layouts": facts["layouts"]}
+
+
 @registry.data.add("shapenet_render")
 class ShapeNetRender(LabelledClouds):
     """ShapeNetRender: 43,783 clouds of 13 kinds of objects, each with 24 pictures, all of them to train on.
@@ -309,8 +309,7 @@ class ShapeNetRender(LabelledClouds):
     Source: Chang et al. 2015, "ShapeNet"; Choy et al. 2016, "3D-R2N2" (pictures); Afham et al. 2022, "CrossPoint".
     """
 
-    set_name = "shapenet_render"
-    readable_sets = ("shapenet_render",)
+    spec = SetSpec(name="shapenet_render", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -337,25 +336,23 @@ class ShapeNetRender(LabelledClouds):
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
         source: Path,
-        target: Path,
-        name: str,
         progress: Progress,
         size_px: Annotated[int, Ge(8), Le(512)] = 96,
         background: Background = "black",
         broken: Literal["refuse", "leave_out"] = "refuse",
-    ) -> dict[str, Any]:
-        """Write all pairs in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write all pairs in native form.
 
         Pictures are stored as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
         59 GB at the 137 of the release. Raises DataError if one of the two folders is missing or nothing matches, for a
         broken file (`broken: leave_out` leaves out objects with truncated files), and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         root, pairing = find_pairs(source, broken=broken, progress=progress)
         reader = PairReader.from_first_cloud(pairing, size_px=size_px, background=background)
         synsets = published_counts()["synsets"]
@@ -369,8 +366,8 @@ class ShapeNetRender(LabelledClouds):
             "left_out": pairing.describe(),
         }
         options = {"size_px": size_px, "background": background, "broken": broken}
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             "pairs",
             root,
             reader.columns,
@@ -379,12 +376,11 @@ class ShapeNetRender(LabelledClouds):
             lambda prepared: _summary(prepared, pairing),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        views = Views(open_prepared(root, set_names=cls.readable_sets))
+        views = Views(cls.open_folder(root))
         manifest = views.manifest
         facts = {
             "pairs": {name: dict(counts) for name, counts in manifest["pairs"].items()},
@@ -392,18 +388,6 @@ class ShapeNetRender(LabelledClouds):
             "pictures": f"{views.num_views} an object, {views.size_px} x {views.size_px} on {views.fixed_background}",
         }
         return {**super().describe(root), **facts}
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "pairs": {synset_facts["name"]: synset_facts["pairs"] for synset_facts in facts["synsets"].values()},
-            "views": facts["num_views"],
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command(cls.set_name, "DIR", "[size_px=96] [background=black]"),
-        }
 
 
 def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:

@@ -31,16 +31,9 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.store.prepared.prepared_set import PreparedSet, make_card
-from sightline.store.prepared.prepared_writer import (
-    ColumnSpec,
-    PreparationPlan,
-    Progress,
-    SampleRow,
-    Shard,
-    find_duplicates,
-    write_prepared_set,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
 
 _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 
@@ -54,8 +47,7 @@ class CloudFolder(LabelledClouds):
     `fraction_seed`. Source: the user's files.
     """
 
-    set_name = "cloud_folder"
-    readable_sets = ("cloud_folder",)
+    spec = SetSpec(name="cloud_folder", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)})
 
     def __init__(
         self,
@@ -127,13 +119,12 @@ class CloudFolder(LabelledClouds):
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
         source: Path,
         target: Path,
-        name: str,
-        progress: Progress,
         up_axis: Literal["x", "y", "z"],
         num_points: Count = 1024,
         columns: tuple[str, ...] | None = None,
@@ -144,20 +135,19 @@ class CloudFolder(LabelledClouds):
         test_share: PositiveFraction = 0.2,
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the clouds of a folder or list in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the clouds of a folder or list in native form.
 
         `columns` names the columns of files without a header, and the values to store besides points and normals. The
         other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
         splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
         ConfigError for options that do not fit each other. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
         columns_list = None if names is None else list(names)  # lists, as JSON returns them
-        if target.resolve().is_relative_to(source.expanduser().resolve()):
+        if target.resolve().is_relative_to(root):
             raise ConfigError(
                 f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
             )
@@ -186,24 +176,16 @@ class CloudFolder(LabelledClouds):
             "preparation": preparation,
             "split": split_text,
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
-            source.expanduser().resolve(),
+            root,
             _columns(preparation),
             tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
-            partial(
-                _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
-            ),
+            partial(_summary, passed_over=list_skipped_files(source.expanduser()) if root.is_dir() else ""),
             {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("cloud_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledClouds:
+class LabelledClouds(PreparedData):
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 
     `fraction` is the share of the training split that is used, at least one shape of every class; a smaller share is a
@@ -32,9 +32,6 @@ class LabelledClouds:
     that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black). Shapes without
     views are `refused`, or `left_out`.
     """
-
-    set_name: ClassVar[str]
-    readable_sets: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -49,7 +46,7 @@ class LabelledClouds:
         background: Background | None = None,
         without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
-        self._prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        self._prepared = self.open_root(root)
         self._split = split
         store = open_views(views, background=background, without_views=without_views)
         self._only_of = store if without_views == "left_out" else None
@@ -137,17 +134,12 @@ class LabelledClouds:
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        return describe_clouds(open_prepared(root, set_names=cls.readable_sets), root)
+        return describe_clouds(cls.open_folder(root), root)
 
     @property
     def fingerprint(self) -> str:
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
-        return verify(root)
 
     def _select_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and labels of a split before `fraction` applies, without the shapes that are left out."""

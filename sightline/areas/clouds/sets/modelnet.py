@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +28,9 @@ from sightline.areas.clouds.sets.modelnet_files import (
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, prepare_command, summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 from sightline.store.prepared.views import promised_image
 
 _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
@@ -98,6 +99,19 @@ _NORMALISED_BY_PREPARE = ("text", "off")
 """Layouts whose clouds `prepare` centres and scales to radius 1; the others are stored so."""
 
 
+def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
+    """Return the published number of shapes by split and class."""
+    counts = published_counts()["counts_train_test"]
+    return {
+        split: {name: counts[name][split_index] for name in classes.names} for split_index, split in enumerate(SPLITS)
+    }
+
+
+def _list_card_entries(set_name: str) -> dict[str, Any]:
+    splits = _published_counts(ClassSubset.from_set_name(set_name))
+    return {"splits": splits, "layouts": published_counts()["layouts"]}
+
+
 class _ModelNet(LabelledClouds):
     """Base class of ModelNet10 and ModelNet40."""
 
@@ -128,15 +142,14 @@ class _ModelNet(LabelledClouds):
         )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from any public layout; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path, *, source: Path) -> PreparationPlan:
+        """Plan to write the set in native form from any public layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         layout, root = detect_layout(source)
-        classes = ClassSubset.from_set_name(name)
+        classes = ClassSubset.from_set_name(cls.set_name)
         contents = read_contents(layout, root, classes)
         facts = published_counts()["layouts"][layout]
         about = {
@@ -145,8 +158,8 @@ class _ModelNet(LabelledClouds):
             "normalisation": facts["normalisation"],
             "class_names": list(classes.names),
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
             root,
             contents.columns,
@@ -154,21 +167,6 @@ class _ModelNet(LabelledClouds):
             about,
             lambda prepared: _summary(prepared, layout, classes),
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "splits": _published_counts(ClassSubset.from_set_name(cls.set_name)),
-            "layouts": facts["layouts"],
-            "home": facts["home"],
-            "terms": facts["terms"],
-            "cite": facts["cite"],
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
 
 
 @registry.data.add("modelnet40")
@@ -181,8 +179,7 @@ class ModelNet40(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    set_name = "modelnet40"
-    readable_sets = ("modelnet40",)
+    spec = SetSpec(name="modelnet40", entries=partial(_list_card_entries, "modelnet40"))
 
 
 @registry.data.add("modelnet10")
@@ -195,16 +192,8 @@ class ModelNet10(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    set_name = "modelnet10"
-    readable_sets = ("modelnet10", "modelnet40")
-
-
-def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
-    """Return the published number of shapes by split and class."""
-    counts = published_counts()["counts_train_test"]
-    return {
-        split: {name: counts[name][split_index] for name in classes.names} for split_index, split in enumerate(SPLITS)
-    }
+    spec = SetSpec(name="modelnet10", entries=partial(_list_card_entries, "modelnet10"))
+    readable_sets = ("modelnet40",)
 
 
 def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[str, Any]:

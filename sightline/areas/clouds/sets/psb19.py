@@ -13,16 +13,9 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.store.files.array_files import npz_array
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.prepared_set import PreparedSet, make_card
-from sightline.store.prepared.prepared_writer import (
-    ColumnSpec,
-    PreparationPlan,
-    Progress,
-    SampleRow,
-    Shard,
-    find_duplicates,
-    write_prepared_set,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
 
 _KEYS = {"xyz": "f", "normal": "f", "category": "iu", "model_id": "iu", "categories": "U"}
 _TEST_SHARE = 0.3
@@ -39,20 +32,15 @@ class Psb19(LabelledClouds):
     by `fraction_seed`. Shapes lie mostly y up. Source: Chen et al. 2009, "A Benchmark for 3D Mesh Segmentation".
     """
 
-    set_name = "psb19"
-    readable_sets = ("psb19",)
+    spec = SetSpec(name="psb19", what="the archive psb19_2048.npz")
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from one NPZ archive; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write the set in native form from one NPZ archive.
 
         Raises DataError for an archive that is damaged or contains something else, naming the entry. A killed run is
         continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
-        if not root.is_file():
-            raise DataError(f"{source}: there is no such file (looked at {root}); give the archive psb19_2048.npz")
         arrays = _read_archive(root)
         category_ids = np.unique(arrays["category"])
         labels = np.searchsorted(category_ids, arrays["category"])
@@ -67,13 +55,8 @@ class Psb19(LabelledClouds):
             "split": _SPLIT,
         }
         parts = (_make_shard("train", root, train, labels), _make_shard("test", root, test, labels))
-        plan = PreparationPlan(name, "npz", root, {**vectors, "label": ColumnSpec((), "int64")}, parts, about, _summary)
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("psb19", {}, set_name=cls.set_name)
+        columns = {**vectors, "label": ColumnSpec((), "int64")}
+        return PreparationPlan(cls.set_name, "npz", root, columns, parts, about, _summary)
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:

@@ -25,23 +25,16 @@ from sightline.store.cloud_preparation import Normals
 from sightline.store.files.array_files import open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, prepare_command, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
-    Progress,
     SampleRow,
     Shard,
     assert_extent,
     find_duplicates,
     normalize_to_unit_sphere,
-    write_prepared_set,
 )
 
 SPLITS = {"train": "training", "test": "test"}
@@ -214,6 +207,17 @@ _NORMALISED = "by prepare: about the mean of the points, background among them, 
 _AS_STORED = "none: metres, as stored"
 
 
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    variants = facts["variants"].items()
+    return {
+        "classes": facts["classes"],
+        "variants": {name: variant["what"] for name, variant in variants},
+        "published": {name: variant["published"] for name, variant in variants if variant["published"]},
+        "layouts": facts["layouts"],
+    }
+
+
 @registry.data.add("scanobjectnn")
 class ScanObjectNN(LabelledClouds):
     """ScanObjectNN: real scans of objects of 15 classes, in a variant of the benchmark.
@@ -225,8 +229,7 @@ class ScanObjectNN(LabelledClouds):
     Source: Uy et al. 2019, "Revisiting Point Cloud Classification".
     """
 
-    set_name = "scanobjectnn"
-    readable_sets = ("scanobjectnn",)
+    spec = SetSpec(name="scanobjectnn", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -241,7 +244,7 @@ class ScanObjectNN(LabelledClouds):
         fraction_seed: Seed = 0,
     ) -> None:
         prepared_path = prepared_root(root, f"scanobjectnn_{variant}")
-        _assert_variant(prepared_path, variant)
+        self._assert_variant(prepared_path, variant)
         self.background = background
         normals_source: Normals = normals
         super().__init__(
@@ -307,24 +310,21 @@ class ScanObjectNN(LabelledClouds):
         return "applied" if manifest["normalisation"] == _NORMALISED else "none"
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
         source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         variant: VariantName,
         division: Division = "main_split",
         unit_sphere: bool = True,
-    ) -> dict[str, Any]:
-        """Write one variant in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write one variant in native form.
 
         `division` is the split into training and test; `unit_sphere: false` keeps coordinates in metres. Raises
         DataError for files that are missing or damaged, naming file, key and index, and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         files = find_variant_files(source, variant, division)
         parts, num_points = variant_parts(files, to_sphere=unit_sphere)
         options = {"variant": variant, "division": division, "unit_sphere": unit_sphere}
@@ -335,8 +335,8 @@ class ScanObjectNN(LabelledClouds):
             **({} if unit_sphere else {"unit": "metre"}),
             "class_names": published_counts()["classes"],
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             "hdf5",
             files["train"].parent,
             make_columns(num_points),
@@ -345,12 +345,22 @@ class ScanObjectNN(LabelledClouds):
             lambda prepared: _summary(prepared, variant, division),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def _assert_variant(cls, root: Path, variant: str) -> None:
+        """Raise DataError if the folder was prepared as another variant than the config names."""
+        options = f"variant={variant}"
+        stored = cls.open_folder(root, options=options).manifest["options"]["variant"]
+        if stored != variant:
+            raise DataError(
+                f"{root}: was prepared as the variant '{stored}', the config gives '{variant}'; set variant: {stored}, "
+                f"or prepare that one: {prepare_command(cls.set_name, 'DIR', options)}"
+            )
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        manifest = cls.open_folder(root).manifest
         variant = manifest["options"]["variant"]
         return {
             "variant": f"{variant} ({published_counts()['variants'][variant]['what']})",
@@ -360,34 +370,6 @@ class ScanObjectNN(LabelledClouds):
             },
             **super().describe(root),
         }
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "classes": facts["classes"],
-            "variants": {name: variant_facts["what"] for name, variant_facts in facts["variants"].items()},
-            "published": {
-                name: variant_facts["published"]
-                for name, variant_facts in facts["variants"].items()
-                if variant_facts["published"]
-            },
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command(cls.set_name, "DIR", "variant=NAME"),
-        }
-
-
-def _assert_variant(root: Path, variant: str) -> None:
-    """Raise DataError if the folder was prepared as another variant than the config names."""
-    options = f"variant={variant}"
-    stored = open_prepared(root, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
-    if stored != variant:
-        raise DataError(
-            f"{root}: was prepared as the variant '{stored}', the config gives '{variant}'; set variant: {stored}, or "
-            f"prepare that one: {prepare_command('scanobjectnn', 'DIR', options)}"
-        )
 
 
 def _summary(prepared: PreparedSet, variant: str, division: str) -> dict[str, Any]:

@@ -30,25 +30,28 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-    verify,
-)
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 
 _FRAME = "object, y up"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
 _INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_partanno_segmentation_benchmark_v0_normal")
 
 
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    return {
+        "splits": facts["split_sizes"],
+        "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
+        "parts": {category.name: len(category.parts) for category in categories()},
+        "layouts": facts["layouts"],
+    }
+
+
 @registry.data.add("shapenet_part")
 @keep_old_members(name_of="sample_name")
-class ShapeNetPart:
+class ShapeNetPart(PreparedData):
     """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
 
     Samples are whole shapes: 2,048 points each from the HDF5 release, as many as there are from the text release;
@@ -57,6 +60,8 @@ class ShapeNetPart:
     figures do. `fraction` trains on that share of every category, seeded by `fraction_seed`.
     Source: Yi et al. 2016, "A Scalable Active Framework for Region Annotation in 3D Shape Collections".
     """
+
+    spec = SetSpec(name="shapenet_part", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -68,7 +73,7 @@ class ShapeNetPart:
         fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        self._prepared = open_prepared(prepared_root(root, "shapenet_part"), set_names=("shapenet_part",))
+        self._prepared = self.open_root(root)
         self._normals = _check_normals(normals, self._prepared)
         self._sizes = _split_sizes(self._prepared, training)
         if split not in self._sizes:
@@ -133,13 +138,12 @@ class ShapeNetPart:
         return self._names[split][row]
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from either layout; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path, *, source: Path) -> PreparationPlan:
+        """Plan to write the set in native form from either layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
         layout, root = _detect_layout(source)
         parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
         options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
@@ -152,14 +156,12 @@ class ShapeNetPart:
             "notes": notes,
         }
         columns = make_columns(has_normals=layout == "text")
-        plan = PreparationPlan(name, layout, root, columns, tuple(parts), about, _summary, options)
-        return write_prepared_set(plan, target, progress=progress)
+        return PreparationPlan(cls.set_name, layout, root, columns, tuple(parts), about, _summary, options)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        prepared = open_prepared(root, set_names=("shapenet_part",))
-        manifest = prepared.manifest
+        manifest = cls.open_folder(root).manifest
         splits = manifest["splits"]
         names, parts = manifest["category_names"], manifest["class_names"]
         listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
@@ -174,24 +176,6 @@ class ShapeNetPart:
             "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
             "has_normals": "normals" in manifest["columns"],
             **{key: manifest[key] for key in listed},
-        }
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
-        return verify(root)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": "shapenet_part",
-            "splits": facts["split_sizes"],
-            "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
-            "parts": {category.name: len(category.parts) for category in categories()},
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command("shapenet_part", "DIR"),
         }
 
     @cached_property
