@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,8 @@ from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.scene_preparation import normalised_position
 
 IGNORE_INDEX = 255
@@ -29,15 +30,12 @@ class SceneSplit(NamedTuple):
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledScenes:
+class LabelledScenes(PreparedData):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 
     Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times,
     with different random numbers: sample i is scene i modulo their number. Other splits have every scene once.
     """
-
-    set_name: ClassVar[str]
-    readable_sets: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -85,12 +83,7 @@ class LabelledScenes:
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        return describe_scenes(open_prepared(root, set_names=cls.readable_sets), root)
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
-        return verify(root)
+        return describe_scenes(cls.open_folder(root), root)
 
     def _read_feature(self, name: str, stored: str, row: int) -> np.ndarray:
         """Read the values (N, 3) float32 of a feature of a scene."""

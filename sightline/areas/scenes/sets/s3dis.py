@@ -47,9 +47,10 @@ from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.files.array_files import npz_array, read_npy
 from sightline.store.files.input_files import file_size, read_file
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.scene_preparation import from_lowest_corner
 
 _KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
@@ -70,11 +71,10 @@ class S3disOneRoom(LabelledScenes):
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
     """Metrics of simple baselines on the same half, shown next to the results of a run."""
-    set_name = "s3dis_one_room"
-    readable_sets = ("s3dis_one_room",)
+    spec = SetSpec(name="s3dis_one_room", what="the archive s3dis_one_room.npz")
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         sizes = {"train": 1, "validation": 0, "test": 1}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")
@@ -82,15 +82,11 @@ class S3disOneRoom(LabelledScenes):
         super().__init__(prepared=prepared, split=split, scenes=scenes, repeats=repeats)
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write both halves in native form from one NPZ archive; returns the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write both halves in native form from one NPZ archive.
 
         Raises DataError with the entry for an archive that is damaged or has other contents.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
-        if not root.is_file():
-            raise DataError(f"{source}: there is no such file (looked at {root}); give the archive s3dis_one_room.npz")
         class_names = [str(class_name) for class_name in _read_archive(root)["classes"]]
         about = {
             "up_axis": "z",
@@ -100,13 +96,8 @@ class S3disOneRoom(LabelledScenes):
             "split": _SPLIT,
         }
         parts = tuple(Shard(split, split, 1, (root,), _HalfReader(root, split)) for split in ("train", "test"))
-        plan = PreparationPlan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("s3dis_one_room", {}, set_name=cls.set_name)
+        columns = scene_columns(len(class_names))
+        return PreparationPlan(cls.set_name, "npz", root, columns, parts, about, summarise_scenes)
 
 
 @dataclass(frozen=True)
@@ -242,8 +233,7 @@ class S3dis(LabelledScenes):
     Source: Armeni et al. 2016; the splits of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
     """
 
-    set_name = "s3dis"
-    readable_sets = ("s3dis",)
+    spec = SetSpec(name="s3dis", entries=lambda: {"classes": ", ".join(CLASS_NAMES)})
 
     def __init__(
         self,
@@ -257,7 +247,7 @@ class S3dis(LabelledScenes):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         scenes = _choose_rooms(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         features = _feature_names(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
@@ -284,18 +274,14 @@ class S3dis(LabelledScenes):
         )
 
     @classmethod
-    def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, order: Literal["A", "B"] | None = None
-    ) -> dict[str, Any]:
-        """Write the rooms in native form; returns the manifest with `root` and `outcome`.
+    def plan(cls, root: Path, *, order: Literal["A", "B"] | None = None) -> PreparationPlan:
+        """Plan to write the rooms in native form.
 
         Lines of raw text with stray bytes are repaired and listed; files of an unknown class count as clutter, with a
         note. `order` is the class order of files with integer labels: A of PointNet, B of the Point Transformer code.
         Raises DataError with file and line for a line that cannot be repaired, and for an order that is missing or not
         applicable. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         layout, rooms = _list_any_rooms(root, order)
         columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
         columns |= {"origin_m": ColumnSpec((3,), "float64"), "num_repairs": ColumnSpec((), "int64")}
@@ -309,13 +295,7 @@ class S3dis(LabelledScenes):
         }
         summarise = partial(_summary, rooms=rooms, root=root)
         parts = tuple(_make_shard(room, order) for room in rooms)
-        plan = PreparationPlan(name, layout, root, columns, parts, about, summarise, {"order": order})
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("s3dis", {"classes": ", ".join(CLASS_NAMES)}, set_name=cls.set_name)
+        return PreparationPlan(cls.set_name, layout, root, columns, parts, about, summarise, {"order": order})
 
     def _input_spec(self) -> CloudInputSpec:
         return _FORM

@@ -39,9 +39,10 @@ from sightline.store.files.cloud_files import (
     read_cloud,
 )
 from sightline.store.files.input_files import file_size
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
 
 CLASSES_FILE = "classes.txt"
@@ -141,8 +142,7 @@ class SceneFolder(LabelledScenes):
     Source: the user's files.
     """
 
-    set_name = "scene_folder"
-    readable_sets = ("scene_folder",)
+    spec = SetSpec(name="scene_folder", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)})
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class SceneFolder(LabelledScenes):
         normals: bool = False,
         repeats: Count = 1,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
@@ -167,13 +167,10 @@ class SceneFolder(LabelledScenes):
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         up_axis: Literal["x", "y", "z"],
         unit: Literal["m", "cm", "mm"],
         columns: tuple[str, ...] | None = None,
@@ -183,8 +180,8 @@ class SceneFolder(LabelledScenes):
         test_share: PositiveFraction = 0.2,
         validation_share: FractionBelowOne = 0.1,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the scenes of a folder in native form, in metres.
 
         `columns` names the columns of files without column names; `label` is the column of classes: whole numbers from
         0, which `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) are from 0
@@ -192,8 +189,6 @@ class SceneFolder(LabelledScenes):
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         names = None if columns is None else check_columns(columns)
         if names is not None and label not in names:
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
@@ -222,8 +217,8 @@ class SceneFolder(LabelledScenes):
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
         options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, class_names)}
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
             root,
             scene_columns(len(class_names), *_feature_columns(reader)),
@@ -232,12 +227,6 @@ class SceneFolder(LabelledScenes):
             partial(_summary, skipped_note=list_skipped_files(root)),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("scene_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
