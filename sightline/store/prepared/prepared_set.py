@@ -251,17 +251,6 @@ def prepare_command(set_name: str, target: str, options: str = "") -> str:
     return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
 
 
-CARDS = Path(__file__).parents[1] / "cards.json"
-"""Cards by set. An entry that is null is computed by the set; `options` are those of the command that prepares it."""
-
-
-def make_card(row_name: str, entries: Mapping[str, Any], *, set_name: str) -> dict[str, Any]:
-    """Return a row of the cards with its computed `entries`, between the set's name and the command to prepare it."""
-    row = json.loads(CARDS.read_text(encoding="utf-8"))[row_name]
-    command = prepare_command(set_name, "DIR", row.pop("options", ""))
-    return {"set": set_name, **row, **entries, "prepare": command}
-
-
 def read_manifest(root: Path) -> dict[str, Any]:
     """Read the manifest of a prepared folder. Raises DataError if it is missing, altered or of another version."""
     path = root / MANIFEST
