@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from sightline.contract.errors import DataError
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_set import (
+    LISTED,
     MANIFEST,
     PreparedSet,
     open_prepared,
@@ -82,6 +83,8 @@ class PreparedData:
     set_name: ClassVar[str]
     readable_sets: ClassVar[tuple[str, ...]] = ()
     """Names of other sets whose prepared folders can be opened, too."""
+    printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
+    """Entries of the manifest that `sightline data info` prints, where there are any."""
     plan: ClassVar[Callable[..., PreparationPlan]]
     prepare: ClassVar[Callable[..., dict[str, Any]]]
     card: ClassVar[Callable[[], dict[str, Any]]]
@@ -105,6 +108,22 @@ class PreparedData:
         """Open a prepared folder; errors name the command that makes one, with `options`."""
         names = tuple(dict.fromkeys((cls.set_name, *cls.readable_sets)))
         return open_prepared(folder, set_names=names, options=options)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """Summary of a prepared folder for `data info`."""
+        prepared = cls.open_folder(root)
+        manifest, source = prepared.manifest, {"source": prepared.manifest["source"]["path"]}
+        if LISTED in manifest:
+            counts = "{num_files:,} files, {num_bytes:,} bytes, in place below {root}".format(**manifest[LISTED])
+            source = {"files": counts}
+        head = {"set": manifest["set"], "root": str(root.resolve()), **source}
+        return {**head, **cls.summarise(prepared), **{key: manifest[key] for key in cls.printed if key in manifest}}
+
+    @classmethod
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return counts of a prepared folder, and other entries of its summary."""
+        return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
 
     @classmethod
     def verify(cls, root: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +31,11 @@ class LabelledClouds(PreparedData):
     that name, drawn by seed, epoch and index, on `background` (default: that of the folder, else black). Shapes without
     views are `refused`, or `left_out`.
     """
+
+    printed = (
+        *("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges"),
+        *("differences", "duplicates"),
+    )
 
     def __init__(
         self,
@@ -132,9 +136,18 @@ class LabelledClouds(PreparedData):
         return self._names[self._rows[index]]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        return describe_clouds(cls.open_folder(root), root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the shapes per split and class, and the points of a shape."""
+        manifest = prepared.manifest
+        return {
+            "counts": {
+                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
+                for split, facts in manifest["splits"].items()
+            },
+            "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+            "points_per_shape": manifest["columns"]["points"]["shape"][0],
+            "has_normals": "normals" in manifest["columns"],
+        }
 
     @property
     def fingerprint(self) -> str:
@@ -249,25 +262,6 @@ def promised_info(
         features=features,
         clouds=clouds,
     )
-
-
-def describe_clouds(prepared: PreparedSet, root: Path) -> dict[str, Any]:
-    """Summarise a prepared set of labelled clouds for `data info`."""
-    manifest = prepared.manifest
-    printed = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
-    return {
-        "set": manifest["set"],
-        "root": str(root.resolve()),
-        "source": manifest["source"]["path"],
-        "counts": {
-            split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-            for split, facts in manifest["splits"].items()
-        },
-        "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-        "points_per_shape": manifest["columns"]["points"]["shape"][0],
-        "has_normals": "normals" in manifest["columns"],
-        **{key: manifest[key] for key in (*printed, "differences", "duplicates") if key in manifest},
-    }
 
 
 def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:

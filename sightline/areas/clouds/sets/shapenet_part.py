@@ -62,6 +62,7 @@ class ShapeNetPart(PreparedData):
     """
 
     spec = SetSpec(name="shapenet_part", entries=_list_card_entries)
+    printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
     def __init__(
         self,
@@ -159,23 +160,18 @@ class ShapeNetPart(PreparedData):
         return PreparationPlan(cls.set_name, layout, root, columns, tuple(parts), about, _summary, options)
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        manifest = cls.open_folder(root).manifest
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the shapes and points per split, category and part."""
+        manifest = prepared.manifest
         splits = manifest["splits"]
         names, parts = manifest["category_names"], manifest["class_names"]
-        listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
         return {
-            "set": manifest["set"],
-            "root": str(root.resolve()),
-            "source": manifest["source"]["path"],
             "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
             "points": manifest["num_elements"],
             "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
             "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
             "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
             "has_normals": "normals" in manifest["columns"],
-            **{key: manifest[key] for key in listed},
         }
 
     @cached_property

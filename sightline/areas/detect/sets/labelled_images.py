@@ -25,7 +25,7 @@ from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
 from sightline.store.prepared.prepared_data import PreparedData
-from sightline.store.prepared.prepared_set import LISTED, PreparedSet
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
 
 SplitRule = Literal["seeded", "sorted"]
@@ -172,6 +172,8 @@ class LabelledImages(PreparedData):
     Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
 
+    printed = ("layout", "differences")
+
     def __init__(
         self,
         *,
@@ -272,17 +274,14 @@ class LabelledImages(PreparedData):
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        prepared = cls.open_folder(root)
-        manifest, listed = prepared.manifest, prepared.manifest[LISTED]
-        return {
-            "set": manifest["set"],
-            "layout": manifest["layout"],
-            "root": str(prepared.root.resolve()),
-            "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
-            **manifest["statistics"],
-            "proposed_canvas": manifest.get("proposed_canvas", {}),
-            "differences": manifest["differences"],
-        }
+        described = super().describe(root)
+        return {"set": described["set"], "layout": described.pop("layout"), **described}
+
+    @classmethod
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the statistics of images and boxes, and a canvas for them."""
+        manifest = prepared.manifest
+        return {**manifest["statistics"], "proposed_canvas": manifest.get("proposed_canvas", {})}
 
     def _read_column(self, index: int, column: str) -> np.ndarray:
         if not 0 <= index < len(self):

@@ -64,6 +64,7 @@ class PreparedFrames(PreparedData, DepthFrames):
 
     camera: DepthCamera
     skeleton: Skeleton
+    printed = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
 
     def __init__(
         self,
@@ -100,17 +101,12 @@ class PreparedFrames(PreparedData, DepthFrames):
         return self._names[split][row]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        manifest = cls.open_folder(root).manifest
-        shown = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the frames, and the usable ones, per split."""
+        splits = prepared.manifest["splits"].items()
         return {
-            "set": manifest["set"],
-            "root": str(root.resolve()),
-            "source": manifest["source"]["path"],
-            "frames": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "frames_usable": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
-            **{key: manifest[key] for key in shown if key in manifest},
+            "frames": {split: facts["num_rows"] for split, facts in splits},
+            "frames_usable": {split: facts["num_usable"] for split, facts in splits},
         }
 
     def _locate_row(self, frame_index: int) -> tuple[str, int]:

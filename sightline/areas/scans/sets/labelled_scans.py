@@ -15,7 +15,7 @@ import torch
 
 from sightline.aliases import keep_old_members
 from sightline.areas.scans.sets.label_maps import LabelMap
-from sightline.areas.scans.sets.scan_preparation import describe_scans, id_counts
+from sightline.areas.scans.sets.scan_preparation import id_counts
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
@@ -45,6 +45,7 @@ class LabelledScans(PreparedData):
 
     has_rings: bool = False
     has_columns: bool = False
+    printed = ("layout", "split", "remission_high", "points_per_id", "differences")
 
     def __init__(
         self,
@@ -104,9 +105,13 @@ class LabelledScans(PreparedData):
         return self._prepared.names(stored)[row]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        return describe_scans(cls.open_folder(root))
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the scans and points per split."""
+        splits = prepared.manifest["splits"].items()
+        return {
+            "scans": {split: facts["num_rows"] for split, facts in splits},
+            "points": {split: facts["num_points"] for split, facts in splits},
+        }
 
     _value_columns: ClassVar[tuple[str, ...]] = ()
     """Names of the stored columns that `_read_files` needs."""
