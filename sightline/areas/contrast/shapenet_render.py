@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -136,7 +137,9 @@ def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
             shard_objects = tuple(members[start : start + _OBJECTS_PER_SHARD])
             files = tuple(path for item in shard_objects for path in (item.cloud, *item.views(reader.num_views)))
             title, num_images = f"{synset} from {start}", len(shard_objects) * reader.num_views
-            parts.append(Shard("train", title, len(shard_objects), files, _Rows(shard_objects, reader), num_images))
+            parts.append(
+                Shard("train", title, len(shard_objects), files, partial(map, reader.row, shard_objects), num_images)
+            )
     return parts
 
 
@@ -180,15 +183,6 @@ class PairReader:
             "label": item.label,
         }
         return SampleRow(item.name, str(item.cloud), values)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    objects: tuple[_Object, ...]
-    reader: PairReader
-
-    def __call__(self) -> Iterator[SampleRow]:
-        return map(self.reader.row, self.objects)
 
 
 def _find_root(source: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sightline.areas.clouds.sets.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
@@ -215,16 +215,7 @@ def _make_shards(
             members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
             if members:
                 paths = tuple(cloud.path for cloud in members)
-                yield Shard(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    reader: _Reader
-    members: tuple[ListedCloud, ...]
-
-    def __call__(self) -> Iterator[SampleRow]:
-        return map(self.reader, self.members)
+                yield Shard(split, f"{split}/{name}", len(members), paths, partial(map, reader, members))
 
 
 def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -288,10 +279,6 @@ def _digest(clouds: Sequence[ListedCloud]) -> str:
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    num_classes = len(prepared.manifest["class_names"])
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
-    }
     duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
     clouds = {
         f"{split}/{name}": points
@@ -311,7 +298,7 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         sizes["radii"] = [min(radii), max(radii)]
         notes += note_mixed_units(list(clouds), radii, "clouds")
     return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "splits": count_labels(prepared, len(prepared.manifest["class_names"])),
         "duplicates": duplicates,
         "differences": [*notes, *map(_duplicate_note, duplicates)],
         **sizes,

@@ -15,6 +15,7 @@ from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
+from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
 from sightline.store.prepared.prepared_data import PreparedData
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -262,6 +263,25 @@ def promised_info(
         features=features,
         clouds=clouds,
     )
+
+
+def check_labelled_clouds(
+    data: Any, label: Any, *, where: str, noun: str = "shapes", label_shape: str = "({}, 1)"
+) -> None:
+    """Raise DataError, led by the file `where`, unless an HDF5 file has floats (N, P, 3) and a label of each."""
+    needed = f"floats ({noun}, points, 3) are needed"
+    check_array(data, where=f"{where}: 'data'", kinds="f", shapes=[(None, None, 3)], needed=needed)
+    needed = f"integers {label_shape.format(len(data))} are needed"
+    check_array(label, where=f"{where}: 'label'", kinds="iu", shapes=[(len(data),), (len(data), 1)], needed=needed)
+
+
+def count_labels(prepared: PreparedSet, num_classes: int) -> dict[str, dict[str, Any]]:
+    """Count the rows of each split, and of each class in it, for the manifest."""
+    labels = {split: prepared.array(split, "label") for split in prepared.splits}
+    return {
+        split: {"num_rows": len(label), "class_counts": np.bincount(label, minlength=num_classes).tolist()}
+        for split, label in labels.items()
+    }
 
 
 def count_shapes_per_split(manifest: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, int]:

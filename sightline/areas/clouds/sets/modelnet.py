@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, Normals, promised_info
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, Normals, count_labels, promised_info
 from sightline.areas.clouds.sets.modelnet_files import (
     SPLITS,
     ClassSubset,
@@ -198,14 +198,11 @@ class ModelNet10(_ModelNet):
 
 def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=len(classes.names)).tolist()
-        for split in prepared.splits
-    }
+    splits = count_labels(prepared, len(classes.names))
     expected = _published_counts(classes)
     differences = []
     for split in SPLITS:
-        split_counts = counts.get(split, [0] * len(classes.names))
+        split_counts = splits[split]["class_counts"] if split in splits else [0] * len(classes.names)
         pairs = [
             (f"{split}/{name}", count, expected[split][name])
             for name, count in zip(classes.names, split_counts, strict=True)
@@ -221,7 +218,7 @@ def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[s
     if radius > 1 + _RADIUS_SLACK:
         differences.append(f"points reach out to {radius:.4g} from the origin, the layout promises 1")
     return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "splits": splits,
         "published": expected,
         "differences": differences + ([f"note: {note}"] if note and differences else []),
         "duplicates": find_duplicates(prepared, "points"),

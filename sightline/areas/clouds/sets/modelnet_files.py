@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sightline.areas.clouds.sets.labelled_clouds import check_labelled_clouds
 from sightline.contract.errors import DataError
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
@@ -250,10 +251,7 @@ def _scan_hdf5(path: Path) -> _Hdf5Scan:
     """Read the number of points, the labels (num_shapes,) int64 and the presence of normals of a file."""
     with open_hdf5(path, what="a ModelNet file") as file:
         data, label = file.array("data"), file.array("label")
-        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
-            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
-        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
-            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
+        check_labelled_clouds(data, label, where=str(path))
         normal = file.array("normal") if "normal" in file.names() else None
         has_normals = normal is not None and normal.shape == data.shape and normal.dtype.kind == "f"
         return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)

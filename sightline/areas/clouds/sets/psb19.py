@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.array_files import npz_array
+from sightline.store.files.array_files import check_array, npz_array
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
@@ -67,11 +67,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     shapes = {"xyz": (size, *clouds[1:2], 3), "normal": clouds, "category": (size,), "model_id": (size,)}
     shapes["categories"] = arrays["categories"].shape[:1]
     for key, kinds in _KEYS.items():
-        array = arrays[key]
-        if array.dtype.kind not in kinds or array.shape != shapes[key] or 0 in array.shape:
-            raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; download the file again"
-            )
+        needed = f"{shapes[key]} is needed; download the file again"
+        check_array(arrays[key], where=f"{path}: {key}", kinds=kinds, shapes=[shapes[key]], needed=needed)
     if arrays["category"].min() < 0 or arrays["category"].max() >= len(arrays["categories"]):
         raise DataError(
             f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; "
@@ -98,12 +95,5 @@ def _make_shard(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) ->
 
 def _summary(prepared: PreparedSet) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    num_classes = len(prepared.manifest["class_names"])
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
-    }
-    return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
-        "differences": [],
-        "duplicates": find_duplicates(prepared, "points"),
-    }
+    splits = count_labels(prepared, len(prepared.manifest["class_names"]))
+    return {"splits": splits, "differences": [], "duplicates": find_duplicates(prepared, "points")}

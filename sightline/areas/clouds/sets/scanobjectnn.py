@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, promised_info
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, check_labelled_clouds, promised_info
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey
-from sightline.store.cloud_preparation import Normals
-from sightline.store.files.array_files import open_hdf5
+from sightline.store.cloud_preparation import Normals, check_finite, check_labels
+from sightline.store.files.array_files import check_array, open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_data import SetSpec
@@ -117,7 +116,7 @@ def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shar
             f"{scans['train'].num_points}; do not mix releases in one folder"
         )
     parts = [
-        Shard(split, path.name, scans[split].num_objects, (path,), _Rows(path, to_sphere))
+        Shard(split, path.name, scans[split].num_objects, (path,), partial(_iterate_rows, path, to_sphere))
         for split, path in files.items()
     ]
     return parts, scans["train"].num_points
@@ -153,52 +152,27 @@ def _scan(path: Path, num_classes: int) -> _Scan:
     """Read and check the sizes of a file. Raises DataError for a missing or wrong key, or a label out of range."""
     with open_hdf5(path, what="a file of ScanObjectNN") as file:
         data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
-        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
-            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (objects, points, 3) are needed")
-        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
-            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)},) are needed")
-        if mask.shape != data.shape[:2] or mask.dtype.kind not in "if":
-            raise DataError(
-                f"{path}: 'mask' is {mask.dtype} {mask.shape}, signed numbers {data.shape[:2]} are needed, "
-                f"{_BACKGROUND} for the background"
-            )
-        labels = label[...].reshape(-1)
-        invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(invalid):
-            raise DataError(
-                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} classes (0 to "
-                f"{num_classes - 1}); download the file again"
-            )
+        check_labelled_clouds(data, label, where=str(path), noun="objects", label_shape="({},)")
+        needed = f"signed numbers {data.shape[:2]} are needed, {_BACKGROUND} for the background"
+        check_array(mask, where=f"{path}: 'mask'", kinds="if", shapes=[data.shape[:2]], needed=needed)
+        check_labels(label[...].reshape(-1), num_classes, where=f"{path}: label")
         return _Scan(len(data), data.shape[1])
 
 
-@dataclass(frozen=True)
-class _Rows:
-    path: Path
-    to_sphere: bool
+def _iterate_rows(path: Path, to_sphere: bool) -> Iterator[SampleRow]:
+    with open_hdf5(path) as file:
+        clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
+    labels = labels.reshape(-1)
 
-    def __call__(self) -> Iterator[SampleRow]:
-        with open_hdf5(self.path) as file:
-            clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
-        labels = labels.reshape(-1)
+    def row(index: int) -> SampleRow:
+        where, cloud = f"{path}: object {index}", clouds[index]
+        check_finite(cloud, where=f"{where}: data")
+        assert_extent(cloud, where=where)
+        points = normalize_to_unit_sphere(cloud, where=where) if to_sphere else cloud
+        values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
+        return SampleRow(f"{path.stem}/{index:05d}", where, values)
 
-        def row(index: int) -> SampleRow:
-            where, cloud = f"{self.path}: object {index}", clouds[index]
-            _assert_finite(cloud, where)
-            assert_extent(cloud, where=where)
-            points = normalize_to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
-            values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
-            return SampleRow(f"{self.path.stem}/{index:05d}", where, values)
-
-        return map(row, range(len(clouds)))
-
-
-def _assert_finite(points: np.ndarray, where: str) -> None:
-    """Raise DataError naming the first coordinate that is not finite."""
-    is_finite = np.isfinite(points)
-    if not is_finite.all():
-        point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")
+    return map(row, range(len(clouds)))
 
 
 _NUM_POINTS = 2048

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -210,17 +210,6 @@ class _FrameReader:
         return SourceFrame(label.frame, str(path), depth, joints, visible, int(self.groups[index]))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Picklable rows of a shard."""
-
-    reader: _FrameReader
-    indices: tuple[int, ...]
-
-    def __call__(self) -> Iterator[SourceFrame]:
-        return map(self.reader, self.indices)
-
-
 def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[SourceFrame]]:
     shards = []
     for split in dict.fromkeys(splits):
@@ -230,7 +219,8 @@ def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[Sour
             files = tuple(reader.root / reader.labels.frames[index].frame for index in indices)
             title = f"{split} {first} to {first + len(indices) - 1}"
             size = sum(map(file_size, files))
-            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), _Rows(reader, indices), size))
+            rows = partial(map, reader, indices)
+            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), rows, size))
     return shards
 
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -44,7 +43,7 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
-from sightline.store.files.array_files import npz_array, read_npy
+from sightline.store.files.array_files import check_array, npz_array, read_npy
 from sightline.store.files.input_files import file_size, read_file
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
@@ -95,24 +94,18 @@ class S3disOneRoom(LabelledScenes):
             "class_names": class_names,
             "split": _SPLIT,
         }
-        parts = tuple(Shard(split, split, 1, (root,), _HalfReader(root, split)) for split in ("train", "test"))
+        read = partial(_read_half, root)
+        parts = tuple(Shard(split, split, 1, (root,), partial(map, read, (split,))) for split in ("train", "test"))
         columns = scene_columns(len(class_names))
         return PreparationPlan(cls.set_name, "npz", root, columns, parts, about, summarise_scenes)
 
 
-@dataclass(frozen=True)
-class _HalfReader:
-    """Picklable reader of the one row of a split."""
-
-    path: Path
-    split: str
-
-    def __call__(self) -> Iterator[SampleRow]:
-        arrays = _read_archive(self.path)
-        is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
-        selected = is_low if self.split == "train" else ~is_low
-        values = scene_values(arrays["label"][selected], len(arrays["classes"]))
-        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][selected], **values})
+def _read_half(path: Path, split: str) -> SampleRow:
+    arrays = _read_archive(path)
+    is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
+    selected = is_low if split == "train" else ~is_low
+    values = scene_values(arrays["label"][selected], len(arrays["classes"]))
+    return SampleRow(f"half/{split}", f"{path}: xyz", {"points": arrays["xyz"][selected], **values})
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
@@ -125,11 +118,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     size = len(arrays["label"]) if arrays["label"].ndim else 0
     shapes = {"xyz": (size, 3), "label": (size,), "classes": arrays["classes"].shape[:1]}
     for key, kind in _KEYS.items():
-        array = arrays[key]
-        if array.dtype.kind not in kind or array.shape != shapes[key] or 0 in array.shape:
-            raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; get the file again"
-            )
+        needed = f"{shapes[key]} is needed; get the file again"
+        check_array(arrays[key], where=f"{path}: {key}", kinds=kind, shapes=[shapes[key]], needed=needed)
     outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
     if len(outside):
         raise DataError(
@@ -321,24 +311,17 @@ def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
     return (*(["colours"] if colours else []), *(["place"] if place else []))
 
 
-@dataclass(frozen=True)
-class _RoomReader:
-    """Picklable reader of the one row of a room's shard."""
-
-    room: Room | IntegerRoom
-    order: str | None
-
-    def __call__(self) -> Iterator[SampleRow]:
-        room_points = _read_any_room(self.room, self.order)
-        points, origin = from_lowest_corner(room_points.points)
-        values = {
-            "points": points,
-            "colours": room_points.colours,
-            **scene_values(room_points.label, len(CLASS_NAMES)),
-            "origin_m": origin,
-            "num_repairs": len(room_points.repairs),
-        }
-        yield SampleRow(self.room.name, str(_list_files(self.room)[0]), values)
+def _read_row(order: str | None, room: Room | IntegerRoom) -> SampleRow:
+    room_points = _read_any_room(room, order)
+    points, origin = from_lowest_corner(room_points.points)
+    values = {
+        "points": points,
+        "colours": room_points.colours,
+        **scene_values(room_points.label, len(CLASS_NAMES)),
+        "origin_m": origin,
+        "num_repairs": len(room_points.repairs),
+    }
+    return SampleRow(room.name, str(_list_files(room)[0]), values)
 
 
 def _read_any_room(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
@@ -355,7 +338,7 @@ def _list_files(room: Room | IntegerRoom) -> tuple[Path, ...]:
 def _make_shard(room: Room | IntegerRoom, order: str | None) -> Shard:
     files = _list_files(room)
     num_points = sum(file_size(file) for file in files) // _BYTES_PER_POINT
-    return Shard(room.area, room.name, 1, files, _RoomReader(room, order), num_points)
+    return Shard(room.area, room.name, 1, files, partial(map, partial(_read_row, order), (room,)), num_points)
 
 
 def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -278,20 +278,10 @@ class _SceneReader:
         return np.where(is_ignored, IGNORE_INDEX, values).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _RowReader:
-    """Picklable reader of the one row of a scene's shard."""
-
-    scene: ListedScene
-    reader: _SceneReader
-
-    def __call__(self) -> Iterator[SampleRow]:
-        yield self.reader(self.scene)
-
-
 def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
     num_points = file_size(scene.path) // 16
-    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowReader(scene, reader), num_points)
+    rows = partial(map, reader, (scene,))
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), rows, num_points)
 
 
 def _read_label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:
