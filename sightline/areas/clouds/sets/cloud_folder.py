@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
+from sightline.areas.clouds.sets.cloud_listing import ListedCloud, list_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
@@ -31,9 +30,11 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
+from sightline.store.prepared.splits import SPLITS
 
 _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 

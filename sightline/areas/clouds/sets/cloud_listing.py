@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 from collections import Counter
@@ -11,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
+from sightline.store.files.input_files import list_folders, natural_sort_key
 from sightline.store.prepared.prepared_set import MANIFEST, summarise_folder
+from sightline.store.prepared.splits import SPLITS, deal_by_hash
 
-SPLITS = ("train", "validation", "test")
 _LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
 
 
@@ -87,22 +86,17 @@ def split_clouds(
 def _assign_splits(
     members: Sequence[ListedCloud], test_share: float, validation_share: float, seed: int
 ) -> Iterator[ListedCloud]:
-    """Yield the clouds of one class with their splits assigned, in the order of `members`."""
-    num_test = max(1, round(test_share * len(members)))
-    num_validation = max(1, round(validation_share * len(members)))
-    if num_test + num_validation >= len(members):
-        count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
-        raise DataError(
-            f"{members[0].path.parent}: class '{members[0].label}' has {count}, too few for {num_test} "
-            f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
-        )
-    order = sorted(
-        members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
+    """Iterate over the clouds of one class with their splits assigned, in the order of `members`."""
+    count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
+    splits = deal_by_hash(
+        [cloud.name for cloud in members],
+        test_share=test_share,
+        validation_share=validation_share,
+        seed=seed,
+        where=f"{members[0].path.parent}: class '{members[0].label}' has {count}",
+        advice="leave the class out",
     )
-    split_by_path = {cloud.path: "test" for cloud in order[:num_test]}
-    split_by_path |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
-    for cloud in members:
-        yield cloud._replace(split=split_by_path.get(cloud.path, "train"))
+    return (cloud._replace(split=split) for cloud, split in zip(members, splits, strict=True))
 
 
 def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
@@ -129,7 +123,7 @@ def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
 def _list_subfolders(root: Path) -> list[Path]:
     """List the visible subfolders of a folder. Raises DataError if there are none, or if clouds lie next to them."""
     stray = [path for path in root.iterdir() if is_cloud_file(path)]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = list_folders(root)
     if stray or not folders:
         fault = f"{min(stray).name} is not in the folder of a class" if stray else f"it holds {summarise_folder(root)}"
         raise DataError(f"{root}: {fault}; lay it out as {_LAYOUTS}")
@@ -138,9 +132,7 @@ def _list_subfolders(root: Path) -> list[Path]:
 
 def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
     """List the clouds of one class folder. Raises DataError if it has no clouds, or subfolders."""
-    subfolder = next(
-        (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None
-    )
+    subfolder = next(iter(list_folders(folder)), None)
     paths = [path for path in folder.iterdir() if is_cloud_file(path)]
     if subfolder is not None or not paths:
         fault = (

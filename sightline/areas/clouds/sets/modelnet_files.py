@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
 from sightline.store.files.array_files import READ_ERRORS, npz_array, npz_header, open_hdf5
 from sightline.store.files.cloud_formats import read_off
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -69,11 +69,6 @@ class SourceContents(NamedTuple):
 
     columns: dict[str, ColumnSpec]
     parts: tuple[Shard, ...]
-
-
-def natural_sort_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key for names in which `a2` comes before `a10`."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
 def make_columns(num_points: int, *, has_normals: bool) -> dict[str, ColumnSpec]:

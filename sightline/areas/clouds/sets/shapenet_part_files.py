@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sightline.areas.clouds.sets.labelled_clouds import check_labelled_clouds
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import check_finite, check_labels
 from sightline.store.files.array_files import Hdf5File, check_array, open_hdf5
-from sightline.store.files.input_files import file_size, read_file
+from sightline.store.files.input_files import file_size, natural_sort_key, read_file
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere
 

@@ -39,7 +39,7 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.files.input_files import parse_json_content, read_file
+from sightline.store.files.input_files import list_folders, parse_json_content, read_file
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
@@ -169,7 +169,7 @@ def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict
         return {root / name: _check_instances(_read_json(root / name), root / name) for name in annotations}
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
     read = {path: _read_json(path) for path in named or files}

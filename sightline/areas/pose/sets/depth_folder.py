@@ -12,11 +12,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.pose.depth_files import MIN_RANGE_MM, SizePx, read_depth, read_depth_png
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
-    SPLITS,
     DepthSource,
     DepthSpec,
     PreparedFrames,
@@ -41,10 +39,11 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, PositiveFloat, PositiveFraction, ReferencePoint, Seed
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
-from sightline.store.files.input_files import file_size
+from sightline.store.files.input_files import file_size, natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
+from sightline.store.prepared.splits import SPLITS, order_by_hash
 
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _FRAMES_PER_SHARD = 200
@@ -339,13 +338,10 @@ def _assign_splits(frames: Sequence[FrameLabel], test_share: float, seed: int) -
     if frames[0].split:
         splits = ["test" if label.split == "test" else "train" for label in frames]
         return splits, groups, f"as the labels state; {kind} of train are held out for validation"
-    order = sorted(
-        names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest()
-    )
     num_test = min(max(1, round(test_share * len(names))), len(names) - 1)
     if num_test < 1:
         raise DataError(f"{frames[0].where}: is the only frame; label more frames, or state their splits")
-    tested = set(order[:num_test])
+    tested = {names[index] for index in order_by_hash(names.tolist(), seed=seed)[:num_test]}
     note = f"{num_test} of {len(names)} {kind} are tested, by a hash of seed {seed}; others are held out for validation"
     return ["test" if recording in tested else "train" for recording in recordings], groups, note
 

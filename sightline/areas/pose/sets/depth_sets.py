@@ -32,8 +32,7 @@ from sightline.store.prepared.columns import DEPTH_TYPES, ColumnSpec, pack_depth
 from sightline.store.prepared.prepared_data import PreparedData, SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
-
-SPLITS = ("train", "validation", "test")
+from sightline.store.prepared.splits import SPLITS
 
 
 @dataclass(frozen=True)

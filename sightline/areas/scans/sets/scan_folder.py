@@ -40,9 +40,7 @@ from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan
-from sightline.store.prepared.splits import make_splits
-
-_SPLITS = ("train", "validation", "test")
+from sightline.store.prepared.splits import SPLITS, make_splits
 
 
 @registry.data.add("scan_folder")
@@ -234,7 +232,7 @@ def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; give one with scans")
-    folders = {split: _list_scans(root / split) for split in _SPLITS if (root / split).is_dir()}
+    folders = {split: _list_scans(root / split) for split in SPLITS if (root / split).is_dir()}
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
         if empty:

@@ -20,7 +20,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
     LabelledScenes,
     SceneSplit,
@@ -44,12 +43,13 @@ from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
 from sightline.store.files.array_files import check_array, npz_array, read_npy
-from sightline.store.files.input_files import file_size, read_file
+from sightline.store.files.input_files import file_size, natural_sort_key, read_file
 from sightline.store.loading.batch_reader import stratified_split
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import SPLITS
 from sightline.store.scene_preparation import from_lowest_corner
 
 _KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
@@ -369,7 +369,7 @@ def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root
 
 def _choose_rooms(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
     """Choose the rooms of a split. Raises DataError for an unknown split or area."""
-    if split not in ("train", "validation", "test"):
+    if split not in SPLITS:
         raise DataError(f"{prepared.root}: has no part '{split}'; it has train, validation and test")
     if test_area not in prepared.splits:
         available = ", ".join(prepared.splits)

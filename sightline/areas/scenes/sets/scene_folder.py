@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import SPLITS
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
     IGNORE_INDEX,
     LabelledScenes,
@@ -38,11 +36,12 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.store.files.input_files import file_size
+from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import SPLITS, deal_by_hash
 from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
 
 CLASSES_FILE = "classes.txt"
@@ -71,10 +70,18 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
         raise DataError(f"{root}: there is no such folder; give one with scenes: {_LAYOUTS}")
     if (root / MANIFEST).is_file():
         raise DataError(f"{root}: is prepared already; give the folder of the files")
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path.name for path in list_folders(root)]
     files = _list_files(root)
     if not folders:
-        return "folder", _split_by_hash(root, files, test_share, validation_share, seed)
+        splits = deal_by_hash(
+            [path.name for path in files],
+            test_share=test_share,
+            validation_share=validation_share,
+            seed=seed,
+            where=f"{root}: holds {len(files)} scenes",
+            advice=f"lay it out as {_LAYOUTS}",
+        )
+        return "folder", list(map(ListedScene, files, splits))
     unknown = [name for name in folders if name not in SPLITS]
     if unknown or files:
         contents = f"the folder {unknown[0]}" if unknown else f"{files[0].name} beside the folder {folders[0]}"
@@ -111,24 +118,6 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(clouds, key=lambda path: natural_sort_key(path.name))
 
 
-def _split_by_hash(
-    root: Path, paths: Sequence[Path], test_share: float, validation_share: float, seed: int
-) -> list[ListedScene]:
-    num_test = max(1, round(test_share * len(paths)))
-    num_validation = max(1, round(validation_share * len(paths))) if validation_share else 0
-    if num_test + num_validation >= len(paths):
-        raise DataError(
-            f"{root}: holds {len(paths)} scenes, too few for {num_test} to test, {num_validation} to validate and one "
-            f"to train on; add some, or lay it out as {_LAYOUTS}"
-        )
-    order = sorted(
-        paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors="surrogateescape")).hexdigest()
-    )
-    split_by_path = {path: "test" for path in order[:num_test]}
-    split_by_path |= {path: "validation" for path in order[num_test : num_test + num_validation]}
-    return [ListedScene(path, split_by_path.get(path, "train")) for path in paths]
-
-
 _MAX_CLASSES = 255
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
@@ -154,9 +143,9 @@ class SceneFolder(LabelledScenes):
         repeats: Count = 1,
     ) -> None:
         prepared = self.open_root(root)
-        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
+        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in SPLITS}
         if split not in sizes:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(SPLITS)}")
         for name, is_requested in (("colours", colours), ("normals", normals)):
             if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
@@ -233,9 +222,6 @@ class SceneFolder(LabelledScenes):
         columns = manifest["source_columns"]
         scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
