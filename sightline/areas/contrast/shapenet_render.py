@@ -26,7 +26,7 @@ from sightline.store.files.image_files import png_fault, read_view
 from sightline.store.files.input_files import open_regular
 from sightline.store.files.ply import read_ply
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -94,14 +94,14 @@ class Pairing:
         return [f"{len(names)} {description}, left out: {_first(names)}" for description, names in kinds if names]
 
 
-def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> tuple[Path, Pairing]:
-    """Match clouds and images by synset and name; return the resolved folder and the pairing.
+def find_pairs(root: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> Pairing:
+    """Match clouds and images by synset and name.
 
     The beginning and the end of every file of a pair are checked, so that all truncated files are reported at once.
     Raises DataError if one of the two folders is missing or nothing matches, naming folders and contents; and, with
     `broken: refuse`, for broken files, naming the first ten and counting all.
     """
-    root = _find_root(source)
+    _check_halves(root)
     pairing, faults = Pairing(), []
     facts = published_counts()
     for label, synset in enumerate(facts["synsets"]):
@@ -125,7 +125,7 @@ def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress
             "leave these objects out with broken=leave_out"
         )
     _assert_pairs(root, pairing)
-    return root, pairing
+    return pairing
 
 
 def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
@@ -185,15 +185,8 @@ class PairReader:
         return SampleRow(item.name, str(item.cloud), values)
 
 
-def _find_root(source: Path) -> Path:
-    """Return the resolved folder of both halves. Raises DataError if one is missing or has no matching files."""
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(
-            f"{source}: there is no such folder (looked at {root}); give the one with {CLOUDS} and {IMAGES}"
-        )
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder with {CLOUDS} and {IMAGES}")
+def _check_halves(root: Path) -> None:
+    """Raise DataError if one of both halves is missing or has no matching files."""
     counts = {
         CLOUDS: sum(len(_list_clouds(root / CLOUDS / name)) for name in _list_folders(root / CLOUDS)),
         IMAGES: sum(len(_list_folders(root / IMAGES / name)) for name in _list_folders(root / IMAGES)),
@@ -209,7 +202,6 @@ def _find_root(source: Path) -> Path:
             f"{folder}: {contents}, and {root / other} has {counts[other]} {nouns[other]}; a pair needs both: put the "
             f"{nouns[half]} there (a link will do)"
         )
-    return root
 
 
 def _pair_synset(root: Path, synset: str, label: int, num_views: int, pairing: Pairing) -> list[_Object]:
@@ -303,7 +295,7 @@ class ShapeNetRender(LabelledClouds):
     Source: Chang et al. 2015, "ShapeNet"; Choy et al. 2016, "3D-R2N2" (pictures); Afham et al. 2022, "CrossPoint".
     """
 
-    spec = SetSpec(name="shapenet_render", entries=_list_card_entries)
+    spec = SetSpec(name="shapenet_render", what=f"{CLOUDS} and {IMAGES}", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -334,7 +326,6 @@ class ShapeNetRender(LabelledClouds):
         cls,
         root: Path,
         *,
-        source: Path,
         progress: Progress,
         size_px: Annotated[int, Ge(8), Le(512)] = 96,
         background: Background = "black",
@@ -347,7 +338,7 @@ class ShapeNetRender(LabelledClouds):
         broken file (`broken: leave_out` leaves out objects with truncated files), and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        root, pairing = find_pairs(source, broken=broken, progress=progress)
+        pairing = find_pairs(root, broken=broken, progress=progress)
         reader = PairReader.from_first_cloud(pairing, size_px=size_px, background=background)
         synsets = published_counts()["synsets"]
         about = {

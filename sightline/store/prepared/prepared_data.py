@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sightline.contract.errors import DataError
 from sightline.store.prepared.columns import prepared_root
@@ -31,13 +31,14 @@ CARDS = Path(__file__).parents[1] / "cards.json"
 class SetSpec:
     """Row of a set that is prepared from files.
 
-    Its source, called `what` in messages, is a folder with one of the files `marks`: the one that the user gives or one
-    of the folders `inner` in it; without `marks` it is the file `what`, or anything. `entries` computes entries of the
-    card, in addition to those of cards.json.
+    Its source is of a `kind` and contains `what`; without `what` it is not checked. If it has `marks`, it is a folder
+    with one of these files: the one that the user gives or one of the folders `inner` in it. `entries` computes entries
+    of the card, in addition to those of cards.json.
     """
 
     name: str
     what: str = ""
+    kind: Literal["folder", "file", "file or folder"] = "folder"
     marks: Sequence[str] = ()
     inner: Sequence[str] = ()
     entries: Callable[[], Mapping[str, Any]] = dict
@@ -45,14 +46,17 @@ class SetSpec:
     def find(self, source: Path) -> Path:
         """Find the source, resolved. Raises DataError that names what it looked for."""
         root = source.expanduser().resolve()
-        if not self.marks:
-            if self.what and not root.is_file():
-                raise DataError(f"{source}: there is no such file (looked at {root}); give {self.what}")
+        if not self.what:
             return root
-        if not root.is_dir():
-            raise DataError(f"{source}: there is no such folder (looked at {root}); give that of {self.what}")
+        is_there = {"file": root.is_file, "folder": root.is_dir, "file or folder": root.exists}[self.kind]
+        advice = f"give {self.what}" if self.kind == "file" else f"give the {self.kind} with {self.what}"
+        if not is_there():
+            fault = "is not a" if root.exists() else "there is no such"
+            raise DataError(f"{source}: {fault} {self.kind} (looked at {root}); {advice}")
         if (root / MANIFEST).is_file():
-            raise DataError(f"{root}: is prepared already; give the folder of {self.what}")
+            raise DataError(f"{root}: is prepared already; {advice}")
+        if not self.marks:
+            return root
         for folder in (root, *(root / name for name in self.inner)):
             if any((folder / mark).exists() for mark in self.marks):
                 return folder
@@ -75,8 +79,8 @@ class PreparedData:
     """Base of the data sets that read a prepared folder.
 
     A class that defines `plan` can be prepared. `plan(root, *, ...)` plans the preparation of the source that `spec`
-    finds at `root`; its keyword arguments are the options of `sightline data prepare`, but `source`, `target` and
-    `progress`, which it gets as that command has them.
+    finds at `root`; its keyword arguments are the options of `sightline data prepare`, but `target` and `progress`,
+    which it gets as that command has them.
     """
 
     spec: ClassVar[SetSpec]
@@ -131,7 +135,33 @@ class PreparedData:
         return verify(root)
 
 
-_PASSED = ("source", "target", "progress")
+def find_layout(
+    root: Path,
+    match: Callable[[Path], list[tuple[str, Path]]],
+    *,
+    inner: Sequence[str],
+    name: str,
+    layouts: Mapping[str, Mapping[str, Any]],
+) -> tuple[str, Path]:
+    """Find the one layout, and its path, that `match` recognises in a folder or in one of the folders `inner` in it.
+
+    `layouts` state a `title` and what each `looks_like`. Raises DataError for none, and for several.
+    """
+    matches = match(root)
+    for folder in (root / path for path in inner if not matches):
+        matches += match(folder.resolve()) if folder.is_dir() else []
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        listed = ", ".join(f"{path} ({layout})" for layout, path in matches)
+        raise DataError(f"{root}: holds {len(matches)} layouts, give one: {listed}")
+    looked_for = "; ".join(f"{facts['title']} ({facts['looks_like']})" for facts in layouts.values())
+    raise DataError(
+        f"{root}: holds {summarise_folder(root)}, which is not a layout of {name}; looked for: {looked_for}"
+    )
+
+
+_PASSED = ("target", "progress")
 """Arguments of `prepare` that are passed to a `plan` which names them."""
 
 
@@ -144,7 +174,7 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         cls: type[PreparedData], *, source: Path, target: Path, name: str, progress: Progress, **options: Any
     ) -> dict[str, Any]:
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        passed = {"source": source, "target": target, "progress": progress}
+        passed = {"target": target, "progress": progress}
         options |= {key: value for key, value in passed.items() if key in named}
         return write_prepared_set(cls.plan(cls.spec.find(source), **options), target, progress=progress)
 

@@ -115,7 +115,10 @@ def test_faults_of_options_and_sources_are_one_line(plugin: Path, tmp_path: Path
     assert "factr: is not an option; did you mean 'factor'" in refuse(*words, "--from", tmp_path / "in", "factr=2")
     (tmp_path / "else").mkdir()
     assert "which is not numbers (numbers.txt); looked for numbers.txt" in refuse(*words, "--from", tmp_path / "else")
-    assert not (tmp_path / "out").exists()
+    advice = "give the folder with numbers (numbers.txt)"
+    assert f"{plugin}: is not a folder (looked at {plugin}); {advice}" in refuse(*words, "--from", plugin)
+    succeed(*words, "--from", tmp_path / "in")
+    assert f"out: is prepared already; {advice}" in refuse(*words, "--from", tmp_path / "out")
 
 
 def test_prepare_has_the_options_of_its_plan() -> None:

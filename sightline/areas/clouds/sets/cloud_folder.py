@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import ListedCloud, list_clouds, split_clouds
+from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, split_clouds
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
@@ -48,7 +48,12 @@ class CloudFolder(LabelledClouds):
     `fraction_seed`. Source: the user's files.
     """
 
-    spec = SetSpec(name="cloud_folder", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)})
+    spec = SetSpec(
+        name="cloud_folder",
+        what=f"clouds: {LAYOUTS}",
+        kind="file or folder",
+        entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)},
+    )
 
     def __init__(
         self,
@@ -124,7 +129,6 @@ class CloudFolder(LabelledClouds):
         cls,
         root: Path,
         *,
-        source: Path,
         target: Path,
         up_axis: Literal["x", "y", "z"],
         num_points: Count = 1024,
@@ -150,9 +154,9 @@ class CloudFolder(LabelledClouds):
         columns_list = None if names is None else list(names)  # lists, as JSON returns them
         if target.resolve().is_relative_to(root):
             raise ConfigError(
-                f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
+                f"--to {target}: lies in {root}, whose folders are the classes; give a folder outside of it"
             )
-        layout, clouds = list_clouds(source)
+        layout, clouds = list_clouds(root)
         split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
@@ -184,7 +188,7 @@ class CloudFolder(LabelledClouds):
             _columns(preparation),
             tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
-            partial(_summary, passed_over=list_skipped_files(source.expanduser()) if root.is_dir() else ""),
+            partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
             {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,44 +28,25 @@ from sightline.areas.clouds.sets.modelnet_files import (
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo
-from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_data import SetSpec, find_layout
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 from sightline.store.prepared.views import promised_image
 
 _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
 
 
-def detect_layout(source: Path) -> tuple[str, Path]:
-    """Detect the layout (hdf5, text, off or npz) of a file or folder; return it with the resolved path.
+def detect_layout(root: Path) -> tuple[str, Path]:
+    """Detect the layout (hdf5, text, off or npz) of a file or folder; return it with its path.
 
     Symbolic links are followed. Raises DataError naming what was found and what was looked for.
     """
-    root = source.expanduser().resolve()
-    if not root.exists():
-        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
     if root.is_file():
         if zipfile.is_zipfile(root) or root.suffix == ".npz":
             return "npz", root
         raise DataError(f"{root}: is not a layout by itself; give the folder that holds it, or an .npz archive")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _match_layouts(root)
-    for inner in _INNER_FOLDERS if not matches else ():
-        if (root / inner).is_dir():
-            matches += _match_layouts((root / inner).resolve())
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise DataError(
-            f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(path) for _, path in matches)}"
-        )
-    looked_for = "; ".join(
-        f"{facts['title']} ({facts['looks_like']})" for facts in published_counts()["layouts"].values()
-    )
-    raise DataError(
-        f"{root}: holds {summarise_folder(root)}, which is not a layout of ModelNet; looked for: {looked_for}"
-    )
+    layouts = published_counts()["layouts"]
+    return find_layout(root, _match_layouts, inner=_INNER_FOLDERS, name="ModelNet", layouts=layouts)
 
 
 def read_contents(layout: str, root: Path, classes: ClassSubset) -> SourceContents:
@@ -107,9 +88,12 @@ def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
     }
 
 
-def _list_card_entries(set_name: str) -> dict[str, Any]:
-    splits = _published_counts(ClassSubset.from_set_name(set_name))
-    return {"splits": splits, "layouts": published_counts()["layouts"]}
+def _make_spec(name: str) -> SetSpec:
+    def list_entries() -> dict[str, Any]:
+        splits = _published_counts(ClassSubset.from_set_name(name))
+        return {"splits": splits, "layouts": published_counts()["layouts"]}
+
+    return SetSpec(name=name, what="a public release of ModelNet", kind="file or folder", entries=list_entries)
 
 
 class _ModelNet(LabelledClouds):
@@ -142,13 +126,13 @@ class _ModelNet(LabelledClouds):
         )
 
     @classmethod
-    def plan(cls, root: Path, *, source: Path) -> PreparationPlan:
+    def plan(cls, root: Path) -> PreparationPlan:
         """Plan to write the set in native form from any public layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        layout, root = detect_layout(source)
+        layout, root = detect_layout(root)
         classes = ClassSubset.from_set_name(cls.set_name)
         contents = read_contents(layout, root, classes)
         facts = published_counts()["layouts"][layout]
@@ -179,7 +163,7 @@ class ModelNet40(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    spec = SetSpec(name="modelnet40", entries=partial(_list_card_entries, "modelnet40"))
+    spec = _make_spec("modelnet40")
 
 
 @registry.data.add("modelnet10")
@@ -192,7 +176,7 @@ class ModelNet10(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    spec = SetSpec(name="modelnet10", entries=partial(_list_card_entries, "modelnet10"))
+    spec = _make_spec("modelnet10")
     readable_sets = ("modelnet40",)
 
 

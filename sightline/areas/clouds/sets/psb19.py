@@ -32,7 +32,7 @@ class Psb19(LabelledClouds):
     by `fraction_seed`. Shapes lie mostly y up. Source: Chen et al. 2009, "A Benchmark for 3D Mesh Segmentation".
     """
 
-    spec = SetSpec(name="psb19", what="the archive psb19_2048.npz")
+    spec = SetSpec(name="psb19", what="the archive psb19_2048.npz", kind="file")
 
     @classmethod
     def plan(cls, root: Path) -> PreparationPlan:

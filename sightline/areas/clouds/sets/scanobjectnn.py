@@ -25,7 +25,7 @@ from sightline.store.files.array_files import check_array, open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, prepare_command, summarise_folder
+from sightline.store.prepared.prepared_set import PreparedSet, prepare_command, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -73,16 +73,11 @@ def make_columns(num_points: int) -> dict[str, ColumnSpec]:
     }
 
 
-def find_variant_files(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
-    """Find the file of each split of a variant; `source` is `h5_files` or its parent folder.
+def find_variant_files(root: Path, variant: VariantName, division: Division) -> dict[str, Path]:
+    """Find the file of each split of a variant; `root` is `h5_files` or its parent folder.
 
     Raises DataError naming the missing file and the contents of the folder.
     """
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"{source}: there is no such folder (looked at {root}); give h5_files of the release")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give h5_files of the release")
     facts = published_counts()["variants"][variant]
     folder_name = division if facts["has_background"] else f"{division}_nobg"
     if not (root / folder_name).is_dir() and (root / _INNER_FOLDER).is_dir():
@@ -203,7 +198,7 @@ class ScanObjectNN(LabelledClouds):
     Source: Uy et al. 2019, "Revisiting Point Cloud Classification".
     """
 
-    spec = SetSpec(name="scanobjectnn", entries=_list_card_entries)
+    spec = SetSpec(name="scanobjectnn", what="the release of ScanObjectNN (h5_files)", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -288,7 +283,6 @@ class ScanObjectNN(LabelledClouds):
         cls,
         root: Path,
         *,
-        source: Path,
         variant: VariantName,
         division: Division = "main_split",
         unit_sphere: bool = True,
@@ -299,7 +293,7 @@ class ScanObjectNN(LabelledClouds):
         DataError for files that are missing or damaged, naming file, key and index, and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        files = find_variant_files(source, variant, division)
+        files = find_variant_files(root, variant, division)
         parts, num_points = variant_parts(files, to_sphere=unit_sphere)
         options = {"variant": variant, "division": division, "unit_sphere": unit_sphere}
         about = {

@@ -30,8 +30,8 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.prepared_data import PreparedData, SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 
 _FRAME = "object, y up"
@@ -61,7 +61,7 @@ class ShapeNetPart(PreparedData):
     Source: Yi et al. 2016, "A Scalable Active Framework for Region Annotation in 3D Shape Collections".
     """
 
-    spec = SetSpec(name="shapenet_part", entries=_list_card_entries)
+    spec = SetSpec(name="shapenet_part", what="a public release of ShapeNetPart", entries=_list_card_entries)
     printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
     def __init__(
@@ -139,13 +139,14 @@ class ShapeNetPart(PreparedData):
         return self._names[split][row]
 
     @classmethod
-    def plan(cls, root: Path, *, source: Path) -> PreparationPlan:
+    def plan(cls, root: Path) -> PreparationPlan:
         """Plan to write the set in native form from either layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        layout, root = _detect_layout(source)
+        layouts = published_counts()["layouts"]
+        layout, root = find_layout(root, _match_layouts, inner=_INNER_FOLDERS, name="ShapeNetPart", layouts=layouts)
         parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
         options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
         about = {
@@ -239,31 +240,9 @@ def _make_info(normals: Normals) -> DataInfo:
     )
 
 
-def _detect_layout(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
-    """Detect the layout of a folder; return it with the resolved path. Raises DataError for none or several."""
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of the public release")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _match_layouts(root)
-    for inner in _INNER_FOLDERS if not matches else ():
-        matches += _match_layouts((root / inner).resolve())
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        layouts = ", ".join(f"{path} ({layout})" for layout, path in matches)
-        raise DataError(f"{root}: holds {len(matches)} layouts, give the folder of one: {layouts}")
-    facts = published_counts()["layouts"].values()
-    looked_for = "; ".join(f"{layout_facts['title']} ({layout_facts['looks_like']})" for layout_facts in facts)
-    raise DataError(
-        f"{root}: holds {summarise_folder(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}"
-    )
-
-
-def _match_layouts(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
+def _match_layouts(folder: Path) -> list[tuple[str, Path]]:
     """List the layouts (name, path) that the contents of a folder match."""
-    matches: list[tuple[Literal["hdf5", "text"], Path]] = []
+    matches = []
     if any(hdf5_files(folder, split) for split in SPLITS):
         matches.append(("hdf5", folder))
     if (folder / CATEGORIES_FILE).is_file() or (folder / LISTS_FOLDER).is_dir():

@@ -41,7 +41,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
 from sightline.store.files.input_files import file_size, natural_sort_key
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
 from sightline.store.prepared.splits import SPLITS, order_by_hash
 
@@ -65,7 +65,11 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
-    spec = SetSpec(name="depth_folder", entries=lambda: {"files": ".png (one channel of 16 bits), .npy"})
+    spec = SetSpec(
+        name="depth_folder",
+        what=f"frames and {' or '.join(LABEL_FILES)}",
+        entries=lambda: {"files": ".png (one channel of 16 bits), .npy"},
+    )
     expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
 
     def __init__(
@@ -99,7 +103,6 @@ class DepthFolder(PreparedFrames):
         cls,
         root: Path,
         *,
-        source: Path,
         fx: PositiveFloat | None = None,
         fy: float | None = None,
         u0: float | None = None,
@@ -120,10 +123,6 @@ class DepthFolder(PreparedFrames):
         the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
         that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
         """
-        if not root.is_dir():
-            raise DataError(f"{source}: there is no such folder; give one with frames and {' or '.join(LABEL_FILES)}")
-        if (root / MANIFEST).is_file():
-            raise DataError(f"{root}: is prepared already; give the folder of the files")
         labels = read_joint_labels(root)
         joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)

@@ -54,7 +54,7 @@ class ScanFolder(LabelledScans):
     Source: the user's files.
     """
 
-    spec = SetSpec(name="scan_folder", entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
+    spec = SetSpec(name="scan_folder", what="scans", entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class ScanFolder(LabelledScans):
 
         Options as those of `plan`. Raises as `plan`.
         """
-        root = source.expanduser().resolve()
+        root = cls.spec.find(source)
         reader = _ReaderOptions(
             None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
         )
@@ -230,8 +230,6 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give one with scans")
     folders = {split: _list_scans(root / split) for split in SPLITS if (root / split).is_dir()}
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]

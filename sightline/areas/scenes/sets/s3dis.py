@@ -70,7 +70,7 @@ class S3disOneRoom(LabelledScenes):
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
     """Metrics of simple baselines on the same half, shown next to the results of a run."""
-    spec = SetSpec(name="s3dis_one_room", what="the archive s3dis_one_room.npz")
+    spec = SetSpec(name="s3dis_one_room", what="the archive s3dis_one_room.npz", kind="file")
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
         prepared = self.open_root(root)
@@ -223,7 +223,9 @@ class S3dis(LabelledScenes):
     Source: Armeni et al. 2016; the splits of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
     """
 
-    spec = SetSpec(name="s3dis", entries=lambda: {"classes": ", ".join(CLASS_NAMES)})
+    spec = SetSpec(
+        name="s3dis", what="Area_1 to Area_6, or converted rooms", entries=lambda: {"classes": ", ".join(CLASS_NAMES)}
+    )
 
     def __init__(
         self,

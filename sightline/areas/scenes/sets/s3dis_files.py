@@ -90,8 +90,6 @@ def list_rooms(root: Path) -> list[Room]:
     Raises DataError for a folder without areas, an unknown area, a room without annotations, and a file that is not
     named after a class.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give the one that holds Area_1 to Area_6")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
     if not folders:
         raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")

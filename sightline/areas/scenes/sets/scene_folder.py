@@ -39,7 +39,7 @@ from sightline.store.files.cloud_files import (
 from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.prepared.columns import ColumnSpec
 from sightline.store.prepared.prepared_data import SetSpec
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
 from sightline.store.prepared.splits import SPLITS, deal_by_hash
 from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
@@ -66,10 +66,6 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
     files that are added later change the split of few others.
     Raises DataError for a folder without scenes, with too few, or with folders other than the splits.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give one with scenes: {_LAYOUTS}")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the files")
     folders = [path.name for path in list_folders(root)]
     files = _list_files(root)
     if not folders:
@@ -131,7 +127,9 @@ class SceneFolder(LabelledScenes):
     Source: the user's files.
     """
 
-    spec = SetSpec(name="scene_folder", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)})
+    spec = SetSpec(
+        name="scene_folder", what=f"scenes: {_LAYOUTS}", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)}
+    )
 
     def __init__(
         self,
