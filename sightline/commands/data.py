@@ -18,8 +18,8 @@ _BOXES = "citypersons, coco, ecp, kitti, odgt, widerperson, yolo_txt"
 """Layouts of box labels, as text: the module that defines them imports NumPy. A test compares the two."""
 
 
-class PrepareOptions(DocumentCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
-    """Prepare a public data set.
+class PrepareOptions(PluginCommand, name="data prepare", run="data.prepare", help_rows="data.list_options"):
+    """Prepare a data set: a public one, your own files, or a plugin's.
 
     Recognises its layout, verifies it, and writes it in a format that is fast to read; 'sightline data prepare NAME
     --help' lists the options of a set. 'views' takes pictures that

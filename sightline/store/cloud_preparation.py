@@ -78,6 +78,24 @@ def estimated_normals(points: np.ndarray, *, where: str) -> np.ndarray:
         ) from error
 
 
+def check_labels(labels: np.ndarray, num_classes: int, *, where: str, noun: str = "classes") -> None:
+    """Raise DataError, led by `where`, naming the first label (N,) without a class."""
+    invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(invalid):
+        raise DataError(
+            f"{where}[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} {noun} (0 to {num_classes - 1}); "
+            "download the file again"
+        )
+
+
+def check_finite(points: np.ndarray, *, where: str) -> None:
+    """Raise DataError, led by `where`, naming the first coordinate of points (N, 3) that is not finite."""
+    is_finite = np.isfinite(points)
+    if not is_finite.all():
+        point, axis = np.argwhere(~is_finite)[0]
+        raise DataError(f"{where}[{point}, {axis}] is {points[point, axis]}; download the file again")
+
+
 NUM_MESH_POINTS = 2048
 """Number of points sampled from a mesh, that of the HDF5 release of ModelNet."""
 

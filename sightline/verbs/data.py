@@ -44,6 +44,7 @@ _SET_BY_PREPARE = ("source", "target", "name", "progress")
 
 def prepare(options: PrepareOptions) -> int:
     """Prepare a data set from one of its public layouts; `options` are `key=value` arguments of its `prepare`."""
+    load_plugins(options.plugins)
     name = options.dataset
     if name == VIEWS_SET:
         return _import_views(options)
@@ -66,7 +67,8 @@ def list_preparable() -> set[str]:
 
 
 def list_options(words: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    """List the options of preparing the set that is the first word: a title, and rows of option and description."""
+    """List the options of preparing the set that `words` name: a title, and rows of option and description."""
+    load_plugins([Path(word) for word in words if word.endswith(".py")])
     name = next((word for word in words if word == VIEWS_SET or word in list_preparable()), None)
     if name is None:
         return "", []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.areas.detect.sets.canvas import propose_canvas
+from sightline.areas.detect.sets.records import propose_canvas
 from tests.command import run_here
 from tests.data.scans.lidar_writers import write_own
 from tests.runs.small import ROOT

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -24,13 +25,8 @@ from sightline.contract.types import CloudInputSpec, DataInfo
 from sightline.store.files.image_files import png_fault, read_view
 from sightline.store.files.input_files import open_regular
 from sightline.store.files.ply import read_ply
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
@@ -39,7 +35,6 @@ from sightline.store.prepared.prepared_writer import (
     Shard,
     find_duplicates,
     normalize_to_unit_sphere,
-    write_prepared_set,
 )
 from sightline.store.prepared.views import IMAGE, StoredViews, Views, image_field
 
@@ -99,14 +94,14 @@ class Pairing:
         return [f"{len(names)} {description}, left out: {_first(names)}" for description, names in kinds if names]
 
 
-def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> tuple[Path, Pairing]:
-    """Match clouds and images by synset and name; return the resolved folder and the pairing.
+def find_pairs(root: Path, *, broken: Literal["refuse", "leave_out"], progress: Progress) -> Pairing:
+    """Match clouds and images by synset and name.
 
     The beginning and the end of every file of a pair are checked, so that all truncated files are reported at once.
     Raises DataError if one of the two folders is missing or nothing matches, naming folders and contents; and, with
     `broken: refuse`, for broken files, naming the first ten and counting all.
     """
-    root = _find_root(source)
+    _check_halves(root)
     pairing, faults = Pairing(), []
     facts = published_counts()
     for label, synset in enumerate(facts["synsets"]):
@@ -130,7 +125,7 @@ def find_pairs(source: Path, *, broken: Literal["refuse", "leave_out"], progress
             "leave these objects out with broken=leave_out"
         )
     _assert_pairs(root, pairing)
-    return root, pairing
+    return pairing
 
 
 def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
@@ -142,7 +137,9 @@ def pair_parts(pairing: Pairing, reader: PairReader) -> list[Shard]:
             shard_objects = tuple(members[start : start + _OBJECTS_PER_SHARD])
             files = tuple(path for item in shard_objects for path in (item.cloud, *item.views(reader.num_views)))
             title, num_images = f"{synset} from {start}", len(shard_objects) * reader.num_views
-            parts.append(Shard("train", title, len(shard_objects), files, _Rows(shard_objects, reader), num_images))
+            parts.append(
+                Shard("train", title, len(shard_objects), files, partial(map, reader.row, shard_objects), num_images)
+            )
     return parts
 
 
@@ -188,24 +185,8 @@ class PairReader:
         return SampleRow(item.name, str(item.cloud), values)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    objects: tuple[_Object, ...]
-    reader: PairReader
-
-    def __call__(self) -> Iterator[SampleRow]:
-        return map(self.reader.row, self.objects)
-
-
-def _find_root(source: Path) -> Path:
-    """Return the resolved folder of both halves. Raises DataError if one is missing or has no matching files."""
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(
-            f"{source}: there is no such folder (looked at {root}); give the one with {CLOUDS} and {IMAGES}"
-        )
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder with {CLOUDS} and {IMAGES}")
+def _check_halves(root: Path) -> None:
+    """Raise DataError if one of both halves is missing or has no matching files."""
     counts = {
         CLOUDS: sum(len(_list_clouds(root / CLOUDS / name)) for name in _list_folders(root / CLOUDS)),
         IMAGES: sum(len(_list_folders(root / IMAGES / name)) for name in _list_folders(root / IMAGES)),
@@ -221,7 +202,6 @@ def _find_root(source: Path) -> Path:
             f"{folder}: {contents}, and {root / other} has {counts[other]} {nouns[other]}; a pair needs both: put the "
             f"{nouns[half]} there (a link will do)"
         )
-    return root
 
 
 def _pair_synset(root: Path, synset: str, label: int, num_views: int, pairing: Pairing) -> list[_Object]:
@@ -299,6 +279,12 @@ _FRAME = "y is up, as stored"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1"
 
 
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    pairs = {synset_facts["name"]: synset_facts["pairs"] for synset_facts in facts["synsets"].values()}
+    return {"pairs": pairs, "views": facts["num_views"], "layouts": facts["layouts"]}
+
+
 @registry.data.add("shapenet_render")
 class ShapeNetRender(LabelledClouds):
     """ShapeNetRender: 43,783 clouds of 13 kinds of objects, each with 24 pictures, all of them to train on.
@@ -309,8 +295,7 @@ class ShapeNetRender(LabelledClouds):
     Source: Chang et al. 2015, "ShapeNet"; Choy et al. 2016, "3D-R2N2" (pictures); Afham et al. 2022, "CrossPoint".
     """
 
-    set_name = "shapenet_render"
-    readable_sets = ("shapenet_render",)
+    spec = SetSpec(name="shapenet_render", what=f"{CLOUDS} and {IMAGES}", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -337,26 +322,23 @@ class ShapeNetRender(LabelledClouds):
         return promised_info(names, up_axis="y", orientation=_FRAME, clouds=form, image=image_field(background))
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
         progress: Progress,
         size_px: Annotated[int, Ge(8), Le(512)] = 96,
         background: Background = "black",
         broken: Literal["refuse", "leave_out"] = "refuse",
-    ) -> dict[str, Any]:
-        """Write all pairs in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write all pairs in native form.
 
         Pictures are stored as bytes, `size_px` wide and high on a `background`: 43,783 objects need 29 GB at 96 pixels,
         59 GB at the 137 of the release. Raises DataError if one of the two folders is missing or nothing matches, for a
         broken file (`broken: leave_out` leaves out objects with truncated files), and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root, pairing = find_pairs(source, broken=broken, progress=progress)
+        pairing = find_pairs(root, broken=broken, progress=progress)
         reader = PairReader.from_first_cloud(pairing, size_px=size_px, background=background)
         synsets = published_counts()["synsets"]
         about = {
@@ -369,8 +351,8 @@ class ShapeNetRender(LabelledClouds):
             "left_out": pairing.describe(),
         }
         options = {"size_px": size_px, "background": background, "broken": broken}
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             "pairs",
             root,
             reader.columns,
@@ -379,12 +361,11 @@ class ShapeNetRender(LabelledClouds):
             lambda prepared: _summary(prepared, pairing),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        views = Views(open_prepared(root, set_names=cls.readable_sets))
+        views = Views(cls.open_folder(root))
         manifest = views.manifest
         facts = {
             "pairs": {name: dict(counts) for name, counts in manifest["pairs"].items()},
@@ -392,18 +373,6 @@ class ShapeNetRender(LabelledClouds):
             "pictures": f"{views.num_views} an object, {views.size_px} x {views.size_px} on {views.fixed_background}",
         }
         return {**super().describe(root), **facts}
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "pairs": {synset_facts["name"]: synset_facts["pairs"] for synset_facts in facts["synsets"].values()},
-            "views": facts["num_views"],
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command(cls.set_name, "DIR", "[size_px=96] [background=black]"),
-        }
 
 
 def _summary(prepared: PreparedSet, pairing: Pairing) -> dict[str, Any]:

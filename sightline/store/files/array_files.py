@@ -21,7 +21,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,20 @@ def check_decompressed_size(where: str, claimed: int, stored: int, *, free_bytes
             f"{where}: {stored} stored bytes would become {claimed} in memory, which no cloud or image does; if it is "
             "yours, store it uncompressed"
         )
+
+
+def check_array(array: Any, *, where: str, kinds: str, shapes: Collection[tuple[int | None, ...]], needed: str) -> None:
+    """Raise DataError, led by `where`, for an array that is empty, or not of these `kinds` and one of these `shapes`.
+
+    None is any length; `needed` completes the message. The array may be one of NumPy or of an HDF5 file.
+    """
+
+    def fits(shape: tuple[int | None, ...]) -> bool:
+        pairs = zip(shape, array.shape, strict=False)
+        return len(shape) == len(array.shape) and all(side in (None, size) for side, size in pairs)
+
+    if array.dtype.kind not in kinds or 0 in array.shape or not any(map(fits, shapes)):
+        raise DataError(f"{where} is {array.dtype} {array.shape}, {needed}")
 
 
 READ_ERRORS = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -115,3 +116,13 @@ def parsed_yaml(content: bytes, path: Path, *, name: str) -> Any:
         more = f" (and {len(error.faults) - 1} more)" if len(error.faults) > 1 else ""
         raise DataError(f"{error.faults[0]}{more}") from None
     return tree.plain()
+
+
+def natural_sort_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key for names in which `a2` comes before `a10`."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
+
+
+def list_folders(root: Path) -> list[Path]:
+    """List the folders in a folder that are not hidden, sorted."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

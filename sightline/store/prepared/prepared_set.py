@@ -17,7 +17,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -252,45 +251,6 @@ def prepare_command(set_name: str, target: str, options: str = "") -> str:
     return f"sightline data prepare {set_name} --from PATH --to {target} {options}".rstrip()
 
 
-CARDS = Path(__file__).parents[1] / "cards.json"
-"""Cards by set. An entry that is null is computed by the set; `options` are those of the command that prepares it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetSpec:
-    """Row of a prepared set.
-
-    Its source, called `what` in messages, is a folder with one of the files `marks`: the one that the user gives or one
-    of the folders `inner` in it.
-    """
-
-    name: str
-    what: str
-    marks: Sequence[str]
-    inner: Sequence[str] = ()
-
-    def find(self, source: Path) -> Path:
-        """Find the source's folder, resolved. Raises DataError that names the files it looked for."""
-        root = source.expanduser().resolve()
-        if not root.is_dir():
-            raise DataError(f"{source}: there is no such folder (looked at {root}); give that of {self.what}")
-        if (root / MANIFEST).is_file():
-            raise DataError(f"{root}: is prepared already; give the folder of {self.what}")
-        for folder in (root, *(root / name for name in self.inner)):
-            if any((folder / mark).exists() for mark in self.marks):
-                return folder
-        raise DataError(
-            f"{root}: holds {summarise_folder(root)}, which is not {self.what}; looked for {', '.join(self.marks)}"
-        )
-
-
-def make_card(row_name: str, entries: Mapping[str, Any], *, set_name: str) -> dict[str, Any]:
-    """Return a row of the cards with its computed `entries`, between the set's name and the command to prepare it."""
-    row = json.loads(CARDS.read_text(encoding="utf-8"))[row_name]
-    command = prepare_command(set_name, "DIR", row.pop("options", ""))
-    return {"set": set_name, **row, **entries, "prepare": command}
-
-
 def read_manifest(root: Path) -> dict[str, Any]:
     """Read the manifest of a prepared folder. Raises DataError if it is missing, altered or of another version."""
     path = root / MANIFEST
@@ -444,6 +404,11 @@ def compute_sha256(path: Path) -> str:
     check_regular_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_contents(folder: Path) -> str:
+    """Describe what is in a folder for an error, or that there is no such folder."""
+    return f"holds {summarise_folder(folder)}" if folder.is_dir() else "there is no such folder"
 
 
 def summarise_folder(folder: Path, limit: int = 5) -> str:

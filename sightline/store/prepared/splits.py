@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Folds
 from sightline.store.prepared.prepared_set import PreparedSet
 
+SPLITS = ("train", "validation", "test")
 RowRefs = tuple[tuple[str, int], ...]
 """References to samples of a prepared set: stored split and row of each."""
 Deal = Callable[[Sequence[tuple[str, int]], float], tuple[RowRefs, RowRefs]]
@@ -38,6 +40,34 @@ def count_held(size: int, share: float) -> int:
     return min(max(round(share * size), 1), size - 1) if share and size > 1 else 0
 
 
+def order_by_hash(names: Sequence[str], *, seed: int) -> list[int]:
+    """Return indices of names in an order that is drawn by `seed`; names that are added later change no other's."""
+    hashes = [hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest() for name in names]
+    return sorted(range(len(names)), key=hashes.__getitem__)
+
+
+def deal_by_hash(
+    names: Sequence[str], *, test_share: float, validation_share: float, seed: int, where: str, advice: str
+) -> list[str]:
+    """Return the split of every name, drawn by `seed`: shares are rounded to the nearest, at least one name unless 0.
+
+    Names that are added later change the split of few others. Raises DataError, between `where` and `advice`, for too
+    few names.
+    """
+    num_test = max(1, round(test_share * len(names)))
+    num_validation = max(1, round(validation_share * len(names))) if validation_share else 0
+    if num_test + num_validation >= len(names):
+        raise DataError(
+            f"{where}, too few for {num_test} to test, {num_validation} to validate and one to train on; add some, or "
+            f"{advice}"
+        )
+    order, splits = order_by_hash(names, seed=seed), ["train"] * len(names)
+    for split, indices in (("test", order[:num_test]), ("validation", order[num_test:][:num_validation])):
+        for index in indices:
+            splits[index] = split
+    return splits
+
+
 def make_splits(
     prepared: PreparedSet,
     *,
@@ -56,7 +86,7 @@ def make_splits(
     """
     rows = {split: [(split, row) for row in range(len(prepared.names(split)))] for split in prepared.splits}
     if not test_names and "test" in rows:
-        stored_rows = {split: tuple(rows.get(split, ())) for split in ("train", "validation", "test")}
+        stored_rows = {split: tuple(rows.get(split, ())) for split in SPLITS}
         if not stored_rows["validation"]:
             stored_rows["train"], stored_rows["validation"] = deal(stored_rows["train"], validation_share)
             return SplitRows(stored_rows, dealt=("validation",))

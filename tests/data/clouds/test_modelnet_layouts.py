@@ -50,7 +50,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
 def test_two_layouts_in_one_folder_must_be_told_apart(tmp_path: Path) -> None:
     root = write_text(tmp_path / "in")
     write_npz(root / "a.npz")
-    refused(root, r"in: holds 2 layouts, name one: .*a\.npz, ")
+    refused(root, r"in: holds 2 layouts, give one: .*a\.npz \(npz\), ")
     assert prepare(root / "a.npz", tmp_path / "set")["layout"] == "npz"
 
 

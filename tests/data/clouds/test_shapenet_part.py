@@ -320,7 +320,7 @@ def test_places_without_a_layout(tmp_path: Path) -> None:
     refused(tmp_path / "empty", r"empty: holds nothing, .* looked for: shapenet_part_seg_hdf5_data \(ply_data_train0")
     both = write_text(tmp_path / "both")
     (both / "ply_data_train0.h5").touch()
-    refused(both, r"both: holds 2 layouts, give the folder of one: .*both \(hdf5\), .*both \(text\)")
+    refused(both, r"both: holds 2 layouts, give one: .*both \(hdf5\), .*both \(text\)")
     prepare(write_hdf5(tmp_path / "in"), tmp_path / "set")
     refused(tmp_path / "set", "set: is prepared already")
 

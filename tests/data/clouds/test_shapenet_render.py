@@ -254,7 +254,7 @@ def test_unmatched_objects_are_counted_and_the_first_ten_named(own: Path) -> Non
 
 
 def test_places_without_the_release(release: Path, prepared: Path, tmp_path: Path) -> None:
-    refused(tmp_path / "none", r"none: there is no such folder .* give the one with ShapeNet and ShapeNetRendering")
+    refused(tmp_path / "none", r"none: there is no such folder .* give the folder with ShapeNet and ShapeNetRendering")
     parts = write_parts(tmp_path / "parts")
     refused(parts, r"parts/ShapeNet: is missing, and .*ShapeNetRendering has 0 image folders")
     refused(prepared, "set: is prepared already")

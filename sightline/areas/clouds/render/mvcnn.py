@@ -14,13 +14,12 @@ import torch
 from annotated_types import Ge, Le
 from PIL import Image
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count
 from sightline.contract.errors import DataError
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.image_files import composite_over
-from sightline.store.files.input_files import BoundedFile
+from sightline.store.files.input_files import BoundedFile, natural_sort_key
 from sightline.store.prepared.prepared_set import PreparedSet, read_manifest, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,

@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import SPLITS, ListedCloud, list_clouds, split_clouds
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list_clouds, split_clouds
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
@@ -31,16 +30,11 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.store.prepared.prepared_set import PreparedSet, make_card
-from sightline.store.prepared.prepared_writer import (
-    ColumnSpec,
-    PreparationPlan,
-    Progress,
-    SampleRow,
-    Shard,
-    find_duplicates,
-    write_prepared_set,
-)
+from sightline.store.files.input_files import natural_sort_key
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
+from sightline.store.prepared.splits import SPLITS
 
 _GEOMETRY = ("x", "y", "z", "nx", "ny", "nz", "_")
 
@@ -54,8 +48,12 @@ class CloudFolder(LabelledClouds):
     `fraction_seed`. Source: the user's files.
     """
 
-    set_name = "cloud_folder"
-    readable_sets = ("cloud_folder",)
+    spec = SetSpec(
+        name="cloud_folder",
+        what=f"clouds: {LAYOUTS}",
+        kind="file or folder",
+        entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)},
+    )
 
     def __init__(
         self,
@@ -127,13 +125,11 @@ class CloudFolder(LabelledClouds):
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
         target: Path,
-        name: str,
-        progress: Progress,
         up_axis: Literal["x", "y", "z"],
         num_points: Count = 1024,
         columns: tuple[str, ...] | None = None,
@@ -144,24 +140,23 @@ class CloudFolder(LabelledClouds):
         test_share: PositiveFraction = 0.2,
         validation_share: PositiveFraction = 0.1,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the clouds of a folder or list in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the clouds of a folder or list in native form.
 
         `columns` names the columns of files without a header, and the values to store besides points and normals. The
         other arguments are those of `prepare_cloud` and `split_clouds`; `seed` splits the clouds if the source names no
         splits. Raises DataError for a source that is damaged, empty or of one class, with file and position;
         ConfigError for options that do not fit each other. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         if normalisation == "none" and unit is None:
             raise ConfigError("normalisation: none keeps the unit of the files, which must be named: unit=m, cm or mm")
         names = None if columns is None else check_columns(columns)
         columns_list = None if names is None else list(names)  # lists, as JSON returns them
-        if target.resolve().is_relative_to(source.expanduser().resolve()):
+        if target.resolve().is_relative_to(root):
             raise ConfigError(
-                f"--to {target}: lies in {source}, whose folders are the classes; give a folder outside of it"
+                f"--to {target}: lies in {root}, whose folders are the classes; give a folder outside of it"
             )
-        layout, clouds = list_clouds(source)
+        layout, clouds = list_clouds(root)
         split_text = "as given" if clouds[0].split else _describe_split(test_share, validation_share, seed)
         clouds = split_clouds(clouds, test_share=test_share, validation_share=validation_share, seed=seed)
         channels = _channels(names)
@@ -186,24 +181,16 @@ class CloudFolder(LabelledClouds):
             "preparation": preparation,
             "split": split_text,
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
-            source.expanduser().resolve(),
+            root,
             _columns(preparation),
             tuple(_make_shards(clouds, class_names, names, preparation)),
             about,
-            partial(
-                _summary, passed_over=list_skipped_files(source.expanduser()) if source.expanduser().is_dir() else ""
-            ),
+            partial(_summary, passed_over=list_skipped_files(root) if root.is_dir() else ""),
             {**preparation, "columns": columns_list, "up_axis": up_axis, "unit": unit, "clouds": _digest(clouds)},
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("cloud_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
 
 @dataclass(frozen=True)
@@ -233,16 +220,7 @@ def _make_shards(
             members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
             if members:
                 paths = tuple(cloud.path for cloud in members)
-                yield Shard(split, f"{split}/{name}", len(members), paths, _Rows(reader, members))
-
-
-@dataclass(frozen=True)
-class _Rows:
-    reader: _Reader
-    members: tuple[ListedCloud, ...]
-
-    def __call__(self) -> Iterator[SampleRow]:
-        return map(self.reader, self.members)
+                yield Shard(split, f"{split}/{name}", len(members), paths, partial(map, reader, members))
 
 
 def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -306,10 +284,6 @@ def _digest(clouds: Sequence[ListedCloud]) -> str:
 
 def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    num_classes = len(prepared.manifest["class_names"])
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
-    }
     duplicates, notes = find_duplicates(prepared, "points"), [passed_over] if passed_over else []
     clouds = {
         f"{split}/{name}": points
@@ -329,7 +303,7 @@ def _summary(prepared: PreparedSet, *, passed_over: str) -> dict[str, Any]:
         sizes["radii"] = [min(radii), max(radii)]
         notes += note_mixed_units(list(clouds), radii, "clouds")
     return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "splits": count_labels(prepared, len(prepared.manifest["class_names"])),
         "duplicates": duplicates,
         "differences": [*notes, *map(_duplicate_note, duplicates)],
         **sizes,

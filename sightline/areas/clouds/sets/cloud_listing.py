@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 from collections import Counter
@@ -11,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.contract.errors import DataError
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, is_cloud_file
-from sightline.store.prepared.prepared_set import MANIFEST, summarise_folder
+from sightline.store.files.input_files import list_folders, natural_sort_key
+from sightline.store.prepared.prepared_set import summarise_folder
+from sightline.store.prepared.splits import SPLITS, deal_by_hash
 
-SPLITS = ("train", "validation", "test")
-_LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
+LAYOUTS = "CLASS/FILE, train/CLASS/FILE with test/CLASS/FILE, or a CSV file with the columns path,label[,split]"
 
 
 class ListedCloud(NamedTuple):
@@ -32,24 +31,18 @@ class ListedCloud(NamedTuple):
         return f"{self.label}/{self.path.name}"
 
 
-def list_clouds(source: Path) -> tuple[str, list[ListedCloud]]:
+def list_clouds(root: Path) -> tuple[str, list[ListedCloud]]:
     """List the clouds of a source, sorted by class and path; return them after the layout.
 
     The layout is `folders`, `split_folders` or `csv`. Raises DataError for a source in none of these layouts, an empty
     class, a single class, and a list with paths that do not exist, with the line.
     """
-    root = source.expanduser().resolve()
-    if root.is_file():
-        layout, clouds = "csv", list(_read_csv(root))
-    elif root.is_dir():
-        layout, clouds = _list_folders(root)
-    else:
-        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
+    layout, clouds = ("csv", list(_read_csv(root))) if root.is_file() else _list_folders(root)
     names = sorted({cloud.label for cloud in clouds}, key=natural_sort_key)
     if len(names) < 2:
         raise DataError(
             f"{root}: holds {f'one class, {names[0]}' if names else 'no clouds'}, at least two classes are needed; "
-            f"lay it out as {_LAYOUTS}"
+            f"lay it out as {LAYOUTS}"
         )
     splits = {cloud.split for cloud in clouds}
     if splits != {None} and not {"train", "test"} <= splits:
@@ -87,28 +80,21 @@ def split_clouds(
 def _assign_splits(
     members: Sequence[ListedCloud], test_share: float, validation_share: float, seed: int
 ) -> Iterator[ListedCloud]:
-    """Yield the clouds of one class with their splits assigned, in the order of `members`."""
-    num_test = max(1, round(test_share * len(members)))
-    num_validation = max(1, round(validation_share * len(members)))
-    if num_test + num_validation >= len(members):
-        count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
-        raise DataError(
-            f"{members[0].path.parent}: class '{members[0].label}' has {count}, too few for {num_test} "
-            f"to test, {num_validation} to validate and one to train on; add some, or leave the class out"
-        )
-    order = sorted(
-        members, key=lambda cloud: hashlib.sha256(f"{seed}/{cloud.name}".encode(errors="surrogateescape")).hexdigest()
+    """Iterate over the clouds of one class with their splits assigned, in the order of `members`."""
+    count = "1 cloud" if len(members) == 1 else f"{len(members)} clouds"
+    splits = deal_by_hash(
+        [cloud.name for cloud in members],
+        test_share=test_share,
+        validation_share=validation_share,
+        seed=seed,
+        where=f"{members[0].path.parent}: class '{members[0].label}' has {count}",
+        advice="leave the class out",
     )
-    split_by_path = {cloud.path: "test" for cloud in order[:num_test]}
-    split_by_path |= {cloud.path: "validation" for cloud in order[num_test : num_test + num_validation]}
-    for cloud in members:
-        yield cloud._replace(split=split_by_path.get(cloud.path, "train"))
+    return (cloud._replace(split=split) for cloud, split in zip(members, splits, strict=True))
 
 
 def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
     """List the clouds of a root with one folder per class, or per split and class."""
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the files")
     folders = _list_subfolders(root)
     split_dirs = [folder for folder in folders if folder.name in SPLITS]
     if not split_dirs:
@@ -116,7 +102,7 @@ def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
     if len(split_dirs) < len(folders):
         other = next(folder for folder in folders if folder not in split_dirs)
         raise DataError(
-            f"{root}: holds the part '{split_dirs[0].name}' and '{other.name}', which is none; lay it out as {_LAYOUTS}"
+            f"{root}: holds the part '{split_dirs[0].name}' and '{other.name}', which is none; lay it out as {LAYOUTS}"
         )
     return "split_folders", [
         cloud
@@ -129,18 +115,16 @@ def _list_folders(root: Path) -> tuple[str, list[ListedCloud]]:
 def _list_subfolders(root: Path) -> list[Path]:
     """List the visible subfolders of a folder. Raises DataError if there are none, or if clouds lie next to them."""
     stray = [path for path in root.iterdir() if is_cloud_file(path)]
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = list_folders(root)
     if stray or not folders:
         fault = f"{min(stray).name} is not in the folder of a class" if stray else f"it holds {summarise_folder(root)}"
-        raise DataError(f"{root}: {fault}; lay it out as {_LAYOUTS}")
+        raise DataError(f"{root}: {fault}; lay it out as {LAYOUTS}")
     return folders
 
 
 def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
     """List the clouds of one class folder. Raises DataError if it has no clouds, or subfolders."""
-    subfolder = next(
-        (path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")), None
-    )
+    subfolder = next(iter(list_folders(folder)), None)
     paths = [path for path in folder.iterdir() if is_cloud_file(path)]
     if subfolder is not None or not paths:
         fault = (
@@ -150,7 +134,7 @@ def _list_class_folder(folder: Path, split: str | None) -> list[ListedCloud]:
         )
         raise DataError(
             f"{folder}: is taken for a class and {fault}; clouds are files of {', '.join(CLOUD_SUFFIXES)}, laid out as "
-            f"{_LAYOUTS}"
+            f"{LAYOUTS}"
         )
     return [ListedCloud(path, folder.name, split) for path in paths]
 
@@ -161,7 +145,7 @@ def _read_csv(path: Path) -> Iterator[ListedCloud]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: is not UTF-8 text; store the list as plain CSV ({_LAYOUTS})") from error
+        raise DataError(f"{path}:{line}: is not UTF-8 text; store the list as plain CSV ({LAYOUTS})") from error
     reader = csv.reader(io.StringIO(text), strict=True)
     line_by_path: dict[Path, int] = {}
     try:

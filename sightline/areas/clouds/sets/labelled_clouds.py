@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +15,15 @@ from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
+from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.views import IMAGE, StoredViews, open_views
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledClouds:
+class LabelledClouds(PreparedData):
     """Prepared clouds with one label each; samples are copies of the first `num_points` stored points.
 
     `fraction` is the share of the training split that is used, at least one shape of every class; a smaller share is a
@@ -33,8 +33,10 @@ class LabelledClouds:
     views are `refused`, or `left_out`.
     """
 
-    set_name: ClassVar[str]
-    readable_sets: ClassVar[tuple[str, ...]]
+    printed = (
+        *("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges"),
+        *("differences", "duplicates"),
+    )
 
     def __init__(
         self,
@@ -49,7 +51,7 @@ class LabelledClouds:
         background: Background | None = None,
         without_views: Literal["refused", "left_out"] = "refused",
     ) -> None:
-        self._prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        self._prepared = self.open_root(root)
         self._split = split
         store = open_views(views, background=background, without_views=without_views)
         self._only_of = store if without_views == "left_out" else None
@@ -135,19 +137,23 @@ class LabelledClouds:
         return self._names[self._rows[index]]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        return describe_clouds(open_prepared(root, set_names=cls.readable_sets), root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the shapes per split and class, and the points of a shape."""
+        manifest = prepared.manifest
+        return {
+            "counts": {
+                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
+                for split, facts in manifest["splits"].items()
+            },
+            "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+            "points_per_shape": manifest["columns"]["points"]["shape"][0],
+            "has_normals": "normals" in manifest["columns"],
+        }
 
     @property
     def fingerprint(self) -> str:
         """Digest of the manifest, which contains the hash of every file."""
         return str(self._prepared.manifest["digest"])
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
-        return verify(root)
 
     def _select_split(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and labels of a split before `fraction` applies, without the shapes that are left out."""
@@ -259,22 +265,22 @@ def promised_info(
     )
 
 
-def describe_clouds(prepared: PreparedSet, root: Path) -> dict[str, Any]:
-    """Summarise a prepared set of labelled clouds for `data info`."""
-    manifest = prepared.manifest
-    printed = ("layout", "up_axis", "orientation", "unit", "normalisation", "channels", "preparation", "ranges")
+def check_labelled_clouds(
+    data: Any, label: Any, *, where: str, noun: str = "shapes", label_shape: str = "({}, 1)"
+) -> None:
+    """Raise DataError, led by the file `where`, unless an HDF5 file has floats (N, P, 3) and a label of each."""
+    needed = f"floats ({noun}, points, 3) are needed"
+    check_array(data, where=f"{where}: 'data'", kinds="f", shapes=[(None, None, 3)], needed=needed)
+    needed = f"integers {label_shape.format(len(data))} are needed"
+    check_array(label, where=f"{where}: 'label'", kinds="iu", shapes=[(len(data),), (len(data), 1)], needed=needed)
+
+
+def count_labels(prepared: PreparedSet, num_classes: int) -> dict[str, dict[str, Any]]:
+    """Count the rows of each split, and of each class in it, for the manifest."""
+    labels = {split: prepared.array(split, "label") for split in prepared.splits}
     return {
-        "set": manifest["set"],
-        "root": str(root.resolve()),
-        "source": manifest["source"]["path"],
-        "counts": {
-            split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-            for split, facts in manifest["splits"].items()
-        },
-        "sizes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-        "points_per_shape": manifest["columns"]["points"]["shape"][0],
-        "has_normals": "normals" in manifest["columns"],
-        **{key: manifest[key] for key in (*printed, "differences", "duplicates") if key in manifest},
+        split: {"num_rows": len(label), "class_counts": np.bincount(label, minlength=num_classes).tolist()}
+        for split, label in labels.items()
     }
 
 

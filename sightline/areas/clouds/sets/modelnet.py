@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, Normals, promised_info
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, Normals, count_labels, promised_info
 from sightline.areas.clouds.sets.modelnet_files import (
     SPLITS,
     ClassSubset,
@@ -28,43 +28,25 @@ from sightline.areas.clouds.sets.modelnet_files import (
 from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, prepare_command, summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec, find_layout
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 from sightline.store.prepared.views import promised_image
 
 _INNER_FOLDERS = ("modelnet40_ply_hdf5_2048", "modelnet40_normal_resampled", "ModelNet40", "ModelNet10")
 
 
-def detect_layout(source: Path) -> tuple[str, Path]:
-    """Detect the layout (hdf5, text, off or npz) of a file or folder; return it with the resolved path.
+def detect_layout(root: Path) -> tuple[str, Path]:
+    """Detect the layout (hdf5, text, off or npz) of a file or folder; return it with its path.
 
     Symbolic links are followed. Raises DataError naming what was found and what was looked for.
     """
-    root = source.expanduser().resolve()
-    if not root.exists():
-        raise DataError(f"{source}: there is no such file or folder (looked at {root}); check the path")
     if root.is_file():
         if zipfile.is_zipfile(root) or root.suffix == ".npz":
             return "npz", root
         raise DataError(f"{root}: is not a layout by itself; give the folder that holds it, or an .npz archive")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _match_layouts(root)
-    for inner in _INNER_FOLDERS if not matches else ():
-        if (root / inner).is_dir():
-            matches += _match_layouts((root / inner).resolve())
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise DataError(
-            f"{root}: holds {len(matches)} layouts, name one: {', '.join(str(path) for _, path in matches)}"
-        )
-    looked_for = "; ".join(
-        f"{facts['title']} ({facts['looks_like']})" for facts in published_counts()["layouts"].values()
-    )
-    raise DataError(
-        f"{root}: holds {summarise_folder(root)}, which is not a layout of ModelNet; looked for: {looked_for}"
-    )
+    layouts = published_counts()["layouts"]
+    return find_layout(root, _match_layouts, inner=_INNER_FOLDERS, name="ModelNet", layouts=layouts)
 
 
 def read_contents(layout: str, root: Path, classes: ClassSubset) -> SourceContents:
@@ -98,6 +80,22 @@ _NORMALISED_BY_PREPARE = ("text", "off")
 """Layouts whose clouds `prepare` centres and scales to radius 1; the others are stored so."""
 
 
+def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
+    """Return the published number of shapes by split and class."""
+    counts = published_counts()["counts_train_test"]
+    return {
+        split: {name: counts[name][split_index] for name in classes.names} for split_index, split in enumerate(SPLITS)
+    }
+
+
+def _make_spec(name: str) -> SetSpec:
+    def list_entries() -> dict[str, Any]:
+        splits = _published_counts(ClassSubset.from_set_name(name))
+        return {"splits": splits, "layouts": published_counts()["layouts"]}
+
+    return SetSpec(name=name, what="a public release of ModelNet", kind="file or folder", entries=list_entries)
+
+
 class _ModelNet(LabelledClouds):
     """Base class of ModelNet10 and ModelNet40."""
 
@@ -128,15 +126,14 @@ class _ModelNet(LabelledClouds):
         )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from any public layout; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write the set in native form from any public layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and position, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        layout, root = detect_layout(source)
-        classes = ClassSubset.from_set_name(name)
+        layout, root = detect_layout(root)
+        classes = ClassSubset.from_set_name(cls.set_name)
         contents = read_contents(layout, root, classes)
         facts = published_counts()["layouts"][layout]
         about = {
@@ -145,8 +142,8 @@ class _ModelNet(LabelledClouds):
             "normalisation": facts["normalisation"],
             "class_names": list(classes.names),
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
             root,
             contents.columns,
@@ -154,21 +151,6 @@ class _ModelNet(LabelledClouds):
             about,
             lambda prepared: _summary(prepared, layout, classes),
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "splits": _published_counts(ClassSubset.from_set_name(cls.set_name)),
-            "layouts": facts["layouts"],
-            "home": facts["home"],
-            "terms": facts["terms"],
-            "cite": facts["cite"],
-            "prepare": prepare_command(cls.set_name, "DIR"),
-        }
 
 
 @registry.data.add("modelnet40")
@@ -181,8 +163,7 @@ class ModelNet40(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    set_name = "modelnet40"
-    readable_sets = ("modelnet40",)
+    spec = _make_spec("modelnet40")
 
 
 @registry.data.add("modelnet10")
@@ -195,28 +176,17 @@ class ModelNet10(_ModelNet):
     Source: Wu et al. 2015, "3D ShapeNets: A Deep Representation for Volumetric Shapes".
     """
 
-    set_name = "modelnet10"
-    readable_sets = ("modelnet10", "modelnet40")
-
-
-def _published_counts(classes: ClassSubset) -> dict[str, dict[str, int]]:
-    """Return the published number of shapes by split and class."""
-    counts = published_counts()["counts_train_test"]
-    return {
-        split: {name: counts[name][split_index] for name in classes.names} for split_index, split in enumerate(SPLITS)
-    }
+    spec = _make_spec("modelnet10")
+    readable_sets = ("modelnet40",)
 
 
 def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=len(classes.names)).tolist()
-        for split in prepared.splits
-    }
+    splits = count_labels(prepared, len(classes.names))
     expected = _published_counts(classes)
     differences = []
     for split in SPLITS:
-        split_counts = counts.get(split, [0] * len(classes.names))
+        split_counts = splits[split]["class_counts"] if split in splits else [0] * len(classes.names)
         pairs = [
             (f"{split}/{name}", count, expected[split][name])
             for name, count in zip(classes.names, split_counts, strict=True)
@@ -232,7 +202,7 @@ def _summary(prepared: PreparedSet, layout: str, classes: ClassSubset) -> dict[s
     if radius > 1 + _RADIUS_SLACK:
         differences.append(f"points reach out to {radius:.4g} from the origin, the layout promises 1")
     return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
+        "splits": splits,
         "published": expected,
         "differences": differences + ([f"note: {note}"] if note and differences else []),
         "duplicates": find_duplicates(prepared, "points"),

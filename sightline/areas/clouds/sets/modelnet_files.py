@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sightline.areas.clouds.sets.labelled_clouds import check_labelled_clouds
 from sightline.contract.errors import DataError
 from sightline.contract.schema import suggest
 from sightline.store.cloud_preparation import NUM_MESH_POINTS, draw_points
 from sightline.store.files.array_files import READ_ERRORS, npz_array, npz_header, open_hdf5
 from sightline.store.files.cloud_formats import read_off
+from sightline.store.files.input_files import natural_sort_key
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
@@ -68,11 +69,6 @@ class SourceContents(NamedTuple):
 
     columns: dict[str, ColumnSpec]
     parts: tuple[Shard, ...]
-
-
-def natural_sort_key(name: str) -> list[tuple[int, str]]:
-    """Return a sort key for names in which `a2` comes before `a10`."""
-    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
 
 
 def make_columns(num_points: int, *, has_normals: bool) -> dict[str, ColumnSpec]:
@@ -250,10 +246,7 @@ def _scan_hdf5(path: Path) -> _Hdf5Scan:
     """Read the number of points, the labels (num_shapes,) int64 and the presence of normals of a file."""
     with open_hdf5(path, what="a ModelNet file") as file:
         data, label = file.array("data"), file.array("label")
-        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
-            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
-        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
-            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
+        check_labelled_clouds(data, label, where=str(path))
         normal = file.array("normal") if "normal" in file.names() else None
         has_normals = normal is not None and normal.shape == data.shape and normal.dtype.kind == "f"
         return _Hdf5Scan(data.shape[1], label[...].reshape(-1).astype(np.int64), has_normals)

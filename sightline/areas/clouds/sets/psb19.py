@@ -8,21 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.store.files.array_files import npz_array
+from sightline.store.files.array_files import check_array, npz_array
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.prepared_set import PreparedSet, make_card
-from sightline.store.prepared.prepared_writer import (
-    ColumnSpec,
-    PreparationPlan,
-    Progress,
-    SampleRow,
-    Shard,
-    find_duplicates,
-    write_prepared_set,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import ColumnSpec, PreparationPlan, SampleRow, Shard, find_duplicates
 
 _KEYS = {"xyz": "f", "normal": "f", "category": "iu", "model_id": "iu", "categories": "U"}
 _TEST_SHARE = 0.3
@@ -39,20 +32,15 @@ class Psb19(LabelledClouds):
     by `fraction_seed`. Shapes lie mostly y up. Source: Chen et al. 2009, "A Benchmark for 3D Mesh Segmentation".
     """
 
-    set_name = "psb19"
-    readable_sets = ("psb19",)
+    spec = SetSpec(name="psb19", what="the archive psb19_2048.npz", kind="file")
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from one NPZ archive; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write the set in native form from one NPZ archive.
 
         Raises DataError for an archive that is damaged or contains something else, naming the entry. A killed run is
         continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
-        if not root.is_file():
-            raise DataError(f"{source}: there is no such file (looked at {root}); give the archive psb19_2048.npz")
         arrays = _read_archive(root)
         category_ids = np.unique(arrays["category"])
         labels = np.searchsorted(category_ids, arrays["category"])
@@ -67,13 +55,8 @@ class Psb19(LabelledClouds):
             "split": _SPLIT,
         }
         parts = (_make_shard("train", root, train, labels), _make_shard("test", root, test, labels))
-        plan = PreparationPlan(name, "npz", root, {**vectors, "label": ColumnSpec((), "int64")}, parts, about, _summary)
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("psb19", {}, set_name=cls.set_name)
+        columns = {**vectors, "label": ColumnSpec((), "int64")}
+        return PreparationPlan(cls.set_name, "npz", root, columns, parts, about, _summary)
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
@@ -84,11 +67,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     shapes = {"xyz": (size, *clouds[1:2], 3), "normal": clouds, "category": (size,), "model_id": (size,)}
     shapes["categories"] = arrays["categories"].shape[:1]
     for key, kinds in _KEYS.items():
-        array = arrays[key]
-        if array.dtype.kind not in kinds or array.shape != shapes[key] or 0 in array.shape:
-            raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; download the file again"
-            )
+        needed = f"{shapes[key]} is needed; download the file again"
+        check_array(arrays[key], where=f"{path}: {key}", kinds=kinds, shapes=[shapes[key]], needed=needed)
     if arrays["category"].min() < 0 or arrays["category"].max() >= len(arrays["categories"]):
         raise DataError(
             f"{path}: category runs to {arrays['category'].max()}, categories names {len(arrays['categories'])}; "
@@ -115,12 +95,5 @@ def _make_shard(split: str, path: Path, rows: np.ndarray, labels: np.ndarray) ->
 
 def _summary(prepared: PreparedSet) -> dict[str, Any]:
     """Manifest entries computed from the written arrays."""
-    num_classes = len(prepared.manifest["class_names"])
-    counts = {
-        split: np.bincount(prepared.array(split, "label"), minlength=num_classes).tolist() for split in prepared.splits
-    }
-    return {
-        "splits": {split: {"num_rows": sum(count), "class_counts": count} for split, count in counts.items()},
-        "differences": [],
-        "duplicates": find_duplicates(prepared, "points"),
-    }
+    splits = count_labels(prepared, len(prepared.manifest["class_names"]))
+    return {"splits": splits, "differences": [], "duplicates": find_duplicates(prepared, "points")}

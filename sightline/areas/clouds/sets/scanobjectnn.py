@@ -8,40 +8,32 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, promised_info
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, check_labelled_clouds, promised_info
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey
-from sightline.store.cloud_preparation import Normals
-from sightline.store.files.array_files import open_hdf5
+from sightline.store.cloud_preparation import Normals, check_finite, check_labels
+from sightline.store.files.array_files import check_array, open_hdf5
 from sightline.store.files.text_tables import read_text
 from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-)
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet, prepare_command, summarise_folder
 from sightline.store.prepared.prepared_writer import (
     ColumnSpec,
     PreparationPlan,
-    Progress,
     SampleRow,
     Shard,
     assert_extent,
     find_duplicates,
     normalize_to_unit_sphere,
-    write_prepared_set,
 )
 
 SPLITS = {"train": "training", "test": "test"}
@@ -81,16 +73,11 @@ def make_columns(num_points: int) -> dict[str, ColumnSpec]:
     }
 
 
-def find_variant_files(source: Path, variant: VariantName, division: Division) -> dict[str, Path]:
-    """Find the file of each split of a variant; `source` is `h5_files` or its parent folder.
+def find_variant_files(root: Path, variant: VariantName, division: Division) -> dict[str, Path]:
+    """Find the file of each split of a variant; `root` is `h5_files` or its parent folder.
 
     Raises DataError naming the missing file and the contents of the folder.
     """
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"{source}: there is no such folder (looked at {root}); give h5_files of the release")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give h5_files of the release")
     facts = published_counts()["variants"][variant]
     folder_name = division if facts["has_background"] else f"{division}_nobg"
     if not (root / folder_name).is_dir() and (root / _INNER_FOLDER).is_dir():
@@ -124,7 +111,7 @@ def variant_parts(files: dict[str, Path], *, to_sphere: bool) -> tuple[list[Shar
             f"{scans['train'].num_points}; do not mix releases in one folder"
         )
     parts = [
-        Shard(split, path.name, scans[split].num_objects, (path,), _Rows(path, to_sphere))
+        Shard(split, path.name, scans[split].num_objects, (path,), partial(_iterate_rows, path, to_sphere))
         for split, path in files.items()
     ]
     return parts, scans["train"].num_points
@@ -160,58 +147,44 @@ def _scan(path: Path, num_classes: int) -> _Scan:
     """Read and check the sizes of a file. Raises DataError for a missing or wrong key, or a label out of range."""
     with open_hdf5(path, what="a file of ScanObjectNN") as file:
         data, label, mask = (file.array(key) for key in ("data", "label", "mask"))
-        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
-            raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (objects, points, 3) are needed")
-        if label.shape not in {(len(data),), (len(data), 1)} or label.dtype.kind not in "iu":
-            raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)},) are needed")
-        if mask.shape != data.shape[:2] or mask.dtype.kind not in "if":
-            raise DataError(
-                f"{path}: 'mask' is {mask.dtype} {mask.shape}, signed numbers {data.shape[:2]} are needed, "
-                f"{_BACKGROUND} for the background"
-            )
-        labels = label[...].reshape(-1)
-        invalid = np.flatnonzero((labels < 0) | (labels >= num_classes))
-        if len(invalid):
-            raise DataError(
-                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_classes} classes (0 to "
-                f"{num_classes - 1}); download the file again"
-            )
+        check_labelled_clouds(data, label, where=str(path), noun="objects", label_shape="({},)")
+        needed = f"signed numbers {data.shape[:2]} are needed, {_BACKGROUND} for the background"
+        check_array(mask, where=f"{path}: 'mask'", kinds="if", shapes=[data.shape[:2]], needed=needed)
+        check_labels(label[...].reshape(-1), num_classes, where=f"{path}: label")
         return _Scan(len(data), data.shape[1])
 
 
-@dataclass(frozen=True)
-class _Rows:
-    path: Path
-    to_sphere: bool
+def _iterate_rows(path: Path, to_sphere: bool) -> Iterator[SampleRow]:
+    with open_hdf5(path) as file:
+        clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
+    labels = labels.reshape(-1)
 
-    def __call__(self) -> Iterator[SampleRow]:
-        with open_hdf5(self.path) as file:
-            clouds, labels, masks = (file.array(key)[...] for key in ("data", "label", "mask"))
-        labels = labels.reshape(-1)
+    def row(index: int) -> SampleRow:
+        where, cloud = f"{path}: object {index}", clouds[index]
+        check_finite(cloud, where=f"{where}: data")
+        assert_extent(cloud, where=where)
+        points = normalize_to_unit_sphere(cloud, where=where) if to_sphere else cloud
+        values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
+        return SampleRow(f"{path.stem}/{index:05d}", where, values)
 
-        def row(index: int) -> SampleRow:
-            where, cloud = f"{self.path}: object {index}", clouds[index]
-            _assert_finite(cloud, where)
-            assert_extent(cloud, where=where)
-            points = normalize_to_unit_sphere(cloud, where=where) if self.to_sphere else cloud
-            values = {"points": points, "is_object": masks[index] != _BACKGROUND, "label": labels[index]}
-            return SampleRow(f"{self.path.stem}/{index:05d}", where, values)
-
-        return map(row, range(len(clouds)))
-
-
-def _assert_finite(points: np.ndarray, where: str) -> None:
-    """Raise DataError naming the first coordinate that is not finite."""
-    is_finite = np.isfinite(points)
-    if not is_finite.all():
-        point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")
+    return map(row, range(len(clouds)))
 
 
 _NUM_POINTS = 2048
 _FRAME = "y is up, as stored"
 _NORMALISED = "by prepare: about the mean of the points, background among them, the farthest at distance 1"
 _AS_STORED = "none: metres, as stored"
+
+
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    variants = facts["variants"].items()
+    return {
+        "classes": facts["classes"],
+        "variants": {name: variant["what"] for name, variant in variants},
+        "published": {name: variant["published"] for name, variant in variants if variant["published"]},
+        "layouts": facts["layouts"],
+    }
 
 
 @registry.data.add("scanobjectnn")
@@ -225,8 +198,7 @@ class ScanObjectNN(LabelledClouds):
     Source: Uy et al. 2019, "Revisiting Point Cloud Classification".
     """
 
-    set_name = "scanobjectnn"
-    readable_sets = ("scanobjectnn",)
+    spec = SetSpec(name="scanobjectnn", what="the release of ScanObjectNN (h5_files)", entries=_list_card_entries)
 
     def __init__(
         self,
@@ -241,7 +213,7 @@ class ScanObjectNN(LabelledClouds):
         fraction_seed: Seed = 0,
     ) -> None:
         prepared_path = prepared_root(root, f"scanobjectnn_{variant}")
-        _assert_variant(prepared_path, variant)
+        self._assert_variant(prepared_path, variant)
         self.background = background
         normals_source: Normals = normals
         super().__init__(
@@ -307,25 +279,21 @@ class ScanObjectNN(LabelledClouds):
         return "applied" if manifest["normalisation"] == _NORMALISED else "none"
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         variant: VariantName,
         division: Division = "main_split",
         unit_sphere: bool = True,
-    ) -> dict[str, Any]:
-        """Write one variant in native form; return the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write one variant in native form.
 
         `division` is the split into training and test; `unit_sphere: false` keeps coordinates in metres. Raises
         DataError for files that are missing or damaged, naming file, key and index, and for a target that contains
         something else. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        files = find_variant_files(source, variant, division)
+        files = find_variant_files(root, variant, division)
         parts, num_points = variant_parts(files, to_sphere=unit_sphere)
         options = {"variant": variant, "division": division, "unit_sphere": unit_sphere}
         about = {
@@ -335,8 +303,8 @@ class ScanObjectNN(LabelledClouds):
             **({} if unit_sphere else {"unit": "metre"}),
             "class_names": published_counts()["classes"],
         }
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             "hdf5",
             files["train"].parent,
             make_columns(num_points),
@@ -345,12 +313,22 @@ class ScanObjectNN(LabelledClouds):
             lambda prepared: _summary(prepared, variant, division),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
+
+    @classmethod
+    def _assert_variant(cls, root: Path, variant: str) -> None:
+        """Raise DataError if the folder was prepared as another variant than the config names."""
+        options = f"variant={variant}"
+        stored = cls.open_folder(root, options=options).manifest["options"]["variant"]
+        if stored != variant:
+            raise DataError(
+                f"{root}: was prepared as the variant '{stored}', the config gives '{variant}'; set variant: {stored}, "
+                f"or prepare that one: {prepare_command(cls.set_name, 'DIR', options)}"
+            )
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        manifest = cls.open_folder(root).manifest
         variant = manifest["options"]["variant"]
         return {
             "variant": f"{variant} ({published_counts()['variants'][variant]['what']})",
@@ -360,34 +338,6 @@ class ScanObjectNN(LabelledClouds):
             },
             **super().describe(root),
         }
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": cls.set_name,
-            "classes": facts["classes"],
-            "variants": {name: variant_facts["what"] for name, variant_facts in facts["variants"].items()},
-            "published": {
-                name: variant_facts["published"]
-                for name, variant_facts in facts["variants"].items()
-                if variant_facts["published"]
-            },
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command(cls.set_name, "DIR", "variant=NAME"),
-        }
-
-
-def _assert_variant(root: Path, variant: str) -> None:
-    """Raise DataError if the folder was prepared as another variant than the config names."""
-    options = f"variant={variant}"
-    stored = open_prepared(root, set_names=("scanobjectnn",), options=options).manifest["options"]["variant"]
-    if stored != variant:
-        raise DataError(
-            f"{root}: was prepared as the variant '{stored}', the config gives '{variant}'; set variant: {stored}, or "
-            f"prepare that one: {prepare_command('scanobjectnn', 'DIR', options)}"
-        )
 
 
 def _summary(prepared: PreparedSet, variant: str, division: str) -> dict[str, Any]:

@@ -30,25 +30,28 @@ from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.cloud_preparation import Normals, estimated_normals
 from sightline.store.loading.batch_reader import stratified_subset
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import (
-    MANIFEST,
-    PreparedSet,
-    open_prepared,
-    prepare_command,
-    summarise_folder,
-    verify,
-)
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, find_duplicates, write_prepared_set
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec, find_layout
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
 
 _FRAME = "object, y up"
 _NORMALISATION = "by prepare: about the mean of the points, the farthest at distance 1; normals of length 1"
 _INNER_FOLDERS = ("shapenet_part_seg_hdf5_data", "hdf5_data", "shapenetcore_partanno_segmentation_benchmark_v0_normal")
 
 
+def _list_card_entries() -> dict[str, Any]:
+    facts = published_counts()
+    return {
+        "splits": facts["split_sizes"],
+        "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
+        "parts": {category.name: len(category.parts) for category in categories()},
+        "layouts": facts["layouts"],
+    }
+
+
 @registry.data.add("shapenet_part")
 @keep_old_members(name_of="sample_name")
-class ShapeNetPart:
+class ShapeNetPart(PreparedData):
     """ShapeNetPart: 16,881 shapes of 16 categories, one of 50 parts at every point; 2,874 shapes test.
 
     Samples are whole shapes: 2,048 points each from the HDF5 release, as many as there are from the text release;
@@ -57,6 +60,9 @@ class ShapeNetPart:
     figures do. `fraction` trains on that share of every category, seeded by `fraction_seed`.
     Source: Yi et al. 2016, "A Scalable Active Framework for Region Annotation in 3D Shape Collections".
     """
+
+    spec = SetSpec(name="shapenet_part", what="a public release of ShapeNetPart", entries=_list_card_entries)
+    printed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
 
     def __init__(
         self,
@@ -68,7 +74,7 @@ class ShapeNetPart:
         fraction: PositiveFraction = 1.0,
         fraction_seed: Seed = 0,
     ) -> None:
-        self._prepared = open_prepared(prepared_root(root, "shapenet_part"), set_names=("shapenet_part",))
+        self._prepared = self.open_root(root)
         self._normals = _check_normals(normals, self._prepared)
         self._sizes = _split_sizes(self._prepared, training)
         if split not in self._sizes:
@@ -133,14 +139,14 @@ class ShapeNetPart:
         return self._names[split][row]
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the set in native form from either layout; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write the set in native form from either layout.
 
         Raises DataError for a source that is damaged or unknown, naming file and line or key, and for a target that
         contains something else. A killed run is continued by the same call.
         """
-        assert name == "shapenet_part", f"ShapeNetPart prepares 'shapenet_part', not '{name}'"
-        layout, root = _detect_layout(source)
+        layouts = published_counts()["layouts"]
+        layout, root = find_layout(root, _match_layouts, inner=_INNER_FOLDERS, name="ShapeNetPart", layouts=layouts)
         parts, notes = (hdf5_parts(root), []) if layout == "hdf5" else text_parts(root)
         options = {} if layout == "hdf5" else {"lists": lists_digest(root)}
         about = {
@@ -152,46 +158,21 @@ class ShapeNetPart:
             "notes": notes,
         }
         columns = make_columns(has_normals=layout == "text")
-        plan = PreparationPlan(name, layout, root, columns, tuple(parts), about, _summary, options)
-        return write_prepared_set(plan, target, progress=progress)
+        return PreparationPlan(cls.set_name, layout, root, columns, tuple(parts), about, _summary, options)
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        prepared = open_prepared(root, set_names=("shapenet_part",))
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the shapes and points per split, category and part."""
         manifest = prepared.manifest
         splits = manifest["splits"]
         names, parts = manifest["category_names"], manifest["class_names"]
-        listed = ("layout", "up_axis", "orientation", "normalisation", "ranges", "differences", "duplicates")
         return {
-            "set": manifest["set"],
-            "root": str(root.resolve()),
-            "source": manifest["source"]["path"],
             "sizes": {split: facts["num_rows"] for split, facts in splits.items()},
             "points": manifest["num_elements"],
             "points_per_shape": {split: facts["points_per_shape"] for split, facts in splits.items()},
             "counts": {s: dict(zip(names, facts["category_counts"], strict=True)) for s, facts in splits.items()},
             "part_points": {s: dict(zip(parts, facts["class_counts"], strict=True)) for s, facts in splits.items()},
             "has_normals": "normals" in manifest["columns"],
-            **{key: manifest[key] for key in listed},
-        }
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Check the hash of every prepared file; return the number of files. Raises DataError naming a wrong one."""
-        return verify(root)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        facts = published_counts()
-        return {
-            "set": "shapenet_part",
-            "splits": facts["split_sizes"],
-            "shapes": {name: category_facts["shapes"] for name, category_facts in facts["categories"].items()},
-            "parts": {category.name: len(category.parts) for category in categories()},
-            **{key: facts[key] for key in ("layouts", "home", "terms", "cite")},
-            "prepare": prepare_command("shapenet_part", "DIR"),
         }
 
     @cached_property
@@ -259,31 +240,9 @@ def _make_info(normals: Normals) -> DataInfo:
     )
 
 
-def _detect_layout(source: Path) -> tuple[Literal["hdf5", "text"], Path]:
-    """Detect the layout of a folder; return it with the resolved path. Raises DataError for none or several."""
-    root = source.expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"{source}: there is no such folder (looked at {root}); give that of the public release")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the public release")
-    matches = _match_layouts(root)
-    for inner in _INNER_FOLDERS if not matches else ():
-        matches += _match_layouts((root / inner).resolve())
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        layouts = ", ".join(f"{path} ({layout})" for layout, path in matches)
-        raise DataError(f"{root}: holds {len(matches)} layouts, give the folder of one: {layouts}")
-    facts = published_counts()["layouts"].values()
-    looked_for = "; ".join(f"{layout_facts['title']} ({layout_facts['looks_like']})" for layout_facts in facts)
-    raise DataError(
-        f"{root}: holds {summarise_folder(root)}, which is not a layout of ShapeNetPart; looked for: {looked_for}"
-    )
-
-
-def _match_layouts(folder: Path) -> list[tuple[Literal["hdf5", "text"], Path]]:
+def _match_layouts(folder: Path) -> list[tuple[str, Path]]:
     """List the layouts (name, path) that the contents of a folder match."""
-    matches: list[tuple[Literal["hdf5", "text"], Path]] = []
+    matches = []
     if any(hdf5_files(folder, split) for split in SPLITS):
         matches.append(("hdf5", folder))
     if (folder / CATEGORIES_FILE).is_file() or (folder / LISTS_FOLDER).is_dir():

@@ -12,18 +12,19 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
+from sightline.areas.clouds.sets.labelled_clouds import check_labelled_clouds
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.contract.schema import suggest
-from sightline.store.files.array_files import Hdf5File, open_hdf5
-from sightline.store.files.input_files import file_size, read_file
+from sightline.store.cloud_preparation import check_finite, check_labels
+from sightline.store.files.array_files import Hdf5File, check_array, open_hdf5
+from sightline.store.files.input_files import file_size, natural_sort_key, read_file
 from sightline.store.files.text_tables import read_table, read_text
 from sightline.store.prepared.prepared_writer import ColumnSpec, SampleRow, Shard, normalize_to_unit_sphere
 
@@ -260,30 +261,21 @@ def _check_files(root: Path, shapes: Sequence[_Listed], by_synset: Mapping[str, 
 def _make_shard(split: str, category: Category, paths: Sequence[Path]) -> Shard:
     """Make the shard of one category of one split."""
     estimated_points = sum(file_size(path) for path in paths) // _MIN_BYTES_PER_POINT
-    return Shard(
-        split, f"{split}/{category.name}", len(paths), tuple(paths), _Rows(category, tuple(paths)), estimated_points
+    rows = partial(map, partial(_read_row, category), paths)
+    return Shard(split, f"{split}/{category.name}", len(paths), tuple(paths), rows, estimated_points)
+
+
+def _read_row(category: Category, path: Path) -> SampleRow:
+    table = read_table(path, num_columns=_NUM_COLUMNS)
+    values = row_values(
+        category,
+        points=table[:, :3],
+        normals=table[:, 3:6],
+        parts=table[:, 6],
+        where=str(path),
+        place_of=lambda row: f"{path}:{row + 1}",
     )
-
-
-@dataclass(frozen=True)
-class _Rows:
-    category: Category
-    paths: tuple[Path, ...]
-
-    def __call__(self) -> Iterator[SampleRow]:
-        return map(self._row, self.paths)
-
-    def _row(self, path: Path) -> SampleRow:
-        table = read_table(path, num_columns=_NUM_COLUMNS)
-        values = row_values(
-            self.category,
-            points=table[:, :3],
-            normals=table[:, 3:6],
-            parts=table[:, 6],
-            where=str(path),
-            place_of=lambda row: f"{path}:{row + 1}",
-        )
-        return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)
+    return SampleRow(f"{path.parent.name}/{path.stem}", str(path), values)
 
 
 _KEYS = ("data", "label", "pid")
@@ -305,9 +297,8 @@ def hdf5_parts(root: Path) -> list[Shard]:
         _assert_no_gap(files)
         for path in files:
             num_shapes, num_points = _scan(path, len(all_categories))
-            parts.append(
-                Shard(split, path.name, num_shapes, (path,), _ArrayRows(path, all_categories), num_shapes * num_points)
-            )
+            rows = partial(_iterate_rows, path, all_categories)
+            parts.append(Shard(split, path.name, num_shapes, (path,), rows, num_shapes * num_points))
     return parts
 
 
@@ -336,12 +327,9 @@ def _read_arrays(path: Path, file: Hdf5File) -> _Arrays:
     """Return the three data sets of a file after a check of shapes and types. Raises DataError naming the key."""
     arrays = _Arrays(*(file.array(key) for key in _KEYS))
     data, label, pid = arrays
-    if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f" or 0 in data.shape:
-        raise DataError(f"{path}: 'data' is {data.dtype} {data.shape}, floats (shapes, points, 3) are needed")
-    if label.shape not in {data.shape[:1], (len(data), 1)} or label.dtype.kind not in "iu":
-        raise DataError(f"{path}: 'label' is {label.dtype} {label.shape}, integers ({len(data)}, 1) are needed")
-    if pid.shape != data.shape[:2] or pid.dtype.kind not in "iu":
-        raise DataError(f"{path}: 'pid' is {pid.dtype} {pid.shape}, integers {data.shape[:2]} are needed")
+    check_labelled_clouds(data, label, where=str(path))
+    needed = f"integers {data.shape[:2]} are needed"
+    check_array(pid, where=f"{path}: 'pid'", kinds="iu", shapes=[data.shape[:2]], needed=needed)
     return arrays
 
 
@@ -349,44 +337,25 @@ def _scan(path: Path, num_categories: int) -> tuple[int, int]:
     """Read the numbers of shapes and points of a file. Raises DataError for wrong keys and labels out of range."""
     with open_hdf5(path, what=_WHAT) as file:
         arrays = _read_arrays(path, file)
-        labels = arrays.label[...].reshape(-1)
-        invalid = np.flatnonzero((labels < 0) | (labels >= num_categories))
-        if len(invalid):
-            raise DataError(
-                f"{path}: label[{invalid[0]}] is {labels[invalid[0]]}, there are {num_categories} categories (0 to "
-                f"{num_categories - 1}); download the file again"
-            )
+        check_labels(arrays.label[...].reshape(-1), num_categories, where=f"{path}: label", noun="categories")
         return arrays.data.shape[:2]
 
 
-@dataclass(frozen=True)
-class _ArrayRows:
-    path: Path
-    known: tuple[Category, ...]
+def _iterate_rows(path: Path, known: tuple[Category, ...]) -> Iterator[SampleRow]:
+    with open_hdf5(path, what=_WHAT) as file:
+        points, labels, parts = (array[...] for array in _read_arrays(path, file))
 
-    def __call__(self) -> Iterator[SampleRow]:
-        with open_hdf5(self.path, what=_WHAT) as file:
-            points, labels, parts = (array[...] for array in _read_arrays(self.path, file))
+    def row(index: int, label: int) -> SampleRow:
+        where = f"{path}: shape {index}"
+        check_finite(points[index], where=f"{where}: data")
+        values = row_values(
+            known[label],
+            points=points[index],
+            normals=None,
+            parts=parts[index],
+            where=where,
+            place_of=lambda point: f"{path}: pid[{index}, {point}]",
+        )
+        return SampleRow(f"{path.stem}/{index:04d}", where, values)
 
-        def row(index: int, label: int) -> SampleRow:
-            where = f"{self.path}: shape {index}"
-            _assert_finite(points[index], where)
-            values = row_values(
-                self.known[label],
-                points=points[index],
-                normals=None,
-                parts=parts[index],
-                where=where,
-                place_of=lambda point: f"{self.path}: pid[{index}, {point}]",
-            )
-            return SampleRow(f"{self.path.stem}/{index:04d}", where, values)
-
-        return map(row, range(len(points)), labels.reshape(-1).tolist())
-
-
-def _assert_finite(points: np.ndarray, where: str) -> None:
-    """Raise DataError naming the first coordinate that is not finite."""
-    is_finite = np.isfinite(points)
-    if not is_finite.all():
-        point, axis = np.argwhere(~is_finite)[0]
-        raise DataError(f"{where}: data[{point}, {axis}] is {points[point, axis]}; download the file again")
+    return map(row, range(len(points)), labels.reshape(-1).tolist())

@@ -39,9 +39,10 @@ from sightline.contract import registry
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.files.input_files import parse_json_content, read_file
-from sightline.store.prepared.prepared_set import make_card, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.files.input_files import list_folders, parse_json_content, read_file
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _MAX_SHIFT = 60
 """Maximum bit offset within one run length: no real file needs more, and unlimited text takes quadratic time."""
@@ -168,7 +169,7 @@ def find_annotation_files(root: Path, annotations: Sequence[str] | None) -> dict
         return {root / name: _check_instances(_read_json(root / name), root / name) for name in annotations}
     if not root.is_dir():
         raise DataError(f"{root}: there is no such file or folder; give a JSON file of COCO instances, or its folder")
-    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    folders = [root, *list_folders(root)]
     files = [path for folder in folders for path in sorted(folder.glob("*.json"))]
     named = [path for path in files if path.name.startswith("instances_")]
     read = {path: _read_json(path) for path in named or files}
@@ -369,7 +370,7 @@ class Coco(LabelledImages):
     et al. 2014, Microsoft COCO.
     """
 
-    set_name = "coco"
+    spec = SetSpec(name="coco")
 
     @classmethod
     def expected_info(cls, *, classes: tuple[str, ...] = ()) -> DataInfo:
@@ -378,34 +379,28 @@ class Coco(LabelledImages):
         return DataInfo(box_facts(classes or tuple(published["classes"].values()), BoxColumns().box_type), BOX_FIELDS)
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
         target: Path,
-        name: str,
         progress: Progress,
         annotations: tuple[str, ...] | None = None,
         images: str | None = None,
         faulty: FaultPolicy = "refuse",
-    ) -> dict[str, Any]:
-        """List the images of a JSON file, or of a folder with some, and keep their boxes; returns the manifest.
+    ) -> PreparationPlan:
+        """Plan to list the images of a JSON file, or of a folder with some, and to keep their boxes.
 
         `annotations` (files) and `images` (a folder) are paths below the source, for other than the usual names. Raises
         DataError as `find_coco`, and for images and boxes that cannot be used unless `faulty` is `leave_out`.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        listed = find_coco(source, annotations=annotations, images=images)
+        listed = find_coco(root, annotations=annotations, images=images)
         options = {"annotations": None if annotations is None else list(annotations), "images": images}
-        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
-        return write_prepared_set(plan, target, progress=progress)
+        return plan_image_set(
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
+        )
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_coco`."""
         return survey_images(find_coco(source, annotations=None, images=None))
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("coco", {}, set_name=cls.set_name)

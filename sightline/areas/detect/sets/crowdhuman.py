@@ -30,8 +30,9 @@ from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, See
 from sightline.contract.errors import DataError
 from sightline.contract.types import DataInfo
 from sightline.store.box_fields import BOX_FIELDS
-from sightline.store.prepared.prepared_set import PreparedSet, make_card
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _COLUMNS = {
     "full": box_column((4,), "float64"),
@@ -57,7 +58,7 @@ class CrowdHuman(LabelledImages):
     Source: Shao et al. 2018, CrowdHuman.
     """
 
-    set_name = "crowdhuman"
+    spec = SetSpec(name="crowdhuman")
 
     def __init__(
         self,
@@ -105,29 +106,20 @@ class CrowdHuman(LabelledImages):
         return DataInfo(box_facts(("person",), scored_box), BOX_FIELDS)
 
     @classmethod
-    def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: FaultPolicy = "refuse"
-    ) -> dict[str, Any]:
-        """List the images that .odgt files of a folder name, and keep their boxes; returns the manifest.
+    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
+        """Plan to list the images that .odgt files of a folder name, and to keep their boxes.
 
         Raises DataError for a folder without such files, for a file in another format, and for images and boxes that
         cannot be used unless `faulty` is `leave_out`.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = plan_image_set(
-            _list_images(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
+        return plan_image_set(
+            _list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
         return survey_images(_list_images(source))
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("crowdhuman", {}, set_name=cls.set_name)
 
 
 def _ignored_column(box: BoxType) -> str:

@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.detect.sets.canvas import propose_canvas
-from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes
+from sightline.areas.detect.sets.records import BoxForm, ShownBoxes, box_notes, propose_canvas
 from sightline.contract.errors import DataError, escape_to_one_line
 from sightline.store.files.image_files import ImageHeader, check_image, read_header
 from sightline.store.prepared.columns import ColumnSpec

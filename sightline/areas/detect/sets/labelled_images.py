@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,8 @@ from sightline.contract.schema import suggest
 from sightline.contract.types import DataInfo, Dealing, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.files.image_files import read_image
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import LISTED, PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import Deal, RowRefs, check_part, count_held, make_splits, split_off_last
 
 SplitRule = Literal["seeded", "sorted"]
@@ -163,7 +163,7 @@ class BoxColumns:
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledImages:
+class LabelledImages(PreparedData):
     """Base of sets of images with boxes; images are decoded at each access, boxes are in pixels of the file.
 
     Boxes narrower or lower than `ignore_below_px` pixels of the file are ignored in training and scoring. Splits
@@ -172,7 +172,7 @@ class LabelledImages:
     Pure: the same key gives the same sample, and changes to a sample do not reach the stored arrays.
     """
 
-    set_name: ClassVar[str]
+    printed = ("layout", "differences")
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class LabelledImages:
         split_rule: SplitRule = "seeded",
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        prepared = self.open_root(root)
         self._columns = self._columns_in(prepared)
         parts = make_splits(
             prepared,
@@ -274,22 +274,14 @@ class LabelledImages:
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        prepared = open_prepared(root, set_names=(cls.set_name,))
-        manifest, listed = prepared.manifest, prepared.manifest[LISTED]
-        return {
-            "set": manifest["set"],
-            "layout": manifest["layout"],
-            "root": str(prepared.root.resolve()),
-            "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
-            **manifest["statistics"],
-            "proposed_canvas": manifest.get("proposed_canvas", {}),
-            "differences": manifest["differences"],
-        }
+        described = super().describe(root)
+        return {"set": described["set"], "layout": described.pop("layout"), **described}
 
     @classmethod
-    def verify(cls, root: Path) -> int:
-        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
-        return verify(root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the statistics of images and boxes, and a canvas for them."""
+        manifest = prepared.manifest
+        return {**manifest["statistics"], "proposed_canvas": manifest.get("proposed_canvas", {})}
 
     def _read_column(self, index: int, column: str) -> np.ndarray:
         if not 0 <= index < len(self):

@@ -41,7 +41,7 @@ from sightline.areas.detect.sets.yolo_txt import find_yolo, list_images
 from sightline.contract.errors import DataError
 from sightline.store.files.image_files import read_header
 from sightline.store.files.input_files import read_file
-from sightline.store.prepared.prepared_set import summarise_folder
+from sightline.store.prepared.prepared_set import describe_contents
 
 KITTI_TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 UNSTATED: Mapping[str, Any] = {
@@ -67,8 +67,7 @@ def read_lines(source: Path) -> LabelledSet:
     files = [root] if root.is_file() else sorted([*root.glob("*.odgt"), *root.glob("annotations/*.odgt")])
     root = root.parent if root.is_file() else root
     if not files:
-        contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-        raise DataError(f"{root}: {contents}, no .odgt file; give the folder with annotation_train.odgt")
+        raise DataError(f"{root}: {describe_contents(root)}, no .odgt file; give the folder with annotation_train.odgt")
     paths: defaultdict[str, list[Path]] = defaultdict(list)
     for path in list_images(root, may_lack=True):
         paths[path.stem].append(path)
@@ -193,8 +192,9 @@ def read_kitti(source: Path) -> LabelledSet:
     folders = [path for form in ("label_2", "*/label_2") for path in sorted(root.glob(form))]
     files = [file for folder in folders for file in sorted(folder.glob("*.txt"))]
     if not files:
-        contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-        raise DataError(f"{root}: {contents}; KITTI has label_2/000000.txt with image_2/: give the folder with them")
+        raise DataError(
+            f"{root}: {describe_contents(root)}; KITTI has label_2/000000.txt with image_2/: give the folder with them"
+        )
     faults, images = AnnotationFaults(), []
     for number, file in enumerate(files, start=1):
         path = file.parent.parent / "image_2" / f"{file.stem}.png"

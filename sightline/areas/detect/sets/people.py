@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -38,8 +38,9 @@ from sightline.areas.detect.sets.records import BoxForm, box_facts
 from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, NonNegativeFloat, Seed
 from sightline.contract.errors import ConfigError
-from sightline.store.prepared.prepared_set import PreparedSet, prepare_command
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _UNKNOWN = -1.0
 """Stored value of an unknown visible share: prepared columns must be finite."""
@@ -53,8 +54,6 @@ class _People(LabelledImages):
     has_visible: ClassVar[bool] = False
     form: ClassVar[BoxForm] = "two corners"
     usual: ClassVar[tuple[str, ...]] = ("pedestrian",)
-    layouts: ClassVar[Mapping[str, str]]
-    about: ClassVar[Mapping[str, str]]
 
     def __init__(
         self,
@@ -96,30 +95,20 @@ class _People(LabelledImages):
         return np.where(share < 0, np.nan, share)
 
     @classmethod
-    def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, faulty: FaultPolicy = "refuse"
-    ) -> dict[str, Any]:
-        """List the images that the labels of a folder name, and keep their boxes; returns the manifest.
+    def plan(cls, root: Path, *, target: Path, progress: Progress, faulty: FaultPolicy = "refuse") -> PreparationPlan:
+        """Plan to list the images that the labels of a folder name, and to keep their boxes.
 
         Raises DataError for a folder in another layout, and for images and boxes that cannot be used unless `faulty` is
         `leave_out`.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        plan = plan_image_set(
-            cls._list_images(source), set_name=name, faulty=faulty, options={}, progress=progress, target=target
+        return plan_image_set(
+            cls._list_images(root), set_name=cls.set_name, faulty=faulty, options={}, progress=progress, target=target
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey images, sizes, boxes and faults of unprepared files. Raises as `prepare`."""
+        """Survey images, sizes, boxes and faults of unprepared files. Raises as `plan`."""
         return survey_images(cls._list_images(source))
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        prepare = prepare_command(cls.set_name, "DIR")
-        return {"set": cls.set_name, "layouts": cls.layouts, **cls.about, "prepare": prepare}
 
     @classmethod
     def _list_images(cls, source: Path) -> ListedImageSet:
@@ -172,16 +161,9 @@ class WiderPerson(_People):
     ignored, too. The published validation images are the test part. Source: Zhang et al. 2019, WiderPerson.
     """
 
-    set_name = "widerperson"
+    spec = SetSpec(name="widerperson")
     kinds, read_labels = WIDERPERSON, staticmethod(read_widerperson)
     usual = ("pedestrian", "rider", "partially_visible")
-    layouts: ClassVar = {"txt": "train.txt, val.txt and test.txt, with Annotations/NAME.jpg.txt and Images/NAME.jpg"}
-    about: ClassVar = {
-        "classes": "people of the kinds pedestrian, rider and partially_visible; ignored_region and crowd are ignored",
-        "home": "http://www.cbsr.ia.ac.cn/users/sfzhang/WiderPerson",
-        "terms": "for non-commercial research; nothing is downloaded for you",
-        "cite": "Zhang et al. 2019, WiderPerson: A Diverse Dataset for Dense Pedestrian Detection in the Wild",
-    }
 
 
 @registry.data.add("ecp")
@@ -194,15 +176,8 @@ class EuroCityPersons(_People):
     are the test part. Source: Braun et al. 2019, EuroCity Persons.
     """
 
-    set_name = "ecp"
+    spec = SetSpec(name="ecp")
     kinds, read_labels = ECP, staticmethod(read_ecp)
-    layouts: ClassVar = {"json": "day/labels/train/CITY/NAME.json with day/img/train/CITY/NAME.png, night/ alike"}
-    about: ClassVar = {
-        "classes": "people of the kinds pedestrian and rider; groups far away are ignored, vehicles left out",
-        "home": "https://eurocity-dataset.tudelft.nl",
-        "terms": "for non-commercial research, after registration; nothing is downloaded for you",
-        "cite": "Braun et al. 2019, EuroCity Persons: A Novel Benchmark for Person Detection in Traffic Scenes",
-    }
 
     @classmethod
     def _visible_share(cls, box: LabelledBox) -> float:
@@ -219,18 +194,9 @@ class CityPersons(_People):
     Source: Zhang et al. 2017, CityPersons.
     """
 
-    set_name = "citypersons"
+    spec = SetSpec(name="citypersons")
     kinds, read_labels, has_visible = CITYPERSONS, staticmethod(read_citypersons), True
     form = "corner, size"
-    layouts: ClassVar = {
-        "mat": "anno_train.mat and anno_val.mat, in annotations/ or not, beside leftImg8bit/ of Cityscapes"
-    }
-    about: ClassVar = {
-        "classes": "people of the kinds pedestrian, rider, sitting and other; ignored_region and crowd are ignored",
-        "home": "https://github.com/cvgroup-njust/CityPersons",
-        "terms": "those of Cityscapes, for non-commercial research; nothing is downloaded for you",
-        "cite": "Zhang et al. 2017, CityPersons: A Diverse Dataset for Pedestrian Detection",
-    }
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from sightline.contract.errors import DataError
 from sightline.store.files.array_files import read_mat
 from sightline.store.files.input_files import parse_json_content, read_file
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_set import summarise_folder
+from sightline.store.prepared.prepared_set import describe_contents
 
 _BAD_BOX = "impossible boxes"
 _BAD_IMAGE = "images that are missing or damaged"
@@ -284,5 +284,4 @@ def _require_valid_box(box: BoxCorners, *, is_ignored: bool) -> BoxCorners:
 
 
 def _layout_error(root: Path, needed: str, set_title: str) -> DataError:
-    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    return DataError(f"{root}: {contents}; {set_title} has {needed}: give the folder with them")
+    return DataError(f"{root}: {describe_contents(root)}; {set_title} has {needed}: give the folder with them")

@@ -26,6 +26,7 @@ from sightline.contract.errors import ConfigError
 from sightline.contract.types import DataInfo, Sample, SampleKey
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.computed_samples import ComputedSet, Many, SampleCache
+from sightline.store.prepared.splits import SPLITS
 
 _MAX_PEOPLE = 40
 _MEAN_PEOPLE = 13.0
@@ -275,7 +276,6 @@ def _draw_ignored_regions(
 
 BoxType = Literal["full", "visible", "head"]
 
-_SPLITS = ("train", "validation", "test")
 _MIN_VISIBLE = 0.05
 _MAX_CACHE_BYTES = 2**29
 
@@ -308,10 +308,10 @@ class SyntheticCrowds(ComputedSet):
         clip: bool = False,
         data_seed: Seed = 0,
     ) -> None:
-        if split not in _SPLITS:
-            raise ConfigError(f"synthetic_crowds: there is no split '{split}'; it has {', '.join(_SPLITS)}")
+        if split not in SPLITS:
+            raise ConfigError(f"synthetic_crowds: there is no split '{split}'; it has {', '.join(SPLITS)}")
         self._split = split
-        self._sizes = dict(zip(_SPLITS, (train_size, validation_size, test_size), strict=True))
+        self._sizes = dict(zip(SPLITS, (train_size, validation_size, test_size), strict=True))
         self._size = (height, width)
         self._boxes: tuple[BoxType, BoxType] = (box, scored_box)
         self._clip = clip
@@ -350,7 +350,7 @@ class SyntheticCrowds(ComputedSet):
         """Draw an image with the boxes and masks of all people."""
         if not 0 <= index < len(self):
             raise IndexError(f"synthetic_crowds: sample {index} of '{self._split}', which has {len(self)}")
-        generator = SampleKey(index, _SPLITS.index(self._split), self._data_seed).generator()
+        generator = SampleKey(index, SPLITS.index(self._split), self._data_seed).generator()
         return draw_scene(generator, height=self._size[0], width=self._size[1])
 
     def _draw_cached(self, index: int) -> tuple[np.ndarray, BoxRecord]:

@@ -32,8 +32,9 @@ from sightline.contract.errors import DataError
 from sightline.store.files.image_files import IMAGE_SUFFIXES
 from sightline.store.files.input_files import parsed_yaml, read_file
 from sightline.store.files.text_tables import parse_count
-from sightline.store.prepared.prepared_set import make_card, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import describe_contents
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress
 
 _NAME_LISTS = ("classes.txt", "obj.names", "names.txt")
 _SPLIT_KEYS = {"train": "train", "test": "test", "val": "validation"}
@@ -122,10 +123,8 @@ def list_images(root: Path, *, may_lack: bool = False) -> list[Path]:
         names = (name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES)
         images.extend(Path(folder) / name for name in names)
     if not images and not may_lack:
-        contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-        raise DataError(
-            f"{root}: {contents}, no image ({', '.join(sorted(IMAGE_SUFFIXES))}); give a folder with images"
-        )
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{root}: {describe_contents(root)}, no image ({suffixes}); give a folder with images")
     return sorted(images)
 
 
@@ -284,36 +283,30 @@ class YoloTxt(LabelledImages):
     Source: the user's files; the format is that of Darknet (Redmon and Farhadi 2018, YOLOv3).
     """
 
-    set_name = "yolo_txt"
+    spec = SetSpec(name="yolo_txt")
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
         target: Path,
-        name: str,
         progress: Progress,
         names: tuple[str, ...] | None = None,
         faulty: FaultPolicy = "refuse",
-    ) -> dict[str, Any]:
-        """List the images below a folder, and keep the boxes of their text files; returns the manifest.
+    ) -> PreparationPlan:
+        """Plan to list the images below a folder, and to keep the boxes of their text files.
 
         `names` are the classes where no YAML file, classes.txt, obj.names or names.txt names them. Raises DataError as
         `find_yolo`, and for images and rows that cannot be used unless `faulty` is `leave_out`.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        listed = find_yolo(source, names=names)
+        listed = find_yolo(root, names=names)
         options = {"names": None if names is None else list(names)}
-        plan = plan_image_set(listed, set_name=name, faulty=faulty, options=options, progress=progress, target=target)
-        return write_prepared_set(plan, target, progress=progress)
+        return plan_image_set(
+            listed, set_name=cls.set_name, faulty=faulty, options=options, progress=progress, target=target
+        )
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
         """Survey images, sizes, classes and faults of unprepared files. Raises as `find_yolo`."""
         return survey_images(find_yolo(source, names=None))
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("yolo_txt", {}, set_name=cls.set_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,11 +12,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.pose.depth_files import MIN_RANGE_MM, SizePx, read_depth, read_depth_png
 from sightline.areas.pose.sets.depth_frames import DepthCamera, FrameSplit
 from sightline.areas.pose.sets.depth_sets import (
-    SPLITS,
     DepthSource,
     DepthSpec,
     PreparedFrames,
@@ -41,10 +39,11 @@ from sightline.contract import registry
 from sightline.contract.arguments import FractionBelowOne, PositiveFloat, PositiveFraction, ReferencePoint, Seed
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.schema import suggest
-from sightline.store.files.input_files import file_size
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared
-from sightline.store.prepared.prepared_writer import Progress, Shard, write_prepared_set
+from sightline.store.files.input_files import file_size, natural_sort_key
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, Shard
+from sightline.store.prepared.splits import SPLITS, order_by_hash
 
 _MM_PER = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 _FRAMES_PER_SHARD = 200
@@ -66,8 +65,11 @@ class DepthFolder(PreparedFrames):
     Source: the user's files.
     """
 
-    set_name = "depth_folder"
-    readable_sets = ("depth_folder",)
+    spec = SetSpec(
+        name="depth_folder",
+        what=f"frames and {' or '.join(LABEL_FILES)}",
+        entries=lambda: {"files": ".png (one channel of 16 bits), .npy"},
+    )
     expected_info: ClassVar[None] = None  # type: ignore[assignment]  # camera and joints are the user's
 
     def __init__(
@@ -80,7 +82,7 @@ class DepthFolder(PreparedFrames):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         about = prepared.manifest["figure"]
         self.camera = DepthCamera(*prepared.manifest["camera_px"], *prepared.manifest["image_size_px"])
         self.skeleton = Skeleton(
@@ -97,13 +99,10 @@ class DepthFolder(PreparedFrames):
         super().__init__(frames=frames, part=part, reference=reference, joints=joints)
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         fx: PositiveFloat | None = None,
         fy: float | None = None,
         u0: float | None = None,
@@ -114,8 +113,8 @@ class DepthFolder(PreparedFrames):
         cube_mm: PositiveFloat | None = None,
         test_share: PositiveFraction = 0.2,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the labelled frames of a folder in native form; returns the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the labelled frames of a folder in native form.
 
         `fx`, `fy`, `u0` and `v0` are the intrinsics, by default those of `camera.json`; fy is negative if Y points up.
         `mm_per_unit` is the unit of the images' numbers. `centre` names the joint in the middle of the figure, by
@@ -124,12 +123,6 @@ class DepthFolder(PreparedFrames):
         the labels state splits. Raises DataError with file and line for labels, and with file and place for images,
         that cannot be used; ConfigError for options that do not fit. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
-        if not root.is_dir():
-            raise DataError(f"{source}: there is no such folder; give one with frames and {' or '.join(LABEL_FILES)}")
-        if (root / MANIFEST).is_file():
-            raise DataError(f"{root}: is prepared already; give the folder of the files")
         labels = read_joint_labels(root)
         joints = np.stack([label.joints for label in labels.frames]) * _MM_PER[joint_unit]
         _check_joints(labels, joints, joint_unit)
@@ -162,13 +155,12 @@ class DepthFolder(PreparedFrames):
         }
         listed = json.dumps([[label.frame, split] for label, split in zip(labels.frames, splits, strict=True)])
         options = {**about, "frames": hashlib.sha256(listed.encode()).hexdigest(), "labels": _digest(joints)}
-        plan = plan_depth_set(spec, content, root, about=about, options=options)
-        return write_prepared_set(plan, target, progress=progress)
+        return plan_depth_set(spec, content, root, about=about, options=options)
 
     @classmethod
     def describe(cls, root: Path) -> dict[str, Any]:
         """Summary of a prepared folder for `data info`."""
-        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
+        manifest = cls.open_folder(root).manifest
         names, figure = manifest["joint_names"], manifest["figure"]
         described = super().describe(root)
         return {
@@ -180,11 +172,6 @@ class DepthFolder(PreparedFrames):
             "centre": names[figure["centre"]],
             "cube_mm": figure["cube_mm"],
         }
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, and the command to prepare it."""
-        return make_card("depth_folder", {"files": ".png (one channel of 16 bits), .npy"}, set_name=cls.set_name)
 
 
 def _choose_stated(prepared: PreparedSet, split: str) -> tuple[StoredFrames, FrameSplit]:
@@ -221,17 +208,6 @@ class _FrameReader:
         return SourceFrame(label.frame, str(path), depth, joints, visible, int(self.groups[index]))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Picklable rows of a shard."""
-
-    reader: _FrameReader
-    indices: tuple[int, ...]
-
-    def __call__(self) -> Iterator[SourceFrame]:
-        return map(self.reader, self.indices)
-
-
 def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[SourceFrame]]:
     shards = []
     for split in dict.fromkeys(splits):
@@ -241,7 +217,8 @@ def _list_shards(reader: _FrameReader, splits: Sequence[str]) -> list[Shard[Sour
             files = tuple(reader.root / reader.labels.frames[index].frame for index in indices)
             title = f"{split} {first} to {first + len(indices) - 1}"
             size = sum(map(file_size, files))
-            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), _Rows(reader, indices), size))
+            rows = partial(map, reader, indices)
+            shards.append(Shard(split, title, len(indices), (reader.labels.path, *files), rows, size))
     return shards
 
 
@@ -360,13 +337,10 @@ def _assign_splits(frames: Sequence[FrameLabel], test_share: float, seed: int) -
     if frames[0].split:
         splits = ["test" if label.split == "test" else "train" for label in frames]
         return splits, groups, f"as the labels state; {kind} of train are held out for validation"
-    order = sorted(
-        names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode(errors="surrogateescape")).hexdigest()
-    )
     num_test = min(max(1, round(test_share * len(names))), len(names) - 1)
     if num_test < 1:
         raise DataError(f"{frames[0].where}: is the only frame; label more frames, or state their splits")
-    tested = set(order[:num_test])
+    tested = {names[index] for index in order_by_hash(names.tolist(), seed=seed)[:num_test]}
     note = f"{num_test} of {len(names)} {kind} are tested, by a hash of seed {seed}; others are held out for validation"
     return ["test" if recording in tested else "train" for recording in recordings], groups, note
 

@@ -28,11 +28,11 @@ from sightline.contract.types import DataInfo
 from sightline.store.files.input_files import file_size
 from sightline.store.files.text_tables import BLOCK_LINES
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.columns import DEPTH_TYPES, ColumnSpec, pack_depth, prepared_root, unpack_depth
-from sightline.store.prepared.prepared_set import PreparedSet, SetSpec, make_card, open_prepared, verify
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
-
-SPLITS = ("train", "validation", "test")
+from sightline.store.prepared.columns import DEPTH_TYPES, ColumnSpec, pack_depth, unpack_depth
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class StoredFrames:
 
 
 @keep_old_members(name_of="sample_name")
-class PreparedFrames(DepthFrames):
+class PreparedFrames(PreparedData, DepthFrames):
     """Base of prepared depth sets; frames are decompressed at access. A subclass sets `camera` and `skeleton`."""
 
-    readable_sets: ClassVar[tuple[str, ...]]
     camera: DepthCamera
     skeleton: Skeleton
+    printed = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
 
     def __init__(
         self,
@@ -100,23 +100,13 @@ class PreparedFrames(DepthFrames):
         return self._names[split][row]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        manifest = open_prepared(root, set_names=cls.readable_sets).manifest
-        shown = ("layout", "orientation", "unit", "joint_depths_mm", "label_sha256", "split", "differences")
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the frames, and the usable ones, per split."""
+        splits = prepared.manifest["splits"].items()
         return {
-            "set": manifest["set"],
-            "root": str(root.resolve()),
-            "source": manifest["source"]["path"],
-            "frames": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-            "frames_usable": {split: facts["num_usable"] for split, facts in manifest["splits"].items()},
-            **{key: manifest[key] for key in shown if key in manifest},
+            "frames": {split: facts["num_rows"] for split, facts in splits},
+            "frames_usable": {split: facts["num_usable"] for split, facts in splits},
         }
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
-        return verify(root)
 
     def _locate_row(self, frame_index: int) -> tuple[str, int]:
         split_index = int(np.searchsorted(self._starts, frame_index, side="right")) - 1
@@ -242,6 +232,11 @@ class DepthSpec(SetSpec):
     invalid_note: str = MISSING
     has_regions: bool = False
 
+    def list_entries(self) -> dict[str, Any]:
+        """Return the entries of the card that are computed."""
+        joint_names = ", ".join(self.skeleton.joint_names)
+        return {"frames": dict(self.published), "joints": joint_names, **self.entries()}
+
 
 class DepthSource(NamedTuple):
     """Shards of a source folder, and the dtype in which their depths are stored.
@@ -259,18 +254,12 @@ class DepthSource(NamedTuple):
 class DepthSet(PreparedFrames):
     """Base of depth sets that are a row, `spec`, and a function `read_source` that lists the shards of a folder."""
 
-    set_name: ClassVar[str]
     spec: ClassVar[DepthSpec]
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "spec" in vars(cls):
-            cls.set_name, cls.readable_sets = cls.spec.name, (cls.spec.name,)
             cls.camera, cls.skeleton = cls.spec.camera, cls.spec.skeleton
-
-    @classmethod
-    def open_root(cls, root: str | None) -> PreparedSet:
-        """Open the prepared folder of this set."""
-        return open_prepared(prepared_root(root, cls.set_name), set_names=cls.readable_sets)
 
     @classmethod
     def read_source(cls, root: Path) -> DepthSource:
@@ -283,27 +272,13 @@ class DepthSet(PreparedFrames):
         return ()
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write the frames in native form; return the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write the frames in native form.
 
         Raises DataError with file, and line or byte, for labels and images that cannot be used. A killed run is
         continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = cls.spec.find(source)
-        content = cls.read_source(root)
-        plan = plan_depth_set(cls.spec, content, root, list_differences=cls.list_differences)
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card(cls.spec.name, cls.card_entries(), set_name=cls.set_name)
-
-    @classmethod
-    def card_entries(cls) -> dict[str, Any]:
-        """Entries of the card that are computed."""
-        return {"frames": dict(cls.spec.published), "joints": ", ".join(cls.skeleton.joint_names)}
+        return plan_depth_set(cls.spec, cls.read_source(root), root, list_differences=cls.list_differences)
 
 
 def plan_depth_set(

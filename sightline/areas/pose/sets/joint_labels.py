@@ -15,11 +15,11 @@ import numpy as np
 from sightline.contract.errors import DataError
 from sightline.contract.regular_files import parse_json
 from sightline.store.files.input_files import read_file
+from sightline.store.prepared.splits import SPLITS
 
 LABEL_FILES = ("joints.csv", "joints.json")
 CAMERA_FILE = "camera.json"
 CAMERA_KEYS = ("fx", "fy", "u0", "v0")
-_SPLITS = ("train", "validation", "test")
 _AXES = "xyz"
 _FORM = "a CSV file has the columns frame, NAME_x, NAME_y and NAME_z of every joint, and split if you like"
 _JSON_FORM = (
@@ -192,8 +192,8 @@ def _check_frames(labels: JointLabels) -> None:
             raise DataError(f"{label.where}: {label.frame[:60]!r} is not a path in the folder")
         if label.frame in places:
             raise DataError(f"{label.where}: {label.frame} is labelled a second time, first in {places[label.frame]}")
-        if label.split not in ("", *_SPLITS):
-            raise DataError(f"{label.where}: the split is {label.split[:40]!r}, it must be {', '.join(_SPLITS)}")
+        if label.split not in ("", *SPLITS):
+            raise DataError(f"{label.where}: the split is {label.split[:40]!r}, it must be {', '.join(SPLITS)}")
         places[label.frame] = label.where
     splits = {label.split for label in labels.frames}
     if splits != {""} and ("" in splits or not {"train", "test"} <= splits):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -77,6 +77,7 @@ class MsraHands(DepthSet):
         orientation="camera's frame, x right, y up, z forward (negated: files have it negative)",
         split_note="a part for each subject; data.subject is the one for testing",
         invalid_note="",
+        entries=lambda: {"frames": sum(_COUNTS.values()), "faulty_frames": ", ".join(sorted(FAULTY))},
     )
 
     def __init__(
@@ -118,12 +119,6 @@ class MsraHands(DepthSet):
         num_frames = sum(facts["num_rows"] for facts in prepared.manifest["splits"].values())
         older = [f"{num_frames} frames, as many as the older copy has: {_TWO_COPIES}"]
         return older if num_frames == _OLDER_COPY else []
-
-    @classmethod
-    def card_entries(cls) -> dict[str, Any]:
-        """Entries of the card that are computed."""
-        faulty = ", ".join(sorted(FAULTY))
-        return {**super().card_entries(), "frames": sum(_COUNTS.values()), "faulty_frames": faulty}
 
     def _folds(self) -> Folds:
         return self._subject_folds

@@ -32,9 +32,10 @@ from sightline.contract.errors import DataError
 from sightline.store.files.input_files import BoundedFile, assert_regular, read_file
 from sightline.store.files.scan_files import check_pose, read_bin, read_matrices
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import describe_contents
+from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.splits import make_splits
 
 TYPES = ("Background", "Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
@@ -217,7 +218,10 @@ class KittiObject(LabelledScans):
     Source: Geiger et al. 2012; the classes of Wu et al. 2018.
     """
 
-    set_name = "kitti_object"
+    spec = SetSpec(
+        name="kitti_object",
+        entries=lambda: {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
+    )
     _value_columns = ("image_size_px",)
 
     def __init__(
@@ -234,7 +238,7 @@ class KittiObject(LabelledScans):
         min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        prepared = self.open_root(root)
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0)} if crop == "camera" else {}
         self._crop = crop
         super().__init__(
@@ -249,25 +253,20 @@ class KittiObject(LabelledScans):
         )
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         image_px: tuple[Count, Count] | None = None,
         margin_m: Margin = 0.0,
         ground_m: Margin = 0.0,
-    ) -> dict[str, Any]:
-        """List scans, labels and calibrations in place, and count the points of each type; returns the manifest.
+    ) -> PreparationPlan:
+        """Plan to list scans, labels and calibrations in place, and to count the points of each type.
 
         Boxes are widened by `margin_m`; points less than `ground_m` above a box's bottom count as background.
         `image_px` (width, height) replaces missing images. Incomplete frames are left out, with a note. Raises
         DataError for damaged files and if no frame is complete.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         folder = _find_frame_folder(root)
         frames, incomplete = _find_complete_frames(folder, needs_image=image_px is None)
         lists = next((path for path in (root / "ImageSets", root.parent / "ImageSets") if path.is_dir()), root)
@@ -278,8 +277,8 @@ class KittiObject(LabelledScans):
             for part, names in parts.items()
             for frame in names
         ]
-        plan = scan_plan(
-            set_name=name,
+        return scan_plan(
+            set_name=cls.set_name,
             layout="object",
             root=root,
             scans=scans,
@@ -292,11 +291,10 @@ class KittiObject(LabelledScans):
             options={"margin_m": margin_m, "ground_m": ground_m, "image_px": list(image_px) if image_px else None},
             notes=[*notes, *incomplete],
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path) -> dict[str, Any]:
-        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `prepare`.
+        """Survey point types and the sensor, and compare it with an HDL-64E's front view. Raises as `plan`.
 
         Frames without an image are assumed to have 1242 x 375 pixels.
         """
@@ -316,15 +314,6 @@ class KittiObject(LabelledScans):
         sensor = make_sensor({"azimuth_deg": (45.0, -45.0)}, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("kitti_object", LABEL_MAPS), sensor=sensor)
 
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card(
-            "kitti_object",
-            {"classes": ", ".join(read_label_map("kitti_object", LABEL_MAPS).class_names)},
-            set_name=cls.set_name,
-        )
-
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
         options = self._prepared.manifest["options"]
         width, height = values["image_size_px"].tolist()
@@ -337,8 +326,9 @@ def _find_frame_folder(root: Path) -> Path:
     for folder in (root / "training", root):
         if (folder / "velodyne").is_dir():
             return folder
-    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root}: {contents}; velodyne, label_2, calib and image_2 are needed, in it or in training")
+    raise DataError(
+        f"{root}: {describe_contents(root)}; velodyne, label_2, calib and image_2 are needed, in it or in training"
+    )
 
 
 def _find_complete_frames(folder: Path, *, needs_image: bool) -> tuple[dict[str, dict[str, Path]], list[str]]:

@@ -15,11 +15,12 @@ import torch
 
 from sightline.aliases import keep_old_members
 from sightline.areas.scans.sets.label_maps import LabelMap
-from sightline.areas.scans.sets.scan_preparation import describe_scans, id_counts
+from sightline.areas.scans.sets.scan_preparation import id_counts
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import DataInfo, Sample, SampleKey, ScanInputSpec
 from sightline.store.files.scan_samples import FEATURES, RawScan, Sensor, mean_and_std, scan_fields
-from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.splits import RowRefs, SplitRows, check_part
 
 
@@ -36,15 +37,15 @@ class ScanSampling(NamedTuple):
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledScans:
+class LabelledScans(PreparedData):
     """Base of sets of LiDAR scans; files are read in place and whole, and labels are mapped while reading.
 
     Another label map or sensor block therefore needs no new preparation. Pure: the same key gives the same scan.
     """
 
-    set_name: ClassVar[str]
     has_rings: bool = False
     has_columns: bool = False
+    printed = ("layout", "split", "remission_high", "points_per_id", "differences")
 
     def __init__(
         self,
@@ -104,14 +105,13 @@ class LabelledScans:
         return self._prepared.names(stored)[row]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        return describe_scans(open_prepared(root, set_names=(cls.set_name,)))
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
-        return verify(root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the scans and points per split."""
+        splits = prepared.manifest["splits"].items()
+        return {
+            "scans": {split: facts["num_rows"] for split, facts in splits},
+            "points": {split: facts["num_points"] for split, facts in splits},
+        }
 
     _value_columns: ClassVar[tuple[str, ...]] = ()
     """Names of the stored columns that `_read_files` needs."""

@@ -36,12 +36,11 @@ from sightline.store.files.scan_reading import (
     to_raw_scan,
 )
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
-from sightline.store.prepared.splits import make_splits
-
-_SPLITS = ("train", "validation", "test")
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan
+from sightline.store.prepared.splits import SPLITS, make_splits
 
 
 @registry.data.add("scan_folder")
@@ -55,7 +54,7 @@ class ScanFolder(LabelledScans):
     Source: the user's files.
     """
 
-    set_name = "scan_folder"
+    spec = SetSpec(name="scan_folder", what="scans", entries=lambda: {"files": ", ".join(SCAN_SUFFIXES)})
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class ScanFolder(LabelledScans):
         min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        prepared = self.open_root(root)
         checked_sensor = make_sensor(sensor, preset=None, owner=self.set_name)
         num_beams = prepared.manifest["options"]["num_beams"]
         self.has_rings = num_beams is not None
@@ -90,20 +89,17 @@ class ScanFolder(LabelledScans):
         )
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         columns: tuple[str, ...] | None = None,
         label: str = "label",
         num_beams: Count | None = None,
         ring_order: RingOrder = "top_first",
         no_return: NoReturn | None = None,
-    ) -> dict[str, Any]:
-        """List the scans of a folder in place, and count the ids of each; returns the manifest.
+    ) -> PreparationPlan:
+        """Plan to list the scans of a folder in place, and to count the ids of each.
 
         `columns` names the columns of files without column names, all of them for `.bin`. Labels are in the column
         `label` or in a file `<name>.label` next to the scan. With `num_beams` rings are read from a column `ring`;
@@ -111,8 +107,6 @@ class ScanFolder(LabelledScans):
         return: they keep their index and label in the file, and are ignored. Raises DataError for a folder without
         scans, and for a file in another format.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         names = None if columns is None else check_columns(columns)
         reader = _ReaderOptions(names, label, num_beams, ring_order, no_return)
         parts, notes = _list_splits(root)
@@ -122,8 +116,8 @@ class ScanFolder(LabelledScans):
             for part, paths in parts.items()
             for path in paths
         ]
-        plan = scan_plan(
-            set_name=name,
+        return scan_plan(
+            set_name=cls.set_name,
             layout="split_folders" if "test" in parts else "folder",
             root=root,
             scans=scans,
@@ -132,7 +126,6 @@ class ScanFolder(LabelledScans):
             options=reader.options(),
             notes=notes,
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(
@@ -149,9 +142,9 @@ class ScanFolder(LabelledScans):
     ) -> dict[str, Any]:
         """Survey unprepared scans, with or without labels, and propose a `sensor` block or compare with a given one.
 
-        Options as those of `prepare`. Raises as `prepare`.
+        Options as those of `plan`. Raises as `plan`.
         """
-        root = source.expanduser().resolve()
+        root = cls.spec.find(source)
         reader = _ReaderOptions(
             None if columns is None else check_columns(columns), label, num_beams, ring_order, no_return
         )
@@ -162,11 +155,6 @@ class ScanFolder(LabelledScans):
             label_map=None if label_map is None else read_label_map(label_map, {}),
             sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
         )
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("scan_folder", {"files": ", ".join(SCAN_SUFFIXES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> ScanInputSpec:
         options = self._prepared.manifest["options"]
@@ -242,9 +230,7 @@ def _add_label_file(path: Path) -> tuple[Path, ...]:
 
 def _list_splits(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
     """List the scans of every split, and notes; one split `all` if neither folders nor lists divide the scans."""
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give one with scans")
-    folders = {split: _list_scans(root / split) for split in _SPLITS if (root / split).is_dir()}
+    folders = {split: _list_scans(root / split) for split in SPLITS if (root / split).is_dir()}
     if folders:
         empty = [split for split in ("train", "test") if not folders.get(split)]
         if empty:

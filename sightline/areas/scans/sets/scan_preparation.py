@@ -23,7 +23,7 @@ from sightline.store.files.cloud_files import note_mixed_units
 from sightline.store.files.input_files import read_file
 from sightline.store.files.scan_samples import RawScan, Sensor, channel_sums, check_scan, mean_and_std
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_set import LISTED, PreparedSet
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard, iterate_batches
 
 _SCANS_PER_SHARD = 500
@@ -84,21 +84,6 @@ def id_counts(prepared: PreparedSet, rows: Sequence[tuple[str, int]]) -> tuple[n
     counts = np.zeros(len(ids), dtype=np.int64)
     np.add.at(counts, index, pairs[:, 1])
     return ids[counts > 0], counts[counts > 0]
-
-
-def describe_scans(prepared: PreparedSet) -> dict[str, Any]:
-    """Summary of a prepared set of scans for `data info`."""
-    manifest = prepared.manifest
-    listed = manifest[LISTED]
-    shown = ("layout", "split", "remission_high", "points_per_id", "differences")
-    return {
-        "set": manifest["set"],
-        "root": str(prepared.root.resolve()),
-        "files": f"{listed['num_files']:,} files, {listed['num_bytes']:,} bytes, in place below {listed['root']}",
-        "scans": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-        "points": {split: facts["num_points"] for split, facts in manifest["splits"].items()},
-        **{key: manifest[key] for key in shown if key in manifest},
-    }
 
 
 def _iterate_rows(scans: Sequence[ListedScan]) -> Iterator[SampleRow]:

@@ -22,9 +22,10 @@ from sightline.store.files.cloud_files import PointCloud
 from sightline.store.files.scan_files import read_bin, read_label_ids, velodyne_poses
 from sightline.store.files.scan_reading import NoReturn, to_raw_scan
 from sightline.store.files.scan_samples import FEATURES, RawScan, SensorBlock, make_sensor, scan_fields
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet, describe_contents
+from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.splits import SplitRows, split_off_last
 
 LABEL_MAPS = {"single": "semantic_kitti_single.yaml", "multi": "semantic_kitti_multi.yaml"}
@@ -44,7 +45,13 @@ class SemanticKitti(LabelledScans):
     Source: Behley et al. 2019.
     """
 
-    set_name = "semantic_kitti"
+    spec = SetSpec(
+        name="semantic_kitti",
+        entries=lambda: {
+            "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
+            "label_maps": ", ".join(LABEL_MAPS),
+        },
+    )
 
     def __init__(
         self,
@@ -58,7 +65,7 @@ class SemanticKitti(LabelledScans):
         min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        prepared = self.open_root(root)
         super().__init__(
             prepared=prepared,
             split=split,
@@ -85,20 +92,16 @@ class SemanticKitti(LabelledScans):
         return DataInfo(facts, fields, features=FEATURES, scans=form)
 
     @classmethod
-    def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, no_return: NoReturn | None = None
-    ) -> dict[str, Any]:
-        """List the scans and labels in place, and count the ids of every scan; returns the manifest.
+    def plan(cls, root: Path, *, no_return: NoReturn | None = None) -> PreparationPlan:
+        """Plan to list the scans and labels in place, and to count the ids of every scan.
 
         With `no_return=nan` points that are NaN at x, y and z have no return, as in `scan_folder`. Sequences without
         labels are skipped: `sightline predict` reads their files. Raises DataError with a scan that lacks labels in a
         labelled sequence, and for a file of wrong size.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         sequences, labelled = _list_sequences(root)
-        plan = scan_plan(
-            set_name=name,
+        return scan_plan(
+            set_name=cls.set_name,
             layout="sequences",
             root=root,
             scans=[scan for path in labelled for scan in _list_scans(path, no_return)],
@@ -110,29 +113,16 @@ class SemanticKitti(LabelledScans):
             options={} if no_return is None else {"no_return": no_return},
             notes=_collect_notes(sequences, labelled),
         )
-        return write_prepared_set(plan, target, progress=progress)
 
     @classmethod
     def survey(cls, source: Path, *, no_return: NoReturn | None = None) -> dict[str, Any]:
-        """Survey ids and sensor, and compare them with the label map and an HDL-64E. Raises as `prepare`."""
+        """Survey ids and sensor, and compare them with the label map and an HDL-64E. Raises as `plan`."""
         root = source.expanduser().resolve()
         readers = {
             scan.files[0]: scan.read for path in _list_sequences(root)[1] for scan in _list_scans(path, no_return)
         }
         sensor = make_sensor(None, preset="hdl64", owner=cls.set_name)
         return survey_scans(readers, source=root, label_map=read_label_map("single", LABEL_MAPS), sensor=sensor)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card(
-            "semantic_kitti",
-            {
-                "classes": ", ".join(read_label_map("single", LABEL_MAPS).class_names),
-                "label_maps": ", ".join(LABEL_MAPS),
-            },
-            set_name=cls.set_name,
-        )
 
     def get_pose(self, index: int) -> np.ndarray:
         """Return the scanner's pose (3, 4) float64 in the sequence's frame; the identity if the files have none."""
@@ -171,8 +161,7 @@ def _find_sequences_folder(root: Path) -> Path:
     for folder in (root / "sequences", root / "dataset" / "sequences", root):
         if folder.is_dir() and any((path / "velodyne").is_dir() for path in folder.iterdir()):
             return folder
-    contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-    raise DataError(f"{root}: {contents}; sequences/<nn>/velodyne is needed")
+    raise DataError(f"{root}: {describe_contents(root)}; sequences/<nn>/velodyne is needed")
 
 
 def _list_scans(sequence: Path, no_return: NoReturn | None) -> list[ListedScan]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,9 @@ from sightline.contract.types import ScanInputSpec
 from sightline.store.files.array_files import read_npy
 from sightline.store.files.range_images import range_image_shape, read_range_image
 from sightline.store.files.scan_samples import RawScan, SensorBlock, make_sensor
-from sightline.store.prepared.columns import prepared_root
-from sightline.store.prepared.prepared_set import make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import Progress, write_prepared_set
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import describe_contents
+from sightline.store.prepared.prepared_writer import PreparationPlan
 from sightline.store.prepared.splits import make_splits
 
 LABEL_MAPS = {"squeezeseg": "squeezeseg.yaml"}
@@ -39,7 +38,10 @@ class SqueezeSegNpy(LabelledScans):
     Source: Wu et al. 2018 (SqueezeSeg).
     """
 
-    set_name = "squeezeseg_npy"
+    spec = SetSpec(
+        name="squeezeseg_npy",
+        entries=lambda: {"classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names)},
+    )
     has_rings = True
     has_columns = True
 
@@ -56,7 +58,7 @@ class SqueezeSegNpy(LabelledScans):
         min_labelled: FractionBelowOne = 0.0,
         balanced: bool = False,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=(self.set_name,))
+        prepared = self.open_root(root)
         front: SensorBlock = {"azimuth_deg": (45.0, -45.0), **(sensor or {})}
         full_sensor = make_sensor(front, preset="hdl64", owner=self.set_name)
         height = prepared.manifest["image_size_px"][0]
@@ -76,17 +78,16 @@ class SqueezeSegNpy(LabelledScans):
         )
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """List the images in place, and count the labels of each; returns the manifest.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to list the images in place, and to count the labels of each.
 
         Raises DataError for files of different shapes, for channels in another order, and for invalid labels.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         folder = next((path for path in (root / "lidar_2d", root) if any(path.glob("*.npy"))), None)
         if folder is None:
-            contents = f"holds {summarise_folder(root)}" if root.is_dir() else "there is no such folder"
-            raise DataError(f"{root}: {contents}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d")
+            raise DataError(
+                f"{root}: {describe_contents(root)}; files <date>_<drive>_<frame>.npy are needed, in it or in lidar_2d"
+            )
         paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
         height, width = range_image_shape(read_npy(next(iter(paths.values()))), next(iter(paths.values())))
         parts, notes = read_name_lists(root / "ImageSet", list(paths))
@@ -95,8 +96,8 @@ class SqueezeSegNpy(LabelledScans):
             for part, names in parts.items()
             for stem in names
         ]
-        plan = scan_plan(
-            set_name=name,
+        return scan_plan(
+            set_name=cls.set_name,
             layout="npy",
             root=root,
             scans=scans,
@@ -104,16 +105,6 @@ class SqueezeSegNpy(LabelledScans):
             about={"image_size_px": [height, width], "split": describe_split(parts, "lists of names")},
             options={},
             notes=notes,
-        )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card(
-            "squeezeseg_npy",
-            {"classes": ", ".join(read_label_map("squeezeseg", LABEL_MAPS).class_names)},
-            set_name=cls.set_name,
         )
 
     def _input_spec(self) -> ScanInputSpec:

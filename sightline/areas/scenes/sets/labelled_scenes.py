@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +13,8 @@ from sightline.contract.arguments import Count
 from sightline.contract.errors import ConfigError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Sample, SampleKey
 from sightline.store.prepared.columns import ColumnSpec
-from sightline.store.prepared.prepared_set import PreparedSet, open_prepared, verify
+from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.scene_preparation import normalised_position
 
 IGNORE_INDEX = 255
@@ -29,15 +29,14 @@ class SceneSplit(NamedTuple):
 
 
 @keep_old_members(name_of="sample_name")
-class LabelledScenes:
+class LabelledScenes(PreparedData):
     """Base of sets of scenes; prepared files are memory-mapped, a sample is a copy of a whole scene.
 
     Transforms crop and subsample. With `repeats` an epoch of the training split visits every scene `repeats` times,
     with different random numbers: sample i is scene i modulo their number. Other splits have every scene once.
     """
 
-    set_name: ClassVar[str]
-    readable_sets: ClassVar[tuple[str, ...]]
+    printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
 
     def __init__(
         self,
@@ -83,14 +82,19 @@ class LabelledScenes:
         return self._prepared.names(stored)[row]
 
     @classmethod
-    def describe(cls, root: Path) -> dict[str, Any]:
-        """Summary of a prepared folder for `data info`."""
-        return describe_scenes(open_prepared(root, set_names=cls.readable_sets), root)
-
-    @classmethod
-    def verify(cls, root: Path) -> int:
-        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
-        return verify(root)
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return the scenes per split, and the points per split and class."""
+        manifest = prepared.manifest
+        return {
+            "scenes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
+            "points": dict(manifest["num_elements"]),
+            "points_without_class": manifest["num_ignored"],
+            "points_per_class": {
+                split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
+                for split, facts in manifest["splits"].items()
+            },
+            "columns": ", ".join(manifest["columns"]),
+        }
 
     def _read_feature(self, name: str, stored: str, row: int) -> np.ndarray:
         """Read the values (N, 3) float32 of a feature of a scene."""
@@ -173,24 +177,4 @@ def summarise_scenes(prepared: PreparedSet) -> dict[str, Any]:
             for split, class_counts in counts.items()
         },
         "num_ignored": int(sum(num_points[split] - int(counts[split].sum()) for split in prepared.splits)),
-    }
-
-
-def describe_scenes(prepared: PreparedSet, root: Path) -> dict[str, Any]:
-    """Summary of a prepared set of scenes for `data info`."""
-    manifest = prepared.manifest
-    printed = ("layout", "up_axis", "orientation", "unit", "split", "ranges", "differences")
-    return {
-        "set": manifest["set"],
-        "root": str(root.resolve()),
-        "source": manifest["source"]["path"],
-        "scenes": {split: facts["num_rows"] for split, facts in manifest["splits"].items()},
-        "points": dict(manifest["num_elements"]),
-        "points_without_class": manifest["num_ignored"],
-        "points_per_class": {
-            split: dict(zip(manifest["class_names"], facts["class_counts"], strict=True))
-            for split, facts in manifest["splits"].items()
-        },
-        "columns": ", ".join(manifest["columns"]),
-        **{key: manifest[key] for key in printed if key in manifest},
     }

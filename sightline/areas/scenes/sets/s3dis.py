@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -21,7 +20,6 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
     LabelledScenes,
     SceneSplit,
@@ -44,12 +42,14 @@ from sightline.contract import registry
 from sightline.contract.arguments import Count, FractionBelowOne, Seed
 from sightline.contract.errors import DataError
 from sightline.contract.types import CloudInputSpec, DataInfo, Field, Folds
-from sightline.store.files.array_files import npz_array, read_npy
-from sightline.store.files.input_files import file_size, read_file
+from sightline.store.files.array_files import check_array, npz_array, read_npy
+from sightline.store.files.input_files import file_size, natural_sort_key, read_file
 from sightline.store.loading.batch_reader import stratified_split
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import PreparedSet, make_card, open_prepared
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import SPLITS
 from sightline.store.scene_preparation import from_lowest_corner
 
 _KEYS = {"xyz": "f", "label": "iu", "classes": "U"}
@@ -70,11 +70,10 @@ class S3disOneRoom(LabelledScenes):
         "miou": {"the majority class everywhere": 0.020, "a random forest on height, normal and eigenvalues": 0.417}
     }
     """Metrics of simple baselines on the same half, shown next to the results of a run."""
-    set_name = "s3dis_one_room"
-    readable_sets = ("s3dis_one_room",)
+    spec = SetSpec(name="s3dis_one_room", what="the archive s3dis_one_room.npz", kind="file")
 
     def __init__(self, *, split: str, root: str | None = None, repeats: Count = 1) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         sizes = {"train": 1, "validation": 0, "test": 1}
         if split not in sizes:
             raise DataError(f"{prepared.root}: has no part '{split}'; it has train and test")
@@ -82,15 +81,11 @@ class S3disOneRoom(LabelledScenes):
         super().__init__(prepared=prepared, split=split, scenes=scenes, repeats=repeats)
 
     @classmethod
-    def prepare(cls, *, source: Path, target: Path, name: str, progress: Progress) -> dict[str, Any]:
-        """Write both halves in native form from one NPZ archive; returns the manifest with `root` and `outcome`.
+    def plan(cls, root: Path) -> PreparationPlan:
+        """Plan to write both halves in native form from one NPZ archive.
 
         Raises DataError with the entry for an archive that is damaged or has other contents.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
-        if not root.is_file():
-            raise DataError(f"{source}: there is no such file (looked at {root}); give the archive s3dis_one_room.npz")
         class_names = [str(class_name) for class_name in _read_archive(root)["classes"]]
         about = {
             "up_axis": "z",
@@ -99,29 +94,18 @@ class S3disOneRoom(LabelledScenes):
             "class_names": class_names,
             "split": _SPLIT,
         }
-        parts = tuple(Shard(split, split, 1, (root,), _HalfReader(root, split)) for split in ("train", "test"))
-        plan = PreparationPlan(name, "npz", root, scene_columns(len(class_names)), parts, about, summarise_scenes)
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("s3dis_one_room", {}, set_name=cls.set_name)
+        read = partial(_read_half, root)
+        parts = tuple(Shard(split, split, 1, (root,), partial(map, read, (split,))) for split in ("train", "test"))
+        columns = scene_columns(len(class_names))
+        return PreparationPlan(cls.set_name, "npz", root, columns, parts, about, summarise_scenes)
 
 
-@dataclass(frozen=True)
-class _HalfReader:
-    """Picklable reader of the one row of a split."""
-
-    path: Path
-    split: str
-
-    def __call__(self) -> Iterator[SampleRow]:
-        arrays = _read_archive(self.path)
-        is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
-        selected = is_low if self.split == "train" else ~is_low
-        values = scene_values(arrays["label"][selected], len(arrays["classes"]))
-        yield SampleRow(f"half/{self.split}", f"{self.path}: xyz", {"points": arrays["xyz"][selected], **values})
+def _read_half(path: Path, split: str) -> SampleRow:
+    arrays = _read_archive(path)
+    is_low = arrays["xyz"][:, 1] < np.median(arrays["xyz"][:, 1])
+    selected = is_low if split == "train" else ~is_low
+    values = scene_values(arrays["label"][selected], len(arrays["classes"]))
+    return SampleRow(f"half/{split}", f"{path}: xyz", {"points": arrays["xyz"][selected], **values})
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
@@ -134,11 +118,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     size = len(arrays["label"]) if arrays["label"].ndim else 0
     shapes = {"xyz": (size, 3), "label": (size,), "classes": arrays["classes"].shape[:1]}
     for key, kind in _KEYS.items():
-        array = arrays[key]
-        if array.dtype.kind not in kind or array.shape != shapes[key] or 0 in array.shape:
-            raise DataError(
-                f"{path}: {key} is {array.dtype} {array.shape}, {shapes[key]} is needed; get the file again"
-            )
+        needed = f"{shapes[key]} is needed; get the file again"
+        check_array(arrays[key], where=f"{path}: {key}", kinds=kind, shapes=[shapes[key]], needed=needed)
     outside = np.flatnonzero((arrays["label"] < 0) | (arrays["label"] >= len(arrays["classes"])))
     if len(outside):
         raise DataError(
@@ -242,8 +223,9 @@ class S3dis(LabelledScenes):
     Source: Armeni et al. 2016; the splits of Tchapmi et al. 2017 (area 5) and Qi et al. 2017 (six folds).
     """
 
-    set_name = "s3dis"
-    readable_sets = ("s3dis",)
+    spec = SetSpec(
+        name="s3dis", what="Area_1 to Area_6, or converted rooms", entries=lambda: {"classes": ", ".join(CLASS_NAMES)}
+    )
 
     def __init__(
         self,
@@ -257,7 +239,7 @@ class S3dis(LabelledScenes):
         validation_share: FractionBelowOne = 0.1,
         split_seed: Seed = 0,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
+        prepared = self.open_root(root)
         scenes = _choose_rooms(prepared, split, f"Area_{test_area}", share=validation_share, seed=split_seed)
         features = _feature_names(colours=colours, place=place)
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
@@ -284,18 +266,14 @@ class S3dis(LabelledScenes):
         )
 
     @classmethod
-    def prepare(
-        cls, *, source: Path, target: Path, name: str, progress: Progress, order: Literal["A", "B"] | None = None
-    ) -> dict[str, Any]:
-        """Write the rooms in native form; returns the manifest with `root` and `outcome`.
+    def plan(cls, root: Path, *, order: Literal["A", "B"] | None = None) -> PreparationPlan:
+        """Plan to write the rooms in native form.
 
         Lines of raw text with stray bytes are repaired and listed; files of an unknown class count as clutter, with a
         note. `order` is the class order of files with integer labels: A of PointNet, B of the Point Transformer code.
         Raises DataError with file and line for a line that cannot be repaired, and for an order that is missing or not
         applicable. A killed run is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         layout, rooms = _list_any_rooms(root, order)
         columns = scene_columns(len(CLASS_NAMES), ("colours", ColumnSpec((3,), "uint8", is_ragged=True)))
         columns |= {"origin_m": ColumnSpec((3,), "float64"), "num_repairs": ColumnSpec((), "int64")}
@@ -309,13 +287,7 @@ class S3dis(LabelledScenes):
         }
         summarise = partial(_summary, rooms=rooms, root=root)
         parts = tuple(_make_shard(room, order) for room in rooms)
-        plan = PreparationPlan(name, layout, root, columns, parts, about, summarise, {"order": order})
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("s3dis", {"classes": ", ".join(CLASS_NAMES)}, set_name=cls.set_name)
+        return PreparationPlan(cls.set_name, layout, root, columns, parts, about, summarise, {"order": order})
 
     def _input_spec(self) -> CloudInputSpec:
         return _FORM
@@ -341,24 +313,17 @@ def _feature_names(*, colours: bool, place: bool) -> tuple[str, ...]:
     return (*(["colours"] if colours else []), *(["place"] if place else []))
 
 
-@dataclass(frozen=True)
-class _RoomReader:
-    """Picklable reader of the one row of a room's shard."""
-
-    room: Room | IntegerRoom
-    order: str | None
-
-    def __call__(self) -> Iterator[SampleRow]:
-        room_points = _read_any_room(self.room, self.order)
-        points, origin = from_lowest_corner(room_points.points)
-        values = {
-            "points": points,
-            "colours": room_points.colours,
-            **scene_values(room_points.label, len(CLASS_NAMES)),
-            "origin_m": origin,
-            "num_repairs": len(room_points.repairs),
-        }
-        yield SampleRow(self.room.name, str(_list_files(self.room)[0]), values)
+def _read_row(order: str | None, room: Room | IntegerRoom) -> SampleRow:
+    room_points = _read_any_room(room, order)
+    points, origin = from_lowest_corner(room_points.points)
+    values = {
+        "points": points,
+        "colours": room_points.colours,
+        **scene_values(room_points.label, len(CLASS_NAMES)),
+        "origin_m": origin,
+        "num_repairs": len(room_points.repairs),
+    }
+    return SampleRow(room.name, str(_list_files(room)[0]), values)
 
 
 def _read_any_room(room: Room | IntegerRoom, order: str | None) -> RoomPoints:
@@ -375,7 +340,7 @@ def _list_files(room: Room | IntegerRoom) -> tuple[Path, ...]:
 def _make_shard(room: Room | IntegerRoom, order: str | None) -> Shard:
     files = _list_files(room)
     num_points = sum(file_size(file) for file in files) // _BYTES_PER_POINT
-    return Shard(room.area, room.name, 1, files, _RoomReader(room, order), num_points)
+    return Shard(room.area, room.name, 1, files, partial(map, partial(_read_row, order), (room,)), num_points)
 
 
 def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root: Path) -> dict[str, Any]:
@@ -406,7 +371,7 @@ def _summary(prepared: PreparedSet, *, rooms: Sequence[Room | IntegerRoom], root
 
 def _choose_rooms(prepared: PreparedSet, split: str, test_area: str, *, share: float, seed: int) -> SceneSplit:
     """Choose the rooms of a split. Raises DataError for an unknown split or area."""
-    if split not in ("train", "validation", "test"):
+    if split not in SPLITS:
         raise DataError(f"{prepared.root}: has no part '{split}'; it has train, validation and test")
     if test_area not in prepared.splits:
         available = ", ".join(prepared.splits)

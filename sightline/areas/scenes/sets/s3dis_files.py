@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
 from sightline.contract.errors import DataError
-from sightline.store.files.input_files import file_size
+from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
 from sightline.store.files.text_tables import parse_numbers, parse_numbers_reference, parse_rows, read_line_blocks
 from sightline.store.prepared.prepared_set import summarise_folder
 
@@ -91,8 +90,6 @@ def list_rooms(root: Path) -> list[Room]:
     Raises DataError for a folder without areas, an unknown area, a room without annotations, and a file that is not
     named after a class.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give the one that holds Area_1 to Area_6")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and path.name.startswith("Area"))
     if not folders:
         raise DataError(f"{root}: holds no area, it holds {summarise_folder(root)}; S3DIS is laid out as {_LAYOUT}")
@@ -144,7 +141,7 @@ def missing_notes(areas: Sequence[str]) -> list[str]:
 
 
 def _list_room_folders(area: Path) -> list[Path]:
-    folders = [path for path in area.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = list_folders(area)
     if not folders:
         raise DataError(f"{area}: holds no room; S3DIS is laid out as {_LAYOUT}")
     return sorted(folders, key=lambda path: natural_sort_key(path.name))

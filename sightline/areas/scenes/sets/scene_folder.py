@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from sightline.areas.clouds.sets.cloud_listing import SPLITS
-from sightline.areas.clouds.sets.modelnet_files import natural_sort_key
 from sightline.areas.scenes.sets.labelled_scenes import (
     IGNORE_INDEX,
     LabelledScenes,
@@ -38,10 +36,12 @@ from sightline.store.files.cloud_files import (
     note_mixed_units,
     read_cloud,
 )
-from sightline.store.files.input_files import file_size
-from sightline.store.prepared.columns import ColumnSpec, prepared_root
-from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, make_card, open_prepared, summarise_folder
-from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, SampleRow, Shard, write_prepared_set
+from sightline.store.files.input_files import file_size, list_folders, natural_sort_key
+from sightline.store.prepared.columns import ColumnSpec
+from sightline.store.prepared.prepared_data import SetSpec
+from sightline.store.prepared.prepared_set import PreparedSet, summarise_folder
+from sightline.store.prepared.prepared_writer import PreparationPlan, SampleRow, Shard
+from sightline.store.prepared.splits import SPLITS, deal_by_hash
 from sightline.store.scene_preparation import COLOUR_NAMES, prepare_scene
 
 CLASSES_FILE = "classes.txt"
@@ -66,14 +66,18 @@ def list_scenes(root: Path, *, test_share: float, validation_share: float, seed:
     files that are added later change the split of few others.
     Raises DataError for a folder without scenes, with too few, or with folders other than the splits.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: there is no such folder; give one with scenes: {_LAYOUTS}")
-    if (root / MANIFEST).is_file():
-        raise DataError(f"{root}: is prepared already; give the folder of the files")
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path.name for path in list_folders(root)]
     files = _list_files(root)
     if not folders:
-        return "folder", _split_by_hash(root, files, test_share, validation_share, seed)
+        splits = deal_by_hash(
+            [path.name for path in files],
+            test_share=test_share,
+            validation_share=validation_share,
+            seed=seed,
+            where=f"{root}: holds {len(files)} scenes",
+            advice=f"lay it out as {_LAYOUTS}",
+        )
+        return "folder", list(map(ListedScene, files, splits))
     unknown = [name for name in folders if name not in SPLITS]
     if unknown or files:
         contents = f"the folder {unknown[0]}" if unknown else f"{files[0].name} beside the folder {folders[0]}"
@@ -110,24 +114,6 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(clouds, key=lambda path: natural_sort_key(path.name))
 
 
-def _split_by_hash(
-    root: Path, paths: Sequence[Path], test_share: float, validation_share: float, seed: int
-) -> list[ListedScene]:
-    num_test = max(1, round(test_share * len(paths)))
-    num_validation = max(1, round(validation_share * len(paths))) if validation_share else 0
-    if num_test + num_validation >= len(paths):
-        raise DataError(
-            f"{root}: holds {len(paths)} scenes, too few for {num_test} to test, {num_validation} to validate and one "
-            f"to train on; add some, or lay it out as {_LAYOUTS}"
-        )
-    order = sorted(
-        paths, key=lambda path: hashlib.sha256(f"{seed}/{path.name}".encode(errors="surrogateescape")).hexdigest()
-    )
-    split_by_path = {path: "test" for path in order[:num_test]}
-    split_by_path |= {path: "validation" for path in order[num_test : num_test + num_validation]}
-    return [ListedScene(path, split_by_path.get(path, "train")) for path in paths]
-
-
 _MAX_CLASSES = 255
 _METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 
@@ -141,8 +127,9 @@ class SceneFolder(LabelledScenes):
     Source: the user's files.
     """
 
-    set_name = "scene_folder"
-    readable_sets = ("scene_folder",)
+    spec = SetSpec(
+        name="scene_folder", what=f"scenes: {_LAYOUTS}", entries=lambda: {"files": ", ".join(CLOUD_SUFFIXES)}
+    )
 
     def __init__(
         self,
@@ -153,10 +140,10 @@ class SceneFolder(LabelledScenes):
         normals: bool = False,
         repeats: Count = 1,
     ) -> None:
-        prepared = open_prepared(prepared_root(root, self.set_name), set_names=self.readable_sets)
-        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in _SPLITS}
+        prepared = self.open_root(root)
+        sizes = {name: prepared.manifest["splits"].get(name, {}).get("num_rows", 0) for name in SPLITS}
         if split not in sizes:
-            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(_SPLITS)}")
+            raise DataError(f"{prepared.root}: has no part '{split}'; it has {', '.join(SPLITS)}")
         for name, is_requested in (("colours", colours), ("normals", normals)):
             if is_requested and name not in prepared.manifest["columns"]:
                 raise DataError(
@@ -167,13 +154,10 @@ class SceneFolder(LabelledScenes):
         super().__init__(prepared=prepared, split=split, scenes=scenes, features=features, repeats=repeats)
 
     @classmethod
-    def prepare(
+    def plan(
         cls,
+        root: Path,
         *,
-        source: Path,
-        target: Path,
-        name: str,
-        progress: Progress,
         up_axis: Literal["x", "y", "z"],
         unit: Literal["m", "cm", "mm"],
         columns: tuple[str, ...] | None = None,
@@ -183,8 +167,8 @@ class SceneFolder(LabelledScenes):
         test_share: PositiveFraction = 0.2,
         validation_share: FractionBelowOne = 0.1,
         seed: Seed = 0,
-    ) -> dict[str, Any]:
-        """Write the scenes of a folder in native form, in metres; returns the manifest with `root` and `outcome`.
+    ) -> PreparationPlan:
+        """Plan to write the scenes of a folder in native form, in metres.
 
         `columns` names the columns of files without column names; `label` is the column of classes: whole numbers from
         0, which `classes.txt` in the folder may name, or `unlabelled`. Colours (red, green, blue or r, g, b) are from 0
@@ -192,8 +176,6 @@ class SceneFolder(LabelledScenes):
         Raises DataError with file and point for a damaged source; ConfigError for options that do not fit. A killed run
         is continued by the same call.
         """
-        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
-        root = source.expanduser().resolve()
         names = None if columns is None else check_columns(columns)
         if names is not None and label not in names:
             raise ConfigError(f"columns: [{', '.join(names)}] has no '{label}'; name the label's column, or set label=")
@@ -222,8 +204,8 @@ class SceneFolder(LabelledScenes):
         }
         options: dict[str, Any] = {"up_axis": up_axis, "unit": unit, "columns": about["source_columns"], "label": label}
         options |= {"colour_max": colour_max, "unlabelled": unlabelled, "scenes": _hash_scenes(scenes, class_names)}
-        plan = PreparationPlan(
-            name,
+        return PreparationPlan(
+            cls.set_name,
             layout,
             root,
             scene_columns(len(class_names), *_feature_columns(reader)),
@@ -232,21 +214,12 @@ class SceneFolder(LabelledScenes):
             partial(_summary, skipped_note=list_skipped_files(root)),
             options,
         )
-        return write_prepared_set(plan, target, progress=progress)
-
-    @classmethod
-    def card(cls) -> dict[str, Any]:
-        """Description, accepted layouts, download page and licence."""
-        return make_card("scene_folder", {"files": ", ".join(CLOUD_SUFFIXES)}, set_name=cls.set_name)
 
     def _input_spec(self) -> CloudInputSpec:
         manifest = self._prepared.manifest
         columns = manifest["source_columns"]
         scene = {"scale": _METRES[manifest["file_unit"]], "colour_max": float(manifest["options"]["colour_max"])}
         return CloudInputSpec(columns=None if columns is None else tuple(columns), scene=scene)
-
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -289,20 +262,10 @@ class _SceneReader:
         return np.where(is_ignored, IGNORE_INDEX, values).astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class _RowReader:
-    """Picklable reader of the one row of a scene's shard."""
-
-    scene: ListedScene
-    reader: _SceneReader
-
-    def __call__(self) -> Iterator[SampleRow]:
-        yield self.reader(self.scene)
-
-
 def _make_shard(scene: ListedScene, reader: _SceneReader) -> Shard:
     num_points = file_size(scene.path) // 16
-    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), _RowReader(scene, reader), num_points)
+    rows = partial(map, reader, (scene,))
+    return Shard(scene.split, f"{scene.split}/{scene.name}", 1, (scene.path,), rows, num_points)
 
 
 def _read_label_column(cloud: PointCloud, label: str, where: str) -> np.ndarray:

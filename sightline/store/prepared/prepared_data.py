@@ -1,0 +1,189 @@
+"""Base of the data sets that come in files: a row, `spec`, and `plan`, which plans the preparation of a source."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sightline.contract.errors import DataError
+from sightline.store.prepared.columns import prepared_root
+from sightline.store.prepared.prepared_set import (
+    LISTED,
+    MANIFEST,
+    PreparedSet,
+    open_prepared,
+    prepare_command,
+    summarise_folder,
+    verify,
+)
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, write_prepared_set
+
+CARDS = Path(__file__).parents[1] / "cards.json"
+"""Cards by set. An entry that is null is computed by the set; `options` are those of the command that prepares it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetSpec:
+    """Row of a set that is prepared from files.
+
+    Its source is of a `kind` and contains `what`; without `what` it is not checked. If it has `marks`, it is a folder
+    with one of these files: the one that the user gives or one of the folders `inner` in it. `entries` computes entries
+    of the card, in addition to those of cards.json.
+    """
+
+    name: str
+    what: str = ""
+    kind: Literal["folder", "file", "file or folder"] = "folder"
+    marks: Sequence[str] = ()
+    inner: Sequence[str] = ()
+    entries: Callable[[], Mapping[str, Any]] = dict
+
+    def find(self, source: Path) -> Path:
+        """Find the source, resolved. Raises DataError that names what it looked for."""
+        root = source.expanduser().resolve()
+        if not self.what:
+            return root
+        is_there = {"file": root.is_file, "folder": root.is_dir, "file or folder": root.exists}[self.kind]
+        advice = f"give {self.what}" if self.kind == "file" else f"give the {self.kind} with {self.what}"
+        if not is_there():
+            fault = "is not a" if root.exists() else "there is no such"
+            raise DataError(f"{source}: {fault} {self.kind} (looked at {root}); {advice}")
+        if (root / MANIFEST).is_file():
+            raise DataError(f"{root}: is prepared already; {advice}")
+        if not self.marks:
+            return root
+        for folder in (root, *(root / name for name in self.inner)):
+            if any((folder / mark).exists() for mark in self.marks):
+                return folder
+        raise DataError(
+            f"{root}: holds {summarise_folder(root)}, which is not {self.what}; looked for {', '.join(self.marks)}"
+        )
+
+    def make_card(self, set_name: str) -> dict[str, Any]:
+        """Return the entries of the card, between the set's name and the command to prepare it."""
+        entries = {**json.loads(CARDS.read_text(encoding="utf-8")).get(self.name, {}), **self.list_entries()}
+        command = prepare_command(set_name, "DIR", entries.pop("options", ""))
+        return {"set": set_name, **entries, "prepare": command}
+
+    def list_entries(self) -> dict[str, Any]:
+        """Return the entries of the card that are computed."""
+        return dict(self.entries())
+
+
+class PreparedData:
+    """Base of the data sets that read a prepared folder.
+
+    A class that defines `plan` can be prepared. `plan(root, *, ...)` plans the preparation of the source that `spec`
+    finds at `root`; its keyword arguments are the options of `sightline data prepare`, but `target` and `progress`,
+    which it gets as that command has them.
+    """
+
+    spec: ClassVar[SetSpec]
+    set_name: ClassVar[str]
+    readable_sets: ClassVar[tuple[str, ...]] = ()
+    """Names of other sets whose prepared folders can be opened, too."""
+    printed: ClassVar[tuple[str, ...]] = ("layout", "options", "differences")
+    """Entries of the manifest that `sightline data info` prints, where there are any."""
+    plan: ClassVar[Callable[..., PreparationPlan]]
+    prepare: ClassVar[Callable[..., dict[str, Any]]]
+    card: ClassVar[Callable[[], dict[str, Any]]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "spec" in vars(cls):
+            cls.set_name, cls.readable_sets = cls.spec.name, (cls.spec.name, *vars(cls).get("readable_sets", ()))
+        if "plan" in vars(cls):
+            members = {"prepare": _make_prepare(vars(cls)["plan"].__func__), "card": _make_card}
+            for name in members.keys() - vars(cls).keys():
+                setattr(cls, name, classmethod(members[name]))
+
+    @classmethod
+    def open_root(cls, root: str | None) -> PreparedSet:
+        """Open the prepared folder of this set: `root`, by default the one of its name."""
+        return cls.open_folder(prepared_root(root, cls.set_name))
+
+    @classmethod
+    def open_folder(cls, folder: Path, *, options: str = "") -> PreparedSet:
+        """Open a prepared folder; errors name the command that makes one, with `options`."""
+        names = tuple(dict.fromkeys((cls.set_name, *cls.readable_sets)))
+        return open_prepared(folder, set_names=names, options=options)
+
+    @classmethod
+    def describe(cls, root: Path) -> dict[str, Any]:
+        """Summary of a prepared folder for `data info`."""
+        prepared = cls.open_folder(root)
+        manifest, source = prepared.manifest, {"source": prepared.manifest["source"]["path"]}
+        if LISTED in manifest:
+            counts = "{num_files:,} files, {num_bytes:,} bytes, in place below {root}".format(**manifest[LISTED])
+            source = {"files": counts}
+        head = {"set": manifest["set"], "root": str(root.resolve()), **source}
+        return {**head, **cls.summarise(prepared), **{key: manifest[key] for key in cls.printed if key in manifest}}
+
+    @classmethod
+    def summarise(cls, prepared: PreparedSet) -> dict[str, Any]:
+        """Return counts of a prepared folder, and other entries of its summary."""
+        return {"samples": {split: facts["num_rows"] for split, facts in prepared.manifest["splits"].items()}}
+
+    @classmethod
+    def verify(cls, root: Path) -> int:
+        """Compare the hash of every file and return their number. Raises DataError with the first that differs."""
+        return verify(root)
+
+
+def find_layout(
+    root: Path,
+    match: Callable[[Path], list[tuple[str, Path]]],
+    *,
+    inner: Sequence[str],
+    name: str,
+    layouts: Mapping[str, Mapping[str, Any]],
+) -> tuple[str, Path]:
+    """Find the one layout, and its path, that `match` recognises in a folder or in one of the folders `inner` in it.
+
+    `layouts` state a `title` and what each `looks_like`. Raises DataError for none, and for several.
+    """
+    matches = match(root)
+    for folder in (root / path for path in inner if not matches):
+        matches += match(folder.resolve()) if folder.is_dir() else []
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        listed = ", ".join(f"{path} ({layout})" for layout, path in matches)
+        raise DataError(f"{root}: holds {len(matches)} layouts, give one: {listed}")
+    looked_for = "; ".join(f"{facts['title']} ({facts['looks_like']})" for facts in layouts.values())
+    raise DataError(
+        f"{root}: holds {summarise_folder(root)}, which is not a layout of {name}; looked for: {looked_for}"
+    )
+
+
+_PASSED = ("target", "progress")
+"""Arguments of `prepare` that are passed to a `plan` which names them."""
+
+
+def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[str, Any]]:
+    """Make the class method `prepare` of a class method `plan`, with its options as keyword arguments."""
+    named = inspect.signature(plan).parameters
+
+    @functools.wraps(plan)
+    def prepare(
+        cls: type[PreparedData], *, source: Path, target: Path, name: str, progress: Progress, **options: Any
+    ) -> dict[str, Any]:
+        assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
+        passed = {"target": target, "progress": progress}
+        options |= {key: value for key, value in passed.items() if key in named}
+        return write_prepared_set(cls.plan(cls.spec.find(source), **options), target, progress=progress)
+
+    own = list(inspect.signature(prepare, follow_wrapped=False).parameters.values())[:-1]
+    options = [item for item in named.values() if item.kind is item.KEYWORD_ONLY and item.name not in _PASSED]
+    prepare.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    return prepare
+
+
+def _make_card(cls: type[PreparedData]) -> dict[str, Any]:
+    """Return the description of a set: layouts, where to obtain it, terms, and the command that prepares it."""
+    return cls.spec.make_card(cls.set_name)

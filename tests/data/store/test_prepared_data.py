@@ -1,0 +1,175 @@
+"""Sets as a plugin writes them, a row and a plan, or with a `prepare` and a `card` of their own."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sightline.areas.clouds.sets.cloud_folder import CloudFolder
+from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds
+from sightline.contract.errors import DataError
+from sightline.contract.members import DataMembers
+from sightline.contract.schema import signature_parameters
+from sightline.store.prepared.prepared_data import PreparedData
+from tests.command import refuse, succeed
+from tests.data.preparing import expect_progress
+from tests.test_plugins import _own_parts  # noqa: F401
+
+PLUGIN = '''"""Whole numbers, one a line."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sightline import registry
+from sightline.contract.types import DataInfo
+from sightline.store.prepared.columns import ColumnSpec, SampleRow
+from sightline.store.prepared.prepared_data import PreparedData, SetSpec
+from sightline.store.prepared.prepared_writer import PreparationPlan, Progress, Shard
+
+
+def _read_row(path: Path, number: int, text: str, factor: int) -> SampleRow:
+    return SampleRow(f"line {number}", f"{path}:{number}", {"value": int(text) * factor})
+
+
+@registry.data.add("my_numbers")
+class MyNumbers(PreparedData):
+    """The numbers of a file. Source: the user's."""
+
+    spec = SetSpec(
+        name="my_numbers",
+        what="numbers (numbers.txt)",
+        marks=("numbers.txt",),
+        inner=("release",),
+        entries=lambda: {"home": "https://example.org", "options": "factor=2"},
+    )
+
+    def __init__(self, *, split: str, root: str | None = None) -> None:
+        self.values = self.open_root(root).array(split, "value")
+        self.info = DataInfo({}, {}, {split: len(self.values)})
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, key: Any) -> Any:
+        return {}
+
+    @classmethod
+    def plan(
+        cls, root: Path, *, target: Path, factor: int = 1, split: Literal["train", "test"] = "train"
+    ) -> PreparationPlan:
+        """Plan to store the numbers, multiplied by `factor`."""
+        path = root / "numbers.txt"
+        lines = list(enumerate(path.read_text().splitlines(), start=1))
+        rows = lambda: (_read_row(path, number, text, factor) for number, text in lines)
+        shard = Shard(split, split, len(lines), (path,), rows)
+        about = {"beside": target.name}
+        columns = {"value": ColumnSpec((), "int64")}
+        return PreparationPlan("my_numbers", "lines", root, columns, (shard,), about, lambda _: {}, {"factor": factor})
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    path = tmp_path / "numbers_plugin.py"
+    path.write_text(PLUGIN)
+    (tmp_path / "in" / "release").mkdir(parents=True)
+    (tmp_path / "in" / "release" / "numbers.txt").write_text("3\n-4\n")
+    return path
+
+
+def test_a_row_and_a_plan_are_a_set_of_the_command_line(plugin: Path, tmp_path: Path) -> None:
+    words = ("data", "prepare", "my_numbers", "--plugin", plugin)
+    succeed(*words, "--from", tmp_path / "in", "--to", tmp_path / "out", "factor=10", "split=test")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["set"], manifest["options"], manifest["beside"]) == ("my_numbers", {"factor": 10}, "out")
+    assert manifest["source"]["path"] == str(tmp_path / "in" / "release")
+
+    from sightline.contract import registry
+
+    opened = registry.data.get_entry("my_numbers").builder(split="test", root=str(tmp_path / "out"))
+    assert opened.values.tolist() == [30, -40]
+    assert registry.data.get_entry("my_numbers").builder.verify(tmp_path / "out") == 2
+
+    written = succeed("data", "info", "my_numbers", "--json", tmp_path / "card.json").out
+    assert "home: https://example.org" in written
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert list(card) == ["set", "home", "prepare"]
+    assert card["prepare"] == "sightline data prepare my_numbers --from PATH --to DIR factor=2"
+
+
+def test_help_lists_the_options_of_a_plan(plugin: Path) -> None:
+    listed = " ".join(succeed("data", "prepare", "my_numbers", "--plugin", plugin, "--help").out.split())
+    assert "Options of my_numbers, as KEY=VALUE" in listed
+    assert "factor=VALUE" in listed
+    assert "target=VALUE" not in listed
+
+
+def test_faults_of_options_and_sources_are_one_line(plugin: Path, tmp_path: Path) -> None:
+    words = ("data", "prepare", "my_numbers", "--plugin", plugin, "--to", tmp_path / "out")
+    assert "factr: is not an option; did you mean 'factor'" in refuse(*words, "--from", tmp_path / "in", "factr=2")
+    (tmp_path / "else").mkdir()
+    assert "which is not numbers (numbers.txt); looked for numbers.txt" in refuse(*words, "--from", tmp_path / "else")
+    advice = "give the folder with numbers (numbers.txt)"
+    assert f"{plugin}: is not a folder (looked at {plugin}); {advice}" in refuse(*words, "--from", plugin)
+    succeed(*words, "--from", tmp_path / "in")
+    assert f"out: is prepared already; {advice}" in refuse(*words, "--from", tmp_path / "out")
+
+
+def test_prepare_has_the_options_of_its_plan() -> None:
+    names = list(inspect.signature(CloudFolder.prepare).parameters)
+    assert names[:5] == ["source", "target", "name", "progress", "up_axis"]
+    assert set(signature_parameters(CloudFolder.prepare)) == {*names}
+    assert signature_parameters(CloudFolder.prepare)["num_points"].default == 1024
+
+
+def test_a_class_without_a_plan_is_not_prepared() -> None:
+    class Opened(LabelledClouds):
+        set_name = "opened"
+        readable_sets = ("cloud_folder",)
+
+    assert DataMembers.prepare.get(Opened) is None
+    assert DataMembers.card.get(Opened) is None
+
+
+def test_members_in_the_old_way_come_first(tmp_path: Path) -> None:
+    """A set that writes its own `prepare` and `card`, below a base or below a set with a plan."""
+
+    class Own(CloudFolder):
+        set_name = "own"
+
+        @classmethod
+        def prepare(cls, *, source: Path, target: Path, name: str, progress: Any, room: int = 1) -> dict[str, Any]:
+            assert name == cls.set_name
+            return {"root": str(target), "outcome": "prepared", "room": room}
+
+        @classmethod
+        def card(cls) -> dict[str, Any]:
+            return {"home": "here"}
+
+    made = Own.prepare(source=tmp_path, target=tmp_path / "out", name="own", progress=expect_progress, room=3)
+    assert (made["room"], Own.card()) == (3, {"home": "here"})
+    with pytest.raises(DataError, match="sightline data prepare own --from PATH"):
+        Own.open_folder(tmp_path / "none")
+
+
+def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> None:
+    class Derived(CloudFolder):
+        set_name = "derived"
+
+    for label in ("one", "two"):
+        (tmp_path / "in" / label).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "in" / label / f"{number}.xyz").write_text(f"0 0 {number}\n1 {number + 1} 0\n{number} 1 1\n")
+    options = {"up_axis": "z", "num_points": 2}
+    made = Derived.prepare(
+        source=tmp_path / "in", target=tmp_path / "out", name="derived", progress=expect_progress, **options
+    )
+    assert made["set"] == "derived"
+    assert len(Derived(split="train", root=str(tmp_path / "out"))) == 2
+    assert issubclass(Derived, PreparedData)
