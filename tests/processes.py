@@ -42,7 +42,7 @@ def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
 
 
 def skip_sync() -> Callable[[int], None]:
-    """Let this process, and what it forks, not wait for the disk: nobody cuts the power; returns the true `os.fsync`."""
+    """Let this process, and what it forks, not wait for the disk: nobody cuts the power; return the true `os.fsync`."""
     sync = os.fsync
 
     def sync_special(descriptor: int) -> None:
