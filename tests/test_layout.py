@@ -8,7 +8,6 @@ import importlib
 import json
 import re
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from sightline.contract.catalogue import load_members
 from sightline.contract.registry import REGISTRIES
 from sightline.workbench.check.suite import all_checks
 from tests.cases import run_each
+from tests.processes import run_program
 from tools import structure, walk, words
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sightline"
@@ -132,6 +132,7 @@ def trees() -> dict[Path, ast.Module]:
     try:
         return {path: ast.parse(path.read_text()) for path in FILES}
     finally:
+        gc.freeze()
         gc.enable()
 
 
@@ -277,7 +278,8 @@ def test_tables_of_parts_hold_what_modules_register() -> None:
         "of_areas = {code: module for code, module in modules.items() if module.startswith('sightline.areas.')}\n"
         "assert of_areas == find_modules('checks')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+    done = run_program(code)
+    assert done.returncode == 0, done.stderr
 
 
 @run_each("kind", OTHER_KINDS)

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sightline.runs import checkpoint
 from sightline.runs.checkpoint import load, newest_valid, save
 from tests.command import Outcome, run_here, succeed
 from tests.engine.snapshots import assert_same, snapshot_of
+from tests.processes import run_program
 
 # --- checkpoints and a stop at any call to the disk: kill -9, a full disk, a read-only one ---------------------------
 
@@ -218,12 +218,12 @@ def test_a_disk_that_fills_up_within_a_file(is_first: bool, tmp_path: Path, monk
 
 
 KILL_SCRIPT = """
-import os, random, signal, sys, time
+import os, random, signal, time
 from pathlib import Path
 import torch
 from sightline.runs.checkpoint import Snapshot, load, newest_valid, save
 
-run, draw, newest = Path(sys.argv[1]), random.Random(0), 0
+run, draw, newest = Path("RUN"), random.Random(0), 0
 
 def snapshot_of(step):
     return Snapshot(step, {"w": torch.full((50_000,), float(step))}, {}, None, {"step": step})
@@ -254,15 +254,7 @@ assert newest > 0
 
 @pytest.mark.processes
 def test_kill_minus_nine_at_random_moments(tmp_path: Path) -> None:
-    root = Path(checkpoint.__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", KILL_SCRIPT, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = run_program(KILL_SCRIPT.replace("RUN", str(tmp_path)))
     assert done.returncode == 0, done.stderr
 
 
