@@ -5,6 +5,7 @@ Collector of config faults, so that all of them are reported at once.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -254,6 +255,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+_MAX_KEPT_TEXT = 2**14
+
+
+@functools.lru_cache(maxsize=128)
+def _compose(text: str, max_nodes: int) -> yaml.Node | None:
+    """Parse a document to nodes, which nobody changes; a process reads configs and their bases again and again."""
+    node: yaml.Node | None = _Loader(text, max_nodes).get_single_node()
+    return node
+
+
 class _Converter:
     """Converter of YAML nodes to located values, which notes what two readers could understand differently."""
 
@@ -270,7 +281,7 @@ class _Converter:
         """Parse a document. Raises ConfigError if it is not YAML, or too large."""
         top = SourceLocation(self.origin, path=path)
         try:
-            node = _Loader(text, self.form.max_nodes).get_single_node()
+            node = (_compose if len(text) <= _MAX_KEPT_TEXT else _compose.__wrapped__)(text, self.form.max_nodes)
         except _LimitError as error:
             raise ConfigError(
                 f"{self._locate_error(error, path)}: {error.problem}; {self.form.name} this large is not one"
