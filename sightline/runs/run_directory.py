@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import functools
 import importlib.metadata
 import json
 import math
@@ -381,6 +382,7 @@ def _is_alive(pid: int, started: object) -> bool:
 # --- machine ---------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
 def read_version(package: str) -> str | None:
     """Read the version of an installed package; None if it is not installed."""
     try:

@@ -247,11 +247,13 @@ def test_range_images_and_their_ceiling_are_described(tmp_path: Path) -> None:
 def test_the_coverage_of_anchors_is_described(tmp_path: Path) -> None:
     """The means are worked out box by box; fitted sizes, given to the config, are then its own."""
     config, json_file = ROOT / "configs/detect/synthetic_crowds_retinanet.yaml", tmp_path / "found.json"
-    words = ("data.train_size=6", "data.test_size=4", "train.batch_size=2", "--depth", "1", "--device", "cpu")
+    narrow = ("model.backbone.width=8", "model.neck.width=32", "model.head.num_convs=1")
+    cuts = ("data.train_size=6", "data.test_size=4", "train.batch_size=2", *narrow)
+    words = (*cuts, "--depth", "1", "--device", "cpu")
     done = run_here("describe", config, *words, "--json", json_file)
     assert done.code == 0, done.err
     found = json.loads(json_file.read_text())["anchors"]
-    built = build(read_config(config, [*words[:3]]), World())
+    built = build(read_config(config, cuts), World())
     best, by_size = [], []
     for index in built.data.train.indices:
         batch = built.data.train.reader([SampleKey(int(index), 0, built.config.seed)])

@@ -110,7 +110,7 @@ def test_a_straight_line_from_six_samples_reaches_the_step_itself() -> None:
 
 
 def test_parts_by_hand() -> None:
-    built = built_of("pointnet", "train.ema_decay=0.9")
+    built = built_of("pointnet", "train.ema_decay=0.9", "data.num_points=32")
     memory = estimate_memory(built)
     numbers = sum(parameter.numel() for parameter in built.job.model.parameters())
     norms = [module for module in built.job.model.modules() if isinstance(module, torch.nn.BatchNorm1d)]
@@ -126,7 +126,9 @@ def test_parts_by_hand() -> None:
 
 
 def test_micro_batches_save_less() -> None:
-    whole, split = (estimate_memory(built_of("pointnet", f"train.micro_batches={n}")) for n in (1, 4))
+    whole, split = (
+        estimate_memory(built_of("pointnet", f"train.micro_batches={n}", "data.num_points=64")) for n in (1, 4)
+    )
     assert split.batch_size == whole.batch_size
     assert split.batch_bytes == whole.batch_bytes
     assert split.saved_bytes < 0.5 * whole.saved_bytes
@@ -176,7 +178,7 @@ def test_live_bytes_by_hand() -> None:
 
 
 def test_nothing_of_the_run_is_changed() -> None:
-    built = built_of("dgcnn")
+    built = built_of("dgcnn", "data.num_points=32")
     before = copy.deepcopy(built.job.model.state_dict())
     state = torch.get_rng_state()
     estimate_memory(built)

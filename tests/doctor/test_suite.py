@@ -428,7 +428,10 @@ def test_unknown_codes_are_refused(tmp_path: Path) -> None:
 # --- causes before symptoms -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("skip", ["[missing-batch-keys]", "[G6]", "['G6 missing-batch-keys']", "[G38, G6]"])
+@pytest.mark.parametrize(
+    "skip",
+    ["[missing-batch-keys]", pytest.param("[G6]", marks=pytest.mark.long), "['G6 missing-batch-keys']", "[G38, G6]"],
+)
 def test_a_check_is_skipped_by_its_code_or_guard_and_by_both_as_printed(
     tmp_path: Path, skip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

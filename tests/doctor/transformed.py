@@ -189,7 +189,8 @@ def rooms(seed: int, *overrides: str) -> TrainingSetup:
 
 
 def hands(seed: int, *overrides: str) -> TrainingSetup:
-    return make_pose(_folder(), f"seed={seed}", f"data.data_seed={seed}", *overrides)
+    small = (f"transforms.{stage}.0.size=24" for stage in ("train", "evaluate"))
+    return make_pose(_folder(), *small, f"seed={seed}", f"data.data_seed={seed}", *overrides)
 
 
 def pairs(seed: int, *overrides: str) -> TrainingSetup:

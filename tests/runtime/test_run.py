@@ -39,7 +39,10 @@ def test_a_code_can_be_skipped(tmp_path: Path) -> None:
     assert codes(finding.to_dict() for finding in run(tmp_path / "run", *skipped).findings) == []
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.ema_decay=0.9", "train.clip_norm=0.1", "train.micro_batches=2")])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), marks=pytest.mark.long), ("train.ema_decay=0.9", "train.clip_norm=0.1", "train.micro_batches=2")],
+)
 def test_a_watched_run_has_the_bits_of_a_run_without_checks(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     watched, bare = run(tmp_path / "watched", *overrides), run(tmp_path / "bare", *overrides, checks=False)
     assert codes(finding.to_dict() for finding in watched.findings) == []

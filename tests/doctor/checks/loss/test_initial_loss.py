@@ -88,12 +88,12 @@ def test_what_is_no_cross_entropy(tmp_path: Path, loss: nn.Module, cause: str, r
 @pytest.mark.parametrize(
     "override",
     [
-        "losses.0.label_smoothing=0.3",
+        pytest.param("losses.0.label_smoothing=0.3", marks=pytest.mark.long),
         "losses.0={name: cross_entropy, label_smoothing: 0.3, smoothing_over: all}",
-        "losses.0.class_weights=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0.5]",
+        pytest.param("losses.0.class_weights=[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0.5]", marks=pytest.mark.long),
         "losses.0={name: cross_entropy, label_smoothing: 0.2, class_weights: [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0.5]}",
         "losses.0.weight=0.01",
-        "train.precision=bf16",
+        pytest.param("train.precision=bf16", marks=pytest.mark.long),
         "model.dropout=0.9",
         "data.imbalance=50",
     ],

@@ -21,6 +21,7 @@ from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make, with_model
 from tests.doctor.segmenting import Logits, make_rooms
+from tests.marks import long_but
 
 Mix = Callable[["Mixing", Tensor], Tensor]
 
@@ -109,14 +110,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> TrainingSetup:
     return make(tmp_path_factory.mktemp("small"))
 
 
+SEEDS = long_but([0], range(5))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mix", LEAKS)
-def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix) -> None:
-    for seed in range(5):
-        torch.manual_seed(seed)
-        (finding,) = findings_of(with_model(small, Mixing(mix)))
-        assert_complete(finding)
-        assert finding.cause == ("model.norm_mode" if mix is by_batch_norm else "model.cross_sample_leak")
-        assert "'logits' differs" in finding.summary
+def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix, seed: int) -> None:
+    torch.manual_seed(seed)
+    (finding,) = findings_of(with_model(small, Mixing(mix)))
+    assert_complete(finding)
+    assert finding.cause == ("model.norm_mode" if mix is by_batch_norm else "model.cross_sample_leak")
+    assert "'logits' differs" in finding.summary
 
 
 def test_the_layer_is_named(tmp_path: Path) -> None:
@@ -281,11 +285,11 @@ def sorted_points(model: Mixing, values: Tensor) -> Tensor:
 HEALTHY: list[Mix] = [same, within_clouds, stepped, drawing, by_running_norm, over_points, sorted_points]
 
 
+@pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("mix", HEALTHY)
-def test_no_alarm_over_seeds(small: TrainingSetup, mix: Mix) -> None:
-    for seed in range(5):
-        torch.manual_seed(seed)
-        assert findings_of(with_model(small, Mixing(mix))) == []
+def test_no_alarm_over_seeds(small: TrainingSetup, mix: Mix, seed: int) -> None:
+    torch.manual_seed(seed)
+    assert findings_of(with_model(small, Mixing(mix))) == []
 
 
 class Table(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from sightline.engine.build import TrainingSetup
 from tests.doctor.planting import assert_healthy, caught, make
+from tests.marks import long_but
 
 
 def scheduled(built: TrainingSetup, schedule: Callable[[int], float]) -> TrainingSetup:
@@ -48,7 +50,10 @@ def test_a_warm_up_that_is_most_of_the_run(tmp_path: Path) -> None:
     assert "first 21 of 28" in finding.summary
 
 
-@pytest.mark.parametrize(("value", "told"), [(-0.5, "-0.05"), (float("nan"), "nan"), (float("inf"), "inf")])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(-0.5, "-0.05"), (float("nan"), "nan"), pytest.param(float("inf"), "inf", marks=pytest.mark.long)],
+)
 def test_a_rate_that_is_none(tmp_path: Path, value: float, told: str) -> None:
     built = scheduled(make(tmp_path), lambda step: value if step == 5 else 1.0)
     finding = caught(built, "zero-learning-rate", "optim.scheduler")
@@ -76,14 +81,14 @@ def _without_zeros(built: TrainingSetup) -> TrainingSetup:
     "overrides",
     [
         ("schedule={name: constant, warmup_epochs: 1}",),
-        ("schedule={name: cosine}",),
-        ("schedule={name: cosine, warmup_epochs: 0.5}",),
+        pytest.param(("schedule={name: cosine}",), marks=pytest.mark.long),
+        pytest.param(("schedule={name: cosine, warmup_epochs: 0.5}",), marks=pytest.mark.long),
         ("schedule={name: one_cycle}",),
-        ("schedule={name: step, milestones: [1]}",),
+        pytest.param(("schedule={name: step, milestones: [1]}",), marks=pytest.mark.long),
         ("optimizer={name: adamw, lr: 1e-3}", "train.clip_norm=1.0"),
         ("optimizer={name: rmsprop, lr: 1e-3}", "train.ema_decay=0.9"),
         ("train.precision=bf16",),
-        ("train.precision=float64",),
+        pytest.param(("train.precision=float64",), marks=pytest.mark.long),
         ("train.micro_batches=4",),
     ],
 )
@@ -136,8 +141,10 @@ def stepped_by(built: TrainingSetup, kind: type[torch.optim.Optimizer], **argume
     return dataclasses.replace(built, job=dataclasses.replace(built.job, optimizer=optimizer))
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
-@pytest.mark.parametrize("kind", [ClearsFirst, ForgetsFirst])
+@pytest.mark.parametrize(
+    ("kind", "weight_decay"),
+    long_but([(ClearsFirst, 0.0), (ForgetsFirst, 0.01)], itertools.product((ClearsFirst, ForgetsFirst), (0.0, 0.01))),
+)
 def test_gradients_that_are_cleared_before_the_step(
     tmp_path: Path, kind: type[torch.optim.Optimizer], weight_decay: float
 ) -> None:
