@@ -329,7 +329,9 @@ class TrainingSession:
     def _evaluate(self) -> None:
         job, config = self.job, self.config
         with self._evaluation_state():
-            evaluation = self.built.selection_evaluator(job.evaluation_model, self.world, pictures=True)
+            evaluation = self.built.selection_evaluator(
+                job.evaluation_model, self.world, pictures=self._are_pictures_read()
+            )
         value = evaluation.metrics[config.evaluate.metric]
         self._latest = (job.step, evaluation)
         assert config.evaluate.mode is not None, "build sets it"
@@ -401,6 +403,16 @@ class TrainingSession:
             assert_own=self.directory.assert_lock_held,
         )
 
+    def _are_pictures_read(self) -> bool:
+        """Return True if an observer may read the pictures of an evaluation now, or the run keeps them as its last."""
+        log, job = self.config.log, self.job
+        is_kept = job.step == job.num_steps and self._is_selected_on_test()
+        return is_kept or log.tensorboard or log.wandb != "off" or bool(self._extra)
+
+    def _is_selected_on_test(self) -> bool:
+        part, selection = self.built.data.test, self.built.data.selection
+        return selection.split == part.split and selection.dataset is part.dataset
+
     def _finish(self) -> dict[str, Any] | None:
         """Evaluate the last weights and write final.json; None if a signal came first: a resumed run will evaluate."""
         try:
@@ -419,10 +431,7 @@ class TrainingSession:
         return document
 
     def _evaluate_last(self) -> Evaluation:
-        part = self.built.data.test
-        selection = self.built.data.selection
-        is_same = selection.split == part.split and selection.dataset is part.dataset
-        if is_same and self._latest is not None and self._latest[0] == self.job.step:
+        if self._is_selected_on_test() and self._latest is not None and self._latest[0] == self.job.step:
             final = self._latest[1]  # these weights were just evaluated on this split
         else:
             with self._evaluation_state():

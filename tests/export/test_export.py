@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -39,6 +40,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+class Exported(NamedTuple):
+    """A file of a run, what `--json` said of it, and what was printed."""
+
+    file: Path
+    document: dict[str, Any]
+    told: str
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[Path]]]:
     """A copy of each run, and its plugins."""
@@ -49,6 +58,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
             folder = tmp_path_factory.mktemp(name)
             made[name] = copy_run(name, folder / "copy"), sorted((folder / "copy").glob("*.py"))
         return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The file of a run, its document and what the command told, made once."""
+
+    @cache
+    def get(name: str) -> Exported:
+        path, plugins = runs(name)
+        file = tmp_path_factory.mktemp(f"exported_{name}") / "net.onnx"
+        more = [word for plugin in plugins for word in ("--plugin", plugin)]
+        done = succeed("export", path, "--out", file, *more, "--json", file.with_name("done.json"))
+        return Exported(file, json.loads(file.with_name("done.json").read_text()), done.err)
 
     return get
 
@@ -80,18 +104,18 @@ def rows(prediction: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", long_but(["classify", "detect", "parts", "scenes"], RUNS))
-def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, tmp_path: Path) -> None:
+def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, exported: Any, tmp_path: Path) -> None:
     """In float32, to the rounding of a small network: 1e-5 of the largest value (some 80 eps)."""
     path, plugins = runs(name)
     loaded = sightline.load_run(path, plugins=plugins)
-    result = sightline.export(loaded, out=tmp_path / "net.onnx")
-    assert result.check.is_equal
-    assert result.check.num_inputs >= 11  # 20 where the data has as many
+    file, document, _ = exported(name)
+    assert document["check"]["equal"]
+    assert document["check"]["inputs"] >= 11  # 20 where the data has as many
     files, options = write_samples(loaded, tmp_path), OPTIONS[name]
     if name == "parts":
         options = {**options, "category": str(loaded.facts["category_names"][0])}
     expected = loaded.predict(files, **options)
-    found = sightline.load_run(tmp_path / "net.onnx", plugins=plugins).predict(files, **options)
+    found = sightline.load_run(file, plugins=plugins).predict(files, **options)
     assert not found.refused
     assert not expected.refused
     for one, other in zip(found.predicted, expected.predicted, strict=True):
@@ -99,13 +123,13 @@ def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, tmp_path: P
         np.testing.assert_allclose(rows(one), rows(other), rtol=0, atol=1e-5 * scale + 1e-5)
 
 
-def test_the_description_is_enough_to_run_the_file(runs: Any, tmp_path: Path) -> None:
+def test_the_description_is_enough_to_run_the_file(runs: Any, exported: Any) -> None:
     """Detections of the file, by its description alone, are those of the task: the same boxes, classes and scores."""
     path, _ = runs("detect")
-    done = succeed("export", path, "--out", tmp_path / "net.onnx", "--json", tmp_path / "done.json")
-    assert "within rounding of torch on 14 inputs" in done.err
-    description = json.loads((tmp_path / "net.onnx.json").read_text())
-    assert description["sha256"] == hashlib.sha256((tmp_path / "net.onnx").read_bytes()).hexdigest()
+    file, _, told = exported("detect")
+    assert "within rounding of torch on 14 inputs" in told
+    description = json.loads(file.with_name("net.onnx.json").read_text())
+    assert description["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     assert description["inside"] == ["normalize_image"]
     assert description["before"][0]["name"] == "fit_image"
     assert "100 highest-scoring" in description["after"][0]
@@ -119,7 +143,7 @@ def test_the_description_is_enough_to_run_the_file(runs: Any, tmp_path: Path) ->
         expected = task.predict(loaded.model, sample)
     spans = expected["detection_offsets"].tolist()
     pixels = raw_pixels(sample["image"])
-    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    session = onnxruntime.InferenceSession(str(file))
     (detections,) = session.run(["detections"], {"image": pixels.numpy()})
     for image in range(2):
         of_image = detections[detections[:, 0] == image]
@@ -196,32 +220,26 @@ def test_a_network_that_no_graph_can_hold_is_refused_in_one_line() -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.fixture(scope="module")
-def exported(runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    sightline.export(runs("classify")[0], out=folder / "net.onnx")
-    return folder / "net.onnx"
-
-
-def test_what_is_no_file_of_ours_is_refused(exported: Path, tmp_path: Path) -> None:
+def test_what_is_no_file_of_ours_is_refused(exported: Any, tmp_path: Path) -> None:
     """Each with its own reason, and before its weights are used."""
+    sound = exported("classify").file
     cloud = tmp_path / "cloud.npy"
     np.save(cloud, np.random.default_rng(0).random((32, 3)))
     copy, beside = tmp_path / "net.onnx", tmp_path / "net.onnx.json"
     assert "there is no such file" in refuse("predict", copy, cloud)
-    copy.write_bytes(exported.read_bytes())
+    copy.write_bytes(sound.read_bytes())
     assert "has no description beside it" in refuse("predict", copy, cloud)
-    description = json.loads(exported.with_name("net.onnx.json").read_text())
+    description = json.loads(sound.with_name("net.onnx.json").read_text())
     beside.write_text(json.dumps({**description, "run": {"documents": {}}}))
     assert "is not a description" in refuse("predict", copy, cloud)
     beside.write_text(json.dumps(description))
     assert succeed("predict", copy, cloud).code == 0
-    copy.write_bytes(exported.read_bytes()[:-7])
+    copy.write_bytes(sound.read_bytes()[:-7])
     assert "is not a file of ONNX" in refuse("predict", copy, cloud)
-    model = onnx.load_model_from_string(exported.read_bytes())
+    model = onnx.load_model_from_string(sound.read_bytes())
     onnx.save_model(model, copy, save_as_external_data=True, location="weights.bin", size_threshold=0)
     assert "keeps weights in other files" in refuse("predict", copy, cloud)
-    model = onnx.load_model_from_string(exported.read_bytes())
+    model = onnx.load_model_from_string(sound.read_bytes())
     model.doc_string = "changed"
     copy.write_bytes(model.SerializeToString())
     assert "is not the file that its description is about" in refuse("predict", copy, cloud)

@@ -16,11 +16,11 @@ from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import differences, run_forked
-from tests.runs.small import SMALL, small_config
+from tests.runs.small import PLAIN, SMALL, small_config
 from tools.before_after_worker import break_off
 
 CONFIG = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
-WORDS = (*SMALL, "checkpoint.keep_last=2", "--device", "cpu", "--no-check")
+WORDS = (*SMALL, *PLAIN, "checkpoint.keep_last=2", "--device", "cpu", "--no-check")
 AUTO = "train.precision=auto"
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

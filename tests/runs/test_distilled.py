@@ -107,7 +107,7 @@ def test_describe_counts_the_memory_of_the_teacher(teacher: Path, run: Path, tmp
 
 def test_a_teacher_without_weight_changes_no_bit_and_is_in_no_checkpoint(teacher: Path, tmp_path: Path) -> None:
     without = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0}]"
-    words = ("--no-check", "train.ema_decay=0.9", "train.steps=5")
+    words = ("model.name=pointnet_plain", "--no-check", "train.ema_decay=0.9", "train.steps=5")
     assert train(tmp_path / "plain", ALONE, *words).code == 0
     assert train(tmp_path / "taught", without, f"teacher={{from: {teacher}}}", *words).code == 0
     for name in ("model", "optimizer", "ema"):

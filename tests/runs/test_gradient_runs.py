@@ -15,7 +15,7 @@ from sightline.engine.run_loading import open_trained
 from tests.command import succeed
 from tests.processes import ROOT
 from tests.runs.broken_off import Forked, differences
-from tests.runs.small import SMALL
+from tests.runs.small import PLAIN, SMALL
 
 pytestmark = pytest.mark.processes
 
@@ -30,7 +30,7 @@ FROZEN = "optimizer.frozen=[{modules: encode, until_epoch: 1}, {modules: feature
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("gradients") / "first"
-    succeed("train", CONFIG, *WORDS, "train.steps=2", "--out", run)
+    succeed("train", CONFIG, *WORDS, *PLAIN, "train.steps=2", "--out", run)
     return run
 
 
@@ -40,9 +40,12 @@ def quantised(first: Path) -> tuple[str, ...]:
     names = [weight.name for weight in quantisable_weights(open_trained(first).model)]
     policy = first.parent / "policy.json"
     policy.write_text(json.dumps({name: {"kind": "codebook", "bits": 3} for name in names}))
-    losses = "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0.7, temperature: 3.0}]"
+    model, losses = (
+        PLAIN[0],
+        "losses=[{name: cross_entropy, weight: 0.3}, {name: distillation, weight: 0.7, temperature: 3.0}]",
+    )
     init = f"init={{from: {first}}}"
-    return losses, init, f"teacher={{from: {first}}}", f"compress={{policy: {policy}, gradient: mean}}"
+    return model, losses, init, f"teacher={{from: {first}}}", f"compress={{policy: {policy}, gradient: mean}}"
 
 
 def assert_same_bits(folder: Path, words: tuple[str, ...], num_processes: int) -> None:
@@ -64,7 +67,7 @@ def test_micro_batches_clipping_averages_and_frozen_parts_keep_their_bits(tmp_pa
 
 @pytest.mark.parametrize("num_processes", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_bf16_with_synchronised_batch_norm_keeps_its_bits(tmp_path: Path, num_processes: int) -> None:
-    words = ("train.precision=bf16", "distributed.sync_batch_norm=true", "train.steps=6")
+    words = (*PLAIN, "train.precision=bf16", "distributed.sync_batch_norm=true", "train.steps=6")
     assert_same_bits(tmp_path, words, num_processes)
 
 
