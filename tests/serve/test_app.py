@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.malformed_requests import MALFORMED
 from sightline.engine.distributed import World
 from sightline.workbench.serve.app import Limits
 from sightline.workbench.serve.server import open_app
-from tests.command import refuse
+from tests.command import refuse, succeed
 from tests.trained import copy_run
 
 CLOUD = (np.random.default_rng(0).random((32, 3)) - 0.5).astype(np.float32)
@@ -61,6 +62,7 @@ def test_health_info_and_the_page_of_addresses(client: TestClient) -> None:
     info = client.get("/info").json()
     assert (info["task"], info["model"], info["limits"]["max_bytes"]) == ("classify", "pointnet", 50_000)
     assert ".ply" in info["input"]["endings"]
+    assert info["input"]["columns"] == ["x", "y", "z"]
     described = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
     assert set(described) == {"multipart/form-data", "application/json"}
     assert described["application/json"]["schema"]["required"] == ["points"], "the key that this run takes"
@@ -188,6 +190,31 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
             assert key in answer.json()
         if name == "parts":
             assert "is needed" in client.post("/predict", json={**body, "category": "../.."}).json()["error"]
+
+
+def test_a_file_of_onnx_is_served_by_the_command(
+    run: Path, client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the rounding of float32 it answers as its run does; the run itself is not at hand any more."""
+    sightline.export(run, out=tmp_path / "net.onnx")
+    expected = client.post("/predict", json={"points": CLOUD.tolist()}).json()
+    found = []
+
+    def ask(app: Any, listener: socket.socket) -> None:
+        with TestClient(app) as served:
+            found.append(served.post("/predict", json={"points": CLOUD.tolist()}).json())
+            found.append(served.post("/predict", files={"file": ("a.npy", as_npy(CLOUD))}).json())
+            found.append({"class": served.get("/info").json()["model"], "port": listener.getsockname()[1]})
+
+    monkeypatch.setattr("sightline.verbs.serve.serve_forever", ask)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = succeed("serve", tmp_path / "net.onnx", "--port", port, "--device", "cpu")
+    assert f"serving {tmp_path / 'net.onnx'} at http://127.0.0.1:{port}" in done.err
+    assert found.pop() == {"class": "pointnet", "port": port}
+    for answer in found:
+        assert answer["class"] == expected["class"]
+        assert answer["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-5)
 
 
 def test_wrong_words_are_refused_before_the_server_starts(run: Path) -> None:

@@ -18,14 +18,15 @@ _NUMBERS = {
 
 
 def describe_bodies(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Describe the bodies of predictions as OpenAPI does, by `inputs` of a run: endings, key of JSON, categories."""
+    """Describe the bodies of predictions as OpenAPI does, by `inputs` of a run: endings, key of JSON, its columns."""
     key, categories = inputs["json"], list(inputs["categories"])
     category = {"category": {"type": "string", "enum": categories}} if categories else {}
     numbers: dict[str, Any] = {"type": "number"}
+    rows = {"description": f"each row is {', '.join(inputs['columns'])}"} if inputs["columns"] else {}
     for _ in range(3 if key == "image" else 2):
         numbers = {"type": "array", "items": numbers}
-    file = {"type": "string", "format": "binary", "description": f"ends in {' '.join(inputs['endings'])}"}
-    fields = {"multipart/form-data": {"file": file}, "application/json": {key: numbers}}
+    file = {"type": "string", "format": "binary", "description": f"its name ends in {' '.join(inputs['endings'])}"}
+    fields = {"multipart/form-data": {"file": file}, "application/json": {key: {**numbers, **rows}}}
     return {
         kind: {"schema": {"type": "object", "required": [*field, *category], "properties": {**field, **category}}}
         for kind, field in fields.items()
@@ -61,7 +62,7 @@ def _list_fields(schema: Mapping[str, Any]) -> list[Sequence[str]]:
     for name, field in schema["properties"].items():
         what = "a file" if field.get("format") == "binary" else _TYPES[field["type"]]
         allowed = f": one of {', '.join(field['enum'])}" if "enum" in field else ""
-        rows.append([name, f"{what}{allowed}" + (f" that {field['description']}" if "description" in field else "")])
+        rows.append([name, f"{what}{allowed}" + (f": {field['description']}" if "description" in field else "")])
     return rows
 
 

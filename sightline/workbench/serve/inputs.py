@@ -131,6 +131,15 @@ def _encode_image(values: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def describe_inputs(store: InputStore, predictor: Predictor[Any]) -> Mapping[str, Any]:
-    """Describe what requests may hold."""
-    return {"endings": list(predictor.suffixes), "json": store.json_key, "categories": list(store._categories)}
+def describe_inputs(store: InputStore, predictor: Predictor[Any], columns: Sequence[str] | None) -> Mapping[str, Any]:
+    """Describe what requests may hold; `columns` are those of a row of points, where the server was told them."""
+    known = predictor.run.files.inputs
+    form = known.scans or known.clouds
+    if not columns and store.json_key == "points" and form is not None:
+        columns = form.columns or (None if known.features else ("x", "y", "z"))
+    return {
+        "endings": list(predictor.suffixes),
+        "json": store.json_key,
+        "columns": list(columns or ()),
+        "categories": list(store._categories),
+    }

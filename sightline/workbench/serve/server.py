@@ -59,7 +59,7 @@ def open_app(
             "task": run.config.task.name,
             "model": run.config.model.name,
             "class_names": list(run.class_names),
-            "input": describe_inputs(store, predictor),
+            "input": describe_inputs(store, predictor, (options or {}).get("columns")),
             **predictor.about(),
         }
         yield make_app(batcher, store, info, limits or Limits())
