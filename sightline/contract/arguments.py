@@ -26,6 +26,10 @@ PositiveFloat = Annotated[float, Gt(0.0), Le(1e9)]
 """A positive quantity: a radius, a scale, a learning rate."""
 NonNegativeFloat = Annotated[float, Ge(0.0), Le(1e9)]
 """A quantity that may be zero: a weight, a decay, a margin."""
+UpAxis: TypeAlias = Literal["x", "y", "z"]
+"""The axis that points up."""
+LengthUnit: TypeAlias = Literal["m", "cm", "mm"]
+"""The unit of coordinates in files."""
 PointEncoder = Annotated[Any, Block("point_encoders")]
 """A network from clouds to vectors: `feature_width`, and `encode(*, points, features) -> (B, feature_width)`."""
 ImageEncoder = Annotated[Any, Block("image_encoders")]

@@ -60,6 +60,10 @@ class Field:
     may_be_nan: bool = False
 
 
+UnitSphere: TypeAlias = Literal["applied", "promised", "none"]
+"""Origin of the radius 1 of clouds: `applied` by prepare, `promised` by the files, or `none`."""
+
+
 @dataclass(frozen=True, slots=True)
 class CloudInputSpec:
     """Input spec of clouds and meshes: preprocessing from a file to a sample, as for the set's own samples.
@@ -77,7 +81,7 @@ class CloudInputSpec:
 
     num_points: int | None = None
     stored_points: int | None = None
-    unit_sphere: Literal["applied", "promised", "none"] = "none"
+    unit_sphere: UnitSphere = "none"
     preparation: Mapping[str, Any] | None = None
     columns: tuple[str, ...] | None = None
     estimates_normals: bool = False

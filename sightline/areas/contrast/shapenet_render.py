@@ -21,7 +21,7 @@ from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
-from sightline.contract.types import CloudInputSpec, DataInfo
+from sightline.contract.types import CloudInputSpec, DataInfo, UnitSphere
 from sightline.store.files.image_files import png_fault, read_view
 from sightline.store.files.input_files import open_regular
 from sightline.store.files.ply import read_ply
@@ -311,7 +311,7 @@ class ShapeNetRender(LabelledClouds):
         names = [self.sample_name(index) for index in range(len(self))]
         self._pictures = StoredViews(Views(self._prepared), names, set_name=self.set_name, background=background)
 
-    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied"
 
     @classmethod

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFloat
+from sightline.contract.arguments import Count, PositiveFloat, UpAxis
 from sightline.contract.draws import Draws
 from sightline.contract.errors import DataError
 from sightline.contract.types import Field
@@ -68,9 +68,7 @@ class CropPoints(PointSelector):
     Source: the training of POSTECH-CVLab's Point Transformer, after Zhao et al. 2021 (80,000 points, in space).
     """
 
-    def __init__(
-        self, *, up_axis: Literal["x", "y", "z"], max_points: Count, distance: Literal["space", "floor"] = "space"
-    ) -> None:
+    def __init__(self, *, up_axis: UpAxis, max_points: Count, distance: Literal["space", "floor"] = "space") -> None:
         self.max_points = max_points
         self.axes = [axis for axis in range(3) if distance == "space" or "xyz"[axis] != up_axis]
 
@@ -98,7 +96,7 @@ class SampleBlock(PointSelector):
     def __init__(
         self,
         *,
-        up_axis: Literal["x", "y", "z"],
+        up_axis: UpAxis,
         size_m: PositiveFloat = 1.0,
         num_points: Count = 4096,
         fewest: Count = 1024,
@@ -145,7 +143,7 @@ class PlaceOnFloor:
     def __init__(
         self,
         *,
-        up_axis: Literal["x", "y", "z"],
+        up_axis: UpAxis,
         plan: Literal["minimum", "centre"] = "minimum",
         up: Literal["minimum", "keep"] = "minimum",
     ) -> None:

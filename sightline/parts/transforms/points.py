@@ -28,7 +28,7 @@ from sightline.compute.geometry.rotations import (
 )
 from sightline.compute.waits import is_recording
 from sightline.contract import registry
-from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock
+from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability, TransformBlock, UpAxis
 from sightline.contract.draws import Draws
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import Field, Transform
@@ -87,7 +87,7 @@ class Rotate:
     def __init__(
         self,
         *,
-        up_axis: Literal["x", "y", "z"],
+        up_axis: UpAxis,
         axis: Literal["up", "x", "y", "z", "any"] = "up",
         max_angle_rad: NonNegativeFloat = math.pi,
     ) -> None:

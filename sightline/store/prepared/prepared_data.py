@@ -98,6 +98,7 @@ class PreparedData:
         if "spec" in vars(cls):
             cls.set_name, cls.readable_sets = cls.spec.name, (cls.spec.name, *vars(cls).get("readable_sets", ()))
         if "plan" in vars(cls):
+            assert isinstance(vars(cls)["plan"], classmethod), f"{cls.__name__}.plan: a class method is needed"
             members = {"prepare": _make_prepare(vars(cls)["plan"].__func__), "card": _make_card}
             for name in members.keys() - vars(cls).keys():
                 setattr(cls, name, classmethod(members[name]))
@@ -176,7 +177,9 @@ def _make_prepare(plan: Callable[..., PreparationPlan]) -> Callable[..., dict[st
         assert name == cls.set_name, f"{cls.__name__} prepares '{cls.set_name}', not '{name}'"
         passed = {"target": target, "progress": progress}
         options |= {key: value for key, value in passed.items() if key in named}
-        return write_prepared_set(cls.plan(cls.spec.find(source), **options), target, progress=progress)
+        planned = cls.plan(cls.spec.find(source), **options)
+        assert planned.set_name == name, f"{cls.__name__}.plan is about '{planned.set_name}', not '{name}'"
+        return write_prepared_set(planned, target, progress=progress)
 
     own = list(inspect.signature(prepare, follow_wrapped=False).parameters.values())[:-1]
     options = [item for item in named.values() if item.kind is item.KEYWORD_ONLY and item.name not in _PASSED]

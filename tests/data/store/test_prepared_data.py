@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sightline.areas.clouds.sets.cloud_folder import CloudFolder
@@ -19,6 +20,9 @@ from tests.command import refuse, succeed
 from tests.data.preparing import expect_progress
 from tests.test_plugins import _own_parts  # noqa: F401
 
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "examples" / "my_clouds.py"
+RECIPE = ROOT / "configs" / "classify" / "cloud_folder_pointnet.yaml"
 PLUGIN = '''"""Whole numbers, one a line."""
 
 from collections.abc import Iterator
@@ -103,6 +107,26 @@ def test_a_row_and_a_plan_are_a_set_of_the_command_line(plugin: Path, tmp_path: 
     assert card["prepare"] == "sightline data prepare my_numbers --from PATH --to DIR factor=2"
 
 
+def test_the_example_is_prepared_and_trained(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for split, count in {"train": 8, "test": 2}.items():
+        (tmp_path / "in" / split).mkdir(parents=True)
+        for name in ("cup", "spoon"):
+            for number in range(count):
+                np.savez(tmp_path / "in" / split / f"{name}_{number}.npz", xyz=generator.normal(size=(64, 3)))
+    plugin = ("--plugin", EXAMPLE)
+    prepared = tmp_path / "prepared"
+    succeed("data", "prepare", "my_clouds", *plugin, "--from", tmp_path / "in", "--to", prepared, "up_axis=y")
+    assert "up_axis: y" in succeed("data", "info", prepared, *plugin).out
+    data = ("data.name=my_clouds", f"data.root={prepared}", "transforms.train.0.num_points=32")
+    words = (*data, "transforms.evaluate.0.num_points=32", "train.steps=1", "train.batch_size=4")
+    succeed("train", RECIPE, *plugin, *words, "--no-check", "--out", tmp_path / "run")
+
+    (tmp_path / "in" / "test" / "cup_9.npz").write_bytes(b"nothing")
+    words = ("data", "prepare", "my_clouds", *plugin, "--from", tmp_path / "in", "--to", tmp_path / "other")
+    assert "cup_9.npz: xyz cannot be read" in refuse(*words)
+
+
 def test_help_lists_the_options_of_a_plan(plugin: Path) -> None:
     listed = " ".join(succeed("data", "prepare", "my_numbers", "--plugin", plugin, "--help").out.split())
     assert "Options of my_numbers, as KEY=VALUE" in listed
@@ -173,3 +197,11 @@ def test_a_derived_set_is_prepared_and_opened_under_its_name(tmp_path: Path) -> 
     assert made["set"] == "derived"
     assert len(Derived(split="train", root=str(tmp_path / "out"))) == 2
     assert issubclass(Derived, PreparedData)
+
+
+def test_a_plan_that_is_not_a_class_method_is_named() -> None:
+    with pytest.raises(AssertionError, match=r"^Wrong\.plan: a class method is needed$"):
+
+        class Wrong(PreparedData):
+            def plan(self, root: Path) -> None:
+                pass

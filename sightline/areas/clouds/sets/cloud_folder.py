@@ -18,9 +18,9 @@ from sightline.areas.clouds.sets.cloud_listing import LAYOUTS, ListedCloud, list
 from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, count_labels
 from sightline.compute.geometry.rendering import Background
 from sightline.contract import registry
-from sightline.contract.arguments import Count, PositiveFraction, Seed
+from sightline.contract.arguments import Count, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError
-from sightline.contract.types import CloudInputSpec
+from sightline.contract.types import CloudInputSpec, UnitSphere
 from sightline.store.cloud_preparation import Normals, cloud_radius, prepare_cloud
 from sightline.store.files.cloud_files import (
     CLOUD_SUFFIXES,
@@ -121,7 +121,7 @@ class CloudFolder(LabelledClouds):
         """Groups of clouds of the whole set with identical points, each cloud as `split/class/file`."""
         return tuple(map(tuple, self._prepared.manifest.get("duplicates", ())))
 
-    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied" if manifest["normalisation"] == "unit_sphere" else "none"
 
     @classmethod
@@ -130,11 +130,11 @@ class CloudFolder(LabelledClouds):
         root: Path,
         *,
         target: Path,
-        up_axis: Literal["x", "y", "z"],
+        up_axis: UpAxis,
         num_points: Count = 1024,
         columns: tuple[str, ...] | None = None,
         normalisation: Literal["unit_sphere", "none"] = "unit_sphere",
-        unit: Literal["m", "cm", "mm"] | None = None,
+        unit: LengthUnit | None = None,
         choice: Literal["random", "farthest"] = "random",
         faces: Literal["sample", "ignore"] = "sample",
         test_share: PositiveFraction = 0.2,

@@ -13,7 +13,7 @@ from sightline.aliases import keep_old_members
 from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
-from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey
+from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, Sample, SampleKey, UnitSphere
 from sightline.store.cloud_preparation import EstimatedNormals, Normals
 from sightline.store.files.array_files import check_array
 from sightline.store.loading.batch_reader import stratified_subset
@@ -209,7 +209,7 @@ class LabelledClouds(PreparedData):
             estimates_normals=self._estimated is not None,
         )
 
-    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         """Return how the clouds get radius 1: `applied` by prepare, `promised` by the files, or `none`."""
         return "promised"
 

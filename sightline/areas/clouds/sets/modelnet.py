@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from sightline.areas.clouds.sets.modelnet_files import (
 )
 from sightline.contract import registry
 from sightline.contract.errors import DataError
-from sightline.contract.types import CloudInputSpec, DataInfo
+from sightline.contract.types import CloudInputSpec, DataInfo, UnitSphere
 from sightline.store.prepared.prepared_data import SetSpec, find_layout
 from sightline.store.prepared.prepared_set import PreparedSet
 from sightline.store.prepared.prepared_writer import PreparationPlan, find_duplicates
@@ -104,7 +104,7 @@ class _ModelNet(LabelledClouds):
         """Names of the classes, in the order of their labels."""
         return ClassSubset.from_set_name(self.set_name).names
 
-    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied" if manifest["layout"] in _NORMALISED_BY_PREPARE else "promised"
 
     @classmethod

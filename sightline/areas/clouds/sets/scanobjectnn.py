@@ -19,7 +19,7 @@ from sightline.areas.clouds.sets.labelled_clouds import LabelledClouds, check_la
 from sightline.contract import registry
 from sightline.contract.arguments import Count, PositiveFraction, Seed
 from sightline.contract.errors import DataError
-from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey
+from sightline.contract.types import Batch, CloudInputSpec, DataInfo, Field, SampleKey, UnitSphere
 from sightline.store.cloud_preparation import Normals, check_finite, check_labels
 from sightline.store.files.array_files import check_array, open_hdf5
 from sightline.store.files.text_tables import read_text
@@ -275,7 +275,7 @@ class ScanObjectNN(LabelledClouds):
             else object_points
         )
 
-    def _unit_sphere(self, manifest: Mapping[str, Any]) -> Literal["applied", "promised", "none"]:
+    def _unit_sphere(self, manifest: Mapping[str, Any]) -> UnitSphere:
         return "applied" if manifest["normalisation"] == _NORMALISED else "none"
 
     @classmethod

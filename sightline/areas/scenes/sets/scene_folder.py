@@ -24,7 +24,7 @@ from sightline.areas.scenes.sets.labelled_scenes import (
     summarise_scenes,
 )
 from sightline.contract import registry
-from sightline.contract.arguments import Count, FractionBelowOne, PositiveFraction, Seed
+from sightline.contract.arguments import Count, FractionBelowOne, LengthUnit, PositiveFraction, Seed, UpAxis
 from sightline.contract.errors import ConfigError, DataError
 from sightline.contract.types import CloudInputSpec
 from sightline.store.files.cloud_files import (
@@ -158,8 +158,8 @@ class SceneFolder(LabelledScenes):
         cls,
         root: Path,
         *,
-        up_axis: Literal["x", "y", "z"],
-        unit: Literal["m", "cm", "mm"],
+        up_axis: UpAxis,
+        unit: LengthUnit,
         columns: tuple[str, ...] | None = None,
         label: str = "label",
         colour_max: Literal[1, 255] = 255,
