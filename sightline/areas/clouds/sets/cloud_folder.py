@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -193,18 +192,11 @@ class CloudFolder(LabelledClouds):
         )
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Reader of one cloud file that returns the values of its row."""
-
-    columns: tuple[str, ...] | None
-    preparation: Mapping[str, Any]
-    class_names: Sequence[str]
-
-    def __call__(self, cloud: ListedCloud) -> SampleRow:
-        point_cloud = read_cloud(cloud.path, columns=self.columns)
-        values = prepare_cloud(point_cloud, **self.preparation, where=str(cloud.path))
-        return SampleRow(cloud.name, str(cloud.path), {**values, "label": self.class_names.index(cloud.label)})
+def _read_row(
+    columns: tuple[str, ...] | None, preparation: Mapping[str, Any], class_names: Sequence[str], cloud: ListedCloud
+) -> SampleRow:
+    values = prepare_cloud(read_cloud(cloud.path, columns=columns), **preparation, where=str(cloud.path))
+    return SampleRow(cloud.name, str(cloud.path), {**values, "label": class_names.index(cloud.label)})
 
 
 def _make_shards(
@@ -214,13 +206,13 @@ def _make_shards(
     preparation: Mapping[str, Any],
 ) -> Iterator[Shard]:
     """Yield one shard per split and class."""
-    reader = _Reader(columns, preparation, class_names)
+    read = partial(_read_row, columns, preparation, class_names)
     for split in SPLITS:
         for name in class_names:
             members = tuple(cloud for cloud in clouds if (cloud.split, cloud.label) == (split, name))
             if members:
                 paths = tuple(cloud.path for cloud in members)
-                yield Shard(split, f"{split}/{name}", len(members), paths, partial(map, reader, members))
+                yield Shard(split, f"{split}/{name}", len(members), paths, partial(map, read, members))
 
 
 def _channels(columns: tuple[str, ...] | None) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def text_contents(root: Path, classes: ClassSubset) -> SourceContents:
     parts = []
     for split, by_class in lists.items():
         for label, paths in sorted(by_class.items()):
-            parts.append(_make_file_shard(split, label, paths, classes, _TextReader(label, num_points)))
+            parts.append(_make_file_shard(split, label, paths, classes, partial(_read_text_shape, num_points)))
     return SourceContents(make_columns(num_points, has_normals=True), tuple(parts))
 
 
@@ -144,46 +145,37 @@ def off_contents(root: Path, classes: ClassSubset) -> SourceContents:
             if label is None:
                 continue
             paths = sorted((folder / split).glob("*.off"), key=lambda path: natural_sort_key(path.name))
-            parts.append(_make_file_shard(split, label, paths, classes, _MeshReader(label)))
+            parts.append(_make_file_shard(split, label, paths, classes, _read_mesh))
     return SourceContents(make_columns(NUM_MESH_POINTS, has_normals=True), tuple(parts))
 
 
-@dataclass(frozen=True)
-class _TextReader:
-    label: int
-    num_points: int
-
-    def __call__(self, path: Path) -> dict[str, Any]:
-        table = read_table(path, num_columns=6, delimiter=",")
-        if len(table) != self.num_points:
-            raise DataError(
-                f"{path}: {len(table)} points, the first shape of the release has {self.num_points}; download the "
-                "file again"
-            )
-        points = normalize_to_unit_sphere(table[:, :3], where=str(path))
-        return {"points": points, "normals": table[:, 3:], "label": self.label}
+def _read_text_shape(num_points: int, path: Path) -> dict[str, np.ndarray]:
+    table = read_table(path, num_columns=6, delimiter=",")
+    if len(table) != num_points:
+        raise DataError(
+            f"{path}: {len(table)} points, the first shape of the release has {num_points}; download the file again"
+        )
+    return {"points": table[:, :3], "normals": table[:, 3:]}
 
 
-@dataclass(frozen=True)
-class _MeshReader:
-    label: int
-
-    def __call__(self, path: Path) -> dict[str, Any]:
-        drawn = draw_points(*read_off(path), name=path.stem, where=str(path))
-        return {
-            "points": normalize_to_unit_sphere(drawn.points, where=str(path)),
-            "normals": drawn.normals,
-            "label": self.label,
-        }
+def _read_mesh(path: Path) -> dict[str, np.ndarray]:
+    drawn = draw_points(*read_off(path), name=path.stem, where=str(path))
+    return {"points": drawn.points, "normals": drawn.normals}
 
 
 def _make_file_shard(
-    split: str, label: int, paths: Sequence[Path], classes: ClassSubset, reader: _TextReader | _MeshReader
+    split: str,
+    label: int,
+    paths: Sequence[Path],
+    classes: ClassSubset,
+    read: Callable[[Path], dict[str, np.ndarray]],
 ) -> Shard:
-    """Make the shard of one class of one split."""
+    """Make the shard of one class of one split; clouds get the radius 1."""
 
     def row(path: Path) -> SampleRow:
-        return SampleRow(path.stem, str(path), reader(path))
+        values = read(path)
+        points = normalize_to_unit_sphere(values["points"], where=str(path))
+        return SampleRow(path.stem, str(path), {**values, "points": points, "label": label})
 
     title = f"{split}/{classes.names[label]}"
     return Shard(split, title, len(paths), tuple(paths), lambda: map(row, paths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class ScanFolder(LabelledScans):
         parts, notes = _list_splits(root)
         notes += _note_unused_rings(next(iter(parts.values())), reader)
         scans = [
-            ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), reader.make_reader(path))
+            ListedScan(part, path.relative_to(root).as_posix(), _add_label_file(path), partial(reader.read, path))
             for part, paths in parts.items()
             for path in paths
         ]
@@ -150,7 +151,7 @@ class ScanFolder(LabelledScans):
         )
         paths = [path for part_paths in _list_splits(root)[0].values() for path in part_paths]
         return survey_scans(
-            {path: _FileReader(reader, path, is_survey=True) for path in paths},
+            {path: partial(reader.read, path, is_survey=True) for path in paths},
             source=root,
             label_map=None if label_map is None else read_label_map(label_map, {}),
             sensor=None if sensor is None else make_sensor(sensor, preset=None, owner=cls.set_name),
@@ -168,7 +169,7 @@ class ScanFolder(LabelledScans):
         )
 
     def _read_files(self, files: tuple[Path, ...], values: Mapping[str, np.ndarray]) -> RawScan:
-        return _ReaderOptions(**self._prepared.manifest["options"]).make_reader(files[0])()
+        return _ReaderOptions(**self._prepared.manifest["options"]).read(files[0])
 
 
 @dataclass(frozen=True)
@@ -186,27 +187,16 @@ class _ReaderOptions:
         entries = {**asdict(self), "columns": None if self.columns is None else list(self.columns)}
         return {name: value for name, value in entries.items() if name != "no_return" or value is not None}
 
-    def make_reader(self, path: Path) -> _FileReader:
-        return _FileReader(self, path)
-
-
-@dataclass(frozen=True)
-class _FileReader:
-    reader: _ReaderOptions
-    path: Path
-    is_survey: bool = False
-    """True to accept files without labels, and to infer the number of rings."""
-
-    def __call__(self) -> RawScan:
-        options, path = self.reader, self.path
-        cloud = read_scan(path, columns=options.columns, no_return=options.no_return)
-        is_unlabelled = self.is_survey and options.label not in cloud.channels and len(_add_label_file(path)) == 1
-        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, options.label)
-        num_beams, rings = options.num_beams, ring_column(cloud)
-        if num_beams is None and self.is_survey and rings is not None and len(rings):
+    def read(self, path: Path, *, is_survey: bool = False) -> RawScan:
+        """Read a scan; a survey accepts files without labels, and infers the number of rings."""
+        cloud = read_scan(path, columns=self.columns, no_return=self.no_return)
+        is_unlabelled = is_survey and self.label not in cloud.channels and len(_add_label_file(path)) == 1
+        ids = np.zeros(len(cloud.points), dtype=np.int64) if is_unlabelled else scan_ids(cloud, path, self.label)
+        num_beams, rings = self.num_beams, ring_column(cloud)
+        if num_beams is None and is_survey and rings is not None and len(rings):
             num_beams = int(np.nanmax(rings, initial=0)) + 1
         return to_raw_scan(
-            cloud, ids, ring_order=options.ring_order, num_beams=num_beams, path=path, no_return=options.no_return
+            cloud, ids, ring_order=self.ring_order, num_beams=num_beams, path=path, no_return=self.no_return
         )
 
 
