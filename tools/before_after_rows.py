@@ -190,7 +190,7 @@ _INSIDE = {"psb19": "/psb19_2048.npz"}
 
 
 def _prepared() -> Iterator[Row]:
-    """One generated source of every set; manifests, arrays and what `data info` prints of the folder."""
+    """One generated source of every set; manifests, arrays and what `data info` prints of the folder and of the set."""
     for name, options in SETS.items():
         prepare = _one(
             "data", "prepare", name, *options, "--from", f"@in/{name}/source{_INSIDE.get(name, '')}", "--to", "@out/set"
@@ -198,6 +198,8 @@ def _prepared() -> Iterator[Row]:
         info = _one("data", "info", "@out/set", "--json", "@out/info.json")
         is_quick = name in ("cloud_folder", "crowdhuman")
         yield Row(f"data/{name}", (prepare, info), ("set/**/*", "info.json"), inputs=(name,), is_quick=is_quick)
+    cards = tuple(_one("data", "info", name, "--json", f"@out/{name}.json") for name in SETS)
+    yield Row("data/cards", cards, ("*.json",), is_quick=True)
 
 
 def _predictions() -> Iterator[Row]:
