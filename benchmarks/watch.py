@@ -16,13 +16,15 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sightline
+from sightline.areas.clouds.models.pointnet import PointNetEncoder
+from sightline.areas.contrast.crosspoint import IntraPoint
 from sightline.parts.models.resnet import ImageClassifier, ResNet18Encoder
 from sightline.workbench.watch.watch import Watch
 
@@ -30,29 +32,75 @@ EVENTS = ("_begin_forward", "_end_forward", "_before_backward", "_after_backward
 Step = Callable[[], Any]
 
 
-def make_pointnet() -> tuple[nn.Module, dict[str, Tensor], Tensor]:
-    """Make PointNet, and clouds (32, 1024, 3) with labels."""
+class Case(NamedTuple):
+    """Network of one family of tasks, its inputs, and the loss of its outputs."""
+
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    loss: Callable[[Any], Tensor]
+
+
+def make_cloud() -> Case:
+    """Make PointNet, clouds (32, 1024, 3) and a cross entropy."""
     model = sightline.build_model("pointnet", num_classes=40, in_channels=3)
-    return model, {"points": torch.randn(32, 1024, 3)}, torch.randint(40, (32,))
+    return Case(model, {"points": torch.randn(32, 1024, 3)}, make_cross_entropy((32,), 40))
 
 
-def make_resnet() -> tuple[nn.Module, dict[str, Tensor], Tensor]:
-    """Make ResNet-18, and images (32, 3, 64, 64) with labels."""
+def make_image() -> Case:
+    """Make ResNet-18, images (32, 3, 64, 64) and a cross entropy."""
     model = ImageClassifier(images=ResNet18Encoder(), num_classes=10)
-    return model, {"image": torch.randn(32, 3, 64, 64)}, torch.randint(10, (32,))
+    return Case(model, {"image": torch.randn(32, 3, 64, 64)}, make_cross_entropy((32,), 10))
 
 
-NETWORKS = {"pointnet 32 x 1024": make_pointnet, "resnet18 32 x 64 x 64": make_resnet}
+def make_range_image() -> Case:
+    """Make SalsaNext, range images (2, 5, 64, 256) and a cross entropy of their pixels."""
+    model = sightline.build_model("salsanext", num_classes=20, in_channels=5)
+    return Case(model, {"image": torch.randn(2, 5, 64, 256)}, make_cross_entropy((2, 64, 256), 20))
 
 
-def make_step(model: nn.Module, inputs: dict[str, Tensor], label: Tensor) -> Step:
+def make_volume() -> Case:
+    """Make the small V2V-PoseNet, volumes (4, 1, 44, 44, 44) and a squared error of heat maps."""
+    model = sightline.build_model("v2v_small", num_joints=14)
+    maps = torch.rand(4, 14, 22, 22, 22)
+    volume = (torch.rand(4, 1, 44, 44, 44) < 0.05).float()
+    return Case(model, {"volume": volume}, lambda outputs: F.mse_loss(outputs["likelihood"], maps))
+
+
+def make_contrast() -> Case:
+    """Make IntraPoint on PointNet, two views (32, 512, 3) of each object, and the contrast between them."""
+    cloud = torch.randn(32, 512, 3)
+    views = {"points": cloud, "other_points": cloud + 0.01 * torch.randn_like(cloud)}
+
+    def loss(outputs: Any) -> Tensor:
+        first, second = (F.normalize(outputs[name], dim=1) for name in ("first", "second"))
+        return F.cross_entropy(first @ second.T / 0.1, torch.arange(len(first)))
+
+    return Case(IntraPoint(points=PointNetEncoder(in_channels=3)), views, loss)
+
+
+def make_cross_entropy(shape: tuple[int, ...], num_classes: int) -> Callable[[Any], Tensor]:
+    """Make the cross entropy of logits, whose classes are last, with labels of this shape."""
+    label = torch.randint(num_classes, shape)
+    return lambda outputs: F.cross_entropy(outputs["logits"].flatten(0, -2), label.flatten())
+
+
+CASES = {
+    "cloud: pointnet 32 x 1024": make_cloud,
+    "image: resnet18 32 x 64 x 64": make_image,
+    "range image: salsanext 2 x 64 x 256": make_range_image,
+    "volume: v2v_small 4 x 44^3": make_volume,
+    "contrast: intrapoint 32 x 2 x 512": make_contrast,
+}
+
+
+def make_step(model: nn.Module, inputs: dict[str, Tensor], loss: Callable[[Any], Tensor]) -> Step:
     """Make a training step by Adam, the inputs drawn anew by a shift."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
         moved = {name: value.roll(1, 0) for name, value in inputs.items()}
-        F.cross_entropy(model(**moved)["logits"], label).backward()
+        loss(model(**moved)).backward()
         optimizer.step()
         inputs.update(moved)
 
@@ -78,13 +126,13 @@ def time_own(watch: Watch) -> list[float]:
 
 
 def measure(name: str, *, pairs: int, steps: int) -> dict[str, Any]:
-    """Measure a network; ratios are of watched and bare blocks, less 1."""
+    """Measure a case; ratios are of watched and bare blocks, less 1."""
     torch.manual_seed(0)
-    model, inputs, label = NETWORKS[name]()
+    model, inputs, loss = CASES[name]()
     watched = copy.deepcopy(model)
     watch = sightline.watch(watched)
     spent = time_own(watch)
-    bare_step, watched_step = (make_step(m, dict(inputs), label) for m in (model, watched))
+    bare_step, watched_step = (make_step(m, dict(inputs), loss) for m in (model, watched))
     ratios, seconds, own, whole = [], [], 0.0, 0.0
     for pair in range(-1, pairs):  # the first pair warms up, and takes the statistics of the first steps
         times = {}
@@ -120,7 +168,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = {name: measure(name, pairs=options.pairs, steps=options.steps) for name in NETWORKS}
+    found = {name: measure(name, pairs=options.pairs, steps=options.steps) for name in CASES}
     for name, row in found.items():
         ratios = [100 * value for value in row["ratios"]]
         print(  # noqa: T201

@@ -229,7 +229,7 @@ CLASS_FAULTS: dict[str, tuple[type[Loss], str]] = {
     ),
     "a squared error that broadcasts": (
         over_classes(lambda z, y: (z.softmax(1)[:, :1] - y / z.shape[1]).square().sum()),
-        "loss.normaliser",
+        "loss.form",
     ),
     "labels of the next sample": (over_classes(lambda z, y: ce_sum(z, y.roll(1))), "data.pairing"),
     "weights shifted by one": (_weighted(lambda label, classes: (label + 1) % classes), "loss.weights"),

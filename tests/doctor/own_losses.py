@@ -119,7 +119,7 @@ MAP_FAULTS: dict[str, tuple[type[Loss], str]] = {
     ),
     "every map against every target": (
         _over_maps(lambda o, t: (o.flatten(1)[:, None] - t.flatten(1)).square().sum()),
-        "loss.normaliser",
+        "loss.form",
     ),
     "maps detached": (_over_maps(lambda o, t: (o.detach() - t).square().sum()), "loss.detached"),
     "every map against its neighbour's": (
