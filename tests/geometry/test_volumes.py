@@ -20,6 +20,7 @@ from sightline.compute.geometry.pinhole import (
 )
 from sightline.compute.geometry.volumes import (
     CubePlacement,
+    Decoding,
     decode,
     gaussian_heatmaps,
     gaussian_heatmaps_reference,
@@ -454,6 +455,17 @@ def test_a_joint_is_read_back(decoding: str, bound: float) -> None:
     joints = inner_joints()
     maps = gaussian_heatmaps(joints, cells=44, dtype=torch.float64)
     assert (decode(maps, decoding=decoding) - joints).abs().max() <= bound  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoding", ["parabola", "argmax", "soft", "centroid"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_trace_of_torchscript_decodes_alike(decoding: Decoding) -> None:
+    """On maps other than those it was recorded with, of unequal sides."""
+    first, other = (torch.rand(1, 3, 4, 5, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    traced = torch.jit.trace(lambda maps: decode(maps, decoding=decoding), (first,))
+    torch.testing.assert_close(traced(other), decode(other, decoding=decoding), rtol=0, atol=1e-12)
+    largest = np.stack(np.unravel_index(other.flatten(2).argmax(-1).numpy(), (4, 5, 6)), axis=-1)
+    np.testing.assert_array_equal(decode(other, decoding="argmax").numpy(), largest + 0.5)
 
 
 def test_parabola_of_float32_maps_is_as_good_as_their_rounding() -> None:

@@ -113,7 +113,9 @@ def _axis_factors(joints: Tensor, cells: int, sigma: float, middle: float) -> Te
 
 def _find_largest(values: Tensor) -> Tensor:
     cell = values.flatten(2).argmax(dim=-1)  # torch promises the first of equal maxima
-    return torch.stack(torch.unravel_index(cell, values.shape[2:]), dim=-1).double()
+    _, height, depth = values.shape[2:]  # not by unravel_index, which a trace of TorchScript cannot record
+    row = cell // depth
+    return torch.stack((row // height, row % height, cell % depth), dim=-1).double()
 
 
 def _parabola_offset(values: Tensor, largest: Tensor) -> Tensor:
