@@ -126,7 +126,7 @@ class FieldStatistics:
                     return
                 low, high = (bound.item() for bound in tensor.aminmax())
         elif tensor.dtype != torch.bool:
-            self._add_values(index, tensor, low, high)
+            self._add_values(index, tensor, int(low), int(high))
         if low < self.low:
             self.low, self.low_at = float(low), index
         if high > self.high:
