@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -288,7 +289,7 @@ def _draw_points(seen_N3: np.ndarray, color_N3: np.ndarray, radius: float, size:
     column, row = _to_pixels(seen_N3, size)
     winner = np.full(size * size, -1, dtype=np.int64)
     pixel = (row * size + column)[:, None] + offset_K2 @ np.array([1, size])  # inside: centres and radius leave a rim
-    np.maximum.at(winner, pixel.ravel(), np.arange(pixel.size))  # of several, the nearest: its number is the largest
+    winner[pixel.ravel()] = np.arange(pixel.size)  # of several the last, which is the nearest
     hit = np.flatnonzero(winner >= 0)
     point, part = np.divmod(winner[hit], len(offset_K2))
     depth = np.full(size * size, -4.0, dtype=np.float32)
@@ -300,10 +301,14 @@ def _draw_points(seen_N3: np.ndarray, color_N3: np.ndarray, radius: float, size:
     image = np.zeros((size, size, 4), dtype=np.float32)
     color = np.minimum((1 - haze) * (color_N3[point] * bright + glint) + haze * 240.0, 255)
     image.reshape(-1, 4)[hit] = np.concatenate([color, np.ones_like(haze)], axis=1)
-    small = (image[0::2, 0::2] + image[1::2, 0::2] + image[0::2, 1::2] + image[1::2, 1::2]) / 4
+    small = image[0::2, 0::2] + image[1::2, 0::2]
+    for columns in (image[0::2, 1::2], image[1::2, 1::2]):
+        small += columns
+    small /= 4
     return small[..., :3], small[..., 3]
 
 
+@functools.lru_cache(maxsize=16)
 def _make_ball(radius_px: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return a ball's pixels: offsets (K, 2), brightness (K,) under the light, height (K,) over its centre, 0 to 1."""
     reach = np.arange(-radius_px, radius_px + 1)
@@ -330,6 +335,7 @@ def _edge_darkening(depth: np.ndarray, hit: np.ndarray) -> np.ndarray:
     return np.maximum(np.exp(-0.55 * behind), 0.45)
 
 
+@functools.lru_cache(maxsize=16)
 def _make_card(width: int, height: int) -> np.ndarray:
     """Draw an empty card (H, W, 3) float32: rounded corners on the page's colour, a faint rim, a soft gradient."""
     from PIL import Image, ImageDraw
