@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.engine.device import reseed_torch
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
 from sightline.workbench.check.core.dry_run import isolated_copy
@@ -36,7 +37,7 @@ class ModelProbe:
 
     def outputs(self, changed: Mapping[str, Any] | None = None, *, seed: int = 0) -> dict[str, Tensor]:
         """Return the tensors among the outputs by path, with some inputs `changed`; random numbers are of the seed."""
-        torch.manual_seed(seed)
+        reseed_torch(seed)
         inputs = tree_map({**self.inputs, **(changed or {})}, lambda _, tensor: tensor.clone())
         with torch.no_grad(), Float64Convolutions():
             return dict(tree_leaves(self.model(**inputs)))

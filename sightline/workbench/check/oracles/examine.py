@@ -22,6 +22,7 @@ from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.config import RunConfig
 from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch
+from sightline.engine.device import reseed_torch
 from sightline.engine.step import compute_batch_losses
 from sightline.engine.train import TrainState
 from sightline.instrument import ModuleCall, record
@@ -345,7 +346,7 @@ def _group_parameters(layer: nn.Module, silent: set[str]) -> dict[str, Sequence[
 
 def _make_evaluation(layer: nn.Module, args: Any, kwargs: Any, seed: int) -> Callable[[], list[Tensor]]:
     def evaluate() -> list[Tensor]:
-        torch.manual_seed(seed)  # repeats the random dropout
+        reseed_torch(seed)  # repeats the random dropout
         call_args, call_kwargs = tree_map(args, with_history), tree_map(kwargs, with_history)
         tensors = [tensor for _, tensor in array_leaves(layer(*call_args, **call_kwargs))]
         return [tensor for tensor in tensors if tensor.is_floating_point()]

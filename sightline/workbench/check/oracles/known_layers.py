@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.contract.types import Batch
+from sightline.engine.device import reseed_torch
 from sightline.workbench.check.oracles.derivatives import gradient_errors, worst_error
 from sightline.workbench.check.oracles.references import (
     batch_norm,
@@ -245,7 +246,7 @@ def _compute_gradient_errors(small: nn.Module, values: Tensor, seed: int) -> Map
         tensors |= {name: [parameter] for name, parameter in layer.named_parameters()}
 
         def evaluate(layer: nn.Module = layer, inputs: Tensor = inputs) -> list[Tensor]:
-            torch.manual_seed(seed)  # repeats the random dropout
+            reseed_torch(seed)  # repeats the random dropout
             return [layer(inputs.clone())]  # a copy, for layers that modify their input
 
         errors[label] = gradient_errors(evaluate, tensors, seed=seed)

@@ -16,6 +16,7 @@ from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_dist
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.binding import BoundFunction
 from sightline.contract.members import TaskMembers
+from sightline.engine.device import reseed_torch
 from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
 from sightline.parts.tasks.distillation import unwrap_distillation
@@ -102,7 +103,7 @@ class LossCase:
 
     def sum(self, values: Mapping[str, Any] | None = None) -> Tensor:
         """Compute the loss's sum, with some arguments replaced; random draws are repeated."""
-        torch.manual_seed(0)
+        reseed_torch(0)
         return self.forward({**self.values, **(values or {})}).double().sum()
 
     def value(self, values: Mapping[str, Any] | None = None) -> float:

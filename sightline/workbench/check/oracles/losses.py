@@ -19,6 +19,7 @@ from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import summarise_error
 from sightline.contract.types import Batch, ComponentConfig
+from sightline.engine.device import reseed_torch
 from sightline.engine.train import TrainState
 from sightline.instrument.float64 import Float32Draws
 from sightline.parts.losses.classification import resolve_class_weights
@@ -176,7 +177,7 @@ class _LossInputs:
 
     def mean(self, name: str, outputs: Mapping[str, Any] | None = None) -> float:
         evaluated = self.outputs if outputs is None else outputs
-        torch.manual_seed(0)  # repeats the random draws of the loss
+        reseed_torch(0)  # repeats the random draws of the loss
         with torch.no_grad(), Float32Draws():
             return (
                 float(loss_sums(self.job, self.batch, evaluated)[name])
@@ -199,7 +200,7 @@ def _examine_loss(row: OracleResult, component: ComponentConfig, inputs: _LossIn
     groups = {key: [tensor] for key, tensor in read.items()}
 
     def evaluate() -> list[Tensor]:
-        torch.manual_seed(0)
+        reseed_torch(0)
         return [loss_sums(inputs.job, inputs.batch, {**inputs.outputs, **tensors})[name]]
 
     errors = {} if declared else gradient_errors(evaluate, groups)

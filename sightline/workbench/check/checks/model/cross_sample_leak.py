@@ -15,7 +15,7 @@ from sightline.compute.layers.batch_norm import uses_batch_statistics
 from sightline.contract.errors import summarise_error
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
-from sightline.engine.device import to_device
+from sightline.engine.device import reseed_torch, to_device
 from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import ModuleCall, record
@@ -166,7 +166,7 @@ class _Group:
         def end(*called: Any) -> None:
             raise _ModelOutputs(called[-1])
 
-        torch.manual_seed(seed)
+        reseed_torch(seed)
         try:
             with torch.no_grad(), Float64Convolutions(), record({"": model}, leave=end):
                 compute_batch_losses(self._task, model, batch, self.device)
