@@ -70,7 +70,7 @@ def codes_of(words: list[str], kind: str, errors: str, *, num_processes: int = 1
 
 @pytest.mark.parametrize(("kind", "num_processes"), long_but([("pipe", 2)], [("pipe", 1), ("closed", 1), ("pipe", 2)]))
 def test_a_run_goes_on_that_nobody_reads(kind: str, num_processes: int, tmp_path: Path) -> None:
-    words = Bench(tmp_path).words("run", "train.epochs=1")
+    words = Bench(tmp_path).words("run", "train.epochs=1", slow=True)
     assert codes_of(words, kind, kind, num_processes=num_processes) == [0] * num_processes
     assert json.loads((tmp_path / "run" / "final.json").read_text())["metrics"]
     assert "end: done" in (tmp_path / "run" / "train.log").read_text()

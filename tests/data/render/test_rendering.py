@@ -35,6 +35,7 @@ from tests.command import run_here
 from tests.data.clouds.modelnet_writers import SHAPES, prepare, write_npz, write_off
 from tests.data.preparing import read_files, record_messages, stop_at
 from tests.data.scenes.scene_writers import no_progress
+from tests.processes import run_program
 
 LOOK = RenderSettings(num_views=3, size_px=16)
 
@@ -208,7 +209,8 @@ def test_a_disk_that_fills_is_told_and_continued(tmp_path: Path, monkeypatch: py
         "import resource; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
     )
-    failed = run(PROGRAM.format(before=before, jobs=1, progress="lambda *told: None"), tmp_path / "views")
+    program = PROGRAM.format(before=before, jobs=1, progress="lambda *told: None")
+    failed = run_program(program.replace("sys.argv[1]", repr(str(tmp_path / "views"))))
     assert "RunError" in failed.stderr
     assert "make room and run the command again, which continues" in failed.stderr
     monkeypatch.setattr(rendering, "_OBJECTS_PER_SHARD", 5)
