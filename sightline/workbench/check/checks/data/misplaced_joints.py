@@ -134,9 +134,10 @@ def _judge_joints(frames: _Frames, *, is_thorough: bool) -> Fault | None:
     bound = -_MAX_RATIO * cost
     fitting = explain(_MAX_IN_PLACE, frames, _iter_changes(frames), likeness=fit, above=bound)
     severity: Severity = "error" if fitting else "warning"
-    if not fitting and is_thorough:  # a thousand shifts take most of a second
-        other = Hypothesis("data.pairing", "no shift, unit or order of axes explains it")
-        fitting = explain(0.0, frames, _iter_shifts(frames), likeness=fit, above=bound, otherwise=other)
+    if not fitting:
+        other = Hypothesis("data.pairing", "no shift, unit or order of axes explains it") if is_thorough else None
+        shifts = _iter_shifts(frames, num_axes=3 if is_thorough else 1)  # a thousand take most of a second
+        fitting = explain(0.0, frames, shifts, likeness=fit, above=bound, otherwise=other)
     best = fitting[0] if fitting else None
     if best is None or (severity == "warning" and best.cause == "data.pairing" and cost <= _MAX_UNEXPLAINED):
         return None
@@ -169,9 +170,11 @@ def _iter_changes(frames: _Frames) -> Iterator[Hypothesis]:
         yield Hypothesis("data.layout", f"their {axis} points the other way", mirrored)
 
 
-def _iter_shifts(frames: _Frames) -> Iterator[Hypothesis]:
-    """Yield shifts by tenths of the cube along each axis."""
+def _iter_shifts(frames: _Frames, *, num_axes: int) -> Iterator[Hypothesis]:
+    """Yield shifts by tenths of the cube along up to so many axes at once."""
     for steps in itertools.product(_STEPS, repeat=3):
+        if sum(map(bool, steps)) > num_axes:
+            continue
         shift = frames.joints.new_tensor(steps) * frames.cube_mm
         text = f"they are about ({', '.join(f'{0.0 - value:+.0f}' for value in shift.tolist())}) mm off"
         yield Hypothesis("data.centre", text, frames._replace(joints=frames.joints + shift))
