@@ -23,7 +23,7 @@ from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
 from sightline.workbench.export.checking import check_file
 from sightline.workbench.export.formats import load_written, write_onnx, write_torch_export, write_torchscript
-from sightline.workbench.export.graph import GraphNetwork, record_graph
+from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork, record_graph
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.marks import long_but
@@ -198,6 +198,20 @@ def test_the_check_finds_a_file_that_is_off_by_a_thousandth(to: str) -> None:
     )
     assert not wrong.is_equal
     assert "NOT within rounding" in wrong.describe()
+
+
+def test_large_scenes_are_thinned_for_the_check_and_small_ones_kept() -> None:
+    """The plain forms of neighbours hold all pairs: 15,000 points took 6.5 GB. First and last point stay."""
+    sizes = (MAX_POINTS + 5, 3, 3 * MAX_POINTS)
+    points = torch.arange(sum(sizes)).repeat(3, 1).T.float()
+    offsets = torch.tensor([0, *np.cumsum(sizes).tolist()])
+    example = {"points": points, "offsets": offsets}
+    arranged = GraphNetwork(Offset(), NoTask(), example).arrange(example)
+    for (cloud,), start, size in zip(arranged, offsets.tolist(), sizes, strict=False):
+        assert cloud.shape == (1, min(size, MAX_POINTS), 3)
+        chosen = cloud[0, :, 0]
+        assert (chosen[0], chosen[-1]) == (start, start + size - 1)
+        assert (chosen.diff() > 0).all()
 
 
 class Branching(nn.Module):

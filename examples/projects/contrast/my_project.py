@@ -46,7 +46,7 @@ class MyNet(nn.Module):
 
 @registry.losses.add("my_project_loss")
 class MyLoss(PairLoss):
-    """Cross entropy of finding the second view of a cloud among those of the whole step."""
+    """Cross entropy of finding one view of a cloud among the other views of the whole step, in both directions."""
 
     def __init__(self, *, temperature: PositiveFloat = 0.2) -> None:
         super().__init__()
@@ -55,4 +55,5 @@ class MyLoss(PairLoss):
     def forward(self, *, first: Tensor, second: Tensor) -> Tensor:
         """Return the loss (M,) of each pair from both views (M, D)."""
         similarity = nn.functional.normalize(first, dim=1) @ nn.functional.normalize(second, dim=1).T
-        return -(similarity / self.temperature).log_softmax(dim=1).diagonal()
+        scores = similarity / self.temperature
+        return -(scores.log_softmax(dim=1) + scores.log_softmax(dim=0)).diagonal() / 2

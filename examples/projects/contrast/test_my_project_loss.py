@@ -11,3 +11,4 @@ def test_the_loss_of_two_pairs_by_hand(parts):
     loss = parts.MyLoss()(first=first, second=second)
     assert torch.allclose(loss, torch.full((2,), math.log(2)))
     assert (parts.MyLoss()(first=first, second=first) < loss).all()
+    assert torch.equal(parts.MyLoss()(first=second, second=first), loss)

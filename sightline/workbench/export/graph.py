@@ -26,6 +26,8 @@ from sightline.workbench.probe.features import get_encode
 
 Inside = tuple[str, Callable[..., dict[str, Tensor]]]
 """Name of a transform, and its arithmetic on the fields that its parameters name."""
+MAX_POINTS = 4096
+"""Maximum number of points of a cloud on which a file is recorded and checked."""
 AXES = ("batch", "points")
 """Names of free sizes, axis by axis."""
 _FREE = ((0, 1), (0,), (1,), ())
@@ -92,19 +94,29 @@ class GraphNetwork(nn.Module):
         return get_encode(self.model) if self.is_encoder else self.model.forward
 
     def arrange(self, batch: Batch) -> list[tuple[Tensor, ...]]:
-        """Arrange a batch as inputs: one tuple, or one a cloud where they are of different sizes."""
+        """Arrange a batch as inputs: one tuple, or one a cloud where they are of different sizes.
+
+        Clouds of any size are thinned to `MAX_POINTS`, evenly: the plain forms inside hold a matrix of all pairs.
+        """
         tensors = {name: torch.as_tensor(batch[name]) for name in self.names}
         if "offsets" not in batch or "points" not in tensors or tensors["points"].ndim == 3:
             return [tuple(tensors.values())]
         sizes = batch["offsets"].diff().tolist()
         packed = [name for name in self.names if name in ("points", "features")]
-        parts = {name: tensors[name].split(sizes) for name in packed}
-        if len(set(sizes)) == 1:
+        parts = {name: [_thin(part) for part in tensors[name].split(sizes)] for name in packed}
+        if len({len(part) for part in parts["points"]}) == 1:
             return [tuple(torch.stack(parts[name]) if name in parts else tensors[name] for name in self.names)]
         return [
             tuple(parts[name][row][None] if name in parts else tensors[name][row : row + 1] for name in self.names)
             for row in range(len(sizes))
         ]
+
+
+def _thin(part: Tensor) -> Tensor:
+    """Take at most `MAX_POINTS` rows of a cloud, evenly spaced in the order of its points."""
+    if len(part) <= MAX_POINTS:
+        return part
+    return part[torch.linspace(0, len(part) - 1, MAX_POINTS, dtype=torch.float64).round().long()]
 
 
 class _RenamedModules(dict[str, nn.Module | None]):
