@@ -116,9 +116,9 @@ def _of_files() -> list[Mistake]:
         _file("a.csv", "x;y;z\n1;2;3\n", ":1: '1;2;3' has semicolons|:1: 'x;y;z'", "commas or blanks"),
         _file("a.txt", "1 2 three\n", ":1: 'three' is not a number"),
         Mistake("no up axis", PREPARE[:-1], ("up_axis: is required", "one of 'x', 'y', 'z'")),
-        Mistake("source", (*PREPARE[:4], "scnas", *PREPARE[5:]), ("scnas: there is no such", "check the path")),
+        Mistake("source", (*PREPARE[:4], "scnas", *PREPARE[5:]), ("scnas: there is no such", "with clouds: CLASS")),
         Mistake("set", ("data", "prepare", "cloudfolder", *PREPARE[3:]), ("did you mean 'cloud_folder'",)),
-        Mistake("within", (*PREPARE[:6], "scans/new", "up_axis=z"), ("scans/new: lies in scans", "outside of it")),
+        Mistake("within", (*PREPARE[:6], "scans/new", "up_axis=z"), (r"scans/new: lies in \S+scans,", "outside of it")),
         Mistake("columns", (*PREPARE, "columns=[x, y]"), ("columns: .*lacks z", r"as in \[x, y, z")),
         Mistake("class", PREPARE, ("cone: is taken for a class", "CLASS/FILE"), lambda: Path("scans/cone").mkdir()),
         Mistake(
