@@ -7,13 +7,18 @@ import itertools
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sightline.compute.geometry.distances import distance_scores
 from sightline.compute.geometry.trees import LEAF_SIZE, build_trees
 from sightline.compute.numba_kernels import numba_kernel, run_parallel
 
-_ENTRIES_AT_ONCE = 2**20
-"""Scores in memory at a time: 4 MB in float32."""
+_ENTRIES_AT_ONCE = 2**19
+"""Scores in memory at a time: 2 MB in float32."""
+_NUM_IMAGES = 16
+"""Images of a product by convolution: fewer do not go to oneDNN (see `layers.edge_conv`)."""
+_SPARE = 32
+"""Candidates that are sorted by score beyond twice the number of neighbours; of more, all distances are measured."""
 _HALVINGS = 10
 _DEEPEST = 64
 """Size of a search's stack: more than the levels of any tree."""
@@ -57,18 +62,15 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
     if parts is None:
         return None
     num_clouds, num_queries, _ = queries.shape
-    num_points, centred_points, scaled_queries = points.shape[1], parts.points, -2 * parts.queries
-    chunk = max(1, _ENTRIES_AT_ONCE // num_points)
-    products = points.new_empty(min(chunk, num_queries), num_points)
+    num_points, scaled_queries = points.shape[1], -2 * parts.queries
+    chunk = max(_NUM_IMAGES, _ENTRIES_AT_ONCE // num_points // _NUM_IMAGES * _NUM_IMAGES)
     lowest_of = _num_groups(num_points, num_neighbours)
     index = np.empty((num_clouds, num_queries, num_neighbours), dtype=np.int64)
     for cloud, begin in itertools.product(range(num_clouds), range(0, num_queries, chunk)):
         part = slice(begin, begin + chunk)
-        chunk_products = products[: len(scaled_queries[cloud, part])]
-        with torch.autocast("cpu", enabled=False):
-            torch.mm(scaled_queries[cloud, part], centred_points[cloud].T, out=chunk_products)
+        products = _multiply(scaled_queries[cloud, part], parts.points[cloud])
         tensors = (
-            chunk_products,
+            products,
             parts.squared_norms[cloud],
             parts.slack[cloud, part],
             queries[cloud, part],
@@ -76,12 +78,28 @@ def neighbours_by_product(points: Tensor, queries: Tensor, num_neighbours: int) 
         )
         run_parallel(
             _rank,
-            len(chunk_products),
+            len(products),
             *(tensor.contiguous().numpy() for tensor in tensors),
             lowest_of,
             index[cloud, part],
         )
     return torch.from_numpy(index)
+
+
+def _multiply(queries: Tensor, points: Tensor) -> Tensor:
+    """Multiply queries (M, C) by points (N, C) -> (M, N), by the library that is faster where the shape allows it."""
+    num_queries, num_channels = queries.shape
+    with torch.autocast("cpu", enabled=False):
+        if queries.dtype != torch.float32 or num_queries % _NUM_IMAGES or not _convolutions_are_exact():
+            return queries @ points.mT
+        images = queries.reshape(_NUM_IMAGES, 1, -1, num_channels).permute(0, 3, 1, 2)
+        return F.conv2d(images, points[:, :, None, None]).permute(0, 2, 3, 1).reshape(num_queries, -1)
+
+
+def _convolutions_are_exact() -> bool:
+    """Return True unless the user lets oneDNN round the numbers of a convolution."""
+    conv = getattr(torch.backends.mkldnn, "conv", None)
+    return conv is None or conv.fp32_precision in ("none", "ieee")
 
 
 def _num_groups(num_points: int, num_neighbours: int) -> int:
@@ -102,26 +120,102 @@ def _rank(
     num_groups: int,
     index: np.ndarray,
 ) -> None:
-    num_points, last_place = products.shape[1], index.shape[1] - 1
+    num_points, num_neighbours = products.shape[1], index.shape[1]
+    most = 2 * num_neighbours + _SPARE
     lowest = np.empty(num_groups, dtype=products.dtype)
-    best = np.empty(last_place + 1, dtype=products.dtype)
-    neighbours = np.empty(last_place + 1, dtype=np.int64)
+    groups = np.empty(num_groups + 1, dtype=np.int64)
+    best = np.empty(num_neighbours, dtype=products.dtype)
+    neighbours = np.empty(num_neighbours, dtype=np.int64)
     candidates = np.empty(num_points + 3, dtype=np.int64)
-    distances = np.empty(4, dtype=products.dtype)
+    sorted_scores = np.empty(most, dtype=products.dtype)
+    ranked = np.empty(most, dtype=np.int64)
+    values = np.empty(most + 3, dtype=products.dtype)
+    runs = np.empty((2, most), dtype=np.int64)
     for row in range(first, last):
         scores = products[row]
-        for point in range(num_points):
-            scores[point] += lengths[point]
-        limit = _limit_of_groups(scores, lowest, last_place + 1) + slack[row]
-        num_candidates = _collect(scores, lowest, limit, candidates)
+        _add_lengths(scores, lengths, lowest)
+        limit = _limit_of_groups(lowest, num_neighbours) + slack[row]
+        num_candidates = _collect(scores, lowest, limit, groups, candidates)
+        if num_candidates <= most:
+            _sort_by_score(scores, candidates, num_candidates, values, sorted_scores, ranked)
+            _settle(queries[row], points, slack[row], sorted_scores, ranked, num_candidates, runs, candidates, values)
+            for slot in range(num_neighbours):
+                index[row, slot] = ranked[slot]
+            continue
         candidates[num_candidates : num_candidates + 3] = candidates[0]
         best[:] = np.inf
         neighbours[:] = _NONE
         for begin in range(0, num_candidates, 4):
-            _measure_four(queries[row], points, candidates, begin, distances)
-            _insert_some(best, neighbours, distances, candidates[begin : min(begin + 4, num_candidates)])
-        for slot in range(len(neighbours)):
+            _measure_four(queries[row], points, candidates, begin, values)
+            _insert_some(best, neighbours, values, candidates[begin : min(begin + 4, num_candidates)])
+        for slot in range(num_neighbours):
             index[row, slot] = neighbours[slot]
+
+
+@numba_kernel
+def _sort_by_score(
+    scores: np.ndarray,
+    candidates: np.ndarray,
+    num_candidates: int,
+    values: np.ndarray,
+    sorted_scores: np.ndarray,
+    ranked: np.ndarray,
+) -> None:
+    """Sort by counting the lower scores: the processor has no branch to guess. `values` is scratch memory."""
+    for slot in range(num_candidates):
+        values[slot] = scores[candidates[slot]]
+    for slot in range(num_candidates):
+        value = values[slot]
+        place = np.int32(0)
+        for other in range(slot):
+            place = np.int32(place + np.int32(values[other] <= value))
+        for other in range(slot + 1, num_candidates):
+            place = np.int32(place + np.int32(values[other] < value))
+        sorted_scores[place] = value
+        ranked[place] = candidates[slot]
+
+
+@numba_kernel
+def _settle(
+    query: np.ndarray,
+    points: np.ndarray,
+    slack: float,
+    sorted_scores: np.ndarray,
+    ranked: np.ndarray,
+    num_candidates: int,
+    runs: np.ndarray,
+    candidates: np.ndarray,
+    distances: np.ndarray,
+) -> None:
+    """Bring points sorted by score into the order of (distance, index).
+
+    Scores further apart than `slack` prove the order of two distances: only the others are measured, and sorted within
+    their run of near scores. The last three arrays are scratch memory.
+    """
+    num_unsure, run = 0, 0
+    was_near = False
+    for slot in range(num_candidates):
+        is_near = slot + 1 < num_candidates and sorted_scores[slot + 1] <= sorted_scores[slot] + slack
+        if is_near or was_near:
+            runs[0, num_unsure], runs[1, num_unsure] = slot, run
+            candidates[num_unsure] = ranked[slot]
+            num_unsure += 1
+        run += not is_near
+        was_near = is_near
+    candidates[num_unsure : num_unsure + 3] = candidates[0]
+    for begin in range(0, num_unsure, 4):
+        _measure_four(query, points, candidates, begin, distances[begin : begin + 4])
+    for place in range(num_unsure):
+        distance, point, slot = distances[place], candidates[place], place
+        while slot > 0 and runs[1, slot - 1] == runs[1, place]:
+            before = distances[slot - 1]
+            if before < distance or (before == distance and candidates[slot - 1] < point):
+                break
+            distances[slot], candidates[slot] = before, candidates[slot - 1]
+            slot -= 1
+        distances[slot], candidates[slot] = distance, point
+    for place in range(num_unsure):
+        ranked[runs[0, place]] = candidates[place]
 
 
 @numba_kernel
@@ -157,26 +251,38 @@ def _measure_four(
 
 
 @numba_kernel
-def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> float:
-    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
+def _add_lengths(scores: np.ndarray, lengths: np.ndarray, lowest: np.ndarray) -> None:
+    """Add the points' lengths to their products, and write each group's lowest sum.
 
-    Score j belongs to group j modulo the number of groups. Writes each group's lowest score. Halving an interval
-    takes the same few steps for any scores; sorting them would take as many wrong guesses of the processor.
+    Score j belongs to group j modulo the number of groups.
     """
     num_groups = len(lowest)
     for group in range(num_groups):
+        scores[group] += lengths[group]
         lowest[group] = scores[group]
     for begin in range(num_groups, len(scores), num_groups):
-        for group in range(min(num_groups, len(scores) - begin)):
-            lowest[group] = min(lowest[group], scores[begin + group])
+        part, part_lengths = scores[begin : begin + num_groups], lengths[begin : begin + num_groups]
+        for group in range(len(part)):
+            score = part[group] + part_lengths[group]
+            part[group] = score
+            lowest[group] = score if score < lowest[group] else lowest[group]
+
+
+@numba_kernel
+def _limit_of_groups(lowest: np.ndarray, wanted: int) -> float:
+    """Return a score, near the smallest possible, that at least `wanted` groups reach with their lowest score.
+
+    Halving an interval takes the same few steps for any scores; sorting them would take as many wrong guesses of the
+    processor.
+    """
     low = high = lowest[0]
     for score in lowest:
         low, high = min(low, score), max(high, score)
     for _ in range(_HALVINGS):
         middle = low + (high - low) / 2
-        count = 0
+        count = np.int32(0)  # 16 in a register
         for score in lowest:
-            count += score <= middle
+            count = np.int32(count + np.int32(score <= middle))
         if count >= wanted:
             high = middle
         else:
@@ -185,14 +291,16 @@ def _limit_of_groups(scores: np.ndarray, lowest: np.ndarray, wanted: int) -> flo
 
 
 @numba_kernel
-def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, candidates: np.ndarray) -> int:
-    """Write the indices of all scores up to the limit; return how many there are."""
-    count = 0
+def _collect(scores: np.ndarray, lowest: np.ndarray, limit: float, groups: np.ndarray, candidates: np.ndarray) -> int:
+    """Write the indices of all scores up to the limit; return how many there are. `groups` is scratch memory."""
+    num_chosen, count = 0, 0
     for group in range(len(lowest)):
-        if lowest[group] <= limit:
-            for point in range(group, len(scores), len(lowest)):
-                candidates[count] = point
-                count += scores[point] <= limit
+        groups[num_chosen] = group
+        num_chosen += lowest[group] <= limit
+    for group in groups[:num_chosen]:
+        for point in range(group, len(scores), len(lowest)):
+            candidates[count] = point
+            count += scores[point] <= limit
     return count
 
 
