@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -98,9 +98,10 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    _prepare_environment(num_processes)
-    with tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder:
-        os.environ["SIGHTLINE_LAUNCH_FOLDER"] = folder
+    with (
+        tempfile.TemporaryDirectory(prefix=LAUNCH_FOLDER, ignore_cleanup_errors=True) as folder,
+        _environment_of_children(num_processes, folder),
+    ):
         try:
             flags = ["--traceback"] if "--traceback" in sys.argv else []
             elastic_launch(_make_settings(num_processes, folder), sys.executable)("-m", "sightline", *arguments, *flags)
@@ -151,12 +152,22 @@ def _make_settings(num_processes: int, folder: str, *, is_quiet: bool = False) -
     )
 
 
-def _prepare_environment(num_processes: int) -> None:
-    """Set the environment that processes inherit: share of the cores, launcher, time to save after a signal."""
+@contextlib.contextmanager
+def _environment_of_children(num_processes: int, folder: str) -> Iterator[None]:
+    """Set what processes inherit: share of the cores, launcher and its folder, time to save after a signal.
+
+    Later children of this process, which no launcher follows, have its own environment.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    before = dict(os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable // num_processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_GRACE_S))
-    os.environ["SIGHTLINE_LAUNCHED"] = str(os.getpid())
+    os.environ |= {"SIGHTLINE_LAUNCHED": str(os.getpid()), "SIGHTLINE_LAUNCH_FOLDER": folder}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _read_failures(folder: Path) -> list[Failure]:
