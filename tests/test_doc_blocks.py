@@ -45,6 +45,9 @@ def test_the_first_pages_run_in_the_order_of_their_blocks(
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     blocks = [block for block in blocks_of(page) if block.needs is None]
     assert len(blocks) >= num_blocks
+    before = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
     for block in blocks:
         run_block(block)
+    after = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
+    assert after == before  # one block launches two processes; those that are started later are not of that run
     assert (tmp_path / "runs" / run / "final.json").exists()
