@@ -20,7 +20,7 @@ from sightline.areas.clouds.sets.shapenet_part_files import Category, _make_shar
 from sightline.areas.contrast.shapenet_render import _fault
 from sightline.areas.pose.depth_files import read_depth, read_windowed_depth
 from sightline.contract.errors import DataError
-from sightline.store.files.array_files import read_mat
+from sightline.store.files.array_files import check_array, read_mat
 from sightline.store.files.cloud_files import CLOUD_SUFFIXES, has_normals, read_cloud
 from sightline.store.files.image_files import read_image, read_view
 from sightline.store.files.input_files import read_file
@@ -347,3 +347,27 @@ def test_a_sound_file_of_matlab_is_read(tmp_path: Path, is_compressed: bool) -> 
     savemat(tmp_path / "a.mat", {"x": cells, "y": np.arange(6.0).reshape(2, 3)}, do_compression=is_compressed)
     assert read_mat(tmp_path / "a.mat", "y").tolist() == [[0, 1, 2], [3, 4, 5]]
     assert read_mat(tmp_path / "a.mat", "x", kinds="O")[0, 0]["name"][0, 0][0] == "a"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "is_fine"),
+    [
+        ((2, 5, 3), "float32", True),
+        ((2, 5, 3), "float16", True),
+        ((2, 5, 3), "int32", False),
+        ((2, 5, 4), "float32", False),
+        ((0, 5, 3), "float32", False),
+        ((5, 3), "float32", False),
+        ((1, 2, 5, 3), "float32", False),
+    ],
+)
+def test_an_array_is_of_its_kind_and_shape(shape: tuple[int, ...], dtype: str, is_fine: bool) -> None:
+    """None is any length but 0; a shape with more or fewer sides is another one."""
+    array = np.zeros(shape, dtype)
+    check = partial(check_array, where="a.h5: 'data'", kinds="f", shapes=[(None, None, 3)], needed="floats")
+    if is_fine:
+        check(array)
+        return
+    with pytest.raises(DataError) as caught:
+        check(array)
+    assert str(caught.value) == f"a.h5: 'data' is {dtype} {shape}, floats"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sightline.contract.errors import DataError
 from sightline.contract.members import DataMembers
 from sightline.contract.schema import signature_parameters
 from sightline.store.prepared.prepared_data import PreparedData
+from sightline.store.prepared.splits import deal_by_hash
 from tests.command import refuse, succeed
 from tests.data.preparing import expect_progress
 from tests.test_plugins import _own_parts  # noqa: F401
@@ -205,3 +208,19 @@ def test_a_plan_that_is_not_a_class_method_is_named() -> None:
         class Wrong(PreparedData):
             def plan(self, root: Path) -> None:
                 pass
+
+
+def test_names_are_dealt_by_hash() -> None:
+    """As many as their shares, the same in any order, and hardly others when names are added."""
+    names = [f"cloud {number}" for number in range(40)]
+    deal = partial(deal_by_hash, test_share=0.2, validation_share=0.1, seed=3, where="here: 40", advice="stop")
+    splits = dict(zip(names, deal(names), strict=True))
+    assert Counter(splits.values()) == {"train": 28, "test": 8, "validation": 4}
+    assert dict(zip(names[::-1], deal(names[::-1]), strict=True)) == splits
+    more = dict(zip([*names, "one more"], deal([*names, "one more"]), strict=True))
+    assert sum(more[name] != split for name, split in splits.items()) <= 2
+    assert deal_by_hash(names[:2], test_share=0.5, validation_share=0.0, seed=0, where="", advice="").count("test") == 1
+    with pytest.raises(
+        DataError, match=r"^here: 40, too few for 1 to test, 1 to validate and one to train on; .* stop$"
+    ):
+        deal(names[:2])
