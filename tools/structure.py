@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import gc
 import io
 import json
 import re
@@ -34,6 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a script sees its own folder alone
 
+from sightline.contract.gc_pause import gc_paused
 from tools import walk, words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,10 +64,10 @@ class Source:
 
 def read_source(root: Path = ROOT) -> Source:
     """Parse the package of a working tree."""
-    gc.disable()  # millions of new objects, none of them garbage: its searches take longer than the parser
     package = root / "sightline"
     floors = walk.Floors.from_test((root / LAYOUT_TEST).read_text())
-    return Source(package, words.parse_folder(package), floors)
+    with gc_paused():  # millions of new objects, none of them garbage: its searches take longer than the parser
+        return Source(package, words.parse_folder(package), floors)
 
 
 def count_code_lines(text: str, tree: ast.Module) -> int:

@@ -69,9 +69,10 @@ class PluginError(UserError):
 
 
 class MissingExtraError(UserError):
-    """Missing optional packages; the message names the command that installs all of them."""
+    """Missing optional packages; the message names the command that installs all of them. `module` is one more."""
 
-    def __init__(self, *modules: str, needed_by: str) -> None:
+    def __init__(self, *modules: str, needed_by: str, module: str | None = None) -> None:
+        modules = modules if module is None else (*modules, module)
         packages = [_PACKAGES.get(module, module) for module in modules]
         named = f"the package{'s' if len(packages) > 1 else ''} {', '.join(map(repr, packages))}"
         requirements = " ".join(f"'{package}'" if "[" in package else package for package in packages)
@@ -79,8 +80,12 @@ class MissingExtraError(UserError):
         super().__init__(f"{needed_by} needs {named}; install {what}: pip install {requirements}")
 
 
-def assert_installed(*modules: str, needed_by: str) -> None:
-    """Raise MissingExtraError if modules of optional packages cannot be found; nothing is imported."""
+def assert_installed(*modules: str, needed_by: str, module: str | None = None) -> None:
+    """Raise MissingExtraError if modules of optional packages cannot be found; nothing is imported.
+
+    `module` is one more, by the name that plugins gave when there was one.
+    """
+    modules = modules if module is None else (*modules, module)
     if missing := [module for module in modules if importlib.util.find_spec(module) is None]:
         raise MissingExtraError(*missing, needed_by=needed_by)
 

@@ -29,7 +29,7 @@ _CHILD = re.compile(r"  (name|metric|mode): (.*)")
 _WRITTEN = re.compile(
     r"\.lock|\..*\.partial|config\.yaml|(environment|facts|inputs|lineage|findings|checks|final|policy|search|published"
     r"|compression|fit_one|conversion)\.json|(sessions|metrics|evaluations)\.jsonl|train\.log|checkpoints|predictions|features"
-    r"|plugins|errors|work|wandb|model\.slq|report\.html|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
+    r"|plugins|errors|work|wandb|model\.slq|report\.html|results\.png|[\w.-]*\.svg|compression\.md|events\.out\.tfevents\..*"
 )
 """Names at the top of a run's folder that commands write; a folder that holds others is not deleted."""
 
