@@ -28,6 +28,9 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
+_ENTRIES_AT_ONCE = 2**18
+"""Numbers of a widened part: 1 MB in float32."""
+
 
 class NumbaKernel:
     """Function that numba compiles at its first call and caches on disk; `plain` is the uncompiled one.
@@ -191,6 +194,23 @@ def can_use_numba(*tensors: Tensor, extra_dtype: torch.dtype | None = None) -> b
     if extra_dtype is not None and torch.float32 in dtypes:
         dtypes -= {extra_dtype}
     return dtypes in ({torch.float32}, {torch.float64}) and all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def widen_in_parts(values: Tensor, dtype: torch.dtype, offset: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield parts of the samples in `values` (B, N, C), cast to `dtype`, plus `offset` (B, 1, C) if given.
+
+    Kernels read bfloat16 so: a part stays in the cache, and its memory is used again. Values that need no cast and no
+    offset are one part, themselves.
+    """
+    if values.dtype == dtype and offset is None:
+        yield slice(0, len(values)), values
+        return
+    at_once = max(torch.get_num_threads(), _ENTRIES_AT_ONCE // max(1, values[:1].numel()))
+    scratch = values.new_empty((min(at_once, len(values)), *values.shape[1:]), dtype=dtype)
+    for start in range(0, max(1, len(values)), at_once):
+        part = slice(start, start + at_once)
+        wide = scratch[: len(values[part])].copy_(values[part])
+        yield part, wide if offset is None else wide.add_(offset[part])
 
 
 def run_parallel(kernel: Callable[..., Any], num_rows: int, *arguments: Any) -> None:

@@ -223,6 +223,33 @@ def test_the_product_rules_out_no_neighbour_where_its_digits_are_few(monkeypatch
     np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=15), expected)
 
 
+def test_distances_decide_where_scores_are_too_near() -> None:
+    """Six points on every shell about the query, their coordinates permuted: equal but for the order of adding."""
+    shells = torch.linspace(1, 3, 50)[:, None] * torch.randn(16).sort().values
+    points = torch.stack([shell[torch.randperm(16)] for shell in shells for _ in range(6)])[torch.randperm(300)][None]
+    queries = torch.zeros(1, 32, 16)
+    for count in (1, 4, 6, 15, 40):  # within a run, at its end, and over several
+        index = neighbours_by_product(points, queries, count)
+        assert index is not None
+        np.testing.assert_array_equal(index, by_numpy(points, queries, count))
+
+
+def test_convolutions_in_reduced_precision_are_not_relied_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = torch.randn(1, 256, 64)
+    expected = by_numpy(points, points, 9)
+    np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), expected)
+    conv = getattr(torch.backends.mkldnn, "conv", None)
+    if conv is None:
+        return
+    monkeypatch.setattr(neighbour_kernels.F, "conv2d", lambda *arguments: pytest.fail("a rounded product"))
+    before = conv.fp32_precision
+    try:
+        conv.fp32_precision = "bf16"
+        np.testing.assert_array_equal(nearest_neighbours(points, num_neighbours=9), expected)
+    finally:
+        conv.fp32_precision = before
+
+
 def test_products_prove_most_neighbours() -> None:
     """Or else the form for GPUs would always end in the plain one."""
     points = torch.randn(2, 300, 64)

@@ -162,6 +162,53 @@ def test_the_same_bits_for_any_number_of_threads() -> None:
     assert all(torch.equal(one, three) for one, three in zip(*passes, strict=True))
 
 
+@pytest.mark.parametrize("has_numba", [True, False])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_kernels_read_bfloat16_as_if_it_were_widened(
+    num_threads: int, has_numba: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample by sample, or two at a time: the bits of one cast, one sum, and one cast of the gradient."""
+    monkeypatch.setattr(numba_kernels, "_has_numba", lambda: has_numba)
+    monkeypatch.setattr(numba_kernels, "_ENTRIES_AT_ONCE", 2 * 70 * 8)
+    pairs, index = torch.randn(5, 8, 70).bfloat16().mT, torch.randint(0, 70, (5, 70, 6))
+    offset, shift, sign = torch.randn(5, 1, 8), torch.randn(4), torch.tensor([1.0, -1.0, 0.0, 1.0])
+    given = {"chosen": torch.randn(5, 70, 4), "constant": torch.randn(4), "slope": torch.randn(4), "shift": shift}
+    wide = pairs.float() + offset
+    expected = edge_extremes_and_sums(wide, index, sign=sign, shift=shift)
+    to_pairs = edge_gradients(wide, index, expected.position, **given).bfloat16()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(num_threads)
+        found = edge_extremes_and_sums(pairs, index, sign=sign, shift=shift, offset=offset)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert torch.equal(edge_gradients(pairs, index, found.position, offset=offset, **given), to_pairs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_bfloat16_errs_no_more_than_the_plain_edges(is_training: bool) -> None:
+    """Against float64: the largest error of output and of every gradient, as a share of the plain form's."""
+    plain, fused = (layer.float().train(is_training) for layer in pair_of_layers(channels=16))
+    features, weight = torch.randn(4, 60, 16) + 3, torch.randn(4, 60, 24)
+    index = torch.randint(0, 60, (4, 60, 6))
+    exact = PlainEdgeConv(in_channels=16, out_channels=24).double().train(is_training)
+    exact.load_state_dict(plain.state_dict())
+    expected = run(exact, {"features": features.double(), "index": index}, weight.double())
+    errors = []
+    for layer in (fused, plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            found = run(layer, {"features": features, "index": index}, weight)
+        errors.append((found.output.double() - expected.output).square().mean().item())
+    assert errors[0] <= errors[1]
+
+
+def test_no_samples_of_edges_in_bfloat16() -> None:
+    layer = EdgeConv(in_channels=3, out_channels=4).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.zeros(0, 6, 3), torch.zeros(0, 6, 2, dtype=torch.int64)).shape == (0, 6, 4)
+
+
 def test_one_value_per_channel_is_refused() -> None:
     layer = EdgeConv(in_channels=2, out_channels=3)
     with pytest.raises(ValueError, match="more than 1 value per channel"):

@@ -18,6 +18,7 @@ Edge-based upsampling of features from a coarse cloud to a finer one. Source: Yu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -38,6 +39,7 @@ from sightline.compute.layers.batch_norm import (
 from sightline.compute.layers.edge_kernels import edge_extremes_and_sums, edge_gradients
 from sightline.compute.layers.mlp import LinearNorm
 from sightline.compute.layers.set_abstraction import GroupedMLP, PlainGroupedMLP
+from sightline.compute.numba_kernels import can_use_numba
 from sightline.compute.waits import is_recording
 
 
@@ -89,9 +91,11 @@ class EdgeConv(PlainEdgeConv):
         origin_B1C = features.detach().mean(dim=1, keepdim=True)
         pairs = F.linear(features - origin_B1C, torch.cat([neighbour_weight, centre_weight - neighbour_weight]))
         offset_B1C = F.linear(origin_B1C, torch.cat([torch.zeros_like(centre_weight), centre_weight]))
-        pairs = _at_least_float(pairs) + _at_least_float(offset_B1C)
-        norm = self.edge.norm
-        normed = _NormedExtreme.apply(pairs, index, norm.weight, norm.bias, norm)
+        norm, offset = self.edge.norm, _at_least_float(offset_B1C)
+        if pairs.dtype == torch.bfloat16 and can_use_numba(norm.weight, norm.bias, offset):
+            normed = _NormedExtreme.apply(pairs, offset, index, norm.weight, norm.bias, norm)
+        else:
+            normed = _NormedExtreme.apply(_at_least_float(pairs) + offset, None, index, norm.weight, norm.bias, norm)
         return self.edge.activation(normed).to(features.dtype)
 
 
@@ -100,28 +104,46 @@ def _at_least_float(values: Tensor) -> Tensor:
 
 
 class _NormedExtreme(Function):
-    """Maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point."""
+    """Maximum over j of batch_norm(u_j + v_i), (B, N, C), from `pairs` (B, N, 2C): u and v of every point.
+
+    Pairs in bfloat16 are stored as they are; kernels get them widened, plus `offset` (B, 1, 2C), part by part.
+    """
 
     @staticmethod
-    def forward(ctx: Any, pairs: Tensor, index: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> Tensor:
-        near_mean = _mean_over_points(pairs)
-        edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(pairs.dtype), shift=near_mean)
+    def forward(
+        ctx: Any,
+        pairs: Tensor,
+        offset: Tensor | None,
+        index: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        norm: nn.BatchNorm1d,
+    ) -> Tensor:
+        dtype = pairs.dtype if offset is None else offset.dtype
+        near_mean = _mean_over_points(pairs, offset)
+        edges = edge_extremes_and_sums(pairs, index, sign=weight.sign().to(dtype), shift=near_mean, offset=offset)
         sums = ShiftedSums(near_mean.double(), edges.total, edges.total_of_squares, index.numel())
         count, mean, inverse_deviation = normalisation_statistics(
-            norm, sums if uses_batch_statistics(norm) else None, pairs.dtype
+            norm, sums if uses_batch_statistics(norm) else None, dtype
         )
-        centre_terms = pairs.chunk(2, dim=-1)[1]
-        standard = edges.extreme.add_(centre_terms - mean).mul_(inverse_deviation)
+        standard, normed = edges.extreme, torch.empty_like(edges.extreme)
+        for part in _cut(standard):  # what is written is read again from the cache
+            centre_terms = pairs[part].chunk(2, dim=-1)[1]
+            if offset is not None:
+                centre_terms = centre_terms + offset[part].chunk(2, dim=-1)[1]
+            standard[part].add_(centre_terms - mean).mul_(inverse_deviation)
+            normed[part] = torch.addcmul(bias, standard[part], weight)
         ctx.norm, ctx.count = norm, count
-        ctx.save_for_backward(pairs, index, edges.position, standard, weight, inverse_deviation, mean)
-        return torch.addcmul(bias, standard, weight)
+        ctx.save_for_backward(pairs, offset, index, edges.position, standard, weight, inverse_deviation, mean)
+        return normed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
-        pairs, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor, Tensor, None]:
+        pairs, offset, index, position, standard, weight, inverse_deviation, mean = ctx.saved_tensors
         to_bias = gradients[0].sum(dim=(0, 1))
-        to_weight = (gradients[0] * standard).sum(dim=(0, 1))
+        product = gradients[0] * standard
+        to_weight = product.sum(dim=(0, 1))
         scale = weight * inverse_deviation
         constant, slope = batch_statistics_gradients(
             ctx.norm,
@@ -131,13 +153,30 @@ class _NormedExtreme(Function):
             scale=scale,
             inverse_deviation=inverse_deviation,
         )
-        chosen = gradients[0] * scale
-        to_pairs = edge_gradients(pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean)
-        return to_pairs, None, to_weight, to_bias, None
+        chosen = torch.mul(gradients[0], scale, out=product)
+        to_pairs = edge_gradients(
+            pairs, index, position, chosen=chosen, constant=constant, slope=slope, shift=mean, offset=offset
+        )
+        to_offset = None if offset is None else to_pairs.sum(dim=1, keepdim=True).to(offset.dtype)
+        return to_pairs, to_offset, None, to_weight, to_bias, None
 
 
-def _mean_over_points(pairs: Tensor) -> Tensor:
+def _cut(values: Tensor) -> Iterator[slice]:
+    """Yield parts of the samples of `values` (B, N, C): on the CPU such that a part stays in the cache."""
+    at_once = max(1, len(values))
+    if values.device.type == "cpu":
+        at_once = max(torch.get_num_threads(), _ENTRIES_AT_ONCE // max(1, values[:1].numel()))
+    return (slice(start, start + at_once) for start in range(0, len(values), at_once))
+
+
+_ENTRIES_AT_ONCE = 2**17
+"""Numbers of a part that is normalised at a time: 512 KB in float32."""
+
+
+def _mean_over_points(pairs: Tensor, offset: Tensor | None) -> Tensor:
     """Return the mean (C,) of an edge of a point with itself: near the mean of all edges."""
+    if offset is not None:  # some points do, and widening all would write them out
+        pairs = pairs[:, :: max(1, pairs.shape[1] // 16)].to(offset.dtype) + offset
     total = pairs.sum(dim=(0, 1)) / max(1, pairs.shape[0] * pairs.shape[1])
     return total[: len(total) // 2] + total[len(total) // 2 :]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sightline.compute.geometry.neighbours import assert_rows
-from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel
+from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel, widen_in_parts
 
 _POINTS_AT_ONCE = 1024
 """Points of one block of partial sums: fixed, so that the order of adding does not depend on the threads."""
@@ -33,28 +33,45 @@ class EdgeSums(NamedTuple):
     total_of_squares: Tensor
 
 
-def edge_extremes_and_sums(pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor) -> EdgeSums:
+def edge_extremes_and_sums(
+    pairs: Tensor, index: Tensor, *, sign: Tensor, shift: Tensor, offset: Tensor | None = None
+) -> EdgeSums:
     """Find the largest u_j (B, N, C) of each point where `sign` is 1, the smallest where -1, the first where 0.
 
-    `pairs` (B, N, 2C), `index` (B, N, K). NaN wins. `sign` and `shift` are (C,) in the dtype of `pairs`. Of equal
-    values, the neighbour that comes first in `index`.
+    `pairs` (B, N, 2C), `index` (B, N, K). NaN wins. `sign` and `shift` are (C,) in the dtype of the computation, that
+    of `pairs` or float32 for bfloat16. An `offset` (B, 1, 2C) is added to the pairs in that dtype. Of equal values, the
+    neighbour that comes first in `index`.
     """
-    if can_use_numba(pairs):
-        return _compiled_extremes_and_sums(pairs, index, sign, shift)
-    return _plain_extremes_and_sums(pairs, index, sign, shift)
+    if can_use_numba(pairs, shift, extra_dtype=torch.bfloat16):
+        return _compiled_extremes_and_sums(pairs, index, sign, shift, offset)
+    return _plain_extremes_and_sums(_move(pairs, shift.dtype, offset), index, sign, shift)
 
 
 def edge_gradients(
-    pairs: Tensor, index: Tensor, position: Tensor, *, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+    pairs: Tensor,
+    index: Tensor,
+    position: Tensor,
+    *,
+    chosen: Tensor,
+    constant: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Compute the gradients of u and v, (B, N, 2C), from that of edge values y = u_j + v_i through a batch norm.
 
     The gradient of edge (i, j) is `chosen` (B, N, C) at the slot `position`, and at every edge
-    - `constant` - `slope` * (y - `shift`), all (C,): the terms of the batch's mean and variance.
+    - `constant` - `slope` * (y - `shift`), all (C,): the terms of the batch's mean and variance. The result has the
+    dtype of `pairs`; `offset` as above.
     """
-    if can_use_numba(pairs):
-        return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift)
-    return _plain_gradients(pairs, index, position, chosen, constant, slope, shift)
+    if can_use_numba(pairs, shift, extra_dtype=torch.bfloat16):
+        return _compiled_gradients(pairs, index, position, chosen, constant, slope, shift, offset)
+    moved = _move(pairs, shift.dtype, offset)
+    return _plain_gradients(moved, index, position, chosen, constant, slope, shift).to(pairs.dtype)
+
+
+def _move(pairs: Tensor, dtype: torch.dtype, offset: Tensor | None) -> Tensor:
+    return pairs.to(dtype) if offset is None else pairs.to(dtype) + offset
 
 
 def _position_dtype(num_neighbours: int) -> torch.dtype:
@@ -109,24 +126,42 @@ def _rows(values: Tensor, index_BN: Tensor) -> Tensor:
 # --- numba ------------------------------------------------------------------------------------------------------
 
 
-def _compiled_extremes_and_sums(pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor) -> EdgeSums:
+def _compiled_extremes_and_sums(
+    pairs: Tensor, index: Tensor, sign: Tensor, shift: Tensor, offset: Tensor | None
+) -> EdgeSums:
     assert_rows(index, pairs, num_queries=pairs.shape[1])
     num_samples, num_points, width = pairs.shape
-    blocks = num_samples * -(-num_points // _POINTS_AT_ONCE)
-    extreme = pairs.new_empty((num_samples, num_points, width // 2))
+    blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
+    extreme = shift.new_empty((num_samples, num_points, width // 2))
     position = torch.empty(extreme.shape, dtype=_position_dtype(index.shape[-1]))
-    sums = np.zeros((2, blocks, width // 2))
-    arrays = [tensor.contiguous().numpy() for tensor in (pairs, index, sign, shift)]
-    run_parallel(_reduce_edges, blocks, *arrays, extreme.numpy(), position.numpy(), sums)
-    return EdgeSums(extreme, position, *torch.from_numpy(sums.sum(axis=1)))
+    sums = []
+    for part, wide in widen_in_parts(pairs.contiguous(), shift.dtype, offset):
+        sums.append(np.zeros((2, len(wide) * blocks_of_a_cloud, width // 2)))
+        arrays = [tensor.contiguous().numpy() for tensor in (wide, index[part], sign, shift)]
+        run_parallel(_reduce_edges, sums[-1].shape[1], *arrays, extreme[part].numpy(), position[part].numpy(), sums[-1])
+    return EdgeSums(extreme, position, *torch.from_numpy(np.concatenate(sums, axis=1).sum(axis=1)))
 
 
 def _compiled_gradients(
-    pairs: Tensor, index: Tensor, position: Tensor, chosen: Tensor, constant: Tensor, slope: Tensor, shift: Tensor
+    pairs: Tensor,
+    index: Tensor,
+    position: Tensor,
+    chosen: Tensor,
+    constant: Tensor,
+    slope: Tensor,
+    shift: Tensor,
+    offset: Tensor | None,
 ) -> Tensor:
-    result = torch.empty_like(pairs)
-    inputs = (pairs, index, position, chosen, constant, slope, shift)
-    run_parallel(_spread_gradients, len(pairs), *(tensor.contiguous().numpy() for tensor in inputs), result.numpy())
+    pairs = pairs.contiguous()
+    result, scratch = torch.empty_like(pairs), None
+    for part, wide in widen_in_parts(pairs, shift.dtype, offset):
+        if scratch is None:
+            scratch = result if wide is pairs else torch.empty_like(wide)
+        target = scratch[: len(wide)]
+        inputs = (wide, index[part], position[part], chosen[part], constant, slope, shift)
+        run_parallel(_spread_gradients, len(wide), *(tensor.contiguous().numpy() for tensor in inputs), target.numpy())
+        if wide is not pairs:
+            result[part] = target
     return result
 
 

@@ -25,7 +25,13 @@ from sightline.compute.layers.batch_norm import (
     uses_batch_statistics,
 )
 from sightline.compute.layers.mlp import LinearNorm
-from sightline.compute.numba_kernels import can_use_numba, cpu_autocast_dtype, numba_kernel, run_parallel
+from sightline.compute.numba_kernels import (
+    can_use_numba,
+    cpu_autocast_dtype,
+    numba_kernel,
+    run_parallel,
+    widen_in_parts,
+)
 
 _ENTRIES_AT_ONCE = 2**21
 """Products of a chunk in `linear_extremes`: 8 MB in float32."""
@@ -81,8 +87,11 @@ def linear_extremes_gradient(values: Tensor, weight: Tensor, place: Tensor, *, c
 
 def sums_about(values: Tensor, shift: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Compute the sums over all points (B, N, C) of values - shift and of its square, (C,) float64."""
-    sums = np.zeros((2, len(values), values.shape[2]))
-    run_parallel(_sum_about, len(values), values.numpy(), shift.numpy(), sums)
+    parts = []
+    for _, wide in widen_in_parts(values, shift.dtype):
+        parts.append(np.zeros((2, len(wide), values.shape[2])))
+        run_parallel(_sum_about, len(wide), wide.numpy(), shift.numpy(), parts[-1])
+    sums = np.concatenate(parts, axis=1)
     return sums[0].sum(axis=0), sums[1].sum(axis=0)
 
 
@@ -95,12 +104,14 @@ def pool(
     wins the maximum.
     """
     shape = (len(values), values.shape[2])
-    best, argmax, average = values.new_empty(shape), torch.empty(shape, dtype=torch.int64), values.new_empty(shape)
-    slopes = np.zeros((2, *shape))
-    leak = values.numpy().dtype.type(negative_slope)
-    arrays = [tensor.numpy() for tensor in (values, mean, scale, offset, best, argmax, average)]
-    run_parallel(_pool, len(values), leak, *arrays, slopes)
-    return best, argmax, average, slopes
+    best, argmax, average = mean.new_empty(shape), torch.empty(shape, dtype=torch.int64), mean.new_empty(shape)
+    slopes = []
+    leak = mean.numpy().dtype.type(negative_slope)
+    for part, wide in widen_in_parts(values, mean.dtype):
+        tensors = (wide, mean, scale, offset, best[part], argmax[part], average[part])
+        slopes.append(np.zeros((2, len(wide), values.shape[2])))
+        run_parallel(_pool, len(wide), leak, *(tensor.numpy() for tensor in tensors), slopes[-1])
+    return best, argmax, average, np.concatenate(slopes, axis=1)
 
 
 def pool_gradient(
@@ -121,10 +132,16 @@ def pool_gradient(
     `to_average` (B, C) is the gradient of the mean, `to_best` (B, C) that of the maximum at point `place`; `constant`
     and `slope` (C,) are the two terms of batch statistics, - constant - slope * (values - mean).
     """
-    result = values.new_empty(values.shape)
-    leak = values.numpy().dtype.type(negative_slope)
-    inputs = (values, mean, scale, offset, to_average, to_best, place, constant, slope)
-    run_parallel(_spread, len(values), leak, *(t.contiguous().numpy() for t in inputs), result.numpy())
+    result, scratch = torch.empty_like(values), None
+    leak = mean.numpy().dtype.type(negative_slope)
+    for part, wide in widen_in_parts(values, mean.dtype):
+        if scratch is None:
+            scratch = result if wide is values else torch.empty_like(wide)
+        target = scratch[: len(wide)]
+        inputs = (wide, mean, scale, offset, to_average[part], to_best[part], place[part], constant, slope)
+        run_parallel(_spread, len(wide), leak, *(t.contiguous().numpy() for t in inputs), target.numpy())
+        if wide is not values:
+            result[part] = target
     return result
 
 
@@ -310,9 +327,8 @@ class LinearNormPool(LinearNorm):
     def forward(self, values: Tensor) -> Tensor:
         """Map values (B, N, in_channels) -> (B, 2 * out_channels)."""
         mapped = self.linear(values)
-        wide = mapped.float() if mapped.dtype == torch.bfloat16 else mapped
-        if self.fused and can_use_numba(wide, self.norm.weight, self.norm.bias):
-            pooled = _NormedPool.apply(wide, self.norm.weight, self.norm.bias, self.norm, self.negative_slope)
+        if self.fused and can_use_numba(mapped, self.norm.weight, self.norm.bias, extra_dtype=torch.bfloat16):
+            pooled = _NormedPool.apply(mapped, self.norm.weight, self.norm.bias, self.norm, self.negative_slope)
             return torch.cat(pooled, dim=-1)
         active = self.normalise_and_activate(mapped)
         return torch.cat([active.max(dim=1).values, active.mean(dim=1)], dim=-1)
@@ -326,8 +342,8 @@ class _NormedPool(Function):
         ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d, negative_slope: float
     ) -> tuple[Tensor, Tensor]:
         values = values.contiguous()
-        sums = _sums_near_their_mean(values) if uses_batch_statistics(norm) else None
-        count, mean, inverse_deviation = normalisation_statistics(norm, sums, values.dtype)
+        sums = _sums_near_their_mean(values, weight.dtype) if uses_batch_statistics(norm) else None
+        count, mean, inverse_deviation = normalisation_statistics(norm, sums, weight.dtype)
         scale = weight * inverse_deviation
         maximum, argmax, average, slopes = pool(
             values, mean=mean, scale=scale, offset=bias, negative_slope=negative_slope
@@ -344,7 +360,7 @@ class _NormedPool(Function):
         to_best, to_average = gradients
         best = values.gather(1, argmax[:, None]).squeeze(1) - mean
         factor = torch.where(best * scale + bias > 0, best.new_ones(()), best.new_tensor(ctx.negative_slope))
-        derivative, weighted = torch.from_numpy(ctx.slopes).to(values.dtype)
+        derivative, weighted = torch.from_numpy(ctx.slopes).to(mean.dtype)
         share = to_average / values.shape[1]
         to_bias = (share * derivative + to_best * factor).sum(dim=0)
         to_weight = inverse_deviation * (share * weighted + to_best * factor * best).sum(dim=0)
@@ -371,9 +387,10 @@ class _NormedPool(Function):
         return to_values, to_weight, to_bias, None, None
 
 
-def _sums_near_their_mean(values: Tensor) -> ShiftedSums:
+def _sums_near_their_mean(values: Tensor, dtype: torch.dtype) -> ShiftedSums:
     """Return the sums of all points about the mean of some of them."""
-    near_mean = values[:, :: max(1, values.shape[1] // 16)].mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
+    some = values[:, :: max(1, values.shape[1] // 16)].to(dtype)
+    near_mean = some.mean(dim=(0, 1)).nan_to_num()  # NaN: a part without samples
     total, total_of_squares = (torch.from_numpy(array) for array in sums_about(values, near_mean))
     return ShiftedSums(near_mean.double(), total, total_of_squares, values.shape[0] * values.shape[1])
 
