@@ -188,9 +188,9 @@ def test_kernels_read_bfloat16_as_if_it_were_widened(
 
 @pytest.mark.parametrize("is_training", [True, False])
 def test_bfloat16_errs_no_more_than_the_plain_edges(is_training: bool) -> None:
-    """Against float64: the mean squared error of the output; that of the norm's gradients is up to 4.4 times the plain's.
+    """Against float64, by the mean square of the output's errors.
 
-    An edge's gradient is rounded to bf16 before the edges are added.
+    The gradients of the norm have up to 4.4 times the plain form's: an edge's is rounded before the edges are added.
     """
     plain, fused = (layer.float().train(is_training) for layer in pair_of_layers(channels=16))
     features, weight = torch.randn(4, 60, 16) + 3, torch.randn(4, 60, 24)
