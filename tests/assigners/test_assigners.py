@@ -22,6 +22,7 @@ from sightline.contract import registry
 from sightline.contract.errors import MissingExtraError
 from sightline.workbench.bench.memory import peak_of_run
 from tests.geometry.boxes.crowds import crowd
+from tests.marks import long_but
 
 STRIDES = (8, 16, 32)
 MAPS = ((12, 16), (6, 8), (3, 4))
@@ -194,7 +195,9 @@ def test_guarantee_takes_a_spare_anchor_of_another_box() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-@pytest.mark.parametrize("kind", ["max_iou", "fcos", "atss", "simota", "ota", "free_anchor"])
+@pytest.mark.parametrize(
+    "kind", long_but(["atss", "simota"], ["max_iou", "fcos", "atss", "simota", "ota", "free_anchor"])
+)
 def test_a_crowd_stays_far_below_a_gigabyte(kind: str) -> None:
     """300 boxes and 100,000 priors: one matrix in float32 would take 114 MiB, and its temporaries a gigabyte."""
     assign, boxes, is_ignored = large_crowd(kind)

@@ -103,7 +103,7 @@ def rows(prediction: Any) -> np.ndarray:
     raise AssertionError(f"{prediction} has no numbers")
 
 
-@pytest.mark.parametrize("name", long_but(["classify", "detect", "parts", "scenes"], RUNS))
+@pytest.mark.parametrize("name", long_but(["classify", "detect", "scenes"], RUNS))
 def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, exported: Any, tmp_path: Path) -> None:
     """In float32, to the rounding of a small network: 1e-5 of the largest value (some 80 eps)."""
     path, plugins = runs(name)
