@@ -248,7 +248,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "augmentation-mismatch": (
         *("misplaced-joints", "misplaced-volume", "misplaced-heatmap", "mismatched-labels", "mismatched-views"),
         *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
-        *("scattered-labels", "mismatched-boxes"),
+        *("scattered-labels", "mismatched-boxes", "idle-input"),
         *_FIGURE_CODES,
     ),
     "misplaced-joints": (
@@ -262,7 +262,7 @@ _EXPLAINS: dict[str, tuple[str, ...]] = {
     "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
     "exchanged-rows": (
         *("mismatched-views", "mismatched-image", "mismatched-boxes", "label-outside-parts", "scattered-labels"),
-        "misplaced-joints",
+        *("misplaced-joints", "cross-sample-leak"),
         *_METRIC_CODES,
     ),
     "data-mutation": _METRIC_CODES,

@@ -27,7 +27,7 @@ def make(bug: Bug, seed: int = 1) -> TrainingSetup:
     return bug.plant(built_once(bug.run, seed))
 
 
-@pytest.mark.parametrize("name", long_but(ONE_EACH, BUGS))
+@pytest.mark.parametrize("name", long_but([*ONE_EACH, "noise by a generator of the module"], BUGS))
 def test_planted_bugs_are_found_when_a_training_starts(name: str) -> None:
     """One of each run, check and cause. All, on more seeds: tests/doctor/transformed.py."""
     bug = BUGS[name]
@@ -54,7 +54,13 @@ CAUSE_FIRST = [
 
 @pytest.mark.parametrize(
     "name",
-    long_but(["a reference 250 mm too deep", "one cloud for every index", "labels rolled within a batch"], CAUSE_FIRST),
+    long_but(
+        [
+            *("a reference 250 mm too deep", "one cloud for every index", "labels rolled within a batch"),
+            "noise by a new generator of one seed",
+        ],
+        CAUSE_FIRST,
+    ),
 )
 def test_the_cause_stands_above_its_symptoms(name: str) -> None:
     bug = BUGS[name]

@@ -60,7 +60,6 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
 
     Finds: Samples that change when they are read: something edits what the data set stores.
     """
-    digests = _digest_arrays(part)
     try:
         reads = _Reads(part, context.config.seed, context.reading_s)
         drift = reads.find_drift()
@@ -68,7 +67,7 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
         return None
     if drift is None:
         return None
-    changed, writer = _list_changed(part, digests), reads.find_writer(drift.key)
+    changed, writer = reads.list_changed(drift.key), reads.find_writer(drift.key)
     is_stored = bool(changed) or writer is not None
     is_random = not is_stored and reads.is_random(drift)
     causes = ["data.item_mutation", "data.duplicate_randomness", "sys.nondeterminism"]
@@ -148,6 +147,13 @@ class _Reads:
         steps = [(after.double() - before.double()).nan_to_num() for before, after in itertools.pairwise(values)]
         return any(float((first * second).sum()) < 0 for first, second in itertools.pairwise(steps))
 
+    def list_changed(self, key: SampleKey) -> list[str]:
+        """List the stored arrays that one more read of this key changes; a cache is full by now, and does not."""
+        before = _digest_arrays(self.part)
+        self.read(key)
+        after = _digest_arrays(self.part)
+        return [path for path, digest in before.items() if after.get(path, digest) != digest]
+
     def find_writer(self, key: SampleKey) -> WriteLocation | None:
         """Find the line that writes when this key is read with all stored arrays write-protected."""
         try:
@@ -196,11 +202,6 @@ def _digest_arrays(part: DataSubset) -> dict[str, str]:
             break
         digests[path] = hashlib.sha256(as_bytes(array).tobytes()).hexdigest()
     return digests
-
-
-def _list_changed(part: DataSubset, before: dict[str, str]) -> list[str]:
-    after = _digest_arrays(part)
-    return [path for path, digest in before.items() if after.get(path, digest) != digest]
 
 
 @contextmanager
