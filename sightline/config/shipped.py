@@ -119,7 +119,7 @@ def make_project(name: str, task: str, to: Path) -> list[Path]:
 
 
 def _is_taken(name: str) -> bool:
-    """Return True for a module that Python finds, and for names that pytest reads; a plain folder is no module."""
+    """Return True for a module that Python finds, and for names that pytest reads; a plain folder is not a module."""
     spec = importlib.util.find_spec(name)
     return name == "conftest" or name.startswith("test_") or (spec is not None and spec.origin is not None)
 

@@ -333,12 +333,15 @@ _STORE_TIMEOUT_S = 10.0
 
 
 class RankBoard:
-    """Notes of the processes of a group for one another, in the group's store: no collective, and nothing waits."""
+    """Notes of the processes of a group for one another, in the group's store: no collective, and nothing waits.
+
+    `others` are the ranks whose notes are read.
+    """
 
     def __init__(self, store: dist.Store, *, rank: int, size: int) -> None:
         self._store = store
         self.rank = rank
-        self._others = sorted({(rank + 2**i) % size for i in range(_MAX_OTHERS)} - {rank})
+        self.others = sorted({(rank + 2**i) % size for i in range(_MAX_OTHERS)} - {rank})
 
     def write(self, note: str) -> None:
         """Replace the note of this process."""
@@ -348,14 +351,9 @@ class RankBoard:
         """Read the notes of other processes that have written one, by rank."""
         return {
             other: self._store.get(f"note/{other}").decode()
-            for other in self._others
+            for other in self.others
             if self._store.check([f"note/{other}"])
         }
-
-    @property
-    def others(self) -> list[int]:
-        """Ranks whose notes are read."""
-        return self._others
 
 
 def open_board(name: str) -> RankBoard | None:
@@ -383,8 +381,10 @@ def observe_collectives(enter: Callable[[str, str], None]) -> Iterator[None]:
                 if group is not None and group is not dist.group.WORLD:
                     return original(*args, **kwargs)
                 tensor = next(iter((*args, *kwargs.values())), None)
-                has_form = _name in _EQUAL_FORMS and isinstance(tensor, Tensor)
-                form = f"{_name} of {_format_shape(tensor)}" if has_form else _name  # type: ignore[arg-type]
+                if _name in _EQUAL_FORMS and isinstance(tensor, Tensor):
+                    form = f"{_name} of {_format_shape(tensor)}"
+                else:
+                    form = _name
                 enter(form, format_user_frame(sys._getframe(2)))
                 return original(*args, **kwargs)
 

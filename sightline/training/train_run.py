@@ -309,7 +309,7 @@ class _TrainRun:
             )
         set_backends(determinism=config.train.determinism, cudnn=config.train.cudnn)
         built = build(location.keep_precision(config), world, is_resumed=bool(location.checkpoint))
-        built.lineage  # noqa: B018 - read before a folder is made: that of the source may be damaged
+        _ = built.lineage  # traced before a folder is made: that of the source may be damaged
         if config.train.precision == "auto":
             self._note(f"train.precision: auto is {built.config.train.precision} in this run")
         config = built.config

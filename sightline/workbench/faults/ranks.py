@@ -7,6 +7,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sightline.contract.errors import RunError
 from sightline.engine.distributed import World, join_plain_group
 from sightline.engine.launcher import call_in_processes
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
-from sightline.workbench.faults.loops import Loop
+from sightline.workbench.faults.loops import Loop, Watch
 
 RANKS = "DDP"
 """Name of the bench of plain loops in two processes."""
@@ -32,8 +33,11 @@ _TIMEOUT_S = 10.0
 _SAVES, _SUMS_ALONE, _DRAWS_ALL = "O67", "O68", "O69"
 
 
-def train_in_processes(seed: int, *, fault: str = "") -> Sequence[Finding]:
-    """Train a loop in two processes, each inside `sightline.watch`; return what they logged, each finding once."""
+def train_in_processes(watch: Watch, seed: int, *, fault: str = "") -> Sequence[Finding]:
+    """Train a loop in two processes; return what they logged, each finding once.
+
+    Each process enters `sightline.watch` itself: `watch` of this process is not entered.
+    """
     with tempfile.TemporaryDirectory() as folder:
         call_in_processes(_train_rank, fault, seed, folder, num_processes=_NUM_PROCESSES)
         lines = [line for path in sorted(Path(folder).glob("*.jsonl")) for line in path.read_text().splitlines()]
@@ -88,8 +92,7 @@ def _evaluate(fault: str, model: nn.Module, data: TensorDataset, world: World) -
 
 
 RANK_LOOPS: dict[str, Loop] = {
-    fault: lambda _, seed, fault=fault: train_in_processes(seed, fault=fault)  # type: ignore[misc]
-    for fault in (_SAVES, _SUMS_ALONE, _DRAWS_ALL)
+    fault: partial(train_in_processes, fault=fault) for fault in (_SAVES, _SUMS_ALONE, _DRAWS_ALL)
 }
 """Loops in two processes by the ids of cases."""
 

@@ -34,7 +34,7 @@ MOMENTS = ("config", "start", "check", "training", "end", "deep")
 """Moments of a run in which a fault can be found: its config is refused; the checks with which `train` starts, those of
 `sightline check`; while it trains; the checks of the finished run; `check --deep`, which users run if they suspect
 something."""
-_LOOPS: Mapping[str, Loop] = {PLAIN: train_plainly, RANKS: lambda _, seed: train_in_processes(seed)}
+_LOOPS: Mapping[str, Loop] = {PLAIN: train_plainly, RANKS: train_in_processes}
 """Healthy loops of the benches that are not runs of ours."""
 _LOGGED_CODE = re.compile(r"([a-z]+(?:-[a-z]+)+): ")
 

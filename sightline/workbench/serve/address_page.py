@@ -69,12 +69,7 @@ def _list_fields(schema: Mapping[str, Any]) -> list[Sequence[str]]:
 def _list_commands(inputs: Mapping[str, Any], url: str) -> list[str]:
     """List commands of curl that this run answers, with the name of a file to replace."""
     form = ["curl", "-F", f"file=@FILE{inputs['endings'][0]}"]
-    numbers = {
-        "points": "[[0.1, 0.2, 0.3], ...]",
-        "depth": "[[812, 815, ...], ...]",
-        "image": "[[[255, 0, 9], ...], ...]",
-    }
-    text = f'{{"{inputs["json"]}": {numbers[inputs["json"]]}}}'
+    text = f'{{"{inputs["json"]}": {_NUMBERS[inputs["json"]]}}}'
     if inputs["categories"]:
         form += ["-F", f"category={inputs['categories'][0]}"]
         text = f'{text[:-1]}, "category": "{inputs["categories"][0]}"}}'

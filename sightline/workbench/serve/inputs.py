@@ -132,7 +132,7 @@ def _encode_image(values: np.ndarray) -> bytes:
 
 
 def describe_inputs(store: InputStore, predictor: Predictor[Any], columns: Sequence[str] | None) -> Mapping[str, Any]:
-    """Describe what requests may hold; `columns` are those of a row of points, where the server was told them."""
+    """Describe what requests may hold; `columns` are those of a row of points, where the server was given them."""
     known = predictor.run.files.inputs
     form = known.scans or known.clouds
     if not columns and store.json_key == "points" and form is not None:

@@ -73,7 +73,9 @@ def open_listener(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host}: is no address ({reason}); give one of this machine, as 127.0.0.1") from None
+        raise UserError(
+            f"--host {host}: is not an address ({reason}); give one of this machine, as 127.0.0.1"
+        ) from None
     try:
         return socket.create_server(address, family=family, backlog=2048)
     except OSError as error:

@@ -125,7 +125,7 @@ class RankMonitor(Monitor):
         return run_quietly
 
     def _give_up(self, error: Exception) -> None:
-        """Stop to compare: the store ends with its process, and that is no fault of the loop."""
+        """Stop to compare: the store ends with its process, which is not a fault of the loop."""
         if not self._stopped.is_set():
             self._stopped.set()
             logger.info("watch-ranks: the processes are not compared from here on: %s", error)

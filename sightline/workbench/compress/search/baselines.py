@@ -74,10 +74,12 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     is_file = storage is not None and "://" not in storage
     if storage == "" or (is_file and Path(str(storage)).is_dir()):
-        raise UserError(f"{needed_by}: '{storage}' is no file; give a file, as sweep.journal, or the URL of a database")
+        raise UserError(
+            f"{needed_by}: '{storage}' is not a file; give a file, as sweep.journal, or the URL of a database"
+        )
     if is_file and not _is_journal(Path(str(storage))):
         raise UserError(
-            f"{needed_by}: {storage}: is no journal of Optuna, which would write into it; give another file or URL"
+            f"{needed_by}: {storage}: is not a journal of Optuna, which would write into it; give another file or URL"
         )
     with explain_storage(storage, needed_by=needed_by):
         opened: Any = storage
