@@ -43,6 +43,8 @@ def cases() -> list[BenchmarkCase]:
     return [
         neighbour_case(batch=32, points=1024, channels=3, neighbours=20),
         neighbour_case(batch=8, points=1024, channels=64, neighbours=20),
+        neighbour_case(batch=8, points=1024, channels=128, neighbours=20),
+        neighbour_case(batch=1, points=4096, channels=128, neighbours=20),
         neighbour_case(batch=1, points=8192, channels=3, neighbours=20),
         neighbour_case(batch=1, points=65_536, channels=3, neighbours=20),
         sampling_case(batch=32, points=1024, samples=512),

@@ -25,7 +25,7 @@ def report(options: ReportOptions) -> int:
     runs = [read_reported_run(path, name) for path, name in zip(options.runs, names, strict=True)]
     out = options.out or (options.runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     if out.suffix.lower() not in (".html", ".htm"):  # else it may replace a file of the run
-        raise UserError(f"--out {out}: is a page of HTML; give a name that ends in .html")
+        raise UserError(f"--out {out}: a report is a page of HTML; give a name that ends in .html")
     assert_writable(out, option="--out")
     samples, left_out = _view_samples(runs, options) if options.samples is not None else (None, [])
     blocks, notes = make_report(runs, samples)
