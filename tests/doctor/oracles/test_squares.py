@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sightline.contract.loss import Loss
-from sightline.workbench.check.oracles.derivatives import expected_factor
+from sightline.workbench.check.context import Context
+from sightline.workbench.check.oracles.derivatives import expected_factor, is_no_square
 from tests.doctor.regressing import MeanSquare, context_of, make_maps
 
 
@@ -132,6 +133,20 @@ def test_a_loss_that_learns_its_targets_may_be_halved(
 @pytest.mark.parametrize("loss", [Absolute(), Smooth(), OfSigmoid(), Concave()], ids=lambda value: type(value).__name__)
 def test_other_losses(tmp_path: Path, loss: Loss) -> None:
     assert context_of(make_maps(tmp_path, loss=loss)).squared_losses == {}
+
+
+@pytest.mark.parametrize("loss", [Absolute(), Smooth(), OfSigmoid()], ids=lambda value: type(value).__name__)
+def test_other_losses_are_told_from_two_samples(tmp_path: Path, loss: Loss) -> None:
+    (case,) = context_of(make_maps(tmp_path, loss=loss)).loss_cases
+    assert is_no_square(case)
+
+
+@pytest.mark.parametrize("loss", [MeanSquare(), Masked(), Rows(), Halved(), Divided(), Doubled()])
+def test_squares_are_found_at_the_start_of_a_training(tmp_path: Path, loss: Loss) -> None:
+    whole = context_of(make_maps(tmp_path, loss=loss))
+    quick = Context(whole.built, whole.world, 1.5)
+    assert not any(map(is_no_square, quick.loss_cases))
+    assert quick.squared_losses["mean_square"].factor == pytest.approx(whole.squared_losses["mean_square"].factor)
 
 
 def test_the_losses_of_constant_answers_are_those_of_the_targets(tmp_path: Path) -> None:

@@ -49,9 +49,10 @@ def class_figures(context: Context) -> Iterator[Fault]:
 def _judge_table(
     context: Context, maker: PredictionMaker, metric: JudgedMetric, names: Sequence[str]
 ) -> Iterator[Fault]:
-    sheets = [_make_sheet(maker, wrong) for wrong in (None, *range(len(names)))]
+    sheet = _make_sheet(maker)
+    sheets = (sheet, *(_make_wrong(maker, sheet, label) for label in maker.choices[0]))
     try:
-        plain, *changed = (score_metric(context, metric.meter, [sheet]) for sheet in sheets)
+        plain, *changed = (score_metric(context, metric.meter, [each]) for each in sheets)
     except Exception:  # noqa: BLE001 - `per-batch-metric` reports why a metric fails
         return
     rows = _find_rows(plain, names)
@@ -79,19 +80,21 @@ def _judge_table(
             )
 
 
-def _make_sheet(maker: PredictionMaker, wrong: int | None) -> SyntheticBatch:
-    """Make a batch with every class, predicted correctly but for the targets of one."""
+def _make_sheet(maker: PredictionMaker) -> SyntheticBatch:
+    """Make a batch with every class twice or more, predicted correctly: few samples if each has many targets."""
     classes = maker.choices[0]
-    sheet = maker.make_batch(
-        range(2 * len(classes)),
+    return maker.make_batch(
+        range(2 if maker.min_targets >= 2 * len(classes) else 2 * len(classes)),
         lambda rank, size, category: repeat_choices(classes, rank, size),
         get_category=lambda rank: 0,
         wrong=False,
     )
-    if wrong is None:
-        return sheet
+
+
+def _make_wrong(maker: PredictionMaker, sheet: SyntheticBatch, label: int) -> SyntheticBatch:
+    """Return the batch with the targets of one class predicted wrongly."""
     axis = sheet.logits.ndim + maker.axis
-    is_wrong = (sheet.batch["label"] == classes[wrong]).unsqueeze(axis)
+    is_wrong = (sheet.batch["label"] == label).unsqueeze(axis)
     return SyntheticBatch(sheet.batch, torch.where(is_wrong, sheet.logits.roll(1, axis), sheet.logits))
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sightline.contract.errors import summarise_error
-from sightline.contract.members import MetricMembers, TaskMembers
+from sightline.contract.members import DataMembers, MetricMembers, TaskMembers
 from sightline.contract.metric import Meter
 from sightline.contract.types import Batch
 from sightline.engine.evaluate import BoundMetric
@@ -33,6 +33,7 @@ from sightline.workbench.check.context import Context, JudgedMetric, check, metr
 from sightline.workbench.check.core.dry_run import error_location, read_batch, step_keys
 from sightline.workbench.check.core.finding import Fault, FindingLocation
 from sightline.workbench.check.core.sample_statistics import class_axis, parts_by_category
+from sightline.workbench.check.oracles.loss_case import take_samples
 from sightline.workbench.check.oracles.results import FixedOutputs
 
 _LARGE_LOGIT = 100.0  # 1 + e^-100 is 1 in float32: the prediction has probability 1
@@ -87,12 +88,23 @@ class PredictionMaker:
         logits = torch.nn.functional.one_hot(predictions, self.num_classes).float() * _LARGE_LOGIT
         return SyntheticBatch(batch, logits.movedim(-1, self.axis))
 
+    @property
+    def min_targets(self) -> int:
+        """Fewest targets of a sample of the training batch."""
+        batch = self.context.dry_run.batch
+        return min(batch["label"][_find_rows(batch, row)].numel() for row in range(self.num_samples))
+
     def _read(self, ranks: Sequence[int]) -> Batch:
-        """Read the training samples that give the batch its form; those of the dry run are already read."""
+        """Return the training samples that give the batch its form: rows of the dry run's batch.
+
+        A set that makes its batches itself reads them, for it may put samples together in a way of its own.
+        """
         dry_run, job = self.context.dry_run, self.context.built.job
         rows = [rank % self.num_samples for rank in ranks]
         if rows == list(range(self.num_samples)):
             return dry_run.batch
+        if DataMembers.collate.get(self.context.built.data.train.dataset) is None:
+            return take_samples(dry_run.batch, dry_run.batch, rows)
         keys = step_keys(job, step=0)
         return read_batch(job, [keys[row] for row in rows], self.context.world.device)
 

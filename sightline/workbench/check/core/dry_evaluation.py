@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.contract.members import MetricMembers
 from sightline.contract.metric import make_state, row_states
+from sightline.contract.pytree import tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.draw.pictures import encode_png
 from sightline.engine.batch_stream import evaluation_keys
@@ -45,7 +46,8 @@ class DryEvaluation:
     """Evaluation of up to four samples of the split `part`; the run's own model, metrics and data are unchanged.
 
     `component` and `path` are the last component that was called and its config path: after a failure, the one that
-    failed. `skipped` is the reason if nothing was evaluated for lack of time.
+    failed. `skipped` is the reason if nothing was evaluated for lack of time. `model` is the copy after the evaluation,
+    and `outputs` are those of its first call; `first_read` is the batch if it was read before.
     """
 
     part: DataSubset
@@ -60,6 +62,10 @@ class DryEvaluation:
     path: str = "data"
     failure: StepFailure | None = None
     skipped: str = ""
+    model: nn.Module | None = None
+    forward_s: float = 0.0
+    first_read: Batch | None = None
+    _rows_read: dict[tuple[int, ...], Batch] = field(default_factory=dict)
 
     def mark_progress(self, stage: str, component: str, path: str) -> None:
         """Record the stage, the component and its config path before a call."""
@@ -74,7 +80,7 @@ class DryEvaluation:
 
         The predictions are those of the whole batch, so that only the division into batches differs.
         """
-        batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
+        batch = self.read(ranks)
         offsets = self.predictions.get("cloud_offsets", self.batch.get("offsets"))
         predictions: dict[str, Any] = {}
         for name in names:
@@ -82,7 +88,17 @@ class DryEvaluation:
                 predictions[name] = _rows(self.predictions[name], ranks, len(self.keys), offsets)
                 if predictions[name] is None:
                     return None
-        return to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype), predictions
+        return batch, predictions
+
+    def read(self, ranks: Sequence[int]) -> Batch:
+        """Return a copy of the batch of some samples, read once for all checks, on the run's device."""
+        batch = self._rows_read.get(tuple(ranks))
+        if batch is None:
+            batch = self.evaluator.reader([self.keys[rank] for rank in ranks])
+            batch = to_device(batch, self.device, float_dtype=self.evaluator.precision.parameter_dtype)
+            self._rows_read[tuple(ranks)] = batch
+        copied: Batch = tree_map(batch, lambda _, tensor: tensor.clone())
+        return copied
 
 
 def rehearse_evaluations(
@@ -98,19 +114,29 @@ def rehearse_evaluations(
     for part, evaluator in ((built.data.selection, built.selection_evaluator), (built.data.test, built.test_evaluator)):
         if not len(evaluator.indices):
             continue
-        form = _describe_batch_form(evaluator, part)
+        single = _try_to_read(evaluator, part, 1) if forms and math.isfinite(forward_s) else None
+        if single is not None and _describe_batch_form(single) in forms:
+            continue
+        batch = _try_to_read(evaluator, part, NUM_SAMPLES)
+        form = None if batch is None else _describe_batch_form(batch)
         if form is None or form not in forms:
-            evaluations.append(_rehearse(built, DryEvaluation(part, evaluator, device), forward_s, is_slow=is_slow))
+            fresh = DryEvaluation(part, evaluator, device, first_read=batch)
+            evaluations.append(_rehearse(built, fresh, forward_s, is_slow=is_slow))
             forms.append(form)
     return evaluations
 
 
-def _describe_batch_form(evaluator: Evaluator, part: DataSubset) -> dict[str, object] | None:
-    """Return names, dtypes and row shapes of a split's batches; None if they cannot be read."""
+def _try_to_read(evaluator: Evaluator, part: DataSubset, count: int) -> Batch | None:
+    """Read up to `count` samples of a split; None if they cannot be read."""
     try:
-        batch = evaluator.reader(keys_to_evaluate(evaluator, part, NUM_SAMPLES))
+        batch: Batch = evaluator.reader(keys_to_evaluate(evaluator, part, count))
     except Exception:  # noqa: BLE001 - the dry evaluation reads them again and reports the error
         return None
+    return batch
+
+
+def _describe_batch_form(batch: Batch) -> dict[str, object]:
+    """Return names, dtypes and row shapes of a batch."""
     return {
         name: (str(value.dtype), tuple(value.shape[1:])) if isinstance(value, Tensor) else type(value).__name__
         for name, value in batch.items()
@@ -126,7 +152,9 @@ def keys_to_evaluate(evaluator: Evaluator, part: DataSubset, count: int) -> list
 def _rehearse(built: TrainingSetup, fresh: DryEvaluation, forward_s: float, *, is_slow: bool) -> DryEvaluation:
     limits_s = {NUM_SAMPLES: min(forward_s, _MAX_SECONDS), 1: forward_s}
     for count in (1,) if is_slow else limits_s:
-        result = dataclasses.replace(fresh, keys=keys_to_evaluate(fresh.evaluator, fresh.part, count))
+        keys = keys_to_evaluate(fresh.evaluator, fresh.part, count)
+        first_read = fresh.first_read if count == NUM_SAMPLES else None
+        result = dataclasses.replace(fresh, keys=keys, first_read=first_read, _rows_read={})
         try:
             _run_once(built, result, compute_seconds() + limits_s[count])
         except OutOfTimeError:
@@ -149,7 +177,7 @@ def _run_once(built: TrainingSetup, result: DryEvaluation, deadline: float) -> N
         file, line = error_location(error)
         result.failure = StepFailure(result.stage, error, watch.current, file, line)
     finally:
-        result.outputs = watch.outputs or {}
+        result.outputs, result.model, result.forward_s = watch.outputs or {}, step.model, watch.forward_s
         watch.remove()
     is_of_outputs = result.path.startswith("metrics") or result.stage == "show"
     if is_of_outputs and not all(map(_is_finite, result.outputs.values())):
@@ -186,7 +214,10 @@ def _wrap_evaluator(built: TrainingSetup, result: DryEvaluation) -> Evaluator:
 def _wrap_reader(reader: Any, result: DryEvaluation, path: str) -> Any:
     def read(keys: Sequence[SampleKey]) -> Batch:
         result.mark_progress("read", "the data set", path)
-        batch: Batch = reader(keys)
+        if path == "data" and result.first_read is not None:
+            batch, result.first_read = result.first_read, None
+        else:
+            batch = reader(keys)
         return batch
 
     return read

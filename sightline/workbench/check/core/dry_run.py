@@ -42,6 +42,7 @@ _MIN_SAMPLES = 2
 _MAX_TRIES = 8
 _MAX_SECONDS = 3.0
 _FIRST_SAMPLES = 16
+_MANY_TARGETS = 256  # of one sample; images have fewer boxes, of which the checks of assignments need all that they get
 _FORWARD_S = 0.6  # maximum expected time of a larger forward pass
 
 _CONTAINERS = (dict, OrderedDict, set)
@@ -95,7 +96,8 @@ class DryRun:
 
     `model` is the copy after the backward pass, with gradients, before any update; `inputs` are those of its first
     call, by parameter. `ends` is the last operation of each output, `makers` the module that computes it, `hidden` the
-    outputs from which others are computed. `skipped` is the reason if there was no time for a step.
+    outputs from which others are computed. `forward_s` is the processor time of the model's first call, with what is
+    recorded of it. `skipped` is the reason if there was no time for a step.
     """
 
     model: nn.Module
@@ -116,6 +118,7 @@ class DryRun:
     neighbour_sums: list[NeighbourSum] = field(default_factory=list)
     num_tries: int = 0
     seconds: float = 0.0
+    forward_s: float = 0.0
     skipped: str = ""
 
     @property
@@ -171,6 +174,7 @@ def _run_step(job: TrainState, device: torch.device, num_samples: int, deadline:
     finally:
         result.outputs, result.output_reads, result.ends = watcher.outputs, watcher.output_reads, watcher.ends
         result.hidden, result.inputs, result.makers = watcher.hidden, watcher.inputs, watcher.makers
+        result.forward_s = watcher.forward_s
         watcher.remove()
     result.seconds = compute_seconds() - start_seconds
     return result
@@ -234,11 +238,18 @@ def forward_backward(
     return sums, step.counts
 
 
-def first_outputs(job: TrainState, rehearsal: DryRun, device: torch.device) -> tuple[Batch, Outputs]:
-    """Return batch and outputs in training mode before any update: of the dry run, or of more samples if cheap."""
+def first_outputs(
+    job: TrainState, rehearsal: DryRun, device: torch.device, *, is_quick: bool = False
+) -> tuple[Batch, Outputs]:
+    """Return batch and outputs in training mode before any update: of the dry run, or of more samples if cheap.
+
+    With `is_quick`, no more are read of runs with a label at every pixel or point: few samples have many targets.
+    """
     keys = step_keys(job, step=0)[:_FIRST_SAMPLES]
     expected_s = rehearsal.seconds / 2 * len(keys) / max(1, rehearsal.num_samples)
-    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S:
+    label = rehearsal.batch.get("label")
+    has_many = isinstance(label, Tensor) and label.numel() > _MANY_TARGETS * rehearsal.num_samples
+    if len(keys) <= rehearsal.num_samples or expected_s > _FORWARD_S or (is_quick and has_many):
         return rehearsal.batch, rehearsal.seen_outputs
     model = isolated_copy(job.model).train()
     apply_freezing(model, job.frozen, job.epoch)
@@ -334,6 +345,8 @@ class ForwardWatcher:
 
     def __init__(self, result: DryRun, deadline: float) -> None:
         self._deadline = deadline
+        self._started_s = 0.0
+        self.forward_s = 0.0
         self.inputs: dict[str, Any] = {}
         self.outputs: Outputs | None = None
         self.ends: dict[str, str] = {}
@@ -364,6 +377,7 @@ class ForwardWatcher:
             raise OutOfTimeError
         self._executed.add(call.path)
         if not call.path and not self.inputs:
+            self._started_s = compute_seconds()
             bound = inspect.signature(module.forward).bind(*inputs[0], **inputs[1]).arguments
             self.inputs = {name: detach(value) for name, value in bound.items()}
 
@@ -382,6 +396,7 @@ class ForwardWatcher:
         recorded = ReadTrackingDict(outputs)
         recorded.read = self.output_reads
         if self.outputs is None:
+            self.forward_s = compute_seconds() - self._started_s
             self.outputs = {name: detach(value) for name, value in outputs.items()}
             self.hidden = hidden_outputs(outputs)
             tensors = {name: value for name, value in outputs.items() if isinstance(value, Tensor)}

@@ -244,9 +244,10 @@ def collect_statistics(
 
 
 def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
-    """Split keys into reads between two checks of the time limit: one sample each, or a chunk for batched sets."""
+    """Split keys into reads between two checks of the time limit: one sample each, or four of batched sets."""
+    size = _MIN_SAMPLES if _serves_batches(part.dataset) else 1
     for keys in chunks:
-        yield from [keys] if _serves_batches(part.dataset) else ([key] for key in keys)
+        yield from (keys[start : start + size] for start in range(0, len(keys), size))
 
 
 def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:

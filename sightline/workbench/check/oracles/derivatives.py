@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sightline.contract.types import Batch
 from sightline.engine.train import TrainState
+from sightline.workbench.check.oracles.loss_case import LossCase
 from sightline.workbench.check.oracles.results import loss_counts, loss_sums
 
 Function = Callable[[], Sequence[Tensor]]
@@ -246,6 +247,22 @@ def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any]
         if squares is not None:
             return squares
     return None
+
+
+def is_no_square(case: LossCase) -> bool:
+    """Return True if the gradient of each output of a loss alone is no linear function of it, so that no square fits.
+
+    False too for a loss with an output that has no gradient in these few samples, which says nothing about others.
+    """
+    return not case.idle and bool(case.keys) and not any(_is_linear(case, key) for key in case.keys)
+
+
+def _is_linear(case: LossCase, key: str) -> bool:
+    output = case.values[key]
+    step = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(output)
+    first, near, far = (case.gradient({key: output + factor * step})[key].double() for factor in (0, 1, 3))
+    difference = (far - first - 3 * (near - first)).abs().max()
+    return bool(difference <= max(_TOLERANCE, case.rounding) * far.abs().max())
 
 
 def _fit_squares(

@@ -164,6 +164,12 @@ class LossCase:
         return placed
 
 
+def take_samples(values: Mapping[str, Any], batch: Mapping[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """Return the rows of some samples of a `batch` in its values, or in outputs for it; other values as they are."""
+    division = {name: value for name, value in batch.items() if name == "sample_index" or name.endswith("offsets")}
+    return {name: _take(value, division, rows, name) for name, value in values.items()}
+
+
 def make_cases(
     job: TrainState, step: DryRun, facts: Mapping[str, Any], *, max_samples: int, max_outputs: float
 ) -> Iterator[LossCase]:

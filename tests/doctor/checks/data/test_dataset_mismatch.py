@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from sightline.contract.types import DataInfo, Field, SampleKey
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.store.loading.batch_reader import BatchReader, NamedTransform
+from sightline.workbench.check.checks.data import dataset_mismatch as module
 from sightline.workbench.check.checks.data.dataset_mismatch import compare_sets, dataset_mismatch, sample_clouds
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.suite import run_all
@@ -126,6 +128,35 @@ def test_normals_that_were_not_turned_with_the_points(tmp_path: Path) -> None:
     finding = finding_of(on_test(make(tmp_path, MANY, "data.normals=file"), turned(0, 2, 1)))
     assert finding.cause == "cfg.axis_swap"
     assert "normals as they are" in finding.summary
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_start_finds_what_few_clouds_of_a_slow_set_show(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of these shapes an exchange of axes needs some hundred clouds, which half a second never gave; a unit does not.
+
+    The clock stands for a set of which 16 clouds take 0.13 s.
+    """
+    clock = itertools.count(step=0.13)
+    monkeypatch.setattr(module, "compute_seconds", lambda: next(clock))
+    built = on_test(in_metres(make(tmp_path, MANY, f"data.data_seed={seed}", f"seed={seed}")), scaled(1000.0))
+    (finding,) = dataset_mismatch(Context(built, World(), 1.5))
+    assert finding.cause == "data.normalisation"
+    assert finding.evidence["looked_at"] == "32 clouds of synthetic_shapes/test, 32 of synthetic_shapes/train"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_another_up_axis_of_a_quick_set_is_seen_at_the_start(tmp_path: Path, seed: int) -> None:
+    built = on_test(make(tmp_path, MANY, f"data.data_seed={seed}", f"seed={seed}"), turned(0, 2, 1))
+    whole, quick = (dataset_mismatch(Context(built, World(), limit_s)) for limit_s in (math.inf, 1.5))
+    assert [finding.summary for finding in whole] == [finding.summary for finding in quick]
+
+
+def test_a_start_makes_no_remark_on_few_clouds(tmp_path: Path) -> None:
+    context = Context(on_test(make(tmp_path, "data.test_size=22"), turned(0, 2, 1)), World(), 1.5)
+    assert dataset_mismatch(context) == []
+    assert context.examination.gaps[0].startswith("too few clouds of synthetic_shapes/test to decide")
 
 
 def test_declared_up_axes_that_differ(tmp_path: Path) -> None:

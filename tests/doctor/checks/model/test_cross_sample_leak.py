@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tests.doctor.planting import assert_complete, assert_healthy, caught, make,
 from tests.doctor.segmenting import Logits, make_rooms
 from tests.marks import long_but
 
+_START_S = 1.5
+"""Limit of the dry run's forward pass before a training, by which checks know that they are to be quick."""
 Mix = Callable[["Mixing", Tensor], Tensor]
 
 
@@ -101,8 +104,8 @@ LEAKS: list[Mix] = [
 ]
 
 
-def findings_of(built: TrainingSetup) -> list[Finding]:
-    return list(cross_sample_leak(Context(built, World())))
+def findings_of(built: TrainingSetup, limit_s: float = math.inf) -> list[Finding]:
+    return list(cross_sample_leak(Context(built, World(), limit_s)))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,31 @@ def test_a_leak_is_found_over_seeds(small: TrainingSetup, mix: Mix, seed: int) -
     assert_complete(finding)
     assert finding.cause == ("model.norm_mode" if mix is by_batch_norm else "model.cross_sample_leak")
     assert "'logits' differs" in finding.summary
+
+
+@pytest.mark.parametrize("mix", LEAKS)
+def test_a_leak_is_found_at_the_start_of_a_training(small: TrainingSetup, mix: Mix) -> None:
+    """The dry evaluation's batch of four is compared with two of its samples, each alone."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        (finding,) = findings_of(with_model(small, Mixing(mix)), _START_S)
+        assert finding.cause == ("model.norm_mode" if mix is by_batch_norm else "model.cross_sample_leak")
+        assert "in a batch with 3 others" in finding.measured
+
+
+def test_a_start_passes_single_samples_alone(small: TrainingSetup) -> None:
+    """After the dry run and the dry evaluation the network sees one sample at a time, three times."""
+    sizes: list[int] = []
+
+    def note(model: Mixing, values: Tensor) -> Tensor:
+        sizes.append(len(values))
+        return values
+
+    context = Context(with_model(small, Mixing(note)), World(), _START_S)
+    assert context.dry_evaluations
+    sizes.clear()
+    assert list(cross_sample_leak(context)) == []
+    assert sizes == [1, 1, 1]
 
 
 def test_the_layer_is_named(tmp_path: Path) -> None:

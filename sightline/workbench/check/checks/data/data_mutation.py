@@ -90,7 +90,10 @@ def data_mutation(context: Context, part: DataSubset) -> Fault | None:
 
 
 class _Reads:
-    """Repeated reads of up to 32 samples spread over a part; fewer if they are large or slow to read."""
+    """Repeated reads of up to 32 samples spread over a part; fewer if they are large or slow to read.
+
+    The first sample is read when the object is made.
+    """
 
     def __init__(self, part: DataSubset, seed: int, max_seconds: float) -> None:
         self.part = part
@@ -103,6 +106,7 @@ class _Reads:
         count = max(2, min(limits))
         keys = [SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(count)]
         self.keys = [*keys[::3], *keys[1::3], *keys[2::3]]  # the first of them are spread, too
+        self._first_reads = [sample]
         self._max_seconds = max_seconds / _NUM_READS
 
     @property
@@ -119,7 +123,7 @@ class _Reads:
 
     def find_drift(self) -> Drift | None:
         """Find the first sample and field whose bits differ in a later read."""
-        first_reads: list[Tensors] = []
+        first_reads = self._first_reads
         started = compute_seconds()
         while len(first_reads) < len(self.keys) and (
             len(first_reads) < 2 or compute_seconds() - started < self._max_seconds

@@ -55,16 +55,18 @@ def cross_sample_leak(context: Context, step: DryRun) -> Fault | None:
 
     Finds: A network whose outputs for a sample depend on other samples in the batch, or in earlier batches.
 
-    The batch has two samples, under `sightline check` also five, unless that is slow or batches are smaller. If outputs
-    differ in the run's own format, both passes are repeated in float64. A difference that inputs perturbed by a few
-    units in the last place, or other random numbers, cause as well is a decision or a draw, not a leak. A state that an
-    earlier pass has left is a leak, too.
+    The batch is that of the dry evaluation, of four samples, or has two; under `sightline check` two and also five,
+    unless that is slow or batches are smaller. If outputs differ in the run's own format, both passes are repeated in
+    float64. A difference that inputs perturbed by a few units in the last place, or other random numbers, cause as well
+    is a decision or a draw, not a leak. A state that an earlier pass has left is a leak, too.
     """
     evaluation = next((candidate for candidate in evaluations(context) if not candidate.skipped), None)
     if evaluation is None:
         return None
     built = context.built
     evaluator = built.selection_evaluator if evaluation.part is built.data.selection else built.test_evaluator
+    if not context.is_thorough and (rehearsed := _take_rehearsed(context, evaluation)) is not None:
+        return _compare_samples(*rehearsed)
     takes_more = context.is_thorough and len(evaluation.keys) >= NUM_SAMPLES and evaluator.batch_size >= _LARGE_GROUP
     for size in (2, _LARGE_GROUP) if takes_more else (2,):
         keys = keys_to_evaluate(evaluator, evaluation.part, size)
@@ -80,14 +82,33 @@ def cross_sample_leak(context: Context, step: DryRun) -> Fault | None:
     return None
 
 
+def _take_rehearsed(context: Context, evaluation: DryEvaluation) -> tuple[_Group, dict[str, Tensor]] | None:
+    """Return the dry evaluation as a group, with its outputs.
+
+    None if it has one sample, or if the model computes other outputs than for its first sample alone: of another form,
+    or in a lower format.
+    """
+    if evaluation.model is None or len(evaluation.keys) < 2 or evaluation.evaluator.precision.name in ("bf16", "fp16"):
+        return None
+    batched = {name: tensor.detach() for name, tensor in tree_leaves(dict(evaluation.outputs))}
+    try:
+        group = _Group(context, evaluation, evaluation.keys, model=evaluation.model.eval())
+        alone = group.outputs(group.model, group.singles[0].batch)
+    except Exception:  # noqa: BLE001 - the caller's own passes report it
+        return None
+    forms = [{name: tensor.shape[1:] for name, tensor in outputs.items()} for outputs in (alone, batched)]
+    group.first_alone = alone
+    return (group, batched) if forms[0] == forms[1] else None
+
+
 def _compare_samples(group: _Group, batched: Mapping[str, Tensor]) -> Fault | None:
     """Return a fault if the outputs of a sample alone differ from its `batched` outputs, or after another sample."""
     for single in group.singles:
         try:
-            alone = group.outputs(group.model, single.batch)
+            alone = (single.leads and group.first_alone) or group.outputs(group.model, single.batch)
         except Exception as error:  # noqa: BLE001 - any error is reported
             return _make_failure(group, single, error)
-        if single.leads and len(group.keys) == 2:
+        if single.leads and len(group.keys) < _LARGE_GROUP:
             repeated = group.outputs(group.model, single.batch)
             is_suspect = any(difference.share > group.suspect for difference in _find_changes(alone, repeated))
             if is_suspect and (fault := _judge_memory(group)) is not None:
@@ -143,22 +164,36 @@ class _ModelOutputs(Exception):  # noqa: N818 - not an error: it ends a pass ear
 class _Group:
     """Batch of samples of an evaluated split; the first and the last sample also alone. Reading errors propagate."""
 
-    def __init__(self, context: Context, evaluation: DryEvaluation, keys: Sequence[SampleKey]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        evaluation: DryEvaluation,
+        keys: Sequence[SampleKey],
+        *,
+        model: nn.Module | None = None,
+    ) -> None:
         self.device, self.keys = context.world.device, keys
-        self.model = isolated_copy(context.built.job.evaluation_model).eval()
+        self.model = isolated_copy(context.built.job.evaluation_model).eval() if model is None else model
+        self.first_alone: dict[str, Tensor] = {}
         self._task, part = evaluation.evaluator.task, evaluation.part
         dtype, reader = evaluation.evaluator.precision.parameter_dtype, evaluation.evaluator.reader
         self.suspect = _SUSPECT_SHARE[dtype]
+        is_rehearsed = keys is evaluation.keys
 
         def read(keys: Sequence[SampleKey]) -> Batch:
             batch: Batch = to_device(reader(list(keys)), self.device, float_dtype=dtype)
             return batch
 
         self.singles = [
-            _Single(read([key]), partial(read, [key]), f"{part.split} sample {key.index}", leads=key is keys[0])
-            for key in (keys[0], keys[-1])
+            _Single(
+                evaluation.read([rank]) if is_rehearsed else read([keys[rank]]),
+                partial(read, [keys[rank]]),
+                f"{part.split} sample {keys[rank].index}",
+                leads=rank == 0,
+            )
+            for rank in (0, len(keys) - 1)
         ]
-        self.batch = read(keys)
+        self.batch = evaluation.batch if is_rehearsed else read(keys)
 
     def outputs(self, model: nn.Module, batch: Batch, *, seed: int = 0) -> dict[str, Tensor]:
         """Return the tensors, by path, of the model's first call by its task; the losses are not computed."""
