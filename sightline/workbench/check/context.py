@@ -258,9 +258,9 @@ class Context:
         A pass of the dry evaluation takes 0.7 to 1.6 times as long as one of the probe, with what is recorded of it.
         """
         if not self.is_thorough:
-            rehearsed = [step.forward_s for step in (self.dry_run, *self.dry_evaluations[:1]) if step.forward_s > 0]
-            if min(rehearsed, default=0.0) > QUICK_S:
-                return min(rehearsed)
+            forward_s = [self.dry_run.forward_s, *(each.forward_s for each in self.dry_evaluations[:1])]
+            if min(forward_s) > QUICK_S:
+                return min(forward_s)
         return ModelProbe(self.built.job.model, self.dry_run.inputs).measure()
 
     def place(self, path: str, **more: Any) -> FindingLocation:
