@@ -155,6 +155,14 @@ def store_folder(app: Any) -> Path:
     return folder
 
 
+def find_nulls(value: Any, path: str = "answer") -> Iterator[str]:
+    """Where an answer states nothing: what does not apply to a run is left out."""
+    if value is None:
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        yield from find_nulls(inner, f"{path}.{key}")
+
+
 @pytest.mark.parametrize("name", ["contrast", "detect", "parts", "pose", "scenes"])
 def test_every_task_is_served(name: str, tmp_path: Path) -> None:
     path = copy_run(name, tmp_path / "copy")
@@ -188,6 +196,8 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
             assert answer.status_code == 200, answer.text
             key = {"contrast": "encoding", "detect": "boxes", "pose": "joints_mm"}.get(name, "labels")
             assert key in answer.json()
+            assert ("category" in answer.json()) == (name == "parts")
+            assert not [*find_nulls(answer.json())]
         if name == "parts":
             assert "is needed" in client.post("/predict", json={**body, "category": "../.."}).json()["error"]
 
