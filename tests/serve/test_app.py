@@ -163,7 +163,7 @@ def find_nulls(value: Any, path: str = "answer") -> Iterator[str]:
         yield from find_nulls(inner, f"{path}.{key}")
 
 
-@pytest.mark.parametrize("name", ["contrast", "detect", "parts", "pose", "scenes"])
+@pytest.mark.parametrize("name", ["contrast", "detect", "lidar", "parts", "pose", "scenes"])
 def test_every_task_is_served(name: str, tmp_path: Path) -> None:
     path = copy_run(name, tmp_path / "copy")
     loaded = sightline.load_run(path, plugins=sorted((tmp_path / "copy").glob("*.py")))
@@ -180,11 +180,15 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         body, upload = {"depth": depth.tolist()}, ("a.npy", as_npy(depth))
     else:
         width = 3 + 3 * len(loaded.files.inputs.features)
+        if name == "lidar":
+            width = 5  # x, y, z, remission, ring
         cloud = rng.random((96, width)) * 0.5
         if name == "parts":
             cloud[:, 3:] /= np.linalg.norm(cloud[:, 3:], axis=1, keepdims=True)
         options = (
-            {} if width == 3 else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
+            {}
+            if width == 3 or name == "lidar"
+            else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
         )
         body, upload = {"points": cloud.tolist()}, ("a.npy", as_npy(cloud))
     category = {"category": str(loaded.facts["category_names"][0])} if name == "parts" else {}
