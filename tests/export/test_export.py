@@ -256,6 +256,17 @@ def test_large_scenes_are_thinned_for_the_check_and_small_ones_kept() -> None:
         assert (chosen.diff() > 0).all()
 
 
+def test_a_trace_is_checked_on_clouds_of_its_own_size() -> None:
+    """Its gathers keep the size of its example: another size read memory that is not its own, and ended the command."""
+    points = torch.arange(30.0).repeat(3, 1).T.contiguous()
+    network = GraphNetwork(Offset(), NoTask(), {"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
+    arranged = network.arrange({"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
+    thinned = network.thin_to_one_size(arranged)
+    assert [tuple(cloud.shape) for (cloud,) in thinned] == [(1, 5, 3)] * 3
+    assert thinned[0][0][0, :, 0].tolist() == [0.0, 3.0, 6.0, 8.0, 11.0]
+    assert torch.equal(thinned[1][0], arranged[1][0])
+
+
 class Branching(nn.Module):
     """Network whose operations depend on values, which no graph can hold."""
 

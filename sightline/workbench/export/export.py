@@ -77,6 +77,8 @@ def export_run(
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
+    if to == "torchscript":
+        arranged = network.thin_to_one_size(arranged)
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))
