@@ -156,18 +156,18 @@ def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int
     values = [x for x, _ in points]
     ticks, upward = _make_axis(heights, panel.y_scale, height - BOTTOM, TOP)
     texts = _format_ticks(ticks, panel.y_scale)
-    left = max(LEFT, math.ceil(6 + _LETTER * FONT_SIZE * max(map(len, texts))))
-    x_ticks, across = _make_axis(values, panel.x_scale, left, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
+    margin = max(LEFT, math.ceil(6 + _LETTER * FONT_SIZE * max(map(len, texts))))
+    x_ticks, across = _make_axis(values, panel.x_scale, margin, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
     drawing = Drawing()
-    drawing.add("text", panel.title, x=left, y=18, font_weight=600)
+    drawing.add("text", panel.title, x=margin, y=18, font_weight=600)
     for tick, text in zip(ticks, texts, strict=True):
         y = upward(tick)
-        drawing.add("line", x1=left, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
-        drawing.add("text", text, x=left - 6, y=f"{y + 4:.1f}", text_anchor="end")
+        drawing.add("line", x1=margin, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
+        drawing.add("text", text, x=margin - 6, y=f"{y + 4:.1f}", text_anchor="end")
     for x, text in _place_below([across(x) for x in x_ticks], _format_ticks(x_ticks, panel.x_scale), width):
         position = {"x": f"{x:.1f}", "y": height - BOTTOM + 15}
         drawing.add("text", text, **position, text_anchor="middle", font_size=_SMALL_FONT_SIZE)
-    middle = (left + width - RIGHT) / 2
+    middle = (margin + width - RIGHT) / 2
     drawing.add("text", panel.x_title, x=f"{middle:.1f}", y=height - BOTTOM + 29, text_anchor="middle")
     for series in panel.series:
         color = _series_color(names, series.name)
