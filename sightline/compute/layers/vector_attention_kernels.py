@@ -161,7 +161,7 @@ def place_gradient_sums(
     """
     sums = np.zeros((3, 4))
     inputs = (to_place, place, relative, index, count, of_near, of_own, of_place)
-    run_parallel(_sum_place_gradients, 1, *_arrays(*inputs), sums)
+    run_parallel(_sum_place_gradients, 3, *_arrays(*inputs), sums)
     return torch.from_numpy(sums)
 
 
@@ -191,13 +191,17 @@ def weighted_messages_backward(
 
 
 def _by_weight(rows: Tensor) -> Tensor:
-    """Put the channels of a weight side by side: (..., C) -> (..., G, 8)."""
-    return rows.unflatten(-1, (LANES, -1)).mT
+    """Put the channels of a weight side by side: (M, C) -> (M, G, 8)."""
+    result = rows.new_empty((len(rows), rows.shape[1] // LANES, LANES))
+    run_parallel(_swap, len(rows), *_arrays(rows.unflatten(1, (LANES, -1))), result.numpy())
+    return result
 
 
 def _by_channel(rows: Tensor) -> Tensor:
-    """Undo `_by_weight`."""
-    return rows.mT.flatten(-2)
+    """Undo `_by_weight`: (M, G, 8) -> (M, C)."""
+    result = rows.new_empty((len(rows), LANES, rows.shape[1]))
+    run_parallel(_swap_back, len(rows), *_arrays(rows), result.numpy())
+    return result.flatten(1)
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
@@ -379,23 +383,43 @@ def _sum_over_points(  # type: ignore[no-untyped-def]
 def _sum_place_gradients(  # type: ignore[no-untyped-def]
     first, last, to_place, position, relative, index, count, of_near, of_own, of_place, sums
 ):
-    if first == last:
-        return
-    for point in range(len(position)):
-        for slot in range(count[point]):
-            height, neighbour_term, step = position[point, slot], of_near[index[point, slot]], relative[point, slot]
-            for axis in range(3):
-                if height[axis] > 0:
-                    lowered = neighbour_term[axis] + of_own[point, axis]
-                    for other in range(3):
-                        lowered += of_place[axis, other] * height[other]
-                    reached = to_place[point, slot, axis] - lowered
-                    sums[axis, 3] += reached
-                    for other in range(3):
-                        sums[axis, other] += reached * step[other]
+    zero = to_place.dtype.type(0)
+    for axis in range(first, last):
+        x_factor, y_factor, z_factor = of_place[axis, 0], of_place[axis, 1], of_place[axis, 2]
+        to_x, to_y, to_z, total = 0.0, 0.0, 0.0, 0.0  # float64: the sums of all edges
+        for point in range(len(position)):
+            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_place[point]
+            for slot in range(count[point]):
+                height, step = heights[slot], steps[slot]
+                lowered = of_near[index[point, slot], axis] + own
+                lowered = lowered + x_factor * height[0] + y_factor * height[1] + z_factor * height[2]
+                # A choice, not a branch: which heights are above zero cannot be predicted.
+                reached = gradients[slot, axis] - lowered
+                reached = reached if height[axis] > 0 else zero
+                total += reached
+                to_x += reached * step[0]
+                to_y += reached * step[1]
+                to_z += reached * step[2]
+        sums[axis, 0], sums[axis, 1], sums[axis, 2], sums[axis, 3] = to_x, to_y, to_z, total
 
 
 # The channels of a weight side by side: (P, G, 8).
+
+
+@numba_kernel
+def _swap(first, last, rows, result):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        for group in range(rows.shape[2]):
+            for share in range(LANES):
+                result[row, group, share] = rows[row, share, group]
+
+
+@numba_kernel
+def _swap_back(first, last, rows, result):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        for group in range(rows.shape[1]):
+            for share in range(LANES):
+                result[row, share, group] = rows[row, group, share]
 
 
 @numba_kernel
