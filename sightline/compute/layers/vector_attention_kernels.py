@@ -292,11 +292,11 @@ def _rectify_back(  # type: ignore[no-untyped-def]
                 place, edge = (index[point, slot], channel), (point, slot, channel)
                 carried = _carry(load(neighbour_terms, place), own, x_code, y_code, z_code, x, y, z)
                 passed = where_positive(load(gradient, edge), carried)
-                store(passed, gradient, edge)
                 store(where_positive(carried, carried), rectified, edge)
                 own_gradient, own_sum = own_gradient + passed, own_sum + carried
                 store(load(to_near, place) + passed, to_near, place)
                 store(load(of_near, place) + carried, of_near, place)
+                store(passed, gradient, edge)
                 to_x, to_y, to_z = to_x + passed * x, to_y + passed * y, to_z + passed * z
             for slot in range(count[point], index.shape[1]):
                 store(zeros_like(gradient), gradient, (point, slot, channel))
