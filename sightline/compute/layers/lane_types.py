@@ -27,7 +27,7 @@ class LanesType(types.Type):
 
 
 @register_model(LanesType)
-class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class LanesModel(models.PrimitiveModel):
     """LLVM's vector of eight numbers."""
 
     def __init__(self, manager: Any, lanes: LanesType) -> None:
@@ -52,7 +52,7 @@ def _align(context: Any, dtype: Any) -> int:
     return size
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def load(typing_context: Any, array: Any, place: Any) -> Any:
     """Emit an unaligned read."""
 
@@ -63,7 +63,7 @@ def load(typing_context: Any, array: Any, place: Any) -> Any:
     return LanesType(array.dtype)(array, place), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def store(typing_context: Any, values: Any, array: Any, place: Any) -> Any:
     """Emit an unaligned write."""
     assert values.dtype == array.dtype, f"lanes of {values.dtype} go into an array of {array.dtype}"
@@ -76,7 +76,37 @@ def store(typing_context: Any, values: Any, array: Any, place: Any) -> Any:
     return types.void(values, array, place), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
+def store_whole(typing_context: Any, values: Any, array: Any, place: Any) -> Any:
+    """Emit a conversion to integers and an unaligned write."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address = _point_at(context, builder, array, arguments[1], place, arguments[2])
+        numbers = builder.fptosi(arguments[0], ir.VectorType(ir.IntType(32), LANES))
+        kind = ir.VectorType(context.get_data_type(array.dtype), LANES)
+        builder.store(
+            numbers if kind == numbers.type else builder.trunc(numbers, kind),
+            address,
+            align=_align(context, array.dtype),
+        )
+        return context.get_dummy_value()
+
+    return types.void(values, array, place), emit
+
+
+@intrinsic
+def where_better(typing_context: Any, values: Any, best: Any, new: Any, old: Any) -> Any:
+    """Emit two comparisons and a choice."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value, others, chosen, kept = arguments
+        is_better = builder.or_(builder.fcmp_ordered(">", value, others), builder.fcmp_unordered("uno", value, value))
+        return builder.select(is_better, chosen, kept)
+
+    return values(values, best, new, old), emit
+
+
+@intrinsic
 def zeros_like(typing_context: Any, array: Any) -> Any:
     """Emit a constant."""
     lanes = LanesType(array.dtype)
@@ -91,7 +121,7 @@ def _zeros(values: Any) -> Any:
     return ir.Constant(values.type, [0.0] * LANES)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def rectify(typing_context: Any, values: Any) -> Any:
     """Emit a comparison and a choice."""
 
@@ -102,7 +132,7 @@ def rectify(typing_context: Any, values: Any) -> Any:
     return values(values), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def where_positive(typing_context: Any, values: Any, heights: Any) -> Any:
     """Emit a comparison and a choice."""
 
@@ -113,7 +143,7 @@ def where_positive(typing_context: Any, values: Any, heights: Any) -> Any:
     return values(values, heights), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def add_lanes(typing_context: Any, total: Any, values: Any) -> Any:
     """Emit eight additions, one after the other."""
 
@@ -126,7 +156,7 @@ def add_lanes(typing_context: Any, total: Any, values: Any) -> Any:
     return values.dtype(values.dtype, values), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def widen(typing_context: Any, values: Any) -> Any:
     """Emit a conversion; none where lanes are float64 already."""
     wide = LanesType(types.float64)
@@ -138,7 +168,7 @@ def widen(typing_context: Any, values: Any) -> Any:
     return wide(values), emit
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic
 def _spread(typing_context: Any, number: Any, lanes: Any) -> Any:
     """Emit eight copies of a number in the format of lanes."""
 
@@ -154,14 +184,14 @@ def _spread(typing_context: Any, number: Any, lanes: Any) -> Any:
 def _overload_operator(operation: Callable[..., Any], instruction: str) -> None:
     """Make an operator of two lanes, or of lanes and a number on either side."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def compute(typing_context: Any, left: Any, right: Any) -> Any:
         def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             return getattr(builder, instruction)(*arguments)
 
         return left(left, right), emit
 
-    @overload(operation)  # type: ignore[untyped-decorator]
+    @overload(operation)
     def choose(left, right):  # type: ignore[no-untyped-def]
         if isinstance(left, LanesType) and left == right:
             return lambda left, right: compute(left, right)

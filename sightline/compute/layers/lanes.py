@@ -24,7 +24,7 @@ LANES = 8
 
 
 class LaneOperation(NumbaKernel):
-    """Operation on lanes inside kernels: the function of the same name in `lane_types`, or the plain one without numba."""
+    """Operation on lanes inside kernels: in machine code the function of the same name in `lane_types`."""
 
     def __call__(self, *arguments: Any) -> Any:
         return self.plain(*arguments)
@@ -83,3 +83,16 @@ def add_lanes(total: Any, values: np.ndarray) -> Any:
 def widen(values: np.ndarray) -> np.ndarray:
     """Return lanes in float64."""
     return values.astype(np.float64)
+
+
+@LaneOperation
+def where_better(values: np.ndarray, best: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """Return `new` where a value is above the best so far, or is NaN, and `old` elsewhere."""
+    return np.where((values > best) | np.isnan(values), new, old)
+
+
+@LaneOperation
+def store_whole(values: np.ndarray, array: np.ndarray, place: tuple[int, ...]) -> None:
+    """Write lanes that hold whole numbers from 0 on into an array of integers."""
+    *row, start = place
+    array[tuple(row)][start : start + LANES] = values
