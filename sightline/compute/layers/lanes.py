@@ -31,7 +31,7 @@ class LaneOperation(NumbaKernel):
 
     @property
     def machine_code(self) -> Callable[..., Any]:
-        """What a kernel that is compiled calls instead."""
+        """The function that a compiled kernel calls instead."""
         if importlib.import_module("numba").config.DISABLE_JIT:
             return self.plain
         module = importlib.import_module("sightline.compute.layers.lane_types")
