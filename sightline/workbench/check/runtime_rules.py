@@ -128,6 +128,48 @@ DOUBLE = FindingBuilder(
     expected="logits: this loss has its own activation inside",
     action="give the loss the outputs of the last linear layer, without the activation",
 )
+LOSS_FORM = FindingBuilder(
+    guard="G28",
+    code="loss-form",
+    causes=("loss.form",),
+    expected="a loss that compares each output with its own target",
+    action="look at the shapes and the operations of the loss",
+)
+ATTENTION = FindingBuilder(
+    guard="G24",
+    code="attention",
+    causes=("model.structure", "data.padding"),
+    expected="attention to the keys that exist, with weights that sum to 1",
+    action="look at the axis of the softmax, and at the meaning of the mask",
+)
+RESHAPED = FindingBuilder(
+    guard="G24",
+    code="exchanged-axes",
+    causes=("data.layout", "model.structure"),
+    expected="transpose or permute, which move values with their axes",
+    action="use transpose or permute in place of view or reshape",
+)
+OVERLAP = FindingBuilder(
+    guard="G4",
+    code="split-overlap",
+    causes=("data.split", "data.label_leak"),
+    expected="evaluated samples that no update has seen",
+    action="split once, by one permutation, and keep both parts",
+)
+UNLOADED = FindingBuilder(
+    guard="G11",
+    code="nothing-loaded",
+    causes=("ckpt.key_mismatch",),
+    expected="weights under the names of the model",
+    action="rename the keys, and load with strict=True",
+)
+CLIPPED = FindingBuilder(
+    guard="G15",
+    code="scaled-clipping",
+    causes=("optim.clip", "optim.amp", "optim.step_order"),
+    expected="gradients that are unscaled before anything depends on their size",
+    action="call scaler.unscale_(optimizer) before clipping",
+)
 SCHEDULE = FindingBuilder(
     guard="G15",
     code="schedule",
@@ -201,6 +243,12 @@ RUNTIME_RULES = (
     SAME_ORDER,
     SAME_LABEL,
     DOUBLE,
+    LOSS_FORM,
+    ATTENTION,
+    RESHAPED,
+    OVERLAP,
+    UNLOADED,
+    CLIPPED,
     SCHEDULE,
     EMA,
     STATE,
