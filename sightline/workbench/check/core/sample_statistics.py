@@ -228,7 +228,8 @@ def collect_statistics(
     """
     result = PartStatistics(part)
     start_seconds, start_time = compute_seconds(), time.perf_counter()
-    for keys in _split_reads(part, evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)):
+    chunks = evenly_spaced_keys(part, epoch=epoch, seed=seed, most_samples=most_samples)
+    for keys in _split_reads(part, chunks, most_seconds):
         try:
             samples = read_samples(part.dataset, keys)
         except Exception as error:  # noqa: BLE001 - a data set may fail in any way; `first-step` reports it
@@ -243,11 +244,18 @@ def collect_statistics(
     return result
 
 
-def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]]) -> Iterator[list[SampleKey]]:
-    """Split keys into reads between two checks of the time limit: one sample each, or four of batched sets."""
-    size = _MIN_SAMPLES if _serves_batches(part.dataset) else 1
-    for keys in chunks:
-        yield from (keys[start : start + size] for start in range(0, len(keys), size))
+def _split_reads(part: DataSubset, chunks: Iterator[list[SampleKey]], most_seconds: float) -> Iterator[list[SampleKey]]:
+    """Split keys into reads between two checks of the time limit: one sample each, or a chunk for batched sets.
+
+    A batched set of which a chunk takes more than half of the time is read by four samples.
+    """
+    is_batched, size = _serves_batches(part.dataset), _MIN_SAMPLES
+    for number, keys in enumerate(chunks):
+        started = compute_seconds()
+        pieces = range(0, len(keys), size if is_batched else 1)
+        yield from (keys[start : start + pieces.step] for start in pieces)
+        if number == 0 and compute_seconds() - started < most_seconds / 2:
+            size = _CHUNK_SIZE
 
 
 def _add_sample(result: PartStatistics, index: int, sample: Sample) -> None:
