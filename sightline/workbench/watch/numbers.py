@@ -12,7 +12,7 @@ from torch import Tensor
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.runtime_rules import LARGE_UPDATE, NO_UPDATE, SKIPPED
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _MAX_SKIPPED = 25
@@ -40,7 +40,8 @@ class FiniteMonitor(Monitor):
         ):
             self._num_thrown += 1
         if self._num_thrown == _MAX_SKIPPED:
-            yield SKIPPED.with_fault(
+            yield report(
+                "skipped-updates",
                 f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
                 measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
             )
@@ -133,7 +134,8 @@ class UpdateMonitor(Monitor):
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
         number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
         if number == _NUM_STILL:
-            yield NO_UPDATE.with_fault(
+            yield report(
+                "no-update",
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
@@ -166,7 +168,8 @@ class UpdateMonitor(Monitor):
 
         def judge_still(value: float) -> Iterator[Found]:
             if value == 0 and track.num_updates > 0:
-                yield NO_UPDATE.with_fault(
+                yield report(
+                    "no-update",
                     f"an update of {track.name} changes no parameter though gradients are not zero",
                     causes=causes,
                     measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
@@ -174,7 +177,8 @@ class UpdateMonitor(Monitor):
 
         def judge_large(value: float) -> Iterator[Found]:
             if value > _MAX_RATIO:
-                yield LARGE_UPDATE.with_fault(
+                yield report(
+                    "large-update",
                     "an update changes half of the weight matrices by more than their own size",
                     value=value,
                     bound=_MAX_RATIO,
