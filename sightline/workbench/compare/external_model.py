@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sightline.contract.errors import RunError, UserError
+from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin, run_file
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.contract.schema import suggest
@@ -167,9 +167,7 @@ def _format_unmatched(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], 
 
 
 def _format_tensors(tensors: Mapping[str, Tensor]) -> str:
-    names: Sequence[str] = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(names[:_MAX_SHOWN]) + more
+    return join_some([f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()], most=_MAX_SHOWN)
 
 
 _MAX_AXES = 6

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault, registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
@@ -26,8 +27,7 @@ _MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.5, 8, 5
 
 def list_names(names: Sequence[str]) -> str:
     """Format a few names, and how many more there are."""
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
+    return join_some(names, most=_MAX_NAMES)
 
 
 class OrderMonitor(Monitor):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.contract.errors import join_some
 from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.finding import Fault
@@ -77,12 +78,11 @@ def _untrained_faults(context: Context, trained: ClassCounts, evaluated: ClassCo
     missing = np.flatnonzero((trained.targets == 0) & (evaluated.targets > 0)).tolist()
     if not missing:
         return
-    listed = ", ".join(class_display_name(context, number) for number in missing[:_MAX_LISTED_UNTRAINED])
-    more = f" and {len(missing) - _MAX_LISTED_UNTRAINED} more" if len(missing) > _MAX_LISTED_UNTRAINED else ""
+    listed = join_some([class_display_name(context, number) for number in missing], most=_MAX_LISTED_UNTRAINED)
     share = evaluated.targets[missing].sum() / evaluated.targets.sum()
     yield Fault(
         f"the {evaluated.split} part has {'a class' if len(missing) == 1 else f'{len(missing)} classes'} "
-        f"without training samples: {listed}{more}",
+        f"without training samples: {listed}",
         split=evaluated.split,
         measured="; ".join(
             f"class {class_display_name(context, number)}: 0 of {trained.targets.sum()} training targets, "
@@ -165,9 +165,8 @@ def _describe_absences(context: Context, censuses: Sequence[ClassCounts]) -> str
     for census in censuses:
         absent = np.flatnonzero(census.targets == 0).tolist()
         if absent:
-            names = ", ".join(class_display_name(context, number) for number in absent[:_MAX_LISTED])
-            more = f" and {len(absent) - _MAX_LISTED} more" if len(absent) > _MAX_LISTED else ""
-            text += f"; {census.split} has no {names}{more}"
+            names = join_some([class_display_name(context, number) for number in absent], most=_MAX_LISTED)
+            text += f"; {census.split} has no {names}"
         if census.num_single:
             text += f"; {census.num_single} of {census.num_labelled} samples of {census.split} have a single class"
     return text

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
@@ -523,7 +524,7 @@ def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping
 
 
 def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:
-    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
+    shown = join_some(names, most=_MAX_SHOWN)
     first = names[0] if names else None
     return Fault(
         summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),

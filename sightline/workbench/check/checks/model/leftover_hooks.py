@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
@@ -193,8 +194,7 @@ def _judge_hooks(hooks: list[_Hook], changed: list[str]) -> Fault | None:
     if not hooks:
         return None
     first = hooks[0]
-    listed = "; ".join(f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks[:3])
-    more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
+    listed = [f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks]
     effect = f", and '{changed[0]}' differs with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     layer = first.layer.strip("*") or None
     return Fault(
@@ -202,7 +202,7 @@ def _judge_hooks(hooks: list[_Hook], changed: list[str]) -> Fault | None:
         where=FindingLocation(file=first.file, line=first.line, layer=layer, config_path="model"),
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
-        measured=f"{listed}{more}",
+        measured=join_some(listed, most=3, separator="; "),
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )
 
