@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 
@@ -216,7 +215,7 @@ class LossMonitor(Monitor):
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         if not loop.is_sampled or root.grad_fn is None:
             return
-        for node in iter_nodes(root.grad_fn):
+        for node in iter_nodes([root.grad_fn], most=_MAX_NODES):
             name = get_node_name(node)
             parents = [parent for parent, _ in node.next_functions if parent is not None]
             before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
@@ -241,15 +240,3 @@ class LossMonitor(Monitor):
                 "all labels of a batch are the same class, at each of five batches",
                 measured="one label in each of 5 batches",
             )
-
-
-def iter_nodes(root: Any) -> Iterator[Any]:
-    """Iterate over the first nodes of an autograd graph, from its root, breadth first."""
-    seen, waiting = {root}, [root]
-    while waiting and len(seen) < _MAX_NODES:
-        node = waiting.pop(0)
-        yield node
-        for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
-                seen.add(parent)
-                waiting.append(parent)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from sightline.workbench.check.checks.data.batches import find_non_finite, sampl
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
 from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, gather_findings
+from sightline.workbench.check.core.object_graph import iter_nodes
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
 logger = logging.getLogger(__name__)
@@ -343,7 +344,7 @@ class _BackwardTrace:
         self._graphs: dict[str, set[Any]] = {}
 
     def watch(self, terms: Mapping[str, Tensor]) -> None:
-        graphs = {name: set(_iter_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
+        graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
         for node in set().union(*graphs.values()):
             watch_gradient(node, self._on(node))
         self._graphs = graphs
@@ -392,24 +393,11 @@ def _find_layer(node: Any, trace: ForwardTrace) -> str | None:
     """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
     best: tuple[int, str] | None = None
     for name, outputs in trace.outputs.items():
-        ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
-        starts = [t.grad_fn for t in trace.inputs.get(name, []) if t.grad_fn is not None]
-        inside = list(_iter_nodes(ends, until=starts))
+        ends, starts = ([t.grad_fn for t in tensors] for tensors in (outputs, trace.inputs.get(name, [])))
+        inside = list(iter_nodes(ends, until=starts))
         if node in inside and (best is None or len(inside) < best[0]):
             best = (len(inside), name)
     return None if best is None else best[1]
-
-
-def _iter_nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
-    visited = set(until)
-    waiting = [root for root in roots if root not in visited]
-    while waiting:
-        node = waiting.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        yield node
-        waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
 # --- small things ----------------------------------------------------------------------------------------------------
