@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin, run_file
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.schema import suggest
 from sightline.instrument import ModuleCall, record
 from sightline.workbench.compare.recording import StepRecording
@@ -366,7 +366,7 @@ def translate_recording(
 def _record_calls(foreign: ExternalModel, root: ModuleCall) -> tuple[list[ModuleCall], str]:
     """Record the calls of their network on our inputs; if it fails, the calls until then, and a note."""
     initial = {name: buffer.clone() for name, buffer in foreign.named_buffers()}
-    args, kwargs = tree_map(root.inputs, lambda _, t: t.double() if t.is_floating_point() else t)
+    args, kwargs = tree_cast(root.inputs, torch.float64)
     note = ""
     try:
         with record(foreign, keep=("inputs", "outputs")) as tape:

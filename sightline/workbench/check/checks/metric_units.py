@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
 from sightline.workbench.check.checks.metrics import metric_values
 from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
@@ -66,7 +67,7 @@ def _iter_pairs(batch: Batch, metric: JudgedMetric) -> Iterator[tuple[str, str]]
 
 def _is_place(batch: Batch, name: str) -> bool:
     value = batch.get(name)
-    return isinstance(value, Tensor) and value.is_floating_point() and value.shape[-1] in (2, 3)
+    return is_float(value) and value.shape[-1] in (2, 3)
 
 
 def _explain_ratio(context: Context, ratio: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sightline.compute.layers.batch_norm import uses_batch_statistics
 from sightline.contract.errors import summarise_error
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.device import seed_torch, to_device
 from sightline.engine.optimizers import apply_freezing
@@ -207,8 +207,8 @@ def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
         return None
     model, group_batch, single_batch, min_share = (
         isolated_copy(group.model).double(),
-        _to_float64(group.batch),
-        _to_float64(single.batch),
+        tree_cast(group.batch, torch.float64),
+        tree_cast(single.batch, torch.float64),
         _ROUNDING_SHARE,
     )
     try:
@@ -290,11 +290,6 @@ def _judge_memory(group: _Group) -> Fault | None:
         layer=buffers[0].rpartition(".")[0] or None if buffers else None,
         evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
     )
-
-
-def _to_float64(batch: Batch) -> Batch:
-    converted: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    return converted
 
 
 def _perturb_batch(batch: Batch, seed: int) -> Batch:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
-from sightline.contract.pytree import tree_leaves
+from sightline.contract.pytree import is_float, tree_leaves
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.instrument import record
@@ -320,7 +320,7 @@ def _zero_faults(context: Context) -> Iterator[Fault]:
     ):
         return
     outputs = {
-        name: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
+        name: value.clone().requires_grad_() if is_float(value) else value
         for name, value in rehearsal.seen_outputs.items()
     }
     total = sum(term.sum() for term in loss_sums(job, rehearsal.batch, outputs).values())
