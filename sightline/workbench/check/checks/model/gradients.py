@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,13 @@ from sightline.engine.step import single_batch_step
 from sightline.instrument import record
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check, first_steps
+from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.oracles.results import loss_sums
 
+_diagnose = functools.partial(diagnose, __file__)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers with a unit for each output channel."""
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
@@ -128,15 +131,9 @@ def _make_note(flows: Sequence[LayerGradient]) -> Fault:
     ]
     moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
     smallest, largest = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
-    return Fault(
-        f"gradients are {smallest.ratio:.1e} to {largest.ratio:.1e} of their weights at the first step",
-        severity="note",
-        causes=("model.init",),
-        measured=f"{len(flows)} layers; smallest ratio in {smallest.name}",
-        expected=f"within a factor of {1 / _MIN_RELATIVE_RATIO:g} of the median",
-        action="nothing",
-        evidence={"table": {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}},
-    )
+    table = {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}
+    measured, factor = f"{len(flows)} layers; smallest ratio in {smallest.name}", 1 / _MIN_RELATIVE_RATIO
+    return _diagnose("sizes", measured, smallest=smallest, largest=largest, factor=factor, evidence={"table": table})
 
 
 def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
@@ -146,20 +143,14 @@ def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
         return
     median = statistics.median(ratios.values())
     smallest, largest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
-    for name, is_far, effect in (
-        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanish before they reach"),
-        (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "explode in"),
+    for name, is_far, diagnosis in (
+        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanishing"),
+        (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "exploding"),
     ):
         if is_far:
-            yield Fault(
-                f"gradients {effect} '{name}'",
-                severity="warning",
-                layer=name,
-                measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
-                expected=f"between {_MIN_RELATIVE_RATIO:g} and {_MAX_RELATIVE_RATIO:g} times the median {median:.2e}",
-                causes=("model.init", "model.activation", "model.numerics"),
-                action="look at the initial weights around it, and at activations that saturate after it",
-            )
+            measured = f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's"
+            bounds = {"low": _MIN_RELATIVE_RATIO, "high": _MAX_RELATIVE_RATIO, "median": median}
+            yield _diagnose(diagnosis, measured, layer=name, **bounds)
 
 
 def _leave_out_idle_branches(context: Context, faults: Sequence[Fault]) -> list[Fault]:
@@ -246,18 +237,9 @@ def _coverage_faults(context: Context) -> Iterator[Fault]:
     foreign = len(optimised - trained_ids)
     if not left_out and not foreign:
         return
-    yield _make_fault(
-        left_out,
-        f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
-        if left_out
-        else f"the optimiser holds {foreign} parameters that are not the model's",
-        causes=("optim.param_coverage", "model.frozen_unintended", "model.unregistered"),
-        at="optimizer",
-        measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are optimised"
-        + (f"; {foreign} that it holds belong to another object" if foreign else ""),
-        expected="each trainable parameter in exactly one group, unless optimizer.frozen names it",
-        action="make the optimiser last, from the model that is trained; name frozen modules in optimizer.frozen",
-    )
+    measured = f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are optimised"
+    measured += f"; {foreign} that it holds belong to another object" if foreign else ""
+    yield _make_fault(left_out, "left out" if left_out else "foreign", measured, foreign=foreign)
 
 
 def registration_faults(model: nn.Module) -> Iterator[Fault]:
@@ -277,17 +259,9 @@ def registration_faults(model: nn.Module) -> Iterator[Fault]:
             continue
         registered |= {id(value) for _, value in iter_reachable(attributes, nn.Parameter)}
         attribute = paths[0].split("]", 1)[0].strip("['")
-        yield _make_fault(
-            [f"{name}.{attribute}".lstrip(".")],
-            f"'{attribute}' holds layers that the model does not register, so they are never trained",
-            layer=name or type(module).__name__,
-            causes=("model.unregistered", "optim.param_coverage"),
-            at="model",
-            measured=f"{len(paths)} parameters in a {type(attributes.get(attribute)).__name__} get gradients, "
-            "and are not among model.parameters()",
-            expected="every parameter that takes part is registered",
-            action=f"make '{attribute}' an nn.ModuleList, nn.ModuleDict or nn.ParameterList",
-        )
+        kind, names = type(attributes.get(attribute)).__name__, [f"{name}.{attribute}".lstrip(".")]
+        measured = f"{len(paths)} parameters in a {kind} get gradients, and are not among model.parameters()"
+        yield _make_fault(names, "unregistered", measured, layer=name or type(module).__name__, attribute=attribute)
 
 
 def _term_faults(context: Context) -> Iterator[Fault]:
@@ -298,15 +272,8 @@ def _term_faults(context: Context) -> Iterator[Fault]:
         is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
         if not is_counted or term.requires_grad or _is_frozen_by_config(context, name):
             continue
-        yield _make_fault(
-            [],
-            f"the loss '{name}' has no gradient: it is cut off from the model",
-            causes=("loss.detached", "model.frozen_unintended"),
-            at=context.loss_path(name),
-            measured=f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False",
-            expected="a sum that depends on the model's parameters",
-            action="look for detach(), no_grad, numpy() or argmax between the model's outputs and this loss",
-        )
+        measured = f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False"
+        yield _make_fault([], "cut-off loss", measured, name=name, at=context.loss_path(name))
 
 
 def _zero_faults(context: Context) -> Iterator[Fault]:
@@ -327,18 +294,8 @@ def _zero_faults(context: Context) -> Iterator[Fault]:
     leaves = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
     gradients = torch.autograd.grad(total, leaves, allow_unused=True) if isinstance(total, Tensor) and leaves else ()
     is_of_loss = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-    yield _make_fault(
-        [],
-        "every gradient is exactly 0: nothing can be learnt",
-        causes=("loss.detached", "loss.form") if is_of_loss else ("model.activation", "model.init"),
-        at="losses" if is_of_loss else "model",
-        measured=f"0 in {len(rehearsal.gradients)} parameters; "
-        + ("the losses do not depend on the outputs" if is_of_loss else "the losses depend on the outputs"),
-        expected="gradients other than 0 in the first step",
-        action="look for detach(), argmax, rounding, or a factor of 0 in the losses"
-        if is_of_loss
-        else "look for rounding, and for an activation that is 0 for every input, such as a ReLU after a negative bias",
-    )
+    diagnosis = "zero by the losses" if is_of_loss else "zero by the model"
+    yield _make_fault([], diagnosis, number_zero=len(rehearsal.gradients))
 
 
 def _reach_faults(context: Context) -> Iterator[Fault]:
@@ -366,9 +323,12 @@ def _reach_faults(context: Context) -> Iterator[Fault]:
         ([name for name in cut if name in unread], "unread"),
         ([name for name in cut if name not in unread], "cut"),
     )
+    words = {"tries": rehearsal.num_tries, "samples": rehearsal.num_samples, "outputs": ", ".join(sorted(idle_outputs))}
     for names, reason in groups:
+        is_waited_for = reason == "unused" and context.world.size > 1
+        causes = {"causes": ("dist.unused_params", "model.structure")} if is_waited_for else {}
         if names:
-            yield _make_silent_fault(context, names, reason, idle_outputs)
+            yield _make_fault(names, reason, **words, **causes)
 
 
 def _loss_faults(context: Context) -> Iterator[Fault]:
@@ -384,75 +344,15 @@ def _loss_faults(context: Context) -> Iterator[Fault]:
         and not name.startswith(frozen_prefixes)
     ]
     if silent:
-        yield _make_fault(
-            silent,
-            f"{len(silent)} parameter(s) of losses get no gradient",
-            causes=("loss.detached", "model.structure"),
-            at="losses",
-            measured=f"no gradient in {context.dry_run.num_tries} micro-batches",
-            expected="the loss depends on each of its parameters",
-            action="use them in the loss's forward, or make them buffers if they are constants",
-        )
-
-
-def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Fault:
-    is_alone = context.world.size == 1
-    unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
-    rehearsal = context.dry_run
-    causes, detail, action = {
-        "unused": (
-            unused,
-            f"only the outputs {', '.join(sorted(idle_outputs))} depend on them, which no loss reads",
-            "give these outputs a loss, or take the head out; several processes would wait for its gradients",
-        ),
-        "detached": (
-            ("loss.detached", "dist.unused_params"),
-            "a loss reads outputs that depend on them, but its value does not",
-            "look for detach(), no_grad or argmax between these outputs and the loss",
-        ),
-        "idle": (
-            ("model.structure", "dist.unused_params"),
-            "their modules never ran",
-            "call these modules in forward, take them out, or declare them in optimizer.frozen",
-        ),
-        "unread": (
-            ("dist.unused_params", "model.structure", "model.frozen_unintended"),
-            "their modules ran, but no output changes with their values",
-            "return what they compute and give it a loss, or take them out; several processes would wait for gradients",
-        ),
-        "cut": (
-            ("model.frozen_unintended", "model.structure", "dist.unused_params"),
-            "their modules ran, but no output depends on them",
-            "look for detach(), no_grad or .data in the model, or declare them in optimizer.frozen",
-        ),
-    }[reason]
-    return _make_fault(
-        names,
-        f"{len(names)} parameter(s) get no gradient",
-        causes=causes,
-        at="model",
-        measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {detail}",
-        expected="a gradient in at least one of them, unless optimizer.frozen names the module",
-        action=action,
-    )
+        yield _make_fault(silent, "of a loss", tries=context.dry_run.num_tries)
 
 
 def _intent_faults(context: Context) -> Iterator[Fault]:
     """Yield a fault for parameters with requires_grad False that the config does not freeze."""
     frozen_names = _find_frozen_names(context)
     frozen = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in frozen_names]
-    if not frozen:
-        return
-    yield _make_fault(
-        frozen,
-        f"{len(frozen)} parameter(s) frozen, though the config freezes nothing there",
-        severity="warning",
-        causes=("model.frozen_unintended", "cfg.contract"),
-        at="optimizer.frozen",
-        measured="requires_grad False",
-        expected="requires_grad True, unless optimizer.frozen names the module",
-        action="declare them in optimizer.frozen, make them buffers if they are constants, or let them train",
-    )
+    if frozen:
+        yield _make_fault(frozen, "frozen")
 
 
 def _find_frozen_names(context: Context) -> set[str]:
@@ -523,13 +423,15 @@ def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping
     return tape.outputs, terms
 
 
-def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:
-    shown = join_some(names, most=_MAX_SHOWN)
+def _make_fault(names: Sequence[str], diagnosis: str, measured: str = "", **words: Any) -> Fault:
+    """Make the fault of some parameters, which its summary lists; `number` is the word for how many there are."""
     first = names[0] if names else None
-    return Fault(
-        summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),
+    fault = _diagnose(diagnosis, measured, number=len(names), **words)
+    is_listed = bool(names) and f"'{first}'" not in fault.summary
+    return dataclasses.replace(
+        fault,
+        summary=fault.summary + (f": {join_some(names, most=_MAX_SHOWN)}" if is_listed else ""),
         param=first,
-        layer=layer or (_get_owner(first) or None if first else None),
+        layer=fault.layer or (_get_owner(first) or None if first else None),
         evidence={"parameters": list(names[:_MAX_SHOWN]), "num_parameters": len(names)},
-        **fields,
     )
