@@ -41,12 +41,10 @@ def _missing_field_faults(context: Context) -> Iterator[Fault]:
                 survey,
                 name,
                 "always there" if len(missing) < survey.num_sampled else "there",
-                f"the data set declares '{name}', its samples lack it",
                 sample=missing[0],
                 measured=", ".join(offered) or "nothing",
                 detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
-                expected=f"'{name}' in every sample, as info.fields lists it",
-                action=f"return '{name}' from the data set, or take it out of info.fields{suggest(name, offered)}",
+                suggestion=suggest(name, offered),
             )
 
 
@@ -235,15 +233,12 @@ def _stored_faults(context: Context) -> Iterator[Fault]:
             yield broken_field(
                 survey,
                 name,
-                "finite",
-                f"'{name}' has {fault.value} in {statistics.num_non_finite} of the samples looked at",
-                severity="error" if is_read else "note",
+                "finite" if is_read else "finite, though unread",
                 sample=fault.sample,
                 measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
                 joined="of",
-                expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
-                action="repair or leave out the sample where the data set reads it; mark missing values by a mask, "
-                "not by NaN",
+                found=fault.value,
+                number=statistics.num_non_finite,
                 evidence={"samples": statistics.num_non_finite},
             )
 
