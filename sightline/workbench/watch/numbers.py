@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
+from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_SKIPPED = 25
 """Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10
@@ -83,33 +86,25 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
                 rows = (
                     (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
                 )
-                is_input = kind == "input"
-                return Fault(
-                    f"the model's {kind} '{path}' is not finite"
-                    + ("" if is_input else ": its forward pass makes it so"),
-                    causes=("data.corrupt_sample", "data.normalisation") if is_input else (),
-                    measured=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values, samples {rows[:5]}",
-                    action="repair or leave out the sample, or correct the transform that makes it" if is_input else "",
+                return _diagnose(
+                    kind,
+                    path=path,
+                    bad=int((~tensor.isfinite()).sum()),
+                    total=tensor.numel(),
+                    rows=rows[:5],
                     sample=rows[0] if rows else None,
-                    evidence={"stage": "data" if is_input else "forward"},
+                    evidence={"stage": "data" if kind == "input" else "forward"},
                 )
     if not math.isfinite(loss):
-        return Fault(
-            f"the loss is {loss} though the model's outputs are finite",
-            causes=("loss.form", "model.numerics", "loss.normaliser"),
-            measured=f"loss {loss}",
-            action="look for log(0), 0/0 or an overflow in the loss; take logits, not probabilities",
-            evidence={"stage": "loss"},
-        )
+        return _diagnose("loss", loss=loss, evidence={"stage": "loss"})
     affected = [name for name, g in track.gradients.items() if not bool(g.isfinite().all())]
     last = affected[-1] if affected else None
-    return Fault(
-        f"the loss is finite, but its gradient is not, last in '{last}' in the order of the layers"
-        if last
-        else "the loss is finite, but its gradient is not",
-        causes=("model.numerics", "loss.form"),
-        measured=f"loss {loss:.4g}; {len(affected)} of {len(track.gradients)} gradients are not finite",
-        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
+    return _diagnose(
+        "gradient",
+        place=f", last in '{last}' in the order of the layers" if last else "",
+        loss=loss,
+        bad=len(affected),
+        total=len(track.gradients),
         param=last,
         layer=(last or "").rpartition(".")[0] or None,
         evidence={"stage": "backward"},
