@@ -12,7 +12,7 @@ from sightline.workbench.check.context import Context, check, surveys
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample, read_samples
 
-_MAX_QUERIES, _MAX_DISTANCES = 256, 2**19
+_MAX_QUERIES = 256
 _MIN_CLOUDS, _MIN_PAIRS = 3, 128
 _MIN_AGREEMENT = 0.2
 """Share above chance of nearest points with one label; parts of objects and of rooms have 0.6 or more, others 0."""
@@ -83,12 +83,18 @@ def _count_agreement(points: Tensor, label: Tensor) -> tuple[float, float, int]:
     shares = label.unique(return_counts=True)[1].double() / max(1, len(label))
     if len(shares) < 2:
         return 0.0, 0.0, 0
-    count = min(_MAX_QUERIES, 1 + _MAX_DISTANCES // len(points))
+    is_equal = compare_nearest(points, label, max_distances=2**19)
+    chance = float(shares.square().sum()) * len(is_equal)
+    return float(is_equal.sum()) - chance, len(is_equal) - chance, len(is_equal)
+
+
+def compare_nearest(points: Tensor, label: Tensor, *, max_distances: int) -> Tensor:
+    """Compare the labels (N,) of some points, evenly spaced in their order, with those of their nearest ones."""
+    count = min(_MAX_QUERIES, 1 + max_distances // len(points))
     some = torch.arange(0, len(points), max(1, len(points) // count))
     distances = torch.cdist(points[some], points)
     distances[torch.arange(len(some)), some] = torch.inf
-    chance = float(shares.square().sum()) * len(some)
-    return float((label[some] == label[distances.argmin(dim=1)]).sum()) - chance, len(some) - chance, len(some)
+    return label[some] == label[distances.argmin(dim=1)]
 
 
 @check(
