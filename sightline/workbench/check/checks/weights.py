@@ -1,15 +1,10 @@
-"""Checks of weights: initialisation, checkpoints, pre-training, the scale of features."""
+"""Checks of the weights that `init` names: whether they fit, are loaded, are trained, and on clouds of what form."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +13,7 @@ from sightline.compute.layers.quantisation.parametrised import bake_quantised_we
 from sightline.config import read_config
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import DataSubset, build_model
-from sightline.engine.device import to_device
+from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.runs import checkpoint
@@ -29,7 +22,7 @@ from sightline.runs.packed import unique_tensors
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context, check, initialisations
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 
 @check(
@@ -106,250 +99,6 @@ def _find_different_tensors(
         if tied.get(name, name) not in quantised
         if isinstance(value, Tensor) and not torch.equal(value.nan_to_num(), state[name].nan_to_num())
     ]
-
-
-_NUM_SAMPLES = 16
-_MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2
-_MAX_NONLINEARITY = 0.05
-_TINY = 1e-300
-
-
-class LayerScale(NamedTuple):
-    """RMS distance of a batch norm's inputs from its running mean, in running standard deviations (median channel)."""
-
-    layer: str
-    ratio: float
-
-
-@check(
-    "G39",
-    "feature-scale",
-    "preflight",
-    each=initialisations,
-    severity="warning",
-    causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
-)
-def feature_scale(context: Context, init: Init) -> Finding | None:
-    """The inputs of the first batch norms have the scale of the running averages that `init` loads.
-
-    Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
-
-    The averages describe the data that the weights were trained on, so no sample of it is needed.
-    Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
-    """
-    if context.built.job.step > 0:
-        return None
-    job, part, device = context.built.job, context.built.data.selection, context.world.device
-    try:
-        batch = sampled_batch(part, seed=context.config.seed)
-        batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
-        with job.precision.autocast(device):
-            scales = layer_scales(job.model, batch, job.task.predict)
-    except Exception:  # noqa: BLE001 - `first-step` reports any error
-        return None
-    return other_scale(scales, where=context.place("data"), source=init.source)
-
-
-def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
-    """Read up to sixteen evenly spaced samples of a split, enough to detect another scale."""
-    return part.reader([SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)])
-
-
-def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:
-    """Measure the input scale of each trained batch norm whose inputs double if the points are doubled.
-
-    These are the first norms: a norm removes the scale for the layers after it. `run` runs a model on a batch; it is
-    called on copies that use batch statistics, so fused kernels are included.
-    """
-    trained_norms = {name: module for name, module in model.named_modules() if _is_trained_norm(module)}
-    doubled = {**batch, "points": 2 * batch["points"]}
-    statistics, doubled_statistics = (_compute_statistics(model, inputs, run) for inputs in (batch, doubled))
-    scales = []
-    for name, module in trained_norms.items():
-        growth = (_compute_rms(*doubled_statistics[name]) / _compute_rms(*statistics[name]).clamp(min=_TINY)).median()
-        if abs(float(growth) - 2) > _MAX_NONLINEARITY:
-            continue
-        mean, variance = statistics[name]
-        running_mean, running_variance = _get_learned_averages(module)
-        deviation = variance + (mean - running_mean).square()
-        expected_variance = running_variance + module.eps
-        scales.append(LayerScale(name, float((deviation / expected_variance).sqrt().median())))
-    return scales
-
-
-def _is_trained_norm(module: Any) -> bool:
-    """Return True for a batch norm whose running averages are not the initial 0 and 1."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
-        return False
-    assert module.running_var is not None, "averages come in pairs"
-    return not (bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all()))
-
-
-def _get_learned_averages(module: Any) -> tuple[Tensor, Tensor]:
-    """Return the running mean (C,) and variance (C,) of a norm without the share of their initial values 0 and 1.
-
-    This share is (1 - momentum)^n after n batches; weights of other sources may not count batches.
-    """
-    count = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
-    share = 0.0 if count == 0 or module.momentum is None else (1 - module.momentum) ** count
-    mean, variance = module.running_mean.double(), module.running_var.double()
-    return mean / (1 - share), ((variance - share) / (1 - share)).clamp(min=_TINY)
-
-
-def _compute_statistics(
-    model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Compute the mean (C,) and variance (C,) of the inputs of each batch norm over one batch, by module name."""
-    copied = isolated_copy(model).train()
-    norms = {name: m for name, m in copied.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    for norm in norms.values():
-        norm.momentum = 1.0
-    with torch.no_grad():
-        run(copied, batch)
-    return {
-        name: (norm.running_mean.double(), norm.running_var.double())
-        for name, norm in norms.items()
-        if norm.running_mean is not None and norm.running_var is not None
-    }
-
-
-def _compute_rms(mean: Tensor, variance: Tensor) -> Tensor:
-    return (variance + mean.square()).sqrt()
-
-
-def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str) -> Finding | None:
-    """Return a finding if the first layer's scale is out of bounds for the weights of `source`, else None."""
-    finite = [scale for scale in scales if math.isfinite(scale.ratio) and scale.ratio > 0]
-    if not finite or not _is_out_of_scale(finite[0].ratio):
-        return None
-    first = finite[0]
-    times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
-    return feature_scale.finding(
-        dataclasses.replace(where, layer=first.layer),
-        f"the inputs of the loaded weights are {times} as in their training",
-        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
-        expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
-        action="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was "
-        "prepared (sightline data info DIR)",
-        evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
-    )
-
-
-def _is_out_of_scale(ratio: float) -> bool:
-    return not 1 / _MAX_SCALE <= ratio <= _MAX_SCALE
-
-
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_MAX_Z = 6.0
-_MAX_Z_CERTAIN = 3.0
-_MAX_RATIO = 3.0
-"""Maximum ratio of a weight's deviation to the largest deviation of all schemes for its size."""
-_MIN_SIZE = 16
-_ROUND_STDS = (1e-3, 1e-2, 2e-2)
-"""Standard deviations stated in papers: V2V-PoseNet, VGG, transformers."""
-_COLUMNS = ("layer", "weights", "mean", "std", "scheme", "std by the scheme", "z")
-
-
-@dataclass(frozen=True)
-class InitialWeight:
-    """Initial weights of a layer and the scheme that explains them.
-
-    `expected` is the standard deviation of the scheme, `z` the difference from it in standard errors, and `largest` the
-    largest deviation of all schemes for a layer of these sizes.
-    """
-
-    name: str
-    size: int
-    mean: float
-    std: float
-    scheme: str | None
-    expected: float
-    z: float
-    largest: float
-
-
-@check("G20", "initial-weights", "deep", config_path="model")
-def initial_weights(context: Context) -> Iterator[Fault]:
-    """The standard deviation of each weight is not far above the largest of the known initialisation schemes.
-
-    Finds: Initial weights larger than any initialisation scheme makes them, and the scheme of each layer.
-
-    Source: Glorot and Bengio 2010, eq. 12 and 16; He et al. 2015, eq. 10 and 14; LeCun et al. 1998, section 4.6.
-    """
-    if not context.is_fresh:
-        return
-    modules = [(name, m) for name, m in context.built.job.model.named_modules() if isinstance(m, _LAYERS)]
-    weights = [
-        find_scheme(name, module.weight.detach(), is_transposed=isinstance(module, nn.modules.conv._ConvTransposeNd))
-        for name, module in modules
-        if module.weight.numel() >= _MIN_SIZE
-    ]
-    if weights:
-        scheme_counts = Counter(start.scheme or "unknown scheme" for start in weights)
-        rows = [
-            [s.name, s.size, f"{s.mean:.1e}", f"{s.std:.3e}", s.scheme or "?", f"{s.expected:.3e}", f"{s.z:.1f}"]
-            for s in weights
-        ]
-        yield Fault(
-            "initial weights: " + "; ".join(f"{count} x {scheme}" for scheme, count in scheme_counts.most_common()),
-            severity="note",
-            causes=("model.init",),
-            measured=f"{len(weights)} weights of linear maps and convolutions",
-            expected="the standard deviation of its scheme for each",
-            action="nothing",
-            evidence={"table": {"title": "initial weights", "columns": list(_COLUMNS), "rows": rows}},
-        )
-    large = [weight for weight in weights if weight.std > _MAX_RATIO * weight.largest]
-    if large:
-        worst = max(large, key=lambda weight: weight.std / weight.largest)
-        yield Fault(
-            f"the initial weights of '{worst.name}' are larger than any scheme makes them",
-            severity="warning",
-            causes=("model.init", "model.numerics"),
-            layer=worst.name,
-            param=f"{worst.name}.weight",
-            measured=f"std {worst.std:.3g}, {worst.std / worst.largest:.3g} times the largest of the schemes",
-            expected=f"at most {_MAX_RATIO * worst.largest:.3g}",
-            action="initialise them by N(0, 2/fan_in) before a ReLU, or as in the paper",
-            evidence={"layers": [weight.name for weight in large[:10]], "num_layers": len(large)},
-        )
-
-
-def find_scheme(name: str, weight: Tensor, *, is_transposed: bool = False) -> InitialWeight:
-    """Find the scheme of a weight (out, in, kernel...), for transposed convolutions (in, out, kernel...)."""
-    window = math.prod(weight.shape[2:])
-    sizes = (weight.shape[1] * window, weight.shape[0] * window)
-    fan_in, fan_out = sizes[::-1] if is_transposed else sizes
-    values = weight.double().flatten()
-    mean, std = float(values.mean()), float(values.std(correction=0))
-    kurtosis = float(((values - mean) / std).pow(4).mean()) if std > 0 else 3.0
-    schemes = dict(_iter_schemes(fan_in, fan_out, sizes[0]))
-    largest = max(schemes.values())
-    if std == 0:
-        return InitialWeight(name, len(values), mean, std, "constant", 0.0, 0.0, largest)
-    error = math.sqrt(max(kurtosis - 1, 0.1) / (4 * len(values)))
-    misses = {scheme: abs(std / expected - 1) / error for scheme, expected in schemes.items()}
-    fitting = [scheme for scheme, miss in misses.items() if miss <= _MAX_Z_CERTAIN]  # the most common first
-    nearest = fitting[0] if fitting else min(misses, key=lambda scheme: misses[scheme])
-    is_known = misses[nearest] <= _MAX_Z
-    return InitialWeight(
-        name, len(values), mean, std, nearest if is_known else None, schemes[nearest], misses[nearest], largest
-    )
-
-
-def _iter_schemes(fan_in: int, fan_out: int, second: int) -> Iterator[tuple[str, float]]:
-    """Yield the name and the standard deviation of each scheme, which uniform and normal forms share.
-
-    Torch computes its default from the second axis of a weight, in transposed convolutions too.
-    """
-    yield "torch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in))", 1 / math.sqrt(3 * second)
-    yield "LeCun, 1/sqrt(fan_in)", 1 / math.sqrt(fan_in)
-    yield "He, sqrt(2/fan_in)", math.sqrt(2 / fan_in)
-    yield "He, sqrt(2/fan_out)", math.sqrt(2 / fan_out)
-    yield "Glorot, sqrt(2/(fan_in + fan_out))", math.sqrt(2 / (fan_in + fan_out))
-    yield "orthogonal, 1/sqrt(the larger)", 1 / math.sqrt(max(fan_in, fan_out))
-    for std in _ROUND_STDS:
-        yield f"N(0, {std:g})", std
 
 
 @check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
