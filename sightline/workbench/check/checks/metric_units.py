@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
-from sightline.workbench.check.checks.metrics import metric_values
+from sightline.workbench.check.checks.synthetic_predictions import metric_values
 from sightline.workbench.check.context import Context, JudgedMetric, check, metrics
 from sightline.workbench.check.core.finding import Fault
 

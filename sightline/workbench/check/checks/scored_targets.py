@@ -17,7 +17,7 @@ from sightline.contract.types import Batch
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.check.checks.metrics import (
+from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
     PredictionMaker,
     SyntheticBatch,
