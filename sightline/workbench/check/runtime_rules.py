@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sightline.workbench.check.checks.model.gradients import no_gradient
+from sightline.workbench.check.checks.model.no_gradient import no_gradient
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.context import FindingBuilder
 from sightline.workbench.check.core.finding import Fault

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
-from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault, registration_faults
+from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
+from sightline.workbench.check.checks.model.no_gradient import registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 
