@@ -16,7 +16,7 @@ from sightline.contract.types import ComponentConfig
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.workbench.check.checks.initial_loss import expected_mean_square, initial_squares
-from sightline.workbench.check.checks.loss_progress import trivial_predictions, trivial_predictors
+from sightline.workbench.check.checks.loss_constants import trivial_predictions, trivial_predictors
 from sightline.workbench.check.checks.model.gradients import _measure_layers, gradient_flow
 from sightline.workbench.check.checks.model.norms import input_variances, norm_variance
 from sightline.workbench.check.checks.model.outputs import final_activation
