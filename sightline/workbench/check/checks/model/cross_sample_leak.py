@@ -21,11 +21,13 @@ from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
 from sightline.instrument.formats import get_format
 from sightline.workbench.check.context import Context, check, evaluations, first_steps
+from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import is_standardised
 
+_diagnose = partial(diagnose, __file__)
 _SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 """Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
 _ROUNDING_SHARE = 2.0**-36  # share of the largest value in float64: a hundred thousand rounding errors
@@ -35,7 +37,6 @@ _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
 _IN_INPUTS = "already in the inputs of the model: the collated batch differs"
 _LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
-_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
 
 @check(
@@ -107,6 +108,9 @@ class _Difference:
     @property
     def share(self) -> float:
         return self.largest / self.scale if self.scale > 0 else 0.0
+
+    def evidence(self) -> dict[str, Any]:
+        return {"output": self.name, "largest difference": self.largest, "largest value": self.scale}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,14 +284,9 @@ def _judge_memory(group: _Group) -> Fault | None:
         return None
     worst = max(changes, key=lambda change: change.share)
     written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
-    return Fault(
-        f"what the model returns for a sample depends on the samples before it: '{worst.name}' differs",
-        measured=f"{sample.name} after a pass of {other.name} and after a pass of its own, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{written}",
-        action="let the forward pass write to buffers and attributes only where self.training is True",
-        layer=buffers[0].rpartition(".")[0] or None if buffers else None,
-        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-    )
+    layer = buffers[0].rpartition(".")[0] or None if buffers else None
+    words = {"worst": worst, "single": sample, "other": other, "written": written}
+    return _diagnose("memory", layer=layer, evidence=worst.evidence(), **words)
 
 
 def _perturb_batch(batch: Batch, seed: int) -> Batch:
@@ -349,51 +348,23 @@ def _record_calls(
 def _make_leak(
     group: _Group, single: _Single, worst: _Difference, layer: str, location: str, *, is_normed: bool = False
 ) -> Fault:
-    module = group.model.get_submodule(layer)
-    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
+    words = {"worst": worst, "single": single, "others": others[0], "evidence": worst.evidence()}
     if location == _IN_INPUTS:
-        return Fault(
-            f"a sample is another in a batch than alone, before the model: its '{worst.name}' differs",
-            causes=("data.pairing", "data.padding", "model.cross_sample_leak"),
-            measured=f"{single.name} alone and in a batch with {others[0]}: {location}",
-            action="look at what makes or changes whole batches: `get_batch`, `collate`, a transform",
-            at="data",
-            evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-        )
-    return Fault(
-        f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
-        causes=("model.norm_mode", "model.cross_sample_leak")
-        if is_norm
-        else ("model.structure", "model.cross_sample_leak", "model.norm_mode")
-        if is_normed
-        else (),
-        measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}"
-        + (f"; '{worst.name}' has mean 0 and deviation 1 in both" if is_normed else ""),
-        action=_NORM_ACTION
-        if is_norm
-        else f"look for a norm after the last layer: '{worst.name}' is standardised over the whole batch"
-        if is_normed
-        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
-        layer=layer or None,
-        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-    )
+        return _diagnose("before the model", location=location, **words)
+    is_norm = isinstance(group.model.get_submodule(layer), nn.modules.batchnorm._BatchNorm)
+    diagnosis = "norm" if is_norm else "standardised" if is_normed else "leak"
+    first = f"{', ' if location else ''}{location}"
+    normed = f"; '{worst.name}' has mean 0 and deviation 1 in both" if is_normed else ""
+    return _diagnose(diagnosis, location=first + normed, layer=layer or None, **words)
 
 
 def _make_failure(group: _Group, single: _Single, error: Exception) -> Fault:
     norms = (name for name, module in group.model.named_modules() if _uses_batch_norm_statistics(module))
     norm = next(norms, None)
-    return Fault(
-        f"the model fails for a sample alone, not for two: {type(error).__name__}",
-        causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
-        measured=f"{single.name} alone, in evaluation mode: {summarise_error(error)}",
-        action=_NORM_ACTION
-        if norm is not None
-        else "look for an axis of length 1 that is dropped (squeeze), or a number that one sample does not have",
-        layer=norm,
-    )
+    words = {"kind": type(error).__name__, "single": single, "reason": summarise_error(error)}
+    return _diagnose("fails alone" if norm is None else "fails alone by a norm", layer=norm, **words)
 
 
 def _uses_batch_norm_statistics(module: nn.Module) -> bool:
