@@ -9,7 +9,7 @@ from typing import Any
 
 from sightline.workbench.check.core.finding import Fault
 
-_FIELDS = ("severity", "causes", "at", "split", "dataset", "sample", "layer", "param", "step", "evidence")
+_FIELDS = ("severity", "causes", "where", "at", "split", "dataset", "sample", "layer", "param", "step", "evidence")
 _NUMBERS = ("value", "bound", "sureness")
 
 
