@@ -20,12 +20,12 @@ def read_diagnoses(file: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def diagnose(module: str, diagnosis: str, measured: str = "", **words: Any) -> Fault:
+def diagnose(module: str, diagnosis: str, measured: str = "", /, **words: Any) -> Fault:
     """Make a fault by its row in the file of JSON that has the name of a module's file."""
     return make_fault(Path(module).with_suffix(".json"), diagnosis, measured, **words)
 
 
-def make_fault(file: Path, diagnosis: str, measured: str = "", **words: Any) -> Fault:
+def make_fault(file: Path, diagnosis: str, measured: str = "", /, **words: Any) -> Fault:
     """Make a fault by its row in a file.
 
     A row has what it `says`, and what is `expected`, `measured` and to `do`, with the names of `words` in braces, and

@@ -248,7 +248,7 @@ def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping
     return tape.outputs, terms
 
 
-def _make_fault(names: Sequence[str], diagnosis: str, measured: str = "", **words: Any) -> Fault:
+def _make_fault(names: Sequence[str], diagnosis: str, measured: str = "", /, **words: Any) -> Fault:
     """Make the fault of some parameters, which its summary lists; `number` is the word for how many there are."""
     first = names[0] if names else None
     fault = _diagnose(diagnosis, measured, number=len(names), **words)
