@@ -27,7 +27,7 @@ from sightline.engine.distributed import World
 from sightline.parts.tasks.distillation import DistillationTask
 from sightline.parts.tasks.supervised import Supervised
 from sightline.runs import packed
-from sightline.workbench.check.checks.compression_search import size_promise
+from sightline.workbench.check.checks.compression import size_promise
 from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.faults.planting import BENCHES, Plant, Planter, edit, join, wrap
 

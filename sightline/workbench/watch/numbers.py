@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
-from sightline.workbench.check.core.diagnoses import diagnose
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 

@@ -17,8 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from sightline.workbench.check.context import CHECKS, Context, check, losses
-from sightline.workbench.check.core.diagnoses import make_fault, read_diagnoses
-from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
+from sightline.workbench.check.core.finding import (
+    Fault,
+    Finding,
+    Hypothesis,
+    explain,
+    is_near,
+    make_fault,
+    read_diagnoses,
+)
 from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw
 
 Relation = Callable[[LossCase], Fault | None]

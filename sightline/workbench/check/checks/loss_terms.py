@@ -21,9 +21,8 @@ from sightline.engine.step import compute_batch_losses, divide_by_count, prepare
 from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.context import Context, assignments, check
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
+from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, diagnose, explain, is_near
 from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs

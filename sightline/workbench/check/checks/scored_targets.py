@@ -28,9 +28,8 @@ from sightline.workbench.check.checks.synthetic_predictions import (
     score_metric,
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault, Finding, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis, describe_sample, read_samples
 from sightline.workbench.check.oracles.results import FixedOutputs
 

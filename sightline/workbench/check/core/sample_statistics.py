@@ -25,8 +25,7 @@ from sightline.contract.types import Dataset, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
-from sightline.workbench.check.core.diagnoses import diagnose
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
 _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change

@@ -17,9 +17,8 @@ from sightline.engine.batch_stream import BatchLoader
 from sightline.engine.build import DataSubset
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check, splits
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, step_keys
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import broken_field, read_samples
 
 _diagnose = functools.partial(diagnose, __file__)

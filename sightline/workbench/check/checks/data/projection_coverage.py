@@ -18,8 +18,7 @@ from sightline.compute.geometry.scans.projection import RangeView, compute_pixel
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.diagnoses import diagnose
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys, read_samples
 from sightline.workbench.describe.report import projection_view
 

@@ -21,10 +21,9 @@ from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
 from sightline.instrument.formats import get_format
 from sightline.workbench.check.context import Context, check, evaluations, first_steps
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import is_standardised
 
 _diagnose = partial(diagnose, __file__)

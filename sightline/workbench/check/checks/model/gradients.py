@@ -1,4 +1,4 @@
-"""Gradients that vanish or explode in the backward pass, and dead units, at the first step."""
+"""First signals of a network: gradients that vanish or explode, dead units, inputs of norms that vary too little."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
+from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context, check, first_steps
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
+from sightline.workbench.check.oracles.results import float64, tree_map
 
 _diagnose = functools.partial(diagnose, __file__)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -190,3 +191,60 @@ def make_dead_fault(layer: str, share: float, num_units: int) -> Fault:
         layer=layer,
         measured=f"the gradient is exactly 0 for {round(share * num_units)} of {num_units} units",
     )
+
+
+_MIN_RATIO = 10.0
+_NORM_COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
+
+
+@check(
+    "G20",
+    "norm-variance",
+    "deep",
+    each=first_steps,
+    severity="note",
+    causes=("model.init", "data.normalisation", "model.norm_mode"),
+    config_path="model",
+)
+def norm_variance(context: Context, step: DryRun) -> Fault | None:
+    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps).
+
+    Finds: Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1.
+    """
+    modules: dict[str, Any] = dict(context.built.job.model.named_modules())
+    variances = {name: float(v.median()) for name, v in input_variances(context).items()}
+    small = {name: v for name, v in variances.items() if v < _MIN_RATIO * modules[name].eps}
+    if not small:
+        return None
+    rows = [
+        [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
+    ]
+    smallest = min(small, key=lambda name: small[name])
+    return Fault(
+        f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
+        layer=smallest,
+        measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
+        expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
+        action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
+        evidence={"table": {"title": "batch norms of small inputs", "columns": list(_NORM_COLUMNS), "rows": rows}},
+    )
+
+
+def input_variances(context: Context) -> dict[str, Tensor]:
+    """Measure the unbiased input variance (C,) of each batch norm in the first step, by module name.
+
+    It is read from the running averages after one float64 pass, so that norms inside fused kernels are included.
+    """
+    job = context.built.job
+    model = isolated_copy(job.model).double().train()
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+    }
+    for norm in norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over one batch equals its statistics
+    batch = tree_map(context.dry_run.batch, float64)
+    compute_batch_losses(job.task, model, batch, context.world.device)
+    return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

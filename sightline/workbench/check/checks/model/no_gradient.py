@@ -17,9 +17,8 @@ from sightline.engine.step import single_batch_step
 from sightline.instrument import record
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.oracles.results import loss_sums
 

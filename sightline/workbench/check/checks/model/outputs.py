@@ -19,9 +19,8 @@ from torch import Tensor
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault, Finding, diagnose
 from sightline.workbench.check.core.object_graph import output_range
 from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss

@@ -20,9 +20,8 @@ from sightline.instrument import ModuleCall, record, watch_gradient
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, gather_findings
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose, gather_findings
 from sightline.workbench.check.core.object_graph import iter_nodes
 from sightline.workbench.check.core.sample_statistics import describe_sample
 

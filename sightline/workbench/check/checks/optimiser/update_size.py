@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from sightline.engine.step import weighted_sum
 from sightline.workbench.check.checks.optimiser.zero_learning_rate import compute_rates
 from sightline.workbench.check.context import Context, check, first_steps
-from sightline.workbench.check.core.diagnoses import diagnose
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
 _diagnose = functools.partial(diagnose, __file__)
 _MAX_MATRICES, _MAX_NUMBERS = 8, 2**18

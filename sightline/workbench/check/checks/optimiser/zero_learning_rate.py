@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.diagnoses import diagnose
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
 _diagnose = functools.partial(diagnose, __file__)
 _MAX_STEPS = 20_000
