@@ -116,13 +116,13 @@ def _format_row(result: BenchmarkResult) -> Sequence[str]:
         result.name,
         result.baseline,
         f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-        f"{_format_time(result.seconds.cpu)}, {_format_time(result.baseline_seconds.cpu)}",
-        f"{_format_time(result.seconds.wall)}, {_format_time(result.baseline_seconds.wall)}",
+        f"{format_time(result.seconds.cpu)}, {format_time(result.baseline_seconds.cpu)}",
+        f"{format_time(result.seconds.wall)}, {format_time(result.baseline_seconds.wall)}",
         f"{_format_memory(result.peak_bytes)}, {_format_memory(result.baseline_peak_bytes)}",
     )
 
 
-def _format_time(seconds: float) -> str:
+def format_time(seconds: float) -> str:
     """Format seconds with three digits in s, ms or µs."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:

@@ -12,7 +12,7 @@ from sightline.commands.look import DescribeOptions, ProfileOptions
 from sightline.config import RunConfig
 from sightline.contract.catalogue import load_members
 from sightline.contract.errors import RunError, UserError
-from sightline.engine.build import TrainingSetup, build
+from sightline.engine.build import TrainingSetup, build, find_unused_format
 from sightline.engine.device import set_backends
 from sightline.engine.distributed import World, start_world
 from sightline.engine.launcher import launch, resolve_num_processes
@@ -26,8 +26,8 @@ from sightline.workbench.describe.profiling import (
     NUM_WARM,
     Setting,
     SettingTrial,
-    find_unused_format,
     measure_processes,
+    name_setting,
     name_setting_in_errors,
     parse_settings,
     profile_document,
@@ -201,8 +201,8 @@ def profile(options: ProfileOptions) -> int:
             note = world.rank_zero_only(print_note)
             tried = try_settings(trials, world, num_steps=options.steps, num_rounds=options.rounds, note=note)
             world.rank_zero_only(_report_settings)(document | {"tried": tried}, options)
-        elif world.size == 1 and (unused := find_unused_format(built.config, world.device)) is not None:
-            _try_unused(unused, document, built, world, options)
+        elif world.size == 1 and (unused := find_unused_format(built.config, world)) is not None:
+            _try_unused(name_setting(unused.overrides), document, built, world, options)
         if trace is not None:
             world.rank_zero_only(print_note)(
                 f"written: {options.out}/profile.json, and {trace.name} for https://ui.perfetto.dev or chrome://tracing"

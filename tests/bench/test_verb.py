@@ -102,7 +102,7 @@ def test_what_only_a_checkout_has_is_one_line(words: list[str], expected: str) -
 
 @pytest.mark.parametrize(("seconds", "told"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs")])
 def test_times_are_told_in_a_unit_that_fits(seconds: float, told: str) -> None:
-    assert bench._format_time(seconds) == told
+    assert bench.format_time(seconds) == told
 
 
 @pytest.mark.parametrize(("size", "told"), [(None, "?"), (52_224, "51.0 KiB"), (3 * 2**20, "3.0 MiB")])

@@ -229,6 +229,7 @@ def test_codes_are_stable() -> None:
         "unscored-points",
         "untrained-class",
         "untrained-loss",
+        "unused-format",
         "update-size",
         "zero-learning-rate",
         "gradient-flow",

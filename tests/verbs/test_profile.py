@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from sightline.config import read_config
-from sightline.workbench.describe.profiling import find_unused_format
+from sightline.engine.build import find_unused_format
+from sightline.engine.distributed import World
+from sightline.workbench.describe.profiling import Setting, name_setting
 from tests.cases import run_each
 from tests.command import run_here, succeed
 from tests.runs.broken_off import run_forked
@@ -66,9 +67,11 @@ def test_a_format_that_the_config_leaves_unused_is_measured(
 def test_channels_last_is_part_of_it_where_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
     config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_salsanext.yaml")
-    setting = find_unused_format(config, torch.device("cpu"))
-    assert setting is not None
-    assert setting.overrides == ("train.precision=bf16", "model.channels_last=true")
+    unused = find_unused_format(config, World())
+    assert unused is not None
+    assert name_setting(unused.overrides) == Setting(
+        "bf16+channels_last", ("train.precision=bf16", "model.channels_last=true")
+    )
 
 
 @pytest.mark.processes

@@ -29,11 +29,10 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from sightline.config import RunConfig
 from sightline.config.overrides import split_values
-from sightline.contract import registry
 from sightline.contract.errors import RunError, UserError, summarise_error
 from sightline.contract.schema import suggest
 from sightline.engine.build import TrainingSetup
-from sightline.engine.device import resolve_precision, seed_everything, set_backends
+from sightline.engine.device import seed_everything, set_backends
 from sightline.engine.distributed import World
 from sightline.engine.records import StepRecord
 from sightline.engine.train import TrainState, train
@@ -278,16 +277,10 @@ def parse_settings(texts: Sequence[str]) -> list[Setting]:
     return settings
 
 
-def find_unused_format(config: RunConfig, device: torch.device) -> Setting | None:
-    """Find the setting in which the machine computes in bf16, with channels last where the model has such a layout.
-
-    None if the config computes so already, in a format of its own choice, or if the machine has no bf16 instructions.
-    """
-    if config.train.precision != "float32" or resolve_precision("auto", device) != "bf16":
-        return None
-    has_layout = "channels_last" in registry.models.get_entry(config.model.name).parameters
-    is_free = has_layout and not config.model.arguments.get("channels_last", False)
-    return _parse_setting("bf16+channels_last" if is_free else "bf16")
+def name_setting(overrides: Sequence[str]) -> Setting:
+    """Return the setting of overrides that all have a short name, by which `--try` takes it: `bf16+channels_last`."""
+    names = {override: name for name, override in _NAMED_SETTINGS.items()}
+    return Setting("+".join(names[override] for override in overrides), tuple(overrides))
 
 
 def try_settings(

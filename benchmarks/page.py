@@ -1,0 +1,62 @@
+"""Tables of docs/results/bench.md from documents of `python -m benchmarks`: a row for each implementation.
+
+    python -m benchmarks --json default.json; python -m benchmarks --keep-memory --json kept.json
+    python -m benchmarks.page default.json kept.json > tables.md
+
+Of the first document every row is shown; a second one of the same cases, with malloc keeping what is freed, adds its
+ratio. A row that a later document of the same settings repeats is replaced: `default.json+again.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline.verbs.bench import format_time
+
+Row = Mapping[str, Any]
+HEAD = ("case and form", "baseline", "times as fast", "kept memory", "CPU, ours / theirs", "peak MiB, ours / theirs")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables of one or two groups of documents, a table for each suite."""
+    default, *others = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
+    rows, kept = merge_rows(default), merge_rows(others[0]) if others else {}
+    for suite in dict.fromkeys(name.partition("/")[0] for name in rows):
+        lines = [HEAD, ("---",) * len(HEAD)]
+        lines += [format_row(row, kept.get(name)) for name, row in rows.items() if name.startswith(f"{suite}/")]
+        print(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")  # noqa: T201
+
+
+def merge_rows(documents: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
+    """Return the rows of documents by name, each from the last document that has it."""
+    return {row["name"]: row for document in documents for row in document["cases"]}
+
+
+def format_row(row: Row, kept: Row | None) -> tuple[str, ...]:
+    """Format a row, and the ratio of the same row with kept memory."""
+    return (
+        row["name"].partition("/")[2],
+        row["baseline"],
+        format_ratio(row),
+        "" if kept is None else format_ratio(kept),
+        " / ".join(map(format_time, (row["cpu_s"], row["baseline_cpu_s"]))),
+        " / ".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes")),
+    )
+
+
+def format_ratio(row: Row) -> str:
+    """Format the median of a ratio with its quartiles."""
+    return "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})".format_map(row)
+
+
+def format_mebibytes(size: int | None) -> str:
+    """Format bytes as MiB; a question mark where they were not measured."""
+    return "?" if size is None else f"{size / 2**20:.0f}"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

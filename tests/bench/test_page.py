@@ -1,0 +1,35 @@
+"""Tables of the page of benchmarks: a row for each implementation, ratios with and without kept memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.page import main
+
+
+def make_row(name: str, ratio: float, **changes: Any) -> dict[str, Any]:
+    times = {"cpu_s": 0.5, "baseline_cpu_s": 0.5 * ratio, "peak_bytes": 2**20, "baseline_peak_bytes": None}
+    return {"name": name, "baseline": "plain", "ratio": ratio, "ratio_low": ratio - 0.1, "ratio_high": ratio + 0.1} | (
+        times | changes
+    )
+
+
+def test_rows_of_both_settings_are_joined_and_repeated_ones_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = {
+        "default": [make_row("geometry/knn/sightline", 3.0), make_row("models/step/sightline", 1.5)],
+        "again": [make_row("models/step/sightline", 2.0, cpu_s=0.0021)],
+        "kept": [make_row("geometry/knn/sightline", 2.5)],
+    }
+    for name, rows in documents.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"cases": rows}))
+    main([f"{tmp_path}/default.json+{tmp_path}/again.json", f"{tmp_path}/kept.json"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("###")] == ["### geometry", "### models"]
+    assert "| knn/sightline | plain | 3.00 (2.90 to 3.10) | 2.50 (2.40 to 2.60) | 500 ms / 1.5 s | 1 / ? |" in lines
+    assert "| step/sightline | plain | 2.00 (1.90 to 2.10) |  | 2.1 ms / 1 s | 1 / ? |" in lines
