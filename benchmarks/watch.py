@@ -28,7 +28,10 @@ from sightline.areas.contrast.crosspoint import IntraPoint
 from sightline.parts.models.resnet import ImageClassifier, ResNet18Encoder
 from sightline.workbench.watch.watch import Watch
 
-EVENTS = ("_begin_forward", "_end_forward", "_before_backward", "_after_backward", "_before_update", "_after_update")
+EVENTS = (
+    *("_begin_forward", "_begin_part", "_end_forward", "_before_backward", "_after_backward"),
+    *("_before_unscaling", "_before_update", "_after_update"),
+)
 Step = Callable[[], Any]
 
 

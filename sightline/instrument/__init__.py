@@ -296,6 +296,18 @@ def observe_backward(before: Callable[[list[Tensor]], None], after: Callable[[],
 
 
 @contextmanager
+def observe_unscaling(before: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """Call `before` with the optimiser whose gradients a `GradScaler` is about to divide by its scale."""
+
+    def run(original: Any, scaler: Any, optimizer: torch.optim.Optimizer) -> None:
+        before(optimizer)
+        original(scaler, optimizer)
+
+    with replace_function(torch.amp.GradScaler, "unscale_", run):
+        yield
+
+
+@contextmanager
 def observe_saves(receive: Callable[[Any], None]) -> Iterator[None]:
     """Call `receive` with the file of every `torch.save` of the process."""
 

@@ -303,6 +303,10 @@ class FindingBuilder:
         """Return True if `checks.skip` of a config names this check."""
         return not set(self.names).isdisjoint(config.checks.skip)
 
+    def with_fault(self, summary: str, **fields: Any) -> tuple[FindingBuilder, Fault]:
+        """Pair the builder with a fault of its code; `fields` are those of `Fault`."""
+        return self, Fault(summary, **fields)
+
     def finding(self, where: Context | FindingLocation, summary: str, **fields: Any) -> Finding:
         """Build the finding of a fault in a context, or at a location; `fields` are those of `Fault`."""
         if isinstance(where, Context):

@@ -31,4 +31,4 @@ def find_rule(code: str) -> FindingBuilder:
 
 def report(code: str, summary: str, **fields: Any) -> tuple[FindingBuilder, Fault]:
     """Pair the rule of a code with a fault; `fields` are those of `Fault`."""
-    return find_rule(code), Fault(summary, **fields)
+    return find_rule(code).with_fault(summary, **fields)

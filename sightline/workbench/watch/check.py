@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sightline.compute.numba_kernels import compute_seconds
 from sightline.config import RunConfig, read_config
 from sightline.config.run_config import Checks
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, summarise_error
 from sightline.contract.plugins import load_plugins
 from sightline.contract.types import SampleKey
 from sightline.engine.build import TrainingSetup
@@ -25,16 +25,19 @@ from sightline.instrument import record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
 from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.examination import Examination
-from sightline.workbench.check.core.finding import Finding, finding_from_dict
+from sightline.workbench.check.core.finding import Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
-from sightline.workbench.watch.plain_setup import PREFIX, make_setup
+from sightline.workbench.watch.plain_loader import judge_loader
+from sightline.workbench.watch.plain_loss import Pass, judge_loss, run_batch
+from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup, read_pairs
 from sightline.workbench.watch.report import CheckReport
 
-_SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum")
-"""Rules about a whole data set, of which a few batches say nothing, and about sums: losses of plain loops are means."""
+_SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unused-format")
+"""Rules about a whole data set, of which a few batches say nothing, about sums, as losses of plain loops are means, and
+about keys of a config."""
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3
 """Processor time for the fit of a few samples, which tries up to three learning rates."""
@@ -59,7 +62,7 @@ def check(
     loss: Callable[[Any, Any], Tensor] | None = None,
     batch_or_loader: Any = None,
     *,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
     overrides: Sequence[str] = (),
     plugins: Sequence[str | Path] = (),
 ) -> CheckReport:
@@ -92,7 +95,10 @@ def check(
 
 
 def _check_module(
-    model: nn.Module, loss: Any, batch_or_loader: Any, optimizer: torch.optim.Optimizer | None
+    model: nn.Module,
+    loss: Any,
+    batch_or_loader: Any,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
 ) -> CheckReport:
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
@@ -100,9 +106,16 @@ def _check_module(
     examination = Examination()
     with preserve_rng_state(), torch.enable_grad():
         try:
-            built = make_setup(model, loss, _list_batches(batch_or_loader), optimizer=optimizer)
+            pairs = read_pairs(_list_batches(batch_or_loader))
+            passed = _run_batch(model, loss, pairs[0])
+            elsewhere = _trained_elsewhere(passed, list_optimizers(optimizer))
+            built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
+            plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
+            plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in judge_loader(batch_or_loader)]
             findings = run_all(built, World(device=built.job.device), examination=examination)
+            findings = [f for f in findings if not _is_rejection(f, is_run=passed is not None)]
+            findings = merge_findings([*plain, *findings])
             figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
             if not any(finding.severity == "error" for finding in findings):
                 fitted, text = _fit(built, {finding.cause for finding in findings})
@@ -112,6 +125,41 @@ def _check_module(
                 module.training = flag
     title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
     return CheckReport(title, renamed, figures, _rename_examination(examination))
+
+
+def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any]) -> Pass | None:
+    """Run a batch as it is; None if that fails, which other checks report."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    try:
+        return run_batch(model, loss, pair, device)
+    except Exception:  # noqa: BLE001 - model and loss are the user's
+        return None
+
+
+def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tuple[Any, Any]]) -> list[Finding]:
+    found = judge_loss(passed, model, loss, pairs)
+    return [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
+
+
+def _trained_elsewhere(passed: Pass | None, optimizers: Sequence[torch.optim.Optimizer]) -> set[int]:
+    """Return the parameters of those of several optimisers that this loss gives no gradient: another loss has them."""
+    if passed is None or len(optimizers) < 2 or not passed.value.requires_grad:
+        return set()
+    groups = [[p for group in one.param_groups for p in group["params"]] for one in optimizers]
+    reached = passed.list_reached()
+    silent = [group for group in groups if not any(id(p) in reached for p in group)]
+    return {id(p) for group in silent for p in group} if len(silent) < len(groups) else set()
+
+
+def _is_rejection(finding: Finding, *, is_run: bool) -> bool:
+    """Return True for what says that model or loss do not take what a check makes: they need not.
+
+    These are outputs that a check draws, batches in which nothing counts, and samples in an order other than that of a
+    batch that has been run.
+    """
+    is_drawn = finding.severity == "note" and finding.code.startswith("loss-") and finding.cause == "sys.environment"
+    is_of_nothing = finding.code == "loss-limits" and finding.cause == "loss.normaliser"  # a mean over nothing is NaN
+    return is_drawn or is_of_nothing or (is_run and finding.code == "first-step")
 
 
 def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
@@ -131,8 +179,11 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
     batch = reader(keys)
     model, started = isolated_copy(built.job.model), compute_seconds()
-    with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
-        compute_batch_losses(built.job.task, model, batch, built.job.device)
+    try:
+        with torch.no_grad(), record({"": model}, keep=("outputs",)) as tape:
+            compute_batch_losses(built.job.task, model, batch, built.job.device)
+    except Exception as error:  # noqa: BLE001 - the loss is the user's, and may need a whole batch
+        return (), f"skipped, a batch of {_NUM_FITTED} samples fails: {summarise_error(error)}"
     if not all(isinstance(output, Tensor) for output in tape.outputs[0].values()):
         return (), "skipped, the output is not one tensor"
     step_s = 3 * (compute_seconds() - started)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
+from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
 from sightline.workbench.check.checks.model.no_gradient import registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
@@ -23,6 +24,8 @@ _NUM_SILENT = 8
 """Updates without a gradient for a module that does not run: layers may be dropped at random."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
+_NUM_LOST = 4
+"""Updates in a row before which the same number of backward passes was for nothing."""
 _MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.5, 8, 5
 
 
@@ -90,6 +93,57 @@ class OrderMonitor(Monitor):
         track.is_kept = [mark is not None for mark in track.after_update]
         track.num_backward = 0
         yield from ()
+
+
+class LostMonitor(Monitor):
+    """Backward passes, each of a batch of its own, whose gradients are cleared before any update uses them.
+
+    Not those of inputs (adversarial examples), nor between which weights change (SAM).
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[int, int, list[int]] | None = None
+        self._needs_inputs = False
+        self._num_lost = self._num_passes = 0
+        self._history: list[tuple[int, int]] = []
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        tracks = [track for track in loop.tracks.values() if track.num_backward]
+        is_new = self._last is not None and self._last[1] != loop.num_forwards
+        is_same = self._last is not None and self._last[::2] == (loop.step, _list_versions(loop))
+        if tracks and is_new and is_same and not self._needs_inputs and all(map(_is_cleared, tracks)):
+            self._num_lost += 1
+        yield from ()
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        self._num_passes += 1
+        self._last = loop.step, loop.num_forwards, _list_versions(loop)
+        inputs = () if loop.call is None else loop.call.inputs
+        self._needs_inputs = any(tensor.requires_grad for _, tensor in tree_leaves(inputs))
+        yield from ()
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        lost, total = self._num_lost, self._num_passes
+        self._history = [*self._history[1 - _NUM_LOST :], (lost, total)]
+        self._num_lost = self._num_passes = 0
+        if len(self._history) == _NUM_LOST and lost and set(self._history) == {(lost, total)}:
+            yield report(
+                "gradients-cleared",
+                f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
+                causes=("optim.grad_accumulation", "optim.step_order"),
+                measured=f"the same at {_NUM_LOST} updates in a row; each pass had a batch of its own",
+                action="for accumulation call zero_grad() once per update: after step(), not before each backward()",
+            )
+
+
+def _list_versions(loop: Loop) -> list[int]:
+    return [probe._version for track in loop.tracks.values() for probe in track.probes]
+
+
+def _is_cleared(track: OptimizerTrack) -> bool:
+    """Return True if the gradients of the last backward pass are None, or (on a CPU, where it is known) all zero."""
+    had = [p for p, mark in zip(track.probes, track.after_backward, strict=True) if mark is not None]
+    return bool(had) and all(p.grad is None or (p.grad.device.type == "cpu" and not bool(p.grad.any())) for p in had)
 
 
 class ReachMonitor(Monitor):

@@ -123,7 +123,8 @@ class Reader:
 class Loop:
     """Facts of the loop: `step` counts updates, `forwards` training passes, `loss` is the last root's value.
 
-    `executed` are the names of modules that ran in a training pass while calls were recorded.
+    `model_inputs` are the tensors that the last recorded training pass began with, `executed` the names of modules that
+    ran in a training pass while calls were recorded.
     """
 
     def __init__(self, models: Mapping[str, nn.Module], *, every: int, first_step: int = 0) -> None:
@@ -136,6 +137,7 @@ class Loop:
         self.is_over = False
         self.num_forwards = 0
         self.call: ForwardCall | None = None
+        self.model_inputs: list[Tensor] = []
         self.loss: Tensor | None = None
         self.executed: set[str] = set()
 
@@ -207,6 +209,18 @@ class Monitor:
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
         """Judge the parameters after the update."""
+        return ()
+
+    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterable[Found]:
+        """Judge gradients that a GradScaler is about to divide by its scale."""
+        return ()
+
+    def on_average(self, loop: Loop, average: nn.Module) -> Iterable[Found]:
+        """Judge a moving average of the weights that has computed outputs."""
+        return ()
+
+    def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterable[Found]:
+        """Judge what a part of a model is called with, in the first training passes."""
         return ()
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterable[Found]:

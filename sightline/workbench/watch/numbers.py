@@ -23,6 +23,7 @@ _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _MAX_SLICE = 4096
+_NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 
 
 class FiniteMonitor(Monitor):
@@ -70,6 +71,35 @@ class FiniteMonitor(Monitor):
 
         device = values[0].device
         yield from loop.reader.read(torch.stack([value.to(device) for value in values]).sum(), judge)
+
+
+class ClipMonitor(Monitor):
+    """Gradients are not clipped while a GradScaler's factor is in them: the bound would be that much too low."""
+
+    def __init__(self) -> None:
+        self._factors: list[float] = []
+
+    def before_unscaling(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        before = track.norm_after_backward
+        is_written = track.marks() != track.after_backward
+        if before is None or not is_written or not track.is_sampled(loop.every):
+            return
+        gradients = [g for p in track.small if (g := p.grad) is not None and not g.is_sparse]
+        after = torch.stack([n.float() for n in torch._foreach_norm(gradients)]).max()
+        yield from loop.reader.read(after / before, self._judge)
+
+    def _judge(self, factor: float) -> Iterator[Found]:
+        """Judge three factors: those of clipping differ, one that divides for accumulation is always the same."""
+        if not math.isfinite(factor) or abs(factor - 1) < _MIN_CLIPPING:
+            return
+        self._factors.append(factor)
+        if len(self._factors) == _NUM_CLIPPED and max(self._factors) > (1 + _MIN_CLIPPING) * min(self._factors):
+            yield report(
+                "scaled-clipping",
+                "gradients are clipped while the GradScaler's factor is in them: updates are far too small",
+                measured=f"scaled gradients are multiplied by {min(self._factors):.2g} .. {max(self._factors):.2g} "
+                "between backward() and unscale_()",
+            )
 
 
 def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
+from sightline.instrument import Inputs
+from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loss_graph import LossGraph, describe_reordered, exposed_padding, is_reordered
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
@@ -23,7 +27,13 @@ _NUM_CONSTANT = 4
 """Sampled passes in a row with constant outputs: a head that starts at zero has one, or a few while it warms up."""
 _MIN_LABELS = 8
 _SAMPLE_SIZE = 256
-_MAX_NODES = 300
+_MAX_ROWS, _MAX_EVALUATED, _MIN_NUMBERS, _NUM_DIGESTED = 50_000, 500, 16, 16
+_MIN_REPEATED, _MIN_MIXED, _MIN_SEEN, _MIN_BATCHES = 0.9, 0.9, 5, 1.5
+"""Share of training rows that come twice; share of mixed batches, rows of both kinds, and rows in batches, of a split
+that overlaps."""
+_MAX_NODES, _MAX_FIRST_NODES = 300, 3000
+_NUM_GRAPHS = 3
+"""Graphs of losses that are read far enough for the attention of a deep network."""
 # (operation of the loss, operation before it): the reason, and causes
 _DOUBLE: Mapping[tuple[str, str], str] = {
     ("LogSoftmax", "Softmax"): "cross entropy of probabilities: softmax is applied twice",
@@ -206,16 +216,116 @@ def take_sample(values: Tensor) -> Tensor:
     return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE_SIZE)) | 1].clone()
 
 
+class PartMonitor(Monitor):
+    """Calls of the parts of a model: inputs read as of other axes, and masks that leave padding alone."""
+
+    def on_module(self, loop: Loop, path: str, module: nn.Module, inputs: Inputs) -> Iterator[Found]:
+        for _, tensor in tree_leaves(inputs):
+            for source in loop.model_inputs:
+                if (
+                    tensor.data_ptr() == source.data_ptr()
+                    and tensor.ndim == source.ndim
+                    and tensor.is_contiguous()
+                    and source.is_contiguous()
+                    and is_reordered(source.shape, tensor.shape)
+                ):
+                    yield describe_reordered(source.shape, tensor.shape, layer=path)
+        keys, is_ignored = _find_mask(module, *inputs)
+        if isinstance(keys, Tensor) and isinstance(is_ignored, Tensor):
+            is_ignored = is_ignored if is_ignored.dtype == torch.bool else is_ignored == -math.inf
+            keys = keys if getattr(module, "batch_first", True) else keys.transpose(0, 1)
+            if keys.ndim == 3 and is_ignored.shape == keys.shape[:2]:
+
+                def judge(value: float) -> Iterator[Found]:
+                    if value:
+                        yield report(
+                            "attention",
+                            "the padding mask is upside down: attention reads padding, and leaves out what is there",
+                            causes=("data.padding", "model.structure"),
+                            measured="the rows that it reads are the same in all samples, those that it leaves out "
+                            "are not",
+                            action="True of a key_padding_mask is for the keys to leave out: invert it (~mask)",
+                            layer=path,
+                        )
+
+                yield from loop.reader.read(exposed_padding(keys, is_ignored).float(), judge)
+
+
+def _find_mask(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the keys and the padding mask of a call of torch's attention, which its encoder layers call, too."""
+    if isinstance(module, nn.MultiheadAttention):
+        keys = args[1] if len(args) > 1 else kwargs.get("key")
+        return keys, args[3] if len(args) > 3 else kwargs.get("key_padding_mask")
+    return None, None
+
+
+class SplitMonitor(Monitor):
+    """Samples of evaluations that updates have seen: rows of inputs with the same numbers, judged at the end.
+
+    An evaluation of the training set itself has rows of it alone; a split that overlaps has both in each batch.
+    """
+
+    def __init__(self) -> None:
+        self._num_trained: dict[int, int] = {}
+        self._evaluated: deque[list[int]] = deque(maxlen=_MAX_EVALUATED)
+
+    def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
+        is_full = len(self._num_trained) >= _MAX_ROWS
+        if (is_full and call.has_gradient) or call.has_gradient != call.model.training:
+            return
+        rows = next((t for _, t in tree_leaves(call.inputs) if t.is_floating_point() and t.ndim > 1), None)
+        if rows is None or rows.device.type != "cpu" or not len(rows) or rows[0].numel() < _MIN_NUMBERS:
+            return
+        digests = list_row_digests(rows)
+        if call.has_gradient:
+            for digest in digests:
+                self._num_trained[digest] = self._num_trained.get(digest, 0) + 1
+        else:
+            self._evaluated.append(digests)
+        yield from ()
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        trained = self._num_trained
+        num_repeated = sum(count > 1 for count in trained.values())
+        if not trained or len(trained) >= _MAX_ROWS or num_repeated < _MIN_REPEATED * len(trained):
+            return  # an evaluation of the training set, of which not all has been read yet, looks the same
+        batches = [digests for digests in self._evaluated if any(digest in trained for digest in digests)]
+        mixed = [digests for digests in batches if not all(digest in trained for digest in digests)]
+        rows = {digest for digests in mixed for digest in digests}
+        seen = sum(digest in trained for digest in rows)
+        is_many = len(rows) > _MIN_BATCHES * max(map(len, mixed), default=1)  # and not one at a border of two sets
+        is_all = len(mixed) >= max(2, _MIN_MIXED * len(batches))
+        if not (is_many or is_all) or seen < _MIN_SEEN or len(rows) - seen < _MIN_SEEN:
+            return
+        yield report(
+            "split-overlap",
+            f"{seen} of {len(rows)} samples that are evaluated are trained on, too: the split overlaps",
+            measured=f"inputs with equal bits in an update, in {len(mixed)} of {len(batches)} batches with any",
+        )
+
+
+def list_row_digests(rows: Tensor) -> list[int]:
+    """List a digest of each row, of evenly spaced numbers of it; rows of one number alone have none."""
+    flat = rows.detach().flatten(1)
+    flat = flat[:, :: max(1, flat.shape[1] // _NUM_DIGESTED) | 1].contiguous()
+    kept = flat[(flat != flat[:, :1]).any(dim=1)]
+    return [hash(row.tobytes()) for row in kept.view(torch.uint8).numpy()]
+
+
 class LossMonitor(Monitor):
     """Graph of the loss: activations that the loss applies itself; labels that are all the same."""
 
     def __init__(self) -> None:
-        self._num_same = 0
+        self._num_same = self._num_graphs = 0
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         if not loop.is_sampled or root.grad_fn is None:
             return
-        for node in iter_nodes([root.grad_fn], most=_MAX_NODES):
+        is_early = self._num_graphs < _NUM_GRAPHS
+        self._num_graphs += 1
+        graph = LossGraph(root.grad_fn, _MAX_FIRST_NODES if is_early else _MAX_NODES)
+        yield from graph.find_faults() if is_early else ()
+        for node in graph.nodes[:_MAX_NODES]:
             name = get_node_name(node)
             parents = [parent for parent, _ in node.next_functions if parent is not None]
             before = get_node_name(skip_shape_operations(parents[0])) if parents else ""

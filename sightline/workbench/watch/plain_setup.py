@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,10 +51,23 @@ class PlainModel(nn.Module):
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call a module with a tensor, with the values of a tuple or list, or with those of a mapping by name."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, list | tuple) else model(inputs)
+    """Call a module with a tensor, with the values of a tuple or list, or with those of a mapping by name.
+
+    A `forward` that does not take so many arguments, or those names, gets the tuple or mapping itself.
+    """
+    by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
+    values = tuple(inputs) if isinstance(inputs, list | tuple) else ()
+    if (by_name or values) and _takes(model.forward, values, by_name):
+        return model(*values, **by_name)
+    return model(inputs)
+
+
+def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*values, **by_name)
+    except TypeError:
+        return False
+    return True
 
 
 class PlainLoss(Loss):
@@ -126,25 +140,26 @@ def make_setup(
     loss: Callable[[Any, Any], Tensor] | None,
     batches: Iterable[Any],
     *,
-    optimizer: torch.optim.Optimizer | None,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
+    trained_elsewhere: Collection[int] = (),
 ) -> TrainingSetup:
     """Make the setup of a run that trains a module: the first batches are its data, split and transforms are none.
 
-    Each batch is `(inputs, target)`. Raises UserError for batches of another form.
+    Each batch is `(inputs, target)`. Parameters with an identity in `trained_elsewhere` need no gradient. Raises
+    UserError for batches of another form.
     """
-    pairs = [_to_pair(batch) for batch in itertools.islice(batches, _MAX_BATCHES)]
-    if not pairs:
-        raise UserError("check: the loader has no batch")
+    pairs = read_pairs(batches)
     pairs = [pair for pair in pairs if _shapes(pair) == _shapes(pairs[0])]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     pairs = [tree_map(pair, lambda _, tensor: tensor.to(device)) for pair in pairs]
+    optimizers = list_optimizers(optimizer)
     is_label = _has_labels(model, pairs[0])
     names = ("logits", "label") if is_label else ("output", "target")
     data = PlainData(pairs, names[1])
     adapter = PlainModel(model, names[0])
     kind = LabelLoss if is_label else TargetLoss
     losses: dict[str, Loss] = {} if loss is None else {"loss": kind(loss)}
-    config = _make_config(model, losses, optimizer, batch_size=_count_rows(*pairs[0]))
+    config = _make_config(model, losses, next(iter(optimizers), None), batch_size=_count_rows(*pairs[0]))
     reader = BatchReader(data, ())
     subset = DataSubset(data, np.arange(len(data)), reader, "train")
     task = Supervised(
@@ -158,8 +173,8 @@ def make_setup(
     job = TrainState(
         model=adapter,
         task=task,
-        optimizer=_copy_optimizer(optimizer)
-        if optimizer
+        optimizer=_copy_optimizer(optimizers)
+        if optimizers
         else build_optimizer("adam", combine_modules(adapter, learnt), 1e-3),
         schedule=lambda step: 1.0,
         stream=BatchStream(plan, reader),
@@ -168,7 +183,7 @@ def make_setup(
         losses=learnt,
         frozen=tuple(
             FrozenModules(modules=f"{PREFIX}.{name}")  # type: ignore[typeddict-item]
-            for name in _list_frozen(model)
+            for name in _list_frozen(model, trained_elsewhere)
         ),
         device=device,
     )
@@ -176,22 +191,39 @@ def make_setup(
     return TrainingSetup(config, Data(subset, subset, subset, _FACTS), job, evaluator, evaluator)
 
 
-def _list_frozen(model: nn.Module) -> list[str]:
-    """List the outermost modules of which no parameter requires a gradient: they are frozen on purpose."""
+def read_pairs(batches: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """Read the inputs and targets of the first batches. Raises UserError for none, or for batches of another form."""
+    pairs = [_to_pair(batch) for batch in itertools.islice(batches, _MAX_BATCHES)]
+    if not pairs:
+        raise UserError("check: the loader has no batch")
+    return pairs
+
+
+def _list_frozen(model: nn.Module, others: Collection[int]) -> list[str]:
+    """List the outermost modules of which no parameter requires a gradient, or all have other losses, by identity."""
     frozen: list[str] = []
     for name, module in model.named_modules():
         parameters = list(module.parameters())
-        if name and parameters and not any(parameter.requires_grad for parameter in parameters):
+        if name and parameters and not any(p.requires_grad and id(p) not in others for p in parameters):
             frozen += [] if any(f"{name}.".startswith(f"{outer}.") for outer in frozen) else [name]
     return frozen
 
 
-def _copy_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Copy an optimiser of the same parameters, without its state; its groups have the base rates of a run."""
-    copied = copy.copy(optimizer)
-    copied.state = type(optimizer.state)(optimizer.state.default_factory)
-    copied.param_groups = [{"weight_decay": 0.0, **group, "base_lr": group["lr"]} for group in optimizer.param_groups]
+def _copy_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """Copy an optimiser of the same parameters, without its state; its groups have the base rates of a run.
+
+    Of several, the first is copied, with the groups of all.
+    """
+    copied = copy.copy(optimizers[0])
+    copied.state = type(copied.state)(copied.state.default_factory)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    copied.param_groups = [{"weight_decay": 0.0, **group, "base_lr": group["lr"]} for group in groups]
     return copied
+
+
+def list_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """List the optimisers that are given: none, one, or a list."""
+    return [] if optimizer is None else list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
 
 
 def _make_field(tree: Any) -> Field:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,9 @@ from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
 _MIN_LOW = 50
+_TINY_RATE, _MIN_TINY, _MAX_TINY_SHARE = 1e-6, 5, 0.05
+"""Learning rate at which no update counts; the end of a cosine is there for a thousandth of its length."""
+_NUM_MOVED = 5
 _NUM_IDLE = 20
 """Updates after which an average must have moved, and a loop must have stepped its scheduler at its end."""
 
@@ -26,6 +31,7 @@ class ScheduleMonitor(Monitor):
         self._highest: dict[int, float] = {}
         self._num_high: dict[int, int] = {}
         self._num_low: dict[int, int] = {}
+        self._num_tiny: dict[int, int] = {}
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
@@ -42,6 +48,13 @@ class ScheduleMonitor(Monitor):
                     measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
                     f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
                 )
+        tiny = self._num_tiny[key] = self._num_tiny.get(key, 0) + 1 if 0 < lr < _TINY_RATE * highest else 0
+        if tiny == max(_MIN_TINY, math.ceil(_MAX_TINY_SHARE * track.num_updates)):
+            yield report(
+                "schedule",
+                f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest: nothing is learnt",
+                measured=f"{tiny} updates in a row below {_TINY_RATE:g} of {highest:.3g}: {lr:.3g}",
+            )
         for scheduler in self._schedulers:
             yield from _length_faults(scheduler, track)
 
@@ -110,6 +123,18 @@ class AverageMonitor(Monitor):
 
     def __init__(self, averages: Sequence[nn.Module]) -> None:
         self._averages = [(average, _take_slices(average)) for average in averages]
+        self._buffers = {id(average): _copy_statistics(average) for average in averages}
+
+    def on_average(self, loop: Loop, average: nn.Module) -> Iterator[Found]:
+        """Judge the running statistics of an average that is evaluated: those of its start fit no weights but those."""
+        first, now = self._buffers[id(average)], _copy_statistics(average)
+        own = {name: buffer for model in loop.models.values() for name, buffer in _copy_statistics(model).items()}
+        common = [name for name in first if name in own and own[name].shape == first[name].shape]
+        if average.training or not common or loop.step < _NUM_MOVED:
+            return
+        is_still = torch.stack([(now[name] == first[name]).all() for name in common]).all()
+        has_moved = torch.stack([(own[name] != first[name]).any() for name in common]).any()
+        yield from loop.reader.read((is_still & has_moved).float(), partial(_judge_statistics, common))
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE:
@@ -123,6 +148,14 @@ class LoadMonitor(Monitor):
     """Weights that the loop loads after it has trained: they are other tensors than the model's own."""
 
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
+        names = model.state_dict(keep_vars=True).keys()
+        if names and state and names.isdisjoint(state):
+            yield report(
+                "nothing-loaded",
+                "load_state_dict finds none of the model's weights: with strict=False it loads nothing",
+                measured=f"0 of {len(state)} names fit the model's {len(names)}: '{next(iter(state))}' for "
+                f"'{next(iter(names))}'",
+            )
         own = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
         shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates = sum(track.num_updates for track in loop.tracks.values())
@@ -138,6 +171,28 @@ class LoadMonitor(Monitor):
 
 def _is_same_memory(value: Any, own: Tensor) -> bool:
     return isinstance(value, Tensor) and value.device == own.device and value.data_ptr() == own.data_ptr()
+
+
+def _copy_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the floating buffers of the norms of a model, by name; `module.` of wrappers is left out."""
+    return {
+        f"{name}.{key}".removeprefix("module."): buffer.detach().clone()
+        for name, module in model.named_modules()
+        for key, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point() and "running" in key
+    }
+
+
+def _judge_statistics(names: Sequence[str], value: float) -> Iterator[Found]:
+    if value:
+        yield report(
+            "ema",
+            f"the average is evaluated with the running statistics of its start: '{names[0]}'",
+            causes=("model.norm_mode", "optim.state"),
+            measured=f"{len(names)} buffers have moved in the model, none of them in its average",
+            expected="running statistics that fit the averaged weights",
+            action="copy the buffers with each update of the average, or recompute them (update_bn) before evaluating",
+        )
 
 
 def _judge_average(value: float) -> Iterator[Found]:

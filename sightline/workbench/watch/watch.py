@@ -14,14 +14,23 @@ from torch import Tensor, nn
 
 from sightline.contract.errors import UserError
 from sightline.contract.pytree import tree_leaves
-from sightline.instrument import hang, hang_on_load, observe_backward, observe_updates, record
+from sightline.instrument import (
+    Inputs,
+    ModuleCall,
+    hang,
+    hang_on_load,
+    observe_backward,
+    observe_unscaling,
+    observe_updates,
+    record,
+)
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.gradients import LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
-from sightline.workbench.watch.numbers import FiniteMonitor, UpdateMonitor, locate_non_finite
-from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor
+from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
+from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
 from sightline.workbench.watch.ranks import start_monitor
 from sightline.workbench.watch.report import CheckReport
 from sightline.workbench.watch.schedules import AverageMonitor, LoadMonitor, ScheduleMonitor, StateMonitor
@@ -64,17 +73,22 @@ class Watch:
         self._loop = Loop(models, every=every, first_step=first_step)
         self._declared = declared
         self._optimizers = optimizers
+        self._averages = averages
         self._bisects = bisects
         self._watches_passes = watches_passes
         self._receive = receive
         self._monitors: list[Monitor] = [
             PollMonitor(),
             OrderMonitor(),
+            LostMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
             LossMonitor(),
             ModeMonitor(),
+            PartMonitor(),
             OutputMonitor(),
+            SplitMonitor(),
+            ClipMonitor(),
             UpdateMonitor(),
             UnitMonitor(),
             ScheduleMonitor(schedulers),
@@ -111,6 +125,10 @@ class Watch:
             self._loop.track(optimizer, is_named=True)
         self._hang(self._loop.models.values())
         self._stack.enter_context(observe_backward(self._before_backward, self._after_backward))
+        self._stack.enter_context(observe_unscaling(self._before_unscaling))
+        for average in self._averages:
+            for handle in hang(average, None, _Hook(lambda model, *_: self._judge("on_average", model))):
+                self._stack.callback(handle.remove)
         self._stack.enter_context(observe_updates(self._before_update, self._after_update))
         if self.compares_ranks:
             self._follow_ranks()
@@ -136,8 +154,8 @@ class Watch:
                 continue
             for handle in hang(model, _Hook(self._begin_forward), _Hook(self._end_forward)):
                 self._stack.callback(handle.remove)
-        for model in models:
-            self._stack.callback(hang_on_load(model, _Hook(self._before_load)).remove)
+        for module in (module for model in models for module in model.modules()):
+            self._stack.callback(hang_on_load(module, _Hook(self._before_load)).remove)
 
     # --- events ------------------------------------------------------------------------------------------------------
 
@@ -149,7 +167,12 @@ class Watch:
         self._loop.num_forwards += 1
         if self._loop.num_forwards <= 2 and "_orig_mod" not in model._modules:
             modules = {name: module for name, module in self._loop.modules() if name and module is not model}
-            self._calls.enter_context(record(modules, enter=lambda call, *_: self._loop.executed.add(call.path)))
+            self._loop.model_inputs = [tensor for _, tensor in tree_leaves((args, kwargs))]
+            self._calls.enter_context(record(modules, enter=self._begin_part))
+
+    def _begin_part(self, call: ModuleCall, module: nn.Module, inputs: Inputs) -> None:
+        self._loop.executed.add(call.path)
+        self._judge("on_module", call.path, module, inputs)
 
     def _end_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
         self._calls.close()
@@ -170,6 +193,11 @@ class Watch:
 
     def _after_backward(self) -> None:
         self._judge("after_backward")
+
+    def _before_unscaling(self, optimizer: torch.optim.Optimizer) -> None:
+        track = self._loop.track(optimizer)
+        if track is not None:
+            self._judge("before_unscaling", track)
 
     def _before_update(self, optimizer: torch.optim.Optimizer) -> None:
         track = self._loop.track(optimizer)

@@ -188,15 +188,15 @@ def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-def iter_nodes(roots: Iterable[Any], *, until: Iterable[Any] = (), most: float = math.inf) -> Iterator[Any]:
+def iter_nodes(roots: Iterable[Any], *, until: Iterable[Any] = ()) -> Iterator[Any]:
     """Iterate over the nodes of an autograd graph from some on, breadth first, without those of `until`.
 
-    It ends once `most` nodes are known; None, as tensors without history have it, is skipped.
+    None, as tensors without history have it, is skipped.
     """
     skipped = {None, *until}
     waiting = deque(root for root in dict.fromkeys(roots) if root not in skipped)
     known = skipped.union(waiting)
-    while waiting and len(known) < most + len(skipped):
+    while waiting:
         node = waiting.popleft()
         yield node
         for parent, _ in node.next_functions:

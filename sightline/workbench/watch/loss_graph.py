@@ -1,0 +1,295 @@
+"""Slips that the autograd graph of a loss shows: operands that do not fit, and operations along a wrong axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found
+
+_VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
+_UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))
+_MEAN_LOSSES = frozenset(("NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits", "BinaryCrossEntropy"))
+_PAIRED_LOSSES = frozenset(("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropyWithLogits"))
+_OF_EACH = frozenset(
+    "Abs Pow Neg Sqrt Exp Log Log1P Clamp ClampMin ClampMax Relu Softplus Mul Div Add Sub Rsub".split()
+)
+"""Operations that take each number alone, if their other operand is a single number or the same tensor."""
+_TO_WEIGHTS = _VIEWS | frozenset(("Expand", "NativeDropout", "Mul", "Clone", "ToCopy"))
+_SCORING = _VIEWS | frozenset(("Div", "Mul", "Add", "Sub", "MaskedFill", "Where", "Clone", "ToCopy", "Expand"))
+_MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
+_MAX_CHAIN = 12
+
+
+class LossGraph:
+    """First nodes of the graph of a loss, breadth first, with the nodes that read each of them."""
+
+    def __init__(self, root: Any, limit: int) -> None:
+        self.nodes: list[Any] = [root]
+        self.readers: dict[Any, list[Any]] = {root: []}
+        for node in self.nodes:  # grows while it is read
+            for parent in list_parents(node):
+                if parent not in self.readers:
+                    if len(self.nodes) >= limit:
+                        continue
+                    self.readers[parent] = []
+                    self.nodes.append(parent)
+                self.readers[parent].append(node)
+
+    def find_faults(self) -> Iterator[Found]:
+        """Yield the slips; each relation holds for every loss that does what its operations are for."""
+        for node in self.nodes:
+            name = get_node_name(node)
+            for judge in _JUDGES.get(name, ()):
+                yield from judge(self, node)
+            yield from _broadcast_faults(self, node)
+
+    def follow(self, node: Any, names: Iterable[str]) -> Iterator[Any]:
+        """Iterate over a node and those that read it alone, as long as their operations are among `names`."""
+        yield node
+        for _ in range(_MAX_CHAIN):
+            readers = set(self.readers[node])
+            if len(readers) != 1:
+                return
+            (node,) = readers
+            yield node
+            if get_node_name(node) not in names:
+                return
+
+
+def list_parents(node: Any) -> list[Any]:
+    """List the nodes that a node of the graph reads."""
+    return [parent for parent, _ in node.next_functions if parent is not None]
+
+
+def is_reordered(before: Iterable[int], after: Iterable[int]) -> bool:
+    """Return True for equal sizes in another order, sizes of 1 aside: memory that is read as of exchanged axes."""
+    old, new = ([int(size) for size in sizes if size != 1] for sizes in (before, after))
+    return old != new and sorted(old) == sorted(new)
+
+
+def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str | None = None) -> Found:
+    """Build the fault of a view or reshape that exchanges sizes of axes."""
+    return report(
+        "exchanged-axes",
+        f"view or reshape turns {tuple(before)} into {tuple(after)}: values of different rows are mixed",
+        measured="equal sizes in another order, with the values in the order of memory",
+        layer=layer,
+    )
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    metadata = getattr(node, "_input_metadata", ())
+    return tuple(metadata[0].shape) if metadata else ()
+
+
+def _get_saved(node: Any, name: str) -> Any:
+    return getattr(node, f"_saved_{name}", None)
+
+
+def _view_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    before, after = _get_saved(node, "self_sym_sizes") or (), _shape(node)
+    if len(before) == len(after) and is_reordered(before, after):
+        yield describe_reordered(before, after)
+
+
+def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """(B, 1) against (B,): each output is compared with the targets of all samples, and the mean hides it."""
+    shape, name = _shape(node), get_node_name(node)
+    if name in _PAIRED_LOSSES:
+        shape = tuple(getattr(_get_saved(node, "self"), "shape", ()))
+        is_mean = _get_saved(node, "reduction") != 0
+    else:
+        is_mean = name == "Sub" and any(
+            get_node_name(reader) in ("Mean", "Sum") and not _shape(reader) for reader in _follow_each(graph, node)
+        )
+    parents = list_parents(node)
+    if not is_mean or len(parents) != 1 or len(shape) < 2 or shape[0] < 2 or shape[0] != shape[1]:
+        return
+    before = _get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else _shape(parents[0])
+    if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]):
+        yield report(
+            "loss-form",
+            f"outputs {tuple(before)} and targets are broadcast to {shape}: each output meets all targets",
+            causes=("loss.form", "data.target_encoding"),
+            measured=f"{shape[0]} x {shape[1]} differences for {shape[0]} samples, and their mean",
+            expected="outputs and targets of one shape",
+            action="take the axis of size 1 off (squeeze), or give the target that axis (unsqueeze)",
+        )
+
+
+def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
+    for reader in graph.follow(node, _OF_EACH):
+        yield reader
+        if len(set(list_parents(reader))) > 1 and reader is not node:
+            return
+        others = (_get_saved(reader, name) for name in ("self", "other"))
+        is_alone = len(list_parents(reader)) == 2 or all(not isinstance(o, Tensor) or o.ndim == 0 for o in others)
+        if get_node_name(reader) in ("Mul", "Div") and not is_alone:
+            return
+
+
+def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """exp(-mean) times the mean: one factor for the whole batch, where focal loss has one for each element."""
+    scores = _get_saved(node, "self")
+    if not isinstance(scores, Tensor) or _shape(node) or not _get_saved(node, "reduction") or len(scores) < 2:
+        return
+    readers = graph.readers[node]
+    exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
+    if len(readers) > 1 and any(get_node_name(e) == "Exp" for e in exponentials):
+        yield report(
+            "loss-form",
+            "the focal factor is that of the mean cross entropy: hard and easy samples get the same weight",
+            causes=("loss.form", "loss.weights"),
+            measured="exp(-x) of one number x, the mean over "
+            f"{tuple(_get_saved(node, 'target').shape)}, weights that mean",
+            expected="a factor (1 - p)^gamma for each element",
+            action="compute the cross entropy with reduction='none', weigh each element, and then take the mean",
+        )
+
+
+def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """Cross entropy over the products of all rows with all rows: a row's product with itself is no negative."""
+    if get_node_name(softmax := node.next_functions[0][0]) != "LogSoftmax":
+        return
+    product = softmax.next_functions[0][0]
+    while get_node_name(product) in ("Div", "Mul") and len(list_parents(product)) == 1:
+        product = list_parents(product)[0]
+    if get_node_name(product) != "Mm":
+        return
+    left, right = _get_saved(product, "self"), _get_saved(product, "mat2")
+    is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
+    if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
+        yield report(
+            "loss-form",
+            "each row is compared with itself: the diagonal of the similarities is not masked",
+            causes=("loss.negatives", "loss.form"),
+            measured=f"softmax over all {len(left)} products of a row, its own among them",
+            expected="a row's own product left out of its softmax",
+            action="fill the diagonal with -inf before the cross entropy (masked_fill)",
+        )
+
+
+def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """sum(p t) / sum(p + t), as in Dice and IoU, is between 0 and 1 for p between 0 and 1 alone."""
+    if len(node.next_functions) < 2 or None in (node.next_functions[0][0], node.next_functions[1][0]):
+        return
+    top, bottom = ([skip_shape_operations(n) for n in _list_summed(parent)] for parent, _ in node.next_functions)
+    factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
+    names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
+    if names & _UNBOUNDED:
+        yield report(
+            "loss-form",
+            "an overlap (Dice, IoU) of outputs without bounds: they are no probabilities",
+            causes=("loss.form", "model.activation"),
+            measured=f"a ratio of sums over the outputs of {', '.join(sorted(names))}, without a sigmoid or softmax",
+            expected="outputs from 0 to 1 in the ratio; with others it has no least value",
+            action="apply sigmoid or softmax before the overlap",
+        )
+
+
+def _is_product_with_constant(node: Any) -> bool:
+    return get_node_name(node) == "Mul" and len(list_parents(node)) == 1
+
+
+def _list_summed(node: Any) -> list[Any]:
+    """List what is summed below a node: the operands of its sums, past additions and single factors."""
+    found, waiting = [], [node]
+    for _ in range(_MAX_CHAIN):
+        if not waiting:
+            break
+        current = waiting.pop()
+        name = get_node_name(current)
+        if name in ("Sum", "Mean"):
+            found += list_parents(current)
+        elif name in ("Add", "Sub", "ClampMin", "Clamp") or (name == "Mul" and len(list_parents(current)) == 1):
+            waiting += list_parents(current)
+    return found
+
+
+def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """t log t - t x is the divergence of t from p for x = log p; with x = p it is below zero, and prefers certainty."""
+    if node.next_functions[0][0] is not None or get_node_name(product := node.next_functions[1][0]) != "Mul":
+        return
+    scores = list_parents(product)
+    softmax = skip_shape_operations(scores[0]) if len(scores) == 1 else None
+    constant = next(
+        (c for c in (_get_saved(product, "self"), _get_saved(product, "other")) if isinstance(c, Tensor)), None
+    )
+    if get_node_name(softmax) != "Softmax" or constant is None or constant.shape != _shape(node):
+        return
+    total = constant.sum(dim=_axis(_get_saved(softmax, "dim"), constant.ndim))
+    is_distribution = ((total - 1).abs() < 1e-3).all() & (constant >= 0).all() & (constant.max() < 0.999)
+    if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
+        yield report(
+            "loss-form",
+            "a KL divergence of probabilities: the logarithm is missing, so the loss has no zero at the target",
+            measured="kl_div reads the output of Softmax",
+            expected="log-probabilities as the first argument of kl_div",
+            action="use log_softmax for the first argument of kl_div",
+        )
+
+
+def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """Weights of attention sum to 1 along the axis over which the product with the values adds."""
+    shape = _shape(node)
+    if len(shape) < 2 or _axis(_get_saved(node, "dim"), len(shape)) == len(shape) - 1:
+        return
+    scores = node
+    for _ in range(_MAX_CHAIN):
+        parents = list_parents(scores)
+        if not parents or get_node_name(parents[0]) not in _SCORING:
+            break
+        scores = parents[0]
+    product = next(iter(list_parents(scores)), None)
+    is_score = get_node_name(product) in _MATRIX_PRODUCTS and all(
+        get_node_name(p) not in ("AccumulateGrad", "T") for p in list_parents(product)
+    )
+    *chain, last = graph.follow(node, _TO_WEIGHTS)
+    is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
+    if is_score and len(list_parents(product)) == 2 and is_weight:
+        yield report(
+            "attention",
+            f"the softmax of an attention runs over axis {_axis(_get_saved(node, 'dim'), len(shape))} of {shape}, "
+            "the queries, and not over the keys",
+            measured="the weights with which a query adds values do not sum to 1",
+            expected="softmax over the last axis of the scores, along which values are added",
+            action="use softmax(dim=-1) on scores of (..., queries, keys)",
+        )
+
+
+def _axis(dim: int, ndim: int) -> int:
+    return (dim - 2**64 if dim >= 2**63 else dim) % ndim
+
+
+_JUDGES: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(_VIEWS, (_view_faults,)),
+    **dict.fromkeys(_MEAN_LOSSES, (_focal_faults,)),
+    "NllLoss": (_focal_faults, _pair_faults),
+    "Div": (_overlap_faults,),
+    "Sub": (_divergence_faults,),
+    "Softmax": (_attention_faults,),
+}
+"""Relations by the operation at which they are asked."""
+
+
+def exposed_padding(keys: Tensor, is_ignored: Tensor) -> Tensor:
+    """Return True (0-d) if the rows that a mask leaves are the same in all samples, and those it hides differ.
+
+    `keys` is (B, N, C), `is_ignored` (B, N), True for rows that attention leaves out. Padding is the same everywhere.
+    """
+    is_kept = ~is_ignored
+    is_same_kept, num_kept = _is_same_in_samples(keys, is_kept)
+    is_same_hidden, _ = _is_same_in_samples(keys, is_ignored)
+    return is_same_kept & (num_kept >= 2) & ~is_same_hidden
+
+
+def _is_same_in_samples(keys: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    first = mask.to(torch.uint8).argmax(dim=0)
+    reference = keys[first, torch.arange(keys.shape[1], device=keys.device)]
+    return ((keys == reference).all(dim=-1) | ~mask).all(), mask.sum(dim=0).max()

@@ -1,0 +1,342 @@
+"""Relations of a DataLoader that hold for every correct one: its data set, sampler and collate function are asked."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler, WeightedRandomSampler
+
+from sightline import instrument
+from sightline.contract.pytree import tree_leaves
+from sightline.workbench.check.checks.data.augmentation_mismatch import augmentation_mismatch
+from sightline.workbench.check.checks.data.channel_contract import label_range
+from sightline.workbench.check.checks.data.data_mutation import data_mutation
+from sightline.workbench.check.checks.data.empty_loader import empty_loader
+from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, own_generator
+from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
+from sightline.workbench.check.runtime_rules import report
+from sightline.workbench.watch.loop import Found
+
+_NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
+_MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
+_MIN_COMMON, _MAX_CONFLICTS = 8, 0.05
+_MIN_LIKENESS, _MAX_LIKENESS = 0.98, 0.9
+_MAX_CLASSES = 64
+_MAX_READING_S, _MAX_STORED = 0.25, 2**24
+_MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
+_SEEDS = (11, 12)
+
+
+def judge_loader(loader: Any) -> Iterator[Found]:
+    """Yield what contradicts itself in a loader of a data set with an index; no worker process is started.
+
+    The generators of the loader are put back; the global random states are left as the last read has left them. A set
+    whose samples take more than a quarter of a second to read is not read.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    with preserve_generators(find_generators(loader)):
+        for judge in (_judge_sampler, *(_READING if _is_fast(loader) else ())):
+            with suppress(Exception):  # an item or a batch in another form than (inputs, target) has no such relation
+                yield from judge(loader)
+
+
+def _is_fast(loader: DataLoader[Any]) -> bool:
+    started = time.perf_counter()
+    try:
+        _read(loader, 0, _SEEDS[0])
+    except Exception:  # noqa: BLE001 - the data set is the user's
+        return False
+    return time.perf_counter() - started < _MAX_READING_S
+
+
+class Item(NamedTuple):
+    """Sample of a data set, with its inputs and target."""
+
+    inputs: Any
+    target: Any
+
+
+def _read(loader: DataLoader[Any], index: int, seed: int) -> Any:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return loader.dataset[index]
+
+
+def _split(sample: Any) -> Item:
+    inputs, target = sample
+    return Item(inputs, target)
+
+
+def _list_indices(loader: DataLoader[Any], count: int) -> list[int]:
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    return sorted({round(i * (size - 1) / max(1, count - 1)) for i in range(min(count, size))})
+
+
+def _to_bytes(tree: Any) -> list[bytes]:
+    leaves = [torch.as_tensor(leaf) for leaf in _list_leaves(tree)]
+    return [leaf.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
+
+
+def _list_leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, np.ndarray | int | float | np.generic):
+        return [tree]
+    if isinstance(tree, list | tuple):
+        return [leaf for part in tree for leaf in _list_leaves(part)]
+    return [tensor for _, tensor in tree_leaves(tree)]
+
+
+def _judge_sampler(loader: DataLoader[Any]) -> Iterator[Found]:
+    """An epoch draws from the whole set: a weight for each sample, and not the same few again and again."""
+    size, sampler = len(loader.dataset), loader.sampler  # type: ignore[arg-type]
+    if isinstance(sampler, WeightedRandomSampler) and len(sampler.weights) != size:
+        yield empty_loader.with_fault(
+            f"the sampler has {len(sampler.weights)} weights for {size} samples: it draws only the first ones",
+            causes=("data.sampling", "data.imbalance"),
+            measured=f"indices below {len(sampler.weights)}",
+            expected="a weight for each sample",
+            action="give the weight of each sample's class: weights[labels]",
+        )
+        return
+    drawn = list(itertools.islice(copy.deepcopy(sampler), _MAX_DRAWN))
+    if len(drawn) >= _MIN_DRAWN and len(set(drawn)) < _MIN_DISTINCT * min(len(drawn), size):
+        yield empty_loader.with_fault(
+            f"an epoch draws {len(set(drawn))} of {size} samples, again and again",
+            causes=("data.sampling",),
+            measured=f"{len(drawn)} draws",
+            expected="draws from the whole data set",
+            action="look at the indices that the sampler yields",
+        )
+
+
+def _judge_reads(loader: DataLoader[Any]) -> Iterator[Found]:
+    """Reading an item leaves what is stored as it is: with the same random numbers it is the same again."""
+    for index in _list_indices(loader, _NUM_ITEMS):
+        stored = _mark_stored(loader.dataset)
+        reads = [_to_bytes(_read(loader, index, _SEEDS[0])) for _ in range(3)]
+        after = _mark_stored(loader.dataset)
+        changed = [path for path, mark in stored.items() if after.get(path, mark) != mark]
+        if changed and reads[0] != reads[1] and reads[1] != reads[2]:
+            yield data_mutation.with_fault(
+                f"reading a sample changes what the data set stores: '{changed[0]}'",
+                causes=("data.item_mutation",),
+                measured=f"three reads of sample {index} with the same random numbers differ",
+                expected="equal bits: reading changes nothing that is stored",
+                action="copy before editing (`x = x * s`, or clone() first), not `x *= s` on what is stored",
+            )
+            return
+
+
+def _mark_stored(dataset: Any) -> dict[str, Any]:
+    """Mark the stored tensors by their versions, and arrays of up to 16 MiB by their bytes."""
+    marks: dict[str, Any] = {}
+    for path, tensor in iter_reachable(dataset, Tensor):
+        marks[path] = tensor._version
+    for path, array in iter_reachable(dataset, np.ndarray):
+        if array.nbytes <= _MAX_STORED:
+            marks[path] = hash(array.tobytes())
+    return marks
+
+
+def _judge_reseeding(loader: DataLoader[Any]) -> Iterator[Found]:
+    """Reading an item does not set a global generator: what follows depends on the state before."""
+    followed: dict[str, set[Any]] = {}
+    for index, seed in itertools.product(_list_indices(loader, 3), _SEEDS):
+        _read(loader, index, seed)
+        for name, draw in _GENERATORS.items():
+            followed.setdefault(name, set()).add(draw())
+    reset = [name for name, draws in followed.items() if len(draws) == 1]
+    if reset:
+        yield own_generator.with_fault(
+            f"reading a sample seeds the global generator of {reset[0]}: each sample gets the same random numbers",
+            causes=("data.duplicate_randomness",),
+            measured="after reads from two seeds, and of several samples, the next number is the same",
+            expected="other random numbers for each sample and epoch",
+            action="seed once, at the start of the program, not in __getitem__ or a transform",
+        )
+
+
+_GENERATORS: dict[str, Callable[[], float]] = {
+    "numpy": lambda: float(np.random.random_sample()),
+    "torch": lambda: float(torch.rand(())),
+    "random": lambda: random.random(),
+}
+
+
+def _judge_pairs(loader: DataLoader[Any]) -> Iterator[Found]:
+    """Targets move with their inputs: labels with their rows of points, masks with their images."""
+    num_moved = num_left = num_common = num_conflicts = 0
+    for index in _list_indices(loader, 3):
+        with_tape: list[Any] = []
+        items = [_split(_read_taped(loader, index, seed, with_tape)) for seed in range(_NUM_READS)]
+        if any(isinstance(target, Tensor) and id(target) in map(id, with_tape) for _, target in items):
+            yield label_range.with_fault(
+                "labels are interpolated: between two classes there are pixels of a third",
+                causes=("data.target_encoding", "data.label_mapping"),
+                measured="the integer target of a sample comes from an interpolation of integers that is not 'nearest'",
+                expected="labels that occur in the label map",
+                action="resize label maps with mode='nearest'",
+            )
+            return
+        for first, second in itertools.pairwise(items):
+            common, conflicts = _compare_rows(first, second)
+            num_common, num_conflicts = num_common + common, num_conflicts + conflicts
+            moved, left = _compare_flips(first, second)
+            num_moved, num_left = num_moved + moved, num_left + left
+    if num_left >= 2 and not num_moved:
+        yield augmentation_mismatch.with_fault(
+            "images are mirrored, their masks are not",
+            causes=("data.augment_target_mismatch", "data.pairing"),
+            measured=f"in {num_left} pairs of reads of a sample the image is mirrored and the mask the same",
+            expected="the mask mirrored with its image",
+            action="flip both, by one random number",
+        )
+    if num_common >= _MIN_COMMON and num_conflicts > _MAX_CONFLICTS * num_common:
+        yield augmentation_mismatch.with_fault(
+            "labels do not stay with their points: the same point has another label when it is read again",
+            causes=("data.pairing", "data.augment_target_mismatch", "data.sampling"),
+            measured=f"{num_conflicts} of {num_common} points that two reads of a sample share",
+            expected="the label of a point is the same in each read",
+            action="choose and order points and labels by the same indices",
+        )
+
+
+def _read_taped(loader: DataLoader[Any], index: int, seed: int, interpolated: list[Any]) -> Any:
+    """Read an item; `interpolated` gets the tensors that follow from an interpolation of few different integers."""
+
+    def observe(call: Any, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        name, known = getattr(function, "__name__", ""), set(map(id, interpolated))
+        is_derived = any(id(tensor) in known for _, tensor in tree_leaves(args))
+        is_start = name == "interpolate" and kwargs.get("mode", "nearest") in _MODES and _holds_classes(args[0])
+        if isinstance(result, Tensor) and (is_derived or is_start):
+            interpolated.append(result)
+
+    with instrument.record({}, functions=observe):
+        return _read(loader, index, seed)
+
+
+def _holds_classes(values: Tensor) -> bool:
+    distinct = values.unique()
+    return 3 <= len(distinct) <= _MAX_CLASSES and bool((distinct == distinct.round()).all())
+
+
+def _compare_rows(first: Item, second: Item) -> tuple[int, int]:
+    """Count the rows of inputs that two reads share, and those among them with another label."""
+    labels = [dict(_list_rows(item)) for item in (first, second)]
+    common = labels[0].keys() & labels[1].keys()
+    return len(common), sum(labels[0][row] != labels[1][row] for row in common)
+
+
+def _list_rows(item: Item) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the bits of each row that is there once, and of its label."""
+    points, labels = (torch.as_tensor(leaves[0]) if (leaves := _list_leaves(part)) else None for part in item)
+    if points is None or labels is None or points.ndim != 2 or labels.ndim != 1 or len(points) != len(labels):
+        return
+    if not points.is_floating_point() or labels.is_floating_point():
+        return
+    rows = [row.tobytes() for row in points.detach().contiguous().numpy()]
+    counts: dict[bytes, int] = {}
+    for row in rows:
+        counts[row] = counts.get(row, 0) + 1
+    for row, label in zip(rows, labels.numpy(), strict=True):
+        if counts[row] == 1:
+            yield row, label.tobytes()
+
+
+def _compare_flips(first: Item, second: Item) -> tuple[int, int]:
+    """Return whether the mask is mirrored with its image (1, 0), or is left (0, 1); (0, 0): neither can be seen."""
+    images, masks = ([torch.as_tensor(_list_leaves(item[part])[0]) for item in (first, second)] for part in (0, 1))
+    size = images[0].shape[-2:]
+    if images[0].ndim < 2 or masks[0].shape[-2:] != size or masks[0].ndim < 2 or images[0].shape != images[1].shape:
+        return 0, 0
+    for axis in (-1, -2):
+        flipped = images[1].flip(axis)
+        if _likeness(images[0], flipped) > _MIN_LIKENESS and _likeness(*images) < _MAX_LIKENESS:
+            is_left, is_moved = torch.equal(*masks), torch.equal(masks[0], masks[1].flip(axis))
+            return int(is_moved and not is_left), int(is_left and not is_moved)
+    return 0, 0
+
+
+def _likeness(first: Tensor, second: Tensor) -> float:
+    pair = torch.stack([first.float().flatten(), second.float().flatten()])
+    return float(torch.corrcoef(pair)[0, 1])
+
+
+def _judge_collate(loader: DataLoader[Any]) -> Iterator[Found]:
+    """A batch holds the same pairs of inputs and targets in whatever order its samples come."""
+    collate = loader.collate_fn
+    if collate is None or loader.batch_size is None:
+        return
+    samples = [_read(loader, index, _SEEDS[0]) for index in _list_indices(loader, 2 * _NUM_ITEMS)]
+    pairs = []
+    for order in (samples, samples[::-1], [*samples[5:], *samples[:5]]):
+        torch.manual_seed(_SEEDS[0])
+        pairs.append(_list_pairs(_split(collate(copy.deepcopy(order))), len(samples)))
+    common = set.intersection(*(set(each) for each in pairs))
+    exchanged = [row for row in common if len({tuple(each[row]) for each in pairs}) > 1]
+    if exchanged:
+        yield exchanged_rows.with_fault(
+            "collate pairs inputs with targets of other samples",
+            causes=("data.pairing", "data.ordering"),
+            measured=f"{len(exchanged)} of {len(common)} samples have another target if the samples of a batch come in "
+            "another order",
+            expected="the target of a sample, in any order of the batch",
+            action="sort or choose the samples before inputs and targets are taken apart",
+        )
+
+
+def _list_pairs(batch: Item, size: int) -> dict[tuple[bytes, ...], list[bytes]]:
+    """Map the bits of each sample's inputs to those of its target; samples with equal inputs are left out."""
+    rows: dict[tuple[bytes, ...], list[bytes]] = {}
+    repeated = set()
+    parts = [[torch.as_tensor(leaf) for leaf in _list_leaves(part)] for part in batch]
+    if not all(parts) or any(not leaf.ndim or len(leaf) != size for part in parts for leaf in part):
+        return {}
+    for index in range(size):
+        key = tuple(_to_bytes([leaf[index] for leaf in parts[0]]))
+        repeated |= {key} & rows.keys()
+        rows[key] = _to_bytes([leaf[index] for leaf in parts[1]])
+    return {key: value for key, value in rows.items() if key not in repeated}
+
+
+def _judge_order(loader: DataLoader[Any]) -> Iterator[Found]:
+    """Samples that are read in the order of the set are not sorted by their class."""
+    if not isinstance(loader.sampler, SequentialSampler):
+        return
+    labels = [_read_label(loader, index) for index in _list_indices(loader, _NUM_LABELS)]
+    distinct = set(labels)
+    if None in distinct or len(labels) < _NUM_LABELS or not 2 < len(distinct) <= _NUM_LABELS // 4:
+        return
+    if _is_monotonic(labels):
+        yield report(
+            "same-label",
+            "the data set is sorted by class and not shuffled: batches hold one class or two",
+            causes=("data.ordering", "data.sampling"),
+            measured=f"the labels of {len(labels)} samples, in the order in which they are read, rise "
+            f"through {len(distinct)} classes",
+            action="give the training's loader shuffle=True",
+        )
+
+
+def _read_label(loader: DataLoader[Any], index: int) -> int | None:
+    label = _split(_read(loader, index, _SEEDS[0])).target
+    is_number = isinstance(label, int | np.integer) or (isinstance(label, Tensor) and label.numel() == 1)
+    return int(label) if is_number and float(label) == int(label) else None
+
+
+def _is_monotonic(labels: Sequence[Any]) -> bool:
+    return list(labels) in (sorted(labels), sorted(labels, reverse=True))
+
+
+_READING = (_judge_reads, _judge_reseeding, _judge_pairs, _judge_collate, _judge_order)
+"""Relations that read samples."""
