@@ -163,11 +163,6 @@ class RecordedGraph(NamedTuple):
     names: tuple[str, ...]
     free_axes: tuple[Mapping[int, str], ...]
 
-    @property
-    def is_batch_free(self) -> bool:
-        """True if batches of any size are taken."""
-        return any(0 in axes for axes in self.free_axes)
-
 
 @contextmanager
 def quiet() -> Iterator[None]:

@@ -16,7 +16,7 @@ from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
-from sightline.workbench.check.runtime_rules import LOSS_FORM
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import LossGraph
@@ -119,7 +119,8 @@ def _judge_boxes(passed: Pass) -> Iterator[Found]:
         return
     predicted, wanted = (_is_ordered(boxes.detach().reshape(-1, 4)) for boxes in (outputs, target))
     if len(predicted) >= _MIN_ROWS and bool(predicted.all()) and float(wanted.float().mean()) < 1 - _MAX_UNORDERED:
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "the model's boxes are corners, the targets are not: (x, y, w, h) where (x1, y1, x2, y2) is meant",
             causes=("assign.box_format", "data.target_encoding"),
             measured=f"left < right and top < bottom in {len(predicted)} of {len(predicted)} predicted boxes, and in "
@@ -197,7 +198,8 @@ def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> 
         turned.reshape(len(turned), -1)[:, index] += 2 * turns[0]
         before, after = (float(loss(o, passed.target)) for o in (passed.outputs.detach(), turned))
         if abs(after - before) > 1e-3 * (1 + abs(before)):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 "the targets fill a whole turn as angles do, and the loss does not know that its ends are one: "
                 "differences are not wrapped",
                 severity="warning",
