@@ -22,6 +22,8 @@ _LINK = re.compile(r"(\]\()([^)\s#]+)(#[^)\s]*)?(\))")
 _FENCED = re.compile(r"^```.*?^```", flags=re.DOTALL | re.MULTILINE)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown", ".toml": "toml", ".json": "json"}
 _MAX_SOURCE_BYTES = 200_000
+_NOT_SEARCHED = "---\nsearch: {exclude: true}\n---\n\n"
+"""Sources were three fifths of the index that a reader's browser loads, and came before pages on the same subject."""
 _PUBLIC = sorted(name for name in sightline.__all__ if not name.startswith("_") and name not in {"geometry", "metrics"})
 _API = "# Python API: classes and functions\n\nExamples are on the page [Python API](python.md).\n\n" + "".join(
     f"::: sightline.{name}\n\n" for name in _PUBLIC
@@ -93,14 +95,15 @@ def _site_path(target: Path) -> Path:
 def _quote_source(path: str) -> str:
     """Return a page with a file of the project, or with the names in a folder of it."""
     target = ROOT / path
+    heading = f"{_NOT_SEARCHED}# {path}\n\n"
     if target.is_dir():
         names = "".join(f"- `{child.name}`\n" for child in sorted(target.iterdir()) if not child.name.startswith("__"))
-        return f"# {path}\n\n{names}"
+        return f"{heading}{names}"
     text = target.read_text(encoding="utf-8")
     if len(text) > _MAX_SOURCE_BYTES:
-        return f"# {path}\n\nThis file has {len(text):,} characters; it is in the project's folder.\n"
+        return f"{heading}This file has {len(text):,} characters; it is in the project's folder.\n"
     fence = "`" * 5
-    return f"# {path}\n\n{fence}{_LANGUAGES.get(target.suffix, 'text')}\n{text}\n{fence}\n"
+    return f"{heading}{fence}{_LANGUAGES.get(target.suffix, 'text')}\n{text}\n{fence}\n"
 
 
 class FencedExamples(griffe.Extension):

@@ -295,19 +295,23 @@ class _Finder(MetaPathFinder):
         if not fullname.startswith("sightline."):
             return None
         path = MODULES.get(fullname) or locate_moved(fullname)
-        return None if path == fullname else ModuleSpec(fullname, _Loader(path))
+        return None if path == fullname else ModuleSpec(fullname, _Loader(path, fullname))
 
 
 class _Loader(Loader):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, old_name: str) -> None:
         self._module = importlib.import_module(name)
         self._spec = self._module.__spec__
+        self._old_name = old_name
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self._spec  # the import system has put the old path's in its place
+        package, _, name = self._old_name.rpartition(".")
+        if package == "sightline.compare":  # a function by now, of which `import sightline.compare.steps as s` asks it
+            setattr(sys.modules["sightline"].compare, name, module)
 
 
 def install() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -11,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 _PRELOADED = (
@@ -39,6 +42,34 @@ def forked(target: Callable[..., None], *arguments: object) -> BaseProcess:
     process = context.Process(target=target, args=arguments)
     process.start()
     return process
+
+
+@contextlib.contextmanager
+def launched_as_forks(log: Path) -> Iterator[None]:
+    """Inside, the processes of `--processes` are forked as `forked` does, for the same agent of torch; they print here.
+
+    tests/runs/test_processes.py has new interpreters started.
+    """
+    from torch.distributed.launcher import api
+
+    launch = api.elastic_launch
+    forked(os.getpid).join()  # later ones too are forked from what starts here, with no variable of a launcher
+
+    def launch_forks(settings: Any, program: str) -> Callable[..., object]:
+        assert program == sys.executable
+        settings.start_method = "forkserver"
+        place = (str(log), os.getcwd(), dict(os.environ))
+        return lambda *words: launch(settings, _run_launched)(list(words), *place)
+
+    with mock.patch.object(api, "elastic_launch", launch_forks):
+        yield
+
+
+def _run_launched(words: list[str], log: str, folder: str, environment: Mapping[str, str]) -> None:
+    own = {"SIGHTLINE_LAUNCHED": str(os.getppid())}  # with which a rank ends: the process that it is forked from
+    os.environ |= dict(environment) | dict(os.environ) | own
+    os.chdir(folder)
+    _run_words(words, log)
 
 
 def skip_sync() -> Callable[[int], None]:
@@ -101,11 +132,15 @@ def _run_program(program: str, out: str, err: str) -> None:
 
 
 def _run(arguments: Sequence[str], log: str, environment: Mapping[str, str]) -> None:
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    _run_words(arguments, log)
+
+
+def _run_words(arguments: Sequence[str], log: str) -> None:
     import torch
 
     print_to(log)
-    os.chdir(ROOT)
-    os.environ.update(environment)
     torch.set_num_threads(1)
     if arguments[:2] == ["-W", "error"]:
         warnings.simplefilter("error")

@@ -135,3 +135,16 @@ def test_renamed_members_of_detection_keep_their_old_names() -> None:
     assert (detection_filter.score, detection_filter.per_level, detection_filter.most) == (0.1, 7, 3)
     assert (detection_filter.min_score, detection_filter.max_detections) == (0.1, 3)
     assert detection_filter.candidates.__func__ is detection_filter.decode.__func__
+
+
+def test_modules_of_a_folder_that_is_a_function_by_now_are_imported_in_every_form() -> None:
+    found: dict[str, Any] = {}
+    for statement in (
+        "import sightline.compare.steps as module",
+        "from sightline.compare import steps as module",
+        "import sightline.compare.steps; module = sightline.compare.steps",
+        "from sightline.compare.steps import __dict__ as names; import sightline.workbench.compare.steps as module",
+    ):
+        exec(statement, found)
+        assert found["module"] is importlib.import_module("sightline.workbench.compare.steps"), statement
+    assert callable(found["sightline"].compare)

@@ -182,9 +182,19 @@ def test_transform_gives_the_bits_of_evaluation_and_leaves_its_input_alone(run: 
         loaded.transform({"voxels": points})
 
 
-def test_loading_leaves_random_states_alone(run: Path) -> None:
+@pytest.mark.parametrize("form", ["run", "onnx"])
+def test_loading_leaves_random_states_alone(form: str, run: Path, tmp_path: Path) -> None:
+    """Whatever the network draws to be made, and a plugin at import."""
+    plugin = tmp_path / "drawing_plugin.py"
+    plugin.write_text(
+        "import random\nimport numpy\nimport torch\n\nrandom.seed(5)\nnumpy.random.rand(3)\ntorch.manual_seed(7)\n"
+    )
+    file = run
+    if form == "onnx":
+        file = tmp_path / "net.onnx"
+        sightline.export(run, out=file)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    sightline.load_run(run)
+    sightline.load_run(file, plugins=[plugin])
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
 

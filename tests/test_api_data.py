@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
+import math
 import os
 import runpy
 import subprocess
@@ -22,6 +23,7 @@ from sightline.engine.distributed import World
 from tests.cases import run_each
 from tests.command import run_here
 from tests.processes import run_program
+from tests.trained import copy_run
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "classify" / "synthetic_shapes_pointnet.yaml"
@@ -139,6 +141,8 @@ def test_one_rule_for_configs_dicts_paths_and_runs(tmp_path: Path) -> None:
     as_dict, as_run = sightline.load_data(SMALL, "test"), sightline.load_data(tmp_path / "run", "test")
     assert torch.equal(as_dict[4]["points"], as_run[4]["points"])
     final = json.loads((tmp_path / "run" / "final.json").read_text())
+    assert result.document is not None
+    assert result.document["metrics"] == final["metrics"]
     evaluated = sightline.evaluate(tmp_path / "run")
     assert evaluated.metrics == final["metrics"]
     assert sightline.evaluate(tmp_path / "run", data=SMALL).metrics == final["metrics"]
@@ -163,22 +167,13 @@ def test_a_model_of_a_config_has_its_arguments_and_the_facts_of_its_data() -> No
 
 def test_scored_files_are_those_of_the_evaluation(tmp_path: Path) -> None:
     """Boxes that `evaluate --save-predictions` wrote get the figures of the run."""
-    recipe = {
-        "base": str(ROOT / "configs" / "detect" / "synthetic_crowds_retinanet.yaml"),
-        "data": {"train_size": 4, "validation_size": 2, "test_size": 4, "height": 64, "width": 64},
-        "transforms": {
-            part: [{"name": "fit_image", "height": 64, "width": 64}, {"name": "normalize_image"}]
-            for part in ("train", "evaluate")
-        },
-        "schedule": {"name": "constant"},
-        "train": {"epochs": 1, "batch_size": 2},
-    }
-    result = sightline.train_run(recipe, out=tmp_path / "run", checks=False)
-    assert run_here("evaluate", tmp_path / "run", "--save-predictions").code == 0
-    scored = sightline.score(tmp_path / "run" / "predictions" / "test", recipe)
-    assert result.document is not None
-    assert scored.metrics == pytest.approx(result.document["metrics"], rel=0, abs=0, nan_ok=True)
-    assert repr(scored).startswith(f"RunEvaluation({tmp_path / 'run' / 'predictions' / 'test'} on test, 4 samples: ap")
+    run = copy_run("detect", tmp_path)
+    assert run_here("evaluate", run, "--save-predictions").code == 0
+    scored = sightline.score(run / "predictions" / "test", {"base": str(run / "config.yaml")})
+    kept = json.loads((run / "final.json").read_text())["metrics"]
+    assert kept["ap"] is not None
+    assert {name: None if math.isnan(value) else value for name, value in scored.metrics.items()} == kept
+    assert repr(scored).startswith(f"RunEvaluation({run / 'predictions' / 'test'} on test, 6 samples: ap")
 
 
 def test_findings_that_keep_a_run_from_starting_are_its_repr(tmp_path: Path) -> None:

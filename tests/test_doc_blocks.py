@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.doc_blocks import OTHER_PAGES, README, ROOT, TOUR, Block, blocks_of, lay_out, run_block
+from tests.processes import launched_as_forks
 
 NEEDS = ("DATA", "GPU", "TIME", "SHELL", "FILE")
 PAGES = [README, *OTHER_PAGES]
@@ -41,13 +42,14 @@ def test_the_first_pages_run_in_the_order_of_their_blocks(
     page: Path, num_blocks: int, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lay_out(tmp_path)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     blocks = [block for block in blocks_of(page) if block.needs is None]
     assert len(blocks) >= num_blocks
     before = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
-    for block in blocks:
-        run_block(block)
+    with launched_as_forks(tmp_path / "ranks.log"):
+        monkeypatch.chdir(tmp_path)
+        for block in blocks:
+            run_block(block)
     after = {name: value for name, value in os.environ.items() if name.startswith(("SIGHTLINE", "TORCH"))}
     assert after == before  # one block launches two processes; those that are started later are not of that run
     assert (tmp_path / "runs" / run / "final.json").exists()

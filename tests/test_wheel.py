@@ -23,9 +23,19 @@ from tests.doc_blocks import blocks_of
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta as b; print(b.build_wheel('wheel'), b.build_editable('editable'))"
 COMMANDS = """
-import json, sys
+import json, os, sys, warnings
+import torch._dynamo  # of torch alone, once for both
+commands, script = json.loads(sys.argv[1])
+watched = os.fork()
+if watched == 0:
+    warnings.simplefilter("error")
+    sys.stdout = open("watched.txt", "w")
+    exec(script, {"__name__": "__main__"})
+    print(sys.modules["sightline"].__file__, flush=True)
+    os._exit(0)
+assert os.waitpid(watched, 0)[1] == 0
 from sightline.cli import main
-for words in json.loads(sys.argv[1]):
+for words in commands:
     sys.argv = ["sightline", *words]
     for stream in (sys.stdout, sys.stderr):
         print("$", *words, file=stream, flush=True)
@@ -34,7 +44,10 @@ for words in json.loads(sys.argv[1]):
     except SystemExit as ended:
         print("=", ended.code)
 """
-"""Runs commands one after another in one process; both streams name each, and the output ends with its exit code."""
+"""Runs a script in a process that it forks, and then commands one after another in its own.
+
+Both streams name each command, and the output ends with its exit code.
+"""
 DEMO = "configs/classify/synthetic_shapes_pointnet.yaml"
 
 
@@ -105,8 +118,11 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
         ("train", DEMO, *small, "--device", "cpu", "--out", "run"),
         ("train", DEMO, "log.tensorboard=true", "--out", "logged"),
     )
+    (tmp_path / "examples").mkdir()
+    shutil.copy(installed / "sightline" / "shipped" / "examples" / "any_loop.py", tmp_path / "examples")
+    watching = blocks_of(ROOT / "docs" / "prove" / "any_loop.md")[0].text
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        [sys.executable, "-c", COMMANDS, json.dumps((commands, watching))],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{installed}{os.pathsep}{site}"},
         capture_output=True,
@@ -123,13 +139,9 @@ def test_it_lists_copies_and_trains_in_an_empty_folder_without_any_extra(install
         "error: log.tensorboard needs the package 'tensorboard'; install it: pip install tensorboard\n"
     )
     assert not (tmp_path / "logged").exists()
-    (tmp_path / "examples").mkdir()
-    shutil.copy(installed / "sightline" / "shipped" / "examples" / "any_loop.py", tmp_path / "examples")
-    watching = blocks_of(ROOT / "docs" / "prove" / "any_loop.md")[0].text
-    told = ran("-W", "error", "-c", watching, cwd=tmp_path, PYTHONPATH=f"{installed}{os.pathsep}{site}")
-    assert told.splitlines()[-1] == "watch: 3 errors, 0 warnings, updates 96"
-    where = ran("-c", "import sightline; print(sightline.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
-    assert Path(where.strip()).is_relative_to(installed)
+    *_, told, where = (tmp_path / "watched.txt").read_text().splitlines()
+    assert told == "watch: 3 errors, 0 warnings, updates 96"
+    assert Path(where).is_relative_to(installed)
 
 
 def test_a_script_beside_a_clone_imports_the_package(wheels: tuple[Path, Path], clone: Path) -> None:

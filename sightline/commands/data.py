@@ -72,7 +72,7 @@ class InfoOptions(PluginCommand, name="data info", run="data.info"):
     options: tuple[str, ...] = argument(
         "[KEY=VALUE]...", "with --from, options of reading: columns=[x, y, z]", default=()
     )
-    source: Path | None = option("--from", "PATH", "inspect LiDAR scans of a data set that are not prepared")
+    source: Path | None = option("--from", "PATH", "inspect LiDAR scans or photos of a data set that are not prepared")
 
 
 class VerifyOptions(DocumentCommand, name="data verify", run="data.verify"):
@@ -88,7 +88,7 @@ class ConvertOptions(DocumentCommand, name="data convert", run="data.convert"):
     """Convert box labels to another layout.
 
     Labels that it cannot express are dropped, counted and printed. Images are linked to the folder that the layout
-    requires. `conversion.json`, next to the labels, lists what was dropped.
+    requires. conversion.json, next to the labels, lists what was dropped.
     """
 
     source: Path = option("--from", "DIR", "folder of the labels, with or without their images", default=MISSING)

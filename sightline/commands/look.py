@@ -144,8 +144,8 @@ class ShowOptions(PluginCommand, name="show", run="show.show"):
 class ListOptions(PluginCommand, name="list", run="show.list_components"):
     """List components, configs, layouts of weights.
 
-    Prints an index of the kinds. With a kind, its entries: components with arguments, defaults and sources, the configs
-    of the package, or the layouts of published weights. With the name of a component, it alone.
+    Without a word, prints an index of the kinds. With a kind, its entries: components with arguments, defaults and
+    sources, the configs of the package, or the layouts of published weights. With the name of a component, it alone.
     """
 
     subject: str | None = argument(
@@ -160,7 +160,7 @@ class CopyOptions(DocumentCommand, name="copy", run="show.copy_config"):
     """
 
     config: str = argument("CONFIG", "a path that 'list configs' prints, or configs or examples")
-    to: Path = argument("[TO]", "target folder, in which it gets the same path [.]", default=Path())
+    to: Path = argument("[TO]", "target folder, in which it gets the same path", default=Path())
 
 
 class InitOptions(DocumentCommand, name="init", run="show.init_project"):
@@ -172,7 +172,7 @@ class InitOptions(DocumentCommand, name="init", run="show.init_project"):
 
     project: str = argument("NAME", "name of the folder and of its files: small letters, digits and _")
     task: str = option("--task", "TASK", "classify, segment, detect, pose, centre or contrast", default="classify")
-    to: Path = option("--to", "DIR", "folder in which the project is made [.]", default=Path())
+    to: Path = option("--to", "DIR", "folder in which the project is made", default=Path())
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------

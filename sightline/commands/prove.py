@@ -60,9 +60,9 @@ class CompareOptions(DeviceCommand, name="compare", run="compare.compare_variant
 
 
 class FaultsOptions(DocumentCommand, name="faults", run="faults.faults"):
-    """Plant known bugs in small runs, to see which of them the doctor finds.
+    """Plant known bugs in small runs, to see which of them the checks find.
 
-    Without arguments the cases are listed. A case is run up to the first moment in which the doctor raises an error or
+    Without arguments the cases are listed. A case is run up to the first moment in which the checks raise an error or
     a warning that the same run without the bug does not raise. Healthy runs that only look odd must raise none. Exit
     code 0 if every bug was found and no alarm was false.
     """

@@ -80,11 +80,11 @@ class ScoreOptions(PluginCommand, name="score", run="score.score"):
 class PredictOptions(DeviceCommand, name="predict", run="predict.predict", run_if={"data": "predict.predict_centres"}):
     """Predict files with a trained run.
 
-    Predicts a class per file, a class per point, joints or boxes, depending on the run's task. Files are prepared like
-    the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation transforms once,
-    without votes. A file that is damaged, or does not match the training data (channels, scale, number of points), is
-    refused by name, and the others are predicted. Exit code 0 if all files were predicted, 2 if one was refused, 1 if
-    the work failed.
+    Predicts a class per file, a class per point, joints, boxes or an encoding, depending on the run's task. Files are
+    prepared like the run's training data (a mesh is sampled as by 'data prepare') and pass the run's evaluation
+    transforms once, without votes. A file that is damaged, or does not match the training data (channels, scale, number
+    of points), is refused by name, and the others are predicted. Exit code 0 if all files were predicted, 2 if one was
+    refused, 1 if the work failed.
 
     A run that classifies points reports the share of each class, and writes labels in the order of the file
     (.labels.npy) and a coloured cloud (.ply) into --out; with probabilities=float16 or float32 also those of all

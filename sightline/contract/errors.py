@@ -26,6 +26,11 @@ def summarise_error(error: BaseException, *, max_length: int = 400) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def join_some(names: Sequence[str], *, most: int, separator: str = ", ") -> str:
+    """Join the first `most` names, and count the others: `a, b and 3 more`."""
+    return separator.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 class UserError(ValueError):
     """Mistake in the user's input: location, actual value, and what to do. Exit code 2.
 

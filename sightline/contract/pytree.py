@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 
@@ -33,6 +34,16 @@ def tree_map(value: Any, function: Callable[[str, Tensor], Any], path: str = "")
     if isinstance(value, list | tuple):
         return type(value)(*changed.values()) if hasattr(value, "_fields") else type(value)(changed.values())
     return dataclasses.replace(value, **changed) if changed else value
+
+
+def tree_cast(value: Any, dtype: torch.dtype) -> Any:
+    """Convert the floating-point tensors of a tree to a number format; other values stay as they are."""
+    return tree_map(value, lambda _, tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+
+
+def is_float(value: object) -> TypeGuard[Tensor]:
+    """Return True for a floating-point tensor."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def tree_children(value: Any) -> list[tuple[str, Any]]:

@@ -19,6 +19,10 @@ FONT_SIZE = 11
 COLORS = ("#8a929e", "#2f6fb4", "#c8502f", "#2e8b57", "#8e6cc0", "#b08a3e", "#2ab3b8", "#e0679f", "#6b7a1e", "#1d2f6f")
 INK, FAINT = "#2b3038", "#e3e7ec"
 Scale: TypeAlias = Literal["logarithmic", "linear"]
+_SMALL_FONT_SIZE = 10
+_LETTER = 0.65
+"""Width of a letter of a tick at most, of the size of its font."""
+_LEAST_SHORTENED = 10_000
 MAX_DOTS = 24
 """Maximal number of points of a curve that is drawn with dots, and of ticks at each of its points."""
 
@@ -150,18 +154,20 @@ def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int
     points = [point for series in panel.series for point in series.points]
     heights = [y for _, y in points] + [end for series in panel.series for both in series.ranges for end in both]
     values = [x for x, _ in points]
-    x_ticks, across = _make_axis(values, panel.x_scale, LEFT, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
     ticks, upward = _make_axis(heights, panel.y_scale, height - BOTTOM, TOP)
+    texts = _format_ticks(ticks, panel.y_scale)
+    margin = max(LEFT, math.ceil(6 + _LETTER * FONT_SIZE * max(map(len, texts))))
+    x_ticks, across = _make_axis(values, panel.x_scale, margin, width - RIGHT, at_values=len(set(values)) <= MAX_DOTS)
     drawing = Drawing()
-    drawing.add("text", panel.title, x=LEFT, y=18, font_weight=600)
-    for tick in ticks:
+    drawing.add("text", panel.title, x=margin, y=18, font_weight=600)
+    for tick, text in zip(ticks, texts, strict=True):
         y = upward(tick)
-        drawing.add("line", x1=LEFT, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
-        drawing.add("text", f"{tick:g}", x=LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end")
-    for x in x_ticks:
-        position = {"x": f"{across(x):.1f}", "y": height - BOTTOM + 15}
-        drawing.add("text", f"{x:g}", **position, text_anchor="middle", font_size=10)
-    middle = (LEFT + width - RIGHT) / 2
+        drawing.add("line", x1=margin, y1=f"{y:.1f}", x2=width - RIGHT, y2=f"{y:.1f}", stroke=FAINT)
+        drawing.add("text", text, x=margin - 6, y=f"{y + 4:.1f}", text_anchor="end")
+    for x, text in _place_below([across(x) for x in x_ticks], _format_ticks(x_ticks, panel.x_scale), width):
+        position = {"x": f"{x:.1f}", "y": height - BOTTOM + 15}
+        drawing.add("text", text, **position, text_anchor="middle", font_size=_SMALL_FONT_SIZE)
+    middle = (margin + width - RIGHT) / 2
     drawing.add("text", panel.x_title, x=f"{middle:.1f}", y=height - BOTTOM + 29, text_anchor="middle")
     for series in panel.series:
         color = _series_color(names, series.name)
@@ -176,6 +182,40 @@ def _draw_panel(panel: ChartPanel, names: Sequence[str], width: int, height: int
             for left, top in positions:
                 drawing.add("circle", cx=left, cy=top, r=3, fill=color)
     return drawing
+
+
+def _format_ticks(ticks: Sequence[float], scale: Scale) -> list[str]:
+    """Format the ticks of an axis: from 10,000 in k, M or G (10^3, 10^6, 10^9) where that is shorter.
+
+    Those of a linear axis have one unit and are exact, so no two are alike; those of a logarithmic one have six digits.
+    """
+    if scale == "logarithmic":
+        return [min(_write_in_units([tick], digits=6), key=lambda texts: len(texts[0]))[0] for tick in ticks]
+    return min(_write_in_units(ticks, digits=12), key=lambda texts: max(map(len, texts)))
+
+
+def _write_in_units(ticks: Sequence[float], *, digits: int) -> list[list[str]]:
+    """Write ticks in every unit that is not too large for them, the plain number first."""
+    highest = max(map(abs, ticks))
+    units = {1.0: "", 1e3: "k", 1e6: "M", 1e9: "G"} if highest >= _LEAST_SHORTENED else {1.0: ""}
+    return [
+        [f"{tick / unit:.{digits}g}{sign if tick else ''}" for tick in ticks]
+        for unit, sign in units.items()
+        if unit <= highest or not sign
+    ]
+
+
+def _place_below(places: Sequence[float], texts: Sequence[str], width: int) -> list[tuple[float, str]]:
+    """Place the texts below an x axis within the panel, without those that would touch the one before."""
+    placed: list[tuple[float, str]] = []
+    taken = -math.inf
+    for place, text in zip(places, texts, strict=True):
+        half = _LETTER * _SMALL_FONT_SIZE * len(text) / 2
+        middle = min(place, width - half)
+        if middle - half >= taken:
+            placed.append((middle, text))
+            taken = middle + half
+    return placed
 
 
 def _powers_of_ten(values: Sequence[float]) -> list[float]:

@@ -220,16 +220,16 @@ def open_trained(
     """Load a trained run from its directory; its data set is not needed.
 
     `checkpoint` is `last`, `best` or a path; where the run averaged its weights, the average is loaded. `plugins` are
-    the files that the run was made with. Global random states stay as they are. Raises UserError for a directory that
-    is not a run, PluginError for a plugin that is not given, CheckpointError for a damaged checkpoint.
+    the files that the run was made with. Global random states stay as they are, whatever plugins draw at import. Raises
+    UserError for a directory that is not a run, PluginError for a plugin that is not given, CheckpointError for a
+    damaged checkpoint.
     """
     files = RunFiles(Path(path))
-    run = open_run(files, checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
-    for line in run.notes:
-        logger.warning("%s", line)
     with preserve_rng_state():
-        model = run.model
-    return TrainedRun(files, run.checkpoint_path.resolve(), run.config, model, run.transforms)
+        run = open_run(files, checkpoint=str(checkpoint), plugins=[Path(plugin) for plugin in plugins])
+        for line in run.notes:
+            logger.warning("%s", line)
+        return TrainedRun(files, run.checkpoint_path.resolve(), run.config, run.model, run.transforms)
 
 
 def build_model(name: str, /, **arguments: Any) -> nn.Module:

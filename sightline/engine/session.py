@@ -362,7 +362,11 @@ class TrainingSession:
             yield
 
     def _save(self, *, is_evaluation_due: bool = False) -> None:
-        """Save a checkpoint; if its evaluation is due, it is saved again afterwards, with the result."""
+        """Save a checkpoint; if its evaluation is due, it is saved again afterwards, with the result.
+
+        The second save writes the state alone: files of tensors are the first one's. A run that is killed between them
+        resumes from the first, and evaluates before it trains.
+        """
         job, world = self.job, self.world
         world.broadcast_buffers(job.model)
         world.broadcast_buffers(job.losses)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract import registry
-from sightline.contract.errors import CheckpointError, UserError
+from sightline.contract.errors import CheckpointError, UserError, join_some
 from sightline.contract.regular_files import check_regular_file
 from sightline.contract.types import ComponentConfig
 from sightline.engine.records import preserve_rng_state
@@ -227,7 +227,8 @@ def _unwrap(value: Any, path: Path) -> PublishedFile:
             )
         inner = [key for key in CONTAINERS if isinstance(value.get(key), Mapping) and value[key]]
         if len(inner) != 1:
-            contents = f"holds {' and '.join(inner)}" if inner else f"holds {_join_names(list(map(str, value)))}"
+            names = join_some([*map(str, value)], most=_MAX_NAMES_SHOWN) or "nothing"
+            contents = f"holds {' and '.join(inner) or names}"
             raise CheckpointError(
                 f"{path}: {contents}; one set of weights is needed, by itself or under one of {', '.join(CONTAINERS)}"
             )
@@ -245,8 +246,3 @@ def _is_state(value: Any) -> bool:
     """Return True if this is a mapping of names to tensors and to nothing else."""
     is_named = isinstance(value, Mapping) and bool(value) and all(isinstance(key, str) for key in value)
     return is_named and all(isinstance(item, Tensor) for item in value.values())
-
-
-def _join_names(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_NAMES_SHOWN} more" if len(names) > _MAX_NAMES_SHOWN else ""
-    return (", ".join(names[:_MAX_NAMES_SHOWN]) + more) or "nothing"

@@ -126,10 +126,12 @@ def _replace_arguments(component: ComponentConfig, values: Mapping[str, Any]) ->
 def make_expected_info(config: RunConfig) -> tuple[DataInfo, list[str]]:
     """Return the facts that every preparation of the data set states, and a note that they are the published ones.
 
-    A data set of the user without `expected_info` is read.
+    A data set of the user without `expected_info` is read, and so is one in a folder that the config names: photos
+    prepared as COCO have classes of their own.
     """
     expected_info = DataMembers.expected_info.get(registry.data.entry(config.data).builder)
-    if expected_info is None:
+    root = config.data.arguments.get("root")
+    if expected_info is None or (root is not None and (Path(root) / "manifest.json").is_file()):
         dataset_info: DataInfo = registry.data.build(config.data, facts={"split": "train"}).info
         return dataset_info, []
     parameters = inspect.signature(expected_info).parameters

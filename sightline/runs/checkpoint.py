@@ -203,7 +203,8 @@ def save(
     """Add a checkpoint to a run directory; at any moment, the newest complete one is on disk.
 
     `checkpoints/last`, and `best` if `is_best`, link to it; the oldest beyond `keep_last` are removed, except the
-    linked ones. `assert_own` raises if the directory is another run's by now, before each step that replaces or
+    linked ones. An earlier checkpoint of this step is replaced; of its files, those with the same bytes are not written
+    again. `assert_own` raises if the directory is another run's by now, before each step that replaces or
     removes; with it, the directory must exist.
     Raises RunError if the disk is full or read-only; earlier checkpoints are then intact.
     """
@@ -216,7 +217,7 @@ def save(
         folder.mkdir(parents=assert_own is _assert_nothing, exist_ok=True)  # a moved directory is not created again
         _clean_up(folder)
         best_step = snapshot.step if is_best else _read_linked_step(folder, "best")
-        write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step)
+        write_snapshot(_with_suffix(target, "partial"), snapshot, best_step=best_step, twin=target)
         assert_own()
         _replace_checkpoint(target)
         for link in ("best", "last") if is_best else ("last",):

@@ -111,6 +111,10 @@ class RunComparison:
         names = dict.fromkeys(name for facts in self.facts for name in facts)
         return [[name, *(format_fact(facts.get(name)) for facts in self.facts)] for name in names]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to plain values for JSON."""
+        return {"figures": self.facts, "config_differences": {key: values for key, *values in self.differences}}
+
 
 def compare_runs(runs: Sequence[ReportedRun]) -> RunComparison:
     """Compare the figures and configs of runs. Raises UserError for files of another form."""

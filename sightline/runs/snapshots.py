@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -29,6 +30,7 @@ _STATE, _MANIFEST = "state.json", "manifest.json"
 _REQUIRED = frozenset({_TENSORS["model"], _STATE})
 _ALLOWED = _REQUIRED | {*_TENSORS.values()}
 _MAX_MANIFEST_BYTES = 1 << 16
+_COMPARED_BYTES = 1 << 20
 _STEP = re.compile(r"step_(\d{8,})(\.replaced)?", re.ASCII)
 _NON_FINITE = "non_finite"
 
@@ -62,12 +64,16 @@ class Snapshot:
         return self.losses_ema or self.losses or {}
 
 
-def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None) -> None:
-    """Write a checkpoint into a new folder, the manifest last, and sync it to disk."""
+def write_snapshot(folder: Path, snapshot: Snapshot, *, best_step: int | None, twin: Path | None = None) -> None:
+    """Write a checkpoint into a new folder, the manifest last, and sync it to disk.
+
+    A file of the folder `twin` with the same bytes is linked instead of written again, where the file system has hard
+    links. Every byte of it is compared first, and it is synced too.
+    """
     folder.mkdir()
     files = {}
     for name, data in _render_files(snapshot, best_step=best_step):
-        create_atomic(folder / name, data)
+        _link_or_create(folder / name, data, twin=None if twin is None else twin / name)
         files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
@@ -83,15 +89,36 @@ def write_slim_copy(source: Path, folder: Path) -> int:
     removed = data.pop(_TENSORS["optimizer"], b"")
     folder.mkdir()
     for name, content in data.items():
-        try:
-            os.link(source / name, folder / name)
-        except OSError:
-            create_atomic(folder / name, content)
+        _link_or_create(folder / name, content, twin=source / name)
     listed = _read_manifest(source / _MANIFEST)
     files = {name: {"size": listed[name][0], "sha256": listed[name][1]} for name in listed if name in data}
     create_atomic(folder / _MANIFEST, _render_manifest({"format_version": FORMAT_VERSION, "files": files}))
     sync_folder(folder)
     return len(removed)
+
+
+def _link_or_create(path: Path, data: bytes, *, twin: Path | None) -> None:
+    """Make a file of these bytes that is on the disk: a hard link to `twin` if that has them, else a new file."""
+    if twin is not None and _is_stored(twin, data):
+        with contextlib.suppress(OSError):  # a file system without hard links, or a file with too many of them
+            os.link(twin, path)
+            return
+    create_atomic(path, data)
+
+
+def _is_stored(path: Path, data: bytes) -> bool:
+    """Return True if a regular file has exactly these bytes and is synced to disk."""
+    try:
+        if check_regular_file(path, allow_link=False) != len(data):
+            return False
+        with open(path, "rb") as file:
+            for start in range(0, len(data), _COMPARED_BYTES):
+                if file.read(_COMPARED_BYTES) != data[start : start + _COMPARED_BYTES]:
+                    return False
+            os.fsync(file.fileno())
+    except OSError:
+        return False
+    return True
 
 
 def assert_sound(folder: Path) -> None:

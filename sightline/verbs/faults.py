@@ -16,8 +16,7 @@ from sightline.contract.errors import UserError
 from sightline.contract.schema import suggest
 from sightline.runs.run_directory import collect_environment, write_document, write_file
 from sightline.verbs.output import print_note, show_table
-from sightline.workbench.faults.case import FaultCase, HealthyCase
-from sightline.workbench.faults.catalog import FAULTS, HEALTHY
+from sightline.workbench.faults.catalog import FAULTS, HEALTHY, FaultCase, HealthyCase
 from sightline.workbench.faults.scoreboard import HealthyRun, describe_row, make_document, summarise, write_page
 from sightline.workbench.faults.trial import Alarm, Trial, run_healthy, run_trial
 

@@ -36,10 +36,8 @@ def report(options: ReportOptions) -> int:
     for note in notes:
         print_note(f"warning: {note}")
     print_note(f"{out}: open it in a browser")
-    compared = compare_runs(runs)
-    differences = {key: values for key, *values in compared.differences}
-    document = {"page": str(out), "runs": [str(run.path) for run in runs], "figures": compared.facts}
-    write_document(options.json, {**document, "config_differences": differences, "notes": notes})
+    document = {"page": str(out), "runs": [str(run.path) for run in runs], **compare_runs(runs).to_dict()}
+    write_document(options.json, {**document, "notes": notes})
     return 0
 
 

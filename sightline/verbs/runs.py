@@ -99,9 +99,7 @@ def _show_diff(options: RunsOptions) -> int:
         show_table("differences between the configs", ("key", *names), compared.differences)
     else:
         print_note("the configs are the same")
-    differences = {key: values for key, *values in compared.differences}
-    figures = {"runs": list(map(str, paths)), "figures": compared.facts, "config_differences": differences}
-    write_document(options.json, figures)
+    write_document(options.json, {"runs": list(map(str, paths)), **compared.to_dict()})
     return 0
 
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from sightline.workbench.check.context import CHECKS, Context
-from sightline.workbench.faults.case import FaultCase
-from sightline.workbench.faults.catalog import FAULTS
+from sightline.workbench.faults.catalog import FAULTS, FaultCase
 
 __all__ = ["Bug", "case_table", "print_alarms", "processor_time", "table"]
 

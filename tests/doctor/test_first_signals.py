@@ -17,8 +17,12 @@ from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
 from sightline.workbench.check.checks.initial_loss import expected_mean_square, initial_squares
 from sightline.workbench.check.checks.loss_progress import trivial_predictions, trivial_predictors
-from sightline.workbench.check.checks.model.gradients import _measure_layers, gradient_flow
-from sightline.workbench.check.checks.model.leftover_hooks import input_variances, norm_variance
+from sightline.workbench.check.checks.model.gradients import (
+    _measure_layers,
+    gradient_flow,
+    input_variances,
+    norm_variance,
+)
 from sightline.workbench.check.checks.model.outputs import final_activation
 from sightline.workbench.check.checks.weights import find_scheme, initial_weights
 from sightline.workbench.check.context import Context

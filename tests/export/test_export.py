@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable
 from functools import cache
@@ -18,22 +19,32 @@ from PIL import Image
 from torch import Tensor, nn
 
 import sightline
+from sightline.compute.layers.images import join_channels
+from sightline.compute.layers.range_image import CircularPad
 from sightline.contract.errors import RunError, UserError
 from sightline.contract.types import SampleKey
 from sightline.engine.run_loading import open_run
 from sightline.workbench.export.checking import check_file
-from sightline.workbench.export.formats import load_written, write_onnx, write_torch_export, write_torchscript
+from sightline.workbench.export.formats import (
+    ENDINGS,
+    load_written,
+    quiet,
+    write_onnx,
+    write_torch_export,
+    write_torchscript,
+)
 from sightline.workbench.export.graph import MAX_POINTS, GraphNetwork, record_graph
 from tests.cases import run_each
 from tests.command import refuse, succeed
 from tests.marks import long_but
 from tests.trained import copy_run
 
-RUNS = ("classify", "contrast", "detect", "parts", "pose", "scenes")
+RUNS = ("classify", "contrast", "detect", "lidar", "parts", "pose", "scenes")
 OPTIONS: dict[str, dict[str, Any]] = {
     "classify": {},
     "contrast": {},
     "detect": {"score": 0.02},
+    "lidar": {},
     "parts": {"columns": ("x", "y", "z", "nx", "ny", "nz")},
     "pose": {},
     "scenes": {"columns": ("x", "y", "z", "r", "g", "b")},
@@ -46,6 +57,13 @@ class Exported(NamedTuple):
     file: Path
     document: dict[str, Any]
     told: str
+
+
+class Joined(nn.Module):
+    """Channels of an image, twice."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return join_channels([image, image])
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +106,8 @@ def write_samples(run: Any, folder: Path) -> list[Path]:
             Image.fromarray(np.asarray(sample["image"]).astype(np.uint8)).save(files[-1])
             continue
         files.append(folder / f"{index}.npy")
-        columns = [np.asarray(sample[name]) for name in ("points", *run.files.inputs.features) if name in sample]
+        names = [name for name in ("points", *run.files.inputs.features, "ring") if name in sample]
+        columns = [np.asarray(sample[name]).reshape(len(sample["points"]), -1) for name in names]
         np.save(files[-1], np.concatenate(columns, axis=1) if columns else np.asarray(sample["depth"]))
     return files
 
@@ -121,6 +140,29 @@ def test_a_file_predicts_what_its_run_predicts(name: str, runs: Any, exported: A
     for one, other in zip(found.predicted, expected.predicted, strict=True):
         scale = np.abs(rows(other)).max(initial=1e-6)
         np.testing.assert_allclose(rows(one), rows(other), rtol=0, atol=1e-5 * scale + 1e-5)
+
+
+@pytest.mark.parametrize("to", ["torch_export", "torchscript"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_of_every_task_is_written_in_every_format(name: str, to: str, runs: Any, tmp_path: Path) -> None:
+    path, plugins = runs(name)
+    result = sightline.export(path, to=to, out=tmp_path / f"net{ENDINGS[to]}", plugins=plugins)  # type: ignore[arg-type,index]
+    assert result.check.is_equal
+
+
+def test_an_exported_file_is_not_exported_again(exported: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"net\.onnx: is an exported file already; export the run"):
+        sightline.export(exported("classify").file, out=tmp_path / "again.onnx")
+
+
+@pytest.mark.parametrize("layer", [CircularPad(2), Joined()])
+def test_layers_with_a_backward_of_their_own_are_traced(layer: nn.Module) -> None:
+    """TorchScript holds no function with a backward of its own."""
+    image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    content = write_torchscript(layer, (image,))  # type: ignore[arg-type]
+    with quiet():
+        assert torch.equal(torch.jit.load(io.BytesIO(content))(image), layer(image))
 
 
 def test_the_description_is_enough_to_run_the_file(runs: Any, exported: Any) -> None:
@@ -212,6 +254,17 @@ def test_large_scenes_are_thinned_for_the_check_and_small_ones_kept() -> None:
         chosen = cloud[0, :, 0]
         assert (chosen[0], chosen[-1]) == (start, start + size - 1)
         assert (chosen.diff() > 0).all()
+
+
+def test_a_trace_is_checked_on_clouds_of_its_own_size() -> None:
+    """Its gathers keep the size of its example: another size read memory that is not its own, and ended the command."""
+    points = torch.arange(30.0).repeat(3, 1).T.contiguous()
+    network = GraphNetwork(Offset(), NoTask(), {"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
+    arranged = network.arrange({"points": points, "offsets": torch.tensor([0, 12, 17, 30])})
+    thinned = network.thin_to_one_size(arranged)
+    assert [tuple(cloud.shape) for (cloud,) in thinned] == [(1, 5, 3)] * 3
+    assert thinned[0][0][0, :, 0].tolist() == [0.0, 3.0, 6.0, 8.0, 11.0]
+    assert torch.equal(thinned[1][0], arranged[1][0])
 
 
 class Branching(nn.Module):

@@ -14,8 +14,7 @@ from sightline.contract.registry import REGISTRIES
 from sightline.parts.transforms.points import Rotate
 from sightline.workbench.check.core.finding import CAUSES
 from sightline.workbench.faults import trial as trials
-from sightline.workbench.faults.case import FaultCase
-from sightline.workbench.faults.catalog import FAULTS, HEALTHY
+from sightline.workbench.faults.catalog import FAULTS, HEALTHY, FaultCase
 from sightline.workbench.faults.planting import BENCHES, Planter, override, wrap
 from sightline.workbench.faults.scoreboard import HealthyRun, choose_stories, make_document, write_page
 from sightline.workbench.faults.trial import Alarm, Trial, rank_cause, run_healthy, run_trial

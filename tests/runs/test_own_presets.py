@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from sightline.areas.detect.sets.records import propose_canvas
+from sightline.config import read_config
+from sightline.published.recipe import make_expected_info
 from tests.command import run_here
 from tests.data.scans.lidar_writers import write_own
 from tests.runs.small import ROOT
@@ -142,3 +144,24 @@ def test_own_scans(tmp_path: Path) -> None:
         *(f"transforms.{part}={{name: project, height: 16, width: 64}}" for part in ("train.2", "evaluate.0")),
     ]
     assert "miou" in _train("segment/own_scans.yaml", tmp_path / "run", *words)
+
+
+def test_weights_are_converted_for_the_classes_of_the_photos_that_a_config_names(tmp_path: Path) -> None:
+    """COCO's 80 classes where no photos are named; a set of the form of COCO has classes of its own."""
+    _write_photos(tmp_path / "files", ("person", "kiwi"), count=4)
+    boxes = [
+        {"id": n + 1, "image_id": n + 1, "category_id": n % 2 + 1, "bbox": [10, 10, 40, 40], "area": 1600, "iscrowd": 0}
+        for n in range(4)
+    ]
+    images = [{"id": n + 1, "file_name": f"{n:02d}.png", "height": 150, "width": 200} for n in range(4)]
+    categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "kiwi"}]
+    labels = {"images": images, "annotations": boxes, "categories": categories}
+    (tmp_path / "files" / "labels.json").write_text(json.dumps(labels))
+    _succeed("data", "prepare", "coco", "--from", tmp_path / "files", "--to", tmp_path / "mine")
+    config = CONFIGS / "detect/photos_finetune.yaml"
+    info, notes = make_expected_info(read_config(config, [f"data.root={tmp_path / 'mine'}"]))
+    assert (info.facts["class_names"], notes) == (("person", "kiwi"), [])
+    for words in ([], [f"data.root={tmp_path / 'none'}"]):
+        info, notes = make_expected_info(read_config(config, words))
+        assert len(info.facts["class_names"]) == 80
+        assert "its facts are the published ones" in notes[0]

@@ -155,7 +155,15 @@ def store_folder(app: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["contrast", "detect", "parts", "pose", "scenes"])
+def find_nulls(value: Any, path: str = "answer") -> Iterator[str]:
+    """Where an answer states nothing: what does not apply to a run is left out."""
+    if value is None:
+        yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        yield from find_nulls(inner, f"{path}.{key}")
+
+
+@pytest.mark.parametrize("name", ["contrast", "detect", "lidar", "parts", "pose", "scenes"])
 def test_every_task_is_served(name: str, tmp_path: Path) -> None:
     path = copy_run(name, tmp_path / "copy")
     loaded = sightline.load_run(path, plugins=sorted((tmp_path / "copy").glob("*.py")))
@@ -172,11 +180,17 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
         body, upload = {"depth": depth.tolist()}, ("a.npy", as_npy(depth))
     else:
         width = 3 + 3 * len(loaded.files.inputs.features)
+        if name == "lidar":
+            width = 5  # x, y, z, remission, ring
         cloud = rng.random((96, width)) * 0.5
+        if name == "lidar":
+            cloud[:, 4] = np.argsort(np.argsort(-cloud[:, 2])) * 64 // 96  # the highest beam is 0
         if name == "parts":
             cloud[:, 3:] /= np.linalg.norm(cloud[:, 3:], axis=1, keepdims=True)
         options = (
-            {} if width == 3 else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
+            {}
+            if width == 3 or name == "lidar"
+            else {"columns": ("x", "y", "z", *(("nx", "ny", "nz") if name == "parts" else "rgb"))}
         )
         body, upload = {"points": cloud.tolist()}, ("a.npy", as_npy(cloud))
     category = {"category": str(loaded.facts["category_names"][0])} if name == "parts" else {}
@@ -188,6 +202,8 @@ def test_every_task_is_served(name: str, tmp_path: Path) -> None:
             assert answer.status_code == 200, answer.text
             key = {"contrast": "encoding", "detect": "boxes", "pose": "joints_mm"}.get(name, "labels")
             assert key in answer.json()
+            assert ("category" in answer.json()) == (name == "parts")
+            assert not [*find_nulls(answer.json())]
         if name == "parts":
             assert "is needed" in client.post("/predict", json={**body, "category": "../.."}).json()["error"]
 

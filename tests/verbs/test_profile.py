@@ -66,7 +66,7 @@ def test_a_format_that_the_config_leaves_unused_is_measured(
 
 def test_channels_last_is_part_of_it_where_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
-    config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_salsanext.yaml")
+    config = read_config(CONFIG.parents[1] / "segment" / "synthetic_lidar_squeezeseg.yaml")
     unused = find_unused_format(config, World())
     assert unused is not None
     assert name_setting(unused.overrides) == Setting(

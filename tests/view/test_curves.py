@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from sightline.contract.errors import DataError, UserError
 from sightline.draw.charts import (
     BOTTOM,
     COLORS,
+    FONT_SIZE,
     HEIGHT,
     LEFT,
     RIGHT,
@@ -75,12 +78,16 @@ def test_losses_come_first_and_stand_against_chance() -> None:
     assert legend(svg) == ["train", "train, chance", "validation"]
 
 
+def number(text: str) -> float:
+    return float(text.rstrip("kMG")) * {"k": 1e3, "M": 1e6, "G": 1e9}.get(text[-1], 1.0)
+
+
 def heights(svg: str, title: str) -> list[list[float]]:
     """The curves of a panel in its own units, read off its axis of even steps."""
     for group in ET.fromstring(svg).iter(f"{SVG}g"):
         texts = list(group.iter(f"{SVG}text"))
         if texts[0].text == title:
-            ticks = [(float(t.get("y", "")) - 4, float(t.text or "")) for t in texts if t.get("text-anchor") == "end"]
+            ticks = [(float(t.get("y", "")) - 4, number(t.text or "")) for t in texts if t.get("text-anchor") == "end"]
             (low, first), (high, last) = ticks[0], ticks[-1]
             lines = (line.attrib["points"].split() for line in group.iter(f"{SVG}polyline"))
             return [
@@ -114,6 +121,48 @@ def test_linear_axes_lie_where_round_numbers_are() -> None:
     top, bottom = TOP, HEIGHT - BOTTOM
     middle = ((LEFT + WIDTH - RIGHT) / 2, (top + bottom) / 2)
     assert places == [(LEFT, bottom), middle, (WIDTH - RIGHT, top)]
+
+
+@pytest.mark.parametrize("scale", ["linear", "logarithmic"])
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [(0.1, 123_456), (100_000, 123_456), (123_456, 123_460), (1e6, 1e6 + 1), (1.1e-5, 1.2e-5), (2e7, 3e10), (1, 1e15)],
+)
+def test_labels_of_axes_fit_and_are_told_apart(first: float, last: float, scale: Any) -> None:
+    """Widths by the font that the picture is drawn with; a label of an even step is its exact value."""
+    ends = ((first, first), (last, last))
+    svg = render_svg([[ChartPanel("a", "b", (Series("c", ends),), x_scale=scale, y_scale=scale)]])
+    group = ET.fromstring(svg).find(f".//{SVG}g")
+    assert group is not None
+    texts = list(group.iter(f"{SVG}text"))
+    beside = [t for t in texts if t.get("text-anchor") == "end"]
+    below = [t for t in texts if t.get("text-anchor") == "middle" and t.text != "b"]
+    assert len({t.text for t in beside}) == len(beside)
+    assert min(float(t.get("x", "")) - text_width(t) for t in beside) >= 0
+    places = [(float(t.get("x", "")), text_width(t) / 2) for t in below]
+    assert places[-1][0] + places[-1][1] <= WIDTH
+    assert all(a + half <= b - other for (a, half), (b, other) in pairwise(places))
+    if scale == "linear":
+        assert len({t.text for t in below}) == len(below)
+        drawn = heights(svg, "a")[0]
+        assert drawn == pytest.approx([first, last], abs=1e-3 * (last - first))
+
+
+def text_width(text: ET.Element) -> float:
+    return float(ImageFont.load_default(float(text.get("font-size", FONT_SIZE))).getlength(text.text or ""))
+
+
+def test_large_ticks_are_short_and_of_one_unit() -> None:
+    def labels(*values: float) -> list[str]:
+        curve = Series("c", tuple((float(i), value) for i, value in enumerate(values)))
+        svg = render_svg([[ChartPanel("a", "b", (curve,), x_scale="linear", y_scale="linear")]])
+        return [t.text or "" for t in ET.fromstring(svg).iter(f"{SVG}text") if t.get("text-anchor") == "end"]
+
+    assert labels(0, 15_000) == ["0", "5k", "10k", "15k"]
+    assert labels(0, 1000) == ["0", "200", "400", "600", "800", "1000"]
+    assert labels(-200_000, 400_000) == ["-200k", "0", "200k", "400k"]
+    assert labels(0, 1_000_000) == ["0", "0.2M", "0.4M", "0.6M", "0.8M", "1M"]
+    assert labels(123_456, 123_458) == ["123456", "123456.5", "123457", "123457.5", "123458"]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, -3.0, 1e-12, 1e9])

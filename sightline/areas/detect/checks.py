@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sightline.compute.geometry.boxes.overlaps import box_areas, box_sizes, ioa, iou
 from sightline.compute.geometry.boxes.priors import BACKGROUND
+from sightline.contract.types import ComponentConfig
 from sightline.engine.device import to_device
 from sightline.parts.tasks.distillation import unwrap_distillation
 from sightline.workbench.check.checks.loss_items import find
@@ -224,6 +225,10 @@ def _explain_misfits(context: Context, assigned: AssignedBoxes) -> tuple[tuple[s
     return (), ""
 
 
+_MIN_IDLE, _MIN_CROWDED, _MIN_CROWDED_BOXES = 2, 0.5, 20
+"""Levels without a point, share of the lowest level's points in all, and boxes: one level may be idle by chance."""
+
+
 @check(
     "G30",
     "unmatched-boxes",
@@ -240,7 +245,7 @@ def unmatched_boxes(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
 
     Finds: Boxes without a fitting or an assigned prior, levels without a positive, ignored boxes that are learned.
 
-    Boxes without a prior are only a note if no free prior overlaps them.
+    Boxes without a prior are only a note if no free prior overlaps them, and so are levels of FCOS without a point.
     """
     if not len(assigned.boxes):
         return
@@ -265,6 +270,7 @@ def unmatched_boxes(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
     if idle:
         summary = f"levels of stride {', '.join(idle)} never get a positive, although boxes have that size"
         yield Fault(summary, measured=levels, expected="positives on each of these levels")
+    yield from _find_untrained_levels(context, assigned)
     unmatched = int(assigned.is_unmatched.sum())
     avoidable = int((assigned.is_unmatched & (assigned.best_free >= _MIN_IOU)).sum())
     is_fault = is_significantly_above(avoidable, len(assigned.boxes), _MAX_AVOIDABLE)
@@ -275,6 +281,29 @@ def unmatched_boxes(context: Context, assigned: AssignedBoxes) -> Iterator[Fault
             measured=f"{unmatched} of {assigned.looked_at}, {avoidable} with an IoU of {_MIN_IOU:g} with a free prior",
             expected=f"at most {_MAX_AVOIDABLE:.0%} without a prior although a free one overlaps them",
         )
+
+
+def _find_untrained_levels(context: Context, assigned: AssignedBoxes) -> Iterator[Fault]:
+    """Yield a note if the upper levels of FCOS train no point, and most points are those of the lowest."""
+    assigner = context.config.task.arguments.get("assigner")
+    positives, priors = assigned.positives.sum(dim=0), assigned.priors
+    num_idle = len(positives) - 1 - int(positives.nonzero().max())
+    is_crowded = positives[0] >= _MIN_CROWDED * positives.sum() and len(assigned.boxes) >= _MIN_CROWDED_BOXES
+    if not isinstance(assigner, ComponentConfig) or assigner.name != "fcos" or num_idle < _MIN_IDLE or not is_crowded:
+        return
+    counts = [len(assigned.file_px) * (rows.stop - rows.start) for rows in priors.level_slices]
+    low, high = box_sizes(assigned.boxes).amax(dim=1).quantile(torch.tensor([0.05, 0.95])).tolist()
+    yield Fault(
+        f"levels of stride {', '.join(map(str, priors.strides[-num_idle:]))} train no point: their ranges are those of "
+        "larger boxes",
+        severity="note",
+        causes=("assign.anchor_coverage",),
+        measured=f"positives by level {positives.tolist()} of {counts} points, in {assigned.looked_at}, whose longer "
+        f"sides are {low:.0f} to {high:.0f} px (nine of ten)",
+        expected="positives on each level",
+        action="set task.assigner.limits_px to the boxes on the canvas, or take a larger canvas; the published limits "
+        "are for images of 800 pixels",
+    )
 
 
 @check(

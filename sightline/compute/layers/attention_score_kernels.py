@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compute.layers.lanes import LANES, load, store, zeros_like
 from sightline.compute.numba_kernels import numba_kernel, run_parallel
 
 _POINTS_AT_ONCE = 256
@@ -102,66 +103,100 @@ def _add_up(first, last, mapped, origin, count, sums):  # type: ignore[no-untype
                 sums[block, 1, channel] += squares[channel]
 
 
+# A point's edges side by side, (G, K): K is padded with zeros to a multiple of eight, and G may be 2.
+
+
+@numba_kernel
+def _rectify(row, mean, scale, shift, heights):  # type: ignore[no-untyped-def]
+    zero = row.dtype.type(0)
+    for channel in range(row.shape[1]):
+        origin, factor, start, line = mean[channel], scale[channel], shift[channel], heights[channel]
+        for slot in range(row.shape[0]):
+            height = (row[slot, channel] - origin) * factor + start
+            line[slot] = zero if height < 0 else height
+
+
 @numba_kernel
 def _score(first, last, mapped, matrix, mean, scale, shift, count, result):  # type: ignore[no-untyped-def]
-    width = mapped.shape[2]
-    zero = mapped.dtype.type(0)
-    height = np.empty(width, mapped.dtype)
+    num_slots, width = mapped.shape[1], mapped.shape[2]
+    padded = -(-num_slots // LANES) * LANES
+    heights, scores = np.zeros((width, padded), mapped.dtype), np.zeros((width, padded), mapped.dtype)
     for point in range(first, last):
-        result[point, count[point] :] = -np.inf
-        for slot in range(count[point]):
-            row, total = mapped[point, slot], result[point, slot]
-            total[:] = 0
-            for channel in range(width):
-                value = (row[channel] - mean[channel]) * scale[channel] + shift[channel]
-                height[channel] = zero if value < 0 else value
-            for source in range(width):
-                factors, share = matrix[source], height[source]
-                for channel in range(width):
-                    total[channel] += share * factors[channel]
+        num_edges = count[point]
+        _rectify(mapped[point, :num_edges], mean, scale, shift, heights)
+        _mix(matrix, heights, num_edges, scores)
+        row = result[point]
+        for channel in range(width):
+            line = scores[channel]
+            for slot in range(num_edges):
+                row[slot, channel] = line[slot]
+        row[num_edges:] = -np.inf
+
+
+@numba_kernel
+def _mix(matrix, lines, num_edges, result):  # type: ignore[no-untyped-def]
+    for channel in range(len(result)):
+        for slot in range(0, num_edges, LANES):
+            total = zeros_like(lines)
+            for source in range(len(lines)):
+                total = total + load(lines, (source, slot)) * matrix[source, channel]
+            store(total, result, (channel, slot))
+
+
+@numba_kernel
+def _through_softmax(incoming, weights, to_scores):  # type: ignore[no-untyped-def]
+    for channel in range(incoming.shape[1]):
+        mixed, line = incoming.dtype.type(0), to_scores[channel]
+        for slot in range(len(incoming)):
+            mixed += incoming[slot, channel] * weights[slot, channel]
+        for slot in range(len(incoming)):
+            line[slot] = weights[slot, channel] * (incoming[slot, channel] - mixed)
+
+
+@numba_kernel
+def _multiply(to_scores, heights, num_edges, to_matrix):  # type: ignore[no-untyped-def]
+    for slot in range(num_edges):
+        for channel in range(0, to_matrix.shape[1], LANES):
+            values = load(heights, (slot, channel))
+            for source in range(len(to_matrix)):
+                total = load(to_matrix, (source, channel)) + values * to_scores[source, slot]
+                store(total, to_matrix, (source, channel))
 
 
 @numba_kernel
 def _score_back(  # type: ignore[no-untyped-def]
     first, last, to_weight, weight, mapped, matrix, mean, scale, shift, count, result, sums
 ):
-    width = mapped.shape[2]
-    mixed = np.empty(width, mapped.dtype)
-    passed = np.empty((2, width), mapped.dtype)
-    to_score = np.empty(width, mapped.dtype)
-    height = np.empty(width, mapped.dtype)
-    to_matrix = np.empty((width, width), mapped.dtype)
+    num_slots, width, kind = mapped.shape[1], mapped.shape[2], mapped.dtype.type
+    zero, padded = kind(0), -(-num_slots // LANES) * LANES
+    heights, to_scores = np.zeros((width, padded), mapped.dtype), np.zeros((width, padded), mapped.dtype)
+    to_heights = np.zeros((width, padded), mapped.dtype)
+    padded_width = -(-width // LANES) * LANES
+    rows, to_matrix = np.zeros((num_slots, padded_width), mapped.dtype), np.empty((width, padded_width), mapped.dtype)
     for block in range(first, last):
         start = block * _POINTS_AT_ONCE
         to_matrix[:] = 0
         for point in range(start, min(start + _POINTS_AT_ONCE, len(mapped))):
-            mixed[:] = 0
-            passed[:] = 0
-            result[point] = 0
-            for slot in range(count[point]):
-                incoming, weights = to_weight[point, slot], weight[point, slot]
-                for channel in range(width):
-                    mixed[channel] += incoming[channel] * weights[channel]
-            for slot in range(count[point]):
-                incoming, weights, row = to_weight[point, slot], weight[point, slot], mapped[point, slot]
-                target = result[point, slot]
-                for channel in range(width):
-                    to_score[channel] = weights[channel] * (incoming[channel] - mixed[channel])
-                    value = (row[channel] - mean[channel]) * scale[channel] + shift[channel]
-                    height[channel] = value if value > 0 else value * 0
-                for source in range(width):
-                    factors, received, gradient = matrix[source], to_matrix[source], to_score[source]
-                    for channel in range(width):
-                        target[channel] += gradient * factors[channel]
-                        received[channel] += gradient * height[channel]
-                for channel in range(width):
-                    gradient = target[channel] if height[channel] > 0 else target[channel] * 0
-                    target[channel] = gradient
-                    passed[0, channel] += gradient
-                    passed[1, channel] += gradient * (row[channel] - mean[channel])
+            num_edges, row, target = count[point], mapped[point], result[point]
+            _rectify(row[:num_edges], mean, scale, shift, heights)
             for channel in range(width):
-                sums[block, 0, channel] += passed[0, channel]
-                sums[block, 1, channel] += passed[1, channel]
+                line = heights[channel]
+                for slot in range(num_edges):
+                    rows[slot, channel] = line[slot]
+            _through_softmax(to_weight[point, :num_edges], weight[point, :num_edges], to_scores)
+            _multiply(to_scores, rows, num_edges, to_matrix)
+            _mix(matrix, to_scores, num_edges, to_heights)
+            for channel in range(width):
+                passed, scaled, origin = zero, zero, mean[channel]
+                line, height = to_heights[channel], heights[channel]
+                for slot in range(num_edges):
+                    gradient = line[slot] if height[slot] > 0 else line[slot] * zero
+                    target[slot, channel] = gradient
+                    passed += gradient
+                    scaled = kind(scaled + np.float64(gradient) * (row[slot, channel] - origin))
+                sums[block, 0, channel] += passed
+                sums[block, 1, channel] += scaled
+            target[num_edges:] = 0
         for source in range(width):
             for channel in range(width):
                 sums[block, 2 + source, channel] = to_matrix[source, channel]

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sightline.compute.geometry.neighbours import assert_rows
+from sightline.compute.layers.lanes import LANES, load, store, store_whole, where_better, widen, zeros_like
 from sightline.compute.numba_kernels import can_use_numba, numba_kernel, run_parallel, widen_in_parts
 
 _POINTS_AT_ONCE = 1024
@@ -131,6 +133,12 @@ def _compiled_extremes_and_sums(
 ) -> EdgeSums:
     assert_rows(index, pairs, num_queries=pairs.shape[1])
     num_samples, num_points, width = pairs.shape
+    missing = -(width // 2) % LANES
+    if missing:
+        wider, moved = _pad_halves(pairs, missing), None if offset is None else _pad_halves(offset, missing)
+        signs, shifts = F.pad(sign, (0, missing)), F.pad(shift, (0, missing))
+        found = _compiled_extremes_and_sums(wider, index, signs, shifts, moved)
+        return EdgeSums(*(each[..., : width // 2].contiguous() for each in found))
     blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
     extreme = shift.new_empty((num_samples, num_points, width // 2))
     position = torch.empty(extreme.shape, dtype=_position_dtype(index.shape[-1]))
@@ -140,6 +148,11 @@ def _compiled_extremes_and_sums(
         arrays = [tensor.contiguous().numpy() for tensor in (wide, index[part], sign, shift)]
         run_parallel(_reduce_edges, sums[-1].shape[1], *arrays, extreme[part].numpy(), position[part].numpy(), sums[-1])
     return EdgeSums(extreme, position, *torch.from_numpy(np.concatenate(sums, axis=1).sum(axis=1)))
+
+
+def _pad_halves(pairs: Tensor, missing: int) -> Tensor:
+    """Add channels of zeros to both halves of (B, N, 2C)."""
+    return F.pad(pairs.unflatten(2, (2, -1)), (0, missing)).flatten(2)
 
 
 def _compiled_gradients(
@@ -167,47 +180,37 @@ def _compiled_gradients(
 
 @numba_kernel
 def _reduce_edges(first, last, pairs, index, sign, shift, extreme, position, sums):  # type: ignore[no-untyped-def]
-    num_points, num_neighbours = index.shape[1], index.shape[2]
-    width = extreme.shape[2]
+    num_points, width = index.shape[1], extreme.shape[2]
     blocks_of_a_cloud = -(-num_points // _POINTS_AT_ONCE)
-    moved = np.empty(width, pairs.dtype)
-    best = np.empty(width, pairs.dtype)
-    slot_of_best = np.empty(width, np.int32)
-    total = np.empty(width, pairs.dtype)
-    squares = np.empty(width, pairs.dtype)
     for block in range(first, last):
         sample = block // blocks_of_a_cloud
         start = (block % blocks_of_a_cloud) * _POINTS_AT_ONCE
         for point in range(start, min(start + _POINTS_AT_ONCE, num_points)):
-            centre_terms = pairs[sample, point]
-            for channel in range(width):
-                moved[channel] = centre_terms[width + channel] - shift[channel]
-            nearest = pairs[sample, index[sample, point, 0]]
-            for channel in range(width):
-                edge = nearest[channel] + moved[channel]
-                total[channel] = edge
-                squares[channel] = edge * edge
-            for channel in range(width):
-                best[channel] = nearest[channel] * sign[channel]
-                slot_of_best[channel] = 0
-            for slot in range(1, num_neighbours):
-                other = pairs[sample, index[sample, point, slot]]
-                for channel in range(width):
-                    edge = other[channel] + moved[channel]
-                    total[channel] += edge
-                    squares[channel] += edge * edge
-                for channel in range(width):
-                    signed = other[channel] * sign[channel]
-                    is_better = signed > best[channel] or signed != signed  # as torch's maximum: NaN wins
-                    best[channel] = signed if is_better else best[channel]
-                    slot_of_best[channel] = slot if is_better else slot_of_best[channel]
-            for channel in range(width):
-                sums[0, block, channel] += total[channel]
-                sums[1, block, channel] += squares[channel]
-            for channel in range(width):
-                position[sample, point, channel] = slot_of_best[channel]
-            for channel in range(width):
-                extreme[sample, point, channel] = pairs[sample, index[sample, point, slot_of_best[channel]], channel]
+            for channel in range(0, width, LANES):
+                _reduce_point(sample, point, channel, block, pairs, index, sign, shift, extreme, position, sums)
+
+
+@numba_kernel
+def _reduce_point(  # type: ignore[no-untyped-def]
+    sample, point, channel, block, pairs, index, sign, shift, extreme, position, sums
+):
+    signs, neighbours, kind = load(sign, (channel,)), index[sample, point], pairs.dtype.type
+    moved = load(pairs, (sample, point, extreme.shape[2] + channel)) - load(shift, (channel,))
+    chosen = load(pairs, (sample, neighbours[0], channel))
+    total = chosen + moved
+    squares, best, slot_of_best = total * total, chosen * signs, zeros_like(pairs)
+    for slot in range(1, len(neighbours)):
+        other = load(pairs, (sample, neighbours[slot], channel))
+        edge, signed = other + moved, other * signs
+        total, squares = total + edge, squares + edge * edge
+        # As torch's maximum: NaN wins.
+        slot_of_best = where_better(signed, best, zeros_like(pairs) + kind(slot), slot_of_best)
+        chosen = where_better(signed, best, other, chosen)
+        best = where_better(signed, best, signed, best)
+    store(load(sums, (0, block, channel)) + widen(total), sums, (0, block, channel))
+    store(load(sums, (1, block, channel)) + widen(squares), sums, (1, block, channel))
+    store_whole(slot_of_best, position, (sample, point, channel))
+    store(chosen, extreme, (sample, point, channel))
 
 
 @numba_kernel

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sightline.compute.layers.range_image import column_padding
+from sightline.compute.waits import is_recording
 
 
 class ConvBlock(nn.Module):
@@ -105,7 +106,8 @@ def join_channels(parts: Sequence[Tensor]) -> Tensor:
     The gradients of parts in channels_last are contiguous. Those of `torch.cat` are views with gaps, for which batch
     norm has no fast path on the CPU.
     """
-    if all(part.is_contiguous(memory_format=torch.channels_last) for part in parts):
+    is_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in parts)
+    if is_last and not is_recording():  # which holds no function with a backward of its own
         return cast(Tensor, _JoinedChannels.apply(*parts))
     return torch.cat([*parts], dim=1)
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sightline.compute.waits import is_recording
+
 _BILINEAR = (0.25, 0.75, 0.75, 0.25)
 """Weights of a transposed convolution of four columns and stride two that interpolates between columns."""
 
@@ -33,10 +35,16 @@ class CircularPad(nn.Module):
         width = image.shape[-1]
         if self.columns > width:  # of a strongly dilated kernel, on a small image: several turns
             return image[..., torch.arange(-self.columns, width + self.columns, device=image.device) % width]
+        if is_recording():  # which holds no function with a backward of its own
+            return _wrap(image, self.columns)
         return cast(Tensor, _WrappedColumns.apply(image, self.columns))
 
     def extra_repr(self) -> str:
         return str(self.columns)
+
+
+def _wrap(image: Tensor, columns: int) -> Tensor:
+    return torch.cat([image[..., image.shape[-1] - columns :], image, image[..., :columns]], dim=-1)
 
 
 class _WrappedColumns(torch.autograd.Function):
@@ -45,7 +53,7 @@ class _WrappedColumns(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, columns: int) -> Tensor:
         ctx.columns = columns
-        return torch.cat([image[..., image.shape[-1] - columns :], image, image[..., :columns]], dim=-1)
+        return _wrap(image, columns)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -220,9 +220,7 @@ def _relation_norm(
         # Near the mean: exactly it where every point is a neighbour equally often.
         mean_place = _sum_edges(rectified_position.flatten(1), edges) / edges.num_edges
         origin = key.mean(dim=0) + query_terms.mean(dim=0) + mean_place @ code
-        totals = edge_sums(
-            key, query_terms - origin, code, rectified_position, edges.index, edges.count, num_shares=SHARE_PLANES
-        )
+        totals = edge_sums(key, query_terms - origin, code, rectified_position, edges.index, edges.count)
         sums = ShiftedSums(origin.double(), *totals, edges.num_edges)
     return _Normalised.from_sums(norm, learned.relation_scale, sums)
 
@@ -345,7 +343,6 @@ def _through_relation(
             into=into,
             reading=scaled[2],
             to_place=to_place,
-            num_shares=SHARE_PLANES,
         )
         to_reduce.addmm_(incoming.mT, rectified.flatten(0, 1))
     moments, count, to_code = (

@@ -18,18 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sightline.compute.layers.lanes import LANES, add_lanes, load, rectify, store, where_positive, widen, zeros_like
 from sightline.compute.numba_kernels import numba_kernel, run_parallel
 
 _EDGES_OF_A_SUM = 64
 """Edges added in the input's dtype before the sum goes on in float64: exact enough for any number of edges."""
 
+_SUMS_OF_CHANNELS = 32
+"""Sums of a row that are added up side by side, where they divide its channels, and one after the other at the end."""
+
 
 def edge_sums(
-    near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor, *, num_shares: int
+    near: Tensor, own: Tensor, code: Tensor, place: Tensor, index: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute the sums of the values of valid edges, and of their squares: (C,) and (C,), float64."""
     sums = np.zeros((2, near.shape[1]))
-    run_parallel(_add_up, num_shares, num_shares, *_arrays(near, own, code, place, index, count), sums)
+    run_parallel(_add_up, near.shape[1] // LANES, *_arrays(near, own, code, place, index, count), sums)
     return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
 
 
@@ -73,7 +77,6 @@ def rectified_gradients(
     into: EdgeGradients,
     reading: Tensor,
     to_place: Tensor,
-    num_shares: int,
 ) -> None:
     """Backward of `relu_edges` for some points: `gradient` (points, K, C) is replaced by that of the edge values.
 
@@ -83,10 +86,11 @@ def rectified_gradients(
     room = (gradient.numpy(), rectified.numpy())
     point_sums = (into.to_own[points].numpy(), into.of_own[points].numpy())
     neighbour_sums = (into.grad_neighbours.numpy(), into.of_near.numpy(), into.to_code.numpy())
-    run_parallel(_rectify_back, num_shares, num_shares, *inputs, *room, *neighbour_sums, *point_sums)
-    lanes = (-1, _lanes(near.shape[1]))
-    read = _arrays(gradient.unflatten(-1, lanes), reading.unflatten(-1, lanes), count[points])
-    run_parallel(_read_places, len(gradient), *read, to_place[points].numpy())
+    run_parallel(_rectify_back, near.shape[1] // LANES, *inputs, *room, *neighbour_sums, *point_sums)
+    read = _arrays(gradient, reading, count[points])
+    run_parallel(
+        _read_places, len(gradient), math.gcd(near.shape[1], _SUMS_OF_CHANNELS), *read, to_place[points].numpy()
+    )
 
 
 def rectified_places(relative: Tensor, matrix: Tensor, shift: Tensor, count: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ def place_gradient_sums(
     """
     sums = np.zeros((3, 4))
     inputs = (to_place, place, relative, index, count, of_near, of_own, of_place)
-    run_parallel(_sum_place_gradients, 1, *_arrays(*inputs), sums)
+    run_parallel(_sum_place_gradients, 3, *_arrays(*inputs), sums)
     return torch.from_numpy(sums)
 
 
@@ -165,11 +169,10 @@ def weighted_messages(
     value: Tensor, code: Tensor, place: Tensor, weight: Tensor, index: Tensor, count: Tensor
 ) -> Tensor:
     """Compute the sum over the edges of a point of weight times (value_j + C h_ij): (P, C)."""
-    result = torch.empty_like(value)
-    shares = (-1, weight.shape[2])
-    inputs = (value.unflatten(1, shares), code.unflatten(1, shares), place, weight, index, count)
-    run_parallel(_weigh, len(value), *_arrays(*inputs), result.unflatten(1, shares).numpy())
-    return result
+    result = value.new_empty((len(value), weight.shape[2], LANES))
+    inputs = (_by_weight(value), _by_weight(code), place, weight, index, count)
+    run_parallel(_weigh, len(value), *_arrays(*inputs), result.numpy())
+    return _by_channel(result)
 
 
 def weighted_messages_backward(
@@ -179,84 +182,88 @@ def weighted_messages_backward(
 
     0 for invalid slots.
     """
-    to_value, to_code = torch.zeros_like(value), torch.zeros_like(code)
     to_weight, to_place = torch.empty_like(weight), torch.empty_like(place)
-    shares = (-1, weight.shape[2])
-    arrays = _arrays(*(tensor.unflatten(1, shares) for tensor in (gradient, value, code)), place, weight, index, count)
-    run_parallel(_weigh_back, len(value), *arrays, to_weight.numpy(), to_place.numpy())
-    incoming, spread = arrays[0], (tensor.unflatten(1, shares).numpy() for tensor in (to_value, to_code))
-    run_parallel(_spread_values, incoming.shape[1], incoming, *arrays[3:], *spread)
-    return to_value, to_code, to_place, to_weight
+    incoming, *inputs = _arrays(*map(_by_weight, (gradient, value, code)), place, weight, index, count)
+    run_parallel(_weigh_back, len(value), incoming, *inputs, to_weight.numpy(), to_place.numpy())
+    to_value, to_code = (value.new_zeros(array.shape) for array in inputs[:2])
+    run_parallel(_spread_values, weight.shape[2], incoming, *inputs[2:], to_value.numpy(), to_code.numpy())
+    return _by_channel(to_value), _by_channel(to_code), to_place, to_weight
 
 
-def _lanes(width: int) -> int:
-    """Return the number of parallel sums over channels that vectorises: 32, or the largest of 16 and 8 that divides."""
-    return math.gcd(width, 32)
+def _by_weight(rows: Tensor) -> Tensor:
+    """Put the channels of a weight side by side: (M, C) -> (M, G, 8)."""
+    result = rows.new_empty((len(rows), rows.shape[1] // LANES, LANES))
+    run_parallel(_swap, len(rows), *_arrays(rows.unflatten(1, (LANES, -1))), result.numpy())
+    return result
+
+
+def _by_channel(rows: Tensor) -> Tensor:
+    """Undo `_by_weight`: (M, G, 8) -> (M, C)."""
+    result = rows.new_empty((len(rows), LANES, rows.shape[1]))
+    run_parallel(_swap_back, len(rows), *_arrays(rows), result.numpy())
+    return result.flatten(1)
 
 
 def _arrays(*tensors: Tensor) -> list[np.ndarray]:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-# Loops run from 0 over rows cut out beforehand: numba would otherwise look for negative indices at every entry, and no
-# vectors would be made.
+# Points, then blocks of eight channels, then neighbours: what belongs to the point stays in registers.
 
 
 @numba_kernel
-def _carry(neighbour_row, point_row, code, position, carried):  # type: ignore[no-untyped-def]
-    x, y, z = position[0], position[1], position[2]
-    first, second, third = code[0], code[1], code[2]
-    for channel in range(len(carried)):
-        carried[channel] = (
-            neighbour_row[channel]
-            + point_row[channel]
-            + (first[channel] * x + second[channel] * y + third[channel] * z)
-        )
+def _carry(neighbour_terms, point_terms, x_code, y_code, z_code, x, y, z):  # type: ignore[no-untyped-def]
+    return neighbour_terms + point_terms + (x_code * x + y_code * y + z_code * z)
 
 
 @numba_kernel
-def _add_up(first, last, num_shares, neighbour_terms, point_terms, code, position, index, count, sums):  # type: ignore[no-untyped-def]
+def _add_up(first, last, neighbour_terms, point_terms, code, position, index, count, sums):  # type: ignore[no-untyped-def]
     num_points, width = index.shape[0], neighbour_terms.shape[1]
-    low, high = first * width // num_shares, last * width // num_shares
-    own_code = code[:, low:high].copy()
-    carried = np.empty(high - low, neighbour_terms.dtype)
-    total, squares = np.zeros(high - low, neighbour_terms.dtype), np.zeros(high - low, neighbour_terms.dtype)
+    rows = np.zeros((2, width), neighbour_terms.dtype)
     num_added = 0
     for point in range(num_points):
-        own_row = point_terms[point][low:high]
-        for slot in range(count[point]):
-            _carry(neighbour_terms[index[point, slot]][low:high], own_row, own_code, position[point, slot], carried)
-            for channel in range(len(carried)):
-                total[channel] += carried[channel]
-                squares[channel] += carried[channel] * carried[channel]
+        for block in range(first, last):
+            channel = block * LANES
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            total, squares = load(rows, (0, channel)), load(rows, (1, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                near = load(neighbour_terms, (index[point, slot], channel))
+                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                total = total + carried
+                squares = squares + carried * carried
+            store(total, rows, (0, channel))
+            store(squares, rows, (1, channel))
         num_added += count[point]
         if num_added >= _EDGES_OF_A_SUM or point == num_points - 1:
-            for channel in range(len(carried)):
-                sums[0, low + channel] += total[channel]
-                sums[1, low + channel] += squares[channel]
-                total[channel] = 0
-                squares[channel] = 0
+            for row in range(2):
+                for block in range(first, last):
+                    channel = block * LANES
+                    store(load(sums, (row, channel)) + widen(load(rows, (row, channel))), sums, (row, channel))
+                    store(zeros_like(rows), rows, (row, channel))
             num_added = 0
 
 
 @numba_kernel
 def _rectify(first, last, neighbour_terms, point_terms, code, position, index, count, result):  # type: ignore[no-untyped-def]
-    zero = neighbour_terms.dtype.type(0)
-    carried = np.empty(neighbour_terms.shape[1], neighbour_terms.dtype)
     for point in range(first, last):
-        result[point, count[point] :] = 0
-        for slot in range(count[point]):
-            _carry(neighbour_terms[index[point, slot]], point_terms[point], code, position[point, slot], carried)
-            row = result[point, slot]
-            for channel in range(len(carried)):
-                row[channel] = zero if carried[channel] < 0 else carried[channel]
+        for channel in range(0, neighbour_terms.shape[1], LANES):
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                near = load(neighbour_terms, (index[point, slot], channel))
+                carried = _carry(near, own, x_code, y_code, z_code, x, y, z)
+                store(rectify(carried), result, (point, slot, channel))
+            for slot in range(count[point], index.shape[1]):
+                store(zeros_like(result), result, (point, slot, channel))
 
 
 @numba_kernel
 def _rectify_back(  # type: ignore[no-untyped-def]
     first,
     last,
-    num_shares,
     neighbour_terms,
     point_terms,
     code,
@@ -271,23 +278,35 @@ def _rectify_back(  # type: ignore[no-untyped-def]
     to_own,
     of_own,
 ):
-    width = neighbour_terms.shape[1]
-    low, high = first * width // num_shares, last * width // num_shares
-    own_code, own_to_code = code[:, low:high].copy(), np.zeros((3, high - low), neighbour_terms.dtype)
-    carried = np.empty(high - low, neighbour_terms.dtype)
+    own_to_code = np.zeros(code.shape, code.dtype)
     for point in range(len(index)):
-        gradient[point, count[point] :, low:high] = 0
-        rectified[point, count[point] :, low:high] = 0
-        own_row, own_gradient, own_sum = point_terms[point][low:high], to_own[point][low:high], of_own[point][low:high]
-        for slot in range(count[point]):
-            neighbour = index[point, slot]
-            _carry(neighbour_terms[neighbour][low:high], own_row, own_code, position[point, slot], carried)
-            passed = gradient[point, slot][low:high]
-            _add_to_both(carried, own_sum, of_near[neighbour][low:high])
-            _pass_on(carried, passed, rectified[point, slot][low:high])
-            _add_to_both(passed, own_gradient, to_near[neighbour][low:high])
-            _add_places(passed, position[point, slot], own_to_code)
-    _add_rows(own_to_code, to_code[:, low:high])
+        for block in range(first, last):
+            channel = block * LANES
+            own = load(point_terms, (point, channel))
+            x_code, y_code, z_code = load(code, (0, channel)), load(code, (1, channel)), load(code, (2, channel))
+            own_gradient, own_sum = load(to_own, (point, channel)), load(of_own, (point, channel))
+            to_x, to_y = load(own_to_code, (0, channel)), load(own_to_code, (1, channel))
+            to_z = load(own_to_code, (2, channel))
+            for slot in range(count[point]):
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                place, edge = (index[point, slot], channel), (point, slot, channel)
+                carried = _carry(load(neighbour_terms, place), own, x_code, y_code, z_code, x, y, z)
+                passed = where_positive(load(gradient, edge), carried)
+                store(where_positive(carried, carried), rectified, edge)
+                own_gradient, own_sum = own_gradient + passed, own_sum + carried
+                store(load(to_near, place) + passed, to_near, place)
+                store(load(of_near, place) + carried, of_near, place)
+                store(passed, gradient, edge)
+                to_x, to_y, to_z = to_x + passed * x, to_y + passed * y, to_z + passed * z
+            for slot in range(count[point], index.shape[1]):
+                store(zeros_like(gradient), gradient, (point, slot, channel))
+                store(zeros_like(gradient), rectified, (point, slot, channel))
+            store(own_gradient, to_own, (point, channel))
+            store(own_sum, of_own, (point, channel))
+            store(to_x, own_to_code, (0, channel))
+            store(to_y, own_to_code, (1, channel))
+            store(to_z, own_to_code, (2, channel))
+    _add_rows(own_to_code[:, first * LANES : last * LANES], to_code[:, first * LANES : last * LANES])
 
 
 @numba_kernel
@@ -298,48 +317,19 @@ def _add_rows(rows, sums):  # type: ignore[no-untyped-def]
 
 
 @numba_kernel
-def _pass_on(carried, passed, height):  # type: ignore[no-untyped-def]
-    zero = carried.dtype.type(0)
-    for channel in range(len(carried)):
-        value, gradient = carried[channel], passed[channel]
-        passed[channel] = gradient if value > 0 else zero
-        height[channel] = value if value > 0 else zero
-
-
-@numba_kernel
-def _add_to_both(values, first, second):  # type: ignore[no-untyped-def]
-    for channel in range(len(values)):
-        first[channel] += values[channel]
-        second[channel] += values[channel]
-
-
-@numba_kernel
-def _add_places(values, position, sums):  # type: ignore[no-untyped-def]
-    x, y, z = position[0], position[1], position[2]
-    first, second, third = sums[0], sums[1], sums[2]
-    for channel in range(len(values)):
-        first[channel] += values[channel] * x
-        second[channel] += values[channel] * y
-        third[channel] += values[channel] * z
-
-
-@numba_kernel
-def _read_places(first, last, gradient, reading, count, to_place):  # type: ignore[no-untyped-def]
-    num_blocks, num_lanes = gradient.shape[2], gradient.shape[3]
-    lanes = np.empty((3, num_lanes), gradient.dtype)
+def _read_places(first, last, num_sums, gradient, reading, count, to_place):  # type: ignore[no-untyped-def]
     for point in range(first, last):
         for slot in range(count[point]):
-            lanes[:] = 0
-            for block in range(num_blocks):
-                values = gradient[point, slot, block]
-                for axis in range(3):
-                    for lane in range(num_lanes):
-                        lanes[axis, lane] += values[lane] * reading[axis, block, lane]
-            for axis in range(3):
-                total = to_place[point, slot, axis]
-                for lane in range(num_lanes):
-                    total += lanes[axis, lane]
-                to_place[point, slot, axis] = total
+            x, y, z = to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2]
+            for start in range(0, num_sums, LANES):
+                x_sums, y_sums, z_sums = zeros_like(gradient), zeros_like(gradient), zeros_like(gradient)
+                for channel in range(start, gradient.shape[2], num_sums):
+                    values = load(gradient, (point, slot, channel))
+                    x_sums = x_sums + values * load(reading, (0, channel))
+                    y_sums = y_sums + values * load(reading, (1, channel))
+                    z_sums = z_sums + values * load(reading, (2, channel))
+                x, y, z = add_lanes(x, x_sums), add_lanes(y, y_sums), add_lanes(z, z_sums)
+            to_place[point, slot, 0], to_place[point, slot, 1], to_place[point, slot, 2] = x, y, z
 
 
 @numba_kernel
@@ -393,103 +383,102 @@ def _sum_over_points(  # type: ignore[no-untyped-def]
 def _sum_place_gradients(  # type: ignore[no-untyped-def]
     first, last, to_place, position, relative, index, count, of_near, of_own, of_place, sums
 ):
-    if first == last:
-        return
-    for point in range(len(position)):
-        for slot in range(count[point]):
-            height, neighbour_term, step = position[point, slot], of_near[index[point, slot]], relative[point, slot]
-            for axis in range(3):
-                if height[axis] > 0:
-                    lowered = neighbour_term[axis] + of_own[point, axis]
-                    for other in range(3):
-                        lowered += of_place[axis, other] * height[other]
-                    reached = to_place[point, slot, axis] - lowered
-                    sums[axis, 3] += reached
-                    for other in range(3):
-                        sums[axis, other] += reached * step[other]
+    zero = to_place.dtype.type(0)
+    for axis in range(first, last):
+        x_factor, y_factor, z_factor = of_place[axis, 0], of_place[axis, 1], of_place[axis, 2]
+        to_x, to_y, to_z, total = 0.0, 0.0, 0.0, 0.0  # float64: the sums of all edges
+        for point in range(len(position)):
+            own, heights, steps, gradients = of_own[point, axis], position[point], relative[point], to_place[point]
+            for slot in range(count[point]):
+                height, step = heights[slot], steps[slot]
+                lowered = of_near[index[point, slot], axis] + own
+                lowered = lowered + x_factor * height[0] + y_factor * height[1] + z_factor * height[2]
+                # A choice, not a branch: which heights are above zero cannot be predicted.
+                reached = gradients[slot, axis] - lowered
+                reached = reached if height[axis] > 0 else zero
+                total += reached
+                to_x += reached * step[0]
+                to_y += reached * step[1]
+                to_z += reached * step[2]
+        sums[axis, 0], sums[axis, 1], sums[axis, 2], sums[axis, 3] = to_x, to_y, to_z, total
+
+
+# The channels of a weight side by side: (P, G, 8).
+
+
+@numba_kernel
+def _swap(first, last, rows, result):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        for group in range(rows.shape[2]):
+            for share in range(LANES):
+                result[row, group, share] = rows[row, share, group]
+
+
+@numba_kernel
+def _swap_back(first, last, rows, result):  # type: ignore[no-untyped-def]
+    for row in range(first, last):
+        for group in range(rows.shape[1]):
+            for share in range(LANES):
+                result[row, share, group] = rows[row, group, share]
 
 
 @numba_kernel
 def _weigh(first, last, value, code, position, weight, index, count, result):  # type: ignore[no-untyped-def]
-    num_shares, num_weights = value.shape[1], value.shape[2]
-    position_sums = np.empty((3, num_weights), value.dtype)
     for point in range(first, last):
-        total = result[point]
-        total[:] = 0
-        position_sums[:] = 0
-        for slot in range(count[point]):
-            other, weights = value[index[point, slot]], weight[point, slot]
-            for axis in range(3):
-                moved = position[point, slot, axis]
-                for index_in_share in range(num_weights):
-                    position_sums[axis, index_in_share] += moved * weights[index_in_share]
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    total[share, index_in_share] += other[share, index_in_share] * weights[index_in_share]
-        for axis in range(3):
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    total[share, index_in_share] += (
-                        code[axis, share, index_in_share] * position_sums[axis, index_in_share]
-                    )
+        for group in range(weight.shape[2]):
+            total, x, y, z = zeros_like(value), value.dtype.type(0), value.dtype.type(0), value.dtype.type(0)
+            for slot in range(count[point]):
+                share = weight[point, slot, group]
+                total = total + load(value, (index[point, slot], group, 0)) * share
+                x += position[point, slot, 0] * share
+                y += position[point, slot, 1] * share
+                z += position[point, slot, 2] * share
+            total = total + load(code, (0, group, 0)) * x
+            total = total + load(code, (1, group, 0)) * y
+            store(total + load(code, (2, group, 0)) * z, result, (point, group, 0))
 
 
 @numba_kernel
 def _weigh_back(  # type: ignore[no-untyped-def]
     first, last, gradient, value, code, position, weight, index, count, to_weight, to_place
 ):
-    num_shares, num_weights = value.shape[1], value.shape[2]
-    coded = np.empty((3, num_weights), value.dtype)
+    zero = value.dtype.type(0)
     for point in range(first, last):
-        incoming = gradient[point]
         to_weight[point, count[point] :] = 0
-        to_place[point, count[point] :] = 0
-        coded[:] = 0
-        for axis in range(3):
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    coded[axis, index_in_share] += code[axis, share, index_in_share] * incoming[share, index_in_share]
-        for slot in range(count[point]):
-            other, weights, reached = value[index[point, slot]], weight[point, slot], to_weight[point, slot]
-            x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
-            for index_in_share in range(num_weights):
-                reached[index_in_share] = (
-                    coded[0, index_in_share] * x + coded[1, index_in_share] * y + coded[2, index_in_share] * z
-                )
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    reached[index_in_share] += other[share, index_in_share] * incoming[share, index_in_share]
-            for axis in range(3):
-                total = value.dtype.type(0)
-                for index_in_share in range(num_weights):
-                    total += coded[axis, index_in_share] * weights[index_in_share]
-                to_place[point, slot, axis] = total
+        to_place[point] = 0
+        for group in range(weight.shape[2]):
+            incoming = load(gradient, (point, group, 0))
+            x_code = add_lanes(zero, load(code, (0, group, 0)) * incoming)
+            y_code = add_lanes(zero, load(code, (1, group, 0)) * incoming)
+            z_code = add_lanes(zero, load(code, (2, group, 0)) * incoming)
+            for slot in range(count[point]):
+                share, place = weight[point, slot, group], to_place[point, slot]
+                x, y, z = position[point, slot, 0], position[point, slot, 1], position[point, slot, 2]
+                coded = x_code * x + y_code * y + z_code * z
+                products = load(value, (index[point, slot], group, 0)) * incoming
+                to_weight[point, slot, group] = add_lanes(coded, products)
+                place[0] += x_code * share
+                place[1] += y_code * share
+                place[2] += z_code * share
 
 
 @numba_kernel
 def _spread_values(  # type: ignore[no-untyped-def]
     first, last, gradient, position, weight, index, count, to_value, to_code
 ):
-    num_shares, num_weights = last - first, weight.shape[2]
-    position_sums = np.empty((3, num_weights), gradient.dtype)
-    of_code = np.zeros((3, num_shares, num_weights))  # in float64: the sums of all points
+    zero = gradient.dtype.type(0)
+    of_code = np.zeros(to_code.shape)  # in float64: the sums of all points
     for point in range(len(index)):
-        incoming = gradient[point][first:last]
-        position_sums[:] = 0
-        for slot in range(count[point]):
-            target, weights = to_value[index[point, slot]][first:last], weight[point, slot]
-            for axis in range(3):
-                moved = position[point, slot, axis]
-                for index_in_share in range(num_weights):
-                    position_sums[axis, index_in_share] += moved * weights[index_in_share]
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    target[share, index_in_share] += incoming[share, index_in_share] * weights[index_in_share]
-        for axis in range(3):
-            for share in range(num_shares):
-                for index_in_share in range(num_weights):
-                    of_code[axis, share, index_in_share] += (
-                        incoming[share, index_in_share] * position_sums[axis, index_in_share]
-                    )
+        for group in range(first, last):
+            incoming, x, y, z = load(gradient, (point, group, 0)), zero, zero, zero
+            for slot in range(count[point]):
+                share, place = weight[point, slot, group], (index[point, slot], group, 0)
+                store(load(to_value, place) + incoming * share, to_value, place)
+                x += position[point, slot, 0] * share
+                y += position[point, slot, 1] * share
+                z += position[point, slot, 2] * share
+            store(load(of_code, (0, group, 0)) + widen(incoming * x), of_code, (0, group, 0))
+            store(load(of_code, (1, group, 0)) + widen(incoming * y), of_code, (1, group, 0))
+            store(load(of_code, (2, group, 0)) + widen(incoming * z), of_code, (2, group, 0))
     for axis in range(3):
-        _add_rows(of_code[axis], to_code[axis][first:last])
+        _add_rows(of_code[axis, first:last], to_code[axis, first:last])

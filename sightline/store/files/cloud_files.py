@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.contract.errors import ConfigError, DataError, escape_to_one_line
+from sightline.contract.errors import ConfigError, DataError, escape_to_one_line, join_some
 from sightline.store.files.array_files import READ_ERRORS, hdf5_names, read_hdf5_arrays, read_npy, read_npz_arrays
 from sightline.store.files.cloud_formats import announces_faces, read_las, read_off, read_pcd
 from sightline.store.files.input_files import assert_regular
@@ -150,9 +150,8 @@ def list_skipped_files(folder: Path, *, suffixes: Sequence[str] | None = None) -
     )
     if not names:
         return ""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     count = "1 file of another kind" if len(names) == 1 else f"{len(names)} files of other kinds"
-    return f"{count} passed over: {', '.join(names[:_MAX_LISTED])}{more}"
+    return f"{count} passed over: {join_some(names, most=_MAX_LISTED)}"
 
 
 def check_columns(columns: Sequence[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sightline.contract.errors import DataError, MissingDataError
+from sightline.contract.errors import DataError, MissingDataError, join_some
 from sightline.contract.regular_files import check_regular_file, find_outward_link, parse_json, read_regular_file
 from sightline.store.files.array_files import READ_ERRORS, check_npy, summarise_error
 from sightline.store.files.input_files import read_file
@@ -414,10 +414,7 @@ def describe_contents(folder: Path) -> str:
 def summarise_folder(folder: Path, limit: int = 5) -> str:
     """Summarise a folder's contents for an error: the first few names and how many more."""
     names = sorted(entry.name for entry in folder.iterdir())
-    if not names:
-        return "nothing"
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return join_some(names, most=limit) or "nothing"
 
 
 def _map_array(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

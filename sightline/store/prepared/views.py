@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sightline.compute.geometry.rendering import Background, on_background
-from sightline.contract.errors import ConfigError, DataError, MissingDataError
+from sightline.contract.errors import ConfigError, DataError, MissingDataError, join_some
 from sightline.contract.types import Field, SampleKey
 from sightline.store.prepared.prepared_set import MANIFEST, PreparedSet, check_sizes, read_manifest
 
@@ -108,11 +108,10 @@ class Views:
         """
         missing = [name for name in names if name not in self._row_of]
         if missing:
-            more = f" and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
             examples = ", ".join(self.names[:2])
             raise DataError(
                 f"{self.root}: {len(missing)} of {len(names)} objects of {set_name} have no views here: "
-                f"{', '.join(missing[:_MAX_LISTED])}{more}; it holds {len(self.names)} objects ({examples}, ...), "
+                f"{join_some(missing, most=_MAX_LISTED)}; it holds {len(self.names)} objects ({examples}, ...), "
                 f"rendered from {self.manifest['source']['path']}; render the set that is read: "
                 f"{_command('SET', 'DIR')}"
             )

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sightline.contract.errors import RunError, UserError
+from sightline.contract.errors import RunError, UserError, join_some
 from sightline.contract.plugins import Plugin, run_file
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.schema import suggest
 from sightline.instrument import ModuleCall, record
 from sightline.workbench.compare.recording import StepRecording
@@ -167,9 +167,7 @@ def _format_unmatched(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], 
 
 
 def _format_tensors(tensors: Mapping[str, Tensor]) -> str:
-    names: Sequence[str] = [f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()]
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(names[:_MAX_SHOWN]) + more
+    return join_some([f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()], most=_MAX_SHOWN)
 
 
 _MAX_AXES = 6
@@ -368,7 +366,7 @@ def translate_recording(
 def _record_calls(foreign: ExternalModel, root: ModuleCall) -> tuple[list[ModuleCall], str]:
     """Record the calls of their network on our inputs; if it fails, the calls until then, and a note."""
     initial = {name: buffer.clone() for name, buffer in foreign.named_buffers()}
-    args, kwargs = tree_map(root.inputs, lambda _, t: t.double() if t.is_floating_point() else t)
+    args, kwargs = tree_cast(root.inputs, torch.float64)
     note = ""
     try:
         with record(foreign, keep=("inputs", "outputs")) as tape:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.contract.pytree import tree_map
+from sightline.contract.pytree import tree_cast, tree_map
 from sightline.contract.types import Batch
 from sightline.engine.device import Cudnn, Precision, cudnn_enabled, to_device
 from sightline.engine.optimizers import apply_freezing
@@ -139,7 +139,7 @@ def prepare_in_format(job: TrainState, format_: Format) -> TrainState:
         floats = torch.float64 if format_.name == "float64" else torch.float32
         narrow = [to_device(batch, world.device, float_dtype=floats) for batch in micro_batches]
         prepared = original(model, narrow, world)
-        return tree_map(prepared, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
+        return tree_cast(prepared, torch.float64)
 
     decided = copy.copy(job)
     decided.task = with_prepare(job.task, prepare)

@@ -24,7 +24,7 @@ from sightline.compute.geometry.scans.projection import point_ranges
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.binding import AvailableKeys, UnknownKeyError, bind
-from sightline.contract.errors import ConfigError, DataError, UserError
+from sightline.contract.errors import ConfigError, DataError, UserError, join_some
 from sightline.contract.members import DataMembers, MetricMembers
 from sightline.contract.metric import make_state
 from sightline.contract.types import Batch, ComponentConfig, Folds, SampleKey
@@ -291,8 +291,7 @@ def _read_manifest_files(path: Path, names: Sequence[str], part: DataSubset) -> 
 
 
 def _format_files(files: Sequence[Path]) -> str:
-    more = f" and {len(files) - _MAX_NAMED} more" if len(files) > _MAX_NAMED else ""
-    return f"{', '.join(map(str, files[:_MAX_NAMED]))}{more}"
+    return join_some([*map(str, files)], most=_MAX_NAMED)
 
 
 def _format_surplus(surplus: Sequence[Path]) -> str:

@@ -61,11 +61,13 @@ def export_run(
     """Write a run's network in a format, check it on 20 inputs, and describe it in a JSON file beside it.
 
     The inputs are those of `files`, by default of the run's test split. Nothing is written unless the check was made.
-    Raises UserError for an unknown format and for a run whose data is not at hand, RunError for a network that the
-    format cannot hold, or whose file computes something else.
+    Raises UserError for an unknown format, an exported file and a run whose data is not at hand, RunError for a network
+    that the format cannot hold, or whose file computes something else.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: is none of {', '.join(FORMATS)}")
+    if run.path.suffix in ENDINGS.values():
+        raise UserError(f"{run.path}: is an exported file already; export the run that it was made of")
     assert_exportable(to)
     path = out or Path(f"{run.config.name}{ENDINGS[to]}")
     if path.suffix != ENDINGS[to]:
@@ -75,6 +77,8 @@ def export_run(
     examples = read_examples(run, split, files)
     network = GraphNetwork(run.model, examples.task, examples.batches[0], split.inside).eval()
     arranged = [values for batch in examples.batches for values in network.arrange(batch)]
+    if to == "torchscript":
+        arranged = network.thin_to_one_size(arranged)
     inputs = [tuple(map(_to_float32, values)) for values in arranged]
     with torch.no_grad():
         outputs = tuple(network(*inputs[0]))

@@ -6,6 +6,7 @@ Recording of the graph by torch.export, with as many free sizes as the network a
 from __future__ import annotations
 
 import inspect
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ Inside = tuple[str, Callable[..., dict[str, Tensor]]]
 """Name of a transform, and its arithmetic on the fields that its parameters name."""
 MAX_POINTS = 4096
 """Maximum number of points of a cloud on which a file is recorded and checked."""
+_PACKED = ("points", "features")
+"""Inputs with a row a point."""
 AXES = ("batch", "points")
 """Names of free sizes, axis by axis."""
 _FREE = ((0, 1), (0,), (1,), ())
@@ -102,7 +105,7 @@ class GraphNetwork(nn.Module):
         if "offsets" not in batch or "points" not in tensors or tensors["points"].ndim == 3:
             return [tuple(tensors.values())]
         sizes = batch["offsets"].diff().tolist()
-        packed = [name for name in self.names if name in ("points", "features")]
+        packed = [name for name in self.names if name in _PACKED]
         parts = {name: [_thin(part) for part in tensors[name].split(sizes)] for name in packed}
         if len({len(part) for part in parts["points"]}) == 1:
             return [tuple(torch.stack(parts[name]) if name in parts else tensors[name] for name in self.names)]
@@ -111,12 +114,29 @@ class GraphNetwork(nn.Module):
             for row in range(len(sizes))
         ]
 
+    def thin_to_one_size(self, arranged: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """Thin arranged clouds, evenly, to the number of points of the smallest: a trace has the sizes of its example.
 
-def _thin(part: Tensor) -> Tensor:
-    """Take at most `MAX_POINTS` rows of a cloud, evenly spaced in the order of its points."""
-    if len(part) <= MAX_POINTS:
+        Inputs other than clouds stay as they are.
+        """
+        is_packed = [name in _PACKED for name in self.names]
+        if not any(is_packed):
+            return list(arranged)
+        smallest = min(value.shape[1] for values in arranged for value in itertools.compress(values, is_packed))
+        return [
+            tuple(
+                torch.stack([_thin(part, smallest) for part in value]) if packed else value
+                for value, packed in zip(values, is_packed, strict=True)
+            )
+            for values in arranged
+        ]
+
+
+def _thin(part: Tensor, most: int = MAX_POINTS) -> Tensor:
+    """Take at most `most` rows of a cloud, evenly spaced in the order of its points."""
+    if len(part) <= most:
         return part
-    return part[torch.linspace(0, len(part) - 1, MAX_POINTS, dtype=torch.float64).round().long()]
+    return part[torch.linspace(0, len(part) - 1, most, dtype=torch.float64).round().long()]
 
 
 class _RenamedModules(dict[str, nn.Module | None]):
@@ -142,11 +162,6 @@ class RecordedGraph(NamedTuple):
     program: ExportedProgram
     names: tuple[str, ...]
     free_axes: tuple[Mapping[int, str], ...]
-
-    @property
-    def is_batch_free(self) -> bool:
-        """True if batches of any size are taken."""
-        return any(0 in axes for axes in self.free_axes)
 
 
 @contextmanager

@@ -44,7 +44,8 @@ def open_run_or_file(path: Path, *, checkpoint: str = "last", plugins: Sequence[
 def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
     """Open an exported file as a run whose network is computed by onnxruntime.
 
-    Raises UserError for a file that is too large, holds data in other files or is not the one of its description.
+    Global random states stay as they are. Raises UserError for a file that is too large, holds data in other files or
+    is not the one of its description.
     """
     content = _read_content(path)
     description = read_description(path)
@@ -52,11 +53,14 @@ def open_onnx(path: Path, *, plugins: Sequence[str | Path] = ()) -> TrainedRun:
         raise UserError(f"{path}: is not the file that its description is about (SHA-256); export the run again")
     session = OnnxSession(path, content)
     files = _restore_files(path, description)
-    run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
-    split = split_transforms(run.transforms)
-    if [name for name, _ in split.inside] != description["inside"]:
-        raise UserError(f"{path}: another version of sightline wrote it, with other transforms inside; export it again")
-    return TrainedRun(files, path.resolve(), run.config, _make_model(run, session), split.outside)
+    with preserve_rng_state():
+        run = open_run(files, plugins=[Path(plugin) for plugin in plugins])
+        split = split_transforms(run.transforms)
+        if [name for name, _ in split.inside] != description["inside"]:
+            raise UserError(
+                f"{path}: another version of sightline wrote it, with other transforms inside; export it again"
+            )
+        return TrainedRun(files, path.resolve(), run.config, _make_model(run, session), split.outside)
 
 
 def _read_content(path: Path) -> bytes:
@@ -111,8 +115,7 @@ def _restore_files(path: Path, description: Any) -> RunFiles:
 
 def _make_model(run: OpenRun, session: OnnxSession) -> torch.nn.Module:
     """Build the run's network, whose `forward`, or `encode` of an encoder, is computed by the session."""
-    with preserve_rng_state():
-        model = run.untrained_model().eval().requires_grad_(False)
+    model = run.untrained_model().eval().requires_grad_(False)
     is_encoder = TaskMembers.compares_rows.get(registry.tasks.entry(run.config.task).builder)
     name = "encode" if is_encoder else "forward"
     owner = f"model '{run.config.model.name}'"

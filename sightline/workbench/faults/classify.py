@@ -244,9 +244,7 @@ CLASSIFY_PLANTS: dict[str, Plant] = {
     "N9": change_network(classify=lambda self, pooled: OwnNetwork.classify(self, pooled).relu()),
     "N10": change_network(classify=lambda self, pooled: OwnNetwork.classify(self, pooled).softmax(-1)),
     "N11": change_network(classify=lambda self, pooled: OwnNetwork.classify(self, 0 * pooled)),
-    "N12": change_network(
-        classify=lambda self, pooled: self.last(F.dropout(self.head_norm(self.hidden(pooled)).relu()))
-    ),
+    "N12": change_network(classify=networks.drop_always),
     "D1": _edit_batch(lambda b, keys: {"label": b["label"].flip(0)}),
     "D2": wrap(SyntheticShapes, "get_batch", _repeat_first),
     "D3": wrap(SyntheticShapes, "get_batch", _scale_in_place),

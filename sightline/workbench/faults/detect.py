@@ -104,14 +104,6 @@ def _alternate_classes(planter: Planter) -> None:
     _edit_image(edit)(planter)
 
 
-def _alternate_with(*overrides: str) -> Plant:
-    def plant(planter: Planter) -> None:
-        _alternate_classes(planter)
-        planter.override(*overrides)
-
-    return plant
-
-
 # --- assigners and anchors --------------------------------------------------------------------------------------------
 
 
@@ -313,7 +305,7 @@ DETECT_PLANTS: dict[str, Plant] = {
     "B7": _change_update(BoxAp, _drop_empty_images),
     "B8": _change_update(CrowdAp, _drop_empty_images, *_CROWD),
     "B10": override(*_CROWD, "task.score=0.05"),
-    "B13": _alternate_with("task.suppression={name: greedy, per_class: false}"),
+    "B13": join(_alternate_classes, override("task.suppression={name: greedy, per_class: false}")),
     "B14": _edit_boxes(lambda b: torch.cat([_middles(b), _sides(b)], dim=1)),
     "B15": _edit_boxes(lambda b: torch.cat([b[:, :2], b[:, :2] + b[:, 2:]], dim=1)),
     "B16": _edit_boxes(lambda b: b + _sides(b).repeat(1, 2) / 2, "data.box=visible"),
@@ -344,7 +336,7 @@ DETECT_PLANTS: dict[str, Plant] = {
         lambda maps, k: torch.cat(_flatten(maps, k, (0, 1, 3, 4, 2) if k == 4 else (0, 3, 4, 1, 2)), dim=1)
     ),
     "B44": wrap(detect, "to_file_pixels", lambda own, found, to_canvas, file_px, clip: found.double()),
-    "B46": _alternate_with("task.suppression={name: greedy, per_class: false, iou_threshold: 0.3}"),
+    "B46": join(_alternate_classes, override("task.suppression={name: greedy, per_class: false, iou_threshold: 0.3}")),
     "D18": change_result(FlipImage, "__call__", lambda fields: {"image": fields["image"]}),
     "D19": wrap(SyntheticCrowds, "__getitem__", _read_next_image),
 }

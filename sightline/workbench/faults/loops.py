@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,25 +50,32 @@ def _load(data: Dataset[Any], seed: int) -> DataLoader[Any]:
     return DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
+_make_sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
 def train_plainly(
     watch: Watch,
     seed: int,
     *,
+    make_optimizer: Callable[..., Any] = _make_sgd,
     batches: Iterable[Any] | None = None,
     clear: Callable[[Any], object] = lambda optimizer: optimizer.zero_grad(),
     after_backward: Callable[[Any], object] = lambda optimizer: None,
+    after_step: Callable[[int, nn.Module, Any], object] = lambda step, model, optimizer: None,
     after_training: Callable[[nn.Module, Any], object] = lambda model, optimizer: None,
 ) -> Sequence[Finding]:
     """Train a small network in a loop as one writes it, inside the context; return its findings."""
     torch.manual_seed(seed)
     model = _Network()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = make_optimizer(model.parameters())
+    loader = _load(_make_data(16 * _NUM_STEPS, seed), seed) if batches is None else batches
     with watch(model, optimizer=optimizer) as watched:
-        for features, label in _load(_make_data(16 * _NUM_STEPS, seed), seed) if batches is None else batches:
+        for step, (features, label) in enumerate(loader):
             clear(optimizer)
             F.cross_entropy(model(features), label).backward()
             after_backward(optimizer)
             optimizer.step()
+            after_step(step, model, optimizer)
         after_training(model, optimizer)
     findings: Sequence[Finding] = watched.findings
     return findings
@@ -87,37 +95,31 @@ def _repeat_order(watch: Watch, seed: int) -> Sequence[Finding]:
 
 def _resume_without_state(watch: Watch, seed: int) -> Sequence[Finding]:
     """Train on from a checkpoint without the optimiser's state: its momenta begin at zero again."""
-    torch.manual_seed(seed)
-    model, data = _Network(), _make_data(16 * _NUM_STEPS, seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with watch(model, optimizer=optimizer) as watched:
-        for step, (features, label) in enumerate(_load(data, seed)):
-            if step == 12:
-                saved = copy.deepcopy(optimizer.state_dict())
-                optimizer.state.clear()
-                optimizer.load_state_dict({**saved, "state": {}})
-            optimizer.zero_grad()
-            F.cross_entropy(model(features), label).backward()
-            optimizer.step()
-    findings: Sequence[Finding] = watched.findings
-    return findings
+
+    def resume(step: int, model: nn.Module, optimizer: Any) -> None:
+        if step == _NUM_STEPS // 2 - 1:
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer.state.clear()
+            optimizer.load_state_dict({**saved, "state": {}})
+
+    return train_plainly(watch, seed, make_optimizer=partial(torch.optim.Adam, lr=1e-3), after_step=resume)
 
 
 def _keep_best_without_copy(watch: Watch, seed: int) -> Sequence[Finding]:
     """Keep the weights of a step as the model's own tensors, which go on learning, and load them at the end."""
-    torch.manual_seed(seed)
-    model, best = _Network(), {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    with watch(model, optimizer=optimizer) as watched:
-        for step, (features, label) in enumerate(_load(_make_data(16 * _NUM_STEPS, seed), seed)):
-            optimizer.zero_grad()
-            F.cross_entropy(model(features), label).backward()
-            optimizer.step()
-            if step == _NUM_STEPS // 2:
-                best = model.state_dict()
-        model.load_state_dict(best)
-    findings: Sequence[Finding] = watched.findings
-    return findings
+    best: dict[str, Tensor] = {}
+
+    def keep(step: int, model: nn.Module, optimizer: Any) -> None:
+        if step == _NUM_STEPS // 2:
+            best.update(model.state_dict())
+
+    return train_plainly(
+        watch,
+        seed,
+        make_optimizer=partial(torch.optim.SGD, lr=0.05),
+        after_step=keep,
+        after_training=lambda model, optimizer: model.load_state_dict(best),
+    )
 
 
 LOOPS: dict[str, Loop] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.catalog import FaultCase, HealthyCase
 from sightline.workbench.faults.trial import Alarm, Trial
 
 NUM_STORIES = 10

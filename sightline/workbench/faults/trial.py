@@ -25,7 +25,7 @@ from sightline.training.train_run import Reporter, train_run
 from sightline.workbench.check import suite
 from sightline.workbench.check.core.finding import Finding, finding_from_dict
 from sightline.workbench.check.suite import run_all_then_deep, run_quick
-from sightline.workbench.faults.case import FaultCase, HealthyCase
+from sightline.workbench.faults.catalog import FaultCase, HealthyCase
 from sightline.workbench.faults.loops import PLAIN, Loop, find_watch, train_plainly
 from sightline.workbench.faults.planting import BENCHES, Planter
 from sightline.workbench.faults.ranks import RANKS, train_in_processes

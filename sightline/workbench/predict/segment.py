@@ -284,11 +284,17 @@ class PointPredictor(CloudPredictor[SegmentPrediction]):
         }
 
     def full_document(self, prediction: SegmentPrediction) -> dict[str, Any]:
-        """Return the document with the label of every point, and with probabilities if they are kept."""
+        """Return the document with the label of every point, and with probabilities if they are kept.
+
+        A run without categories leaves `category` out.
+        """
         table = {}
         if self.with_probabilities and prediction.table is not None:
             table = {"probabilities": prediction.table[prediction.table_rows].tolist()}
-        return {**self.document(prediction), "labels": prediction.labels.tolist(), **table}
+        document = self.document(prediction)
+        if not self.categories:
+            del document["category"]
+        return {**document, "labels": prediction.labels.tolist(), **table}
 
     def forget(self, path: Path) -> None:
         """Drop the times of a file as well."""

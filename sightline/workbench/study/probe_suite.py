@@ -45,7 +45,7 @@ from sightline.training.published_results import (
     published_rows,
 )
 from sightline.training.train_run import Reporter, read_with_plugins, reread
-from sightline.workbench.check.checks.weights import layer_scales, other_scale, sampled_batch
+from sightline.workbench.check.checks.weights_scale import layer_scales, other_scale, sampled_batch
 from sightline.workbench.check.core.finding import FindingLocation
 from sightline.workbench.probe.classifiers import Probe, assert_fits, build_probe
 from sightline.workbench.probe.features import get_encode, share_errors

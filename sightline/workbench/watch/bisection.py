@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sightline.contract.pytree import tree_map
+from sightline.contract.pytree import tree_cast
 from sightline.engine.records import preserve_rng_state
 from sightline.instrument import Inputs, record
 from sightline.workbench.check.checks.optimiser.non_finite import ForwardTrace, make_forward_fault
@@ -52,7 +51,7 @@ def _search(model: nn.Module, inputs: Inputs) -> Fault | None:
     position = trace.event.position
     index = position[0] if len(position) > 1 else None
     fault = make_forward_fault(trace, trace.event, index, "" if index is None else f" of sample {index}")
-    wide = _run(model.double(), tree_map(inputs, _widen))
+    wide = _run(model.double(), tree_cast(inputs, torch.float64))
     text = (
         "finite in float64: an overflow"
         if wide.event is None
@@ -66,7 +65,3 @@ def _run(model: nn.Module, inputs: Inputs) -> ForwardTrace:
     with record(model, enter=trace.enter, leave=trace.leave):
         model(*inputs[0], **inputs[1])
     return trace
-
-
-def _widen(path: str, tensor: Tensor) -> Any:
-    return tensor.double() if tensor.is_floating_point() else tensor

@@ -35,8 +35,9 @@ from sightline.workbench.watch.plain_loss import Pass, judge_loss, run_batch
 from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup, read_pairs
 from sightline.workbench.watch.report import CheckReport
 
-_SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum")
-"""Rules about a whole data set, of which a few batches say nothing, and about sums: losses of plain loops are means."""
+_SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unused-format")
+"""Rules about a whole data set, of which a few batches say nothing, about sums, as losses of plain loops are means, and
+about keys of a config."""
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3
 """Processor time for the fit of a few samples, which tries up to three learning rates."""

@@ -8,19 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
-from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault, no_gradient, registration_faults
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.runtime_rules import (
-    CLEARED,
-    COVERAGE,
-    DEAD,
-    FROZEN,
-    KEPT,
-    NO_BACKWARD,
-    UNREGISTERED,
-    ZERO,
-)
+from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
+from sightline.workbench.check.checks.model.no_gradient import registration_faults
+from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 from sightline.workbench.watch.loss_graph import list_counted
 
@@ -40,8 +32,7 @@ _MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.5, 8, 5
 
 def list_names(names: Sequence[str]) -> str:
     """Format a few names, and how many more there are."""
-    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
+    return join_some(names, most=_MAX_NAMES)
 
 
 class OrderMonitor(Monitor):
@@ -72,7 +63,8 @@ class OrderMonitor(Monitor):
         marks = track.marks()
         had = [name for name, mark in zip(track.names, track.after_backward, strict=True) if mark is not None]
         if track.num_backward and had and not any(marks):
-            yield CLEARED.with_fault(
+            yield report(
+                "gradients-cleared",
                 f"the gradients are cleared between backward() and {track.name}.step(): the update does nothing",
                 measured=f"after backward() {list_names(had)} had a gradient, at step() none has",
             )
@@ -82,16 +74,19 @@ class OrderMonitor(Monitor):
             if is_kept and mark != last
         ]
         if kept and track.num_backward and track.kept_values is not None:
-            fault = Fault(
+            found = report(
+                "gradients-kept",
                 f"gradients of the previous update are still in those of this one: {track.name} adds them up",
                 measured=f"nothing but backward() has written to the gradients of {list_names(kept)} since step()",
                 param=kept[0],
             )
-            yield from loop.reader.read(track.kept_values, lambda value: [(KEPT, fault)] if value else [])
+            yield from loop.reader.read(track.kept_values, lambda value: [found] if value else [])
         if not track.num_backward and track.num_updates and marks == track.after_update:
             state = "the same gradients as before" if any(marks) else "no gradient"
-            yield NO_BACKWARD.with_fault(
-                f"{track.name}.step() without a backward pass since the last one", measured=f"{state} at step()"
+            yield report(
+                "step-without-backward",
+                f"{track.name}.step() without a backward pass since the last one",
+                measured=f"{state} at step()",
             )
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
@@ -133,7 +128,8 @@ class LostMonitor(Monitor):
         self._history = [*self._history[1 - _NUM_LOST :], (lost, total)]
         self._num_lost = self._num_passes = 0
         if len(self._history) == _NUM_LOST and lost and set(self._history) == {(lost, total)}:
-            yield CLEARED.with_fault(
+            yield report(
+                "gradients-cleared",
                 f"the gradients of {lost} of {total} backward passes are cleared before {track.name}.step() uses them",
                 causes=("optim.grad_accumulation", "optim.step_order"),
                 measured=f"the same at {_NUM_LOST} updates in a row; each pass had a batch of its own",
@@ -176,7 +172,8 @@ class LeakMonitor(Monitor):
         is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
         number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
         if number == _NUM_LOST:
-            found = KEPT.with_fault(
+            found = report(
+                "gradients-kept",
                 f"gradients of a loss that another optimiser has used are still in those of {track.name}",
                 measured=f"{number} updates in a row: a backward pass through both, an update of the other, "
                 "a backward pass through this one, and no zero_grad() between them",
@@ -224,7 +221,7 @@ class ReachMonitor(Monitor):
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
             for model in loop.models.values():
-                yield from ((UNREGISTERED, fault) for fault in registration_faults(model))
+                yield from ((find_rule("unregistered"), fault) for fault in registration_faults(model))
             yield from _frozen_faults(loop)
         if track.num_updates < _NUM_SILENT and track.num_backward:
             yield from self._silent_faults(loop, track)
@@ -244,7 +241,8 @@ class ReachMonitor(Monitor):
             return
         if len(silent) == len(track.parameters):
             if track.num_updates == 0 and not any(track.after_backward):
-                yield no_gradient.with_fault(
+                yield report(
+                    "no-gradient",
                     f"no parameter of {track.name} gets a gradient: the loss does not depend on the model",
                     severity="error",
                     causes=("loss.detached", "model.frozen_unintended"),
@@ -261,7 +259,8 @@ class ReachMonitor(Monitor):
             (idle, "their modules never run"),
         ):
             if names:
-                yield no_gradient.with_fault(
+                yield report(
+                    "no-gradient",
                     f"{len(names)} parameter(s) get no gradient: {list_names(names)}",
                     severity="warning",
                     measured=f"None after backward(): {detail}",
@@ -281,7 +280,8 @@ class ReachMonitor(Monitor):
             if number < _NUM_ZERO:
                 return
             is_written = is_marked and was_alive is not None and float(was_alive) > 0
-            yield (CLEARED if is_written else ZERO).with_fault(
+            yield report(
+                "gradients-cleared" if is_written else "zero-gradients",
                 f"all gradients of {track.name} are exactly zero at {number} updates in a row",
                 measured=f"largest gradient 0 in {len(track.gradients)} parameters"
                 + ("; something has written to them since backward()" if is_written else ""),
@@ -298,7 +298,8 @@ def _frozen_faults(loop: Loop) -> Iterator[Found]:
     if not mixed or len(mixed) > _MAX_MIXED * len(own):
         return
     frozen = [f"{name}.{key}".lstrip(".") for name in mixed for key, p in own[name] if not p.requires_grad]
-    yield FROZEN.with_fault(
+    yield report(
+        "frozen",
         f"{len(frozen)} parameter(s) frozen in modules that train: {list_names(frozen)}",
         measured=f"requires_grad False in {len(mixed)} of {len(own)} modules, True of their other parameters",
         param=frozen[0],
@@ -332,7 +333,8 @@ def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> It
     shapes = [p.shape for p in foreign]
     is_replaced = bool(foreign) and all(p.shape in shapes for p in left_out.values())
     names = list(left_out)
-    yield COVERAGE.with_fault(
+    yield report(
+        "not-optimised",
         "the optimiser holds other parameters than the model: it was made before they were replaced"
         if is_replaced
         else f"{len(names)} trainable parameter(s) in no optimiser: {list_names(names)}",
@@ -381,12 +383,10 @@ class UnitMonitor(Monitor):
 def _make_judge(name: str, num_units: int) -> Judge:
     def judge(share: float) -> Iterator[Found]:
         if share > _MAX_DEAD:
+            expected = f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates"
             yield (
-                DEAD,
-                dataclasses.replace(
-                    make_dead_fault(name, share, num_units),
-                    expected=f"at most {_MAX_DEAD:.0%} at {_NUM_DEAD} sampled updates",
-                ),
+                find_rule("dead-units"),
+                dataclasses.replace(make_dead_fault(name, share, num_units), expected=expected),
             )
 
     return judge

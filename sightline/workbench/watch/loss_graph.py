@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
-from sightline.workbench.check.runtime_rules import ATTENTION, LOSS_FORM, RESHAPED
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
@@ -121,7 +121,8 @@ def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
 
 def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str | None = None) -> Found:
     """Build the fault of a view or reshape that exchanges sizes of axes."""
-    return RESHAPED.with_fault(
+    return report(
+        "exchanged-axes",
         f"view or reshape turns {tuple(before)} into {tuple(after)}: values of different rows are mixed",
         measured="equal sizes in another order, with the values in the order of memory",
         layer=layer,
@@ -161,7 +162,8 @@ def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         _get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
     )
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]):
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             f"outputs {tuple(before)} and targets are broadcast to {shape}: each output meets all targets",
             causes=("loss.form", "data.target_encoding"),
             measured=f"{shape[0]} x {shape[1]} differences for {shape[0]} samples, and their mean",
@@ -189,7 +191,8 @@ def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
     if len(readers) > 1 and any(get_node_name(e) == "Exp" for e in exponentials):
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "the focal factor is that of the mean cross entropy: hard and easy samples get the same weight",
             causes=("loss.form", "loss.weights"),
             measured="exp(-x) of one number x, the mean over "
@@ -211,7 +214,8 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     left, right = _get_saved(product, "self"), _get_saved(product, "mat2")
     is_same = isinstance(left, Tensor) and isinstance(right, Tensor) and left.data_ptr() == right.data_ptr()
     if is_same and left.shape == right.shape[::-1] and len(left) > 2 and left.stride() == right.stride()[::-1]:
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "each row is compared with itself: the diagonal of the similarities is not masked",
             causes=("loss.negatives", "loss.form"),
             measured=f"softmax over all {len(left)} products of a row, its own among them",
@@ -242,7 +246,8 @@ def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
     names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
     if names & _UNBOUNDED:
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "an overlap (Dice, IoU) of outputs without bounds: they are no probabilities",
             causes=("loss.form", "model.activation"),
             measured=f"a ratio of sums over the outputs of {', '.join(sorted(names))}, without a sigmoid or softmax",
@@ -285,7 +290,8 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
     is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "a KL divergence of probabilities: the logarithm is missing, so the loss has no zero at the target",
             measured="kl_div reads the output of Softmax",
             expected="log-probabilities as the first argument of kl_div",
@@ -311,7 +317,8 @@ def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     *chain, last = graph.follow(node, _TO_WEIGHTS)
     is_weight = get_node_name(last) in _MATRIX_PRODUCTS and last.next_functions[0][0] is (chain or [None])[-1]
     if is_score and len(list_parents(product)) == 2 and is_weight:
-        yield ATTENTION.with_fault(
+        yield report(
+            "attention",
             f"the softmax of an attention runs over axis {_axis(_get_saved(node, 'dim'), len(shape))} of {shape}, "
             "the queries, and not over the keys",
             measured="the weights with which a query adds values do not sum to 1",

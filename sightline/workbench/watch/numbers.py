@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor
 
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.runtime_rules import CLIPPED, LARGE_UPDATE, NO_UPDATE, SKIPPED
+from sightline.workbench.check.core.finding import Fault, diagnose
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_SKIPPED = 25
 """Backward passes that are thrown away in a row: 2^16 halves to 1 in 16 of them."""
 _NUM_STILL = 10
@@ -42,7 +44,8 @@ class FiniteMonitor(Monitor):
         ):
             self._num_thrown += 1
         if self._num_thrown == _MAX_SKIPPED:
-            yield SKIPPED.with_fault(
+            yield report(
+                "skipped-updates",
                 f"{_MAX_SKIPPED} backward passes in a row are cleared without an update",
                 measured=f"loss {float(loop.loss.double().sum()):.4g}, {_describe_gradients(loop)}",
             )
@@ -92,7 +95,8 @@ class ClipMonitor(Monitor):
             return
         self._factors.append(factor)
         if len(self._factors) == _NUM_CLIPPED and max(self._factors) > (1 + _MIN_CLIPPING) * min(self._factors):
-            yield CLIPPED.with_fault(
+            yield report(
+                "scaled-clipping",
                 "gradients are clipped while the GradScaler's factor is in them: updates are far too small",
                 measured=f"scaled gradients are multiplied by {min(self._factors):.2g} .. {max(self._factors):.2g} "
                 "between backward() and unscale_()",
@@ -112,33 +116,25 @@ def locate_non_finite(loop: Loop, track: OptimizerTrack) -> Fault:
                 rows = (
                     (~tensor.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist() if tensor.ndim > 1 else []
                 )
-                is_input = kind == "input"
-                return Fault(
-                    f"the model's {kind} '{path}' is not finite"
-                    + ("" if is_input else ": its forward pass makes it so"),
-                    causes=("data.corrupt_sample", "data.normalisation") if is_input else (),
-                    measured=f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values, samples {rows[:5]}",
-                    action="repair or leave out the sample, or correct the transform that makes it" if is_input else "",
+                return _diagnose(
+                    kind,
+                    path=path,
+                    bad=int((~tensor.isfinite()).sum()),
+                    total=tensor.numel(),
+                    rows=rows[:5],
                     sample=rows[0] if rows else None,
-                    evidence={"stage": "data" if is_input else "forward"},
+                    evidence={"stage": "data" if kind == "input" else "forward"},
                 )
     if not math.isfinite(loss):
-        return Fault(
-            f"the loss is {loss} though the model's outputs are finite",
-            causes=("loss.form", "model.numerics", "loss.normaliser"),
-            measured=f"loss {loss}",
-            action="look for log(0), 0/0 or an overflow in the loss; take logits, not probabilities",
-            evidence={"stage": "loss"},
-        )
+        return _diagnose("loss", loss=loss, evidence={"stage": "loss"})
     affected = [name for name, g in track.gradients.items() if not bool(g.isfinite().all())]
     last = affected[-1] if affected else None
-    return Fault(
-        f"the loss is finite, but its gradient is not, last in '{last}' in the order of the layers"
-        if last
-        else "the loss is finite, but its gradient is not",
-        causes=("model.numerics", "loss.form"),
-        measured=f"loss {loss:.4g}; {len(affected)} of {len(track.gradients)} gradients are not finite",
-        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
+    return _diagnose(
+        "gradient",
+        place=f", last in '{last}' in the order of the layers" if last else "",
+        loss=loss,
+        bad=len(affected),
+        total=len(track.gradients),
         param=last,
         layer=(last or "").rpartition(".")[0] or None,
         evidence={"stage": "backward"},
@@ -164,7 +160,8 @@ class UpdateMonitor(Monitor):
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
         number = self._num_still[id(track)] = self._num_still.get(id(track), 0) + 1 if track.lr == 0 else 0
         if number == _NUM_STILL:
-            yield NO_UPDATE.with_fault(
+            yield report(
+                "no-update",
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
@@ -197,7 +194,8 @@ class UpdateMonitor(Monitor):
 
         def judge_still(value: float) -> Iterator[Found]:
             if value == 0 and track.num_updates > 0:
-                yield NO_UPDATE.with_fault(
+                yield report(
+                    "no-update",
                     f"an update of {track.name} changes no parameter though gradients are not zero",
                     causes=causes,
                     measured=f"change 0 in {len(names)} parameters ({now[0].dtype}), learning rate {track.lr:.3g}",
@@ -205,7 +203,8 @@ class UpdateMonitor(Monitor):
 
         def judge_large(value: float) -> Iterator[Found]:
             if value > _MAX_RATIO:
-                yield LARGE_UPDATE.with_fault(
+                yield report(
+                    "large-update",
                     "an update changes half of the weight matrices by more than their own size",
                     value=value,
                     bound=_MAX_RATIO,
@@ -215,7 +214,8 @@ class UpdateMonitor(Monitor):
         def judge_rounded(value: float) -> Iterator[Found]:
             self._num_rounded = self._num_rounded + 1 if value > _MAX_ROUNDED else 0
             if self._num_rounded == _NUM_ROUNDED:
-                yield NO_UPDATE.with_fault(
+                yield report(
+                    "no-update",
                     f"most weights of {track.name} do not change: updates are lost in the rounding of {now[0].dtype}",
                     severity="warning",
                     causes=("model.numerics", "optim.lr"),

@@ -14,16 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from sightline.contract.pytree import tree_leaves
 from sightline.instrument import Inputs
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
-from sightline.workbench.check.runtime_rules import (
-    ATTENTION,
-    CONSTANT,
-    DOUBLE,
-    MODE,
-    OVERLAP,
-    SAME_BATCH,
-    SAME_LABEL,
-    SAME_ORDER,
-)
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
 from sightline.workbench.watch.loss_graph import (
     LossGraph,
@@ -105,7 +96,8 @@ class ModeMonitor(Monitor):
             number = self._num_evaluated[key] = self._num_evaluated.get(key, 0) + 1
             is_reset = any(getattr(m, "momentum", 0.1) is None for _, m in modules)  # as `update_bn` of torch does
             if number == _NUM_EVALUATED and not is_reset:
-                yield MODE.with_fault(
+                yield report(
+                    "mode",
                     "the model is evaluated in training mode: dropouts draw, batch norms use the batch",
                     causes=("eval.mode", "model.norm_mode"),
                     measured=f"{number} forward passes in a row without gradients, with training=True",
@@ -125,7 +117,8 @@ class ModeMonitor(Monitor):
         if not any(id(parameter) in own for parameter in call.model.parameters()):  # a critic of what is trained
             return
         was_training = self._has_trained.get(id(call.model), False)
-        yield MODE.with_fault(
+        yield report(
+            "mode",
             "the model trains in evaluation mode" + (", since an evaluation" if was_training else ""),
             severity="error" if was_training else None,
             causes=("model.norm_mode", "eval.mode"),
@@ -144,7 +137,8 @@ class ModeMonitor(Monitor):
             if module.num_batches_tracked._version - count >= _NUM_MOVED and bool(is_learned)
         ]
         if moved:
-            yield MODE.with_fault(
+            yield report(
+                "mode",
                 f"{len(moved)} frozen batch norm(s) go on averaging statistics, '{moved[0]}' first",
                 causes=("model.norm_mode", "model.frozen_unintended"),
                 measured="weights that never changed, and running statistics that did",
@@ -160,7 +154,8 @@ def _norm_faults(modules: list[tuple[str, nn.Module]]) -> Iterator[Found]:
         name for name, m in modules if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
     ]
     if held:
-        yield MODE.with_fault(
+        yield report(
+            "mode",
             f"{len(held)} batch norm(s) in evaluation mode while the model trains, '{held[0]}' first",
             causes=("model.norm_mode",),
             measured="training=False, and requires_grad=True of their weights",
@@ -218,8 +213,10 @@ class OutputMonitor(Monitor):
     def _judge_same(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
         if self._num_same == _NUM_SAME - 1:
-            yield SAME_BATCH.with_fault(
-                f"the model gets the same batch at {_NUM_SAME} updates in a row", measured="inputs with equal bits"
+            yield report(
+                "same-batch",
+                f"the model gets the same batch at {_NUM_SAME} updates in a row",
+                measured="inputs with equal bits",
             )
 
     def _constant_faults(self, loop: Loop, call: ForwardCall, first_input: Tensor) -> Iterator[Found]:
@@ -232,7 +229,8 @@ class OutputMonitor(Monitor):
         def judge(value: float) -> Iterator[Found]:
             self._num_constant = self._num_constant + 1 if value else 0
             if self._num_constant == _NUM_CONSTANT:
-                yield CONSTANT.with_fault(
+                yield report(
+                    "constant-output",
                     "the model returns the same for every sample of a batch",
                     measured=f"{len(output)} rows of {tuple(output.shape)} with equal bits, of different inputs",
                 )
@@ -254,7 +252,8 @@ class _BatchOrder:
         self._num_repeated = self._num_repeated + 1 if is_next else int(place < self._num_batches)
         self._last_place, self._num_batches = place, self._num_batches + 1
         if self._num_repeated == _NUM_REPEATED:
-            yield SAME_ORDER.with_fault(
+            yield report(
+                "same-order",
                 f"the batches come in the order of {self._num_batches - 1 - place} updates ago: "
                 "every epoch has the same order",
                 measured=f"{_NUM_REPEATED} batches in a row that had the same bits, in the same order, before",
@@ -289,7 +288,8 @@ class PartMonitor(Monitor):
 
                 def judge(value: float) -> Iterator[Found]:
                     if value:
-                        yield ATTENTION.with_fault(
+                        yield report(
+                            "attention",
                             "the padding mask is upside down: attention reads padding, and leaves out what is there",
                             causes=("data.padding", "model.structure"),
                             measured="the rows that it reads are the same in all samples, those that it leaves out "
@@ -347,7 +347,8 @@ class SplitMonitor(Monitor):
         is_all = len(mixed) >= max(2, _MIN_MIXED * len(batches))
         if not (is_many or is_all) or seen < _MIN_SEEN or len(rows) - seen < _MIN_SEEN:
             return
-        yield OVERLAP.with_fault(
+        yield report(
+            "split-overlap",
             f"{seen} of {len(rows)} samples that are evaluated are trained on, too: the split overlaps",
             measured=f"inputs with equal bits in an update, in {len(mixed)} of {len(batches)} batches with any",
         )
@@ -379,7 +380,8 @@ class LossMonitor(Monitor):
             parents = [parent for parent, _ in node.next_functions if parent is not None]
             before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
             if (name, before) in _DOUBLE:
-                yield DOUBLE.with_fault(
+                yield report(
+                    "double-softmax",
                     _DOUBLE[name, before],
                     severity="warning" if before == "Relu" else None,
                     causes=_CAUSES.get(before if before == "Relu" else name, ()),
@@ -393,7 +395,8 @@ class LossMonitor(Monitor):
     def _judge_labels(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
         if self._num_same == _NUM_SAME:
-            yield SAME_LABEL.with_fault(
+            yield report(
+                "same-label",
                 "all labels of a batch are the same class, at each of five batches",
                 measured="one label in each of 5 batches",
             )

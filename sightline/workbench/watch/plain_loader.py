@@ -23,7 +23,7 @@ from sightline.workbench.check.checks.data.data_mutation import data_mutation
 from sightline.workbench.check.checks.data.empty_loader import empty_loader
 from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, own_generator
 from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
-from sightline.workbench.check.runtime_rules import SAME_LABEL
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
@@ -318,7 +318,8 @@ def _judge_order(loader: DataLoader[Any]) -> Iterator[Found]:
     if None in distinct or len(labels) < _NUM_LABELS or not 2 < len(distinct) <= _NUM_LABELS // 4:
         return
     if _is_monotonic(labels):
-        yield SAME_LABEL.with_fault(
+        yield report(
+            "same-label",
             "the data set is sorted by class and not shuffled: batches hold one class or two",
             causes=("data.ordering", "data.sampling"),
             measured=f"the labels of {len(labels)} samples, in the order in which they are read, rise "

@@ -17,7 +17,7 @@ from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
 from sightline.workbench.check.core.object_graph import get_node_name
-from sightline.workbench.check.runtime_rules import LOSS_FORM
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_parents
@@ -139,7 +139,8 @@ def _judge_boxes(passed: Pass) -> Iterator[Found]:
         return
     predicted, wanted = (_is_ordered(boxes.detach().reshape(-1, 4)) for boxes in (outputs, target))
     if len(predicted) >= _MIN_ROWS and bool(predicted.all()) and float(wanted.float().mean()) < 1 - _MAX_UNORDERED:
-        yield LOSS_FORM.with_fault(
+        yield report(
+            "loss-form",
             "the model's boxes are corners, the targets are not: (x, y, w, h) where (x1, y1, x2, y2) is meant",
             causes=("assign.box_format", "data.target_encoding"),
             measured=f"left < right and top < bottom in {len(predicted)} of {len(predicted)} predicted boxes, and in "
@@ -177,7 +178,8 @@ def _judge_empty_boxes(passed: Pass) -> Iterator[Found]:
             continue
         num_pulled = int((gradient[is_empty] != 0).any(dim=-1).sum())
         if num_pulled > 0.5 * int(is_empty.sum()):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 "boxes that do not exist count in the loss: places without an object are pulled to a box of zeros",
                 causes=("loss.normaliser", "data.ignore_handling"),
                 measured=f"a gradient at {num_pulled} of {int(is_empty.sum())} places whose target is 0, 0, 0, 0; "
@@ -196,7 +198,8 @@ def _judge_peaks(passed: Pass) -> Iterator[Found]:
         scores = output if is_share else output.sigmoid()
         is_peak = (target >= target.amax(dim=(-2, -1), keepdim=True)) & (target > _HIGH) & (scores < target)
         if int(is_peak.sum()) > 2 and bool((gradient > 0).any()) and not bool((gradient[is_peak] < 0).any()):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 "nothing pushes the highest places of the target maps up: no place counts as an object",
                 causes=("loss.form", "data.target_encoding"),
                 measured=f"the gradient is 0 or falls at all {int(is_peak.sum())} highest places; target up to "
@@ -220,7 +223,8 @@ def _judge_sample_weights(passed: Pass) -> Iterator[Found]:
             for f in factors
             for t in given
         ):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 f"a number for each of {shape[0]} samples is multiplied along the other axis of {shape}",
                 causes=("loss.form", "loss.weights"),
                 measured=f"({shape[0]},) of the target times {shape}: sample i weighs column i of all samples",
@@ -301,7 +305,8 @@ def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> 
         before = float(loss(outputs, passed.target))
         after = float(loss(outputs, turned) if is_encoded else loss(turned, passed.target))
         if is_encoded and abs(after - before) > 1e-2 * (1 + abs(before)):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 "the targets fill a whole turn as angles do, and a turn more of them changes the loss: degrees are "
                 "read as radians, or differences are not wrapped",
                 causes=("data.target_encoding", "loss.form"),
@@ -312,7 +317,8 @@ def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> 
             )
             return
         if not is_encoded and abs(after - before) > 1e-3 * (1 + abs(before)):
-            yield LOSS_FORM.with_fault(
+            yield report(
+                "loss-form",
                 "the targets fill a whole turn as angles do, and the loss does not know that its ends are one: "
                 "differences are not wrapped",
                 severity="warning",

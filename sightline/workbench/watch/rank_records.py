@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sightline.workbench.check.runtime_rules import COLLECTIVES, FILE_RACE, SAME_SAMPLES
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 _NUM_SAME = 2
@@ -93,7 +93,8 @@ class RankJudge:
         for call in own.calls:
             match = theirs.get(call.number)
             if match is not None and match.form != call.form:
-                yield COLLECTIVES.with_fault(
+                yield report(
+                    "collectives-differ",
                     f"ranks {self._rank} and {other} enter different collectives: they wait for each other, or mix "
                     "their numbers",
                     measured=f"collective {call.number} is {_describe(call, self._rank)}, {_describe(match, other)}",
@@ -116,7 +117,8 @@ class RankJudge:
         since = self._apart_since.setdefault((ranks[0], call.number), now_s)
         if ahead.is_over or waiting.has_failed or now_s - since >= _MAX_APART_S:
             went = "has ended its loop" if ahead.is_over else f"trains on, at step {ahead.step + 1}"
-            yield COLLECTIVES.with_fault(
+            yield report(
+                "collectives-differ",
                 f"rank {ranks[0]} enters a collective without rank {ranks[1]}: it waits for ever, or is given numbers "
                 "that belong to another collective",
                 measured=f"collective {call.number} is {_describe(call, ranks[0])}; rank {ranks[1]} has entered "
@@ -137,7 +139,8 @@ def _same_samples(records: Mapping[int, RankRecord]) -> Iterator[Found]:
             continue
         changed = [step for i, step in enumerate(both) if i and first.batches[step] != first.batches[both[0]]]
         if len(changed) >= _NUM_SAME - 1:
-            yield SAME_SAMPLES.with_fault(
+            yield report(
+                "same-samples",
                 f"ranks {a} and {b} train on the same samples: each adds nothing to the other",
                 measured=f"inputs with equal bits on both ranks at steps {', '.join(both[:5])}",
                 step=int(changed[0]),
@@ -151,7 +154,8 @@ def _shared_files(records: Mapping[int, RankRecord]) -> Iterator[Found]:
         shared = [path for path in first.files if path in second.files and first.host == second.host]
         if shared:
             steps = first.files[shared[0]], second.files[shared[0]]
-            yield FILE_RACE.with_fault(
+            yield report(
+                "file-race",
                 f"ranks {a} and {b} both save {shared[0]}: they may write at once, and the later one wins",
                 measured=f"torch.save to it after {steps[0]} updates on rank {a}, after {steps[1]} on rank {b}"
                 + (f"; so are {len(shared) - 1} more" if len(shared) > 1 else ""),

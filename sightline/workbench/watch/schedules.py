@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sightline.workbench.check.runtime_rules import ALIAS, EMA, SCHEDULE, STATE, UNLOADED
+from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found, Loop, Monitor, OptimizerTrack
 
 _LOW_RATE, _MAX_SLICE = 0.01, 256
@@ -48,14 +48,16 @@ class ScheduleMonitor(Monitor):
         elif highest > 0:
             low = self._num_low[key] = self._num_low.get(key, 0) + 1
             if low == max(_MIN_LOW, self._num_high.get(key, 0)):
-                yield SCHEDULE.with_fault(
+                yield report(
+                    "schedule",
                     f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest, and stays there",
                     measured=f"{low} updates below {_LOW_RATE:.0%} of {highest:.3g}, "
                     f"after {self._num_high.get(key, 0)} above: {lr:.3g}",
                 )
         tiny = self._num_tiny[key] = self._num_tiny.get(key, 0) + 1 if 0 < lr < _TINY_RATE * highest else 0
         if tiny == max(_MIN_TINY, math.ceil(_MAX_TINY_SHARE * track.num_updates)):
-            yield SCHEDULE.with_fault(
+            yield report(
+                "schedule",
                 f"the learning rate of {track.name} fell to {lr / highest:.1g} of its highest: nothing is learnt",
                 measured=f"{tiny} updates in a row below {_TINY_RATE:g} of {highest:.3g}: {lr:.3g}",
             )
@@ -66,7 +68,8 @@ class ScheduleMonitor(Monitor):
         for key, track in self._fresh.items():
             base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
             if track.num_updates >= _MIN_LOW and 0 < self._highest.get(key, 0.0) < _LOW_RATE * base:
-                yield SCHEDULE.with_fault(
+                yield report(
+                    "schedule",
                     f"the learning rate of {track.name} is never above {self._highest[key] / base:.1g} of the one that "
                     "it was made with",
                     measured=f"at most {self._highest[key]:.3g} in {track.num_updates} updates; {base:.3g} before the "
@@ -76,7 +79,8 @@ class ScheduleMonitor(Monitor):
                 )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
             if loop.step >= _NUM_IDLE and _count(scheduler) == first:
-                yield SCHEDULE.with_fault(
+                yield report(
+                    "schedule",
                     f"{type(scheduler).__name__} never steps: the learning rate stays as it was",
                     measured=f"0 calls of step() in {loop.step} updates",
                     expected="scheduler.step() after each epoch, or after each update",
@@ -89,7 +93,8 @@ def _length_faults(scheduler: Any, track: OptimizerTrack) -> Iterator[Found]:
     length = getattr(scheduler, "T_max", None)
     if scheduler.optimizer is track.optimizer and length is not None and _count(scheduler) > length + 1:
         is_each = track.num_updates <= _count(scheduler) + 1
-        yield SCHEDULE.with_fault(
+        yield report(
+            "schedule",
             f"{type(scheduler).__name__} is stepped past its end: the learning rate rises again",
             severity="error",
             measured=f"{_count(scheduler)} steps, T_max {length}"
@@ -112,7 +117,8 @@ class StateMonitor(Monitor):
         size, key = len(track.optimizer.state), id(track)
         before = self._sizes.get(key, 0)
         if before > 0 and size == 0:
-            yield STATE.with_fault(
+            yield report(
+                "lost-state",
                 f"{track.name} has lost its state: momenta begin at zero again",
                 measured=f"no state; that of {before} parameters after the last update",
             )
@@ -122,7 +128,8 @@ class StateMonitor(Monitor):
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         size = self._sizes[id(track)] = sum(map(bool, track.optimizer.state.values()))
         if id(track) in self._is_resumed and size > 0:
-            yield STATE.with_fault(
+            yield report(
+                "lost-state",
                 f"{track.name} goes on without its state: momenta begin at zero again",
                 measured=f"no state at update {loop.step + 1}, the first after the resume; {size} parameters have one",
             )
@@ -161,7 +168,8 @@ class LoadMonitor(Monitor):
     def on_load(self, loop: Loop, model: nn.Module, state: Mapping[str, Any]) -> Iterator[Found]:
         names = model.state_dict(keep_vars=True).keys()
         if names and state and names.isdisjoint(state):
-            yield UNLOADED.with_fault(
+            yield report(
+                "nothing-loaded",
                 "load_state_dict finds none of the model's weights: with strict=False it loads nothing",
                 measured=f"0 of {len(state)} names fit the model's {len(names)}: '{next(iter(state))}' for "
                 f"'{next(iter(names))}'",
@@ -170,7 +178,8 @@ class LoadMonitor(Monitor):
         shared = [name for name, value in own.items() if _is_same_memory(state.get(name), value)]
         num_updates = sum(track.num_updates for track in loop.tracks.values())
         if own and len(shared) == len(own) and num_updates:
-            yield ALIAS.with_fault(
+            yield report(
+                "aliased-weights",
                 "load_state_dict gets the model's own tensors: nothing is restored",
                 param=shared[0],
                 measured=f"{len(shared)} of {len(own)} parameters share their memory with the model, after "
@@ -194,7 +203,8 @@ def _copy_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 def _judge_statistics(names: Sequence[str], value: float) -> Iterator[Found]:
     if value:
-        yield EMA.with_fault(
+        yield report(
+            "ema",
             f"the average is evaluated with the running statistics of its start: '{names[0]}'",
             causes=("model.norm_mode", "optim.state"),
             measured=f"{len(names)} buffers have moved in the model, none of them in its average",
@@ -205,7 +215,8 @@ def _judge_statistics(names: Sequence[str], value: float) -> Iterator[Found]:
 
 def _judge_average(value: float) -> Iterator[Found]:
     if value == 0:
-        yield EMA.with_fault(
+        yield report(
+            "ema",
             "the moving average of the weights never moves",
             measured=f"no parameter of it has changed in {_NUM_IDLE} updates",
         )

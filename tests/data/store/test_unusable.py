@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sightline.areas.pose.sets.msra_hands import MsraHands
 from sightline.areas.scans.sets.scan_folder import ScanFolder
 from sightline.contract.errors import DataError
 from sightline.store.prepared.prepared_set import add_digest, read_manifest, verify
+from sightline.store.prepared.prepared_writer import FaultCollector
 from tests.command import run_here
 from tests.data.clouds import scanobjectnn_writers
 from tests.data.clouds.cloud_writers import prepare_folder, write_folder
@@ -48,7 +50,7 @@ def test_a_few_are_all_printed(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
-def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
+def test_many_of_one_kind_are_one_line_and_a_file_with_all(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "in", suffix=".npy")
     files = sorted(source.rglob("*.npy"))
     sound = {path: path.read_bytes() for path in files}
@@ -56,8 +58,9 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
         cut(path)
     code, lines = prepare_by_command(source, tmp_path / "set")
     report = tmp_path / "set.unusable.txt"
-    assert (code, len(lines)) == (2, 10)
-    assert lines[-1] == f"  and 7 more; all are in {report}"
+    assert (code, len(lines)) == (2, 3)
+    assert re.fullmatch(rf"  15 files: .*; first: {source}/.*\.npy", lines[1])
+    assert lines[2] == f"  all are in {report}"
     listed = report.read_text().splitlines()
     assert len(listed) == 15
     assert {line.split(": ")[0] for line in listed} == set(map(str, files[::2]))
@@ -65,6 +68,39 @@ def test_many_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
         path.write_bytes(content)
     assert prepare_by_command(source, tmp_path / "set")[0] == 0
     assert not report.exists()
+
+
+def raise_faults(target: Path, *faults: str) -> list[str]:
+    collector = FaultCollector(target)
+    for fault in faults:
+        collector.add(DataError(fault))
+    with pytest.raises(DataError) as caught:
+        collector.raise_any(99)
+    return lines_of(caught)[1:]
+
+
+def test_many_kinds_are_ten_lines_and_a_file_with_all(tmp_path: Path) -> None:
+    kinds = [f"{letter}.ply: the word {letter * 2} is unknown" for letter in "abcdefghijklmno"]
+    assert raise_faults(tmp_path / "set", *kinds) == [*kinds[:8], f"and 7 more; all are in {tmp_path}/set.unusable.txt"]
+    assert (tmp_path / "set.unusable.txt").read_text().splitlines() == kinds
+    assert raise_faults(tmp_path / "set", *kinds[:9]) == kinds[:9]
+    assert not (tmp_path / "set.unusable.txt").exists()
+
+
+def test_faults_are_of_one_kind_whatever_their_names_and_numbers(tmp_path: Path) -> None:
+    alike = [f"in/{n}.bin: has {16_000 + n} bytes, and there is no {n}.label" for n in range(6)]
+    other = "in/9.bin: is empty"
+    assert raise_faults(tmp_path / "set", *alike[:3], other, *alike[3:]) == [
+        "6 files: has 16000 bytes, and there is no 0.label; first: in/0.bin",
+        other,
+        f"all are in {tmp_path}/set.unusable.txt",
+    ]
+    assert (tmp_path / "set.unusable.txt").read_text().splitlines() == [*alike[:3], other, *alike[3:]]
+    named = [f"in/{n}.bin: {n}.label is shorter than {n}.bin" for n in ("a", "b c", "d-1", "e", "f")]
+    assert raise_faults(tmp_path / "set", *named)[0] == "5 files: a.label is shorter than a.bin; first: in/a.bin"
+    assert raise_faults(tmp_path / "set", *named[:4]) == named[:4]
+    once = [f"in/a.h5: shape {n} is empty" for n in range(6)]
+    assert raise_faults(tmp_path / "set", *once) == once, "one file is not six"
 
 
 def test_one_is_named_as_it_always_was(tmp_path: Path) -> None:

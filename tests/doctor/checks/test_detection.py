@@ -33,6 +33,7 @@ from sightline.workbench.check.checks.model.first_step import first_step
 from sightline.workbench.check.checks.model.outputs import level_order
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.assigned_boxes import is_significantly_above
+from sightline.workbench.check.core.finding import Finding
 from sightline.workbench.check.suite import run_quick
 from sightline.workbench.faults.planting import Planter
 from tests.command import run_here
@@ -259,9 +260,25 @@ def test_boxes_that_no_prior_could_serve_are_a_note() -> None:
     """FCOS leaves a tenth of these small people without a point; that is the paper's rule, and worth a line."""
     context = Context(make_crowds(name="fcos"), World())
     assert context.assignments is not None
-    (note,) = unmatched_boxes(context)
+    _, note = unmatched_boxes(context)
     assert note.severity == "note"
+    assert "are not assigned to any prior" in note.summary
     assert int(context.assignments.is_unmatched.sum()) > 0.05 * len(context.assignments.boxes)
+
+
+def test_levels_of_points_whose_ranges_are_for_larger_images_are_a_note() -> None:
+    """People of 16 to 80 px lie in the range of the first two levels; limits of their size train one level more."""
+
+    def untrained(*words: str) -> list[Finding]:
+        found = unmatched_boxes(Context(make_crowds(*words, name="fcos"), World()))
+        return [each for each in found if "train no point" in each.summary]
+
+    (note,) = untrained()
+    assert note.severity == "note"
+    assert "levels of stride 32, 64, 128 train no point" in note.summary
+    assert "limits_px" in note.action
+    assert untrained("task.assigner.limits_px=[16, 32, 48, 64]") == []
+    assert untrained("task.assigner.name=atss") == []
 
 
 def test_the_guarantee_leaves_no_box_unmatched() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sightline.compute.geometry.rendering import Background
 from sightline.contract.arguments import Count
-from sightline.contract.errors import DataError
+from sightline.contract.errors import DataError, join_some
 from sightline.parts.transforms.images import resize_images
 from sightline.store.files.image_files import composite_over
 from sightline.store.files.input_files import BoundedFile, natural_sort_key
@@ -34,7 +34,7 @@ from sightline.store.prepared.views import IMAGE, VIEWS_SET
 _FILE = re.compile(r"(?P<name>.+?)(\.obj)?_(white)?shaded_v?(?P<view>\d+)\.png", flags=re.IGNORECASE)
 _SPLITS = ("train", "test")
 _SHAPES_PER_SHARD = 64
-_MAX_LISTED = 10
+_join_first = functools.partial(join_some, most=10)
 
 
 class RenderedShape(NamedTuple):
@@ -191,12 +191,6 @@ def _note_gaps(root: Path, listed: Sequence[RenderedShape]) -> list[str]:
                 f"{set_up}: {len(incomplete)} shapes have fewer than {max_count} pictures: {_join_first(incomplete)}"
             )
     return notes
-
-
-def _join_first(names: Sequence[str]) -> str:
-    """Join the first names, and count the others."""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return ", ".join(names[:_MAX_LISTED]) + more
 
 
 def _make_shards(

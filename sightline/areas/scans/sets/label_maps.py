@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sightline.contract.errors import DataError
+from sightline.contract.errors import DataError, join_some
 from sightline.contract.regular_files import read_regular_file
 from sightline.store.files.input_files import parsed_yaml
 from sightline.store.files.scan_files import MAX_ID
@@ -98,10 +98,9 @@ class LabelMap:
 
     def _format_unknown_ids(self, ids: np.ndarray, counts: np.ndarray) -> str:
         texts = [f"{raw} ({count} points)" for raw, count in zip(ids.tolist(), counts.tolist(), strict=True)]
-        more = f" and {len(texts) - _MAX_NAMED} more" if len(texts) > _MAX_NAMED else ""
         subject = "the label id" if len(texts) == 1 else "the label ids"
         return (
-            f"{subject} {', '.join(texts[:_MAX_NAMED])}{more} not in the map {self.where}; add them to a map of your "
+            f"{subject} {join_some(texts, most=_MAX_NAMED)} not in the map {self.where}; add them to a map of your "
             "own: data.label_map=FILE.yaml"
         )
 

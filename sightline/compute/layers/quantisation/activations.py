@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sightline.aliases import old_names
 from sightline.compute.layers.quantisation.linear import kl_threshold, list_weights, straight_through
 from sightline.contract.arguments import QuantisedActivation, WeightQuantisation
-from sightline.contract.errors import UserError
+from sightline.contract.errors import UserError, join_some
 from sightline.contract.schema import SchemaError, check_value, suggest
 from sightline.instrument import hang, record
 
@@ -75,7 +75,7 @@ def calibrate_activations(
     with record(layers, enter=lambda call, _, inputs: recorded[call.path].append(_summarise(_get_input(*inputs)))):
         run_batches()
     if idle := [name for name, parts in recorded.items() if not parts]:
-        raise UserError(f"{_join_names(idle)}: activation: the layer is not called, {_REMEDY}")
+        raise UserError(f"{join_some(idle, most=3)}: activation: the layer is not called, {_REMEDY}")
     return {name: _entry(name, torch.cat(parts).double(), bits, most) for name, parts in recorded.items()}
 
 
@@ -119,7 +119,7 @@ class _Guard:
             if idle := [name for name, quantiser in self._quantisers.items() if not quantiser.was_called]:
                 mode = "training" if model.training else "evaluation"
                 raise UserError(
-                    f"policy: {_join_names(idle)}: activation: the layer is not called in {mode}, {_REMEDY}"
+                    f"policy: {join_some(idle, most=3)}: activation: the layer is not called in {mode}, {_REMEDY}"
                 )
             self._passed.add(model.training)
         for quantiser in self._quantisers.values():
@@ -173,11 +173,6 @@ def _entry(name: str, values: Tensor, bits: int, most: float) -> QuantisedActiva
 def _get_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     values: Tensor = args[0] if args else kwargs["input"]
     return values
-
-
-def _join_names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{', '.join(names[:3])}{more}"
 
 
 _MIN_BITS = {"codebook": 1, "linear": 2}

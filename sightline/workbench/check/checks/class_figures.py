@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from sightline.workbench.check.checks.metrics import (
+from sightline.workbench.check.checks.synthetic_predictions import (
     PredictionMaker,
     SyntheticBatch,
     build_prediction_maker,

@@ -1,12 +1,12 @@
 """Checks of compression: codebooks, quantised outputs, searches, teachers, weights left in float.
 
-Checks of a bit-width search, as functions of plain values that its driver calls before and after the search.
-
-Each returns findings and needs neither a model nor a run.
+Checks of a bit-width search are functions of plain values that its driver calls before and after the search; each
+returns findings and needs neither a model nor a run.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,9 @@ from sightline.runs.packed import compression_ratios
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, FindingBuilder, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose
+
+_diagnose = functools.partial(diagnose, __file__)
 
 
 @check(
@@ -159,26 +161,11 @@ def quantised_outputs(context: Context, step: DryRun) -> Iterator[Fault]:
     varying = [name for name, rows in floats.items() if rows.ndim and len(rows) == num_samples and not _is_flat(rows)]
     leaked = changed_tensors(initial_state, model.state_dict())
     if leaked:
-        yield Fault(
-            "evaluating the quantised model changes it",
-            causes=("quant.state_leak", "model.norm_mode", "eval.mode"),
-            measured=f"{len(leaked)} tensors after one batch: {'; '.join(leaked[:3])}",
-            action="look for a norm that stays in training mode, or a quantiser that clusters again in forward",
-        )
+        yield _diagnose("changed state", number=len(leaked), listed="; ".join(leaked[:3]))
     if changed and floats and not changed_tensors(floats, outputs):
-        yield Fault(
-            f"{len(changed)} weights are quantised, and the outputs are those of the float model",
-            causes=("quant.no_effect", "ckpt.alias"),
-            measured=f"{', '.join(floats)}: equal bit by bit for {num_samples} samples",
-            action="look for a copy of the float weights, or of the model, that evaluation uses instead",
-        )
+        yield _diagnose("no effect", number=len(changed), outputs=", ".join(floats), samples=num_samples)
     if varying and all(name in outputs and _is_flat(outputs[name]) for name in varying):
-        yield Fault(
-            "the quantised model returns the same for every input",
-            causes=("model.constant_output", "quant.empty_cluster", "quant.policy"),
-            measured=f"{', '.join(varying)}: one value for {num_samples} samples that the float model distinguishes",
-            action="look for codebooks of one centre or of NaN; give the layers before the outputs more bits",
-        )
+        yield _diagnose("one output", outputs=", ".join(varying), samples=num_samples)
 
 
 def model_outputs(context: Context, model: nn.Module) -> dict[str, Tensor]:
@@ -317,38 +304,19 @@ def teacher_faults(
     pointers = {value.data_ptr() for value in student_tensors if value.numel()}
     shared = [name for name, value in teacher_state.items() if value.data_ptr() in pointers]
     if shared:
-        yield Fault(
-            "the teacher shares its weights with the student",
-            measured=f"{len(shared)} of {len(teacher_state)} tensors, {shared[0]} first",
-            action="load a separate model",
-        )
+        yield _diagnose("shared teacher", number=len(shared), total=len(teacher_state), first=shared[0])
     elif outputs is not None and quantised_weights(student):
         teacher_outputs = outputs(isolated_copy(teacher).eval())
         if teacher_outputs and not changed_tensors(teacher_outputs, outputs(isolated_copy(student).eval())):
-            yield Fault(
-                "the teacher has the outputs of the quantised student",
-                measured=f"{', '.join(teacher_outputs)}: equal bit by bit",
-                action="take the float run, before quantisation",
-            )
+            yield _diagnose("quantised teacher", outputs=", ".join(teacher_outputs))
     if moving := [name or "all of it" for name, module in teacher.named_modules() if module.training]:
-        yield Fault(
-            "the teacher is in training mode",
-            causes=("eval.mode", "quant.distill"),
-            measured=f"{len(moving)} modules, {moving[0]} first",
-            action="call teacher.eval(), and no train() after it",
-        )
+        yield _diagnose("moving teacher", number=len(moving), first=moving[0])
     ids = {id(parameter) for parameter in held}
     if trainable := [
         name for name, p in teacher.named_parameters() if (p.requires_grad or id(p) in ids) and not shared
     ]:
-        in_optimiser = sum(id(parameter) in ids for parameter in teacher.parameters())
-        yield Fault(
-            "the teacher would be trained",
-            causes=("optim.param_coverage", "quant.distill"),
-            measured=f"{len(trainable)} parameters require gradients, {in_optimiser} are in the optimiser, "
-            f"{trainable[0]} first",
-            action="call teacher.requires_grad_(False)",
-        )
+        num_held = sum(id(parameter) in ids for parameter in teacher.parameters())
+        yield _diagnose("trained teacher", number=len(trainable), held=num_held, first=trainable[0])
 
 
 @check(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,42 +17,37 @@ import torch
 from torch import Tensor, nn
 
 from sightline.workbench.check.context import CHECKS, Context, check, losses
-from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
+from sightline.workbench.check.core.finding import (
+    Fault,
+    Finding,
+    Hypothesis,
+    explain,
+    is_near,
+    make_fault,
+    read_diagnoses,
+)
 from sightline.workbench.check.oracles.loss_case import Goal, LossCase, draw
 
 Relation = Callable[[LossCase], Fault | None]
 """Relation that a loss must hold: the fault if it does not."""
 
+_DIAGNOSES = Path(__file__).with_name("losses.json")
 _MIN_OWN = 0.99
 """Rise of a label's own class, as a share of the largest."""
 _MIN_MAPPED_SHARE = 0.75
 """Share of what a target raises that goes to another class than its own."""
 
 
-@functools.cache
-def _read_diagnoses() -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("losses.json").read_text(encoding="utf-8"))
-    return rows
-
-
 def diagnose(case: LossCase, diagnosis: str, measured: str, **words: Any) -> Fault:
     """Make the fault of a loss by its row of losses.json, with what was measured and the words that the row names."""
-    row = _read_diagnoses()[diagnosis]
-    return Fault(
-        f"the loss '{case.name}' {row['says'].format(**words)}",
-        severity=row.get("severity"),
-        causes=row["causes"],
-        at=case.path,
-        measured=measured,
-        expected=row["expected"].format(**words),
-        action=row["do"].format(**words),
-        evidence={"field": case.name, "diagnosis": diagnosis},
-    )
+    evidence = {"field": case.name, "diagnosis": diagnosis}
+    fault = make_fault(_DIAGNOSES, diagnosis, measured, at=case.path, evidence=evidence, **words)
+    return dataclasses.replace(fault, summary=f"the loss '{case.name}' {fault.summary}")
 
 
 def suppose(diagnosis: str, prediction: float | None = None) -> Hypothesis:
     """Make the hypothesis of a row of losses.json, whose name is its text."""
-    return Hypothesis(_read_diagnoses()[diagnosis]["causes"][0], diagnosis, prediction)
+    return Hypothesis(read_diagnoses(_DIAGNOSES)[diagnosis]["causes"][0], diagnosis, prediction)
 
 
 def find(case: LossCase, relation: Relation, *causes: Relation) -> Fault | None:

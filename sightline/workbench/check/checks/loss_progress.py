@@ -18,11 +18,12 @@ from sightline.parts.losses.embeddings import CHANCE_SUFFIX
 from sightline.runs.run_directory import read_lines
 from sightline.workbench.check.context import Context, SquaredLoss, check, squared_losses
 from sightline.workbench.check.core.dry_run import read_batch, step_keys
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_counts, loss_sums
 
+_diagnose = partial(diagnose, __file__)
 _MIN_CHANCE_STEPS = 100
 _MIN_SLOW_STEPS = 300  # a cross-modal loss was seen at 0.955 of chance after 128 steps
 _PARTS_OF_RUN = 4
@@ -81,22 +82,15 @@ def _chance_faults(lines: Lines, name: str, file: Path) -> Iterator[Fault]:
     if not is_collapsed and not is_slow:
         return
     chance, num_negatives = final.get("chance"), final.get("negatives")
-    yield Fault(
-        f"'{name}' ends at chance: "
-        + (
-            "the network gives the same output for all objects"
-            if is_collapsed
-            else "nothing was learnt from these pairs"
-        ),
+    stated = "" if chance is None else f"; chance is {chance:.4f} with {num_negatives:g} negatives"
+    words = {"name": name, "last_lines": num_lines, "lines": len(lines), "first": first_share, "last": last_share}
+    yield _diagnose(
+        "one output" if is_collapsed else "nothing learnt",
         where=FindingLocation(file=str(file), step=final["step"]),
-        causes=("loss.collapse", "model.constant_output", "optim.lr")
-        if is_collapsed
-        else ("optim.lr", "data.pairing", "loss.detached"),
-        measured=f"{last_share:.3f} of chance over the last {num_lines} of {len(lines)} lines, "
-        f"{first_share:.3f} over the first",
-        expected=f"well below {_MAX_SHARE_OF_CHANCE:g}"
-        + ("" if chance is None else f"; chance is {chance:.4f} with {num_negatives:g} negatives"),
+        most=_MAX_SHARE_OF_CHANCE,
+        stated=stated,
         evidence={"first": first_share, "last": last_share, "lines": len(lines)},
+        **words,
     )
 
 
@@ -257,13 +251,14 @@ def trivial_plateau(context: Context, log: tuple[Path, Lines]) -> Iterator[Fault
         if span is not None and distance is not None and distance < _MAX_DISTANCE:
             first, last, measured = span
             found.add(trivial.loss)
-            yield Fault(
-                f"'{trivial.loss}' stays at the loss of a constant prediction ({trivial.description}): nothing was "
-                "learnt",
+            yield _diagnose(
+                "plateau",
                 where=FindingLocation(file=str(file), step=last, config_path=context.loss_path(trivial.loss)),
-                measured=f"{measured:.4e} over steps {first} to {last}; the predictions differ from the constant "
-                f"by {distance:.2g}",
-                expected=f"well below {trivial.value:.4e}, by the targets",
+                trivial=trivial,
+                loss=measured,
+                first=first,
+                last=last,
+                distance=distance,
                 evidence={"trivial": trivial.value, "measured": measured},
             )
 
@@ -347,20 +342,12 @@ def _end_faults(context: Context, lines: Lines, trained: Lines) -> Iterator[Faul
     rate = max(group["base_lr"] for group in context.built.job.optimizer.param_groups)
     last_loss, last_step = trained[-1].get("loss/total"), trained[-1]["step"]
     first_loss = trained[0].get("loss/total") if context.first_loss is None else context.first_loss
-    diverged = f"the training diverged at a learning rate of {rate:.3g}"
     if last_loss is None:
-        yield Fault(
-            f"{diverged}: its last losses are not finite",
-            measured=f"loss/total is null in the line of step {last_step}",
-            expected="a finite loss at every step",
-        )
+        yield _diagnose("not finite", rate=rate, last_step=last_step)
     elif first_loss is not None and abs(last_loss) >= _MAX_RATIO * abs(first_loss) > 0:
-        yield Fault(
-            f"{diverged}: its loss has risen from {first_loss:.4g} to {last_loss:.4g}",
-            measured=f"{last_loss / first_loss:.3g} times the first",
-            expected=f"a loss that falls; not {_MAX_RATIO:,.0f} times the first",
-            evidence={"first": first_loss, "last": last_loss, "lr": rate},
-        )
+        words = {"rate": rate, "first": first_loss, "last": last_loss, "ratio": last_loss / first_loss}
+        evidence = {"first": first_loss, "last": last_loss, "lr": rate}
+        yield _diagnose("risen", evidence=evidence, most=_MAX_RATIO, **words)
     elif last_step is not None and last_step >= _MIN_STEPS:
         yield from _end_at_chance_faults(context, lines, trained, rate)
 
@@ -380,14 +367,9 @@ def _end_at_chance_faults(context: Context, lines: Lines, trained: Lines, rate: 
     comparison = ", ".join(
         f"'{name}' {means[name]:.4g} (a constant prediction {chances[name][0]:.4g})" for name in chances
     )
-    yield Fault(
-        f"the run ends at chance, at a learning rate of {rate:.3g}: no loss is below that of a constant prediction",
-        causes=("optim.lr", "loss.detached", "data.target_encoding"),
-        measured=f"{comparison} over the last {len(last_quarter)} of {len(trained)} lines; {metric} does not improve",
-        expected="a loss below that of a constant prediction",
-        action="lower optimizer.lr by a factor of 10; if that does not help, run `sightline fit-one` on the config",
-        evidence={"means": means, "chances": {name: value for name, (value, _) in chances.items()}, "lr": rate},
-    )
+    evidence = {"means": means, "chances": {name: value for name, (value, _) in chances.items()}, "lr": rate}
+    words = {"rate": rate, "comparison": comparison, "metric": metric, "lines": len(trained)}
+    yield _diagnose("chance", evidence=evidence, last_lines=len(last_quarter), **words)
 
 
 def _chance_levels(context: Context) -> dict[str, tuple[float, float]]:

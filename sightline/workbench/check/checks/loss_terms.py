@@ -6,6 +6,7 @@ Contrastive losses of chosen rows: the task runs with a stand-in that returns th
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,11 +22,12 @@ from sightline.parts.losses.embeddings import chance_level
 from sightline.workbench.check.context import Context, assignments, check
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, explain, is_near
+from sightline.workbench.check.core.finding import Fault, Finding, Hypothesis, diagnose, explain, is_near
 from sightline.workbench.check.core.object_graph import iter_reachable
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.check.oracles.results import FixedOutputs
 
+_diagnose = functools.partial(diagnose, __file__)
 _ALWAYS_PER_CLASS = ("class_weights", "class_weight")
 _PER_CLASS_WITH_LOGITS = ("weights", "weight")
 
@@ -45,14 +47,10 @@ def class_weight_length(context: Context) -> Iterator[Fault]:
     }
     for name, (count, cause, path) in counts.items():
         if count != num_classes:
-            yield Fault(
-                f"{name}: {count} for {num_classes} classes",
-                causes=(cause, "loss.weights", "cfg.class_count", "model.structure"),
-                at=path,
-                measured="; ".join(f"{counted} {number}" for counted, (number, _, _) in counts.items()),
-                expected=f"{num_classes} everywhere, the data set's fact num_classes",
-                action=f"make {name} count {num_classes} classes",
-            )
+            measured = "; ".join(f"{counted} {number}" for counted, (number, _, _) in counts.items())
+            causes = (cause, "loss.weights", "cfg.class_count", "model.structure")
+            words = {"name": name, "count": count, "num_classes": num_classes}
+            yield _diagnose("other count", measured, causes=causes, at=path, **words)
     for path, name, values in weights:
         yield from _value_faults(context, path, name, values)
 
@@ -118,16 +116,9 @@ def _value_faults(context: Context, path: str, name: str, values: list[float]) -
         is_present = class_counts is not None and index < len(class_counts) and class_counts[index] > 0
         is_present &= index != facts.get("ignore_index")
         if is_wrong or (value == 0 and is_present):
-            yield Fault(
-                f"the weight of class '{class_name}' is {value:g}",
-                severity="error" if is_wrong else "warning",
-                causes=("loss.weights", "data.imbalance", "cfg.override"),
-                at=path,
-                measured=f"{name}[{index}] = {value:g}"
-                + (f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""),
-                expected="finite and > 0 for every class that occurs",
-                action="give the class a positive weight, or let its labels be the ignore index",
-            )
+            samples = f" for {class_counts[index]} training samples" if class_counts is not None and is_present else ""
+            words = {"class_name": class_name, "name": name, "index": index, "weight": value, "samples": samples}
+            yield _diagnose("no weight", severity="error" if is_wrong else "warning", at=path, **words)
 
 
 _BACKGROUND_LOGIT = -50.0
@@ -282,16 +273,8 @@ def negatives(context: Context) -> Iterator[Fault]:
     if size > 1 and task.negatives == "process":
         num_pairs = context.config.train.batch_size
         own = num_pairs // size
-        yield Fault(
-            f"every process compares only its own {own:g} pairs, as task.negatives: process sets",
-            severity="warning",
-            causes=("loss.negatives", "dist.sync"),
-            at="task",
-            measured=f"{2 * own - 2:g} negatives an anchor; a collapsed network has the loss {chance_level(own):.4f}",
-            expected=f"{2 * num_pairs - 2} of the {num_pairs} pairs of a step, and {chance_level(num_pairs):.4f}, "
-            "on any number of processes",
-            action="set task.negatives: gathered, unless a published figure is to be repeated with this many processes",
-        )
+        words = {"own": own, "own_negatives": 2 * own - 2, "own_chance": chance_level(own), "pairs": num_pairs}
+        yield _diagnose("per process", negatives=2 * num_pairs - 2, chance=chance_level(num_pairs), **words)
 
 
 def _make_equal_rows(num_pairs: int) -> dict[str, torch.Tensor]:
@@ -327,26 +310,15 @@ def _partner_faults(context: Context) -> Iterator[Fault]:
     for name, value in paired_losses.items():
         shifted_loss = pair_losses(context, {**dict.fromkeys(OUTPUTS, rows), **shifted[name]})[name]
         if not value < shifted_loss:
-            yield Fault(
-                f"the loss '{name}' does not reward an object's own partner",
-                causes=("data.pairing", "loss.sign", "loss.form"),
-                at=context.loss_path(name),
-                measured=f"{value:.6g} with every partner equal, {shifted_loss:.6g} with that of another object",
-                expected="the first to be smaller",
-                action="compare row i of one side with row i of the other, and minimise the cross entropy",
-            )
+            words = {"name": name, "paired": value, "shifted": shifted_loss}
+            yield _diagnose("other partner", at=context.loss_path(name), **words)
 
 
 def _make_count_fault(context: Context, name: str, value: float, num_pairs: int, setting: str, detail: str) -> Fault:
     count = math.expm1(value) if value < 700 else math.inf
-    return Fault(
-        f"the loss '{name}' does not compare with all negatives of a step{detail and f': {detail}'}",
-        causes=("loss.negatives", "loss.form", "dist.sync"),
-        at=context.loss_path(name),
-        measured=f"{value:.9g} for {num_pairs} pairs of equal rows{setting}, so {count:.6g} negatives",
-        expected=f"{chance_level(num_pairs):.9g} = ln(2 x {num_pairs} - 1), so {2 * num_pairs - 2}",
-        action="compare each row with all others of both sides, over micro-batches and processes, and not with itself",
-    )
+    words = {"loss": value, "pairs": num_pairs, "setting": setting, "count": count, "negatives": 2 * num_pairs - 2}
+    words |= {"name": name, "chance": chance_level(num_pairs), "detail": detail and f": {detail}"}
+    return _diagnose("other negatives", at=context.loss_path(name), **words)
 
 
 def _explain_count(value: float, parts: int) -> str:

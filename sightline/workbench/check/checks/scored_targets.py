@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from sightline.contract.types import Batch
 from sightline.engine.device import to_device
 from sightline.engine.step import compute_batch_losses
 from sightline.parts.tasks.distillation import unwrap_distillation
-from sightline.workbench.check.checks.metrics import (
+from sightline.workbench.check.checks.synthetic_predictions import (
     Predicted,
     PredictionMaker,
     SyntheticBatch,
@@ -28,10 +29,11 @@ from sightline.workbench.check.checks.metrics import (
 )
 from sightline.workbench.check.context import Context, JudgedMetric, check, evaluations, metrics
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault, Finding, diagnose
 from sightline.workbench.check.core.sample_statistics import class_axis, describe_sample, read_samples
 from sightline.workbench.check.oracles.results import FixedOutputs
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_SCORES = {"crowd_ap": 0.01, "miss_rate": 0.01, "box_ap": 0.05, "box_errors": 0.05}
 """Metric -> the score from which its published evaluation keeps detections."""
 _MAX_LOST, _MIN_BOXES, _MAX_IMAGES = 0.02, 5, 8
@@ -52,13 +54,7 @@ def box_protocol(context: Context) -> Iterator[Fault]:
     selection = task.selection
     if limits and selection.min_score > min(limits.values()):
         name = min(limits, key=limits.__getitem__)
-        yield Fault(
-            f"detections below a score of {selection.min_score:g} are dropped before {name}: its curve ends early",
-            at="task.score",
-            measured=f"task.score {selection.min_score:g}",
-            expected=f"at most {limits[name]:g}, a higher one only for pictures (`predict score=S`)",
-            action=f"set task.score={limits[name]:g}",
-        )
+        yield _diagnose("early end", score=selection.min_score, name=name, limit=limits[name])
     truths = [sample["truth"] for survey in context.statistics for sample in survey.boxed]
     valid_truths = [truth[truth[:, 6] == 0] for truth in truths]
     per_class = [int(torch.bincount(truth[:, 4].long()).max()) if len(truth) else 0 for truth in valid_truths]
@@ -70,13 +66,7 @@ def box_protocol(context: Context) -> Iterator[Fault]:
         maxima[f"metrics.{index}.most"] = max_detections, max(per_class, default=0)
     for path, (max_detections, count) in maxima.items():
         if max_detections < count:
-            yield Fault(
-                f"{path} is {max_detections}, and an image has {count} boxes: not all of them can be found",
-                at=path,
-                measured=f"{max_detections} detections an image",
-                expected=f"at least {count}; 500 is usual for crowds",
-                action=f"set {path}={max(500, count)}",
-            )
+            yield _diagnose("too few detections", at=path, most=max_detections, count=count, enough=max(500, count))
     yield from _suppression_faults(task, valid_truths)
 
 
@@ -92,14 +82,7 @@ def _suppression_faults(task: Any, truths: list[Tensor]) -> Iterator[Fault]:
         ]
         num_lost, num_labels = num_lost + len(set().union(*survivors[1:]) - survivors[0]), num_labels + len(truth)
     if num_lost >= _MIN_BOXES and num_lost > _MAX_LOST * num_labels:
-        yield Fault(
-            "suppression drops boxes because of boxes of another class",
-            causes=("eval.decode", "eval.protocol"),
-            at="task.suppression",
-            measured=f"{num_lost} of {num_labels} labels would be lost if they were detected exactly",
-            expected=f"at most {_MAX_LOST:.0%}",
-            action="set task.suppression.per_class=true",
-        )
+        yield _diagnose("classes suppress", lost=num_lost, labels=num_labels, limit=_MAX_LOST)
 
 
 @check("G32", "box-evaluation", "preflight", causes=("eval.coordinate", "eval.protocol"), config_path="task")
@@ -126,17 +109,8 @@ def _ignored_faults(context: Context) -> Iterator[Fault]:
     for survey in context.statistics:
         num_trained = sum(int(sample["is_ignored"].sum()) for sample in survey.boxed)
         if num_trained >= _MIN_BOXES and not any((sample["truth"][:, 6] > 0).any() for sample in survey.boxed):
-            yield Fault(
-                "training labels have ignored boxes, scored labels have none: finding them or not counts",
-                severity="warning",
-                causes=("data.ignore_handling", "eval.protocol"),
-                at="data",
-                split=survey.part.split,
-                measured=f"0 ignored boxes in 'truth', {num_trained} in 'boxes', of {survey.coverage_text}",
-                expected="the same ignored boxes in both",
-                action="copy the flag to the last column of 'truth'",
-                evidence={"field": "truth"},
-            )
+            words = {"trained": num_trained, "coverage": survey.coverage_text}
+            yield _diagnose("no ignored boxes", split=survey.part.split, evidence={"field": "truth"}, **words)
 
 
 def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
@@ -166,16 +140,8 @@ def _pixel_faults(context: Context, task: Any) -> Iterator[Fault]:
         is_mapped = torch.allclose(2 * plain, larger, rtol=1e-3, atol=1.0)
         if is_mapped and not (unmoved > 0.9 and iou < 0.7):
             continue
-        fault = "labels are in pixels of the canvas" if is_mapped else "detections are not mapped to the file"
-        yield Fault(
-            f"{fault}: areas are wrong, and boxes do not match those of other programs",
-            at="data" if is_mapped else "task",
-            measured=f"median IoU with trained boxes {iou:.2f}, {unmoved:.2f} without moving labels to the canvas"
-            if is_mapped
-            else "twice as large a file does not make detections twice as large",
-            expected="detections and labels in pixels of the file",
-            action="leave 'truth' in pixels of the file, and keep 'to_canvas' for transforms that move pixels",
-        )
+        diagnosis = "labels on the canvas" if is_mapped else "detections on the canvas"
+        yield _diagnose(diagnosis, iou=iou, unmoved=unmoved)
 
 
 def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]]) -> Iterator[Fault]:
@@ -190,24 +156,11 @@ def _box_metric_faults(metric: JudgedMetric, boxed: Sequence[Mapping[str, Any]])
     )
     changed = [name for name, value in plain.items() if not _is_same(value, absorbed[name])]
     if changed:
-        yield Fault(
-            f"the metric '{metric.name}' counts detections in ignored boxes",
-            causes=("data.ignore_handling", "eval.protocol"),
-            at=metric.path,
-            measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {absorbed[changed[0]]:.6g} with detections in them",
-            expected="the same",
-            action="leave out detections that lie in labels with the last column of 'truth' set",
-        )
+        words = {"figure": changed[0], "plain": plain[changed[0]], "other": absorbed[changed[0]]}
+        yield _diagnose("counts ignored boxes", at=metric.path, metric=metric, **words)
     elif plain and all(_is_same(value, missed[name]) for name, value in plain.items()):
-        yield Fault(
-            f"the metric '{metric.name}' leaves out images without detections",
-            causes=("eval.protocol", "eval.aggregation"),
-            at=metric.path,
-            measured=f"{', '.join(f'{n} {v:.4g}' for n, v in list(plain.items())[:3])} whether or not half of the "
-            "images have labels without a detection",
-            expected="lower figures where labels are missed",
-            action="count the labels of every image, also where nothing was detected",
-        )
+        listed = ", ".join(f"{name} {value:.4g}" for name, value in list(plain.items())[:3])
+        yield _diagnose("leaves images out", at=metric.path, metric=metric, listed=listed)
 
 
 def _make_image(sample: Mapping[str, Any], *, is_ignored: bool, is_found: bool) -> dict[str, Tensor]:
@@ -284,13 +237,9 @@ def _loss_faults(context: Context, ignored: int) -> Iterator[Fault | Finding]:
     for name, value in plain.items():
         is_of_labels = not torch.isclose(relabelled[name], value, rtol=_RELATIVE)
         if is_of_labels and not torch.isclose(rolled[name], value, rtol=_RELATIVE, atol=0):
-            yield Fault(
-                f"the loss '{name}' learns from targets that the data set ignores",
-                at=context.loss_path(name),
-                measured=f"{float(value):.6g}, and {float(rolled[name]):.6g} with other logits where the label is "
-                f"{ignored}",
-                evidence={"field": "label"},
-            )
+            words = {"name": name, "plain": float(value), "other": float(rolled[name]), "ignored": ignored}
+            evidence = {"field": "label"}
+            yield _diagnose("learns from ignored", at=context.loss_path(name), evidence=evidence, **words)
 
 
 def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetric, ignored: int) -> Iterator[Fault]:
@@ -313,14 +262,8 @@ def _metric_faults(context: Context, maker: PredictionMaker, metric: JudgedMetri
         return
     changed = [name for name, value in plain.items() if abs(other[name] - value) > _RELATIVE]
     if changed:
-        yield Fault(
-            f"the metric '{metric.name}' scores targets that the data set ignores",
-            causes=("eval.protocol", "data.ignore_handling"),
-            at=metric.path,
-            measured=f"{changed[0]} {plain[changed[0]]:.6g}, and {other[changed[0]]:.6g} with other predictions where "
-            f"the label is {ignored}",
-            evidence={"field": "target"},
-        )
+        words = {"figure": changed[0], "plain": plain[changed[0]], "other": other[changed[0]], "ignored": ignored}
+        yield _diagnose("scores ignored", at=metric.path, metric=metric, evidence={"field": "target"}, **words)
 
 
 def _hide_labels(label: Tensor, ignored: int) -> Tensor:

@@ -1,15 +1,13 @@
-"""Checks of weights: initialisation, checkpoints, pre-training, the scale of features."""
+"""Checks of initial weights: whether those of `init` fit, are loaded and trained; the scheme of random ones."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +16,7 @@ from sightline.compute.layers.quantisation.parametrised import bake_quantised_we
 from sightline.config import read_config
 from sightline.config.run_config import Init
 from sightline.contract.errors import CheckpointError, UserError
-from sightline.contract.types import Batch, SampleKey
-from sightline.engine.build import DataSubset, build_model
-from sightline.engine.device import to_device
+from sightline.engine.build import build_model
 from sightline.engine.distributed import World
 from sightline.engine.run_loading import open_run
 from sightline.runs import checkpoint
@@ -29,7 +25,7 @@ from sightline.runs.packed import unique_tensors
 from sightline.runs.weights import load_weights
 from sightline.workbench.check.context import Context, check, initialisations
 from sightline.workbench.check.core.dry_run import isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation
+from sightline.workbench.check.core.finding import Fault
 
 
 @check(
@@ -108,135 +104,92 @@ def _find_different_tensors(
     ]
 
 
-_NUM_SAMPLES = 16
-_MAX_SCALE = 4.0  # augmentation by 0.5 to 2, or another data set in the same unit, stays below 2
-_MAX_NONLINEARITY = 0.05
-_TINY = 1e-300
+@check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
+def pretraining_mismatch(context: Context) -> Fault | None:
+    """The run that `init` takes weights from and this run evaluate clouds of the same form.
 
-
-class LayerScale(NamedTuple):
-    """RMS distance of a batch norm's inputs from its running mean, in running standard deviations (median channel)."""
-
-    layer: str
-    ratio: float
-
-
-@check(
-    "G39",
-    "feature-scale",
-    "preflight",
-    each=initialisations,
-    severity="warning",
-    causes=("data.normalisation", "clf.feature_scale", "data.layout", "cfg.override"),
-)
-def feature_scale(context: Context, init: Init) -> Finding | None:
-    """The inputs of the first batch norms have the scale of the running averages that `init` loads.
-
-    Finds: Data of another scale than the training data of the initial weights, by the running averages of batch norms.
-
-    The averages describe the data that the weights were trained on, so no sample of it is needed.
-    Source: Ioffe and Szegedy 2015, section 3.1 (inference uses the statistics of training).
+    Finds: Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms.
     """
-    if context.built.job.step > 0:
+    lineage = context.built.lineage
+    if lineage is None or not lineage["differences"]:
         return None
-    job, part, device = context.built.job, context.built.data.selection, context.world.device
-    try:
-        batch = sampled_batch(part, seed=context.config.seed)
-        batch = to_device(batch, device, float_dtype=job.precision.parameter_dtype)
-        with job.precision.autocast(device):
-            scales = layer_scales(job.model, batch, job.task.predict)
-    except Exception:  # noqa: BLE001 - `first-step` reports any error
-        return None
-    return other_scale(scales, where=context.place("data"), source=init.source)
-
-
-def sampled_batch(part: DataSubset, *, seed: int) -> Batch:
-    """Read up to sixteen evenly spaced samples of a split, enough to detect another scale."""
-    return part.reader([SampleKey(int(index), 0, seed) for index in part.evenly_spaced_indices(_NUM_SAMPLES)])
-
-
-def layer_scales(model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]) -> list[LayerScale]:
-    """Measure the input scale of each trained batch norm whose inputs double if the points are doubled.
-
-    These are the first norms: a norm removes the scale for the layers after it. `run` runs a model on a batch; it is
-    called on copies that use batch statistics, so fused kernels are included.
-    """
-    trained_norms = {name: module for name, module in model.named_modules() if _is_trained_norm(module)}
-    doubled = {**batch, "points": 2 * batch["points"]}
-    statistics, doubled_statistics = (_compute_statistics(model, inputs, run) for inputs in (batch, doubled))
-    scales = []
-    for name, module in trained_norms.items():
-        growth = (_compute_rms(*doubled_statistics[name]) / _compute_rms(*statistics[name]).clamp(min=_TINY)).median()
-        if abs(float(growth) - 2) > _MAX_NONLINEARITY:
-            continue
-        mean, variance = statistics[name]
-        running_mean, running_variance = _get_learned_averages(module)
-        deviation = variance + (mean - running_mean).square()
-        expected_variance = running_variance + module.eps
-        scales.append(LayerScale(name, float((deviation / expected_variance).sqrt().median())))
-    return scales
-
-
-def _is_trained_norm(module: Any) -> bool:
-    """Return True for a batch norm whose running averages are not the initial 0 and 1."""
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or module.running_mean is None:
-        return False
-    assert module.running_var is not None, "averages come in pairs"
-    return not (bool((module.running_mean == 0).all()) and bool((module.running_var == 1).all()))
-
-
-def _get_learned_averages(module: Any) -> tuple[Tensor, Tensor]:
-    """Return the running mean (C,) and variance (C,) of a norm without the share of their initial values 0 and 1.
-
-    This share is (1 - momentum)^n after n batches; weights of other sources may not count batches.
-    """
-    count = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
-    share = 0.0 if count == 0 or module.momentum is None else (1 - module.momentum) ** count
-    mean, variance = module.running_mean.double(), module.running_var.double()
-    return mean / (1 - share), ((variance - share) / (1 - share)).clamp(min=_TINY)
-
-
-def _compute_statistics(
-    model: nn.Module, batch: Batch, run: Callable[[nn.Module, Batch], Any]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Compute the mean (C,) and variance (C,) of the inputs of each batch norm over one batch, by module name."""
-    copied = isolated_copy(model).train()
-    norms = {name: m for name, m in copied.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
-    for norm in norms.values():
-        norm.momentum = 1.0
-    with torch.no_grad():
-        run(copied, batch)
-    return {
-        name: (norm.running_mean.double(), norm.running_var.double())
-        for name, norm in norms.items()
-        if norm.running_mean is not None and norm.running_var is not None
-    }
-
-
-def _compute_rms(mean: Tensor, variance: Tensor) -> Tensor:
-    return (variance + mean.square()).sqrt()
-
-
-def other_scale(scales: list[LayerScale], *, where: FindingLocation, source: str) -> Finding | None:
-    """Return a finding if the first layer's scale is out of bounds for the weights of `source`, else None."""
-    finite = [scale for scale in scales if math.isfinite(scale.ratio) and scale.ratio > 0]
-    if not finite or not _is_out_of_scale(finite[0].ratio):
-        return None
-    first = finite[0]
-    times = f"{max(first.ratio, 1 / first.ratio):.3g} times as {'large' if first.ratio > 1 else 'small'}"
-    return feature_scale.finding(
-        dataclasses.replace(where, layer=first.layer),
-        f"the inputs of the loaded weights are {times} as in their training",
-        measured=f"inputs of {first.layer} are {first.ratio:.3g} times as far from its running average as in training",
-        expected=f"between {1 / _MAX_SCALE:g} and {_MAX_SCALE:g} times",
-        action="normalise clouds as in the run of the weights: transforms.evaluate, or how the set was "
-        "prepared (sightline data info DIR)",
-        evidence={"from": source, "layers": [[scale.layer, scale.ratio] for scale in finite[:8]]},
+    lines = lineage["differences"]
+    is_turned = lineage["source"]["up_axis"] != lineage["here"]["up_axis"]
+    return Fault(
+        f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
+        causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
+        measured="; ".join(lines),
+        expected="the same in both stages, or an intended difference",
+        action="set data and transforms alike, or accept it: checks.skip=[pretraining-mismatch]",
+        evidence={"from": lineage["from"]},
     )
 
 
-def _is_out_of_scale(ratio: float) -> bool:
-    return not 1 / _MAX_SCALE <= ratio <= _MAX_SCALE
+@check(
+    "G11",
+    "untrained-init",
+    "static",
+    each=initialisations,
+    config_path="init.from",
+    expected="weights that training has changed",
+    action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
+)
+def untrained_init(context: Context, init: Init) -> Fault | None:
+    """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed.
+
+    Finds: Initial weights that are random: nothing useful was loaded.
+    """
+    built = context.built
+    fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
+    state = built.job.model.state_dict()
+    names = [name for name in _find_random_parameters(fresh) if name in state]
+    if not names:  # another network than the config's: `checkpoint-match` reports it
+        return None
+    if not any(_differs(state[name], fresh.state_dict()[name]) for name in names):
+        return Fault(
+            "init has changed nothing: every weight is the untrained one of this run's seed",
+            causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
+            measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
+            evidence={"from": init.source},
+        )
+    source = _load_source(Path(init.source))
+    if source is None:
+        return None
+    run, source_state, source_model = source
+    names = [name for name in _find_random_parameters(source_model) if name in source_state]
+    if not names or any(_differs(source_state[name], source_model.state_dict()[name]) for name in names):
+        return None
+    return Fault(
+        f"the initial weights are untrained: the seed of {run} makes the same",
+        causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
+        measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
+        evidence={"from": init.source},
+    )
+
+
+def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
+    """Return the run of a checkpoint, its weights and its untrained model; None if the run cannot be opened."""
+    run = checkpoint.enclosing_run(path)
+    if run is None:
+        return None
+    try:
+        model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
+        return run, checkpoint.load_trained_state(path), model
+    except UserError:  # a missing plugin, or another release; `checkpoint-match` reports the rest
+        return None
+
+
+def _find_random_parameters(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that the seed determines: those that are not constant."""
+    return [
+        name
+        for name, value in model.named_parameters()
+        if value.numel() > 1 and bool((value.detach() != value.detach().flatten()[0]).any())
+    ]
+
+
+def _differs(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.shape != other.shape or not torch.equal(tensor.cpu(), other.cpu().to(tensor.dtype))
 
 
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
@@ -350,91 +303,3 @@ def _iter_schemes(fan_in: int, fan_out: int, second: int) -> Iterator[tuple[str,
     yield "orthogonal, 1/sqrt(the larger)", 1 / math.sqrt(max(fan_in, fan_out))
     for std in _ROUND_STDS:
         yield f"N(0, {std:g})", std
-
-
-@check("G3", "pretraining-mismatch", "static", severity="warning", config_path="init.from")
-def pretraining_mismatch(context: Context) -> Fault | None:
-    """The run that `init` takes weights from and this run evaluate clouds of the same form.
-
-    Finds: Initial weights trained on clouds in another form: number of points, normalisation, up axis, transforms.
-    """
-    lineage = context.built.lineage
-    if lineage is None or not lineage["differences"]:
-        return None
-    lines = lineage["differences"]
-    is_turned = lineage["source"]["up_axis"] != lineage["here"]["up_axis"]
-    return Fault(
-        f"the initial weights were trained on clouds in another form: {len(lines)} difference(s)",
-        causes=("cfg.axis_swap" if is_turned else "data.normalisation", "data.layout", "cfg.override"),
-        measured="; ".join(lines),
-        expected="the same in both stages, or an intended difference",
-        action="set data and transforms alike, or accept it: checks.skip=[pretraining-mismatch]",
-        evidence={"from": lineage["from"]},
-    )
-
-
-@check(
-    "G11",
-    "untrained-init",
-    "static",
-    each=initialisations,
-    config_path="init.from",
-    expected="weights that training has changed",
-    action="give a run that was trained, at its last checkpoint; see its metrics.jsonl and its learning rate",
-)
-def untrained_init(context: Context, init: Init) -> Fault | None:
-    """Weights from `init` differ from the untrained weights of this run's seed, and of the source's seed.
-
-    Finds: Initial weights that are random: nothing useful was loaded.
-    """
-    built = context.built
-    fresh = build_model(context.config, built.data.facts, World(device=context.world.device))
-    state = built.job.model.state_dict()
-    names = [name for name in _find_random_parameters(fresh) if name in state]
-    if not names:  # another network than the config's: `checkpoint-match` reports it
-        return None
-    if not any(_differs(state[name], fresh.state_dict()[name]) for name in names):
-        return Fault(
-            "init has changed nothing: every weight is the untrained one of this run's seed",
-            causes=("ckpt.key_mismatch", "ckpt.stale", "optim.lr"),
-            measured=f"0 of {len(names)} drawn tensors differ; {built.init_report}",
-            evidence={"from": init.source},
-        )
-    source = _load_source(Path(init.source))
-    if source is None:
-        return None
-    run, source_state, source_model = source
-    names = [name for name in _find_random_parameters(source_model) if name in source_state]
-    if not names or any(_differs(source_state[name], source_model.state_dict()[name]) for name in names):
-        return None
-    return Fault(
-        f"the initial weights are untrained: the seed of {run} makes the same",
-        causes=("ckpt.stale", "optim.lr", "ckpt.selection"),
-        measured=f"0 of {len(names)} drawn tensors differ from a fresh model of that run's config",
-        evidence={"from": init.source},
-    )
-
-
-def _load_source(path: Path) -> tuple[Path, Mapping[str, Tensor], nn.Module] | None:
-    """Return the run of a checkpoint, its weights and its untrained model; None if the run cannot be opened."""
-    run = checkpoint.enclosing_run(path)
-    if run is None:
-        return None
-    try:
-        model = open_run(run, config=read_config(run / "config.yaml")).untrained_model()
-        return run, checkpoint.load_trained_state(path), model
-    except UserError:  # a missing plugin, or another release; `checkpoint-match` reports the rest
-        return None
-
-
-def _find_random_parameters(model: nn.Module) -> list[str]:
-    """Return the names of the parameters that the seed determines: those that are not constant."""
-    return [
-        name
-        for name, value in model.named_parameters()
-        if value.numel() > 1 and bool((value.detach() != value.detach().flatten()[0]).any())
-    ]
-
-
-def _differs(tensor: Tensor, other: Tensor) -> bool:
-    return tensor.shape != other.shape or not torch.equal(tensor.cpu(), other.cpu().to(tensor.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from sightline.draw.examination import join_reasons
 from sightline.workbench.check.core.finding import Finding
@@ -35,10 +35,27 @@ def find_subject(module: str) -> str:
     return subject if subject in SUBJECTS else SUBJECTS[-1]
 
 
+class FasterSetting(NamedTuple):
+    """Overrides with which a step was measured to be faster on this machine: the ratio, and the seconds of both."""
+
+    overrides: tuple[str, ...]
+    ratio: float
+    own_s: float
+    faster_s: float
+    num_samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"this machine computes in bf16, which the config leaves unused: {' '.join(self.overrides)} makes a step "
+            f"{self.ratio:.1f} times as fast ({1000 * self.faster_s:.0f} ms for {self.num_samples} samples, in float32 "
+            f"{1000 * self.own_s:.0f}); `sightline profile` measures more steps, `sightline study` what it costs"
+        )
+
+
 class Examination:
     """Record of what the checks examined; the checks write into it while they run.
 
-    `gaps` are sentences on what of this run no check covered.
+    `gaps` are sentences on what of this run no check covered, `faster` is a setting that was measured to be faster.
     """
 
     def __init__(self) -> None:
@@ -46,6 +63,7 @@ class Examination:
         self.idle: dict[str, dict[str, str]] = {}
         self.seconds = dict.fromkeys(SUBJECTS, 0.0)
         self.gaps: list[str] = []
+        self.faster: FasterSetting | None = None
         self._inner_s = 0.0
 
     @contextmanager
@@ -85,6 +103,7 @@ class Examination:
                 for subject in self.subjects
             ],
             "not_covered": [*dict.fromkeys(self.gaps), *UNCOVERED],
+            **({} if self.faster is None else {"faster": {**self.faster._asdict(), "text": str(self.faster)}}),
         }
 
 
@@ -101,7 +120,10 @@ def describe_examination(document: Mapping[str, Any], *, is_verbose: bool = Fals
         listed = join_reasons(reasons, most=None if is_verbose else _NUM_REASONS)
         idle = f"   {len(reasons)} do not apply: {listed}" if reasons else ""
         lines.append(f"  {row['subject']:<12}{len(row['ran']):>3}{row['seconds']:>7.1f} s{idle}")
-    return [*lines, "not covered by a check:", *(f"  {gap}" for gap in document["not_covered"])] if rows else []
+    faster = [document["faster"]["text"]] if "faster" in document else []
+    return (
+        [*lines, "not covered by a check:", *(f"  {gap}" for gap in document["not_covered"]), *faster] if rows else []
+    )
 
 
 def describe_findings(findings: Sequence[Finding], *, is_verbose: bool = False) -> list[str]:

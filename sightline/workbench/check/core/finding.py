@@ -1,5 +1,7 @@
 """Finding of a check: cause, location, measured and expected values, and what to do.
 
+Diagnoses: what a fault is called, its causes and what to do, as rows of a file beside the checks that find it.
+
 A rule yields faults, of which findings are built; `explain` orders the causes of a fault by evidence.
 
 Merging of findings: one list for all processes, with symptoms listed under the error that explains them.
@@ -8,10 +10,12 @@ Merging of findings: one list for all processes, with symptoms listed under the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sightline.contract.errors import escape_to_one_line
@@ -163,6 +167,35 @@ class Fault:
         return f"at {'most' if self.value > self.bound else 'least'} {self.bound:.4g}"
 
 
+_TEXTS = {"summary": "says", "measured": "measured", "expected": "expected", "action": "do"}
+"""Texts of a fault, and their names in a row of a file."""
+_FIELDS = tuple(field.name for field in dataclasses.fields(Fault) if field.name not in _TEXTS)
+
+
+@functools.cache
+def read_diagnoses(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the rows of a file by their names."""
+    rows: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
+
+
+def diagnose(module: str, diagnosis: str, measured: str = "", /, **words: Any) -> Fault:
+    """Make a fault by its row in the file of JSON that has the name of a module's file."""
+    return make_fault(Path(module).with_suffix(".json"), diagnosis, measured, **words)
+
+
+def make_fault(file: Path, diagnosis: str, measured: str = "", /, **words: Any) -> Fault:
+    """Make a fault by its row in a file.
+
+    A row has what it `says`, and what is `expected`, `measured` and to `do`, with the names of `words` in braces, and
+    some fields of `Fault`. Words that are such fields are set as well, and go before those of the row.
+    """
+    row = read_diagnoses(file)[diagnosis]
+    texts = {name: row.get(key, "").format(**words) for name, key in _TEXTS.items()}
+    fields = {name: given[name] for given in (row, words) for name in _FIELDS if name in given}
+    return Fault(texts.pop("summary"), **{**texts, "measured": measured or texts["measured"], **fields})
+
+
 class Hypothesis(NamedTuple):
     """Possible cause of a fault, in words, and its prediction: what would be found, or a change of the expectation."""
 
@@ -223,110 +256,32 @@ def is_within_factor(factor: float) -> Callable[[float, float], float]:
 
 
 _SEVERITIES = ("error", "warning", "note")
-_STEP_AND_LOSS = ("first-step", "first-evaluation", "non-finite", "initial-loss")
 _SET_COMPARISONS = ("dataset-mismatch",)
 """Codes that compare two splits; they are listed after findings that name the faulty split."""
-_FIRST_STEP = (*_STEP_AND_LOSS, "zero-learning-rate", "no-gradient")
 
-_METRIC_CODES = ("per-batch-metric", "absent-class-score")
-_LOSS_CODES = ("loss-gradient", "loss-direction", "loss-pairs", "loss-limits", "loss-sum", "loss-weights")
-"""Codes of relations that a loss must hold: one explains those after it, for the same loss."""
-_FIGURE_CODES = ("initial-squares", "final-activation", "trivial-predictors")
-_LABEL_CODES = ("missing-category", "category-input", "untrained-class", "class-names")
 
-# An error of the first check explains findings of the others; checks that others explain come later.
-_EXPLAINS: dict[str, tuple[str, ...]] = {
-    "empty-loader": (
-        *(*_FIRST_STEP, "label-range", "channel-contract", "non-finite-data", "data-mutation"),
-        *("empty-cloud", "label-outside-parts", *_LABEL_CODES),
-    ),
-    "checkpoint-match": ("untrained-init", "feature-scale"),
-    "missing-batch-keys": (*_FIRST_STEP, "missing-category"),
-    "broken-offsets": (*_FIRST_STEP, *_METRIC_CODES, "empty-cloud", "dataset-mismatch", "exchanged-rows"),
-    "empty-cloud": (*_FIRST_STEP, *_METRIC_CODES, "dataset-mismatch"),
-    "non-finite-data": _FIRST_STEP,
-    "augmentation-mismatch": (
-        *("misplaced-joints", "misplaced-volume", "misplaced-heatmap", "mismatched-labels", "mismatched-views"),
-        *("broken-boxes", "anchor-coverage", "unmatched-boxes", "projection-coverage", "unscored-points"),
-        *("scattered-labels", "mismatched-boxes", "idle-input"),
-        *_FIGURE_CODES,
-    ),
-    "misplaced-joints": (
-        *(*_FIRST_STEP, "misplaced-volume", "misplaced-heatmap", "idle-input", *_FIGURE_CODES, *_METRIC_CODES),
-    ),
-    "misplaced-volume": ("idle-input", *_FIGURE_CODES),
-    "repeated-samples": (
-        *("missing-category", "dataset-mismatch", "class-balance", "untrained-class", "collapsed-features"),
-        *("mismatched-image", "mismatched-views", "mismatched-labels", "initial-contrast", "loss-at-chance"),
-    ),
-    "own-generator": ("data-mutation", "exchanged-rows", "mismatched-views", "augmentation-mismatch", *_METRIC_CODES),
-    "exchanged-rows": (
-        *("mismatched-views", "mismatched-image", "mismatched-boxes", "label-outside-parts", "scattered-labels"),
-        *("misplaced-joints", "cross-sample-leak"),
-        *_METRIC_CODES,
-    ),
-    "data-mutation": _METRIC_CODES,
-    "label-range": (*_FIRST_STEP, "untrained-class", "class-counts"),
-    "label-outside-parts": (*_LABEL_CODES, "first-evaluation", "scattered-labels", "class-counts"),
-    "missing-category": (*_FIRST_STEP, "category-input"),
-    "broken-boxes": (*_FIRST_STEP, *_METRIC_CODES, "anchor-coverage", "unmatched-boxes", "prior-bias"),
-    "channel-contract": (*_FIRST_STEP, "dataset-mismatch", "input-statistics", "projection-coverage"),
-    "ignored-targets": ("initial-loss",),
-    "class-weight-length": (*_STEP_AND_LOSS, *_METRIC_CODES, *_LOSS_CODES, "class-names"),
-    "class-names": ("untrained-class",),
-    "negatives": ("initial-contrast",),
-    "mismatched-views": ("mismatched-image", "initial-contrast"),
-    "mismatched-image": ("initial-contrast",),
-    "broken-codebook": (*_FIRST_STEP, "quantised-outputs", "rounding-gradient"),
-    "unquantised-weights": ("quantised-outputs", "rounding-gradient"),
-    "quantised-outputs": (*_METRIC_CODES, "cross-sample-leak", "point-order"),
-    "rounding-gradient": ("non-finite", "no-gradient", "zero-learning-rate"),
-    "collapsed-features": ("initial-contrast", "no-gradient", "zero-learning-rate"),
-    "first-step": ("first-evaluation", "initial-loss", "zero-learning-rate", "no-gradient"),
-    "non-finite": (
-        "dead-units",
-        "large-update",
-        "skipped-updates",
-        "initial-loss",
-        "zero-learning-rate",
-        "no-gradient",
-    ),
-    "label-input": ("initial-loss", "pixel-order"),
-    "label-channel": ("initial-loss",),
-    "layer-forward": (),
-    "final-activation": ("no-gradient", "zero-learning-rate", "gradient-flow"),
-    "idle-input": ("no-gradient", "zero-learning-rate", "gradient-flow", "point-order", "initial-loss"),
-    "no-gradient": ("zero-learning-rate", "gradient-flow"),
-    "point-order": ("cross-sample-leak",),
-    "padded-rows": ("cross-sample-leak",),
-    "gradients-cleared": ("zero-gradients", "dead-units", "no-update"),
-    "constant-output": ("zero-gradients", "dead-units", "no-update"),
-    "zero-gradients": ("dead-units", "no-update"),
-    "unregistered": ("not-optimised",),
-    "not-optimised": ("no-update",),
-    "schedule": ("no-update",),
-    "class-figures": _METRIC_CODES,
-    "per-batch-metric": ("absent-class-score",),
-    **dict.fromkeys(("initial-loss", *_LOSS_CODES), ()),
-}
-_SAME_LAYER: dict[str, tuple[str, ...]] = {"layer-forward": ("no-gradient", "layer-gradient")}
-_SAME_CAUSE = {"exchanged-rows": ("cross-sample-leak",), "repeated-samples": ("cross-sample-leak", "exchanged-rows")}
-"""Codes that an error explains if they name one of its causes first."""
-_SAME_FIELD: dict[str, tuple[str, ...]] = {
-    "non-finite-data": ("channel-contract", "label-range"),
-    "data-mutation": ("channel-contract",),
-    "label-range": ("channel-contract",),
-    "per-batch-metric": ("first-evaluation",),
-    "initial-loss": _LOSS_CODES,
-    **{code: (*_LOSS_CODES[index + 1 :], "loss-normaliser") for index, code in enumerate(_LOSS_CODES)},
-}
+@functools.cache
+def _read_explanations() -> dict[str, dict[str, list[str]]]:
+    """Read explanations.json: by condition and code of an error, the codes of findings that the error explains.
+
+    The conditions: always, or of the same layer, first cause or field. A code that others explain comes after theirs.
+    """
+    path = Path(__file__).with_name("explanations.json")
+    tables: dict[str, dict[str, list[str]]] = json.loads(path.read_text(encoding="utf-8"))
+    groups = tables.pop("groups")
+
+    def expand(words: Iterable[str]) -> list[str]:
+        parts = (expand(groups[word[1:]]) if word.startswith("@") else [word] for word in words)
+        return [code for part in parts for code in part]
+
+    return {name: {code: expand(words) for code, words in table.items()} for name, table in tables.items()}
 
 
 def merge_findings(findings: Iterable[Finding]) -> list[Finding]:
     """Sort findings by severity; findings that an error explains are listed in its evidence only."""
     remaining = _join_parts(findings)
     merged: list[Finding] = []
-    for code in _EXPLAINS:
+    for code in _read_explanations()["always"]:
         for cause in [finding for finding in remaining if finding.severity == "error" and finding.code == code]:
             symptoms = [finding for finding in remaining if finding is not cause and _is_explained(finding, cause)]
             remaining = [finding for finding in remaining if finding is not cause and finding not in symptoms]
@@ -365,17 +320,15 @@ def _set_rank(finding: Finding, rank: int) -> Finding:
 
 
 def _is_explained(finding: Finding, cause: Finding) -> bool:
-    if finding.code in _EXPLAINS.get(cause.code, ()):
-        return True
-    names = (cause.cause, *cause.alternatives)
-    if finding.cause in names and finding.code in _SAME_CAUSE.get(cause.code, ()):
-        return True
-    is_same_layer = finding.where.layer is not None and finding.where.layer == cause.where.layer
-    if is_same_layer and finding.code in _SAME_LAYER.get(cause.code, ()):
-        return True
-    field = cause.evidence.get("field")
-    is_same_field = field is not None and finding.evidence.get("field") == field
-    return is_same_field and finding.code in _SAME_FIELD.get(cause.code, ())
+    layer, field = cause.where.layer, cause.evidence.get("field")
+    conditions = {
+        "always": True,
+        "same cause": finding.cause in (cause.cause, *cause.alternatives),
+        "same layer": layer is not None and finding.where.layer == layer,
+        "same field": field is not None and finding.evidence.get("field") == field,
+    }
+    tables = _read_explanations()
+    return any(holds and finding.code in tables[name].get(cause.code, ()) for name, holds in conditions.items())
 
 
 def _join_parts(findings: Iterable[Finding]) -> list[Finding]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sightline.compute.numba_kernels import compute_seconds
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import is_float, tree_cast, tree_leaves, tree_map
 from sightline.engine.device import seed_torch
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
@@ -26,7 +26,7 @@ class ModelProbe:
 
     def __init__(self, model: nn.Module, inputs: Mapping[str, Any], *, is_double: bool = False) -> None:
         self.source = model
-        self.inputs: dict[str, Any] = to_float64(inputs) if is_double else dict(inputs)
+        self.inputs: dict[str, Any] = tree_cast(inputs, torch.float64) if is_double else dict(inputs)
         self._is_double = is_double
 
     @cached_property
@@ -137,15 +137,10 @@ def project(value: Tensor, axis: int) -> Tensor:
     return value.detach().movedim(axis, -1) @ direction.to(value)
 
 
-def to_float64(inputs: Any) -> Any:
-    """Convert the floating-point tensors of a tree to float64."""
-    return tree_map(inputs, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-
 def float_tensors(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """List the floating-point tensors among the inputs."""
     for name, value in inputs.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+        if is_float(value) and value.numel():
             yield name, value
 
 

@@ -10,7 +10,8 @@ import inspect
 import math
 import random
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -179,7 +180,7 @@ def output_range(operation: str) -> tuple[float, float]:
 def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
     """Return the names of outputs from which other outputs are computed, such as features before logits."""
     last_nodes = {name: last_node(value) for name, value in outputs.items() if isinstance(value, Tensor)}
-    ancestors = {name: _find_ancestors(node) for name, node in last_nodes.items()}
+    ancestors = {name: {*iter_nodes([node])} - {node} for name, node in last_nodes.items()}
     return frozenset(
         name
         for name, node in last_nodes.items()
@@ -187,14 +188,21 @@ def hidden_outputs(outputs: Mapping[str, Any]) -> frozenset[str]:
     )
 
 
-def _find_ancestors(node: Any) -> set[Any]:
-    ancestors: set[Any] = set()
-    waiting = [] if node is None else [node]
+def iter_nodes(roots: Iterable[Any], *, until: Iterable[Any] = ()) -> Iterator[Any]:
+    """Iterate over the nodes of an autograd graph from some on, breadth first, without those of `until`.
+
+    None, as tensors without history have it, is skipped.
+    """
+    skipped = {None, *until}
+    waiting = deque(root for root in dict.fromkeys(roots) if root not in skipped)
+    known = skipped.union(waiting)
     while waiting:
-        new = {parent for parent, _ in waiting.pop().next_functions if parent is not None} - ancestors
-        ancestors |= new
-        waiting += new
-    return ancestors
+        node = waiting.popleft()
+        yield node
+        for parent, _ in node.next_functions:
+            if parent not in known:
+                known.add(parent)
+                waiting.append(parent)
 
 
 def last_node(tensor: Tensor) -> Any:

@@ -25,7 +25,7 @@ from sightline.contract.types import Dataset, Sample, SampleKey
 from sightline.engine.build import Data, DataSubset
 from sightline.store.box_fields import BOX_FIELDS
 from sightline.store.loading.batch_reader import array_leaves, as_bytes
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
 _MIN_SAMPLES, _MAX_SAMPLES = 4, 256
 _MAX_SECONDS = 0.5  # CPU time of this thread, which other load does not change
@@ -33,25 +33,6 @@ _MAX_WAIT_SECONDS = 2.0  # wall-clock time: a disk may be slow
 _CHUNK_SIZE = 16
 _MAX_VALUES = 4_096
 _MIN_HASHED = 64
-
-
-_FIELD_CAUSES = {
-    "shape": ("cfg.contract", "data.layout"),
-    "order of axes": ("data.layout", "cfg.contract"),
-    "width": ("cfg.contract", "data.layout"),
-    "type": ("data.normalisation", "cfg.contract"),
-    "type of classes": ("data.target_encoding", "data.label_mapping", "cfg.contract"),
-    "range": ("data.normalisation", "data.corrupt_sample", "cfg.contract"),
-    "unit": ("data.normalisation", "cfg.contract"),
-    "class": ("data.label_mapping", "data.ignore_handling", "cfg.class_count"),
-    "class or ignored": ("data.ignore_handling", "data.label_mapping", "cfg.class_count"),
-    "not always ignored": ("data.ignore_handling", "data.label_mapping"),
-    "finite": ("data.corrupt_sample", "data.normalisation", "data.missing_modality"),
-    "any": ("data.corrupt_sample", "data.sampling"),
-    "there": ("cfg.contract", "data.missing_modality"),
-    "always there": ("data.missing_modality", "data.pairing"),
-}
-"""Property that a field lacks -> causes of the fault, the likeliest first."""
 
 
 class NonFinite(NamedTuple):
@@ -188,29 +169,29 @@ def broken_field(
     survey: PartStatistics,
     field: str,
     rule: str,
-    summary: str,
     *,
     measured: str,
     sample: int | None = None,
     joined: str = "in",
     detail: str = "",
     evidence: Mapping[str, Any] | None = None,
-    **fields: Any,
+    **words: Any,
 ) -> Fault:
-    """Make the fault of a field of a split, with the causes of the broken `rule`.
+    """Make the fault of a field of a split that breaks a `rule`, a row of sample_statistics.json.
 
     If a `sample` shows the fault, `measured` is followed by the word `joined` and the sample's name; then by `detail`.
     """
     sample_text = "" if sample is None else f" {joined} {describe_sample(survey.part.dataset, sample)}"
-    return Fault(
-        summary,
-        causes=_FIELD_CAUSES[rule],
+    return diagnose(
+        __file__,
+        rule,
+        f"{measured}{sample_text}{detail}",
+        field=field,
         at="data",
         split=survey.part.split,
         sample=sample,
-        measured=f"{measured}{sample_text}{detail}",
         evidence={"field": field, "looked_at": survey.coverage_text, **(evidence or {})},
-        **fields,
+        **words,
     )
 
 

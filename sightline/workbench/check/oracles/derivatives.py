@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch
 from sightline.engine.train import TrainState
 from sightline.workbench.check.oracles.results import loss_counts, loss_sums
@@ -237,10 +238,10 @@ def expected_factor(squares: SquaredErrorLoss) -> float | None:
 
 def find_squared_error(job: TrainState, batch: Batch, outputs: Mapping[str, Any], name: str) -> SquaredErrorLoss | None:
     """Fit the loss `name` as a squared error of one output; None if it is another function."""
-    float64_outputs = {key: value.detach().double() if _is_float(value) else value for key, value in outputs.items()}
-    batch = {key: value.double() if _is_float(value) else value for key, value in batch.items()}
+    float64_outputs = {key: value.detach().double() if is_float(value) else value for key, value in outputs.items()}
+    batch = {key: value.double() if is_float(value) else value for key, value in batch.items()}
     for key, output in float64_outputs.items():
-        if not _is_float(output) or not output.numel():
+        if not is_float(output) or not output.numel():
             continue
         squares = _fit_squares(job, batch, float64_outputs, name, key)
         if squares is not None:
@@ -307,7 +308,3 @@ def _find_target_key(batch: Batch, target: Tensor, weight: Tensor) -> str | None
             if float(max_difference) <= 1e-5 * max(1.0, float(target.abs().max())):
                 return key
     return None
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

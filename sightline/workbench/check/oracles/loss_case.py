@@ -16,6 +16,7 @@ from sightline.compute.geometry.boxes.overlaps import encode_deltas, encode_dist
 from sightline.compute.geometry.boxes.priors import BACKGROUND, IGNORED
 from sightline.contract.binding import BoundFunction
 from sightline.contract.members import TaskMembers
+from sightline.contract.pytree import is_float
 from sightline.engine.device import seed_torch
 from sightline.engine.step import single_batch_step
 from sightline.engine.train import TrainState
@@ -198,7 +199,7 @@ def make_cases(
             forward=isolated,
             counter=None if counter is None else _isolate(counter),
             values=values,
-            keys=tuple(k for k in outputs if k in forward.names and _is_float(values[k]) and values[k].numel()),
+            keys=tuple(k for k in outputs if k in forward.names and is_float(values[k]) and values[k].numel()),
             idle=(),
             division=division,
             shared=frozenset(key for other, (term, _) in bound.items() if other != name for key in term.names),
@@ -253,7 +254,7 @@ def _find_goal(case: LossCase, key: str) -> Goal | None:
     is_taught = any(name.startswith(TEACHER) for name in named)
     labels = {} if is_taught else {name: named[name] for name in _LABELS if isinstance(named.get(name), Tensor)}
     goals = [_goal_of_labels(case, key, label, name) for name, label in labels.items()]
-    inputs = {name: value for name, value in named.items() if name not in (*case.keys, *case.idle) and _is_float(value)}
+    inputs = {name: value for name, value in named.items() if name not in (*case.keys, *case.idle) and is_float(value)}
     targets = {name: value for name, value in inputs.items() if value.shape == output.shape}
     if all(_is_mask(value) for name, value in inputs.items() if name not in targets) and len(targets) == 1:
         [(name, target)] = targets.items()  # of other numbers beside it, what is best would be made of several
@@ -314,15 +315,11 @@ def _detach(value: Any) -> Any:
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if _is_float(value) else value
+    return value.to(dtype) if is_float(value) else value
 
 
 def _is_mask(value: Tensor) -> bool:
     return bool(((value == 0) | (value == 1)).all())
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _find_module(function: Any) -> nn.Module | None:

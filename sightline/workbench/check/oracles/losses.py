@@ -18,6 +18,7 @@ from sightline.compute.surrogates import find_surrogates, note_surrogates
 from sightline.config import RunConfig
 from sightline.contract import registry
 from sightline.contract.errors import summarise_error
+from sightline.contract.pytree import is_float
 from sightline.contract.types import Batch, ComponentConfig
 from sightline.engine.device import seed_torch
 from sightline.engine.train import TrainState
@@ -156,7 +157,7 @@ def examine_losses(
     """Yield a result for each loss; a loss without a reference, by name or as squared error, is half-checked."""
     float64_outputs = {name: _to_float64(value) for name, value in outputs.items()}
     batch = {name: _to_float64(value) for name, value in batch.items()}
-    if not any(isinstance(value, Tensor) and value.is_floating_point() for value in float64_outputs.values()):
+    if not any(is_float(value) for value in float64_outputs.values()):
         return
     for component in config.losses:
         row = OracleResult(component.name, component.name, is_loss=True)
@@ -209,9 +210,7 @@ def _examine_loss(row: OracleResult, component: ComponentConfig, inputs: _LossIn
     forward, form = _compute_forward_error(component, inputs)
     value = inputs.mean(name)
     missing = "" if declared else describe_uncompared(groups, errors)
-    float32_outputs = {
-        k: v.float() if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in inputs.outputs.items()
-    }
+    float32_outputs = {k: v.float() if is_float(v) else v for k, v in inputs.outputs.items()}
     drift = abs(inputs.mean(name, float32_outputs) - value) / max(abs(value), 1e-30)
     return dataclasses.replace(
         row,
@@ -229,7 +228,7 @@ def _examine_loss(row: OracleResult, component: ComponentConfig, inputs: _LossIn
 def _perturb_outputs(inputs: _LossInputs, name: str) -> dict[str, Tensor]:
     """Add noise of size 1 to the outputs if the loss accepts them: errors are hidden near 0, where networks start."""
     generator = torch.Generator().manual_seed(0)
-    floats = {k: v for k, v in inputs.outputs.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    floats = {k: v for k, v in inputs.outputs.items() if is_float(v)}
     perturbed = {k: v + torch.randn(v.shape, generator=generator, dtype=torch.float64) for k, v in floats.items()}
     chosen = perturbed if math.isfinite(inputs.mean(name, {**inputs.outputs, **perturbed})) else floats
     return {key: value.detach().clone().requires_grad_(True) for key, value in chosen.items()}
@@ -363,4 +362,4 @@ def _get_arguments(component: ComponentConfig) -> dict[str, Any]:
 
 
 def _to_float64(value: Any) -> Any:
-    return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return value.detach().double() if is_float(value) else value

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sightline.contract.types import Sample
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.data.class_counts import class_counts
+from sightline.workbench.check.checks.data.classes import class_counts
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.scanning import Edit, make_scans

@@ -12,7 +12,7 @@ import torch
 from sightline.contract.types import Field, Sample
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.data.classes import class_names
+from sightline.workbench.check.checks.data.class_names import class_names
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.core.finding import Finding
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make

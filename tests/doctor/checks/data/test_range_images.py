@@ -15,8 +15,8 @@ from sightline.contract.types import Sample
 from sightline.engine.build import TrainingSetup
 from sightline.engine.distributed import World
 from sightline.store.files.range_images import read_range_image
-from sightline.workbench.check.checks.data.classes import mismatched_labels
 from sightline.workbench.check.checks.data.images import input_statistics
+from sightline.workbench.check.checks.data.point_labels import mismatched_labels
 from sightline.workbench.check.checks.data.projection_coverage import projection_coverage
 from sightline.workbench.check.context import Check, Context
 from sightline.workbench.check.core.finding import Finding

@@ -9,7 +9,7 @@ import pytest
 
 from sightline.areas.pose.metrics import JointError
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.metric_units import metric_unit
+from sightline.workbench.check.checks.metrics import metric_unit
 from sightline.workbench.check.context import Context
 from sightline.workbench.faults.planting import Planter, change_result
 from tests.doctor.planting import assert_complete, make

@@ -15,12 +15,8 @@ from sightline.engine.distributed import World
 from sightline.engine.evaluate import BoundMetric
 from sightline.parts.metrics.labels import IoU, class_ious, confusion_matrix
 from sightline.parts.metrics.part_iou import PartIoU
-from sightline.workbench.check.checks.metrics import (
-    _make_batches,
-    build_prediction_maker,
-    per_batch_metric,
-    score_metric,
-)
+from sightline.workbench.check.checks.metrics import _make_batches, per_batch_metric
+from sightline.workbench.check.checks.synthetic_predictions import build_prediction_maker, score_metric
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, assert_healthy, caught, make

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline.engine.distributed import World
-from sightline.workbench.check.checks.model.cross_sample_leak import batch_statistics
+from sightline.workbench.check.checks.processes import batch_statistics
 from sightline.workbench.check.context import Context
 from tests.doctor.pairing import make_pairs
 from tests.doctor.planting import assert_complete, make

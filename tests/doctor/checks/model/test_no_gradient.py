@@ -17,7 +17,7 @@ from sightline.areas.clouds.models.pointnet import PointNetPlain, PointNetPlainO
 from sightline.contract import registry
 from sightline.engine.distributed import World
 from sightline.parts.losses.classification import CrossEntropy
-from sightline.workbench.check.checks.model.gradients import no_gradient
+from sightline.workbench.check.checks.model.no_gradient import no_gradient
 from sightline.workbench.check.context import Context
 from sightline.workbench.check.suite import run_all
 from tests.doctor.pairing import make_pairs

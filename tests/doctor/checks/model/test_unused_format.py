@@ -12,6 +12,7 @@ from sightline.engine.device import resolve_precision
 from sightline.engine.distributed import World
 from sightline.workbench.check.checks.model import unused_format as module
 from sightline.workbench.check.context import Context
+from sightline.workbench.check.core.examination import Examination, describe_examination
 from sightline.workbench.check.suite import run_all, run_quick
 from tests.doctor.planting import CONFIG
 
@@ -33,12 +34,16 @@ def wide(tmp_path: Path) -> Path:
 def test_a_faster_setting_is_named_with_its_gain(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     narrow = stand_in(wide, "model.embedding=8")
     monkeypatch.setattr(module, "find_unused_format", lambda config, world: narrow)
-    built = build(read_config(wide), World())
-    [finding] = [each for each in run_all(built, World()) if each.code == "unused-format"]
-    assert (finding.severity, finding.cause) == ("note", "sys.resource")
-    assert "model.embedding=8 makes a step" in finding.summary
-    assert finding.evidence["ratio"] > 1.15
-    assert "unused-format" not in {each.code for each in run_quick(built, World())}
+    built, examination = build(read_config(wide), World()), Examination()
+    findings = run_all(built, World(), examination=examination)
+    assert "unused-format" not in {finding.code for finding in findings}
+    document = examination.to_dict()
+    assert document["faster"]["overrides"] == ("model.embedding=8",)
+    assert document["faster"]["ratio"] > 1.15
+    assert "model.embedding=8 makes a step" in describe_examination(document)[-1]
+    quick = Examination()
+    run_quick(built, World(), examination=quick)
+    assert quick.faster is None
 
 
 @pytest.mark.parametrize("embedding", [1024, 2048])
@@ -48,6 +53,7 @@ def test_what_gains_nothing_is_not_mentioned(wide: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_MIN_RATIO", 2.0)  # two equal steps differ by less, whatever else the machine does
     context = Context(build(read_config(wide), World()), World())
     assert module.unused_format.run(context) == []
+    assert context.examination.faster is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from sightline.engine.build import TrainingSetup, build
 from sightline.engine.distributed import World
 from sightline.engine.train import train
 from sightline.runs import checkpoint
-from sightline.workbench.check.checks.weights import feature_scale, layer_scales
+from sightline.workbench.check.checks.weights_scale import feature_scale, layer_scales
 from sightline.workbench.check.context import Context
 from tests.doctor.planting import CONFIG, Wrapped, assert_complete, caught, make, with_data
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from sightline.contract.members import TransformMembers
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.checks.data.painted_images import judge_boxes, judge_joints, judge_maps
+from sightline.workbench.check.checks.data.point_labels import compare_nearest
 from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import describe_sample
@@ -103,7 +104,7 @@ _MIN_MATCHED = 0.9
 _MAX_STRAY = 0.005
 """Share of labels that no map of classes explains."""
 _MIN_TURN_RAD, _MAX_NORMAL_ERROR_RAD = 0.02, 0.5
-_MIN_AGREEMENT, _MIN_POINTS, _MAX_QUERIES, _MAX_DISTANCES = 0.3, 256, 256, 2**21
+_MIN_AGREEMENT, _MIN_POINTS = 0.3, 256
 _MIN_REPEATED = 0.7
 """Correlation of noise; independent noise of 32 points reaches 0.5 once in a million."""
 
@@ -229,11 +230,7 @@ def _judge_neighbours(name: str, first: Tensor, before: Tensor, second: Tensor, 
 
 def _compute_agreement(points: Tensor, label: Tensor) -> float:
     """Compute how often labels (N,) of points and their nearest ones are equal: 1 always, 0 as often as by chance."""
-    count = min(_MAX_QUERIES, 1 + _MAX_DISTANCES // len(points))
-    some = torch.arange(0, len(points), max(1, len(points) // count))
-    distances = torch.cdist(points[some], points)
-    distances[torch.arange(len(some)), some] = torch.inf
-    equal = float((label[some] == label[distances.argmin(dim=1)]).double().mean())
+    equal = float(compare_nearest(points, label, max_distances=2**21).double().mean())
     chance = float((label.unique(return_counts=True)[1].double() / len(label)).square().sum())
     return (equal - chance) / (1 - chance) if chance < 1 else 0.0
 

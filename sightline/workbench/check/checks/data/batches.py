@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,9 +18,10 @@ from sightline.engine.build import DataSubset
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check, splits
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, step_keys
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import broken_field, read_samples
 
+_diagnose = functools.partial(diagnose, __file__)
 _NOT_READ_BY_NAME = ("sample_index", "offsets")
 
 
@@ -41,12 +43,10 @@ def _missing_field_faults(context: Context) -> Iterator[Fault]:
                 survey,
                 name,
                 "always there" if len(missing) < survey.num_sampled else "there",
-                f"the data set declares '{name}', its samples lack it",
                 sample=missing[0],
                 measured=", ".join(offered) or "nothing",
                 detail=f"; {len(missing)} of {survey.num_sampled} samples lack '{name}'",
-                expected=f"'{name}' in every sample, as info.fields lists it",
-                action=f"return '{name}' from the data set, or take it out of info.fields{suggest(name, offered)}",
+                suggestion=suggest(name, offered),
             )
 
 
@@ -54,15 +54,8 @@ def _missing_key_faults(context: Context) -> Iterator[Fault]:
     """Find keys that the reader declares and its batches lack: a collate or transform lost them."""
     batch, declared = context.dry_run.batch, context.built.data.train.reader.keys
     for name in sorted(declared - batch.keys()) if batch else ():
-        yield Fault(
-            f"training batches lack '{name}', which their samples have",
-            causes=("cfg.contract", "data.missing_modality", "data.padding"),
-            split="train",
-            measured=f"a batch has {', '.join(sorted(batch))}",
-            expected=", ".join(sorted(declared)),
-            action=f"keep '{name}' in the data set's collate or get_batch",
-            evidence={"field": name},
-        )
+        words = {"name": name, "present": ", ".join(sorted(batch)), "declared": ", ".join(sorted(declared))}
+        yield _diagnose("lost", evidence={"field": name}, **words)
 
 
 def _unread_faults(context: Context) -> Iterator[Fault]:
@@ -80,15 +73,7 @@ def _unread_faults(context: Context) -> Iterator[Fault]:
         if name not in _NOT_READ_BY_NAME and not name.endswith("_mask")
     ]
     if unread:
-        yield Fault(
-            f"nothing reads {', '.join(repr(name) for name in unread)} of a batch",
-            severity="note",
-            causes=("cfg.contract",),
-            split="train",
-            measured=f"model, task, losses and metrics read {', '.join(sorted(reads))}",
-            expected="nothing; transforms may need these keys",
-            action="leave it, or turn them off in the data set if reading them takes time",
-        )
+        yield _diagnose("unread", names=", ".join(map(repr, unread)), read=", ".join(sorted(reads)))
 
 
 _MAX_SHOWN = 8
@@ -235,15 +220,12 @@ def _stored_faults(context: Context) -> Iterator[Fault]:
             yield broken_field(
                 survey,
                 name,
-                "finite",
-                f"'{name}' has {fault.value} in {statistics.num_non_finite} of the samples looked at",
-                severity="error" if is_read else "note",
+                "finite" if is_read else "finite, though unread",
                 sample=fault.sample,
                 measured=f"{fault.value} at {fault.leaf}{list(fault.position)}",
                 joined="of",
-                expected="finite numbers" + ("" if is_read else "; but neither model nor loss reads this field"),
-                action="repair or leave out the sample where the data set reads it; mark missing values by a mask, "
-                "not by NaN",
+                found=fault.value,
+                number=statistics.num_non_finite,
                 evidence={"samples": statistics.num_non_finite},
             )
 
@@ -284,22 +266,9 @@ def _batch_faults(context: Context) -> Iterator[Fault]:
         if number is None:
             continue
         is_stored = number.sample is not None and _is_stored(context, number.sample)
-        yield Fault(
-            f"'{key}' of a training batch has {number.value}",
-            causes=("data.corrupt_sample", "data.normalisation")
-            if is_stored
-            else ("data.normalisation", "model.numerics"),
-            at="data" if is_stored else "transforms.train",
-            split="train",
-            sample=number.sample,
-            measured=f"{number.value} at {number.leaf}{list(number.position)}; before the transforms the sample "
-            + ("has it too" if is_stored else "is finite"),
-            expected=f"finite numbers after the transforms ({names})",
-            action="repair or leave out the sample"
-            if is_stored
-            else "look for a division by zero in the transforms: a cloud of equal points, an empty crop",
-            evidence={"field": key, "samples": f"{context.dry_run.num_samples} of the first step"},
-        )
+        evidence = {"field": key, "samples": f"{context.dry_run.num_samples} of the first step"}
+        words = {"key": key, "number": number, "position": list(number.position), "transforms": names}
+        yield _diagnose("stored" if is_stored else "made", sample=number.sample, evidence=evidence, **words)
 
 
 def _is_stored(context: Context, index: int) -> bool:

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -46,11 +47,9 @@ def _label_faults(survey: PartStatistics, field: str, num_classes: int, ignore_i
             survey,
             field,
             "type of classes",
-            f"'{field}' is of type {wrong_dtypes[0]}, but classes are integers",
             sample=statistics.dtypes[wrong_dtypes[0]],
             measured=wrong_dtypes[0],
-            expected="an integer type; losses gather by it (int64)",
-            action="convert labels to int64 where the data set reads them",
+            found=wrong_dtypes[0],
         )
         return
     values = _collect_values(survey, field, statistics)
@@ -62,16 +61,15 @@ def _label_faults(survey: PartStatistics, field: str, num_classes: int, ignore_i
             survey,
             field,
             "class or ignored" if is_ignore else "class",
-            f"'{field}' has the value {value}, which is not a class",
             sample=index,
             measured=f"{value}",
             detail=f"{describe_position(survey, field, index, value)}; {len(outside)} such values, "
             f"{len(values) - len(outside)} within range",
-            expected=f"0 .. {num_classes - 1} ({num_classes} classes)"
+            found=value,
+            allowed=f"0 .. {num_classes - 1} ({num_classes} classes)"
             + (f" or the ignore index {ignore_index}" if ignore_index is not None else ""),
-            action=f"state the fact ignore_index: {value} if these targets are to be left out, or map them to classes"
-            if is_ignore
-            else f"map raw ids to classes in the data set (it shows the {len(values)} values {sorted(values)[:12]})",
+            number=len(values),
+            listed=sorted(values)[:12],
             evidence={"outside": sorted(outside)[:32]},
         )
     elif ignore_index is not None and set(values) == {ignore_index}:
@@ -79,11 +77,7 @@ def _label_faults(survey: PartStatistics, field: str, num_classes: int, ignore_i
             survey,
             field,
             "not always ignored",
-            f"every '{field}' that was looked at is the ignore index, so nothing is learned from it",
-            severity="warning",
             measured=f"only the value {ignore_index} in {survey.coverage_text}",
-            expected="some targets that are classes",
-            action="look at the map from raw ids to classes: it sends all of them to the ignore index",
         )
 
 
@@ -136,13 +130,10 @@ def _field_faults(survey: PartStatistics, name: str, field: Field, statistics: F
             survey,
             name,
             "order of axes" if is_transposed else "shape",
-            f"'{name}' has the shape {shape}" + (", its axes exchanged" if is_transposed else ""),
             sample=statistics.shapes[shape],
             measured=f"{shape}",
-            expected=f"'{field.shape}' (axes as declared in the field)",
-            action="transpose it where it is read: channels come last"
-            if is_transposed
-            else "correct the values that are read, or the set's `info.fields`",
+            shape=shape,
+            declared=field.shape,
         )
     dtype = next(
         (d for d in statistics.dtypes if field.shape != "any" and _get_kind(d) != _get_kind(field.dtype)), None
@@ -152,11 +143,10 @@ def _field_faults(survey: PartStatistics, name: str, field: Field, statistics: F
             survey,
             name,
             "type",
-            f"'{name}' is of type {dtype}, the data set declares {field.dtype}",
             sample=statistics.dtypes[dtype],
             measured=dtype,
-            expected=field.dtype,
-            action=f"convert '{name}' where it is read (and scale it, if 0..255 meant 0..1), or correct `info.fields`",
+            found=dtype,
+            declared=field.dtype,
         )
     if survey.part.dataset.info.facts.get(COUNTED_BY.get(name, "")) is None:  # classes are for `label-range`
         yield from _range_faults(survey, name, field, statistics)
@@ -180,23 +170,23 @@ def _range_faults(survey: PartStatistics, name: str, field: Field, statistics: F
             survey,
             name,
             "range",
-            f"'{name}' exceeds its declared range" + (f": {units[0].text}?" if units else ""),
             sample=statistics.low_at if is_low else statistics.high_at,
             measured=f"{span}, {reach / largest:.4g} times the largest bound" if largest else span,
-            expected=declared,
-            action=f"bring '{name}' to {field.unit or 'the declared range'}, or correct `info.fields`",
+            guess=f": {units[0].text}?" if units else "",
+            declared=declared,
+            unit=field.unit or "the declared range",
         )
     elif is_float and 0 < reach < min_used * largest:
         yield broken_field(
             survey,
             name,
             "unit",
-            f"'{name}' uses {reach / largest:.1g} of its declared range: another unit?",
             sample=statistics.high_at if abs(statistics.high) == reach else statistics.low_at,
             measured=f"{span}, {reach / largest:.4g} of the largest bound",
-            expected=f"{declared}; at least {min_used:g} of it in use",
-            action=f"check whether '{name}' is in {field.unit or 'the declared unit'}, or narrow `info.fields`",
-            severity="warning",
+            share=reach / largest,
+            declared=declared,
+            least=min_used,
+            unit=field.unit or "the declared unit",
         )
 
 
@@ -211,29 +201,19 @@ def _width_faults(context: Context) -> Iterator[Fault]:
         return
     stored = sum(width for width in widths.values() if width is not None)
     parts = " + ".join(f"{name} {width}" for name, width in widths.items())
-    layer, expected = _describe_first_layer(context), f"in_channels = {declared} (a fact of the data set)"
-    transformed = _count_batch_channels(context)
+    layer, transformed = _describe_first_layer(context), _count_batch_channels(context)
+    words: dict[str, Any] = {"sample": int(survey.part.indices[0]), "declared": declared}
     if stored != declared:
-        owner, number, measured = "samples", stored, f"{parts} = {stored} channels{layer}"
-        action = "state the width of points and features as in_channels, or correct the columns that are read"
+        measured = f"{parts} = {stored} channels{layer}"
+        yield broken_field(survey, "points", "width of samples", measured=measured, number=stored, **words)
     elif transformed is not None and transformed != declared:
-        names = ", ".join(component.name for component in context.config.transforms.train) or "none"
-        owner, number = "training batches", transformed
         measured = f"{transformed} channels in a batch, {parts} = {stored}{layer}"
-        expected += ", as its samples have"
-        action = f"look at what the transforms ({names}) or the set's own collate add to its features, or drop"
-    else:
-        return
-    yield broken_field(
-        survey,
-        "points",
-        "width",
-        f"the data set states in_channels {declared}, its {owner} have {number}",
-        sample=int(survey.part.indices[0]),
-        measured=measured,
-        expected=expected,
-        action=action,
-    )
+        words |= {"number": transformed, "transforms": _list_transforms(context) or "none"}
+        yield broken_field(survey, "points", "width of batches", measured=measured, **words)
+
+
+def _list_transforms(context: Context) -> str:
+    return ", ".join(component.name for component in context.config.transforms.train)
 
 
 def _image_faults(context: Context) -> Iterator[Fault]:
@@ -241,16 +221,15 @@ def _image_faults(context: Context) -> Iterator[Fault]:
     part, image = context.built.data.train, context.dry_run.batch.get("image")
     stated = part.reader.facts.get("in_channels")
     if isinstance(stated, int) and isinstance(image, Tensor) and image.ndim == 4 and image.shape[1] != stated:
-        names = ", ".join(component.name for component in context.config.transforms.train)
         yield broken_field(
             context.statistics[0],
             "image",
-            "width",
-            f"the transforms state in_channels {stated}, their images have {image.shape[1]}",
+            "width of images",
             sample=int(part.indices[0]),
             measured=f"{image.shape[1]} channels in a batch{_describe_first_layer(context)}",
-            expected=f"in_channels = {stated} (a fact of the transforms {names})",
-            action="state as in_channels what the transform makes",
+            declared=stated,
+            number=image.shape[1],
+            transforms=_list_transforms(context),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,10 @@ from sightline.engine.batch_stream import BatchSampler, evaluation_keys
 from sightline.engine.build import DataSubset
 from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault, Severity
+from sightline.workbench.check.core.finding import Fault, Severity, diagnose
 from sightline.workbench.check.core.sample_statistics import broken_field, describe_sample, distinct_parts, read_samples
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_INDICES = 50_000  # of a larger part only the first steps are checked, in about a tenth of a second
 _MIN_VISITS = 20  # two permutations of so many are equal once in 2e18 runs
 
@@ -36,35 +38,13 @@ def _part_faults(context: Context, part: DataSubset) -> Iterator[Fault]:
     outside = part.indices[(part.indices < 0) | (part.indices >= size)]
     num_classes = _count_sample_classes(part)
     if count == 0 or not evaluation_keys(part.indices, context.config.evaluate.batch_size, epoch=0, seed=0):
-        yield Fault(
-            f"the {part.split} part has no samples, so it has no batch",
-            causes=("data.empty_loader", "data.path", "data.split"),
-            split=part.split,
-            measured=f"{count} samples of a data set of {size}",
-            expected="at least 1 sample, ceil(samples / batch size) >= 1 batches",
-            action="check where the data set searches for its files, and how it is split into parts",
-        )
+        yield _diagnose("no samples", split=part.split, count=count, size=size)
     elif len(outside):
-        yield Fault(
-            f"the {part.split} part has indices of samples that its data set does not have",
-            causes=("data.split", "data.path"),
-            split=part.split,
-            sample=int(outside[0]),
-            measured=f"index {int(outside[0])} in a data set of {size} samples ({len(outside)} such)",
-            expected=f"indices 0 to {size - 1}",
-            action="make the split again for this data set",
-        )
+        words = {"sample": int(outside[0]), "size": size, "number": len(outside), "last": size - 1}
+        yield _diagnose("outside", split=part.split, **words)
     elif part is context.built.data.selection and num_classes is not None and count < num_classes:
-        yield Fault(  # it cannot contain every class (pigeonhole)
-            f"the part that chooses the checkpoint has {count} samples for {num_classes} classes",
-            severity="warning",
-            causes=("data.split", "data.empty_loader"),
-            at="evaluate.select",
-            split=part.split,
-            measured=f"{count} samples; a single one changes an accuracy by {1 / count:.0%}",
-            expected=f"at least one sample of each class, so {num_classes} or more",
-            action="use more data, a data set with a validation part of its own, or evaluate.select: test",
-        )
+        # it cannot contain every class (pigeonhole)
+        yield _diagnose("too few", split=part.split, count=count, num_classes=num_classes, share=1 / count)
 
 
 def _count_sample_classes(part: DataSubset) -> int | None:
@@ -77,14 +57,8 @@ def _count_sample_classes(part: DataSubset) -> int | None:
 def _plan_faults(context: Context) -> Iterator[Fault]:
     stream, world, plan = context.built.job.stream, context.world, context.built.job.stream.plan
     if stream.rank != world.rank:
-        yield _plan_fault(
-            plan,
-            "dist.sampler",
-            "a process reads the part of another one",
-            measured=f"process {world.rank} reads part {stream.rank}",
-            expected=f"part {world.rank} of {world.size}",
-            action="give the stream the rank of its process",
-        )
+        words = {"rank": world.rank, "read": stream.rank, "size": world.size}
+        yield _plan_fault(plan, "dist.sampler", "other rank", **words)
     epochs = [_list_visits(plan, epoch) for epoch in (0, 1)]
     for epoch, (visits, is_whole) in enumerate(epochs):
         fault = next(_epoch_faults(context, plan, epoch, visits, is_whole), None)
@@ -94,14 +68,7 @@ def _plan_faults(context: Context) -> Iterator[Fault]:
     num_epochs = -(-context.built.job.num_steps // plan.steps_per_epoch)
     first, second = (visits for visits, _ in epochs)
     if num_epochs > 1 and len(first) >= _MIN_VISITS and np.array_equal(first, second):
-        yield _plan_fault(
-            plan,
-            "data.ordering",
-            "every epoch visits the samples in the same order",
-            measured=f"{len(first)} visits of epochs 0 and 1 are equal, {first[:6].tolist()} first",
-            expected="a permutation drawn anew from (seed, epoch) for each epoch",
-            action="make the order depend on the epoch",
-        )
+        yield _plan_fault(plan, "data.ordering", "same order", number=len(first), first=first[:6].tolist())
 
 
 def _list_visits(plan: BatchSampler, epoch: int) -> tuple[np.ndarray, bool]:
@@ -127,30 +94,34 @@ def _epoch_faults(
     missed = np.setdiff1d(plan.indices, values)
     dropped = len(plan.indices) - plan.steps_per_epoch * plan.batch_size if plan.tail == "drop" else 0
     never = missed if is_whole and len(missed) != dropped else missed[:0]
-    for samples, fault in ((twice, "twice or more"), (foreign, "of another part"), (never, "never")):
+    for samples, how in ((twice, "twice or more"), (foreign, "of another part"), (never, "never")):
         if len(samples):
             index = int(samples[0])
             yield _plan_fault(
                 plan,
                 "dist.sampler" if plan.num_processes > 1 else "data.sampling",
-                f"an epoch visits {len(samples)} training samples {fault}",
-                measured=f"{describe_sample(context.built.data.train.dataset, index)} {fault} in epoch {epoch}; "
-                f"{len(visits)} visits of {len(values)} samples",
-                expected=f"each of the {len(plan.indices)} samples once, over all {plan.num_processes} processes"
-                + (f", but for {dropped} that train.tail: drop leaves out" if dropped else ""),
-                action="assign disjoint parts of one permutation to the processes",
+                "visits",
+                number=len(samples),
+                how=how,
+                name=describe_sample(context.built.data.train.dataset, index),
+                epoch=epoch,
+                num_visits=len(visits),
+                num_visited=len(values),
+                size=len(plan.indices),
+                num_processes=plan.num_processes,
+                tail=f", but for {dropped} that train.tail: drop leaves out" if dropped else "",
                 sample=index,
             )
 
 
-def _plan_fault(plan: BatchSampler, cause: str, summary: str, **fields: Any) -> Fault:
-    return Fault(
-        summary,
+def _plan_fault(plan: BatchSampler, cause: str, diagnosis: str, **words: Any) -> Fault:
+    return _diagnose(
+        diagnosis,
         causes=(cause, "dist.sampler", "data.sampling", "data.ordering"),
         at="train.batch_size",
         split="train",
         evidence={"steps_per_epoch": plan.steps_per_epoch, "batch_size": plan.batch_size, "tail": plan.tail},
-        **fields,
+        **words,
     )
 
 
@@ -171,12 +142,11 @@ def empty_cloud(context: Context) -> list[Fault]:
         broken_field(
             survey,
             "points",
-            "any",
-            f"a sample of the {survey.part.split} part has no points",
+            "any points",
             sample=index,
             measured=f"points of the shape {shape}",
+            part=survey.part.split,
             severity=_get_severity(context),
-            action="repair the sample where the data set reads it, or leave it out",
         )
         for survey in context.statistics
         if "points" in survey.fields
@@ -203,16 +173,12 @@ def _batch_faults(context: Context) -> Iterator[Fault]:
     sample = int(index[empty[0]])
     stored = _count_stored_points(context, sample)
     names = ", ".join(component.name for component in context.config.transforms.train) or "none"
-    is_stored = stored == 0
-    yield Fault(
-        "a cloud of a training batch has no points",
-        causes=("data.corrupt_sample", "data.sampling") if is_stored else ("data.sampling", "data.corrupt_sample"),
-        at="data" if is_stored else "transforms.train",
+    before = "" if stored is None else f", which has {stored} points before the transforms ({names})"
+    yield _diagnose(
+        "stored empty" if stored == 0 else "emptied",
+        f"{measured}{empty[0]}: sample {sample}{before}",
         split="train",
         sample=sample,
-        measured=f"{measured}{empty[0]}: sample {sample}"
-        + ("" if stored is None else f", which has {stored} points before the transforms ({names})"),
-        action="repair the sample, or leave it out" if is_stored else "let the crop keep at least one point of a cloud",
         severity=_get_severity(context),
         evidence={"field": "points", "looked_at": f"{len(index)} samples of the first step"},
     )

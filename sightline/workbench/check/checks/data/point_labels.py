@@ -1,18 +1,24 @@
-"""Points and their labels: labels that belong to other points, and rows of padding that are counted as points."""
+"""Points and their labels: labels of other points or of another scan, and rows of padding that count as points.
+
+The range jumps at the edges of objects, and most changes of the label between neighbouring pixels are at such edges.
+Labels of another scan change as often, but at other pixels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sightline.contract.types import Batch, SampleKey
+from sightline.workbench.check.checks.data.projection_coverage import PartImages, images_by_part
 from sightline.workbench.check.context import Context, check, surveys
 from sightline.workbench.check.core.finding import Fault
 from sightline.workbench.check.core.sample_statistics import PartStatistics, describe_sample, read_samples
 
-_MAX_QUERIES, _MAX_DISTANCES = 256, 2**19
+_MAX_QUERIES = 256
 _MIN_CLOUDS, _MIN_PAIRS = 3, 128
 _MIN_AGREEMENT = 0.2
 """Share above chance of nearest points with one label; parts of objects and of rooms have 0.6 or more, others 0."""
@@ -83,12 +89,18 @@ def _count_agreement(points: Tensor, label: Tensor) -> tuple[float, float, int]:
     shares = label.unique(return_counts=True)[1].double() / max(1, len(label))
     if len(shares) < 2:
         return 0.0, 0.0, 0
-    count = min(_MAX_QUERIES, 1 + _MAX_DISTANCES // len(points))
+    is_equal = compare_nearest(points, label, max_distances=2**19)
+    chance = float(shares.square().sum()) * len(is_equal)
+    return float(is_equal.sum()) - chance, len(is_equal) - chance, len(is_equal)
+
+
+def compare_nearest(points: Tensor, label: Tensor, *, max_distances: int) -> Tensor:
+    """Compare the labels (N,) of some points, evenly spaced in their order, with those of their nearest ones."""
+    count = min(_MAX_QUERIES, 1 + max_distances // len(points))
     some = torch.arange(0, len(points), max(1, len(points) // count))
     distances = torch.cdist(points[some], points)
     distances[torch.arange(len(some)), some] = torch.inf
-    chance = float(shares.square().sum()) * len(some)
-    return float((label[some] == label[distances.argmin(dim=1)]).sum()) - chance, len(some) - chance, len(some)
+    return label[some] == label[distances.argmin(dim=1)]
 
 
 @check(
@@ -130,3 +142,72 @@ def padded_points(context: Context, survey: PartStatistics) -> Fault | None:
         action="give clouds their own sizes (collate='concatenate'), or sample them to one size, or mask the rest",
         evidence={"field": "points"},
     )
+
+
+_MIN_JUMP = 1.1
+"""Ratio of neighbouring ranges; on flat ground neighbours in a row differ by some thousandths."""
+_MIN_CHANGES = 60
+"""Number of changes of the label; with fewer, as in scans of one class, nothing is reported."""
+_MIN_CHANCE_RATIO, _MIN_EXCESS = 5.0, 0.15
+"""Share of label changes that are at jumps: as a multiple of chance, and in excess of chance.
+
+Real scans of KITTI have 14 to 57 and 0.23 to 0.67, with labels of another scan 0.6 to 6.7 and -0.01 to 0.14.
+"""
+
+
+class _Pairs(NamedTuple):
+    """Counts of pairs of neighbouring pixels in a row that are both filled and labelled."""
+
+    num_pairs: float
+    num_jumps: float
+    num_changes: float
+    num_both: float
+
+
+@check(
+    "G2",
+    "mismatched-labels",
+    "preflight",
+    each=images_by_part,
+    severity="warning",
+    causes=("data.pairing", "data.ordering"),
+    config_path="data",
+)
+def mismatched_labels(context: Context, images: PartImages) -> Fault | None:
+    """Labels of range images change at range jumps five times as often as by chance, or 15 % more of them.
+
+    Finds: Labels of another scan, or in another order than the points: they change where the range does not.
+    """
+    pairs = _count_pairs(images, context.built.data.facts.get("ignore_index"))
+    if not _is_by_chance(pairs):
+        return None
+    chance, share = pairs.num_jumps / pairs.num_pairs, pairs.num_both / pairs.num_changes
+    return Fault(
+        "labels do not fit the points: the label does not change at the edges of objects",
+        measured=f"the range jumps at {share:.1%} of {pairs.num_changes:.0f} changes of the label in "
+        f"{images.num_scans} scans, and at {chance:.1%} of all neighbouring pixels",
+        expected=f"at least {_MIN_CHANCE_RATIO:g} times as often at changes of the label, or at {_MIN_EXCESS:.0%} more",
+        action="check that labels belong to the scan of the same name, one per point and in the order of the "
+        "points: `sightline view`",
+        evidence={"field": "label", **pairs._asdict()},
+    )
+
+
+def _count_pairs(images: PartImages, ignored: int | None) -> _Pairs:
+    ranges = images.range_image
+    label: Tensor = torch.cat([batch["label"] for batch in images.batches if "label" in batch] or [ranges * 0]).cpu()
+    is_labelled = (ranges > 0) & (label != (-1 if ignored is None else ignored))
+    is_pair = is_labelled[..., 1:] & is_labelled[..., :-1]
+    nearer, farther = (pick(ranges[..., 1:], ranges[..., :-1]) for pick in (torch.minimum, torch.maximum))
+    is_jump = is_pair & (farther > _MIN_JUMP * nearer)
+    is_change = is_pair & (label[..., 1:] != label[..., :-1])
+    return _Pairs(*(float(mask.sum()) for mask in (is_pair, is_jump, is_change, is_jump & is_change)))
+
+
+def _is_by_chance(pairs: _Pairs) -> bool:
+    """Return True if too few label changes are at jumps, even with two standard deviations more of them."""
+    if pairs.num_changes < _MIN_CHANGES or not pairs.num_jumps:
+        return False
+    max_share = (pairs.num_both + 2 * pairs.num_both**0.5 + 2) / pairs.num_changes
+    chance = pairs.num_jumps / pairs.num_pairs
+    return max_share < _MIN_CHANCE_RATIO * chance and (max_share - chance) / (1 - chance) < _MIN_EXCESS

@@ -5,6 +5,7 @@ Range images of a run's parts for checks: those of the dry runs, or more if the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +18,11 @@ from sightline.compute.geometry.scans.projection import RangeView, compute_pixel
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.build import DataSubset
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import distinct_parts, evenly_spaced_keys, read_samples
 from sightline.workbench.describe.report import projection_view
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_SCANS = 16
 
 
@@ -113,34 +115,16 @@ def _iter_faults(images: PartImages) -> Iterator[Fault]:
     if clamped > _MAX_CLAMPED:
         yield _make_clamped_fault(view, elevation, clamped)
     if beside > _MAX_BESIDE:
-        yield Fault(
-            f"{beside:.0%} of the points are left or right of the image, but are still scored",
-            measured=f"{beside:.1%} of the points outside the azimuths {view.azimuth_deg[0]:g} to "
-            f"{view.azimuth_deg[1]:g}",
-            expected=f"at most {_MAX_BESIDE:.0%}",
-            action="widen data.sensor.azimuth_deg, or crop the scans to it when they are read",
-        )
+        yield _diagnose("beside", share=beside, azimuth=view.azimuth_deg, limit=_MAX_BESIDE)
     correlation = _correlate(row, elevation)
     if correlation > _MAX_CORRELATION:  # False if it is NaN, for a single beam
         up = _find_up(images.part)
-        yield Fault(
-            "rows of the image do not fall with the elevation of their points" + f", but with their {up}" * bool(up),
-            causes=("data.layout", "cfg.axis_swap") if up else (),
-            measured=f"a correlation of {correlation:.2f} between row and elevation",
-            expected=f"-1, as the highest beam is row 0; above {_MAX_CORRELATION:g} rows are mixed",
-            action="look at the order of x, y and z (z is up) and at ring_order; rows: scan needs points in the order "
-            "in which they were measured",
-        )
+        words = {"up": up, "correlation": correlation, "limit": _MAX_CORRELATION}
+        yield _diagnose("other axis" if up else "mixed rows", **words)
     yield from _iter_empty_faults(images)
     if shown < _MIN_SHOWN:
         wider = view.width * 2 ** math.ceil(math.log2(len(row) / max(1, images.num_scans * view.height * view.width)))
-        yield Fault(
-            f"the image shows {shown:.0%} of the points, the others are hidden by nearer ones in the same pixel",
-            measured=f"{shown:.1%} of the points in {view.height} x {view.width} pixels",
-            expected=f"at least {_MIN_SHOWN:.0%}",
-            action=f"make the image wider, up to the columns that the sensor measures: `project` with width: "
-            f"{max(wider, 2 * view.width)} or more",
-        )
+        yield _diagnose("hidden", share=shown, view=view, limit=_MIN_SHOWN, wider=max(wider, 2 * view.width))
 
 
 def _measure_points(images: PartImages) -> tuple[Tensor, Tensor, float, float, float]:
@@ -184,19 +168,9 @@ def _make_clamped_fault(view: RangeView, elevation: Tensor, clamped: float) -> F
         for angle in torch.rad2deg(elevation.sort().values[[len(elevation) // 50, -1 - len(elevation) // 50]])
     )
     up, down = view.fov_deg
-    is_radians = up - down < _MIN_FOV_DEG
-    return Fault(
-        f"{clamped:.0%} of the points are above or below the image"
-        + (", whose borders look like radians" * is_radians),
-        measured=f"borders at {up:g} and {down:g} degrees, 96 % of the points between {high:.1f} and {low:.1f}",
-        expected=f"at most {_MAX_CLAMPED:.0%} of the points outside",
-        action="give data.sensor.fov_deg in degrees, highest first"
-        + (
-            ""
-            if is_radians
-            else f", such as [{high + 1:.0f}, {low - 1:.0f}]; or correct the order of x, y and z (z is up)"
-        ),
-    )
+    words = {"high": high, "low": low, "upper": high + 1, "lower": low - 1, "limit": _MAX_CLAMPED}
+    diagnosis = "radians" if up - down < _MIN_FOV_DEG else "clamped"
+    return _diagnose(diagnosis, share=clamped, fov=view.fov_deg, **words)
 
 
 def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
@@ -204,38 +178,18 @@ def _iter_empty_faults(images: PartImages) -> Iterator[Fault]:
     rows, columns = (is_filled.any(dim=0).any(dim=axis) for axis in (1, 0))
     empty = int((~rows).sum())
     if empty > _MAX_EMPTY_ROWS * len(rows):
-        yield Fault(
-            f"{empty} of {len(rows)} rows of the image are always empty",
-            measured=f"no point in {empty} of {len(rows)} rows",
-            expected=f"at most {_MAX_EMPTY_ROWS:.0%} of the rows",
-            action="set the height of `project` to the number of beams, and data.sensor.fov_deg to their elevations",
-        )
+        yield _diagnose("empty rows", number=empty, total=len(rows), limit=_MAX_EMPTY_ROWS)
     inner = _count_inner_gaps(rows) if images.view.rows != "pitch" else 0
     if inner > _MAX_INNER_GAPS * len(rows):
-        yield Fault(
-            f"{inner} rows of the image are always empty, between rows that are not: rings are missing",
-            causes=("data.sampling", "data.projection", "data.corrupt_sample"),
-            measured=f"no point in {inner} of {len(rows)} rows",
-            expected=f"at most {_MAX_INNER_GAPS:.0%} of the rows; each row is a beam, and every beam measures",
-            action="look at what leaves points out before the projection, and at the numbers of the rings",
-        )
+        yield _diagnose("missing rings", number=inner, total=len(rows), limit=_MAX_INNER_GAPS)
     flat = _count_flat_rows(images, is_filled)
     if flat:
-        yield Fault(
-            f"{flat} rows of the image are the same number everywhere, although points are in them",
-            measured=f"rows of 'image' without a difference, of 'range_image' with points: {flat} of {len(rows)}",
-            expected="none",
-            action="look at the transforms after the projection: one empties rows in every scan",
-        )
+        yield _diagnose("flat rows", number=flat, total=len(rows))
     gap = _find_longest_gap(columns)
     if gap > _MAX_EMPTY_COLUMNS * len(columns):
         degrees = abs(images.view.azimuth_deg[0] - images.view.azimuth_deg[1]) * gap / len(columns)
-        yield Fault(
-            f"{gap} of {len(columns)} columns of the image, side by side, are always empty",
-            measured=f"no point within {degrees:.0f} degrees",
-            expected=f"at most {_MAX_EMPTY_COLUMNS:.0%} of the columns",
-            action="set data.sensor.azimuth_deg to the left and right border of what the sensor sees, as in [50, -50]",
-        )
+        words = {"number": gap, "total": len(columns), "limit": _MAX_EMPTY_COLUMNS}
+        yield _diagnose("empty columns", degrees=degrees, **words)
 
 
 def _count_inner_gaps(is_filled: Tensor) -> int:

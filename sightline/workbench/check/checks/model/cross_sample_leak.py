@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,21 +13,20 @@ from torch import Tensor, nn
 
 from sightline.compute.layers.batch_norm import uses_batch_statistics
 from sightline.contract.errors import summarise_error
-from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.contract.pytree import tree_cast, tree_leaves, tree_map
 from sightline.contract.types import Batch, SampleKey
 from sightline.engine.device import seed_torch, to_device
-from sightline.engine.optimizers import apply_freezing
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import ModuleCall, record
 from sightline.instrument.float64 import Float64Convolutions
 from sightline.instrument.formats import get_format
-from sightline.workbench.check.checks.loss_terms import pairs_task
 from sightline.workbench.check.context import Context, check, evaluations, first_steps
 from sightline.workbench.check.core.dry_evaluation import DryEvaluation, keys_to_evaluate
 from sightline.workbench.check.core.dry_run import NUM_SAMPLES, DryRun, isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 from sightline.workbench.check.core.sample_statistics import is_standardised
 
+_diagnose = partial(diagnose, __file__)
 _SUSPECT_SHARE = {torch.float32: 2.0**-18, torch.float64: 2.0**-40}
 """Deviation, as a share of an output's largest value, above which an output is compared again in float64."""
 _ROUNDING_SHARE = 2.0**-36  # share of the largest value in float64: a hundred thousand rounding errors
@@ -37,7 +36,6 @@ _MAX_DRAWS = 4
 _PERTURBATION_UNITS = 16
 _IN_INPUTS = "already in the inputs of the model: the collated batch differs"
 _LARGE_GROUP = 5  # odd, and larger than the batch of the dry evaluation
-_NORM_ACTION = "let the norm keep running statistics (track_running_stats=True) and use them in evaluation mode"
 
 
 @check(
@@ -109,6 +107,9 @@ class _Difference:
     @property
     def share(self) -> float:
         return self.largest / self.scale if self.scale > 0 else 0.0
+
+    def evidence(self) -> dict[str, Any]:
+        return {"output": self.name, "largest difference": self.largest, "largest value": self.scale}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,8 +208,8 @@ def _judge_suspect(group: _Group, single: _Single) -> Fault | None:
         return None
     model, group_batch, single_batch, min_share = (
         isolated_copy(group.model).double(),
-        _to_float64(group.batch),
-        _to_float64(single.batch),
+        tree_cast(group.batch, torch.float64),
+        tree_cast(single.batch, torch.float64),
         _ROUNDING_SHARE,
     )
     try:
@@ -282,19 +283,9 @@ def _judge_memory(group: _Group) -> Fault | None:
         return None
     worst = max(changes, key=lambda change: change.share)
     written = f"; the pass wrote to buffer {', '.join(map(repr, buffers[:3]))}" if buffers else ""
-    return Fault(
-        f"what the model returns for a sample depends on the samples before it: '{worst.name}' differs",
-        measured=f"{sample.name} after a pass of {other.name} and after a pass of its own, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{written}",
-        action="let the forward pass write to buffers and attributes only where self.training is True",
-        layer=buffers[0].rpartition(".")[0] or None if buffers else None,
-        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-    )
-
-
-def _to_float64(batch: Batch) -> Batch:
-    converted: Batch = tree_map(batch, lambda _, tensor: tensor.double() if tensor.is_floating_point() else tensor)
-    return converted
+    layer = buffers[0].rpartition(".")[0] or None if buffers else None
+    words = {"worst": worst, "single": sample, "other": other, "written": written}
+    return _diagnose("memory", layer=layer, evidence=worst.evidence(), **words)
 
 
 def _perturb_batch(batch: Batch, seed: int) -> Batch:
@@ -356,101 +347,24 @@ def _record_calls(
 def _make_leak(
     group: _Group, single: _Single, worst: _Difference, layer: str, location: str, *, is_normed: bool = False
 ) -> Fault:
-    module = group.model.get_submodule(layer)
-    is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
     others = [sample.name for sample in group.singles if sample is not single]
     others = others if len(group.keys) == 2 else [f"{len(group.keys) - 1} others"]
+    words = {"worst": worst, "single": single, "others": others[0], "evidence": worst.evidence()}
     if location == _IN_INPUTS:
-        return Fault(
-            f"a sample is another in a batch than alone, before the model: its '{worst.name}' differs",
-            causes=("data.pairing", "data.padding", "model.cross_sample_leak"),
-            measured=f"{single.name} alone and in a batch with {others[0]}: {location}",
-            action="look at what makes or changes whole batches: `get_batch`, `collate`, a transform",
-            at="data",
-            evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-        )
-    return Fault(
-        f"what the model returns for a sample depends on the other samples of its batch: '{worst.name}' differs",
-        causes=("model.norm_mode", "model.cross_sample_leak")
-        if is_norm
-        else ("model.structure", "model.cross_sample_leak", "model.norm_mode")
-        if is_normed
-        else (),
-        measured=f"{single.name} alone and in a batch with {others[0]}, in evaluation mode: "
-        f"'{worst.name}' differs by {worst.share:.2g} of its largest value{', ' if location else ''}{location}"
-        + (f"; '{worst.name}' has mean 0 and deviation 1 in both" if is_normed else ""),
-        action=_NORM_ACTION
-        if is_norm
-        else f"look for a norm after the last layer: '{worst.name}' is standardised over the whole batch"
-        if is_normed
-        else "look there for a mean, a graph or a reshape over axis 0, or over all rows of concatenated clouds",
-        layer=layer or None,
-        evidence={"output": worst.name, "largest difference": worst.largest, "largest value": worst.scale},
-    )
+        return _diagnose("before the model", location=location, **words)
+    is_norm = isinstance(group.model.get_submodule(layer), nn.modules.batchnorm._BatchNorm)
+    diagnosis = "norm" if is_norm else "standardised" if is_normed else "leak"
+    first = f"{', ' if location else ''}{location}"
+    normed = f"; '{worst.name}' has mean 0 and deviation 1 in both" if is_normed else ""
+    return _diagnose(diagnosis, location=first + normed, layer=layer or None, **words)
 
 
 def _make_failure(group: _Group, single: _Single, error: Exception) -> Fault:
     norms = (name for name, module in group.model.named_modules() if _uses_batch_norm_statistics(module))
     norm = next(norms, None)
-    return Fault(
-        f"the model fails for a sample alone, not for two: {type(error).__name__}",
-        causes=("model.norm_mode", "model.cross_sample_leak") if norm is not None else (),
-        measured=f"{single.name} alone, in evaluation mode: {summarise_error(error)}",
-        action=_NORM_ACTION
-        if norm is not None
-        else "look for an axis of length 1 that is dropped (squeeze), or a number that one sample does not have",
-        layer=norm,
-    )
+    words = {"kind": type(error).__name__, "single": single, "reason": summarise_error(error)}
+    return _diagnose("fails alone" if norm is None else "fails alone by a norm", layer=norm, **words)
 
 
 def _uses_batch_norm_statistics(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) and uses_batch_statistics(module)
-
-
-MIN_PAIRS = 16
-"""Minimum number of pairs per process for statistics of its own; the notes' port had two."""
-
-
-@check(
-    "G34",
-    "batch-statistics",
-    "static",
-    severity="warning",
-    causes=("dist.sync", "data.sampling"),
-    config_path="distributed.sync_batch_norm",
-)
-def batch_statistics(context: Context) -> Fault | None:
-    """Each batch norm of a contrastive run on several processes sees at least 16 pairs, or all pairs of the step.
-
-    Finds: Batch norms that see few of a step's pairs, because each process computes its own statistics.
-
-    The norm of a projection head has one row per embedding. The mean and deviation of few rows depend mostly on the
-    embedding itself, so they reveal which samples are in the batch. Source: Chen et al. 2020, SimCLR, section 2.2
-    (batch norms over all devices); the bound of 16 pairs is this project's own.
-    """
-    train, size = context.config.train, context.world.size
-    if pairs_task(context) is None or size == 1 or context.config.distributed.sync_batch_norm:
-        return None
-    num_pairs = train.batch_size // train.micro_batches
-    pairs_per_process = num_pairs // size
-    norms = list(_iter_training_norms(context))
-    if pairs_per_process >= MIN_PAIRS or not norms:
-        return None
-    larger_batch = "a larger train.batch_size"
-    return Fault(
-        f"{len(norms)} batch norm(s) see {pairs_per_process} pairs on each of {size} processes",
-        measured=f"{num_pairs} pairs over {size} processes: statistics of {pairs_per_process} at '{norms[0]}' "
-        "and the others",
-        expected=f"{MIN_PAIRS} pairs or more, or the {num_pairs} of one process",
-        action=f"set {larger_batch}" if train.compile else f"set distributed.sync_batch_norm: true, or {larger_batch}",
-    )
-
-
-def _iter_training_norms(context: Context) -> Iterator[str]:
-    """Yield the names of the batch norms that use batch statistics in training; frozen modules do not."""
-    model = isolated_copy(context.built.job.model).train()
-    apply_freezing(model, context.built.job.frozen, context.built.job.epoch)
-    for name, module in model.named_modules():
-        is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-        if is_norm and module.training:
-            yield name

@@ -1,11 +1,12 @@
-"""Checks of gradients: parameters without one, layers that lose it."""
+"""First signals of a network: gradients that vanish or explode, dead units, inputs of norms that vary too little."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sightline.contract.pytree import tree_leaves
-from sightline.engine.device import seed_torch
-from sightline.engine.step import single_batch_step
-from sightline.instrument import record
-from sightline.store.loading.batch_reader import array_leaves
+from sightline.engine.step import compute_batch_losses
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault
-from sightline.workbench.check.core.object_graph import iter_reachable
-from sightline.workbench.check.oracles.results import loss_sums
+from sightline.workbench.check.core.finding import Fault, diagnose
+from sightline.workbench.check.oracles.results import float64, tree_map
 
+_diagnose = functools.partial(diagnose, __file__)
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 """Layers with a unit for each output channel."""
 _MIN_RELATIVE_RATIO = 1e-7  # relative to the median layer's gradient-to-weight ratio
@@ -127,15 +125,9 @@ def _make_note(flows: Sequence[LayerGradient]) -> Fault:
     ]
     moving = [flow for flow in flows if 0 < flow.ratio < float("inf")] or list(flows)
     smallest, largest = (end(moving, key=lambda flow: flow.ratio) for end in (min, max))
-    return Fault(
-        f"gradients are {smallest.ratio:.1e} to {largest.ratio:.1e} of their weights at the first step",
-        severity="note",
-        causes=("model.init",),
-        measured=f"{len(flows)} layers; smallest ratio in {smallest.name}",
-        expected=f"within a factor of {1 / _MIN_RELATIVE_RATIO:g} of the median",
-        action="nothing",
-        evidence={"table": {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}},
-    )
+    table = {"title": "gradients at the first step", "columns": list(_COLUMNS), "rows": rows}
+    measured, factor = f"{len(flows)} layers; smallest ratio in {smallest.name}", 1 / _MIN_RELATIVE_RATIO
+    return _diagnose("sizes", measured, smallest=smallest, largest=largest, factor=factor, evidence={"table": table})
 
 
 def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
@@ -145,20 +137,14 @@ def _size_faults(flows: Sequence[LayerGradient]) -> Iterator[Fault]:
         return
     median = statistics.median(ratios.values())
     smallest, largest = min(ratios, key=lambda name: ratios[name]), max(ratios, key=lambda name: ratios[name])
-    for name, is_far, effect in (
-        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanish before they reach"),
-        (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "explode in"),
+    for name, is_far, diagnosis in (
+        (smallest, ratios[smallest] < _MIN_RELATIVE_RATIO * median, "vanishing"),
+        (largest, ratios[largest] > _MAX_RELATIVE_RATIO * median, "exploding"),
     ):
         if is_far:
-            yield Fault(
-                f"gradients {effect} '{name}'",
-                severity="warning",
-                layer=name,
-                measured=f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's",
-                expected=f"between {_MIN_RELATIVE_RATIO:g} and {_MAX_RELATIVE_RATIO:g} times the median {median:.2e}",
-                causes=("model.init", "model.activation", "model.numerics"),
-                action="look at the initial weights around it, and at activations that saturate after it",
-            )
+            measured = f"gradient / weight {ratios[name]:.2e}, {ratios[name] / median:.1e} times the median layer's"
+            bounds = {"low": _MIN_RELATIVE_RATIO, "high": _MAX_RELATIVE_RATIO, "median": median}
+            yield _diagnose(diagnosis, measured, layer=name, **bounds)
 
 
 def _leave_out_idle_branches(context: Context, faults: Sequence[Fault]) -> list[Fault]:
@@ -207,328 +193,58 @@ def make_dead_fault(layer: str, share: float, num_units: int) -> Fault:
     )
 
 
-_MAX_SHOWN = 10
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+_MIN_RATIO = 10.0
+_NORM_COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
 
 
 @check(
-    "G10",
-    "no-gradient",
-    "preflight",
-    causes=("model.frozen_unintended", "loss.detached", "model.structure"),
-    expected="a gradient for each parameter that the optimiser holds",
-    action="look for detach(), no_grad or an unused output; freeze on purpose with requires_grad_(False)",
+    "G20",
+    "norm-variance",
+    "deep",
+    each=first_steps,
+    severity="note",
+    causes=("model.init", "data.normalisation", "model.norm_mode"),
+    config_path="model",
 )
-def no_gradient(context: Context) -> Iterator[Fault]:
-    """Each parameter that the config does not freeze is registered, gets a gradient, and is in the optimiser.
+def norm_variance(context: Context, step: DryRun) -> Fault | None:
+    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps).
 
-    Finds: Parameters that get no gradient, that are in no optimiser, or that the model does not register.
+    Finds: Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1.
     """
-    yield from _coverage_faults(context)
-    if context.dry_run.is_sound:
-        yield from registration_faults(context.dry_run.model)
-        yield from _term_faults(context)
-        yield from _zero_faults(context)
-        yield from _reach_faults(context)
-        yield from _loss_faults(context)
-        yield from _intent_faults(context)
-
-
-def _coverage_faults(context: Context) -> Iterator[Fault]:
-    """Check that the optimiser holds exactly the trainable parameters of the model and its learnt losses."""
-    job = context.built.job
-    trained = job.trained_module
-    optimised = {id(parameter) for group in job.optimizer.param_groups for parameter in group["params"]}
-    trained_ids = {id(parameter) for parameter in trained.parameters()}
-    trainable = {name: p for name, p in trained.named_parameters() if p.requires_grad}
-    left_out = [name for name, parameter in trainable.items() if id(parameter) not in optimised]
-    foreign = len(optimised - trained_ids)
-    if not left_out and not foreign:
-        return
-    yield _make_fault(
-        left_out,
-        f"{len(left_out)} trainable parameter(s) in no group of the optimiser"
-        if left_out
-        else f"the optimiser holds {foreign} parameters that are not the model's",
-        causes=("optim.param_coverage", "model.frozen_unintended", "model.unregistered"),
-        at="optimizer",
-        measured=f"{len(trainable) - len(left_out)} of {len(trainable)} trainable parameters are optimised"
-        + (f"; {foreign} that it holds belong to another object" if foreign else ""),
-        expected="each trainable parameter in exactly one group, unless optimizer.frozen names it",
-        action="make the optimiser last, from the model that is trained; name frozen modules in optimizer.frozen",
-    )
-
-
-def registration_faults(model: nn.Module) -> Iterator[Fault]:
-    """Yield a fault for parameters in plain lists, dicts or objects, which are not trained, moved or saved.
-
-    The model has the gradients of a backward pass.
-    """
-    registered = {id(parameter) for parameter in model.parameters()}
-    for name, module in model.named_modules():
-        attributes = {key: value for key, value in vars(module).items() if key not in _MODULE_ATTRIBUTES}
-        paths = [
-            path
-            for path, value in iter_reachable(attributes, nn.Parameter)
-            if id(value) not in registered and value.requires_grad and value.grad is not None
-        ]
-        if not paths:
-            continue
-        registered |= {id(value) for _, value in iter_reachable(attributes, nn.Parameter)}
-        attribute = paths[0].split("]", 1)[0].strip("['")
-        yield _make_fault(
-            [f"{name}.{attribute}".lstrip(".")],
-            f"'{attribute}' holds layers that the model does not register, so they are never trained",
-            layer=name or type(module).__name__,
-            causes=("model.unregistered", "optim.param_coverage"),
-            at="model",
-            measured=f"{len(paths)} parameters in a {type(attributes.get(attribute)).__name__} get gradients, "
-            "and are not among model.parameters()",
-            expected="every parameter that takes part is registered",
-            action=f"make '{attribute}' an nn.ModuleList, nn.ModuleDict or nn.ParameterList",
-        )
-
-
-def _term_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault for each loss with a positive count and weight that depends on no parameter."""
-    rehearsal, job = context.dry_run, context.built.job
-    first, last = job.loss_weights_at(0), job.loss_weights_at(job.num_steps)
-    for name, term in rehearsal.terms.items():
-        is_counted = float(rehearsal.counts[name]) > 0 and max(first[name], last[name]) > 0
-        if not is_counted or term.requires_grad or _is_frozen_by_config(context, name):
-            continue
-        yield _make_fault(
-            [],
-            f"the loss '{name}' has no gradient: it is cut off from the model",
-            causes=("loss.detached", "model.frozen_unintended"),
-            at=context.loss_path(name),
-            measured=f"sum {float(term):.6g} over a count of {float(rehearsal.counts[name]):g}, requires_grad False",
-            expected="a sum that depends on the model's parameters",
-            action="look for detach(), no_grad, numpy() or argmax between the model's outputs and this loss",
-        )
-
-
-def _zero_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault if every gradient is exactly 0, because of the losses or of the network."""
-    rehearsal, job = context.dry_run, context.built.job
-    has_terms = any(term.requires_grad and float(rehearsal.counts[name]) > 0 for name, term in rehearsal.terms.items())
-    if (
-        not has_terms
-        or not set(rehearsal.gradients.values()) <= {"zero", "none"}
-        or "zero" not in rehearsal.gradients.values()
-    ):
-        return
-    outputs = {
-        name: value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in rehearsal.seen_outputs.items()
-    }
-    total = sum(term.sum() for term in loss_sums(job, rehearsal.batch, outputs).values())
-    leaves = [value for value in outputs.values() if isinstance(value, Tensor) and value.requires_grad]
-    gradients = torch.autograd.grad(total, leaves, allow_unused=True) if isinstance(total, Tensor) and leaves else ()
-    is_of_loss = not any(gradient is not None and bool(gradient.any()) for gradient in gradients)
-    yield _make_fault(
-        [],
-        "every gradient is exactly 0: nothing can be learnt",
-        causes=("loss.detached", "loss.form") if is_of_loss else ("model.activation", "model.init"),
-        at="losses" if is_of_loss else "model",
-        measured=f"0 in {len(rehearsal.gradients)} parameters; "
-        + ("the losses do not depend on the outputs" if is_of_loss else "the losses depend on the outputs"),
-        expected="gradients other than 0 in the first step",
-        action="look for detach(), argmax, rounding, or a factor of 0 in the losses"
-        if is_of_loss
-        else "look for rounding, and for an activation that is 0 for every input, such as a ReLU after a negative bias",
-    )
-
-
-def _reach_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault per reason for trainable parameters without a gradient in all micro-batches tried."""
-    rehearsal, job = context.dry_run, context.built.job
-    is_detached = any(True for _ in _term_faults(context))
-    frozen_names = _find_frozen_names(context)
-    silent = [
-        name
-        for name, parameter in job.model.named_parameters()
-        if parameter.requires_grad and rehearsal.gradients[name] == "none" and name not in frozen_names
+    modules: dict[str, Any] = dict(context.built.job.model.named_modules())
+    variances = {name: float(v.median()) for name, v in input_variances(context).items()}
+    small = {name: v for name, v in variances.items() if v < _MIN_RATIO * modules[name].eps}
+    if not small:
+        return None
+    rows = [
+        [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
     ]
-    if not silent or (is_detached and len(silent) == len(rehearsal.gradients)):
-        return
-    idle_outputs = _find_idle_outputs(rehearsal)
-    from_idle = _find_reached(context, silent, idle_outputs) if idle_outputs else set()
-    from_read = _find_reached(context, silent, rehearsal.output_reads) - from_idle
-    executed = {name for name in silent if _get_owner(name) in rehearsal.executed}
-    cut = [name for name in silent if name not in from_idle | from_read and name in executed]
-    unread = _find_unread(context, cut)
-    groups = (
-        ([name for name in silent if name in from_idle], "unused"),
-        ([name for name in silent if name in from_read], "detached"),
-        ([name for name in silent if name not in from_idle | from_read and name not in executed], "idle"),
-        ([name for name in cut if name in unread], "unread"),
-        ([name for name in cut if name not in unread], "cut"),
-    )
-    for names, reason in groups:
-        if names:
-            yield _make_silent_fault(context, names, reason, idle_outputs)
-
-
-def _loss_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault for parameters of losses that got no gradient in the dry run."""
-    job = context.built.job
-    frozen_prefixes = tuple(f"{entry['modules']}." for entry in job.frozen)
-    silent = [
-        name
-        for name, parameter in job.trained_module.named_parameters()
-        if job.losses.owner(name)
-        and parameter.requires_grad
-        and parameter.grad is None
-        and not name.startswith(frozen_prefixes)
-    ]
-    if silent:
-        yield _make_fault(
-            silent,
-            f"{len(silent)} parameter(s) of losses get no gradient",
-            causes=("loss.detached", "model.structure"),
-            at="losses",
-            measured=f"no gradient in {context.dry_run.num_tries} micro-batches",
-            expected="the loss depends on each of its parameters",
-            action="use them in the loss's forward, or make them buffers if they are constants",
-        )
-
-
-def _make_silent_fault(context: Context, names: Sequence[str], reason: str, idle_outputs: set[str]) -> Fault:
-    is_alone = context.world.size == 1
-    unused = ("model.structure", "dist.unused_params") if is_alone else ("dist.unused_params", "model.structure")
-    rehearsal = context.dry_run
-    causes, detail, action = {
-        "unused": (
-            unused,
-            f"only the outputs {', '.join(sorted(idle_outputs))} depend on them, which no loss reads",
-            "give these outputs a loss, or take the head out; several processes would wait for its gradients",
-        ),
-        "detached": (
-            ("loss.detached", "dist.unused_params"),
-            "a loss reads outputs that depend on them, but its value does not",
-            "look for detach(), no_grad or argmax between these outputs and the loss",
-        ),
-        "idle": (
-            ("model.structure", "dist.unused_params"),
-            "their modules never ran",
-            "call these modules in forward, take them out, or declare them in optimizer.frozen",
-        ),
-        "unread": (
-            ("dist.unused_params", "model.structure", "model.frozen_unintended"),
-            "their modules ran, but no output changes with their values",
-            "return what they compute and give it a loss, or take them out; several processes would wait for gradients",
-        ),
-        "cut": (
-            ("model.frozen_unintended", "model.structure", "dist.unused_params"),
-            "their modules ran, but no output depends on them",
-            "look for detach(), no_grad or .data in the model, or declare them in optimizer.frozen",
-        ),
-    }[reason]
-    return _make_fault(
-        names,
-        f"{len(names)} parameter(s) get no gradient",
-        causes=causes,
-        at="model",
-        measured=f"no gradient in {rehearsal.num_tries} micro-batches of {rehearsal.num_samples} samples: {detail}",
-        expected="a gradient in at least one of them, unless optimizer.frozen names the module",
-        action=action,
-    )
-
-
-def _intent_faults(context: Context) -> Iterator[Fault]:
-    """Yield a fault for parameters with requires_grad False that the config does not freeze."""
-    frozen_names = _find_frozen_names(context)
-    frozen = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in frozen_names]
-    if not frozen:
-        return
-    yield _make_fault(
-        frozen,
-        f"{len(frozen)} parameter(s) frozen, though the config freezes nothing there",
-        severity="warning",
-        causes=("model.frozen_unintended", "cfg.contract"),
-        at="optimizer.frozen",
-        measured="requires_grad False",
-        expected="requires_grad True, unless optimizer.frozen names the module",
-        action="declare them in optimizer.frozen, make them buffers if they are constants, or let them train",
-    )
-
-
-def _find_frozen_names(context: Context) -> set[str]:
-    """Return the names of the parameters in modules that the config freezes at any time."""
-    prefixes = [f"{entry['modules']}." for entry in context.built.job.frozen]
-    names = [name for name, _ in context.built.job.model.named_parameters()]
-    return {name for name in names if any(f"{name}.".startswith(prefix) for prefix in prefixes)}
-
-
-def _find_idle_outputs(rehearsal: DryRun) -> set[str]:
-    return set(rehearsal.seen_outputs) - rehearsal.output_reads
-
-
-def _get_owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
-
-
-def _find_reached(context: Context, names: Sequence[str], outputs: Any) -> set[str]:
-    """Return the parameters, among `names`, that the named outputs depend on, by a forward pass on a copy."""
-    model = isolated_copy(context.built.job.model)
-    passes, _ = _run_forward(context, model)
-    parameters = dict(model.named_parameters())
-    roots = [
-        tensor.sum()
-        for result in passes
-        for name in outputs
-        for _, tensor in array_leaves(result.get(name))
-        if isinstance(tensor, Tensor) and tensor.requires_grad
-    ]
-    if not roots:
-        return set()
-    total = torch.stack([root.double() for root in roots]).sum()
-    gradients = torch.autograd.grad(total, [parameters[name] for name in names], allow_unused=True)
-    return {name for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-
-
-def _find_unread(context: Context, names: Sequence[str]) -> set[str]:
-    """Return the parameters, among `names`, whose values change no output: they are all drawn anew on a copy."""
-    if not names:
-        return set()
-    results = []
-    for is_drawn in (False, True):
-        model = isolated_copy(context.built.job.model)
-        for name, parameter in model.named_parameters() if is_drawn else ():
-            if name in names:
-                parameter.data = torch.randn_like(parameter)
-        seed_torch(0)
-        results.append([tensor for result in _run_forward(context, model)[0] for _, tensor in array_leaves(result)])
-    is_same = all(torch.equal(first, second) for first, second in zip(*results, strict=True))
-    return {*names} if is_same else set()
-
-
-def _is_frozen_by_config(context: Context, loss: str) -> bool:
-    """Return True if a loss would depend on parameters if the config froze none."""
-    frozen_names = _find_frozen_names(context)
-    model = isolated_copy(context.built.job.model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad or name in frozen_names)
-    return bool(frozen_names) and _run_forward(context, model)[1][loss].requires_grad
-
-
-def _run_forward(context: Context, model: nn.Module) -> tuple[list[Any], Mapping[str, Tensor]]:
-    """Return the outputs of each call of a copy in training mode on the batch of the dry run, and its loss sums."""
-    job, batch, device = context.built.job, context.dry_run.batch, context.world.device
-    step = single_batch_step(job.task, model.train(), batch, device, job.precision)
-    with record({"": model}, keep=("outputs",), each=None) as tape:
-        terms = step.loss_sums(model)
-    return tape.outputs, terms
-
-
-def _make_fault(names: Sequence[str], summary: str, *, layer: str | None = None, **fields: Any) -> Fault:
-    shown = ", ".join(names[:_MAX_SHOWN]) + (f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else "")
-    first = names[0] if names else None
+    smallest = min(small, key=lambda name: small[name])
     return Fault(
-        summary + (f": {shown}" if names and f"'{first}'" not in summary else ""),
-        param=first,
-        layer=layer or (_get_owner(first) or None if first else None),
-        evidence={"parameters": list(names[:_MAX_SHOWN]), "num_parameters": len(names)},
-        **fields,
+        f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
+        layer=smallest,
+        measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
+        expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
+        action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
+        evidence={"table": {"title": "batch norms of small inputs", "columns": list(_NORM_COLUMNS), "rows": rows}},
     )
+
+
+def input_variances(context: Context) -> dict[str, Tensor]:
+    """Measure the unbiased input variance (C,) of each batch norm in the first step, by module name.
+
+    It is read from the running averages after one float64 pass, so that norms inside fused kernels are included.
+    """
+    job = context.built.job
+    model = isolated_copy(job.model).double().train()
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
+    }
+    for norm in norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over one batch equals its statistics
+    batch = tree_map(context.dry_run.batch, float64)
+    compute_batch_losses(job.task, model, batch, context.world.device)
+    return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sightline.engine.step import compute_batch_losses
-from sightline.workbench.check.context import Context, check, first_steps
-from sightline.workbench.check.core.dry_run import DryRun, isolated_copy
+from sightline.contract.errors import join_some
+from sightline.workbench.check.context import Context, check
+from sightline.workbench.check.core.dry_run import isolated_copy
 from sightline.workbench.check.core.finding import Fault, FindingLocation
-from sightline.workbench.check.oracles.results import float64, tree_map
 
 _PASS_HOOKS = {
     "_forward_hooks": "forward hook",
@@ -193,8 +192,7 @@ def _judge_hooks(hooks: list[_Hook], changed: list[str]) -> Fault | None:
     if not hooks:
         return None
     first = hooks[0]
-    listed = "; ".join(f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks[:3])
-    more = f" and {len(hooks) - 3} more" if len(hooks) > 3 else ""
+    listed = [f"{hook.kind} {hook.owner} on {_describe_layer(hook.layer)}" for hook in hooks]
     effect = f", and '{changed[0]}' differs with {'it' if len(hooks) == 1 else 'them'}" if changed else ""
     layer = first.layer.strip("*") or None
     return Fault(
@@ -202,63 +200,6 @@ def _judge_hooks(hooks: list[_Hook], changed: list[str]) -> Fault | None:
         where=FindingLocation(file=first.file, line=first.line, layer=layer, config_path="model"),
         severity="error" if changed else "warning",
         causes=("dist.hook", "model.structure" if changed else "dist.logging"),
-        measured=f"{listed}{more}",
+        measured=join_some(listed, most=3, separator="; "),
         evidence={"hooks": [hook.owner for hook in hooks], "changed": changed},
     )
-
-
-_MIN_RATIO = 10.0
-_COLUMNS = ("batch norm", "input variance", "epsilon", "comes out with std")
-
-
-@check(
-    "G20",
-    "norm-variance",
-    "deep",
-    each=first_steps,
-    severity="note",
-    causes=("model.init", "data.normalisation", "model.norm_mode"),
-    config_path="model",
-)
-def norm_variance(context: Context, step: DryRun) -> Fault | None:
-    """The input variance v of each batch norm is at least ten times epsilon; the output variance is v / (v + eps).
-
-    Finds: Batch norms whose inputs vary so little that epsilon keeps the outputs below a variance of 1.
-    """
-    modules: dict[str, Any] = dict(context.built.job.model.named_modules())
-    variances = {name: float(v.median()) for name, v in input_variances(context).items()}
-    small = {name: v for name, v in variances.items() if v < _MIN_RATIO * modules[name].eps}
-    if not small:
-        return None
-    rows = [
-        [n, f"{v:.2e}", f"{modules[n].eps:g}", f"{(v / (v + modules[n].eps)) ** 0.5:.2f}"] for n, v in small.items()
-    ]
-    smallest = min(small, key=lambda name: small[name])
-    return Fault(
-        f"{len(small)} of {len(variances)} batch norms have inputs that vary less than ten times epsilon",
-        layer=smallest,
-        measured=f"variance {small[smallest]:.2e} in {smallest}, the median channel's",
-        expected=f"over {_MIN_RATIO:g} epsilon = {_MIN_RATIO * modules[smallest].eps:g}",
-        action="larger initial weights before it, or a smaller epsilon, unless the recipe intends it",
-        evidence={"table": {"title": "batch norms of small inputs", "columns": list(_COLUMNS), "rows": rows}},
-    )
-
-
-def input_variances(context: Context) -> dict[str, Tensor]:
-    """Measure the unbiased input variance (C,) of each batch norm in the first step, by module name.
-
-    It is read from the running averages after one float64 pass, so that norms inside fused kernels are included.
-    """
-    job = context.built.job
-    model = isolated_copy(job.model).double().train()
-    norms = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None
-    }
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # the average over one batch equals its statistics
-    batch = tree_map(context.dry_run.batch, float64)
-    compute_batch_losses(job.task, model, batch, context.world.device)
-    return {name: norm.running_var.clone() for name, norm in norms.items() if int(norm.num_batches_tracked) > 0}  # type: ignore[union-attr, arg-type]

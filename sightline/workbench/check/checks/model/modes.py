@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sightline.contract.errors import join_some
 from sightline.engine.optimizers import is_in_module
 from sightline.workbench.check.context import Context, check, step_check
 from sightline.workbench.check.core.dry_run import DryRun
@@ -88,8 +89,7 @@ def _is_declared_frozen(context: Context, name: str) -> bool:
 
 
 def _list_names(names: list[str]) -> str:
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(f"'{name}'" for name in names[:_MAX_SHOWN]) + more
+    return join_some([f"'{name}'" for name in names], most=_MAX_SHOWN)
 
 
 @step_check(

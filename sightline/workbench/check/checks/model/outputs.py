@@ -5,6 +5,7 @@ The outputs for one cloud in evaluation mode are compared, bit for bit, between 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import math
@@ -19,12 +20,13 @@ from sightline.compute.numba_kernels import compute_seconds
 from sightline.workbench.check.context import Context, assignments, check, first_steps
 from sightline.workbench.check.core.assigned_boxes import AssignedBoxes
 from sightline.workbench.check.core.dry_run import DryRun, isolated_copy, read_batch, step_keys
-from sightline.workbench.check.core.finding import Fault, Finding
+from sightline.workbench.check.core.finding import Fault, Finding, diagnose
 from sightline.workbench.check.core.object_graph import output_range
 from sightline.workbench.check.core.sample_statistics import class_axis, is_standardised, parts_by_category
 from sightline.workbench.check.oracles.derivatives import SquaredErrorLoss
 from sightline.workbench.check.oracles.results import loss_sums
 
+_diagnose = functools.partial(diagnose, __file__)
 _SLACK = 1e-6
 _MAX_ZEROS, _MAX_BLOCKED = 0.3, 0.01
 """Shares of exact zeros, and of those whose target is above: a ReLU at 0 gets no gradient to reach it."""
@@ -40,55 +42,38 @@ def final_activation(context: Context, step: DryRun) -> Iterator[Fault]:
     The graph of operations decides, not the loss, which falls also while some outputs have gradients.
     """
     names = [component.name for component in context.config.losses if component.name not in context.squared_losses]
-    for output, fault in itertools.chain(
-        *(_squares_faults(step, name, squares) for name, squares in context.squared_losses.items()),
-        *(_logits_faults(context, name) for name in names),
-    ):
-        action = f"remove the activation after the last layer from the model; '{output}' must be linear"
-        yield replace(fault, layer=step.makers.get(output) or context.last_layer, action=action)
+    for name, squares in context.squared_losses.items():
+        layer = step.makers.get(squares.output_key) or context.last_layer
+        yield from (replace(fault, layer=layer) for fault in _squares_faults(step, name, squares))
+    for name in names:
+        layer = step.makers.get("logits") or context.last_layer
+        yield from (replace(fault, layer=layer) for fault in _logits_faults(context, name))
 
 
-def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Iterator[tuple[str, Fault]]:
+def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Iterator[Fault]:
     key, operation = squares.output_key, step.ends.get(squares.output_key, "")
+    words = {"key": key, "name": name, "operation": _describe_operation(operation)}
     low, high = output_range(operation)
     counted = squares.weight > 0
     target, output = squares.target[counted], squares.output[counted]
     slack = _SLACK * float(target.abs().max().clamp(min=1e-30))
     outside = _share((target < low - slack) | (target > high + slack))
     if outside > 0:
-        yield (
-            key,
-            Fault(
-                f"'{key}' ends in {_describe_operation(operation)}, which cannot reach the targets of '{name}'",
-                measured=f"{outside:.1%} of the targets are outside {_format_interval(low, high)}: "
-                f"{float(target.min()):.3g} to {float(target.max()):.3g}",
-                expected="a linear last layer, or targets within its range",
-                causes=("model.activation", "data.target_encoding", "data.normalisation"),
-            ),
-        )
+        measured = f"{outside:.1%} of the targets are outside {_format_interval(low, high)}"
+        measured += f": {float(target.min()):.3g} to {float(target.max()):.3g}"
+        yield _diagnose("unreachable targets", measured, **words)
     elif bool((output >= 0).all()) and bool((target > 0).any()):
         zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
         if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and blocked > _MAX_BLOCKED):
-            yield (
-                key,
-                Fault(
-                    f"the last layer of '{key}' is rectified: no gradient flows where it outputs 0",
-                    severity="error" if zeros == 1 else "warning",
-                    measured=f"{zeros:.0%} of the outputs are exactly 0, {blocked:.0%} of all with a target above "
-                    f"in '{name}'; "
-                    f"the last operation is {_describe_operation(operation)}",
-                    expected=f"a linear last layer, or at most {_MAX_ZEROS:.0%} exact zeros, and {_MAX_BLOCKED:.0%} "
-                    "below their target",
-                    causes=("model.activation", "model.init"),
-                ),
-            )
+            shares = {"zeros": zeros, "blocked": blocked, "most_zeros": _MAX_ZEROS, "most_blocked": _MAX_BLOCKED}
+            yield _diagnose("rectified", severity="error" if zeros == 1 else "warning", **words, **shares)
 
 
 def _share(mask: Tensor) -> float:
     return float(mask.double().mean())
 
 
-def _logits_faults(context: Context, name: str) -> Iterator[tuple[str, Fault]]:
+def _logits_faults(context: Context, name: str) -> Iterator[Fault]:
     """Yield faults of bounded logits of a shift-invariant loss (softmax): the loss cannot reach 0."""
     logits, label = context.dry_run.seen_outputs.get("logits"), context.dry_run.batch.get("label")
     operation = context.dry_run.ends.get("logits", "")
@@ -98,31 +83,16 @@ def _logits_faults(context: Context, name: str) -> Iterator[tuple[str, Fault]]:
     axis = class_axis(logits, label)
     if axis is None or operation == "LogSoftmax" or not _is_shift_invariant(context, name):
         return
-    num_classes = logits.shape[axis]
+    others, words = logits.shape[axis] - 1, {"key": "logits", "name": name, "operation": _describe_operation(operation)}
     if math.isfinite(low) and math.isfinite(high):
-        floor = math.log1p((num_classes - 1) * math.exp(low - high))
-        causes = ("model.activation", "loss.double_softmax")
-        yield (
-            "logits",
-            Fault(
-                f"the logits end in {_describe_operation(operation)}, so the loss '{name}' cannot fall below "
-                f"{floor:.4g}",
-                measured=f"logits within {_format_interval(low, high)}",
-                expected=f"logits without bounds; these reach ln(1 + {num_classes - 1} e^-{high - low:g}) at best",
-                causes=causes[:: -1 if operation == "Softmax" else 1],
-            ),
+        floor = math.log1p(others * math.exp(low - high))
+        measured = f"logits within {_format_interval(low, high)}"
+        causes = ("model.activation", "loss.double_softmax")[:: -1 if operation == "Softmax" else 1]
+        yield _diagnose(
+            "bounded logits", measured, causes=causes, floor=floor, others=others, width=high - low, **words
         )
     elif low == 0:
-        yield (
-            "logits",
-            Fault(
-                f"the logits end in {_describe_operation(operation)}: a class with logit 0 gets no gradient",
-                severity="warning",
-                measured=f"{float((logits == 0).double().mean()):.0%} of the logits are exactly 0",
-                expected="a linear last layer",
-                causes=("model.activation",),
-            ),
-        )
+        yield _diagnose("rectified logits", zeros=_share(logits == 0), **words)
 
 
 def _is_shift_invariant(context: Context, name: str) -> bool:
@@ -167,14 +137,7 @@ def category_input(context: Context, step: DryRun) -> Iterator[Fault]:
     if "category" in inspect.signature(model.forward).parameters:
         fault = _judge_categories(_CategoryOutputs(context, len(table)), len(table))
     elif context.is_thorough:
-        fault = Fault(
-            f"model '{context.config.model.name}' does not take the category of an object",
-            severity="note",
-            causes=("cfg.contract",),
-            measured="its forward takes no 'category'",
-            expected="nothing; some published part models take the one-hot category and others do not",
-            action="compare its results with those of models without the category too, or choose a model that takes it",
-        )
+        fault = _diagnose("no category", name=context.config.model.name)
     if fault is not None:
         evidence = {"looked_at": "one training cloud in evaluation mode, on the CPU"}
         yield replace(fault, evidence=evidence)
@@ -226,47 +189,21 @@ def _judge_categories(category_outputs: _CategoryOutputs, num_categories: int) -
     if len(refused) == len(tested):
         return None  # the failure is due to the single cloud or the device, not the category
     pairs = [(one, other) for one, other in itertools.combinations(tested, 2) if category_outputs.are_alike(one, other)]
-    build = "build the model for num_categories (a fact: name it in the constructor)"
-    one_hot = f"a one-hot of length {num_categories}, the data set's fact num_categories"
     if refused:
-        return Fault(
-            f"the model fails on category {refused[0]}, which occurs in the data",
-            causes=("cfg.class_count", "cfg.contract"),
-            measured=f"no output for category {', '.join(map(str, refused[:8]))} of 0 .. {num_categories - 1}",
-            expected=f"outputs for all {num_categories} categories, the data set's fact num_categories",
-            action=build,
-        )
+        listed = ", ".join(map(str, refused[:8]))
+        words = {"first": refused[0], "refused": listed, "last": num_categories - 1, "number": num_categories}
+        return _diagnose("refused category", **words)
     if len(pairs) == len(tested) * (len(tested) - 1) // 2:
-        return Fault(
-            "the model takes 'category', but its outputs do not depend on it",
-            severity="warning",
-            causes=("cfg.contract", "model.structure", "model.init"),
-            measured=f"the same bits for one cloud as category {', '.join(map(str, tested))}",
-            expected="different outputs for different categories",
-            action="join the one-hot category to the features of the head; a zero-initialised branch needs no change",
-        )
+        return _diagnose("ignored category", tested=", ".join(map(str, tested)))
     if pairs:
-        return Fault(
-            f"the model cannot distinguish category {pairs[0][0]} from {pairs[0][1]}",
-            causes=("cfg.class_count", "model.structure"),
-            measured="the same bits for one cloud as category "
-            + ", ".join(f"{one} and {other}" for one, other in pairs[:8]),
-            expected=one_hot,
-            action=f"{build}, and do not clamp the category",
-        )
+        listed = ", ".join(f"{one} and {other}" for one, other in pairs[:8])
+        return _diagnose("equal categories", pair=pairs[0], pairs=listed, number=num_categories)
     beyond = category_outputs.outputs.get(num_categories)
     is_same = category_outputs.are_alike(num_categories, num_categories + 1)
     is_clamped = any(category_outputs.are_alike(num_categories, category) for category in tested)
     if beyond is None or num_categories + 1 not in category_outputs.outputs or is_same or is_clamped:
         return None
-    return Fault(
-        f"the model was built for more categories than the {num_categories} of the data",
-        severity="warning",
-        causes=("cfg.class_count", "cfg.contract"),
-        measured=f"category {num_categories} has distinct outputs",
-        expected=one_hot,
-        action=build,
-    )
+    return _diagnose("more categories", number=num_categories)
 
 
 _PRIOR, _FACTOR = 0.01, 10.0

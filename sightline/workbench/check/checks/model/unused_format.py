@@ -12,7 +12,7 @@ from sightline.engine.build import build_model, find_unused_format
 from sightline.engine.device import Precision
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.examination import FasterSetting
 
 _MAX_SECONDS = 3.0
 """Processor seconds of the dry run above which nothing is measured: a note must not take longer than all checks."""
@@ -20,30 +20,19 @@ _NUM_ROUNDS = 3
 _MIN_RATIO = 1.15
 
 
-@check(
-    "G22",
-    "unused-format",
-    "preflight",
-    each=first_steps,
-    is_quick=False,
-    severity="note",
-    causes=("sys.resource",),
-    config_path="train",
-    expected="as fast in float32, or a config that uses bf16",
-    action="compare a few seeds of both with `sightline study`; train.precision=auto is bf16 only on machines that "
-    "have it; `sightline profile` measures whole steps",
-)
-def unused_format(context: Context, step: DryRun) -> Fault | None:
+@check("G22", "unused-format", "preflight", each=first_steps, is_quick=False, causes=("sys.resource",))
+def unused_format(context: Context, step: DryRun) -> None:
     """A step in bf16, for which this CPU has instructions, is not faster than the step in the float32 of the config.
 
-    Finds: Configs in float32 whose step is faster in bf16 on this CPU: the gain measured, and the keys to set.
+    Finds: Configs in float32 whose step is faster in bf16 on this CPU; the gain is printed below the findings.
 
-    Forward and backward passes on the samples of the dry run take turns, after one round to warm up. The median round
-    counts, in the processor time of the main thread. GPUs are left to `sightline profile`.
+    It is no finding, as a time is another one in each run: it goes into the examination. Forward and backward passes on
+    the samples of the dry run take turns, after one round to warm up; the median round counts, in the processor time of
+    the main thread. GPUs are left to `sightline profile`.
     """
     unused = find_unused_format(context.config, context.world)
     if context.world.device.type != "cpu" or unused is None or step.seconds > _MAX_SECONDS:
-        return None
+        return
     model = changed = context.built.job.model
     if unused.config.model != context.config.model:
         changed = build_model(unused.config, context.built.data.facts, context.world)
@@ -51,15 +40,8 @@ def unused_format(context: Context, step: DryRun) -> Fault | None:
     measure_half = _make_step(context, step, changed, unused.config.train.precision)
     rounds = [(measure_full(), measure_half()) for _ in range(1 + _NUM_ROUNDS)][1:]
     ratio, full, half = sorted((full / half, full, half) for full, half in rounds)[_NUM_ROUNDS // 2]
-    if ratio < _MIN_RATIO:
-        return None
-    keys = " ".join(unused.overrides)
-    return Fault(
-        f"this machine computes in bf16, which the config leaves unused: {keys} makes a step {ratio:.1f} times as fast",
-        measured=f"{1000 * half:.0f} ms for forward and backward passes of {step.num_samples} samples, in float32 "
-        f"{1000 * full:.0f} ms",
-        evidence={"overrides": list(unused.overrides), "ratio": round(ratio, 3)},
-    )
+    if ratio >= _MIN_RATIO:
+        context.examination.faster = FasterSetting(unused.overrides, ratio, full, half, step.num_samples)
 
 
 def _make_step(context: Context, step: DryRun, model: nn.Module, precision: str) -> Callable[[], float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,8 @@ from sightline.store.loading.batch_reader import array_leaves
 from sightline.workbench.check.checks.data.batches import find_non_finite, sample_of_element
 from sightline.workbench.check.context import Context, check
 from sightline.workbench.check.core.dry_run import ReadTrackingDict, forward_backward, isolated_copy
-from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, gather_findings
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, diagnose, gather_findings
+from sightline.workbench.check.core.object_graph import iter_nodes
 from sightline.workbench.check.core.sample_statistics import describe_sample
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def diagnose_non_finite(error: NonFiniteGradientError, world: World) -> Finding:
             fault = _locate(error.job, error.micro_batches, world.device)
         except Exception:
             logger.warning("non-finite: the step could not be run again", exc_info=True)
-            fault = _make_unknown("the step could not be run again on a copy")
+            fault = _diagnose("unknown", "the step could not be run again on a copy")
     stages = ("data", "parameter", "forward", "loss", "backward", "norm", "unknown")
     findings = gather_findings([_build(error.job, fault)], world)
     first = min(findings, key=lambda candidate: stages.index(candidate.evidence["stage"]))
@@ -109,6 +110,11 @@ def _blame_learning_rate(job: TrainState, finding: Finding) -> Finding:
     )
 
 
+def _diagnose(stage: str, measured: str, *, evidence: Mapping[str, Any] | None = None, **words: Any) -> Fault:
+    """Make the fault of a stage, which is part of its evidence."""
+    return diagnose(__file__, stage, measured, evidence={"stage": stage, **(evidence or {})}, **words)
+
+
 def _largest_weight(parameter: Tensor) -> float:
     """Return the largest absolute value of the finite weights of a parameter."""
     values = parameter.detach().abs()
@@ -153,30 +159,16 @@ def _check_data(job: TrainState, batch: Batch, reads: set[str]) -> Fault | None:
     number = next(find_non_finite(batch, sorted(reads & batch.keys())), None)
     if number is None:
         return None
-    return Fault(
-        f"'{number.key}' of the batch holds {number.value}",
-        causes=("data.corrupt_sample", "data.normalisation"),
-        measured=f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}",
-        expected="finite numbers in what model and losses read",
-        action="repair or leave out the sample, or correct the transform that divides by zero",
-        sample=number.sample,
-        evidence={"stage": "data"},
-    )
+    measured = f"{number.value} at {number.leaf}{list(number.position)}{_describe_sample(job, number.sample)}"
+    return _diagnose("data", measured, number=number, sample=number.sample)
 
 
 def _check_parameters(job: TrainState) -> Fault | None:
     for name, parameter in job.trained_module.named_parameters():
         count = int((~parameter.detach().isfinite()).sum())
         if count:
-            return Fault(
-                f"the parameter {name} is not finite before the step",
-                causes=("optim.nonfinite", "ckpt.corrupt", "optim.lr", "model.init"),
-                measured=f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest",
-                expected="finite weights",
-                action="start from a sound checkpoint with a lower learning rate, or look at how it is initialised",
-                param=name,
-                evidence={"stage": "parameter"},
-            )
+            measured = f"{count} of {parameter.numel()} values, {_format_range(parameter)} the rest"
+            return _diagnose("parameter", measured, param=name)
     return None
 
 
@@ -246,14 +238,8 @@ def _check_step(job: TrainState, batch: Batch, device: torch.device) -> Fault | 
     for name, term in terms.items():
         total, count = float(term.detach()), float(counts[name])
         if not math.isfinite(total) or not math.isfinite(count):
-            return Fault(
-                f"the loss '{name}' is {total} though the model's outputs are finite",
-                causes=("loss.form", "model.numerics", "loss.normaliser"),
-                measured=f"sum {total}, count {count}; largest activation {trace.largest:.4g}",
-                expected="a finite sum and a finite count >= 0",
-                action="look for log(0), 0/0 or an overflow in this loss; take logits, not probabilities",
-                evidence={"stage": "loss", "loss": name},
-            )
+            measured = f"sum {total}, count {count}; largest activation {trace.largest:.4g}"
+            return _diagnose("loss", measured, name=name, total=total, evidence={"loss": name})
     return _judge_backward(combine_modules(model, job.losses), trace, backward)
 
 
@@ -263,16 +249,16 @@ def make_forward_fault(trace: ForwardTrace, event: _Event, index: int | None, sa
     location = f"'{event.layer}'" if event.layer else "the model's own forward"
     if event.kind == "between":
         location += f", after '{event.after}'" if event.after else ", before its first layer"
-    return Fault(
-        f"the forward pass gives {float(event.tensor[position])} first in {location}",
-        causes=("model.numerics", "optim.lr", "model.init"),
-        measured=f"{float(event.tensor[position])} at {list(position)} of {tuple(event.tensor.shape)}"
-        f"{sample}; its inputs: {event.before}",
-        expected="finite outputs from finite inputs and weights",
-        action="guard the division, root, logarithm or exponential there, or lower the learning rate",
+    number = float(event.tensor[position])
+    measured = f"{number} at {list(position)} of {tuple(event.tensor.shape)}{sample}; its inputs: {event.before}"
+    return _diagnose(
+        "forward",
+        measured,
+        number=number,
+        location=location,
         layer=event.layer or event.after,
         sample=index,
-        evidence={"stage": "forward", "largest_activation_before": trace.largest},
+        evidence={"largest_activation_before": trace.largest},
     )
 
 
@@ -284,16 +270,16 @@ def _judge_backward(model: nn.Module, trace: ForwardTrace, back: _BackwardTrace)
     loss = back.loss if layer is None else None
     operation = back.name or "an operation that hooks do not see"
     location = f"the loss '{loss}'" if layer is None else layer or "the model's own forward"
-    return Fault(
-        f"only the backward pass is not finite: {operation} in {location}",
+    reached = f"{len(affected)} parameters are reached, {affected[0]} first"
+    return _diagnose(
+        "backward",
+        f"{operation} turns a gradient of {back.before} into one that is not finite; {reached}",
+        operation=operation,
+        location=location,
         causes=("model.numerics", "loss.form") if loss is None else ("loss.form", "model.numerics"),
-        measured=f"{operation} turns a gradient of {back.before} into one that is not finite; "
-        f"{len(affected)} parameters are reached, {affected[0]} first",
-        expected="finite gradients from finite values: a derivative that exists there",
-        action="avoid the point without a derivative: sqrt(x + eps), a norm with eps, clamp before log",
         layer=layer or None,
         param=affected[0],
-        evidence={"stage": "backward", "operation": operation, "loss": loss, "largest_activation": trace.largest},
+        evidence={"operation": operation, "loss": loss, "largest_activation": trace.largest},
     )
 
 
@@ -307,27 +293,8 @@ def _check_norm(job: TrainState, micro_batches: Sequence[Batch], device: torch.d
     name = max(largest, key=lambda parameter_name: largest[parameter_name], default=None)
     norm = float(nn.utils.get_total_norm(list(gradients.values())))
     if name is None or torch.isfinite(torch.tensor(norm)):
-        return _make_unknown(f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
-    return Fault(
-        "the gradients are too large for their number format",
-        causes=("optim.nonfinite", "optim.lr", "model.init"),
-        measured=f"norm {norm}, largest {largest[name]:.4g} in {name}",
-        expected="a norm below the largest float32, 3.4e38",
-        action="lower the learning rate, clip gradients (train.clip_norm), or look at how this layer is initialised",
-        param=name,
-        evidence={"stage": "norm"},
-    )
-
-
-def _make_unknown(measured: str) -> Fault:
-    return Fault(
-        "the gradient is not finite, and a second run of the step does not show where",
-        causes=("sys.nondeterminism", "model.numerics", "optim.lr", "sys.backend"),
-        measured=measured,
-        expected="the fault again",
-        action="run with train.determinism: strict or dropout 0; if it occurs with any draw, lower the learning rate",
-        evidence={"stage": "unknown"},
-    )
+        return _diagnose("unknown", f"run again on a copy, the step is finite (gradient norm {norm:.4g})")
+    return _diagnose("norm", f"norm {norm}, largest {largest[name]:.4g} in {name}", param=name)
 
 
 # --- the backward pass, node by node ---------------------------------------------------------------------------------
@@ -343,7 +310,7 @@ class _BackwardTrace:
         self._graphs: dict[str, set[Any]] = {}
 
     def watch(self, terms: Mapping[str, Tensor]) -> None:
-        graphs = {name: set(_iter_nodes([term.grad_fn], until=[None])) for name, term in terms.items()}
+        graphs = {name: set(iter_nodes([term.grad_fn])) for name, term in terms.items()}
         for node in set().union(*graphs.values()):
             watch_gradient(node, self._on(node))
         self._graphs = graphs
@@ -392,24 +359,11 @@ def _find_layer(node: Any, trace: ForwardTrace) -> str | None:
     """Return the innermost module whose graph contains a node; "" for the model itself, None for no module."""
     best: tuple[int, str] | None = None
     for name, outputs in trace.outputs.items():
-        ends = [t.grad_fn for t in outputs if t.grad_fn is not None]
-        starts = [t.grad_fn for t in trace.inputs.get(name, []) if t.grad_fn is not None]
-        inside = list(_iter_nodes(ends, until=starts))
+        ends, starts = ([t.grad_fn for t in tensors] for tensors in (outputs, trace.inputs.get(name, [])))
+        inside = list(iter_nodes(ends, until=starts))
         if node in inside and (best is None or len(inside) < best[0]):
             best = (len(inside), name)
     return None if best is None else best[1]
-
-
-def _iter_nodes(roots: Sequence[Any], until: Sequence[Any]) -> Iterator[Any]:
-    visited = set(until)
-    waiting = [root for root in roots if root not in visited]
-    while waiting:
-        node = waiting.pop()
-        if node in visited:
-            continue
-        visited.add(node)
-        yield node
-        waiting.extend(following for following, _ in node.next_functions if following is not None)
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +16,9 @@ from sightline.engine.step import weighted_sum
 from sightline.workbench.check.checks.optimiser.zero_learning_rate import compute_rates
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_MATRICES, _MAX_NUMBERS = 8, 2**18
 _MAX_RATIO = 10.0
 """Size of one update, as a share of that of the weights: some 0.01, or 1 for weights that start at 0.001."""
@@ -45,15 +47,8 @@ def update_size(context: Context, step: DryRun) -> Iterator[Fault]:
     ratio = update.compute_ratio(lambda g: g)
     rate = float(rates.max())
     if ratio > _MAX_RATIO:
-        yield Fault(
-            f"the first update is {ratio:.3g} times as large as the weights",
-            causes=("optim.lr", "optim.hyper", "model.init"),
-            step=int(steps[rates.argmax()]),
-            value=ratio,
-            bound=_MAX_RATIO,
-            measured=f"|update| / |weights| {ratio:.3g} at the highest learning rate, {rate:g}",
-            action=f"lower the learning rate to {_suggest(rate, 0.01 / ratio)} or less, or warm up",
-        )
+        step_index, lower = int(steps[rates.argmax()]), _suggest(rate, 0.01 / ratio)
+        yield _diagnose("too large", step=step_index, value=ratio, bound=_MAX_RATIO, rate=rate, lower=lower)
         return
     yield from _small_faults(update, ratio * update.count_steps(rates), rate)
     yield from _decay_faults(update, _compute_loss(context, step))
@@ -72,17 +67,8 @@ def _decay_faults(update: _Update, loss: float) -> Iterator[Fault]:
         return
     dependence = update.compute_dependence()
     if dependence < _MIN_DEPENDENCE:
-        yield Fault(
-            "weight decay outweighs the gradients: weights shrink whatever the loss says",
-            causes=("optim.hyper", "optim.lr"),
-            at="optimizer.weight_decay",
-            value=dependence,
-            bound=_MIN_DEPENDENCE,
-            measured=f"{dependence:.1%} of the first update change with the sign of the gradients; the penalty of a "
-            f"decay of {decay:g} is {penalty:.3g}, the loss {loss:.3g}",
-            expected=f"at least {_MIN_DEPENDENCE:.0%}, or a penalty of at most {_MAX_PENALTY:g} times the loss",
-            action="lower weight_decay: 1e-4 to 1e-2 are usual; adam adds it to the gradients, adamw does not",
-        )
+        words = {"decay": decay, "penalty": penalty, "loss": loss, "limit": _MAX_PENALTY}
+        yield _diagnose("decay", value=dependence, bound=_MIN_DEPENDENCE, **words)
 
 
 def _small_faults(update: _Update, move: float, rate: float) -> Iterator[Fault]:
@@ -91,20 +77,9 @@ def _small_faults(update: _Update, move: float, rate: float) -> Iterator[Fault]:
         return
     clip = update.clip_norm
     free = update.compute_ratio(lambda g: g, clips=False) * move / max(update.compute_ratio(lambda g: g), 1e-300)
-    is_clipped = clip is not None and free >= _MIN_MOVE
-    text = (
-        f"gradients of a norm of {update.norm:.3g} are clipped to {clip:g}" if is_clipped else f"the rate is {rate:g}"
-    )
-    yield Fault(
-        f"a training moves the weights by {move:.1g} of their size at the most: {text}",
-        causes=("optim.clip", "optim.lr") if is_clipped else ("optim.lr", "optim.hyper", "optim.clip"),
-        at="train.clip_norm" if is_clipped else "",
-        value=move,
-        bound=_MIN_MOVE,
-        measured=f"{move:.2g}, if all updates of {update.num_steps} steps added up",
-        expected=f"at least {_MIN_MOVE:g}",
-        action="raise clip_norm: 1 to 10 are usual" if is_clipped else "raise the learning rate",
-    )
+    diagnosis = "clipped" if clip is not None and free >= _MIN_MOVE else "too small"
+    words = {"rate": rate, "norm": update.norm, "clip": clip, "num_steps": update.num_steps}
+    yield _diagnose(diagnosis, value=move, bound=_MIN_MOVE, **words)
 
 
 def _suggest(rate: float, factor: float) -> str:

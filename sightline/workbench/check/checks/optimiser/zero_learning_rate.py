@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sightline.workbench.check.context import Context, check
-from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.finding import Fault, diagnose
 
+_diagnose = functools.partial(diagnose, __file__)
 _MAX_STEPS = 20_000
 _WARMUP_SHARE = 0.2
 _TAIL_SHARE = 0.05
@@ -32,28 +34,11 @@ def zero_learning_rate(context: Context) -> Iterator[Fault]:
 def _rate_faults(context: Context, steps: np.ndarray, rates: np.ndarray) -> Iterator[Fault]:
     wrong, job = np.flatnonzero(~np.isfinite(rates) | (rates < 0)), context.built.job
     if len(wrong):
-        step, rate = int(steps[wrong[0]]), float(rates[wrong[0]])
-        yield Fault(
-            f"the learning rate of step {step} is {rate:g}",
-            step=step,
-            measured=f"{rate:g}, the highest base rate times schedule({step})",
-            expected="a finite number, not below 0",
-            action="look at the schedule's formula at this step",
-        )
+        yield _diagnose("no rate", step=int(steps[wrong[0]]), rate=float(rates[wrong[0]]))
     elif not rates.any():
         base_rates = [group["base_lr"] for group in job.optimizer.param_groups]
-        is_base = not any(base_rates)
-        yield Fault(
-            "the learning rate is zero at every step: nothing is ever trained",
-            causes=("optim.lr", "optim.scheduler"),
-            at="optimizer.lr" if is_base else "schedule",
-            step=0,
-            measured=f"0 at all {len(steps)} steps looked at of {job.num_steps}; base rates {base_rates}",
-            expected="base rate x schedule(step) > 0",
-            action="give the optimiser a positive lr"
-            if is_base
-            else "correct the schedule: its factor is 0 throughout",
-        )
+        diagnosis = "zero schedule" if any(base_rates) else "zero base rate"
+        yield _diagnose(diagnosis, step=0, looked_at=len(steps), num_steps=job.num_steps, base_rates=base_rates)
     else:
         yield from _share_faults(steps, rates, job.num_steps)
         yield from _replay_faults(context, int(steps[rates.argmax()]))
@@ -74,24 +59,11 @@ def _share_faults(steps: np.ndarray, rates: np.ndarray, num_steps: int) -> Itera
     first, last = int(steps[is_moving[0]]), int(steps[is_moving[-1]])
     num_final_zeros = num_steps - 1 - last
     if first > max(1, _WARMUP_SHARE * num_steps):
-        yield Fault(
-            f"the first {first} of {num_steps} steps have learning rate zero",
-            severity="warning",
-            step=0,
-            measured=f"0 before step {first}, {first / num_steps:.0%} of the run",
-            expected=f"zeros of a warm-up for at most {_WARMUP_SHARE:.0%} of the run",
-            action="shorten the warm-up, or count it in the schedule's own unit (epochs, not steps)",
-        )
+        words = {"first": first, "num_steps": num_steps, "share": first / num_steps, "limit": _WARMUP_SHARE}
+        yield _diagnose("zero at the start", step=0, **words)
     if num_final_zeros > max(1, _TAIL_SHARE * num_steps):
-        yield Fault(
-            f"from step {last + 1} of {num_steps} on the learning rate is zero",
-            severity="warning",
-            step=last + 1,
-            measured=f"0 at the last {num_final_zeros} steps, {num_final_zeros / num_steps:.0%} of the run; "
-            f"{rates.max():g} at the highest",
-            expected=f"zeros for at most the last {_TAIL_SHARE:.0%} of the run",
-            action="stretch the schedule over the whole run, give it a floor, or train fewer steps",
-        )
+        words = {"number": num_final_zeros, "share": num_final_zeros / num_steps, "limit": _TAIL_SHARE}
+        yield _diagnose("zero at the end", step=last + 1, num_steps=num_steps, highest=rates.max(), **words)
 
 
 def _replay_faults(context: Context, step: int) -> Iterator[Fault]:
@@ -113,30 +85,12 @@ def _replay_faults(context: Context, step: int) -> Iterator[Fault]:
         optimizer.step()
         is_cleared = not any(copied.grad is not None and copied.grad.any() for _, copied in parameters.values())
         if index == 0 and is_cleared and _ignores_gradients(context, step, parameters):
-            yield Fault(
-                "the optimiser clears the gradients before it uses them",
-                causes=("optim.step_order", "optim.lr"),
-                at="optimizer",
-                measured=f"the same weights after a step with the gradients of {len(parameters)} parameters and with "
-                "their opposites; all are zero afterwards",
-                expected="weights that depend on the gradients: zero_grad, then backward, then step",
-                action="call zero_grad before the backward pass, not in step",
-                param=next(iter(parameters)),
-            )
+            yield _diagnose("cleared", param=next(iter(parameters)), number=len(parameters))
             return
     if any(not torch.equal(original, copied) for original, copied in parameters.values()):
         return
-    yield Fault(
-        "two optimiser steps at the highest learning rate change no bit of any weight",
-        causes=("optim.lr", "optim.clip", "optim.state"),
-        at="optimizer.lr",
-        step=step,
-        measured=f"lr {rate:g}, largest gradient {largest:.3g} in {len(parameters)} parameters: change 0",
-        expected=f"changes of about {_estimate_change(rate, largest, optimizer):.3g}, "
-        "above half a unit in the last place",
-        action="raise the learning rate, or look at what the optimiser does with its gradients",
-        param=next(iter(parameters)),
-    )
+    words = {"rate": rate, "largest": largest, "change": _estimate_change(rate, largest, optimizer)}
+    yield _diagnose("no change", step=step, param=next(iter(parameters)), number=len(parameters), **words)
 
 
 def _ignores_gradients(context: Context, step: int, updated: dict[str, tuple[Tensor, Tensor]]) -> bool:

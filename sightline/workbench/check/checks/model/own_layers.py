@@ -1,4 +1,7 @@
-"""Layers derived from torch's: one that computes what its base does has its gradient, and no transposed weight."""
+"""Layers of a user's own: one that computes what its base does has its gradient, and no transposed weight.
+
+Interpolation between points: the weights of neighbours, by which features are averaged, add up to 1.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sightline.instrument import ModuleCall, record
 from sightline.workbench.check.context import Context, step_check
 from sightline.workbench.check.core.dry_run import DryRun
 from sightline.workbench.check.core.finding import Fault
+from sightline.workbench.check.core.neighbour_sums import NeighbourSum
 from sightline.workbench.check.oracles.examine import is_derived
 from sightline.workbench.check.oracles.references import find_reference
 
@@ -103,3 +107,48 @@ def _judge_transposed(layer: nn.Module, call: ModuleCall, inputs: Any, output: T
 def _is_near(first: Tensor, second: Tensor) -> bool:
     first, second = first.detach(), second.detach()
     return float((first - second).abs().max()) <= _TOLERANCE * max(float(second.abs().max()), 1e-30)
+
+
+_SUM_TOLERANCE = 1e-2
+"""Rounding of a sum of weights that 16 bits explain."""
+_SPREAD, _LARGE = 100.0, 10.0
+"""Ratio of the sums, and the sum, from which weights are inverse distances that were not divided by their sum."""
+
+
+@step_check(
+    "G24",
+    "neighbour-weights",
+    severity="warning",
+    causes=("model.geometry", "model.structure"),
+    expected="weights that add up to 1, so that equal features stay what they are",
+    action="divide the weights of the neighbours by their sum: weights / weights.sum(dim=-1, keepdim=True)",
+)
+def neighbour_weights(context: Context, step: DryRun) -> Fault | None:
+    """Weights by which features of at most eight neighbours are summed do not add up to another number than 1.
+
+    Finds: An interpolation between points whose weights are not divided by their sum, or that is scaled.
+
+    Weights whose sums vary are judged only if they vary as inverse distances do: a layer may learn its weights.
+    """
+    for row in step.neighbour_sums:
+        if _is_scaled(row) or _is_undivided(row):
+            return Fault(
+                f"features of {row.num_neighbours} neighbours are summed with weights that do not add up to 1",
+                layer=row.layer or None,
+                measured=f"sums {row.lowest:.6g} to {row.highest:.6g}, of weights {row.least:.3g} to {row.most:.3g}",
+            )
+    return None
+
+
+def _is_scaled(row: NeighbourSum) -> bool:
+    """Return True for one sum everywhere that is not 1, of weights that differ and are neither 0 alone nor 1."""
+    is_constant = (
+        row.highest - row.lowest <= _SUM_TOLERANCE * row.highest and row.most - row.least > _SUM_TOLERANCE * row.most
+    )
+    is_mask = row.least == 0 and row.most == 1
+    return is_constant and row.least >= 0 and abs(row.highest - 1) > 2 * _SUM_TOLERANCE and not is_mask
+
+
+def _is_undivided(row: NeighbourSum) -> bool:
+    """Return True for sums that vary as inverse distances do, of which some are huge."""
+    return row.least > 0 and row.highest > _LARGE and row.highest > _SPREAD * row.lowest
