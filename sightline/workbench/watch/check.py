@@ -103,12 +103,17 @@ def _check_module(
     if loss is None or batch_or_loader is None:
         raise UserError("check: a module needs its loss and a batch: check(model, loss, (inputs, target))")
     flags = {module: module.training for module in model.modules()}
+    untrained: list[nn.Parameter] = []
     examination = Examination()
     with preserve_rng_state(), torch.enable_grad():
         try:
             pairs = read_pairs(_list_batches(batch_or_loader))
             passed = _run_batch(model, loss, pairs[0])
-            elsewhere = _trained_elsewhere(passed, list_optimizers(optimizer))
+            optimizers = list_optimizers(optimizer)
+            elsewhere, idle = _trained_elsewhere(passed, optimizers), _list_untrained(model, passed, optimizers)
+            untrained = [p for p in model.parameters() if id(p) in idle]
+            for parameter in untrained:
+                parameter.requires_grad_(False)
             built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
             plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
@@ -123,6 +128,8 @@ def _check_module(
         finally:
             for module, flag in flags.items():
                 module.training = flag
+            for parameter in untrained:
+                parameter.requires_grad_()
     title, renamed = type(model).__name__, [_rename(finding) for finding in findings]
     return CheckReport(title, renamed, figures, _rename_examination(examination))
 
@@ -143,12 +150,22 @@ def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tu
 
 def _trained_elsewhere(passed: Pass | None, optimizers: Sequence[torch.optim.Optimizer]) -> set[int]:
     """Return the parameters of those of several optimisers that this loss gives no gradient: another loss has them."""
-    if passed is None or len(optimizers) < 2 or not passed.value.requires_grad:
+    if passed is None or not passed.value.requires_grad:
         return set()
+    if len(optimizers) < 2:
+        return set(passed.list_read_by_loss())
     groups = [[p for group in one.param_groups for p in group["params"]] for one in optimizers]
     reached = passed.list_reached()
     silent = [group for group in groups if not any(id(p) in reached for p in group)]
     return {id(p) for group in silent for p in group} if len(silent) < len(groups) else set()
+
+
+def _list_untrained(model: nn.Module, passed: Pass | None, optimizers: Sequence[torch.optim.Optimizer]) -> set[int]:
+    """Return the parameters that no optimiser holds, and no gradient reaches: those of a teacher, by identity."""
+    if passed is None or not optimizers or not passed.value.requires_grad:
+        return set()
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    return {id(p) for p in model.parameters() if p.requires_grad} - held - passed.list_reached()
 
 
 def _is_rejection(finding: Finding, *, is_run: bool) -> bool:
@@ -186,6 +203,8 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
         return (), f"skipped, a batch of {_NUM_FITTED} samples fails: {summarise_error(error)}"
     if not all(isinstance(output, Tensor) for output in tape.outputs[0].values()):
         return (), "skipped, the output is not one tensor"
+    if not all(output.ndim for output in tape.outputs[0].values()):
+        return (), "skipped, the output is one number: the model computes its loss"
     step_s = 3 * (compute_seconds() - started)
     steps = min(_STEPS, int(_FIT_S / (_NUM_ATTEMPTS * max(step_s, 1e-6))))
     if steps < _MIN_STEPS:

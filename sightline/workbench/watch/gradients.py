@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_f
 from sightline.workbench.check.checks.model.no_gradient import registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
+from sightline.workbench.watch.loss_graph import list_counted
 
 _MAX_NAMES = 5
 _MAX_MIXED = 0.5
@@ -39,7 +40,7 @@ class OrderMonitor(Monitor):
 
     def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
         for track in loop.tracks.values():
-            marks = track.marks()
+            marks = track.before_backward = track.marks()
             track.is_kept = [
                 kept and mark == last
                 for kept, mark, last in zip(track.is_kept, marks, track.after_backward, strict=True)
@@ -136,6 +137,60 @@ class LostMonitor(Monitor):
             )
 
 
+class LeakMonitor(Monitor):
+    """Gradients that a loss left in an optimiser, as a generator's in its critic, are cleared before the next loss."""
+
+    def __init__(self) -> None:
+        self._passes: dict[int, list[set[int]]] = {}
+        self._updated: dict[int, set[int]] = {}
+        self._num_leaks: dict[int, int] = {}
+        self._has_values: dict[int, Tensor] = {}
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        for key, track in loop.tracks.items():
+            if self._passes.get(key) and (_is_cleared(track) or track.marks() != track.after_backward):
+                self._passes[key] = []
+            elif self._passes.get(key):  # `grad.data.zero_()` leaves no mark
+                gradients = [p.grad.detach().any() for p in track.probes if p.grad is not None]
+                self._has_values[key] = torch.stack(gradients).any().float()
+        yield from ()
+
+    def after_backward(self, loop: Loop) -> Iterator[Found]:
+        reached = {
+            key
+            for key, track in loop.tracks.items()
+            if any(mark not in (None, last) for mark, last in zip(track.marks(), track.before_backward, strict=True))
+        }
+        for key in reached if len(loop.tracks) > 1 else ():
+            self._passes.setdefault(key, []).append(reached)
+            self._updated.setdefault(key, set())
+        yield from ()
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        key = id(track.optimizer)
+        *earlier, last = self._passes.get(key) or [set()]
+        is_leak = last == {key} and any((passed - {key}) & self._updated.get(key, set()) for passed in earlier)
+        number = self._num_leaks[key] = self._num_leaks.get(key, 0) + 1 if is_leak else 0
+        if number == _NUM_LOST:
+            found = report(
+                "gradients-kept",
+                f"gradients of a loss that another optimiser has used are still in those of {track.name}",
+                measured=f"{number} updates in a row: a backward pass through both, an update of the other, "
+                "a backward pass through this one, and no zero_grad() between them",
+                action="call zero_grad() of this optimiser before the backward pass of its own loss",
+                param=track.names[0] if track.names else None,
+            )
+            yield from loop.reader.read(self._has_values[key], lambda value: [found] if value else [])
+
+    def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        own = id(track.optimizer)
+        self._passes[own], self._updated[own] = [], set()
+        for key, updated in self._updated.items():
+            if key != own:
+                updated.add(own)
+        yield from ()
+
+
 def _list_versions(loop: Loop) -> list[int]:
     return [probe._version for track in loop.tracks.values() for probe in track.probes]
 
@@ -154,6 +209,14 @@ class ReachMonitor(Monitor):
         self._silent: dict[int, dict[str, int]] = {}
         self._is_covered = False
         self._num_zero: dict[int, int] = {}
+        self._old_marks: dict[int, tuple[int, int]] | None = None
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        if self._old_marks is None:  # gradients that are left from before the loop
+            self._old_marks = {
+                id(p): (id(g), g._version) for p in loop.parameters().values() if (g := p.grad) is not None
+            }
+        yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if track.num_updates == 0:
@@ -164,13 +227,13 @@ class ReachMonitor(Monitor):
             yield from self._silent_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
-            yield from _coverage_faults(loop)
+            yield from _coverage_faults(loop, self._old_marks or {})
         if track.is_sampled(loop.every):
             yield from self._zero_faults(loop, track)
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
         if not self._is_covered and loop.tracks:
-            yield from _coverage_faults(loop)
+            yield from _coverage_faults(loop, self._old_marks or {})
 
     def _silent_faults(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         silent = [name for name, p in track.parameters.items() if p.requires_grad and p.grad is None]
@@ -244,11 +307,20 @@ def _frozen_faults(loop: Loop) -> Iterator[Found]:
     )
 
 
-def _coverage_faults(loop: Loop) -> Iterator[Found]:
-    """Yield a fault for trainable parameters of the models that no known optimiser holds."""
+def _coverage_faults(loop: Loop, old_marks: Mapping[int, tuple[int, int]]) -> Iterator[Found]:
+    """Yield a fault for trainable parameters of the models that get gradients, and that no known optimiser holds.
+
+    What gets none, as a teacher whose outputs are detached, is not to be trained. `old_marks` are of gradients that are
+    older than the loop.
+    """
     held = {id(p) for track in loop.tracks.values() for group in track.optimizer.param_groups for p in group["params"]}
     own = {id(p) for p in loop.parameters().values()}
-    left_out = {name: p for name, p in loop.parameters().items() if p.requires_grad and id(p) not in held}
+    left_out = {
+        name: p
+        for name, p in loop.parameters().items()
+        if p.requires_grad and id(p) not in held and p.grad is not None
+        if (id(p.grad), p.grad._version) != old_marks.get(id(p))
+    }
     foreign = [
         p
         for track in loop.tracks.values()
@@ -279,6 +351,12 @@ class UnitMonitor(Monitor):
     def __init__(self) -> None:
         self._is_alive: dict[str, Tensor] = {}
         self._num_seen = 0
+        self._counted: set[int] | None = None
+
+    def before_backward(self, loop: Loop, root: Tensor) -> Iterator[Found]:
+        if loop.is_sampled and root.grad_fn is not None:
+            self._counted = list_counted(root.grad_fn)
+        yield from ()
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if not track.is_sampled(loop.every):
@@ -288,6 +366,7 @@ class UnitMonitor(Monitor):
                 isinstance(module, LAYERS)
                 and isinstance(module.weight.grad, Tensor)
                 and f"{name}.weight" in track.parameters
+                and (self._counted is None or id(module.weight) in self._counted)
             ):
                 gradient = module.weight.grad
                 by_unit = gradient.transpose(0, 1) if isinstance(module, nn.modules.conv._ConvTransposeNd) else gradient

@@ -45,6 +45,7 @@ class OptimizerTrack:
     num_backward: int = 0
     after_update: list[Mark] = field(default_factory=list)
     after_backward: list[Mark] = field(default_factory=list)
+    before_backward: list[Mark] = field(default_factory=list)
     is_kept: list[bool] = field(default_factory=list)
     kept_values: Tensor | None = None
     norm: Tensor | None = None
@@ -58,7 +59,7 @@ class OptimizerTrack:
         self.probes = [self.parameters[name] for name in self.names]
         by_size = sorted(self.parameters.values(), key=lambda p: p.numel() > _MAX_SMALL)  # stable: early layers first
         self.small = by_size[:_NUM_PROBES]
-        self.after_update = self.after_backward = self.marks()
+        self.after_update = self.after_backward = self.before_backward = self.marks()
         self.is_kept = [False] * len(self.probes)
 
     def marks(self) -> list[Mark]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _OF_EACH = frozenset(
 _TO_WEIGHTS = _VIEWS | frozenset(("Expand", "NativeDropout", "Mul", "Clone", "ToCopy"))
 _SCORING = _VIEWS | frozenset(("Div", "Mul", "Add", "Sub", "MaskedFill", "Where", "Clone", "ToCopy", "Expand"))
 _MATRIX_PRODUCTS = frozenset(("Mm", "Bmm", "Baddbmm"))
-_MAX_CHAIN = 12
+_MAX_CHAIN, _MAX_TERMS = 12, 64
 
 
 class LossGraph:
@@ -67,10 +67,56 @@ def list_parents(node: Any) -> list[Any]:
     return [parent for parent, _ in node.next_functions if parent is not None]
 
 
+def list_counted(root: Any) -> set[int] | None:
+    """List the parameters, by identity, that a loss reaches by others than terms with a weight of 0; None for all.
+
+    A term has the weight 0 if it is multiplied by the number 0: it gives gradients of 0, on purpose.
+    """
+    nodes, is_zero = [root], {root: _is_weighted_zero(root)}
+    for node in nodes:  # grows while it is read
+        new = [parent for parent in list_parents(node) if parent not in is_zero]
+        is_zero.update((parent, _is_weighted_zero(parent)) for parent in new)
+        nodes += new
+        if len(nodes) >= _MAX_TERMS:
+            break
+    if not any(is_zero.values()):
+        return None
+    seen, waiting = {root}, [root]
+    while waiting:
+        parents = [p for p in list_parents(waiting.pop()) if p not in seen and not _is_weighted_zero(p)]
+        seen.update(parents)
+        waiting += parents
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
+
+
+def _is_weighted_zero(node: Any) -> bool:
+    """Return True for the product of a number without axes, the term, and a constant number 0."""
+    if get_node_name(node) != "Mul" or get_shape(node) or len(list_parents(node)) != 1:
+        return False
+    factors = [_get_saved(node, name) for name in ("self", "other")]
+    return any(isinstance(f, Tensor) and not f.requires_grad and not f.ndim and float(f) == 0 for f in factors)
+
+
 def is_reordered(before: Iterable[int], after: Iterable[int]) -> bool:
     """Return True for equal sizes in another order, sizes of 1 aside: memory that is read as of exchanged axes."""
     old, new = ([int(size) for size in sizes if size != 1] for sizes in (before, after))
     return old != new and sorted(old) == sorted(new)
+
+
+def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Return True if memory of maps (B, C, H, W) is read as rows (B, H W, C), or of rows as maps or heads (B, h, N, d).
+
+    No axis of one is a group of axes of the other, so the values of a row are of several places or channels.
+    """
+    if not before or not after or before[0] != after[0] or before[-1] == after[-1]:
+        return False
+    rows, maps = (before, after) if len(before) == 3 else (after, before)
+    if len(rows) != 3 or len(maps) != 4 or 1 in (*rows[1:], *maps[1:]) or rows[1] == rows[2]:
+        return False
+    num, width = rows[1:]
+    is_map = maps[1] == width and maps[2] * maps[3] == num and num != width
+    is_head = maps[2] == num and maps[1] * maps[3] == width and maps[1] != num
+    return is_map or is_head
 
 
 def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str | None = None) -> Found:
@@ -83,7 +129,8 @@ def describe_reordered(before: Iterable[int], after: Iterable[int], layer: str |
     )
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def get_shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of what a node of the graph has computed; () if it is not known."""
     metadata = getattr(node, "_input_metadata", ())
     return tuple(metadata[0].shape) if metadata else ()
 
@@ -93,25 +140,27 @@ def _get_saved(node: Any, name: str) -> Any:
 
 
 def _view_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
-    before, after = _get_saved(node, "self_sym_sizes") or (), _shape(node)
-    if len(before) == len(after) and is_reordered(before, after):
+    before, after = _get_saved(node, "self_sym_sizes") or (), get_shape(node)
+    if (len(before) == len(after) and is_reordered(before, after)) or is_misread(before, after):
         yield describe_reordered(before, after)
 
 
 def _broadcast_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """(B, 1) against (B,): each output is compared with the targets of all samples, and the mean hides it."""
-    shape, name = _shape(node), get_node_name(node)
+    shape, name = get_shape(node), get_node_name(node)
     if name in _PAIRED_LOSSES:
         shape = tuple(getattr(_get_saved(node, "self"), "shape", ()))
         is_mean = _get_saved(node, "reduction") != 0
     else:
         is_mean = name == "Sub" and any(
-            get_node_name(reader) in ("Mean", "Sum") and not _shape(reader) for reader in _follow_each(graph, node)
+            get_node_name(reader) in ("Mean", "Sum") and not get_shape(reader) for reader in _follow_each(graph, node)
         )
     parents = list_parents(node)
     if not is_mean or len(parents) != 1 or len(shape) < 2 or shape[0] < 2 or shape[0] != shape[1]:
         return
-    before = _get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else _shape(parents[0])
+    before = (
+        _get_saved(parents[0], "self_sym_sizes") if get_node_name(parents[0]) == "Expand" else get_shape(parents[0])
+    )
     if tuple(before or ()) in ((shape[0], 1, *shape[2:]), shape[1:]):
         yield report(
             "loss-form",
@@ -137,7 +186,7 @@ def _follow_each(graph: LossGraph, node: Any) -> Iterator[Any]:
 def _focal_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """exp(-mean) times the mean: one factor for the whole batch, where focal loss has one for each element."""
     scores = _get_saved(node, "self")
-    if not isinstance(scores, Tensor) or _shape(node) or not _get_saved(node, "reduction") or len(scores) < 2:
+    if not isinstance(scores, Tensor) or get_shape(node) or not _get_saved(node, "reduction") or len(scores) < 2:
         return
     readers = graph.readers[node]
     exponentials = [e for n in readers if get_node_name(n) == "Neg" for e in graph.readers[n]]
@@ -173,6 +222,20 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
             expected="a row's own product left out of its softmax",
             action="fill the diagonal with -inf before the cross entropy (masked_fill)",
         )
+
+
+def is_of_pairs(node: Any) -> bool:
+    """Return True for a cross entropy of similarities, whose classes are places in a list and have no weights.
+
+    InfoNCE with a queue has its positive first: the label is always 0.
+    """
+    scores = skip_shape_operations(next(iter(list_parents(node)), None))
+    while get_node_name(scores) in ("LogSoftmax", "Div", "Mul") and len(list_parents(scores)) == 1:
+        scores = skip_shape_operations(list_parents(scores)[0])
+    if get_node_name(scores) == "Cat":
+        return True
+    is_product = get_node_name(scores) in _MATRIX_PRODUCTS
+    return is_product and all(get_node_name(skip_shape_operations(p)) != "AccumulateGrad" for p in list_parents(scores))
 
 
 def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
@@ -221,10 +284,11 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     constant = next(
         (c for c in (_get_saved(product, "self"), _get_saved(product, "other")) if isinstance(c, Tensor)), None
     )
-    if get_node_name(softmax) != "Softmax" or constant is None or constant.shape != _shape(node):
+    if get_node_name(softmax) != "Softmax" or constant is None or constant.shape != get_shape(node):
         return
-    total = constant.sum(dim=_axis(_get_saved(softmax, "dim"), constant.ndim))
-    is_distribution = ((total - 1).abs() < 1e-3).all() & (constant >= 0).all() & (constant.max() < 0.999)
+    axis = _axis(_get_saved(softmax, "dim"), constant.ndim)
+    is_soft = constant.amax(dim=axis).min() < 0.999  # not the labels of one class each
+    is_distribution = ((constant.sum(dim=axis) - 1).abs() < 1e-3).all() & (constant >= 0).all() & is_soft
     if bool(is_distribution) and any(get_node_name(reader) in ("Sum", "Mean") for reader in graph.readers[node]):
         yield report(
             "loss-form",
@@ -237,7 +301,7 @@ def _divergence_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
 
 def _attention_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     """Weights of attention sum to 1 along the axis over which the product with the values adds."""
-    shape = _shape(node)
+    shape = get_shape(node)
     if len(shape) < 2 or _axis(_get_saved(node, "dim"), len(shape)) == len(shape) - 1:
         return
     scores = node

@@ -23,6 +23,7 @@ _NUM_STILL = 10
 """Updates at a learning rate of 0 in a row: a warm-up from 0 has one."""
 _MAX_RATIO, _LOW_RATE = 1.0, 0.01
 _MAX_SLICE = 4096
+_MAX_ROUNDED, _NUM_ROUNDED = 0.5, 4
 _NUM_CLIPPED, _MIN_CLIPPING = 3, 1e-3
 
 
@@ -153,6 +154,7 @@ class UpdateMonitor(Monitor):
         self._before: dict[str, Tensor] = {}
         self._num_still: dict[int, int] = {}
         self._highest: dict[int, float] = {}
+        self._num_rounded = 0
 
     def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         self._highest[id(track)] = max(track.lr, self._highest.get(id(track), 0.0))
@@ -163,7 +165,7 @@ class UpdateMonitor(Monitor):
                 f"{number} updates of {track.name} in a row have a learning rate of 0",
                 measured=f"0 in each of {len(track.optimizer.param_groups)} groups",
             )
-        if track.is_sampled(loop.every) and track.lr > 0:
+        if track.is_sampled(loop.every) and track.lr > 0 and not self._before:  # a closure runs several times
             names = [name for name, p in track.parameters.items() if p.grad is not None and p.ndim > 1]
             self._before = {name: _take_slice(track.parameters[name]).clone() for name in names}
 
@@ -209,6 +211,30 @@ class UpdateMonitor(Monitor):
                     measured=f"median |update| / |weights| {value:.3g} at a learning rate of {track.lr:.3g}",
                 )
 
+        def judge_rounded(value: float) -> Iterator[Found]:
+            self._num_rounded = self._num_rounded + 1 if value > _MAX_ROUNDED else 0
+            if self._num_rounded == _NUM_ROUNDED:
+                yield report(
+                    "no-update",
+                    f"most weights of {track.name} do not change: updates are lost in the rounding of {now[0].dtype}",
+                    severity="warning",
+                    causes=("model.numerics", "optim.lr"),
+                    measured=f"{value:.0%} of the weights with a gradient keep their bits, at {_NUM_ROUNDED} updates "
+                    f"that are measured; learning rate {track.lr:.3g}",
+                    action="keep weights in float32, and compute in a shorter format by torch.autocast",
+                )
+
+        if now[0].dtype in (torch.bfloat16, torch.float16):
+            slices = [
+                (
+                    (_take_slice(track.parameters[name]) == before[name]) & (_take_slice(g) != 0),
+                    _take_slice(g) != 0,
+                )
+                for name in names
+                if (g := track.parameters[name].grad) is not None
+            ]
+            kept, total = (torch.stack([pair[i].float().sum() for pair in slices]).sum() for i in range(2))
+            yield from loop.reader.read(kept / total.clamp(min=1), judge_rounded)
         yield from loop.reader.read(torch.where(gradient.max() > 0, change.max(), 1.0), judge_still)
         yield from loop.reader.read(ratio, judge_large)
 

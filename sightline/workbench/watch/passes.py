@@ -9,17 +9,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from sightline.contract.pytree import tree_leaves
 from sightline.instrument import Inputs
 from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack
-from sightline.workbench.watch.loss_graph import LossGraph, describe_reordered, exposed_padding, is_reordered
+from sightline.workbench.watch.loss_graph import (
+    LossGraph,
+    describe_reordered,
+    exposed_padding,
+    is_of_pairs,
+    is_reordered,
+)
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NUM_EVALUATED = 3
+_NUM_MOVED = 8
 _NUM_SAME, _MAX_INPUTS = 5, 4
 _NUM_REPEATED = 6
 """Different batches in a row that came in this order before."""
@@ -59,6 +67,7 @@ class ModeMonitor(Monitor):
         self._has_trained: dict[int, bool] = {}
         self._num_evaluated: dict[int, int] = {}
         self._modules: dict[int, list[tuple[str, nn.Module]]] = {}
+        self._held: dict[str, tuple[Any, int, int, Any]] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
         key, model = id(call.model), call.model
@@ -69,6 +78,12 @@ class ModeMonitor(Monitor):
                 for name, m in model.named_modules()
                 if isinstance(m, _NORMS) or (isinstance(m, _DROPOUTS) and m.p > 0)
             ]
+            self._held |= {
+                name: (m, m.weight._version, count._version, count > 1)
+                for name, m in modules
+                if isinstance(m, _NORMS) and m.affine and not m.weight.requires_grad
+                if (count := m.num_batches_tracked) is not None
+            }
         if not modules:
             return
         if call.has_gradient:
@@ -113,6 +128,25 @@ class ModeMonitor(Monitor):
             evidence={"mode": "evaluation"},
         )
 
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        """Judge learnt statistics: those of a batch norm whose weights never change stay as they are, too."""
+        moved = [
+            name
+            for name, (module, weight, count, is_learned) in self._held.items()
+            if module.weight._version == weight and not module.weight.requires_grad
+            if module.num_batches_tracked._version - count >= _NUM_MOVED and bool(is_learned)
+        ]
+        if moved:
+            yield report(
+                "mode",
+                f"{len(moved)} frozen batch norm(s) go on averaging statistics, '{moved[0]}' first",
+                causes=("model.norm_mode", "model.frozen_unintended"),
+                measured="weights that never changed, and running statistics that did",
+                action="call eval() on frozen parts after each train(), or let their weights train",
+                layer=moved[0],
+                evidence={"mode": "statistics"},
+            )
+
 
 def _norm_faults(modules: list[tuple[str, nn.Module]]) -> Iterator[Found]:
     """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode."""
@@ -140,6 +174,8 @@ class OutputMonitor(Monitor):
         self._num_constant = 0
         self._last_step = -1
         self._order = _BatchOrder()
+        self._last_outputs: list[StorageWeakRef] = []
+        self._is_recurrent = False
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
         if not call.has_gradient or loop.step == self._last_step:
@@ -148,6 +184,7 @@ class OutputMonitor(Monitor):
         inputs = [tensor for _, tensor in tree_leaves(call.inputs) if tensor.numel() > 1]
         if not inputs:
             return
+        self._note_state(call)
         digest = [take_sample(tensor) for tensor in inputs[:_MAX_INPUTS]]
         last = self._digests.get(id(call.model))
         self._digests[id(call.model)] = digest
@@ -155,10 +192,23 @@ class OutputMonitor(Monitor):
             same = torch.stack([(a == b).all() for a, b in zip(last, digest, strict=True)]).all()
             is_telling = torch.stack([(a != a[0]).any() for a in digest]).any()  # a sparse volume may look empty twice
             yield from loop.reader.read((same & is_telling).float(), self._judge_same)
-        if digest[0].device.type == "cpu":  # elsewhere the numbers would have to be waited for
+        if (
+            digest[0].device.type == "cpu" and not self._is_recurrent
+        ):  # elsewhere the numbers would have to be waited for
             yield from self._order.add(digest[0])
         if loop.is_sampled:
             yield from self._constant_faults(loop, call, inputs[0])
+
+    def _note_state(self, call: ForwardCall) -> None:
+        """Note a pass that goes on from an output of the last one, as chunks of a sequence do: their order counts."""
+        own = {StorageWeakRef(tensor.untyped_storage()).cdata for _, tensor in tree_leaves(call.inputs)}
+        self._is_recurrent = self._is_recurrent or any(last.cdata in own for last in self._last_outputs)
+        self._last_outputs = [StorageWeakRef(tensor.untyped_storage()) for _, tensor in tree_leaves(call.outputs)]
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if isinstance(track.optimizer, torch.optim.LBFGS):  # its line search needs one function: the whole set
+            self._num_same = _NUM_SAME
+        yield from ()
 
     def _judge_same(self, value: float) -> Iterator[Found]:
         self._num_same = self._num_same + 1 if value else 0
@@ -339,7 +389,7 @@ class LossMonitor(Monitor):
                 )
             if name.startswith("NllLoss"):
                 labels = node._saved_target
-                if labels.numel() >= _MIN_LABELS:
+                if labels.numel() >= _MIN_LABELS and not is_of_pairs(node):
                     yield from loop.reader.read((labels == labels.flatten()[0]).all().float(), self._judge_labels)
 
     def _judge_labels(self, value: float) -> Iterator[Found]:

@@ -16,10 +16,11 @@ from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
+from sightline.workbench.check.core.object_graph import get_node_name
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_graph import LossGraph
+from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_parents
 from sightline.workbench.watch.plain_setup import call_model
 
 _MAX_NODES = 3000
@@ -27,6 +28,8 @@ _MIN_ROWS, _MAX_UNORDERED = 16, 0.2
 _MIN_ANGLES, _EDGE = 64, 0.03
 _MIN_WEIGHT_RATIO = 3.0
 _BYTE = 255
+_MIN_PADDED = 0.1
+_HIGH = 0.6
 
 
 class Pass(NamedTuple):
@@ -43,6 +46,15 @@ class Pass(NamedTuple):
         needed = {key: p for key, p in self.parameters.items() if p.requires_grad}
         gradients = torch.autograd.grad(self.value, [*needed.values()], retain_graph=True, allow_unused=True)
         return {key for key, gradient in zip(needed, gradients, strict=True) if gradient is not None}
+
+    def list_read_by_loss(self) -> set[int]:
+        """List the user's own parameters that the loss reads itself, and not from the outputs of the copy."""
+        nodes, found = [self.value.grad_fn], set()
+        for node in nodes:  # grows while it is read
+            new = [p for p in list_parents(node) if p not in found]
+            found.update(new)
+            nodes += new
+        return {id(node.variable) for node in found if hasattr(node, "variable")} & set(self.parameters)
 
 
 def run_batch(
@@ -70,6 +82,9 @@ def judge_loss(
         _judge_graph,
         _judge_padding,
         _judge_boxes,
+        _judge_empty_boxes,
+        _judge_peaks,
+        _judge_sample_weights,
         _judge_bytes,
         partial(_judge_weights, loss, pairs),
         partial(_judge_angles, loss, pairs),
@@ -91,12 +106,17 @@ def _judge_graph(passed: Pass) -> Iterator[Found]:
 def _judge_padding(passed: Pass) -> Iterator[Found]:
     """Rows of zeros that fill samples up to one length change no loss: its gradient at their outputs is zero."""
     rows, outputs = _first(passed.inputs), _first(passed.outputs)
-    if rows.ndim != 3 or outputs.ndim < 2 or outputs.shape[:2] != rows.shape[:2] or not rows.is_floating_point():
+    is_tokens = rows.ndim == 2 and not rows.is_floating_point()
+    if not is_tokens and (rows.ndim != 3 or not rows.is_floating_point()):
         return
-    is_zero = (rows == 0).all(dim=-1)
+    if outputs.ndim < 2 or outputs.shape[:2] != rows.shape[:2]:
+        return
+    is_zero = rows == 0 if is_tokens else (rows == 0).all(dim=-1)
     is_padding = is_zero.flip(1).cumprod(dim=1).flip(1).bool()
     lengths = (~is_padding).sum(dim=1)
     if len(lengths.unique()) < 3 or int(lengths.max()) < _MIN_ROWS:
+        return
+    if is_tokens and float(is_padding.float().mean()) < _MIN_PADDED:  # a token 0 may come last by chance
         return
     (gradient,) = torch.autograd.grad(passed.value, outputs, retain_graph=True)
     counted = (gradient.flatten(2) if gradient.ndim > 2 else gradient[..., None]).abs().sum(dim=-1)[is_padding] > 0
@@ -128,6 +148,90 @@ def _judge_boxes(passed: Pass) -> Iterator[Found]:
             expected="one format on both sides of the loss",
             action="convert the targets to corners, or compare in their format",
         )
+
+
+def _list_matched(passed: Pass) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Iterate over outputs and float targets of one shape that belong to one another alone, with their gradients."""
+    outputs = [tensor for _, tensor in tree_leaves(passed.outputs) if tensor.requires_grad]
+    inputs = [tensor for _, tensor in tree_leaves(passed.inputs)]
+    targets = [
+        tensor
+        for _, tensor in tree_leaves(passed.target)
+        if tensor.is_floating_point() and not any(torch.equal(tensor, own) for own in inputs)
+    ]
+    for output in outputs:
+        matched = [target for target in targets if target.shape == output.shape]
+        if len(matched) == 1 and sum(other.shape == output.shape for other in outputs) == 1:
+            (gradient,) = torch.autograd.grad(passed.value, output, retain_graph=True, allow_unused=True)
+            if gradient is not None:
+                yield output.detach(), matched[0], gradient
+
+
+def _judge_empty_boxes(passed: Pass) -> Iterator[Found]:
+    """A box of four zeros is none: where most targets are such, the loss has no gradient there."""
+    for _, target, gradient in _list_matched(passed):
+        if target.ndim != 3 or target.shape[-1] != 4:
+            continue
+        is_empty = (target == 0).all(dim=-1)
+        share = float(is_empty.float().mean())
+        if not 0.5 < share < 1 or not bool((target[~is_empty][:, 2:] > 0).all()):
+            continue
+        num_pulled = int((gradient[is_empty] != 0).any(dim=-1).sum())
+        if num_pulled > 0.5 * int(is_empty.sum()):
+            yield report(
+                "loss-form",
+                "boxes that do not exist count in the loss: places without an object are pulled to a box of zeros",
+                causes=("loss.normaliser", "data.ignore_handling"),
+                measured=f"a gradient at {num_pulled} of {int(is_empty.sum())} places whose target is 0, 0, 0, 0; "
+                f"{1 - share:.1%} of all have a box",
+                expected="a gradient at places with a box alone",
+                action="take the places with an object first (output[mask], target[mask]), and then the mean",
+            )
+
+
+def _judge_peaks(passed: Pass) -> Iterator[Found]:
+    """A loss pushes outputs up where a target map is highest and they are lower."""
+    for output, target, gradient in _list_matched(passed):
+        if target.ndim < 3 or not bool(((target >= 0) & (target <= 1)).all()):
+            continue
+        is_share = bool(((output >= 0) & (output <= 1)).all())
+        scores = output if is_share else output.sigmoid()
+        is_peak = (target >= target.amax(dim=(-2, -1), keepdim=True)) & (target > _HIGH) & (scores < target)
+        if int(is_peak.sum()) > 2 and bool((gradient > 0).any()) and not bool((gradient[is_peak] < 0).any()):
+            yield report(
+                "loss-form",
+                "nothing pushes the highest places of the target maps up: no place counts as an object",
+                causes=("loss.form", "data.target_encoding"),
+                measured=f"the gradient is 0 or falls at all {int(is_peak.sum())} highest places; target up to "
+                f"{float(target.max()):.4g}, outputs below",
+                expected="a loss that falls if these outputs rise",
+                action="a focal loss of heat maps counts places where the target is exactly 1: round centres to places "
+                "before drawing, or compare with >= 0.99",
+            )
+
+
+def _judge_sample_weights(passed: Pass) -> Iterator[Found]:
+    """A number for each sample, (B,), meets the first axis of what is (B, K), and not the last: K may equal B."""
+    given = [t for _, t in tree_leaves(passed.target) if t.ndim == 1 and len(t) > 1]
+    for node in LossGraph(passed.value.grad_fn, _MAX_NODES).nodes if given else ():
+        shape = get_shape(node)
+        if get_node_name(node) != "Mul" or len(shape) != 2 or shape[0] != shape[1]:
+            continue
+        factors = [getattr(node, f"_saved_{name}", None) for name in ("self", "other")]
+        if any(
+            isinstance(f, Tensor) and f.ndim == 1 and f.data_ptr() == t.data_ptr() and f.shape == t.shape == shape[:1]
+            for f in factors
+            for t in given
+        ):
+            yield report(
+                "loss-form",
+                f"a number for each of {shape[0]} samples is multiplied along the other axis of {shape}",
+                causes=("loss.form", "loss.weights"),
+                measured=f"({shape[0]},) of the target times {shape}: sample i weighs column i of all samples",
+                expected="one weight for each row",
+                action="give the weights the other axes (weight[:, None])",
+            )
+            return
 
 
 def _is_ordered(boxes: Tensor) -> Tensor:
@@ -182,8 +286,9 @@ def _judge_weights(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) ->
 def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> Iterator[Found]:
     """Targets that fill -pi .. pi, or 0 .. 2 pi, are angles: a whole turn of an output changes no loss."""
     target = torch.cat([_first(target) for _, target in pairs])
-    if passed.outputs.shape != passed.target.shape or not target.is_floating_point() or target.ndim > 2:
+    if not target.is_floating_point() or target.ndim > 2:
         return
+    is_encoded = passed.outputs.shape != passed.target.shape  # such as sine and cosine of the target
     columns = target.reshape(len(target), -1)
     for index, column in enumerate(columns.T):
         low, high = float(column.min()), float(column.max())
@@ -194,10 +299,24 @@ def _judge_angles(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> 
         ]
         if not turns:
             continue
-        turned = passed.outputs.detach().clone()
+        outputs = passed.outputs.detach()
+        turned = (passed.target if is_encoded else outputs).clone()
         turned.reshape(len(turned), -1)[:, index] += 2 * turns[0]
-        before, after = (float(loss(o, passed.target)) for o in (passed.outputs.detach(), turned))
-        if abs(after - before) > 1e-3 * (1 + abs(before)):
+        before = float(loss(outputs, passed.target))
+        after = float(loss(outputs, turned) if is_encoded else loss(turned, passed.target))
+        if is_encoded and abs(after - before) > 1e-2 * (1 + abs(before)):
+            yield report(
+                "loss-form",
+                "the targets fill a whole turn as angles do, and a turn more of them changes the loss: degrees are "
+                "read as radians, or differences are not wrapped",
+                causes=("data.target_encoding", "loss.form"),
+                measured=f"targets {low:.4g} .. {high:.4g}; the loss of targets a whole turn further is {after:.3g} "
+                f"for {before:.3g}",
+                expected="the same loss after a whole turn",
+                action="convert to radians before sin and cos (torch.deg2rad), or wrap the difference",
+            )
+            return
+        if not is_encoded and abs(after - before) > 1e-3 * (1 + abs(before)):
             yield report(
                 "loss-form",
                 "the targets fill a whole turn as angles do, and the loss does not know that its ends are one: "

@@ -200,20 +200,31 @@ def read_pairs(batches: Iterable[Any]) -> list[tuple[Any, Any]]:
 
 
 def _list_frozen(model: nn.Module, others: Collection[int]) -> list[str]:
-    """List the outermost modules of which no parameter requires a gradient, or all have other losses, by identity."""
+    """List the outermost modules of which no parameter requires a gradient, or all have other losses, by identity.
+
+    Single parameters of `others` are listed, too.
+    """
     frozen: list[str] = []
     for name, module in model.named_modules():
         parameters = list(module.parameters())
         if name and parameters and not any(p.requires_grad and id(p) not in others for p in parameters):
             frozen += [] if any(f"{name}.".startswith(f"{outer}.") for outer in frozen) else [name]
+    frozen += [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) in others and not any(name.startswith(f"{outer}.") for outer in frozen)
+    ]
     return frozen
 
 
 def _copy_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """Copy an optimiser of the same parameters, without its state; its groups have the base rates of a run.
 
-    Of several, the first is copied, with the groups of all.
+    Of several, the first is copied, with the groups of all. One that needs a closure is replaced by SGD.
     """
+    if isinstance(optimizers[0], torch.optim.LBFGS):
+        groups = [{"params": group["params"], "lr": group["lr"]} for one in optimizers for group in one.param_groups]
+        return _copy_optimizer([torch.optim.SGD(groups, lr=1e-3)])
     copied = copy.copy(optimizers[0])
     copied.state = type(copied.state)(copied.state.default_factory)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]

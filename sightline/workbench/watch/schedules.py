@@ -32,6 +32,12 @@ class ScheduleMonitor(Monitor):
         self._num_high: dict[int, int] = {}
         self._num_low: dict[int, int] = {}
         self._num_tiny: dict[int, int] = {}
+        self._fresh: dict[int, OptimizerTrack] = {}
+
+    def before_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
+        if track.num_updates == 0 and not track.optimizer.state:
+            self._fresh[id(track)] = track
+        yield from ()
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         key, lr = id(track), track.lr
@@ -59,6 +65,18 @@ class ScheduleMonitor(Monitor):
             yield from _length_faults(scheduler, track)
 
     def on_end(self, loop: Loop) -> Iterator[Found]:
+        for key, track in self._fresh.items():
+            base = max((float(group.get("initial_lr", 0.0)) for group in track.optimizer.param_groups), default=0.0)
+            if track.num_updates >= _MIN_LOW and 0 < self._highest.get(key, 0.0) < _LOW_RATE * base:
+                yield report(
+                    "schedule",
+                    f"the learning rate of {track.name} is never above {self._highest[key] / base:.1g} of the one that "
+                    "it was made with",
+                    measured=f"at most {self._highest[key]:.3g} in {track.num_updates} updates; {base:.3g} before the "
+                    "scheduler",
+                    expected="a factor of 1 at some time: LambdaLR multiplies the rate of the optimiser",
+                    action="return a factor from the function of LambdaLR, and not a learning rate",
+                )
         for scheduler, first in zip(self._schedulers, self._first_steps, strict=True):
             if loop.step >= _NUM_IDLE and _count(scheduler) == first:
                 yield report(

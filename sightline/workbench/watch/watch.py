@@ -27,7 +27,7 @@ from sightline.instrument import (
 from sightline.workbench.check.checks.optimiser.non_finite import non_finite
 from sightline.workbench.check.core.finding import Fault, Finding, merge_findings
 from sightline.workbench.watch.bisection import Search, prepare_search
-from sightline.workbench.watch.gradients import LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
+from sightline.workbench.watch.gradients import LeakMonitor, LostMonitor, OrderMonitor, ReachMonitor, UnitMonitor
 from sightline.workbench.watch.loop import ForwardCall, Found, Loop, Monitor, OptimizerTrack, PollMonitor
 from sightline.workbench.watch.numbers import ClipMonitor, FiniteMonitor, UpdateMonitor, locate_non_finite
 from sightline.workbench.watch.passes import LossMonitor, ModeMonitor, OutputMonitor, PartMonitor, SplitMonitor
@@ -81,6 +81,7 @@ class Watch:
             PollMonitor(),
             OrderMonitor(),
             LostMonitor(),
+            LeakMonitor(),
             FiniteMonitor(self._explain_non_finite),
             ReachMonitor(knows_optimizers=bool(optimizers)),
             LossMonitor(),

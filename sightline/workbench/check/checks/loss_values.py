@@ -249,13 +249,20 @@ def _score_goals(case: LossCase) -> tuple[LossCase, list[Goal]]:
     values, goals = dict(case.values), []
     for goal in case.goals:
         is_share = bool(((goal.wanted >= 0) & (goal.wanted <= 1)).all()) and bool((goal.wanted > 0.5).any())
-        if not goal.is_of_classes and is_share:
+        if not goal.is_of_classes and is_share and not _is_reached(case, goal):
             rows = goal.wanted.flatten(1)
             highest = F.one_hot(rows.argmax(dim=1), rows.shape[1]).view(goal.wanted.shape).to(goal.wanted)
             values[goal.target_key] = highest
             goal = dataclasses.replace(goal, wanted=highest, is_of_classes=True)
         goals += [goal] if goal.is_of_classes and goal.key in case.keys else []
     return dataclasses.replace(case, values=values, memo={}), goals
+
+
+def _is_reached(case: LossCase, goal: Goal) -> bool:
+    """Return True if outputs that equal targets between 0 and 1 have no loss: numbers such as boxes, no scores."""
+    is_between = bool(((goal.wanted > 0) & (goal.wanted < 1)).any())
+    values = [abs(case.value(_place(case, goal, output))) for output in (goal.wanted, torch.zeros_like(goal.wanted))]
+    return is_between and values[0] <= 1e-3 * values[1]
 
 
 def is_not_finite(case: LossCase) -> Fault | None:
@@ -312,6 +319,8 @@ def loss_weights(context: Context, case: LossCase) -> Fault | None:
 
 def _judge_weights(context: Context, case: LossCase, goal: Goal) -> Iterator[Fault]:
     own_C = -class_gradients(case, goal).diagonal().cpu()
+    if not bool(own_C.any()):  # a bound in the loss, which these outputs are beyond
+        return
     measured = f"gradients {_list(own_C / own_C.mean())} by class"
     for name, table_C in _list_tables(case, goal.num_classes):
         changes = {"shifted by one": table_C.roll(-1), "shifted back": table_C.roll(1), "reversed": table_C.flip(0)}

@@ -54,6 +54,26 @@ class ModelProbe:
             self.outputs()
         return draws
 
+    def scales_draws(self) -> bool:
+        """Return True if a pass multiplies what it draws by a tensor of other numbers: by a computed spread."""
+        drawn: list[Tensor] = []
+        scaled: list[bool] = []
+
+        def note(call: ModuleCall | None, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
+            if torch.Tag.nondeterministic_seeded in getattr(operator, "tags", ()) and isinstance(result, Tensor):
+                drawn.append(result)
+            elif operator.name().startswith("aten::mul") and len(args) > 1:
+                is_drawn = [
+                    isinstance(value, Tensor) and any(value.data_ptr() == draw.data_ptr() for draw in drawn)
+                    for value in args[:2]
+                ]
+                others = [v for v, is_own in zip(args, is_drawn, strict=False) if not is_own and isinstance(v, Tensor)]
+                scaled.append(any(is_drawn) and any(other.numel() > 1 for other in others))
+
+        with record(self.model, operators=note):
+            self.outputs()
+        return any(scaled)
+
     def changed_by(self, changed: Mapping[str, Any]) -> list[str] | None:
         """Name the outputs that changed inputs change by a bit; None if the copy rejects these inputs."""
         try:

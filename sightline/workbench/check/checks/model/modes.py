@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sightline.contract.errors import join_some
 from sightline.engine.optimizers import is_in_module
@@ -130,6 +130,9 @@ def random_evaluation(context: Context, step: DryRun) -> Fault | None:
     """Outputs in evaluation mode do not depend on the seed of the random numbers.
 
     Finds: Dropout, noise or random samples that stay on in evaluation: every evaluation has other metrics.
+
+    Two draws belong to a model: a mask that it returns, as a masked autoencoder does, and numbers that it multiplies by
+    a tensor that it computes, as a sample of a distribution.
     """
     probe = context.probe(3)
     fault = None if probe is None else judge_draws(probe)
@@ -142,10 +145,13 @@ def random_evaluation(context: Context, step: DryRun) -> Fault | None:
 def judge_draws(probe: ModelProbe) -> Fault | None:
     """Find an output of a probe that depends on the seed, and the layer that draws: a dropout before others."""
     draws = probe.draws()
-    changed = differing(probe.outputs(), probe.outputs(seed=1)) if draws else []
+    first = probe.outputs() if draws else {}
+    changed = differing(first, probe.outputs(seed=1)) if draws else []
     if not changed:
         return None
     dropped = [draw for draw in draws if "dropout" in draw[1] or "bernoulli" in draw[1]]
+    if not dropped and (_returns_draws(first, changed) or probe.scales_draws()):
+        return None
     layer, operator = (dropped or draws)[0]
     return Fault(
         f"'{changed[0]}' differs between two evaluations of the same samples"
@@ -181,6 +187,8 @@ def shared_weights(context: Context) -> Iterator[Fault]:
     """Each module with parameters is registered under one name.
 
     Finds: One layer under several names, such as `[layer] * 3`: fewer weights than the network seems to have.
+
+    A layer with a name of its own, which one list repeats, is shared on purpose.
     """
     names: dict[nn.Module, list[str]] = {}
     model = context.built.job.model
@@ -189,7 +197,7 @@ def shared_weights(context: Context) -> Iterator[Fault]:
             names.setdefault(module, []).append(name)
     shared = {places[0]: places for places in names.values() if len(places) > 1}
     for first, places in shared.items():
-        if any(first != outer and is_in_module(first, outer) for outer in shared):
+        if any(first != outer and is_in_module(first, outer) for outer in shared) or _is_declared_shared(places):
             continue
         size = sum(parameter.numel() for parameter in model.get_submodule(first).parameters())
         yield Fault(
@@ -198,3 +206,14 @@ def shared_weights(context: Context) -> Iterator[Fault]:
             measured=f"{len(places)} names for {size} weights",
             evidence={"names": places[:10]},
         )
+
+
+def _is_declared_shared(places: Sequence[str]) -> bool:
+    """Return True for one name of its own, and items of one list."""
+    lists = [place.rpartition(".")[0] for place in places if place.rpartition(".")[2].isdigit()]
+    return len(set(lists)) == 1 and len(lists) == len(places) - 1
+
+
+def _returns_draws(outputs: Mapping[str, Tensor], changed: Sequence[str]) -> bool:
+    """Return True if an output that depends on the seed is a mask beside others: the loss knows what was drawn."""
+    return len(outputs) > 1 and any(bool(((outputs[name] == 0) | (outputs[name] == 1)).all()) for name in changed)
