@@ -18,7 +18,8 @@ from typing import Any
 from sightline.verbs.bench import format_time
 
 Row = Mapping[str, Any]
-HEAD = ("case and form", "baseline", "times as fast", "kept memory", "CPU, ours / theirs", "peak MiB, ours / theirs")
+HEAD = ("case and form", "baseline", "times as fast", "CPU, ours / theirs", "peak MiB, ours / theirs")
+KEPT = "times as fast with kept memory"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,8 +27,12 @@ def main(arguments: Sequence[str]) -> None:
     default, *others = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
     rows, kept = merge_rows(default), merge_rows(others[0]) if others else {}
     for suite in dict.fromkeys(name.partition("/")[0] for name in rows):
-        lines = [HEAD, ("---",) * len(HEAD)]
-        lines += [format_row(row, kept.get(name)) for name, row in rows.items() if name.startswith(f"{suite}/")]
+        head = (*HEAD, *[KEPT] * bool(others))
+        lines = [head, ("---",) * len(head)]
+        for name, row in rows.items():
+            if name.startswith(f"{suite}/"):
+                again = [format_ratio(kept[name]) if name in kept else ""] if others else []
+                lines.append((*format_row(row), *again))
         print(f"### {suite}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")  # noqa: T201
 
 
@@ -36,13 +41,12 @@ def merge_rows(documents: Sequence[Mapping[str, Any]]) -> dict[str, Row]:
     return {row["name"]: row for document in documents for row in document["cases"]}
 
 
-def format_row(row: Row, kept: Row | None) -> tuple[str, ...]:
-    """Format a row, and the ratio of the same row with kept memory."""
+def format_row(row: Row) -> tuple[str, ...]:
+    """Format a row: names, the ratio, and seconds and peak memory of both sides."""
     return (
         row["name"].partition("/")[2],
         row["baseline"],
         format_ratio(row),
-        "" if kept is None else format_ratio(kept),
         " / ".join(map(format_time, (row["cpu_s"], row["baseline_cpu_s"]))),
         " / ".join(format_mebibytes(row[key]) for key in ("peak_bytes", "baseline_peak_bytes")),
     )
