@@ -359,7 +359,9 @@ def test_a_killed_run_with_empty_rows_is_continued_to_the_same_bits(tmp_path: Pa
 
 
 def test_empty_rows_are_refused_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 0: values has the shape \(0, 2\), .* with at least one point"):
+    with pytest.raises(
+        DataError, match=r"5 files: values has the shape \(0, 2\), .* with at least one point .*first: row 0"
+    ):
         write_prepared_set(plan(tmp_path, can_be_empty=False), tmp_path / "set", progress=quiet)
 
 

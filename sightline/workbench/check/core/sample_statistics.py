@@ -318,7 +318,8 @@ def all_labels(survey: PartStatistics) -> np.ndarray | None:
         return None
     if not all(int(strata[labelling.sample]) == int(labelling.classes[0]) for labelling in survey.labellings):
         return None
-    return np.asarray(strata)[survey.part.indices]
+    indices = survey.part.indices  # those of another data set are told by `empty-loader`
+    return np.asarray(strata)[indices[indices < len(strata)]]
 
 
 def parts_by_category(facts: Mapping[str, Any]) -> list[list[int]] | None:

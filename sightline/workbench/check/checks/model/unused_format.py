@@ -38,7 +38,10 @@ def unused_format(context: Context, step: DryRun) -> None:
         changed = build_model(unused.config, context.built.data.facts, context.world)
     measure_full = _make_step(context, step, model, context.config.train.precision)
     measure_half = _make_step(context, step, changed, unused.config.train.precision)
-    rounds = [(measure_full(), measure_half()) for _ in range(1 + _NUM_ROUNDS)][1:]
+    try:
+        rounds = [(measure_full(), measure_half()) for _ in range(1 + _NUM_ROUNDS)][1:]
+    except Exception:  # noqa: BLE001 - a network of a user's own may not run in bf16: then there is nothing to gain
+        return
     ratio, full, half = sorted((full / half, full, half) for full, half in rounds)[_NUM_ROUNDS // 2]
     if ratio >= _MIN_RATIO:
         context.examination.faster = FasterSetting(unused.overrides, ratio, full, half, step.num_samples)
