@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sightline.compute.surrogates import find_surrogates
 from sightline.workbench.check.checks.layers import layer_gradient
+from sightline.workbench.check.core.object_graph import iter_nodes
 from sightline.workbench.watch.loop import Found
 
 _MAX_CLASSES, _NUM_DRAWS = 4, 2
@@ -45,16 +46,8 @@ def judge_functions(value: Tensor, run: Callable[[], Any]) -> Iterator[Found]:
 
 
 def _list_classes(value: Tensor) -> list[Any]:
-    kinds: dict[Any, None] = {}
-    waiting, seen = [value.grad_fn], {value.grad_fn}
-    for node in waiting:  # grows while it is read
-        kind = getattr(node, "_forward_cls", None)
-        if kind is not None:
-            kinds[kind] = None
-        new = [parent for parent, _ in getattr(node, "next_functions", ()) if parent is not None and parent not in seen]
-        seen.update(new)
-        waiting += new
-    return list(kinds)
+    kinds = (getattr(node, "_forward_cls", None) for node in iter_nodes([value.grad_fn]))
+    return [kind for kind in dict.fromkeys(kinds) if kind is not None]
 
 
 @contextmanager

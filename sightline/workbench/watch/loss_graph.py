@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sightline.workbench.check.core.object_graph import get_node_name, skip_shape_operations
+from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
@@ -72,21 +73,15 @@ def list_counted(root: Any) -> set[int] | None:
 
     A term has the weight 0 if it is multiplied by the number 0: it gives gradients of 0, on purpose.
     """
-    nodes, is_zero = [root], {root: _is_weighted_zero(root)}
-    for node in nodes:  # grows while it is read
-        new = [parent for parent in list_parents(node) if parent not in is_zero]
-        is_zero.update((parent, _is_weighted_zero(parent)) for parent in new)
-        nodes += new
-        if len(nodes) >= _MAX_TERMS:
-            break
-    if not any(is_zero.values()):
+    if not any(map(_is_weighted_zero, itertools.islice(iter_nodes([root]), _MAX_TERMS))):
         return None
-    seen, waiting = {root}, [root]
-    while waiting:
-        parents = [p for p in list_parents(waiting.pop()) if p not in seen and not _is_weighted_zero(p)]
-        seen.update(parents)
-        waiting += parents
-    return {id(node.variable) for node in seen if hasattr(node, "variable")}
+    zeros = {node for node in iter_nodes([root]) if node is not root and _is_weighted_zero(node)}
+    return list_variables(iter_nodes([root], until=zeros))
+
+
+def list_variables(nodes: Iterable[Any]) -> set[int]:
+    """List the tensors without history that are among the nodes of a graph, by identity."""
+    return {id(node.variable) for node in nodes if hasattr(node, "variable")}
 
 
 def _is_weighted_zero(node: Any) -> bool:

@@ -22,6 +22,7 @@ from sightline.workbench.watch.loss_graph import (
     exposed_padding,
     is_of_pairs,
     is_reordered,
+    list_parents,
 )
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -377,7 +378,7 @@ class LossMonitor(Monitor):
         yield from graph.find_faults() if is_early else ()
         for node in graph.nodes[:_MAX_NODES]:
             name = get_node_name(node)
-            parents = [parent for parent, _ in node.next_functions if parent is not None]
+            parents = list_parents(node)
             before = get_node_name(skip_shape_operations(parents[0])) if parents else ""
             if (name, before) in _DOUBLE:
                 yield report(

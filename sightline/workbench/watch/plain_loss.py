@@ -16,11 +16,11 @@ from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.checks.data.images import input_statistics
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
-from sightline.workbench.check.core.object_graph import get_node_name
+from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_parents
+from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_variables
 from sightline.workbench.watch.plain_setup import call_model
 
 _MAX_NODES = 3000
@@ -49,12 +49,7 @@ class Pass(NamedTuple):
 
     def list_read_by_loss(self) -> set[int]:
         """List the user's own parameters that the loss reads itself, and not from the outputs of the copy."""
-        nodes, found = [self.value.grad_fn], set()
-        for node in nodes:  # grows while it is read
-            new = [p for p in list_parents(node) if p not in found]
-            found.update(new)
-            nodes += new
-        return {id(node.variable) for node in found if hasattr(node, "variable")} & set(self.parameters)
+        return list_variables(iter_nodes([self.value.grad_fn])) & set(self.parameters)
 
 
 def run_batch(
