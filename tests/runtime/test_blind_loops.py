@@ -64,6 +64,13 @@ def test_a_correct_loader_that_looks_alike_raises_nothing(make: Callable[[], Dat
     assert judge_data(make()) == []
 
 
+def test_a_set_that_is_too_slow_to_read_is_named_as_not_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sightline.workbench.watch.plain_loader._MAX_READING_S", 0.0)
+    gaps: list[str] = []
+    assert list(judge_loader(next(iter(HEALTHY_LOADERS))(), gaps)) == []
+    assert [gap.partition(":")[0] for gap in gaps] == ["the samples of the data set"]
+
+
 @pytest.mark.parametrize("run", LOOPS, ids=name_of)
 def test_a_loop_is_named(run: Callable[[bool], Any]) -> None:
     torch.manual_seed(0)

@@ -69,10 +69,11 @@ def check(
     """Check a config (a path, or a mapping as in a file), a run directory, or a module; nothing of it changes.
 
     Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
-    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are read;
-    a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. The rules about models, losses and
-    optimisers are applied, and a few samples are fitted on copies. Raises UserError or ConfigError for a subject that
-    cannot be read.
+    `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are
+    read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. The rules about models,
+    losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's data set
+    are read several times, by this process: a set that edits what it stores when it is read does so here, too.
+    Raises UserError or ConfigError for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
@@ -117,7 +118,8 @@ def _check_module(
             built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
             built = dataclasses.replace(built, config=_skip_rules(built.config))
             plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
-            plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in judge_loader(batch_or_loader)]
+            found = judge_loader(batch_or_loader, examination.gaps)
+            plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
             findings = run_all(built, World(device=built.job.device), examination=examination)
             findings = [f for f in findings if not _is_rejection(f, is_run=passed is not None)]
             findings = merge_findings([*plain, *findings])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,8 @@ from sightline.workbench.check.core.object_graph import find_generators, iter_re
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
+logger = logging.getLogger(__name__)
+
 _NUM_ITEMS, _NUM_READS, _NUM_LABELS = 6, 10, 64
 _MAX_DRAWN, _MIN_DRAWN, _MIN_DISTINCT = 20_000, 200, 0.05
 _MIN_COMMON, _MAX_CONFLICTS = 8, 0.05
@@ -36,18 +38,23 @@ _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 _SEEDS = (11, 12)
 
 
-def judge_loader(loader: Any) -> Iterator[Found]:
+def judge_loader(loader: Any, gaps: list[str] | None = None) -> Iterator[Found]:
     """Yield what contradicts itself in a loader of a data set with an index; no worker process is started.
 
     The generators of the loader are put back; the global random states are left as the last read has left them. A set
-    whose samples take more than a quarter of a second to read is not read.
+    whose samples take more than a quarter of a second to read is not read, which is added to `gaps`.
     """
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return
     with preserve_generators(find_generators(loader)):
-        for judge in (_judge_sampler, *(_READING if _is_fast(loader) else ())):
-            with suppress(Exception):  # an item or a batch in another form than (inputs, target) has no such relation
+        is_fast = _is_fast(loader)
+        if not is_fast and gaps is not None:
+            gaps.append(f"the samples of the data set: one takes over {_MAX_READING_S:g} s to read, or cannot be read")
+        for judge in (_judge_sampler, *(_READING if is_fast else ())):
+            try:
                 yield from judge(loader)
+            except Exception:
+                logger.debug("a relation of the loader does not apply to its samples", exc_info=True)
 
 
 def _is_fast(loader: DataLoader[Any]) -> bool:
@@ -273,7 +280,7 @@ def _likeness(first: Tensor, second: Tensor) -> float:
 
 
 def _judge_collate(loader: DataLoader[Any]) -> Iterator[Found]:
-    """A batch holds the same pairs of inputs and targets in whatever order its samples come."""
+    """A batch holds the same pairs of inputs and targets in any order of its samples."""
     collate = loader.collate_fn
     if collate is None or loader.batch_size is None:
         return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
 from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_variables
 from sightline.workbench.watch.plain_setup import call_model
+
+logger = logging.getLogger(__name__)
 
 _MAX_NODES = 3000
 _MIN_ROWS, _MAX_UNORDERED = 16, 0.2
@@ -85,8 +87,10 @@ def judge_loss(
         partial(_judge_angles, loss, pairs),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),
     ):
-        with suppress(Exception):  # other shapes than a relation is about
+        try:
             yield from judge(passed)
+        except Exception:
+            logger.debug("a relation of the loss does not apply to this batch", exc_info=True)
 
 
 def _first(tree: Any) -> Tensor:

@@ -318,7 +318,7 @@ def all_labels(survey: PartStatistics) -> np.ndarray | None:
         return None
     if not all(int(strata[labelling.sample]) == int(labelling.classes[0]) for labelling in survey.labellings):
         return None
-    indices = survey.part.indices  # those of another data set are told by `empty-loader`
+    indices = survey.part.indices  # `empty-loader` reports those of another data set
     return np.asarray(strata)[indices[indices < len(strata)]]
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 
 from torch import nn
 
 from sightline.compute.numba_kernels import compute_seconds
+from sightline.contract.errors import summarise_error
 from sightline.engine.build import build_model, find_unused_format
 from sightline.engine.device import Precision
 from sightline.workbench.check.context import Context, check, first_steps
 from sightline.workbench.check.core.dry_run import DryRun, forward_backward, isolated_copy
 from sightline.workbench.check.core.examination import FasterSetting
 
+logger = logging.getLogger(__name__)
+
 _MAX_SECONDS = 3.0
-"""Processor seconds of the dry run above which nothing is measured: a note must not take longer than all checks."""
+"""Processor seconds of the dry run above which nothing is measured: one figure must not take longer than all checks."""
 _NUM_ROUNDS = 3
 _MIN_RATIO = 1.15
 
@@ -40,7 +44,8 @@ def unused_format(context: Context, step: DryRun) -> None:
     measure_half = _make_step(context, step, changed, unused.config.train.precision)
     try:
         rounds = [(measure_full(), measure_half()) for _ in range(1 + _NUM_ROUNDS)][1:]
-    except Exception:  # noqa: BLE001 - a network of a user's own may not run in bf16: then there is nothing to gain
+    except Exception as error:  # noqa: BLE001 - a network of a user's own may not run in bf16: there is nothing to gain
+        logger.info("unused-format: the step could not be measured in bf16: %s", summarise_error(error))
         return
     ratio, full, half = sorted((full / half, full, half) for full, half in rounds)[_NUM_ROUNDS // 2]
     if ratio >= _MIN_RATIO:
