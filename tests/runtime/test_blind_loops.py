@@ -13,15 +13,9 @@ from torch.utils.data import DataLoader
 import sightline
 from sightline.workbench.watch.plain_loader import judge_loader
 from sightline.workbench.watch.plain_loss import judge_loss, run_batch
-from tests.runtime.blind_loops import (
-    HEALTHY_LOADERS,
-    HEALTHY_LOOPS,
-    HEALTHY_LOSSES,
-    LOADERS,
-    LOOPS,
-    LOSSES,
-    LossCase,
-)
+from tests.runtime.blind_loaders import HEALTHY_LOADERS, LOADERS
+from tests.runtime.blind_loops import HEALTHY_LOOPS, LOOPS
+from tests.runtime.blind_losses import HEALTHY_LOSSES, LOSSES, LossCase
 
 
 def name_of(value: Any) -> str | None:
