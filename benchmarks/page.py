@@ -24,6 +24,9 @@ KEPT = "times as fast with kept memory"
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables of one or two groups of documents, a table for each suite."""
+    missing = [name for group in arguments for name in group.split("+") if not Path(name).is_file()]
+    if missing or not arguments:
+        sys.exit(f"no such file: {', '.join(missing)}" if missing else __doc__)
     default, *others = ([json.loads(Path(name).read_text()) for name in group.split("+")] for group in arguments)
     rows, kept = merge_rows(default), merge_rows(others[0]) if others else {}
     for suite in dict.fromkeys(name.partition("/")[0] for name in rows):

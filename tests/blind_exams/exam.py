@@ -46,6 +46,8 @@ def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     for exam in exams:
         paths = sorted(path for path in (FOLDER / exam).glob("*.py") if path.stem.startswith(prefixes or ""))
+        if not paths:
+            sys.exit(f"{exam}: no script begins with {', '.join(prefixes)}")
         forms = [
             run_form(exam, path, has_bug) for path in paths for has_bug in ((True, False), (False,))[is_correct(path)]
         ]

@@ -165,3 +165,14 @@ def test_a_config_and_a_mapping_give_the_findings_of_the_command() -> None:
 def test_arguments_that_do_not_fit_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         sightline.check(*arguments)
+
+
+@pytest.mark.parametrize("num_fitting", [0, 14])
+def test_a_label_out_of_range_is_found_in_the_whole_batch_and_names_no_file_of_the_package(num_fitting: int) -> None:
+    """The few samples that are tried first may all fit the outputs."""
+    labels = torch.cat([torch.arange(num_fitting) % 3, torch.full((16 - num_fitting,), 4)])
+    torch.manual_seed(0)
+    report = sightline.check(nn.Linear(8, 3), nn.CrossEntropyLoss(), (torch.randn(16, 8), labels))
+    [finding] = [each for each in report.findings if each.code == "first-step"]
+    assert (finding.severity, finding.cause, finding.where.file) == ("error", "data.label_mapping", None)
+    assert "out of bounds" in finding.measured

@@ -23,9 +23,10 @@ from sightline.engine.records import preserve_rng_state
 from sightline.engine.step import compute_batch_losses
 from sightline.instrument import record
 from sightline.runs.run_files import RunFiles, config_path_of_run, is_run
-from sightline.workbench.check.core.dry_run import isolated_copy
+from sightline.workbench.check.checks.model.first_step import explain_failure, first_step
+from sightline.workbench.check.core.dry_run import error_location, isolated_copy
 from sightline.workbench.check.core.examination import Examination
-from sightline.workbench.check.core.finding import Finding, FindingLocation, finding_from_dict, merge_findings
+from sightline.workbench.check.core.finding import Fault, Finding, FindingLocation, finding_from_dict, merge_findings
 from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
@@ -55,6 +56,9 @@ _WORDS = {
     "the recipe's": "the given",
 }
 """Words of configs in the texts of rules, and those for a plain module."""
+_PACKAGE = Path(__file__).resolve().parents[2]
+_ADAPTERS = tuple(_PACKAGE / name for name in ("contract", "engine", "instrument", "parts/tasks", "workbench"))
+"""Folders that run a user's module and loss, but do not cause their faults."""
 
 
 def check(
@@ -109,7 +113,8 @@ def _check_module(
     with preserve_rng_state(), torch.enable_grad():
         try:
             pairs = read_pairs(_list_batches(batch_or_loader))
-            passed = _run_batch(model, loss, pairs[0])
+            run = _run_batch(model, loss, pairs[0])
+            passed = run if isinstance(run, Pass) else None
             optimizers = list_optimizers(optimizer)
             elsewhere, idle = _trained_elsewhere(passed, optimizers), _list_untrained(model, passed, optimizers)
             untrained = [p for p in model.parameters() if id(p) in idle]
@@ -122,6 +127,8 @@ def _check_module(
             plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
             findings = run_all(built, World(device=built.job.device), examination=examination)
             findings = [f for f in findings if not _is_rejection(f, is_run=passed is not None)]
+            if isinstance(run, Exception) and all(finding.code != "first-step" for finding in findings):
+                plain.append(_build_failure(run))
             findings = merge_findings([*plain, *findings])
             figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
             if not any(finding.severity == "error" for finding in findings):
@@ -136,13 +143,27 @@ def _check_module(
     return CheckReport(title, renamed, figures, _rename_examination(examination))
 
 
-def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any]) -> Pass | None:
-    """Run a batch as it is; None if that fails, which other checks report."""
+def _run_batch(model: nn.Module, loss: Any, pair: tuple[Any, Any]) -> Pass | Exception:
+    """Run a batch as it is; return the exception if that fails."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     try:
         return run_batch(model, loss, pair, device)
-    except Exception:  # noqa: BLE001 - model and loss are the user's
-        return None
+    except Exception as error:  # noqa: BLE001 - model and loss are the user's
+        return error
+
+
+def _build_failure(error: Exception) -> Finding:
+    """Build the finding of a whole batch that fails, though the few samples of it that were tried first did not."""
+    causes, action = explain_failure(error)
+    file, line = error_location(error)
+    fault = Fault(
+        f"the first batch cannot be run: {type(error).__name__}",
+        causes=causes,
+        measured=summarise_error(error),
+        expected="a batch that model and loss accept",
+        action=action,
+    )
+    return first_step.build_outside(fault, FindingLocation(file=file, line=line))
 
 
 def _judge_plainly(passed: Pass, model: nn.Module, loss: Any, pairs: Sequence[tuple[Any, Any]]) -> list[Finding]:
@@ -237,4 +258,7 @@ def _replace_words(text: str) -> str:
 def _rename(finding: Finding) -> Finding:
     """Rename what a module has no config for: its adapter, dotted paths, and words of configs."""
     renamed = finding_from_dict(json.loads(_replace_words(json.dumps(finding.to_dict(), default=str))))
-    return dataclasses.replace(renamed, where=dataclasses.replace(renamed.where, config_path=None, dataset=None))
+    where = dataclasses.replace(renamed.where, config_path=None, dataset=None)
+    if where.file is not None and any(map(Path(where.file).is_relative_to, _ADAPTERS)):
+        where = dataclasses.replace(where, file=None, line=None)
+    return dataclasses.replace(renamed, where=where)

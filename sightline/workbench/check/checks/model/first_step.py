@@ -114,7 +114,7 @@ def _describe_tail(context: Context) -> str:
 
 
 def _make_step_fault(context: Context, failure: StepFailure, *, step: int) -> Fault:
-    causes, action = _diagnose(failure.error)
+    causes, action = explain_failure(failure.error)
     advice = _get_advice(failure.error)
     is_from_transform = advice is not None and _is_transform_error(failure.error)
     path = "model" if advice is None else _find_argument_path(context, advice)
@@ -173,7 +173,7 @@ def _find_argument_path(context: Context, advice: str) -> str:
     return next((f"model.{word}" for word in re.findall(r"\w+", advice) if word in argument_names), "model")
 
 
-def _diagnose(error: Exception) -> tuple[tuple[str, ...], str]:
+def explain_failure(error: Exception) -> tuple[tuple[str, ...], str]:
     """Return the likely causes of an error of a step, and the action."""
     text = str(error)
     if "more than 1 value per channel" in text:
