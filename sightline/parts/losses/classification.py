@@ -1,5 +1,7 @@
 """Losses of classification: cross-entropy, focal, Lovász, distillation, and class weights.
 
+Half-precision logits are computed in float32, as the sum of many has bf16's digits otherwise.
+
 Cross entropy over classes, with label smoothing, class weights and ignored targets.
 
 Focal loss: cross entropy in which easy targets weigh little.
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sightline.compute.geometry.boxes.overlaps import promote_to_float32
 from sightline.compute.waits import is_free_to_read, read_list
 from sightline.contract import registry
 from sightline.contract.arguments import NonNegativeFloat, PositiveFloat, Probability
@@ -177,7 +180,7 @@ class CrossEntropy(ClassLoss):
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)[..., None]
-        negative = -F.log_softmax(logits, dim=-1)
+        negative = -F.log_softmax(promote_to_float32(logits), dim=-1)
         if self.class_weights is not None:
             negative = negative * self.class_weights.to(negative.dtype)
         loss = self.extra_on_label * negative.gather(-1, target).squeeze(-1)
@@ -223,7 +226,7 @@ class FocalCrossEntropy(ClassLoss):
         self.assert_shapes(logits, label)
         is_counted = self.is_counted(label)
         target = torch.where(is_counted, label, 0)
-        log_p = F.log_softmax(logits, dim=-1).gather(-1, target[..., None]).squeeze(-1)
+        log_p = F.log_softmax(promote_to_float32(logits), dim=-1).gather(-1, target[..., None]).squeeze(-1)
         loss = -((1 - log_p.exp()) ** self.gamma) * log_p
         if self.class_weights is not None:
             loss = loss * self.class_weights.to(loss.dtype)[target]
@@ -257,7 +260,7 @@ class LovaszSoftmax(ClassLoss):
             pixels, labels, is_counted = image.reshape(-1, self.num_classes), labels.flatten(), self.is_counted(labels)
             if is_free := is_free_to_read(labels):
                 pixels, labels = pixels[is_counted.flatten()], labels[is_counted.flatten()]
-            probabilities = pixels.to(torch.promote_types(pixels.dtype, torch.float32)).softmax(dim=1)
+            probabilities = promote_to_float32(pixels).softmax(dim=1)
             if is_free:
                 total = total + lovasz_of_image(probabilities, labels)
             else:
@@ -331,8 +334,8 @@ class Distillation(ClassLoss):
         """Compute the loss sum from `logits` and `teacher_logits` (..., C); `label` (...) marks the ignored targets."""
         self.assert_shapes(logits, label)
         self.assert_shapes(teacher_logits, label)
-        student = F.log_softmax(logits / self.temperature, dim=-1)
-        teacher = F.log_softmax(teacher_logits.detach() / self.temperature, dim=-1)
+        student = F.log_softmax(promote_to_float32(logits) / self.temperature, dim=-1)
+        teacher = F.log_softmax(promote_to_float32(teacher_logits.detach()) / self.temperature, dim=-1)
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)
         return torch.where(self.is_counted(label), self.temperature**2 * divergence, 0.0).sum()
 
