@@ -67,9 +67,10 @@ def test_every_table_adds_up_and_the_trace_is_a_file_for_viewers(tmp_path: Path)
     assert by_kind["search, gather"] > 0, "our kernels of kNN are seen"
     assert by_kind["fused layers"] > 0
     clocked = sum(sum(record.seconds.values()) for record in profile.records[NUM_WARM:]) / 2
-    assert document["step_s"] == pytest.approx(clocked, rel=0.2), "the loop's own clock agrees"
-    parts = {row["part"] for row in document["parts"]}
-    assert parts >= {"data", "transfer", "prepare", "forward", "loss", "backward", "optimise", "between steps"}
+    parts = {row["part"]: row["seconds"] for row in document["parts"]}
+    inside = document["step_s"] - parts["between steps"]
+    assert inside == pytest.approx(clocked, rel=0.1), "the loop's own clock, which runs inside of steps, agrees"
+    assert parts.keys() >= {"data", "transfer", "prepare", "forward", "loss", "backward", "optimise", "between steps"}
     edge = next(row for row in document["modules"] if row["path"] == "edges.0")
     assert (edge["class"], edge["place"].split(":")[0]) == ("EdgeConv", "sightline/compute/layers/edge_conv.py")
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
