@@ -237,11 +237,11 @@ def measure_spread(rows: np.ndarray) -> FeatureSpread:
     config_path="model",
 )
 def collapsed_features(context: Context, step: DryRun) -> Fault | None:
-    """Embeddings of different objects differ at the first step, if their clouds differ.
+    """Embeddings of different objects differ at the first step, if each of their inputs differs.
 
     Finds: Embeddings that are the same for every object, or that vary along one line only.
     """
-    if not TaskMembers.compares_rows.get(context.built.job.task) or _are_clouds_equal(step.batch):
+    if not TaskMembers.compares_rows.get(context.built.job.task) or _is_an_input_equal(step.batch):
         return None
     for name, rows in _embeddings(step.seen_outputs):
         spread = measure_spread(rows)
@@ -317,9 +317,11 @@ def _to_array(rows: Tensor) -> np.ndarray:
     return array
 
 
-def _are_clouds_equal(batch: Batch) -> bool:
+def _is_an_input_equal(batch: Batch) -> bool:
+    """Return True if there are no clouds, or if the clouds or another input, such as images, are all the same."""
     points = batch.get("points")
-    return not isinstance(points, Tensor) or points.ndim != 3 or bool((points == points[:1]).all())
+    inputs = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim > 2]
+    return not isinstance(points, Tensor) or points.ndim != 3 or any((x == x[:1]).all() for x in inputs)
 
 
 @check("G6", "first-evaluation", "preflight")
