@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import sightline
+from sightline.workbench.watch.plain_batch import BatchForm
 from sightline.workbench.watch.plain_loader import judge_loader
 from sightline.workbench.watch.plain_loss import judge_loss, run_batch
 from tests.runtime.blind_loaders import HEALTHY_LOADERS, LOADERS
@@ -29,7 +30,7 @@ def judge_case(case: LossCase) -> list[tuple[str, str]]:
 
 
 def judge_data(loader: DataLoader[Any]) -> list[tuple[str, str]]:
-    return [(rule.code, (*fault.causes, *rule.causes)[0]) for rule, fault in judge_loader(loader)]
+    return [(rule.code, (*fault.causes, *rule.causes)[0]) for rule, fault in judge_loader(loader, BatchForm(), [])]
 
 
 @pytest.mark.parametrize("make", LOSSES, ids=name_of)
@@ -61,7 +62,7 @@ def test_a_correct_loader_that_looks_alike_raises_nothing(make: Callable[[], Dat
 def test_a_set_that_is_too_slow_to_read_is_named_as_not_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sightline.workbench.watch.plain_loader._MAX_READING_S", 0.0)
     gaps: list[str] = []
-    assert list(judge_loader(next(iter(HEALTHY_LOADERS))(), gaps)) == []
+    assert list(judge_loader(next(iter(HEALTHY_LOADERS))(), BatchForm(), gaps)) == []
     assert [gap.partition(":")[0] for gap in gaps] == ["the samples of the data set"]
 
 

@@ -31,14 +31,18 @@ from sightline.workbench.check.suite import check_path, run_all
 from sightline.workbench.fit.fit_attempt import FitSetup
 from sightline.workbench.fit.fit_one import FitOptions, fit_samples
 from sightline.workbench.fit.samples import Samples
+from sightline.workbench.watch.plain_batch import find_form, has_rows, read_batches
 from sightline.workbench.watch.plain_loader import judge_loader
-from sightline.workbench.watch.plain_loss import Pass, judge_loss, run_batch
-from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup, read_pairs
+from sightline.workbench.watch.plain_loss import Pass, judge_keys, judge_loss, routes_rows, run_batch
+from sightline.workbench.watch.plain_setup import PREFIX, list_optimizers, make_setup
 from sightline.workbench.watch.report import CheckReport
 
 _SKIPPED = ("class-balance", "untrained-class", "class-names", "loss-sum", "unused-format")
 """Rules about a whole data set, of which a few batches say nothing, about sums, as losses of plain loops are means, and
 about keys of a config."""
+_OF_FEW_SAMPLES = ("model.activation", "model.structure", "dist.unused_params", "loss.detached")
+"""Causes of gradients that are missing, of which a few samples may be the reason: no pairs, or no sample of a part."""
+_NO_ROWS = "single samples: the tensors of a batch do not all have a row for each (graphs, lists of any length)"
 _NUM_FITTED, _STEPS, _MIN_STEPS = 8, 100, 30
 _FIT_S, _NUM_ATTEMPTS = 20.0, 3
 """Processor time for the fit of a few samples, which tries up to three learning rates."""
@@ -74,10 +78,11 @@ def check(
 
     Of a config or run, all rules of `sightline check` are applied; `overrides` change values of it. A module needs
     `loss(outputs, target)` and a batch `(inputs, target)`, or an iterable of batches, of which the first four are
-    read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. The rules about models,
-    losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's data set
-    are read several times, by this process: a set that edits what it stores when it is read does so here, too.
-    Raises UserError or ConfigError for a subject that cannot be read.
+    read; a tuple of inputs holds the arguments of `forward`, a mapping holds them by name. A batch that is itself a
+    mapping goes to the model whole, or by the keys that `forward` names, and to `loss(outputs, batch)`. The rules
+    about models, losses and optimisers are applied, and a few samples are fitted on copies. Samples of a DataLoader's
+    data set are read several times, by this process: a set that edits what it stores when it is read does so here,
+    too. Raises UserError or ConfigError for a subject that cannot be read.
 
     >>> import sightline
     >>> sightline.check("configs/classify/synthetic_shapes_pointnet.yaml")
@@ -112,7 +117,10 @@ def _check_module(
     examination = Examination()
     with preserve_rng_state(), torch.enable_grad():
         try:
-            pairs = read_pairs(_list_batches(batch_or_loader))
+            batches = read_batches(_list_batches(batch_or_loader))
+            device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+            form = find_form(model, loss, batches[0], device)
+            pairs, loss = [form.split(batch) for batch in batches], form.wrap(loss)
             run = _run_batch(model, loss, pairs[0])
             passed = run if isinstance(run, Pass) else None
             optimizers = list_optimizers(optimizer)
@@ -120,19 +128,27 @@ def _check_module(
             untrained = [p for p in model.parameters() if id(p) in idle]
             for parameter in untrained:
                 parameter.requires_grad_(False)
-            built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
-            built = dataclasses.replace(built, config=_skip_rules(built.config))
             plain = [] if passed is None else _judge_plainly(passed, model, loss, pairs)
-            found = judge_loader(batch_or_loader, examination.gaps)
+            plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in judge_keys(model, form, pairs[0])]
+            found = judge_loader(batch_or_loader, form, examination.gaps)
             plain += [rule.build_outside(fault, FindingLocation()) for rule, fault in found]
-            findings = run_all(built, World(device=built.job.device), examination=examination)
-            findings = [f for f in findings if not _is_rejection(f, is_run=passed is not None)]
+            findings: list[Finding] = []
+            figures: dict[str, Any] = {"samples": 0}
+            if has_rows(pairs[0]):
+                built = make_setup(model, loss, pairs, optimizer=optimizer, trained_elsewhere=elsewhere)
+                built = dataclasses.replace(built, config=_skip_rules(built.config))
+                findings = run_all(built, World(device=built.job.device), examination=examination)
+                findings = [_soften(f) for f in findings if not _is_rejection(f, passed)]
+                if any(map(_is_of_unused, findings)) and routes_rows(model, pairs[0]):
+                    findings = [finding for finding in findings if not _is_of_unused(finding)]
+                figures = {"samples": len(built.data.train.indices)}
+            else:
+                examination.gaps.append(_NO_ROWS)
             if isinstance(run, Exception) and all(finding.code != "first-step" for finding in findings):
                 plain.append(_build_failure(run))
             findings = merge_findings([*plain, *findings])
-            figures: dict[str, Any] = {"samples": len(built.data.train.indices)}
-            if not any(finding.severity == "error" for finding in findings):
-                fitted, text = _fit(built, {finding.cause for finding in findings})
+            if figures["samples"] and not any(finding.severity == "error" for finding in findings):
+                fitted, text = _fit(built, passed, {finding.cause for finding in findings})
                 findings, figures = [*findings, *fitted], {**figures, "fit": text}
         finally:
             for module, flag in flags.items():
@@ -191,21 +207,40 @@ def _list_untrained(model: nn.Module, passed: Pass | None, optimizers: Sequence[
     return {id(p) for p in model.parameters() if p.requires_grad} - held - passed.list_reached()
 
 
-def _is_rejection(finding: Finding, *, is_run: bool) -> bool:
+def _is_rejection(finding: Finding, passed: Pass | None) -> bool:
     """Return True for what says that model or loss do not take what a check makes: they need not.
 
-    These are outputs that a check draws, batches in which nothing counts, and samples in an order other than that of a
-    batch that has been run.
+    These are outputs that a check draws, batches in which nothing counts, samples in an order other than that of a
+    batch that has been run, gradients that few samples lack, and a whole batch has, outputs of any size for a model
+    whose outputs are bounded, such as directions of length 1, and NaN that marks targets.
     """
     is_drawn = finding.severity == "note" and finding.code.startswith("loss-") and finding.cause == "sys.environment"
     is_of_nothing = finding.code == "loss-limits" and finding.cause == "loss.normaliser"  # a mean over nothing is NaN
-    return is_drawn or is_of_nothing or (is_run and finding.code == "first-step")
+    if is_drawn or is_of_nothing or passed is None or not passed.value.requires_grad:
+        return is_drawn or is_of_nothing
+    is_silent = finding.code == "no-gradient" and finding.cause in _OF_FEW_SAMPLES and passed.reaches_all()
+    is_silent |= finding.code == "loss-gradient" and finding.cause == "loss.detached" and passed.reaches_outputs()
+    is_of_any_size = finding.code == "loss-direction" and not passed.is_unbounded()
+    is_of_target = finding.code == "non-finite-data" and finding.summary.startswith(("'target'", "'label'"))
+    return is_silent or is_of_any_size or finding.code == "first-step" or (is_of_target and passed.marks_targets())
+
+
+def _is_of_unused(finding: Finding) -> bool:
+    return finding.code == "no-gradient" and finding.cause == "model.structure"
+
+
+def _soften(finding: Finding) -> Finding:
+    """Return first outputs that are far larger than their targets as a note: plain layers have them, and learn."""
+    is_size = finding.code == "initial-squares" and finding.cause == "model.init"
+    return dataclasses.replace(finding, severity="note") if is_size else finding
 
 
 def _list_batches(batch_or_loader: Any) -> Iterable[Any]:
-    """Return an iterable of batches: a tuple, or a list that begins with a tensor or a mapping, is one batch."""
-    is_list = isinstance(batch_or_loader, list) and bool(batch_or_loader)
-    is_batch = isinstance(batch_or_loader, tuple) or (is_list and isinstance(batch_or_loader[0], Tensor | Mapping))
+    """Return an iterable of batches; one batch is a tuple, a mapping, or a list that begins with inputs."""
+    is_batch = isinstance(batch_or_loader, tuple | Mapping)
+    if isinstance(batch_or_loader, list) and batch_or_loader:
+        is_batch = isinstance(batch_or_loader[0], Tensor | Mapping)
+        is_batch = is_batch and not all(isinstance(each, Mapping) for each in batch_or_loader)
     return [batch_or_loader] if is_batch else batch_or_loader
 
 
@@ -213,8 +248,11 @@ def _skip_rules(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, checks=Checks(skip=_SKIPPED))
 
 
-def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Finding], str]:
-    """Fit a few samples on copies, as `fit-one` does; return findings of other causes, and a word on the fit."""
+def _fit(built: TrainingSetup, passed: Pass | None, causes: Collection[str]) -> tuple[Sequence[Finding], str]:
+    """Fit a few samples on copies, as `fit-one` does; return findings of other causes, and a word on the fit.
+
+    Outputs of a bounded form, such as boxes from a sigmoid, do not reach the outputs for which a loss has no floor.
+    """
     reader = built.data.train.reader
     keys = tuple(SampleKey(int(index), 0, 0) for index in built.data.train.indices[:_NUM_FITTED])
     batch = reader(keys)
@@ -232,10 +270,21 @@ def _fit(built: TrainingSetup, causes: Collection[str]) -> tuple[Sequence[Findin
     steps = min(_STEPS, int(_FIT_S / (_NUM_ATTEMPTS * max(step_s, 1e-6))))
     if steps < _MIN_STEPS:
         return (), f"skipped, a step takes {step_s:.1f} s"
-    result = fit_samples(
-        FitSetup(built, batch, None, steps), Samples(keys, reader, batch), FitOptions(is_brief=True), lambda line: None
-    )
+    setup, samples = FitSetup(built, batch, None, steps), Samples(keys, reader, batch)
+    try:
+        result = fit_samples(setup, samples, FitOptions(is_brief=True), lambda line: None)
+    except Exception as error:  # noqa: BLE001 - as above: no pair, or gradients of a form of their own
+        return (), f"skipped, a step on {_NUM_FITTED} samples fails: {summarise_error(error)}"
     findings = [f if f.severity == "error" else dataclasses.replace(f, severity="note") for f in result.findings]
+    causes_found = {finding.cause for finding in findings}
+    if "cfg.contract" in causes_found:  # the batch has been run: it is the format
+        return (), "skipped, the loss or the model does not take float64"
+    if passed is not None and "data.corrupt_sample" in causes_found and passed.marks_targets():
+        return (), "skipped, targets that are not known are NaN"
+    if passed is not None and "loss.detached" in causes_found and passed.reaches_outputs():
+        return (), f"skipped, {_NUM_FITTED} samples give no gradient, and the batch does"
+    if passed is not None and not passed.is_unbounded():
+        findings = [finding for finding in findings if finding.cause != "loss.sign"]
     word = "passed" if result.is_fitted else "failed" if result.has_error else "undecided"
     return [finding for finding in findings if finding.cause not in causes], word
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sightline.contract.errors import join_some
 from sightline.contract.pytree import tree_leaves
 from sightline.workbench.check.checks.model.gradients import LAYERS, make_dead_fault
-from sightline.workbench.check.checks.model.no_gradient import registration_faults
+from sightline.workbench.check.checks.model.no_gradient import is_frozen_by_kind, registration_faults
 from sightline.workbench.check.runtime_rules import find_rule, report
 from sightline.workbench.watch.loop import Found, Judge, Loop, Monitor, OptimizerTrack
 from sightline.workbench.watch.loss_graph import list_counted
@@ -21,13 +21,14 @@ _MAX_MIXED = 0.5
 """Share of modules up to which frozen parameters beside others are a slip: some methods train all biases alone."""
 _NUM_ZERO = 3
 """Updates in a row with all gradients exactly zero: one or two are a batch in which nothing counts."""
-_NUM_SILENT = 8
+_NUM_SILENT, _NUM_UNROUTED = 8, 50
+"""Updates without a gradient; of one of many modules, as of experts to which rows are sent, more."""
 """Updates without a gradient for a module that does not run: layers may be dropped at random."""
 _UNKNOWN_OPTIMIZERS = 20
 """Updates until optimisers that were not named are taken to be all that there are."""
 _NUM_LOST = 4
 """Updates in a row before which the same number of backward passes was for nothing."""
-_MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.5, 8, 5
+_MAX_DEAD, _MIN_UNITS, _NUM_DEAD = 0.75, 8, 5
 
 
 def list_names(names: Sequence[str]) -> str:
@@ -117,6 +118,9 @@ class LostMonitor(Monitor):
         yield from ()
 
     def after_backward(self, loop: Loop) -> Iterator[Found]:
+        tracks = loop.tracks.values()
+        if tracks and all(track.marks() == track.before_backward for track in tracks):
+            return  # such as the pass of a generator through a frozen critic
         self._num_passes += 1
         self._last = loop.step, loop.num_forwards, _list_versions(loop)
         inputs = () if loop.call is None else loop.call.inputs
@@ -223,7 +227,7 @@ class ReachMonitor(Monitor):
             for model in loop.models.values():
                 yield from ((find_rule("unregistered"), fault) for fault in registration_faults(model))
             yield from _frozen_faults(loop)
-        if track.num_updates < _NUM_SILENT and track.num_backward:
+        if track.num_updates < _NUM_UNROUTED and track.num_backward:
             yield from self._silent_faults(loop, track)
         if not self._is_covered and (self._knows_optimizers or loop.step >= _UNKNOWN_OPTIMIZERS):
             self._is_covered = True
@@ -252,8 +256,10 @@ class ReachMonitor(Monitor):
             return
         before = self._silent.get(id(track), {})
         counts = self._silent[id(track)] = {name: before.get(name, 0) + 1 for name in silent}
-        ran = [n for n in silent if n.rpartition(".")[0] in loop.executed and track.num_updates == 0]
-        idle = [n for n, count in counts.items() if count == _NUM_SILENT and n.rpartition(".")[0] not in loop.executed]
+        ran = [n for n in silent if _get_owner(n) in loop.executed and track.num_updates == 0]
+        unused = [n for n in counts if counts[n] in (_NUM_SILENT, _NUM_UNROUTED) and _get_owner(n) not in loop.executed]
+        patience = {n: _NUM_UNROUTED if _has_used_twin(n, loop) else _NUM_SILENT for n in unused}
+        idle = [n for n in unused if counts[n] == patience[n]]
         for names, detail in (
             (ran, "their modules run, but the loss does not depend on them"),
             (idle, "their modules never run"),
@@ -290,12 +296,27 @@ class ReachMonitor(Monitor):
         yield from loop.reader.read(track.norm, judge)
 
 
+def _get_owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _has_used_twin(parameter: str, loop: Loop) -> bool:
+    """Return True if a module beside that of a parameter in a list has run: `experts.1` for `experts.0.weight`."""
+    parts = parameter.split(".")
+    beside = [".".join(parts[:place]) for place, part in enumerate(parts) if part.isdigit() and place]
+    return any(
+        name.startswith(f"{one}.") and name.removeprefix(f"{one}.").partition(".")[0].isdigit()
+        for one in beside
+        for name in loop.executed
+    )
+
+
 def _frozen_faults(loop: Loop) -> Iterator[Found]:
     """Yield a fault for parameters that are frozen in few modules beside others of the same module that train."""
     own = {name: list(module.named_parameters(recurse=False)) for name, module in loop.modules()}
     own = {name: named for name, named in own.items() if named}
     mixed = [name for name, named in own.items() if len({p.requires_grad for _, p in named}) == 2]
-    if not mixed or len(mixed) > _MAX_MIXED * len(own):
+    if not mixed or len(mixed) > _MAX_MIXED * len(own) or is_frozen_by_kind(module for _, module in loop.modules()):
         return
     frozen = [f"{name}.{key}".lstrip(".") for name in mixed for key, p in own[name] if not p.requires_grad]
     yield report(

@@ -14,7 +14,7 @@ from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
 
 _VIEWS = frozenset(("View", "UnsafeView", "ReshapeAlias"))
-_UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))
+UNBOUNDED = frozenset(("Convolution", "Addmm", "Mm", "Bmm", "NativeBatchNorm", "CudnnBatchNorm", "Linear"))
 _MEAN_LOSSES = frozenset(("NllLoss", "NllLoss2D", "BinaryCrossEntropyWithLogits", "BinaryCrossEntropy"))
 _PAIRED_LOSSES = frozenset(("MseLoss", "SmoothL1Loss", "HuberLoss", "BinaryCrossEntropyWithLogits"))
 _OF_EACH = frozenset(
@@ -109,7 +109,8 @@ def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
     if len(rows) != 3 or len(maps) != 4 or 1 in (*rows[1:], *maps[1:]) or rows[1] == rows[2]:
         return False
     num, width = rows[1:]
-    is_map = maps[1] == width and maps[2] * maps[3] == num and num != width
+    num_maps = maps[1] // width if maps[1] % width == 0 and width not in maps[2:] else 0  # (B, A K, H, W) of A anchors
+    is_map = max(num_maps, maps[1] == width) * maps[2] * maps[3] == num and num != width
     is_head = maps[2] == num and maps[1] * maps[3] == width and maps[1] != num
     return is_map or is_head
 
@@ -219,6 +220,73 @@ def _pair_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
         )
 
 
+def _masked_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """The least of values times a mask is a real one: the zeros of what is masked are no values."""
+    product, dim, indices = node.next_functions[0][0], _get_saved(node, "dim"), _get_saved(node, "indices")
+    if get_node_name(product) != "Mul" or dim is None or not isinstance(indices, Tensor):
+        return
+    shape = get_shape(product)
+    factors = [f for f in (_get_saved(product, "self"), _get_saved(product, "other")) if isinstance(f, Tensor)]
+    masks = [f for f in factors if f.ndim and bool(((f == 0) | (f == 1)).all())]
+    if len(masks) != 1 or not shape:
+        return
+    axis = _axis(dim, len(shape))
+    mask = masks[0].expand(shape) != 0
+    chosen = mask.gather(axis, indices if indices.ndim == len(shape) else indices.unsqueeze(axis))
+    if bool(mask.any(dim=axis).all()) and not bool(chosen.any()):
+        word = {"Min": "least", "Max": "largest"}[get_node_name(node)]
+        yield report(
+            "loss-form",
+            f"the {word} of values times a mask is one of the masked ones in every row: these are 0",
+            causes=("loss.negatives", "loss.form"),
+            measured=f"{chosen.numel()} of {chosen.numel()} rows choose an element whose mask is 0",
+            expected=f"the {word} of the elements whose mask is 1",
+            action="fill what is left out with inf or -inf (masked_fill) before the minimum or maximum",
+        )
+
+
+def _repeated_extreme_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """Two minima of one matrix of distances are over its two axes: rows to columns, and columns to rows."""
+    distances, dim = node.next_functions[0][0], _get_saved(node, "dim")
+    if distances is None or dim is None or len(shape := get_shape(distances)) < 2:
+        return
+    twins = [
+        reader
+        for reader in graph.readers.get(distances, ())
+        if reader is not node
+        and get_node_name(reader) == get_node_name(node)
+        and isinstance(other := _get_saved(reader, "dim"), int)
+        and _axis(other, len(shape)) == _axis(dim, len(shape))
+    ]
+    if twins and graph.nodes.index(twins[0]) > graph.nodes.index(node):
+        yield report(
+            "loss-form",
+            f"the same minimum of {shape} over axis {_axis(dim, len(shape))} is taken twice: one direction is missing",
+            causes=("loss.form",),
+            measured="two minima of one tensor over one axis, both in the loss",
+            expected="the nearest of each row, and the nearest of each column, as in the Chamfer distance",
+            action="take the second minimum over the other axis",
+        )
+
+
+def _probability_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
+    """Targets of a binary cross entropy are 0 to 1: beyond, the loss has no least value."""
+    target = _get_saved(node, "target")
+    if not isinstance(target, Tensor) or not target.numel():
+        return
+    low, high = float(target.min()), float(target.max())
+    if low < 0 or high > 1:
+        yield report(
+            "loss-form",
+            f"targets of a binary cross entropy are {low:.4g} to {high:.4g}, not 0 to 1: the loss has no least value",
+            severity="error",
+            causes=("data.target_encoding", "data.normalisation", "loss.form"),
+            measured=f"targets {low:.4g} .. {high:.4g}",
+            expected="probabilities",
+            action="divide masks of bytes by 255, or compare them: mask > 0; leave out ignored elements",
+        )
+
+
 def is_of_pairs(node: Any) -> bool:
     """Return True for a cross entropy of similarities, whose classes are places in a list and have no weights.
 
@@ -240,7 +308,7 @@ def _overlap_faults(graph: LossGraph, node: Any) -> Iterator[Found]:
     top, bottom = ([skip_shape_operations(n) for n in _list_summed(parent)] for parent, _ in node.next_functions)
     factors = [skip_shape_operations(list_parents(n)[0]) for n in top if n and _is_product_with_constant(n)]
     names = {get_node_name(factor) for factor in factors if any(factor is summed for summed in bottom)}
-    if names & _UNBOUNDED:
+    if names & UNBOUNDED:
         yield report(
             "loss-form",
             "an overlap (Dice, IoU) of outputs without bounds: they are no probabilities",
@@ -329,7 +397,9 @@ def _axis(dim: int, ndim: int) -> int:
 _JUDGES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(_VIEWS, (_view_faults,)),
     **dict.fromkeys(_MEAN_LOSSES, (_focal_faults,)),
+    **dict.fromkeys(("Min", "Max"), (_masked_extreme_faults, _repeated_extreme_faults)),
     "NllLoss": (_focal_faults, _pair_faults),
+    "BinaryCrossEntropyWithLogits": (_focal_faults, _probability_faults),
     "Div": (_overlap_faults,),
     "Sub": (_divergence_faults,),
     "Softmax": (_attention_faults,),

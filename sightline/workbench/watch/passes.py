@@ -69,6 +69,7 @@ class ModeMonitor(Monitor):
         self._num_evaluated: dict[int, int] = {}
         self._modules: dict[int, list[tuple[str, nn.Module]]] = {}
         self._held: dict[str, tuple[Any, int, int, Any]] = {}
+        self._has_learned: dict[int, Tensor] = {}
 
     def on_forward(self, loop: Loop, call: ForwardCall) -> Iterator[Found]:
         key, model = id(call.model), call.model
@@ -85,13 +86,18 @@ class ModeMonitor(Monitor):
                 if isinstance(m, _NORMS) and m.affine and not m.weight.requires_grad
                 if (count := m.num_batches_tracked) is not None
             }
+            self._has_learned |= {
+                id(m): count > 1
+                for _, m in modules
+                if not m.training and isinstance(m, _NORMS) and (count := m.num_batches_tracked) is not None
+            }
         if not modules:
             return
         if call.has_gradient:
             self._num_evaluated[key] = 0
             self._has_trained[key] = self._has_trained.get(key, False) or model.training
             if model.training:
-                yield from _norm_faults(modules)
+                yield from _norm_faults(modules, self._has_learned)
             return
         if model.training:
             number = self._num_evaluated[key] = self._num_evaluated.get(key, 0) + 1
@@ -149,10 +155,16 @@ class ModeMonitor(Monitor):
             )
 
 
-def _norm_faults(modules: list[tuple[str, nn.Module]]) -> Iterator[Found]:
-    """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode."""
+def _norm_faults(modules: list[tuple[str, nn.Module]], has_learned: Mapping[int, Tensor]) -> Iterator[Found]:
+    """Yield a fault for batch norms in evaluation mode whose weights train, in a model in training mode.
+
+    Not for those that were so from the start with statistics that they had learned: a fine-tuning keeps them.
+    """
     held = [
-        name for name, m in modules if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
+        name
+        for name, m in modules
+        if not m.training and isinstance(m, _NORMS) and m.affine and m.weight.requires_grad
+        if not bool(has_learned.get(id(m), False))
     ]
     if held:
         yield report(

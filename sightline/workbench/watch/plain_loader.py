@@ -25,6 +25,7 @@ from sightline.workbench.check.checks.data.sample_keys import exchanged_rows, ow
 from sightline.workbench.check.core.object_graph import find_generators, iter_reachable, preserve_generators
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.loop import Found
+from sightline.workbench.watch.plain_batch import BatchForm
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +39,10 @@ _MODES = frozenset(("linear", "bilinear", "bicubic", "trilinear", "area"))
 _SEEDS = (11, 12)
 
 
-def judge_loader(loader: Any, gaps: list[str] | None = None) -> Iterator[Found]:
+def judge_loader(loader: Any, form: BatchForm, gaps: list[str]) -> Iterator[Found]:
     """Yield what contradicts itself in a loader of a data set with an index; no worker process is started.
 
+    `form` divides a sample, and a batch, into inputs and target.
     The generators of the loader are put back; the global random states are left as the last read has left them. A set
     whose samples take more than a quarter of a second to read is not read, which is added to `gaps`.
     """
@@ -48,11 +50,11 @@ def judge_loader(loader: Any, gaps: list[str] | None = None) -> Iterator[Found]:
         return
     with preserve_generators(find_generators(loader)):
         is_fast = _is_fast(loader)
-        if not is_fast and gaps is not None:
+        if not is_fast:
             gaps.append(f"the samples of the data set: one takes over {_MAX_READING_S:g} s to read, or cannot be read")
         for judge in (_judge_sampler, *(_READING if is_fast else ())):
             try:
-                yield from judge(loader)
+                yield from judge(loader, form)
             except Exception:
                 logger.debug("a relation of the loader does not apply to its samples", exc_info=True)
 
@@ -80,11 +82,6 @@ def _read(loader: DataLoader[Any], index: int, seed: int) -> Any:
     return loader.dataset[index]
 
 
-def _split(sample: Any) -> Item:
-    inputs, target = sample
-    return Item(inputs, target)
-
-
 def _list_indices(loader: DataLoader[Any], count: int) -> list[int]:
     size = len(loader.dataset)  # type: ignore[arg-type]
     return sorted({round(i * (size - 1) / max(1, count - 1)) for i in range(min(count, size))})
@@ -98,12 +95,13 @@ def _to_bytes(tree: Any) -> list[bytes]:
 def _list_leaves(tree: Any) -> list[Any]:
     if isinstance(tree, np.ndarray | int | float | np.generic):
         return [tree]
-    if isinstance(tree, list | tuple):
-        return [leaf for part in tree for leaf in _list_leaves(part)]
+    if isinstance(tree, list | tuple | Mapping):
+        parts = tree.values() if isinstance(tree, Mapping) else tree
+        return [leaf for part in parts for leaf in _list_leaves(part)]
     return [tensor for _, tensor in tree_leaves(tree)]
 
 
-def _judge_sampler(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_sampler(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """An epoch draws from the whole set: a weight for each sample, and not the same few again and again."""
     size, sampler = len(loader.dataset), loader.sampler  # type: ignore[arg-type]
     if isinstance(sampler, WeightedRandomSampler) and len(sampler.weights) != size:
@@ -126,7 +124,7 @@ def _judge_sampler(loader: DataLoader[Any]) -> Iterator[Found]:
         )
 
 
-def _judge_reads(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_reads(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item leaves what is stored as it is: with the same random numbers it is the same again."""
     for index in _list_indices(loader, _NUM_ITEMS):
         stored = _mark_stored(loader.dataset)
@@ -155,7 +153,7 @@ def _mark_stored(dataset: Any) -> dict[str, Any]:
     return marks
 
 
-def _judge_reseeding(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_reseeding(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Reading an item does not set a global generator: what follows depends on the state before."""
     followed: dict[str, set[Any]] = {}
     for index, seed in itertools.product(_list_indices(loader, 3), _SEEDS):
@@ -180,12 +178,12 @@ _GENERATORS: dict[str, Callable[[], float]] = {
 }
 
 
-def _judge_pairs(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_pairs(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Targets move with their inputs: labels with their rows of points, masks with their images."""
     num_moved = num_left = num_common = num_conflicts = 0
     for index in _list_indices(loader, 3):
         with_tape: list[Any] = []
-        items = [_split(_read_taped(loader, index, seed, with_tape)) for seed in range(_NUM_READS)]
+        items = [Item(*form.split(_read_taped(loader, index, seed, with_tape))) for seed in range(_NUM_READS)]
         if any(isinstance(target, Tensor) and id(target) in map(id, with_tape) for _, target in items):
             yield label_range.with_fault(
                 "labels are interpolated: between two classes there are pixels of a third",
@@ -279,7 +277,7 @@ def _likeness(first: Tensor, second: Tensor) -> float:
     return float(torch.corrcoef(pair)[0, 1])
 
 
-def _judge_collate(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_collate(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """A batch holds the same pairs of inputs and targets in any order of its samples."""
     collate = loader.collate_fn
     if collate is None or loader.batch_size is None:
@@ -288,7 +286,7 @@ def _judge_collate(loader: DataLoader[Any]) -> Iterator[Found]:
     pairs = []
     for order in (samples, samples[::-1], [*samples[5:], *samples[:5]]):
         torch.manual_seed(_SEEDS[0])
-        pairs.append(_list_pairs(_split(collate(copy.deepcopy(order))), len(samples)))
+        pairs.append(_list_pairs(Item(*form.split(collate(copy.deepcopy(order)))), len(samples)))
     common = set.intersection(*(set(each) for each in pairs))
     exchanged = [row for row in common if len({tuple(each[row]) for each in pairs}) > 1]
     if exchanged:
@@ -316,11 +314,11 @@ def _list_pairs(batch: Item, size: int) -> dict[tuple[bytes, ...], list[bytes]]:
     return {key: value for key, value in rows.items() if key not in repeated}
 
 
-def _judge_order(loader: DataLoader[Any]) -> Iterator[Found]:
+def _judge_order(loader: DataLoader[Any], form: BatchForm) -> Iterator[Found]:
     """Samples that are read in the order of the set are not sorted by their class."""
     if not isinstance(loader.sampler, SequentialSampler):
         return
-    labels = [_read_label(loader, index) for index in _list_indices(loader, _NUM_LABELS)]
+    labels = [_read_label(loader, form, index) for index in _list_indices(loader, _NUM_LABELS)]
     distinct = set(labels)
     if None in distinct or len(labels) < _NUM_LABELS or not 2 < len(distinct) <= _NUM_LABELS // 4:
         return
@@ -335,8 +333,8 @@ def _judge_order(loader: DataLoader[Any]) -> Iterator[Found]:
         )
 
 
-def _read_label(loader: DataLoader[Any], index: int) -> int | None:
-    label = _split(_read(loader, index, _SEEDS[0])).target
+def _read_label(loader: DataLoader[Any], form: BatchForm, index: int) -> int | None:
+    _, label = form.split(_read(loader, index, _SEEDS[0]))
     is_number = isinstance(label, int | np.integer) or (isinstance(label, Tensor) and label.numel() == 1)
     return int(label) if is_number and float(label) == int(label) else None
 

@@ -12,16 +12,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sightline import instrument
 from sightline.contract.pytree import tree_leaves, tree_map
 from sightline.workbench.check.checks.data.images import input_statistics
+from sightline.workbench.check.checks.data.label_leak import label_input
 from sightline.workbench.check.checks.data.point_labels import padded_points
 from sightline.workbench.check.checks.loss_values import loss_weights
-from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes
+from sightline.workbench.check.core.object_graph import get_node_name, iter_nodes, skip_shape_operations
 from sightline.workbench.check.runtime_rules import report
 from sightline.workbench.watch.custom_backward import judge_functions
 from sightline.workbench.watch.loop import Found
-from sightline.workbench.watch.loss_graph import LossGraph, get_shape, list_variables
-from sightline.workbench.watch.plain_setup import call_model
+from sightline.workbench.watch.loss_graph import UNBOUNDED, LossGraph, get_shape, list_variables
+from sightline.workbench.watch.plain_batch import BatchForm, call_model
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ _MIN_WEIGHT_RATIO = 3.0
 _BYTE = 255
 _MIN_PADDED = 0.1
 _HIGH = 0.6
+_MAX_ROUTED = 16
 
 
 class Pass(NamedTuple):
@@ -49,9 +52,33 @@ class Pass(NamedTuple):
         gradients = torch.autograd.grad(self.value, [*needed.values()], retain_graph=True, allow_unused=True)
         return {key for key, gradient in zip(needed, gradients, strict=True) if gradient is not None}
 
+    def reaches_all(self) -> bool:
+        """Return True if every parameter that needs a gradient gets one that is not zero."""
+        needed = [p for p in self.parameters.values() if p.requires_grad]
+        return all(_is_some(g) for g in torch.autograd.grad(self.value, needed, retain_graph=True, allow_unused=True))
+
+    def reaches_outputs(self) -> bool:
+        """Return True if an output gets a gradient that is not zero."""
+        outputs = [tensor for _, tensor in tree_leaves(self.outputs) if tensor.requires_grad]
+        return any(_is_some(g) for g in torch.autograd.grad(self.value, outputs, retain_graph=True, allow_unused=True))
+
+    def marks_targets(self) -> bool:
+        """Return True if targets are not finite, though the loss is: NaN marks those that are not known."""
+        is_marked = any(t.is_floating_point() and not bool(t.isfinite().all()) for _, t in tree_leaves(self.target))
+        return is_marked and bool(self.value.isfinite())
+
+    def is_unbounded(self) -> bool:
+        """Return True if an output comes from a layer whose numbers have no bound."""
+        nodes = [skip_shape_operations(t.grad_fn) for _, t in tree_leaves(self.outputs) if t.grad_fn is not None]
+        return any(get_node_name(node) in UNBOUNDED for node in nodes)
+
     def list_read_by_loss(self) -> set[int]:
         """List the user's own parameters that the loss reads itself, and not from the outputs of the copy."""
         return list_variables(iter_nodes([self.value.grad_fn])) & set(self.parameters)
+
+
+def _is_some(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
 
 
 def run_batch(
@@ -63,6 +90,24 @@ def run_batch(
     outputs = call_model(copied, tree_map(inputs, _begin_graph))
     copies = dict(zip(map(id, model.parameters()), copied.parameters(), strict=True))
     return Pass(inputs, target, outputs, loss(outputs, target), copies)
+
+
+def routes_rows(model: nn.Module, pair: tuple[Any, Any]) -> bool:
+    """Return True if other modules of a copy run for one sample than for another: experts, of which a gate chooses."""
+    copied, used = copy.deepcopy(model).eval(), set()
+    for row in range(min(_MAX_ROUTED, len(_first(pair)))):
+        single = tree_map(pair[0], partial(_take_one, row))
+        try:
+            with torch.no_grad(), instrument.record(dict(copied.named_modules())) as tape:
+                call_model(copied, single)
+        except Exception:  # noqa: BLE001 - the model may need several samples
+            return False
+        used.add(frozenset(call.path for call in tape.calls))
+    return len(used) > 1
+
+
+def _take_one(row: int, path: str, tensor: Tensor) -> Tensor:
+    return tensor[row : row + 1]
 
 
 def _begin_graph(path: str, tensor: Tensor) -> Tensor:
@@ -85,12 +130,34 @@ def judge_loss(
         _judge_bytes,
         partial(_judge_weights, loss, pairs),
         partial(_judge_angles, loss, pairs),
+        partial(_judge_order, model),
         lambda passed: judge_functions(passed.value, lambda: run_batch(model, loss, pairs[0], device)),
     ):
         try:
             yield from judge(passed)
         except Exception:
             logger.debug("a relation of the loss does not apply to this batch", exc_info=True)
+
+
+def judge_keys(model: nn.Module, form: BatchForm, pair: tuple[Any, Any]) -> Iterator[Found]:
+    """Yield a fault for a model that reads the classes of a mapping that its loss compares it with."""
+    inputs, target = pair
+    names = [name for name in form.targets if name in form.inputs]
+    if names != list(form.targets) or len(names) != 1 or not isinstance(target, Tensor) or target.is_floating_point():
+        return
+    copied = copy.deepcopy(model).eval()
+    try:
+        with torch.no_grad():
+            outputs = [
+                _first(call_model(copied, {**inputs, names[0]: label})) for label in (target, target.roll(1, dims=0))
+            ]
+    except Exception:  # noqa: BLE001 - the first step reports it
+        return
+    if not torch.equal(*outputs):
+        yield label_input.with_fault(
+            f"the model reads '{names[0]}', which the loss compares its outputs with",
+            measured=f"the outputs change if '{names[0]}' is exchanged between samples, in evaluation mode",
+        )
 
 
 def _first(tree: Any) -> Tensor:
@@ -258,6 +325,47 @@ def _judge_bytes(passed: Pass) -> Iterator[Found]:
             expected="values up to 1",
             action="divide once: ToTensor and the like do it for uint8",
         )
+
+
+def _judge_order(model: nn.Module, passed: Pass) -> Iterator[Found]:
+    """Where each target is the next token of the inputs, outputs before the last token do not depend on it."""
+    tokens, targets = passed.inputs, passed.target
+    if not isinstance(tokens, Tensor) or not isinstance(targets, Tensor) or tokens.is_floating_point():
+        return
+    if tokens.ndim != 2 or tokens.numel() != targets.numel() or min(tokens.shape) < 2 or tokens.shape[1] < 4:
+        return
+    targets = targets.reshape(tokens.shape)
+    is_counted = targets[:, :-1] >= 0
+    is_next = bool((targets[:, :-1] == tokens[:, 1:])[is_counted].all()) and bool(is_counted[:, -1].any())
+    changed = tokens.clone()
+    changed[:, -1] = tokens.roll(1, 0)[:, -1]
+    is_other = (changed[:, -1] != tokens[:, -1]) & is_counted[:, -1]
+    if not is_next or not bool(is_other.any()) or bool((tokens[:, 1:] == tokens[:, :-1]).all()):
+        return
+    copied = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        before, after = (_by_token(_first(call_model(copied, words)), tokens) for words in (tokens, changed))
+    if before is None or after is None:
+        return
+    moved = (after - before)[:, :-1][is_other].abs().max()
+    if float(moved) > 1e-4 * float(before.abs().max()):
+        yield label_input.with_fault(
+            "each output depends on the token that it is to predict: the attention sees what comes next",
+            causes=("data.label_leak", "model.structure"),
+            measured=f"another last token changes earlier outputs by up to {float(moved):.3g}",
+            expected="outputs of the tokens up to their own place",
+            action="look at the diagonal of the causal mask: torch.triu(ones, 1) hides what comes next",
+        )
+
+
+def _by_token(outputs: Tensor, tokens: Tensor) -> Tensor | None:
+    """Return outputs as (B, T, V), of that shape, (B T, V) or (B, V, T); None for others."""
+    num, length = tokens.shape
+    if outputs.ndim == 2 and len(outputs) == num * length:
+        return outputs.reshape(num, length, -1)
+    if outputs.ndim != 3 or len(outputs) != num or length not in outputs.shape[1:]:
+        return None
+    return outputs if outputs.shape[1] == length else outputs.transpose(1, 2)
 
 
 def _judge_weights(loss: Any, pairs: Sequence[tuple[Any, Any]], passed: Pass) -> Iterator[Found]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import inspect
-import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,11 +27,12 @@ from sightline.parts.tasks.supervised import Supervised
 from sightline.store.loading.batch_reader import BatchReader
 from sightline.workbench.check.core.sample_statistics import class_axis
 from sightline.workbench.fit.optimizer_grid import build_optimizer
+from sightline.workbench.watch.plain_batch import call_model, describe
 
 PREFIX = "your_model"
 """Name of the user's module inside of its adapter; findings are printed without it."""
-_MAX_BATCHES = 4
 _FACTS: Mapping[str, Any] = {}
+_RATE = 1e-3
 
 
 class PlainModel(nn.Module):
@@ -48,26 +47,6 @@ class PlainModel(nn.Module):
     def forward(self, *, inputs: Any) -> dict[str, Any]:
         """Return the output of the module under its name."""
         return {self.output: call_model(self.your_model, inputs)}
-
-
-def call_model(model: nn.Module, inputs: Any) -> Any:
-    """Call a module with a tensor, with the values of a tuple or list, or with those of a mapping by name.
-
-    A `forward` that does not take so many arguments, or those names, gets the tuple or mapping itself.
-    """
-    by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
-    values = tuple(inputs) if isinstance(inputs, list | tuple) else ()
-    if (by_name or values) and _takes(model.forward, values, by_name):
-        return model(*values, **by_name)
-    return model(inputs)
-
-
-def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
-    try:
-        inspect.signature(function).bind(*values, **by_name)
-    except TypeError:
-        return False
-    return True
 
 
 class PlainLoss(Loss):
@@ -89,7 +68,7 @@ class PlainLoss(Loss):
             loss = copy.deepcopy(loss).to(first.dtype) if buffers else loss
         value = loss(output, target)
         if not isinstance(value, Tensor) or value.numel() != 1:
-            raise UserError(f"check: the loss is a tensor of one number; found {_describe(value)}")
+            raise UserError(f"check: the loss is a tensor of one number; found {describe(value)}")
         return value.reshape(()) * _count_rows(target, output)
 
 
@@ -138,17 +117,15 @@ def _take_row(tree: Any, row: int) -> Any:
 def make_setup(
     model: nn.Module,
     loss: Callable[[Any, Any], Tensor] | None,
-    batches: Iterable[Any],
+    pairs: Sequence[tuple[Any, Any]],
     *,
     optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None,
     trained_elsewhere: Collection[int] = (),
 ) -> TrainingSetup:
     """Make the setup of a run that trains a module: the first batches are its data, split and transforms are none.
 
-    Each batch is `(inputs, target)`. Parameters with an identity in `trained_elsewhere` need no gradient. Raises
-    UserError for batches of another form.
+    Each of `pairs` is `(inputs, target)`. Parameters with an identity in `trained_elsewhere` need no gradient.
     """
-    pairs = read_pairs(batches)
     pairs = [pair for pair in pairs if _shapes(pair) == _shapes(pairs[0])]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     pairs = [tree_map(pair, lambda _, tensor: tensor.to(device)) for pair in pairs]
@@ -175,7 +152,7 @@ def make_setup(
         task=task,
         optimizer=_copy_optimizer(optimizers)
         if optimizers
-        else build_optimizer("adam", combine_modules(adapter, learnt), 1e-3),
+        else build_optimizer("adam", combine_modules(adapter, learnt), _RATE),
         schedule=lambda step: 1.0,
         stream=BatchStream(plan, reader),
         num_steps=plan.steps_per_epoch,
@@ -189,14 +166,6 @@ def make_setup(
     )
     evaluator = Evaluator(task, (), reader, subset.indices, config.train.batch_size, tuple(losses))
     return TrainingSetup(config, Data(subset, subset, subset, _FACTS), job, evaluator, evaluator)
-
-
-def read_pairs(batches: Iterable[Any]) -> list[tuple[Any, Any]]:
-    """Read the inputs and targets of the first batches. Raises UserError for none, or for batches of another form."""
-    pairs = [_to_pair(batch) for batch in itertools.islice(batches, _MAX_BATCHES)]
-    if not pairs:
-        raise UserError("check: the loader has no batch")
-    return pairs
 
 
 def _list_frozen(model: nn.Module, others: Collection[int]) -> list[str]:
@@ -220,15 +189,25 @@ def _list_frozen(model: nn.Module, others: Collection[int]) -> list[str]:
 def _copy_optimizer(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
     """Copy an optimiser of the same parameters, without its state; its groups have the base rates of a run.
 
-    Of several, the first is copied, with the groups of all. One that needs a closure is replaced by SGD.
+    Of several, the first is copied, with the groups of all. One that needs a closure is replaced by SGD, and one that
+    is not torch's own, or has no learning rate, by Adam: others may hold what a copy would change.
     """
-    if isinstance(optimizers[0], torch.optim.LBFGS):
-        groups = [{"params": group["params"], "lr": group["lr"]} for one in optimizers for group in one.param_groups]
-        return _copy_optimizer([torch.optim.SGD(groups, lr=1e-3)])
-    copied = copy.copy(optimizers[0])
-    copied.state = type(copied.state)(copied.state.default_factory)
+    first = optimizers[0]
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    copied.param_groups = [{"weight_decay": 0.0, **group, "base_lr": group["lr"]} for group in groups]
+    rates = [group.get("initial_lr", group.get("lr")) for group in groups]  # of a warm-up, that at its end
+    is_known = type(first).__module__.startswith("torch.optim") and None not in rates
+    if isinstance(first, torch.optim.LBFGS) or not is_known:
+        kind = torch.optim.SGD if isinstance(first, torch.optim.LBFGS) else torch.optim.Adam
+        held = [
+            {"params": group["params"], "lr": _RATE if rate is None else rate}
+            for group, rate in zip(groups, rates, strict=True)
+        ]
+        return _copy_optimizer([kind(held, lr=_RATE)])
+    copied = copy.copy(first)
+    copied.state = type(copied.state)(copied.state.default_factory)
+    copied.param_groups = [
+        {"weight_decay": 0.0, **group, "base_lr": rate} for group, rate in zip(groups, rates, strict=True)
+    ]
     return copied
 
 
@@ -261,13 +240,6 @@ def _make_config(
     )
 
 
-def _to_pair(batch: Any) -> tuple[Any, Any]:
-    if not isinstance(batch, list | tuple) or len(batch) < 2:
-        raise UserError(f"check: a batch is (inputs, target); found {_describe(batch)}")
-    inputs, *targets = batch
-    return inputs, targets[0] if len(targets) == 1 else tuple(targets)
-
-
 def _has_labels(model: nn.Module, pair: tuple[Any, Any]) -> bool:
     """Return True if the target holds class labels, and the output of the module a score for each class."""
     inputs, label = pair
@@ -290,9 +262,3 @@ def _count_rows(*trees: Any) -> int:
             if tensor.ndim:
                 return len(tensor)
     raise UserError("check: a batch has no tensor with a row for each sample")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__

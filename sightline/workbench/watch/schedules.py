@@ -156,10 +156,19 @@ class AverageMonitor(Monitor):
 
     def after_update(self, loop: Loop, track: OptimizerTrack) -> Iterator[Found]:
         if loop.step == _NUM_IDLE:
-            for average, first in self._averages:
-                change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
-                if change:
-                    yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
+            begun = [pair for pair in self._averages if getattr(pair[0], "n_averaged", 1) != 0]  # SWA begins late
+            self._averages = [pair for pair in self._averages if pair not in begun]
+            yield from self._judge_moves(loop, begun)
+
+    def on_end(self, loop: Loop) -> Iterator[Found]:
+        if loop.step > _NUM_IDLE:
+            yield from self._judge_moves(loop, self._averages)
+
+    def _judge_moves(self, loop: Loop, averages: Sequence[tuple[nn.Module, Sequence[Tensor]]]) -> Iterator[Found]:
+        for average, first in averages:
+            change = [(now != before).any() for now, before in zip(_take_slices(average), first, strict=True)]
+            if change:
+                yield from loop.reader.read(torch.stack(change).any().float(), _judge_average)
 
 
 class LoadMonitor(Monitor):

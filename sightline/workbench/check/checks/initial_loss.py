@@ -359,6 +359,8 @@ def _judge_start_contrast(context: Context, name: str, value: float, rows: Mappi
 
 _MIN_SHARE = 0.5
 _MAX_RATIO = 2.0
+_MAX_DEVIATIONS = 4
+"""Standard deviations of a mean of squares that are taken for chance: one is sqrt(2 / N) of the mean."""
 
 
 @check("G20", "initial-squares", "preflight", each=squared_losses, severity="warning")
@@ -367,8 +369,9 @@ def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
 
     Finds: A first mean squared error that does not follow from the sizes of outputs and targets.
 
-    It is also at most twice the loss of predicting 0: fresh outputs are not much larger than the targets. Those that
-    the loss makes of classes, such as 1 for one of many, are small on average; outputs are then as large as logits.
+    It is also at most twice the loss of predicting 0, and what chance adds to that in few numbers: fresh outputs are
+    not much larger than the targets. Those that the loss makes of classes, such as 1 for one of many, are small on
+    average; outputs are then as large as logits.
     """
     squares = loss.squares
     if not context.is_fresh or not squares.zero > 0:
@@ -387,11 +390,12 @@ def initial_squares(context: Context, loss: SquaredLoss) -> Fault | None:
         )
     target = context.dry_run.batch.get(squares.target_key or "")
     is_of_classes = not isinstance(target, Tensor) or not target.is_floating_point()
-    if size > _MAX_RATIO and not (is_of_classes and float(squares.output.std()) <= _MAX_STD):
+    bound = _MAX_RATIO * (1 + _MAX_DEVIATIONS * math.sqrt(2 / max(1, squares.output.numel())))
+    if size > bound and not (is_of_classes and float(squares.output.std()) <= _MAX_STD):
         return Fault(
             f"the untrained model predicts values far larger than the targets of '{loss.name}'",
             measured=measured,
-            expected=f"at most {_MAX_RATIO:g} times; 1.0 to 1.1 for heat maps",
+            expected=f"at most {bound:.3g} times; 1.0 to 1.1 for heat maps",
             causes=("model.init", "data.target_encoding", "data.normalisation"),
             action="start the last layer smaller, as the paper does, or bring the targets to size 1",
         )

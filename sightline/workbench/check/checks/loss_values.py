@@ -56,6 +56,8 @@ _MIN_CORRELATION = 0.999
 """Correlation of tensors that are the same but for a factor and a shift."""
 _ERRORS, _MAX_GROWTH = (4.0, 40.0), 3.0
 """Errors of codes, and how many times the gradient of the larger may be that of the smaller."""
+_SURE_SCORE = 30.0
+"""Score of a peak: its sigmoid is 1 but for 1e-13."""
 _LINKS: dict[str, Callable[[Tensor], Tensor]] = {
     "": lambda target: target,
     "log": lambda target: target.clamp(min=1e-30).log(),
@@ -113,7 +115,9 @@ def is_off_target(case: LossCase) -> Fault | None:
             links = [*_LINKS.values()][: 1 if goal.target_key == "matched_boxes" else None]
             if _is_sum_alone(single, goal):
                 return diagnose(case, "sum alone", "one gradient for all elements, whose errors differ", key=goal.key)
-            if not any(_is_least(single, goal, link(goal.wanted)) for link in links):
+            whole = dataclasses.replace(goal, is_valid=torch.ones_like(goal.is_valid))  # for losses of sets
+            bests = [(goal, link(goal.wanted)) for link in links] + [(whole, goal.wanted)]
+            if not any(_is_least(single, each, best) for each, best in bests) and not _is_of_peaks(single, goal):
                 fault = _make_target_fault(single, goal)
                 if fault is not None:
                     return fault
@@ -154,10 +158,19 @@ def _is_least(case: LossCase, goal: Goal, best: Tensor) -> bool:
     least, gradient = case.value(_place(case, goal, best)), case.gradient(_place(case, goal, best))[goal.key]
     slope = gradient.nan_to_num() / max(float(gradient.nan_to_num().abs().max()), 1e-30)
     noise = draw(best)
-    steps = [0.5 * noise, -0.5 * noise, *(-size * slope for size in (0.001, 0.01, 0.5))]
+    steps = [best, 0.5 * noise, -0.5 * noise, *(-size * slope for size in (0.001, 0.01, 0.5))]
     away = [case.value(_place(case, goal, best + step)) for step in (-best, *steps)]
+    away = [value for value in away if math.isfinite(value)]  # a direction, such as a quaternion, has no value at 0
     scale = max(abs(value) for value in (least, *away))
     return math.isfinite(least) and all(least <= value + 1e-6 * scale for value in away)
+
+
+def _is_of_peaks(case: LossCase, goal: Goal) -> bool:
+    """Return True if all but the value 1 of a target is background: scores of its peaks alone have next to no loss."""
+    is_peak = goal.wanted == 1
+    scores = torch.where(is_peak, _SURE_SCORE, -_SURE_SCORE).to(goal.wanted)
+    at_peaks, at_zero = (case.value(_place(case, goal, value)) for value in (scores, 0 * scores))
+    return bool(is_peak.any()) and 0 <= at_peaks <= 1e-3 * at_zero
 
 
 def _is_sum_alone(case: LossCase, goal: Goal) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,8 +175,15 @@ def _intent_faults(context: Context) -> Iterator[Fault]:
     """Yield a fault for parameters with requires_grad False that the config does not freeze."""
     frozen_names = _find_frozen_names(context)
     frozen = [n for n, p in context.built.job.model.named_parameters() if not p.requires_grad and n not in frozen_names]
-    if frozen:
+    if frozen and not is_frozen_by_kind(context.built.job.model.modules()):
         yield _make_fault(frozen, "frozen")
+
+
+def is_frozen_by_kind(modules: Iterable[nn.Module]) -> bool:
+    """Return True if all biases train, and no other parameter of their modules: BitFit (Ben Zaken et al. 2022)."""
+    own = [list(module.named_parameters(recurse=False)) for module in modules]
+    mixed = [named for named in own if len({p.requires_grad for _, p in named}) == 2]
+    return len(mixed) > 1 and all(p.requires_grad == name.endswith("bias") for named in mixed for name, p in named)
 
 
 def _find_frozen_names(context: Context) -> set[str]:

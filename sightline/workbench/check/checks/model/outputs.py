@@ -64,7 +64,8 @@ def _squares_faults(step: DryRun, name: str, squares: SquaredErrorLoss) -> Itera
         yield _diagnose("unreachable targets", measured, **words)
     elif bool((output >= 0).all()) and bool((target > 0).any()):
         zeros, blocked = _share(output == 0), _share((output == 0) & (target > _SLACK * target.max()))
-        if (zeros > _MAX_ZEROS and blocked > 0) or (operation in _RECTIFIERS and blocked > _MAX_BLOCKED):
+        is_new = zeros == 1 and set(step.gradients.values()) - {"zero", "none"}  # a last layer that starts at zero
+        if (zeros > _MAX_ZEROS and blocked > 0 and not is_new) or (operation in _RECTIFIERS and blocked > _MAX_BLOCKED):
             shares = {"zeros": zeros, "blocked": blocked, "most_zeros": _MAX_ZEROS, "most_blocked": _MAX_BLOCKED}
             yield _diagnose("rectified", severity="error" if zeros == 1 else "warning", **words, **shares)
 

@@ -1,0 +1,124 @@
+"""Forms of a user's batches: `(inputs, target)`, or a mapping of which the model and the loss read their parts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sightline.contract.errors import UserError
+from sightline.contract.pytree import tree_leaves, tree_map
+from sightline.workbench.check.core.dry_run import ReadTrackingDict
+
+_MAX_BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchForm:
+    """How a batch, or a sample, is divided into inputs and target; of a pair, both names are empty.
+
+    `inputs` are the keys of a mapping that the model reads, `targets` those that the loss reads: a single one is the
+    target itself. Values that neither reads, such as file names, are left out.
+    """
+
+    inputs: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+
+    def split(self, batch: Any) -> tuple[Any, Any]:
+        """Divide a batch or a sample. Raises UserError for one of another form."""
+        if isinstance(batch, Mapping):
+            inputs = {name: batch[name] for name in self.inputs}
+            targets = {name: batch[name] for name in self.targets}
+            return inputs, targets[self.targets[0]] if len(targets) == 1 else targets
+        if not isinstance(batch, list | tuple) or len(batch) < 2:
+            raise UserError(f"check: a batch is (inputs, target) or a mapping; found {describe(batch)}")
+        first, *others = batch
+        return first, others[0] if len(others) == 1 else tuple(others)
+
+    def wrap(self, loss: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+        """Return the loss as a function of the outputs and the target that `split` returns."""
+        if len(self.targets) != 1:
+            return loss
+        (name,) = self.targets
+        return lambda outputs, target: loss(outputs, {name: target})
+
+
+def read_batches(batches: Iterable[Any]) -> list[Any]:
+    """Read the first four batches. Raises UserError if there is none."""
+    first = list(itertools.islice(batches, _MAX_BATCHES))
+    if not first:
+        raise UserError("check: the loader has no batch")
+    return first
+
+
+def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, device: torch.device) -> BatchForm:
+    """Find which keys of a mapping the model and the loss read, by a forward pass of a copy; nothing of it changes.
+
+    `loss(outputs, batch)` gets the whole mapping. A `forward` with the names of keys reads these; one that fails, and
+    a loss that fails, read all.
+    """
+    if not isinstance(batch, Mapping):
+        return BatchForm()
+    moved = tree_map(dict(batch), lambda _, tensor: tensor.to(device))
+    everything = tuple(moved)
+    names = _list_named(model.forward, everything)
+    inputs, targets = ReadTrackingDict(moved), ReadTrackingDict(moved)
+    try:
+        with torch.no_grad():
+            copied = copy.deepcopy(model).train()
+            outputs = copied(**{name: moved[name] for name in names}) if names else copied(inputs)
+    except Exception:  # noqa: BLE001 - the first step reports it
+        return BatchForm(everything, everything)
+    try:
+        with torch.no_grad():
+            loss(outputs, targets)
+    except Exception:  # noqa: BLE001 - as above
+        targets.read.update(everything)
+    read = names or tuple(name for name in everything if name in inputs.read)
+    return BatchForm(read or everything, tuple(name for name in everything if name in targets.read) or everything)
+
+
+def has_rows(pair: tuple[Any, Any]) -> bool:
+    """Return True if all tensors of a batch have a row for each sample: not for graphs, nor for lists of any length."""
+    return len({len(tensor) if tensor.ndim else -1 for _, tensor in tree_leaves(pair)}) == 1
+
+
+def call_model(model: nn.Module, inputs: Any) -> Any:
+    """Call a module with a tensor, with the values of a tuple or list, or with those of a mapping by name.
+
+    A `forward` that does not take so many arguments, or those names, gets the tuple or mapping itself.
+    """
+    by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
+    values = tuple(inputs) if isinstance(inputs, list | tuple) else ()
+    if (by_name or values) and _takes(model.forward, values, by_name):
+        return model(*values, **by_name)
+    return model(inputs)
+
+
+def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
+    try:
+        inspect.signature(function).bind(*values, **by_name)
+    except TypeError:
+        return False
+    return True
+
+
+def _list_named(function: Callable[..., Any], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """List the keys that are names of a function's arguments, if it can be called with them alone."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = keys if takes_all else tuple(name for name in keys if name in parameters)
+    return named if named and _takes(function, (), dict.fromkeys(named)) else ()
+
+
+def describe(value: Any) -> str:
+    """Describe a value in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | tuple) else type(value).__name__
