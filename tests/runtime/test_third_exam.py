@@ -86,6 +86,7 @@ def test_a_relation_names_its_bug_alone(make: Callable[[bool], LossCase], code: 
         ((16, 6, 8, 8), (16, 128, 3), True),  # two anchors of three classes, not moved to the end
         ((16, 6, 8, 3), (16, 48, 3), False),  # rows of three pixels, in their order
         ((16, 6, 8, 8), (16, 48, 8), False),
+        ((24, 32, 4, 4), (24, 32, 16), False),  # flatten(2)
     ],
 )
 def test_heads_of_several_anchors_are_moved_before_they_are_read_as_rows(

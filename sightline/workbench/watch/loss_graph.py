@@ -109,7 +109,8 @@ def is_misread(before: Sequence[int], after: Sequence[int]) -> bool:
     if len(rows) != 3 or len(maps) != 4 or 1 in (*rows[1:], *maps[1:]) or rows[1] == rows[2]:
         return False
     num, width = rows[1:]
-    num_maps = maps[1] // width if maps[1] % width == 0 and width not in maps[2:] else 0  # (B, A K, H, W) of A anchors
+    is_group = width in (*maps[2:], maps[2] * maps[3])  # the last axes of the maps, as they are
+    num_maps = maps[1] // width if maps[1] % width == 0 and not is_group else 0  # (B, A K, H, W) of A anchors
     is_map = max(num_maps, maps[1] == width) * maps[2] * maps[3] == num and num != width
     is_head = maps[2] == num and maps[1] * maps[3] == width and maps[1] != num
     return is_map or is_head
