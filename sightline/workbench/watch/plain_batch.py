@@ -21,7 +21,7 @@ _MAX_BATCHES = 4
 
 @dataclasses.dataclass(frozen=True)
 class BatchForm:
-    """How a batch, or a sample, is divided into inputs and target; of a pair, both names are empty.
+    """Division of a batch, or of a sample, into inputs and target; of a pair, both names are empty.
 
     `inputs` are the keys of a mapping that the model reads, `targets` those that the loss reads: a single one is the
     target itself. Values that neither reads, such as file names, are left out.

@@ -328,7 +328,7 @@ def _judge_bytes(passed: Pass) -> Iterator[Found]:
 
 
 def _judge_order(model: nn.Module, passed: Pass) -> Iterator[Found]:
-    """Where each target is the next token of the inputs, outputs before the last token do not depend on it."""
+    """Outputs before the last token do not depend on it, if each target is the next token of the inputs."""
     tokens, targets = passed.inputs, passed.target
     if not isinstance(tokens, Tensor) or not isinstance(targets, Tensor) or tokens.is_floating_point():
         return
