@@ -132,7 +132,11 @@ def entropy(output: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return F.cross_entropy(output, batch["label"])
 
 
-@pytest.mark.parametrize("model", [WholeBatch(), Named()], ids=["the whole batch", "its keys by name"])
+@pytest.mark.parametrize(
+    "model",
+    [WholeBatch(), Named(), nn.DataParallel(WholeBatch())],
+    ids=["the whole batch", "its keys by name", "a wrapper"],
+)
 def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
     """A loader, a list of batches, or one; file names are no input, and each sample has its own row."""
     loader = DataLoader(Scenes(), 32, shuffle=True)
@@ -142,7 +146,7 @@ def test_a_batch_may_be_a_mapping(model: nn.Module) -> None:
         assert report.figures["samples"] in (32, 128)
     form = find_form(model, entropy, next(iter(loader)), CPU)
     assert form.targets == ("label",)
-    assert set(form.inputs) == ({"points"} if isinstance(model, WholeBatch) else {"points", "weight"})
+    assert set(form.inputs) == ({"points", "weight"} if isinstance(model, Named) else {"points"})
 
 
 def test_bugs_of_a_mapping_are_found() -> None:

@@ -67,7 +67,7 @@ def find_form(model: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any, 
         return BatchForm()
     moved = tree_map(dict(batch), lambda _, tensor: tensor.to(device))
     everything = tuple(moved)
-    names = _list_named(model.forward, everything)
+    names = _list_named(_get_forward(model), everything)
     inputs, targets = ReadTrackingDict(moved), ReadTrackingDict(moved)
     try:
         with torch.no_grad():
@@ -96,9 +96,15 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     """
     by_name = dict(inputs) if isinstance(inputs, Mapping) else {}
     values = tuple(inputs) if isinstance(inputs, list | tuple) else ()
-    if (by_name or values) and _takes(model.forward, values, by_name):
+    if (by_name or values) and _takes(_get_forward(model), values, by_name):
         return model(*values, **by_name)
     return model(inputs)
+
+
+def _get_forward(model: nn.Module) -> Callable[..., Any]:
+    """Return the forward function whose arguments count: of a parallel or compiled model, that of the user's own."""
+    inner = getattr(model, "_orig_mod", getattr(model, "module", model))
+    return inner.forward if isinstance(inner, nn.Module) else model.forward
 
 
 def _takes(function: Callable[..., Any], values: tuple[Any, ...], by_name: Mapping[str, Any]) -> bool:
