@@ -11,10 +11,10 @@ TORCH = $(shell grep '^torch==' constraints.txt)
 install: .venv/.installed
 demo: .venv/.installed
 	@.venv/bin/sightline train configs/classify/synthetic_shapes_pointnet.yaml
-# Four workers on two cores: some tests wait. They, and the commands that they start, import the same files: compiled once,
+# Three workers on two cores: some tests wait. They, and the commands that they start, import the same files: compiled once,
 # also where the shell forbids it.
 test: .venv/.kernels
-	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 4 --dist worksteal
+	PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 3 --dist worksteal
 # numba's machine code is as old as the files of its kernels: workers that compile them would do so at the same time.
 .venv/.kernels: .venv/.installed-dev tests/kernels.txt $(shell grep -rl --include=*.py numba_kernel sightline)
 	PYTHONDONTWRITEBYTECODE= .venv/bin/python tools/compile_kernels.py tests/kernels.txt
